@@ -1,0 +1,136 @@
+"""What a run needs to go on: one safetensors file a round, written atomically, with its facts as JSON in the header.
+
+Shapes: K clients with a memory, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from fedlearn.errors import CheckpointError
+from fedlearn.layout import Layout
+from fedlearn.records import ClientId, Memory, State
+
+VERSION = 1
+
+
+def save(folder: Path, state: State, memories: Mapping[ClientId, Memory], *, layout: Layout, keep: int = 2) -> Path:
+    """Write ``folder/round_000012.safetensors`` and drop all but the newest ``keep``.
+
+    Guarantees: at every moment the folder holds a whole checkpoint (once it has held one); `load` gives back
+    bit-identical arrays.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; older checkpoints then stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = _tensors(state, memories)
+    facts = {"version": VERSION, "round": state.round, "seed": state.seed, "layout": layout.digest}
+    facts |= {"num_stages": len(state.stages), "sha256": _digest(tensors)}
+    path = folder / f"round_{state.round:06d}.safetensors"
+    write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
+    for old in _newest_first(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def load(path: Path, layout: Layout) -> tuple[State, dict[ClientId, Memory]]:
+    """The state and the clients' memories.
+
+    Raises:
+        CheckpointError: if the file is damaged, or belongs to a model with another layout.
+    """
+    facts, tensors = _read(path)
+    if facts["layout"] != layout.digest:
+        raise CheckpointError(f"{path} belongs to a model with other parameters\n  try       the run's own config.yaml")
+    stages = tuple(_group(tensors, f"stage/{i}/") for i in range(facts["num_stages"]))
+    state = State(
+        round=facts["round"],
+        seed=facts["seed"],
+        params_D=tensors["params"],
+        server=_group(tensors, "server/"),
+        stages=stages,
+    )
+    memory_KD = _group(tensors, "client/")
+    clients = tensors.get("clients", np.zeros(0, np.int64)).tolist()
+    return state, {client: {name: v[k] for name, v in memory_KD.items()} for k, client in enumerate(clients)}
+
+
+def newest(folder: Path, layout: Layout) -> tuple[State, dict[ClientId, Memory], list[str]]:
+    """The newest whole checkpoint of a folder, and a line for each damaged one that was passed over.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    passed_over: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            return *load(path, layout), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    found = "\n  ".join(passed_over) or "the folder holds none"
+    raise CheckpointError(f"no usable checkpoint in {folder}\n  {found}\n  try       start the run again")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file in one step, on disk before this returns."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _tensors(state: State, memories: Mapping[ClientId, Memory]) -> dict[str, np.ndarray]:
+    tensors: dict[str, Any] = {"params": state.params_D}
+    tensors |= {f"server/{name}": v for name, v in state.server.items()}
+    tensors |= {f"stage/{i}/{name}": v for i, memory in enumerate(state.stages) for name, v in memory.items()}
+    if memories:
+        clients = sorted(memories)
+        tensors["clients"] = np.array(clients, np.int64)
+        names = memories[clients[0]]
+        tensors |= {f"client/{name}": np.stack([memories[client][name] for client in clients]) for name in names}
+    return {name: np.ascontiguousarray(np.asarray(v)) for name, v in tensors.items()}
+
+
+def _group(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads((file.metadata() or {})["fedlearn"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if facts["version"] != VERSION:
+        raise CheckpointError(f"{path} has format {facts['version']}, expected {VERSION}")
+    if facts["sha256"] != _digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not match its digest")
+    return facts, tensors
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round_*.safetensors"), reverse=True)

@@ -1,0 +1,101 @@
+"""What happens at a client: the same function in every engine and on a real node.
+
+Shapes: K clients in a block, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from fedlearn.layout import Layout
+from fedlearn.optim import zeros
+from fedlearn.records import Array, Examples, Failure, Memory, Order, Updates, Work
+from fedlearn.strategy import Strategy
+from fedlearn.trainers.base import Trainer
+from fedlearn.transform import Context, Stage
+
+
+def initial_memory(strategy: Strategy, layout: Layout) -> Memory:
+    """What a client remembers before its first round: the local rule's vectors and each stage's memory."""
+    memory: dict[str, np.ndarray] = {name: zeros(layout) for name in strategy.local.memory}
+    for i, stage in enumerate(strategy.stages):
+        memory |= {f"{i}.{name}": np.asarray(v) for name, v in stage.client.init(layout).items()}
+    return memory
+
+
+def client_step(
+    trainer: Trainer, strategy: Strategy, order: Order, work: Sequence[Work]
+) -> tuple[Updates, list[Failure]]:
+    """Train K clients, refuse what is not finite, apply the client halves of the stages.
+
+    Returns the updates of the clients that succeeded and a failure for each of the others.
+    """
+    updates = trainer.fit(order, strategy.local, work)
+    updates, failures = refuse_non_finite(updates, work)
+    if not len(updates):
+        return updates, failures
+    kept = set(updates.clients_K.tolist())
+    memory_KD = stack([one.memory for one in work if one.client in kept])
+    updates = _finish(strategy, order, updates, memory_KD)
+    for i, stage in enumerate(strategy.stages):
+        updates = _leave_through(stage, f"{i}.", order, updates, memory_KD)
+    return replace(updates, num_bytes_K=_bytes_of(updates)), failures
+
+
+def refuse_non_finite(updates: Updates, work: Sequence[Work]) -> tuple[Updates, list[Failure]]:
+    """Drop the clients whose update holds NaN or infinity, with the reason as far as their data tell it."""
+    xp = array_namespace(updates.delta_KD)
+    finite_K: np.ndarray = np.asarray(xp.all(xp.isfinite(updates.delta_KD), axis=-1))
+    if finite_K.all():
+        return updates, []
+    bad = set(updates.clients_K[~finite_K].tolist())
+    failures = [
+        Failure(client=one.client, stage="update", reason=_why_not_finite(one.examples))
+        for one in work
+        if one.client in bad
+    ]
+    return updates.rows(finite_K), failures
+
+
+def _why_not_finite(examples: Examples) -> str:
+    for name, array in (("x", examples.x), ("y", examples.y)):
+        numbers_NF = np.asarray(array, np.float64).reshape(len(array), -1)
+        bad_N = np.any(~np.isfinite(numbers_NF), axis=1)
+        if bad_N.any():
+            first = int(np.argmax(bad_N))
+            return f"the update is not finite: {bad_N.sum()} of {len(bad_N)} examples hold NaN or infinity in {name}, first {first}"
+    return "the update is not finite though the data are: training diverged; try a smaller local.learning_rate"
+
+
+def stack(memories: Sequence[Memory]) -> Mapping[str, np.ndarray]:
+    """The memories of K clients as K x D arrays."""
+    return {name: np.stack([np.asarray(memory[name]) for memory in memories]) for name in memories[0]}
+
+
+def _finish(strategy: Strategy, order: Order, updates: Updates, memory_KD: Mapping[str, Array]) -> Updates:
+    """Let the local rule say what each client remembers and what else it sends."""
+    rule = strategy.local
+    vectors = {name: memory_KD[name] for name in rule.memory} | {name: order.broadcast[name] for name in rule.receives}
+    kept, extra = rule.finish(updates.delta_KD, updates.num_steps_K, order.local.learning_rate, **vectors)
+    return replace(updates, memory=dict(kept), extra=dict(extra))
+
+
+def _leave_through(
+    stage: Stage, prefix: str, order: Order, updates: Updates, memory_KD: Mapping[str, Array]
+) -> Updates:
+    """Apply one stage's client half to the whole block."""
+    own = {name.removeprefix(prefix): v for name, v in memory_KD.items() if name.startswith(prefix)}
+    context = Context(round=order.round, seed=order.seed, clients_K=updates.clients_K)
+    delta_KD, kept = stage.client.update(updates.delta_KD, own, context)
+    memory = {**updates.memory, **{f"{prefix}{name}": v for name, v in kept.items()}}
+    return replace(updates, delta_KD=delta_KD, memory=memory)
+
+
+def _bytes_of(updates: Updates) -> np.ndarray:
+    """Payload of each client: its update and what else it sends, as float32."""
+    vectors = [updates.delta_KD, *updates.extra.values()]
+    return np.full(len(updates), sum(4 * int(np.prod(v.shape[1:])) for v in vectors), np.int64)

@@ -1,0 +1,125 @@
+"""What the loop asks of an engine, and what engines in this process share.
+
+Shapes: K clients in a block, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from fedlearn.client import client_step, initial_memory
+from fedlearn.data.federated import FederatedData
+from fedlearn.layout import Layout
+from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Updates, Work
+from fedlearn.strategy import Strategy
+from fedlearn.trainers.base import Trainer
+
+
+class Engine(Protocol):
+    """Takes an order to a cohort and brings back updates, in ascending order of client ids.
+
+    Attributes:
+        clients: all clients, sized and indexable.
+        layout: of the model that it trains.
+        memories: what each client keeps for itself, by client; a checkpoint saves and restores it.
+    """
+
+    clients: Sequence[ClientId]
+    layout: Layout
+    memories: dict[ClientId, Memory]
+
+    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
+        """Train the cohort."""
+        ...
+
+    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:
+        """The model's outputs on the held-out part of each client."""
+        ...
+
+    def close(self) -> None:
+        """Let go of workers and connections."""
+        ...
+
+
+class LocalEngine:
+    """Runs clients in this process, ``block_size`` at a time."""
+
+    def __init__(self, data: FederatedData, trainer: Trainer, *, block_size: int) -> None:
+        self.data, self.trainer, self.block_size = data, trainer, block_size
+        self.clients, self.layout = data.clients, trainer.layout
+        self.memories: dict[ClientId, Memory] = {}
+
+    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
+        """Train the cohort, block after block."""
+        for block in blocks(cohort, self.block_size):
+            work = []
+            for client in block:
+                try:
+                    work.append(self._work(client, strategy))
+                except Exception as error:
+                    yield failure(client, "data", error)
+            if work:
+                yield from self._fit_block(order, strategy, work)
+
+    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:
+        """Predict for many clients in one pass over their examples laid end to end."""
+        for block in blocks(cohort, 256):
+            tests = {client: self.data.test(client) for client in block}
+            tests = {client: test for client, test in tests.items() if len(test)}
+            if not tests:
+                continue
+            outputs = self.trainer.predict(params_D, np.concatenate([test.x for test in tests.values()]))
+            ends = np.cumsum([len(test) for test in tests.values()])
+            for (client, test), own in zip(tests.items(), np.split(outputs, ends[:-1]), strict=True):
+                if np.isfinite(own).all():
+                    yield Predictions(client=client, outputs=own, targets=test.y)
+                else:
+                    yield Failure(client=client, stage="evaluate", reason="predictions are not finite")
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _work(self, client: ClientId, strategy: Strategy) -> Work:
+        examples = self.data.train(client)
+        if not len(examples):
+            raise ValueError(f"client {self.data.name(client)} has no training examples")
+        memory = self.memories.get(client) or initial_memory(strategy, self.layout)
+        return Work(client=client, examples=examples, memory=memory)
+
+    def _fit_block(self, order: Order, strategy: Strategy, work: Sequence[Work]) -> Iterator[Updates | Failure]:
+        try:
+            updates, failures = client_step(self.trainer, strategy, order, work)
+        except Exception as error:
+            if len(work) == 1:
+                yield failure(work[0].client, "fit", error)
+            else:  # one client spoilt the block: find it, and keep what the others did
+                for one in work:
+                    yield from self._fit_block(order, strategy, [one])
+            return
+        yield from failures
+        if len(updates):
+            self._remember(updates)
+            yield updates
+
+    def _remember(self, updates: Updates) -> None:
+        kept: Mapping[str, Array] = {name: np.asarray(v) for name, v in updates.memory.items()}
+        if kept:
+            for k, client in enumerate(updates.clients_K.tolist()):
+                self.memories[client] = {name: rows_KD[k].copy() for name, rows_KD in kept.items()}
+
+
+def blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequence[ClientId]]:
+    """The cohort in ascending order, cut into blocks."""
+    ascending = sorted(cohort)
+    for start in range(0, len(ascending), size):
+        yield ascending[start : start + size]
+
+
+def failure(client: ClientId, stage: str, error: Exception) -> Failure:
+    """A client's exception as a record."""
+    reason = f"{type(error).__name__}: {error}"
+    return Failure(client=client, stage=stage, reason=reason, traceback=traceback.format_exc())

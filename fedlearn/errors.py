@@ -1,0 +1,98 @@
+"""The errors that a user meets: what was given, what was expected, one thing to try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+
+class FedlearnError(Exception):
+    """Root of every error that fedlearn raises on purpose."""
+
+
+class SettingError(FedlearnError, ValueError):
+    """A setting is out of range.
+
+    Args:
+        setting: the name as the user types it, e.g. ``strategy.mu``.
+        value: what was given.
+        expected: the accepted values, in words.
+        fix: one thing to try, with a short reason.
+
+    >>> print(SettingError("strategy.mu", -1, "a number >= 0", "strategy.mu=0.1"))
+    strategy.mu is -1
+      expected  a number >= 0
+      try       strategy.mu=0.1
+    """
+
+    def __init__(self, setting: str, value: object, expected: str, fix: str) -> None:
+        super().__init__(setting, value, expected, fix)
+        self.setting, self.value, self.expected, self.fix = setting, value, expected, fix
+
+    def __str__(self) -> str:
+        return f"{self.setting} is {self.value}\n  expected  {self.expected}\n  try       {self.fix}"
+
+    def within(self, group: str) -> SettingError:
+        """The same error, with the group that the setting was typed under in front of its name."""
+        fix = f"{group}.{self.fix}" if self.fix.startswith(f"{self.setting}=") else self.fix
+        return SettingError(f"{group}.{self.setting}", self.value, self.expected, fix)
+
+
+class DataError(FedlearnError):
+    """Data cannot be had, or are not what a scenario needs."""
+
+
+class CheckpointError(FedlearnError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class TooManyFailures(FedlearnError):
+    """More clients failed in a round than ``max_failures`` allows, or none was left.
+
+    Args:
+        message: how many, and why the first.
+        failures: a `fedlearn.Failure` for each.
+    """
+
+    def __init__(self, message: str, failures: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+
+class MissingExtra(FedlearnError, ImportError):
+    """An optional dependency is not installed.
+
+    Args:
+        needed_for: what the user asked for.
+        extra: the extra of this package that brings it.
+    """
+
+    def __init__(self, needed_for: str, extra: str) -> None:
+        super().__init__(f"{needed_for} needs an optional dependency\n  try       pip install 'fedlearn[{extra}]'")
+
+
+def require(ok: bool, setting: str, value: object, expected: str, fix: str) -> None:
+    """Raise a `SettingError` unless ``ok``."""
+    if not ok:
+        raise SettingError(setting, value, expected, fix)
+
+
+def is_number(value: object, *, at_least: float = float("-inf"), below: float = float("inf")) -> bool:
+    """True for an int or float (not bool, not NaN) in [at_least, below)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and at_least <= value < below
+
+
+def is_count(value: object, *, at_least: int = 1) -> bool:
+    """True for an int (not bool) of at least ``at_least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """The known word closest to ``word``, if one is close.
+
+    >>> did_you_mean("fedadm", ["fedavg", "fedadam"])
+    'fedadam'
+    """
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return close[0] if close else None

@@ -1,0 +1,211 @@
+"""The federated round, as a generator: everything else looks on.
+
+Shapes: K clients in a block, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import floor
+from typing import Any
+
+import numpy as np
+
+from fedlearn.aggregate import add_rows, value
+from fedlearn.engines.base import Engine
+from fedlearn.errors import TooManyFailures, is_count, is_number, require
+from fedlearn.optim import like
+from fedlearn.records import (
+    Array,
+    ClientId,
+    Evaluation,
+    Failure,
+    LocalSettings,
+    Memory,
+    Order,
+    Predictions,
+    Round,
+    State,
+    Updates,
+    as_ids,
+)  # fmt: skip
+from fedlearn.seeds import Purpose, generator
+from fedlearn.strategy import Strategy
+from fedlearn.transform import Context
+
+Evaluate = Callable[[Array, Sequence[Predictions]], Evaluation]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Schedule:
+    """How long to go on, when to evaluate, and how much may fail.
+
+    Args:
+        rounds: in all, counted from the first, >= 1.
+        evaluate_every: evaluate each n-th round and the last, >= 1.
+        evaluate_clients: how many clients to evaluate at most; more are drawn once per run.
+        max_failures: share of a cohort that may fail, in [0, 1); a round with no update at all always stops.
+    """
+
+    rounds: int
+    evaluate_every: int = 1
+    evaluate_clients: int = 1000
+    max_failures: float = 0.3
+
+    def __post_init__(self) -> None:
+        require(is_count(self.rounds), "rounds", self.rounds, "a whole number >= 1", "rounds=20")
+        every, most, share = self.evaluate_every, self.evaluate_clients, self.max_failures
+        require(is_count(every), "evaluate_every", every, "a whole number >= 1", "evaluate_every=1")
+        require(is_count(most), "evaluate_clients", most, "a whole number >= 1", "evaluate_clients=1000")
+        require(is_number(share, at_least=0, below=1), "max_failures", share, "a share in [0, 1)", "max_failures=0.3")
+
+    def evaluates(self, round: int) -> bool:
+        """Whether this round is evaluated."""
+        return round % self.evaluate_every == 0 or round == self.rounds
+
+
+def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> State:
+    """The state before the first round."""
+    layout = engine.layout
+    stages = tuple(stage.server.init(layout) for stage in strategy.stages)
+    return State(round=0, seed=seed, params_D=params_D, server=strategy.server.init(layout), stages=stages)
+
+
+def federate(
+    strategy: Strategy,
+    engine: Engine,
+    state: State,
+    *,
+    schedule: Schedule,
+    local: LocalSettings | None = None,
+    evaluate: Evaluate | None = None,
+) -> Iterator[Round]:
+    """Run rounds ``state.round + 1`` to ``schedule.rounds``, yielding each.
+
+    Stop by breaking out; go on later by passing the last round's state (and the engine's memories). A round depends
+    on nothing else, so that a resumed run ends where an uninterrupted one does, bit for bit.
+
+    Args:
+        strategy: the algorithm.
+        engine: who carries it out.
+        state: from `start`, or from a checkpoint.
+        schedule: rounds, evaluation, failures.
+        local: how clients train.
+        evaluate: from the outputs on clients' held-out parts to an `Evaluation`; None never evaluates.
+
+    Raises:
+        TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
+    """
+    while state.round < schedule.rounds:
+        began = time.perf_counter()
+        done = run_round(strategy, engine, state, schedule=schedule, local=local or LocalSettings())
+        state = done.state
+        if evaluate is not None and schedule.evaluates(state.round):
+            evaluation, failures = evaluate_round(engine, state, schedule, evaluate)
+            done = replace(done, evaluation=evaluation, failures=done.failures + failures)
+        yield replace(done, seconds=time.perf_counter() - began)
+
+
+def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Schedule, local: LocalSettings) -> Round:
+    """One round: select, train, aggregate, step."""
+    number = state.round + 1
+    rng = generator(state.seed, Purpose.SELECT, round=number)
+    cohort = as_ids(strategy.select.choose(number, engine.clients, rng))
+    broadcast = strategy.server.broadcast(state.server)
+    order = Order(round=number, seed=state.seed, params_D=state.params_D, broadcast=broadcast, local=local)
+    gathered = _gather(strategy, engine, order, cohort)
+    _stop_if_too_many_failed(gathered, cohort, schedule.max_failures)
+    context = Context(
+        round=number,
+        seed=state.seed,
+        num_clients=len(engine.clients),
+        cohort_size=len(cohort),
+        extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},
+    )
+    params_D, server, stages = _step(strategy, state, strategy.aggregate.done(gathered.fold), context)
+    return Round(
+        state=replace(state, round=number, params_D=params_D, server=server, stages=stages),
+        cohort=cohort,
+        failures=tuple(gathered.failures),
+        metrics={name: total / count for name, (total, count) in gathered.metrics.items() if count},
+        num_examples=gathered.num_examples,
+        bytes_up=gathered.bytes_up,
+        bytes_down=len(cohort) * 4 * engine.layout.num_parameters * (1 + len(broadcast)),
+    )
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Running totals over the blocks of one round."""
+
+    fold: Memory
+    failures: list[Failure] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    num_updates: int = 0
+    num_examples: int = 0
+    bytes_up: int = 0
+
+
+def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[ClientId]) -> _Gathered:
+    gathered = _Gathered(fold=strategy.aggregate.init(engine.layout))
+    for result in engine.fit(order, strategy, cohort):
+        if isinstance(result, Failure):
+            gathered.failures.append(result)
+        else:
+            _add(gathered, strategy, result)
+    return gathered
+
+
+def _add(gathered: _Gathered, strategy: Strategy, updates: Updates) -> None:
+    gathered.fold = strategy.aggregate.add(gathered.fold, updates)
+    ones_K = np.ones(len(updates))
+    for name, rows_KD in updates.extra.items():
+        gathered.extra[name] = add_rows(gathered.extra.get(name), rows_KD, ones_K)
+    for name, metric in updates.metrics.items():
+        total, count = gathered.metrics.get(name, (0.0, 0.0))
+        gathered.metrics[name] = (total + float(metric.total_K.sum()), count + float(metric.count_K.sum()))
+    gathered.num_updates += len(updates)
+    gathered.num_examples += int(updates.num_examples_K.sum())
+    gathered.bytes_up += int(updates.num_bytes_K.sum())
+
+
+def _stop_if_too_many_failed(gathered: _Gathered, cohort: Sequence[ClientId], max_failures: float) -> None:
+    failed = len({failure.client for failure in gathered.failures})
+    if failed > floor(max_failures * len(cohort)) or not gathered.num_updates:
+        first = gathered.failures[0] if gathered.failures else None
+        why = f"; the first: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
+        raise TooManyFailures(
+            f"{failed} of {len(cohort)} clients failed, more than max_failures={max_failures} allows{why}",
+            tuple(gathered.failures),
+        )
+
+
+def _step(
+    strategy: Strategy, state: State, update_D: Array, context: Context
+) -> tuple[Array, Memory, tuple[Memory, ...]]:
+    """The server's half: stages in reverse order, then the optimiser, then the step."""
+    stages = list(state.stages)
+    for i in reversed(range(len(strategy.stages))):
+        update_D, stages[i] = strategy.stages[i].server.update(update_D, stages[i], context)
+    step_D, server = strategy.server.update(update_D, state.server, context)
+    return like(state.params_D, step_D) + step_D, server, tuple(stages)
+
+
+def evaluate_round(
+    engine: Engine, state: State, schedule: Schedule, evaluate: Evaluate
+) -> tuple[Evaluation | None, tuple[Failure, ...]]:
+    """Judge the global model on clients' held-out parts."""
+    results = list(engine.evaluate(state.params_D, _judges(engine.clients, schedule, state.seed)))
+    predictions = [result for result in results if isinstance(result, Predictions)]
+    failures = tuple(result for result in results if isinstance(result, Failure))
+    return (evaluate(state.params_D, predictions) if predictions else None), failures
+
+
+def _judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:
+    if len(clients) <= schedule.evaluate_clients:
+        return clients
+    chosen = generator(seed, Purpose.EVALUATE).choice(len(clients), schedule.evaluate_clients, replace=False)
+    return as_ids([clients[i] for i in chosen])

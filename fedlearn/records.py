@@ -1,0 +1,267 @@
+"""What travels between loop, engine and clients. Everything here is frozen and knows NumPy only.
+
+Shapes: K clients in a block, D parameters laid flat, N examples, S local steps, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from fedlearn.errors import is_count, is_number, require
+
+Array = Any  # any array of the array API standard: NumPy, torch, JAX
+ClientId = int  # stable: a partition number, never a connection
+Memory = Mapping[str, Any]  # named arrays that outlive a round
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalSettings:
+    """How a client trains: minibatch SGD or AdamW from the global model, with fresh optimiser state each round.
+
+    Args:
+        epochs: passes over the client's examples, >= 1; not used when ``steps`` is given.
+        steps: local steps instead of epochs, >= 1; the client's examples are reshuffled at each pass.
+        batch_size: examples a step, >= 1; the last batch of a pass may be smaller.
+        optimizer: ``sgd`` or ``adamw``.
+        learning_rate: >= 0.
+        momentum: in [0, 1), for ``sgd``.
+        weight_decay: >= 0; an L2 term for ``sgd``, decoupled for ``adamw`` (as in torch.optim).
+    """
+
+    epochs: int = 1
+    steps: int | None = None
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(is_count(self.epochs), "epochs", self.epochs, "a whole number >= 1", "epochs=1")
+        require(self.steps is None or is_count(self.steps), "steps", self.steps, "null, or >= 1", "steps=100")
+        require(is_count(self.batch_size), "batch_size", self.batch_size, "a whole number >= 1", "batch_size=32")
+        known = self.optimizer in OPTIMIZERS
+        require(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}", "optimizer=sgd")
+        learns = is_number(self.learning_rate, at_least=0)
+        require(learns, "learning_rate", self.learning_rate, "a number >= 0", "learning_rate=0.1")
+        require(is_number(self.momentum, at_least=0, below=1), "momentum", self.momentum, "in [0, 1)", "momentum=0.9")
+        decays = is_number(self.weight_decay, at_least=0)
+        require(decays, "weight_decay", self.weight_decay, "a number >= 0", "weight_decay=0.0001")
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Labelled examples.
+
+    ``x`` is ``(N, ...)`` float32 (images are N x height x width x channels); ``y`` is ``(N,)``: int64 class numbers, or
+    float32 targets for regression.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"x holds {len(self.x)} examples but y holds {len(self.y)}")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """What a cohort is asked to do. Carries no code.
+
+    Attributes:
+        round: from 1.
+        seed: of the run; clients derive their batches from it.
+        params_D: the global model.
+        broadcast: further D-vectors for the clients, e.g. SCAFFOLD's server control variate.
+        local: how to train.
+    """
+
+    round: int
+    seed: int
+    params_D: Array
+    broadcast: Mapping[str, Array] = field(default_factory=dict)
+    local: LocalSettings = field(default_factory=LocalSettings)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """One client's part of an order: its examples, and the D-vectors that it has kept for itself."""
+
+    client: ClientId
+    examples: Examples
+    memory: Memory = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A metric as totals and counts over K clients, so that it adds across clients and blocks."""
+
+    total_K: np.ndarray
+    count_K: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Over everything counted, NaN if nothing was."""
+        count = float(np.sum(self.count_K))
+        return float(np.sum(self.total_K)) / count if count else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Updates:
+    """What K clients bring back.
+
+    Attributes:
+        clients_K: client ids.
+        delta_KD: local minus global parameters.
+        num_examples_K: training examples of each client.
+        num_steps_K: local steps that each took.
+        metrics: sums, e.g. ``loss`` over the examples seen while training.
+        memory: what each client keeps for itself, K x D; stays with the engine.
+        extra: what else it sends, K x D, e.g. SCAFFOLD's control change.
+        num_bytes_K: bytes that each client sends.
+    """
+
+    clients_K: np.ndarray
+    delta_KD: Array
+    num_examples_K: np.ndarray
+    num_steps_K: np.ndarray
+    metrics: Mapping[str, Sum] = field(default_factory=dict)
+    memory: Mapping[str, Array] = field(default_factory=dict)
+    extra: Mapping[str, Array] = field(default_factory=dict)
+    num_bytes_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.clients_K)
+
+    def rows(self, keep: np.ndarray) -> Updates:
+        """The updates of some of the clients, chosen by a mask or by row numbers."""
+        return replace(
+            self,
+            clients_K=self.clients_K[keep],
+            delta_KD=self.delta_KD[keep],
+            num_examples_K=self.num_examples_K[keep],
+            num_steps_K=self.num_steps_K[keep],
+            metrics={name: Sum(s.total_K[keep], s.count_K[keep]) for name, s in self.metrics.items()},
+            memory={name: rows_KD[keep] for name, rows_KD in self.memory.items()},
+            extra={name: rows_KD[keep] for name, rows_KD in self.extra.items()},
+            num_bytes_K=self.num_bytes_K[keep] if len(self.num_bytes_K) else self.num_bytes_K,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """One client that did not deliver: at which stage (``data``, ``fit``, ``update``, ``evaluate``) and why."""
+
+    client: ClientId
+    stage: str
+    reason: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """A model's raw outputs ``(N, C)`` (logits, or values for regression) on one client's held-out part."""
+
+    client: ClientId
+    outputs: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What the global model is worth on held-out examples.
+
+    Attributes:
+        pooled: metric -> value on the examples of all clients together.
+        clients: the clients evaluated, in ascending order.
+        num_examples_K: held-out examples of each.
+        per_client: metric -> value on each client's own part (K); NaN where it is undefined (AUC with one class).
+    """
+
+    pooled: Mapping[str, float]
+    clients: tuple[ClientId, ...]
+    num_examples_K: np.ndarray
+    per_client: Mapping[str, np.ndarray]
+
+    def mean(self, metric: str) -> float:
+        """Over the clients where the metric is defined, each counted once."""
+        return _over_defined(np.mean, self.per_client[metric])
+
+    def std(self, metric: str) -> float:
+        """Standard deviation over those clients."""
+        return _over_defined(np.std, self.per_client[metric])
+
+    def worst(self, metric: str, *, higher_is_better: bool, share: float = 0.1) -> float:
+        """Mean over the worst ``share`` of those clients (at least one)."""
+        values_K = np.asarray(self.per_client[metric], np.float64)
+        ascending_K = np.sort(values_K[~np.isnan(values_K)])
+        num_worst = max(1, int(np.ceil(share * len(ascending_K))))
+        return _over_defined(np.mean, ascending_K[:num_worst] if higher_is_better else ascending_K[-num_worst:])
+
+
+def _over_defined(summary: Any, values_K: np.ndarray) -> float:
+    defined = np.asarray(values_K, np.float64)
+    defined = defined[~np.isnan(defined)]
+    return float(summary(defined)) if len(defined) else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """All that the server knows after ``round`` rounds; with the clients' memories it is what a checkpoint holds."""
+
+    round: int
+    seed: int
+    params_D: Array
+    server: Memory = field(default_factory=dict)
+    stages: tuple[Memory, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """What one round did; the loop yields one after another and everyone else looks on.
+
+    Attributes:
+        state: after the round.
+        cohort: clients chosen, ascending.
+        failures: those that did not deliver.
+        metrics: training metrics, pooled over the clients that delivered.
+        evaluation: of the new global model, or None in rounds that do not evaluate.
+        num_examples: training examples at the clients that delivered.
+        bytes_up, bytes_down: payload sent by clients, and to them.
+        seconds: wall time of the round, evaluation included.
+    """
+
+    state: State
+    cohort: tuple[ClientId, ...]
+    failures: tuple[Failure, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    num_examples: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+
+    @property
+    def number(self) -> int:
+        """From 1."""
+        return self.state.round
+
+    @property
+    def num_updates(self) -> int:
+        """Clients that delivered."""
+        return len(self.cohort) - len({failure.client for failure in self.failures if failure.stage != "evaluate"})
+
+
+def as_ids(clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
+    """Client ids as plain ints, ascending."""
+    return tuple(sorted(int(client) for client in clients))

@@ -1,0 +1,46 @@
+"""A reproducible problem: data at clients, a model, and how it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedlearn.data.federated import FederatedData
+from fedlearn.loop import Evaluate
+from fedlearn.records import Array, Evaluation, Predictions
+from fedlearn.trainers.base import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What an experiment is about, apart from the algorithm.
+
+    Args:
+        name: short; names the run folder.
+        data: examples by client.
+        trainer: the model in its framework.
+        model: one line for the header, e.g. ``mlp 13-32-1``.
+        partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
+    """
+
+    name: str
+    data: FederatedData
+    trainer: Trainer
+    model: str
+    partition: str = "natural"
+
+
+def judge(scenario: Scenario) -> Evaluate:
+    """How `federate` evaluates this scenario: pooled and by client, with the metrics of its task."""
+    from fedlearn.metrics import evaluate
+
+    data = scenario.data
+
+    def judged(params_D: Array, predictions: Sequence[Predictions]) -> Evaluation:
+        pooled = None
+        if data.pooled_test is not None:
+            test = data.pooled_test()
+            pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
+        return evaluate(predictions, task=data.task, pooled=pooled)
+
+    return judged

@@ -1,0 +1,68 @@
+"""An algorithm is data: five small pure parts, checked when they are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fedlearn.aggregate import Aggregator, mean
+from fedlearn.errors import FedlearnError
+from fedlearn.local import LocalRule, plain
+from fedlearn.optim import sgd
+from fedlearn.select import Selector
+from fedlearn.transform import Stage, Transform
+
+
+class CompositionError(FedlearnError, ValueError):
+    """Parts of a strategy that do not fit: which one to change, and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A federated algorithm; nothing to inherit.
+
+    Args:
+        select: who takes part in a round.
+        local: how local training departs from plain SGD.
+        stages: what happens to an update on its way, client half and server half together.
+        aggregate: from many updates to one.
+        server: from the aggregated update to the step of the global model.
+
+    Raises:
+        CompositionError: if a privacy claim could not hold, or a part could not work, in this combination.
+    """
+
+    select: Selector
+    local: LocalRule = plain
+    stages: tuple[Stage, ...] = ()
+    aggregate: Aggregator = field(default_factory=mean)
+    server: Transform = field(default_factory=sgd)
+
+    def __post_init__(self) -> None:
+        _refuse_if(
+            any(stage.event is not None for stage in self.stages) and self.aggregate.sensitivity is None,
+            "a stage makes a privacy claim, but the aggregator's sensitivity is unknown",
+            "aggregate=mean(weighting='equal')",
+        )
+        _refuse_if(
+            any(stage.event is not None for stage in self.stages) and self.select.law is None,
+            "a stage makes a privacy claim, but the selector's sampling law is unknown",
+            "select=uniform(clients_per_round)",
+        )
+        _refuse_if(
+            any(stage.needs_sum for stage in self.stages) and not self.aggregate.sums,
+            "a stage masks updates, which only a sum removes, but the aggregator is no sum",
+            "aggregate=mean(weighting='equal')",
+        )
+        clipped = False
+        for stage in self.stages:
+            _refuse_if(
+                clipped and not stage.contracts,
+                "a stage after the clip may lengthen an update again, so the clip would bound nothing",
+                "put the clip after it",
+            )
+            clipped = clipped or stage.clips
+
+
+def _refuse_if(unsound: bool, reason: str, fix: str) -> None:
+    if unsound:
+        raise CompositionError(f"{reason}\n  try       {fix}")

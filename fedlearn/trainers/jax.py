@@ -1,0 +1,233 @@
+"""Train and predict with JAX: the only home of jax and flax in the library.
+
+Shapes: K clients in a block, D parameters laid flat, N examples, S local steps, B batch, C outputs.
+
+A block of clients is one compiled program: clients one after another inside it (``lax.map``), each with as many steps
+as it needs (``fori_loop`` with a dynamic end), on examples laid end to end, so that uneven clients cost no padding.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
+
+from fedlearn.data.federated import Task
+from fedlearn.errors import FedlearnError
+from fedlearn.layout import Layout
+from fedlearn.local import LocalRule
+from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
+from fedlearn.seeds import Purpose, integer_seed
+from fedlearn.trainers.base import Initial, initial_parameters, plan_of
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
+
+LOSSES: Mapping[Task, Loss] = {
+    "binary": lambda outputs, y: optax.sigmoid_binary_cross_entropy(outputs[:, 0], y),
+    "multiclass": optax.softmax_cross_entropy_with_integer_labels,
+    "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
+}
+
+LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # flax -> torch
+
+
+class JaxTrainer:
+    """Trains any flax (linen) module whose leaves are named and turned as its torch twin's.
+
+    Args:
+        module: maps ``(B, ...)`` float32 to ``(B, C)``; takes ``train: bool`` if it behaves differently in training.
+        task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
+        input_shape: of one example.
+        initial: law of the initial parameters; None is `default_initial`.
+        device: ``cpu``, ``cuda:0``, ``tpu``, ...
+        loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
+
+    Guarantees: equal initial parameters and batches to a `TorchTrainer` of the twin model; dropout draws from (seed,
+    round, client), whatever the block.
+
+    Raises:
+        FedlearnError: if the module keeps state besides its parameters (batch-norm statistics).
+    """
+
+    framework = "jax"
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        task: Task,
+        input_shape: tuple[int, ...],
+        initial: Initial | None = None,
+        device: str = "cpu",
+        loss: Loss | None = None,
+    ) -> None:
+        self.module, self.task, self.device = module, task, device
+        self.loss = loss or LOSSES[task]
+        self._initial = initial
+        self._takes_train = "train" in inspect.signature(module.__call__).parameters
+        keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+        variables = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+        if set(variables) != {"params"}:
+            raise FedlearnError(
+                f"the model keeps state that would not travel: {', '.join(sorted(set(variables) - {'params'}))}\n"
+                "  try       GroupNorm or LayerNorm instead of BatchNorm"
+            )
+        self._turned = {path: _torch_leaf(path, leaf.shape) for path, leaf in flatten_dict(variables["params"]).items()}
+        self.layout = Layout.of(self._turned.values())
+        self._predict = jax.jit(self._outputs)
+        self._block = lru_cache(maxsize=16)(self._compile)
+
+    def init(self, seed: int) -> np.ndarray:
+        """Initial ``params_D``."""
+        return initial_parameters(self.layout, self._initial, seed)
+
+    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
+        """Train K clients in one compiled program; see `Trainer.fit`."""
+        plans = [plan_of(order, one) for one in work]
+        rows_KSB = _stack_plans(plans, [len(one.examples) for one in work])
+        x, y = _end_to_end([one.examples.x for one in work]), _end_to_end([one.examples.y for one in work])
+        seeds_K = [integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client) for one in work]
+        memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
+        broadcast = {name: order.broadcast[name] for name in rule.receives}
+        steps_K = np.array([len(plan) for plan in plans], np.int32)
+        block = self._block(rule, order.local)
+        with jax.default_device(self._jax_device):
+            keys_K = jnp.asarray(np.array(seeds_K, np.uint64) & 0xFFFFFFFF, jnp.uint32)
+            delta_KD, losses_K = block(order.params_D, broadcast, x, y, rows_KSB, steps_K, memory_KD, keys_K)
+        return Updates(
+            clients_K=np.array([one.client for one in work], np.int64),
+            delta_KD=np.asarray(delta_KD) if self.device == "cpu" else delta_KD,
+            num_examples_K=np.array([len(one.examples) for one in work], np.int64),
+            num_steps_K=steps_K.astype(np.int64),
+            metrics={"loss": Sum(np.asarray(losses_K, np.float64), np.array([(p >= 0).sum() for p in plans], float))},
+        )
+
+    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+        """Outputs ``(N, C)`` in evaluation mode; sizes are rounded up so that few programs are compiled."""
+        padded = np.zeros((_round_up(len(x)), *x.shape[1:]), x.dtype)
+        padded[: len(x)] = x
+        with jax.default_device(self._jax_device):
+            return np.asarray(self._predict(jnp.asarray(params_D), padded))[: len(x)]
+
+    def _compile(self, rule: LocalRule, local: LocalSettings) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        """The program for a block of clients under one rule and one set of local settings."""
+        optimizer = _optimizer(local)
+        loss_and_gradient = jax.value_and_grad(self._mean_loss, has_aux=True)
+
+        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> tuple[Any, jax.Array]:
+            rows_SB, num_steps, memory, seed = own
+            vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
+            names = list(vectors)
+            key = jax.random.key(seed)
+
+            def correct(g: Any, w: Any, w_global: Any, *leaves: Any) -> Any:
+                return rule.correct(g, w, w_global, **dict(zip(names, leaves, strict=True)))
+
+            def step(s: jax.Array, carry: Any) -> Any:
+                weights, state, total = carry
+                rows_B = rows_SB[s]
+                real_B = rows_B >= 0
+                batch = (x[rows_B], y[rows_B], real_B, jax.random.fold_in(key, s))
+                (_, loss_sum), gradient = loss_and_gradient(weights, *batch)
+                gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
+                change, state = optimizer.update(gradient, state, weights)
+                return optax.apply_updates(weights, change), state, total + loss_sum
+
+            weights, _, total = lax.fori_loop(0, num_steps, step, (params, optimizer.init(params), jnp.zeros(())))
+            return self._flatten(jax.tree.map(jnp.subtract, weights, params)), total
+
+        @jax.jit
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, rows: Any, steps: Any, memory: Any, seeds: Any) -> Any:
+            params = self._unflatten(params_D)
+            return lax.map(partial(fit_client, params, broadcast, x, y), (rows, steps, memory, seeds))
+
+        return block
+
+    def _mean_loss(
+        self, params: Any, x: jax.Array, y: jax.Array, real_B: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean and sum of the loss over the real examples of a batch."""
+        train: dict[str, Any] = {"train": True} if self._takes_train else {}
+        outputs: Any = self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
+        total = jnp.sum(jnp.where(real_B, self.loss(outputs, y), 0.0))
+        return total / jnp.sum(real_B), total
+
+    def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
+        outputs: Any = self.module.apply({"params": self._unflatten(params_D)}, x)
+        return outputs
+
+    def _unflatten(self, params_D: jax.Array) -> Any:
+        """The vector as flax parameters."""
+        leaves = {}
+        for path, (name, shape) in self._turned.items():
+            leaves[path] = _to_flax(path, params_D[self.layout.slices[name]].reshape(shape))
+        return unflatten_dict(leaves)
+
+    def _flatten(self, params: Any) -> jax.Array:
+        """Flax parameters as the vector."""
+        leaves = {self._turned[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(params).items()}
+        return jnp.concatenate([leaves[leaf.name].ravel() for leaf in self.layout.leaves])
+
+    @property
+    def _jax_device(self) -> Any:
+        platform, _, index = self.device.partition(":")
+        return jax.devices(platform)[int(index or 0)]
+
+
+def _torch_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    """The name and shape that torch gives to a flax leaf."""
+    name = ".".join([*path[:-1], LEAF_NAMES.get(path[-1], path[-1])])
+    return name, tuple(np.empty(shape, np.bool_).transpose(_axes_to_torch(path, len(shape))).shape)
+
+
+def _axes_to_torch(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
+    """Flax kernels are (..., inputs, outputs); torch weights are (outputs, inputs, ...)."""
+    return (ndim - 1, ndim - 2, *range(ndim - 2)) if path[-1] == "kernel" else tuple(range(ndim))
+
+
+def _to_torch(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+    return leaf.transpose(_axes_to_torch(path, leaf.ndim))
+
+
+def _to_flax(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
+    return leaf.transpose(tuple(np.argsort(_axes_to_torch(path, leaf.ndim)).tolist()))
+
+
+def _stack_plans(plans: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
+    """The plans of K clients as row numbers into their examples laid end to end, padded with -1."""
+    steps = _round_up(max(len(plan) for plan in plans))
+    rows_KSB = np.full((len(plans), steps, max(plan.shape[1] for plan in plans)), -1, np.int32)
+    for own, plan, start in zip(rows_KSB, plans, np.cumsum([0, *sizes[:-1]]), strict=True):
+        own[: plan.shape[0], : plan.shape[1]] = np.where(plan >= 0, plan + start, -1)
+    return rows_KSB
+
+
+def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The examples of K clients in one array, its length rounded up."""
+    total = sum(len(array) for array in arrays)
+    out = np.zeros((_round_up(total), *arrays[0].shape[1:]), arrays[0].dtype)
+    np.concatenate(arrays, out=out[:total])
+    return out
+
+
+def _round_up(size: int) -> int:
+    """To three significant bits, so that few different sizes are compiled: at most a quarter more."""
+    grain = 1 << max(0, size.bit_length() - 3)
+    return -(-size // grain) * grain
+
+
+def _optimizer(local: LocalSettings) -> optax.GradientTransformation:
+    """The optax twins of torch.optim.SGD and torch.optim.AdamW."""
+    if local.optimizer == "adamw":
+        return optax.adamw(local.learning_rate, weight_decay=local.weight_decay)
+    momentum = local.momentum or None
+    return optax.chain(optax.add_decayed_weights(local.weight_decay), optax.sgd(local.learning_rate, momentum))

@@ -1,0 +1,112 @@
+"""Pure, stateful maps on updates, and the stages that pair a client half with a server half.
+
+Shapes: K clients in a block, D parameters laid flat; a transform works on ``(..., D)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedlearn.layout import Layout
+from fedlearn.records import Array, Memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a transform may know besides the update.
+
+    Attributes:
+        round: from 1.
+        seed: of the run.
+        clients_K: the clients of the block, for a client half; empty on the server.
+        num_clients: size of the population.
+        cohort_size: clients asked in this round.
+        extra: mean over the cohort of what else clients sent, D each; on the server only.
+    """
+
+    round: int
+    seed: int
+    clients_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_clients: int = 0
+    cohort_size: int = 0
+    extra: Mapping[str, Array] = field(default_factory=dict)
+
+
+def no_memory(layout: Layout) -> Memory:
+    """Nothing to remember."""
+    return {}
+
+
+def no_broadcast(memory: Memory) -> Mapping[str, Array]:
+    """Nothing to send."""
+    return {}
+
+
+def _unchanged(update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    return update, memory
+
+
+class Transform(NamedTuple):
+    """A map on updates with a memory, as in optax.
+
+    Attributes:
+        update: ``(update, memory, context) -> (update, memory)``, on ``(..., D)`` arrays of any array library.
+        init: the memory before the first round: named arrays of D (or scalars), held once on the server, and once
+            per client in a client half, where ``update`` gets them stacked, K x D.
+        broadcast: what of the server's memory the next order carries to the clients, D each.
+    """
+
+    update: Callable[[Array, Memory, Context], tuple[Array, Memory]] = _unchanged
+    init: Callable[[Layout], Memory] = no_memory
+    broadcast: Callable[[Memory], Mapping[str, Array]] = no_broadcast
+
+
+identity = Transform()
+
+
+class Stage(NamedTuple):
+    """Both halves of one idea: clip and noise, encode and decode, mask and unmask.
+
+    Attributes:
+        client: applied before an update leaves the client, in the order of the stages.
+        server: applied after aggregation, in reverse order.
+        event: what one round of it costs in privacy, or None; a stage with an event needs an aggregator of known
+            sensitivity and a selector with a known sampling law.
+        contracts: whether the client half never moves two updates further apart; after a clip only such may follow.
+        clips: whether the client half bounds the norm of an update.
+        needs_sum: whether the server half only works on a sum or mean (masking).
+    """
+
+    client: Transform = identity
+    server: Transform = identity
+    event: Any | None = None
+    contracts: bool = False
+    clips: bool = False
+    needs_sum: bool = False
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Apply transforms one after another; each keeps its memory under its own number."""
+
+    def init(layout: Layout) -> Memory:
+        return {f"{i}.{name}": v for i, t in enumerate(transforms) for name, v in t.init(layout).items()}
+
+    def own(memory: Memory, number: int) -> Memory:
+        prefix = f"{number}."
+        return {name.removeprefix(prefix): v for name, v in memory.items() if name.startswith(prefix)}
+
+    def update(update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        after: dict[str, Any] = {}
+        for i, transform in enumerate(transforms):
+            update, kept = transform.update(update, own(memory, i), context)
+            after |= {f"{i}.{name}": v for name, v in kept.items()}
+        return update, after
+
+    def broadcast(memory: Memory) -> Mapping[str, Array]:
+        return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(own(memory, i)).items()}
+
+    return Transform(init=init, update=update, broadcast=broadcast)

@@ -1,0 +1,18 @@
+"""Federated averaging with a proximal term at the clients."""
+
+from fedlearn import Strategy, is_number, mean, proximal, require, uniform
+
+
+def fedprox(*, mu: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
+    """FedAvg, whose clients minimise ``F_k(w) + mu / 2 ||w - w_global||^2``.
+
+    Args:
+        mu: weight of the proximal term, >= 0; 0 is FedAvg.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        weighting: ``examples`` or ``equal``.
+
+    Reference: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, *Federated Optimization in Heterogeneous Networks*, MLSys
+    2020, arXiv:1812.06127.
+    """
+    require(is_number(mu, at_least=0), "mu", mu, "a number >= 0", "mu=0.1   (0 is FedAvg)")
+    return Strategy(select=uniform(clients_per_round), local=proximal(mu), aggregate=mean(weighting=weighting))

@@ -1,0 +1,205 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedlearn import (
+    Evaluation, Examples, LocalRule, LocalSettings, Schedule, SettingError, Strategy, Transform, everyone, federate,
+    mean, serial, start, uniform, vector,
+)  # fmt: skip
+from fedlearn.errors import TooManyFailures
+from fedlearn.records import Failure
+from fedlearn.testing import LOCAL, LinearTrainer, check_strategy, linear_problem
+
+TRAINER = LinearTrainer(3)
+
+
+def run(strategy, *, rounds=3, data=None, engine=serial, seed=1, evaluate=None, **schedule):
+    made = engine(data or linear_problem(), TRAINER)
+    state = start(strategy, TRAINER.init(seed), made, seed=seed)
+    plan = Schedule(rounds=rounds, **schedule)
+    return list(federate(strategy, made, state, schedule=plan, local=LOCAL, evaluate=evaluate))
+
+
+def everyone_equal():
+    return Strategy(select=everyone(), aggregate=mean(weighting="equal"))
+
+
+def test_a_round_tells_what_it_did():
+    (one,) = run(Strategy(select=uniform(4)), rounds=1)
+    assert one.number == 1
+    assert len(one.cohort) == one.num_updates == 4
+    assert list(one.cohort) == sorted(one.cohort)
+    assert one.num_examples == sum(5 + 4 * k for k in one.cohort)
+    assert (one.bytes_up, one.bytes_down) == (4 * 16, 4 * 16)
+    assert one.metrics["loss"] > 0
+    assert one.evaluation is None
+    assert one.seconds > 0
+
+
+def test_federated_averaging_is_the_mean_of_the_clients_models():
+    one = run(Strategy(select=everyone()), rounds=1)[0]
+    data = linear_problem()
+    alone = [run(Strategy(select=everyone()), rounds=1, data=replace(data, clients=[k]))[0] for k in range(6)]
+    models_KD = np.stack([a.state.params_D for a in alone])
+    expected = np.average(models_KD.astype(np.float64), axis=0, weights=[5 + 4 * k for k in range(6)])
+    assert np.allclose(one.state.params_D, expected, atol=1e-6)
+
+
+def test_the_cohort_depends_on_the_seed_and_the_round_only():
+    strategy = Strategy(select=uniform(2))
+    cohorts = [r.cohort for r in run(strategy, rounds=8)]
+    assert cohorts == [r.cohort for r in run(strategy, rounds=8, engine=vector)]
+    assert len(set(cohorts)) > 1
+    assert cohorts != [r.cohort for r in run(strategy, rounds=8, seed=2)]
+
+
+def spoilt(*clients):
+    data = linear_problem()
+
+    def train(client):
+        examples = data.train(client)
+        return Examples(examples.x * np.float32("nan"), examples.y) if client in clients else examples
+
+    return replace(data, train=train)
+
+
+def test_a_poisoned_update_never_touches_the_model():
+    rounds = run(everyone_equal(), data=spoilt(2))
+    sound = run(everyone_equal(), data=replace(linear_problem(), clients=[0, 1, 3, 4, 5]))
+    assert np.array_equal(rounds[-1].state.params_D, sound[-1].state.params_D)
+    assert [f.client for f in rounds[0].failures] == [2]
+    assert rounds[0].num_updates == 5
+
+
+def test_too_many_failures_stop_the_run_and_name_the_first():
+    with pytest.raises(TooManyFailures, match=r"2 of 6 clients failed.*max_failures=0.3.*client 1, at stage update"):
+        run(everyone_equal(), data=spoilt(1, 2))
+    assert len(run(everyone_equal(), data=spoilt(1, 2), max_failures=0.4)) == 3
+
+
+def test_a_round_with_no_update_at_all_always_stops():
+    with pytest.raises(TooManyFailures) as caught:
+        run(everyone_equal(), data=spoilt(*range(6)), max_failures=0.99)
+    assert len(caught.value.failures) == 6
+    assert all(isinstance(failure, Failure) for failure in caught.value.failures)
+
+
+def test_an_error_at_one_client_is_a_failure_with_its_traceback_in_every_engine():
+    data = linear_problem()
+
+    def train(client):
+        if client == 3:
+            raise RuntimeError("disk gone")
+        return data.train(client)
+
+    for engine in (serial, vector):
+        one = run(everyone_equal(), data=replace(data, train=train), engine=engine, rounds=1)[0]
+        assert [(f.client, f.stage, f.reason) for f in one.failures] == [(3, "data", "RuntimeError: disk gone")]
+        assert "in train" in one.failures[0].traceback
+
+
+class Stumbling(LinearTrainer):
+    def fit(self, order, rule, work):
+        if any(one.client == 2 for one in work):
+            raise ValueError("cannot train on this")
+        return super().fit(order, rule, work)
+
+
+def test_one_client_that_breaks_a_block_is_found_and_the_others_are_kept():
+    engine = vector(linear_problem(), Stumbling(3))
+    strategy = everyone_equal()
+    state = start(strategy, TRAINER.init(1), engine, seed=1)
+    one = next(federate(strategy, engine, state, schedule=Schedule(rounds=1), local=LOCAL))
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "fit")]
+    assert one.num_updates == 5
+
+
+def test_clients_with_no_or_one_example():
+    data = linear_problem()
+
+    def train(client):
+        keep = {0: 0, 1: 1}.get(client, 9)
+        return Examples(data.train(client).x[:keep], data.train(client).y[:keep])
+
+    one = run(everyone_equal(), data=replace(data, train=train), rounds=1, engine=vector)[0]
+    assert [(f.client, f.reason) for f in one.failures] == [(0, "ValueError: client 0 has no training examples")]
+    assert np.isfinite(one.state.params_D).all()
+
+
+def mean_squared(params_D, predictions):
+    errors = [np.mean((p.outputs[:, 0] - p.targets) ** 2) for p in predictions]
+    ids = tuple(p.client for p in predictions)
+    counts = np.array([len(p.targets) for p in predictions])
+    return Evaluation(pooled={"loss": float(np.mean(errors))}, clients=ids, num_examples_K=counts, per_client={})
+
+
+def test_evaluation_comes_every_nth_round_and_in_the_last():
+    rounds = run(everyone_equal(), rounds=7, evaluate=mean_squared, evaluate_every=3)
+    assert [r.number for r in rounds if r.evaluation] == [3, 6, 7]
+    assert rounds[6].evaluation.pooled["loss"] < rounds[2].evaluation.pooled["loss"]
+
+
+def test_a_large_population_is_judged_by_one_fixed_sample():
+    rounds = run(everyone_equal(), rounds=3, evaluate=mean_squared, evaluate_clients=4)
+    judges = {r.evaluation.clients for r in rounds}
+    assert len(judges) == 1
+    assert len(judges.pop()) == 4
+
+
+def scaffold():
+    """SCAFFOLD, option II (Karimireddy et al., ICML 2020): client memory, broadcast and extra, all at once."""
+
+    def finish(delta_KD, num_steps_K, learning_rate, *, own, server):
+        new_KD = own - server - delta_KD / (num_steps_K[:, None] * learning_rate).astype(np.float32)
+        return {"own": new_KD}, {"change": new_KD - own}
+
+    def update(update_D, memory, context):
+        share = np.float32(context.cohort_size / context.num_clients)
+        return update_D, {"server": memory["server"] + share * context.extra["change"]}
+
+    rule = LocalRule(
+        correct=lambda grad, w, w_global, *, own, server: grad - own + server,
+        memory=("own",),
+        receives=("server",),
+        finish=finish,
+    )
+    control = Transform(
+        init=lambda layout: {"server": np.zeros(layout.num_parameters, np.float32)},
+        update=update,
+        broadcast=lambda memory: {"server": memory["server"]},
+    )
+    return Strategy(select=uniform(4), local=rule, aggregate=mean(weighting="equal"), server=control)
+
+
+def test_a_strategy_with_client_memory_broadcast_and_extra_meets_the_contract():
+    check_strategy(scaffold())
+
+
+def test_control_variates_remove_client_drift():
+    """Many local steps on clients that disagree: FedAvg stops short of the pooled optimum, SCAFFOLD does not."""
+    data = linear_problem(num_clients=4)
+    x = [data.train(k).x for k in range(4)]
+    design = [np.c_[np.ones(len(one)), one] for one in x]
+    gram = sum(one.T @ one / len(one) for one in design)
+    optimum = np.linalg.solve(gram, sum(one.T @ data.train(k).y / len(one) for k, one in enumerate(design)))
+    local = LocalSettings(steps=20, batch_size=100, learning_rate=0.1)
+
+    def distance(strategy):
+        engine = serial(data, TRAINER)
+        state = start(strategy, TRAINER.init(1), engine, seed=1)
+        for done in federate(strategy, engine, state, schedule=Schedule(rounds=150), local=local):
+            state = done.state
+        return np.linalg.norm(state.params_D - optimum)
+
+    assert distance(everyone_equal()) > 1e-2
+    assert distance(scaffold()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("rounds", 0), ("evaluate_every", 0), ("evaluate_clients", 0), ("max_failures", 1.0), ("max_failures", -0.1)],
+)
+def test_a_schedule_out_of_range_is_refused_by_name(setting, value):
+    with pytest.raises(SettingError, match=f"{setting} is {value}"):
+        Schedule(**{"rounds": 1, setting: value})

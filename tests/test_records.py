@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from fedlearn import Evaluation, LocalSettings, SettingError
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("epochs", 0), ("epochs", 1.5), ("epochs", "two"), ("steps", 0), ("batch_size", 0), ("batch_size", True),
+        ("optimizer", "adam"), ("learning_rate", -1), ("learning_rate", float("nan")), ("learning_rate", "fast"),
+        ("momentum", 1.0), ("weight_decay", -0.1), ("learning_rate", float("inf")),
+    ],
+)  # fmt: skip
+def test_local_settings_out_of_range_are_refused_by_name(setting, value):
+    with pytest.raises(SettingError) as caught:
+        LocalSettings(**{setting: value})
+    assert caught.value.setting == setting
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"{setting} is {value}"
+    assert lines[1].split()[0] == "expected"
+    assert lines[2].split()[0] == "try"
+
+
+def evaluation(values):
+    values_K = np.array(values, float)
+    return Evaluation(
+        pooled={}, clients=tuple(range(len(values))), num_examples_K=np.ones(len(values)), per_client={"m": values_K}
+    )
+
+
+def test_clients_where_a_metric_is_undefined_are_left_out_of_the_summary():
+    one = evaluation([0.5, np.nan, 1.0])
+    assert one.mean("m") == 0.75
+    assert one.std("m") == 0.25
+    assert np.isnan(evaluation([np.nan]).mean("m"))
+    assert np.isnan(evaluation([np.nan]).worst("m", higher_is_better=True))
+
+
+def test_the_worst_tenth_is_the_low_end_of_a_score_and_the_high_end_of_an_error():
+    one = evaluation(np.arange(20) / 20)
+    assert one.worst("m", higher_is_better=True) == pytest.approx(0.025)
+    assert one.worst("m", higher_is_better=False) == pytest.approx(0.925)
+    assert evaluation([0.3, 0.9]).worst("m", higher_is_better=True) == 0.3
