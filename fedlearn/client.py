@@ -67,7 +67,8 @@ def _why_not_finite(examples: Examples) -> str:
         bad_N = np.any(~np.isfinite(numbers_NF), axis=1)
         if bad_N.any():
             first = int(np.argmax(bad_N))
-            return f"the update is not finite: {bad_N.sum()} of {len(bad_N)} examples hold NaN or infinity in {name}, first {first}"
+            count = f"{bad_N.sum()} of {len(bad_N)}"
+            return f"the update is not finite: {count} examples hold NaN or infinity in {name}, first {first}"
     return "the update is not finite though the data are: training diverged; try a smaller local.learning_rate"
 
 

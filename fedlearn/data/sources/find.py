@@ -1,0 +1,119 @@
+"""The search for a data set: nearest place first, and never without saying why a place failed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedlearn.data.sources import fetch as fetching
+from fedlearn.data.sources.origins import DataSet, Found, Origin, Wheel, cache_folder, fault
+from fedlearn.errors import DataError
+
+LOCK_S = 600.0  # wait so long for another process that is downloading the same data
+
+
+def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url: str | None = None) -> Found:
+    """The files of a data set, verified.
+
+    Tried in order: ``path`` (and nothing else where one is given), the cache, ``FEDLEARN_DATA`` (the folder itself or
+    its subfolder of the data set's name), an installed package, the pinned wheel, the official source.
+
+    Args:
+        data: what to look for.
+        path: a folder with the files of one origin, or one of those files.
+        base_url: instead of the official one, e.g. a mirror.
+
+    Raises:
+        DataError: names each place tried and why it failed.
+
+    *Guarantees*: a file is used only if its checksum is right; processes that ask at once download once.
+    """
+    tried: list[str] = []
+    if path is not None:
+        given = Path(path).expanduser()
+        found = _in_folder(data, given.parent if given.is_file() else given, "path", tried)
+        return found or _give_up(data, tried, "path=<a folder with the files named above>, or leave path out")
+    cache = cache_folder() / data.name
+    found = _in_folder(data, cache, "cache", tried) or _in_data_folder(data, tried) or _installed(data, tried)
+    return found or _fetched(data, cache, base_url, tried) or _give_up(data, tried, _advice(data))
+
+
+def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> Found | None:
+    if not folder.is_dir():
+        tried.append(f"{place} {folder}: no such folder")
+        return None
+    for origin in data.origins:
+        files = {name: folder / name for name in origin.files}
+        if not (why := _first_fault(files, origin)):
+            return Found(origin=origin, files=files, place=f"{place} {folder}")
+        tried.append(f"{place} {folder}: {why}")
+    return None
+
+
+def _first_fault(files: Mapping[str, Path], origin: Origin) -> str | None:
+    return next((why for name, file in files.items() if (why := fault(file, origin.files[name]))), None)
+
+
+def _in_data_folder(data: DataSet, tried: list[str]) -> Found | None:
+    chosen = os.environ.get("FEDLEARN_DATA")
+    if not chosen:
+        tried.append("FEDLEARN_DATA: not set")
+        return None
+    folder = Path(chosen).expanduser()
+    below = folder / data.name
+    return _in_folder(data, below if below.is_dir() else folder, "FEDLEARN_DATA", tried)
+
+
+def _installed(data: DataSet, tried: list[str]) -> Found | None:
+    for wheel in (origin for origin in data.origins if isinstance(origin, Wheel)):
+        try:
+            package = importlib.metadata.distribution(wheel.name)
+        except importlib.metadata.PackageNotFoundError:
+            tried.append(f"installed package {wheel.name}: not installed")
+            continue
+        files = {Path(member).name: Path(str(package.locate_file(member))) for member in wheel.members}
+        if not (why := _first_fault(files, wheel)):
+            return Found(origin=wheel, files=files, place=f"installed package {wheel.name}")
+        tried.append(f"installed package {wheel.name}: {why}")
+    return None
+
+
+def _fetched(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> Found | None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / ".lock", timeout=LOCK_S):
+            # another process may have brought them while this one waited
+            return _in_folder(data, cache, "cache", []) or _fetch_first(data, cache, base_url, tried)
+    except Timeout:
+        tried.append(f"cache {cache}: another process has held its lock for {LOCK_S:g} s")
+    except OSError as error:
+        tried.append(f"cache {cache}: cannot be written ({error.strerror})")
+    return None
+
+
+def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> Found | None:
+    for origin in data.origins:
+        kind = "wheel" if isinstance(origin, Wheel) else "download"
+        where = origin if isinstance(origin, Wheel) else base_url or origin
+        try:
+            fetching.fetch(origin, cache, base_url=base_url)
+        except fetching.FetchError as error:
+            tried.append(f"{kind} {where}: {error}")
+            continue
+        files = {name: cache / name for name in origin.files}
+        return Found(origin=origin, files=files, place=f"{kind} {where}")
+    return None
+
+
+def _advice(data: DataSet) -> str:
+    wanted = " or ".join(", ".join(origin.files) for origin in data.origins)
+    return f"put {wanted} into a folder and set path=<that folder>"
+
+
+def _give_up(data: DataSet, tried: list[str], fix: str) -> Found:
+    lines = [f"{data.name} cannot be found", *(f"  tried     {reason}" for reason in tried), f"  try       {fix}"]
+    raise DataError("\n".join(lines))

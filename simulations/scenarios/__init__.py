@@ -1,0 +1,1 @@
+"""Reproducible problems: one builder a file, returning a `fedlearn.scenario.Scenario`."""

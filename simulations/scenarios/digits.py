@@ -1,0 +1,60 @@
+"""Handwritten digits, small enough to try anything on.
+
+Shapes: N images of 8 x 8 x 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.scenario import Scenario
+from simulations.models import trainer
+
+
+def digits(
+    *,
+    framework: str = "torch",
+    model: Any = "mlp",
+    partition: str = "dirichlet",
+    num_clients: int = 20,
+    alpha: float = 0.5,
+    classes_per_client: int = 2,
+    test_share: float = 0.25,
+    seed: int = 1,
+    device: str = "cpu",
+) -> Scenario:
+    """Which of ten digits is it? 1,797 images of 8 x 8 pixels, scaled to [0, 1]; ships with scikit-learn.
+
+    Args:
+        framework: ``torch`` or ``jax``.
+        model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module of your own with ten outputs.
+        partition: ``iid``, ``dirichlet`` or ``pathological``.
+        num_clients: >= 1.
+        alpha: of ``dirichlet``, > 0.
+        classes_per_client: of ``pathological``, in 1..10.
+        test_share: held out at each client, in [0, 1).
+        seed: of partition and split.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+
+    Reference: Alpaydin, Kaynak, *Optical Recognition of Handwritten Digits*, UCI Machine Learning Repository, 1998,
+    doi:10.24432/C50P49.
+    """
+    bunch = load_digits()
+    images_N, digit_N = (bunch.images / 16)[..., None].astype(np.float32), bunch.target.astype(np.int64)
+    how = Partition(
+        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
+    )
+    rows = partition_rows(how, digit_N)
+    data = from_arrays(images_N, digit_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
+    data = replace(data, source="UCI handwritten digits, from scikit-learn")
+    fitted, line = trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)
+    return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=str(how))

@@ -1,0 +1,97 @@
+"""Heart disease at four hospitals.
+
+Shapes: N patients, 13 features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.scenario import Scenario
+from simulations.models import trainer
+from simulations.scenarios.uci_heart import COLUMNS, HOSPITALS, heart_disease
+
+# (centre, spread) of each feature: round clinical reference values or the middle of a code's range, chosen without
+# looking at any hospital's data, so that scaling tells nothing about a patient and is the same at every node
+SCALES = {
+    "age": (55, 10),  # years
+    "sex": (0.5, 0.5),  # female 0, male 1
+    "cp": (2.5, 1.5),  # kind of chest pain, 1 to 4
+    "trestbps": (130, 20),  # resting systolic pressure, mmHg; 130 is where hypertension begins (ACC/AHA 2017)
+    "chol": (200, 50),  # serum cholesterol, mg/dl; below 200 is desirable (NCEP ATP III)
+    "fbs": (0.5, 0.5),  # fasting blood sugar above 120 mg/dl
+    "restecg": (1, 1),  # resting electrocardiogram, 0 to 2
+    "thalach": (150, 25),  # highest heart rate in the test; 220 - age is expected
+    "exang": (0.5, 0.5),  # angina brought on by exercise
+    "oldpeak": (1, 1),  # ST depression, mm; 1 mm counts as a positive test
+    "slope": (2, 1),  # of the ST segment, 1 to 3
+    "ca": (1, 1),  # vessels coloured by fluoroscopy, 0 to 3
+    "thal": (5, 2),  # thallium test: 3 normal, 6 fixed, 7 reversible defect
+}
+ZERO_IS_MISSING = ("trestbps", "chol")  # nobody has none; Switzerland wrote 0 for each cholesterol it did not measure
+
+
+def heart(
+    *,
+    framework: str = "torch",
+    model: Any = "mlp",
+    partition: str = "natural",
+    num_clients: int = 4,
+    alpha: float = 0.5,
+    classes_per_client: int = 1,
+    test_share: float = 0.25,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """Does a patient have heart disease? 920 patients, 13 features, four hospitals.
+
+    Missing values sit at the centre of their feature, which is zero after scaling. Clients are Cleveland 0,
+    Hungarian 1, Switzerland 2 and VA Long Beach 3 where the partition is natural.
+
+    Args:
+        framework: ``torch`` or ``jax``.
+        model: ``mlp`` (13-32-1), ``linear``, or a module of your own with one output.
+        partition: ``natural`` (hospitals), ``iid``, ``dirichlet`` or ``pathological``.
+        num_clients: 4 for ``natural``.
+        alpha: of ``dirichlet``, > 0.
+        classes_per_client: of ``pathological``, 1 or 2.
+        test_share: held out at each client, in [0, 1).
+        seed: of partition and split.
+        path: a folder with the files; None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the data cannot be had.
+
+    Reference: Detrano et al., *International application of a new probability algorithm for the diagnosis of coronary
+    artery disease*, American Journal of Cardiology 64, 1989.
+    """
+    table_N, hospital_N, place = heart_disease(path=path)
+    features_N, disease_N = scaled(table_N), (table_N[:, -1] > 0).astype(np.int64)
+    how = Partition(
+        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
+    )
+    rows = partition_rows(how, disease_N, hospital_N)
+    data = from_arrays(features_N, disease_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    names = dict(enumerate(HOSPITALS)) if partition == "natural" else {}
+    data = replace(data, names=names, source=f"UCI heart disease, from {place}")
+    fitted, line = trainer(model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device)
+    return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how))
+
+
+def scaled(table_N: np.ndarray) -> np.ndarray:
+    """The features ``(N, 13)`` float32: less their centre, over their spread, zero where missing."""
+    columns = []
+    for feature, (centre, spread) in SCALES.items():
+        column_N = table_N[:, COLUMNS.index(feature)]
+        missing_N = np.isnan(column_N) | (column_N == 0 if feature in ZERO_IS_MISSING else False)
+        columns.append(np.where(missing_N, 0, (column_N - centre) / spread))
+    return np.stack(columns, axis=1).astype(np.float32)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlearn.data.arrays import from_arrays, held_out
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.errors import DataError, MissingExtra, SettingError
+
+LABELS = np.arange(400) % 10
+needs_flwr_datasets = pytest.mark.skipif(
+    importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed"
+)
+KINDS = ["iid", *(pytest.param(kind, marks=needs_flwr_datasets) for kind in ("dirichlet", "pathological"))]
+
+
+def rows_of(kind: str, *, seed: int = 1, num_clients: int = 10, labels: np.ndarray = LABELS, **settings: float):
+    return partition_rows(Partition(kind=kind, num_clients=num_clients, seed=seed, **settings), labels)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_goes_to_exactly_one_client(kind):
+    rows = rows_of(kind)
+    assert len(rows) == 10
+    assert sorted(np.concatenate(rows).tolist()) == list(range(400))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_partition_depends_on_its_seed_and_nothing_else(kind):
+    first, again, other = rows_of(kind), rows_of(kind), rows_of(kind, seed=2)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_iid_clients_are_equally_large():
+    assert {len(rows) for rows in rows_of("iid", num_clients=7)} == {57, 58}
+
+
+@needs_flwr_datasets
+def test_smaller_alpha_is_more_skewed():
+    def skew(alpha: float) -> float:
+        return np.mean(
+            [np.bincount(LABELS[rows], minlength=10).max() / len(rows) for rows in rows_of("dirichlet", alpha=alpha)]
+        )
+
+    assert skew(0.1) > skew(1.0) > skew(100.0)
+
+
+@needs_flwr_datasets
+def test_pathological_clients_have_exactly_their_number_of_classes():
+    for rows in rows_of("pathological", classes_per_client=3):
+        assert len(np.unique(LABELS[rows])) == 3
+
+
+@needs_flwr_datasets
+def test_classes_at_no_client_are_warned_of():
+    with pytest.warns(UserWarning, match="leaves classes"):
+        rows = rows_of("pathological", num_clients=2, classes_per_client=1)
+    assert sum(map(len, rows)) == 80
+
+
+def test_natural_follows_the_data():
+    rows = partition_rows(Partition(kind="natural", num_clients=2), LABELS, natural_N=LABELS % 2)
+    assert all((LABELS[rows_k] % 2 == k).all() for k, rows_k in enumerate(rows))
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"kind": "diriclet"}, "partition"),
+        ({"kind": "natural"}, "partition"),
+        ({"kind": "dirichlet", "alpha": 0}, "alpha"),
+        ({"kind": "dirichlet", "alpha": -1}, "alpha"),
+        ({"kind": "iid", "num_clients": 0}, "num_clients"),
+        ({"kind": "iid", "num_clients": 401}, "num_clients"),
+        ({"kind": "pathological", "classes_per_client": 0}, "classes_per_client"),
+        ({"kind": "pathological", "classes_per_client": 11}, "classes_per_client"),
+        pytest.param({"kind": "dirichlet", "alpha": 0.001, "num_clients": 100}, "alpha", marks=needs_flwr_datasets),
+    ],
+)
+def test_an_impossible_setting_is_named(settings, setting):
+    with pytest.raises(SettingError) as caught:
+        rows_of(settings.pop("kind"), **settings)
+    assert caught.value.setting == setting
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "pathological"])
+def test_real_targets_have_no_classes_to_divide(kind):
+    with pytest.raises(SettingError, match="not classes"):
+        rows_of(kind, labels=np.linspace(0, 1, 50))
+
+
+def test_a_near_miss_is_guessed():
+    with pytest.raises(SettingError, match="partition=dirichlet"):
+        Partition(kind="diriclet", num_clients=2)
+
+
+def test_natural_with_another_number_of_clients_says_how_many_there_are():
+    with pytest.raises(SettingError, match="num_clients=2"):
+        partition_rows(Partition(kind="natural", num_clients=3), LABELS, natural_N=LABELS % 2)
+
+
+def test_without_flwr_datasets_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    with pytest.raises(MissingExtra, match=r"partition=dirichlet.*\n.*fedlearn\[data\]"):
+        rows_of("dirichlet")
+
+
+def test_iid_does_not_wait_for_flwr_datasets():
+    code = (
+        "import sys, numpy as np\n"
+        "from fedlearn.data.partition import *\n"
+        "partition_rows(Partition(kind='iid', num_clients=2), np.arange(4))\n"
+        "assert not {'flwr_datasets', 'datasets', 'torch', 'jax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2])
+
+
+def federated(assignment, *, y=LABELS, task="multiclass", **settings):
+    return from_arrays(np.arange(len(y))[:, None], y, assignment=assignment, task=task, **settings)
+
+
+def test_train_and_test_divide_each_clients_rows():
+    data = federated(np.arange(400) % 4, test_share=0.25)
+    for client in data.clients:
+        both = np.concatenate([data.train(client).x, data.test(client).x]).ravel()
+        assert sorted(both.tolist()) == list(range(client, 400, 4))
+        assert len(data.test(client)) == 25
+
+
+def test_targets_travel_with_their_rows():
+    data = federated(np.arange(400) % 4)
+    for part in (data.train(2), data.test(2)):
+        assert np.array_equal(part.x.ravel().astype(int) % 10, part.y)
+        assert part.x.dtype == np.float32
+        assert part.y.dtype == np.int64
+
+
+def test_held_out_classes_keep_their_share_within_one_example():
+    y = np.repeat([0, 1, 2], [50, 30, 20])
+    for seed in range(20):
+        mask = held_out(y, 0.3, np.random.default_rng(seed))
+        assert mask.sum() == 30
+        assert np.abs(np.bincount(y[mask], minlength=3) - [15, 9, 6]).max() <= 1
+
+
+@pytest.mark.parametrize(("num_examples", "num_test"), [(0, 0), (1, 0), (2, 1), (3, 2)])
+def test_a_client_always_keeps_an_example_to_train_on(num_examples, num_test):
+    for seed in range(20):
+        assert held_out(np.zeros(num_examples), 0.9, np.random.default_rng(seed)).sum() == num_test
+
+
+def test_an_empty_client_stays_a_client():
+    data = federated(np.where(np.arange(400) < 200, 0, 2))
+    assert list(data.clients) == [0, 1, 2]
+    assert len(data.train(1)) == len(data.test(1)) == 0
+    assert data.train(1).x.shape == (0, 1)
+
+
+def test_a_clients_split_does_not_depend_on_the_others():
+    alone = federated([np.arange(40)])
+    among = federated([np.arange(40), np.arange(40, 400)])
+    assert np.array_equal(alone.test(0).x, among.test(0).x)
+
+
+def test_nothing_is_held_out_on_request():
+    assert len(federated(np.zeros(400, int), test_share=0).test(0)) == 0
+
+
+def test_a_regression_keeps_real_targets():
+    data = federated(np.zeros(5, int), y=np.linspace(0, 1, 5), task="regression")
+    assert data.train(0).y.dtype == np.float32
+    assert data.num_classes == 1
+
+
+@pytest.mark.parametrize(
+    ("y", "task"), [([0, 2], "binary"), ([0.5, 1], "multiclass"), ([-1, 0], "multiclass"), ([[0], [1]], "binary")]
+)
+def test_targets_that_do_not_fit_the_task_are_refused(y, task):
+    with pytest.raises(DataError):
+        federated(np.zeros(2, int), y=np.array(y), task=task)
+
+
+@pytest.mark.parametrize("assignment", [np.zeros(3, int), np.zeros(400), [np.array([400])], [np.array([-1])], []])
+def test_an_assignment_that_does_not_fit_is_refused(assignment):
+    with pytest.raises(DataError, match="assignment"):
+        federated(assignment)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, float("nan"), "a"])
+def test_a_test_share_out_of_range_is_named(share):
+    with pytest.raises(SettingError, match="test_share"):
+        federated(np.zeros(400, int), test_share=share)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlearn.errors import DataError, SettingError
+from simulations.scenarios.diabetes import diabetes
+from simulations.scenarios.digits import digits
+from simulations.scenarios.flamby_heart import flamby_heart
+from simulations.scenarios.heart import SCALES, heart, scaled
+from simulations.scenarios.uci_heart import COLUMNS, heart_disease
+
+pytest.importorskip("torch")
+FEATURES = list(SCALES)
+
+
+@pytest.fixture(scope="session")
+def wheel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the heart disease wheel's file, or a skip where there is neither a cache nor an index."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDLEARN_CACHE", str(folder))
+        patch.delenv("FEDLEARN_DATA", raising=False)
+        try:
+            heart_disease()
+        except DataError as error:
+            pytest.skip(f"the heart disease data cannot be had here: {error}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def only_the_shared_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No data folder of the machine's; the wheel's file for tests that ask for it."""
+    monkeypatch.delenv("FEDLEARN_DATA", raising=False)
+    if "wheel_cache" in request.fixturenames:
+        monkeypatch.setenv("FEDLEARN_CACHE", str(request.getfixturevalue("wheel_cache")))
+
+
+@pytest.fixture(scope="session")
+def uci_folder() -> Path:
+    """UCI's own files, where this machine has them."""
+    shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    folder = shelf / "heart-disease-uci"
+    if not folder.is_dir():
+        pytest.skip("UCI's own heart disease files are not here (set FEDLEARN_DATA)")
+    return folder
+
+
+def sizes(data):
+    return [(len(data.train(client)), len(data.test(client))) for client in data.clients]
+
+
+def test_hospitals_have_the_patients_that_uci_counts(wheel_cache):
+    _, hospital, _ = heart_disease()
+    assert np.bincount(hospital).tolist() == [303, 294, 123, 200]
+
+
+def test_the_wheel_and_uci_hold_equal_records_in_equal_order(wheel_cache, uci_folder):
+    table, hospital, place = heart_disease()
+    uci_table, uci_hospital, uci_place = heart_disease(path=uci_folder)
+    assert place.startswith("cache")
+    assert uci_place.startswith("path")
+    np.testing.assert_array_equal(table, uci_table)
+    np.testing.assert_array_equal(hospital, uci_hospital)
+
+
+def test_the_data_folder_is_used_where_it_is_named(uci_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path))
+    monkeypatch.setenv("FEDLEARN_DATA", str(uci_folder.parent))
+    assert "FEDLEARN_DATA" in heart().data.source
+
+
+def test_a_changed_record_is_refused(uci_folder, tmp_path):
+    for file in uci_folder.glob("*.data"):
+        shutil.copyfile(file, tmp_path / file.name)
+    changed = tmp_path / "processed.va.data"
+    changed.write_text(changed.read_text().replace("63", "64", 1))
+    with pytest.raises(DataError, match=r"processed\.va\.data has md5"):
+        heart(path=tmp_path)
+
+
+def test_heart_is_the_problem_of_the_header(wheel_cache):
+    scenario = heart()
+    assert scenario.model == "mlp 13-32-1"
+    assert scenario.trainer.layout.num_parameters == 481
+    assert sizes(scenario.data) == [(227, 76), (220, 74), (92, 31), (150, 50)]
+    assert [scenario.data.name(client) for client in scenario.data.clients][::3] == ["Cleveland", "VA Long Beach"]
+
+
+def test_missing_values_sit_at_the_centre(wheel_cache):
+    table, _, _ = heart_disease()
+    features = scaled(table)
+    assert np.isfinite(features).all()
+    assert (features[np.isnan(table[:, :13])] == 0).all()
+
+
+def test_a_cholesterol_of_zero_is_a_missing_one(wheel_cache):
+    table, hospital, _ = heart_disease()
+    chol = scaled(table)[:, FEATURES.index("chol")]
+    assert (table[hospital == 2, COLUMNS.index("chol")] == 0).all()
+    assert (chol[hospital == 2] == 0).all()
+    assert chol.min() > -3
+
+
+def test_scaling_keeps_features_within_a_few_units(wheel_cache):
+    table, _, _ = heart_disease()
+    assert np.abs(scaled(table)).max() < 10
+
+
+def test_a_partition_other_than_natural_has_no_hospital_names(wheel_cache):
+    data = heart(partition="iid", num_clients=7).data
+    assert data.name(0) == "0"
+    assert sum(train + test for train, test in sizes(data)) == 920
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"num_clients": 5}, "num_clients"),
+        ({"model": "mlpp"}, "model"),
+        ({"model": "cnn"}, "model"),
+        ({"framework": "tensorflow"}, "framework"),
+        ({"test_share": 1.0}, "test_share"),
+    ],
+)
+def test_a_heart_setting_out_of_range_is_named(wheel_cache, settings, setting):
+    with pytest.raises(SettingError) as caught:
+        heart(**settings)
+    assert caught.value.setting == setting
+
+
+@pytest.mark.parametrize("scenario", [digits, diabetes])
+def test_data_without_a_natural_division_say_so(scenario):
+    with pytest.raises(SettingError, match="do not say who they came from"):
+        scenario(partition="natural")
+
+
+def test_diabetes_has_no_classes_to_divide_by():
+    with pytest.raises(SettingError, match="not classes"):
+        diabetes(partition="dirichlet")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed")
+def test_digits_lie_at_twenty_uneven_clients():
+    scenario = digits()
+    assert scenario.partition == "dirichlet(0.5)"
+    assert len(scenario.data.clients) == 20
+    assert sum(train + test for train, test in sizes(scenario.data)) == 1797
+
+
+def test_digits_are_images_between_zero_and_one():
+    x = digits(partition="iid", model="cnn").data.train(0).x
+    assert x.shape[1:] == (8, 8, 1)
+    assert (x.min(), x.max()) == (0, 1)
+
+
+def test_diabetes_targets_are_public_units_of_the_score():
+    data = diabetes().data
+    y = np.concatenate([data.train(client).y for client in data.clients])
+    assert -1.3 < y.min() < y.max() < 2
+    assert sum(train + test for train, test in sizes(data)) == 442
+
+
+def test_a_scenario_is_the_same_each_time(wheel_cache):
+    first, again, other = heart(), heart(), heart(seed=2)
+    assert np.array_equal(first.data.train(1).x, again.data.train(1).x)
+    assert not np.array_equal(first.data.train(1).x, other.data.train(1).x)
+
+
+def test_a_module_of_ones_own_is_taken_as_it_is(wheel_cache):
+    from torch import nn
+
+    scenario = heart(model=nn.Sequential(nn.Linear(13, 1)))
+    assert scenario.model == "Sequential"
+    assert scenario.trainer.layout.num_parameters == 14
+
+
+def test_flamby_heart_is_the_benchmarks_740_patients(wheel_cache):
+    data = flamby_heart().data
+    assert sizes(data) == [(199, 104), (172, 89), (30, 16), (85, 45)]
+    assert len(data.pooled_test()) == 254
+
+
+def test_flamby_heart_scales_each_hospital_by_its_own_training_part(wheel_cache):
+    data = flamby_heart().data
+    for client in data.clients:
+        x = data.train(client).x
+        np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-5)
+        varies = x.std(axis=0) > 0
+        np.testing.assert_allclose(x.std(axis=0, ddof=1)[varies], 1, atol=1e-4)
+    assert not data.train(2).x[:, 3].any()  # every cholesterol of Switzerland is 0
+
+
+def test_flamby_heart_scales_the_pooled_test_by_all_training_parts(wheel_cache):
+    data = flamby_heart().data
+    pooled = data.pooled_test()
+    own = np.concatenate([data.test(client).x for client in data.clients])
+    assert np.array_equal(pooled.y, np.concatenate([data.test(client).y for client in data.clients]))
+    assert not np.allclose(pooled.x, own)
+    assert pooled.y.sum() == 131
+    np.testing.assert_allclose(pooled.x.mean(axis=0)[:3], [0.0438, 0.0520, -0.0601], atol=1e-4)

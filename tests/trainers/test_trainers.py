@@ -1,0 +1,283 @@
+"""Torch and JAX mean the same thing; one client means the same alone and in a block."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedlearn import (
+    Examples,
+    FederatedData,
+    FedlearnError,
+    LocalSettings,
+    Order,
+    Schedule,
+    Work,
+    federate,
+    plain,
+    start,
+)
+from fedlearn.engines.serial import serial
+from fedlearn.engines.vector import vector
+from fedlearn.layout import Layout
+from fedlearn.testing import check_trainer, check_twins
+from fedlearn.trainers.base import batch_plan
+from simulations import models
+
+torch = pytest.importorskip("torch")
+jax = pytest.importorskip("jax")
+nn = torch.nn
+SIZES = [1, 5, 33, 64, 100, 7, 50, 20]
+
+
+@pytest.fixture(scope="module")
+def clients(digits):
+    x, y = digits
+    ends = np.cumsum(SIZES)
+    return [Examples(x[end - n : end], y[end - n : end]) for n, end in zip(SIZES, ends, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def data(clients):
+    ids = range(len(clients))
+    return FederatedData(
+        task="multiclass", num_classes=10, clients=ids, train=clients.__getitem__, test=clients.__getitem__
+    )
+
+
+def trainer(data, framework, model):
+    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
+def test_torch_keeps_the_trainer_contract_bit_for_bit(data, clients, model):
+    check_trainer(trainer(data, "torch", model), clients, tolerance=0)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
+def test_jax_keeps_the_trainer_contract(data, clients, model):
+    check_trainer(trainer(data, "jax", model), clients, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
+def test_the_models_are_twins(data, clients, model):
+    check_twins(trainer(data, "torch", model), trainer(data, "jax", model), clients)
+
+
+def run(data, made, engine, strategy, *, rounds=20, **local):
+    ready = engine(data, made)
+    state = start(strategy, made.init(1), ready, seed=1)
+    plan = Schedule(rounds=rounds, max_failures=0.0)
+    for done in federate(strategy, ready, state, schedule=plan, local=LocalSettings(batch_size=16, **local)):
+        state = done.state
+    return np.asarray(state.params_D)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm"])
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_after_20_rounds_frameworks_and_engines_agree(data, name, model):
+    import strategies
+
+    strategy = getattr(strategies, name)(clients_per_round=4)
+    ends = {
+        (framework, engine.__name__): run(data, trainer(data, framework, model), engine, strategy)
+        for framework in ("torch", "jax")
+        for engine in (serial, vector)
+    }
+    first = ends["torch", "serial"]
+    assert np.array_equal(first, ends["torch", "vector"])
+    assert np.abs(ends["jax", "serial"] - ends["jax", "vector"]).max() <= 1e-5
+    assert np.abs(first - ends["jax", "vector"]).max() <= 1e-4
+    assert np.abs(first - trainer(data, "torch", model).init(1)).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "local",
+    [
+        {"momentum": 0.9, "learning_rate": 0.05},
+        {"weight_decay": 0.01},
+        {"steps": 3},
+        {"epochs": 3},
+        {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1},
+    ],
+    ids=str,
+)
+def test_local_optimisers_mean_the_same_in_both_frameworks(data, clients, local):
+    settings = LocalSettings(**{"batch_size": 16, **local})
+    work = [Work(client=k, examples=examples) for k, examples in enumerate(clients)]
+    ends = []
+    for framework in ("torch", "jax"):
+        made = trainer(data, framework, "mlp")
+        order = Order(round=1, seed=1, params_D=made.init(1), local=settings)
+        ends.append(np.asarray(made.fit(order, plain, work).delta_KD))
+    assert np.abs(ends[0] - ends[1]).max() <= 1e-5
+
+
+def test_fedprox_without_weight_is_fedavg_and_with_a_large_one_clients_stay_put(data):
+    import strategies
+
+    for framework in ("torch", "jax"):
+        made = trainer(data, framework, "mlp")
+        ends = [
+            run(data, made, vector, strategy, rounds=3, learning_rate=0.001, epochs=5)
+            for strategy in (strategies.fedavg(), strategies.fedprox(mu=0.0), strategies.fedprox(mu=900.0))
+        ]
+        assert np.array_equal(ends[0], ends[1])
+        moved = [np.linalg.norm(end - made.init(1)) for end in ends]
+        assert moved[2] < 0.3 * moved[0]
+
+
+def test_sizes_from_1_to_200_give_the_same_in_one_block_as_alone(digits, data):
+    x, y = digits
+    work = [Work(client=n, examples=Examples(x[:n], y[:n])) for n in (*range(1, 12), 31, 32, 33, 64, 65, 127, 200)]
+    for framework, tolerance in (("torch", 0), ("jax", 1e-6)):
+        made = trainer(data, framework, "mlp")
+        order = Order(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16))
+        together = np.asarray(made.fit(order, plain, work).delta_KD)
+        alone = np.stack([np.asarray(made.fit(order, plain, [one]).delta_KD)[0] for one in work])
+        assert np.abs(together - alone).max() <= tolerance
+
+
+class TorchDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out, self.drop = nn.Linear(64, 10), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.out(self.drop(x.flatten(1)))
+
+
+def with_dropout(framework):
+    if framework == "torch":
+        from fedlearn.trainers.torch import TorchTrainer
+
+        return TorchTrainer(TorchDropout(), task="multiclass")
+    from flax import linen
+
+    from fedlearn.trainers.jax import JaxTrainer
+
+    class Dropout(linen.Module):
+        @linen.compact
+        def __call__(self, x, *, train=False):
+            x = linen.Dropout(0.5, deterministic=not train)(x.reshape(len(x), -1))
+            return linen.Dense(10, name="out")(x)
+
+    return JaxTrainer(Dropout(), task="multiclass", input_shape=(8, 8, 1))
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_dropout_draws_per_client_and_round_whatever_the_block(clients, framework):
+    made = with_dropout(framework)
+    check_trainer(made, clients[2:5], tolerance=1e-6)
+    twice = [Work(client=client, examples=clients[4]) for client in (1, 2)]
+    local = LocalSettings(steps=1, batch_size=100)  # one full batch: only dropout tells the clients apart
+    order = Order(round=1, seed=1, params_D=made.init(1), local=local)
+    one, other = np.asarray(made.fit(order, plain, twice).delta_KD)
+    assert not np.array_equal(one, other)
+
+
+def test_torchs_global_generator_is_left_as_it_was(clients):
+    made = with_dropout("torch")
+    order = Order(round=1, seed=1, params_D=made.init(1))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    made.fit(order, plain, [Work(client=0, examples=clients[2])])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_models_with_batch_norm_are_refused_in_both_frameworks():
+    from flax import linen
+
+    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.torch import TorchTrainer
+
+    class Normed(linen.Module):
+        @linen.compact
+        def __call__(self, x, *, train=False):
+            return linen.Dense(1)(linen.BatchNorm(use_running_average=not train)(x))
+
+    with pytest.raises(FedlearnError, match=r"buffers(.|\n)*GroupNorm"):
+        TorchTrainer(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)), task="binary")
+    with pytest.raises(FedlearnError, match=r"batch_stats(.|\n)*GroupNorm"):
+        JaxTrainer(Normed(), task="binary", input_shape=(4,))
+
+
+def test_frozen_torch_parameters_do_not_travel_and_do_not_move(clients):
+    from fedlearn.trainers.torch import TorchTrainer
+
+    body, head = nn.Linear(64, 16), nn.Linear(16, 10)
+    for parameter in body.parameters():
+        parameter.requires_grad = False
+    before = body.weight.detach().clone()
+    made = TorchTrainer(nn.Sequential(nn.Flatten(), body, nn.ELU(), head), task="multiclass")
+    assert made.layout == Layout.of([("3.bias", (10,)), ("3.weight", (10, 16))])
+    check_trainer(made, clients[2:5], tolerance=0)
+    assert torch.equal(body.weight, before)
+
+
+def test_a_modules_own_parameters_can_be_the_initial_ones():
+    from fedlearn.trainers.torch import TorchTrainer
+
+    module = nn.Linear(3, 1)
+    own = torch.cat([module.bias.detach(), module.weight.detach().flatten()]).numpy().copy()
+    made = TorchTrainer(module, task="regression", initial="as_given")
+    made.predict(np.zeros(4, np.float32), np.ones((2, 3), np.float32))
+    assert np.array_equal(made.init(1), own)
+
+
+def test_a_batch_plan_visits_every_example_once_a_pass_and_stops_after_its_steps():
+    rng = np.random.default_rng(0)
+    plan = batch_plan(10, LocalSettings(batch_size=4, epochs=2), rng)
+    assert plan.shape == (6, 4)
+    for one_pass in (plan[:3], plan[3:]):
+        assert sorted(one_pass[one_pass >= 0].tolist()) == list(range(10))
+    assert batch_plan(10, LocalSettings(batch_size=4, steps=100), rng).shape == (100, 4)
+    assert batch_plan(1, LocalSettings(batch_size=4, steps=5), rng).tolist() == [[0]] * 5
+
+
+def test_the_loss_reported_is_the_mean_over_the_examples_seen(data, clients):
+    for framework in ("torch", "jax"):
+        made = trainer(data, framework, "linear")
+        still = LocalSettings(learning_rate=0.0, batch_size=16)
+        order = Order(round=1, seed=1, params_D=made.init(1), local=still)
+        loss = made.fit(order, plain, [Work(client=0, examples=clients[4])]).metrics["loss"]
+        logits = made.predict(made.init(1), clients[4].x).astype(np.float64)
+        log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected = -log_probability[np.arange(100), clients[4].y].mean()
+        assert loss.mean == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_framework_trains_without_the_other_being_imported():
+    code = (
+        "import sys, importlib; importlib.import_module('fedlearn.trainers.{}');"
+        "importlib.import_module('simulations.models.{}'); print('{}' in sys.modules)"
+    )
+    for own, other in (("torch", "jax"), ("jax", "torch")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(own, own, other)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert done.stdout.strip() == "False"
+
+
+def test_a_client_diverging_in_a_block_leaves_the_others_untouched(data, clients):
+    from fedlearn.client import client_step
+    from strategies import fedavg
+
+    for framework in ("torch", "jax"):
+        made = trainer(data, framework, "mlp")
+        order = Order(round=1, seed=1, params_D=made.init(1))
+        work = [Work(client=k, examples=clients[k]) for k in (2, 3, 4)]
+        sound, _ = client_step(made, fedavg(), order, work)
+        for k, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
+            nan = Examples(work[k].examples.x * np.float32("nan"), work[k].examples.y)
+            mixed = [replace(one, examples=nan) if i == k else one for i, one in enumerate(work)]
+            updates, failures = client_step(made, fedavg(), order, mixed)
+            assert [f.client for f in failures] == [work[k].client]
+            assert np.array_equal(np.asarray(updates.delta_KD), np.asarray(sound.delta_KD)[others])
