@@ -1,0 +1,97 @@
+"""Who may know whom, and what must stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedlearn
+
+ROOT = Path(fedlearn.__file__).parents[1]
+HEAVY = (
+    "torch",
+    "jax",
+    "flax",
+    "optax",
+    "flwr",
+    "ray",
+    "hydra",
+    "omegaconf",
+    "rich",
+    "sklearn",
+    "matplotlib",
+    "datasets",
+)
+
+
+def python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.strip()
+
+
+def test_importing_fedlearn_and_strategies_loads_nothing_heavy():
+    loaded = python(f"import fedlearn, strategies, sys; print([m for m in {HEAVY} if m in sys.modules])")
+    assert loaded == "[]"
+
+
+def imports_of(path):
+    """(module, names) of every import in a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module, [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+
+
+def files_that_import(package):
+    for folder in ("fedlearn", "strategies", "simulations"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if any((module or "").split(".")[0] == package for module, _ in imports_of(path)):
+                yield path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize(
+    ("package", "homes"),
+    [
+        ("torch", {"fedlearn/trainers/torch.py", "simulations/models/torch.py", "fedlearn/testing.py"}),
+        ("jax", {"fedlearn/trainers/jax.py", "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"}),
+        ("flax", {"fedlearn/trainers/jax.py", "simulations/models/jax.py"}),
+        ("flwr_datasets", {"fedlearn/data/partition.py"}),
+        ("matplotlib", {"simulations/report.py", "simulations/figures.py"}),
+    ],
+)
+def test_a_framework_lives_only_in_its_homes(package, homes):
+    assert set(files_that_import(package)) <= homes
+
+
+def test_hydra_lives_only_in_config_and_simulations():
+    found = {*files_that_import("hydra"), *files_that_import("omegaconf")}
+    assert all(path.startswith("simulations/") or path == "fedlearn/config.py" for path in found), found
+
+
+def test_strategies_use_only_the_public_names_of_fedlearn():
+    for path in (ROOT / "strategies").glob("*.py"):
+        for module, names in imports_of(path):
+            assert module == "fedlearn" or module.startswith("strategies"), f"{path.name} imports {module}"
+            assert module != "fedlearn" or set(names) <= set(fedlearn.__all__), f"{path.name} imports {names}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "strategies").glob("fed*.py")), ids=lambda path: path.stem)
+def test_a_strategy_is_one_short_file_with_its_reference(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 60
+    assert "arXiv:" in text
+
+
+def test_no_pickle_and_no_global_seed_anywhere():
+    for folder in ("fedlearn", "strategies", "simulations"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {"pickle", "dill", "cloudpickle", "joblib"} & {module for module, _ in imports_of(path)}, path
+            assert "np.random.seed" not in path.read_text(), path
+
+
+def test_public_names_are_documented():
+    undocumented = [n for n in fedlearn.__all__ if callable(getattr(fedlearn, n)) and not getattr(fedlearn, n).__doc__]
+    assert not undocumented
