@@ -81,12 +81,12 @@ def newest(folder: Path, layout: Layout) -> tuple[State, dict[ClientId, Memory],
     raise CheckpointError(f"no usable checkpoint in {folder}\n  {found}\n  try       start the run again")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step, on disk before this returns."""
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace a file in one step, on disk before this returns: a crash leaves the old one or the new one."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(draft, "wb") as file:
-            file.write(content)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

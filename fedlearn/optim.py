@@ -64,10 +64,9 @@ def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float,
 
 
 def from_optax(optimizer: Any) -> Transform:
-    """Any optax optimiser as a server optimiser on the flat vector; its gradient is minus the update.
+    """Any optax optimiser as a server optimiser on the flat vector, e.g. ``from_optax(optax.yogi(1e-2))``.
 
-    >>> import optax                                                    # doctest: +SKIP
-    >>> Strategy(select=everyone(), server=from_optax(optax.yogi(1e-2)))  # doctest: +SKIP
+    The gradient that it sees is minus the update.
 
     Raises:
         MissingExtra: if JAX is not installed.

@@ -130,7 +130,7 @@ class TorchTrainer:
         """Local training from the global model; leaves the result in the flat vector, returns the summed loss."""
         flat_D, gradient_D = self._flat.data, self._gradient
         flat_D.copy_(global_D)
-        optimizer = _optimizer(self._flat, local)
+        step = _optimizer(self._flat, local)
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
         for rows in plan_SB:
@@ -141,7 +141,7 @@ class TorchTrainer:
             total += loss_B.detach().sum()
             if rule.correct is not plain.correct:
                 gradient_D.copy_(rule.correct(gradient_D, flat_D, global_D, **vectors))
-            optimizer.step()
+            step()
         return float(total)
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
@@ -160,9 +160,24 @@ class TorchTrainer:
         return torch.as_tensor(array, device=self.device)
 
 
-def _optimizer(flat: nn.Parameter, local: LocalSettings) -> torch.optim.Optimizer:
+def _optimizer(flat: nn.Parameter, local: LocalSettings) -> Callable[[], object]:
+    """What takes a step on the flat vector, with fresh state."""
     if local.optimizer == "adamw":
-        return torch.optim.AdamW([flat], lr=local.learning_rate, weight_decay=local.weight_decay)
-    return torch.optim.SGD(
-        [flat], lr=local.learning_rate, momentum=local.momentum, weight_decay=local.weight_decay, fused=True
-    )
+        return torch.optim.AdamW([flat], lr=local.learning_rate, weight_decay=local.weight_decay).step
+    return _sgd(flat, local)
+
+
+def _sgd(flat: nn.Parameter, local: LocalSettings) -> Callable[[], object]:
+    """``torch.optim.SGD`` for one flat parameter, whose import and bookkeeping cost more than a small model's step."""
+    flat_D, velocity_D = flat.data, torch.zeros_like(flat.data) if local.momentum else None
+
+    def step() -> None:
+        gradient_D = flat.grad
+        assert gradient_D is not None
+        if local.weight_decay:
+            gradient_D.add_(flat_D, alpha=local.weight_decay)
+        if velocity_D is not None:
+            gradient_D = velocity_D.mul_(local.momentum).add_(gradient_D)
+        flat_D.add_(gradient_D, alpha=-local.learning_rate)
+
+    return step

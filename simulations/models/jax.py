@@ -42,7 +42,7 @@ class Mlp(nn.Module):
 class Conv3x3(nn.Module):
     """A 3 x 3 convolution with zero padding, as one matrix product over the nine shifted images.
 
-    XLA's own convolution runs thirty times slower inside a compiled loop on a CPU, which is where clients train.
+    XLA's own convolution runs ten times slower inside a compiled loop on a CPU, which is where clients train.
     """
 
     num_outputs: int

@@ -115,6 +115,28 @@ def test_local_optimisers_mean_the_same_in_both_frameworks(data, clients, local)
     assert np.abs(ends[0] - ends[1]).max() <= 1e-5
 
 
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.01), (0.9, 0.01)])
+def test_local_sgd_is_torch_optim_sgd(clients, momentum, weight_decay):
+    from fedlearn.trainers.torch import TorchTrainer
+
+    local = LocalSettings(steps=5, batch_size=100, learning_rate=0.1, momentum=momentum, weight_decay=weight_decay)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    made = TorchTrainer(module, task="multiclass")
+    order = Order(round=1, seed=1, params_D=made.init(1), local=local)
+    ours = made.fit(order, plain, [Work(client=0, examples=clients[4])]).delta_KD[0]
+    weights = made.layout.unpack(made.init(1))
+    theirs = nn.Linear(64, 10)
+    theirs.load_state_dict({name: torch.from_numpy(weights[f"1.{name}"]) for name in ("weight", "bias")})
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    for _ in range(5):
+        optimizer.zero_grad()
+        logits = theirs(torch.from_numpy(clients[4].x).flatten(1))
+        nn.functional.cross_entropy(logits, torch.from_numpy(clients[4].y)).backward()
+        optimizer.step()
+    after = {f"1.{name}": p.detach().numpy() for name, p in theirs.named_parameters()}
+    assert np.abs(made.init(1) + ours - made.layout.pack(after)).max() <= 1e-6
+
+
 def test_fedprox_without_weight_is_fedavg_and_with_a_large_one_clients_stay_put(data):
     import strategies
 

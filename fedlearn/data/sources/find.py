@@ -49,7 +49,8 @@ def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> Fou
     for origin in data.origins:
         files = {name: folder / name for name in origin.files}
         if not (why := _first_fault(files, origin)):
-            return Found(origin=origin, files=files, place=f"{place} {folder}")
+            where = f"of {origin}" if place == "cache" else str(folder)
+            return Found(origin=origin, files=files, place=f"{place} {where}")
         tried.append(f"{place} {folder}: {why}")
     return None
 

@@ -1,0 +1,183 @@
+"""From a composed configuration to an experiment: the one place in the library that knows Hydra."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedlearn.early_stop import EarlyStop
+from fedlearn.engines.base import Engine
+from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
+from fedlearn.loop import Schedule
+from fedlearn.metrics import METRICS
+from fedlearn.records import LocalSettings
+from fedlearn.scenario import Scenario
+from fedlearn.seeds import Purpose, generator
+from fedlearn.strategy import Strategy
+from fedlearn.targets import BuildError, check_targets, refuse_unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What an experiment does, built and checked without touching data or a framework."""
+
+    strategy: Strategy
+    schedule: Schedule
+    local: LocalSettings
+    early_stop: Mapping[str, Any]
+    checkpoint_every: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that a run needs."""
+
+    plan: Plan
+    scenario: Scenario
+    engine: Engine
+    early_stop: EarlyStop | None
+
+
+def plan(cfg: DictConfig) -> Plan:
+    """Build what is cheap, so that a bad setting is told before anything is loaded or written.
+
+    Raises:
+        SettingError: a value is out of range, a name is unknown, or a target is not allowed.
+        BuildError: a builder failed.
+    """
+    plain = _plain(cfg, "the configuration")
+    allow = _allowed(plain)
+    check_targets(_group(plain, "scenario"), "scenario", allow=allow, num_args=0)
+    check_targets(_group(plain, "engine"), "engine", allow=allow)
+    seed, every = plain.get("seed"), plain.get("checkpoint_every", 1)
+    require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
+    require(is_count(every), "checkpoint_every", every, "a whole number >= 1", "checkpoint_every=1")
+    schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
+    return Plan(
+        strategy=_of_kind(Strategy, cfg, "strategy", allow),
+        schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
+        local=_record(LocalSettings, _group(plain, "local"), "local"),
+        early_stop=_early_stop(_group(plain, "early_stop")),
+        checkpoint_every=every,
+        seed=seed,
+    )
+
+
+def experiment(cfg: DictConfig, planned: Plan | None = None) -> Experiment:
+    """Build the rest: data, trainer, engine.
+
+    Raises:
+        FedlearnError: as `plan`; also if data or an optional dependency are missing.
+    """
+    planned = planned or plan(cfg)
+    allow = _allowed(_plain(cfg, "the configuration"))
+    scenario = _of_kind(Scenario, cfg, "scenario", allow)
+    engine = build(cfg.engine, "engine", scenario.data, scenario.trainer, allow=allow)
+    # a cohort larger than the population is told now, not in the middle of the first round
+    planned.strategy.select.choose(1, engine.clients, generator(planned.seed, Purpose.SELECT, round=1))
+    stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
+    return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+
+
+def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any:
+    """What a node's ``_target_`` makes of its other keys, nested targets first.
+
+    Args:
+        node: a mapping with ``_target_``.
+        setting: where it stands in the configuration, for messages.
+        args: positional arguments for the outermost target.
+        allow: modules besides fedlearn, strategies and simulations that targets may come from.
+
+    *Guarantees*: nothing outside the allowed modules is imported or called on behalf of the node: neither by its
+    dotted name, nor by way of a module that an allowed one has imported.
+
+    Raises:
+        SettingError: a target is not allowed or not found, a key is not one of its parameters, or it refuses a value.
+        BuildError: a target raised anything else.
+    """
+    plain = _plain(node, setting)
+    check_targets(plain, setting, allow=allow, num_args=len(args))
+    try:
+        return instantiate(plain, *args, _convert_="all")
+    except InstantiationException as error:
+        nested = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+        where = f"{setting}.{nested[1]}" if nested else setting
+        raise _explained(error.__cause__ or error, where, node) from error.__cause__
+
+
+def _explained(error: BaseException, setting: str, node: Any) -> FedlearnError:
+    if isinstance(error, SettingError):
+        prefixed = error.setting.startswith(f"{setting}.") or _is_shared(node, error.setting)
+        return error if prefixed else error.within(setting)
+    if isinstance(error, FedlearnError):
+        return error
+    return BuildError(f"{setting} cannot be built: {type(error).__name__}: {error}")
+
+
+def _is_shared(node: Any, key: str) -> bool:
+    """Whether the group takes this setting from the top level, where the user typed it: ``seed: ${seed}``."""
+    raw = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
+    return isinstance(raw, dict) and raw.get(key) == f"${{{key}}}"
+
+
+def _of_kind(kind: type[Any], cfg: DictConfig, group: str, allow: Sequence[str]) -> Any:
+    built = build(_group(cfg, group), group, allow=allow)
+    if not isinstance(built, kind):
+        expected = f"a builder that returns a {kind.__name__}, but it returned {type(built).__name__}"
+        raise SettingError(f"{group}._target_", cfg[group]["_target_"], expected, f"return {kind.__name__}(...)")
+    return built
+
+
+def _record(kind: type[Any], given: Mapping[str, Any], group: str) -> Any:
+    refuse_unknown(given, list(inspect.signature(kind).parameters), group)
+    try:
+        return kind(**given)
+    except SettingError as error:
+        raise (error.within(group) if group else error) from None
+
+
+def _early_stop(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, {} for none. Which metrics there are depends on the task: `experiment` checks the rest."""
+    settings: dict[str, Any] = {"metric": None, "patience": 5, "min_delta": 0.0}
+    refuse_unknown(given, list(settings), "early_stop")
+    settings |= given
+    EarlyStop("loss", settings["patience"], settings["min_delta"])
+    metric, known = settings["metric"], list(dict.fromkeys(name for names in METRICS.values() for name in names))
+    if metric is None:
+        return {}
+    near = did_you_mean(str(metric), known) or "loss"
+    require(metric in known, "early_stop.metric", metric, f"one of {', '.join(known)}", f"early_stop.metric={near}")
+    return settings
+
+
+def _allowed(plain: Mapping[str, Any]) -> tuple[str, ...]:
+    modules = plain.get("allow_targets") or []
+    ok = isinstance(modules, list) and all(isinstance(m, str) and re.fullmatch(r"\w+(\.\w+)*\.?", m) for m in modules)
+    require(ok, "allow_targets", modules, "a list of modules", "'allow_targets=[my_strategies]'")
+    return tuple(module.rstrip(".") for module in modules)
+
+
+def _group(cfg: Mapping[str, Any] | DictConfig, name: str) -> Any:
+    group = cfg.get(name)
+    if not isinstance(group, Mapping | DictConfig):
+        raise SettingError(name, group, f"a group of settings called {name}", "conf/config.yaml, which has all groups")
+    return group
+
+
+def _plain(node: Any, setting: str) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    try:
+        return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        first = str(error).splitlines()[0]
+        raise FedlearnError(f"{setting} cannot be resolved: {first} (at {error.full_key or setting})") from error

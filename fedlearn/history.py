@@ -1,0 +1,155 @@
+"""What a run has measured so far: one line a round, as ``metrics.jsonl`` holds it.
+
+Early stopping, the summary and the report all read these lines and nothing else, so that a resumed run decides and
+sums up as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlearn.checkpoint import write_atomically
+from fedlearn.metrics import higher_is_better
+from fedlearn.records import Evaluation, Round
+
+if TYPE_CHECKING:
+    from fedlearn.sinks.base import RunInfo
+
+Line = Mapping[str, Any]
+History = Sequence[Line]
+METRICS_FILE = "metrics.jsonl"
+
+
+def line_of(round: Round) -> dict[str, Any]:
+    """One round as plain JSON values: NaN and infinity become None.
+
+    Keys: ``round``, ``time`` (UTC, ISO 8601), ``train`` and ``test`` (metric -> value; ``test`` is None in a round
+    without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``cohort`` and
+    ``num_updates`` (clients asked, and those that delivered), ``failures``, ``num_examples``, ``bytes_up`` and
+    ``bytes_down`` (of this round), ``seconds``, ``epsilon``.
+    """
+    seen = round.evaluation
+    return {
+        "round": round.number,
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "train": {name: finite(value) for name, value in round.metrics.items()},
+        "test": seen and {name: finite(value) for name, value in seen.pooled.items()},
+        "clients": seen and {name: spread(seen, name) for name in seen.per_client},
+        "cohort": len(round.cohort),
+        "num_updates": round.num_updates,
+        "failures": [{"client": f.client, "stage": f.stage, "reason": f.reason} for f in round.failures],
+        "num_examples": int(round.num_examples),
+        "bytes_up": int(round.bytes_up),
+        "bytes_down": int(round.bytes_down),
+        "seconds": float(round.seconds),
+        "epsilon": None,
+    }
+
+
+def spread(evaluation: Evaluation, metric: str) -> dict[str, float | None]:
+    """How a metric differs between clients: mean, standard deviation, and mean over the worst tenth of them."""
+    worst = evaluation.worst(metric, higher_is_better=higher_is_better(metric))
+    return {"mean": finite(evaluation.mean(metric)), "std": finite(evaluation.std(metric)), "worst10": finite(worst)}
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON can hold, or None."""
+    return float(value) if math.isfinite(value) else None
+
+
+def evaluated(history: History, metric: str) -> list[tuple[int, float]]:
+    """(round, pooled value) of a metric where it was measured; NaN where it was undefined."""
+    seen = [(line["round"], line["test"][metric]) for line in history if line["test"] and metric in line["test"]]
+    return [(number, math.nan if value is None else value) for number, value in seen]
+
+
+def final(history: History) -> dict[str, float | None]:
+    """Metric -> pooled value at the last evaluation."""
+    return next((dict(line["test"]) for line in reversed(history) if line["test"]), {})
+
+
+def best(history: History) -> dict[str, dict[str, Any]]:
+    """Metric -> best pooled ``value`` and the first ``round`` that reached it; metrics never defined are left out."""
+    found = {}
+    for metric in final(history):
+        sign = 1 if higher_is_better(metric) else -1
+        defined = [(sign * value, number) for number, value in evaluated(history, metric) if not math.isnan(value)]
+        if defined:
+            merit, number = max(defined, key=itemgetter(0))
+            found[metric] = {"value": sign * merit, "round": number}
+    return found
+
+
+def totals(history: History) -> dict[str, Any]:
+    """Sums over rounds: ``seconds``, ``client_updates``, ``client_failures``, ``bytes_up``, ``bytes_down``."""
+    return {
+        "seconds": sum(line["seconds"] for line in history),
+        "client_updates": sum(line["num_updates"] for line in history),
+        "client_failures": sum(len(line["failures"]) for line in history),
+        "bytes_up": sum(line["bytes_up"] for line in history),
+        "bytes_down": sum(line["bytes_down"] for line in history),
+    }
+
+
+def summarise(
+    run: RunInfo, history: History, *, status: str, reason: str = "", parameters_sha256: str | None = None
+) -> dict[str, Any]:
+    """What ``summary.json`` holds.
+
+    Args:
+        run: what was planned.
+        history: the lines of all rounds, those before a resume included.
+        status: ``done``, ``early_stopped``, ``stopped`` or ``failed``.
+        reason: why it ended early; empty for a run that ended as planned.
+        parameters_sha256: of the final model, so that two runs can be compared.
+
+    *Guarantees*: a run that was resumed has the summary of one that was not, apart from its seconds.
+    """
+    return {
+        "status": status,
+        "reason": reason,
+        "scenario": run.scenario,
+        "task": run.task,
+        "strategy": run.strategy,
+        "framework": run.framework,
+        "engine": run.engine,
+        "seed": run.seed,
+        "rounds": history[-1]["round"] if history else run.start_round,
+        "rounds_planned": run.rounds,
+        "num_clients": run.num_clients,
+        "num_parameters": run.num_parameters,
+        "final": final(history),
+        "best": best(history),
+        **totals(history),
+        "epsilon": None,
+        "parameters_sha256": parameters_sha256,
+    }
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder, oldest first; a last line that was cut short by a crash is left out."""
+    path = Path(folder) / METRICS_FILE
+    if not path.exists():
+        return []
+    whole_lines = path.read_bytes().split(b"\n")[:-1]
+    return [json.loads(line) for line in whole_lines if line.strip()]
+
+
+def resume_from(folder: Path, round: int) -> list[dict[str, Any]]:
+    """Forget what was measured after ``round``, so that the run can go on from there, and return what is left."""
+    kept = [line for line in read_history(folder) if line["round"] <= round]
+    path = Path(folder) / METRICS_FILE
+    if path.exists():
+        write_atomically(path, "".join(as_json(line) + "\n" for line in kept))
+    return kept
+
+
+def as_json(line: Line) -> str:
+    """One line of ``metrics.jsonl``."""
+    return json.dumps(line, allow_nan=False, ensure_ascii=False, separators=(", ", ": "))

@@ -1,0 +1,196 @@
+"""What a run looks like while it goes: a header, then a table on a terminal or one plain line a round on a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import indent
+from typing import Any, TextIO
+
+from rich.console import Console as Terminal
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedlearn.history import totals
+from fedlearn.metrics import higher_is_better, main_metric
+from fedlearn.records import Round
+from fedlearn.sinks.base import RunInfo
+from fedlearn.sinks.wording import ending, failure_notice, header_lines, human_bytes, human_seconds, score
+
+WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # of the table's columns: with the note behind it a row fits 80 characters
+MOST_ROWS = 20
+WIDEST_HEADER = 100
+
+
+class Console:
+    """Shows a run.
+
+    Args:
+        file: where to; standard output where it is None.
+        terminal: draw for a terminal (True) or for a pipe (False); found out where it is None.
+        width: in characters; found out where it is None.
+    """
+
+    def __init__(self, file: TextIO | None = None, *, terminal: bool | None = None, width: int | None = None) -> None:
+        self._out = Terminal(file=file, force_terminal=terminal, width=width, highlight=False, markup=False)
+        self._run: RunInfo | None = None
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._sent = 0
+        self._num_failures = 0
+        self._due = 1
+        self._pending: Round | None = None
+
+    def start(self, run: RunInfo) -> None:
+        """Print the header, and the head of the table on a terminal."""
+        self._run = run
+        before = totals(run.history)
+        self._sent = before["bytes_up"] + before["bytes_down"]
+        self._due = run.start_round + 1
+        if not self._out.is_terminal:
+            self._plain("\n".join([_title(), *(f"{word:<10} {text}" for word, text in header_lines(run))]))
+            return
+        self._out.print(_panel(run, min(self._out.width, WIDEST_HEADER)))
+        self._out.print(Text(_row(table_head(run)), style="bold"), no_wrap=True, overflow="ignore", crop=False)
+        self._progress = _progress(self._out)
+        self._task = self._progress.add_task("", total=run.rounds, completed=run.start_round)
+        self._progress.start()
+
+    def round(self, round: Round) -> None:
+        """Show the round, or only move the last line when it is not one of the twenty or so that get a row."""
+        run = self._started()
+        self._sent += round.bytes_up + round.bytes_down
+        self._tell_failures(round, run)
+        if self._progress is None:
+            self._plain(plain_line(round, run, self._sent))
+            return
+        self._progress.update(self._task, completed=round.number)
+        step = row_step(run.rounds)
+        self._pending = round
+        patience = 0 if round.evaluation or step == 1 else step  # a row without scores waits for one that has some
+        if round.number == run.rounds or round.number >= self._due + patience:
+            self._show(round, run)
+            self._due = (round.number // step + 1) * step
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Say how it ended, where the files are, and how to run it again."""
+        run = self._started()
+        if self._pending is not None:
+            self._show(self._pending, run)
+        self.close()
+        lines = [*ending(summary), ("saved", _near(run.folder))]
+        report = run.folder / "report.html"
+        lines += [("report", _near(report))] if report.exists() else []
+        lines += [("again", run.again)] if run.again else []
+        self._plain("\n" * self._out.is_terminal + "\n".join(f" {word:<9} {text}" for word, text in lines))
+
+    def close(self) -> None:
+        """Take the moving last line away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _started(self) -> RunInfo:
+        if self._run is None:
+            raise RuntimeError("start() comes first")
+        return self._run
+
+    def _show(self, round: Round, run: RunInfo) -> None:
+        note = " compiled" if run.framework == "jax" and round.number == run.start_round + 1 else ""
+        row = Text(_row(cells(round, run, self._sent)) + note)
+        self._out.print(row, no_wrap=True, overflow="ignore", crop=False)
+        self._pending = None
+
+    def _tell_failures(self, round: Round, run: RunInfo) -> None:
+        if not round.failures:
+            return
+        notice, trace = failure_notice(round, run), round.failures[0].traceback
+        if self._num_failures == 0 and trace:
+            self._plain(f"{notice}\n{indent(trace.rstrip(), '   ')}\n   (later ones without traceback)", "red")
+        else:
+            self._plain(_cut(notice, self._out.width) if self._out.is_terminal else notice, "yellow")
+        self._num_failures += len(round.failures)
+
+    def _plain(self, text: str, style: str = "") -> None:
+        """Text as it is, whatever the encoding of the stream can hold: a run must not die of a dash."""
+        encoding = self._out.encoding or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
+        self._out.print(Text(text, style=style), soft_wrap=True)
+
+
+def table_head(run: RunInfo) -> list[str]:
+    """The names of the columns."""
+    return ["round", "loss", main_metric(run.task), "worst 10 %", "clients", "sent", "ε", "time"]
+
+
+def cells(round: Round, run: RunInfo, sent: int) -> list[str]:
+    """One row; ``sent`` is the payload so far in bytes, both ways."""
+    clients = f"{round.num_updates}/{len(round.cohort)}"
+    return [str(round.number), *_scores(round, run), clients, human_bytes(sent), "–", human_seconds(round.seconds)]
+
+
+def plain_line(round: Round, run: RunInfo, sent: int) -> str:
+    """One round as one line for a pipe or a log."""
+    loss, main, worst = _scores(round, run)
+    scores = f"loss {loss}  {main_metric(run.task)} {main}  worst 10 % {worst}  " if round.evaluation else ""
+    clients = f"clients {round.num_updates}/{len(round.cohort)}"
+    told = f"{clients}  sent {human_bytes(sent)}  time {human_seconds(round.seconds)}"
+    return f"round {round.number}/{run.rounds}  {scores}{told}"
+
+
+def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
+    seen, main = round.evaluation, main_metric(run.task)
+    if seen is None:
+        return "–", "–", "–"
+    worst = seen.worst(main, higher_is_better=higher_is_better(main))
+    return score("loss", seen.pooled["loss"]), score(main, seen.pooled[main]), score(main, worst)
+
+
+def row_step(rounds: int) -> int:
+    """Every how many rounds a row is shown: the smallest of 1, 2, 5, 10, 20, 50 ... that gives at most twenty.
+
+    >>> [row_step(rounds) for rounds in (5, 20, 21, 100, 1000)]
+    [1, 1, 2, 5, 50]
+    """
+    step, factors = 1, (2.0, 2.5, 2.0)
+    number = 0
+    while rounds / step > MOST_ROWS:
+        step, number = int(step * factors[number % 3]), number + 1
+    return step
+
+
+def _title() -> str:
+    import fedlearn
+
+    return f"fedlearn {getattr(fedlearn, '__version__', '')}".rstrip()
+
+
+def _panel(run: RunInfo, width: int) -> Panel:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for word, text in header_lines(run):
+        grid.add_row(word, Text(text))
+    return Panel(grid, title=_title(), title_align="left", width=width, border_style="dim")
+
+
+def _progress(out: Terminal) -> Progress:
+    bar = BarColumn(bar_width=30, complete_style="default", finished_style="default")
+    words = TextColumn("round {task.completed:.0f} of {task.total:.0f}", style="dim")
+    return Progress(SpinnerColumn(), words, bar, TimeRemainingColumn(), console=out, transient=True)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) < width else f"{text[: width - 2]}…"
+
+
+def _row(texts: list[str]) -> str:
+    return "".join(text.rjust(width) for text, width in zip(texts, WIDTHS, strict=True))
+
+
+def _near(path: Path) -> str:
+    """As short as the user can type it: relative to the current folder where it lies below."""
+    here = Path.cwd()
+    full = path.resolve()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)

@@ -1,0 +1,106 @@
+"""The words and units in which the console and the report speak of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedlearn.metrics import main_metric
+from fedlearn.records import Failure, Round
+from fedlearn.sinks.base import RunInfo
+
+
+def header_lines(run: RunInfo) -> list[tuple[str, str]]:
+    """(word, text) of each line of the header."""
+    sent = run.bytes_per_update if run.bytes_per_update is not None else 4 * run.num_parameters
+    model = f"{run.model} · {run.num_parameters:,} parameters · {human_bytes(sent)} per update"
+    data = [run.scenario, f"{run.num_clients:,} clients", _range(run.examples), run.source]
+    lines = [
+        ("scenario", data),
+        ("model", [model]),
+        ("strategy", [run.strategy, run.settings, run.cohort]),
+        ("protect", [run.protect]),
+        ("engine", [run.engine, f"seed {run.seed}"]),
+    ]
+    lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
+    return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
+
+
+def score(metric: str, value: float | None) -> str:
+    """A value as tables show it: accuracy in per cent, all else with four digits.
+
+    >>> score("accuracy", 0.6123), score("loss", 0.6814), score("rmse", 53.8), score("loss", 2937.2), score("auc", None)
+    ('61.2 %', '0.681', '53.80', '2937', 'nan')
+    """
+    if value is None or math.isnan(value):
+        return "nan"
+    if metric == "accuracy":
+        return f"{100 * value:.1f} %"
+    if abs(value) >= 1000:
+        return f"{value:.4g}"
+    return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}"
+
+
+def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(word, text) of the lines on how a run ended, from its summary."""
+    main = main_metric(summary["task"])
+    rounds, failures = summary["rounds"], summary["client_failures"]
+    parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
+    if main in summary["final"]:
+        parts.append(f"{main} {score(main, summary['final'][main])}")
+    if main in summary["best"]:
+        best = summary["best"][main]
+        parts.append(f"best {score(main, best['value'])} at round {best['round']}")
+    status = "done" if summary["status"] == "early_stopped" else str(summary["status"])
+    lines = [(status, " · ".join(parts))]
+    lines += [("because", summary["reason"])] if summary["reason"] else []
+    lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
+    return lines
+
+
+def describe(failure: Failure, run: RunInfo) -> str:
+    """Which client failed where: its name, its id, the stage and the reason."""
+    name = run.name(failure.client)
+    who = f"client {failure.client}" if name == str(failure.client) else f"{name} (client {failure.client})"
+    return f"{who} failed in {failure.stage}: {failure.reason}"
+
+
+def failure_notice(round: Round, run: RunInfo) -> str:
+    """One line on the failures of a round."""
+    others = len(round.failures) - 1
+    more = f" (and {others} more)" if others else ""
+    return f" round {round.number}: {describe(round.failures[0], run)}{more}"
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes in binary units.
+
+    >>> [human_bytes(count) for count in (0, 999, 1924, 7696, 76960, 5 * 2**30)]
+    ['0 B', '999 B', '1.9 KiB', '7.5 KiB', '75 KiB', '5.0 GiB']
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1000 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration in the unit that suits it.
+
+    >>> [human_seconds(seconds) for seconds in (0.0124, 0.94, 41.7, 250, 8000)]
+    ['0.01 s', '0.9 s', '42 s', '4.2 min', '2.2 h']
+    """
+    if seconds < 0.1:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _range(examples: tuple[int, int] | None) -> str:
+    if examples is None:
+        return ""
+    low, high = examples
+    return f"{low:,} examples each" if low == high else f"{low:,}-{high:,} examples"

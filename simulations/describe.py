@@ -1,0 +1,96 @@
+"""An experiment in the words of its header."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedlearn.config import Experiment
+from fedlearn.data.federated import FederatedData
+from fedlearn.history import History
+from fedlearn.sinks.base import RunInfo
+
+MOST_CLIENTS_COUNTED = 10_000
+TOLD_ELSEWHERE = ("_target_", "clients_per_round")
+
+
+def describe(
+    experiment: Experiment, cfg: DictConfig, folder: Path, *, start_round: int = 0, history: History = ()
+) -> RunInfo:
+    """What the onlookers are told before the first round."""
+    scenario, trainer = experiment.scenario, experiment.scenario.trainer
+    data = scenario.data
+    settings = OmegaConf.to_container(cfg.strategy, resolve=True)
+    assert isinstance(settings, dict)
+    return RunInfo(
+        scenario=scenario.name,
+        task=data.task,
+        source=" · ".join(part for part in (_partition(scenario.partition), data.source) if part),
+        num_clients=len(data.clients),
+        names=data.names,
+        examples=_examples(data),
+        model=scenario.model,
+        num_parameters=trainer.layout.num_parameters,
+        strategy=_name(cfg, settings),
+        settings=_in_words(settings),
+        cohort=_cohort(experiment),
+        engine=f"{_last(cfg.engine._target_)} · {trainer.framework} · {_device(trainer.device)}",
+        framework=trainer.framework,
+        seed=experiment.plan.seed,
+        rounds=experiment.plan.schedule.rounds,
+        folder=folder,
+        start_round=start_round,
+        history=history,
+        again=f"python -m simulations.run --config-path {shlex.quote(str(folder.resolve()))} --config-name config",
+    )
+
+
+def _partition(partition: str) -> str:
+    return "" if partition == "natural" else partition
+
+
+def _name(cfg: DictConfig, settings: Mapping[Any, Any]) -> str:
+    """As the user chose it (a file in conf/strategy), or the builder's where that is not known."""
+    return str(cfg.get("run_name") or settings["_target_"].replace(".", "/")).rpartition("/")[2]
+
+
+def _last(dotted: str) -> str:
+    return dotted.rpartition(".")[2]
+
+
+def _in_words(settings: Mapping[Any, Any]) -> str:
+    shown = {key: value for key, value in settings.items() if key not in TOLD_ELSEWHERE and value is not None}
+    if shown.get("weighting") == "examples":
+        del shown["weighting"]
+    return " · ".join(f"{str(key).replace('_', ' ')} {_value(value)}" for key, value in shown.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict) and "_target_" in value:
+        return _last(str(value["_target_"]))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cohort(experiment: Experiment) -> str:
+    law, num_clients = experiment.plan.strategy.select.law, len(experiment.engine.clients)
+    if law is None:
+        return f"chosen from {num_clients:,} clients each round"
+    size = num_clients if law.size is None else law.size
+    return f"{'all ' * (size == num_clients)}{size:,} of {num_clients:,} clients a round"
+
+
+def _examples(data: FederatedData) -> tuple[int, int] | None:
+    if len(data.clients) > MOST_CLIENTS_COUNTED:
+        return None
+    counts = [len(data.train(client)) for client in data.clients]
+    return min(counts), max(counts)
+
+
+def _device(device: str) -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{device}, {cores} core{'s' * (cores != 1)}" if device == "cpu" else device

@@ -1,0 +1,212 @@
+"""The figures of a report: how a run converged, how it treats its clients, and how the data lie at them.
+
+Every function returns a matplotlib figure and touches neither pyplot nor the process-wide settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedlearn.errors import MissingExtra
+from fedlearn.history import History
+from fedlearn.metrics import higher_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart under the common kinds of colour blindness, and in grey.
+POOLED, WORST, CLIENTS, INK, FAINT = "#0072B2", "#D55E00", "#56B4E9", "#333333", "#DDDDDD"
+WIDTH = 7.6  # inches
+MOST_BARS = 40  # beyond that, names would be too small to read
+MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers
+NAMES = {"auc": "AUC", "f1": "F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+STYLE: Mapping[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The look of all figures, for the time of a ``with`` block."""
+    try:
+        import matplotlib
+    except ImportError as missing:
+        raise MissingExtra("report.html", "report") from missing
+    return matplotlib.rc_context(dict(STYLE))
+
+
+def metric_name(metric: str, *, inline: bool = False) -> str:
+    """A metric's name as readers know it, within a sentence or by itself.
+
+    >>> metric_name("accuracy"), metric_name("accuracy", inline=True), metric_name("auc", inline=True)
+    ('Accuracy', 'accuracy', 'AUC')
+    """
+    return NAMES.get(metric, metric if inline else metric.capitalize())
+
+
+def convergence(history: History, main: str) -> Figure:
+    """Loss and main metric over rounds: all test examples together, and how the clients spread around them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, metric in zip(axes, ("loss", main), strict=True):
+        _curves(axis, [line for line in history if line["test"]], metric)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.6, handlelength=1.6)
+    return figure
+
+
+def _curves(axis: Axes, evaluated: History, metric: str) -> None:
+    rounds = [line["round"] for line in evaluated]
+    pooled = _numbers(line["test"][metric] for line in evaluated)
+    mean, std, worst = (
+        _numbers(line["clients"][metric][key] for line in evaluated) for key in ("mean", "std", "worst10")
+    )
+    low, high = (0.0, 1.0) if metric == "accuracy" else (0.0, math.inf)
+    marker = "o" if len(rounds) <= 12 else None
+    band = (np.clip(mean - std, low, high), np.clip(mean + std, low, high))
+    axis.fill_between(rounds, *band, color=CLIENTS, alpha=0.25, linewidth=0, label="clients, mean ± std")
+    axis.plot(rounds, mean, color=CLIENTS, linewidth=1.2, linestyle=(0, (4, 2)), label="clients, mean")
+    axis.plot(rounds, worst, color=WORST, linewidth=1.4, marker=marker, markersize=3, label="worst 10 % of clients")
+    axis.plot(rounds, pooled, color=POOLED, linewidth=1.9, marker=marker, markersize=3.5, label="all test examples")
+    axis.set(title=metric_name(metric), xlabel="round")
+    axis.margins(x=0.02)
+    axis.grid(axis="y")
+    axis.locator_params(axis="x", integer=True)
+    _as_percent(axis.yaxis, metric)
+
+
+def fairness(clients: Sequence[Mapping[str, Any]], main: str) -> Figure:
+    """The main metric of each client where it is defined, worst first, and the mean over clients."""
+    from matplotlib.figure import Figure
+
+    defined = [row for row in clients if row[main] is not None]
+    ordered = sorted(defined, key=lambda row: row[main], reverse=not higher_is_better(main))
+    values = _numbers(row[main] for row in ordered)
+    num_worst = max(1, math.ceil(0.1 * len(values)))
+    colors = [WORST if k < num_worst else POOLED for k in range(len(values))]
+    named = len(ordered) <= MOST_BARS
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.24 * len(ordered) if named else 3.3), layout="constrained")
+    axis = figure.subplots()
+    (_named_bars if named else _thin_bars)(axis, ordered, values, colors, main)
+    axis.set_title(f"{metric_name(main)} by client")
+    return figure
+
+
+def _named_bars(
+    axis: Axes, ordered: Sequence[Mapping[str, Any]], values: np.ndarray, colors: list[str], main: str
+) -> None:
+    from fedlearn.sinks.wording import score
+
+    places = np.arange(len(ordered))
+    axis.barh(places, values, color=colors, height=0.68)
+    for place, value in zip(places, values, strict=True):
+        axis.annotate(
+            score(main, value), (1, place), xycoords=("axes fraction", "data"),
+            xytext=(46, 0), textcoords="offset points", ha="right", va="center", color=INK,
+        )  # fmt: skip
+    axis.set_yticks(places, [f"{_short(row['name'])}  (n = {row['num_examples']})" for row in ordered])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(ordered) - 0.5, -0.5)
+    axis.axvline(values.mean(), color=INK, linewidth=1, linestyle=(0, (4, 2)))
+    axis.annotate(
+        f"mean {score(main, values.mean())}", (values.mean(), 1), xycoords=("data", "axes fraction"),
+        xytext=(0, 3), textcoords="offset points", ha="center", color=INK,
+    )  # fmt: skip
+    axis.set_xlim(min(0, values.min()), 1.0 if main == "accuracy" else None)
+    axis.set_xlabel(metric_name(main))
+    _as_percent(axis.xaxis, main)
+
+
+def _thin_bars(
+    axis: Axes, ordered: Sequence[Mapping[str, Any]], values: np.ndarray, colors: list[str], main: str
+) -> None:
+    from fedlearn.sinks.wording import score
+
+    axis.bar(np.arange(1, len(values) + 1), values, color=colors, width=1.0, linewidth=0)
+    axis.axhline(values.mean(), color=INK, linewidth=1, linestyle=(0, (4, 2)))
+    below = 0 if higher_is_better(main) else 1  # the side where bars end below the line, so that its label is on white
+    axis.annotate(
+        f"mean {score(main, values.mean())}", (below, values.mean()), xycoords=("axes fraction", "data"),
+        xytext=(6 - 12 * below, 4), textcoords="offset points", ha="right" if below else "left", color=INK,
+    )  # fmt: skip
+    axis.set(xlabel="client, worst first", ylabel=metric_name(main), xlim=(0.5, len(values) + 0.5))
+    axis.set_ylim(min(0, values.min()), 1.0 if main == "accuracy" else None)
+    _as_percent(axis.yaxis, main)
+
+
+def partition(lie: Mapping[str, Any]) -> Figure:
+    """How many training examples of each class, or of each range of the target, lie at each client."""
+    from matplotlib.figure import Figure
+
+    rows, labelled = lie["clients"], lie["kind"] == "labels"
+    counts = np.array([row["counts"] for row in rows])
+    num_columns = counts.shape[1]
+    height = 1.3 + max(1.2, min(7.0, 0.27 * len(rows)))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(counts, cmap="Blues", vmin=0, vmax=max(1, counts.max(initial=0)), aspect="auto")
+    axis.set(title="Training examples by client", xlabel="class" if labelled else "target", ylabel="client")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    _sparse_ticks(axis.xaxis, [f"{column:.4g}" for column in lie["columns"]], 16, shift=0 if labelled else -0.5)
+    _sparse_ticks(axis.yaxis, [_short(row["name"]) for row in rows], MOST_BARS)
+    axis.set_xticks(np.arange(-0.5, num_columns), minor=True)
+    axis.set_yticks(np.arange(-0.5, len(rows)), minor=True)
+    if len(rows) <= MOST_BARS:
+        axis.grid(which="minor", color="white", linewidth=1.5)
+    axis.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.05, aspect=24)
+    bar.outline.set_visible(False)
+    bar.set_label("examples")
+    if len(rows) <= MOST_ANNOTATED[0] and num_columns <= MOST_ANNOTATED[1]:
+        _annotate(axis, counts)
+    return figure
+
+
+def _annotate(axis: Axes, counts: np.ndarray) -> None:
+    dark = 0.55 * counts.max(initial=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axis.text(column, row, f"{count}", ha="center", va="center", color="white" if count > dark else INK)
+
+
+def _sparse_ticks(axis: Any, names: Sequence[str], most: int, *, shift: float = 0.0) -> None:
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(names)) if len(names) <= step * most)
+    places = range(0, len(names), step)
+    axis.set_ticks([place + shift for place in places], names[::step])
+
+
+def _as_percent(axis: Any, metric: str) -> None:
+    if metric == "accuracy":
+        from matplotlib.ticker import PercentFormatter
+
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

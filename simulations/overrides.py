@@ -1,0 +1,144 @@
+"""The command line, composed and checked before anything is built or written."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedlearn.errors import FedlearnError
+from simulations.explain import explain
+
+CONF = Path(__file__).parents[1] / "conf"
+VERSION_BASE = "1.3"
+
+
+class UsageError(FedlearnError):
+    """A command line that means nothing here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One composed configuration, and where its run would leave its files.
+
+    Args:
+        cfg: without the part that concerns Hydra.
+        folder: of the run.
+        chosen: whether the user named the folder (of the sweep, if it is one).
+        sweep_folder: of the sweep that the run belongs to, if it does.
+        swept: whether this is one of several runs.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    chosen: bool
+    sweep_folder: Path = Path("multirun")
+    swept: bool = False
+
+
+def compose(args: Namespace) -> list[Job]:
+    """What the command line asks for: one run, or for a sweep one for each value swept over.
+
+    A sweep's values are tried one at a time, the other settings at their first, so that checking costs their sum and
+    not their product.
+
+    Raises:
+        UsageError: an override, group, option or file does not exist or cannot be read.
+    """
+    with _hydra(args) as hydra:
+        overrides = _parsed(args.overrides)
+        return [_job(hydra, args, words) for words in _each_value(overrides, multirun=args.multirun)]
+
+
+def _job(hydra: Hydra, args: Namespace, words: list[str]) -> Job:
+    def load(words: list[str]) -> DictConfig:
+        name = args.config_name or "config"
+        return hydra.compose_config(name, words, run_mode=RunMode.RUN, with_log_configuration=False)
+
+    try:
+        cfg = load(words)
+        HydraConfig.instance().set_config(cfg)  # what the folder's name and run_name are made of
+        folder, sweep_folder = Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir)
+        swept = args.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        with open_dict(cfg):
+            del cfg["hydra"]
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+        raise UsageError(explain(error, hydra, words, load)) from error
+    key = "hydra.sweep.dir=" if swept else "hydra.run.dir="
+    chosen = any(word.startswith(key) for word in words)
+    return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, swept=swept)
+
+
+@contextmanager
+def _hydra(args: Namespace) -> Iterator[Hydra]:
+    """Hydra as its own command line sets it up: ``--config-path`` instead of our folder, ``--config-dir`` beside it."""
+    version.setbase(VERSION_BASE)
+    main, extra = args.config_path or str(CONF), args.config_dir
+    for option, folder in (("--config-path", main), ("--config-dir", extra)):
+        if folder and not Path(folder).is_dir():
+            raise UsageError(f"{option} {folder} is not a folder\n  try       a path from {os.getcwd()}")
+    paths = create_config_search_path(os.path.abspath(main))
+    if extra:
+        here = f"file://{os.path.abspath(extra)}"
+        paths.prepend(provider="command-line", path=here, anchor=SearchPathQuery(provider="schema"))
+    try:
+        yield Hydra.create_main_hydra2(task_name="run", config_search_path=paths)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    for word in words:
+        try:
+            parsed += parser.parse_overrides([word])
+        except OverrideParseException as error:
+            detail = str(error).splitlines()[0]
+            key, _, value = word.lstrip("-").partition("=")
+            fix = f"\"{key.strip()}='{value}'\"   (quoted, if it is text)" if value else f"{key.strip()}=..."
+            because = "" if detail.startswith("Error parsing") else f"   ({detail})"
+            text = f"{word} cannot be read\n  expected  setting=value{because}\n  try       {fix}"
+            raise UsageError(text) from error
+    return parsed
+
+
+def _each_value(overrides: Sequence[Override], *, multirun: bool) -> Iterator[list[str]]:
+    """The overrides as they stand; in a sweep once for each value, the others at their first."""
+    if not multirun:
+        yield [override.input_line or "" for override in overrides]
+        return
+    values = [list(_values(override)) for override in overrides]
+    first = [own[0] for own in values]
+    yield first
+    for i, own in enumerate(values):
+        for value in own[1:]:
+            yield [*first[:i], value, *first[i + 1 :]]
+
+
+def _values(override: Override) -> Iterator[str]:
+    if override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{override.get_key_element()}={value}"
+    elif override.is_sweep_override():
+        fix = f"{override.key_or_group}=1,2,3"
+        raise UsageError(f"{override.input_line} is an interval, which has no steps to take\n  try       {fix}")
+    else:
+        yield override.input_line or ""

@@ -1,0 +1,44 @@
+"""The config.yaml of a run folder: every setting resolved, so that it repeats the run from anywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedlearn.checkpoint import write_atomically
+from simulations.folder import CONFIG, FolderError
+from simulations.overrides import CONF
+
+
+def write_recipe(folder: Path, cfg: DictConfig) -> None:
+    """Write the settings, with what Hydra needs to start from this file alone."""
+    ours = OmegaConf.to_container(OmegaConf.load(CONF / CONFIG), resolve=False)
+    assert isinstance(ours, dict)
+    hydra = {name: node for name, node in ours["hydra"].items() if name != "help"}
+    quiet = [entry for entry in ours["defaults"] if any("hydra/" in str(key) for key in entry)]
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    text = OmegaConf.to_yaml({"defaults": ["_self_", *quiet], **settings, "hydra": hydra})
+    again = f"# python -m simulations.run --config-path {folder.resolve()} --config-name config\n"
+    write_atomically(folder / CONFIG, again + text)
+
+
+def read_recipe(folder: Path) -> DictConfig:
+    """The settings of a run.
+
+    Raises:
+        FolderError: the folder holds no run.
+    """
+    try:
+        settings: Any = OmegaConf.load(folder / CONFIG)
+    except FileNotFoundError:
+        fix = "the folder that a run named as saved, e.g. outputs/heart/fedavg/..."
+        raise FolderError(f"{folder} is not a run folder: it has no {CONFIG}\n  try       {fix}") from None
+    except (OSError, YAMLError) as error:
+        raise FolderError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if not isinstance(settings, DictConfig) or "strategy" not in settings:
+        raise FolderError(f"{folder / CONFIG} holds no run's settings")
+    return OmegaConf.masked_copy(settings, [str(key) for key in settings if key not in ("defaults", "hydra")])

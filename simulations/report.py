@@ -1,0 +1,233 @@
+"""``report.html``: one file, readable offline, that shows what a run did and how to repeat it.
+
+Run ``python -m simulations.report RUN`` to draw it again from the files of a run folder; it needs nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlearn.checkpoint import write_atomically
+from fedlearn.errors import DataError, FedlearnError, MissingExtra
+from fedlearn.history import METRICS_FILE, best, final, read_history, totals
+from fedlearn.sinks.wording import human_bytes, human_seconds, score
+from simulations import figures
+
+DOTS_PER_INCH = 180
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """All that a run left behind, as plain values; what is absent is empty.
+
+    Attributes:
+        history: the lines of ``metrics.jsonl``.
+        summary: of ``summary.json``; worked out from the history, with status ``unfinished``, where there is none.
+        environment: of ``environment.json``.
+        clients: rows of ``clients.csv`` with numbers as numbers, None where a metric is undefined.
+        partition: of ``partition.json``.
+        config: the text of ``config.yaml``.
+    """
+
+    history: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    clients: Sequence[Mapping[str, Any]]
+    partition: Mapping[str, Any]
+    config: str
+
+    @property
+    def main(self) -> str:
+        """The metric to lead with."""
+        return "rmse" if "rmse" in self.summary["final"] else "accuracy"
+
+
+def read_run(folder: Path) -> RunFolder:
+    """Read a run folder; `DataError` where it is none."""
+    if not (folder / METRICS_FILE).is_file():
+        raise DataError(
+            f"{folder} is no run folder: it holds no {METRICS_FILE}\n  try       the folder that a run saved"
+        )
+    history = read_history(folder)
+    unfinished = {
+        "status": "unfinished",
+        "reason": "",
+        "final": final(history),
+        "best": best(history),
+        **totals(history),
+    }
+    unfinished["rounds"] = history[-1]["round"] if history else 0
+    return RunFolder(
+        history=history,
+        summary=_read_json(folder / "summary.json") or unfinished,
+        environment=_read_json(folder / "environment.json"),
+        clients=_read_clients(folder / "clients.csv"),
+        partition=_read_json(folder / "partition.json"),
+        config=_read_text(folder / "config.yaml"),
+    )
+
+
+def write_report(folder: Path) -> Path:
+    """Draw ``figures/*.png`` and write ``report.html`` from the files of a run folder.
+
+    Returns:
+        The path of ``report.html``.
+
+    Raises:
+        DataError: the folder is no run.
+        MissingExtra: matplotlib or Jinja2 is not installed.
+    """
+    folder = Path(folder)
+    run = read_run(folder)
+    template = _template()
+    images = {name: _data_uri(path) for name, path in draw_figures(run, folder / "figures").items()}
+    page = template.render(
+        title=_title(run),
+        run=run,
+        facts=facts(run),
+        results=results(run),
+        failures=failures(run),
+        captions=captions(run),
+        images=images,
+    )
+    write_atomically(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def draw_figures(run: RunFolder, folder: Path) -> dict[str, Path]:
+    """Draw what there are data for: figure name -> PNG file."""
+    with figures.style():
+        drawn = {}
+        if any(line["test"] for line in run.history):
+            drawn["convergence"] = figures.convergence(run.history, run.main)
+        if any(row.get(run.main) is not None for row in run.clients):
+            drawn["fairness"] = figures.fairness(run.clients, run.main)
+        if run.partition.get("clients"):
+            drawn["partition"] = figures.partition(run.partition)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, figure in drawn.items():
+            figure.savefig(folder / f"{name}.png", dpi=DOTS_PER_INCH, facecolor="white")
+    return {name: folder / f"{name}.png" for name in drawn}
+
+
+def facts(run: RunFolder) -> list[tuple[str, str]]:
+    """The few numbers that head the report: (what, how much)."""
+    seen = run.summary
+    last = seen["final"].get(run.main)
+    return [
+        (figures.metric_name(run.main), score(run.main, last) if run.main in seen["final"] else "–"),
+        ("Rounds", f"{seen['rounds']:,}"),
+        ("Time", human_seconds(seen["seconds"])),
+        ("Client updates", f"{seen['client_updates']:,}"),
+        ("Sent by clients", human_bytes(seen["bytes_up"])),
+        ("Sent to clients", human_bytes(seen["bytes_down"])),
+    ]
+
+
+def results(run: RunFolder) -> list[dict[str, str]]:
+    """Rows of the result table: each metric at the last evaluation, at its best, and over clients."""
+    last = next((line for line in reversed(run.history) if line["test"]), None)
+    rows = []
+    for metric, value in (last["test"] if last else {}).items():
+        spread, top = last["clients"].get(metric, {}) if last else {}, run.summary["best"].get(metric)
+        shown = {key: score(metric, spread.get(key)) for key in ("mean", "std", "worst10")}
+        reached = f"{score(metric, top['value'])} (round {top['round']})" if top else "nan"
+        rows.append({"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **shown})
+    return rows
+
+
+def failures(run: RunFolder) -> list[dict[str, Any]]:
+    """Failures by client and stage, most frequent first: how often, in which round first, and why then."""
+    names = {row["client"]: row["name"] for row in [*run.partition.get("clients", []), *run.clients]}
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for line in run.history:
+        for failure in line["failures"]:
+            client = failure["client"]
+            first = failure | {"name": names.get(client, str(client)), "first": line["round"], "count": 0}
+            found.setdefault((client, failure["stage"]), first)["count"] += 1
+    return sorted(found.values(), key=lambda row: -row["count"])
+
+
+def captions(run: RunFolder) -> dict[str, str]:
+    """What each figure shows, in a sentence or two."""
+    main, inline = figures.metric_name(run.main), figures.metric_name(run.main, inline=True)
+    undefined = sum(row.get(run.main) is None for row in run.clients)
+    left_out = f" {undefined} clients without a defined value are left out." if undefined else ""
+    shown, population = len(run.partition.get("clients", [])), run.partition.get("num_clients", 0)
+    some = f" The first {shown} of {population:,} clients are shown." if shown < population else ""
+    what = "class" if run.partition.get("kind") == "labels" else "range of the target"
+    return {
+        "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round: on all "
+        "examples together, and over clients, each counted once (mean, one standard deviation around it, and the mean "
+        "over the worst tenth).",
+        "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "
+        f"worst tenth is set off in orange, the dashed line is the mean over clients.{left_out}",
+        "partition": f"Training examples of each {what} at each client; darker means more.{some}",
+    }
+
+
+def _title(run: RunFolder) -> str:
+    names = [run.summary.get("scenario", ""), run.summary.get("strategy", "")]
+    return " · ".join(name for name in names if name) or "run"
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+    except ImportError as missing:
+        raise MissingExtra("report.html", "report") from missing
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "report.html"
+    )
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(_read_text(path) or "{}")
+
+
+def _read_clients(path: Path) -> list[dict[str, Any]]:
+    rows = csv.DictReader(io.StringIO(_read_text(path)))
+    return [{key: value if key == "name" else _number(value) for key, value in row.items()} for row in rows]
+
+
+def _number(text: str) -> int | float | None:
+    if not text:
+        return None
+    value = float(text)
+    return int(value) if text.lstrip("-").isdigit() and math.isfinite(value) else value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command ``python -m simulations.report RUN``: exit code 0, or 2 for a folder that is no run."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.report", description="Draw the report of a run again.")
+    parser.add_argument("run", type=Path, help="the folder that the run saved")
+    try:
+        path = write_report(parser.parse_args(arguments).run)
+    except FedlearnError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

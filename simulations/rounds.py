@@ -1,0 +1,150 @@
+"""From the first round to the last: onlookers, checkpoints, early stopping, and how it ended."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fedlearn import checkpoint
+from fedlearn.config import Experiment
+from fedlearn.engines.base import Engine
+from fedlearn.errors import FedlearnError
+from fedlearn.history import final, summarise
+from fedlearn.loop import federate
+from fedlearn.metrics import main_metric
+from fedlearn.records import Round, State
+from fedlearn.scenario import judge
+from fedlearn.sinks.base import RunInfo, Sink
+from fedlearn.sinks.console import Console
+from fedlearn.sinks.files import RunFiles, partition_summary
+from fedlearn.sinks.wording import describe as in_words
+from simulations.exits import DONE, FAILED, STOPPED
+from simulations.folder import FolderLost
+from simulations.interrupt import Interrupt
+from simulations.pipe import Unbreakable
+
+EXIT_CODES = {"done": DONE, "early_stopped": DONE, "stopped": STOPPED, "failed": FAILED}
+CHECKPOINTS = "checkpoints"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How the rounds ended: ``done``, ``early_stopped``, ``stopped`` or ``failed``, why, and the last state."""
+
+    status: str
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run is worth to whoever started it: an exit code, and the main metric at the end."""
+
+    exit_code: int
+    score: float = float("nan")
+
+
+def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool = True) -> Outcome:
+    """Run the rounds after ``state``, tell the onlookers, and sum up.
+
+    Raises:
+        FolderLost: the run folder can no longer be written; its last checkpoint stays.
+        KeyboardInterrupt: at the second Ctrl-C.
+    """
+    files = RunFiles(run.folder, partition=partition_summary(experiment.scenario.data))
+    console = Unbreakable(Console())
+    sinks: Sequence[Sink] = (files, console)
+    try:
+        with Interrupt() as interrupt:  # to the very end: an interrupt must not cost a finished run its summary
+            for sink in sinks:
+                sink.start(run)
+            ending = _rounds(experiment, run, state, files, sinks, interrupt)
+            _sum_up(run, ending, files, console, report=report)
+    except OSError as error:
+        log.exception("the run folder failed")
+        fix = f"make room, then python -m simulations.resume {run.folder}"
+        raise FolderLost(f"{run.folder} can no longer be written: {error.strerror}\n  try       {fix}") from error
+    finally:
+        for sink in sinks:
+            sink.close()
+    value = final(files.history).get(main_metric(run.task))
+    return Outcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
+
+
+def _sum_up(run: RunInfo, ending: Ending, files: RunFiles, console: Unbreakable, *, report: bool) -> None:
+    digest = parameters_sha256(ending.state)
+    summary = summarise(run, files.history, status=ending.status, reason=ending.reason, parameters_sha256=digest)
+    files.finish(summary)
+    if report and ending.status != "stopped":
+        _report(run.folder)
+    console.finish(summary)
+    if ending.status in ("stopped", "failed"):
+        console.say(f" resume    python -m simulations.resume {shlex.quote(str(run.folder))}")
+
+
+def parameters_sha256(state: State) -> str:
+    """Names the model: equal for two runs exactly if every parameter is equal, bit for bit."""
+    return hashlib.sha256(np.asarray(state.params_D, np.float32).tobytes()).hexdigest()
+
+
+def _rounds(
+    experiment: Experiment, run: RunInfo, state: State, files: RunFiles, sinks: Sequence[Sink], interrupt: Interrupt
+) -> Ending:
+    plan, engine = experiment.plan, experiment.engine
+    stop = experiment.early_stop
+    evaluate = judge(experiment.scenario)
+    rounds = federate(plan.strategy, engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
+    reason, saved = stop and stop.reason(files.history), state.round
+    try:
+        while not (reason or interrupt.asked) and (round := next(rounds, None)):
+            state = round.state
+            for sink in sinks:  # before the checkpoint, which must not be ahead of the files
+                sink.round(round)
+            _log_failures(round, run)
+            reason = stop and stop.reason(files.history)
+            if round.number % plan.checkpoint_every == 0:
+                saved = _save(run, state, engine)
+        if saved < state.round:  # however it came to be the last
+            _save(run, state, engine)
+    except OSError:
+        raise
+    except Exception as error:
+        log.exception("round %d failed", state.round + 1)
+        own = isinstance(error, FedlearnError)
+        return Ending(status="failed", state=state, reason=str(error) if own else f"{type(error).__name__}: {error}")
+    finally:
+        engine.close()
+    if reason:
+        return Ending(status="early_stopped", state=state, reason=reason)
+    if state.round < plan.schedule.rounds:
+        return Ending(status="stopped", state=state, reason="interrupted")
+    return Ending(status="done", state=state)
+
+
+def _save(run: RunInfo, state: State, engine: Engine) -> int:
+    checkpoint.save(run.folder / CHECKPOINTS, state, engine.memories, layout=engine.layout)
+    return state.round
+
+
+def _log_failures(round: Round, run: RunInfo) -> None:
+    for failure in round.failures:
+        log.warning("round %d: %s\n%s", round.number, in_words(failure, run), failure.traceback)
+
+
+def _report(folder: Path) -> None:
+    """The report is made of files that are already safe, so its failure is not the run's."""
+    try:
+        from simulations.report import write_report
+
+        write_report(folder)
+    except Exception:
+        log.exception("no report")
+        sys.stderr.write(f" no report: see {folder / 'run.log'}\n")

@@ -1,0 +1,163 @@
+"""What is wrong on the command line is told in a few words, with what was meant, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import pytest
+
+from fedlearn import checkpoint
+from simulations.run import main
+
+WRONG = {
+    "strategy=fedadm": ["strategy=fedadm is not known", "did you mean strategy=fedadam?", "fedyogi"],
+    "scenario=hart": ["did you mean scenario=heart?"],
+    "engine=ray": ["engine=ray is not known", "serial, vector"],
+    "experiment=flamby_heart_fedaam": ["did you mean experiment=flamby_heart_fedadam?"],
+    "rounsd=3": ["rounsd=3 is not a setting", "did you mean rounds=3?"],
+    "stratgy=fedavg": ["did you mean strategy=fedavg?"],
+    "clients_per_round=3": ["did you mean strategy.clients_per_round=3?"],
+    "strategy.mux=1 strategy=fedprox": ["did you mean strategy.mu=1?"],
+    "local.lerning_rate=0.1": ["did you mean local.learning_rate=0.1?"],
+    "scenario.partitoin=iid": ["did you mean scenario.partition=iid?"],
+    "hydra.run.dri=x": ["did you mean hydra.run.dir=x?"],
+    "+strategy.mux=1 strategy=fedprox": ["strategy.mux is 1", "try       strategy.mu=1"],
+    "+local.lr=1": ["local.lr is 1", "learning_rate"],
+    "+scenario.nope=1": ["scenario.nope is 1", "num_clients"],
+    "strategy.clients_per_round=abc": ["strategy.clients_per_round is abc", "a whole number >= 1"],
+    "strategy.clients_per_round=11": ["strategy.clients_per_round is 11", "at most 10"],
+    "strategy=fedprox strategy.mu=-1": ["strategy.mu is -1", "a number >= 0"],
+    "strategy.weighting=size": ["strategy.weighting is size", "examples, equal"],
+    "rounds=abc": ["rounds is abc", "a whole number >= 1"],
+    "rounds=0": ["rounds is 0"],
+    "seed=-1": ["seed is -1"],
+    "checkpoint_every=0": ["checkpoint_every is 0"],
+    "max_failures=1": ["max_failures is 1"],
+    "local=3": ["local is 3"],
+    "local.optimizer=adm": ["local.optimizer is adm", "sgd, adamw"],
+    "early_stop.metric=rsme": ["early_stop.metric is rsme", "try       early_stop.metric=rmse"],
+    "early_stop.metric=auc": ["early_stop.metric is auc", "rmse"],
+    "early_stop.patience=0": ["early_stop.patience is 0"],
+    "scenario=digits scenario.partition=dirichelt": ["scenario.partition is dirichelt", "scenario.partition=dirichlet"],
+    "scenario.num_clients=abc": ["scenario.num_clients is abc"],
+    "framework=tensorflow": ["framework is tensorflow", "torch, jax"],
+    "engine.block_size=0": ["engine.block_size is 0"],
+    "seed=1,2": ["seed=1,2 names several values", "-m seed=1,2"],
+    "rounds": ["rounds cannot be read", "setting=value"],
+    "a=[1": ["a=[1 cannot be read"],
+    "--fast": ["--fast cannot be read"],
+    "strategy=null": ["cannot be composed"],
+    "strategy=[1]": ["cannot be composed"],
+    "strategy._target_=os.system": ["strategy._target_ is os.system", "allow_targets=[os]"],
+    "strategy._target_=strategies.fedavgg": ["strategies.fedavgg"],
+    "scenario.seed=${nope}": ["nope"],
+    "--config-dir nope": ["nope is not a folder"],
+    "--config-path nope": ["nope is not a folder"],
+    "--config-name nope": ["there is no configuration called nope"],
+    "-m seed=1,2 strategy=fedavg,fedadm": ["did you mean strategy=fedadam?"],
+    "-m seed=1,abc": ["seed is abc"],
+    "-m local.learning_rate=interval(0,1)": ["is an interval", "local.learning_rate=1,2,3"],
+    "-m --cfg job seed=1,2": ["Only one of"],
+    "-m rounsd=1,2": ["did you mean rounds=1?"],
+}
+
+
+@pytest.mark.parametrize("words", WRONG, ids=lambda words: words.replace(" ", "_"))
+def test_a_wrong_word_is_told_with_what_was_meant_and_leaves_nothing_behind(words, here, capsys):
+    pytest.importorskip("torch")
+    scenario = [] if "scenario=" in words else ["scenario=diabetes"]
+    assert main([*scenario, *words.split(" ")]) == 2
+    told = capsys.readouterr()
+    for phrase in WRONG[words]:
+        assert phrase in told.err
+    assert "Traceback" not in told.err + told.out
+    assert len(told.err.splitlines()) <= 5
+    assert not any(here.iterdir())
+
+
+def test_a_typo_is_told_at_once_and_with_exit_code_2(command, here):
+    done = command("simulations.run", "strategy=fedadm")
+    assert done.returncode == 2
+    assert "did you mean strategy=fedadam?" in done.stderr
+    assert done.stdout == ""
+    assert not any(here.iterdir())
+
+
+def test_a_broken_yaml_of_the_users_is_told_with_its_line(here, capsys):
+    (here / "conf/strategy").mkdir(parents=True)
+    (here / "conf/strategy/mine.yaml").write_text("_target_: strategies.fedavg\nweighting: [\n")
+    assert main(["--config-dir", "conf", "strategy=mine"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"mine\.yaml.*line 3", told)
+
+
+def test_a_folder_that_cannot_be_written_is_named(here, capsys):
+    (here / "file").write_text("")
+    for folder in ("file", "file/run"):
+        assert main(["scenario=diabetes", f"hydra.run.dir={folder}"]) == 2
+        told = capsys.readouterr().err
+        assert folder in told
+        assert "hydra.run.dir=DIR" in told
+    assert [path.name for path in here.iterdir()] == ["file"]
+
+
+def test_a_folder_that_was_there_before_stays_when_the_run_cannot_begin(run, here):
+    (here / "mine").mkdir()
+    code, folder = run("framework=tensorflow", folder="mine")
+    assert code == 2
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("round", [1, 3])
+def test_a_full_disk_ends_a_run_with_exit_code_3_and_a_hint(run, summary, monkeypatch, capsys, round):
+    pytest.importorskip("torch")
+    save = checkpoint.save
+
+    def full(folder, state, *args, **kwargs):
+        if state.round == round:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(folder, state, *args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    code, folder = run()
+    assert code == 3
+    told = capsys.readouterr().err
+    assert "run can no longer be written: No space left on device" in told
+    assert "python -m simulations.resume run" in told
+    assert "Traceback" not in told
+    assert "No space left" in (folder / "run.log").read_text()
+
+
+def test_a_run_folder_that_disappears_ends_a_run_with_exit_code_3(run, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    save = checkpoint.save
+
+    def then_lose_it(folder, *args, **kwargs):
+        save(folder, *args, **kwargs)
+        folder.parent.rename(folder.parent.with_name("moved"))
+
+    monkeypatch.setattr(checkpoint, "save", then_lose_it)
+    code, _ = run()
+    assert code == 3
+    assert "can no longer be written" in capsys.readouterr().err
+
+
+def test_too_many_failures_end_a_run_with_exit_code_3_and_keep_its_last_checkpoint(run, summary, capsys, monkeypatch):
+    pytest.importorskip("torch")
+    from fedlearn.trainers.torch import TorchTrainer
+
+    fit = TorchTrainer.fit
+
+    def fails_in_round_3(self, order, *args, **kwargs):
+        if order.round == 3:
+            raise ArithmeticError("the client's disk is on fire")
+        return fit(self, order, *args, **kwargs)
+
+    monkeypatch.setattr(TorchTrainer, "fit", fails_in_round_3)
+    code, folder = run("rounds=5")
+    assert code == 3
+    assert summary(folder)["status"] == "failed"
+    assert summary(folder)["rounds"] == 2
+    assert "on fire" in summary(folder)["reason"]
+    assert (folder / "checkpoints/round_000002.safetensors").exists()

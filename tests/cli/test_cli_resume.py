@@ -1,0 +1,244 @@
+"""A run that is stopped anywhere goes on to the result that it would have had."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from fedlearn import checkpoint
+from fedlearn.history import read_history
+from simulations.resume import main as resume
+
+STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm")
+LONG = ["scenario=diabetes", "rounds=80", "local.epochs=5", "report=false", "hydra.run.dir=run"]
+
+
+@pytest.fixture
+def stop(monkeypatch):
+    """``stop(k)``: the next run is stopped at once when it would save round k, before or after it did."""
+
+    def at(round: int, *, after: bool = True) -> None:
+        save = checkpoint.save
+
+        def then_stop(folder, state, *args, **kwargs):
+            if state.round < round or after:
+                save(folder, state, *args, **kwargs)
+            if state.round == round:
+                monkeypatch.setattr(checkpoint, "save", save)
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(checkpoint, "save", then_stop)
+
+    return at
+
+
+def facts(history):
+    """The lines of rounds, without what a clock tells."""
+    return [{key: value for key, value in line.items() if key not in ("time", "seconds")} for line in history]
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_resumed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(run, stop, summary, strategy, framework):
+    pytest.importorskip(framework)
+    words = [f"strategy={strategy}", "strategy.clients_per_round=4", f"framework={framework}", "rounds=5"]
+    _, whole = run(*words, folder="whole")
+    stop(2)
+    code, folder = run(*words)
+    assert code == 130
+    assert resume([str(folder)]) == 0
+    assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+    assert facts(read_history(folder)) == facts(read_history(whole))
+    assert (folder / "clients.csv").read_text() == (whole / "clients.csv").read_text()
+
+
+def test_a_round_that_was_measured_but_not_saved_is_measured_again_and_not_twice(run, stop, summary):
+    pytest.importorskip("torch")
+    _, whole = run(folder="whole")
+    stop(2, after=False)
+    _, folder = run()
+    assert [line["round"] for line in read_history(folder)] == [1, 2]
+    assert resume([str(folder)]) == 0
+    assert facts(read_history(folder)) == facts(read_history(whole))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(run, stop, summary, capsys):
+    pytest.importorskip("torch")
+    _, whole = run(folder="whole")
+    stop(1, after=False)
+    _, folder = run()
+    assert resume([str(folder)]) == 0
+    assert "starting from the beginning" in capsys.readouterr().out
+    assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+
+
+def test_a_damaged_checkpoint_is_told_and_passed_over(run, stop, summary, capsys):
+    pytest.importorskip("torch")
+    _, whole = run("rounds=5", folder="whole")
+    stop(3)
+    _, folder = run("rounds=5")
+    newest = folder / "checkpoints/round_000003.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-5])
+    assert resume([str(folder)]) == 0
+    assert "round_000003.safetensors" in capsys.readouterr().out
+    assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_touched(run, stop, capsys):
+    pytest.importorskip("torch")
+    stop(2)
+    _, folder = run()
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    lines = (folder / "metrics.jsonl").read_bytes()
+    assert resume([str(folder)]) == 2
+    assert "no usable checkpoint" in capsys.readouterr().err
+    assert (folder / "metrics.jsonl").read_bytes() == lines
+
+
+def test_a_run_stopped_between_its_last_round_and_its_summary_gets_the_summary(run, stop, summary):
+    pytest.importorskip("torch")
+    stop(3)
+    _, folder = run()
+    assert not (folder / "summary.json").exists()
+    assert resume([str(folder)]) == 0
+    assert summary(folder)["status"] == "done"
+    assert summary(folder)["parameters_sha256"]
+
+
+def test_a_complete_run_says_so_and_more_rounds_go_on_from_its_end(run, summary, capsys):
+    pytest.importorskip("torch")
+    _, whole = run("rounds=5", folder="whole")
+    _, folder = run()
+    assert resume([str(folder)]) == 0
+    assert "run is complete: all 3 rounds are done" in capsys.readouterr().out
+    assert resume([str(folder), "rounds=5"]) == 0
+    assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+    assert "rounds: 5" in (folder / "config.yaml").read_text()
+
+
+def test_a_run_that_stopped_early_stays_so_unless_it_is_told_otherwise(run, summary, capsys):
+    pytest.importorskip("torch")
+    _, folder = run("rounds=8", "early_stop.metric=rmse", "early_stop.patience=1", "early_stop.min_delta=0.05")
+    assert summary(folder)["status"] == "early_stopped"
+    assert resume([str(folder)]) == 0
+    assert "is complete: rmse has not improved" in capsys.readouterr().out
+    assert resume([str(folder), "early_stop.metric=null"]) == 0
+    assert summary(folder)["status"] == "done"
+    assert summary(folder)["rounds"] == 8
+
+
+@pytest.mark.parametrize(
+    ("word", "phrase"),
+    [
+        ("strategy.weighting=equal", "another experiment"),
+        ("seed=2", "another experiment"),
+        ("local.batch_size=1", "another experiment"),
+        ("evaluate_every=2", "another experiment"),
+        ("roundz=9", "did you mean rounds?"),
+        ("rounds=abc", "rounds is abc"),
+        ("rounds", "rounds cannot be read"),
+    ],
+)
+def test_changes_that_would_falsify_the_run_are_refused(run, stop, capsys, word, phrase):
+    pytest.importorskip("torch")
+    stop(2)
+    _, folder = run()
+    before = (folder / "config.yaml").read_text()
+    assert resume([str(folder), word]) == 2
+    assert phrase in capsys.readouterr().err
+    assert (folder / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize("folder", ["nothing", "empty"])
+def test_a_folder_without_a_run_is_told(here, capsys, folder):
+    (here / "empty").mkdir()
+    assert resume([folder]) == 2
+    assert f"{folder} is not a run folder" in capsys.readouterr().err
+    assert list((here / "empty").iterdir()) == []
+
+
+def begin(words, here):
+    """A run in a process of its own, once it has done a round."""
+    argv = [sys.executable, "-m", "simulations.run", *LONG, *words]
+    process = subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (here / "run/checkpoints").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, summary, strategy):
+    pytest.importorskip("torch")
+    words = [f"strategy={strategy}", "strategy.clients_per_round=5"]
+    process = begin(words, here)
+    try:
+        assert resume(["run"]) == 2  # it is still going
+        time.sleep(random.uniform(0, 1))
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+    done = read_history(here / "run")[-1]["round"]
+    assert done < 80, "the run ended before it was killed"
+    assert resume(["run"]) == 0
+    _, whole = run(*LONG[:-1], *words, folder="whole")
+    assert summary(here / "run")["parameters_sha256"] == summary(whole)["parameters_sha256"]
+    assert facts(read_history(here / "run")) == facts(read_history(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(run, here, summary, number):
+    pytest.importorskip("torch")
+    process = begin([], here)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after this round" in err
+    assert "python -m simulations.resume run" in out
+    assert "Traceback" not in out + err
+    stopped = summary(here / "run")
+    assert stopped["status"] == "stopped"
+    assert (here / f"run/checkpoints/round_{stopped['rounds']:06d}.safetensors").exists()
+    assert resume(["run"]) == 0
+    assert summary(here / "run")["rounds"] == 80
+
+
+def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here):
+    pytest.importorskip("torch")
+    process = begin(["local.epochs=700"], here)  # a round of seconds
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    while "stopping after this round" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in out + err
+    assert "python -m simulations.resume run goes on" in err
+    assert not (here / "run/summary.json").exists()
+    assert [path.name for path in (here / "run/checkpoints").iterdir()] == ["round_000001.safetensors"]
+
+
+def test_an_interrupt_before_the_first_round_leaves_nothing_behind(here):
+    pytest.importorskip("torch")
+    argv = [sys.executable, "-m", "simulations.run", *LONG]
+    process = subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (here / "run/config.yaml").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not (here / "run").exists() or json.loads((here / "run/summary.json").read_text())["status"] == "stopped"

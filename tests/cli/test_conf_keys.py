@@ -1,0 +1,55 @@
+"""conf/ offers what the functions take, with the same defaults: no more, no less."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from fedlearn.loop import Schedule
+from fedlearn.records import LocalSettings
+from simulations.overrides import CONF
+
+GIVEN_AT_BUILD = {"engine": ("data", "trainer")}
+SHARED = ("framework", "seed", "device")
+FILES = sorted(path for group in ("strategy", "scenario", "engine") for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_file_has_exactly_the_parameters_of_its_function_and_their_defaults(path: Path):
+    given = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    parameters = dict(inspect.signature(get_object(given.pop("_target_"))).parameters)
+    for name in GIVEN_AT_BUILD.get(path.parent.name, ()):
+        del parameters[name]
+    assert list(given) == list(parameters)
+    shared = {name: f"${{{name}}}" for name in SHARED if name in parameters}
+    assert given == {name: parameter.default for name, parameter in parameters.items()} | shared
+
+
+def test_there_is_a_file_for_every_strategy():
+    import strategies
+
+    assert sorted(path.stem for path in (CONF / "strategy").glob("*.yaml")) == sorted(strategies.__all__)
+
+
+def test_the_run_settings_are_those_of_the_records_with_their_defaults():
+    config = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    assert config["local"] == {field.name: field.default for field in fields(LocalSettings)}
+    schedule = {field.name: field.default for field in fields(Schedule) if field.name != "rounds"}
+    assert {name: config[name] for name in schedule} == schedule
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_every_experiment_composes_and_states_the_published_result(name):
+    from simulations.overrides import compose
+    from simulations.run import arguments
+
+    (job,) = compose(arguments([f"experiment={name}"]))
+    assert job.cfg.scenario._target_.endswith("flamby_heart")
+    assert job.cfg.strategy._target_ == f"strategies.{name.rpartition('_')[2]}"
+    assert (job.cfg.rounds, job.cfg.local.steps, job.cfg.local.batch_size) == (15, 100, 4)
+    assert "Published pooled-test accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()

@@ -1,0 +1,155 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fedlearn.errors import DataError, MissingExtra
+from fedlearn.history import summarise
+from fedlearn.metrics import METRICS, evaluate
+from fedlearn.records import Failure, Predictions, Round, State
+from fedlearn.sinks.base import RunInfo
+from fedlearn.sinks.files import RunFiles
+
+pytest.importorskip("matplotlib", reason="needs the extra 'report'")
+pytest.importorskip("jinja2", reason="needs the extra 'report'")
+from simulations import report
+
+HOSTILE = '<script>alert("x")</script>'
+
+
+def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=True):
+    columns = 3 if task == "multiclass" else 1
+    about = RunInfo(
+        scenario="heart", task=task, num_clients=num_clients, model="logistic", num_parameters=14, names={1: HOSTILE},
+        strategy="fedavg", cohort="all", engine="serial", framework="numpy", seed=1, rounds=num_rounds, folder=folder,
+        again="python -m simulations.run scenario=heart",
+    )  # fmt: skip
+    clients = [
+        {"client": k, "name": about.name(k), "num_examples": 9, "counts": [k, 9 - k]} for k in range(num_clients)
+    ]
+    lie = {"kind": "targets" if task == "regression" else "labels", "num_clients": num_clients, "clients": clients}
+    files = RunFiles(folder, partition=lie | {"columns": [0.0, 1.0, 2.5] if task == "regression" else [0, 1]})
+    files.start(about)
+    for number in range(1, num_rounds + 1):
+        files.round(a_round(number, task, columns, num_clients))
+    if finished:
+        files.finish(summarise(about, files.history, status="done", parameters_sha256="00ff"))
+    files.close()
+    (folder / "config.yaml").write_text(f"strategy: fedavg # {HOSTILE}\n")
+    return folder
+
+
+def a_round(number, task, columns, num_clients):
+    rng = np.random.default_rng(number)
+    targets = rng.integers(0, max(2, columns), 9) if task != "regression" else rng.normal(size=9)
+    parts = [Predictions(client=k, outputs=rng.normal(size=(9, columns)), targets=targets) for k in range(num_clients)]
+    return Round(
+        state=State(round=number, seed=1, params_D=np.zeros(14, np.float32)),
+        cohort=tuple(range(num_clients)),
+        failures=(Failure(client=1, stage="fit", reason=HOSTILE),),
+        evaluation=evaluate(parts, task=task),
+        bytes_up=2048,
+        seconds=0.1,
+    )
+
+
+@pytest.mark.parametrize(("task", "num_clients"), [("binary", 4), ("multiclass", 60), ("regression", 4)])
+def test_the_report_is_one_file_that_asks_nothing_of_the_network(tmp_path, task, num_clients):
+    page = report.write_report(leave_a_run(tmp_path, task, num_clients)).read_text()
+    sources = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')>\s]+)', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page
+    assert "<script" not in page
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "convergence.png", "fairness.png", "partition.png"
+    }  # fmt: skip
+
+
+def test_the_report_holds_results_settings_failures_and_the_command(tmp_path):
+    page = report.write_report(leave_a_run(tmp_path)).read_text()
+    for section in (
+        "Result",
+        "Convergence",
+        "Fairness over clients",
+        "Partition",
+        "Failures",
+        "Settings",
+        "Environment",
+    ):
+        assert f"<h2>{section}</h2>" in page
+    assert "python -m simulations.run scenario=heart" in page
+    assert "&lt;script&gt;" in page
+    assert "00ff" in page
+    assert page.count("<figcaption>") == 3
+
+
+def test_the_result_table_gives_every_metric_of_the_task(tmp_path):
+    run = report.read_run(leave_a_run(tmp_path, "regression"))
+    assert [row["metric"] for row in report.results(run)] == ["Loss", "RMSE", "MAE", "R²"]
+    assert run.main == "rmse"
+    assert len(report.results(report.read_run(leave_a_run(tmp_path / "b")))) == len(METRICS["binary"])
+
+
+def test_failures_are_counted_by_client_and_stage(tmp_path):
+    (row,) = report.failures(report.read_run(leave_a_run(tmp_path)))
+    assert (row["name"], row["stage"], row["count"], row["first"]) == (HOSTILE, "fit", 3, 1)
+
+
+def test_a_run_that_was_killed_has_a_report_too(tmp_path):
+    page = report.write_report(leave_a_run(tmp_path, finished=False)).read_text()
+    assert "unfinished" in page
+    assert "<h2>Convergence</h2>" in page
+
+
+def test_a_run_of_which_only_the_log_is_left_has_a_report_too(tmp_path):
+    whole = leave_a_run(tmp_path / "whole")
+    (tmp_path / "log").mkdir()
+    shutil.copy(whole / "metrics.jsonl", tmp_path / "log")
+    page = report.write_report(tmp_path / "log").read_text()
+    assert "<h2>Partition</h2>" not in page
+
+
+def test_undefined_values_leave_gaps_and_not_errors(tmp_path):
+    leave_a_run(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines[1:]:
+        line["test"] = dict.fromkeys(line["test"])
+        line["clients"] = {metric: dict.fromkeys(spread) for metric, spread in line["clients"].items()}
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "clients.csv").write_text("client,name,num_examples,loss,accuracy\n0,a,9,,\n")
+    (tmp_path / "summary.json").unlink()
+    page = report.write_report(tmp_path).read_text()
+    assert "<h2>Fairness over clients</h2>" not in page
+
+
+def test_a_run_without_any_evaluation_says_so(tmp_path):
+    leave_a_run(tmp_path, num_rounds=0)
+    assert "No round was evaluated" in report.write_report(tmp_path).read_text()
+
+
+def test_a_folder_that_is_no_run_is_refused_with_exit_code_2(tmp_path, capsys):
+    with pytest.raises(DataError, match=r"metrics\.jsonl"):
+        report.write_report(tmp_path)
+    assert report.main([str(tmp_path)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+
+
+def test_a_missing_library_names_the_extra_that_brings_it(tmp_path, monkeypatch):
+    leave_a_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtra, match=r"fedlearn\[report\]"):
+        report.write_report(tmp_path)
+
+
+def test_the_command_draws_the_report_again(tmp_path):
+    leave_a_run(tmp_path)
+    command = [sys.executable, "-m", "simulations.report", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "report.html")
