@@ -5,7 +5,8 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from array_api_compat import array_namespace, is_jax_array
 
 from fedlearn.errors import require
 from fedlearn.layout import Layout
-from fedlearn.records import Array, Memory, Updates
+from fedlearn.records import Array, Failure, Memory, Updates
 
 WEIGHTINGS = ("examples", "equal")
 
@@ -28,6 +29,8 @@ class Aggregator(NamedTuple):
         sensitivity: how far the result moves, at most, when one client's clipped update changes:
             ``(clip_norm, cohort_size) -> float``; None if unknown, so that no privacy claim may rest on it.
         sums: whether the result is a (weighted) sum of updates; masking needs one.
+        merge: two folds as one, the clients of the first before those of the second, so that engines on several
+            machines may each fold their own; None: they send whole updates.
     """
 
     init: Callable[[Layout], Memory]
@@ -35,6 +38,7 @@ class Aggregator(NamedTuple):
     done: Callable[[Memory], Array]
     sensitivity: Callable[[float, int], float] | None = None
     sums: bool = False
+    merge: Callable[[Memory, Memory], Memory] | None = None
 
 
 def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
@@ -54,14 +58,28 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
-    sum_D, lost_D = total or (xp.zeros_like(rows_KD[0]), xp.zeros_like(rows_KD[0]))
+    total = total or (xp.zeros_like(rows_KD[0]), xp.zeros_like(rows_KD[0]))
     for k, weight in enumerate(weights_K.tolist()):
-        term_D = weight * rows_KD[k]
-        new_D = sum_D + term_D
-        larger = xp.abs(sum_D) >= xp.abs(term_D)
-        lost_D = lost_D + xp.where(larger, (sum_D - new_D) + term_D, (term_D - new_D) + sum_D)
-        sum_D = new_D
-    return sum_D, lost_D
+        total = _add_compensated(xp, total, weight * rows_KD[k])
+    return total
+
+
+def _add_compensated(xp: Any, total: tuple[Array, Array], term_D: Array) -> tuple[Array, Array]:
+    """A running sum and what it has lost to rounding, with one term more."""
+    sum_D, lost_D = total
+    new_D = sum_D + term_D
+    larger = xp.abs(sum_D) >= xp.abs(term_D)
+    return new_D, lost_D + xp.where(larger, (sum_D - new_D) + term_D, (term_D - new_D) + sum_D)
+
+
+def add_totals(one: Any, other: Any) -> Any:
+    """The sum of two results of `add_rows`, each of which may be None. Neither is changed."""
+    if one is None or other is None:
+        return other if one is None else one
+    if isinstance(one, tuple):
+        sum_D, lost_D = _add_compensated(array_namespace(one[0]), one, other[0])
+        return sum_D, lost_D + other[1]
+    return one + other
 
 
 def value(total: Any, divisor: float) -> Array:
@@ -90,12 +108,17 @@ def mean(*, weighting: str = "examples") -> Aggregator:
         total = add_rows(memory["total"], updates.delta_KD, weights_K)
         return {"total": total, "weight": memory["weight"] + float(weights_K.sum())}
 
+    def merge(one: Memory, other: Memory) -> Memory:
+        total = add_totals(one["total"], other["total"])
+        return {"total": total, "weight": one["weight"] + other["weight"]}
+
     return Aggregator(
         init=lambda layout: {"total": None, "weight": 0.0},
         add=add,
         done=lambda memory: value(memory["total"], memory["weight"]),
         sensitivity=(lambda clip, cohort: 2 * clip / cohort) if weighting == "equal" else None,
         sums=True,
+        merge=merge,
     )
 
 
@@ -111,4 +134,82 @@ def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
         updates_KD = xp.concat([block.delta_KD for block in blocks]) if len(blocks) > 1 else blocks[0].delta_KD
         return rule(updates_KD, np.concatenate([block.num_examples_K for block in blocks]))
 
-    return Aggregator(init=lambda layout: {"blocks": []}, add=add, done=done)
+    def merge(one: Memory, other: Memory) -> Memory:
+        return {"blocks": [*one["blocks"], *other["blocks"]]}
+
+    return Aggregator(init=lambda layout: {"blocks": []}, add=add, done=done, merge=merge)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """Running totals over what a cohort brought back; an engine may hand over these instead of single blocks.
+
+    Attributes:
+        fold: the aggregator's.
+        failures: of the clients that did not deliver.
+        extra: sums of what else clients sent, as `add_rows` makes them.
+        metrics: total and count of each training metric.
+        num_updates: clients that delivered.
+        num_examples: their training examples.
+        bytes_up: what they sent.
+    """
+
+    fold: Memory
+    failures: tuple[Failure, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    num_updates: int = 0
+    num_examples: int = 0
+    bytes_up: int = 0
+
+
+def gather(gathered: Gathered, aggregate: Aggregator, result: Updates | Gathered | Failure) -> Gathered:
+    """What was gathered, and one result more; may reuse the fold that it is given.
+
+    *Guarantees*: for an aggregator with ``merge``, folding parts of a cohort apart and gathering them in the order of
+    their clients gives what folding the whole gives, up to the rounding of float64 sums.
+    """
+    if isinstance(result, Failure):
+        return replace(gathered, failures=(*gathered.failures, result))
+    if isinstance(result, Gathered):
+        return _merged(gathered, aggregate, result)
+    return _with_updates(gathered, aggregate, result)
+
+
+def _merged(one: Gathered, aggregate: Aggregator, other: Gathered) -> Gathered:
+    assert aggregate.merge is not None, "an engine may fold on its own only where the aggregator can merge"
+    names = list(dict.fromkeys([*one.extra, *other.extra]))
+    return Gathered(
+        fold=aggregate.merge(one.fold, other.fold),
+        failures=one.failures + other.failures,
+        extra={name: add_totals(one.extra.get(name), other.extra.get(name)) for name in names},
+        metrics=_add_metrics(one.metrics, other.metrics),
+        num_updates=one.num_updates + other.num_updates,
+        num_examples=one.num_examples + other.num_examples,
+        bytes_up=one.bytes_up + other.bytes_up,
+    )
+
+
+def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -> Gathered:
+    ones_K = np.ones(len(updates))
+    extra = {name: add_rows(gathered.extra.get(name), rows_KD, ones_K) for name, rows_KD in updates.extra.items()}
+    metrics = {name: (float(m.total_K.sum()), float(m.count_K.sum())) for name, m in updates.metrics.items()}
+    return Gathered(
+        fold=aggregate.add(gathered.fold, updates),
+        failures=gathered.failures,
+        extra={**gathered.extra, **extra},
+        metrics=_add_metrics(gathered.metrics, metrics),
+        num_updates=gathered.num_updates + len(updates),
+        num_examples=gathered.num_examples + int(updates.num_examples_K.sum()),
+        bytes_up=gathered.bytes_up + int(updates.num_bytes_K.sum()),
+    )
+
+
+def _add_metrics(
+    one: Mapping[str, tuple[float, float]], other: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    sums = dict(one)
+    for name, (total, count) in other.items():
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = (before[0] + total, before[1] + count)
+    return sums

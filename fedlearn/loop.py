@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import floor
-from typing import Any
 
-import numpy as np
-
-from fedlearn.aggregate import add_rows, value
+from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.engines.base import Engine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
 from fedlearn.optim import like
@@ -28,7 +25,6 @@ from fedlearn.records import (
     Predictions,
     Round,
     State,
-    Updates,
     as_ids,
 )  # fmt: skip
 from fedlearn.seeds import Purpose, generator
@@ -128,7 +124,7 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
     return Round(
         state=replace(state, round=number, params_D=params_D, server=server, stages=stages),
         cohort=cohort,
-        failures=tuple(gathered.failures),
+        failures=gathered.failures,
         metrics={name: total / count for name, (total, count) in gathered.metrics.items() if count},
         num_examples=gathered.num_examples,
         bytes_up=gathered.bytes_up,
@@ -136,50 +132,21 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
     )
 
 
-@dataclass(slots=True)
-class _Gathered:
-    """Running totals over the blocks of one round."""
-
-    fold: Memory
-    failures: list[Failure] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, tuple[float, float]] = field(default_factory=dict)
-    num_updates: int = 0
-    num_examples: int = 0
-    bytes_up: int = 0
-
-
-def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[ClientId]) -> _Gathered:
-    gathered = _Gathered(fold=strategy.aggregate.init(engine.layout))
+def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[ClientId]) -> Gathered:
+    gathered = Gathered(fold=strategy.aggregate.init(engine.layout))
     for result in engine.fit(order, strategy, cohort):
-        if isinstance(result, Failure):
-            gathered.failures.append(result)
-        else:
-            _add(gathered, strategy, result)
+        gathered = gather(gathered, strategy.aggregate, result)
     return gathered
 
 
-def _add(gathered: _Gathered, strategy: Strategy, updates: Updates) -> None:
-    gathered.fold = strategy.aggregate.add(gathered.fold, updates)
-    ones_K = np.ones(len(updates))
-    for name, rows_KD in updates.extra.items():
-        gathered.extra[name] = add_rows(gathered.extra.get(name), rows_KD, ones_K)
-    for name, metric in updates.metrics.items():
-        total, count = gathered.metrics.get(name, (0.0, 0.0))
-        gathered.metrics[name] = (total + float(metric.total_K.sum()), count + float(metric.count_K.sum()))
-    gathered.num_updates += len(updates)
-    gathered.num_examples += int(updates.num_examples_K.sum())
-    gathered.bytes_up += int(updates.num_bytes_K.sum())
-
-
-def _stop_if_too_many_failed(gathered: _Gathered, cohort: Sequence[ClientId], max_failures: float) -> None:
+def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max_failures: float) -> None:
     failed = len({failure.client for failure in gathered.failures})
     if failed > floor(max_failures * len(cohort)) or not gathered.num_updates:
         first = gathered.failures[0] if gathered.failures else None
         why = f"; the first: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
         raise TooManyFailures(
             f"{failed} of {len(cohort)} clients failed, more than max_failures={max_failures} allows{why}",
-            tuple(gathered.failures),
+            gathered.failures,
         )
 
 

@@ -28,7 +28,7 @@ from fedlearn.local import LocalRule, plain
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.records import Array, Examples, LocalSettings, Order, State, Sum, Updates, Work
 from fedlearn.strategy import Strategy
-from fedlearn.trainers.base import Trainer, initial_parameters, plan_of
+from fedlearn.trainers.base import Trainer, batch_plans, initial_parameters
 
 
 class LinearTrainer:
@@ -48,6 +48,14 @@ class LinearTrainer:
         """Initial ``params_D``."""
         return initial_parameters(self.layout, None, seed)
 
+    def batched(self, batching: str) -> LinearTrainer:
+        """Itself: there is one way only."""
+        return self
+
+    def batching_of(self, num_clients: int, num_examples: int) -> str:
+        """One client after another."""
+        return "map"
+
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Minibatch SGD on the squared error, client after client."""
         results = [self._fit_client(order, rule, one) for one in work]
@@ -63,7 +71,8 @@ class LinearTrainer:
     def _fit_client(self, order: Order, rule: LocalRule, one: Work) -> tuple[np.ndarray, float, int, int]:
         w_global_D = np.asarray(order.params_D)
         vectors = {name: one.memory[name] for name in rule.memory} | {n: order.broadcast[n] for n in rule.receives}
-        w_D, loss, plan = w_global_D.copy(), 0.0, plan_of(order, one)
+        w_D, loss = w_global_D.copy(), 0.0
+        (plan,), _ = batch_plans(order, np.array([one.client]), np.array([len(one.examples)]))
         for rows in plan:
             x, y = one.examples.x[rows[rows >= 0]], one.examples.y[rows[rows >= 0]]
             error_N = self.predict(w_D, x)[:, 0] - y

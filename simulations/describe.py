@@ -39,7 +39,10 @@ def describe(
         strategy=_name(cfg, settings),
         settings=_in_words(settings),
         cohort=_cohort(experiment),
-        engine=f"{_last(cfg.engine._target_)} · {trainer.framework} · {_device(trainer.device)}",
+        engine=_last(cfg.engine._target_),
+        machine=" · ".join(
+            [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
+        ),
         framework=trainer.framework,
         seed=experiment.plan.seed,
         rounds=experiment.plan.schedule.rounds,
@@ -77,11 +80,15 @@ def _value(value: Any) -> str:
 
 
 def _cohort(experiment: Experiment) -> str:
-    law, num_clients = experiment.plan.strategy.select.law, len(experiment.engine.clients)
-    if law is None:
+    num_clients, size = len(experiment.engine.clients), _cohort_size(experiment)
+    if experiment.plan.strategy.select.law is None:
         return f"chosen from {num_clients:,} clients each round"
-    size = num_clients if law.size is None else law.size
     return f"{'all ' * (size == num_clients)}{size:,} of {num_clients:,} clients a round"
+
+
+def _cohort_size(experiment: Experiment) -> int:
+    law = experiment.plan.strategy.select.law
+    return len(experiment.engine.clients) if law is None or law.size is None else law.size
 
 
 def _examples(data: FederatedData) -> tuple[int, int] | None:

@@ -26,6 +26,12 @@ HEAVY = (
 )
 
 
+BENCHMARKS = {
+    name: [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/benchmarks").glob(f"*_{name}.py")]
+    for name in ("torch", "jax")
+}
+
+
 def python(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     return done.stdout.strip()
@@ -52,18 +58,20 @@ def files_that_import(package):
                 yield path.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize(
-    ("package", "homes"),
-    [
-        ("torch", {"fedlearn/trainers/torch.py", "simulations/models/torch.py", "fedlearn/testing.py"}),
-        ("jax", {"fedlearn/trainers/jax.py", "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"}),
-        ("flax", {"fedlearn/trainers/jax.py", "simulations/models/jax.py"}),
-        ("flwr_datasets", {"fedlearn/data/partition.py"}),
-        ("matplotlib", {"simulations/report.py", "simulations/figures.py"}),
-    ],
-)
+HOMES = {
+    "torch": ["fedlearn/trainers/torch.py", "simulations/models/torch.py", "fedlearn/testing.py", *BENCHMARKS["torch"]],
+    "jax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
+    + BENCHMARKS["jax"],
+    "flax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", *BENCHMARKS["jax"]],
+    "ray": ["fedlearn/engines/ray.py"],
+    "flwr_datasets": ["fedlearn/data/partition.py"],
+    "matplotlib": ["simulations/report.py", "simulations/figures.py", "simulations/benchmarks/figure.py"],
+}
+
+
+@pytest.mark.parametrize(("package", "homes"), HOMES.items(), ids=HOMES)
 def test_a_framework_lives_only_in_its_homes(package, homes):
-    assert set(files_that_import(package)) <= homes
+    assert set(files_that_import(package)) <= set(homes)
 
 
 def test_hydra_lives_only_in_config_and_simulations():

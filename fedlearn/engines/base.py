@@ -40,6 +40,10 @@ class Engine(Protocol):
         """The model's outputs on the held-out part of each client."""
         ...
 
+    def describe(self, cohort_size: int) -> str:
+        """How a cohort of so many clients is trained, for the header."""
+        ...
+
     def close(self) -> None:
         """Let go of workers and connections."""
         ...
@@ -80,8 +84,19 @@ class LocalEngine:
                 else:
                     yield Failure(client=client, stage="evaluate", reason="predictions are not finite")
 
+    def describe(self, cohort_size: int) -> str:
+        """How a cohort of so many clients is trained, and the memory that its updates take at once."""
+        block = min(self.block_size, cohort_size)
+        some = [len(self.data.train(self.clients[i])) for i in range(min(10, len(self.clients)))]
+        how = self.trainer.batching_of(block, round(block * float(np.mean(some or [0]))))
+        kib = block * 4 * self.layout.num_parameters / 1024
+        return f"{how}, {block} at a time in {f'{kib / 1024:.0f} MiB' if kib > 1024 else f'{kib:.1f} KiB'}"
+
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of worker processes, if the trainer has any."""
+        close = getattr(self.trainer, "close", None)
+        if close:
+            close()
 
     def _work(self, client: ClientId, strategy: Strategy) -> Work:
         examples = self.data.train(client)

@@ -30,7 +30,8 @@ class RunInfo:
         settings: its settings in few words, e.g. ``mu 0.1``; may be empty.
         cohort: e.g. ``all 4 of 4 clients a round``.
         protect: the privacy protection in few words.
-        engine: e.g. ``vector · torch · cpu, 2 cores``.
+        engine: its name, e.g. ``vector``.
+        machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
         framework: ``torch``, ``jax`` or ``numpy``.
         seed: of the run.
         rounds: the last round planned.
@@ -52,6 +53,7 @@ class RunInfo:
     seed: int
     rounds: int
     folder: Path
+    machine: str = ""
     source: str = ""
     names: Mapping[ClientId, str] = field(default_factory=dict)
     examples: tuple[int, int] | None = None

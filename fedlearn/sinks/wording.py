@@ -21,7 +21,7 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
         ("model", [model]),
         ("strategy", [run.strategy, run.settings, run.cohort]),
         ("protect", [run.protect]),
-        ("engine", [run.engine, f"seed {run.seed}"]),
+        ("engine", [run.engine, run.machine, f"seed {run.seed}"]),
     ]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
     return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]

@@ -5,17 +5,19 @@ Shapes: K clients in a block, D parameters laid flat, N examples, S local steps,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from math import ceil
 from typing import Protocol
 
 import numpy as np
 
 from fedlearn.layout import Layout, default_initial
 from fedlearn.local import LocalRule
-from fedlearn.records import Array, LocalSettings, Order, Updates, Work
-from fedlearn.seeds import Purpose, generator
+from fedlearn.records import Array, Order, Updates, Work
+from fedlearn.seeds import Purpose, generator, seed_sequence
 
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads neighbours
+MOST_RESIDENT_BYTES = 2**30  # of examples that are kept in one piece from round to round
 Initial = Callable[[Layout, np.random.Generator], np.ndarray]
 
 
@@ -41,6 +43,18 @@ class Trainer(Protocol):
         """Initial ``params_D``: equal for equal layouts and seeds, whatever the framework."""
         ...
 
+    def batched(self, batching: str) -> Trainer:
+        """The same trainer with ``map``, ``vmap`` or ``auto`` as the way to train a block.
+
+        Raises:
+            SettingError: it cannot be had for this model.
+        """
+        ...
+
+    def batching_of(self, num_clients: int, num_examples: int) -> str:
+        """How a block of so many clients, with so many examples together, would be trained."""
+        ...
+
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients from the global model. Row k of the result does not depend on the other clients.
 
@@ -54,28 +68,69 @@ class Trainer(Protocol):
         ...
 
 
-def batch_plan(num_examples: int, local: LocalSettings, rng: np.random.Generator) -> np.ndarray:
-    """Which examples make up each local step: ``(S, B)`` int32 row numbers, -1 where a batch is not full.
+def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which examples make up each local step of K clients, for both frameworks and all engines.
 
-    Every pass visits each example once in a fresh random order. With ``local.steps`` passes go on until the steps
-    are done; a batch never spans two passes. Torch, JAX and every engine use this plan, so they see equal batches.
+    Every pass visits each example once in a fresh random order. With ``local.steps`` passes go on until the steps are
+    done; a batch never spans two passes. A pass is ordered by 64-bit hashes of (seed, round, client, pass, example), so
+    a whole block is drawn at once and a client's batches do not depend on who else is in it.
 
-    >>> batch_plan(3, LocalSettings(batch_size=2), np.random.default_rng(0)).shape
-    (2, 2)
+    Returns:
+        ``(K, S, B)`` int32 row numbers, -1 where a batch is not full or a client has fewer steps, and each client's
+        number of steps ``(K,)``.
+
+    Reference: the hash is the finaliser of Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*,
+    OOPSLA 2014.
     """
-    batch_size = min(local.batch_size, num_examples)
-    batches_per_pass = ceil(num_examples / batch_size)
-    num_passes = ceil(local.steps / batches_per_pass) if local.steps else local.epochs
-    plan = np.full((num_passes, batches_per_pass * batch_size), -1, np.int32)
-    for one_pass in plan:
-        one_pass[:num_examples] = rng.permutation(num_examples)
-    return plan.reshape(-1, batch_size)[: local.steps]
+    local, sizes_K = order.local, np.asarray(sizes_K, np.int64)
+    batch_size, largest = min(local.batch_size, int(sizes_K.max())), int(sizes_K.max())
+    batches_K = -(-sizes_K // batch_size)  # in one pass
+    steps_K = np.full(len(sizes_K), local.steps) if local.steps else local.epochs * batches_K
+    plan_KSB = np.full((len(sizes_K), int(steps_K.max()), batch_size), -1, np.int32)
+    batch_in_pass = np.arange(int(batches_K.max()))
+    for number in range(int((-(-steps_K // batches_K)).max())):
+        hash_KN = _hashes(order, clients_K, number, largest)
+        hash_KN[np.arange(largest) >= sizes_K[:, None]] = np.iinfo(np.uint64).max  # sorts behind the examples
+        pass_KN = np.argsort(hash_KN, axis=1).astype(np.int32)
+        padded_KN = np.full((len(sizes_K), len(batch_in_pass) * batch_size), -1, np.int32)
+        padded_KN[:, :largest] = np.where(np.arange(largest) < sizes_K[:, None], pass_KN, -1)
+        step_KS = number * batches_K[:, None] + batch_in_pass
+        clients, batches = np.nonzero((batch_in_pass < batches_K[:, None]) & (step_KS < steps_K[:, None]))
+        batch_KSB = padded_KN.reshape(len(sizes_K), len(batch_in_pass), batch_size)
+        plan_KSB[clients, step_KS[clients, batches]] = batch_KSB[clients, batches]
+    return plan_KSB, steps_K
 
 
-def plan_of(order: Order, one: Work) -> np.ndarray:
-    """The batches of one client in one round."""
-    rng = generator(order.seed, Purpose.BATCHES, round=order.round, client=one.client)
-    return batch_plan(len(one.examples), order.local, rng)
+def _hashes(order: Order, clients_K: np.ndarray, number: int, num_examples: int) -> np.ndarray:
+    """``(K, N)`` 64-bit hashes, a function of (seed, round, client, pass, example) alone."""
+    root = seed_sequence(order.seed, Purpose.BATCHES, round=order.round).generate_state(1, np.uint64)
+    client_K1 = _mixed(_mixed(root + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
+    return _mixed(client_K1 + GOLDEN * np.arange(1, num_examples + 1, dtype=np.uint64))
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray]:
+    """The array of which all these are slices of whole rows, and where each starts; None if there is none."""
+    whole = arrays[0].base
+    if not (isinstance(whole, np.ndarray) and whole.flags.c_contiguous and whole.nbytes <= MOST_RESIDENT_BYTES):
+        return None, np.zeros(0)
+    shape, dtype = whole.shape[1:], whole.dtype
+    same = all(v.base is whole and v.shape[1:] == shape and v.dtype == dtype and v.flags.c_contiguous for v in arrays)
+    if not same or whole.ndim != arrays[0].ndim or not whole.size:
+        return None, np.zeros(0)
+    first = whole.__array_interface__["data"][0]
+    offsets_K = np.array([v.__array_interface__["data"][0] - first for v in arrays], np.int64)
+    return whole, offsets_K // whole.strides[0]
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def initial_parameters(layout: Layout, initial: Initial | None, seed: int) -> np.ndarray:

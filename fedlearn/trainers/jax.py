@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import lru_cache, partial
 from typing import Any
 
@@ -27,7 +29,7 @@ from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
-from fedlearn.trainers.base import Initial, initial_parameters, plan_of
+from fedlearn.trainers.base import Initial, available_cores, batch_plans, initial_parameters, slices_of_one
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
 
@@ -50,6 +52,8 @@ class JaxTrainer:
         initial: law of the initial parameters; None is `default_initial`.
         device: ``cpu``, ``cuda:0``, ``tpu``, ...
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
+        batching: ``map`` (one client after another inside the program), ``vmap`` (all step together), or ``auto``: map
+            on a CPU, whose cache holds one model, vmap elsewhere.
 
     Guarantees: equal initial parameters and batches to a `TorchTrainer` of the twin model; dropout draws from (seed,
     round, client), whatever the block.
@@ -69,6 +73,7 @@ class JaxTrainer:
         initial: Initial | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
+        batching: str = "auto",
     ) -> None:
         self.module, self.task, self.device = module, task, device
         self.loss = loss or LOSSES[task]
@@ -86,6 +91,20 @@ class JaxTrainer:
         self._predict = jax.jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
         self._room: dict[str, int] = {}
+        self._resident: dict[str, tuple[np.ndarray, jax.Array]] = {}
+        self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
+        self._num_shares = available_cores() if device == "cpu" else 1
+
+    def batched(self, batching: str) -> JaxTrainer:
+        """The same trainer with another way to train a block."""
+        other = copy(self)
+        other.batching = batching if batching != "auto" else "map" if self.device == "cpu" else "vmap"
+        other._block = lru_cache(maxsize=16)(other._compile)
+        return other
+
+    def batching_of(self, num_clients: int, num_examples: int) -> str:
+        """How a block would be trained."""
+        return self.batching
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
@@ -93,26 +112,68 @@ class JaxTrainer:
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients in one compiled program; see `Trainer.fit`."""
-        plans = [plan_of(order, one) for one in work]
-        sizes = [len(one.examples) for one in work]
-        num_steps, num_rows = self._room_for("steps", max(map(len, plans))), self._room_for("rows", sum(sizes) + 1)
-        rows_KSB = _stack_plans(plans, sizes, num_steps=num_steps)
-        x, y = (_end_to_end([getattr(one.examples, name) for one in work], num_rows) for name in "xy")
-        seeds_K = [integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client) for one in work]
+        clients_K = np.array([one.client for one in work], np.int64)
+        sizes_K = np.array([len(one.examples) for one in work], np.int64)
+        plan_KSB, steps_K = batch_plans(order, clients_K, sizes_K)
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
         broadcast = {name: order.broadcast[name] for name in rule.receives}
-        steps_K = np.array([len(plan) for plan in plans], np.int32)
+        seed = integer_seed(order.seed, Purpose.MODEL, round=order.round) & 0xFFFFFFFF
         block = self._block(rule, order.local)
         with jax.default_device(self._jax_device):
-            keys_K = jnp.asarray(np.array(seeds_K, np.uint64) & 0xFFFFFFFF, jnp.uint32)
-            delta_KD, losses_K = block(order.params_D, broadcast, x, y, rows_KSB, steps_K, memory_KD, keys_K)
+            x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
+            y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
+            own = (self._widened(plan_KSB), steps_K, clients_K, x_starts_K, y_starts_K, memory_KD)
+            shared = (jnp.asarray(order.params_D), broadcast, x, y, np.uint32(seed))
+        delta_KD, losses_K = self._in_shares(block, shared, own, len(work))
         return Updates(
-            clients_K=np.array([one.client for one in work], np.int64),
-            delta_KD=np.asarray(delta_KD) if self.device == "cpu" else delta_KD,
-            num_examples_K=np.array(sizes, np.int64),
-            num_steps_K=steps_K.astype(np.int64),
-            metrics={"loss": Sum(np.asarray(losses_K, np.float64), np.array([(p >= 0).sum() for p in plans], float))},
+            clients_K=clients_K,
+            delta_KD=delta_KD,
+            num_examples_K=sizes_K,
+            num_steps_K=steps_K,
+            metrics={"loss": Sum(losses_K.astype(np.float64), (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
+
+    def _in_shares(self, block: Any, shared: Any, own: Any, num_clients: int) -> tuple[Array, np.ndarray]:
+        """Run the program on each core's share of the clients, all at the same time, in equal shapes."""
+        size = -(-num_clients // min(self._num_shares, num_clients))
+
+        def run(start: int) -> Any:
+            share = jax.tree.map(lambda v_K: _share(v_K, start, size), own)
+            with jax.default_device(self._jax_device):  # holds for one thread
+                return jax.block_until_ready(block(*shared, *share))
+
+        if size == num_clients:
+            parts = [run(0)]
+        else:  # one device runs programs one after another, unless each has a thread of its own waiting for it
+            with ThreadPoolExecutor(self._num_shares) as threads:
+                parts = list(threads.map(run, range(0, num_clients, size)))
+        losses_K = np.concatenate([np.asarray(losses) for _, losses in parts])[:num_clients]
+        if self.device != "cpu":
+            return jnp.concatenate([delta for delta, _ in parts])[:num_clients], losses_K
+        return np.concatenate([np.asarray(delta) for delta, _ in parts])[:num_clients], losses_K
+
+    def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+        """The examples of K clients on the device, and the row at which each client's begin.
+
+        Clients whose examples are slices of one array, as `from_arrays` makes them, find that array on the device from
+        the round before; otherwise their examples are laid end to end.
+        """
+        whole, starts_K = slices_of_one(arrays)
+        if whole is not None:
+            if self._resident.get(name, (None, None))[0] is not whole:
+                self._resident[name] = (whole, jnp.asarray(whole))
+            return self._resident[name][1], starts_K
+        sizes = [len(array) for array in arrays]
+        laid = np.zeros((self._room_for("rows", sum(sizes)), *arrays[0].shape[1:]), arrays[0].dtype)
+        np.concatenate(arrays, out=laid[: sum(sizes)])
+        return jnp.asarray(laid), np.cumsum([0, *sizes[:-1]])
+
+    def _widened(self, plan_KSB: np.ndarray) -> np.ndarray:
+        """The plan in one of few shapes: steps as many as ever needed, batches a power of two by this block alone."""
+        clients, steps, batch = plan_KSB.shape
+        wide_KSB = np.full((clients, self._room_for("steps", steps), 1 << (batch - 1).bit_length()), -1, np.int32)
+        wide_KSB[:, :steps, :batch] = plan_KSB
+        return wide_KSB
 
     def _room_for(self, what: str, needed: int) -> int:
         """A size that only grows, so that cohorts of many sizes share one compiled program; costs memory, not steps."""
@@ -131,11 +192,11 @@ class JaxTrainer:
         optimizer = _optimizer(local)
         loss_and_gradient = jax.value_and_grad(self._mean_loss, has_aux=True)
 
-        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> tuple[Any, jax.Array]:
-            rows_SB, num_steps, memory, seed = own
+        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seed: Any, own: Any) -> Any:
+            rows_SB, num_steps, client, x_start, y_start, memory = own
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
             names = list(vectors)
-            key = jax.random.key(seed)
+            key = jax.random.fold_in(jax.random.key(seed), client)
 
             def correct(g: Any, w: Any, w_global: Any, *leaves: Any) -> Any:
                 return rule.correct(g, w, w_global, **dict(zip(names, leaves, strict=True)))
@@ -144,8 +205,8 @@ class JaxTrainer:
                 weights, state, total = carry
                 rows_B = rows_SB[s]
                 real_B = rows_B >= 0
-                batch = (x[rows_B], y[rows_B], real_B, jax.random.fold_in(key, s))
-                (_, loss_sum), gradient = loss_and_gradient(weights, *batch)
+                batch = (_rows(x, x_start + rows_B, real_B), _rows(y, y_start + rows_B, real_B), real_B)
+                (_, loss_sum), gradient = loss_and_gradient(weights, *batch, jax.random.fold_in(key, s))
                 gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
                 change, state = optimizer.update(gradient, state, weights)
                 return optax.apply_updates(weights, change), state, total + loss_sum
@@ -154,9 +215,9 @@ class JaxTrainer:
             return self._flatten(jax.tree.map(jnp.subtract, weights, params)), total
 
         @jax.jit
-        def block(params_D: Any, broadcast: Any, x: Any, y: Any, rows: Any, steps: Any, memory: Any, seeds: Any) -> Any:
-            params = self._unflatten(params_D)
-            return lax.map(partial(fit_client, params, broadcast, x, y), (rows, steps, memory, seeds))
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, seed: Any, *own: Any) -> Any:
+            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seed)
+            return lax.map(one, own) if self.batching == "map" else jax.vmap(one)(own)
 
         return block
 
@@ -210,24 +271,16 @@ def _to_flax(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
     return leaf.transpose(tuple(np.argsort(_axes_to_torch(path, leaf.ndim)).tolist()))
 
 
-def _stack_plans(plans: Sequence[np.ndarray], sizes: Sequence[int], *, num_steps: int) -> np.ndarray:
-    """The plans of K clients as row numbers into their examples laid end to end, padded with -1.
-
-    A batch is widened to a power of two, by the block's own plans alone: what a client computes is the same in every
-    run.
-    """
-    widest = max(plan.shape[1] for plan in plans)
-    rows_KSB = np.full((len(plans), num_steps, 1 << (widest - 1).bit_length()), -1, np.int32)
-    for own, plan, start in zip(rows_KSB, plans, np.cumsum([0, *sizes[:-1]]), strict=True):
-        own[: plan.shape[0], : plan.shape[1]] = np.where(plan >= 0, plan + start, -1)
-    return rows_KSB
+def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:
+    """Some rows, zero where they are not real: what lies there may be another client's."""
+    real = real_B.reshape(-1, *(1,) * (array.ndim - 1))
+    return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))
 
 
-def _end_to_end(arrays: Sequence[np.ndarray], num_rows: int) -> np.ndarray:
-    """The examples of K clients in one array; what is left over is zero, and so is the last row, which -1 means."""
-    out = np.zeros((num_rows, *arrays[0].shape[1:]), arrays[0].dtype)
-    np.concatenate(arrays, out=out[: sum(map(len, arrays))])
-    return out
+def _share(v_K: np.ndarray, start: int, size: int) -> np.ndarray:
+    """Rows ``start`` to ``start + size``, filled up with zeros: a client of no steps."""
+    share = v_K[start : start + size]
+    return np.concatenate([share, np.zeros((size - len(share), *v_K.shape[1:]), v_K.dtype)])
 
 
 def _round_up(size: int) -> int:

@@ -6,6 +6,8 @@ Shapes: K clients in a block, D parameters laid flat, N examples, S local steps,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.data.federated import Task
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, require
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
-from fedlearn.trainers.base import Initial, initial_parameters, plan_of
+from fedlearn.trainers.base import Initial, batch_plans, initial_parameters, slices_of_one
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
 
@@ -28,6 +30,24 @@ LOSSES: Mapping[Task, Loss] = {
     "multiclass": lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"),
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
 }
+
+
+DRAWING = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers while they train
+TINY, MANY = 20_000, 32  # parameters, and clients in a block, where stepping together is faster on a CPU
+GROUP = 128  # clients that step together on a CPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """One block of clients, with what they share on the device."""
+
+    order: Order
+    rule: LocalRule
+    work: Sequence[Work]
+    plan_KSB: np.ndarray
+    steps_K: np.ndarray
+    global_D: torch.Tensor
+    broadcast: Mapping[str, torch.Tensor]
 
 
 class TorchTrainer:
@@ -42,9 +62,12 @@ class TorchTrainer:
         initial: law of the initial parameters; None is `default_initial`. ``as_given`` keeps the module's own.
         device: ``cpu``, ``cuda:0``, ...
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
+        batching: ``map`` (one client after another), ``vmap`` (all clients of a block step together, as one batch of
+            models), or ``auto``: vmap on a GPU, and for blocks of many clients with a small model, where a step's
+            overhead outweighs its arithmetic.
 
-    Guarantees: the same order gives bit-identical updates, alone or in a block. Torch's global generator is left as
-    it was; dropout draws from (seed, round, client).
+    *Guarantees*: the same order gives bit-identical updates, with ``map`` also alone and in a block. Torch's global
+    generator is left as it was; dropout draws from (seed, round, client).
 
     Raises:
         FedlearnError: if the module has buffers (batch-norm statistics), which no parameter vector carries.
@@ -60,6 +83,7 @@ class TorchTrainer:
         initial: Initial | Literal["as_given"] | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
+        batching: str = "auto",
     ) -> None:
         buffers = [name for name, _ in module.named_buffers()]
         if buffers:
@@ -69,7 +93,8 @@ class TorchTrainer:
             )
         if device == "cpu":
             torch.set_num_threads(1)  # small models: a second thread costs more than it brings
-        self.module, self.task, self.device = module.to(device), task, device
+        self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
+        self._draws = any(isinstance(part, DRAWING) for part in module.modules())
         self.loss = loss or LOSSES[task]
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.layout = Layout.of((name, tuple(p.shape)) for name, p in trainable.items())
@@ -91,58 +116,123 @@ class TorchTrainer:
         assert self._flat.grad is not None
         return self._flat.grad
 
+    def batched(self, batching: str) -> TorchTrainer:
+        """The same trainer, on the same module, with another way to train a block."""
+        possible = batching != "vmap" or not self._draws
+        require(possible, "batching", batching, "map or workers: the model draws random numbers", "batching=map")
+        other = copy(self)
+        other.batching = batching
+        return other
+
+    def batching_of(self, num_clients: int, num_examples: int) -> str:
+        """How a block would be trained."""
+        if self.batching != "auto":
+            return self.batching
+        small = num_clients >= MANY and self.layout.num_parameters <= TINY
+        return "vmap" if (small or self.device != "cpu") and not self._draws else "map"
+
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
         return initial_parameters(self.layout, self._initial, seed)
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients; see `Trainer.fit`."""
-        global_D = self._to_device(order.params_D)
-        broadcast = {name: self._to_device(order.broadcast[name]) for name in rule.receives}
+        clients_K = np.array([one.client for one in work], np.int64)
+        sizes_K = np.array([len(one.examples) for one in work], np.int64)
+        plan_KSB, steps_K = batch_plans(order, clients_K, sizes_K)
         self.module.train()
-        delta_KD = torch.empty((len(work), self.layout.num_parameters), device=self.device)
-        losses, counts, steps = np.zeros(len(work)), np.zeros(len(work)), np.zeros(len(work), np.int64)
-        for k, one in enumerate(work):
-            own = {name: self._to_device(one.memory[name]) for name in rule.memory}
-            plan_SB = plan_of(order, one)
-            with torch.random.fork_rng(devices=self._rng_devices):
-                torch.manual_seed(integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client))
-                losses[k] = self._fit_client(global_D, order.local, rule, one, plan_SB, {**own, **broadcast})
-            torch.sub(self._flat.data, global_D, out=delta_KD[k])
-            counts[k], steps[k] = (plan_SB >= 0).sum(), len(plan_SB)
+        job = _Job(
+            order=order,
+            rule=rule,
+            work=work,
+            plan_KSB=plan_KSB,
+            steps_K=steps_K,
+            global_D=self._to_device(order.params_D),
+            broadcast={name: self._to_device(order.broadcast[name]) for name in rule.receives},
+        )
+        together = self.batching_of(len(work), int(sizes_K.sum())) == "vmap"
+        delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job)
         return Updates(
-            clients_K=np.array([one.client for one in work], np.int64),
+            clients_K=clients_K,
             delta_KD=delta_KD.numpy() if self.device == "cpu" else delta_KD,
-            num_examples_K=np.array([len(one.examples) for one in work], np.int64),
-            num_steps_K=steps,
-            metrics={"loss": Sum(losses, counts)},
+            num_examples_K=sizes_K,
+            num_steps_K=steps_K,
+            metrics={"loss": Sum(losses_K, (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
 
-    def _fit_client(
-        self,
-        global_D: torch.Tensor,
-        local: LocalSettings,
-        rule: LocalRule,
-        one: Work,
-        plan_SB: np.ndarray,
-        vectors: Mapping[str, torch.Tensor],
-    ) -> float:
+    def _fit_in_turn(self, job: _Job) -> tuple[torch.Tensor, np.ndarray]:
+        """One client after another."""
+        delta_KD = torch.empty((len(job.work), self.layout.num_parameters), device=self.device)
+        losses_K, order = np.zeros(len(job.work)), job.order
+        for k, one in enumerate(job.work):
+            with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
+                torch.manual_seed(integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client))
+                losses_K[k] = self._fit_client(job, k)
+            torch.sub(self._flat.data, job.global_D, out=delta_KD[k])
+        return delta_KD, losses_K
+
+    def _fit_client(self, job: _Job, k: int) -> float:
         """Local training from the global model; leaves the result in the flat vector, returns the summed loss."""
-        flat_D, gradient_D = self._flat.data, self._gradient
+        flat_D, gradient_D, global_D, one = self._flat.data, self._gradient, job.global_D, job.work[k]
+        memory = {name: self._to_device(one.memory[name]) for name in job.rule.memory}
         flat_D.copy_(global_D)
-        step = _optimizer(self._flat, local)
+        step = _optimizer(self._flat, job.order.local)
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
-        for rows in plan_SB:
-            batch = torch.from_numpy(rows[rows >= 0]).to(self.device)
+        for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
+            batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.device)
             gradient_D.zero_()
             loss_B = self.loss(self.module(x[batch]), y[batch])
             loss_B.mean().backward()
             total += loss_B.detach().sum()
-            if rule.correct is not plain.correct:
-                gradient_D.copy_(rule.correct(gradient_D, flat_D, global_D, **vectors))
+            if job.rule.correct is not plain.correct:
+                gradient_D.copy_(job.rule.correct(gradient_D, flat_D, global_D, **memory, **job.broadcast))
             step()
         return float(total)
+
+    def _fit_together(self, job: _Job) -> tuple[torch.Tensor, np.ndarray]:
+        """All clients step at once, in groups that fit the cache; who is done earlier stays as it is."""
+        size = GROUP if self.device == "cpu" else len(job.work)
+        groups = [slice(start, start + size) for start in range(0, len(job.work), size)]
+        parts = [self._fit_group(job, own) for own in groups]
+        return torch.cat([delta for delta, _ in parts]), np.concatenate([losses for _, losses in parts])
+
+    def _fit_group(self, job: _Job, own: slice) -> tuple[torch.Tensor, np.ndarray]:
+        work, steps_K = job.work[own], torch.from_numpy(job.steps_K[own]).to(self.device)
+        x, x_starts_K = self._laid_out([one.examples.x for one in work])
+        y, y_starts_K = self._laid_out([one.examples.y for one in work])
+        stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
+        flat = nn.Parameter(job.global_D.repeat(len(work), 1))
+        step, total_K = _optimizer(flat, job.order.local), torch.zeros(len(work), device=self.device)
+        gradients = torch.func.vmap(torch.func.grad(self._mean_loss, has_aux=True))
+        for s in range(int(steps_K.max())):
+            rows_KB = torch.from_numpy(job.plan_KSB[own, s]).to(self.device).long()
+            real_KB = rows_KB >= 0
+            batch = (_rows(x, x_starts_K + rows_KB, real_KB), _rows(y, y_starts_K + rows_KB, real_KB), real_KB)
+            gradient_KD, sum_K = gradients(flat.detach(), *batch)
+            flat.grad = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **stacked, **job.broadcast)
+            done_K = steps_K <= s
+            before_KD = flat.detach()[done_K]
+            step()
+            flat.data[done_K] = before_KD
+            total_K += sum_K
+        return flat.detach() - job.global_D, total_K.double().cpu().numpy()
+
+    def _mean_loss(
+        self, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and sum of the loss over the real examples of a batch."""
+        leaves = {leaf.name: params_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves}
+        loss_B = torch.where(real_B, self.loss(torch.func.functional_call(self.module, leaves, (x_B,)), y_B), 0.0)
+        return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
+
+    def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The examples of several clients in one tensor, and the row ``(K, 1)`` at which each client's begin."""
+        whole, starts_K = slices_of_one(arrays)
+        if whole is None:
+            starts_K = np.cumsum([0, *map(len, arrays[:-1])])
+        laid = np.concatenate(arrays) if whole is None else whole
+        return self._to_device(laid), torch.from_numpy(starts_K).to(self.device)[:, None]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Outputs ``(N, C)`` in evaluation mode."""
@@ -152,12 +242,14 @@ class TorchTrainer:
             outputs = [self.module(self._to_device(part)) for part in np.array_split(x, max(1, len(x) // 4096))]
         return torch.cat(outputs).cpu().numpy()
 
-    @property
-    def _rng_devices(self) -> list[str]:
-        return [] if self.device == "cpu" else [self.device]
-
     def _to_device(self, array: Array) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)
+
+
+def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
+    """Some rows, zero where they are not real: what lies there may be another client's."""
+    real = real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1))
+    return torch.where(real, array[rows_KB.clamp(min=0)], torch.zeros((), dtype=array.dtype, device=array.device))
 
 
 def _optimizer(flat: nn.Parameter, local: LocalSettings) -> Callable[[], object]:

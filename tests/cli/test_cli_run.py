@@ -129,7 +129,7 @@ def test_both_frameworks_and_both_engines_start_from_the_same_words(run, summary
         for engine in ("serial", "vector"):
             _, folder = run(f"framework={framework}", f"engine={engine}", folder=f"{framework}_{engine}")
             assert summary(folder)["framework"] == framework
-            assert engine in summary(folder)["engine"]
+            assert summary(folder)["engine"] == engine
 
 
 def test_piped_output_is_one_plain_line_a_round_and_a_reader_that_leaves_does_not_end_the_run(command, here, summary):

@@ -18,7 +18,7 @@ def about(folder, **changes):
     facts = {
         "scenario": "heart", "task": "binary", "source": "UCI heart disease", "num_clients": 2, "examples": (123, 303),
         "names": {0: "Basel", 1: "Bern"}, "model": "mlp 13-32-1", "num_parameters": 481, "strategy": "fedprox",
-        "settings": "mu 0.1", "cohort": "all 2 of 2 clients a round", "engine": "vector · torch · cpu, 2 cores",
+        "settings": "mu 0.1", "cohort": "all 2 of 2 clients a round", "engine": "vector", "machine": "torch · cpu",
         "framework": "torch", "seed": 1, "rounds": 5, "again": "python -m simulations.run strategy=fedprox",
     }  # fmt: skip
     return RunInfo(folder=folder, **(facts | changes))

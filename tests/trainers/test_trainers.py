@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedlearn import (
     Examples,
@@ -23,12 +25,13 @@ from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
 from fedlearn.layout import Layout
 from fedlearn.testing import check_trainer, check_twins
-from fedlearn.trainers.base import batch_plan
+from fedlearn.trainers.base import batch_plans
 from simulations import models
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
 nn = torch.nn
+PLAN = [[[5, 1, 2, 3, 4, 0]]]  # of client 7 with 6 examples, in round 1 of seed 1
 SIZES = [1, 5, 33, 64, 100, 7, 50, 20]
 
 
@@ -250,14 +253,46 @@ def test_a_modules_own_parameters_can_be_the_initial_ones():
     assert np.array_equal(made.init(1), own)
 
 
+def plans(sizes, *, clients=None, round=1, **local):
+    order = Order(round=round, seed=1, params_D=None, local=LocalSettings(**local))
+    return batch_plans(order, np.arange(len(sizes)) if clients is None else np.array(clients), np.array(sizes))
+
+
 def test_a_batch_plan_visits_every_example_once_a_pass_and_stops_after_its_steps():
-    rng = np.random.default_rng(0)
-    plan = batch_plan(10, LocalSettings(batch_size=4, epochs=2), rng)
+    (plan,), (steps,) = plans([10], batch_size=4, epochs=2)
     assert plan.shape == (6, 4)
+    assert steps == 6
     for one_pass in (plan[:3], plan[3:]):
         assert sorted(one_pass[one_pass >= 0].tolist()) == list(range(10))
-    assert batch_plan(10, LocalSettings(batch_size=4, steps=100), rng).shape == (100, 4)
-    assert batch_plan(1, LocalSettings(batch_size=4, steps=5), rng).tolist() == [[0]] * 5
+        assert (one_pass >= 0).sum(axis=1).tolist() == [4, 4, 2]
+    assert plans([10], batch_size=4, steps=100)[0].shape == (1, 100, 4)
+    assert plans([1], batch_size=4, steps=5)[0].tolist() == [[[0]] * 5]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 12), st.integers(1, 7), st.booleans())
+def test_a_clients_batches_do_not_depend_on_its_block(sizes, batch_size, amount, in_steps):
+    local = {"batch_size": batch_size, "steps" if in_steps else "epochs": amount}
+    together, steps = plans(sizes, **local)
+    for k, size in enumerate(sizes):
+        (alone,), (own_steps,) = plans([size], clients=[k], **local)
+        assert steps[k] == own_steps == len(alone)
+        assert np.array_equal(together[k, :own_steps, : alone.shape[1]], alone)
+        assert (together[k, own_steps:] == -1).all()
+        assert (together[k, :, alone.shape[1] :] == -1).all()
+
+
+def test_orders_differ_between_clients_rounds_and_passes_and_are_uniform():
+    both, _ = plans([50, 50], batch_size=50, epochs=2)
+    later, _ = plans([50, 50], batch_size=50, epochs=2, round=2)
+    orders = [tuple(order) for plan in (both, later) for client in plan for order in client]
+    assert len(set(orders)) == 8
+    first = plans([7] * 7000, batch_size=7)[0][:, 0, 0]
+    counts = np.bincount(first, minlength=7)
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(1000 * 6 / 7)
+
+
+def test_batches_are_the_same_on_every_machine_and_in_every_version():
+    assert plans([6], clients=[7], batch_size=6)[0].tolist() == PLAN
 
 
 def test_the_loss_reported_is_the_mean_over_the_examples_seen(data, clients):

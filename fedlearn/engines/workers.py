@@ -1,0 +1,207 @@
+"""A trainer spread over processes: each core trains its share of a block, in one thread.
+
+Shapes: K clients in a block, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import mmap
+import multiprocessing
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.federated import FederatedData
+from fedlearn.layout import Layout
+from fedlearn.local import LocalRule
+from fedlearn.records import Array, Order, Sum, Updates, Work
+from fedlearn.trainers.base import Trainer
+
+SMALL = 10_000_000  # examples times parameters: a few milliseconds of training
+
+
+class Workers:
+    """A trainer whose `fit` is shared by this process and ``num_workers - 1`` forked ones.
+
+    Children are forked at the first block: they have data, model and local rule without any copying, and write
+    updates where this process reads them.
+
+    Args:
+        trainer: computes on the CPU, and gives a client the same alone and in a block.
+        data: where children find the examples of the clients that they are told.
+        num_workers: processes, this one included, >= 2.
+        auto: leave small blocks, which are done before children have been told of them, to this process.
+
+    *Guarantees*: bit-identical to ``trainer`` alone. If a child dies, `fit` raises, and the next one forks anew.
+    Children end with their parent.
+    """
+
+    def __init__(self, trainer: Trainer, data: FederatedData, *, num_workers: int, auto: bool = False) -> None:
+        self.trainer, self.data, self.num_workers, self.auto = trainer, data, num_workers, auto
+        self._team: _Team | None = None
+
+    @property
+    def framework(self) -> str:
+        """Of the trainer."""
+        return self.trainer.framework
+
+    @property
+    def device(self) -> str:
+        """Of the trainer."""
+        return self.trainer.device
+
+    @property
+    def layout(self) -> Layout:
+        """Of the trainer."""
+        return self.trainer.layout
+
+    def init(self, seed: int) -> np.ndarray:
+        """See `Trainer.init`."""
+        return self.trainer.init(seed)
+
+    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+        """In this process; see `Trainer.predict`."""
+        return self.trainer.predict(params_D, x)
+
+    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
+        """Train K clients; see `Trainer.fit`."""
+        sizes = [len(one.examples) for one in work]
+        shares = balanced(sizes, self.num_workers)
+        if len(shares) == 1 or (self.auto and not self._pays(sum(sizes))):
+            return self.trainer.fit(order, rule, work)
+        if not (self._team and self._team.fits(rule, len(work))):
+            self.close()
+            self._team = _Team(self.trainer, self.data, rule, num_children=self.num_workers - 1, room=len(work))
+        try:
+            return self._team.fit(order, work, shares)
+        except BaseException:
+            self.close()  # some children may still be at work on this block
+            raise
+
+    def batched(self, batching: str) -> Workers:
+        """Workers around the trainer batched so."""
+        return Workers(self.trainer.batched(batching), self.data, num_workers=self.num_workers, auto=self.auto)
+
+    def batching_of(self, num_clients: int, num_examples: int) -> str:
+        """How a block would be trained."""
+        within = self.trainer.batching_of(-(-num_clients // self.num_workers), num_examples)
+        alone = num_clients == 1 or (self.auto and not self._pays(num_examples))
+        return within if alone else f"{self.num_workers} workers, {within}"
+
+    def _pays(self, num_examples: int) -> bool:
+        return num_examples * self.layout.num_parameters > SMALL
+
+    def close(self) -> None:
+        """End the children."""
+        if self._team:
+            self._team.close()
+            self._team = None
+
+
+class _Team:
+    """Forked children under one local rule, and the memory that they share with this process."""
+
+    def __init__(self, trainer: Trainer, data: FederatedData, rule: LocalRule, *, num_children: int, room: int) -> None:
+        self.trainer, self.data, self.rule = trainer, data, rule
+        size = trainer.layout.num_parameters
+        self.params_D, self.delta_KD = _shared(size), _shared(room * size).reshape(room, size)
+        fork = multiprocessing.get_context("fork")
+        self.pipes: list[Connection] = []
+        self.children = []
+        for _ in range(num_children):
+            ours, theirs = fork.Pipe()
+            child = fork.Process(target=self._serve, args=(theirs, [*self.pipes, ours]), daemon=True)
+            child.start()
+            theirs.close()
+            self.pipes.append(ours)
+            self.children.append(child)
+
+    def fits(self, rule: LocalRule, num_clients: int) -> bool:
+        """Whether these children can train such a block."""
+        alive = all(child.is_alive() for child in self.children)
+        return alive and rule is self.rule and num_clients <= len(self.delta_KD)
+
+    def fit(self, order: Order, work: Sequence[Work], shares: Sequence[np.ndarray]) -> Updates:
+        """Share the block out, take part in it, and put the parts together in the order of ``work``."""
+        np.copyto(self.params_D, np.asarray(order.params_D))
+        told = replace(order, params_D=None)
+        for pipe, rows in zip(self.pipes, shares[1:], strict=False):
+            pipe.send((told, [(int(k), work[k].client, work[k].memory) for k in rows]))
+        parts = [self._train(order, [(int(k), work[k]) for k in shares[0]])]
+        parts += [_received(pipe) for pipe, _ in zip(self.pipes, shares[1:], strict=False)]
+        back = np.argsort(np.concatenate(shares))
+        names = parts[0].metrics
+        return Updates(
+            clients_K=np.concatenate([part.clients_K for part in parts])[back],
+            delta_KD=self.delta_KD[: len(work)].copy(),
+            num_examples_K=np.concatenate([part.num_examples_K for part in parts])[back],
+            num_steps_K=np.concatenate([part.num_steps_K for part in parts])[back],
+            metrics={name: _joined([part.metrics[name] for part in parts], back) for name in names},
+        )
+
+    def close(self) -> None:
+        """End the children, busy or not."""
+        for pipe in self.pipes:
+            pipe.close()
+        for child in self.children:
+            child.terminate()
+            child.join(timeout=5)
+
+    def _train(self, order: Order, rows: Sequence[tuple[int, Work]]) -> Updates:
+        """Train some clients, leaving their updates in the shared rows."""
+        updates = self.trainer.fit(order, self.rule, [one for _, one in rows])
+        self.delta_KD[[k for k, _ in rows]] = updates.delta_KD
+        return replace(updates, delta_KD=None)
+
+    def _serve(self, pipe: Connection, others: Sequence[Connection]) -> None:
+        """The life of a child: until its pipe is closed, train what it is told."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for other in others:  # else the pipe would stay open when the parent is gone
+            other.close()
+        while True:
+            try:
+                told, clients = pipe.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                order = replace(told, params_D=self.params_D.copy())
+                rows = [(k, Work(client=c, examples=self.data.train(c), memory=memory)) for k, c, memory in clients]
+                pipe.send(self._train(order, rows))
+            except Exception as error:
+                pipe.send(error)
+
+
+def balanced(sizes: Sequence[int], num_shares: int) -> list[np.ndarray]:
+    """Row numbers for each worker, so that the sums of ``sizes`` are close: the largest first, to the least laden."""
+    shares: list[list[int]] = [[] for _ in range(min(num_shares, len(sizes)))]
+    load = np.zeros(len(shares))
+    for k in np.argsort(sizes, kind="stable")[::-1].tolist():
+        least = int(np.argmin(load))
+        shares[least].append(k)
+        load[least] += sizes[k]
+    return [np.sort(np.array(share)) for share in shares]
+
+
+def _shared(size: int) -> np.ndarray:
+    """Float32 zeros that forked children share."""
+    return np.frombuffer(mmap.mmap(-1, max(4, 4 * size)), np.float32, count=size)
+
+
+def _received(pipe: Connection) -> Updates:
+    try:
+        answer: Any = pipe.recv()
+    except EOFError as error:
+        raise RuntimeError("a worker process died while training (out of memory?)") from error
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _joined(sums: Sequence[Sum], back: np.ndarray) -> Sum:
+    totals, counts = (np.concatenate([getattr(s, name) for s in sums])[back] for name in ("total_K", "count_K"))
+    return Sum(totals, counts)
