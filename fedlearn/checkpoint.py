@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
+from fedlearn.arrays import as_numpy
 from fedlearn.errors import CheckpointError
 from fedlearn.layout import Layout
 from fedlearn.records import ClientId, Memory, State
@@ -103,7 +104,7 @@ def _tensors(state: State, memories: Mapping[ClientId, Memory]) -> dict[str, np.
         tensors["clients"] = np.array(clients, np.int64)
         names = memories[clients[0]]
         tensors |= {f"client/{name}": np.stack([memories[client][name] for client in clients]) for name in names}
-    return {name: np.ascontiguousarray(np.asarray(v)) for name, v in tensors.items()}
+    return {name: np.ascontiguousarray(as_numpy(v)) for name, v in tensors.items()}
 
 
 def _group(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from array_api_compat import array_namespace
 
+from fedlearn.arrays import as_numpy, like
 from fedlearn.layout import Layout
 from fedlearn.optim import zeros
 from fedlearn.records import Array, Examples, Failure, Memory, Order, Updates, Work
@@ -49,7 +50,7 @@ def client_step(
 def refuse_non_finite(updates: Updates, work: Sequence[Work]) -> tuple[Updates, list[Failure]]:
     """Drop the clients whose update holds NaN or infinity, with the reason as far as their data tell it."""
     xp = array_namespace(updates.delta_KD)
-    finite_K: np.ndarray = np.asarray(xp.all(xp.isfinite(updates.delta_KD), axis=-1))
+    finite_K: np.ndarray = as_numpy(xp.all(xp.isfinite(updates.delta_KD), axis=-1))
     if finite_K.all():
         return updates, []
     bad = set(updates.clients_K[~finite_K].tolist())
@@ -74,13 +75,14 @@ def _why_not_finite(examples: Examples) -> str:
 
 def stack(memories: Sequence[Memory]) -> Mapping[str, np.ndarray]:
     """The memories of K clients as K x D arrays."""
-    return {name: np.stack([np.asarray(memory[name]) for memory in memories]) for name in memories[0]}
+    return {name: np.stack([as_numpy(memory[name]) for memory in memories]) for name in memories[0]}
 
 
 def _finish(strategy: Strategy, order: Order, updates: Updates, memory_KD: Mapping[str, Array]) -> Updates:
     """Let the local rule say what each client remembers and what else it sends."""
     rule = strategy.local
     vectors = {name: memory_KD[name] for name in rule.memory} | {name: order.broadcast[name] for name in rule.receives}
+    vectors = {name: like(v, updates.delta_KD) for name, v in vectors.items()}
     kept, extra = rule.finish(updates.delta_KD, updates.num_steps_K, order.local.learning_rate, **vectors)
     return replace(updates, memory=dict(kept), extra=dict(extra))
 
@@ -89,7 +91,8 @@ def _leave_through(
     stage: Stage, prefix: str, order: Order, updates: Updates, memory_KD: Mapping[str, Array]
 ) -> Updates:
     """Apply one stage's client half to the whole block."""
-    own = {name.removeprefix(prefix): v for name, v in memory_KD.items() if name.startswith(prefix)}
+    memory_KD = {name: like(v, updates.delta_KD) for name, v in memory_KD.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): v for name, v in memory_KD.items()}
     context = Context(round=order.round, seed=order.seed, clients_K=updates.clients_K)
     delta_KD, kept = stage.client.update(updates.delta_KD, own, context)
     memory = {**updates.memory, **{f"{prefix}{name}": v for name, v in kept.items()}}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from math import floor
 
 from fedlearn.aggregate import Gathered, gather, value
+from fedlearn.arrays import like
 from fedlearn.engines.base import Engine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
-from fedlearn.optim import like
 from fedlearn.records import (
     Array,
     ClientId,

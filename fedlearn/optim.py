@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from fedlearn.arrays import as_numpy, like
 from fedlearn.errors import MissingExtra, is_number, require
 from fedlearn.layout import Layout
 from fedlearn.records import Array, Memory
@@ -77,14 +78,14 @@ def from_optax(optimizer: Any) -> Transform:
         raise MissingExtra("an optax server optimiser", "jax") from missing
 
     def init(layout: Layout) -> Memory:
-        return {f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(optimizer.init(zeros(layout))))}
+        return {f"{i}": as_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(optimizer.init(zeros(layout))))}
 
     def update(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        gradient_D = -np.asarray(update_D)
+        gradient_D = -as_numpy(update_D)
         treedef: Any = jax.tree.structure(optimizer.init(gradient_D))
         state = jax.tree.unflatten(treedef, [memory[f"{i}"] for i in range(treedef.num_leaves)])
         step_D, state = optimizer.update(gradient_D, state, None)
-        return like(step_D, update_D), {f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        return like(step_D, update_D), {f"{i}": as_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
 
     return Transform(init=init, update=update)
 
@@ -92,13 +93,6 @@ def from_optax(optimizer: Any) -> Transform:
 def zeros(layout: Layout) -> np.ndarray:
     """``D`` float32 zeros."""
     return np.zeros(layout.num_parameters, np.float32)
-
-
-def like(array: Array, other: Array) -> Array:
-    """``array`` in the library and on the device of ``other``: a memory restored from a checkpoint is NumPy."""
-    if isinstance(array, type(other)):
-        return array
-    return array_namespace(other).asarray(np.asarray(array), device=other.device)
 
 
 def _require_rate(learning_rate: float) -> None:

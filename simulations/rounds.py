@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fedlearn import checkpoint
+from fedlearn.arrays import as_numpy
 from fedlearn.config import Experiment
 from fedlearn.engines.base import Engine
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, MissingExtra
 from fedlearn.history import final, summarise
 from fedlearn.loop import federate
 from fedlearn.metrics import main_metric
@@ -92,7 +93,7 @@ def _sum_up(run: RunInfo, ending: Ending, files: RunFiles, console: Unbreakable,
 
 def parameters_sha256(state: State) -> str:
     """Names the model: equal for two runs exactly if every parameter is equal, bit for bit."""
-    return hashlib.sha256(np.asarray(state.params_D, np.float32).tobytes()).hexdigest()
+    return hashlib.sha256(as_numpy(state.params_D).astype(np.float32).tobytes()).hexdigest()
 
 
 def _rounds(
@@ -145,6 +146,6 @@ def _report(folder: Path) -> None:
         from simulations.report import write_report
 
         write_report(folder)
-    except Exception:
+    except Exception as error:
         log.exception("no report")
-        sys.stderr.write(f" no report: see {folder / 'run.log'}\n")
+        sys.stderr.write(f" no report: {error if isinstance(error, MissingExtra) else f'see {folder}/run.log'}\n")

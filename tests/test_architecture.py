@@ -65,7 +65,7 @@ HOMES = {
     "flax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
-    "matplotlib": ["simulations/report.py", "simulations/figures.py", "simulations/benchmarks/figure.py"],
+    "matplotlib": ["simulations/report.py", "simulations/figures.py", "simulations/benchmarks/picture.py"],
 }
 
 

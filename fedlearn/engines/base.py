@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedlearn.arrays import as_numpy
 from fedlearn.client import client_step, initial_memory
 from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
@@ -121,7 +122,7 @@ class LocalEngine:
             yield updates
 
     def _remember(self, updates: Updates) -> None:
-        kept: Mapping[str, Array] = {name: np.asarray(v) for name, v in updates.memory.items()}
+        kept: Mapping[str, Array] = {name: as_numpy(v) for name, v in updates.memory.items()}
         if kept:
             for k, client in enumerate(updates.clients_K.tolist()):
                 self.memories[client] = {name: rows_KD[k].copy() for name, rows_KD in kept.items()}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
@@ -127,7 +128,7 @@ class _Team:
 
     def fit(self, order: Order, work: Sequence[Work], shares: Sequence[np.ndarray]) -> Updates:
         """Share the block out, take part in it, and put the parts together in the order of ``work``."""
-        np.copyto(self.params_D, np.asarray(order.params_D))
+        np.copyto(self.params_D, as_numpy(order.params_D))
         told = replace(order, params_D=None)
         for pipe, rows in zip(self.pipes, shares[1:], strict=False):
             pipe.send((told, [(int(k), work[k].client, work[k].memory) for k in rows]))

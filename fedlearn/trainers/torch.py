@@ -102,6 +102,7 @@ class TorchTrainer:
         self._initial: Initial | None = (lambda layout, rng: given.copy()) if initial == "as_given" else initial
         self._flat = nn.Parameter(torch.from_numpy(given.copy()).to(device))
         self._flat.grad = torch.zeros_like(self._flat)
+        self._resident: dict[str, tuple[np.ndarray, torch.Tensor]] = {}
         self._tie(trainable)
 
     def _tie(self, trainable: Mapping[str, nn.Parameter]) -> None:
@@ -199,8 +200,8 @@ class TorchTrainer:
 
     def _fit_group(self, job: _Job, own: slice) -> tuple[torch.Tensor, np.ndarray]:
         work, steps_K = job.work[own], torch.from_numpy(job.steps_K[own]).to(self.device)
-        x, x_starts_K = self._laid_out([one.examples.x for one in work])
-        y, y_starts_K = self._laid_out([one.examples.y for one in work])
+        x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
+        y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
         stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
         flat = nn.Parameter(job.global_D.repeat(len(work), 1))
         step, total_K = _optimizer(flat, job.order.local), torch.zeros(len(work), device=self.device)
@@ -226,13 +227,16 @@ class TorchTrainer:
         loss_B = torch.where(real_B, self.loss(torch.func.functional_call(self.module, leaves, (x_B,)), y_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
-    def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """The examples of several clients in one tensor, and the row ``(K, 1)`` at which each client's begin."""
         whole, starts_K = slices_of_one(arrays)
         if whole is None:
             starts_K = np.cumsum([0, *map(len, arrays[:-1])])
-        laid = np.concatenate(arrays) if whole is None else whole
-        return self._to_device(laid), torch.from_numpy(starts_K).to(self.device)[:, None]
+        if whole is None:
+            return self._to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.device)[:, None]
+        if self._resident.get(name, (None, None))[0] is not whole:
+            self._resident[name] = (whole, self._to_device(whole))
+        return self._resident[name][1], torch.from_numpy(starts_K).to(self.device)[:, None]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Outputs ``(N, C)`` in evaluation mode."""
