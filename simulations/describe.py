@@ -14,6 +14,7 @@ from fedlearn.config import Experiment
 from fedlearn.data.federated import FederatedData
 from fedlearn.history import History
 from fedlearn.sinks.base import RunInfo
+from fedlearn.sinks.wording import near
 
 MOST_CLIENTS_COUNTED = 10_000
 TOLD_ELSEWHERE = ("_target_", "clients_per_round")
@@ -49,7 +50,7 @@ def describe(
         folder=folder,
         start_round=start_round,
         history=history,
-        again=f"python -m simulations.run --config-path {shlex.quote(str(folder.resolve()))} --config-name config",
+        again=f"python -m simulations.run --config-path {shlex.quote(near(folder))} --config-name config",
     )
 
 

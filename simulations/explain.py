@@ -67,7 +67,8 @@ def _no_such_setting(key: str, hydra: Hydra, words: Sequence[str], load: Load) -
     known = [prefix + name for name in siblings if not name.startswith("_") and name not in NOT_SHOWN]
     known = sorted({*known, *groups}) if not prefix else known
     elsewhere = [path for path in _paths(settings) if path.endswith(f".{wrong}")] if not prefix else []
-    near = elsewhere[0] if elsewhere else did_you_mean(prefix + wrong, known)
+    names = {path.removeprefix(prefix): path for path in known}  # a prefix that is right would make all names alike
+    near = elsewhere[0] if elsewhere else names.get(did_you_mean(wrong, names) or "")
     lines = [f"{typed} is not a setting"]
     lines += [f"  did you mean {near}={typed.partition('=')[2]}?"] if near else []
     lines += [f"  expected  one of {', '.join(known)}"] if known else []

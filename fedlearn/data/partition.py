@@ -97,7 +97,7 @@ def _natural(how: Partition, natural_N: np.ndarray | None) -> list[np.ndarray]:
         raise SettingError("partition", "natural", expected, "partition=iid")
     num_natural = int(natural_N.max()) + 1
     expected = f"{num_natural}, the number that these data came from"
-    fix = f"num_clients={num_natural}   (or partition=iid num_clients={how.num_clients})"
+    fix = f"num_clients={num_natural}   (or scenario.partition=iid)"
     require(how.num_clients == num_natural, "num_clients", how.num_clients, expected, fix)
     return [np.flatnonzero(natural_N == client) for client in range(num_natural)]
 

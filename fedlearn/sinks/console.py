@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from textwrap import indent
 from typing import Any, TextIO
 
@@ -17,7 +16,7 @@ from fedlearn.history import totals
 from fedlearn.metrics import higher_is_better, main_metric
 from fedlearn.records import Round
 from fedlearn.sinks.base import RunInfo
-from fedlearn.sinks.wording import ending, failure_notice, header_lines, human_bytes, human_seconds, score
+from fedlearn.sinks.wording import ending, failure_notice, header_lines, human_bytes, human_seconds, near, score
 
 WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # of the table's columns: with the note behind it a row fits 80 characters
 MOST_ROWS = 20
@@ -80,9 +79,9 @@ class Console:
         if self._pending is not None:
             self._show(self._pending, run)
         self.close()
-        lines = [*ending(summary), ("saved", _near(run.folder))]
+        lines = [*ending(summary), ("saved", near(run.folder))]
         report = run.folder / "report.html"
-        lines += [("report", _near(report))] if report.exists() else []
+        lines += [("report", near(report))] if report.exists() else []
         lines += [("again", run.again)] if run.again else []
         self._plain("\n" * self._out.is_terminal + "\n".join(f" {word:<9} {text}" for word, text in lines))
 
@@ -187,10 +186,3 @@ def _cut(text: str, width: int) -> str:
 
 def _row(texts: list[str]) -> str:
     return "".join(text.rjust(width) for text, width in zip(texts, WIDTHS, strict=True))
-
-
-def _near(path: Path) -> str:
-    """As short as the user can type it: relative to the current folder where it lies below."""
-    here = Path.cwd()
-    full = path.resolve()
-    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from fedlearn.metrics import main_metric
@@ -104,3 +105,10 @@ def _range(examples: tuple[int, int] | None) -> str:
         return ""
     low, high = examples
     return f"{low:,} examples each" if low == high else f"{low:,}-{high:,} examples"
+
+
+def near(path: Path) -> str:
+    """As short as the user can type it: relative to the current folder where it lies below."""
+    here = Path.cwd()
+    full = path.resolve()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)

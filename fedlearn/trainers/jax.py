@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 
 from fedlearn.data.federated import Task
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
@@ -78,6 +78,7 @@ class JaxTrainer:
         self.module, self.task, self.device = module, task, device
         self.loss = loss or LOSSES[task]
         self._initial = initial
+        _ = self._jax_device  # refuse a device that is not there before anything else
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
         variables = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
@@ -246,10 +247,14 @@ class JaxTrainer:
         leaves = {self._turned[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(params).items()}
         return jnp.concatenate([leaves[leaf.name].ravel() for leaf in self.layout.leaves])
 
-    @property
+    @cached_property
     def _jax_device(self) -> Any:
         platform, _, index = self.device.partition(":")
-        return jax.devices(platform)[int(index or 0)]
+        try:
+            return jax.devices(platform)[int(index or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise SettingError("device", self.device, f"a device of this machine ({reason})", "device=cpu") from error
 
 
 def _torch_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

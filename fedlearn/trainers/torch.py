@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.data.federated import Task
-from fedlearn.errors import FedlearnError, require
+from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
@@ -91,6 +91,7 @@ class TorchTrainer:
                 f"the model has buffers that would not travel: {', '.join(buffers[:3])}\n"
                 "  try       GroupNorm or LayerNorm instead of BatchNorm"
             )
+        _require_device(device)
         if device == "cpu":
             torch.set_num_threads(1)  # small models: a second thread costs more than it brings
         self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
@@ -248,6 +249,14 @@ class TorchTrainer:
 
     def _to_device(self, array: Array) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)
+
+
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SettingError("device", device, f"a device of this machine ({reason})", "device=cpu") from error
 
 
 def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,40 @@
+"""Results as published: FLamby's heart disease benchmark."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedlearn import federate, judge, start
+from fedlearn.config import experiment
+from fedlearn.errors import DataError
+from simulations.overrides import compose
+from simulations.run import arguments
+
+pytest.importorskip("torch")
+
+# pooled-test accuracy, mean of five seeds: Ogier du Terrail et al., NeurIPS 2022, arXiv:2210.04620
+PUBLISHED = {"fedavg": 0.748, "fedprox": 0.748, "fedadam": 0.779}
+SEEDS = (42, 43, 44, 45, 46)
+
+
+def final_accuracy(strategy: str, seed: int) -> float:
+    words = [f"experiment=flamby_heart_{strategy}", f"seed={seed}", "evaluate_every=15"]
+    (job,) = compose(arguments(words))
+    try:
+        made = experiment(job.cfg)
+    except DataError as error:
+        pytest.skip(f"the heart disease data cannot be had here: {error}")
+    plan, evaluate = made.plan, judge(made.scenario)
+    state = start(plan.strategy, made.scenario.trainer.init(seed), made.engine, seed=seed)
+    rounds = federate(plan.strategy, made.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
+    *_, last = rounds
+    made.engine.close()
+    assert last.number == 15
+    return last.evaluation.pooled["accuracy"]
+
+
+@pytest.mark.parametrize("strategy", PUBLISHED)
+def test_the_mean_over_five_seeds_is_within_3_points_of_the_published_accuracy(strategy):
+    accuracies = [final_accuracy(strategy, seed) for seed in SEEDS]
+    assert np.mean(accuracies) == pytest.approx(PUBLISHED[strategy], abs=0.03), accuracies
