@@ -6,10 +6,11 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -81,11 +82,26 @@ def experiment(cfg: DictConfig, planned: Plan | None = None) -> Experiment:
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
     scenario = _of_kind(Scenario, cfg, "scenario", allow)
-    engine = build(cfg.engine, "engine", scenario.data, scenario.trainer, allow=allow)
     # a cohort larger than the population is told now, not in the middle of the first round
-    planned.strategy.select.choose(1, engine.clients, generator(planned.seed, Purpose.SELECT, round=1))
+    planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
+    engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
     return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+
+
+def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:
+    """The engine; one that works in other processes is also told how to build the scenario there."""
+    parts: list[Any] = [scenario.data, scenario.trainer]
+    if "rebuild" in inspect.signature(get_object(cfg.engine["_target_"])).parameters:
+        parts.append(partial(rebuilt, _plain(cfg.scenario, "scenario"), allow))
+    engine: Engine = build(cfg.engine, "engine", *parts, allow=allow)
+    return engine
+
+
+def rebuilt(node: Mapping[str, Any], allow: Sequence[str], **changes: Any) -> Scenario:
+    """The scenario of plain settings, some of them changed; for a process that has nothing but these."""
+    scenario: Scenario = build({**node, **changes}, "scenario", allow=allow)
+    return scenario
 
 
 def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any:

@@ -13,7 +13,7 @@ from simulations.run import main
 WRONG = {
     "strategy=fedadm": ["strategy=fedadm is not known", "did you mean strategy=fedadam?", "fedyogi"],
     "scenario=hart": ["did you mean scenario=heart?"],
-    "engine=ray": ["engine=ray is not known", "serial, vector"],
+    "engine=vectr": ["engine=vectr is not known", "did you mean engine=vector?", "ray, serial, vector"],
     "experiment=flamby_heart_fedaam": ["did you mean experiment=flamby_heart_fedadam?"],
     "rounsd=3": ["rounsd=3 is not a setting", "did you mean rounds=3?"],
     "stratgy=fedavg": ["did you mean strategy=fedavg?"],

@@ -1,0 +1,43 @@
+"""The bar to be measured by: the best hand-written program for each workload, without any framework.
+
+Shapes: D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+
+from fedlearn.layout import default_initial
+from fedlearn.seeds import Purpose, generator
+from simulations.benchmarks.clock import Clock, Done
+from simulations.benchmarks.synthetic import Orders, cohort_of, shuffled
+from simulations.benchmarks.workloads import SEED, Workload
+
+
+def run(workload: Workload, framework: str, clock: Clock) -> Done:
+    """Federated averaging, as fast as we can write it for this workload alone."""
+    program = import_module(f"simulations.benchmarks.bare_{framework}").Bare(workload)
+    params_D = default_initial(program.layout, generator(SEED, Purpose.INIT))
+    clock.start()
+    for round in range(1, workload.rounds + 1):
+        params_D, num_examples = one_round(program, workload, params_D, round=round)
+        clock.lap(num_examples)
+    program.close()
+    return Done(program.variant, params_D)
+
+
+def one_round(
+    program: object,
+    workload: Workload,
+    params_D: np.ndarray,
+    *,
+    round: int,
+    cohort_K: np.ndarray | None = None,
+    orders: Orders = shuffled,
+) -> tuple[np.ndarray, int]:
+    """The next global model, and how many examples were trained on."""
+    cohort_K = cohort_of(workload, round) if cohort_K is None else cohort_K
+    share = list(zip(cohort_K.tolist(), orders(workload, round, cohort_K), strict=True))
+    return program.fit(params_D, share), sum(len(order_N) for _, order_N in share)  # type: ignore[attr-defined]

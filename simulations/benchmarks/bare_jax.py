@@ -1,0 +1,170 @@
+"""The best hand-written JAX program for each workload, without any framework: one compiled program a round.
+
+Shapes: D parameters laid flat, K clients of a cohort, N examples of one client, P examples of the pool, S local steps,
+B batch.
+
+The pool of examples stays on the device. Clients come one after another (``lax.scan``), each with as many steps as it
+needs, into a running sum of models; the cohort is split over as many CPU devices as there are cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fedlearn import Layout
+from simulations.benchmarks.models_jax import module
+from simulations.benchmarks.processes import Share, balanced, num_cores
+from simulations.benchmarks.synthetic import first_rows, pool_of
+from simulations.benchmarks.workloads import Workload
+
+
+def claim_devices(count: int) -> None:
+    """Let XLA show this process so many CPU devices; has no effect once something was computed."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+
+
+class Bare:
+    """A round of federated averaging.
+
+    Args:
+        workload: what to do.
+        workers: CPU devices; None takes one for each core.
+    """
+
+    def __init__(self, workload: Workload, *, workers: int | None = None) -> None:
+        count = workers or num_cores()
+        if count > 1:
+            claim_devices(count)
+        mesh = Mesh(np.array(jax.devices()[:count]), ("device",))
+        self.workload, self.num_devices = workload, mesh.size
+        self.variant = f"one compiled program, {mesh.size} device{'s' * (mesh.size > 1)}"
+        self.layout = layout_of(workload)
+        whole, split = PartitionSpec(), PartitionSpec("device")
+        program = partial(_round, workload, self.layout)
+        in_specs = (whole, whole, whole, split, split, split)
+        self._program = jax.jit(
+            jax.shard_map(program, mesh=mesh, in_specs=in_specs, out_specs=whole, check_vma=False),
+        )
+        pool = pool_of(workload)
+        self._pool = jax.device_put((pool.x, pool.y.astype(np.int32)), NamedSharding(mesh, whole))
+
+    def fit(self, params_D: np.ndarray, share: Share) -> np.ndarray:
+        """The next global model."""
+        rows_KSB, steps_K, seeds_K = _plan(self.workload, share, self.num_devices)
+        return np.asarray(self._program(jnp.asarray(params_D), *self._pool, rows_KSB, steps_K, seeds_K))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def layout_of(workload: Workload) -> Layout:
+    """Of the torch twin, whose vector this program takes and gives."""
+    x = jax.ShapeDtypeStruct((1, *workload.input_shape), jnp.float32)
+    shapes = flatten_dict(jax.eval_shape(module(workload).init, jax.random.key(0), x)["params"])
+    turned = {path: (leaf.shape[::-1][:2] + leaf.shape[:-2]) for path, leaf in shapes.items()}
+    return Layout.of((_torch_name(path), turned[path]) for path in shapes)
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+    return ".".join(path).replace("kernel", "weight")
+
+
+def as_tree(layout: Layout, params_D: jax.Array) -> Any:
+    """The vector as flax parameters."""
+    leaves = {}
+    for leaf in layout.leaves:
+        value = params_D[layout.slices[leaf.name]].reshape(leaf.shape)
+        turned = value.transpose((*range(2, value.ndim), 1, 0)) if value.ndim > 1 else value
+        leaves[tuple(leaf.name.replace("weight", "kernel").split("."))] = turned
+    return unflatten_dict(leaves)
+
+
+def as_vector(layout: Layout, tree: Any) -> jax.Array:
+    """Flax parameters as the vector."""
+    leaves = {_torch_name(path): leaf for path, leaf in flatten_dict(tree).items()}
+    turned = [leaves[leaf.name] for leaf in layout.leaves]
+    turned = [v.transpose((v.ndim - 1, v.ndim - 2, *range(v.ndim - 2))) if v.ndim > 1 else v for v in turned]
+    return jnp.concatenate([value.ravel() for value in turned])
+
+
+def fit_client(workload: Workload, model: nn.Module, start: Any, batches: Any) -> Any:
+    """One client's parameters after its epoch: ``batches`` are x_P, y_P, the rows of each step, steps and a seed."""
+    x, y, rows_SB, num_steps, seed = batches
+    key = jax.random.key(seed, impl="rbg")  # three times as fast as the default where there is dropout
+
+    def step(s: jax.Array, weights: Any) -> Any:
+        rows_B = rows_SB[s]
+        batch = (x[rows_B], y[rows_B], rows_B >= 0, jax.random.fold_in(key, s))
+        gradient = jax.grad(partial(_loss, workload, model))(weights, *batch)
+        return jax.tree.map(lambda w, g: w - workload.local.learning_rate * g, weights, gradient)
+
+    return lax.fori_loop(0, num_steps, step, start)
+
+
+def _loss(workload: Workload, model: nn.Module, weights: Any, x: Any, y: Any, real_B: Any, key: Any) -> jax.Array:
+    outputs: Any = model.apply({"params": weights}, x, train=True, rngs={"dropout": key})
+    if workload.task == "binary":
+        loss_B = optax.sigmoid_binary_cross_entropy(outputs[:, 0], y)
+    else:
+        loss_B = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
+    return jnp.sum(loss_B * real_B) / jnp.sum(real_B)
+
+
+def one_client(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
+    """``(params_D, client, order_N) -> its new params_D``, for a framework that brings its own processes."""
+    model, layout, pool = module(workload), layout_of(workload), pool_of(workload)
+    x, y = jnp.asarray(pool.x), jnp.asarray(pool.y.astype(np.int32))
+
+    @jax.jit
+    def program(params_D: Any, x: Any, y: Any, rows_KSB: Any, steps_K: Any, seeds_K: Any) -> jax.Array:
+        own = (x, y, rows_KSB[0], steps_K[0], seeds_K[0])
+        return as_vector(layout, fit_client(workload, model, as_tree(layout, params_D), own))
+
+    def fit(params_D: np.ndarray, client: int, order_N: np.ndarray) -> np.ndarray:
+        return np.asarray(program(params_D, x, y, *_plan(workload, [(client, order_N)], 1)))
+
+    return fit
+
+
+def _round(workload: Workload, layout: Layout, params_D: Any, x: Any, y: Any, *plan: Any) -> jax.Array:
+    """The share of one device, and the mean over all devices."""
+    model, start = module(workload), as_tree(layout, params_D)
+
+    def add(sums: Any, own: Any) -> Any:
+        total, count = sums
+        rows_SB, num_steps, seed = own
+        weights = fit_client(workload, model, start, (x, y, rows_SB, num_steps, seed))
+        num_examples = jnp.sum(rows_SB >= 0)
+        return (jax.tree.map(lambda t, w: t + num_examples * w, total, weights), count + num_examples), None
+
+    nothing = (jax.tree.map(jnp.zeros_like, start), jnp.zeros((), jnp.int32))
+    (total, count), _ = lax.scan(add, nothing, plan)
+    total, count = lax.psum((total, count), "device")
+    return as_vector(layout, jax.tree.map(lambda t: t / count, total))
+
+
+def _plan(workload: Workload, share: Share, num_parts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the pool for each client's steps, padded with -1; clients of equal work on each device."""
+    parts, first_row = balanced(share, num_parts), first_rows(workload)
+    longest, size = max(map(len, parts)), workload.batch_size
+    num_steps = -(-workload.largest // size)
+    rows = np.full((num_parts * longest, num_steps * size), -1, np.int32)
+    steps_K, seeds_K = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.uint32)
+    for part, own in enumerate(parts):
+        for k, (client, order_N) in enumerate(own, part * longest):
+            rows[k, : len(order_N)] = order_N + first_row(client)
+            steps_K[k], seeds_K[k] = -(-len(order_N) // size), client
+    return rows.reshape(len(rows), num_steps, size), steps_K, seeds_K

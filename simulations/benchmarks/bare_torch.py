@@ -1,0 +1,156 @@
+"""The best hand-written torch program for each workload, without any framework.
+
+Shapes: D parameters laid flat, K clients of a chunk, N examples of one client, B batch, F features.
+
+No data loader, no optimiser object, no flattening: gradients of the parameters' list, one fused step on it, and a
+running sum of the models. One process a core, each of one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from fedlearn import Layout
+from simulations.benchmarks.models_torch import module
+from simulations.benchmarks.processes import Fit, Processes, Share, num_cores
+from simulations.benchmarks.synthetic import first_rows, pool_of
+from simulations.benchmarks.workloads import Workload
+
+CHUNK = 25  # clients of w3 at once: their weights and batches stay in the cache
+
+
+class Bare:
+    """A round of federated averaging.
+
+    Args:
+        workload: what to do.
+        workers: processes of one thread; None takes one for each core.
+    """
+
+    def __init__(self, workload: Workload, *, workers: int | None = None) -> None:
+        torch.set_num_threads(1)
+        count = workers or num_cores()
+        pool_of(workload)  # before the fork, so that all processes share it
+        self.layout = layout_of(workload)
+        by_hand = workload.model == "linear"
+        how = f"{CHUNK} clients at once (bmm)" if by_hand else "a lean loop"
+        self.variant = f"{how}, {count} {'processes' if count > 1 else 'process'} of 1 thread"
+        prepare = partial(batched if by_hand else loop, workload)
+        self._processes = Processes(prepare, num_parameters=self.layout.num_parameters, count=count)
+
+    def fit(self, params_D: np.ndarray, share: Share) -> np.ndarray:
+        """The next global model."""
+        return self._processes.fit(params_D, share)
+
+    def close(self) -> None:
+        """Let the processes go."""
+        self._processes.close()
+
+
+def layout_of(workload: Workload) -> Layout:
+    """Of the workload's model."""
+    return Layout.of((name, tuple(p.shape)) for name, p in module(workload).named_parameters())
+
+
+def loop(workload: Workload) -> Fit:
+    """One client after another."""
+    local = ClientLoop(workload)
+
+    def fit(params_D: np.ndarray, share: Share) -> np.ndarray:
+        start = local.leaves(params_D)
+        totals = [torch.zeros_like(v) for v in start]
+        for client, order_N in share:
+            local.fit(start, client, order_N)
+            with torch.no_grad():
+                torch._foreach_add_(totals, local.weights, alpha=len(order_N))
+        return torch.cat([v.ravel() for v in totals]).numpy()
+
+    return fit
+
+
+def one_client(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
+    """``(params_D, client, order_N) -> its new params_D``, for a framework that brings its own processes."""
+    torch.set_num_threads(1)
+    local = ClientLoop(workload)
+
+    def fit(params_D: np.ndarray, client: int, order_N: np.ndarray) -> np.ndarray:
+        local.fit(local.leaves(params_D), client, order_N)
+        return torch.cat([v.detach().ravel() for v in local.weights]).numpy()
+
+    return fit
+
+
+class ClientLoop:
+    """Local training of one client: leaves the result in ``weights``, in the order of the layout.
+
+    Args:
+        workload: what to do.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload, self.model, self._layout = workload, module(workload).train(), layout_of(workload)
+        named = dict(self.model.named_parameters())
+        self.weights: list[torch.Tensor] = [named[leaf.name] for leaf in self._layout.leaves]
+        pool, self._first_row = pool_of(workload), first_rows(workload)
+        self.x, self.y = torch.from_numpy(pool.x), torch.from_numpy(pool.y)
+        self.loss = _binary if workload.task == "binary" else F.cross_entropy
+
+    def leaves(self, params_D: np.ndarray) -> list[torch.Tensor]:
+        """The vector in pieces, like ``weights``."""
+        return [torch.from_numpy(v) for v in self._layout.unpack(params_D).values()]
+
+    def fit(self, start: list[torch.Tensor], client: int, order_N: np.ndarray) -> None:
+        """One epoch from the global model."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.weights, start)
+        for x_B, y_B in self._batches(client, order_N):
+            gradients = torch.autograd.grad(self.loss(self.model(x_B), y_B), self.weights)
+            with torch.no_grad():
+                torch._foreach_add_(self.weights, gradients, alpha=-self.workload.local.learning_rate)
+
+    def _batches(self, client: int, order_N: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        rows_N = torch.from_numpy(order_N + self._first_row(client))
+        size = self.workload.batch_size
+        return zip(self.x[rows_N].split(size), self.y[rows_N].split(size), strict=True)
+
+
+def batched(workload: Workload) -> Fit:
+    """Logistic regression for many clients at once, gradients by hand; clients are of equal size."""
+    pool, first_row = pool_of(workload), first_rows(workload)
+    x, y = torch.from_numpy(pool.x), torch.from_numpy(pool.y).float()
+
+    def fit(params_D: np.ndarray, share: Share) -> np.ndarray:
+        start_D = torch.from_numpy(params_D)  # the bias, then the weights: the order of the layout
+        total_D = torch.zeros_like(start_D)
+        for chunk in (share[i : i + CHUNK] for i in range(0, len(share), CHUNK)):
+            rows_KN = torch.from_numpy(np.stack([order_N + first_row(client) for client, order_N in chunk]))
+            bias_K, weight_KF = _fit_chunk(workload, start_D, x, y, rows_KN)
+            total_D[0] += bias_K.sum()
+            total_D[1:] += weight_KF.sum(0)
+        return (total_D * workload.examples_per_client).numpy()
+
+    return fit
+
+
+def _fit_chunk(
+    workload: Workload, start_D: torch.Tensor, x: torch.Tensor, y: torch.Tensor, rows_KN: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    bias_K = start_D[0].expand(len(rows_KN)).clone()
+    weight_KF = start_D[1:].expand(len(rows_KN), -1).contiguous()
+    for rows_KB in rows_KN.split(workload.batch_size, dim=1):
+        x_KBF = x[rows_KB]
+        logits_KB = torch.bmm(x_KBF, weight_KF[:, :, None])[:, :, 0] + bias_K[:, None]
+        rate = workload.local.learning_rate / rows_KB.shape[1]
+        step_KB = (torch.sigmoid(logits_KB) - y[rows_KB]).mul_(-rate)
+        weight_KF[:, None].baddbmm_(step_KB[:, None], x_KBF)
+        bias_K += step_KB.sum(1)
+    return bias_K, weight_KF
+
+
+def _binary(logits_B1: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(logits_B1[:, 0], y_B.float())

@@ -1,0 +1,110 @@
+"""Flower's own simulation, with Ray, on the same work: its FedAvg, and the lean client of the bare program.
+
+Shapes: D parameters laid flat, N examples of one client.
+
+What differs from ``bare`` is Flower itself: the client spends no time on a data loader or an optimiser object, and the
+model travels as one array. Flower is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+# mypy: disable-error-code="import-not-found"
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from fedlearn.layout import default_initial
+from fedlearn.seeds import Purpose, generator
+from simulations.benchmarks.clock import Clock, Done
+from simulations.benchmarks.processes import num_cores
+from simulations.benchmarks.workloads import SEED, Workload
+
+ROUND_SECONDS = 600.0
+FitOne = Callable[[np.ndarray, int, np.ndarray], np.ndarray]  # (params_D, client, order_N) -> its new params_D
+
+
+def run(workload: Workload, framework: str, clock: Clock) -> Done:
+    """Federated averaging in Flower."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+
+    cores = num_cores()
+    actors: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": cores}}
+    server, app = _Server(workload, framework, clock), ServerApp()
+    app.main()(server.main)
+    run_simulation(app, client_app(workload, framework), workload.num_clients, backend_config=actors)
+    if len(clock.seconds) < workload.rounds:
+        raise RuntimeError(f"Flower stopped after {len(clock.seconds)} of {workload.rounds} rounds")
+    return Done(f"Ray, {cores} actors of 1 thread, the client of bare", server.params_D)
+
+
+def client_app(workload: Workload, framework: str) -> Any:
+    """Trains a client from the global model."""
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Any, context: Any) -> Message:
+        client, round = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"])
+        order_N = np.random.default_rng((SEED, round, client)).permutation(workload.size(client))
+        params_D = message.content["arrays"].to_numpy_ndarrays()[0]
+        new_D = _fit_one(workload, framework)(params_D, client, order_N)
+        metrics = MetricRecord({"num-examples": len(order_N)})
+        return Message(RecordDict({"arrays": ArrayRecord([new_D]), "metrics": metrics}), reply_to=message)
+
+    return app
+
+
+@cache
+def _fit_one(workload: Workload, framework: str) -> FitOne:
+    """One client's training, prepared once in each of Ray's processes."""
+    prepare: Callable[[Workload], FitOne] = import_module(f"simulations.benchmarks.bare_{framework}").one_client
+    return prepare(workload)
+
+
+class _Server:
+    """Runs the strategy; its callbacks tell the clock where one round ends and the next begins."""
+
+    def __init__(self, workload: Workload, framework: str, clock: Clock) -> None:
+        self.workload, self.clock = workload, clock
+        layout = import_module(f"simulations.benchmarks.bare_{framework}").layout_of(workload)
+        self.params_D: np.ndarray = default_initial(layout, generator(SEED, Purpose.INIT))
+        self._num_examples = 0
+
+    def main(self, grid: Any, context: Any) -> None:
+        """All rounds."""
+        from flwr.app import ArrayRecord
+        from flwr.serverapp.strategy import FedAvg
+
+        work = self.workload
+        strategy = FedAvg(
+            fraction_train=work.cohort_size / work.num_clients,
+            fraction_evaluate=0.0,
+            min_train_nodes=work.cohort_size,
+            min_available_nodes=work.num_clients,
+            train_metrics_aggr_fn=self._count,
+        )
+        start = ArrayRecord([self.params_D])
+        strategy.start(grid, start, num_rounds=work.rounds, timeout=ROUND_SECONDS, evaluate_fn=self._look)
+
+    def _count(self, replies: list[Any], key: str) -> Any:
+        from flwr.app import MetricRecord
+
+        if len(replies) < self.workload.cohort_size:
+            raise RuntimeError(f"only {len(replies)} of {self.workload.cohort_size} clients replied")
+        self._num_examples = sum(reply["metrics"][key] for reply in replies)
+        return MetricRecord({key: self._num_examples})
+
+    def _look(self, round: int, arrays: Any) -> None:
+        if round:
+            self.clock.lap(self._num_examples)
+            self.params_D = arrays.to_numpy_ndarrays()[0]
+        else:
+            self.clock.start()

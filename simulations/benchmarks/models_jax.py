@@ -1,0 +1,83 @@
+"""The workloads' models in JAX (flax linen). Each has a twin of the same name in `simulations.benchmarks.models_torch`.
+
+Shapes: B batch, F features, H height, W width, C channels, O outputs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from simulations.benchmarks.workloads import Workload
+
+
+class Mlp(nn.Module):
+    """784-128-64-10, or whatever inputs and outputs it is given, with ReLU."""
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x_BF: jax.Array, *, train: bool = False) -> jax.Array:
+        """``(B, F) -> (B, O)``."""
+        for layer, width in enumerate((128, 64)):
+            x_BF = nn.relu(nn.Dense(width, name=f"hidden_{layer}")(x_BF))
+        return nn.Dense(self.num_outputs, name="out")(x_BF)
+
+
+class Linear(nn.Module):
+    """Logistic regression."""
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x_BF: jax.Array, *, train: bool = False) -> jax.Array:
+        """``(B, F) -> (B, O)``."""
+        return nn.Dense(self.num_outputs, name="out")(x_BF)
+
+
+class Conv3x3(nn.Module):
+    """A 3 x 3 convolution without padding, as one matrix product over the nine shifted images."""
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        """``(B, H, W, C) -> (B, H - 2, W - 2, O)``."""
+        _, height, width, channels = x_BHWC.shape
+        kernel_HWCO = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.num_outputs))
+        bias_O = self.param("bias", nn.initializers.zeros, (self.num_outputs,))
+        shifted = [x_BHWC[:, i : i + height - 2, j : j + width - 2] for i in range(3) for j in range(3)]
+        return jnp.concatenate(shifted, axis=-1) @ kernel_HWCO.reshape(9 * channels, self.num_outputs) + bias_O
+
+
+class Cnn(nn.Module):
+    """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maximum, a hidden layer of 128, dropout."""
+
+    num_outputs: int
+    dropout: bool
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        """``(B, H, W, C) -> (B, O)``."""
+        still = not (train and self.dropout)
+        x_BHWC = nn.relu(Conv3x3(32, name="conv_0")(x_BHWC))
+        x_BHWC = max_2x2(nn.relu(Conv3x3(64, name="conv_1")(x_BHWC)))
+        x_BHWC = nn.Dropout(0.25, deterministic=still)(x_BHWC)
+        x_BF = x_BHWC.transpose(0, 3, 1, 2).reshape(len(x_BHWC), -1)  # the order in which the torch twin flattens
+        x_BF = nn.relu(nn.Dense(128, name="hidden")(x_BF))
+        return nn.Dense(self.num_outputs, name="out")(nn.Dropout(0.5, deterministic=still)(x_BF))
+
+
+def max_2x2(x_BHWC: jax.Array) -> jax.Array:
+    """The maximum of each 2 x 2 square; an odd last row or column is left out, as in torch."""
+    batch, height, width, channels = x_BHWC.shape
+    even = x_BHWC[:, : height // 2 * 2, : width // 2 * 2]
+    return even.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
+
+
+def module(workload: Workload) -> nn.Module:
+    """A workload's model."""
+    if workload.model == "cnn":
+        return Cnn(workload.num_outputs, workload.dropout)
+    return {"mlp": Mlp, "linear": Linear}[workload.model](workload.num_outputs)

@@ -1,0 +1,64 @@
+"""The workloads' models in PyTorch. Each has a twin of the same name in `simulations.benchmarks.models_jax`.
+
+Shapes: B batch, F features, H height, W width, C channels, O outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from simulations.benchmarks.workloads import Workload
+
+
+class Mlp(nn.Module):
+    """784-128-64-10, or whatever inputs and outputs it is given, with ReLU."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.hidden_0 = nn.Linear(num_inputs, 128)
+        self.hidden_1 = nn.Linear(128, 64)
+        self.out = nn.Linear(64, num_outputs)
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """``(B, F) -> (B, O)``."""
+        return self.out(F.relu(self.hidden_1(F.relu(self.hidden_0(x_BF)))))
+
+
+class Linear(nn.Module):
+    """Logistic regression."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(num_inputs, num_outputs)
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """``(B, F) -> (B, O)``."""
+        return self.out(x_BF)
+
+
+class Cnn(nn.Module):
+    """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maximum, a hidden layer of 128, dropout."""
+
+    def __init__(self, image_HWC: tuple[int, ...], num_outputs: int, *, dropout: bool) -> None:
+        super().__init__()
+        height, width, channels = image_HWC
+        self.conv_0 = nn.Conv2d(channels, 32, 3)
+        self.conv_1 = nn.Conv2d(32, 64, 3)
+        self.hidden = nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128)
+        self.out = nn.Linear(128, num_outputs)
+        self.drop_0, self.drop_1 = (nn.Dropout(share if dropout else 0.0) for share in (0.25, 0.5))
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C) -> (B, O)``."""
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)  # no copy: this is the channels-last layout, the fast one
+        x_BCHW = F.max_pool2d(F.relu(self.conv_1(F.relu(self.conv_0(x_BCHW)))), 2)
+        return self.out(self.drop_1(F.relu(self.hidden(self.drop_0(x_BCHW).flatten(1)))))
+
+
+def module(workload: Workload) -> nn.Module:
+    """A workload's model."""
+    if workload.model == "cnn":
+        return Cnn(workload.input_shape, workload.num_outputs, dropout=workload.dropout)
+    return {"mlp": Mlp, "linear": Linear}[workload.model](workload.input_shape[0], workload.num_outputs)

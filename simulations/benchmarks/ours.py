@@ -1,0 +1,42 @@
+"""Our side: the default engine, as `fedlearn.vector` sets itself up, on the workload's twin in either framework."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import numpy as np
+
+from fedlearn import Schedule, federate, start, vector
+from fedlearn.trainers.base import Trainer
+from simulations.benchmarks.clock import Clock, Done
+from simulations.benchmarks.synthetic import federated_data, pool_of
+from simulations.benchmarks.workloads import SEED, Workload
+from strategies import fedavg
+
+
+def run(workload: Workload, framework: str, clock: Clock) -> Done:
+    """Federated averaging."""
+    pool_of(workload)
+    strategy, fitted = fedavg(clients_per_round=workload.cohort_size), trainer(workload, framework)
+    engine = vector(federated_data(workload), fitted)
+    state = start(strategy, fitted.init(SEED), engine, seed=SEED)
+    variant = engine.describe(workload.cohort_size)
+    clock.start()
+    for done in federate(strategy, engine, state, schedule=Schedule(rounds=workload.rounds), local=workload.local):
+        if done.num_updates < len(done.cohort):
+            raise RuntimeError(f"{done.failures[0].reason}\n{done.failures[0].traceback}")
+        clock.lap(done.num_examples)
+        state = done.state
+    engine.close()
+    return Done(variant, np.asarray(state.params_D))
+
+
+def trainer(workload: Workload, framework: str) -> Trainer:
+    """A trainer of the workload's model."""
+    model = import_module(f"simulations.benchmarks.models_{framework}").module(workload)
+    trainers = import_module(f"fedlearn.trainers.{framework}")
+    if framework == "torch":
+        made: Trainer = trainers.TorchTrainer(model, task=workload.task)
+    else:
+        made = trainers.JaxTrainer(model, task=workload.task, input_shape=workload.input_shape)
+    return made

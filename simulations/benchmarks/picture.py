@@ -1,0 +1,36 @@
+"""The figure of a comparison: a dot for the median, a stroke for each repeat, faster to the left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from matplotlib.figure import Figure
+
+from simulations.benchmarks.measure import Run
+from simulations.benchmarks.tables import groups
+from simulations.figures import CLIENTS, INK, POOLED, WIDTH, style
+
+
+def draw(path: Path, runs: Sequence[Run], *, title: str) -> None:
+    """Save a dot plot of the seconds that a round takes, on a logarithmic axis."""
+    good = groups([run for run in runs if not run.error])
+    if not good:
+        return
+    with style():
+        figure = Figure(figsize=(WIDTH, 1.2 + 0.34 * len(good)), layout="constrained")
+        axis = figure.subplots()
+        for row, ((_, system), own) in enumerate(good.items()):
+            seconds = [run.seconds_per_round for run in own]
+            axis.plot(median(seconds), row, "o", color=POOLED if system == "ours" else CLIENTS, markersize=10)
+            axis.plot(seconds, [row] * len(seconds), "|", color=INK, markersize=8)
+            axis.annotate(f"   {median(seconds):.3g} s", (max(seconds), row), va="center", fontsize=8)
+        axis.set_yticks(range(len(good)), [f"{system} ({framework})" for framework, system in good])
+        axis.set_ylim(len(good) - 0.5, -0.5)
+        axis.grid(axis="x")
+        axis.set_xscale("log")
+        axis.set_xlabel("seconds a round, median (strokes: repeats)")
+        axis.set_title(title, fontsize=8)
+        axis.margins(x=0.15)
+        figure.savefig(path, dpi=150)

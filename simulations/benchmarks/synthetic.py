@@ -1,0 +1,91 @@
+"""The data of the workloads: random numbers of the right shape, and who draws which of them when.
+
+Shapes: K clients of a cohort, N examples of one client, P examples in the pool, F features, C classes.
+
+Labels are those of a random linear teacher, so that there is something to learn; no accuracy is meant by it. All
+clients draw from one pool, each a stretch of neighbouring rows, so that a million clients cost what one costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import prod
+
+import numpy as np
+
+from fedlearn import Examples, FederatedData
+from fedlearn.seeds import Purpose, generator
+from simulations.benchmarks.workloads import SEED, Workload
+
+POOL_BYTES = 192 * 2**20  # room for the 60,000 examples of w1
+
+Orders = Callable[[Workload, int, np.ndarray], list[np.ndarray]]  # (workload, round, cohort_K) -> order_N of each
+
+
+@cache
+def pool_of(workload: Workload) -> Examples:
+    """The examples that all clients share: as many as the clients hold together, or as fit into 192 MiB."""
+    fits = POOL_BYTES // (4 * prod(workload.input_shape))
+    size = max(workload.largest, min(fits, workload.num_clients * workload.examples_per_client))
+    rng = generator(SEED, Purpose.PARTITION)
+    x = rng.random((size, *workload.input_shape), np.float32)
+    x -= 0.5
+    teacher_FC = rng.standard_normal((prod(workload.input_shape), workload.num_classes), np.float32)
+    return Examples(x, (x.reshape(size, -1) @ teacher_FC).argmax(axis=1))
+
+
+def first_rows(workload: Workload) -> Callable[[int], int]:
+    """Where a client's stretch of the pool begins; those of neighbours lie side by side, until the pool is used up.
+
+    >>> from simulations.benchmarks.workloads import W1
+    >>> [first_rows(W1)(client) for client in (0, 1, 99)]
+    [0, 600, 59400]
+    """
+    mean = workload.examples_per_client
+    num_starts = 1 + (len(pool_of(workload)) - workload.largest) // mean
+    return lambda client: client % num_starts * mean
+
+
+def examples_of(workload: Workload, client: int) -> Examples:
+    """A client's examples, as views of the pool."""
+    return federated_data(workload).train(client)
+
+
+def federated_data(workload: Workload) -> FederatedData:
+    """All clients, for an engine; nothing is held out."""
+    pool, first_row = pool_of(workload), first_rows(workload)
+
+    def train(client: int) -> Examples:
+        first = first_row(client)
+        end = first + workload.size(client)
+        return Examples(pool.x[first:end], pool.y[first:end])
+
+    nothing = Examples(np.zeros((0, *workload.input_shape), np.float32), np.zeros(0, np.int64))
+    return FederatedData(
+        task=workload.task,
+        num_classes=workload.num_classes,
+        clients=range(workload.num_clients),
+        train=train,
+        test=lambda client: nothing,
+        source="random numbers of the right shape",
+    )
+
+
+def cohort_of(workload: Workload, round: int) -> np.ndarray:
+    """A uniform cohort, ascending, at a cost that grows with the cohort alone."""
+    rng = np.random.default_rng((SEED, round))
+    return np.sort(rng.choice(workload.num_clients, workload.cohort_size, replace=False, shuffle=False))
+
+
+def shuffled(workload: Workload, round: int, cohort_K: np.ndarray) -> list[np.ndarray]:
+    """The order in which each client of a cohort visits its examples.
+
+    One generator serves the whole cohort, which is cheap; `fedlearn` gives each client a stream of its own, which lets
+    a run be resumed and a client be moved.
+    """
+    rng = np.random.default_rng((SEED, round, 1))
+    if workload.spread:
+        return [rng.permutation(workload.size(client)) for client in cohort_K.tolist()]
+    orders_KN = np.tile(np.arange(workload.examples_per_client), (len(cohort_K), 1))
+    return list(rng.permuted(orders_KN, axis=1, out=orders_KN))

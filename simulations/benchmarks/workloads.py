@@ -1,0 +1,179 @@
+"""The pieces of work that every system is given: one definition of each.
+
+w1 is the smallest real network, where a framework's own overhead shows; w2 is LEAF's and FedJAX's EMNIST network, where
+the arithmetic is what counts; w3 is cross-device learning, many clients with next to nothing to do; w5 is the CIFAR-10
+benchmark of pfl-research.
+
+References: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097; Ro, Suresh, Wu, *FedJAX:
+Federated learning simulation with JAX*, 2021, arXiv:2108.02117; Granqvist et al., *pfl-research: simulation framework
+for accelerating research in Private Federated Learning*, NeurIPS 2024, arXiv:2404.06430.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import log
+
+import numpy as np
+
+from fedlearn import LocalSettings, SettingError, is_count, require
+from fedlearn.data.federated import Task
+from fedlearn.errors import did_you_mean
+from fedlearn.seeds import Purpose, generator
+
+SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """One piece of work.
+
+    Args:
+        name: as typed, e.g. ``w1``.
+        title: a few words for tables.
+        model: ``mlp``, ``linear`` or ``cnn``, in `simulations.benchmarks.models_torch` and its twin in JAX.
+        task: ``binary`` or ``multiclass``.
+        num_classes: 2 or more.
+        input_shape: of one example; images are height x width x channels.
+        num_clients: >= 1.
+        cohort_size: clients a round, drawn uniformly.
+        examples_per_client: mean number of examples at a client.
+        batch_size: examples a local step; one epoch of SGD with learning rate 0.1.
+        rounds: to run where no other number is asked for.
+        spread: standard deviation of the logarithm of the number of examples at a client; 0 makes all equal.
+        dropout: whether the model drops out (0.25 before its hidden layer, 0.5 after).
+    """
+
+    name: str
+    title: str
+    model: str
+    task: Task
+    num_classes: int
+    input_shape: tuple[int, ...]
+    num_clients: int
+    cohort_size: int
+    examples_per_client: int
+    batch_size: int
+    rounds: int
+    spread: float = 0.0
+    dropout: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Of the model: one logit for a binary task, else one a class."""
+        return self.num_classes if self.task == "multiclass" else 1
+
+    @property
+    def local(self) -> LocalSettings:
+        """How clients train."""
+        return LocalSettings(epochs=1, batch_size=self.batch_size, learning_rate=0.1)
+
+    def size(self, client: int) -> int:
+        """Number of examples at a client: the mean, or lognormal around it within a tenth and five times as many.
+
+        >>> workload("w1").size(7), workload("w2").size(7) == workload("w2").size(7)
+        (600, True)
+        """
+        mean, spread = self.examples_per_client, self.spread
+        if not spread:
+            return mean
+        drawn = generator(SEED, Purpose.PARTITION, client=client).lognormal(log(mean) - spread**2 / 2, spread)
+        return int(np.clip(round(drawn), max(1, mean // 10), 5 * mean))
+
+    @property
+    def largest(self) -> int:
+        """More examples than this lie at no client."""
+        return self.examples_per_client * (5 if self.spread else 1)
+
+    def __str__(self) -> str:
+        each = f"{'about ' if self.spread else ''}{self.examples_per_client} examples"
+        return (
+            f"{self.name}: {self.title}, {self.num_clients:,} clients of {each}, "
+            f"cohort {self.cohort_size:,}, batch {self.batch_size}, 1 epoch"
+        )
+
+
+W1 = Workload(
+    name="w1",
+    title="MLP 784-128-64-10",
+    model="mlp",
+    task="multiclass",
+    num_classes=10,
+    input_shape=(784,),
+    num_clients=100,
+    cohort_size=10,
+    examples_per_client=600,
+    batch_size=32,
+    rounds=20,
+)
+W2 = Workload(
+    name="w2",
+    title="EMNIST CNN (LEAF, FedJAX)",
+    model="cnn",
+    task="multiclass",
+    num_classes=62,
+    input_shape=(28, 28, 1),
+    num_clients=1_000,
+    cohort_size=50,
+    examples_per_client=100,
+    batch_size=20,
+    rounds=5,
+    spread=0.5,
+    dropout=True,
+)
+W3 = Workload(
+    name="w3",
+    title="logistic regression, 1,000 features",
+    model="linear",
+    task="binary",
+    num_classes=2,
+    input_shape=(1000,),
+    num_clients=10_000,
+    cohort_size=1_000,
+    examples_per_client=20,
+    batch_size=10,
+    rounds=10,
+)
+W5 = Workload(
+    name="w5",
+    title="CIFAR-10 CNN (pfl-research)",
+    model="cnn",
+    task="multiclass",
+    num_classes=10,
+    input_shape=(32, 32, 3),
+    num_clients=1_000,
+    cohort_size=50,
+    examples_per_client=50,
+    batch_size=10,
+    rounds=5,
+    dropout=True,
+)
+WORKLOADS = {one.name: one for one in (W1, W2, W3, W5)}
+NOT_YET = {"w4": "w4 is w1 with example-level DP-SGD: it needs the privacy part, which is not there yet"}
+SIZES = {"clients": "num_clients", "cohort": "cohort_size", "examples": "examples_per_client", "rounds": "rounds"}
+
+
+def workload(name: str, **sizes: int | None) -> Workload:
+    """A workload by name, with other sizes where they are given.
+
+    Args:
+        name: ``w1``, ``w2``, ``w3`` or ``w5``.
+        sizes: ``clients``, ``cohort``, ``examples`` (of a client, on average) and ``rounds``, each >= 1; None keeps
+            the workload's own.
+
+    Raises:
+        SettingError: the workload is unknown or cannot run yet, or a size is out of range.
+    """
+    if name in NOT_YET:
+        raise SettingError("workload", name, NOT_YET[name], "workload=w1")
+    if name not in WORKLOADS:
+        guess = did_you_mean(name, WORKLOADS) or "w1"
+        raise SettingError("workload", name, f"one of {', '.join(WORKLOADS)}", f"workload={guess}")
+    for word, size in sizes.items():
+        require(size is None or is_count(size), word, size, "a whole number >= 1", f"{word}=10")
+    given = {SIZES[word]: size for word, size in sizes.items() if size is not None}
+    chosen = replace(WORKLOADS[name], **given)  # type: ignore[arg-type]
+    most = chosen.num_clients
+    fits = chosen.cohort_size <= most
+    require(fits, "cohort", chosen.cohort_size, f"at most {most:,}, the number of clients", f"cohort={most}")
+    return chosen

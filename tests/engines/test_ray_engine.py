@@ -1,0 +1,426 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from fedlearn import (
+    Examples,
+    LocalRule,
+    LocalSettings,
+    Scenario,
+    Schedule,
+    SettingError,
+    Strategy,
+    Transform,
+    everyone,
+    federate,
+    mean,
+    stacked,
+    start,
+    uniform,
+    vector,
+)  # fmt: skip
+from fedlearn.aggregate import Gathered, add_rows, add_totals, gather, value
+from fedlearn.config import rebuilt
+from fedlearn.engines import ray as engine_module
+from fedlearn.engines.ray import ClusterError, owned
+from fedlearn.errors import MissingExtra
+from fedlearn.layout import Layout
+from fedlearn.records import Failure, Sum, Updates
+from fedlearn.testing import LinearTrainer, linear_problem
+from simulations.run import main
+
+LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
+
+
+def scaffold():
+    """Client memory, broadcast and extra, all at once."""
+
+    def finish(delta_KD, num_steps_K, learning_rate, *, own, server):
+        new_KD = own - server - delta_KD / (num_steps_K[:, None] * learning_rate).astype(np.float32)
+        return {"own": new_KD}, {"change": new_KD - own}
+
+    def update(update_D, memory, context):
+        share = np.float32(context.cohort_size / context.num_clients)
+        return update_D, {"server": memory["server"] + share * context.extra["change"]}
+
+    def correct(grad, w, w_global, *, own, server):
+        return grad - own + server
+
+    control = Transform(
+        init=lambda layout: {"server": np.zeros(layout.num_parameters, np.float32)},
+        update=update,
+        broadcast=lambda memory: {"server": memory["server"]},
+    )
+    rule = LocalRule(correct=correct, memory=("own",), receives=("server",), finish=finish)
+    return Strategy(select=uniform(4), local=rule, aggregate=mean(weighting="equal"), server=control)
+
+
+def median():
+    return Strategy(select=everyone(), aggregate=stacked(lambda updates_KD, counts_K: np.median(updates_KD, axis=0)))
+
+
+def unmergeable():
+    return Strategy(select=everyone(), aggregate=mean()._replace(merge=None))
+
+
+def published():
+    import strategies
+
+    return {name: getattr(strategies, name) for name in strategies.__all__}
+
+
+OURS = {"scaffold": scaffold, "median": median, "unmergeable": unmergeable, **published()}
+
+
+# what workers build: sent by value, because they cannot import this file
+
+
+def linear(**changes):
+    data = replace(linear_problem(), **changes)
+    return Scenario(name="linear", data=data, trainer=LinearTrainer(3), model="linear")
+
+
+def slow_at(seconds, *clients):
+    def train(client):
+        if not clients or client in clients:
+            time.sleep(seconds)
+        return linear_problem().train(client)
+
+    return linear(train=train)
+
+
+def faulty():
+    def train(client):
+        if client == 3:
+            raise RuntimeError("disk gone")
+        examples = linear_problem().train(client)
+        return Examples(examples.x * np.float32("nan"), examples.y) if client == 1 else examples
+
+    return linear(train=train)
+
+
+def broken():
+    raise FileNotFoundError("no data on this machine")
+
+
+def wider():
+    return Scenario(name="linear", data=linear_problem(), trainer=LinearTrainer(4), model="linear")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two cores of this machine as a cluster; engines of this process find it."""
+    library = pytest.importorskip("ray", reason="ray is not installed")
+    library.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    has = {"num_cpus": 2, "num_gpus": 1}  # a GPU in name only: where workers go is decided by such numbers
+    with warnings.catch_warnings(action="ignore"):
+        library.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **has)
+    yield library
+    library.shutdown()
+
+
+@pytest.fixture
+def made(cluster):
+    """``made(build, ...)``: an engine of two workers, closed at the end."""
+    engines = []
+
+    def make(build=linear, *, timeout=120.0, num_workers=2, **settings):
+        scenario = linear()
+        engine = engine_module.ray(
+            scenario.data, scenario.trainer, build, num_workers=num_workers, timeout=timeout, **settings
+        )
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
+    engine.memories.clear()
+    params_D = LinearTrainer(3).init(1) if params_D is None else params_D
+    state = start(strategy, params_D, engine, seed=1)
+    return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
+
+
+def far(one, other):
+    """The largest difference of two runs' models."""
+    return np.abs(np.asarray(one[-1].state.params_D) - np.asarray(other[-1].state.params_D)).max()
+
+
+def test_every_strategy_ends_with_the_model_of_vector(made):
+    engine, here = made(), vector(linear_problem(), LinearTrainer(3))
+    for name, build in OURS.items():
+        strategy = build()
+        ours, theirs = rounds_of(engine, strategy), rounds_of(here, strategy)
+        assert far(ours, theirs) < 1e-5, name
+        assert np.isclose(ours[-1].metrics["loss"], theirs[-1].metrics["loss"], rtol=1e-6), name
+        for field in ("cohort", "num_examples", "bytes_up", "bytes_down", "num_updates"):
+            assert getattr(ours[-1], field) == getattr(theirs[-1], field), (name, field)
+        assert engine.memories.keys() == here.memories.keys(), name
+        for client, memory in here.memories.items():
+            assert all(np.allclose(engine.memories[client][key], memory[key], atol=1e-4) for key in memory), name
+
+
+def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers_does(made):
+    engine = made(block_size=2)
+    once, again = rounds_of(engine, scaffold(), rounds=5), rounds_of(engine, scaffold(), rounds=5)
+    assert far(once, again) == 0
+    engine.close()
+    alone = made(block_size=2, num_workers=1)
+    assert alone.num_workers == 1
+    assert far(once, rounds_of(alone, scaffold(), rounds=5)) == 0
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework):
+    pytest.importorskip(framework)
+    digits = {"_target_": "simulations.scenarios.digits.digits", "framework": framework, "num_clients": 6}
+    build = partial(rebuilt, digits, ())
+    scenario = build()
+    local = LocalSettings(learning_rate=0.1)
+    here = vector(scenario.data, scenario.trainer)
+    with closing(engine_module.ray(scenario.data, scenario.trainer, build, num_workers=2)) as engine:
+        for strategy in (scaffold(), published()["fedavg"]()):
+            params_D = scenario.trainer.init(1)
+            theirs = rounds_of(here, strategy, params_D=params_D, local=local)
+            assert far(rounds_of(engine, strategy, params_D=params_D, local=local), theirs) < 1e-5
+        clients = [5, 0, 3]
+        expected = list(here.evaluate(params_D, clients))
+        found = list(engine.evaluate(params_D, clients))
+        assert [one.client for one in found] == [one.client for one in expected] == [0, 3, 5]
+        for one, other in zip(found, expected, strict=True):
+            assert np.allclose(one.outputs, other.outputs, atol=1e-5)
+            assert np.array_equal(one.targets, other.targets)
+    here.close()
+
+
+def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_result_is_the_same(made, caplog):
+    undisturbed = rounds_of(vector(linear_problem(), LinearTrainer(3)), scaffold(), rounds=3)
+    engine = made(partial(slow_at, 0.3))
+    before = sorted(engine.pids)
+    killer = threading.Timer(0.4, os.kill, (before[0], signal.SIGKILL))
+    killer.start()
+    rounds = rounds_of(engine, scaffold(), rounds=3)
+    killer.join()
+    assert before[0] not in engine.pids
+    assert before[1] in engine.pids
+    assert far(rounds, undisturbed) < 1e-6
+    assert not any(done.failures for done in rounds)
+    assert f"worker process {before[0]} is gone" in caplog.text
+
+
+def test_a_client_that_ends_every_worker_ends_the_run_and_is_named(made):
+    def deadly():
+        return linear(train=lambda client: os._exit(1) if client == 2 else linear_problem().train(client))
+
+    with pytest.raises(ClusterError, match=r"3 workers died, one after another, at round 1, 1 client \(2\)"):
+        rounds_of(made(deadly, block_size=1), Strategy(select=everyone()), rounds=1)
+
+
+def test_a_worker_that_takes_too_long_is_told_by_name_and_does_not_block_the_next_round(made):
+    engine = made(partial(slow_at, 600, 4), block_size=1)
+    strategy = Strategy(select=everyone())
+    began, engine._timeout = time.monotonic(), 1.5
+    with pytest.raises(ClusterError, match=r"longer than engine.timeout=1.5 s for round 1, 1 client \(4\)"):
+        rounds_of(engine, strategy, rounds=1)
+    assert time.monotonic() - began < 30
+    engine._timeout, engine.clients = 120.0, [0, 1, 2, 3]
+    here = vector(replace(linear_problem(), clients=[0, 1, 2, 3]), LinearTrainer(3))
+    assert far(rounds_of(engine, strategy, rounds=1), rounds_of(here, strategy, rounds=1)) < 1e-6
+
+
+def test_clients_that_fail_are_named_as_they_are_here(made):
+    strategy, schedule = Strategy(select=everyone()), Schedule(rounds=1, max_failures=0.5)
+
+    def failures(engine):
+        state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
+        (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL)
+        return {(failure.client, failure.stage, failure.reason) for failure in one.failures}, one.num_updates
+
+    found = failures(made(faulty))
+    assert found == failures(vector(faulty().data, LinearTrainer(3)))
+    assert (3, "data", "RuntimeError: disk gone") in found[0]
+    assert found[1] == 4
+
+
+def test_what_workers_cannot_do_is_told_with_the_cause(made):
+    with pytest.raises(ClusterError, match="building the scenario: FileNotFoundError: no data on this machine"):
+        made(broken)
+    with pytest.raises(ClusterError, match="other parameters"):
+        made(wider)
+    lock = threading.Lock()
+    stuck = Strategy(select=everyone(), local=LocalRule(correct=lambda grad, w, w_global: lock and grad))
+    with pytest.raises(ClusterError, match="the strategy cannot be sent to workers"):
+        rounds_of(made(), stuck, rounds=1)
+
+
+def test_more_than_the_cluster_has_is_refused(made):
+    with pytest.raises(SettingError, match=r"num_workers is 99\n.*at most 2, .* 2 CPUs and 1 GPUs\n.*=2"):
+        made(num_workers=99)
+    with pytest.raises(SettingError, match=r"gpus_per_worker is 2\n.*2 CPUs and 1 GPUs\n.*=0"):
+        made(gpus_per_worker=2)
+    with pytest.raises(SettingError, match=r"num_workers is 2\n.*at most 1, "):
+        made(gpus_per_worker=1)
+
+
+def on_its_gpu(*, device):
+    assert (device, os.environ["CUDA_VISIBLE_DEVICES"]) == ("cuda:0", "0")
+    return linear()
+
+
+def test_workers_with_gpus_build_the_scenario_on_the_first_one_that_they_see(made):
+    assert made(on_its_gpu, gpus_per_worker=0.5).num_workers == 2
+    scenario = linear()
+    scenario.trainer.device = "cuda:0"
+    with pytest.raises(SettingError, match=r"gpus_per_worker is 0\n.*device=cuda:0\n.*gpus_per_worker=1"):
+        engine_module.ray(scenario.data, scenario.trainer, linear)
+
+
+@pytest.mark.parametrize(
+    ("setting", "given"),
+    [("num_workers", 0), ("gpus_per_worker", -1), ("gpus_per_worker", 1.5), ("block_size", 0), ("timeout", 0)],
+)
+def test_a_setting_out_of_range_is_refused_by_name(setting, given):
+    scenario = linear()
+    with pytest.raises(SettingError, match=f"{setting} is {given}"):
+        engine_module.ray(scenario.data, scenario.trainer, linear, **{setting: given})
+
+
+def test_an_address_where_nobody_answers_is_told_within_seconds(cluster, made, monkeypatch):
+    with pytest.raises(SettingError, match="address is other:6379"):
+        made(address="other:6379")
+    monkeypatch.setattr(cluster, "is_initialized", lambda: False)
+    began = time.monotonic()
+    with pytest.raises(ClusterError, match=r"no Ray cluster at engine.address=127.0.0.1:1: ConnectionRefusedError"):
+        made(address="127.0.0.1:1")
+    assert time.monotonic() - began < 10
+    with pytest.raises(SettingError, match=r"address is here\n.*host:port"):
+        made(address="here")
+
+
+def test_without_ray_the_extra_to_install_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    scenario = linear()
+    with pytest.raises(MissingExtra, match=r"engine=ray.*\n.*fedlearn\[ray\]"):
+        engine_module.ray(scenario.data, scenario.trainer, linear)
+
+
+JOINS = """
+import sys
+from fedlearn import Scenario, Schedule, Strategy, everyone, federate, start
+from fedlearn.engines.ray import ray
+from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+
+def linear():
+    return Scenario(name="linear", data=linear_problem(), trainer=LinearTrainer(3), model="linear")
+
+strategy, engine = Strategy(select=everyone()), ray(linear_problem(), LinearTrainer(3), linear, address=sys.argv[1])
+state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
+for done in federate(strategy, engine, state, schedule=Schedule(rounds=2), local=LOCAL):
+    pass
+engine.close()
+print(engine.num_workers, done.state.params_D.tobytes().hex())
+"""
+
+
+def test_a_script_joins_a_running_cluster_and_leaves_it_running(cluster, tmp_path):
+    script = tmp_path / "joins.py"
+    script.write_text(JOINS)
+    address = cluster.get_runtime_context().gcs_address
+    argv = [sys.executable, str(script), address]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    num_workers, model = done.stdout.split()
+    here = rounds_of(vector(linear_problem(), LinearTrainer(3)), Strategy(select=everyone()), rounds=2)
+    assert num_workers == "2"
+    assert np.allclose(np.frombuffer(bytes.fromhex(model), np.float32), here[-1].state.params_D, atol=1e-6)
+    assert cluster.cluster_resources()["CPU"] == 2
+
+
+def test_the_command_line_runs_on_a_cluster_of_its_own_and_leaves_no_litter(tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    pytest.importorskip("torch")
+    words = ["scenario=diabetes", "rounds=2", "report=false"]
+    argv = [sys.executable, "-m", "simulations.run", "engine=ray", "engine.num_workers=1", "hydra.run.dir=far", *words]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 worker, up to 10 clients" in done.stdout
+    assert not {"(raylet)", "ray.init", "dashboard"} & set(done.stdout.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["far"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["engine=vector", "hydra.run.dir=near", *words]) == 0
+    far, near = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("far", "near"))
+    assert far["parameters_sha256"] == near["parameters_sha256"]
+
+
+# the algebra underneath, without a cluster
+
+
+def some_updates(first, last, *, seed=0):
+    rng = np.random.default_rng((seed, first))
+    num, scale = last - first, 10.0 ** rng.integers(-6, 6, (last - first, 1))
+    return Updates(
+        clients_K=np.arange(first, last),
+        delta_KD=(scale * rng.normal(size=(num, 5))).astype(np.float32),
+        num_examples_K=rng.integers(1, 50, num),
+        num_steps_K=rng.integers(1, 9, num),
+        metrics={"loss": Sum(rng.random(num), np.ones(num))},
+        extra={"change": rng.normal(size=(num, 5)).astype(np.float32)},
+        num_bytes_K=np.full(num, 40),
+    )
+
+
+@pytest.mark.parametrize("aggregate", [mean(), mean(weighting="equal"), median().aggregate], ids=str)
+def test_folding_apart_and_gathering_is_folding_the_whole(aggregate):
+    layout = Layout.of([("w", (5,))])
+    parts = [some_updates(0, 3), Failure(client=3, stage="fit", reason="gone"), some_updates(4, 9), some_updates(9, 10)]
+    empty = partial(Gathered, fold=aggregate.init(layout))
+    whole, gathered = empty(), empty()
+    for part in parts:
+        whole = gather(whole, aggregate, part)
+    for half in (parts[:2], parts[2:], []):
+        own = Gathered(fold=aggregate.init(layout))
+        for part in half:
+            own = gather(own, aggregate, part)
+        gathered = gather(gathered, aggregate, own)
+    assert np.allclose(aggregate.done(gathered.fold), aggregate.done(whole.fold), rtol=1e-7, atol=0)
+    assert np.allclose(gathered.extra["change"], whole.extra["change"], rtol=1e-12)
+    assert np.allclose(gathered.metrics["loss"], whole.metrics["loss"], rtol=1e-12)
+    for name in ("failures", "num_updates", "num_examples", "bytes_up"):
+        assert getattr(gathered, name) == getattr(whole, name)
+
+
+def test_compensated_totals_add_as_exactly_as_float64_ones():
+    jnp = pytest.importorskip("jax.numpy")
+    one, other = some_updates(0, 20).delta_KD, some_updates(20, 40).delta_KD
+    exact = value(add_totals(add_rows(None, one, np.ones(20)), add_rows(None, other, np.ones(20))), 40)
+    apart = [add_rows(None, jnp.asarray(rows_KD), np.ones(20)) for rows_KD in (one, other)]
+    assert np.allclose(value(add_totals(*apart), 40), exact, rtol=1e-6)
+    assert np.allclose(value(add_totals(*owned(apart)), 40), exact, rtol=1e-6)
+    assert add_totals(None, apart[0]) is apart[0]
+
+
+def test_what_a_worker_owns_is_its_own_and_may_be_written_to():
+    given = some_updates(0, 2)
+    given.delta_KD.flags.writeable = False
+    copy = owned({"blocks": [given], "total": (given.delta_KD, 1.5), "none": None})
+    copy["blocks"][0].delta_KD[:] = 0
+    copy["total"][0][:] = 0
+    assert given.delta_KD.any()
+    assert (copy["total"][1], copy["none"]) == (1.5, None)
