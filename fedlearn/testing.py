@@ -100,6 +100,7 @@ def linear_problem(*, num_clients: int = 6, num_features: int = 3, seed: int = 0
     )
 
 
+HALF = np.arange(7) < 3
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
 
 
@@ -164,6 +165,10 @@ def _check_aggregator(strategy: Strategy) -> None:
         other = replace(updates, delta_KD=as_library(updates.delta_KD))
         same = _close(_aggregate(strategy, layout, other), result_D, 1e-5)
         assert same, f"an aggregate must be the same on {as_library.__module__} arrays"
+    if strategy.aggregate.merge is not None:
+        folds = [strategy.aggregate.add(strategy.aggregate.init(layout), updates.rows(r)) for r in (HALF, ~HALF)]
+        merged_D = np.asarray(strategy.aggregate.done(strategy.aggregate.merge(*folds)))
+        assert _close(merged_D, result_D, 1e-5), "two merged folds must give what one gives"
     if strategy.aggregate.sensitivity is not None:
         _check_sensitivity(strategy, layout, updates, clip=1.0)
 

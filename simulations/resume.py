@@ -68,6 +68,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> Outcome:
         state = _last_state(made, folder)
         why = _complete(made, folder, state)
         if why:
+            made.engine.close()
             sys.stdout.write(f"{folder} is complete: {why}\n")
             return Outcome(exit_code=DONE)
         if changes:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedlearn.aggregate import Gathered
 from fedlearn.arrays import as_numpy
 from fedlearn.client import client_step, initial_memory
 from fedlearn.data.federated import FederatedData
@@ -33,8 +34,10 @@ class Engine(Protocol):
     layout: Layout
     memories: dict[ClientId, Memory]
 
-    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
-        """Train the cohort."""
+    def fit(
+        self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]
+    ) -> Iterator[Updates | Gathered | Failure]:
+        """Train the cohort; an engine may fold what its aggregator can merge (see `fedlearn.aggregate.gather`)."""
         ...
 
     def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:

@@ -129,7 +129,7 @@ class RayEngine:
         self.num_workers = 0
         self._cluster, self._rebuild = cluster, rebuild
         self._timeout, self._block_size = timeout, block_size
-        self._most_blocks = 4 if trainer.device == "cpu" else 1  # of one worker in one round
+        self._most_blocks = 1  # of one worker in one round
         self._pids: dict[Any, int] = {}  # of each worker
         self._strategy: tuple[Strategy | None, Any] = (None, None)
 
@@ -142,6 +142,7 @@ class RayEngine:
         expected = f"at most {room}, which is what fits on {all_there_is}"
         require((num_workers or 1) <= room, "num_workers", num_workers, expected, f"num_workers={room}")
         self.num_workers = num_workers or min(room, len(self.clients))
+        self._most_blocks = 1 if gpus_per_worker else 4  # a GPU trains all clients of a block at once
         self._actor = self._cluster.actor(gpus_per_worker)
         self._fill_up()
 

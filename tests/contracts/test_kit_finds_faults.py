@@ -41,6 +41,7 @@ def doubling():
         (broken(aggregate=stacked(lambda u, n: u.mean(0) + 1)), "zero updates"),
         (broken(aggregate=stacked(lambda u, n: u.mean())), "shape"),
         (broken(aggregate=doubling()), "declared"),
+        (broken(aggregate=mean()._replace(merge=lambda one, other: one)), "merged"),
         (broken(local=LocalRule(correct=lambda g, w, w0: g * np.float32("inf"))), "failed"),
         (broken(local=LocalRule(correct=lambda g, w, w0: g if isinstance(g, np.ndarray) else 2 * g)), "same on"),
     ],

@@ -386,7 +386,9 @@ def some_updates(first, last, *, seed=0):
     )
 
 
-@pytest.mark.parametrize("aggregate", [mean(), mean(weighting="equal"), median().aggregate], ids=str)
+@pytest.mark.parametrize(
+    "aggregate", [mean(), mean(weighting="equal"), median().aggregate], ids=["examples", "equal", "stacked"]
+)
 def test_folding_apart_and_gathering_is_folding_the_whole(aggregate):
     layout = Layout.of([("w", (5,))])
     parts = [some_updates(0, 3), Failure(client=3, stage="fit", reason="gone"), some_updates(4, 9), some_updates(9, 10)]
