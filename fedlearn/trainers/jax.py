@@ -123,7 +123,8 @@ class JaxTrainer:
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
             y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
-            own = (self._widened(plan_KSB), steps_K, clients_K, x_starts_K, y_starts_K, memory_KD)
+            rows_KSB = self._widened(plan_KSB, order.local.batch_size)
+            own = (rows_KSB, steps_K, clients_K, x_starts_K, y_starts_K, memory_KD)
             shared = (jnp.asarray(order.params_D), broadcast, x, y, np.uint32(seed))
         delta_KD, losses_K = self._in_shares(block, shared, own, len(work))
         return Updates(
@@ -169,10 +170,11 @@ class JaxTrainer:
         np.concatenate(arrays, out=laid[: sum(sizes)])
         return jnp.asarray(laid), np.cumsum([0, *sizes[:-1]])
 
-    def _widened(self, plan_KSB: np.ndarray) -> np.ndarray:
-        """The plan in one of few shapes: steps as many as ever needed, batches a power of two by this block alone."""
+    def _widened(self, plan_KSB: np.ndarray, batch_size: int) -> np.ndarray:
+        """The plan in one of few shapes: as many steps as ever needed; batches, by this block alone, full or of 2^n."""
         clients, steps, batch = plan_KSB.shape
-        wide_KSB = np.full((clients, self._room_for("steps", steps), 1 << (batch - 1).bit_length()), -1, np.int32)
+        width = min(batch_size, 1 << (batch - 1).bit_length())
+        wide_KSB = np.full((clients, self._room_for("steps", steps), width), -1, np.int32)
         wide_KSB[:, :steps, :batch] = plan_KSB
         return wide_KSB
 

@@ -261,6 +261,8 @@ def _require_device(device: str) -> None:
 
 def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
     """Some rows, zero where they are not real: what lies there may be another client's."""
+    if real_KB.all():
+        return array[rows_KB]
     real = real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1))
     return torch.where(real, array[rows_KB.clamp(min=0)], torch.zeros((), dtype=array.dtype, device=array.device))
 

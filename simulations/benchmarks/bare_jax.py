@@ -103,7 +103,7 @@ def as_vector(layout: Layout, tree: Any) -> jax.Array:
 def fit_client(workload: Workload, model: nn.Module, start: Any, batches: Any) -> Any:
     """One client's parameters after its epoch: ``batches`` are x_P, y_P, the rows of each step, steps and a seed."""
     x, y, rows_SB, num_steps, seed = batches
-    key = jax.random.key(seed, impl="rbg")  # three times as fast as the default where there is dropout
+    key = jax.random.key(seed, impl="rbg")  # cheaper than the default; matters where there is dropout
 
     def step(s: jax.Array, weights: Any) -> Any:
         rows_B = rows_SB[s]
