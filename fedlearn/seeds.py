@@ -16,7 +16,6 @@ class Purpose(IntEnum):
     MODEL = 3
     PARTITION = 4
     SPLIT = 5
-    STAGE = 6
     EVALUATE = 7
 
 

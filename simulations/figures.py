@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart under the common kinds of colour blindness, and in grey.
-POOLED, WORST, CLIENTS, INK, FAINT = "#0072B2", "#D55E00", "#56B4E9", "#333333", "#DDDDDD"
+POOLED, WORST, CLIENTS, INK = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 WIDTH = 7.6  # inches
 MOST_BARS = 40  # beyond that, names would be too small to read
 MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers

@@ -232,12 +232,12 @@ class TorchTrainer:
         """The examples of several clients in one tensor, and the row ``(K, 1)`` at which each client's begin."""
         whole, starts_K = slices_of_one(arrays)
         if whole is None:
-            starts_K = np.cumsum([0, *map(len, arrays[:-1])])
-        if whole is None:
-            return self._to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.device)[:, None]
-        if self._resident.get(name, (None, None))[0] is not whole:
-            self._resident[name] = (whole, self._to_device(whole))
-        return self._resident[name][1], torch.from_numpy(starts_K).to(self.device)[:, None]
+            laid, starts_K = self._to_device(np.concatenate(arrays)), np.cumsum([0, *map(len, arrays[:-1])])
+        else:
+            if self._resident.get(name, (None, None))[0] is not whole:
+                self._resident[name] = (whole, self._to_device(whole))
+            laid = self._resident[name][1]
+        return laid, torch.from_numpy(starts_K).to(self.device)[:, None]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Outputs ``(N, C)`` in evaluation mode."""

@@ -6,10 +6,10 @@ Shapes: B batch, F features, H height, W width, C channels, O outputs.
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from simulations.benchmarks.workloads import Workload
+from simulations.models.jax import Conv3x3
 
 
 class Mlp(nn.Module):
@@ -36,21 +36,6 @@ class Linear(nn.Module):
         return nn.Dense(self.num_outputs, name="out")(x_BF)
 
 
-class Conv3x3(nn.Module):
-    """A 3 x 3 convolution without padding, as one matrix product over the nine shifted images."""
-
-    num_outputs: int
-
-    @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        """``(B, H, W, C) -> (B, H - 2, W - 2, O)``."""
-        _, height, width, channels = x_BHWC.shape
-        kernel_HWCO = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, channels, self.num_outputs))
-        bias_O = self.param("bias", nn.initializers.zeros, (self.num_outputs,))
-        shifted = [x_BHWC[:, i : i + height - 2, j : j + width - 2] for i in range(3) for j in range(3)]
-        return jnp.concatenate(shifted, axis=-1) @ kernel_HWCO.reshape(9 * channels, self.num_outputs) + bias_O
-
-
 class Cnn(nn.Module):
     """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maximum, a hidden layer of 128, dropout."""
 
@@ -61,8 +46,8 @@ class Cnn(nn.Module):
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
         """``(B, H, W, C) -> (B, O)``."""
         still = not (train and self.dropout)
-        x_BHWC = nn.relu(Conv3x3(32, name="conv_0")(x_BHWC))
-        x_BHWC = max_2x2(nn.relu(Conv3x3(64, name="conv_1")(x_BHWC)))
+        x_BHWC = nn.relu(Conv3x3(32, padding=0, name="conv_0")(x_BHWC))
+        x_BHWC = max_2x2(nn.relu(Conv3x3(64, padding=0, name="conv_1")(x_BHWC)))
         x_BHWC = nn.Dropout(0.25, deterministic=still)(x_BHWC)
         x_BF = x_BHWC.transpose(0, 3, 1, 2).reshape(len(x_BHWC), -1)  # the order in which the torch twin flattens
         x_BF = nn.relu(nn.Dense(128, name="hidden")(x_BF))
