@@ -35,6 +35,8 @@ def client_step(
 
     Returns the updates of the clients that succeeded and a failure for each of the others.
     """
+    if order.local.example_dp is not None and not getattr(trainer, "private", False):
+        raise NotImplementedError(f"{type(trainer).__name__} has no DP-SGD")
     updates = trainer.fit(order, strategy.local, work)
     updates, failures = refuse_non_finite(updates, work)
     if not len(updates):
@@ -93,7 +95,7 @@ def _leave_through(
     """Apply one stage's client half to the whole block."""
     memory_KD = {name: like(v, updates.delta_KD) for name, v in memory_KD.items() if name.startswith(prefix)}
     own = {name.removeprefix(prefix): v for name, v in memory_KD.items()}
-    context = Context(round=order.round, seed=order.seed, clients_K=updates.clients_K)
+    context = Context(round=order.round, seed=order.seed, clients_K=updates.clients_K, deployed=order.deployed)
     delta_KD, kept = stage.client.update(updates.delta_KD, own, context)
     memory = {**updates.memory, **{f"{prefix}{name}": v for name, v in kept.items()}}
     return replace(updates, delta_KD=delta_KD, memory=memory)

@@ -110,7 +110,14 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
     rng = generator(state.seed, Purpose.SELECT, round=number)
     cohort = as_ids(strategy.select.choose(number, engine.clients, rng))
     broadcast = strategy.server.broadcast(state.server)
-    order = Order(round=number, seed=state.seed, params_D=state.params_D, broadcast=broadcast, local=local)
+    order = Order(
+        round=number,
+        seed=state.seed,
+        params_D=state.params_D,
+        broadcast=broadcast,
+        local=local,
+        deployed=engine.deployed,
+    )
     gathered = _gather(strategy, engine, order, cohort)
     _stop_if_too_many_failed(gathered, cohort, schedule.max_failures)
     context = Context(
@@ -119,6 +126,7 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
         extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},
+        deployed=engine.deployed,
     )
     params_D, server, stages = _step(strategy, state, strategy.aggregate.done(gathered.fold), context)
     return Round(

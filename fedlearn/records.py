@@ -21,6 +21,26 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleDP:
+    """Example-level differential privacy of local training: DP-SGD (Abadi et al., CCS 2016, arXiv:1607.00133).
+
+    Args:
+        clip: L2 bound on each example's gradient, > 0.
+        noise_multiplier: standard deviation of the noise on the sum of clipped gradients, divided by ``clip``; >= 0.
+    """
+
+    clip: float = 1.0
+    noise_multiplier: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive = is_number(self.clip, at_least=0) and 0 < self.clip < float("inf")
+        require(positive, "clip", self.clip, "a finite number > 0", "clip=1.0")
+        noise = self.noise_multiplier
+        finite = is_number(noise, at_least=0) and noise < float("inf")
+        require(finite, "noise_multiplier", noise, "a finite number >= 0", "noise_multiplier=1.0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSettings:
     """How a client trains: minibatch SGD or AdamW from the global model, with fresh optimiser state each round.
 
@@ -32,6 +52,7 @@ class LocalSettings:
         learning_rate: >= 0.
         momentum: in [0, 1), for ``sgd``.
         weight_decay: >= 0; an L2 term for ``sgd``, decoupled for ``adamw`` (as in torch.optim).
+        example_dp: train with DP-SGD; batches are then Poisson samples of ``batch_size`` expected examples.
     """
 
     epochs: int = 1
@@ -41,6 +62,7 @@ class LocalSettings:
     learning_rate: float = 0.1
     momentum: float = 0.0
     weight_decay: float = 0.0
+    example_dp: ExampleDP | None = None
 
     def __post_init__(self) -> None:
         require(is_count(self.epochs), "epochs", self.epochs, "a whole number >= 1", "epochs=1")
@@ -84,6 +106,7 @@ class Order:
         params_D: the global model.
         broadcast: further D-vectors for the clients, e.g. SCAFFOLD's server control variate.
         local: how to train.
+        deployed: whether clients are real, so that noise must come from the operating system's entropy, not the seed.
     """
 
     round: int
@@ -91,6 +114,7 @@ class Order:
     params_D: Array
     broadcast: Mapping[str, Array] = field(default_factory=dict)
     local: LocalSettings = field(default_factory=LocalSettings)
+    deployed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

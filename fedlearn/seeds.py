@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     PARTITION = 4
     SPLIT = 5
     EVALUATE = 7
+    NOISE = 8
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

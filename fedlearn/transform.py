@@ -26,6 +26,7 @@ class Context:
         num_clients: size of the population.
         cohort_size: clients asked in this round.
         extra: mean over the cohort of what else clients sent, D each; on the server only.
+        deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
     """
 
     round: int
@@ -34,6 +35,7 @@ class Context:
     num_clients: int = 0
     cohort_size: int = 0
     extra: Mapping[str, Array] = field(default_factory=dict)
+    deployed: bool = False
 
 
 def no_memory(layout: Layout) -> Memory:

@@ -28,11 +28,13 @@ class Engine(Protocol):
         clients: all clients, sized and indexable.
         layout: of the model that it trains.
         memories: what each client keeps for itself, by client; a checkpoint saves and restores it.
+        deployed: whether its clients are real ones: their noise must then not follow from the run's seed.
     """
 
     clients: Sequence[ClientId]
     layout: Layout
     memories: dict[ClientId, Memory]
+    deployed: bool
 
     def fit(
         self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]
@@ -55,6 +57,8 @@ class Engine(Protocol):
 
 class LocalEngine:
     """Runs clients in this process, ``block_size`` at a time."""
+
+    deployed = False
 
     def __init__(self, data: FederatedData, trainer: Trainer, *, block_size: int) -> None:
         self.data, self.trainer, self.block_size = data, trainer, block_size

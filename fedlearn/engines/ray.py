@@ -114,6 +114,8 @@ class RayEngine:
         num_workers: how many there are.
     """
 
+    deployed = False
+
     def __init__(
         self,
         cluster: _Cluster,
