@@ -128,7 +128,8 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
         extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},
         deployed=engine.deployed,
     )
-    params_D, server, stages = _step(strategy, state, strategy.aggregate.done(gathered.fold), context)
+    update_D, gathered = strategy.aggregate.done(gathered.fold), replace(gathered, fold={})  # whose sum is large
+    params_D, server, stages = _step(strategy, state, update_D, context)
     return Round(
         state=replace(state, round=number, params_D=params_D, server=server, stages=stages),
         cohort=cohort,

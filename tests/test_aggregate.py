@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedlearn import Layout, SettingError, Updates, mean, stacked
+from simulations.benchmarks.mean import measure
 
 LAYOUT = Layout.of([("w", (5,))])
 floats = st.floats(-1e3, 1e3, width=32)
@@ -86,3 +87,10 @@ def test_a_stacked_rule_sees_all_clients_at_once():
 def test_an_unknown_weighting_is_refused():
     with pytest.raises(SettingError, match="weighting is exampels"):
         mean(weighting="exampels")
+
+
+def test_a_mean_takes_less_than_four_vectors_whatever_the_number_of_clients():
+    few, _ = measure(2, 4_000_000)
+    many, _ = measure(12, 4_000_000)
+    assert many < few + 0.01
+    assert many < 4

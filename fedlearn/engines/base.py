@@ -67,11 +67,12 @@ class LocalEngine:
 
     def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, block after block."""
+        fresh = initial_memory(strategy, self.layout)
         for block in blocks(cohort, self.block_size):
             work = []
             for client in block:
                 try:
-                    work.append(self._work(client, strategy))
+                    work.append(self._work(client, fresh))
                 except Exception as error:
                     yield failure(client, "data", error)
             if work:
@@ -106,12 +107,11 @@ class LocalEngine:
         if close:
             close()
 
-    def _work(self, client: ClientId, strategy: Strategy) -> Work:
+    def _work(self, client: ClientId, fresh: Memory) -> Work:
         examples = self.data.train(client)
         if not len(examples):
             raise ValueError(f"client {self.data.name(client)} has no training examples")
-        memory = self.memories.get(client) or initial_memory(strategy, self.layout)
-        return Work(client=client, examples=examples, memory=memory)
+        return Work(client=client, examples=examples, memory=self.memories.get(client, fresh))
 
     def _fit_block(self, order: Order, strategy: Strategy, work: Sequence[Work]) -> Iterator[Updates | Failure]:
         try:

@@ -20,7 +20,7 @@ from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, Order, Sum, Updates, Work
-from fedlearn.trainers.base import Trainer
+from fedlearn.trainers.base import Trainer, balanced
 
 SMALL = 10_000_000  # examples times parameters: a few milliseconds of training
 
@@ -132,13 +132,17 @@ class _Team:
         told = replace(order, params_D=None)
         for pipe, rows in zip(self.pipes, shares[1:], strict=False):
             pipe.send((told, [(int(k), work[k].client, work[k].memory) for k in rows]))
-        parts = [self._train(order, [(int(k), work[k]) for k in shares[0]])]
+        parts = [self.trainer.fit(order, self.rule, [work[k] for k in shares[0]])]
         parts += [_received(pipe) for pipe, _ in zip(self.pipes, shares[1:], strict=False)]
+        delta_KD = np.empty((len(work), self.delta_KD.shape[1]), np.float32)
+        delta_KD[shares[0]] = parts[0].delta_KD
+        for rows in shares[1:]:
+            delta_KD[rows] = self.delta_KD[rows]
         back = np.argsort(np.concatenate(shares))
         names = parts[0].metrics
         return Updates(
             clients_K=np.concatenate([part.clients_K for part in parts])[back],
-            delta_KD=self.delta_KD[: len(work)].copy(),
+            delta_KD=delta_KD,
             num_examples_K=np.concatenate([part.num_examples_K for part in parts])[back],
             num_steps_K=np.concatenate([part.num_steps_K for part in parts])[back],
             metrics={name: _joined([part.metrics[name] for part in parts], back) for name in names},
@@ -153,7 +157,7 @@ class _Team:
             child.join(timeout=5)
 
     def _train(self, order: Order, rows: Sequence[tuple[int, Work]]) -> Updates:
-        """Train some clients, leaving their updates in the shared rows."""
+        """In a child: train some clients, leaving their updates in the shared rows."""
         updates = self.trainer.fit(order, self.rule, [one for _, one in rows])
         self.delta_KD[[k for k, _ in rows]] = updates.delta_KD
         return replace(updates, delta_KD=None)
@@ -175,17 +179,6 @@ class _Team:
                 pipe.send(self._train(order, rows))
             except Exception as error:
                 pipe.send(error)
-
-
-def balanced(sizes: Sequence[int], num_shares: int) -> list[np.ndarray]:
-    """Row numbers for each worker, so that the sums of ``sizes`` are close: the largest first, to the least laden."""
-    shares: list[list[int]] = [[] for _ in range(min(num_shares, len(sizes)))]
-    load = np.zeros(len(shares))
-    for k in np.argsort(sizes, kind="stable")[::-1].tolist():
-        least = int(np.argmin(load))
-        shares[least].append(k)
-        load[least] += sizes[k]
-    return [np.sort(np.array(share)) for share in shares]
 
 
 def _shared(size: int) -> np.ndarray:

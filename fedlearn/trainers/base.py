@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from heapq import heappop, heapreplace
 from typing import Protocol
 
 import numpy as np
@@ -126,6 +127,29 @@ def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.n
     first = whole.__array_interface__["data"][0]
     offsets_K = np.array([v.__array_interface__["data"][0] - first for v in arrays], np.int64)
     return whole, offsets_K // whole.strides[0]
+
+
+def balanced(costs: Sequence[float], num_shares: int, *, most: int | None = None) -> list[np.ndarray]:
+    """Row numbers for each worker, so that the sums of ``costs`` are close: the largest first, to the least laden.
+
+    Args:
+        costs: of each row.
+        num_shares: >= 1; fewer where there are fewer rows.
+        most: rows in a share; None for no bound.
+
+    >>> [share.tolist() for share in balanced([5, 1, 1, 4], 2)]
+    [[0, 1], [2, 3]]
+    """
+    shares: list[list[int]] = [[] for _ in range(min(num_shares, len(costs)))]
+    load = [(0.0, i) for i in range(len(shares))]
+    for k in np.argsort(costs, kind="stable")[::-1].tolist():
+        total, least = load[0]
+        shares[least].append(k)
+        if len(shares[least]) == most:
+            heappop(load)
+        else:
+            heapreplace(load, (total + costs[k], least))
+    return [np.sort(np.array(share)) for share in shares]
 
 
 def available_cores() -> int:

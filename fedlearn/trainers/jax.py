@@ -29,7 +29,7 @@ from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
-from fedlearn.trainers.base import Initial, available_cores, batch_plans, initial_parameters, slices_of_one
+from fedlearn.trainers.base import Initial, available_cores, balanced, batch_plans, initial_parameters, slices_of_one
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
 
@@ -126,7 +126,7 @@ class JaxTrainer:
             rows_KSB = self._widened(plan_KSB, order.local.batch_size)
             own = (rows_KSB, steps_K, clients_K, x_starts_K, y_starts_K, memory_KD)
             shared = (jnp.asarray(order.params_D), broadcast, x, y, np.uint32(seed))
-        delta_KD, losses_K = self._in_shares(block, shared, own, len(work))
+        delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD,
@@ -135,24 +135,27 @@ class JaxTrainer:
             metrics={"loss": Sum(losses_K.astype(np.float64), (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
 
-    def _in_shares(self, block: Any, shared: Any, own: Any, num_clients: int) -> tuple[Array, np.ndarray]:
+    def _in_shares(self, block: Any, shared: Any, own: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
         """Run the program on each core's share of the clients, all at the same time, in equal shapes."""
-        size = -(-num_clients // min(self._num_shares, num_clients))
+        size = -(-len(steps_K) // self._num_shares)
+        shares = balanced(steps_K.tolist(), -(-len(steps_K) // size), most=size)
 
-        def run(start: int) -> Any:
-            share = jax.tree.map(lambda v_K: _share(v_K, start, size), own)
+        def run(rows: np.ndarray) -> Any:
+            share = jax.tree.map(lambda v_K: _filled_up(v_K[rows], size), own)
             with jax.default_device(self._jax_device):  # holds for one thread
                 return jax.block_until_ready(block(*shared, *share))
 
-        if size == num_clients:
-            parts = [run(0)]
-        else:  # one device runs programs one after another, unless each has a thread of its own waiting for it
-            with ThreadPoolExecutor(self._num_shares) as threads:
-                parts = list(threads.map(run, range(0, num_clients, size)))
-        losses_K = np.concatenate([np.asarray(losses) for _, losses in parts])[:num_clients]
-        if self.device != "cpu":
-            return jnp.concatenate([delta for delta, _ in parts])[:num_clients], losses_K
-        return np.concatenate([np.asarray(delta) for delta, _ in parts])[:num_clients], losses_K
+        if len(shares) == 1:
+            delta_KD, losses_K = run(shares[0])
+            return (np.asarray(delta_KD) if self.device == "cpu" else delta_KD), np.asarray(losses_K)
+        # one device runs programs one after another, unless each has a thread of its own waiting for it
+        with ThreadPoolExecutor(self._num_shares) as threads:
+            parts = list(threads.map(run, shares))
+        delta_KD = np.empty((len(steps_K), self.layout.num_parameters), np.float32)
+        losses_K = np.empty(len(steps_K), np.float32)
+        for rows, (delta, losses) in zip(shares, parts, strict=True):
+            delta_KD[rows], losses_K[rows] = np.asarray(delta)[: len(rows)], np.asarray(losses)[: len(rows)]
+        return delta_KD, losses_K
 
     def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
         """The examples of K clients on the device, and the row at which each client's begin.
@@ -284,10 +287,11 @@ def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:
     return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))
 
 
-def _share(v_K: np.ndarray, start: int, size: int) -> np.ndarray:
-    """Rows ``start`` to ``start + size``, filled up with zeros: a client of no steps."""
-    share = v_K[start : start + size]
-    return np.concatenate([share, np.zeros((size - len(share), *v_K.shape[1:]), v_K.dtype)])
+def _filled_up(rows_K: np.ndarray, size: int) -> np.ndarray:
+    """The rows and zeros, ``size`` in all: clients of no steps."""
+    if len(rows_K) == size:
+        return rows_K
+    return np.concatenate([rows_K, np.zeros((size - len(rows_K), *rows_K.shape[1:]), rows_K.dtype)])
 
 
 def _round_up(size: int) -> int:

@@ -24,6 +24,8 @@ from fedlearn.seeds import Purpose, integer_seed
 from fedlearn.trainers.base import Initial, batch_plans, initial_parameters, slices_of_one
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
+Gradients = tuple[torch.Tensor, ...]  # one for each parameter
+Step = Callable[[Gradients], None]
 
 LOSSES: Mapping[Task, Loss] = {
     "binary": lambda outputs, y: F.binary_cross_entropy_with_logits(outputs[:, 0], y.float(), reduction="none"),
@@ -34,7 +36,7 @@ LOSSES: Mapping[Task, Loss] = {
 
 DRAWING = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers while they train
 TINY, MANY = 20_000, 32  # parameters, and clients in a block, where stepping together is faster on a CPU
-GROUP = 128  # clients that step together on a CPU
+GROUP = 64  # clients that step together on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,8 @@ class _Job:
 class TorchTrainer:
     """Trains any plain ``nn.Module``, one client after another, in a loop without a data loader.
 
-    The module's parameters become views of one flat vector and their gradients of another, so that the local rule and
-    the optimiser work on ``D`` numbers at once.
+    The module's parameters become views of one flat vector, so that the global model goes in and the local one comes
+    out in one copy.
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; parameters with ``requires_grad=False`` stay as they are.
@@ -101,22 +103,15 @@ class TorchTrainer:
         self.layout = Layout.of((name, tuple(p.shape)) for name, p in trainable.items())
         given = self.layout.pack({name: p.detach().cpu().numpy() for name, p in trainable.items()})
         self._initial: Initial | None = (lambda layout, rng: given.copy()) if initial == "as_given" else initial
-        self._flat = nn.Parameter(torch.from_numpy(given.copy()).to(device))
-        self._flat.grad = torch.zeros_like(self._flat)
+        self._flat_D = torch.from_numpy(given.copy()).to(device)
+        self._leaves = [trainable[leaf.name] for leaf in self.layout.leaves]
+        for parameter, own in zip(self._leaves, self._split(self._flat_D), strict=True):
+            parameter.data = own
         self._resident: dict[str, tuple[np.ndarray, torch.Tensor]] = {}
-        self._tie(trainable)
 
-    def _tie(self, trainable: Mapping[str, nn.Parameter]) -> None:
-        """Make every parameter and its gradient a view of the flat ones."""
-        for leaf in self.layout.leaves:
-            own = self.layout.slices[leaf.name]
-            trainable[leaf.name].data = self._flat.data[own].view(leaf.shape)
-            trainable[leaf.name].grad = self._gradient[own].view(leaf.shape)
-
-    @property
-    def _gradient(self) -> torch.Tensor:
-        assert self._flat.grad is not None
-        return self._flat.grad
+    def _split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
+        """Views of a flat vector, one for each parameter."""
+        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves]
 
     def batched(self, batching: str) -> TorchTrainer:
         """The same trainer, on the same module, with another way to train a block."""
@@ -170,27 +165,32 @@ class TorchTrainer:
             with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
                 torch.manual_seed(integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client))
                 losses_K[k] = self._fit_client(job, k)
-            torch.sub(self._flat.data, job.global_D, out=delta_KD[k])
+            torch.sub(self._flat_D, job.global_D, out=delta_KD[k])
         return delta_KD, losses_K
 
     def _fit_client(self, job: _Job, k: int) -> float:
         """Local training from the global model; leaves the result in the flat vector, returns the summed loss."""
-        flat_D, gradient_D, global_D, one = self._flat.data, self._gradient, job.global_D, job.work[k]
-        memory = {name: self._to_device(one.memory[name]) for name in job.rule.memory}
-        flat_D.copy_(global_D)
-        step = _optimizer(self._flat, job.order.local)
+        one, weights = job.work[k], [leaf.detach() for leaf in self._leaves]
+        vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, one).items()}
+        self._flat_D.copy_(job.global_D)
+        step = _optimizer(self._leaves, job.order.local)
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
         for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
             batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.device)
-            gradient_D.zero_()
-            loss_B = self.loss(self.module(x[batch]), y[batch])
-            loss_B.mean().backward()
+            loss_B = self.loss(self.module(x.index_select(0, batch)), y.index_select(0, batch))
+            mean_B = loss_B.new_full(loss_B.shape, 1 / len(batch))
+            gradients = torch.autograd.grad(loss_B, self._leaves, mean_B, materialize_grads=True)
             total += loss_B.detach().sum()
             if job.rule.correct is not plain.correct:
-                gradient_D.copy_(job.rule.correct(gradient_D, flat_D, global_D, **memory, **job.broadcast))
-            step()
+                gradients = _corrected(job.rule, gradients, weights, vectors)
+            step(gradients)
         return float(total)
+
+    def _vectors(self, job: _Job, one: Work) -> dict[str, torch.Tensor]:
+        """What the local rule corrects with, D each: the global model, what the client remembers, what was sent."""
+        memory = {name: self._to_device(one.memory[name]) for name in job.rule.memory}
+        return {"w_global": job.global_D, **memory, **job.broadcast}
 
     def _fit_together(self, job: _Job) -> tuple[torch.Tensor, np.ndarray]:
         """All clients step at once, in groups that fit the cache; who is done earlier stays as it is."""
@@ -205,17 +205,17 @@ class TorchTrainer:
         y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
         stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
         flat = nn.Parameter(job.global_D.repeat(len(work), 1))
-        step, total_K = _optimizer(flat, job.order.local), torch.zeros(len(work), device=self.device)
+        step, total_K = _optimizer([flat], job.order.local), torch.zeros(len(work), device=self.device)
         gradients = torch.func.vmap(torch.func.grad(self._mean_loss, has_aux=True))
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[own, s]).to(self.device).long()
             real_KB = rows_KB >= 0
             batch = (_rows(x, x_starts_K + rows_KB, real_KB), _rows(y, y_starts_K + rows_KB, real_KB), real_KB)
             gradient_KD, sum_K = gradients(flat.detach(), *batch)
-            flat.grad = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **stacked, **job.broadcast)
+            gradient_KD = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **stacked, **job.broadcast)
             done_K = steps_K <= s
             before_KD = flat.detach()[done_K]
-            step()
+            step((gradient_KD,))
             flat.data[done_K] = before_KD
             total_K += sum_K
         return flat.detach() - job.global_D, total_K.double().cpu().numpy()
@@ -241,7 +241,7 @@ class TorchTrainer:
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Outputs ``(N, C)`` in evaluation mode."""
-        self._flat.data.copy_(self._to_device(params_D))
+        self._flat_D.copy_(self._to_device(params_D))
         self.module.eval()
         with torch.inference_mode():
             outputs = [self.module(self._to_device(part)) for part in np.array_split(x, max(1, len(x) // 4096))]
@@ -261,30 +261,54 @@ def _require_device(device: str) -> None:
 
 def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:
     """Some rows, zero where they are not real: what lies there may be another client's."""
+    rows = array.index_select(0, rows_KB.clamp(min=0).view(-1)).view(*rows_KB.shape, *array.shape[1:])
     if real_KB.all():
-        return array[rows_KB]
-    real = real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1))
-    return torch.where(real, array[rows_KB.clamp(min=0)], torch.zeros((), dtype=array.dtype, device=array.device))
+        return rows
+    return torch.where(real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1)), rows, rows.new_zeros(()))
 
 
-def _optimizer(flat: nn.Parameter, local: LocalSettings) -> Callable[[], object]:
-    """What takes a step on the flat vector, with fresh state."""
-    if local.optimizer == "adamw":
-        return torch.optim.AdamW([flat], lr=local.learning_rate, weight_decay=local.weight_decay).step
-    return _sgd(flat, local)
+def _corrected(
+    rule: LocalRule,
+    gradients: Gradients,
+    weights: Sequence[torch.Tensor],
+    vectors: Mapping[str, Sequence[torch.Tensor]],
+) -> Gradients:
+    """The local rule, on one parameter after another."""
+    names, leaves = list(vectors), zip(*vectors.values(), strict=True)
+    return tuple(
+        rule.correct(gradient, weight, **dict(zip(names, own, strict=True)))
+        for gradient, weight, own in zip(gradients, weights, leaves, strict=True)
+    )
 
 
-def _sgd(flat: nn.Parameter, local: LocalSettings) -> Callable[[], object]:
-    """``torch.optim.SGD`` for one flat parameter, whose import and bookkeeping cost more than a small model's step."""
-    flat_D, velocity_D = flat.data, torch.zeros_like(flat.data) if local.momentum else None
+def _optimizer(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
+    """What takes a step along gradients, with fresh state."""
+    return _adamw(leaves, local) if local.optimizer == "adamw" else _sgd(leaves, local)
 
-    def step() -> None:
-        gradient_D = flat.grad
-        assert gradient_D is not None
+
+def _adamw(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
+    optimizer = torch.optim.AdamW(leaves, lr=local.learning_rate, weight_decay=local.weight_decay)
+
+    def step(gradients: Gradients) -> None:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        optimizer.step()
+
+    return step
+
+
+def _sgd(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
+    """As ``torch.optim.SGD``, whose import and bookkeeping cost more than a small model's step."""
+    weights = [leaf.detach() for leaf in leaves]
+    velocity = tuple(torch.zeros_like(weight) for weight in weights) if local.momentum else None
+
+    def step(gradients: Gradients) -> None:
         if local.weight_decay:
-            gradient_D.add_(flat_D, alpha=local.weight_decay)
-        if velocity_D is not None:
-            gradient_D = velocity_D.mul_(local.momentum).add_(gradient_D)
-        flat_D.add_(gradient_D, alpha=-local.learning_rate)
+            gradients = torch._foreach_add(gradients, weights, alpha=local.weight_decay)
+        if velocity is not None:
+            torch._foreach_mul_(velocity, local.momentum)
+            torch._foreach_add_(velocity, gradients)
+            gradients = velocity
+        torch._foreach_add_(weights, gradients, alpha=-local.learning_rate)
 
     return step
