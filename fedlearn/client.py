@@ -35,8 +35,6 @@ def client_step(
 
     Returns the updates of the clients that succeeded and a failure for each of the others.
     """
-    if order.local.example_dp is not None and not getattr(trainer, "private", False):
-        raise NotImplementedError(f"{type(trainer).__name__} has no DP-SGD")
     updates = trainer.fit(order, strategy.local, work)
     updates, failures = refuse_non_finite(updates, work)
     if not len(updates):

@@ -58,6 +58,8 @@ class LinearTrainer:
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Minibatch SGD on the squared error, client after client."""
+        if order.local.example_dp:
+            raise NotImplementedError("the linear trainer has no DP-SGD")
         results = [self._fit_client(order, rule, one) for one in work]
         losses_K, counts_K, steps_K = (np.array(column) for column in list(zip(*results, strict=True))[1:])
         return Updates(

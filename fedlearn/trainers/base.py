@@ -102,6 +102,33 @@ def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tup
     return plan_KSB, steps_K
 
 
+def poisson_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `batch_plans`, for DP-SGD: each step takes each of N examples with probability ``min(1, batch_size / N)``,
+    independently.
+
+    As many steps as plain training would take; a batch may be empty. Who is drawn must stay unknown for amplification
+    to hold, so that real clients draw from the operating system's entropy instead of the run's seed.
+    """
+    local, sizes_K, largest = order.local, np.asarray(sizes_K, np.int64), int(np.max(sizes_K))
+    steps_K = np.full(len(sizes_K), local.steps) if local.steps else local.epochs * -(-sizes_K // local.batch_size)
+    rate_K1 = np.minimum(1.0, local.batch_size / sizes_K)[:, None]
+    chosen: list[np.ndarray] = []
+    for number in range(int(steps_K.max())):
+        if order.deployed:
+            bits_KN = np.frombuffer(os.urandom(8 * len(sizes_K) * largest), np.uint64).reshape(len(sizes_K), largest)
+        else:
+            bits_KN = _hashes(order, clients_K, number, largest)
+        taken_KN = ((bits_KN >> np.uint64(11)) * 2.0**-53 < rate_K1) & (np.arange(largest) < sizes_K[:, None])
+        chosen.append(taken_KN & (number < steps_K)[:, None])
+    widest = max(1, max(int(taken_KN.sum(axis=1).max()) for taken_KN in chosen))
+    plan_KSB = np.full((len(sizes_K), len(chosen), widest), -1, np.int32)
+    for number, taken_KN in enumerate(chosen):
+        clients, rows = np.nonzero(taken_KN)
+        place = np.cumsum(taken_KN, axis=1)[clients, rows] - 1
+        plan_KSB[clients, number, place] = rows
+    return plan_KSB, steps_K
+
+
 def _hashes(order: Order, clients_K: np.ndarray, number: int, num_examples: int) -> np.ndarray:
     """``(K, N)`` 64-bit hashes, a function of (seed, round, client, pass, example) alone."""
     root = seed_sequence(order.seed, Purpose.BATCHES, round=order.round).generate_state(1, np.uint64)

@@ -29,7 +29,16 @@ from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
-from fedlearn.trainers.base import Initial, available_cores, balanced, batch_plans, initial_parameters, slices_of_one
+from fedlearn.trainers.base import (
+    Initial,
+    available_cores,
+    balanced,
+    batch_plans,
+    initial_parameters,
+    poisson_plans,
+    slices_of_one,
+)  # fmt: skip
+from fedlearn.trainers.dp_jax import clipped_gradient
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
 
@@ -115,17 +124,18 @@ class JaxTrainer:
         """Train K clients in one compiled program; see `Trainer.fit`."""
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
-        plan_KSB, steps_K = batch_plans(order, clients_K, sizes_K)
+        plans = poisson_plans if order.local.example_dp else batch_plans
+        plan_KSB, steps_K = plans(order, clients_K, sizes_K)
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
         broadcast = {name: order.broadcast[name] for name in rule.receives}
-        seed = integer_seed(order.seed, Purpose.MODEL, round=order.round) & 0xFFFFFFFF
+        seeds = [integer_seed(order.seed, p, round=order.round) & 0xFFFFFFFF for p in (Purpose.MODEL, Purpose.NOISE)]
         block = self._block(rule, order.local)
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
             y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
-            rows_KSB = self._widened(plan_KSB, order.local.batch_size)
-            own = (rows_KSB, steps_K, clients_K, x_starts_K, y_starts_K, memory_KD)
-            shared = (jnp.asarray(order.params_D), broadcast, x, y, np.uint32(seed))
+            rows_KSB = self._widened(plan_KSB, order.local, int(sizes_K.max()))
+            own = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K, memory_KD)
+            shared = (jnp.asarray(order.params_D), broadcast, x, y, np.array(seeds, np.uint32))
         delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
         return Updates(
             clients_K=clients_K,
@@ -173,10 +183,13 @@ class JaxTrainer:
         np.concatenate(arrays, out=laid[: sum(sizes)])
         return jnp.asarray(laid), np.cumsum([0, *sizes[:-1]])
 
-    def _widened(self, plan_KSB: np.ndarray, batch_size: int) -> np.ndarray:
+    def _widened(self, plan_KSB: np.ndarray, local: LocalSettings, largest: int) -> np.ndarray:
         """The plan in one of few shapes: as many steps as ever needed; batches, by this block alone, full or of 2^n."""
         clients, steps, batch = plan_KSB.shape
-        width = min(batch_size, 1 << (batch - 1).bit_length())
+        width = min(local.batch_size, 1 << (batch - 1).bit_length())
+        if local.example_dp:  # batches are of any size, few of more than three standard deviations above the mean
+            usual = min(largest, local.batch_size + round(3 * local.batch_size**0.5))
+            width = _round_up(max(batch, usual))
         wide_KSB = np.full((clients, self._room_for("steps", steps), width), -1, np.int32)
         wide_KSB[:, :steps, :batch] = plan_KSB
         return wide_KSB
@@ -196,13 +209,13 @@ class JaxTrainer:
     def _compile(self, rule: LocalRule, local: LocalSettings) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """The program for a block of clients under one rule and one set of local settings."""
         optimizer = _optimizer(local)
-        loss_and_gradient = jax.value_and_grad(self._mean_loss, has_aux=True)
+        gradient_of = self._private_gradient(local) if local.example_dp else self._gradient
 
-        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seed: Any, own: Any) -> Any:
-            rows_SB, num_steps, client, x_start, y_start, memory = own
+        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seeds: Any, own: Any) -> Any:
+            rows_SB, num_steps, client, size, x_start, y_start, memory = own
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
             names = list(vectors)
-            key = jax.random.fold_in(jax.random.key(seed), client)
+            keys = [jax.random.fold_in(jax.random.key(seed), client) for seed in seeds]
 
             def correct(g: Any, w: Any, w_global: Any, *leaves: Any) -> Any:
                 return rule.correct(g, w, w_global, **dict(zip(names, leaves, strict=True)))
@@ -212,7 +225,7 @@ class JaxTrainer:
                 rows_B = rows_SB[s]
                 real_B = rows_B >= 0
                 batch = (_rows(x, x_start + rows_B, real_B), _rows(y, y_start + rows_B, real_B), real_B)
-                (_, loss_sum), gradient = loss_and_gradient(weights, *batch, jax.random.fold_in(key, s))
+                gradient, loss_sum = gradient_of(weights, *batch, [jax.random.fold_in(key, s) for key in keys], size)
                 gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
                 change, state = optimizer.update(gradient, state, weights)
                 return optax.apply_updates(weights, change), state, total + loss_sum
@@ -221,20 +234,41 @@ class JaxTrainer:
             return self._flatten(jax.tree.map(jnp.subtract, weights, params)), total
 
         @jax.jit
-        def block(params_D: Any, broadcast: Any, x: Any, y: Any, seed: Any, *own: Any) -> Any:
-            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seed)
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
+            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seeds)
             return lax.map(one, own) if self.batching == "map" else jax.vmap(one)(own)
 
         return block
 
-    def _mean_loss(
-        self, params: Any, x: jax.Array, y: jax.Array, real_B: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mean and sum of the loss over the real examples of a batch."""
+    def _gradient(self, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array]:
+        """Of the mean loss over the real examples of a batch, and the sum of their losses."""
+
+        def mean_loss(weights: Any) -> tuple[jax.Array, jax.Array]:
+            total = jnp.sum(jnp.where(real_B, self._losses(weights, x, y, keys[0]), 0.0))
+            return total / jnp.sum(real_B), total
+
+        return jax.grad(mean_loss, has_aux=True)(weights)
+
+    def _private_gradient(self, local: LocalSettings) -> Callable[..., tuple[Any, jax.Array]]:
+        """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
+        dp = local.example_dp
+        assert dp is not None
+        clipped = clipped_gradient(self._losses, clip=dp.clip)
+
+        def gradient_of(weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array]:
+            total, loss_sum = clipped(weights, x, y, real_B, keys[0])
+            if dp.noise_multiplier:
+                noise = self._unflatten(jax.random.normal(keys[1], (self.layout.num_parameters,)))
+                total = jax.tree.map(lambda g, n: g + dp.clip * dp.noise_multiplier * n, total, noise)
+            return jax.tree.map(lambda g: g / jnp.minimum(local.batch_size, size), total), loss_sum
+
+        return gradient_of
+
+    def _losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        """Of each example, in training mode."""
         train: dict[str, Any] = {"train": True} if self._takes_train else {}
         outputs: Any = self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
-        total = jnp.sum(jnp.where(real_B, self.loss(outputs, y), 0.0))
-        return total / jnp.sum(real_B), total
+        return self.loss(outputs, y)
 
     def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
         outputs: Any = self.module.apply({"params": self._unflatten(params_D)}, x)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,10 +22,18 @@ from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
-from fedlearn.trainers.base import Initial, batch_plans, initial_parameters, slices_of_one
+from fedlearn.trainers.base import (
+    Initial,
+    batch_plans,
+    initial_parameters,
+    poisson_plans,
+    slices_of_one,
+)  # fmt: skip
+from fedlearn.trainers.dp_torch import ClippedGradient
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
 Gradients = tuple[torch.Tensor, ...]  # one for each parameter
+GradientOf = Callable[[torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]  # (x_B, y_B) -> ..., loss_B
 Step = Callable[[Gradients], None]
 
 LOSSES: Mapping[Task, Loss] = {
@@ -36,6 +45,7 @@ LOSSES: Mapping[Task, Loss] = {
 
 DRAWING = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers while they train
 TINY, MANY = 20_000, 32  # parameters, and clients in a block, where stepping together is faster on a CPU
+PRIVATE_BYTES = 2**28  # of per-example gradients that lie side by side
 GROUP = 64  # clients that step together on a CPU
 
 
@@ -136,7 +146,8 @@ class TorchTrainer:
         """Train K clients; see `Trainer.fit`."""
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
-        plan_KSB, steps_K = batch_plans(order, clients_K, sizes_K)
+        plans = poisson_plans if order.local.example_dp else batch_plans
+        plan_KSB, steps_K = plans(order, clients_K, sizes_K)
         self.module.train()
         job = _Job(
             order=order,
@@ -174,18 +185,46 @@ class TorchTrainer:
         vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, one).items()}
         self._flat_D.copy_(job.global_D)
         step = _optimizer(self._leaves, job.order.local)
+        gradient_of = self._privately(job, one) if job.order.local.example_dp else self._gradient
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
         for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
             batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.device)
-            loss_B = self.loss(self.module(x.index_select(0, batch)), y.index_select(0, batch))
-            mean_B = loss_B.new_full(loss_B.shape, 1 / len(batch))
-            gradients = torch.autograd.grad(loss_B, self._leaves, mean_B, materialize_grads=True)
-            total += loss_B.detach().sum()
+            gradients, loss_B = gradient_of(x.index_select(0, batch), y.index_select(0, batch))
+            total += loss_B.sum()
             if job.rule.correct is not plain.correct:
                 gradients = _corrected(job.rule, gradients, weights, vectors)
             step(gradients)
         return float(total)
+
+    def _gradient(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
+        """Of the mean loss, and the losses."""
+        loss_B = self.loss(self.module(x_B), y_B)
+        mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
+        return torch.autograd.grad(loss_B, self._leaves, mean_B, materialize_grads=True), loss_B.detach()
+
+    def _privately(self, job: _Job, one: Work) -> GradientOf:
+        """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
+        dp = job.order.local.example_dp
+        assert dp is not None
+        clipped = ClippedGradient(self.module, self.loss, self._leaves, clip=dp.clip)
+        noise, noise_D = self._noise(job.order, one), torch.zeros_like(self._flat_D)
+        noises, expected = self._split(noise_D), min(job.order.local.batch_size, len(one.examples))
+
+        def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
+            sums, loss_B = clipped(x_B, y_B)
+            if dp.noise_multiplier:
+                noise(noise_D)
+                torch._foreach_add_(sums, noises, alpha=dp.clip * dp.noise_multiplier)
+            return torch._foreach_div(sums, expected), loss_B
+
+        return gradient_of
+
+    def _noise(self, order: Order, one: Work) -> Callable[[torch.Tensor], object]:
+        """What fills a tensor with standard normal numbers."""
+        generator = torch.Generator(self.device)
+        generator.manual_seed(integer_seed(order.seed, Purpose.NOISE, round=order.round, client=one.client))
+        return lambda noise: noise.normal_(generator=generator)
 
     def _vectors(self, job: _Job, one: Work) -> dict[str, torch.Tensor]:
         """What the local rule corrects with, D each: the global model, what the client remembers, what was sent."""
@@ -195,6 +234,8 @@ class TorchTrainer:
     def _fit_together(self, job: _Job) -> tuple[torch.Tensor, np.ndarray]:
         """All clients step at once, in groups that fit the cache; who is done earlier stays as it is."""
         size = GROUP if self.device == "cpu" else len(job.work)
+        if job.order.local.example_dp:  # gradients of all examples of a step lie side by side
+            size = min(size, max(1, PRIVATE_BYTES // (4 * job.plan_KSB.shape[2] * self.layout.num_parameters)))
         groups = [slice(start, start + size) for start in range(0, len(job.work), size)]
         parts = [self._fit_group(job, own) for own in groups]
         return torch.cat([delta for delta, _ in parts]), np.concatenate([losses for _, losses in parts])
@@ -206,7 +247,7 @@ class TorchTrainer:
         stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
         flat = nn.Parameter(job.global_D.repeat(len(work), 1))
         step, total_K = _optimizer([flat], job.order.local), torch.zeros(len(work), device=self.device)
-        gradients = torch.func.vmap(torch.func.grad(self._mean_loss, has_aux=True))
+        gradients = self._privately_together(job, work) if job.order.local.example_dp else self._gradients
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[own, s]).to(self.device).long()
             real_KB = rows_KB >= 0
@@ -220,12 +261,57 @@ class TorchTrainer:
             total_K += sum_K
         return flat.detach() - job.global_D, total_K.double().cpu().numpy()
 
+    def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the mean loss of each client, and the sums of the losses."""
+        one = torch.func.grad(self._mean_loss, has_aux=True)
+        return torch.func.vmap(one)(params_KD, *batch_KB)
+
+    def _privately_together(self, job: _Job, work: Sequence[Work]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """As `_privately`, for clients that step together."""
+        dp = job.order.local.example_dp
+        assert dp is not None
+        noises = [self._noise(job.order, one) for one in work]
+        noise_KD = torch.zeros((len(work), self.layout.num_parameters), device=self.device)
+        expected_K = [min(job.order.local.batch_size, len(one.examples)) for one in work]
+        expected_K1 = torch.tensor(expected_K, device=self.device)[:, None]
+
+        def gradients(params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            sum_KD, loss_K = torch.func.vmap(partial(self._clipped_sum, dp.clip))(params_KD, *batch_KB)
+            if dp.noise_multiplier:
+                for noise, row_D in zip(noises, noise_KD, strict=True):
+                    noise(row_D)
+                sum_KD = sum_KD.add(noise_KD, alpha=dp.clip * dp.noise_multiplier)
+            return sum_KD / expected_K1, loss_K
+
+        return gradients
+
+    def _clipped_sum(
+        self, clip: float, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the clipped gradients of a batch's real examples, and of their losses."""
+
+        def loss_of(params_D: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return self.loss(self._applied(params_D, x[None]), y[None])[0]
+
+        of_each = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0))
+        gradient_BD, loss_B = of_each(params_D, x_B, y_B)
+        norm_B = torch.linalg.vector_norm(gradient_BD, dim=1)
+        counts_B = real_B & torch.isfinite(norm_B)
+        factor_B = torch.where(counts_B, clip / norm_B.clamp(min=clip), 0.0)
+        finite_BD = torch.where(counts_B[:, None], gradient_BD, 0.0)
+        return factor_B @ finite_BD, torch.where(counts_B, loss_B, 0.0).detach().sum()
+
+    def _applied(self, params_D: torch.Tensor, x_B: torch.Tensor) -> torch.Tensor:
+        """The model's outputs with other parameters than its own."""
+        leaves = {leaf.name: params_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves}
+        outputs: torch.Tensor = torch.func.functional_call(self.module, leaves, (x_B,))
+        return outputs
+
     def _mean_loss(
         self, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and sum of the loss over the real examples of a batch."""
-        leaves = {leaf.name: params_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves}
-        loss_B = torch.where(real_B, self.loss(torch.func.functional_call(self.module, leaves, (x_B,)), y_B), 0.0)
+        loss_B = torch.where(real_B, self.loss(self._applied(params_D, x_B), y_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
     def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -45,7 +45,9 @@ def measure(num_clients: int, num_parameters: int) -> tuple[float, float]:
     began, fold = time.perf_counter(), aggregate.init(layout)
     for client in range(num_clients):
         one = np.array([client])
-        fold = aggregate.add(fold, Updates(clients_K=one, delta_KD=arriving_KD, num_examples_K=one + 1, num_steps_K=one))
+        fold = aggregate.add(
+            fold, Updates(clients_K=one, delta_KD=arriving_KD, num_examples_K=one + 1, num_steps_K=one)
+        )
     update_D = aggregate.done(fold)
     seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()
