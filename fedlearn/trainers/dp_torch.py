@@ -6,6 +6,7 @@ Shapes: B batch, T positions (1, time steps, pixels), F inputs and O outputs of 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -17,11 +18,11 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B)
 
 
 class _Share(NamedTuple):
-    """What one layer adds to the gradient of one of its parameters."""
+    """What one layer adds to the gradient of some of its parameters."""
 
-    parameter: torch.Tensor
+    parameters: Sequence[torch.Tensor]
     squared_norm_B: torch.Tensor  # of each example's gradient
-    weighted_sum: Callable[[torch.Tensor], torch.Tensor]  # factor_B -> sum of factor_i gradient_i
+    weighted_sum: Callable[[torch.Tensor], Sequence[torch.Tensor]]  # factor_B -> sum of factor_i gradient_i
 
 
 class _Call(NamedTuple):
@@ -60,41 +61,49 @@ class ClippedGradient:
         owners = [part for part in module.modules() if any(p.requires_grad for p in part.parameters(recurse=False))]
         owned = [p for part in owners for p in part.parameters(recurse=False) if p.requires_grad]
         self._layerwise = all(_is_known(part) for part in owners) and len(owned) == len(self.leaves)
-        self._owners = owners
+        self._num_layers = len(owners)
+        self._calls: list[_Call] | None = None  # those of the forward pass that is under way
+        if self._layerwise:
+            for part in owners:
+                part.register_forward_hook(self._record)
 
-    def __call__(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """The sum for each parameter, and the losses of the examples in it."""
+    def __call__(
+        self, x_B: torch.Tensor, y_B: torch.Tensor, *, scale: float = 1.0
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """``scale`` times the sum for each parameter, and the losses of the examples in it."""
         if not len(y_B):
             return [torch.zeros_like(leaf) for leaf in self.leaves], y_B.new_zeros(0, dtype=torch.float32)
         shares, loss_B = self._by_layer(x_B, y_B) if self._layerwise else self._by_example(x_B, y_B)
-        norm_B = torch.stack([share.squared_norm_B for share in shares]).sum(0).clamp(min=0).sqrt()
-        finite_B = torch.isfinite(norm_B)
-        if not finite_B.all():
-            return self(x_B[finite_B], y_B[finite_B])
-        factor_B = self.clip / norm_B.clamp(min=self.clip)
-        sums = {share.parameter: share.weighted_sum(factor_B) for share in shares}
+        norm_B = torch.stack([share.squared_norm_B for share in shares]).sum(0).clamp_(min=0).sqrt_()
+        if not isfinite(float(norm_B.sum())):
+            finite_B = torch.isfinite(norm_B)
+            if not finite_B.all():
+                return self(x_B[finite_B], y_B[finite_B], scale=scale)
+        factor_B = (scale * self.clip) / norm_B.clamp_(min=self.clip)
+        sums: dict[torch.Tensor, torch.Tensor] = {}
+        for share in shares:
+            sums |= zip(share.parameters, share.weighted_sum(factor_B), strict=True)
         return [sums[leaf] for leaf in self.leaves], loss_B
 
     def _by_layer(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[_Share], torch.Tensor]:
         calls: list[_Call] = []
-
-        def record(layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-            # an edge, since the next layer may change the output in place
-            calls.append(_Call(layer, inputs, [v._version for v in inputs], get_gradient_edge(output)))
-
-        hooks = [owner.register_forward_hook(record) for owner in self._owners]
+        self._calls = calls
         try:
             loss_B = self.loss(self.module(x_B), y_B)
         finally:
-            for hook in hooks:
-                hook.remove()
-        if not (len(calls) == len(self._owners) == len({c.layer for c in calls}) and all(map(_is_intact, calls))):
+            self._calls = None
+        if not (len(calls) == self._num_layers == len({c.layer for c in calls}) and all(map(_is_intact, calls))):
             self._layerwise = False  # from now on
             return self._by_example(x_B, y_B)
         gradients = torch.autograd.grad(loss_B, [call.output for call in calls], torch.ones_like(loss_B))
         with torch.no_grad():
             shares = [_shares(c.layer, c.inputs[0], gradient) for c, gradient in zip(calls, gradients, strict=True)]
         return [share for some in shares for share in some], loss_B.detach()
+
+    def _record(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        if self._calls is not None:  # an edge, since the next layer may change the output in place
+            call = _Call(layer, inputs, [v._version for v in inputs], get_gradient_edge(output))
+            self._calls.append(call)
 
     def _by_example(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[_Share], torch.Tensor]:
         names = {id(p): name for name, p in self.module.named_parameters()}
@@ -124,13 +133,15 @@ def _is_known(layer: nn.Module) -> bool:
 
 def _shares(layer: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor) -> list[_Share]:
     if isinstance(layer, nn.Linear):
-        return _affine(layer, _positions(inputs), _positions(gradient))
+        if inputs.ndim == 2:
+            return [_affine(layer, inputs, gradient)]
+        return [_affine_at_positions(layer, _positions(inputs), _positions(gradient))]
     if isinstance(layer, nn.Embedding):
         return [_embedding(layer, inputs, gradient)]
     if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
         patches_BTF = _patches(layer, inputs)
         if patches_BTF is not None:
-            return _affine(layer, patches_BTF, gradient.flatten(2).transpose(1, 2))
+            return [_affine_at_positions(layer, patches_BTF, gradient.flatten(2).transpose(1, 2))]
     from opacus.grad_sample import GradSampleModule
 
     sampled = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], gradient)
@@ -150,26 +161,43 @@ def _patches(layer: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor | None:
     return F.unfold(inputs, layer.kernel_size, **how).transpose(1, 2)
 
 
-def _affine(layer: nn.Linear | nn.Conv2d, a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> list[_Share]:
+def _affine(layer: nn.Linear, a_BF: torch.Tensor, d_BO: torch.Tensor) -> _Share:
+    """A weight of which example i's gradient is ``d_i a_i^T``, and a bias of which it is ``d_i``."""
+    weight, bias = _trained(layer)
+    squared_a_B = a_BF.square().sum(1) if weight else torch.zeros_like(d_BO[:, 0])
+    squared_norm_B = d_BO.square().sum(1) * (squared_a_B + len(bias))
+
+    def weighted_sum(factor_B: torch.Tensor) -> list[torch.Tensor]:
+        scaled_BO = d_BO * factor_B[:, None]
+        return [scaled_BO.t() @ a_BF for _ in weight] + [scaled_BO.sum(0) for _ in bias]
+
+    return _Share([*weight, *bias], squared_norm_B, weighted_sum)
+
+
+def _affine_at_positions(layer: nn.Linear | nn.Conv2d, a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> _Share:
     """A weight of which example i's gradient is ``sum_t d_it a_it^T``, and a bias of which it is ``sum_t d_it``."""
-    shares = []
-    if layer.weight.requires_grad:
+    weight, bias = _trained(layer)
+    squared_norm_B = d_BTO.sum(1).square().sum(1) * len(bias)
+    if weight:
+        squared_norm_B = squared_norm_B + _squared_norm_of_products(a_BTF, d_BTO)
 
-        def weighted_sum(factor_B: torch.Tensor) -> torch.Tensor:
-            scaled_BTO = d_BTO * factor_B[:, None, None]
-            return (scaled_BTO.flatten(0, 1).T @ a_BTF.flatten(0, 1)).view_as(layer.weight)
+    def weighted_sum(factor_B: torch.Tensor) -> list[torch.Tensor]:
+        scaled = (d_BTO * factor_B[:, None, None]).flatten(0, 1)
+        return [(scaled.t() @ a_BTF.flatten(0, 1)).view_as(w) for w in weight] + [scaled.sum(0) for _ in bias]
 
-        shares.append(_Share(layer.weight, _squared_norm_of_products(a_BTF, d_BTO), weighted_sum))
-    if layer.bias is not None and layer.bias.requires_grad:
-        shares.append(_instantiated(layer.bias, d_BTO.sum(1)))
-    return shares
+    return _Share([*weight, *bias], squared_norm_B, weighted_sum)
+
+
+def _trained(layer: nn.Linear | nn.Conv2d) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The weight and the bias, or nothing where there is none to train."""
+    weight: list[torch.Tensor] = [layer.weight] if layer.weight.requires_grad else []
+    bias: list[torch.Tensor] = [layer.bias] if layer.bias is not None and layer.bias.requires_grad else []
+    return weight, bias
 
 
 def _squared_norm_of_products(a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
     """``|sum_t d_t a_t^T|^2`` of each example, by Gram matrices or by the product itself, whichever is smaller."""
     _, positions, features = a_BTF.shape
-    if positions == 1:
-        return a_BTF.square().sum((1, 2)) * d_BTO.square().sum((1, 2))
     if 2 * positions**2 <= features * d_BTO.shape[2]:
         return ((a_BTF @ a_BTF.transpose(1, 2)) * (d_BTO @ d_BTO.transpose(1, 2))).sum((1, 2))
     return (d_BTO.transpose(1, 2) @ a_BTF).square().sum((1, 2))
@@ -183,13 +211,13 @@ def _embedding(layer: nn.Embedding, index: torch.Tensor, gradient: torch.Tensor)
     same_BTT = index_BT[:, :, None] == index_BT[:, None, :]
     squared_norm_B = ((d_BTO @ d_BTO.transpose(1, 2)) * same_BTT).sum((1, 2))
 
-    def weighted_sum(factor_B: torch.Tensor) -> torch.Tensor:
+    def weighted_sum(factor_B: torch.Tensor) -> list[torch.Tensor]:
         scaled = (d_BTO * factor_B[:, None, None]).flatten(0, 1)
-        return torch.zeros_like(layer.weight).index_add_(0, index_BT.flatten(), scaled)
+        return [torch.zeros_like(layer.weight).index_add_(0, index_BT.flatten(), scaled)]
 
-    return _Share(layer.weight, squared_norm_B, weighted_sum)
+    return _Share([layer.weight], squared_norm_B, weighted_sum)
 
 
 def _instantiated(parameter: torch.Tensor, gradient_B: torch.Tensor) -> _Share:
     squared_norm_B = gradient_B.flatten(1).square().sum(1)
-    return _Share(parameter, squared_norm_B, lambda factor_B: torch.tensordot(factor_B, gradient_B, 1))
+    return _Share([parameter], squared_norm_B, lambda factor_B: [torch.tensordot(factor_B, gradient_B, 1)])

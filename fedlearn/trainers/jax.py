@@ -258,8 +258,12 @@ class JaxTrainer:
         def gradient_of(weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array]:
             total, loss_sum = clipped(weights, x, y, real_B, keys[0])
             if dp.noise_multiplier:
-                noise = self._unflatten(jax.random.normal(keys[1], (self.layout.num_parameters,)))
-                total = jax.tree.map(lambda g, n: g + dp.clip * dp.noise_multiplier * n, total, noise)
+                leaves, tree = jax.tree.flatten(total)
+                ends = np.cumsum([leaf.size for leaf in leaves])
+                noise = jnp.split(jax.random.normal(keys[1], (int(ends[-1]),)), ends[:-1])
+                deviation = dp.clip * dp.noise_multiplier
+                noised = [g + deviation * n.reshape(g.shape) for g, n in zip(leaves, noise, strict=True)]
+                total = jax.tree.unflatten(tree, noised)
             return jax.tree.map(lambda g: g / jnp.minimum(local.batch_size, size), total), loss_sum
 
         return gradient_of

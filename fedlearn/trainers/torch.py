@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -118,6 +118,7 @@ class TorchTrainer:
         for parameter, own in zip(self._leaves, self._split(self._flat_D), strict=True):
             parameter.data = own
         self._resident: dict[str, tuple[np.ndarray, torch.Tensor]] = {}
+        self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, module, self.loss, self._leaves))
 
     def _split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
         """Views of a flat vector, one for each parameter."""
@@ -207,16 +208,16 @@ class TorchTrainer:
         """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
         dp = job.order.local.example_dp
         assert dp is not None
-        clipped = ClippedGradient(self.module, self.loss, self._leaves, clip=dp.clip)
+        clipped = self._clipped(clip=dp.clip)
         noise, noise_D = self._noise(job.order, one), torch.zeros_like(self._flat_D)
         noises, expected = self._split(noise_D), min(job.order.local.batch_size, len(one.examples))
 
         def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
-            sums, loss_B = clipped(x_B, y_B)
+            sums, loss_B = clipped(x_B, y_B, scale=1 / expected)
             if dp.noise_multiplier:
                 noise(noise_D)
-                torch._foreach_add_(sums, noises, alpha=dp.clip * dp.noise_multiplier)
-            return torch._foreach_div(sums, expected), loss_B
+                torch._foreach_add_(sums, noises, alpha=dp.clip * dp.noise_multiplier / expected)
+            return tuple(sums), loss_B
 
         return gradient_of
 

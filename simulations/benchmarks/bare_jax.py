@@ -26,8 +26,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fedlearn import Layout
 from simulations.benchmarks.models_jax import module
 from simulations.benchmarks.processes import Share, balanced, num_cores
-from simulations.benchmarks.synthetic import first_rows, pool_of
+from simulations.benchmarks.synthetic import first_rows, poisson_batches, pool_of
 from simulations.benchmarks.workloads import Workload
+
+WIDEST = 56  # examples in a Poisson batch of w4, whose mean is 32: four standard deviations more
 
 
 def claim_devices(count: int) -> None:
@@ -103,12 +105,13 @@ def as_vector(layout: Layout, tree: Any) -> jax.Array:
 def fit_client(workload: Workload, model: nn.Module, start: Any, batches: Any) -> Any:
     """One client's parameters after its epoch: ``batches`` are x_P, y_P, the rows of each step, steps and a seed."""
     x, y, rows_SB, num_steps, seed = batches
-    key = jax.random.key(seed, impl="rbg")  # cheaper than the default; matters where there is dropout
+    private = workload.example_dp is not None
+    key = jax.random.key(seed, impl=None if private else "rbg")  # of dropout or noise: what is cheaper for it
+    gradient_of = partial(_private_gradient, workload) if private else jax.grad(partial(_loss, workload, model))
 
     def step(s: jax.Array, weights: Any) -> Any:
         rows_B = rows_SB[s]
-        batch = (x[rows_B], y[rows_B], rows_B >= 0, jax.random.fold_in(key, s))
-        gradient = jax.grad(partial(_loss, workload, model))(weights, *batch)
+        gradient = gradient_of(weights, x[rows_B], y[rows_B], rows_B >= 0, jax.random.fold_in(key, s))
         return jax.tree.map(lambda w, g: w - workload.local.learning_rate * g, weights, gradient)
 
     return lax.fori_loop(0, num_steps, step, start)
@@ -121,6 +124,27 @@ def _loss(workload: Workload, model: nn.Module, weights: Any, x: Any, y: Any, re
     else:
         loss_B = optax.softmax_cross_entropy_with_integer_labels(outputs, y)
     return jnp.sum(loss_B * real_B) / jnp.sum(real_B)
+
+
+def _private_gradient(workload: Workload, weights: Any, x_BF: Any, y_B: Any, real_B: Any, key: Any) -> Any:
+    """What stands for the gradient in DP-SGD of the multilayer perceptron, with ghost norms by hand."""
+    dp, names, inputs = workload.example_dp, ("hidden_0", "hidden_1", "out"), [x_BF]
+    assert dp is not None
+    for name in names[:-1]:
+        inputs.append(jax.nn.relu(inputs[-1] @ weights[name]["kernel"] + weights[name]["bias"]))
+    logits = inputs[-1] @ weights["out"]["kernel"] + weights["out"]["bias"]
+    deltas = [(jax.nn.softmax(logits) - jax.nn.one_hot(y_B, logits.shape[1])) * real_B[:, None]]
+    for name, below in zip(names[:0:-1], inputs[:0:-1], strict=True):
+        deltas.insert(0, deltas[0] @ weights[name]["kernel"].T * (below > 0))
+    squares = [jnp.sum(d**2, 1) * (jnp.sum(a**2, 1) + 1) for d, a in zip(deltas, inputs, strict=True)]
+    factor_B1 = (dp.clip / jnp.maximum(jnp.sqrt(sum(squares)), dp.clip))[:, None]
+    scaled = [d * factor_B1 for d in deltas]
+    sums = {name: {"bias": d.sum(0), "kernel": a.T @ d} for name, d, a in zip(names, scaled, inputs, strict=True)}
+    leaves, tree = jax.tree.flatten(sums)
+    cuts = np.cumsum([leaf.size for leaf in leaves])
+    noise = jnp.split(dp.clip * dp.noise_multiplier * jax.random.normal(key, (int(cuts[-1]),)), cuts[:-1])
+    noised = [(g + n.reshape(g.shape)) / workload.batch_size for g, n in zip(leaves, noise, strict=True)]
+    return jax.tree.unflatten(tree, noised)
 
 
 def one_client(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
@@ -148,6 +172,8 @@ def _round(workload: Workload, layout: Layout, params_D: Any, x: Any, y: Any, *p
         rows_SB, num_steps, seed = own
         weights = fit_client(workload, model, start, (x, y, rows_SB, num_steps, seed))
         num_examples = jnp.sum(rows_SB >= 0)
+        if workload.example_dp:  # all clients have as many, however many were drawn
+            num_examples = jnp.where(num_steps > 0, workload.examples_per_client, 0)
         return (jax.tree.map(lambda t, w: t + num_examples * w, total, weights), count + num_examples), None
 
     nothing = (jax.tree.map(jnp.zeros_like, start), jnp.zeros((), jnp.int32))
@@ -160,11 +186,15 @@ def _plan(workload: Workload, share: Share, num_parts: int) -> tuple[np.ndarray,
     """Rows of the pool for each client's steps, padded with -1; clients of equal work on each device."""
     parts, first_row = balanced(share, num_parts), first_rows(workload)
     longest, size = max(map(len, parts)), workload.batch_size
-    num_steps = -(-workload.largest // size)
-    rows = np.full((num_parts * longest, num_steps * size), -1, np.int32)
+    num_steps, width = -(-workload.largest // size), WIDEST if workload.example_dp else size
+    rows = np.full((num_parts * longest, num_steps, width), -1, np.int32)
     steps_K, seeds_K = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.uint32)
     for part, own in enumerate(parts):
         for k, (client, order_N) in enumerate(own, part * longest):
-            rows[k, : len(order_N)] = order_N + first_row(client)
-            steps_K[k], seeds_K[k] = -(-len(order_N) // size), client
-    return rows.reshape(len(rows), num_steps, size), steps_K, seeds_K
+            if workload.example_dp:
+                for step, batch in enumerate(poisson_batches(workload, client, order_N)):
+                    rows[k, step, : len(batch)] = batch[:width] + first_row(client)
+            else:
+                rows[k].reshape(-1)[: len(order_N)] = order_N + first_row(client)
+            steps_K[k], seeds_K[k] = -(-len(order_N) // size), client + (int(order_N[0]) << 12)
+    return rows, steps_K, seeds_K

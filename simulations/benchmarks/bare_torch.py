@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from fedlearn import Layout
 from simulations.benchmarks.models_torch import module
 from simulations.benchmarks.processes import Fit, Processes, Share, num_cores
-from simulations.benchmarks.synthetic import first_rows, pool_of
+from simulations.benchmarks.synthetic import first_rows, poisson_batches, pool_of
 from simulations.benchmarks.workloads import Workload
 
 CHUNK = 25  # clients of w3 at once: their weights and batches stay in the cache
@@ -39,6 +39,7 @@ class Bare:
         self.layout = layout_of(workload)
         by_hand = workload.model == "linear"
         how = f"{CHUNK} clients at once (bmm)" if by_hand else "a lean loop"
+        how = "ghost norms by hand" if workload.example_dp else how
         self.variant = f"{how}, {count} {'processes' if count > 1 else 'process'} of 1 thread"
         prepare = partial(batched if by_hand else loop, workload)
         self._processes = Processes(prepare, num_parameters=self.layout.num_parameters, count=count)
@@ -59,7 +60,7 @@ def layout_of(workload: Workload) -> Layout:
 
 def loop(workload: Workload) -> Fit:
     """One client after another."""
-    local = ClientLoop(workload)
+    local = PrivateLoop(workload) if workload.example_dp else ClientLoop(workload)
 
     def fit(params_D: np.ndarray, share: Share) -> np.ndarray:
         start = local.leaves(params_D)
@@ -117,6 +118,56 @@ class ClientLoop:
         rows_N = torch.from_numpy(order_N + self._first_row(client))
         size = self.workload.batch_size
         return zip(self.x[rows_N].split(size), self.y[rows_N].split(size), strict=True)
+
+
+class PrivateLoop(ClientLoop):
+    """DP-SGD on a multilayer perceptron, with gradients and ghost norms by hand.
+
+    Args:
+        workload: what to do.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        self._noise_D = torch.empty(self._layout.num_parameters)
+        self._noises = [self._noise_D[own].view(w.shape) for own, w in zip(self._slices(), self.weights, strict=True)]
+
+    def _slices(self) -> list[slice]:
+        return [self._layout.slices[leaf.name] for leaf in self._layout.leaves]
+
+    @torch.no_grad()
+    def fit(self, start: list[torch.Tensor], client: int, order_N: np.ndarray) -> None:
+        """One epoch from the global model."""
+        torch._foreach_copy_(self.weights, start)
+        dp, first = self.workload.example_dp, self._first_row(client)
+        assert dp is not None
+        for batch in poisson_batches(self.workload, client, order_N):
+            rows_B = torch.from_numpy(batch + first)
+            sums = self._clipped(self.x.index_select(0, rows_B), self.y[rows_B], dp.clip)
+            self._noise_D.normal_()
+            torch._foreach_add_(sums, self._noises, alpha=dp.clip * dp.noise_multiplier)
+            torch._foreach_add_(self.weights, sums, alpha=-self.workload.local.learning_rate / self.workload.batch_size)
+
+    def _clipped(self, x_BF: torch.Tensor, y_B: torch.Tensor, clip: float) -> list[torch.Tensor]:
+        """Sums of clipped gradients: of each bias, then each weight, from the first layer to the last."""
+        named = {leaf.name: w for leaf, w in zip(self._layout.leaves, self.weights, strict=True)}
+        layers = [(named[f"{name}.weight"], named[f"{name}.bias"]) for name in ("hidden_0", "hidden_1", "out")]
+        inputs = [x_BF]
+        for weight, bias in layers[:-1]:
+            inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
+        weight, bias = layers[-1]
+        delta = torch.softmax(torch.addmm(bias, inputs[-1], weight.t()), 1)
+        delta[torch.arange(len(y_B)), y_B] -= 1
+        deltas = [delta]
+        for (weight, _), below in zip(layers[:0:-1], inputs[:0:-1], strict=True):
+            deltas.insert(0, (deltas[0] @ weight).mul_(below > 0))
+        squares = [d.square().sum(1) * (a.square().sum(1) + 1) for d, a in zip(deltas, inputs, strict=True)]
+        factor_B1 = (clip / torch.stack(squares).sum(0).sqrt_().clamp_(min=clip))[:, None]
+        sums = {}
+        for name, d, a in zip(("hidden_0", "hidden_1", "out"), deltas, inputs, strict=True):
+            d.mul_(factor_B1)
+            sums[f"{name}.weight"], sums[f"{name}.bias"] = d.t() @ a, d.sum(0)
+        return [sums[leaf.name] for leaf in self._layout.leaves]
 
 
 def batched(workload: Workload) -> Fit:

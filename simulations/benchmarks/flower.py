@@ -40,7 +40,8 @@ def run(workload: Workload, framework: str, clock: Clock) -> Done:
     run_simulation(app, client_app(workload, framework), workload.num_clients, backend_config=actors)
     if len(clock.seconds) < workload.rounds:
         raise RuntimeError(f"Flower stopped after {len(clock.seconds)} of {workload.rounds} rounds")
-    return Done(f"Ray, {cores} actors of 1 thread, the client of bare", server.params_D)
+    client = "Opacus" if workload.example_dp else "the client of bare"
+    return Done(f"Ray, {cores} actors of 1 thread, {client}", server.params_D)
 
 
 def client_app(workload: Workload, framework: str) -> Any:
@@ -65,7 +66,8 @@ def client_app(workload: Workload, framework: str) -> Any:
 @cache
 def _fit_one(workload: Workload, framework: str) -> FitOne:
     """One client's training, prepared once in each of Ray's processes."""
-    prepare: Callable[[Workload], FitOne] = import_module(f"simulations.benchmarks.bare_{framework}").one_client
+    program = "opacus_client" if workload.example_dp else f"bare_{framework}"
+    prepare: Callable[[Workload], FitOne] = import_module(f"simulations.benchmarks.{program}").one_client
     return prepare(workload)
 
 

@@ -23,12 +23,13 @@ How fast is a round? Systems take turns, each repeat in a process of its own; ra
   workload=w1          w1  MLP 784-128-64-10, 100 clients x 600 examples, cohort 10, batch 32
                        w2  EMNIST CNN of LEAF and FedJAX, 1,000 clients x about 100, cohort 50, batch 20
                        w3  logistic regression, 10,000 clients x 20, cohort 1,000, batch 10
-                       w4  w1 with example-level DP-SGD: not there yet
+                       w4  w1 with DP-SGD on the clients (clip 1, noise multiplier 1)
                        w5  CIFAR-10 CNN of pfl-research, 1,000 clients x 50, cohort 50, batch 10
   framework=torch,jax  one or both
   systems=ours,bare    ours    the default engine
                        bare    the best hand-written program for this workload alone
-                       flower  Flower's simulation with Ray and the client of bare   (flwr[simulation])
+                       flower  Flower's simulation with Ray and the client of bare; in w4 with Opacus in torch,
+                               whatever the framework                        (flwr[simulation])
                        pfl     pfl-research, torch only                              (pfl)
   repeats=3            how often all of them run
   rounds=N             instead of the workload's own number (w1 20, w2 and w5 5, w3 10)

@@ -78,6 +78,14 @@ def cohort_of(workload: Workload, round: int) -> np.ndarray:
     return np.sort(rng.choice(workload.num_clients, workload.cohort_size, replace=False, shuffle=False))
 
 
+def poisson_batches(workload: Workload, client: int, order_N: np.ndarray) -> list[np.ndarray]:
+    """Rows of a client's examples for each step of DP-SGD; fresh for each order of the examples."""
+    rng = np.random.default_rng((SEED, client, *order_N[:4].tolist()))
+    rate = min(1.0, workload.batch_size / len(order_N))
+    steps = -(-len(order_N) // workload.batch_size)
+    return [np.flatnonzero(taken_N) for taken_N in rng.random((steps, len(order_N))) < rate]
+
+
 def shuffled(workload: Workload, round: int, cohort_K: np.ndarray) -> list[np.ndarray]:
     """The order in which each client of a cohort visits its examples.
 

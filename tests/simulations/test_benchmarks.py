@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -20,8 +21,15 @@ from simulations.benchmarks import bare, child, measure, speed, synthetic, table
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.ours import trainer
 from simulations.benchmarks.settings import Settings, read
-from simulations.benchmarks.synthetic import cohort_of, examples_of, federated_data, pool_of, shuffled
-from simulations.benchmarks.workloads import SEED, W1, W2, W3, W5, WORKLOADS, workload
+from simulations.benchmarks.synthetic import (
+    cohort_of,
+    examples_of,
+    federated_data,
+    poisson_batches,
+    pool_of,
+    shuffled,
+)  # fmt: skip
+from simulations.benchmarks.workloads import SEED, W1, W2, W3, W4, W5, WORKLOADS, workload
 from strategies import fedavg
 
 pytest.importorskip("torch")
@@ -139,6 +147,30 @@ def as_ours(work, round, cohort_K):
     return [plan_SB[plan_SB >= 0] for plan_SB in plans_KSB]
 
 
+def test_the_bare_programs_of_w4_clip_as_our_trainers_do(monkeypatch):
+    pytest.importorskip("flax")
+    quiet = replace(W4, example_dp=replace(W4.example_dp, clip=0.3, noise_multiplier=0.0), num_clients=3, cohort_size=2)
+    cohort_K = np.array([0, 2])
+    params_D = trainer(quiet, "torch").init(SEED) * 3
+    orders = shuffled(quiet, 1, cohort_K)
+    plans = [poisson_batches(quiet, *one) for one in zip(cohort_K.tolist(), orders, strict=True)]
+    plan_KSB = np.full((2, len(plans[0]), max(len(batch) for plan in plans for batch in plan)), -1, np.int32)
+    for k, plan in enumerate(plans):
+        for s, batch in enumerate(plan):
+            plan_KSB[k, s, : len(batch)] = batch
+    work = [Work(client=client, examples=examples_of(quiet, client)) for client in cohort_K.tolist()]
+    for framework in ("torch", "jax"):
+        program = import_module(f"simulations.benchmarks.bare_{framework}").Bare(quiet, workers=1)
+        bare_D, _ = bare.one_round(program, quiet, params_D, round=1, cohort_K=cohort_K)
+        program.close()
+        module = import_module(f"fedlearn.trainers.{framework}")
+        monkeypatch.setattr(module, "poisson_plans", lambda *asked: (plan_KSB, np.full(2, len(plans[0]))))
+        asked = Order(round=1, seed=SEED, params_D=params_D, local=quiet.local)
+        ours_KD = np.asarray(trainer(quiet, framework).fit(asked, plain, work).delta_KD)
+        assert np.abs(ours_KD).max() > 1e-3
+        assert np.abs(params_D + ours_KD.mean(axis=0) - bare_D).max() < 1e-6
+
+
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("name", ["w1", "w3"])
 def test_bare_and_ours_end_at_the_same_model_on_the_same_batches(name, framework):
@@ -243,8 +275,7 @@ def test_help_names_every_word(capsys):
     ("word", "said"),
     [
         ("workloads=w1", "try       workload=w1"),
-        ("workload=w9", "one of w1, w2, w3, w5"),
-        ("workload=w4", "privacy part"),
+        ("workload=w9", "one of w1, w2, w3, w4, w5"),
         ("repeat=3", "try       repeats=3"),
         ("framework=troch", "try       framework=torch"),
         ("systems=ours,flwr", "try       systems=flower"),
