@@ -2,7 +2,7 @@
 
 from array_api_compat import array_namespace
 
-from fedlearn.aggregate import Aggregator, mean, stacked
+from fedlearn.aggregate import Aggregator, expected_mean, mean, stacked
 from fedlearn.clip import clip, clip_norm
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.serial import serial
@@ -26,7 +26,7 @@ from fedlearn.records import (
     Work,
 )
 from fedlearn.scenario import Scenario, judge
-from fedlearn.select import SamplingLaw, Selector, everyone, uniform
+from fedlearn.select import SamplingLaw, Selector, everyone, min_separation, poisson, uniform
 from fedlearn.strategy import CompositionError, Strategy
 from fedlearn.transform import Context, Stage, Transform, chain, identity
 
@@ -65,6 +65,7 @@ __all__ = [
     "clip",
     "clip_norm",
     "everyone",
+    "expected_mean",
     "federate",
     "from_optax",
     "identity",
@@ -72,7 +73,9 @@ __all__ = [
     "is_number",
     "judge",
     "mean",
+    "min_separation",
     "plain",
+    "poisson",
     "proximal",
     "require",
     "serial",

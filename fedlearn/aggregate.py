@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array
 
-from fedlearn.errors import require
+from fedlearn.errors import is_number, require
 from fedlearn.layout import Layout
 from fedlearn.records import Array, Failure, Memory, Updates
 
@@ -30,6 +30,8 @@ class Aggregator(NamedTuple):
         sensitivity: how far the result moves, at most, when one client's clipped update changes:
             ``(clip_norm, cohort_size) -> float``; None if unknown, so that no privacy claim may rest on it.
         sums: whether the result is a (weighted) sum of updates; masking needs one.
+        denominator: what a sum is divided by, where it is fixed before the round whoever delivers; else None. Noise on
+            the server needs one: where clients that drop out shrink it, each of the others counts for more.
         merge: two folds as one, the clients of the first before those of the second, so that engines on several
             machines may each fold their own; None: they send whole updates.
     """
@@ -40,6 +42,7 @@ class Aggregator(NamedTuple):
     sensitivity: Callable[[float, int], float] | None = None
     sums: bool = False
     merge: Callable[[Memory, Memory], Memory] | None = None
+    denominator: float | None = None
 
 
 def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
@@ -133,6 +136,42 @@ def mean(*, weighting: str = "examples") -> Aggregator:
     )
 
 
+def expected_mean(denominator: float, *, more: int = 0) -> Aggregator:
+    """The sum of updates, all of weight one, over the cohort that was to be expected.
+
+    ``sum_k delta_k / denominator``: clients that are missing count as zero and never shrink the denominator.
+
+    Args:
+        denominator: the expected number of clients in a cohort, > 0.
+        more: numbers that a stage sends along behind the D parameters.
+
+    *Guarantees*: a client that is added or removed moves the result by at most ``clip / denominator``, one whose
+    update is replaced by at most ``2 clip / denominator``, whatever the other clients do; no client at all gives zero.
+
+    Reference: McMahan, Ramage, Talwar, Zhang, *Learning Differentially Private Recurrent Language Models*, ICLR 2018,
+    arXiv:1710.06963 (the fixed-denominator estimator).
+    """
+    positive = is_number(denominator, at_least=0) and 0 < denominator < float("inf")
+    require(positive, "denominator", denominator, "a finite number > 0", "denominator=100")
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        return {**memory, "total": add_rows(memory["total"], updates.delta_KD, np.ones(len(updates)))}
+
+    def done(memory: Memory) -> Array:
+        nobody = memory["total"] is None
+        return np.zeros(memory["size"], np.float32) if nobody else value(memory["total"], denominator)
+
+    return Aggregator(
+        init=lambda layout: {"total": None, "size": layout.num_parameters + more},
+        add=add,
+        done=done,
+        sensitivity=lambda clip, cohort: 2 * clip / denominator,
+        sums=True,
+        merge=lambda one, other: {**one, "total": add_totals(one["total"], other["total"])},
+        denominator=float(denominator),
+    )
+
+
 def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
     """An aggregator from a rule that wants all updates at once: ``rule(updates_KD, num_examples_K) -> update_D``."""
 
@@ -163,6 +202,7 @@ class Gathered:
         num_updates: clients that delivered.
         num_examples: their training examples.
         bytes_up: what they sent.
+        clients, examples, steps: each that delivered, its training examples and its local steps.
     """
 
     fold: Memory
@@ -172,6 +212,9 @@ class Gathered:
     num_updates: int = 0
     num_examples: int = 0
     bytes_up: int = 0
+    clients: tuple[int, ...] = ()
+    examples: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
 
 
 def gather(gathered: Gathered, aggregate: Aggregator, result: Updates | Gathered | Failure) -> Gathered:
@@ -198,6 +241,9 @@ def _merged(one: Gathered, aggregate: Aggregator, other: Gathered) -> Gathered:
         num_updates=one.num_updates + other.num_updates,
         num_examples=one.num_examples + other.num_examples,
         bytes_up=one.bytes_up + other.bytes_up,
+        clients=one.clients + other.clients,
+        examples=one.examples + other.examples,
+        steps=one.steps + other.steps,
     )
 
 
@@ -213,6 +259,9 @@ def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -
         num_updates=gathered.num_updates + len(updates),
         num_examples=gathered.num_examples + int(updates.num_examples_K.sum()),
         bytes_up=gathered.bytes_up + int(updates.num_bytes_K.sum()),
+        clients=gathered.clients + tuple(updates.clients_K.tolist()),
+        examples=gathered.examples + tuple(updates.num_examples_K.tolist()),
+        steps=gathered.steps + tuple(updates.num_steps_K.tolist()),
     )
 
 

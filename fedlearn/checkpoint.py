@@ -19,9 +19,12 @@ from safetensors.numpy import save as to_safetensors
 from fedlearn.arrays import as_numpy
 from fedlearn.errors import CheckpointError
 from fedlearn.layout import Layout
+from fedlearn.privacy.ledger import Ledger
 from fedlearn.records import ClientId, Memory, State
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # 1 had no privacy ledger
+LEDGER = "ledger"
 
 
 def save(folder: Path, state: State, memories: Mapping[ClientId, Memory], *, layout: Layout, keep: int = 2) -> Path:
@@ -60,6 +63,7 @@ def load(path: Path, layout: Layout) -> tuple[State, dict[ClientId, Memory]]:
         params_D=tensors["params"],
         server=_group(tensors, "server/"),
         stages=stages,
+        ledger=_ledger(tensors),
     )
     memory_KD = _group(tensors, "client/")
     clients = tensors.get("clients", np.zeros(0, np.int64)).tolist()
@@ -104,7 +108,13 @@ def _tensors(state: State, memories: Mapping[ClientId, Memory]) -> dict[str, np.
         tensors["clients"] = np.array(clients, np.int64)
         names = memories[clients[0]]
         tensors |= {f"client/{name}": np.stack([memories[client][name] for client in clients]) for name in names}
+    if state.ledger != Ledger():
+        tensors[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
     return {name: np.ascontiguousarray(as_numpy(v)) for name, v in tensors.items()}
+
+
+def _ledger(tensors: Mapping[str, np.ndarray]) -> Ledger:
+    return Ledger.from_json(json.loads(tensors[LEDGER].tobytes())) if LEDGER in tensors else Ledger()
 
 
 def _group(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -126,7 +136,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if facts["version"] != VERSION:
+    if facts["version"] not in READABLE:
         raise CheckpointError(f"{path} has format {facts['version']}, expected {VERSION}")
     if facts["sha256"] != _digest(tensors):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")

@@ -43,7 +43,9 @@ def client_step(
     memory_KD = stack([one.memory for one in work if one.client in kept])
     updates = _finish(strategy, order, updates, memory_KD)
     for i, stage in enumerate(strategy.stages):
-        updates = _leave_through(stage, f"{i}.", order, updates, memory_KD)
+        updates = _leave_through(stage, i, order, updates, memory_KD)
+    if strategy.protection is not None:
+        updates = _withholding(updates, strategy.protection.withholds)
     return replace(updates, num_bytes_K=_bytes_of(updates)), failures
 
 
@@ -88,15 +90,29 @@ def _finish(strategy: Strategy, order: Order, updates: Updates, memory_KD: Mappi
 
 
 def _leave_through(
-    stage: Stage, prefix: str, order: Order, updates: Updates, memory_KD: Mapping[str, Array]
+    stage: Stage, number: int, order: Order, updates: Updates, memory_KD: Mapping[str, Array]
 ) -> Updates:
     """Apply one stage's client half to the whole block."""
+    prefix, sent = f"{number}.", f"stage/{number}/"
     memory_KD = {name: like(v, updates.delta_KD) for name, v in memory_KD.items() if name.startswith(prefix)}
     own = {name.removeprefix(prefix): v for name, v in memory_KD.items()}
-    context = Context(round=order.round, seed=order.seed, clients_K=updates.clients_K, deployed=order.deployed)
+    broadcast = {name.removeprefix(sent): v for name, v in order.broadcast.items() if name.startswith(sent)}
+    context = Context(
+        round=order.round,
+        seed=order.seed,
+        clients_K=updates.clients_K,
+        broadcast=broadcast,
+        deployed=order.deployed,
+    )
     delta_KD, kept = stage.client.update(updates.delta_KD, own, context)
     memory = {**updates.memory, **{f"{prefix}{name}": v for name, v in kept.items()}}
     return replace(updates, delta_KD=delta_KD, memory=memory)
+
+
+def _withholding(updates: Updates, what: frozenset[str]) -> Updates:
+    """Without what no noise covers; each client then counts as one example, so that no weight tells how many it has."""
+    examples_K = np.ones_like(updates.num_examples_K) if "examples" in what else updates.num_examples_K
+    return replace(updates, metrics={} if "metrics" in what else updates.metrics, num_examples_K=examples_K)
 
 
 def _bytes_of(updates: Updates) -> np.ndarray:

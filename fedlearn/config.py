@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from fedlearn.engines.base import Engine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop import Schedule
 from fedlearn.metrics import METRICS
+from fedlearn.privacy.mechanism import Mechanism, Population, none
 from fedlearn.records import LocalSettings
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
@@ -33,6 +34,7 @@ class Plan:
     strategy: Strategy
     schedule: Schedule
     local: LocalSettings
+    privacy: Mechanism
     early_stop: Mapping[str, Any]
     checkpoint_every: int
     seed: int
@@ -53,6 +55,7 @@ def plan(cfg: DictConfig) -> Plan:
 
     Raises:
         SettingError: a value is out of range, a name is unknown, or a target is not allowed.
+        CompositionError: the privacy setting could not hold with this strategy.
         BuildError: a builder failed.
     """
     plain = _plain(cfg, "the configuration")
@@ -63,10 +66,14 @@ def plan(cfg: DictConfig) -> Plan:
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
     require(is_count(every), "checkpoint_every", every, "a whole number >= 1", "checkpoint_every=1")
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
+    strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
+    privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
+    privacy.refuse(strategy, local)
     return Plan(
-        strategy=_of_kind(Strategy, cfg, "strategy", allow),
+        strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
-        local=_record(LocalSettings, _group(plain, "local"), "local"),
+        local=local,
+        privacy=privacy,
         early_stop=_early_stop(_group(plain, "early_stop")),
         checkpoint_every=every,
         seed=seed,
@@ -82,11 +89,25 @@ def experiment(cfg: DictConfig, planned: Plan | None = None) -> Experiment:
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
     scenario = _of_kind(Scenario, cfg, "scenario", allow)
+    planned = _protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
     planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
     return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+
+
+def _protected(planned: Plan, scenario: Scenario) -> Plan:
+    """The plan with its privacy setting applied, now that the population is known."""
+    data = scenario.data
+    population = Population(
+        clients=data.clients, rounds=planned.schedule.rounds, size_of=lambda client: len(data.train(client))
+    )
+    strategy, local = planned.privacy.protect(planned.strategy, planned.local, population)
+    able = local.example_dp is None or getattr(scenario.trainer, "private", False)
+    expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
+    require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
+    return replace(planned, strategy=strategy, local=local)
 
 
 def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:
@@ -159,6 +180,14 @@ def _record(kind: type[Any], given: Mapping[str, Any], group: str) -> Any:
         return kind(**given)
     except SettingError as error:
         raise (error.within(group) if group else error) from None
+
+
+def _local(given: Mapping[str, Any]) -> LocalSettings:
+    """How clients train. What makes that private is set by the privacy setting alone, which accounts for it."""
+    private = given.get("example_dp")
+    require(private is None, "local.example_dp", private, "null", "privacy=example privacy.clip=1.0")
+    local: LocalSettings = _record(LocalSettings, given, "local")
+    return local
 
 
 def _early_stop(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def line_of(round: Round) -> dict[str, Any]:
     Keys: ``round``, ``time`` (UTC, ISO 8601), ``train`` and ``test`` (metric -> value; ``test`` is None in a round
     without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``cohort`` and
     ``num_updates`` (clients asked, and those that delivered), ``failures``, ``num_examples``, ``bytes_up`` and
-    ``bytes_down`` (of this round), ``seconds``, ``epsilon``.
+    ``bytes_down`` (of this round), ``seconds``, ``epsilon`` and ``epsilon_rdp`` (of all rounds so far; None without
+    protection). ``num_examples`` is None, and ``train`` empty, where a protection withholds them.
     """
     seen = round.evaluation
     return {
@@ -44,11 +45,12 @@ def line_of(round: Round) -> dict[str, Any]:
         "cohort": len(round.cohort),
         "num_updates": round.num_updates,
         "failures": [{"client": f.client, "stage": f.stage, "reason": f.reason} for f in round.failures],
-        "num_examples": int(round.num_examples),
+        "num_examples": round.num_examples,
         "bytes_up": int(round.bytes_up),
         "bytes_down": int(round.bytes_down),
         "seconds": float(round.seconds),
-        "epsilon": None,
+        "epsilon": round.privacy and finite(round.privacy.value),
+        "epsilon_rdp": round.privacy and finite(round.privacy.rdp),
     }
 
 
@@ -105,7 +107,7 @@ def summarise(
     Args:
         run: what was planned.
         history: the lines of all rounds, those before a resume included.
-        status: ``done``, ``early_stopped``, ``stopped`` or ``failed``.
+        status: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``.
         reason: why it ended early; empty for a run that ended as planned.
         parameters_sha256: of the final model, so that two runs can be compared.
 
@@ -127,9 +129,18 @@ def summarise(
         "final": final(history),
         "best": best(history),
         **totals(history),
-        "epsilon": None,
+        "epsilon": history[-1]["epsilon"] if history else None,
+        "privacy": privacy_of(run.privacy, history),
         "parameters_sha256": parameters_sha256,
     }
+
+
+def privacy_of(promise: Mapping[str, Any], history: History) -> dict[str, Any] | None:
+    """What was promised, and ``epsilon`` and ``epsilon_rdp`` after the last round; None where nothing was."""
+    if not promise:
+        return None
+    last = history[-1] if history else {"epsilon": 0.0, "epsilon_rdp": 0.0}
+    return {**promise, "epsilon": last["epsilon"], "epsilon_rdp": last["epsilon_rdp"]}
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

@@ -5,15 +5,19 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from math import floor
+
+import numpy as np
 
 from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.arrays import like
 from fedlearn.engines.base import Engine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
+from fedlearn.privacy.protection import Release
 from fedlearn.records import (
     Array,
     ClientId,
@@ -77,11 +81,12 @@ def federate(
     schedule: Schedule,
     local: LocalSettings | None = None,
     evaluate: Evaluate | None = None,
-) -> Iterator[Round]:
+) -> Generator[Round, None, str | None]:
     """Run rounds ``state.round + 1`` to ``schedule.rounds``, yielding each.
 
     Stop by breaking out; go on later by passing the last round's state (and the engine's memories). A round depends
-    on nothing else, so that a resumed run ends where an uninterrupted one does, bit for bit.
+    on nothing else, so that a resumed run ends where an uninterrupted one does, bit for bit. Before a round that would
+    overspend the strategy's privacy budget it ends, and all that was yielded stands.
 
     Args:
         strategy: the algorithm.
@@ -91,25 +96,49 @@ def federate(
         local: how clients train.
         evaluate: from the outputs on clients' held-out parts to an `Evaluation`; None never evaluates.
 
+    Returns:
+        Why it ended before ``schedule.rounds`` (the value of ``StopIteration``), or None.
+
     Raises:
         TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
     """
     while state.round < schedule.rounds:
         began = time.perf_counter()
-        done = run_round(strategy, engine, state, schedule=schedule, local=local or LocalSettings())
+        cohort = _cohort(strategy, engine, state)
+        refusal = strategy.protection and strategy.protection.refusal(
+            state.ledger, Release(round=state.round + 1, clients=cohort)
+        )
+        if refusal:
+            return refusal
+        done = run_round(strategy, engine, state, cohort, schedule=schedule, local=local or LocalSettings())
         state = done.state
         if evaluate is not None and schedule.evaluates(state.round):
             evaluation, failures = evaluate_round(engine, state, schedule, evaluate)
             done = replace(done, evaluation=evaluation, failures=done.failures + failures)
         yield replace(done, seconds=time.perf_counter() - began)
+    return None
 
 
-def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Schedule, local: LocalSettings) -> Round:
-    """One round: select, train, aggregate, step."""
+def _cohort(strategy: Strategy, engine: Engine, state: State) -> tuple[ClientId, ...]:
     number = state.round + 1
     rng = generator(state.seed, Purpose.SELECT, round=number)
-    cohort = as_ids(strategy.select.choose(number, engine.clients, rng))
-    broadcast = strategy.server.broadcast(state.server)
+    if engine.deployed and strategy.protection is not None:  # who takes part must not follow from a run's settings
+        rng = np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "big")))
+    return as_ids(strategy.select.choose(number, engine.clients, rng))
+
+
+def run_round(
+    strategy: Strategy,
+    engine: Engine,
+    state: State,
+    cohort: tuple[ClientId, ...],
+    *,
+    schedule: Schedule,
+    local: LocalSettings,
+) -> Round:
+    """One round: train, aggregate, step, charge."""
+    number, protection = state.round + 1, strategy.protection
+    broadcast = _broadcast(strategy, state)
     order = Order(
         round=number,
         seed=state.seed,
@@ -119,7 +148,8 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
         deployed=engine.deployed,
     )
     gathered = _gather(strategy, engine, order, cohort)
-    _stop_if_too_many_failed(gathered, cohort, schedule.max_failures)
+    if cohort or not (protection and protection.empty_rounds):
+        _stop_if_too_many_failed(gathered, cohort, schedule.max_failures)
     context = Context(
         round=number,
         seed=state.seed,
@@ -130,15 +160,37 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
     )
     update_D, gathered = strategy.aggregate.done(gathered.fold), replace(gathered, fold={})  # whose sum is large
     params_D, server, stages = _step(strategy, state, update_D, context)
+    ledger = state.ledger if protection is None else protection.charge(state.ledger, _release(number, gathered))
+    withheld = protection is not None and "examples" in protection.withholds
+    sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in broadcast.values())
     return Round(
-        state=replace(state, round=number, params_D=params_D, server=server, stages=stages),
+        state=replace(state, round=number, params_D=params_D, server=server, stages=stages, ledger=ledger),
         cohort=cohort,
         failures=gathered.failures,
         metrics={name: total / count for name, (total, count) in gathered.metrics.items() if count},
-        num_examples=gathered.num_examples,
+        num_examples=None if withheld else gathered.num_examples,
+        privacy=None if protection is None else protection.spent(ledger),
         bytes_up=gathered.bytes_up,
-        bytes_down=len(cohort) * 4 * engine.layout.num_parameters * (1 + len(broadcast)),
+        bytes_down=len(cohort) * 4 * sent,
     )
+
+
+def _broadcast(strategy: Strategy, state: State) -> dict[str, Array]:
+    """What the order carries: vectors for the local rule, and what server halves send to their client halves."""
+    of_stages = (
+        (f"stage/{i}/{name}", v)
+        for i, stage in enumerate(strategy.stages)
+        for name, v in stage.server.broadcast(state.stages[i]).items()
+    )
+    return {**strategy.server.broadcast(state.server), **dict(of_stages)}
+
+
+def _release(number: int, gathered: Gathered) -> Release:
+    """What left the clients. One that failed before sending released nothing; a lost reply may have been read."""
+    before_sending = ("data", "fit", "update")
+    lost = {failure.client for failure in gathered.failures if failure.stage not in before_sending}
+    sent, examples, steps = gathered.clients, gathered.examples, gathered.steps
+    return Release(round=number, clients=sent, examples=examples, steps=steps, lost=tuple(sorted(lost - set(sent))))
 
 
 def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[ClientId]) -> Gathered:

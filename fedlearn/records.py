@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.errors import is_count, is_number, require
+from fedlearn.privacy.ledger import Epsilon, Ledger
 
 Array = Any  # any array of the array API standard: NumPy, torch, JAX
 ClientId = int  # stable: a partition number, never a connection
@@ -104,7 +105,8 @@ class Order:
         round: from 1.
         seed: of the run; clients derive their batches from it.
         params_D: the global model.
-        broadcast: further D-vectors for the clients, e.g. SCAFFOLD's server control variate.
+        broadcast: further D-vectors for the clients, e.g. SCAFFOLD's server control variate, and what server halves of
+            stages send to their client halves, as ``stage/0/name``.
         local: how to train.
         deployed: whether clients are real, so that noise must come from the operating system's entropy, not the seed.
     """
@@ -248,6 +250,7 @@ class State:
     params_D: Array
     server: Memory = field(default_factory=dict)
     stages: tuple[Memory, ...] = ()
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -260,7 +263,8 @@ class Round:
         failures: those that did not deliver.
         metrics: training metrics, pooled over the clients that delivered.
         evaluation: of the new global model, or None in rounds that do not evaluate.
-        num_examples: training examples at the clients that delivered.
+        num_examples: training examples at the clients that delivered; None where the protection withholds it.
+        privacy: epsilon of all rounds so far; None without protection.
         bytes_up, bytes_down: payload sent by clients, and to them.
         seconds: wall time of the round, evaluation included.
     """
@@ -270,7 +274,8 @@ class Round:
     failures: tuple[Failure, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
     evaluation: Evaluation | None = None
-    num_examples: int = 0
+    num_examples: int | None = 0
+    privacy: Epsilon | None = None
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0

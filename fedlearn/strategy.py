@@ -8,6 +8,7 @@ from fedlearn.aggregate import Aggregator, mean
 from fedlearn.errors import FedlearnError
 from fedlearn.local import LocalRule, plain
 from fedlearn.optim import sgd
+from fedlearn.privacy.protection import Protection
 from fedlearn.select import Selector
 from fedlearn.transform import Stage, Transform
 
@@ -26,6 +27,7 @@ class Strategy:
         stages: what happens to an update on its way, client half and server half together.
         aggregate: from many updates to one.
         server: from the aggregated update to the step of the global model.
+        protection: what is promised to clients and what it costs, set by `fedlearn.privacy`; None promises nothing.
 
     Raises:
         CompositionError: if a privacy claim could not hold, or a part could not work, in this combination.
@@ -36,12 +38,19 @@ class Strategy:
     stages: tuple[Stage, ...] = ()
     aggregate: Aggregator = field(default_factory=mean)
     server: Transform = field(default_factory=sgd)
+    protection: Protection | None = None
 
     def __post_init__(self) -> None:
         _refuse_if(
             any(stage.event is not None for stage in self.stages) and self.aggregate.sensitivity is None,
             "a stage makes a privacy claim, but the aggregator's sensitivity is unknown",
             "aggregate=mean(weighting='equal')",
+        )
+        _refuse_if(
+            any(stage.event is not None for stage in self.stages) and self.aggregate.denominator is None,
+            "a stage makes a privacy claim, but the aggregator divides by whoever delivers: where clients drop out, "
+            "each of the others would count for more than the noise was made for",
+            "aggregate=expected_mean(clients_per_round)",
         )
         _refuse_if(
             any(stage.event is not None for stage in self.stages) and self.select.law is None,
@@ -61,6 +70,11 @@ class Strategy:
                 "put the clip after it",
             )
             clipped = clipped or stage.clips
+            _refuse_if(
+                stage.event is not None and not clipped,
+                "a stage makes a privacy claim, but nothing before it bounds an update",
+                "stages=(..., clip(1.0), noise)",
+            )
 
 
 def _refuse_if(unsound: bool, reason: str, fix: str) -> None:

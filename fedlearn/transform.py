@@ -26,6 +26,7 @@ class Context:
         num_clients: size of the population.
         cohort_size: clients asked in this round.
         extra: mean over the cohort of what else clients sent, D each; on the server only.
+        broadcast: what the server half of this stage sends to its client half; on clients only.
         deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
     """
 
@@ -35,6 +36,7 @@ class Context:
     num_clients: int = 0
     cohort_size: int = 0
     extra: Mapping[str, Array] = field(default_factory=dict)
+    broadcast: Mapping[str, Array] = field(default_factory=dict)
     deployed: bool = False
 
 
@@ -59,7 +61,8 @@ class Transform(NamedTuple):
         update: ``(update, memory, context) -> (update, memory)``, on ``(..., D)`` arrays of any array library.
         init: the memory before the first round: named arrays of D (or scalars), held once on the server, and once
             per client in a client half, where ``update`` gets them stacked, K x D.
-        broadcast: what of the server's memory the next order carries to the clients, D each.
+        broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
+            from the optimiser, anything small for its own client half from a stage.
     """
 
     update: Callable[[Array, Memory, Context], tuple[Array, Memory]] = _unchanged
@@ -76,8 +79,9 @@ class Stage(NamedTuple):
     Attributes:
         client: applied before an update leaves the client, in the order of the stages.
         server: applied after aggregation, in reverse order.
-        event: what one round of it costs in privacy, or None; a stage with an event needs an aggregator of known
-            sensitivity and a selector with a known sampling law.
+        event: what one round of the noise that its server half adds costs in privacy, or None; it needs a clip before
+            it, an aggregator of known sensitivity and fixed denominator, and a selector with a known sampling law.
+            (Noise that a client half adds needs none of these.)
         contracts: whether the client half never moves two updates further apart; after a clip only such may follow.
         clips: whether the client half bounds the norm of an update.
         needs_sum: whether the server half only works on a sum or mean (masking).

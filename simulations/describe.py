@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def describe(
         strategy=_name(cfg, settings),
         settings=_in_words(settings),
         cohort=_cohort(experiment),
+        privacy=_promise(experiment),
         engine=_last(cfg.engine._target_),
         machine=" · ".join(
             [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
@@ -52,6 +54,14 @@ def describe(
         history=history,
         again=f"python -m simulations.run --config-path {shlex.quote(near(folder))} --config-name config",
     )
+
+
+def _promise(experiment: Experiment) -> Mapping[str, Any]:
+    protection = experiment.plan.strategy.protection
+    if protection is None:
+        return {}
+    source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
+    return {**protection.facts, "noise": source}
 
 
 def _partition(partition: str) -> str:
@@ -82,14 +92,17 @@ def _value(value: Any) -> str:
 
 def _cohort(experiment: Experiment) -> str:
     num_clients, size = len(experiment.engine.clients), _cohort_size(experiment)
-    if experiment.plan.strategy.select.law is None:
+    law = experiment.plan.strategy.select.law
+    if law is None:
         return f"chosen from {num_clients:,} clients each round"
+    if law.kind == "poisson":
+        return f"{law.size:,g} of {num_clients:,} clients a round on average"
     return f"{'all ' * (size == num_clients)}{size:,} of {num_clients:,} clients a round"
 
 
 def _cohort_size(experiment: Experiment) -> int:
     law = experiment.plan.strategy.select.law
-    return len(experiment.engine.clients) if law is None or law.size is None else law.size
+    return len(experiment.engine.clients) if law is None or law.size is None else ceil(law.size)
 
 
 def _examples(data: FederatedData) -> tuple[int, int] | None:

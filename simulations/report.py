@@ -97,6 +97,7 @@ def write_report(folder: Path) -> Path:
         facts=facts(run),
         results=results(run),
         failures=failures(run),
+        privacy=privacy(run),
         captions=captions(run),
         images=images,
     )
@@ -144,6 +145,27 @@ def results(run: RunFolder) -> list[dict[str, str]]:
         reached = f"{score(metric, top['value'])} (round {top['round']})" if top else "nan"
         rows.append({"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **shown})
     return rows
+
+
+def privacy(run: RunFolder) -> list[tuple[str, str]]:
+    """Rows on what was promised, what it came to and what it leaves out; none for a run without protection."""
+    seen = run.summary.get("privacy")
+    if not seen:
+        return []
+    by_rdp = "–" if seen["epsilon_rdp"] is None else f"{seen['epsilon_rdp']:.6g}"
+    bound = "no bound" if seen["epsilon"] is None else f"{seen['epsilon']:.6g}"
+    return [
+        ("Mechanism", f"{seen['kind']}, clip {seen['clip_norm']:g} ({seen['clip']})"),
+        ("Protects", f"one {seen['unit']}: {seen['adjacency']}"),
+        ("Epsilon", f"{bound} at delta {seen['delta']:g}"),
+        ("By RDP alone", by_rdp),
+        ("Budget", "none" if seen["budget"] is None else f"{seen['budget']:g}"),
+        ("Sampling", seen["sampling"]),
+        ("Noise", f"multiplier {seen['noise_multiplier']:.6g}, {seen['noise']}"),
+        ("Withheld", seen["withheld"]),
+        ("Not covered", "; ".join(seen["not_covered"])),
+        *(("Warning", text) for text in seen["warnings"]),
+    ]
 
 
 def failures(run: RunFolder) -> list[dict[str, Any]]:

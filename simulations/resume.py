@@ -126,9 +126,16 @@ def _complete(made: Experiment, folder: Path, state: State) -> str | None:
     early = made.early_stop and made.early_stop.reason(history)
     if early and summary.get("status") == "early_stopped":
         return f"{early}\n  try       early_stop.metric=null, or more early_stop.patience"
+    protection = made.plan.strategy.protection
+    if summary.get("status") == "budget_exhausted" and protection and protection.budget == _budget(summary):
+        return f"{summary['reason']}\n  try       a new run with more noise, or a larger privacy.epsilon"
     if state.round >= made.plan.schedule.rounds and summary.get("status") == "done":
         return f"all {state.round} rounds are done\n  try       rounds={2 * state.round}   (to go on for longer)"
     return None
+
+
+def _budget(summary: dict[str, Any]) -> Any:
+    return (summary.get("privacy") or {}).get("budget")
 
 
 def _summary(folder: Path) -> dict[str, Any]:

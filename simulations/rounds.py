@@ -31,14 +31,16 @@ from simulations.folder import FolderLost
 from simulations.interrupt import Interrupt
 from simulations.pipe import Unbreakable
 
-EXIT_CODES = {"done": DONE, "early_stopped": DONE, "stopped": STOPPED, "failed": FAILED}
+EXIT_CODES = {"done": DONE, "early_stopped": DONE, "budget_exhausted": DONE, "stopped": STOPPED, "failed": FAILED}
 CHECKPOINTS = "checkpoints"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How the rounds ended: ``done``, ``early_stopped``, ``stopped`` or ``failed``, why, and the last state."""
+    """How the rounds ended: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``, why, and the
+    last state.
+    """
 
     status: str
     state: State
@@ -104,8 +106,14 @@ def _rounds(
     evaluate = judge(experiment.scenario)
     rounds = federate(plan.strategy, engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
     reason, saved = stop and stop.reason(files.history), state.round
+    exhausted = None
     try:
-        while not (reason or interrupt.asked) and (round := next(rounds, None)):
+        while not (reason or interrupt.asked):
+            try:
+                round = next(rounds)
+            except StopIteration as end:
+                exhausted = end.value
+                break
             state = round.state
             for sink in sinks:  # before the checkpoint, which must not be ahead of the files
                 sink.round(round)
@@ -125,6 +133,8 @@ def _rounds(
         engine.close()
     if reason:
         return Ending(status="early_stopped", state=state, reason=reason)
+    if exhausted:
+        return Ending(status="budget_exhausted", state=state, reason=exhausted)
     if state.round < plan.schedule.rounds:
         return Ending(status="stopped", state=state, reason="interrupted")
     return Ending(status="done", state=state)

@@ -23,6 +23,9 @@ HEAVY = (
     "sklearn",
     "matplotlib",
     "datasets",
+    "dp_accounting",
+    "jax_privacy",
+    "scipy",
 )
 
 
@@ -65,7 +68,14 @@ HOMES = {
     "flax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
-    "matplotlib": ["simulations/report.py", "simulations/figures.py", "simulations/benchmarks/picture.py"],
+    "matplotlib": [
+        "simulations/report.py",
+        "simulations/figures.py",
+        "simulations/benchmarks/picture.py",
+        "fedlearn/privacy/plan.py",
+    ],
+    "dp_accounting": ["fedlearn/privacy/accounting.py"],
+    "jax_privacy": ["fedlearn/privacy/mechanisms/ftrl.py"],
 }
 
 

@@ -1,9 +1,9 @@
 import pytest
 
-from fedlearn import CompositionError, Selector, Stage, Strategy, clip, everyone, mean, stacked
+from fedlearn import CompositionError, Selector, Stage, Strategy, clip, everyone, expected_mean, mean, stacked
 
 NOISE = Stage(event="gaussian", contracts=True)
-EQUAL = mean(weighting="equal")
+EQUAL, FIXED = mean(weighting="equal"), expected_mean(10)
 
 
 def test_a_privacy_claim_needs_an_aggregator_of_known_sensitivity():
@@ -11,13 +11,23 @@ def test_a_privacy_claim_needs_an_aggregator_of_known_sensitivity():
         Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=mean())
     with pytest.raises(CompositionError, match="sensitivity"):
         Strategy(select=everyone(), stages=(NOISE,), aggregate=stacked(lambda u, n: u[0]))
-    Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=EQUAL)
+    Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=FIXED)
+
+
+def test_a_privacy_claim_needs_a_denominator_that_does_not_shrink_with_those_who_drop_out():
+    with pytest.raises(CompositionError, match=r"whoever delivers(.|\n)*expected_mean"):
+        Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=EQUAL)
+
+
+def test_a_privacy_claim_needs_a_clip_before_the_noise():
+    with pytest.raises(CompositionError, match=r"bounds an update(.|\n)*clip"):
+        Strategy(select=everyone(), stages=(NOISE,), aggregate=FIXED)
 
 
 def test_a_privacy_claim_needs_a_known_sampling_law():
     anyhow = Selector(choose=lambda round, clients, rng: clients)
     with pytest.raises(CompositionError, match=r"sampling law(.|\n)*uniform"):
-        Strategy(select=anyhow, stages=(NOISE,), aggregate=EQUAL)
+        Strategy(select=anyhow, stages=(clip(1.0), NOISE), aggregate=FIXED)
 
 
 def test_masking_needs_a_sum():

@@ -29,7 +29,7 @@ class RunInfo:
         strategy: its name.
         settings: its settings in few words, e.g. ``mu 0.1``; may be empty.
         cohort: e.g. ``all 4 of 4 clients a round``.
-        protect: the privacy protection in few words.
+        privacy: the facts of the protection, see `fedlearn.privacy.protection.Protection`; empty for none.
         engine: its name, e.g. ``vector``.
         machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
         framework: ``torch``, ``jax`` or ``numpy``.
@@ -59,7 +59,7 @@ class RunInfo:
     examples: tuple[int, int] | None = None
     bytes_per_update: int | None = None
     settings: str = ""
-    protect: str = "none"
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     start_round: int = 0
     history: History = ()
     again: str = ""

@@ -16,7 +16,16 @@ from fedlearn.history import totals
 from fedlearn.metrics import higher_is_better, main_metric
 from fedlearn.records import Round
 from fedlearn.sinks.base import RunInfo
-from fedlearn.sinks.wording import ending, failure_notice, header_lines, human_bytes, human_seconds, near, score
+from fedlearn.sinks.wording import (
+    ending,
+    epsilon_in_short,
+    failure_notice,
+    header_lines,
+    human_bytes,
+    human_seconds,
+    near,
+    score,
+)  # fmt: skip
 
 WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # of the table's columns: with the note behind it a row fits 80 characters
 MOST_ROWS = 20
@@ -126,7 +135,14 @@ def table_head(run: RunInfo) -> list[str]:
 def cells(round: Round, run: RunInfo, sent: int) -> list[str]:
     """One row; ``sent`` is the payload so far in bytes, both ways."""
     clients = f"{round.num_updates}/{len(round.cohort)}"
-    return [str(round.number), *_scores(round, run), clients, human_bytes(sent), "–", human_seconds(round.seconds)]
+    return [
+        str(round.number),
+        *_scores(round, run),
+        clients,
+        human_bytes(sent),
+        _epsilon(round),
+        human_seconds(round.seconds),
+    ]
 
 
 def plain_line(round: Round, run: RunInfo, sent: int) -> str:
@@ -134,8 +150,13 @@ def plain_line(round: Round, run: RunInfo, sent: int) -> str:
     loss, main, worst = _scores(round, run)
     scores = f"loss {loss}  {main_metric(run.task)} {main}  worst 10 % {worst}  " if round.evaluation else ""
     clients = f"clients {round.num_updates}/{len(round.cohort)}"
-    told = f"{clients}  sent {human_bytes(sent)}  time {human_seconds(round.seconds)}"
+    spent = f"  epsilon {_epsilon(round)}" if round.privacy else ""
+    told = f"{clients}  sent {human_bytes(sent)}{spent}  time {human_seconds(round.seconds)}"
     return f"round {round.number}/{run.rounds}  {scores}{told}"
+
+
+def _epsilon(round: Round) -> str:
+    return epsilon_in_short(round.privacy and round.privacy.value)
 
 
 def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:

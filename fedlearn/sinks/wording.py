@@ -21,11 +21,51 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
         ("scenario", data),
         ("model", [model]),
         ("strategy", [run.strategy, run.settings, run.cohort]),
-        ("protect", [run.protect]),
+        ("protect", promise(run.privacy)),
         ("engine", [run.engine, run.machine, f"seed {run.seed}"]),
     ]
+    at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
+    lines[at:at] = [(word, [text]) for word, text in limits(run.privacy)]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
     return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
+
+
+def promise(privacy: Mapping[str, Any]) -> list[str]:
+    """What a protection promises, in the parts of one line; ``none`` where there is none."""
+    if not privacy:
+        return ["none"]
+    budget = f"epsilon at most {privacy['budget']:g}, " if privacy.get("budget") else ""
+    return [
+        f"{privacy['kind']}: {privacy['adjacency']}",
+        f"{budget}delta {privacy['delta']:g}",
+        f"clip {privacy['clip_norm']:g}{' (adaptive)' * (privacy['clip'] == 'adaptive')}",
+        f"noise multiplier {privacy['noise_multiplier']:.4g} {privacy['noise']}",
+        f"sampling {privacy['sampling']}",
+    ]
+
+
+def limits(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(word, text) of the lines on what a protection does not promise."""
+    if not privacy:
+        return []
+    covered = f"{'; '.join(privacy['not_covered'])} (not sent: {privacy['withheld']})"
+    return [("uncovered", covered), *(("warning", text) for text in privacy["warnings"])]
+
+
+def epsilon_in_short(value: float | None) -> str:
+    """An epsilon in four characters, never less than it is.
+
+    >>> [epsilon_in_short(value) for value in (None, 0.0, 0.00123, 0.0155, 2.3817, 17.86, 153.1)]
+    ['–', '0.00', '<.01', '0.02', '2.39', '17.9', '154']
+    """
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "inf"
+    if 0 < value < 0.01:
+        return "<.01"
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def score(metric: str, value: float | None) -> str:
@@ -53,11 +93,20 @@ def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if main in summary["best"]:
         best = summary["best"][main]
         parts.append(f"best {score(main, best['value'])} at round {best['round']}")
-    status = "done" if summary["status"] == "early_stopped" else str(summary["status"])
+    status = "done" if summary["status"] in ("early_stopped", "budget_exhausted") else str(summary["status"])
     lines = [(status, " · ".join(parts))]
+    lines += [("privacy", spent(summary["privacy"]))] if summary.get("privacy") else []
     lines += [("because", summary["reason"])] if summary["reason"] else []
     lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
     return lines
+
+
+def spent(privacy: Mapping[str, Any]) -> str:
+    """What a run came to: epsilon, by which accountant, for what."""
+    value, rdp = privacy["epsilon"], privacy["epsilon_rdp"]
+    amount = "epsilon without bound" if value is None else f"epsilon {value:.4g}"
+    beside = f" ({rdp:.4g} by RDP)" if rdp is not None and rdp != value else ""
+    return f"{amount}{beside} at delta {privacy['delta']:g} for {privacy['adjacency']}"
 
 
 def describe(failure: Failure, run: RunInfo) -> str:

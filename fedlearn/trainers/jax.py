@@ -71,7 +71,7 @@ class JaxTrainer:
         FedlearnError: if the module keeps state besides its parameters (batch-norm statistics).
     """
 
-    framework = "jax"
+    framework, private = "jax", True
 
     def __init__(
         self,

@@ -85,7 +85,7 @@ class TorchTrainer:
         FedlearnError: if the module has buffers (batch-norm statistics), which no parameter vector carries.
     """
 
-    framework = "torch"
+    framework, private = "torch", True
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ def run(workload: Workload, framework: str, clock: Clock) -> Done:
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=workload.rounds), local=workload.local):
         if done.num_updates < len(done.cohort):
             raise RuntimeError(f"{done.failures[0].reason}\n{done.failures[0].traceback}")
-        clock.lap(done.num_examples)
+        clock.lap(done.num_examples or 0)
         state = done.state
     engine.close()
     return Done(variant, np.asarray(state.params_D))

@@ -1,0 +1,1 @@
+"""What is promised to clients, what it costs, and what has been spent; start with README.md beside this file."""

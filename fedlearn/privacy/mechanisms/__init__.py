@@ -1,0 +1,9 @@
+"""One file for each way of keeping a promise; `fedlearn.privacy.mechanism` says what they share."""
+
+from fedlearn.privacy.mechanism import none
+from fedlearn.privacy.mechanisms.central import central
+from fedlearn.privacy.mechanisms.example import example
+from fedlearn.privacy.mechanisms.ftrl import ftrl
+from fedlearn.privacy.mechanisms.local import local
+
+__all__ = ["central", "example", "ftrl", "local", "none"]

@@ -1,0 +1,260 @@
+"""Client-level central differential privacy: a clipped, noised mean of clients.
+
+Shapes: K clients in a block, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from math import exp, inf
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from fedlearn.aggregate import expected_mean
+from fedlearn.clip import clip_norm as clipped
+from fedlearn.errors import SettingError, is_number, require
+from fedlearn.layout import Layout
+from fedlearn.noise import noisy, normals
+from fedlearn.privacy.accounting import largest
+from fedlearn.privacy.ledger import Event, Ledger, Spent, spent
+from fedlearn.privacy.mechanism import (
+    EVALUATION,
+    FAILURES,
+    Budget,
+    Mechanism,
+    Population,
+    refuse_example_dp,
+    refuse_if,
+    refuse_unequal_weights,
+    refuse_what_leaves_beside,
+    require_clip,
+    warnings,
+    with_protection,
+)
+from fedlearn.privacy.protection import Protection, Release
+from fedlearn.records import Array, LocalSettings, Memory
+from fedlearn.select import SamplingLaw, poisson
+from fedlearn.strategy import Strategy
+from fedlearn.transform import Context, Stage, Transform
+
+CLIPS = ("fixed", "adaptive")
+SAMPLINGS = ("poisson", "fixed_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive:
+    """How a clip norm follows a quantile of the norms of updates: Andrew, Thakkar, McMahan, Ramaswamy, NeurIPS 2021.
+
+    Args:
+        quantile: share of updates that are to stay unclipped, in (0, 1).
+        learning_rate: of the clip norm's exponent, > 0.
+    """
+
+    quantile: float = 0.5
+    learning_rate: float = 0.2
+
+
+def central(
+    *,
+    clip_norm: float = 1.0,
+    noise_multiplier: float | None = None,
+    epsilon: float | None = None,
+    delta: float = 1e-5,
+    sampling: str = "poisson",
+    clip: str = "fixed",
+    target_quantile: float = 0.5,
+    clip_learning_rate: float = 0.2,
+) -> Mechanism:
+    """The server sees a noisy mean; what it does with it, the server optimiser included, costs nothing more.
+
+    ``delta = (sum_k clip(delta_k, C) + N(0, (z C)^2 I)) / E[cohort]``
+
+    Args:
+        clip_norm: C, the L2 bound on an update, > 0; where it starts for an adaptive clip.
+        noise_multiplier: z, the standard deviation of the noise on the sum over C, > 0; None: what ``epsilon`` takes.
+        epsilon: the run stops before it passes this; None: no limit.
+        delta: in (0, 1), below 1 over the number of clients.
+        sampling: ``poisson`` draws each client by itself (adjacency: one client more or less); ``fixed_size`` keeps
+            cohorts of one size, accounted without replacement (adjacency: one client's data replaced, which takes
+            twice the sensitivity). A strategy that takes everyone is accounted without sampling either way.
+        clip: ``fixed``, or ``adaptive``: C follows a quantile of the norms.
+        target_quantile: of an adaptive clip: share of updates that stay unclipped, in (0, 1).
+        clip_learning_rate: of an adaptive clip, > 0.
+
+    *Guarantees*: (epsilon, delta) as the ledger says for all that leaves the server's aggregation: the models. The
+    server sees single updates in the clear (secure aggregation is another matter). Missing clients count as zero and
+    never shrink the denominator; an empty cohort releases noise.
+
+    References: McMahan, Ramage, Talwar, Zhang, *Learning Differentially Private Recurrent Language Models*, ICLR 2018,
+    arXiv:1710.06963; Andrew, Thakkar, McMahan, Ramaswamy, *Differentially Private Learning with Adaptive Clipping*,
+    NeurIPS 2021, arXiv:1905.03871.
+
+    Raises:
+        SettingError: a number is out of range (NaN is).
+    """
+    require_clip(clip_norm)
+    budget = Budget(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
+    require(clip in CLIPS, "clip", clip, f"one of {', '.join(CLIPS)}", "clip=fixed")
+    require(sampling in SAMPLINGS, "sampling", sampling, f"one of {', '.join(SAMPLINGS)}", "sampling=poisson")
+    share, rate = target_quantile, clip_learning_rate
+    inside = is_number(share, at_least=0, below=1) and share > 0
+    require(inside, "target_quantile", share, "a share in (0, 1)", "target_quantile=0.5")
+    positive = is_number(rate, at_least=0) and 0 < rate < inf
+    require(positive, "clip_learning_rate", rate, "a finite number > 0", "clip_learning_rate=0.2")
+    adaptive = Adaptive(quantile=share, learning_rate=rate) if clip == "adaptive" else None
+    settings = Settings(clip_norm=clip_norm, budget=budget, sampling=sampling, adaptive=adaptive)
+    return Mechanism(refuse=_refuse, protect=partial(_protect, settings), kind="central")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `central` was given, checked."""
+
+    clip_norm: float
+    budget: Budget
+    sampling: str
+    adaptive: Adaptive | None
+
+
+def _refuse(strategy: Strategy, local: LocalSettings) -> None:
+    refuse_example_dp(local, "central")
+    refuse_unequal_weights(strategy, "central")
+    refuse_what_leaves_beside(strategy, "central")
+    law = strategy.select.law
+    unknown = law is None or law.kind == "min_separation"
+    reason = "privacy=central needs cohorts of a known sampling law, but that of this selector is not accounted for"
+    refuse_if(unknown, reason, "a strategy with clients_per_round, or privacy=ftrl, which assumes no sampling")
+
+
+def _protect(
+    settings: Settings, strategy: Strategy, local: LocalSettings, population: Population
+) -> tuple[Strategy, LocalSettings]:
+    law, num_clients = strategy.select.law, population.num_clients
+    assert law is not None
+    cohort = float(num_clients if law.kind == "all" else law.size or 0)
+    if cohort > num_clients:
+        name = "strategy.clients_per_round"
+        raise SettingError(name, f"{cohort:g}", f"at most {num_clients}", f"{name}={num_clients}")
+    law, select = _sampled(settings, strategy, law, cohort)
+    event_of = partial(_event, law, cohort / num_clients)
+
+    def planned(noise: float) -> list[Spent]:
+        return [spent({event_of(noise): population.rounds})]
+
+    noise = settings.budget.noise(planned)
+    stage = _fixed(settings.clip_norm, noise, cohort, event_of(noise))
+    if settings.adaptive is not None:
+        stage = _following(settings.adaptive, settings.clip_norm, noise, cohort, event_of(noise))
+    return with_protection(
+        strategy,
+        select=select,
+        stages=(*strategy.stages, stage),
+        aggregate=expected_mean(cohort, more=settings.adaptive is not None),
+        protection=_promise(settings, noise, event_of(noise), law, cohort, population),
+    ), local
+
+
+def _sampled(settings: Settings, strategy: Strategy, law: SamplingLaw, cohort: float) -> tuple[SamplingLaw, Any]:
+    """The law that cohorts really follow, and the selector that draws them."""
+    if law.kind == "fixed_size" and settings.sampling == "poisson":
+        select = poisson(cohort)
+        assert select.law is not None
+        return select.law, select
+    return law, strategy.select
+
+
+def _event(law: SamplingLaw, rate: float, noise: float) -> Event:
+    """One round. Under replacement a client moves the sum by 2 C, so that noise of z C is a multiplier of z / 2."""
+    if law.kind == "fixed_size" and rate < 1:
+        return Event(noise / 2, "fixed_size", rate)
+    return Event(noise, "poisson", rate) if law.kind == "poisson" and rate < 1 else Event(noise)
+
+
+def _fixed(bound: float, noise: float, cohort: float, event: Event) -> Stage:
+    std = noise * bound / cohort
+
+    def clip(update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        return bounded(update, bound), memory
+
+    def add_noise(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        return noisy(update_D, normals(update_D.shape, context), std), memory
+
+    return Stage(
+        client=Transform(update=clip), server=Transform(update=add_noise), event=event, contracts=True, clips=True
+    )
+
+
+def bounded(update: Array, bound: float) -> Array:
+    """Clipped to ``bound``; numbers that are not finite count as zero, as a NaN would otherwise switch clipping off."""
+    xp = array_namespace(update)
+    return clipped(xp.where(xp.isfinite(update), update, xp.zeros_like(update)), bound)
+
+
+def _following(adaptive: Adaptive, start: float, noise: float, cohort: float, event: Event) -> Stage:
+    """The clip norm of a round is the one its updates were clipped to, also in the noise; it moves afterwards.
+
+    Clients send ``b_k - 1/2`` as one number more, with ``b_k`` whether the update stayed unclipped. Both sums together
+    cost what the plain mechanism with multiplier z does: ``z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2)``.
+    """
+    std_bits = cohort / 20
+    limit = f"below {2 * std_bits:g}, a tenth of the expected cohort: the noise on the count takes its part"
+    require(noise < 2 * std_bits, "privacy.noise_multiplier", noise, limit, "privacy.clip=fixed, or larger cohorts")
+    noise_delta = (noise**-2 - (2 * std_bits) ** -2) ** -0.5
+
+    def clip(update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        bound = float(np.asarray(context.broadcast["clip_norm"])[0])
+        xp = array_namespace(update)
+        unclipped = xp.linalg.vector_norm(update, axis=-1, keepdims=True) <= bound  # False for NaN
+        bit = xp.astype(unclipped, update.dtype) - 0.5
+        return xp.concat([bounded(update, bound), bit], axis=-1), memory
+
+    def add_noise(update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        bound, draws = float(memory["clip_norm"][0]), normals(update.shape, context)
+        delta_D = noisy(update[:-1], draws[:-1], noise_delta * bound / cohort)
+        share = float(update[-1]) + std_bits / cohort * draws[-1] + 0.5
+        moved = bound * exp(-adaptive.learning_rate * (share - adaptive.quantile))
+        return delta_D, {"clip_norm": np.array([moved])}
+
+    def first(layout: Layout) -> Memory:
+        return {"clip_norm": np.array([start])}
+
+    server = Transform(update=add_noise, init=first, broadcast=lambda memory: {"clip_norm": memory["clip_norm"]})
+    return Stage(client=Transform(update=clip), server=server, event=event, contracts=True, clips=True)
+
+
+def _promise(
+    settings: Settings, noise: float, event: Event, law: SamplingLaw, cohort: float, population: Population
+) -> Protection:
+    delta, replaced = settings.budget.delta, event.sampling == "fixed_size"
+    words = {
+        "poisson": f"Poisson, each client with probability {event.rate:g}",
+        "fixed_size": f"without replacement, {cohort:g} of {population.num_clients}",
+        "none": "none: everyone takes part",
+    }
+
+    def charge(ledger: Ledger, release: Release) -> Ledger:
+        return ledger.charged(event)
+
+    return Protection(
+        charge=charge,
+        spent=lambda ledger: largest([ledger.federation], delta=delta),
+        budget=settings.budget.epsilon,
+        empty_rounds=law.kind == "poisson",
+        facts={
+            "kind": "central",
+            "unit": "client",
+            "adjacency": "one client's data replaced" if replaced else "one client more or less",
+            "sampling": words[event.sampling],
+            "delta": delta,
+            "noise_multiplier": noise,
+            "clip_norm": settings.clip_norm,
+            "clip": "adaptive" if settings.adaptive else "fixed",
+            "budget": settings.budget.epsilon,
+            "withheld": "training metrics and example counts",
+            "not_covered": [EVALUATION, FAILURES, "a server that looks at single updates before it adds them up"],
+            "warnings": warnings(delta, population.num_clients),
+        },
+    )

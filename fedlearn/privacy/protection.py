@@ -1,0 +1,64 @@
+"""What a protected strategy carries through the loop: how to charge a round, and what is promised so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedlearn.privacy.ledger import Epsilon, Ledger
+
+EVERYTHING = frozenset({"metrics", "examples"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Release:
+    """What one round lets out, as far as a ledger must know.
+
+    Attributes:
+        round: from 1.
+        clients: who delivers; before the round, who is asked.
+        examples, steps: training examples and local steps of each; None before the round.
+        lost: clients whose reply did not arrive though they may have sent it; they count as having delivered.
+    """
+
+    round: int
+    clients: tuple[int, ...]
+    examples: tuple[int, ...] | None = None
+    steps: tuple[int, ...] | None = None
+    lost: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """A promise, and how it is kept account of.
+
+    Attributes:
+        charge: ``(ledger, release) -> ledger``. Asked before a round with what it may cost at most, and after it with
+            what it did; a round that released nothing is not charged.
+        spent: epsilon of a ledger.
+        facts: the promise as JSON values: ``kind``, ``unit``, ``adjacency``, ``sampling``, ``delta``, mechanism
+            settings, ``not_covered`` and ``warnings``. What a report says comes from here.
+        budget: epsilon that no round may pass; None for no limit.
+        withholds: what stays at the clients because no noise covers it: ``metrics`` of training, and their numbers of
+            ``examples``.
+        empty_rounds: whether a round without clients is a round all the same, which releases noise.
+    """
+
+    charge: Callable[[Ledger, Release], Ledger]
+    spent: Callable[[Ledger], Epsilon]
+    facts: Mapping[str, Any]
+    budget: float | None = None
+    withholds: frozenset[str] = EVERYTHING
+    empty_rounds: bool = False
+
+    def refusal(self, ledger: Ledger, release: Release) -> str | None:
+        """Why a round must not happen: it would overspend. None if it may."""
+        if self.budget is None:
+            return None
+        after = self.spent(self.charge(ledger, release)).value
+        if after <= self.budget:
+            return None
+        now, delta = self.spent(ledger).value, self.facts["delta"]
+        would = f"round {release.round} would bring epsilon to {after:.4g}"
+        return f"{would}, above privacy.epsilon={self.budget:g} at delta {delta:g} (now {now:.4g})"
