@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import floor
+from typing import Any
 
 from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.arrays import like
@@ -25,13 +26,14 @@ from fedlearn.records import (
     Predictions,
     Round,
     State,
+    Tally,
     as_ids,
 )  # fmt: skip
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.transform import Context
 
-Evaluate = Callable[[Array, Sequence[Predictions]], Evaluation]
+Evaluate = Callable[[Array, Sequence[Predictions] | Sequence[Tally]], Evaluation]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +91,7 @@ def federate(
         state: from `start`, or from a checkpoint.
         schedule: rounds, evaluation, failures.
         local: how clients train.
-        evaluate: from the outputs on clients' held-out parts to an `Evaluation`; None never evaluates.
+        evaluate: from what the engine brings of clients' held-out parts to an `Evaluation`; None never evaluates.
 
     Raises:
         TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
@@ -148,9 +150,10 @@ def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[C
 
 
 def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max_failures: float) -> None:
-    failed = len({failure.client for failure in gathered.failures})
+    failures = [failure for failure in gathered.failures if failure.stage != "spare"]
+    failed = len({failure.client for failure in failures})
     if failed > floor(max_failures * len(cohort)) or not gathered.num_updates:
-        first = gathered.failures[0] if gathered.failures else None
+        first = failures[0] if failures else None
         why = f"; the first: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
         raise TooManyFailures(
             f"{failed} of {len(cohort)} clients failed, more than max_failures={max_failures} allows{why}",
@@ -174,9 +177,9 @@ def evaluate_round(
 ) -> tuple[Evaluation | None, tuple[Failure, ...]]:
     """Judge the global model on clients' held-out parts."""
     results = list(engine.evaluate(state.params_D, _judges(engine.clients, schedule, state.seed)))
-    predictions = [result for result in results if isinstance(result, Predictions)]
+    judged: list[Any] = [result for result in results if not isinstance(result, Failure)]
     failures = tuple(result for result in results if isinstance(result, Failure))
-    return (evaluate(state.params_D, predictions) if predictions else None), failures
+    return (evaluate(state.params_D, judged) if judged else None), failures
 
 
 def _judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:
