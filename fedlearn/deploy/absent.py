@@ -26,7 +26,6 @@ def absent_scenario(engine: GridEngine) -> Scenario:
     homes = engine.members.homes()
     model = engine.members.settle()
     kinds = sorted({member.framework for member in homes.values()})
-    devices = sorted({member.device for member in homes.values()})
     data = FederatedData(
         task=model.task,
         clients=engine.clients,
@@ -37,7 +36,7 @@ def absent_scenario(engine: GridEngine) -> Scenario:
         source=f"at {len(engine.members.present)} nodes",
         num_train={client: homes[client].num_examples[client] for client in engine.clients},
     )
-    trainer = AbsentTrainer(engine=engine, framework="+".join(kinds), device="+".join(devices), layout=engine.layout)
+    trainer = AbsentTrainer(engine=engine, framework="+".join(kinds), device="at the nodes", layout=engine.layout)
     return Scenario(name=model.name, data=data, trainer=trainer, model=model.model, partition=model.partition)
 
 
@@ -47,7 +46,8 @@ class AbsentTrainer:
 
     Args:
         engine: the way to them.
-        framework, device: of all of them.
+        framework: of all of them.
+        device: in words.
         layout: of their model.
     """
 

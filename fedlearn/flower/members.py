@@ -85,7 +85,7 @@ class Members:
 
     def call(self, round: int) -> None:
         """Ask whoever is new, take in whoever has answered, and strike off who has gone; returns at once."""
-        connected = set(self.post.grid.get_node_ids())
+        connected = self.post.nodes()
         for node in [node for node in self.present if node not in connected]:
             log.warning("%s has gone", self.present.pop(node))
         self._asked = {message: node for message, node in self._asked.items() if node in connected}

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.run import RunNotRunningException
 
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.envelope import disclose, enclose
@@ -50,6 +52,11 @@ class Post:
         self._late: dict[str, int] = {}  # message -> node; asked for, given up
         self._answered: deque[str] = deque(maxlen=MOST_REMEMBERED)
 
+    def nodes(self) -> set[int]:
+        """Flower's ids of the nodes that are connected."""
+        with _interruptible():
+            return set(self.grid.get_node_ids())
+
     def exchange(self, requests: Mapping[int, bytes], *, round: int, seconds: float) -> Generator[Answer]:
         """One answer for each node, in order of arrival; after ``seconds`` those that did not come, with the reason.
 
@@ -85,7 +92,8 @@ class Post:
             Message(enclose(payload, timeout=seconds), node, "query", ttl=seconds, group_id=str(round))
             for node, payload in requests.items()
         ]
-        taken = list(self.grid.push_messages(messages))
+        with _interruptible():
+            taken = list(self.grid.push_messages(messages))
         if len(taken) != len(messages):
             raise FedlearnError("Flower took none of the messages: they are too large, or its SuperLink has gone")
         return {message: node for message, node in zip(taken, requests, strict=True) if message}
@@ -93,7 +101,9 @@ class Post:
     def poll(self, waiting: dict[str, int]) -> list[Answer]:
         """The answers that have come, without waiting; they are taken off ``waiting``."""
         answers = []
-        for reply in self.grid.pull_messages([*waiting, *self._late]):
+        with _interruptible():
+            replies = list(self.grid.pull_messages([*waiting, *self._late]))
+        for reply in replies:
             message, sender = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
             node = waiting.get(message)
             if node is None:
@@ -121,6 +131,15 @@ class Post:
     def _count(self, cause: str, sender: int) -> None:
         self.ignored[cause] += 1
         log.warning("ignored an answer of node %d: %s", sender, cause)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """``flwr stop`` means to a deployed run what Ctrl-C means to a simulation."""
+    try:
+        yield
+    except RunNotRunningException:
+        raise KeyboardInterrupt("the run was stopped") from None
 
 
 def _opened(node: int, reply: Message) -> Answer:
