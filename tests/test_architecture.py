@@ -58,6 +58,12 @@ def files_that_import(package):
                 yield path.relative_to(ROOT).as_posix()
 
 
+FLOWER = [
+    path.relative_to(ROOT).as_posix()
+    for kind in ("flower", "deploy")
+    for path in (ROOT / "fedlearn" / kind).glob("*.py")
+]
+FLOWER += [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/benchmarks").glob("*.py")]
 HOMES = {
     "torch": ["fedlearn/trainers/torch.py", "simulations/models/torch.py", "fedlearn/testing.py", *BENCHMARKS["torch"]],
     "jax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
@@ -65,6 +71,7 @@ HOMES = {
     "flax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
+    "flwr": ["fedlearn/engines/grid.py", *FLOWER],
     "matplotlib": ["simulations/report.py", "simulations/figures.py", "simulations/benchmarks/picture.py"],
 }
 
@@ -74,9 +81,10 @@ def test_a_framework_lives_only_in_its_homes(package, homes):
     assert set(files_that_import(package)) <= set(homes)
 
 
-def test_hydra_lives_only_in_config_and_simulations():
+def test_hydra_lives_only_in_config_and_applications():
     found = {*files_that_import("hydra"), *files_that_import("omegaconf")}
-    assert all(path.startswith("simulations/") or path == "fedlearn/config.py" for path in found), found
+    homes = ("simulations/", "fedlearn/deploy/", "fedlearn/config.py")
+    assert all(path.startswith(homes) for path in found), found
 
 
 def test_strategies_use_only_the_public_names_of_fedlearn():
