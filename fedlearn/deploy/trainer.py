@@ -99,8 +99,8 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         own = Own(clients=tuple(args.client), data=args.data, framework=args.framework, device=args.device)
         site = Site(own, read_policy(args.policy), ClientMemories(args.memory))
-        if own.framework:
-            import_module(f"fedlearn.trainers.{own.framework}")
+        for module in ("sklearn.metrics", *([f"fedlearn.trainers.{own.framework}"] if own.framework else [])):
+            import_module(module)  # now, and not while a round waits
         server = serve(site, args.socket, group=args.group)
     except (FedlearnError, OSError, KeyError) as error:
         sys.stderr.write(f"{error}\n")

@@ -1,25 +1,25 @@
 """Bytes in Flower's records: the one place where a parcel meets a `RecordDict`.
 
-The bytes are one Flower array, which Flower cuts into objects of 5 MB on its way, so that no message has to fit the
-2 GiB of one protobuf.
+A small parcel is a value in a config record: each further record of a message costs a request at each station. A large
+one is an array, which Flower cuts into objects of 5 MB on its way, so that no message has to fit the 2 GiB of one
+protobuf.
 """
 
 from __future__ import annotations
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-RECORD, ARRAY, CONFIG = "fedlearn", "parcel", "fedlearn.config"
+RECORD, PARCEL = "fedlearn", "parcel"
 STYPE = "fedlearn.safetensors"
-TIMEOUT = "timeout"
+SMALL = 2**20  # bytes
 
 
-def enclose(payload: bytes, *, timeout: float | None = None) -> RecordDict:
-    """A parcel as records; ``timeout`` is how many seconds the messenger may wait for the answer."""
+def enclose(payload: bytes) -> RecordDict:
+    """A parcel as records."""
+    if len(payload) <= SMALL:
+        return RecordDict({RECORD: ConfigRecord({PARCEL: payload})})
     parcel = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
-    content = RecordDict({RECORD: ArrayRecord({ARRAY: parcel})})
-    if timeout is not None:
-        content[CONFIG] = ConfigRecord({TIMEOUT: float(timeout)})
-    return content
+    return RecordDict({RECORD: ArrayRecord({PARCEL: parcel})})
 
 
 def disclose(content: RecordDict) -> bytes:
@@ -28,17 +28,11 @@ def disclose(content: RecordDict) -> bytes:
     Raises:
         ValueError: there is none.
     """
-    try:
-        parcel = content.array_records[RECORD][ARRAY]
-    except KeyError:
-        raise ValueError(f"the message holds {sorted(content)}, expected a parcel of fedlearn") from None
-    if parcel.stype != STYPE:
-        raise ValueError(f"the message holds an array of {parcel.stype}, expected {STYPE}")
-    return bytes(parcel.data)
-
-
-def timeout_of(content: RecordDict) -> float:
-    """How many seconds the sender waits for the answer; 60 where it does not say."""
-    config = content.config_records.get(CONFIG)
-    value = config.get(TIMEOUT) if config is not None else None
-    return float(value) if isinstance(value, int | float) else 60.0
+    record = content.get(RECORD)
+    if isinstance(record, ConfigRecord | ArrayRecord):
+        found = record.get(PARCEL)
+        if isinstance(found, Array) and found.stype == STYPE:
+            return bytes(found.data)
+        if isinstance(found, bytes):
+            return found
+    raise ValueError(f"the message holds {sorted(content)}, expected a parcel of fedlearn")

@@ -14,7 +14,7 @@ import grpc
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedlearn.flower.envelope import disclose, enclose, timeout_of
+from fedlearn.flower.envelope import disclose, enclose
 
 METHOD = "/fedlearn.Trainer/Ask"
 PART = 2**20  # bytes in one gRPC message: a parcel of any size passes below gRPC's limits
@@ -29,7 +29,7 @@ def forward(message: Message, context: Context) -> Message:
     socket = context.node_config.get("socket")
     if not isinstance(socket, str):
         raise RuntimeError("the node's configuration names no trainer: --node-config 'socket=\"/path/trainer.sock\"'")
-    answer = ask(socket, disclose(message.content), timeout=timeout_of(message.content))
+    answer = ask(socket, disclose(message.content), timeout=message.metadata.ttl)
     return Message(enclose(answer), reply_to=message)
 
 

@@ -18,6 +18,7 @@ from flwr.supercore.run import RunNotRunningException
 
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.envelope import disclose, enclose
+from fedlearn.flower.pace import look_sooner
 
 SHORTEST, LONGEST = 0.02, 0.25  # seconds between two looks
 MOST_REMEMBERED = 10_000  # messages whose answers may still come late, or twice
@@ -47,6 +48,7 @@ class Post:
     """
 
     def __init__(self, grid: Grid) -> None:
+        look_sooner()
         self.grid = grid
         self.ignored: Counter[str] = Counter()
         self._late: dict[str, int] = {}  # message -> node; asked for, given up
@@ -89,7 +91,7 @@ class Post:
         if not requests:
             return {}
         messages = [
-            Message(enclose(payload, timeout=seconds), node, "query", ttl=seconds, group_id=str(round))
+            Message(enclose(payload), node, "query", ttl=seconds, group_id=str(round))
             for node, payload in requests.items()
         ]
         with _interruptible():
