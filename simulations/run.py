@@ -91,7 +91,7 @@ def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: Venue
 def set_environment(cfg: DictConfig) -> None:
     """What must be said before a framework is loaded; whatever the user has set stays."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    if cfg.get("framework") == "jax":
+    if cfg.get("framework") in ("jax", "mixed"):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory of a GPU to others
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
