@@ -52,10 +52,8 @@ class MixedTrainer:
     def batching_of(self, num_clients: int, num_examples: int) -> str:
         """How a block of so many clients would be trained, framework by framework."""
         share = -(-num_clients // len(self.trainers))
-        ways = [
-            f"{one.framework} {one.batching_of(share, num_examples * share // num_clients)}" for one in self.trainers
-        ]
-        return " + ".join(ways)
+        own = num_examples * share // num_clients
+        return " + ".join(f"{one.framework} {one.batching_of(share, own)}" for one in self.trainers)
 
     def of(self, client: ClientId) -> Trainer:
         """The trainer of a client."""
