@@ -36,13 +36,12 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 def flower_environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment for Flower's programs: a home of their own, no telemetry, no look for updates, short waits."""
+    """The environment for Flower's programs: a home of their own, no telemetry, no look for updates."""
     return {
         **os.environ,
         "FLWR_HOME": str(home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
         **more,

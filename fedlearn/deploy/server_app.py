@@ -102,10 +102,13 @@ def obey(order: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
 
 def _venue(grid: Grid, order: Mapping[str, Any], runs: Path) -> Venue:
     def build(cfg: DictConfig, planned: Plan | None, folder: Path) -> Experiment:
-        if order["do"] == "run":
-            _tell_folder(folder, runs)
-            (folder / NOTE).write_text(json.dumps({"id": uuid.uuid4().hex, "again": order["again"]}), encoding="utf-8")
-        return deployed(cfg, planned or plan(cfg), grid, _note(folder)["id"])
+        if order["do"] == "resume":
+            return deployed(cfg, planned or plan(cfg), grid, _note(folder)["id"])
+        _tell_folder(folder, runs)
+        note = {"id": uuid.uuid4().hex, "again": order["again"]}
+        made = deployed(cfg, planned or plan(cfg), grid, note["id"])
+        (folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
+        return made
 
     width = order.get("width")
     return Venue(

@@ -38,6 +38,7 @@ def arguments() -> argparse.ArgumentParser:
         description="Runs an experiment at the nodes of a federation and shows it as it goes.",
         usage="%(prog)s [--coordinator HOST:PORT] [--keys DIR] [--resume FOLDER | --follow ID] [word ...]",
         add_help=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--coordinator", default="localhost:8000", metavar="HOST:PORT")
     parser.add_argument("--keys", type=Path, default=Path("keys/operator"), help="the operator's part of the keys")
