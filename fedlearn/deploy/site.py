@@ -23,19 +23,8 @@ from fedlearn.deploy.policy import Policy, Refused
 from fedlearn.engines.base import failure
 from fedlearn.engines.serial import serial
 from fedlearn.errors import FedlearnError
-from fedlearn.flower.wire import (
-    Ask,
-    Parcel,
-    WireError,
-    fit_reply,
-    leaves_as_facts,
-    order_of,
-    params_of,
-    refusal,
-    reply,
-    tallies_reply,
-    unpack,
-)  # fmt: skip
+from fedlearn.flower.parcel import Parcel, WireError, unpack
+from fedlearn.flower.wire import Ask, fit_reply, leaves_as_facts, order_of, params_of, refusal, reply, tallies_reply
 from fedlearn.metrics import tally
 from fedlearn.records import ClientId, Failure, Order, Predictions, Tally, Updates
 from fedlearn.scenario import Scenario

@@ -23,17 +23,8 @@ import numpy as np
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
-from fedlearn.flower.wire import (
-    Ask,
-    Parcel,
-    WireError,
-    answer_to,
-    fit_request,
-    pack,
-    params_of,
-    tallies_of,
-    updates_of,
-)  # fmt: skip
+from fedlearn.flower.parcel import Parcel, WireError, pack
+from fedlearn.flower.wire import Ask, answer_to, fit_request, params_of, tallies_of, updates_of
 from fedlearn.layout import Layout
 from fedlearn.metrics import tally
 from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, as_ids

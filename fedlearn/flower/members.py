@@ -11,8 +11,9 @@ from itertools import zip_longest
 
 from fedlearn.data.federated import Task
 from fedlearn.errors import FedlearnError
+from fedlearn.flower.parcel import Parcel, WireError, fields_of
 from fedlearn.flower.post import Answer, Post
-from fedlearn.flower.wire import Ask, Parcel, WireError, answer_to, fields_of, layout_of
+from fedlearn.flower.wire import Ask, answer_to, layout_of
 from fedlearn.layout import Layout, Leaf
 from fedlearn.metrics import METRICS
 from fedlearn.records import ClientId

@@ -1,74 +1,25 @@
-"""The words of a deployed federation: requests and replies as bytes, and what a reply must hold to be believed.
+"""The words of a deployed federation: requests and replies, and what a reply must hold to be believed.
 
 Shapes: K clients in a reply, D parameters laid flat.
 
-A parcel is one safetensors file in memory: arrays, and facts as JSON in its header. Nothing in it can be executed,
-whoever wrote it. Both ends are written here, so that a change of one is a change of the other; `VERSION` tells two ends
-apart that are not of the same make.
+Both ends are written here, so that a change of one is a change of the other.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as from_safetensors
-from safetensors.numpy import save as to_safetensors
 
 from fedlearn.arrays import as_numpy
-from fedlearn.errors import FedlearnError
+from fedlearn.flower.parcel import Parcel, WireError, fields_of, group, pack, require_form, require_vector, unpack
 from fedlearn.layout import Layout, Leaf
 from fedlearn.records import ClientId, ExampleDP, Failure, LocalSettings, Order, Sum, Tally, Updates
 
-VERSION = 1
 KINDS = ("hello", "init", "fit", "evaluate")
 MOST_EXAMPLES = 2**40
-KEY = "fedlearn"
-
-
-class WireError(FedlearnError):
-    """A parcel is not what it must be: damaged, of another version, or an answer to something else."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parcel:
-    """Facts, which JSON can hold, and arrays."""
-
-    facts: Mapping[str, Any]
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-
-def pack(parcel: Parcel) -> bytes:
-    """A parcel as bytes.
-
-    >>> unpack(pack(Parcel(facts={"kind": "hello"}, arrays={"params": np.zeros(2)}))).arrays["params"]
-    array([0., 0.])
-    """
-    arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in parcel.arrays.items()}
-    facts = json.dumps({**parcel.facts, "version": VERSION}, allow_nan=False)
-    return bytes(to_safetensors(arrays, metadata={KEY: facts}))
-
-
-def unpack(payload: bytes) -> Parcel:
-    """A parcel from bytes.
-
-    Raises:
-        WireError: the bytes are damaged, or of another version.
-    """
-    try:
-        length = int.from_bytes(payload[:8], "little")
-        facts = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"][KEY])
-        arrays = from_safetensors(payload)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise WireError(f"the message cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(facts, dict) or facts.get("version") != VERSION:
-        found = facts.get("version") if isinstance(facts, dict) else None
-        raise WireError(f"the message has format {found}, expected {VERSION}: install the same fedlearn on both sides")
-    return Parcel(facts=facts, arrays=arrays)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,20 +60,6 @@ class Ask:
         return cls(clients=clients, **given)
 
 
-def fields_of(facts: Any, **kinds: type) -> dict[str, Any]:
-    """Some of the facts, each of the kind that it must be.
-
-    Raises:
-        WireError: one is missing or of another kind.
-    """
-    if not isinstance(facts, dict):
-        raise WireError(f"the message has {facts!r} where named facts belong")
-    for name, kind in kinds.items():
-        if type(facts.get(name)) is not kind:
-            raise WireError(f"the message has {facts.get(name)!r} as its {name}, expected {kind.__name__}")
-    return {name: facts[name] for name in kinds}
-
-
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,9 +87,9 @@ def order_of(parcel: Parcel, layout: Layout) -> tuple[Order, dict[ClientId, int]
     facts = parcel.facts
     given = fields_of(facts, round=int, seed=int, local=dict, since=list, clients=list)
     params_D = params_of(parcel, layout)
-    broadcast = _group(parcel.arrays, "broadcast/")
+    broadcast = group(parcel.arrays, "broadcast/")
     for name, vector_D in broadcast.items():
-        _require_vector(vector_D, (layout.num_parameters,), f"broadcast {name}")
+        require_vector(vector_D, (layout.num_parameters,), f"broadcast {name}")
     try:
         private = given["local"].get("example_dp")
         local = LocalSettings(**{**given["local"], "example_dp": ExampleDP(**private) if private else None})
@@ -174,7 +111,7 @@ def params_of(parcel: Parcel, layout: Layout) -> np.ndarray:
     params_D = parcel.arrays.get("params")
     if params_D is None:
         raise WireError("the message has no parameters")
-    _require_vector(params_D, (layout.num_parameters,), "the parameters")
+    require_vector(params_D, (layout.num_parameters,), "the parameters")
     return params_D
 
 
@@ -252,19 +189,19 @@ def updates_of(parcel: Parcel, ask: Ask, layout: Layout, extra: Sequence[str]) -
     if not clients:
         return results
     arrays, k = parcel.arrays, len(clients)
-    totals, counts, sent = (_group(arrays, prefix) for prefix in ("total/", "count/", "extra/"))
+    totals, counts, sent = (group(arrays, prefix) for prefix in ("total/", "count/", "extra/"))
     for name in ("delta", "num_examples", "num_steps"):
         if name not in arrays:
             raise WireError(f"the reply has no {name}")
     if sorted(sent) != sorted(extra) or sorted(totals) != sorted(counts):
         raise WireError(f"the reply brings {sorted(sent)} besides updates, expected {sorted(extra)}")
     for name, rows_KD in {"delta": arrays["delta"], **sent}.items():
-        _require_form(rows_KD, (k, layout.num_parameters), np.float32, name)
+        require_form(rows_KD, (k, layout.num_parameters), np.float32, name)
     for name in ("num_examples", "num_steps"):
-        _require_form(arrays[name], (k,), np.int64, name)
+        require_form(arrays[name], (k,), np.int64, name)
     for name in totals:
-        _require_form(totals[name], (k,), np.float64, name)
-        _require_form(counts[name], (k,), np.float64, name)
+        require_form(totals[name], (k,), np.float64, name)
+        require_form(counts[name], (k,), np.float64, name)
     whole = Updates(
         clients_K=np.array(clients, np.int64),
         delta_KD=arrays["delta"],
@@ -321,15 +258,15 @@ def tallies_of(parcel: Parcel, ask: Ask, like: Tally) -> list[Tally | Failure]:
     clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
     if not clients:
         return results
-    metrics, sums = _group(parcel.arrays, "metric/"), _group(parcel.arrays, "sum/")
+    metrics, sums = group(parcel.arrays, "metric/"), group(parcel.arrays, "sum/")
     counts_K = parcel.arrays.get("num_examples", np.zeros(0))
     if set(metrics) != set(like.metrics) or set(sums) != set(like.sums):
         raise WireError(f"the reply brings {sorted([*metrics, *sums])}, expected {sorted([*like.metrics, *like.sums])}")
-    _require_form(counts_K, (len(clients),), np.int64, "num_examples")
+    require_form(counts_K, (len(clients),), np.int64, "num_examples")
     for name, values_K in metrics.items():
-        _require_form(values_K, (len(clients),), np.float64, name)
+        require_form(values_K, (len(clients),), np.float64, name)
     for name, rows in sums.items():
-        _require_form(rows, (len(clients), *like.sums[name].shape), np.float64, name)
+        require_form(rows, (len(clients), *like.sums[name].shape), np.float64, name)
     if not all(np.isfinite(rows).all() for rows in sums.values()) or not (counts_K > 0).all():
         raise WireError("the reply's sums are not finite, or over no examples")
     for k, client in enumerate(clients):
@@ -374,19 +311,3 @@ def _clients_of(parcel: Parcel, ask: Ask, *, taken: set[ClientId]) -> list[Clien
     if len(taken) + len(clients) != len(taken | set(clients)):
         raise WireError(f"the reply speaks for clients {sorted(clients)} more than once")
     return clients
-
-
-def _group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-
-def _require_form(array: np.ndarray, shape: tuple[int, ...], dtype: Any, name: str) -> None:
-    if array.shape != shape or array.dtype != dtype:
-        expected = f"{shape} of {np.dtype(dtype).name}"
-        raise WireError(f"{name} arrived with shape {array.shape} of {array.dtype}, expected {expected}")
-
-
-def _require_vector(vector_D: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    _require_form(vector_D, shape, np.float32, name)
-    if not np.isfinite(vector_D).all():
-        raise WireError(f"{name} that arrived is not finite")
