@@ -16,12 +16,22 @@ PARTS_MODULE = "flwr.supercore.inflatable.inflatable_utils"
 FIRST_LOOK = 0.05  # seconds until parts of a message that were not there are looked for again; twice that, and so on
 
 
-class Clock:
-    """Python's ``time``, whose ``sleep`` grows with the time waited instead of being as long as it is told.
+def pause(waited: float) -> float:
+    """Seconds until the next look, after ``waited`` seconds: a twentieth of them, but a tenth of a second at least.
 
-    A pause is a twentieth of the time waited so far, between a tenth of a second and what was asked for: what comes
-    soon is found soon, and whoever is idle is as quiet as before. A wait is a series of sleeps of equal length; another
-    length begins another wait.
+    What comes soon is found soon, what takes long costs few looks, and no wait is longer than it must be by more than a
+    twentieth (or a tenth of a second).
+
+    >>> [pause(waited) for waited in (0, 1, 10, 60)]
+    [0.1, 0.1, 0.5, 3.0]
+    """
+    return max(SHORTEST, SHARE * waited)
+
+
+class Clock:
+    """Python's ``time``, with pauses instead of sleeps, each at most as long as the sleep that was asked for.
+
+    A wait is a series of sleeps of equal length; another length begins another wait.
     """
 
     def __init__(self) -> None:
@@ -34,9 +44,9 @@ class Clock:
         """At most ``seconds``."""
         if seconds != self._asked:
             self._asked, self._waited = seconds, 0.0
-        pause = min(seconds, max(SHORTEST, SHARE * self._waited))
-        self._waited += pause
-        time.sleep(pause)
+        seconds = min(seconds, pause(self._waited))
+        self._waited += seconds
+        time.sleep(seconds)
 
     def begin(self) -> None:
         """Another wait begins."""

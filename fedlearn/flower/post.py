@@ -18,9 +18,9 @@ from flwr.supercore.run import RunNotRunningException
 
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.envelope import disclose, enclose
-from fedlearn.flower.pace import look_sooner
+from fedlearn.flower.pace import look_sooner, pause
 
-SHORTEST, LONGEST = 0.02, 0.25  # seconds between two looks
+LONGEST = 3.0  # seconds between two looks
 MOST_REMEMBERED = 10_000  # messages whose answers may still come late, or twice
 log = logging.getLogger(__name__)
 
@@ -64,20 +64,17 @@ class Post:
 
         Whoever stops listening gives the other nodes up: their answers are late then.
         """
-        ends = time.monotonic() + seconds
+        began = time.monotonic()
         waiting = self.send(requests, round=round, seconds=seconds)
         untaken = requests.keys() - waiting.values()
         yield from (Answer(node=node, reason="Flower did not take the message") for node in untaken)
         try:
-            pause = SHORTEST
             while waiting:
-                answers = self.poll(waiting)
-                yield from answers
-                left = ends - time.monotonic()
-                if not waiting or left <= 0:
+                yield from self.poll(waiting)
+                waited = time.monotonic() - began
+                if not waiting or waited >= seconds:
                     break
-                pause = SHORTEST if answers else min(1.3 * pause, LONGEST)
-                time.sleep(min(pause, left))
+                time.sleep(min(pause(waited), LONGEST, seconds - waited))
             for message in list(waiting):
                 self._late[message] = waiting.pop(message)
                 yield Answer(node=self._late[message], reason=f"no answer within {seconds:g} s")

@@ -358,3 +358,18 @@ def test_the_command_line_of_a_simulation_says_how_to_deploy():
 
     with pytest.raises(SettingError, match=r"fedlearn\.deploy\.submit"):
         grid(None, None)
+
+
+@pytest.mark.parametrize("strategy", ["strategies.fedavg"])
+def test_nodes_in_torch_and_nodes_in_jax_train_the_model_of_an_all_torch_simulation(federation, strategy):
+    pytest.importorskip("torch", reason="the extra torch is not installed")
+    pytest.importorskip("jax", reason="the extra jax is not installed")
+    digits = "simulations.scenarios.digits.digits"
+    made = federation(strategy=strategy, policy={"scenarios": {digits: {}}}, deadline=60, join_timeout=60)
+    made.words["scenario"] = {"_target_": digits, "num_clients": 4}
+    made.engine._words = made.words
+    for site, framework in zip(made.sites.values(), ("torch", "jax"), strict=True):
+        site.own = replace(site.own, framework=framework)
+    there, here = deployed(made, rounds=10, evaluate=False)[-1], simulated(made, rounds=10, evaluate_every=10)[-1]
+    assert made.engine.describe(4).startswith("2 nodes (1 with jax, 1 with torch)")
+    assert np.abs(there.state.params_D - here.state.params_D).max() < 1e-4
