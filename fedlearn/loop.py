@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from math import floor
+from typing import Any
 
 import numpy as np
 
@@ -29,13 +30,14 @@ from fedlearn.records import (
     Predictions,
     Round,
     State,
+    Tally,
     as_ids,
 )  # fmt: skip
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.transform import Context
 
-Evaluate = Callable[[Array, Sequence[Predictions]], Evaluation]
+Evaluate = Callable[[Array, Sequence[Predictions] | Sequence[Tally]], Evaluation]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +96,7 @@ def federate(
         state: from `start`, or from a checkpoint.
         schedule: rounds, evaluation, failures.
         local: how clients train.
-        evaluate: from the outputs on clients' held-out parts to an `Evaluation`; None never evaluates.
+        evaluate: from what the engine brings of clients' held-out parts to an `Evaluation`; None never evaluates.
 
     Returns:
         Why it ended before ``schedule.rounds`` (the value of ``StopIteration``), or None.
@@ -201,9 +203,10 @@ def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[C
 
 
 def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max_failures: float) -> None:
-    failed = len({failure.client for failure in gathered.failures})
+    failures = [failure for failure in gathered.failures if failure.stage != "spare"]
+    failed = len({failure.client for failure in failures})
     if failed > floor(max_failures * len(cohort)) or not gathered.num_updates:
-        first = gathered.failures[0] if gathered.failures else None
+        first = failures[0] if failures else None
         why = f"; the first: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
         raise TooManyFailures(
             f"{failed} of {len(cohort)} clients failed, more than max_failures={max_failures} allows{why}",
@@ -227,9 +230,9 @@ def evaluate_round(
 ) -> tuple[Evaluation | None, tuple[Failure, ...]]:
     """Judge the global model on clients' held-out parts."""
     results = list(engine.evaluate(state.params_D, _judges(engine.clients, schedule, state.seed)))
-    predictions = [result for result in results if isinstance(result, Predictions)]
+    judged: list[Any] = [result for result in results if not isinstance(result, Failure)]
     failures = tuple(result for result in results if isinstance(result, Failure))
-    return (evaluate(state.params_D, predictions) if predictions else None), failures
+    return (evaluate(state.params_D, judged) if judged else None), failures
 
 
 def _judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 
 from fedlearn.data.federated import Task
-from fedlearn.records import Evaluation, Predictions
+from fedlearn.records import Evaluation, Predictions, Tally
 
 METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {
@@ -74,6 +74,89 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
         num_examples_K=np.array([len(part.targets) for part in ordered], np.int64),
         per_client={metric: np.array([row[metric] for row in rows], np.float64) for metric in METRICS[task]},
     )
+
+
+def tally(part: Predictions, *, task: Task, num_classes: int) -> Tally:
+    """What one client may tell of its outputs: its own metrics, and the sums from which `combine` has those of all.
+
+    The sums are the total ``loss`` and the ``confusion`` of classes (targets x predictions, counts), or for regression
+    the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``. No output and no target is
+    among them; but a count of one tells about one example, so whoever sends tallies demands a least number of examples.
+
+    Args:
+        part: outputs and targets, as for `evaluate`.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        num_classes: of the task, whether they occur here or not.
+    """
+    own = evaluate([part], task=task).per_client
+    outputs_NC, targets_N = np.asarray(part.outputs, np.float64), part.targets
+    if task == "regression":
+        sums = _error_sums(outputs_NC, targets_N)
+    else:
+        sums = _counts(own, outputs_NC, targets_N, num_classes)
+    return Tally(
+        client=part.client,
+        num_examples=len(targets_N),
+        metrics={metric: float(values_K[0]) for metric, values_K in own.items()},
+        sums=sums,
+    )
+
+
+def _error_sums(outputs_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, np.ndarray]:
+    error_N, targets_N = outputs_NC[:, 0] - targets_N, np.asarray(targets_N, np.float64)
+    columns = {"squared_error": error_N**2, "absolute_error": abs(error_N)}
+    columns |= {"target": targets_N, "target_squared": targets_N**2}
+    return {name: np.asarray(column_N.sum(), np.float64) for name, column_N in columns.items()}
+
+
+def _counts(
+    own: Mapping[str, np.ndarray], outputs_NC: np.ndarray, targets_N: np.ndarray, num_classes: int
+) -> dict[str, np.ndarray]:
+    predicted_N = outputs_NC[:, 0] > 0 if outputs_NC.shape[1] == 1 else outputs_NC.argmax(axis=1)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion, (np.asarray(targets_N, np.int64), predicted_N.astype(np.int64)), 1)
+    total = own["loss"][0] * len(targets_N) if len(targets_N) else 0.0
+    return {"loss": np.asarray(total, np.float64), "confusion": confusion}
+
+
+def combine(tallies: Sequence[Tally], *, task: Task) -> Evaluation:
+    """The evaluation of clients that told sums instead of outputs.
+
+    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC, which is NaN: it
+    ranks examples of different clients against each other, and a histogram of scores fine enough to replace that would
+    show single patients of a small hospital. Each client's own AUC is there, and with it mean, spread and worst tenth.
+    """
+    ordered = sorted(tallies, key=lambda one: one.client)
+    count_K = np.array([one.num_examples for one in ordered], np.int64)
+    judged = [one for one in ordered if one.num_examples]
+    values = dict.fromkeys(METRICS[task], float("nan"))
+    if judged:
+        sums = {name: np.sum([one.sums[name] for one in judged], axis=0) for name in judged[0].sums}
+        with np.errstate(all="ignore"):
+            values |= (_from_error_sums if task == "regression" else _from_counts)(sums, int(count_K.sum()))
+    return Evaluation(
+        pooled=values,
+        clients=tuple(one.client for one in ordered),
+        num_examples_K=count_K,
+        per_client={metric: np.array([one.metrics[metric] for one in ordered]) for metric in METRICS[task]},
+    )
+
+
+def _from_error_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+    mse, mae = sums["squared_error"] / count, sums["absolute_error"] / count
+    spread = sums["target_squared"] - sums["target"] ** 2 / count
+    r2 = 1 - sums["squared_error"] / spread if count >= 2 and spread > 0 else np.nan
+    return {"loss": float(mse), "rmse": float(np.sqrt(mse)), "mae": float(mae), "r2": float(r2)}
+
+
+def _from_counts(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+    confusion = sums["confusion"]
+    hit_C, target_C, predicted_C = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    shares = {"precision": (hit_C, predicted_C), "recall": (hit_C, target_C), "f1": (2 * hit_C, target_C + predicted_C)}
+    occurs_C = np.array([False, True]) if len(confusion) == 2 else (target_C + predicted_C) > 0
+    found = {name: np.nan_to_num(part_C / of_C)[occurs_C].mean() for name, (part_C, of_C) in shares.items()}
+    found |= {"loss": sums["loss"] / count, "accuracy": hit_C.sum() / count}
+    return {name: float(value) for name, value in found.items()}
 
 
 def _end_to_end(parts: Sequence[Predictions]) -> Predictions:

@@ -186,7 +186,12 @@ class Updates:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """One client that did not deliver: at which stage (``data``, ``fit``, ``update``, ``evaluate``) and why."""
+    """One client that did not deliver: at which stage and why.
+
+    Stages are ``data``, ``fit``, ``update``, ``evaluate``; of real clients also ``node`` (not reached, or no answer in
+    time), ``reply`` (its answer is not one), ``request`` and ``policy`` (its node refuses), ``memory``, and ``spare``:
+    asked in case others fail, and not needed, which does not count against a round.
+    """
 
     client: ClientId
     stage: str
@@ -201,6 +206,24 @@ class Predictions:
     client: ClientId
     outputs: np.ndarray
     targets: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tally:
+    """One client's judged outputs, from a client that keeps outputs and targets to itself.
+
+    Attributes:
+        client: who.
+        num_examples: held-out examples.
+        metrics: metric -> value on its own part; NaN where it is undefined.
+        sums: what adds across clients, e.g. ``loss`` (total) and ``confusion`` (C x C counts), see
+            `fedlearn.metrics.tally`.
+    """
+
+    client: ClientId
+    num_examples: int
+    metrics: Mapping[str, float]
+    sums: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
-from fedlearn.records import Array, Evaluation, Predictions
+from fedlearn.records import Array, Evaluation, Predictions, Tally
 from fedlearn.trainers.base import Trainer
 
 
@@ -31,12 +31,19 @@ class Scenario:
 
 
 def judge(scenario: Scenario) -> Evaluate:
-    """How `federate` evaluates this scenario: pooled and by client, with the metrics of its task."""
-    from fedlearn.metrics import evaluate
+    """How `federate` evaluates this scenario: pooled and by client, with the metrics of its task.
+
+    Clients that keep outputs to themselves send a `Tally` each; then the clients' own examples are what is pooled.
+    """
+    from fedlearn.metrics import combine, evaluate
 
     data = scenario.data
 
-    def judged(params_D: Array, predictions: Sequence[Predictions]) -> Evaluation:
+    def judged(params_D: Array, parts: Sequence[Predictions] | Sequence[Tally]) -> Evaluation:
+        tallies = [part for part in parts if isinstance(part, Tally)]
+        if tallies:
+            return combine(tallies, task=data.task)
+        predictions = [part for part in parts if isinstance(part, Predictions)]
         pooled = None
         if data.pooled_test is not None:
             test = data.pooled_test()

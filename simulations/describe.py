@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
@@ -15,14 +14,13 @@ from fedlearn.config import Experiment
 from fedlearn.data.federated import FederatedData
 from fedlearn.history import History
 from fedlearn.sinks.base import RunInfo
-from fedlearn.sinks.wording import near
 
 MOST_CLIENTS_COUNTED = 10_000
 TOLD_ELSEWHERE = ("_target_", "clients_per_round")
 
 
 def describe(
-    experiment: Experiment, cfg: DictConfig, folder: Path, *, start_round: int = 0, history: History = ()
+    experiment: Experiment, cfg: DictConfig, folder: Path, *, again: str, start_round: int = 0, history: History = ()
 ) -> RunInfo:
     """What the onlookers are told before the first round."""
     scenario, trainer = experiment.scenario, experiment.scenario.trainer
@@ -52,7 +50,7 @@ def describe(
         folder=folder,
         start_round=start_round,
         history=history,
-        again=f"python -m simulations.run --config-path {shlex.quote(near(folder))} --config-name config",
+        again=again,
     )
 
 
@@ -106,6 +104,8 @@ def _cohort_size(experiment: Experiment) -> int:
 
 
 def _examples(data: FederatedData) -> tuple[int, int] | None:
+    if data.num_train is not None:
+        return (min(data.num_train.values()), max(data.num_train.values())) if data.num_train else None
     if len(data.clients) > MOST_CLIENTS_COUNTED:
         return None
     counts = [len(data.train(client)) for client in data.clients]

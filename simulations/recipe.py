@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,21 @@ def write_recipe(folder: Path, cfg: DictConfig) -> None:
     assert isinstance(ours, dict)
     hydra = {name: node for name, node in ours["hydra"].items() if name != "help"}
     quiet = [entry for entry in ours["defaults"] if any("hydra/" in str(key) for key in entry)]
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
-    text = OmegaConf.to_yaml({"defaults": ["_self_", *quiet], **settings, "hydra": hydra})
+    text = OmegaConf.to_yaml({"defaults": ["_self_", *quiet], **plain_settings(cfg), "hydra": hydra})
     again = f"# python -m simulations.run --config-path {folder.resolve()} --config-name config\n"
     write_atomically(folder / CONFIG, again + text)
+
+
+def plain_settings(cfg: DictConfig) -> dict[str, Any]:
+    """All settings, resolved, as plain values that can travel."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def from_plain(settings: Mapping[str, Any]) -> DictConfig:
+    """The other way."""
+    return OmegaConf.create(dict(settings))
 
 
 def read_recipe(folder: Path) -> DictConfig:

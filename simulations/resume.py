@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn import checkpoint
-from fedlearn.config import Experiment, experiment, plan
+from fedlearn.config import Experiment, plan
 from fedlearn.errors import did_you_mean
 from fedlearn.history import History, read_history, resume_from
 from fedlearn.loop import start
@@ -27,6 +27,7 @@ from simulations.overrides import UsageError
 from simulations.recipe import read_recipe, write_recipe
 from simulations.rounds import CHECKPOINTS, Outcome, conduct
 from simulations.run import set_environment
+from simulations.venue import HERE, Venue
 
 EARLY_STOP = ("early_stop.metric", "early_stop.patience", "early_stop.min_delta")
 MAY_CHANGE = ("rounds", "max_failures", "checkpoint_every", "report", *EARLY_STOP)
@@ -47,12 +48,13 @@ def main(words: Sequence[str] | None = None) -> int:
     return exit_code(lambda: resume(args.folder, args.settings).exit_code)
 
 
-def resume(folder: Path, changes: Sequence[str] = ()) -> Outcome:
+def resume(folder: Path, changes: Sequence[str] = (), *, venue: Venue = HERE) -> Outcome:
     """Go on with a run.
 
     Args:
         folder: of the run.
         changes: ``setting=value`` words, of `MAY_CHANGE` only.
+        venue: where it takes place.
 
     *Guarantees*: the final parameters are those of an uninterrupted run, bit for bit, wherever it was stopped.
 
@@ -64,7 +66,7 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> Outcome:
     planned = plan(cfg)
     set_environment(cfg)
     with at_work(folder):
-        made = experiment(cfg, planned)
+        made = venue.build(cfg, planned, folder)
         state = _last_state(made, folder)
         why = _complete(made, folder, state)
         if why:
@@ -75,8 +77,8 @@ def resume(folder: Path, changes: Sequence[str] = ()) -> Outcome:
             write_recipe(folder, cfg)
         (folder / SUMMARY).unlink(missing_ok=True)  # it tells of a run that ends elsewhere
         history = resume_from(folder, state.round)
-        run = describe(made, cfg, folder, start_round=state.round, history=history)
-        return conduct(made, run, state, report=bool(cfg.get("report", True)))
+        run = describe(made, cfg, folder, again=venue.again(folder), start_round=state.round, history=history)
+        return conduct(made, run, state, report=bool(cfg.get("report", True)), venue=venue)
 
 
 def _changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from fedlearn.metrics import main_metric
 from fedlearn.records import Round, State
 from fedlearn.scenario import judge
 from fedlearn.sinks.base import RunInfo, Sink
-from fedlearn.sinks.console import Console
 from fedlearn.sinks.files import RunFiles, partition_summary
 from fedlearn.sinks.wording import describe as in_words
 from simulations.exits import DONE, FAILED, STOPPED
 from simulations.folder import FolderLost
 from simulations.interrupt import Interrupt
 from simulations.pipe import Unbreakable
+from simulations.venue import HERE, Venue
 
 EXIT_CODES = {"done": DONE, "early_stopped": DONE, "budget_exhausted": DONE, "stopped": STOPPED, "failed": FAILED}
 CHECKPOINTS = "checkpoints"
@@ -55,15 +54,16 @@ class Outcome:
     score: float = float("nan")
 
 
-def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool = True) -> Outcome:
+def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool = True, venue: Venue = HERE) -> Outcome:
     """Run the rounds after ``state``, tell the onlookers, and sum up.
 
     Raises:
         FolderLost: the run folder can no longer be written; its last checkpoint stays.
         KeyboardInterrupt: at the second Ctrl-C.
     """
-    files = RunFiles(run.folder, partition=partition_summary(experiment.scenario.data))
-    console = Unbreakable(Console())
+    data = experiment.scenario.data
+    files = RunFiles(run.folder, partition=partition_summary(data) if data.num_train is None else None)
+    console = Unbreakable(venue.console())
     sinks: Sequence[Sink] = (files, console)
     try:
         with Interrupt() as interrupt:  # to the very end: an interrupt must not cost a finished run its summary
@@ -71,9 +71,11 @@ def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool 
                 sink.start(run)
             ending = _rounds(experiment, run, state, files, sinks, interrupt)
             _sum_up(run, ending, files, console, report=report)
+            if ending.status in ("stopped", "failed"):
+                console.say(f" resume    {venue.resume(run.folder)}")
     except OSError as error:
         log.exception("the run folder failed")
-        fix = f"make room, then python -m simulations.resume {run.folder}"
+        fix = f"make room, then {venue.resume(run.folder)}"
         raise FolderLost(f"{run.folder} can no longer be written: {error.strerror}\n  try       {fix}") from error
     finally:
         for sink in sinks:
@@ -89,8 +91,6 @@ def _sum_up(run: RunInfo, ending: Ending, files: RunFiles, console: Unbreakable,
     if report and ending.status != "stopped":
         _report(run.folder)
     console.finish(summary)
-    if ending.status in ("stopped", "failed"):
-        console.say(f" resume    python -m simulations.resume {shlex.quote(str(run.folder))}")
 
 
 def parameters_sha256(state: State) -> str:

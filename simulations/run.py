@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 from platformdirs import user_cache_path
 
 from fedlearn import start
-from fedlearn.config import Plan, experiment, plan
+from fedlearn.config import Plan, plan
 from fedlearn.errors import FedlearnError
 from fedlearn.history import METRICS_FILE
 from fedlearn.targets import BuildError
@@ -29,6 +28,7 @@ from simulations.interrupt import terminate_as_interrupt
 from simulations.overrides import CONF, VERSION_BASE, Job, UsageError, compose
 from simulations.recipe import write_recipe
 from simulations.rounds import Outcome, conduct
+from simulations.venue import HERE, Venue
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def arguments(words: Sequence[str] | None) -> Namespace:
     return args
 
 
-def run(job: Job, planned: Plan | None = None) -> Outcome:
+def run(job: Job, planned: Plan | None = None, *, venue: Venue = HERE) -> Outcome:
     """One experiment, from its settings to its folder.
 
     Raises:
@@ -63,7 +63,7 @@ def run(job: Job, planned: Plan | None = None) -> Outcome:
     claimed = claim(job.folder, chosen=job.chosen)
     try:
         with at_work(claimed.path):
-            return _in_folder(job.cfg, claimed.path, planned)
+            return _in_folder(job.cfg, claimed.path, planned, venue)
     except BuildError:
         sys.stderr.write(f"see {claimed.path / LOG}\n")
         raise
@@ -71,26 +71,27 @@ def run(job: Job, planned: Plan | None = None) -> Outcome:
         if not (claimed.path / METRICS_FILE).exists():
             claimed.give_up()
         elif isinstance(error, KeyboardInterrupt):
-            sys.stderr.write(f"python -m simulations.resume {shlex.quote(str(claimed.path))} goes on\n")
+            sys.stderr.write(f"{venue.resume(claimed.path)} goes on\n")
         raise
 
 
-def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None) -> Outcome:
+def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: Venue) -> Outcome:
     write_recipe(folder, cfg)
     try:
-        made = experiment(cfg, planned)
+        made = venue.build(cfg, planned, folder)
     except BuildError:
         log.exception("the experiment cannot be built")
         raise
     params_D = made.scenario.trainer.init(made.plan.seed)
     state = start(made.plan.strategy, params_D, made.engine, seed=made.plan.seed)
-    return conduct(made, describe(made, cfg, folder), state, report=bool(cfg.get("report", True)))
+    info = describe(made, cfg, folder, again=venue.again(folder))
+    return conduct(made, info, state, report=bool(cfg.get("report", True)), venue=venue)
 
 
 def set_environment(cfg: DictConfig) -> None:
     """What must be said before a framework is loaded; whatever the user has set stays."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    if cfg.get("framework") == "jax":
+    if cfg.get("framework") in ("jax", "mixed"):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory of a GPU to others
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

@@ -61,11 +61,19 @@ def files_that_import(package):
                 yield path.relative_to(ROOT).as_posix()
 
 
+TRAINERS = {name: [f"fedlearn/trainers/{name}.py", f"fedlearn/trainers/dp_{name}.py"] for name in ("torch", "jax")}
+FLOWER = [
+    path.relative_to(ROOT).as_posix()
+    for kind in ("flower", "deploy")
+    for path in (ROOT / "fedlearn" / kind).glob("*.py")
+]
+FLOWER += [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/benchmarks").glob("*.py")]
 HOMES = {
-    "torch": ["fedlearn/trainers/torch.py", "simulations/models/torch.py", "fedlearn/testing.py", *BENCHMARKS["torch"]],
-    "jax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
+    "torch": [*TRAINERS["torch"], "simulations/models/torch.py", "fedlearn/testing.py", *BENCHMARKS["torch"]],
+    "opacus": [*TRAINERS["torch"], *BENCHMARKS["torch"]],
+    "jax": [*TRAINERS["jax"], "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
     + BENCHMARKS["jax"],
-    "flax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", *BENCHMARKS["jax"]],
+    "flax": [*TRAINERS["jax"], "simulations/models/jax.py", *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
     "matplotlib": [
@@ -76,6 +84,7 @@ HOMES = {
     ],
     "dp_accounting": ["fedlearn/privacy/accounting.py"],
     "jax_privacy": ["fedlearn/privacy/mechanisms/ftrl.py"],
+    "flwr": ["fedlearn/engines/grid.py", *FLOWER],
 }
 
 
@@ -84,9 +93,10 @@ def test_a_framework_lives_only_in_its_homes(package, homes):
     assert set(files_that_import(package)) <= set(homes)
 
 
-def test_hydra_lives_only_in_config_and_simulations():
+def test_hydra_lives_only_in_config_and_applications():
     found = {*files_that_import("hydra"), *files_that_import("omegaconf")}
-    assert all(path.startswith("simulations/") or path == "fedlearn/config.py" for path in found), found
+    homes = ("simulations/", "fedlearn/deploy/", "fedlearn/config.py")
+    assert all(path.startswith(homes) for path in found), found
 
 
 def test_strategies_use_only_the_public_names_of_fedlearn():

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from fedlearn.metrics import METRICS, evaluate, higher_is_better, main_metric
+from fedlearn.metrics import METRICS, combine, evaluate, higher_is_better, main_metric, tally
 from fedlearn.records import Predictions
 
 
@@ -158,3 +158,36 @@ def test_huge_logits_neither_overflow_nor_tie():
 def test_losses_and_errors_are_better_when_lower():
     assert [higher_is_better(m) for m in ("loss", "rmse", "mae")] == [False] * 3
     assert all(higher_is_better(m) for m in ("accuracy", "auc", "precision", "recall", "f1", "r2"))
+
+
+def regression_client(number, seed, size=20):
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(3, 2, size).astype(np.float32)
+    return client(number, (targets + rng.normal(size=size))[:, None], targets)
+
+
+MAKERS = {"binary": binary_client, "multiclass": multiclass_client, "regression": regression_client}
+
+
+@pytest.mark.parametrize("task", MAKERS)
+@given(seed=st.integers(0, 2**31), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5))
+@settings(deadline=None, max_examples=25)
+def test_sums_over_clients_give_the_evaluation_of_all_their_outputs_but_the_pooled_auc(task, seed, sizes):
+    parts = [MAKERS[task](number, seed + number, size) for number, size in enumerate(sizes)]
+    classes = {"binary": 2, "multiclass": 4, "regression": 1}[task]
+    whole = evaluate(parts, task=task)
+    summed = combine([tally(part, task=task, num_classes=classes) for part in reversed(parts)], task=task)
+    for metric in METRICS[task]:
+        assert np.array_equal(summed.per_client[metric], whole.per_client[metric], equal_nan=True)
+        if metric == "auc":
+            assert math.isnan(summed.pooled[metric])
+        else:
+            assert summed.pooled[metric] == pytest.approx(whole.pooled[metric], rel=1e-9, abs=1e-9, nan_ok=True), metric
+    assert (summed.clients, summed.num_examples_K.tolist()) == (whole.clients, whole.num_examples_K.tolist())
+
+
+def test_a_tally_holds_no_output_and_no_target():
+    part = binary_client(0, 1)
+    told = tally(part, task="binary", num_classes=2)
+    assert {name: np.shape(value) for name, value in told.sums.items()} == {"loss": (), "confusion": (2, 2)}
+    assert told.sums["confusion"].sum() == told.num_examples == 40

@@ -27,6 +27,7 @@ class FederatedData:
         num_classes: 2 or more for classification, 1 for regression.
         names: what to call clients in tables and figures, e.g. hospitals; the id where absent.
         source: one line for the header: what the data are and where they came from.
+        num_train: training examples of each client, as far as told, where the examples themselves are elsewhere.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class FederatedData:
     num_classes: int = 2
     names: Mapping[ClientId, str] = field(default_factory=dict)
     source: str = ""
+    num_train: Mapping[ClientId, int] | None = None
 
     def name(self, client: ClientId) -> str:
         """What to call a client."""

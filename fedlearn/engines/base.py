@@ -16,7 +16,7 @@ from fedlearn.arrays import as_numpy
 from fedlearn.client import client_step, initial_memory
 from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
-from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Updates, Work
+from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, Work
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
 
@@ -42,8 +42,8 @@ class Engine(Protocol):
         """Train the cohort; an engine may fold what its aggregator can merge (see `fedlearn.aggregate.gather`)."""
         ...
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:
-        """The model's outputs on the held-out part of each client."""
+    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Tally | Failure]:
+        """The model's outputs on the held-out part of each client, or what a client tells of them."""
         ...
 
     def describe(self, cohort_size: int) -> str:

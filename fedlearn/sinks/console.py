@@ -39,9 +39,18 @@ class Console:
         file: where to; standard output where it is None.
         terminal: draw for a terminal (True) or for a pipe (False); found out where it is None.
         width: in characters; found out where it is None.
+        live: keep a moving last line on a terminal; not for text that reaches one by way of a log.
     """
 
-    def __init__(self, file: TextIO | None = None, *, terminal: bool | None = None, width: int | None = None) -> None:
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        *,
+        terminal: bool | None = None,
+        width: int | None = None,
+        live: bool = True,
+    ) -> None:
+        self._live = live
         self._out = Terminal(file=file, force_terminal=terminal, width=width, highlight=False, markup=False)
         self._run: RunInfo | None = None
         self._progress: Progress | None = None
@@ -64,7 +73,8 @@ class Console:
         self._out.print(Text(_row(table_head(run)), style="bold"), no_wrap=True, overflow="ignore", crop=False)
         self._progress = _progress(self._out)
         self._task = self._progress.add_task("", total=run.rounds, completed=run.start_round)
-        self._progress.start()
+        if self._live:
+            self._progress.start()
 
     def round(self, round: Round) -> None:
         """Show the round, or only move the last line when it is not one of the twenty or so that get a row."""

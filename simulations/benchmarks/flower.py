@@ -66,7 +66,7 @@ def client_app(workload: Workload, framework: str) -> Any:
 @cache
 def _fit_one(workload: Workload, framework: str) -> FitOne:
     """One client's training, prepared once in each of Ray's processes."""
-    program = "opacus_client" if workload.example_dp else f"bare_{framework}"
+    program = "opacus_torch" if workload.example_dp else f"bare_{framework}"
     prepare: Callable[[Workload], FitOne] = import_module(f"simulations.benchmarks.{program}").one_client
     return prepare(workload)
 

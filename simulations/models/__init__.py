@@ -10,17 +10,19 @@ rounds the twins of a small CNN were 4e-3 apart instead of 1e-7.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from math import prod
 from types import ModuleType
 from typing import Any
 
 from fedlearn.data.federated import FederatedData
-from fedlearn.errors import MissingExtra, SettingError, did_you_mean
+from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
 from fedlearn.trainers.base import Trainer
+from fedlearn.trainers.mixed import MixedTrainer
 
 MODELS = ("linear", "mlp", "cnn")
-FRAMEWORKS = ("torch", "jax")
+FRAMEWORKS = ("torch", "jax", "mixed")
 
 
 def trainer(
@@ -40,13 +42,18 @@ def trainer(
         data: for the task and the number of classes.
         input_shape: of one example.
         hidden: widths of the hidden layers of ``mlp``.
-        framework: ``torch`` or ``jax``.
+        framework: ``torch``, ``jax``, or ``mixed``: clients with even numbers in torch, those with odd ones in JAX.
         device: where to compute, e.g. ``cpu`` or ``cuda:0``.
 
     Raises:
         SettingError: the model or framework is unknown, or the model is not for such inputs.
         MissingExtra: the framework is not installed.
     """
+    if framework == "mixed":
+        require(isinstance(model, str), "model", model, f"one of {', '.join(MODELS)} for framework=mixed", "model=mlp")
+        in_one = partial(trainer, model, data, input_shape=input_shape, hidden=hidden, device=device)
+        (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
+        return MixedTrainer([one, other]), line
     modules, trainers = _load(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)

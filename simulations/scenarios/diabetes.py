@@ -37,7 +37,7 @@ def diabetes(
     The target is ``(score - 150) / 100``, so an error of 0.5 is 50 points of the published score.
 
     Args:
-        framework: ``torch`` or ``jax``.
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (10-1), ``mlp`` (10-32-1), or a module of your own with one output.
         partition: ``iid``; the others need classes or a natural division, which these data lack.
         num_clients: in 1..442.

@@ -32,7 +32,7 @@ def digits(
     """Which of ten digits is it? 1,797 images of 8 x 8 pixels, scaled to [0, 1]; ships with scikit-learn.
 
     Args:
-        framework: ``torch`` or ``jax``.
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module of your own with ten outputs.
         partition: ``iid``, ``dirichlet`` or ``pathological``.
         num_clients: >= 1.

@@ -37,7 +37,7 @@ def flamby_heart(
     0 stays 0, as in the benchmark. Published settings: batches of 4, 100 local steps, 15 rounds, SGD at 0.001.
 
     Args:
-        framework: ``torch`` or ``jax``.
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (13-1, logistic regression, the benchmark's), ``mlp``, or a module of your own.
         path: a folder with the files; None searches for them.
         device: where to compute.

@@ -56,7 +56,7 @@ def heart(
     Hungarian 1, Switzerland 2 and VA Long Beach 3 where the partition is natural.
 
     Args:
-        framework: ``torch`` or ``jax``.
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (13-32-1), ``linear``, or a module of your own with one output.
         partition: ``natural`` (hospitals), ``iid``, ``dirichlet`` or ``pathological``.
         num_clients: 4 for ``natural``.

@@ -1,0 +1,225 @@
+"""``python -m fedlearn.deploy.coordinator``: where nodes and operators meet, and where runs are conducted.
+
+It is Flower's SuperLink with TLS, node authentication and a database, beside Flower's SuperExec, which starts a process
+for each run; both are watched, and end with this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization as formats
+from filelock import FileLock, Timeout
+
+from fedlearn.deploy.children import Child, Children, flower_environment, program
+from fedlearn.deploy.control import ConnectionProblem, Control, reach
+from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
+from fedlearn.deploy.superlink import TOKEN_FILE
+from fedlearn.errors import FedlearnError, is_count, require
+from simulations.exits import DONE, exit_code
+from simulations.interrupt import terminate_as_interrupt
+
+RUNS = "FEDLEARN_RUNS"  # names the environment variable that tells a run where folders lie
+ADDRESS = "address"  # a file in the state folder: where the coordinator listens
+START_SECONDS = 60.0
+SYNC_SECONDS = 1.0  # between two looks at children and at who may join
+
+
+class CoordinatorError(FedlearnError):
+    """The coordinator cannot start."""
+
+
+def coordinate(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> None:
+    """Serve until interrupted.
+
+    Args:
+        keys: the coordinator's part of the keys.
+        state: database, logs and Flower's files; made if absent.
+        runs: a folder for each run; made if absent.
+        host: the interface to listen on; ``0.0.0.0`` for all.
+        port: 0 takes a free one, which is then found in ``state/address``.
+
+    *Guarantees*: a child that ends is started again and finds all runs, nodes and messages in the database; one that
+    ends again and again ends this process, with the reason. No child outlives it (on Linux however it ends).
+
+    Raises:
+        FedlearnError: keys are missing or out of date, the port is taken, the state is in use.
+        KeyboardInterrupt: at Ctrl-C and SIGTERM.
+    """
+    _check_keys(keys)
+    for folder in (state, runs):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(state / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CoordinatorError(f"{state} is in use by another coordinator\n  try       --state DIR") from None
+    with lock:
+        port = port or free_port(host)
+        _refuse_if_taken(host, port)
+        _serve(keys, state, runs, host, port)
+
+
+def _serve(keys: Path, state: Path, runs: Path, host: str, port: int) -> None:
+    local = f"{reachable(host)}:{port}"
+    env = flower_environment(state / "flower")
+    env |= {RUNS: str(runs.resolve()), TOKEN_FILE: str((keys / "token").resolve())}
+    with Children() as children:
+        link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
+        children.wait_for(lambda: _answers(local, keys), "the SuperLink answers", seconds=START_SECONDS)
+        control = Control(local, keys)
+        for run_id in control.going_on():  # its process ended with the coordinator before this one
+            control.stop(run_id)
+            sys.stdout.write(f"run {run_id} was cut off; python -m fedlearn.deploy.submit --resume FOLDER goes on\n")
+        sync(control, keys)
+        runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
+        (state / ADDRESS).write_text(f"{local}\n", encoding="ascii")
+        sys.stdout.write(
+            f"coordinator   https://{host}:{port}   (health: /health)\n"
+            f"runs          {runs.resolve()}\nlogs          {state.resolve()}\nready\n"
+        )
+        sys.stdout.flush()
+        _watch([link, runner], control, keys)
+
+
+def _watch(children: Sequence[Child], control: Control, keys: Path) -> None:
+    seen = None
+    while True:
+        for child in children:
+            if child.ended is not None:
+                sys.stderr.write(f"{child.name} ended with code {child.ended}; starting it again\n")
+                child.restart()
+                seen = None
+        files = sorted(path.name for path in (keys / ALLOWED).glob("*.pub"))
+        if files != seen:
+            with suppress(ConnectionProblem):  # it is starting again
+                sync(control, keys)
+                seen = files
+        time.sleep(SYNC_SECONDS)
+
+
+def sync(control: Control, keys: Path) -> None:
+    """Let exactly those nodes join whose public keys lie in ``keys/allowed``.
+
+    Raises:
+        KeysError: a file there is no public key.
+    """
+    wanted = {_pem(path): path.stem for path in sorted((keys / ALLOWED).glob("*.pub"))}
+    known = control.nodes()
+    for key in wanted.keys() - known.keys():
+        control.admit(wanted[key], key)
+        sys.stdout.write(f"node {wanted[key]} may join\n")
+    for key in known.keys() - wanted.keys():
+        control.expel(known[key])
+        sys.stdout.write(f"node with id {known[key]} may join no more\n")
+    sys.stdout.flush()
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        key = formats.load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise KeysError(f"{path} is not a public key: {error}") from error
+    return key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:
+    return [
+        *program("fedlearn.deploy.superlink"),
+        *("--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)),
+        *("--ssl-keyfile", str(keys / SERVER_KEY), "--enable-supernode-auth"),
+        *("--database", str((state / "flower.db").resolve()), "--disable-runtime-dependency-installation"),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(keys / SECRET)),
+        *("--host", host, "--port", str(port)),
+    ]
+
+
+def _superexec(keys: Path, address: str) -> list[str]:
+    start = "from flwr.supercore.cli import flower_superexec; flower_superexec()"
+    return [
+        *(sys.executable, "-c", start, "--runtime-api-address", address),
+        *("--root-certificates", str((keys / CA).resolve())),
+        *("--superexec-auth-secret-file", str((keys / SECRET).resolve()), "--parent-pid", str(os.getpid())),
+    ]
+
+
+def _answers(address: str, keys: Path) -> bool:
+    try:
+        reach(address, keys / CA, seconds=2.0)
+    except ConnectionProblem as error:
+        if "certificate" in str(error):  # that will not pass by waiting
+            raise
+        return False
+    return True
+
+
+def _check_keys(keys: Path) -> None:
+    ends = expiry(keys / CERTIFICATE)
+    left = ends.timestamp() - time.time()
+    fix = "python -m fedlearn.deploy.keys renew FOLDER"
+    if left <= 0:
+        raise KeysError(f"the server certificate ended on {ends:%Y-%m-%d %H:%M} UTC\n  try       {fix}")
+    if left < 30 * 86400:
+        sys.stderr.write(f"the server certificate ends on {ends:%Y-%m-%d}\n  try       {fix}\n")
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _refuse_if_taken(host: str, port: int) -> None:
+    require(is_count(port) and port < 65536, "--port", port, "a port number, or 0 for any", "--port 8000")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        fix = "--port 0, which takes a free one, or --host with an address of this machine"
+        raise CoordinatorError(f"{host}:{port} cannot be used: {error.strerror}\n  try       {fix}") from error
+
+
+def reachable(host: str) -> str:
+    """The name under which this machine reaches what listens on ``host``."""
+    return {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedlearn.deploy.coordinator", description="Where nodes and operators meet, and runs take place."
+    )
+    parser.add_argument("--keys", type=Path, default=Path("keys/coordinator"), help="its part of the keys")
+    parser.add_argument("--state", type=Path, default=Path("coordinator"), help="database and logs")
+    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where runs leave their folders")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one: see STATE/address")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line says; 0 stopped by Ctrl-C or SIGTERM, 2 could not start."""
+    args = arguments().parse_args(words)
+    terminate_as_interrupt()
+
+    def served() -> int:
+        try:
+            coordinate(args.keys, args.state, args.runs, host=args.host, port=args.port)
+        except KeyboardInterrupt:
+            sys.stdout.write("stopped\n")
+        return DONE
+
+    return exit_code(served)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Looking on at a run: its lines as they come, Ctrl-C, and a coordinator that goes away and comes back."""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fedlearn.deploy.bundle import ORDER, bundle, ending
+from fedlearn.deploy.control import ConnectionProblem, Control, Status
+from simulations.exits import DONE, FAILED, STOPPED
+
+QUIET = 20.0  # seconds without a line after which the coordinator is asked whether it is still there
+FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
+FOLDER = re.compile(r"^run        (.+)$")
+
+
+class Lost(Exception):
+    """The connection broke, or fell silent."""
+
+
+@dataclass
+class Follower:
+    """Shows a run until it ends.
+
+    Args:
+        address: of the coordinator.
+        keys: the operator's.
+        patience: seconds to wait for a coordinator that has gone away.
+        meanwhile: called a few times a second while there is nothing to show.
+
+    Attributes:
+        folder: of the run, at the coordinator; empty until it is known.
+    """
+
+    address: str
+    keys: Path
+    patience: float
+    meanwhile: Callable[[], None] = lambda: None
+    folder: str = ""
+    _asked: int = field(default=0, init=False)  # how often it was to stop
+    _handled: int = field(default=0, init=False)
+    _after: float = field(default=0.0, init=False)
+    _rest: str = field(default="", init=False)
+
+    def order(self, order: Mapping[str, Any]) -> int:
+        """Give an order; Flower's id of the run that carries it out.
+
+        Raises:
+            ConnectionProblem: the coordinator cannot be reached or refuses.
+        """
+        control = Control(self.address, self.keys)
+        try:
+            self._after = 0.0
+            return control.start(bundle(), {ORDER: json.dumps(order)})
+        finally:
+            control.close()
+
+    def follow(self, run_id: int) -> int:
+        """Show a run to its end, and go on with it if the coordinator was lost on the way; the exit code.
+
+        Raises:
+            ConnectionProblem: the coordinator is not back within ``patience``.
+        """
+        lost = False
+        with self._stoppable():
+            while True:
+                try:
+                    status = self._watch(run_id)
+                except Lost as error:
+                    self._say(f"lost the coordinator ({error}); waiting for it")
+                    self._until_back()
+                    lost = True
+                    continue
+                code = _code(status)
+                if not (lost and code is None and self.folder):
+                    return self._ended(status, code)
+                self._say("the run was cut off; going on from its last checkpoint")
+                lost = False
+                run_id = self.order({"do": "resume", "folder": self.folder, "changes": [], "width": width()})
+
+    def _watch(self, run_id: int) -> Status:
+        control, lines = Control(self.address, self.keys), queue.Queue[Any]()
+        threading.Thread(target=self._read, args=(control, run_id, lines), daemon=True).start()
+        try:
+            heard = time.monotonic()
+            while True:
+                self.meanwhile()
+                self._pass_on_stop(control, run_id)
+                with suppress(queue.Empty):
+                    piece = lines.get(timeout=0.3)
+                    heard = time.monotonic()
+                    if piece is None:
+                        return self._finished(control, run_id)
+                    if isinstance(piece, Exception):
+                        raise Lost(_first_line(piece))
+                    self._show(*piece)
+                if time.monotonic() - heard > QUIET:
+                    control.status(run_id)
+                    heard = time.monotonic()
+        except ConnectionProblem as error:
+            raise Lost(_first_line(error)) from error
+        finally:
+            control.close()
+
+    def _read(self, control: Control, run_id: int, lines: queue.Queue[Any]) -> None:
+        """Its own thread, because a broken connection may never say so."""
+        try:
+            for piece in control.log(run_id, self._after):
+                lines.put(piece)
+            lines.put(None)
+        except Exception as error:
+            lines.put(error)
+
+    def _finished(self, control: Control, run_id: int) -> Status:
+        status = control.status(run_id)
+        if not status.finished:
+            raise Lost("its log ended")
+        self._show("\n" if self._rest else "", self._after)
+        return status
+
+    def _show(self, text: str, at: float) -> None:
+        self._after = max(self._after, at)
+        *whole, self._rest = (self._rest + text).split("\n")
+        for line in whole:
+            if FLOWERS_OWN.match(line):
+                continue
+            found = FOLDER.match(line)
+            self.folder = found[1] if found else self.folder
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    def _pass_on_stop(self, control: Control, run_id: int) -> None:
+        while self._handled < self._asked:
+            self._handled += 1
+            if self._handled == 1:
+                control.start(bundle(), {ORDER: json.dumps({"do": "stop", "run": run_id})})
+            elif not control.status(run_id).finished:
+                control.stop(run_id)
+
+    def _until_back(self) -> None:
+        until = time.monotonic() + self.patience
+        while True:
+            try:
+                control = Control(self.address, self.keys)
+                try:
+                    control.nodes()
+                finally:
+                    control.close()
+                return
+            except ConnectionProblem as error:
+                if time.monotonic() > until or self._asked:
+                    fix = f"python -m fedlearn.deploy.submit --resume {self.folder}" if self.folder else "submit again"
+                    raise ConnectionProblem(f"{error}\n  later     {fix}") from error
+                self.meanwhile()
+                time.sleep(0.5)
+
+    def _ended(self, status: Status, code: int | None) -> int:
+        if code is not None:
+            return code
+        if status.how == "stopped":
+            self._say("stopped at once; its last checkpoint stays")
+        else:
+            self._say(f"the run failed: {status.details or 'Flower does not say why'}")
+        if self.folder:
+            self._say(f" resume    python -m fedlearn.deploy.submit --resume {self.folder}")
+        return STOPPED if status.how == "stopped" else FAILED
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """Note Ctrl-C and SIGTERM instead of ending; the third ends this program, not the run."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._asked += 1
+            if self._asked > 2:
+                raise KeyboardInterrupt
+            self._say("\n stopping after this round (once more stops at once)" if self._asked == 1 else " stopping")
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _say(self, line: str) -> None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+
+def _code(status: Status) -> int | None:
+    """The exit code of a run that came to an end of its own, None for one that was cut off."""
+    return DONE if status.how == "completed" else ending(status.details)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def width() -> int | None:
+    """The width of the terminal that looks on, None for a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -1,0 +1,296 @@
+"""``python -m fedlearn.deploy.keys``: who the coordinator is, and who may join.
+
+One folder holds everything and splits into parts that travel separately::
+
+    keys/ca.key              signs server certificates; stays with whoever runs this command
+    keys/coordinator/        the server's certificate and key, secrets, the public key of each node that may join
+    keys/nodes/NAME/         a node's private key, and the root certificate it trusts
+    keys/operator/           what submits runs: the root certificate and a token
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as formats
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedlearn.checkpoint import write_atomically
+from fedlearn.errors import FedlearnError, is_count, require
+from simulations.exits import DONE, exit_code
+
+CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
+CERTIFICATE, SERVER_KEY, SECRET, NODE_KEY = "server.crt", "server.key", "executor.secret", "node.key"
+ALLOWED, REVOKED = "allowed", "revoked"  # folders of public keys, NAME.pub
+CA_DAYS = 3650
+CLOCK_SKEW = timedelta(minutes=5)  # a node whose clock is a little behind must not refuse a new certificate
+
+
+class KeysError(FedlearnError):
+    """Keys are missing, or in the way."""
+
+
+def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: int = 365) -> None:
+    """A new authority, a server certificate, an operator's token, and a key pair for each node.
+
+    Args:
+        folder: made if absent.
+        hosts: names and IP addresses under which nodes and operators reach the coordinator.
+        nodes: names, e.g. of hospitals: letters, digits, ``-``, ``_`` and ``.``.
+        days: for which the server certificate is valid, >= 1; the authority's is valid for ten years.
+
+    *Guarantees*: nothing is overwritten; private keys and secrets are readable by their owner only.
+
+    Raises:
+        KeysError: the folder has an authority already.
+        SettingError: a host, a name or the days make no sense.
+    """
+    if (folder / CA_KEY).exists():
+        fix = f"python -m fedlearn.deploy.keys add|renew|revoke {folder}, or another folder"
+        raise KeysError(f"{folder} has an authority already\n  try       {fix}")
+    for name in nodes:
+        _check_name(name)
+    _check(hosts, days)
+    key = ec.generate_private_key(ec.SECP384R1())
+    certificate = _authority(key)
+    for part in (f"coordinator/{ALLOWED}", f"coordinator/{REVOKED}", "operator", "nodes"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    _private(folder / CA_KEY, _pem(key))
+    for part in (".", "coordinator", "operator"):
+        write_atomically(folder / part / CA, certificate.public_bytes(formats.Encoding.PEM))
+    token = secrets.token_urlsafe(32)
+    for part in ("coordinator", "operator"):
+        _private(folder / part / TOKEN, token.encode())
+    _private(folder / "coordinator" / SECRET, secrets.token_bytes(32).hex().encode())
+    renew(folder, hosts, days=days)
+    add(folder, nodes)
+
+
+def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
+    """A new server certificate and key, for the same hosts unless others are named; nodes need nothing new.
+
+    Raises:
+        KeysError: the folder has no authority.
+    """
+    authority_key, authority = _load_authority(folder)
+    target = folder / "coordinator"
+    hosts = hosts or names_in(x509.load_pem_x509_certificate(_read(target / CERTIFICATE)))
+    _check(hosts, days)
+    key = ec.generate_private_key(ec.SECP384R1())
+    alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+    usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+    certificate = (
+        _unsigned(f"fedlearn coordinator {hosts[0]}"[:64], authority.subject, key.public_key(), timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(alternatives, critical=False)
+        .add_extension(usage, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
+        .sign(authority_key, hashes.SHA384())
+    )
+    _private(target / SERVER_KEY, _pem(key))
+    write_atomically(target / CERTIFICATE, certificate.public_bytes(formats.Encoding.PEM))
+
+
+def add(folder: Path, nodes: Sequence[str]) -> None:
+    """A key pair for each node; a coordinator that is running lets them in within seconds.
+
+    Raises:
+        KeysError: a node of that name has keys already, or had them once.
+    """
+    for name in nodes:
+        _check_name(name)
+        public = [folder / "coordinator" / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)]
+        for path in (folder / "nodes" / name, *public):
+            if path.exists():
+                raise KeysError(f"{path} exists: a node of that name has or had a key\n  try       another name")
+        own = folder / "nodes" / name
+        own.mkdir(parents=True, mode=0o700)
+        key = ec.generate_private_key(ec.SECP384R1())
+        _private(own / NODE_KEY, _openssh(key))
+        shutil.copyfile(folder / CA, own / CA)
+        line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
+        write_atomically(public[0], line + f" {name}\n".encode())
+
+
+def revoke(folder: Path, nodes: Sequence[str]) -> None:
+    """Lock nodes out; a coordinator that is running does so within seconds.
+
+    Args:
+        folder: of all keys, or the coordinator's part of it where that lies on another machine.
+        nodes: names.
+
+    Raises:
+        KeysError: there is no such node.
+    """
+    base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
+    for name in nodes:
+        allowed = base / ALLOWED / f"{name}.pub"
+        if not allowed.exists():
+            known = ", ".join(sorted(path.stem for path in allowed.parent.glob("*.pub"))) or "none"
+            raise KeysError(f"no node {name} may join\n  expected  one of {known}")
+        os.replace(allowed, base / REVOKED / allowed.name)
+
+
+def expiry(certificate: Path) -> datetime:
+    """When a certificate ends, in UTC.
+
+    Raises:
+        KeysError: there is none, or it cannot be read.
+    """
+    try:
+        return x509.load_pem_x509_certificate(_read(certificate)).not_valid_after_utc
+    except ValueError as error:
+        raise KeysError(f"{certificate} is not a certificate: {error}") from error
+
+
+def names_in(certificate: x509.Certificate) -> list[str]:
+    """The hosts that a server certificate is for."""
+    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in found]
+
+
+def describe(folder: Path) -> str:
+    """Who may join, and how long the certificates last."""
+    base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
+    certificate = x509.load_pem_x509_certificate(_read(base / CERTIFICATE))
+    lines = [f"server    {', '.join(names_in(certificate))}   until {certificate.not_valid_after_utc:%Y-%m-%d}"]
+    lines += [f"authority until {expiry(base / CA):%Y-%m-%d}"]
+    for kind in (ALLOWED, REVOKED):
+        lines += [f"{kind:<9} {path.stem}" for path in sorted((base / kind).glob("*.pub"))]
+    return "\n".join(lines)
+
+
+def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    name = "fedlearn authority"
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    usage = dict.fromkeys(("key_encipherment", "data_encipherment", "key_agreement", "content_commitment"), False)
+    usage |= dict.fromkeys(("digital_signature", "encipher_only", "decipher_only"), False)
+    return (
+        _unsigned(name, issuer, key.public_key(), timedelta(days=CA_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+        .sign(key, hashes.SHA384())
+    )
+
+
+def _unsigned(
+    name: str, issuer: x509.Name, public: ec.EllipticCurvePublicKey, valid: timedelta
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + valid)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+    )
+
+
+def _load_authority(folder: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = formats.load_pem_private_key(_read(folder / CA_KEY), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key, x509.load_pem_x509_certificate(_read(folder / CA))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        fix = "python -m fedlearn.deploy.keys create FOLDER --host NAME --nodes NAME ..."
+        raise KeysError(f"{path} cannot be read: {error.strerror}\n  try       {fix}") from error
+
+
+def _private(path: Path, content: bytes) -> None:
+    """Write what only the owner may read, from its first byte on."""
+    mask = os.umask(0o077)
+    try:
+        write_atomically(path, content)
+    finally:
+        os.umask(mask)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(formats.Encoding.PEM, formats.PrivateFormat.PKCS8, formats.NoEncryption())
+
+
+def _openssh(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(formats.Encoding.PEM, formats.PrivateFormat.OpenSSH, formats.NoEncryption())
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _check(hosts: Sequence[str], days: int) -> None:
+    require(is_count(days), "--days", days, "a whole number >= 1", "--days 365")
+    names = "names or IP addresses of the coordinator"
+    ok = bool(hosts) and all(re.fullmatch(r"[A-Za-z0-9.:_-]+", host) for host in hosts)
+    require(ok, "--host", " ".join(hosts) or "missing", names, "--host coordinator.example.org")
+
+
+def _check_name(name: str) -> None:
+    ok = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
+    require(ok, "--nodes", name, "letters, digits, - _ and .", "--nodes cleveland budapest")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.keys", description=(__doc__ or "").split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    told = {
+        "create": "authority, server certificate, operator's token, and a key pair a node",
+        "renew": "a new server certificate; restart the coordinator to use it",
+        "add": "key pairs for further nodes",
+        "revoke": "lock nodes out",
+        "show": "who may join, and until when the certificates last",
+    }
+    for command, text in told.items():
+        own = commands.add_parser(command, help=text, description=text)
+        own.add_argument("folder", type=Path)
+        if command in ("create", "renew"):
+            own.add_argument("--host", action="append", default=[], help="name or IP address; repeat")
+            own.add_argument("--days", type=int, default=365, help="validity of the server certificate")
+        if command == "create":
+            own.add_argument("--nodes", nargs="*", default=[], help="names, e.g. of hospitals")
+        if command in ("add", "revoke"):
+            own.add_argument("nodes", nargs="+", help="names")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit code is 0 done, 2 refused."""
+    args = arguments().parse_args(words)
+    return exit_code(lambda: _command(args))
+
+
+def _command(args: argparse.Namespace) -> int:
+    if args.command == "create":
+        create(args.folder, args.host, args.nodes, days=args.days)
+    elif args.command == "renew":
+        renew(args.folder, args.host, days=args.days)
+    elif args.command in ("add", "revoke"):
+        {"add": add, "revoke": revoke}[args.command](args.folder, args.nodes)
+    sys.stdout.write(f"{describe(args.folder)}\n")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

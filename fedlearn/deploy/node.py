@@ -1,0 +1,206 @@
+"""``python -m fedlearn.deploy.node``: one site of a federation.
+
+Two processes: the trainer, which has the data and obeys the policy, and Flower's SuperNode, which carries messages. The
+SuperNode never sees data: it starts messengers, which reach the trainer by a socket. To run it as another user than the
+trainer, start the two apart: the trainer by its own command, this one with ``--socket`` and without ``--policy``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fedlearn.deploy.children import Child, Children, flower_environment, program
+from fedlearn.deploy.control import ConnectionProblem, reach
+from fedlearn.deploy.coordinator import free_port
+from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.errors import FedlearnError
+from simulations.exits import DONE, exit_code
+from simulations.interrupt import terminate_as_interrupt
+
+TRAINER_SECONDS = 60.0  # to become ready
+POLL = 0.5
+NOT_KNOWN = ("401", "Invalid SuperNode authentication", "code: 1")
+FINAL = ("certificate", "TLS", "not an address", "no such host", "cannot be read")  # causes that waiting does not cure
+
+
+class NodeError(FedlearnError):
+    """A node cannot take part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What belongs to one node.
+
+    Args:
+        coordinator: ``host:port``.
+        keys: its private key and the root certificate.
+        state: logs, Flower's files, the socket and what clients remember; made if absent.
+        socket: where the trainer answers.
+        trainer: arguments for the trainer; None where it is somebody else's to run.
+        port: on which Flower's processes of this node meet, local to this machine; 0 takes a free one.
+        patience: seconds to wait for the coordinator before giving up.
+    """
+
+    coordinator: str
+    keys: Path
+    state: Path
+    socket: Path
+    trainer: Sequence[str] | None
+    port: int = 0
+    patience: float = 60.0
+
+
+def serve(node: Node) -> None:
+    """Take part until interrupted.
+
+    *Guarantees*: a process that ends is started again; one that ends again and again ends this one, with the reason. No
+    child outlives it (on Linux however it ends).
+
+    Raises:
+        FedlearnError: the trainer does not start, the coordinator is not reached or does not know this node.
+        KeyboardInterrupt: at Ctrl-C and SIGTERM.
+    """
+    for name in (NODE_KEY, CA):
+        if not (node.keys / name).is_file():
+            fix = "--keys with the folder keys/nodes/NAME that fedlearn.deploy.keys made"
+            raise NodeError(f"{node.keys} has no {name}\n  try       {fix}")
+    node.state.mkdir(parents=True, exist_ok=True)
+    with Children() as children:
+        watched = [children.start(_trainer(node, node.trainer))] if node.trainer is not None else []
+        children.wait_for(lambda: serving(node.socket), f"the trainer at {node.socket}", seconds=TRAINER_SECONDS)
+        _wait_for_coordinator(node)
+        messenger = children.start(_supernode(node))
+        sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
+        sys.stdout.flush()
+        while True:
+            time.sleep(POLL)
+            for child in [*watched, messenger]:
+                if child.ended is not None:
+                    _again(child, node)
+
+
+def _again(child: Child, node: Node) -> None:
+    last = child.last_words()
+    if "SuperNode" in child.name and any(sign in last for sign in NOT_KNOWN):
+        fix = "ask whoever keeps the federation's keys: the key may be revoked, or not be there yet"
+        raise NodeError(f"{node.coordinator} does not let this node's key in\n{last}\n  try       {fix}")
+    sys.stderr.write(f"{child.name} ended with code {child.ended}; starting it again\n")
+    if "SuperNode" in child.name:
+        _wait_for_coordinator(node)
+    child.restart()
+
+
+def serving(socket: Path, *, seconds: float = 1.0) -> bool:
+    """Whether a trainer answers there, by gRPC's standard health service."""
+    with grpc.insecure_channel(f"unix:{socket.resolve()}") as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _wait_for_coordinator(node: Node) -> None:
+    until = time.monotonic() + node.patience
+    while True:
+        try:
+            return reach(node.coordinator, node.keys / CA)
+        except ConnectionProblem as error:
+            if time.monotonic() > until or any(sign in str(error) for sign in FINAL):
+                raise
+            time.sleep(1.0)
+
+
+def _trainer(node: Node, options: Sequence[str]) -> Child:
+    command = [*program("fedlearn.deploy.trainer"), "--socket", str(node.socket.resolve()), *options]
+    return Child("the trainer", command, node.state / "trainer.log", on_orphaned=signal.SIGTERM)
+
+
+def _supernode(node: Node) -> Child:
+    command = [
+        *program("fedlearn.deploy.supernode"),
+        *("--superlink", node.coordinator, "--root-certificates", str(node.keys / CA)),
+        *("--auth-supernode-private-key", str(node.keys / NODE_KEY)),
+        *("--host", "127.0.0.1", "--port", str(node.port or free_port())),
+        *("--node-config", f'socket="{node.socket.resolve()}"'),
+    ]
+    env = flower_environment(node.state / "flower")
+    return Child("the SuperNode", command, node.state / "supernode.log", env, on_orphaned=signal.SIGTERM)
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.node", description="One site of a federation.")
+    parser.add_argument("--coordinator", required=True, metavar="HOST:PORT")
+    parser.add_argument("--keys", type=Path, required=True, help="this node's part of the keys")
+    parser.add_argument("--state", type=Path, default=Path("node"), help="logs, and what clients remember")
+    parser.add_argument("--socket", type=Path, help="where the trainer answers; STATE/trainer.sock")
+    parser.add_argument("--port", type=int, default=0, help="local to this machine; 0 takes a free one")
+    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for the coordinator at the start")
+    own = parser.add_argument_group("the trainer (leave --policy out where it is run apart)")
+    own.add_argument("--policy", type=Path, help="what this node accepts: python -m fedlearn.deploy.policy prints one")
+    own.add_argument("--data", type=Path, help="a folder with the data; without it the scenario searches")
+    own.add_argument("--client", type=int, action="append", default=[], help="a client that lives here; repeat")
+    own.add_argument("--framework", choices=("torch", "jax"), help="to train with; the order's where it is left out")
+    own.add_argument("--device", help="to train on, e.g. cuda:0")
+    own.add_argument("--group", help="a group that may open the socket")
+    return parser
+
+
+def node_of(args: argparse.Namespace) -> Node:
+    """What the command line says.
+
+    Raises:
+        NodeError: a policy without a client.
+    """
+    socket = args.socket or args.state / "trainer.sock"
+    return Node(
+        coordinator=args.coordinator,
+        keys=args.keys,
+        state=args.state,
+        socket=socket,
+        trainer=_options(args) if args.policy else None,
+        port=args.port,
+        patience=args.patience,
+    )
+
+
+def _options(args: argparse.Namespace) -> list[str]:
+    if not args.client:
+        raise NodeError(
+            "--client is missing\n  expected  the number of each client that lives here\n  try       --client 0"
+        )
+    options = ["--policy", str(args.policy.resolve()), "--memory", str((args.state / "memory").resolve())]
+    options += [word for client in args.client for word in ("--client", str(client))]
+    for name in ("framework", "device", "group"):
+        if getattr(args, name):
+            options += [f"--{name}", getattr(args, name)]
+    return options + (["--data", str(args.data.resolve())] if args.data else [])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line says; 0 stopped by Ctrl-C or SIGTERM, 2 cannot take part."""
+    args = arguments().parse_args(words)
+    terminate_as_interrupt()
+
+    def served() -> int:
+        try:
+            serve(node_of(args))
+        except KeyboardInterrupt:
+            sys.stdout.write("stopped\n")
+        return DONE
+
+    return exit_code(served)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

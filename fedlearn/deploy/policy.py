@@ -1,0 +1,253 @@
+"""What a node accepts: the operator's own file, which no order of a coordinator can widen.
+
+``python -m fedlearn.deploy.policy`` prints an example to start from.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import floor, log10
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, is_number, require
+from fedlearn.records import LocalSettings, Order
+
+PROTECTIONS = ("none", "example_dp")
+COUNTS = ("exact", "rounded", "none")
+WORDS = ("_target_", "framework", "device", "path", "seed")  # of a scenario, not for a policy to bound
+
+EXAMPLE = """\
+# What this node accepts. An order outside is refused; node and coordinator both log the reason.
+# Bounds of settings: {} accepts any value, {name: [low, high]} a range, {name: {one_of: [...]}} a choice.
+scenarios:
+  simulations.scenarios.heart.heart: {model: {one_of: [mlp, linear]}}
+strategies:
+  strategies.fedavg: {}
+  strategies.fedprox: {mu: [0, 10]}
+  strategies.fedadam: {}
+local: # of training at this node; what is not named here may have any value
+  epochs: [1, 5]
+  batch_size: [8, 512] # small batches tell more about single examples
+max_rounds: 200 # training orders of one run, repeated ones included
+max_rounds_in_all: null # of all runs together, counted on this node's disk
+protection:
+  minimum: none # or example_dp: training must be DP-SGD (local.example_dp)
+  max_clip: null # of example_dp, e.g. 1.0
+  min_noise_multiplier: null # of example_dp, e.g. 0.8
+reveal:
+  num_examples: exact # or rounded (to one digit), or none (then only strategies that weight clients equally)
+  metrics: true # whether evaluation metrics (sums and own values, never predictions or labels) may leave
+  min_test_examples: 10 # and from how many held-out examples on
+allow_targets: [] # modules besides fedlearn, strategies and simulations whose builders an order may name
+"""
+
+
+class Refused(FedlearnError):
+    """An order that this node's policy does not accept: what was asked, and what is accepted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """The least protection of the node's examples.
+
+    Args:
+        minimum: ``none``, or ``example_dp`` for DP-SGD in the trainer.
+        max_clip: the largest clip bound of DP-SGD, or None.
+        min_noise_multiplier: the smallest noise multiplier of DP-SGD, or None.
+    """
+
+    minimum: str = "none"
+    max_clip: float | None = None
+    min_noise_multiplier: float | None = None
+
+    def __post_init__(self) -> None:
+        expected = f"one of {', '.join(PROTECTIONS)}"
+        require(self.minimum in PROTECTIONS, "protection.minimum", self.minimum, expected, "minimum: example_dp")
+        for name in ("max_clip", "min_noise_multiplier"):
+            value = getattr(self, name)
+            ok = value is None or is_number(value, at_least=0)
+            require(ok, f"protection.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
+            pointless = value is not None and self.minimum == "none"
+            expected = "null where no protection is asked for"
+            require(not pointless, f"protection.{name}", value, expected, "minimum: example_dp")
+
+    def check(self, local: LocalSettings) -> None:
+        """Refuse an order that protects examples less.
+
+        Raises:
+            Refused: it does.
+        """
+        if self.minimum == "none":
+            return
+        private = local.example_dp
+        if private is None:
+            raise Refused("the order trains without DP-SGD; this node asks for local.example_dp")
+        if self.max_clip is not None and private.clip > self.max_clip:
+            raise Refused(f"local.example_dp.clip is {private.clip}; this node accepts at most {self.max_clip}")
+        least = self.min_noise_multiplier
+        if least is not None and private.noise_multiplier < least:
+            asked = f"local.example_dp.noise_multiplier is {private.noise_multiplier}"
+            raise Refused(f"{asked}; this node accepts at least {least}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reveal:
+    """What a node tells about its examples besides the update.
+
+    Args:
+        num_examples: ``exact``, ``rounded`` to one digit, or ``none``: told as 1, for strategies that weight equally.
+        metrics: whether evaluation metrics may leave.
+        min_test_examples: from how many held-out examples on, >= 1.
+    """
+
+    num_examples: str = "exact"
+    metrics: bool = True
+    min_test_examples: int = 10
+
+    def __post_init__(self) -> None:
+        expected = f"one of {', '.join(COUNTS)}"
+        require(self.num_examples in COUNTS, "reveal.num_examples", self.num_examples, expected, "num_examples: exact")
+        require(isinstance(self.metrics, bool), "reveal.metrics", self.metrics, "true or false", "metrics: true")
+        least = self.min_test_examples
+        require(is_count(least), "reveal.min_test_examples", least, "a whole number >= 1", "min_test_examples: 10")
+
+    def told(self, num_examples: int) -> int:
+        """What the coordinator hears of a number of examples.
+
+        >>> [Reveal(num_examples=how).told(227) for how in ("exact", "rounded", "none")]
+        [227, 200, 1]
+        """
+        if self.num_examples == "exact":
+            return num_examples
+        return round(num_examples, -floor(log10(num_examples))) if self.num_examples == "rounded" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What a node accepts; the attributes are the file's, see `EXAMPLE`."""
+
+    scenarios: Mapping[str, Mapping[str, Any]]
+    strategies: Mapping[str, Mapping[str, Any]]
+    local: Mapping[str, Any] = field(default_factory=dict)
+    max_rounds: int = 200
+    max_rounds_in_all: int | None = None
+    protection: Protection = field(default_factory=Protection)
+    reveal: Reveal = field(default_factory=Reveal)
+    allow_targets: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for group in ("scenarios", "strategies"):
+            accepted = getattr(self, group)
+            ok = isinstance(accepted, Mapping) and all(isinstance(bounds, Mapping) for bounds in accepted.values())
+            fix = f"{group}: {{strategies.fedavg: {{}}}}"
+            require(ok, group, accepted, "a mapping of builders to the bounds of their settings", fix)
+            for target, bounds in accepted.items():
+                _check_bounds(bounds, f"{group}.{target}")
+        _check_bounds(self.local, "local")
+        _refuse_unknown(self.local, [*asdict(LocalSettings())], "local")
+        require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
+        in_all = self.max_rounds_in_all
+        ok = in_all is None or is_count(in_all)
+        require(ok, "max_rounds_in_all", in_all, "null, or a whole number >= 1", "max_rounds_in_all: 1000")
+
+    def check_words(self, words: Mapping[str, Any]) -> None:
+        """Refuse scenarios and strategies that are not accepted.
+
+        Args:
+            words: of an order: ``scenario`` and ``strategy``, each with its ``_target_``.
+
+        Raises:
+            Refused: one is not named in the policy, or a setting lies outside its bounds.
+        """
+        for group, accepted in (("scenario", self.scenarios), ("strategy", self.strategies)):
+            settings: Mapping[str, Any] = given if isinstance(given := words.get(group), dict) else {}
+            target = str(settings.get("_target_"))
+            if target not in accepted:
+                known = ", ".join(accepted) or "none"
+                raise Refused(f"{group} {target} is not accepted here; this node accepts {known}")
+            _require_within(settings, accepted[target], group)
+        if self.reveal.num_examples == "none" and words["strategy"].get("weighting", "examples") != "equal":
+            raise Refused("this node does not tell its number of examples; try strategy.weighting=equal")
+
+    def check_order(self, order: Order, *, orders_of_run: int, orders_in_all: int) -> None:
+        """Refuse an order to train.
+
+        Args:
+            order: to train.
+            orders_of_run: training orders of this run that were carried out before.
+            orders_in_all: of all runs.
+
+        Raises:
+            Refused: it trains otherwise than accepted, protects too little, or there were too many.
+        """
+        _require_within(asdict(order.local), self.local, "local")
+        self.protection.check(order.local)
+        if orders_of_run >= self.max_rounds:
+            accepts = f"max_rounds={self.max_rounds}"
+            raise Refused(f"this node has trained {orders_of_run} rounds of this run; it accepts {accepts}")
+        if self.max_rounds_in_all is not None and orders_in_all >= self.max_rounds_in_all:
+            accepts = f"max_rounds_in_all={self.max_rounds_in_all}"
+            raise Refused(f"this node has trained {orders_in_all} rounds in all; it accepts {accepts}")
+
+
+def read_policy(path: Path) -> Policy:
+    """The policy in a file.
+
+    Raises:
+        FedlearnError: the file cannot be read, or says something that is no policy.
+    """
+    try:
+        given: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        fix = "python -m fedlearn.deploy.policy > policy.yaml"
+        raise FedlearnError(f"the policy {path} cannot be read: {error}\n  try       {fix}") from error
+    if not isinstance(given, dict):
+        raise FedlearnError(f"the policy {path} holds no settings\n  try       python -m fedlearn.deploy.policy")
+    _refuse_unknown(given, list(Policy.__dataclass_fields__), "")
+    missing = [name for name in ("scenarios", "strategies") if name not in given]
+    if missing:
+        raise FedlearnError(f"the policy {path} does not say which {' and '.join(missing)} it accepts")
+    for name, kind in (("protection", Protection), ("reveal", Reveal)):
+        settings = given.get(name) or {}
+        _refuse_unknown(settings, list(kind.__dataclass_fields__), name)
+        given[name] = kind(**settings)
+    return Policy(**given)
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for key, value in given.items():
+        if key not in known:
+            name = f"{where}.{key}" if where else str(key)
+            raise SettingError(name, value, f"one of {', '.join(known)}", did_you_mean(str(key), known) or known[0])
+
+
+def _check_bounds(bounds: Mapping[str, Any], where: str) -> None:
+    for key, bound in bounds.items():
+        is_range = isinstance(bound, list) and len(bound) == 2 and all(is_number(end) for end in bound)
+        is_choice = isinstance(bound, dict) and list(bound) == ["one_of"] and isinstance(bound["one_of"], list)
+        expected = "[low, high] or {one_of: [...]}"
+        require(is_range or is_choice, f"{where}.{key}", bound, expected, f"{key}: [1, 10]")
+
+
+def _require_within(settings: Mapping[str, Any], bounds: Mapping[str, Any], group: str) -> None:
+    """Refuse what lies outside; so is a setting that the order leaves to its default, which may move."""
+    for key, bound in bounds.items():
+        value = settings.get(key)
+        if isinstance(bound, dict):
+            ok, accepts = value in bound["one_of"], f"one of {', '.join(map(str, bound['one_of']))}"
+        else:
+            low, high = bound
+            ok, accepts = is_number(value) and low <= value <= high, f"{low} to {high}"
+        if not ok:
+            raise Refused(f"{group}.{key} is {value}; this node accepts {accepts}")
+
+
+if __name__ == "__main__":
+    sys.stdout.write(EXAMPLE)

@@ -1,0 +1,202 @@
+"""One operator's site: what it answers to a coordinator's requests, under its own policy and with its own data.
+
+The same code trains here as in a simulation: the serial engine, for the clients that live here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from hydra.utils import get_object
+
+from fedlearn.client import initial_memory
+from fedlearn.config import build
+from fedlearn.deploy.memory import ClientMemories, MemoryLost, checked_name
+from fedlearn.deploy.policy import Policy, Refused
+from fedlearn.engines.base import failure
+from fedlearn.engines.serial import serial
+from fedlearn.errors import FedlearnError
+from fedlearn.flower.parcel import Parcel, WireError, unpack
+from fedlearn.flower.wire import Ask, fit_reply, leaves_as_facts, order_of, params_of, refusal, reply, tallies_reply
+from fedlearn.metrics import tally
+from fedlearn.records import ClientId, Failure, Order, Predictions, Tally, Updates
+from fedlearn.scenario import Scenario
+from fedlearn.strategy import Strategy
+
+MOST_KEPT = 4  # scenarios and strategies that stay built
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """What the operator says about the site, whatever an order says.
+
+    Args:
+        clients: ids of the clients that live here.
+        data: where the scenario's builder finds the data; None lets it search.
+        framework: ``torch`` or ``jax``; None takes the order's.
+        device: where to compute.
+    """
+
+    clients: tuple[ClientId, ...]
+    data: Path | None = None
+    framework: str | None = None
+    device: str = "cpu"
+
+
+class Site:
+    """Answers requests, one after another.
+
+    Args:
+        own: clients, data, framework.
+        policy: what is accepted.
+        memories: what its clients keep.
+
+    *Guarantees*: `answer` never raises; a reply holds no example, no label, no prediction and no traceback.
+    """
+
+    def __init__(self, own: Own, policy: Policy, memories: ClientMemories) -> None:
+        self.own, self.policy, self.memories = own, policy, memories
+        self._lock = Lock()
+        self._built: dict[str, Any] = {}
+
+    def answer(self, payload: bytes) -> bytes:
+        """The reply to a request; a reason where it is refused or fails, which is logged here too."""
+        facts: Mapping[str, Any] = {}
+        stage = "request"
+        try:
+            parcel = unpack(payload)
+            facts, ask = parcel.facts, Ask.of(parcel.facts)
+            stage = ask.kind
+            checked_name(ask.run)
+            with self._lock:
+                return getattr(self, f"_{ask.kind}")(ask, parcel)
+        except Refused as error:
+            log.warning("refused a %s of run %s: %s", stage, facts.get("run"), error)
+            return refusal(facts, "policy", str(error))
+        except (WireError, MemoryLost) as error:
+            log.warning("cannot answer a %s of run %s: %s", stage, facts.get("run"), error)
+            return refusal(facts, "request", str(error))
+        except Exception as error:
+            log.exception("a %s of run %s failed", stage, facts.get("run"))
+            reason = str(error) if isinstance(error, FedlearnError) else f"{type(error).__name__}: {error}"
+            return refusal(facts, stage, reason)
+
+    def _hello(self, ask: Ask, parcel: Parcel) -> bytes:
+        scenario, _ = self._parts(ask)
+        here = self._here(scenario, self.own.clients)
+        data, trainer = scenario.data, scenario.trainer
+        return reply(
+            ask,
+            clients=list(here),
+            leaves=leaves_as_facts(trainer.layout),
+            name=scenario.name,
+            task=data.task,
+            num_classes=data.num_classes,
+            names={str(client): data.name(client) for client in here},
+            num_examples=[self.policy.reveal.told(len(data.train(client))) for client in here],
+            model=scenario.model,
+            partition=scenario.partition,
+            framework=trainer.framework,
+            device=trainer.device,
+            tells_metrics=self.policy.reveal.metrics,
+        )
+
+    def _init(self, ask: Ask, parcel: Parcel) -> bytes:
+        scenario, _ = self._parts(ask)
+        seed = parcel.facts.get("seed")
+        if type(seed) is not int or ask.layout != scenario.trainer.layout.digest:
+            raise WireError("the request for initial parameters has no seed, or speaks of another layout")
+        return reply(ask, {"params": scenario.trainer.init(seed)})
+
+    def _fit(self, ask: Ask, parcel: Parcel) -> bytes:
+        scenario, strategy = self._parts(ask)
+        clients = self._here(scenario, ask.clients)
+        order, since = order_of(parcel, scenario.trainer.layout)
+        of_run, in_all = self.memories.orders(ask.run)
+        self.policy.check_order(order, orders_of_run=of_run, orders_in_all=in_all)
+        self.memories.count_order(ask.run)
+        # whatever the order says: these clients are real, so their noise must not follow from a seed it knows
+        order = replace(order, deployed=True)
+        results = [self._train(scenario, strategy, order, client, ask.run, since[client]) for client in clients]
+        return fit_reply(ask, [self._told(result) for result in results])
+
+    def _train(
+        self, scenario: Scenario, strategy: Strategy, order: Order, client: ClientId, run: str, since: int
+    ) -> Updates | Failure:
+        engine = serial(scenario.data, scenario.trainer)
+        try:
+            initial = initial_memory(strategy, engine.layout)
+            engine.memories[client] = self.memories.load(run, client, since, initial)
+            (result,) = engine.fit(order, strategy, [client])
+            if isinstance(result, Updates) and initial:
+                self.memories.save(run, client, order.round, engine.memories[client])
+        except (MemoryLost, OSError) as error:
+            result = failure(client, "memory", error)
+        if isinstance(result, Failure):
+            log.error("client %d failed in %s: %s\n%s", client, result.stage, result.reason, result.traceback)
+        return result
+
+    def _evaluate(self, ask: Ask, parcel: Parcel) -> bytes:
+        scenario, _ = self._parts(ask)
+        clients = self._here(scenario, ask.clients)
+        params_D = params_of(parcel, scenario.trainer.layout)
+        least = self.policy.reveal.min_test_examples
+        told = [client for client in clients if len(scenario.data.test(client)) >= least and self.policy.reveal.metrics]
+        for client in set(clients) - set(told):
+            log.info("client %d is not evaluated, by this node's policy", client)
+        judged = serial(scenario.data, scenario.trainer).evaluate(params_D, told)
+        return tallies_reply(ask, [self._tally(scenario, one) for one in judged])
+
+    def _tally(self, scenario: Scenario, one: Predictions | Failure) -> Tally | Failure:
+        if isinstance(one, Failure):
+            return one
+        return tally(one, task=scenario.data.task, num_classes=scenario.data.num_classes)
+
+    def _told(self, result: Updates | Failure) -> Updates | Failure:
+        """An update with the number of examples that this node tells."""
+        if isinstance(result, Failure):
+            return result
+        counts_K = result.num_examples_K.copy()
+        counts_K[:] = [self.policy.reveal.told(int(count)) for count in counts_K]
+        return replace(result, num_examples_K=counts_K)
+
+    def _here(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
+        elsewhere = [client for client in clients if client not in self.own.clients]
+        if elsewhere:
+            raise WireError(f"clients {elsewhere} do not live at this node, which has {list(self.own.clients)}")
+        unknown = [client for client in clients if client not in scenario.data.clients]
+        if unknown:
+            raise WireError(f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}")
+        return tuple(sorted(clients))
+
+    def _parts(self, ask: Ask) -> tuple[Scenario, Strategy]:
+        """Scenario and strategy of a request's words, as far as the policy accepts them."""
+        self.policy.check_words(ask.words)
+        scenario = self._once("scenario", self._own_words(ask.words["scenario"]), Scenario)
+        return scenario, self._once("strategy", ask.words["strategy"], Strategy)
+
+    def _own_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
+        """A scenario's settings, with what only the operator may say."""
+        takes = inspect.signature(get_object(words["_target_"])).parameters  # accepted by the policy, by its full name
+        own = {"path": str(self.own.data) if self.own.data else None, "device": self.own.device}
+        own |= {"framework": self.own.framework} if self.own.framework else {}
+        return {**words, **{name: value for name, value in own.items() if name in takes}}
+
+    def _once(self, group: str, words: Mapping[str, Any], kind: type[Any]) -> Any:
+        key = f"{group} {json.dumps(words, sort_keys=True)}"
+        if key not in self._built:
+            made = build(dict(words), group, allow=self.policy.allow_targets)
+            if not isinstance(made, kind):
+                raise WireError(f"{words['_target_']} builds a {type(made).__name__}, expected a {kind.__name__}")
+            while len(self._built) >= 2 * MOST_KEPT:
+                del self._built[next(iter(self._built))]
+            self._built[key] = made
+        return self._built[key]

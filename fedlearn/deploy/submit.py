@@ -1,0 +1,94 @@
+"""``python -m fedlearn.deploy.submit``: the simulator's words, carried out by real nodes."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedlearn.config import plan
+from fedlearn.deploy.follow import Follower, width
+from simulations.exits import exit_code
+from simulations.overrides import Job, UsageError, compose
+from simulations.recipe import plain_settings
+from simulations.run import arguments as simulation
+from simulations.run import main as simulate
+
+OUTPUTS = "outputs"  # what a simulation puts in front of its folder; here it is the coordinator's to choose
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line says; 0 done, 2 bad configuration, 3 failed, 130 stopped with a checkpoint."""
+    parser = arguments()
+    args, rest = parser.parse_known_args(words)
+    if args.help:
+        parser.print_help()
+        sys.stdout.write("\nwords are those of a simulation:\n\n")
+        return simulate(["--help"])
+    return exit_code(lambda: _submit(args, rest))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Our own part of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedlearn.deploy.submit",
+        description="Runs an experiment at the nodes of a federation and shows it as it goes.",
+        usage="%(prog)s [--coordinator HOST:PORT] [--keys DIR] [--resume FOLDER | --follow ID] [word ...]",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--coordinator", default="localhost:8000", metavar="HOST:PORT")
+    parser.add_argument("--keys", type=Path, default=Path("keys/operator"), help="the operator's part of the keys")
+    parser.add_argument("--resume", metavar="FOLDER", help="go on with a run that was stopped; words: rounds=100 ...")
+    parser.add_argument("--follow", type=int, metavar="ID", help="look on at a run that was submitted before")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a coordinator that is lost")
+    parser.add_argument("-h", "--help", action="store_true", help="this, and the words")
+    return parser
+
+
+def _submit(args: argparse.Namespace, words: Sequence[str]) -> int:
+    follower = Follower(args.coordinator, args.keys, args.patience)
+    if args.follow is not None:
+        return follower.follow(args.follow)
+    if args.resume is not None:
+        order: dict[str, Any] = {"do": "resume", "folder": args.resume, "changes": list(words), "width": width()}
+        follower.folder = args.resume
+    else:
+        again = shlex.join(["python", "-m", "fedlearn.deploy.submit", *words])
+        order = {"do": "run", **experiment(words), "again": again, "width": width()}
+    run_id = follower.order(order)
+    sys.stdout.write(f"submitted  {run_id} to {args.coordinator}\n")
+    sys.stdout.flush()
+    return follower.follow(run_id)
+
+
+def experiment(words: Sequence[str]) -> dict[str, Any]:
+    """Settings, folder and whether the folder was chosen, from words that have been checked as the simulator does.
+
+    Raises:
+        FedlearnError: a word means nothing, a setting is out of range, or it asks for a simulation.
+    """
+    chosen = any(word.startswith("engine=") for word in words)
+    args = simulation(words if chosen else ["engine=grid", *words])
+    (job,) = compose(args) if not args.multirun else [None]
+    if job is None or job.swept:
+        raise UsageError("-m asks for several runs\n  expected  one at a time\n  try       submit once for each")
+    target = str(job.cfg.engine.get("_target_"))
+    if not target.endswith("grid.grid"):
+        name = target.rpartition(".")[2]
+        raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       no engine=... at all")
+    plan(job.cfg)
+    return {"settings": plain_settings(job.cfg), "folder": _folder(job), "chosen": job.chosen}
+
+
+def _folder(job: Job) -> str:
+    """Where the coordinator is to leave the run, seen from the folder where it keeps all of them."""
+    parts = job.folder.parts
+    return str(Path(*parts[1:])) if not job.chosen and parts[0] == OUTPUTS else str(job.folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

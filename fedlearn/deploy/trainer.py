@@ -1,0 +1,130 @@
+"""``python -m fedlearn.deploy.trainer``: a node's long-lived trainer, a process of the node's operator.
+
+It answers on a Unix socket that only its own user may open (or a group, so that the messenger may be another user),
+over gRPC, with the standard health service. Frameworks are imported once, data and compiled code stay from round to
+round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from fedlearn.deploy.memory import ClientMemories
+from fedlearn.deploy.policy import read_policy
+from fedlearn.deploy.site import Own, Site
+from fedlearn.errors import FedlearnError, SettingError, require
+
+SERVICE = "fedlearn.Trainer"
+PART = 2**20  # bytes in one gRPC message
+LONGEST_PATH = 100  # bytes that a Unix socket's name may have, with some room
+GRACE = 5.0  # seconds for an answer under way when the trainer is told to stop
+log = logging.getLogger(__name__)
+
+
+def serve(site: Site, socket: Path, *, group: str | None = None) -> grpc.Server:
+    """Answer at a Unix socket, until the server that is returned is stopped.
+
+    Args:
+        site: what answers.
+        socket: its path; a socket left over by a trainer that was killed is replaced.
+        group: which may open the socket too; None for this user only.
+
+    Raises:
+        FedlearnError: another trainer answers there already, or the socket cannot be made.
+    """
+    _make_room(socket)
+    server = grpc.server(ThreadPoolExecutor(max_workers=4), options=(("grpc.so_reuseport", 0),))
+    ask = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(site, request))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Ask": ask}),))
+    state = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(state, server)
+    for name in ("", SERVICE):
+        state.set(name, health_pb2.HealthCheckResponse.SERVING)
+    before = os.umask(0o177)  # the socket is born closed: no moment at which others could open it
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+        server.start()
+    except RuntimeError as error:
+        raise FedlearnError(f"no socket can be made at {socket}: {error}") from error
+    finally:
+        os.umask(before)
+    if group is not None:
+        os.chown(socket, -1, grp.getgrnam(group).gr_gid)
+        os.chmod(socket, 0o660)
+    return server
+
+
+def _answer(site: Site, request: Iterator[bytes]) -> Iterator[bytes]:
+    answer = site.answer(b"".join(request))
+    for start in range(0, len(answer), PART):
+        yield answer[start : start + PART]
+
+
+def _make_room(socket: Path) -> None:
+    short = len(os.fsencode(socket)) <= LONGEST_PATH
+    require(short, "--socket", socket, f"a path of at most {LONGEST_PATH} bytes", "--socket /run/fedlearn/trainer.sock")
+    if not socket.exists():
+        socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return
+    require(socket.is_socket(), "--socket", socket, "a path where nothing else lies", "--socket trainer.sock")
+    with grpc.insecure_channel(f"unix:{socket}") as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=1)
+        except grpc.FutureTimeoutError:
+            socket.unlink()
+            return
+    raise SettingError("--socket", socket, "a socket that no other trainer answers at", "another path")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; 0 then, 2 for a bad setting."""
+    args = _parser().parse_args(words)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        own = Own(clients=tuple(args.client), data=args.data, framework=args.framework, device=args.device)
+        site = Site(own, read_policy(args.policy), ClientMemories(args.memory))
+        for module in ("sklearn.metrics", *([f"fedlearn.trainers.{own.framework}"] if own.framework else [])):
+            import_module(module)  # now, and not while a round waits
+        server = serve(site, args.socket, group=args.group)
+    except (FedlearnError, OSError, KeyError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    log.info("trainer of clients %s answers at %s", ", ".join(map(str, own.clients)), args.socket)
+    stopped.wait()
+    server.stop(GRACE).wait(GRACE + 1)
+    args.socket.unlink(missing_ok=True)
+    log.info("trainer stopped")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.trainer", description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to answer at")
+    parser.add_argument("--client", type=int, action="append", required=True, help="a client that lives here; repeat")
+    parser.add_argument("--policy", type=Path, required=True, help="what this node accepts")
+    parser.add_argument("--memory", type=Path, required=True, help="folder for what clients keep from round to round")
+    parser.add_argument("--data", type=Path, help="folder with the data; none: the scenario searches")
+    parser.add_argument("--framework", choices=("torch", "jax"), help="whatever the order says")
+    parser.add_argument("--device", default="cpu", help="e.g. cpu or cuda:0")
+    parser.add_argument("--group", help="whose members may open the socket too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

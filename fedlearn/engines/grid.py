@@ -1,0 +1,370 @@
+"""The engine for real clients: orders go out over a Flower `Grid`, and replies are checked before they are believed.
+
+Shapes: K clients of a node, C model outputs, D parameters laid flat.
+
+The coordinator needs neither data nor a framework: layout, task, names and initial parameters come from the nodes.
+Every wait ends at a deadline with a named cause. Clients have stable ids, told by each node when it joins; Flower's
+node ids are only addresses. What clients remember stays on their nodes' disks; `GridEngine.memories` holds for each
+client only the round whose update was the last to be accepted, from whose memory it goes on, so that a round that is
+repeated after a restart starts where it started the first time.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from fedlearn.data.federated import FederatedData
+from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
+from fedlearn.flower.parcel import Parcel, WireError, pack
+from fedlearn.flower.wire import Ask, answer_to, fit_request, params_of, tallies_of, updates_of
+from fedlearn.layout import Layout
+from fedlearn.metrics import tally
+from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, as_ids
+from fedlearn.strategy import Strategy
+from fedlearn.trainers.base import Trainer
+
+try:
+    from flwr.serverapp import Grid
+
+    from fedlearn.flower.members import FederationError, Members
+    from fedlearn.flower.post import Answer, Post
+except ModuleNotFoundError as error:
+    raise MissingExtra("engine=grid", "flower") from error
+
+SLACK = 2**20  # bytes of a reply that are not parameters
+Result = TypeVar("Result", Updates, Tally)
+log = logging.getLogger(__name__)
+
+
+def grid(
+    data: FederatedData,
+    trainer: Trainer,
+    *,
+    nodes: int = 1,
+    join_timeout: float = 120.0,
+    deadline: float = 600.0,
+    min_updates: int = 1,
+    enough: int | None = None,
+) -> GridEngine:
+    """For ``engine=grid`` on the command line of a simulation, which has no nodes to speak to.
+
+    Args:
+        data: not used.
+        trainer: not used.
+        nodes: as `GridEngine` takes it.
+        join_timeout: likewise.
+        deadline: likewise.
+        min_updates: likewise.
+        enough: likewise.
+
+    Raises:
+        SettingError: always; it says how to deploy.
+    """
+    fix = "python -m fedlearn.deploy.submit ..."
+    raise SettingError("engine", "grid", "serial, vector or ray in a simulation", fix)
+
+
+class GridEngine:
+    """Trains on the clients of connected nodes.
+
+    Args:
+        grid: Flower's way to the nodes.
+        words: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own.
+        run: names the run, the same after a restart of the coordinator: nodes file clients' memories under it.
+        nodes: how many to wait for at the start, >= 1.
+        join_timeout: seconds to wait for them, and later for clients that are needed and not connected.
+        deadline: seconds for nodes to answer an order, and to answer an evaluation.
+        min_updates: a round with fewer by its deadline stops the run, >= 1.
+        enough: close a round after so many updates; the other clients were asked in case some fail. None waits for all.
+
+    Raises:
+        SettingError: a setting is out of range.
+    """
+
+    deployed = True
+
+    def __init__(
+        self,
+        grid: Grid,
+        words: Mapping[str, Any],
+        *,
+        run: str,
+        nodes: int = 1,
+        join_timeout: float = 120.0,
+        deadline: float = 600.0,
+        min_updates: int = 1,
+        enough: int | None = None,
+    ) -> None:
+        for name, value in (("nodes", nodes), ("min_updates", min_updates)):
+            require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
+        for name, seconds in (("join_timeout", join_timeout), ("deadline", deadline)):
+            ok = is_number(seconds, at_least=0) and 0 < seconds < float("inf")
+            require(ok, f"engine.{name}", seconds, "a number of seconds > 0", f"engine.{name}=120")
+        ok = enough is None or is_count(enough, at_least=min_updates)
+        expected = f"null, or a whole number >= min_updates={min_updates}"
+        require(ok, "engine.enough", enough, expected, "engine.enough=null")
+        self.run, self.nodes, self.join_timeout, self.deadline = run, nodes, join_timeout, deadline
+        self.min_updates, self.enough = min_updates, enough
+        self.post = Post(grid)
+        self.members = Members(self.post, self._hello)
+        self.malformed = 0
+        self.clients: Sequence[ClientId] = ()
+        self.layout = Layout(())
+        self.memories: dict[ClientId, Memory] = {}
+        self._words = {group: words[group] for group in ("scenario", "strategy")}
+        self._round = 0
+
+    def open(self) -> None:
+        """Wait for the nodes to join; does nothing the second time.
+
+        Raises:
+            FederationError: too few came in time, one does not accept the run's words, or they do not fit together.
+        """
+        if self.clients:
+            return
+        ends, pause = time.monotonic() + self.join_timeout, 0.05
+        while len(self.members.present) < self.nodes:
+            self.members.call(self._round)
+            settled = len(self.members.present) + len(self.members.refused) >= self.nodes
+            if (self.members.refused and settled) or time.monotonic() >= ends:
+                raise FederationError(self._who_is_missing())
+            time.sleep(pause)
+            pause = min(1.3 * pause, 1.0)
+        self.layout = self.members.settle().layout
+        self.clients = as_ids(list(self.members.homes()))
+
+    def initial_parameters(self, seed: int) -> np.ndarray:
+        """``params_D`` before the first round, as the node of the lowest client makes them from the seed.
+
+        Raises:
+            FederationError: that node does not answer.
+        """
+        self.open()
+        home = self.members.homes()[self.clients[0]]
+        ask = self._ask("init", home.clients)
+        request = pack(Parcel(facts={**asdict(ask), "seed": seed}))
+        (answer,) = self.post.exchange({home.node: request}, round=self._round, seconds=self.deadline)
+        try:
+            return params_of(self._parcel(answer, ask, self._most_bytes(1, 0)), self.layout)
+        except _NoAnswer as error:
+            raise FederationError(f"{home} gives no initial parameters: {error}") from error
+
+    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
+        """Train the cohort; one result for each client, in ascending order.
+
+        Raises:
+            FederationError: fewer than ``min_updates`` clients delivered by the deadline.
+            SettingError: a round that closes early would break the sampling law of a privacy claim.
+        """
+        self._refuse_early_end(strategy)
+        self.open()
+        self._round = order.round
+        self._muster(cohort)
+        extra = names_of_extra(strategy, order, self.layout)
+        since = {client: int(memory["round"]) for client, memory in self.memories.items()}
+
+        def request(ask: Ask) -> bytes:
+            return fit_request(ask, order, since)
+
+        def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
+            return [self._as_told(one) for one in updates_of(parcel, ask, self.layout, extra)]
+
+        failures: list[Failure] = []
+        arriving = self._results("fit", cohort, request, read, num_extra=len(extra), enough=self.enough)
+        delivered = 0
+        for result in _ascending(cohort, arriving):
+            if isinstance(result, Updates):
+                delivered += 1
+                self.memories[_client(result)] = {"round": np.array(order.round, np.int64)}
+            elif result.stage != "spare":
+                failures.append(result)
+            yield result
+        if delivered < self.min_updates:
+            why = "; ".join(f"client {one.client}, at stage {one.stage}: {one.reason}" for one in failures[:5])
+            few = f"round {order.round} has {delivered} updates, fewer than engine.min_updates={self.min_updates}"
+            raise FederationError(f"{few} ({why})")
+
+    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Tally | Failure]:
+        """What each client tells of the model on its held-out part; outputs and targets stay with it."""
+        like = self._like()
+        arrays = {"params": np.asarray(params_D)}
+
+        def request(ask: Ask) -> bytes:
+            return pack(Parcel(facts=asdict(ask), arrays=arrays))
+
+        def read(parcel: Parcel, ask: Ask) -> list[Tally | Failure]:
+            return tallies_of(parcel, ask, like)
+
+        for result in _ascending(cohort, self._results("evaluate", cohort, request, read)):
+            yield replace(result, stage="evaluate") if isinstance(result, Failure) else result
+
+    def describe(self, cohort_size: int) -> str:
+        """How many nodes there are, and how long they have."""
+        kinds = Counter(member.framework for member in self.members.present.values())
+        how = ", ".join(f"{count} with {framework}" for framework, count in sorted(kinds.items()))
+        return f"{len(self.members.present)} nodes ({how}), {self.deadline:g} s to answer"
+
+    def close(self) -> None:
+        """Note what was ignored; connections are Flower's to close."""
+        if self.post.ignored or self.malformed:
+            causes = {**self.post.ignored, "malformed": self.malformed}
+            told = ", ".join(f"{count} {cause}" for cause, count in causes.items())
+            log.warning("answers that were ignored: %s", told)
+
+    def _results(
+        self,
+        kind: str,
+        cohort: Sequence[ClientId],
+        request: Callable[[Ask], bytes],
+        read: Callable[[Parcel, Ask], list[Any]],
+        *,
+        num_extra: int = 0,
+        enough: int | None = None,
+    ) -> Iterator[Any]:
+        """Results as they arrive, and a failure for every client of the cohort that has none."""
+        homes = self.members.homes()
+        missing = dict.fromkeys(cohort, ("node", "no node with this client is connected"))
+        wanted: dict[int, list[ClientId]] = {}
+        for client in missing.keys() & homes.keys():
+            wanted.setdefault(homes[client].node, []).append(client)
+        asks = {node: self._ask(kind, clients) for node, clients in wanted.items()}
+        requests = {node: request(ask) for node, ask in asks.items()}
+        left = enough if enough is not None else len(cohort) + 1
+        exchange = self.post.exchange(requests, round=self._round, seconds=self.deadline)
+        for answer in exchange:
+            ask = asks[answer.node]
+            for result in self._read(answer, ask, read, num_extra):
+                missing.pop(_client(result), None)
+                left -= isinstance(result, Updates)
+                yield result
+            if kind == "evaluate":  # who has too few examples to tell of is left out
+                for client in ask.clients:
+                    missing.pop(client, None)
+            if left <= 0:
+                exchange.close()
+                missing = dict.fromkeys(missing, ("spare", f"the round had its {enough} updates without it"))
+                break
+        yield from (Failure(client=client, stage=stage, reason=reason) for client, (stage, reason) in missing.items())
+
+    def _read(self, answer: Answer, ask: Ask, read: Callable[[Parcel, Ask], list[Any]], num_extra: int) -> list[Any]:
+        try:
+            found = read(self._parcel(answer, ask, self._most_bytes(len(ask.clients), num_extra)), ask)
+        except _NoAnswer as error:
+            log.warning("%s: %s", ask.kind, error)
+            return [Failure(client=client, stage=error.stage, reason=str(error)) for client in ask.clients]
+        except WireError as error:
+            self.malformed += 1
+            log.warning("ignored an answer of node %d: %s", answer.node, error)
+            return [Failure(client=client, stage="reply", reason=str(error)) for client in ask.clients]
+        return found
+
+    def _parcel(self, answer: Answer, ask: Ask, most_bytes: int) -> Parcel:
+        if answer.payload is None:
+            raise _NoAnswer("node", answer.reason)
+        if len(answer.payload) > most_bytes:
+            raise WireError(f"the answer has {len(answer.payload)} bytes, expected at most {most_bytes}")
+        found = answer_to(ask, answer.payload)
+        if not isinstance(found, Parcel):
+            raise _NoAnswer(*found)
+        return found
+
+    def _most_bytes(self, num_clients: int, num_extra: int) -> int:
+        return SLACK + 4 * self.layout.num_parameters * num_clients * (1 + num_extra)
+
+    def _as_told(self, result: Updates | Failure) -> Updates | Failure:
+        """Refuse an update whose weight is not what its node said when it joined."""
+        if isinstance(result, Failure):
+            return result
+        client, count = _client(result), int(result.num_examples_K[0])
+        told = self.members.homes()[client].num_examples[client] if client in self.members.homes() else count
+        if count == told:
+            return result
+        reason = f"the update claims {count} training examples; the node told {told} when it joined"
+        return Failure(client=client, stage="update", reason=reason)
+
+    def _muster(self, cohort: Sequence[ClientId]) -> None:
+        """Call the roll; wait, for so long, while too few of the cohort are connected."""
+        ends = time.monotonic() + self.join_timeout
+        self.members.call(self._round)
+        while len(self.members.homes().keys() & set(cohort)) < min(self.min_updates, len(cohort)):
+            if time.monotonic() >= ends:
+                break  # the round fails by name
+            time.sleep(0.25)
+            self.members.call(self._round)
+        self.clients = as_ids(list({*self.clients, *self.members.homes()}))
+
+    def _refuse_early_end(self, strategy: Strategy) -> None:
+        claims = any(stage.event is not None for stage in strategy.stages)
+        expected = "null: a privacy claim rests on who was drawn, not on who was first"
+        require(self.enough is None or not claims, "engine.enough", self.enough, expected, "engine.enough=null")
+
+    def _who_is_missing(self) -> str:
+        lines = [f"{len(self.members.present)} of {self.nodes} nodes joined within {self.join_timeout:g} s"]
+        lines += [f"  joined    {member}" for member in self.members.present.values()]
+        lines += [f"  refused   node {node}: {reason}" for node, reason in sorted(self.members.refused.items())]
+        lines += [
+            f"  silent    node {node} is connected, its trainer has not answered" for node in self.members.waiting
+        ]
+        return "\n".join(lines)
+
+    def _ask(self, kind: str, clients: Iterable[ClientId]) -> Ask:
+        return Ask(
+            kind=kind,
+            run=self.run,
+            round=self._round,
+            id=secrets.token_hex(16),
+            words=self._words,
+            clients=as_ids(list(clients)),
+            layout=self.layout.digest if self.layout.leaves else "",
+        )
+
+    def _hello(self) -> tuple[Ask, bytes]:
+        ask = self._ask("hello", ())
+        return ask, pack(Parcel(facts=asdict(ask)))
+
+    def _like(self) -> Tally:
+        """A tally of this task."""
+        model = self.members.settle()
+        num_outputs = model.num_classes if model.task == "multiclass" else 1
+        part = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
+        return tally(part, task=model.task, num_classes=model.num_classes)
+
+
+class _NoAnswer(FedlearnError):
+    """A node that did not answer, or said why it does not."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+
+
+def names_of_extra(strategy: Strategy, order: Order, layout: Layout) -> tuple[str, ...]:
+    """What clients must send besides updates, as the strategy's local rule names it."""
+    rule, zeros_KD = strategy.local, np.zeros((1, layout.num_parameters), np.float32)
+    vectors = dict.fromkeys((*rule.memory, *rule.receives), zeros_KD)
+    vectors |= {name: np.asarray(order.broadcast[name]) for name in rule.receives}
+    _, extra = rule.finish(zeros_KD, np.ones(1, np.int64), order.local.learning_rate, **vectors)
+    return tuple(extra)
+
+
+def _client(result: Updates | Tally | Failure) -> ClientId:
+    return int(result.clients_K[0]) if isinstance(result, Updates) else result.client
+
+
+def _ascending(cohort: Sequence[ClientId], arriving: Iterable[Any]) -> Iterator[Any]:
+    """Results in order of clients, each as soon as all before it are there."""
+    held: dict[ClientId, Any] = {}
+    queue = deque(sorted(cohort))
+    for result in arriving:
+        held[_client(result)] = result
+        while queue and queue[0] in held:
+            yield held.pop(queue.popleft())
+    yield from (held[client] for client in queue if client in held)

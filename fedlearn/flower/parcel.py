@@ -1,0 +1,106 @@
+"""Facts and arrays as bytes: safetensors in memory, with the facts as JSON in its header.
+
+Shapes: D parameters laid flat.
+
+Nothing in a parcel can be executed, whoever wrote it. `VERSION` tells two ends apart that are not of the same make.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_safetensors
+from safetensors.numpy import save as to_safetensors
+
+from fedlearn.arrays import as_numpy
+from fedlearn.errors import FedlearnError
+
+VERSION = 1
+KEY = "fedlearn"
+
+
+class WireError(FedlearnError):
+    """A parcel is not what it must be: damaged, of another version, or an answer to something else."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parcel:
+    """Facts, which JSON can hold, and arrays."""
+
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def pack(parcel: Parcel) -> bytes:
+    """A parcel as bytes.
+
+    >>> unpack(pack(Parcel(facts={"kind": "hello"}, arrays={"params": np.zeros(2)}))).arrays["params"]
+    array([0., 0.])
+    """
+    arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in parcel.arrays.items()}
+    facts = json.dumps({**parcel.facts, "version": VERSION}, allow_nan=False)
+    return bytes(to_safetensors(arrays, metadata={KEY: facts}))
+
+
+def unpack(payload: bytes) -> Parcel:
+    """A parcel from bytes.
+
+    Raises:
+        WireError: the bytes are damaged, or of another version.
+    """
+    try:
+        length = int.from_bytes(payload[:8], "little")
+        facts = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"][KEY])
+        arrays = from_safetensors(payload)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise WireError(f"the message cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(facts, dict) or facts.get("version") != VERSION:
+        found = facts.get("version") if isinstance(facts, dict) else None
+        raise WireError(f"the message has format {found}, expected {VERSION}: install the same fedlearn on both sides")
+    return Parcel(facts=facts, arrays=arrays)
+
+
+def fields_of(facts: Any, **kinds: type) -> dict[str, Any]:
+    """Some of the facts, each of the kind that it must be.
+
+    Raises:
+        WireError: one is missing or of another kind.
+    """
+    if not isinstance(facts, dict):
+        raise WireError(f"the message has {facts!r} where named facts belong")
+    for name, kind in kinds.items():
+        if type(facts.get(name)) is not kind:
+            raise WireError(f"the message has {facts.get(name)!r} as its {name}, expected {kind.__name__}")
+    return {name: facts[name] for name in kinds}
+
+
+def group(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def require_form(array: np.ndarray, shape: tuple[int, ...], dtype: Any, name: str) -> None:
+    """Refuse an array of another shape or dtype.
+
+    Raises:
+        WireError: it is.
+    """
+    if array.shape != shape or array.dtype != dtype:
+        expected = f"{shape} of {np.dtype(dtype).name}"
+        raise WireError(f"{name} arrived with shape {array.shape} of {array.dtype}, expected {expected}")
+
+
+def require_vector(vector_D: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+    """Refuse what is not a finite float32 vector of this shape.
+
+    Raises:
+        WireError: it is not.
+    """
+    require_form(vector_D, shape, np.float32, name)
+    if not np.isfinite(vector_D).all():
+        raise WireError(f"{name} that arrived is not finite")

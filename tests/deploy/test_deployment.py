@@ -1,0 +1,110 @@
+"""One federation over loopback, with TLS and node authentication, and what can happen to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+
+from simulations.run import main as simulate
+
+
+def sha_of_simulation(folder, *words):
+    """The model that a simulation ends with."""
+    words = ("scenario=diabetes", "scenario.num_clients=4", "report=false", *words)
+    assert simulate([*words, f"hydra.run.dir={folder}"]) == 0
+    return json.loads((folder / "summary.json").read_text())["parameters_sha256"]
+
+
+def kill(child):
+    os.kill(child.process.pid, signal.SIGKILL)
+
+
+def test_deployed_vector_and_serial_end_with_the_same_bits(federation, tmp_path):
+    deployed = federation.run("rounds=3", name="same")
+    assert deployed.code == 0, deployed.text
+    simulated = {
+        sha_of_simulation(tmp_path / engine, "rounds=3", f"engine={engine}") for engine in ("vector", "serial")
+    }
+    assert {deployed.summary["parameters_sha256"]} == simulated
+    assert "round 3/3" in deployed.text
+    left = {path.name for path in deployed.folder.iterdir()}
+    assert left >= {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "clients.csv",
+        "summary.json",
+        "run.log",
+        "checkpoints",
+    }
+    assert [line["num_updates"] for line in deployed.lines] == [4, 4, 4]
+
+
+def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
+    strike = lambda: kill(federation.children["node1"])  # noqa: E731
+    words = ("strategy=slow", "strategy.seconds=0.3", "rounds=12", "engine.deadline=20", "max_failures=0.6")
+    run = federation.run(*words, name="killed_node", after_rounds=1, strike=strike)
+    assert run.code == 0, run.text
+    updates = [line["num_updates"] for line in run.lines]
+    assert 2 in updates, run.text  # those of the node that was left
+    assert 4 in updates[updates.index(2) :], run.text
+    reasons = {failure["reason"] for line in run.lines for failure in line["failures"]}
+    assert any("answer" in reason or "node" in reason for reason in reasons), reasons
+
+
+def test_a_coordinator_killed_in_a_run_comes_back_and_the_run_ends_as_it_would_have(federation, tmp_path):
+    strike = lambda: kill(federation.children["coordinator"])  # noqa: E731
+    run = federation.run("strategy=slow", "rounds=5", name="killed_coordinator", after_rounds=2, strike=strike)
+    assert run.code == 0, run.text
+    assert "going on from its last checkpoint" in run.text
+    assert [line["round"] for line in run.lines] == [1, 2, 3, 4, 5]
+    assert run.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "whole", "rounds=5")
+
+
+def test_training_that_raises_is_told_at_the_coordinator_and_in_the_run_folder(federation):
+    run = federation.run("strategy=raising", "rounds=2", "max_failures=0.6", name="raising")
+    assert run.code == 0, run.text
+    assert "the scanner is switched off" in run.text
+    assert "the scanner is switched off" in (run.folder / "run.log").read_text()
+    failed = {failure["client"] for line in run.lines for failure in line["failures"]}
+    assert failed == {1, 3}
+
+
+def test_a_full_disk_ends_the_run_by_name_and_keeps_the_last_checkpoint(federation):
+    run = federation.run("strategy=full", "rounds=4", name="full")
+    assert run.code == 3, run.text
+    assert "can no longer be written: No space left on device" in run.text
+    assert "python -m fedlearn.deploy.submit --resume full" in run.text
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["round_000001.safetensors"]
+
+
+def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):
+    run = federation.run("strategy=fedadam", "rounds=2", name="refused")
+    assert run.code == 2, run.text
+    assert "strategies.fedadam" in run.text
+    assert not run.folder.exists()
+
+
+def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federation, tmp_path):
+    words = [*federation.words, "engine.nodes=2", "strategy=slow", "rounds=6", "hydra.run.dir=stopped"]
+    command = federation.submit(*words)
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        seen = []
+        for line in started.stdout:
+            seen.append(line)
+            if line.startswith("round 2/6"):
+                started.send_signal(signal.SIGINT)
+        assert started.wait(30) == 130, "".join(seen)
+    finally:
+        started.kill()
+    text = "".join(seen)
+    assert "stopping after this round" in text
+    assert "python -m fedlearn.deploy.submit --resume stopped" in text
+    stopped = federation.found("stopped")
+    assert 2 <= len(stopped.lines) < 6
+    again = subprocess.run(federation.submit("--resume", "stopped"), capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert stopped.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "whole", "rounds=6")

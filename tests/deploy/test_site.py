@@ -1,0 +1,104 @@
+"""What an operator's site does with orders, whatever they say."""
+
+import numpy as np
+import pytest
+
+from fedlearn import Order, Scenario, Stage, Strategy, Transform, everyone
+from fedlearn.deploy import site as sites
+from fedlearn.deploy.memory import ClientMemories
+from fedlearn.deploy.policy import Policy, Reveal
+from fedlearn.deploy.site import Own, Site
+from fedlearn.flower.parcel import Parcel, pack, unpack
+from fedlearn.flower.wire import Ask, fit_request
+from fedlearn.testing import LinearTrainer, linear_problem
+
+WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
+SEEN = []
+
+
+def problem(*, path=None, framework="torch", device="cpu"):
+    SEEN.append({"path": path, "framework": framework, "device": device})
+    data = linear_problem(num_clients=3)
+    return Scenario(name="linear", data=data, trainer=LinearTrainer(3), model="linear")
+
+
+def noting():
+    """A strategy whose client half notes whether it was told that clients are real."""
+
+    def update(delta_KD, memory, context):
+        SEEN.append(context.deployed)
+        return delta_KD, memory
+
+    return Strategy(select=everyone(), stages=(Stage(client=Transform(update=update)),))
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """``make(own, policy) -> site``, whose builders are those above: how names become code is told elsewhere."""
+    SEEN.clear()
+    built = {"scenario": problem, "strategy": noting}
+
+    def build(words, group, allow=()):
+        return built[group](**{key: value for key, value in words.items() if key != "_target_"})
+
+    monkeypatch.setattr(sites, "build", build)
+    monkeypatch.setattr(sites, "get_object", lambda name: problem)
+
+    def of(own=None, **policy):
+        accepted = {"scenarios": {"fedlearn.testing.problem": {}}, "strategies": {"mine": {}}, **policy}
+        return Site(own or Own(clients=(0, 2)), Policy(**accepted), ClientMemories(tmp_path / "memory"))
+
+    return of
+
+
+def fit(site, *, clients=(0,), round=1, deployed=True, run="run"):
+    layout = LinearTrainer(3).layout
+    order = Order(round=round, seed=1, params_D=np.zeros(4, np.float32), deployed=deployed)
+    ask = Ask(kind="fit", run=run, round=round, id="1", words=WORDS, clients=clients, layout=layout.digest)
+    return unpack(site.answer(fit_request(ask, order, {})))
+
+
+def test_data_framework_and_device_are_the_operators_whatever_an_order_says(make, tmp_path):
+    fit(make(Own(clients=(0,), data=tmp_path, framework="jax", device="cuda:1")))
+    assert SEEN[0] == {"path": str(tmp_path), "framework": "jax", "device": "cuda:1"}
+
+
+def test_without_data_of_its_own_a_site_searches_and_does_not_open_what_an_order_names(make):
+    fit(make())
+    assert SEEN[0]["path"] is None
+
+
+def test_clients_are_real_even_if_an_order_denies_it_so_that_their_noise_cannot_follow_from_its_seed(make):
+    fit(make(), deployed=False)
+    assert SEEN[1] is True
+
+
+def test_scenario_and_strategy_are_built_once(make):
+    site = make()
+    for round in (1, 2, 3):
+        fit(site, round=round)
+    assert sum(isinstance(one, dict) for one in SEEN) == 1
+
+
+def test_numbers_of_examples_are_told_as_the_policy_says(make):
+    exact = fit(make(), clients=(0, 2)).arrays["num_examples"]
+    assert exact.tolist() == [5, 13]
+    rounded = fit(make(reveal=Reveal(num_examples="rounded")), clients=(0, 2)).arrays["num_examples"]
+    assert rounded.tolist() == [5, 10]
+
+
+def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, caplog):
+    site = make()
+    broken = {"kind": "fit", "run": "run", "round": 1, "id": "1", "words": WORDS, "clients": [0], "layout": "x"}
+    error = unpack(site.answer(pack(Parcel(facts=broken)))).facts["error"]
+    assert "expected int" in error["reason"] or "layout" in error["reason"]
+    assert fit(site).facts["clients"] == [0]
+
+
+def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make, tmp_path):
+    site = make(max_rounds=2)
+    for _ in range(2):
+        assert "error" not in fit(site).facts
+    assert "max_rounds=2" in fit(site).facts["error"]["reason"]
+    assert "error" not in fit(site, run="another").facts
+    assert ClientMemories(tmp_path / "memory").orders("run") == (2, 3)

@@ -1,0 +1,197 @@
+"""The trainer's process: its socket, its health, its answers, its end."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+import grpc
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fedlearn import FedlearnError, Order
+from fedlearn.deploy.trainer import SERVICE, main, serve
+from fedlearn.flower.envelope import disclose, enclose
+from fedlearn.flower.messenger import PART, ask, forward
+from fedlearn.flower.parcel import Parcel, pack, unpack
+from fedlearn.flower.wire import Ask, fit_request, layout_of
+
+POLICY = """
+scenarios: {simulations.scenarios.diabetes.diabetes: {}}
+strategies: {strategies.fedavg: {}}
+reveal: {min_test_examples: 1}
+"""
+DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "num_clients": 4}
+WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
+HELLO = Ask(kind="hello", run="run", round=0, id="1", words=WORDS)
+
+
+def of(ask):
+    return {name: getattr(ask, name) for name in ask.__dataclass_fields__}
+
+
+def health(place):
+    with grpc.insecure_channel(f"unix:{place}") as channel:
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+
+
+@pytest.fixture
+def echo(tmp_path):
+    """A trainer whose site answers with what it was asked."""
+    place = tmp_path / "s"
+    server = serve(SimpleNamespace(answer=lambda payload: payload[::-1]), place)
+    yield place
+    server.stop(0).wait(5)
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    """A trainer of clients 1 and 3 in a process of its own."""
+    folder = tmp_path_factory.mktemp("trainer")
+    (folder / "policy.yaml").write_text(POLICY)
+    words = ["--socket", folder / "s", "--client", "1", "--client", "3", "--policy", folder / "policy.yaml"]
+    words += ["--memory", folder / "memory", "--framework", "torch"]
+    command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None and "answers at" not in (folder / "log").read_text():
+        time.sleep(0.1)
+    yield SimpleNamespace(process=process, socket=folder / "s", folder=folder, log=lambda: (folder / "log").read_text())
+    if process.poll() is None:
+        process.kill()
+    process.wait(10)
+
+
+def test_only_its_own_user_may_open_the_socket(echo):
+    assert stat.S_IMODE(echo.stat().st_mode) == 0o600
+
+
+def test_the_standard_health_service_answers(echo):
+    assert health(echo) == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, 5 * PART + 3])
+def test_parcels_of_any_size_pass_in_parts(echo, size):
+    payload = os.urandom(size)
+    assert ask(str(echo), payload, timeout=20) == payload[::-1]
+
+
+def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
+    site = SimpleNamespace(answer=lambda payload: payload)
+    with pytest.raises(FedlearnError, match="no other trainer answers"):
+        serve(site, echo)
+    left_over = tmp_path / "left"
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(left_over))
+    server = serve(site, left_over)
+    assert ask(str(left_over), b"x", timeout=5) == b"x"
+    server.stop(0).wait(5)
+
+
+def test_a_path_that_is_too_long_or_taken_is_refused_by_name(tmp_path):
+    with pytest.raises(FedlearnError, match="--socket"):
+        serve(None, tmp_path / ("x" * 120))
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(FedlearnError, match="where nothing else lies"):
+        serve(None, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_nobody_at_the_socket_is_told_within_the_timeout(tmp_path):
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"the trainer at .* gave no answer: UNAVAILABLE"):
+        ask(str(tmp_path / "none"), b"x", timeout=2)
+    assert time.monotonic() - began < 5
+
+
+def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
+    server = serve(SimpleNamespace(answer=lambda payload: time.sleep(3) or b""), tmp_path / "s")
+    with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
+        ask(str(tmp_path / "s"), b"x", timeout=0.5)
+    server.stop(0).wait(5)
+
+
+def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo, monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    message = Message(enclose(b"question"), 7, "query", ttl=20)
+    context = Context(run_id=1, node_id=7, node_config={"socket": str(echo)}, state=RecordDict(), run_config={})
+    assert disclose(forward(message, context).content) == b"noitseuq"
+    context.node_config = {}
+    with pytest.raises(RuntimeError, match="--node-config 'socket="):
+        forward(message, context)
+
+
+def test_the_messenger_loads_no_framework():
+    code = "import sys, fedlearn.flower.messenger; print([m for m in ('torch', 'jax', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer):
+    hello = unpack(ask(str(trainer.socket), pack(Parcel(facts=of(HELLO))), timeout=60)).facts
+    assert (hello["clients"], hello["framework"], hello["task"]) == ([1, 3], "torch", "regression")
+    layout = layout_of(hello["leaves"])
+    order = Order(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32))
+    request = Ask(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
+    reply = unpack(ask(str(trainer.socket), fit_request(request, order, {}), timeout=60))
+    assert reply.facts["clients"] == [3]
+    assert reply.arrays["num_examples"].tolist() == [hello["num_examples"][1]]
+    assert np.isfinite(reply.arrays["delta"]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "reason"),
+    [
+        ({"words": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
+        ({"kind": "fit", "clients": [0]}, "request", "clients [0] do not live at this node"),
+        ({"run": "../../etc"}, "hello", "the run is called"),
+        ({"kind": "exec"}, "request", "expected one of hello"),
+    ],
+    ids=["policy", "elsewhere", "path", "kind"],
+)
+def test_what_a_trainer_refuses_it_refuses_with_a_reason_that_both_sides_have(trainer, changes, stage, reason):
+    facts = {**of(HELLO), **changes}
+    error = unpack(ask(str(trainer.socket), pack(Parcel(facts=facts)), timeout=60)).facts["error"]
+    assert error["stage"] == stage
+    assert reason in error["reason"]
+    assert reason in trainer.log()
+
+
+def test_bytes_that_are_no_parcel_are_refused_and_the_trainer_lives_on(trainer):
+    error = unpack(ask(str(trainer.socket), b"\x80\x04nonsense", timeout=20)).facts["error"]
+    assert "cannot be read" in error["reason"]
+    assert health(trainer.socket) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_trainer_that_is_told_to_stop_takes_its_socket_along(trainer):
+    trainer.process.send_signal(signal.SIGTERM)
+    assert trainer.process.wait(15) == 0
+    assert not trainer.socket.exists()
+
+
+def test_a_bad_setting_ends_the_trainer_with_2_and_the_reason(tmp_path, capsys):
+    words = [
+        "--socket",
+        str(tmp_path / "s"),
+        "--client",
+        "0",
+        "--policy",
+        str(tmp_path / "none"),
+        "--memory",
+        str(tmp_path),
+    ]
+    assert main([str(word) for word in words]) == 2
+    assert "cannot be read" in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""A Flower `Grid` within this process, whose nodes are real sites, for what a network cannot show on purpose."""
+
+import sys
+import threading
+import time
+import uuid
+from types import SimpleNamespace
+
+import pytest
+
+PROBLEM = '''
+import numpy as np
+from fedlearn import LocalRule, Scenario, Strategy, Transform, everyone
+from fedlearn.testing import LinearTrainer, linear_problem
+
+
+def linear(*, num_features=3, num_clients=4, seed=0):
+    data = linear_problem(num_clients=num_clients, num_features=num_features, seed=seed)
+    return Scenario(name="linear", data=data, trainer=LinearTrainer(num_features), model=f"linear {num_features}-1")
+
+
+def scaffold():
+    """Karimireddy et al., ICML 2020: clients remember their control variate."""
+    def finish(delta_KD, num_steps_K, learning_rate, client_control, control):
+        change = -control - delta_KD / (learning_rate * num_steps_K[:, None])
+        change = change.astype(np.float32)
+        return {"client_control": client_control + change}, {"change": change}
+
+    def step(update_D, memory, context):
+        share = context.cohort_size / context.num_clients
+        return update_D, {"control": memory["control"] + share * context.extra["change"]}
+
+    rule = LocalRule(
+        correct=lambda grad, w, w_global, client_control, control: grad - client_control + control,
+        memory=("client_control",), receives=("control",), finish=finish,
+    )
+    server = Transform(
+        init=lambda layout: {"control": np.zeros(layout.num_parameters, np.float32)},
+        update=step, broadcast=lambda memory: {"control": memory["control"]},
+    )
+    return Strategy(select=everyone(), local=rule, server=server)
+
+
+class Spoilt(LinearTrainer):
+    def __init__(self, num_features, how):
+        super().__init__(num_features)
+        self.how = how
+
+    def fit(self, order, rule, work):
+        if self.how == "raises" and work[0].client == 1:
+            raise RuntimeError("the scanner is offline")
+        return super().fit(order, rule, work)
+
+
+def spoilt(*, how, num_features=3):
+    data = linear_problem(num_clients=4, num_features=num_features)
+    return Scenario(name="linear", data=data, trainer=Spoilt(num_features, how), model="linear")
+'''
+
+
+class FakeGrid:
+    """Nodes are functions from request bytes to reply bytes, each message in a thread of its own.
+
+    Attributes:
+        nodes: by id; None never answers.
+        replies: what was sent so far, for those who tamper.
+    """
+
+    def __init__(self, nodes):
+        self.nodes = dict(nodes)
+        self.lock = threading.Lock()
+        self.inbox = {}
+        self.twice = False
+        self.delays = {}
+
+    def get_node_ids(self):
+        return list(self.nodes)
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            name = uuid.uuid4().hex
+            message.metadata.__dict__["_message_id"] = name
+            ids.append(name)
+            if self.nodes.get(message.metadata.dst_node_id) is not None:
+                threading.Thread(target=self._carry, args=(message, name), daemon=True).start()
+        return ids
+
+    def _carry(self, message, name):
+        from flwr.app import Error, Message
+
+        from fedlearn.flower.envelope import disclose, enclose
+
+        node = message.metadata.dst_node_id
+        time.sleep(self.delays.get(node, 0))
+        try:
+            reply = Message(enclose(self.nodes[node](disclose(message.content))), reply_to=message)
+        except Exception as error:
+            reply = Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+        with self.lock:
+            self.inbox.setdefault(name, []).extend([reply] * (2 if self.twice else 1))
+
+    def pull_messages(self, ids):
+        with self.lock:
+            wanted = list(ids) + ([name for name in self.inbox if name not in ids] if self.twice else [])
+            return [self.inbox[name].pop(0) for name in wanted if self.inbox.get(name)]
+
+
+@pytest.fixture
+def problem(tmp_path, monkeypatch):
+    """A module of cheap scenarios, importable as ``site_problem``."""
+    (tmp_path / "site_problem.py").write_text(PROBLEM)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "site_problem"
+    sys.modules.pop("site_problem", None)
+
+
+@pytest.fixture
+def identity(monkeypatch):
+    """Who this process is to Flower, without which no message can be made."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for name, value in (("_task_id", 1), ("_run_id", 1), ("_node_id", 1)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+
+
+@pytest.fixture
+def federation(problem, identity, tmp_path):
+    """``federation(scenario=..., strategy=..., clients=..., **engine) -> engine, grid, sites``."""
+    from fedlearn.deploy.memory import ClientMemories
+    from fedlearn.deploy.policy import Policy, Reveal
+    from fedlearn.deploy.site import Own, Site
+    from fedlearn.engines.grid import GridEngine
+
+    targets = [f"{problem}.{name}" for name in ("linear", "spoilt")]
+    strategies = ["strategies.fedavg", "strategies.fedprox", "strategies.fedadam", f"{problem}.scaffold"]
+
+    def make(
+        *,
+        scenario="linear",
+        strategy="strategies.fedavg",
+        clients=((0, 1), (2, 3)),
+        policy=None,
+        words=None,
+        **settings,
+    ):
+        accepts = {"scenarios": {name: {} for name in targets}, "strategies": {name: {} for name in strategies}}
+        accepts |= {"allow_targets": [problem], "reveal": Reveal(min_test_examples=1), **(policy or {})}
+        sites = {}
+        for number, here in enumerate(clients):
+            memories = ClientMemories(tmp_path / f"memory{number}")
+            sites[101 + number] = Site(Own(clients=tuple(here)), Policy(**accepts), memories)
+        grid = FakeGrid({node: site.answer for node, site in sites.items()})
+        scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
+        strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
+        given = {"scenario": scenario_words, "strategy": strategy_words}
+        settings = {"run": "test-run", "nodes": len(sites), "join_timeout": 10, "deadline": 10, **settings}
+        return SimpleNamespace(
+            engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, words=given, allow=(problem,)
+        )
+
+    return make

@@ -1,0 +1,32 @@
+"""Parcels in Flower's records."""
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedlearn.flower.envelope import SMALL, disclose, enclose
+
+
+@pytest.mark.parametrize("size", [0, 5, SMALL, SMALL + 1, 12 * 2**20])
+def test_a_parcel_of_any_size_comes_out_as_it_went_in(size):
+    payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    assert disclose(enclose(payload)) == payload
+
+
+def test_a_large_parcel_travels_in_parts_so_that_it_need_not_fit_one_protobuf(monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    payload = bytes(12 * 2**20 - 7) + b"the end"
+    message = Message(enclose(payload), 1, "query")
+    parts = [len(part.deflate()) for part in get_all_nested_objects(message).values()]
+    assert max(parts) < 6 * 2**20
+
+
+@pytest.mark.parametrize("content", [{}, {"fedlearn": ConfigRecord({"parcel": "text"})}, {"arrays": ArrayRecord()}])
+def test_records_without_a_parcel_are_refused(content):
+    with pytest.raises(ValueError, match="expected a parcel of fedlearn"):
+        disclose(RecordDict(content))

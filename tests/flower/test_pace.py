@@ -1,0 +1,70 @@
+"""How long Flower waits."""
+
+import time
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from flwr.supercore.inflatable import inflatable_utils
+
+from fedlearn.flower import pace
+
+
+@pytest.fixture
+def slept(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(pace.time, "sleep", pauses.append)
+    return pauses
+
+
+def test_pauses_grow_with_the_time_waited_up_to_what_was_asked_for(slept):
+    clock = pace.Clock()
+    for _ in range(200):
+        clock.sleep(3)
+    assert slept[0] == pace.SHORTEST
+    assert slept[-1] == 3
+    assert slept == sorted(slept)
+    waited = 0.0
+    for pause in slept:
+        assert pause <= max(pace.SHORTEST, pace.SHARE * waited)  # what comes is found a twentieth later at most
+        waited += pause
+
+
+def test_another_kind_of_wait_begins_with_short_pauses_again(slept):
+    clock = pace.Clock()
+    for seconds in [3] * 100 + [0.5]:
+        clock.sleep(seconds)
+    assert slept[-1] == pace.SHORTEST
+    clock.sleep(0.01)
+    assert slept[-1] == 0.01
+
+
+def test_a_clock_is_pythons_time_in_all_else():
+    assert pace.Clock().monotonic() > 0
+
+
+def test_this_flower_sleeps_where_we_think_it_does(monkeypatch):
+    for module in ("flwr.supernode.start_client_internal", "flwr.supercore.superexec.run_superexec"):
+        found = pytest.importorskip(module)
+        monkeypatch.setattr(found, "time", found.time)  # put back afterwards
+        clock = pace.Clock()
+        pace.sleep_by(clock, module)
+        assert found.time is clock
+
+
+def test_parts_that_are_not_there_yet_are_looked_for_at_once(monkeypatch):
+    defaults = dict(inflatable_utils.pull_objects.__kwdefaults__)
+    monkeypatch.setattr(inflatable_utils.pull_objects, "__kwdefaults__", defaults)
+    pace.look_sooner()
+    missing = ["a", "b"]
+
+    def pull(name):
+        if missing:
+            missing.pop()
+            raise inflatable_utils.ObjectUnavailableError(name)
+        return name.encode()
+
+    began = time.monotonic()
+    assert inflatable_utils.pull_objects(["x"], pull) == {"x": b"x"}
+    assert time.monotonic() - began < 0.9  # Flower's own first look comes after 0.8 to 1.2 s

@@ -1,0 +1,59 @@
+"""Some clients in torch, others in JAX: one model."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from fedlearn import FedlearnError, LocalSettings, Order, Schedule, Work, federate, plain, serial, start, vector
+from fedlearn.testing import LinearTrainer
+from fedlearn.trainers.mixed import MixedTrainer
+from strategies import fedavg, fedprox
+
+pytest.importorskip("torch", reason="the extra torch is not installed")
+pytest.importorskip("jax", reason="the extra jax is not installed")
+
+from simulations.scenarios.digits import digits
+
+LOCAL = LocalSettings(batch_size=32, learning_rate=0.1)
+
+
+def trained(framework, strategy, engine=vector, rounds=10):
+    scenario = digits(framework=framework, num_clients=6)
+    made = engine(scenario.data, scenario.trainer)
+    state = start(strategy, scenario.trainer.init(1), made, seed=1)
+    *_, last = federate(strategy, made, state, schedule=Schedule(rounds=rounds), local=LOCAL)
+    return last.state.params_D
+
+
+@pytest.mark.parametrize("strategy", [fedavg(), fedprox(mu=0.5)], ids=["fedavg", "fedprox"])
+def test_a_mixed_federation_ends_within_1e_4_of_one_all_in_torch(strategy):
+    assert np.abs(trained("mixed", strategy) - trained("torch", strategy)).max() < 1e-4
+
+
+def test_engines_agree_on_a_mixed_federation():
+    assert np.abs(trained("mixed", fedavg(), serial, 3) - trained("mixed", fedavg(), vector, 3)).max() < 1e-5
+
+
+def test_each_client_trains_in_its_own_framework_whoever_else_is_in_the_block():
+    scenario = digits(framework="mixed", num_clients=4)
+    one, other = scenario.trainer.trainers
+    order = Order(round=1, seed=1, params_D=scenario.trainer.init(1), local=LOCAL)
+    work = [Work(client=client, examples=scenario.data.train(client)) for client in (3, 0, 1)]
+    mixed = scenario.trainer.fit(order, plain, work)
+    assert mixed.clients_K.tolist() == [3, 0, 1]
+    assert mixed.num_examples_K.tolist() == [len(item.examples) for item in work]
+    for row, trainer in ((0, other), (1, one), (2, other)):
+        alone = trainer.fit(order, plain, [work[row]])
+        assert np.array_equal(np.asarray(alone.delta_KD)[0], mixed.delta_KD[row])
+        assert alone.metrics["loss"].total_K[0] == mixed.metrics["loss"].total_K[row]
+    assert {"torch", "jax"} <= sys.modules.keys()
+
+
+def test_the_header_says_who_trains_how():
+    assert "torch" in digits(framework="mixed", num_clients=4).trainer.batching_of(4, 100)
+
+
+def test_trainers_of_different_models_do_not_mix():
+    with pytest.raises(FedlearnError, match="different layouts"):
+        MixedTrainer([LinearTrainer(3), LinearTrainer(4)])
