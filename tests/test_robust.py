@@ -144,7 +144,7 @@ def test_what_a_rule_cannot_withstand_is_refused_by_name(build, message):
 
 
 def test_a_round_with_too_few_updates_is_refused_when_it_happens():
-    with pytest.raises(SettingError, match="strategy.num_malicious is 2\n.*n = 6 updates\n.*num_malicious=1"):
+    with pytest.raises(SettingError, match=r"strategy.num_malicious is 2\n.*n = 6 updates\n.*num_malicious=1"):
         aggregate(strategies.krum(num_malicious=2), np.eye(6, dtype=np.float32))
 
 
