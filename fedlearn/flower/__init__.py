@@ -1,0 +1,1 @@
+"""Flower: wire format and adapters; the only home of flwr beside deploy and engines.grid."""
