@@ -14,6 +14,7 @@ from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.arrays import like
 from fedlearn.engines.base import Engine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
+from fedlearn.layout import Layout
 from fedlearn.records import (
     Array,
     ClientId,
@@ -64,7 +65,11 @@ class Schedule:
 
 def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> State:
     """The state before the first round."""
-    layout = engine.layout
+    return start_from(strategy, params_D, engine.layout, seed=seed)
+
+
+def start_from(strategy: Strategy, params_D: Array, layout: Layout, *, seed: int) -> State:
+    """The same, where there is no engine."""
     stages = tuple(stage.server.init(layout) for stage in strategy.stages)
     return State(round=0, seed=seed, params_D=params_D, server=strategy.server.init(layout), stages=stages)
 
@@ -126,9 +131,11 @@ def run_round(strategy: Strategy, engine: Engine, state: State, *, schedule: Sch
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
         extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},
+        params_D=state.params_D,
+        fold=gathered.fold,
         deployed=engine.deployed,
     )
-    params_D, server, stages = _step(strategy, state, strategy.aggregate.done(gathered.fold), context)
+    params_D, server, stages = step(strategy, state, strategy.aggregate.done(gathered.fold), context)
     return Round(
         state=replace(state, round=number, params_D=params_D, server=server, stages=stages),
         cohort=cohort,
@@ -158,7 +165,7 @@ def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max
         )
 
 
-def _step(
+def step(
     strategy: Strategy, state: State, update_D: Array, context: Context
 ) -> tuple[Array, Memory, tuple[Memory, ...]]:
     """The server's half: stages in reverse order, then the optimiser, then the step."""

@@ -12,7 +12,7 @@ import logging
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from itertools import count
 from threading import RLock
@@ -40,6 +40,7 @@ class InProcessGrid(Grid):
         client_app: Flower's.
         num_nodes: >= 1; a node costs nothing until it is written to.
         run_config: what apps find in ``context.run_config``.
+        present: partitions whose nodes are there; None: all, 0 to ``num_nodes - 1``.
 
     Attributes:
         outcomes: how many messages ended as ``reply`` or ``error``.
@@ -54,10 +55,19 @@ class InProcessGrid(Grid):
         SettingError: ``num_nodes`` is out of range.
     """
 
-    def __init__(self, client_app: ClientApp, num_nodes: int, *, run_config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        *,
+        run_config: Mapping[str, Any] | None = None,
+        present: Sequence[int] | None = None,
+    ) -> None:
         require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
         self.client_app, self.num_nodes = client_app, num_nodes
         self.run_config = dict(run_config or {})
+        nodes = range(FIRST_NODE, FIRST_NODE + num_nodes)
+        self.nodes: Sequence[int] = nodes if present is None else [FIRST_NODE + partition for partition in present]
         self.outcomes: Counter[str] = Counter()
         self.first_error = ""
         self._run = Run.create_empty(run_id=1)
@@ -84,8 +94,8 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes: 2, 3, ..."""
-        return range(FIRST_NODE, FIRST_NODE + self.num_nodes)
+        """The nodes that are there: 2 for partition 0, 3 for 1..."""
+        return self.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Take messages; a reply can be pulled by the id of its message.
@@ -95,7 +105,7 @@ class InProcessGrid(Grid):
         ids = []
         for message in messages:
             facts = message.metadata
-            if facts.dst_node_id not in self.get_node_ids():
+            if facts.dst_node_id not in self.nodes:
                 log.error("there is no node %d to send a message to", facts.dst_node_id)
                 continue
             if facts.reply_to_message_id or facts.ttl <= 0:
