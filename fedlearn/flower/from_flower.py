@@ -26,8 +26,8 @@ try:
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
     from fedlearn.flower.grid import FIRST_NODE, InProcessGrid
-    from fedlearn.flower.identity import be_server
     from fedlearn.flower.names import params_of, record_of
+    from fedlearn.flower.process import be_server, leave_the_terminal
     from fedlearn.flower.remembered import restored, snapshot
 except ImportError as missing:
     raise MissingExtra("a strategy of Flower's", "flower") from missing
@@ -59,7 +59,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     ok = isinstance(flower, FlowerStrategy)
     expected, fix = "a flwr.serverapp.strategy.Strategy", "flower=flwr.serverapp.strategy.FedAvg()"
     require(ok, "flower", type(flower).__name__, expected, fix)
-    _leave_the_terminal()
+    leave_the_terminal()
     be_server()
     return Strategy(select=_as_flower_selects(flower), aggregate=_kept(), server=_Rounds(flower).as_transform())
 
@@ -181,10 +181,3 @@ def _reply(strategy: Any, message: Message, block: Updates, k: int, params_D: np
         metrics[getattr(strategy, "train_loss_key", "train_loss")] = float(loss.total_K[k] / loss.count_K[k])
     key = getattr(strategy, "arrayrecord_key", "arrays")
     return Message(RecordDict({key: record_of(local_D, layout), "metrics": metrics}), reply_to=message)
-
-
-def _leave_the_terminal() -> None:
-    """Flower's log lines go where others' go, a run's ``run.log``."""
-    logger = logging.getLogger("flwr")
-    logger.handlers.clear()
-    logger.propagate = True

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from fedlearn.errors import is_count, require
-from fedlearn.flower.identity import SERVER, be_server
+from fedlearn.flower.process import SERVER, be_server
 
 FIRST_NODE = SERVER + 1
 SECONDS_A_PULL = 0.1  # of clients' work, if several replies are pulled at once: a caller looks at its own clock between

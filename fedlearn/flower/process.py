@@ -1,6 +1,8 @@
-"""Who speaks: Flower makes a message only in a process that has been told which run and node it is."""
+"""How this process gets along with Flower: who it is, and where Flower's log lines go."""
 
 from __future__ import annotations
+
+import logging
 
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -13,3 +15,10 @@ def be_server() -> None:
         _ = TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id
     except RuntimeError:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER, 1
+
+
+def leave_the_terminal() -> None:
+    """Flower's log lines go where others' go, a run's ``run.log``."""
+    logger = logging.getLogger("flwr")
+    logger.handlers.clear()
+    logger.propagate = True
