@@ -19,7 +19,7 @@ from functools import lru_cache
 from queue import Empty, Queue
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -123,7 +123,7 @@ class FlowerEngine:
             self._node.strategy = _Named(strategy)
         letters = {client: _order_letter(order, self.memories.get(client, {})) for client in sorted(cohort)}
         for client, letter in self._exchange("train", letters):
-            result = _opened(client, letter)
+            result = _opened(client, letter, stage="fit")
             if isinstance(result, Updates) and result.memory:
                 self.memories[client] = {name: rows_KD[0] for name, rows_KD in result.memory.items()}
             if isinstance(result, Updates | Failure):
@@ -133,7 +133,7 @@ class FlowerEngine:
         """The model's outputs on the held-out part of each client, from its node."""
         letter = _letter({}, {"params": params_D})
         for client, answer in self._exchange("evaluate", dict.fromkeys(sorted(cohort), letter)):
-            result = _opened(client, answer)
+            result = _opened(client, answer, stage="evaluate")
             if isinstance(result, Predictions | Failure):
                 yield result
 
@@ -151,7 +151,7 @@ class FlowerEngine:
         if not self._nodes:
             asked = {node: RecordDict() for node in self._simulation.grid.get_node_ids()}
             replies = self._simulation.replies("query", asked)
-            self._nodes = {int(reply.content["about"]["client"]): node for node, reply in replies.items()}
+            self._nodes = {_whose(reply): node for node, reply in replies.items()}
         contents = {self._nodes[client]: enclose(letter) for client, letter in letters.items()}
         replies = self._simulation.replies(kind, contents)
         for client in letters:
@@ -250,7 +250,8 @@ class _Simulation:
             SimulationError: Flower has ended, or a node did not reply in time.
         """
         ends = time.monotonic() + self._timeout
-        sent = [Message(content, node, kind, ttl=self._timeout) for node, content in contents.items()]
+        later = 2 * self._timeout + 60  # than our own deadline, which says more
+        sent = [Message(content, node, kind, ttl=later) for node, content in contents.items()]
         waiting = dict(zip(self.grid.push_messages(sent), contents, strict=True))
         found: dict[int, Message] = {}
         while waiting:
@@ -302,12 +303,19 @@ class _Simulation:
 # --- letters ----------------------------------------------------------------------------------------------------------
 
 
+def _whose(reply: Message) -> ClientId:
+    if reply.has_error():
+        raise SimulationError(f"a node of Flower's simulation cannot say who it is: {reply.error.reason}")
+    return int(cast(int, reply.content["about"]["client"]))
+
+
 def _letter(facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
     own = {name: np.ascontiguousarray(as_numpy(array)) for name, array in arrays.items()}
     return to_safetensors(own, metadata={"facts": json.dumps(facts)})
 
 
 def _read(letter: bytes) -> tuple[Any, dict[str, np.ndarray]]:
+    """Facts and arrays; safetensors itself reads the facts from files only, where they are JSON after its size."""
     size = int.from_bytes(letter[:8], "little")
     facts = json.loads(json.loads(letter[8 : 8 + size])["__metadata__"]["facts"])
     return facts, from_safetensors(letter)
@@ -339,10 +347,10 @@ def _result_letter(result: Result) -> bytes:
     return _letter({}, arrays)
 
 
-def _opened(client: ClientId, reply: Message) -> Result | None:
+def _opened(client: ClientId, reply: Message, *, stage: str) -> Result | None:
     """What a node's reply says; None if it says nothing."""
     if reply.has_error():
-        return Failure(client=client, stage="fit", reason=f"{reply.error.reason}".strip())
+        return Failure(client=client, stage=stage, reason=f"{reply.error.reason}".strip())
     facts, arrays = _read(disclose(reply.content))
     if "stage" in facts:
         return Failure(client=client, **facts)
