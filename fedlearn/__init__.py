@@ -25,6 +25,16 @@ from fedlearn.records import (
     Updates,
     Work,
 )
+from fedlearn.robust import (
+    chosen_by_krum,
+    coordinate_median,
+    equal_mean,
+    krum_order,
+    mean_around_median,
+    squared_distances,
+    trimmed_mean,
+    withstood,
+)
 from fedlearn.scenario import Scenario, judge
 from fedlearn.select import SamplingLaw, Selector, everyone, min_separation, poisson, uniform
 from fedlearn.strategy import CompositionError, Strategy
@@ -62,8 +72,11 @@ __all__ = [
     "adaptive",
     "array_namespace",
     "chain",
+    "chosen_by_krum",
     "clip",
     "clip_norm",
+    "coordinate_median",
+    "equal_mean",
     "everyone",
     "expected_mean",
     "federate",
@@ -72,7 +85,9 @@ __all__ = [
     "is_count",
     "is_number",
     "judge",
+    "krum_order",
     "mean",
+    "mean_around_median",
     "min_separation",
     "plain",
     "poisson",
@@ -80,9 +95,12 @@ __all__ = [
     "require",
     "serial",
     "sgd",
+    "squared_distances",
     "stacked",
     "start",
+    "trimmed_mean",
     "uniform",
     "vector",
+    "withstood",
     "zeros",
 ]

@@ -18,6 +18,7 @@ from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.arrays import like
 from fedlearn.engines.base import Engine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
+from fedlearn.layout import Layout
 from fedlearn.privacy.protection import Release
 from fedlearn.records import (
     Array,
@@ -70,7 +71,11 @@ class Schedule:
 
 def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> State:
     """The state before the first round."""
-    layout = engine.layout
+    return start_from(strategy, params_D, engine.layout, seed=seed)
+
+
+def start_from(strategy: Strategy, params_D: Array, layout: Layout, *, seed: int) -> State:
+    """The same, where there is no engine."""
     stages = tuple(stage.server.init(layout) for stage in strategy.stages)
     return State(round=0, seed=seed, params_D=params_D, server=strategy.server.init(layout), stages=stages)
 
@@ -158,10 +163,11 @@ def run_round(
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
         extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},
+        params_D=state.params_D,
+        fold=gathered.fold,
         deployed=engine.deployed,
     )
-    update_D, gathered = strategy.aggregate.done(gathered.fold), replace(gathered, fold={})  # whose sum is large
-    params_D, server, stages = _step(strategy, state, update_D, context)
+    params_D, server, stages = step(strategy, state, strategy.aggregate.done(gathered.fold), context)
     ledger = state.ledger if protection is None else protection.charge(state.ledger, _release(number, gathered))
     withheld = protection is not None and "examples" in protection.withholds
     sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in broadcast.values())
@@ -214,7 +220,7 @@ def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max
         )
 
 
-def _step(
+def step(
     strategy: Strategy, state: State, update_D: Array, context: Context
 ) -> tuple[Array, Memory, tuple[Memory, ...]]:
     """The server's half: stages in reverse order, then the optimiser, then the step."""

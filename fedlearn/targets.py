@@ -14,7 +14,7 @@ from typing import Any
 
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
 
-ALLOWED = ("fedlearn", "strategies", "simulations")
+ALLOWED = ("fedlearn", "strategies", "simulations", "flwr.serverapp.strategy")  # of Flower only what it aggregates by
 FORBIDDEN = ("fedlearn.config", __name__)  # a configuration must not widen what configurations may do
 
 

@@ -27,6 +27,8 @@ class Context:
         cohort_size: clients asked in this round.
         extra: mean over the cohort of what else clients sent, D each; on the server only.
         broadcast: what the server half of this stage sends to its client half; on clients only.
+        params_D: the global model that the round began with; on the server only.
+        fold: the aggregator's, of the whole round, for a rule that aggregates and steps in one; on the server only.
         deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
     """
 
@@ -37,6 +39,8 @@ class Context:
     cohort_size: int = 0
     extra: Mapping[str, Array] = field(default_factory=dict)
     broadcast: Mapping[str, Array] = field(default_factory=dict)
+    params_D: Array = None
+    fold: Memory = field(default_factory=dict)
     deployed: bool = False
 
 

@@ -1,10 +1,25 @@
 """One file per paper; every name that they import from fedlearn is public."""
 
+from strategies.bulyan import bulyan
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
 from strategies.fedavg import fedavg
 from strategies.fedavgm import fedavgm
+from strategies.fedmedian import fedmedian
 from strategies.fedprox import fedprox
+from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
+from strategies.krum import krum
 
-__all__ = ["fedadagrad", "fedadam", "fedavg", "fedavgm", "fedprox", "fedyogi"]
+__all__ = [
+    "bulyan",
+    "fedadagrad",
+    "fedadam",
+    "fedavg",
+    "fedavgm",
+    "fedmedian",
+    "fedprox",
+    "fedtrimmedavg",
+    "fedyogi",
+    "krum",
+]

@@ -84,7 +84,7 @@ HOMES = {
     ],
     "dp_accounting": ["fedlearn/privacy/accounting.py"],
     "jax_privacy": ["fedlearn/privacy/mechanisms/ftrl.py"],
-    "flwr": ["fedlearn/engines/grid.py", *FLOWER],
+    "flwr": ["fedlearn/engines/grid.py", "fedlearn/engines/flower.py", *FLOWER],
 }
 
 

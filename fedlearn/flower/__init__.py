@@ -1,1 +1,1 @@
-"""What fedlearn and Flower tell each other."""
+"""Flower: wire format and adapters; the only home of flwr beside deploy and the engines grid and flower."""

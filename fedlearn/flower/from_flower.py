@@ -1,0 +1,183 @@
+"""Strategies written for Flower, in our simulator.
+
+Shapes: K clients, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedlearn.aggregate import Aggregator
+from fedlearn.arrays import as_numpy
+from fedlearn.errors import CheckpointError, FedlearnError, MissingExtra, require
+from fedlearn.layout import Layout
+from fedlearn.records import Array, ClientId, Memory, Updates
+from fedlearn.select import SamplingLaw, Selector
+from fedlearn.strategy import Strategy
+from fedlearn.transform import Context, Transform
+
+try:
+    from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
+    from fedlearn.flower.grid import FIRST_NODE, InProcessGrid
+    from fedlearn.flower.names import params_of, record_of
+    from fedlearn.flower.process import be_server, leave_the_terminal
+    from fedlearn.flower.remembered import restored, snapshot
+except ImportError as missing:
+    raise MissingExtra("a strategy of Flower's", "flower") from missing
+
+log = logging.getLogger(__name__)
+
+
+def from_flower(flower: FlowerStrategy) -> Strategy:
+    """A strategy written for Flower, as one of ours: any engine runs it, at that engine's speed.
+
+    A round is Flower's: ``configure_train`` is shown the round's cohort, clients train from the global model, and
+    ``aggregate_train`` makes the new one of their models, their numbers of examples and their training losses.
+
+    What differs: the cohort is drawn by the run's seed, as large as ``fraction_train`` and ``min_train_nodes`` say;
+    Flower draws by Python's global generator. Clients train as ``local`` says, not by a message's configuration.
+    Evaluation is ours. Stages may work at clients, but their server halves have no aggregate to work on.
+
+    Args:
+        flower: `flwr.serverapp.strategy.Krum(...)`, or one of your own. It is not changed.
+
+    *Guarantees*: a round depends on the state alone. What the strategy remembers (FedAdam's ``m_t``, FedAvgM's
+    ``momentum_vector``) is kept as named arrays in the server's memory: a resumed run ends as an uninterrupted one.
+    Attributes that are no arrays, numbers, words, records, or lists and dicts of these cannot be kept: a run whose
+    strategy changes such a one goes on, but refuses to be resumed, and says which.
+
+    Raises:
+        SettingError: ``flower`` is no strategy of Flower's.
+    """
+    ok = isinstance(flower, FlowerStrategy)
+    expected, fix = "a flwr.serverapp.strategy.Strategy", "flower=flwr.serverapp.strategy.FedAvg()"
+    require(ok, "flower", type(flower).__name__, expected, fix)
+    leave_the_terminal()
+    be_server()
+    return Strategy(select=_as_flower_selects(flower), aggregate=_kept(), server=_Rounds(flower).as_transform())
+
+
+def _as_flower_selects(strategy: Any) -> Selector:
+    """Uniform draws without replacement of as many clients as the strategy's settings say."""
+    fraction, least = getattr(strategy, "fraction_train", 1.0), getattr(strategy, "min_train_nodes", 0)
+    available = max(getattr(strategy, "min_available_nodes", 0), least)
+
+    def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
+        name, most = "strategy.flower.min_available_nodes", len(clients)
+        require(available <= most, name, available, f"at most {most}, the number of clients", f"+{name}={most}")
+        size = max(int(most * fraction), least)
+        name, expected = "strategy.flower.fraction_train", f"a share that is a client or more, of {most}"
+        require(size > 0, name, fraction, expected, f"+{name}=1.0")
+        return [clients[i] for i in rng.choice(most, size, replace=False, shuffle=False)]
+
+    return Selector(choose=choose, law=SamplingLaw(kind="all") if fraction == 1 else None)
+
+
+def _kept() -> Aggregator:
+    """A fold that only keeps: Flower's strategies aggregate and step in one, in the server half."""
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        return {**memory, "blocks": [*memory["blocks"], updates]}
+
+    def done(memory: Memory) -> Array:
+        return np.zeros(memory["layout"].num_parameters, np.float32)
+
+    return Aggregator(init=lambda layout: {"layout": layout, "blocks": []}, add=add, done=done)
+
+
+class _Rounds:
+    """Flower's rounds as a server optimiser."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy, self.first = strategy, snapshot(strategy)
+        self.lost: dict[str, Any] = {}  # attributes that no checkpoint holds
+        self.round_of_lost = 0
+
+    def as_transform(self) -> Transform:
+        """What `Strategy.server` takes."""
+        return Transform(update=self.update)
+
+    def update(self, update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        """One round of the strategy."""
+        layout, params_D = context.fold["layout"], np.asarray(as_numpy(context.params_D))
+        strategy = self._as_it_was(memory, context.round)
+        arrays, config = record_of(params_D, layout), ConfigRecord()
+        replies = _replies(strategy, context, arrays, config, params_D)
+        new, _ = strategy.aggregate_train(context.round, replies)
+        if new is None:
+            log.warning("round %d: %s kept the model as it is", context.round, type(strategy).__name__)
+        step_D = np.zeros_like(params_D) if new is None else params_of(new, layout) - params_D
+        return step_D, self._remember(strategy, context.round)
+
+    def _as_it_was(self, memory: Memory, round: int) -> Any:
+        strategy = restored(self.strategy, self.first, memory)
+        if "lost" in memory:
+            names = bytes(np.asarray(memory["lost"])).decode().split()
+            if self.round_of_lost != round - 1:
+                kind = type(strategy).__name__
+                raise CheckpointError(
+                    f"a run with {kind} cannot be resumed: what it keeps in {', '.join(names)} is in no checkpoint\n"
+                    "  try       arrays, numbers, words, or lists and dicts of these, in its attributes"
+                )
+            for name in names:
+                setattr(strategy, name, self.lost[name])
+        return strategy
+
+    def _remember(self, strategy: Any, round: int) -> Memory:
+        now = snapshot(strategy)
+        memory, lost = now.since(self.first)
+        if not lost:
+            return memory
+        self.lost, self.round_of_lost = {name: now.others[name] for name in lost}, round
+        return {**memory, "lost": np.frombuffer(" ".join(lost).encode(), np.uint8)}
+
+
+def _replies(
+    strategy: Any, context: Context, arrays: ArrayRecord, config: ConfigRecord, params_D: np.ndarray
+) -> list[Message]:
+    """What the clients would have replied to the strategy's messages, in ascending order of clients."""
+    rows = {client: (block, k) for block in context.fold["blocks"] for k, client in enumerate(block.clients_K.tolist())}
+    replies = {}
+    for message in _messages(strategy, sorted(rows), context, arrays, config):
+        if any(record is not arrays for record in message.content.array_records.values()):
+            kind = type(strategy).__name__
+            raise FedlearnError(
+                f"{kind} sends clients other arrays than the global model, which only Flower's runtimes do"
+            )
+        client = message.metadata.dst_node_id - FIRST_NODE
+        block, k = rows[client]
+        replies[client] = _reply(strategy, message, block, k, params_D, context.fold["layout"])
+    return [replies[client] for client in sorted(replies)]
+
+
+def _messages(
+    strategy: Any, cohort: Sequence[ClientId], context: Context, arrays: ArrayRecord, config: ConfigRecord
+) -> Iterable[Message]:
+    """What the strategy sends when nobody but the cohort is there."""
+    drawn = {"fraction_train": 1.0, "min_train_nodes": 0, "min_available_nodes": 0}
+    own = {name: getattr(strategy, name) for name in drawn if hasattr(strategy, name)}
+    for name in own:
+        setattr(strategy, name, drawn[name])
+    try:
+        grid = InProcessGrid(ClientApp(), context.num_clients, present=cohort)
+        return list(strategy.configure_train(context.round, arrays, config, grid))
+    finally:
+        for name, value in own.items():
+            setattr(strategy, name, value)
+
+
+def _reply(strategy: Any, message: Message, block: Updates, k: int, params_D: np.ndarray, layout: Layout) -> Message:
+    local_D = params_D + np.asarray(as_numpy(block.delta_KD[k]), np.float32)
+    metrics = MetricRecord({getattr(strategy, "weighted_by_key", "num-examples"): int(block.num_examples_K[k])})
+    if "loss" in block.metrics:
+        loss = block.metrics["loss"]
+        metrics[getattr(strategy, "train_loss_key", "train_loss")] = float(loss.total_K[k] / loss.count_K[k])
+    key = getattr(strategy, "arrayrecord_key", "arrays")
+    return Message(RecordDict({key: record_of(local_D, layout), "metrics": metrics}), reply_to=message)

@@ -1,0 +1,183 @@
+"""``python -m fedlearn.flower.run path/to/app num_nodes=100``: a Flower app in this process, without Ray.
+
+Words after the path are ``num_nodes`` (2 where it is not given, as in Flower) and settings of the app's own
+``[tool.flwr.app.config]``, with dots for nesting: ``num-server-rounds=3 model.width=32``. The exit code is 0 done, 2
+the app or a setting cannot be used, 3 failed, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import tomllib
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean, is_count, require
+
+try:
+    from flwr.app import Context, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+    from fedlearn.flower.grid import InProcessGrid
+except ImportError as missing:
+    raise MissingExtra("running a Flower app", "flower") from missing
+
+DONE, BAD_CONFIGURATION, FAILED, STOPPED = 0, 2, 3, 130
+USAGE = "python -m fedlearn.flower.run path/to/app num_nodes=100"
+
+
+@dataclass(frozen=True, kw_only=True)
+class App:
+    """A Flower app as its pyproject.toml describes it.
+
+    Attributes:
+        server, client: its components.
+        config: its run configuration, nested names joined by dots.
+    """
+
+    server: ServerApp
+    client: ClientApp
+    config: Mapping[str, Any]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line says."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        sys.stdout.write(f"{__doc__}\n")
+        return DONE if words else BAD_CONFIGURATION
+    try:
+        num_nodes, changes = settings_of(words[1:])
+        app = load(Path(words[0]), changes)
+        return run(app, num_nodes)
+    except FedlearnError as error:
+        sys.stderr.write(f"{error}\n")
+        return BAD_CONFIGURATION
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return STOPPED
+
+
+def run(app: App, num_nodes: int) -> int:
+    """Run an app on that many nodes and say how it went; the exit code.
+
+    Raises:
+        SettingError: ``num_nodes`` is out of range.
+    """
+    grid = InProcessGrid(app.client, num_nodes, run_config=app.config)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=dict(app.config))
+    began = time.perf_counter()
+    try:
+        app.server(grid=grid, context=context)
+        code = DONE
+    except Exception:
+        traceback.print_exc()
+        code = FAILED
+    replies, errors = grid.outcomes["reply"], grid.outcomes["error"]
+    if errors and not replies:
+        code = FAILED
+    if grid.first_error:
+        sys.stderr.write(f"the first error of a ClientApp:\n{grid.first_error}")
+    how = "done" if code == DONE else "failed"
+    seconds = time.perf_counter() - began
+    sys.stderr.write(f"{how} in {seconds:.2f} s: {num_nodes} nodes, {replies} replies, {errors} errors\n")
+    return code
+
+
+def load(folder: Path, changes: Mapping[str, Any] | None = None) -> App:
+    """The app in a folder, its configuration changed.
+
+    Raises:
+        FedlearnError: there is no app, its pyproject.toml lacks what `flwr run` needs, or a component cannot be
+            imported.
+        SettingError: a change names no setting of the app.
+    """
+    project = folder.expanduser().resolve() / "pyproject.toml"
+    if not project.is_file():
+        what = "there is no pyproject.toml in it" if folder.is_dir() else "there is no such folder"
+        raise FedlearnError(f"{folder} holds no Flower app: {what}\n  try       {USAGE}")
+    try:
+        described = tomllib.loads(project.read_text(encoding="utf-8"))["tool"]["flwr"]["app"]
+        server, client = (described["components"][name] for name in ("serverapp", "clientapp"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FedlearnError(f"{project} cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        needs = "[tool.flwr.app.components] with serverapp and clientapp"
+        raise FedlearnError(f"{project} describes no Flower app: it lacks {error}\n  expected  {needs}") from error
+    config = changed(flattened(described.get("config", {})), changes or {})
+    sys.path.insert(0, str(project.parent))
+    return App(
+        server=component(server, ServerApp, project), client=component(client, ClientApp, project), config=config
+    )
+
+
+def component(reference: str, kind: type[Any], project: Path) -> Any:
+    """What ``module:attribute`` stands for.
+
+    Raises:
+        FedlearnError: it cannot be imported, or is of another kind.
+    """
+    module, _, attribute = str(reference).partition(":")
+    try:
+        found = import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        why = f"{type(error).__name__}: {error}\n  in        {place.filename}, line {place.lineno}"
+        raise FedlearnError(f"{reference} of {project} cannot be imported: {why}") from error
+    if not isinstance(found, kind):
+        raise FedlearnError(f"{reference} of {project} is a {type(found).__name__}, expected a {kind.__name__}")
+    return found
+
+
+def settings_of(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
+    """``num_nodes``, and the rest as settings of the app; values as in TOML, or plain text.
+
+    Raises:
+        SettingError: a word is no ``key=value``, or ``num_nodes`` is out of range.
+    """
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        require(bool(key and equals), word, "no setting", "key=value", USAGE)
+        try:
+            given[key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            given[key] = text
+    num_nodes = given.pop("num_nodes", 2)
+    require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
+    return num_nodes, given
+
+
+def flattened(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested tables as one, their names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= flattened(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return flat
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with some of its values changed.
+
+    Raises:
+        SettingError: there is no such setting.
+    """
+    for name, value in changes.items():
+        near = did_you_mean(name, config)
+        expected = f"a setting of the app: {', '.join(config) or 'it has none'}"
+        fix = f"{near}={value}" if near else f"[tool.flwr.app.config] of its pyproject.toml: {name} = ..."
+        if name not in config:
+            raise SettingError(name, value, expected, fix)
+    return {**config, **changes}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Bulyan: Krum again and again, then a trimmed mean of what it chose."""
+
+from fedlearn import (
+    Array,
+    Strategy,
+    chosen_by_krum,
+    mean_around_median,
+    squared_distances,
+    stacked,
+    uniform,
+    withstood,
+)  # fmt: skip
+
+UNKNOWN = 2**31  # updates in a round: checked again when they are there
+
+
+def bulyan(*, num_malicious: int | None = None, clients_per_round: int | None = None) -> Strategy:
+    """The global model moves, in each coordinate, by the mean of the values closest to the median of chosen updates.
+
+    1. ``S``: ``theta = n - 2 f`` updates, each chosen by Krum among those not chosen yet;
+    2. ``w <- w + `` in each coordinate the mean of the ``beta = theta - 2 f`` values of ``S`` closest to its median.
+
+    Args:
+        num_malicious: ``f``, how many of a round's clients may be malicious, with ``n >= 4 f + 3`` updates in a round;
+            None takes the most that ``n`` allows.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: while at most ``f`` clients are malicious, the median of ``S`` lies within the range of the honest
+    values, and each value that is averaged is no further from it than the furthest honest one.
+
+    Reference: El Mhamdi, Guerraoui, Rouault, *The Hidden Vulnerability of Distributed Learning in Byzantium*, ICML
+    2018, arXiv:1802.07927, section 4.
+    """
+
+    def checked(num_updates: int) -> int:
+        return withstood(num_malicious, num_updates, per_malicious=4)
+
+    def rule(updates_KD: Array, num_examples_K: Array) -> Array:
+        f = checked(len(updates_KD))
+        theta = len(updates_KD) - 2 * f
+        chosen = chosen_by_krum(squared_distances(updates_KD), f, theta)
+        return mean_around_median(updates_KD[chosen], theta - 2 * f)
+
+    checked(clients_per_round or UNKNOWN)
+    return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

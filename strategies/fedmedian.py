@@ -1,0 +1,23 @@
+"""The coordinate-wise median of the clients' updates."""
+
+from fedlearn import Strategy, coordinate_median, stacked, uniform
+
+
+def fedmedian(*, clients_per_round: int | None = None) -> Strategy:
+    """The global model moves by the median update: ``w <- w + median_k (w_k - w)``, coordinate by coordinate.
+
+    Every client counts the same: the number of its examples is for a malicious client to choose.
+
+    Args:
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: while fewer than half of a round's clients are malicious, each coordinate of the step lies within the
+    range of the honest clients' updates.
+
+    Reference: Yin, Chen, Ramchandran, Bartlett, *Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+    Rates*, ICML 2018, arXiv:1803.01498, Definition 1.
+    """
+    return Strategy(
+        select=uniform(clients_per_round),
+        aggregate=stacked(lambda updates_KD, num_examples_K: coordinate_median(updates_KD)),
+    )

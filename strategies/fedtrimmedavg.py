@@ -1,0 +1,30 @@
+"""The coordinate-wise trimmed mean of the clients' updates."""
+
+from fedlearn import Array, Strategy, is_number, require, stacked, trimmed_mean, uniform
+
+
+def fedtrimmedavg(*, trim: float = 0.2, clients_per_round: int | None = None) -> Strategy:
+    """The global model moves by the mean of what is left of each coordinate without its extremes.
+
+    ``w <- w + 1 / ((1 - 2 trim) K) sum_{k in U} (w_k - w)``, where ``U`` leaves out the ``trim K`` (rounded down)
+    smallest and as many largest values of the coordinate.
+
+    Every client counts the same: the number of its examples is for a malicious client to choose.
+
+    Args:
+        trim: share of a round's clients to leave out at each end, in [0, 0.5); 0 is the mean.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: while at most ``trim K`` of a round's clients are malicious, each coordinate of the step lies within
+    the range of the honest clients' updates.
+
+    Reference: Yin, Chen, Ramchandran, Bartlett, *Byzantine-Robust Distributed Learning: Towards Optimal Statistical
+    Rates*, ICML 2018, arXiv:1803.01498, Definition 2.
+    """
+    within = is_number(trim, at_least=0, below=0.5)
+    require(within, "trim", trim, "a share in [0, 0.5)", "trim=0.1   (leaves out 10 % of the clients at each end)")
+
+    def rule(updates_KD: Array, num_examples_K: Array) -> Array:
+        return trimmed_mean(updates_KD, int(trim * len(updates_KD) + 1e-9))  # 0.29 * 100 is a little less than 29
+
+    return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

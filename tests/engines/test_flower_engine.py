@@ -1,0 +1,130 @@
+"""Flower's own simulation runtime gives what the engine serial gives, bit for bit."""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed")
+pytest.importorskip("ray", reason="ray is not installed")
+pytest.importorskip("torch", reason="torch is not installed")
+import ray
+
+import strategies
+from fedlearn import (
+    LocalRule,
+    LocalSettings,
+    Order,
+    Schedule,
+    SettingError,
+    Strategy,
+    Transform,
+    everyone,
+    federate,
+    mean,
+    serial,
+    start,
+    uniform,
+)  # fmt: skip
+from fedlearn.config import rebuilt
+from fedlearn.engines.flower import SimulationError, flower
+from fedlearn.records import Failure
+
+DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "num_clients": 5}
+LOCAL = LocalSettings(learning_rate=0.1)
+
+
+def scaffold():
+    """Client memory, broadcast and extra, all at once."""
+
+    def finish(delta_KD, num_steps_K, learning_rate, *, own, server):
+        new_KD = own - server - delta_KD / (num_steps_K[:, None] * learning_rate)
+        return {"own": new_KD}, {"change": new_KD - own}
+
+    def update(update_D, memory, context):
+        return update_D, {"server": memory["server"] + np.asarray(context.extra["change"], np.float32)}
+
+    control = Transform(
+        init=lambda layout: {"server": np.zeros(layout.num_parameters, np.float32)},
+        update=update,
+        broadcast=lambda memory: {"server": memory["server"]},
+    )
+    rule = LocalRule(
+        correct=lambda grad, w, w_global, *, own, server: grad - own + server,
+        memory=("own",),
+        receives=("server",),
+        finish=finish,
+    )
+    return Strategy(select=uniform(3), local=rule, aggregate=mean(weighting="equal"), server=control)
+
+
+@pytest.fixture(scope="module")
+def scenario():
+    return rebuilt(DIGITS, ())
+
+
+@pytest.fixture(scope="module")
+def engine(scenario):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    made = flower(scenario.data, scenario.trainer, partial(rebuilt, DIGITS, ()), num_workers=2, timeout=300.0)
+    yield made
+    made.close()
+    assert not made._simulation._thread.is_alive()
+    assert not ray.is_initialized()
+
+
+def rounds_of(engine, strategy, params_D):
+    engine.memories.clear()
+    state = start(strategy, params_D, engine, seed=1)
+    return list(federate(strategy, engine, state, schedule=Schedule(rounds=2), local=LOCAL))
+
+
+@pytest.mark.parametrize("build", [strategies.fedprox, scaffold], ids=["fedprox", "scaffold"])
+def test_the_model_is_that_of_serial_bit_for_bit(engine, scenario, build):
+    here, strategy, params_D = serial(scenario.data, scenario.trainer), build(), scenario.trainer.init(1)
+    ours, theirs = rounds_of(here, strategy, params_D), rounds_of(engine, strategy, params_D)
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(one.state.params_D, other.state.params_D)
+        assert one.metrics == other.metrics
+        for name in ("cohort", "failures", "num_examples", "bytes_up", "bytes_down"):
+            assert getattr(one, name) == getattr(other, name)
+    assert here.memories.keys() == engine.memories.keys()
+    for client, memory in here.memories.items():
+        assert all(np.array_equal(memory[name], engine.memories[client][name]) for name in memory)
+
+
+def test_nodes_evaluate_what_serial_evaluates(engine, scenario):
+    params_D, clients = scenario.trainer.init(1), [4, 0, 2]
+    expected = list(serial(scenario.data, scenario.trainer).evaluate(params_D, clients))
+    found = list(engine.evaluate(params_D, clients))
+    assert [one.client for one in found] == [0, 2, 4]
+    for one, other in zip(found, expected, strict=True):
+        assert np.allclose(one.outputs, other.outputs, atol=1e-6)
+        assert np.array_equal(one.targets, other.targets)
+
+
+def test_a_client_that_fails_is_named_with_its_stage_and_reason(engine, scenario):
+    params_D = np.full_like(scenario.trainer.init(1), np.nan)
+    order, strategy = Order(round=1, seed=1, params_D=params_D, local=LOCAL), Strategy(select=everyone())
+    found = list(engine.fit(order, strategy, [3, 1]))
+    expected = list(serial(scenario.data, scenario.trainer).fit(order, strategy, [3, 1]))
+    assert found == expected
+    assert [(one.client, one.stage) for one in found if isinstance(one, Failure)] == [(1, "update"), (3, "update")]
+
+
+def test_waiting_ends_with_a_named_cause(engine, scenario, monkeypatch):
+    monkeypatch.setattr(engine._simulation, "_timeout", 0.01)
+    began = time.monotonic()
+    with pytest.raises(SimulationError, match=r"2 of 2 nodes have not answered in 0.01 s\n.*engine.timeout=0.1"):
+        list(engine.evaluate(scenario.trainer.init(1), [0, 1]))
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_workers", 0), ("timeout", 0)])
+def test_settings_out_of_range_are_refused_before_anything_starts(scenario, name, value):
+    with pytest.raises(SettingError, match=name):
+        flower(scenario.data, scenario.trainer, partial(rebuilt, DIGITS, ()), **{name: value})

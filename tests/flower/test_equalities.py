@@ -1,0 +1,190 @@
+"""Ours and Flower's strategies on the same updates: they agree, or the paper's equation says who differs and how.
+
+Shapes: K clients, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed")
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import strategy as flower
+
+import strategies
+from fedlearn import chosen_by_krum, squared_distances
+from fedlearn.flower.as_flower import as_flower
+from fedlearn.flower.grid import InProcessGrid
+
+SHAPES = {"out.bias": (3,), "out.weight": (3, 4), "in.weight": (4, 5)}
+NUM_CLIENTS = 11
+TOLERANCE = 2e-6
+
+
+def model(rng, scale=1.0):
+    return {name: scale * rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def updates_of(round):
+    """What each client adds to the global model in a round; two of them far away from the others."""
+    rng = np.random.default_rng((7, round))
+    common = model(rng, 0.1)
+    updates = [{name: common[name] + leaf for name, leaf in model(rng, 0.02).items()} for _ in range(NUM_CLIENTS)]
+    for k in (3, 8):
+        updates[k] = model(rng, 5.0)
+    return updates
+
+
+@pytest.fixture(scope="module")
+def client():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        k, round = context.node_config["partition-id"], message.content["config"]["server-round"]
+        arrays = {name: array.numpy() for name, array in message.content["arrays"].items()}
+        own = {name: arrays[name] + leaf for name, leaf in updates_of(round)[k].items()}
+        metrics = MetricRecord({"num-examples": 10 + k, "loss": float(k)})
+        record = ArrayRecord({name: as_array(leaf) for name, leaf in own.items()})
+        return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def as_array(leaf):
+    return next(iter(ArrayRecord([leaf]).values()))
+
+
+def after(strategy, client, *, rounds=3, before=None):
+    """The global model after some rounds, flat."""
+    grid = InProcessGrid(client, NUM_CLIENTS)
+    arrays = ArrayRecord({name: as_array(leaf) for name, leaf in model(np.random.default_rng(1)).items()})
+    for number in range(1, rounds + 1):
+        messages = strategy.configure_train(number, arrays, ConfigRecord(), grid)
+        if before:
+            before(strategy, number)
+        new, _ = strategy.aggregate_train(number, list(grid.send_and_receive(messages)))
+        arrays = new
+    assert list(arrays) == list(SHAPES)
+    return np.concatenate([array.numpy().ravel() for array in arrays.values()])
+
+
+def far(one_D, other_D):
+    return float(np.abs(one_D - other_D).max())
+
+
+SAME = {
+    "fedavg": (strategies.fedavg(), lambda: flower.FedAvg()),
+    "fedavgm": (
+        strategies.fedavgm(learning_rate=0.5, momentum=0.9),
+        lambda: flower.FedAvgM(server_learning_rate=0.5, server_momentum=0.9),
+    ),
+    "fedmedian": (strategies.fedmedian(), lambda: flower.FedMedian()),
+    "fedtrimmedavg": (strategies.fedtrimmedavg(trim=0.2), lambda: flower.FedTrimmedAvg(beta=0.2)),
+    "krum": (strategies.krum(num_malicious=2), lambda: flower.Krum(num_malicious_nodes=2)),
+    "bulyan without f": (strategies.bulyan(num_malicious=0), lambda: flower.Bulyan(num_malicious_nodes=0)),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_ours_and_flowers_agree_after_three_rounds(client, name):
+    ours, theirs = SAME[name]
+    assert far(after(as_flower(ours), client), after(theirs(), client)) < TOLERANCE
+
+
+def start_at_tau(strategy, number):
+    """Algorithm 2 of Reddi et al. starts ``v`` at ``tau^2``; Flower's starts it at zero."""
+    if number == 1:
+        strategy.v_t = {name: np.full(shape, strategy.tau**2, np.float32) for name, shape in SHAPES.items()}
+
+
+ADAPTIVE = {
+    "fedyogi": (strategies.fedyogi, flower.FedYogi, {"beta1": 0.9, "beta2": 0.99}),
+    "fedadagrad": (strategies.fedadagrad, flower.FedAdagrad, {}),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_the_adaptive_ones_agree_once_flowers_second_moment_starts_as_in_the_paper(client, name):
+    ours, theirs, betas = ADAPTIVE[name]
+    flowers = {key.replace("beta", "beta_"): value for key, value in betas.items()}
+    a_D = after(as_flower(ours(learning_rate=0.03, tau=0.01, **betas)), client)
+    assert far(a_D, after(theirs(eta=0.03, tau=0.01, **flowers), client, before=start_at_tau)) < TOLERANCE
+    assert far(a_D, after(theirs(eta=0.03, tau=0.01, **flowers), client)) > 100 * TOLERANCE
+
+
+def test_flowers_adam_is_kingmas_whose_correction_the_paper_of_fedadam_does_not_have(client):
+    """Flower: ``eta sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1))`` in place of ``eta``; Reddi et al.: ``eta``."""
+    eta, beta1, beta2 = 0.03, 0.9, 0.99
+
+    def uncorrected(strategy, number):
+        start_at_tau(strategy, number)
+        strategy.eta = eta * (1 - beta1 ** (number + 1)) / np.sqrt(1 - beta2 ** (number + 1))
+
+    ours_D = after(as_flower(strategies.fedadam(learning_rate=eta, beta1=beta1, beta2=beta2, tau=0.01)), client)
+
+    def theirs():
+        return flower.FedAdam(eta=eta, beta_1=beta1, beta_2=beta2, tau=0.01)
+
+    assert far(ours_D, after(theirs(), client, before=uncorrected)) < TOLERANCE
+    assert far(ours_D, after(theirs(), client, before=start_at_tau)) > 100 * TOLERANCE
+
+
+def test_multi_krum_takes_equal_means_where_flowers_weighs_by_examples(client):
+    """Blanchard et al., section 4: ``(1/m) sum`` of the chosen; a malicious client would choose its weight."""
+    ours = strategies.krum(num_malicious=2, num_to_keep=3)
+    theirs = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3)
+    ours_D, weighted_D = after(as_flower(ours), client), after(theirs, client)
+    assert far(ours_D, weighted_D) > 100 * TOLERANCE
+    equal = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3, weighted_by_key="weight")
+    assert far(ours_D, after(equal, weightless(client))) < TOLERANCE
+
+
+def weightless(client):
+    """The same client, who reports an equal weight beside its examples."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        reply = client(message, context)
+        reply.content["metrics"]["weight"] = 1
+        return reply
+
+    return app
+
+
+def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_scores_at_once(client):
+    """El Mhamdi et al., section 4: ``S`` is filled by one vector at a time, which leaves the received set."""
+    chosen = []
+
+    def again_and_again(contents, num_malicious, num_chosen):
+        rows = [np.concatenate([a.numpy().ravel() for a in one["arrays"].values()]) for one in contents]
+        which = chosen_by_krum(squared_distances(np.stack(rows)), num_malicious, num_chosen)
+        chosen.append({contents[k]["metrics"]["num-examples"] - 10 for k in which})
+        return [contents[k] for k in which]
+
+    ours_D = after(as_flower(strategies.bulyan(num_malicious=2)), client)
+    told = flower.Bulyan(num_malicious_nodes=2, selection_rule=again_and_again)
+    assert far(ours_D, after(told, client)) < TOLERANCE
+    assert all(len(which) == 7 and not {3, 8} & which for which in chosen)
+    assert far(ours_D, after(flower.Bulyan(num_malicious_nodes=2), client)) < 0.05  # other honest ones, all alike
+
+
+def test_our_mean_of_equal_models_is_exact_where_flowers_is_not():
+    threes = ArrayRecord([np.full(5, 3.0, np.float32)])
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        metrics = MetricRecord({"num-examples": (100, 150, 77)[context.node_config["partition-id"]]})
+        return Message(RecordDict({"arrays": threes, "metrics": metrics}), reply_to=message)
+
+    def mean_of(strategy):
+        grid = InProcessGrid(app, 3)
+        messages = strategy.configure_train(1, ArrayRecord([np.zeros(5, np.float32)]), ConfigRecord(), grid)
+        return strategy.aggregate_train(1, list(grid.send_and_receive(messages)))[0].to_numpy_ndarrays()[0]
+
+    assert mean_of(as_flower(strategies.fedavg())).tolist() == [3.0] * 5
+    assert mean_of(flower.FedAvg()) == pytest.approx(3.0, abs=1e-5)
