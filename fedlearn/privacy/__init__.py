@@ -1,0 +1,1 @@
+"""Privacy: mechanisms, one ledger, secure aggregation, an audit."""

@@ -1,0 +1,28 @@
+"""The two ways in which secure aggregation ends without a sum."""
+
+from __future__ import annotations
+
+from fedlearn.errors import FedlearnError
+
+
+class Refused(FedlearnError):
+    """One side does not accept what the other one sent; it has given nothing away and stays where it was."""
+
+
+class Aborted(FedlearnError):
+    """A round ended without a sum: nothing was released, and the next round is not affected.
+
+    Args:
+        stage: of the protocol, e.g. ``mask``.
+        cause: what was missing.
+    """
+
+    def __init__(self, stage: str, cause: str) -> None:
+        super().__init__(f"secure aggregation stopped at stage {stage}: {cause}\n  expected  no result of this round")
+        self.stage, self.cause = stage, cause
+
+
+def refuse(bad: bool, cause: str) -> None:
+    """Raise `Refused` if ``bad``."""
+    if bad:
+        raise Refused(cause)
