@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import ceil, floor, log2, sqrt
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from fedlearn.local import LocalRule
 from fedlearn.privacy.secagg.cost import NoisySum
 from fedlearn.privacy.secagg.discrete import LARGEST_STD, Stream, draw, round_within
 from fedlearn.privacy.secagg.errors import Aborted
-from fedlearn.privacy.secagg.fixed import FixedPoint
+from fedlearn.privacy.secagg.fixed import FixedPoint, finite
 from fedlearn.privacy.secagg.rotate import largest_flattening, padded, rotate, unrotate
 from fedlearn.records import Array, Memory, Updates
 from fedlearn.seeds import Purpose
@@ -171,8 +171,12 @@ class Masking:
         if self.protocol == "full":
             _drill()
 
-    def protect(self, strategy: Strategy) -> Strategy:
+    def protect(self, strategy: Strategy, *, num_clients: int | None = None) -> Strategy:
         """The strategy with masked updates.
+
+        Args:
+            strategy: one whose update is an equally weighted mean.
+            num_clients: in all, if it is known: the cohort of a strategy that asks everyone.
 
         Raises:
             CompositionError: the strategy does not take equally weighted means, or its clients send other vectors too.
@@ -180,12 +184,11 @@ class Masking:
         """
         _refuse_unless_equal(strategy)
         _refuse_extras(strategy.local)
-        size = self.cohort_of(strategy)
+        size = self.cohort_of(strategy, num_clients)
         encoding = Encoding(self.code(size), self.clip_norm, self.flatten, self.release(size))
         stage = Stage(
             client=Transform(update=encoding.encode, init=encoding.check),
             server=Transform(update=encoding.unrotate, init=encoding.remember),
-            event=encoding.release,
             clips=True,
             needs_sum=True,
         )
@@ -197,10 +200,11 @@ class Masking:
         )
         return replace(strategy, stages=(*strategy.stages, stage), aggregate=total)
 
-    def cohort_of(self, strategy: Strategy) -> int:
+    def cohort_of(self, strategy: Strategy, num_clients: int | None = None) -> int:
         """Clients that a round asks, at most."""
         law = strategy.select.law
-        size = self.cohort or (law.size if law else None)
+        asked = {"all": num_clients, "fixed_size": law.size}.get(law.kind) if law else None
+        size = self.cohort or asked
         if size is None:
             expected = "a number: sums of an unknown number of clients could wrap around"
             raise SettingError("cohort", None, expected, "cohort=10   (or strategy.clients_per_round=10)")
@@ -228,9 +232,11 @@ class Masking:
         quorum = self.threshold_of(size)
         norm = SLACK * self.flatten * (2 ** (self.bits - 1) - 1)
         std = self.noise_multiplier * norm / sqrt(quorum)
-        expected = f"so much that each client's noise, now {std:.3g} integers, is between 1 and {LARGEST_STD:.0f}"
-        fix = "bits=16   (below 1 the sum's noise is far from Gaussian and the guarantee is gone)"
-        require(1 <= std <= LARGEST_STD, "bits", self.bits, expected, fix)
+        expected = (
+            f"so that each client's noise, now of deviation {std:.3g}, is between 1 and {LARGEST_STD:.0f} integers"
+        )
+        fewer = ceil(log2(std / LARGEST_STD)) if std > 1 else floor(log2(std))
+        require(1 <= std <= LARGEST_STD, "bits", self.bits, expected, f"bits={self.bits - fewer}")
         return NoisySum(kind=self.noise, std=std, norm=norm, quorum=quorum, max_clients=size)
 
 
@@ -252,7 +258,7 @@ class Encoding:
 
     def encode(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         """The client half: K x D floats to K x P unsigned integers."""
-        x_KD = clipped(np.asarray(as_numpy(update), np.float64), self.clip_norm)
+        x_KD = clipped(finite(as_numpy(update)), self.clip_norm)
         if self.flatten > 1:
             x_KD = rotate(x_KD, _signs(context, x_KD.shape[1]))
         if self.release is None:

@@ -14,7 +14,7 @@ import numpy as np
 from fedlearn.errors import MissingExtra
 from fedlearn.seeds import Purpose, seed_sequence
 
-LARGEST_STD = 2.0**15  # beyond it SciPy's Bessel functions fail, and no setting that fits 32 bits needs it
+LARGEST_STD = 2.0**14  # SciPy's Bessel functions fail from 2**15 on, and nothing that fits 32 bits needs more
 MOST_TRIES = 20
 
 
@@ -95,6 +95,7 @@ def _tails(kind: str, std: float) -> np.ndarray:
         p = np.exp(-0.5 * (k / std) ** 2)
     tails = 2 * np.cumsum(p[::-1])
     tails /= tails[-1] - p[0]
+    assert np.isfinite(tails).all(), f"no table of {kind} noise for a deviation of {std}"
     tails[-1] = 1.0
     return tails[np.searchsorted(tails, 2.0**-64) :]
 

@@ -85,10 +85,7 @@ class FixedPoint:
 
     def scaled(self, x: np.ndarray) -> np.ndarray:
         """Still real, in ``[-levels, levels]``; to be rounded."""
-        x = np.asarray(x, np.float64)
-        if not np.isfinite(x).all():
-            raise ValueError("a vector to be encoded holds NaN or infinity")
-        return np.clip(x * self.scale, -self.levels, self.levels)
+        return np.clip(finite(x) * self.scale, -self.levels, self.levels)
 
     def wrap(self, integers: np.ndarray) -> np.ndarray:
         """Signed integers modulo ``2**modulus_bits``."""
@@ -97,6 +94,14 @@ class FixedPoint:
     def decode(self, total: np.ndarray) -> np.ndarray:
         """The sum, as float64, of real vectors whose integers add up to ``total``."""
         return total.view(self.dtype.str.replace("u", "i")).astype(np.float64) / self.scale
+
+
+def finite(x: np.ndarray) -> np.ndarray:
+    """As float64; `ValueError` for NaN and infinity, which have no integer."""
+    x = np.asarray(x, np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError("a vector to be encoded holds NaN or infinity")
+    return x
 
 
 def _tail(std: float) -> float:
