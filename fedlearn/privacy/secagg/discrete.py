@@ -68,9 +68,9 @@ def draw(kind: str, std: float, size: int, stream: Stream) -> np.ndarray:
         size: how many.
         stream: of random numbers.
 
-    *Guarantees*: each integer's probability is right up to a relative error of ``std * 2**-52`` (float64 tables; an
-    inversion from the tails, so that small probabilities are as good as large ones); what is less likely than 2**-63
-    does not occur. NumPy's Poisson sampler would lose ``std**2 * 2**-49`` to its logarithms.
+    *Guarantees*: each integer's probability is right up to a relative error below 1e-10 (SciPy's Bessel functions, and
+    float64 tables that are inverted from the tails, so that small probabilities are as good as large ones); what is
+    less likely than 2**-63 does not occur. NumPy's samplers cannot draw from a cryptographic generator.
 
     References: Agarwal, Kairouz, Liu, *The Skellam Mechanism for Differentially Private Federated Learning*, NeurIPS
     2021, arXiv:2110.04995; Canonne, Kamath, Steinke, *The Discrete Gaussian for Differential Privacy*, NeurIPS 2020,

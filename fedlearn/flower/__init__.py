@@ -1,0 +1,1 @@
+"""What fedlearn and Flower tell each other."""
