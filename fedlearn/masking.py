@@ -208,7 +208,7 @@ class Masking:
         if size is None:
             expected = "a number: sums of an unknown number of clients could wrap around"
             raise SettingError("cohort", None, expected, "cohort=10   (or strategy.clients_per_round=10)")
-        return size
+        return int(size)
 
     def threshold_of(self, size: int) -> int:
         """The fewest clients whose sum may be opened, of a cohort of ``size``."""

@@ -59,7 +59,8 @@ class Client:
         least: the smallest threshold that this client accepts: it is never in a sum of fewer.
 
     Attributes:
-        kept: what must be remembered until the next message: secret, at this client only.
+        kept: what must be remembered until the next message: secret, at this client only, and to be saved before the
+            reply leaves, or a crash could make it answer twice.
 
     *Guarantees*: whatever arrives, a client gives away, for any other client of a session, a share of either the seed
     or the pairwise secret, never both; opens a round at most once, and only if at least ``threshold`` clients have

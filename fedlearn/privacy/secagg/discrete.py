@@ -111,7 +111,8 @@ def round_within(x_D: np.ndarray, *, norm: float, stream: Stream) -> np.ndarray:
     Aggregation*, ICML 2021, arXiv:2102.06387, Algorithm 1 (conditional rounding).
     """
     for _ in range(MOST_TRIES):
-        rounded_D = np.floor(x_D + stream.uniform(len(x_D)))
+        below_D = np.floor(x_D)
+        rounded_D = below_D + (stream.uniform(len(x_D)) < x_D - below_D)
         if rounded_D @ rounded_D <= norm**2:
             return rounded_D.astype(np.int64)
     return np.trunc(x_D).astype(np.int64)

@@ -135,6 +135,8 @@ class Server:
         crypto.verify_keys(keys, self.registered)
         known = {key for other in self._replies.values() for key in (other.seal, other.mask)}
         refuse(keys.seal == keys.mask or bool(known & {keys.seal, keys.mask}), "a public key appears twice")
+        for key in (keys.seal, keys.mask):  # one that is no good would make every other client refuse the round
+            crypto.agree(crypto.fresh_secret(), key, b"check")
         return keys
 
     def _accept_shares(self, shares: Shares) -> Shares:

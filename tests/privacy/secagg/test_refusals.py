@@ -304,6 +304,20 @@ def test_a_server_refuses_repetitions_impostors_and_other_sessions(until):
         honest.server.add(0, reply)
 
 
+def test_a_server_passes_over_keys_that_are_none_or_not_the_clients():
+    honest = Round()
+    keys = decode(honest.answer(0), Keys)
+    sign = honest.clients[0].identity.signed
+    for bad, because in [
+        (sign(replace(keys, mask=bytes(32))), "low order"),
+        (sign(replace(keys, mask=keys.seal)), "twice"),
+        (replace(keys, mask=public_of(fresh_secret())), "not valid"),
+    ]:
+        with pytest.raises(Refused, match=because):
+            honest.server.add(0, encode(bad))
+    honest.server.add(0, encode(keys))
+
+
 def test_a_server_passes_over_what_does_not_fit():
     honest = Round(Stage.SHARE)
     shares = decode(honest.answer(0), Shares)
