@@ -108,7 +108,7 @@ def secure_sum(
     stage, no sum and no part of one otherwise.
 
     Raises:
-        Aborted: too few answered a stage; says which, and what was wrong with the first of the others.
+        Aborted: too few answered a stage; says which, and what was wrong with the others.
     """
     for name, seconds in (("timeout", timeout), ("vector_timeout", vector_timeout or timeout)):
         ok = is_number(seconds, at_least=0) and 0 < seconds < float("inf")
@@ -200,7 +200,7 @@ def _advanced(server: Server, failures: list[Failure]) -> dict[ClientId, bytes]:
         return server.advance()
     except Aborted as aborted:
         first = f"; the first: client {failures[0].client}, {failures[0].reason}" if failures else ""
-        raise Aborted(aborted.stage, f"{aborted.cause}{first}") from None
+        raise Aborted(aborted.stage, f"{aborted.cause}{first}", tuple(failures)) from None
 
 
 def _place(client: ClientId) -> str:

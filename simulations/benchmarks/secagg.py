@@ -96,11 +96,7 @@ class Rehearsal:
 
 
 def rehearse(*, clients: int, length: int, dropouts: int) -> Costs:
-    """One round.
-
-    Raises:
-        Aborted: so many drop out that fewer than the threshold are left.
-    """
+    """One round; `fedlearn.privacy.secagg.errors.Aborted` if more drop out than it can do without."""
     everyone, registered = drill.strangers(range(clients))
     empty = np.zeros((1, length), np.uint32)
     session = drill.session_of(empty, range(clients), threshold=clients // 2 + 1, round=1, run=b"benchmark")
@@ -147,6 +143,9 @@ def _read(words: Sequence[str]) -> dict[str, int]:
         right = value.isdigit() and int(value) >= least
         require(right, name, value, f"a whole number >= {least}", f"{name}={DEFAULTS[name]}")
         given[name] = int(value)
+    most = (given["clients"] - 1) // 4  # twice as many must leave the threshold
+    few = given["dropouts"] <= most
+    require(few, "dropouts", given["dropouts"], f"at most {most} of {given['clients']} clients", f"dropouts={most}")
     return given
 
 

@@ -143,6 +143,7 @@ def test_too_few_nodes_give_no_sum_a_named_cause_and_a_next_round_that_works(sta
     ) as aborted:
         summed(grid)
     assert aborted.value.stage == stage.name.lower()
+    assert {failure.client for failure in aborted.value.failures} == {0, 1, 3}
     grid.silent = {}
     assert np.array_equal(summed(grid, round=2).sum, plain(range(SIZE)))
 

@@ -14,7 +14,7 @@ def test_a_round_is_measured_stage_by_stage_and_its_sum_checked(capsys):
     assert costs.up[secagg.Stage.MASK][0] > 4 * 300
 
 
-@pytest.mark.parametrize("words", [["cohort=3"], ["clients=1"], ["length=big"], ["clients=5", "dropouts=3"]])
+@pytest.mark.parametrize("words", [["cohort=3"], ["clients=1"], ["length=big"], ["clients=9", "dropouts=3"]])
 def test_a_bad_setting_is_told(words, capsys):
     assert secagg.main(words) == 2
     assert "expected" in capsys.readouterr().err
