@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     SPLIT = 5
     EVALUATE = 7
     NOISE = 8
+    MASKS = 9
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

@@ -1,0 +1,389 @@
+"""Updates that only their sum shows: `secagg` and `distributed` make a strategy work on masked integers.
+
+Shapes: K clients in a block, D parameters laid flat, P of them after padding to a power of two for a rotation.
+
+A client's update is clipped, scaled and rounded to integers modulo a power of two; sums of these are exact, so that
+neither engine nor order nor block size shows in the result. On real nodes the integers travel through the protocol of
+`fedlearn.privacy.secagg`; in a simulation, where masks would cancel anyway, they are added up, unless
+``protocol="full"`` asks for the real thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import ceil, floor, log2, sqrt
+from typing import Any
+
+import numpy as np
+
+from fedlearn.aggregate import Aggregator
+from fedlearn.arrays import as_numpy
+from fedlearn.clip import clip_norm as clipped
+from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
+from fedlearn.layout import Layout
+from fedlearn.local import LocalRule
+from fedlearn.privacy.secagg.cost import NoisySum
+from fedlearn.privacy.secagg.discrete import LARGEST_STD, Stream, draw, round_within
+from fedlearn.privacy.secagg.errors import Aborted
+from fedlearn.privacy.secagg.fixed import FixedPoint, finite
+from fedlearn.privacy.secagg.rotate import largest_flattening, padded, rotate, unrotate
+from fedlearn.records import Array, Memory, Updates
+from fedlearn.seeds import Purpose
+from fedlearn.strategy import CompositionError, Strategy
+from fedlearn.transform import Context, Stage, Transform
+
+PROTOCOLS = ("sum", "full")
+NOISES = ("skellam", "discrete_gaussian")
+SLACK = 1.01  # what random rounding may add to the norm; the noise is sized for it
+
+
+def secagg(
+    *,
+    clip_norm: float,
+    bits: int = 20,
+    threshold: int | None = None,
+    cohort: int | None = None,
+    modulus_bits: int = 32,
+    protocol: str = "sum",
+) -> Masking:
+    """Secure aggregation: the server learns the mean of a cohort's updates, and nothing else about them.
+
+    It is no differential privacy: what the mean itself gives away, it gives away.
+
+    Args:
+        clip_norm: L2 bound on an update, > 0; longer ones are scaled down. It also sets the scale of the integers.
+        bits: of one parameter of one client, sign included; rounding is to the nearest multiple of
+            ``clip_norm / 2**(bits - 1)``.
+        threshold: the fewest clients whose sum may be opened, more than half of the cohort; None takes the smallest
+            such number. A round with fewer is lost.
+        cohort: clients that a round asks, at most; None takes it from the strategy.
+        modulus_bits: of the integers that travel: 16, 32 or 64.
+        protocol: in a simulation, ``sum`` adds integers without masks, ``full`` runs the real protocol. The sum is the
+            same, bit for bit.
+
+    *Guarantees*: the sum is exact; it cannot wrap around, or this is refused; every client that delivers counts the
+    same (numbers of examples would have to leave in the clear).
+
+    Raises:
+        SettingError: a setting is out of range, or sums could wrap around.
+        MissingExtra: ``protocol=full`` without the cryptography it needs.
+
+    Reference: Bonawitz et al., *Practical Secure Aggregation for Privacy-Preserving Machine Learning*, CCS 2017.
+    """
+    return Masking(
+        clip_norm=clip_norm,
+        bits=bits,
+        threshold=threshold,
+        cohort=cohort,
+        modulus_bits=modulus_bits,
+        protocol=protocol,
+    )
+
+
+def distributed(
+    *,
+    clip_norm: float,
+    noise_multiplier: float,
+    noise: str = "skellam",
+    bits: int = 16,
+    threshold: int | None = None,
+    cohort: int | None = None,
+    modulus_bits: int = 32,
+    flatten: float = 1.0,
+    protocol: str = "sum",
+) -> Masking:
+    """Distributed differential privacy: clients' own noise adds up, under secure aggregation, to that of a central one.
+
+    Each client clips to ``clip_norm``, rounds at random under a bound on the norm, and adds integer noise of
+    ``noise_multiplier * bound / sqrt(threshold)``: what is in the smallest sum that may be opened is enough.
+
+    Args:
+        clip_norm: as in `secagg`.
+        noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients, over the bound, > 0.
+        noise: ``skellam`` or ``discrete_gaussian``.
+        bits: as in `secagg`; rounding is random, and right on average.
+        threshold: as in `secagg`.
+        cohort: as in `secagg`; also what the sum is divided by, whoever answers.
+        modulus_bits: as in `secagg`.
+        flatten: 1 for none; more rotates updates at random, so that each parameter is at most ``clip_norm / flatten``
+            but for an event of probability 1e-9 (the rest is cut off), and as many bits make a scale so much finer.
+        protocol: as in `secagg`.
+
+    *Guarantees*: any sum that can be opened is differentially private against whoever sees it, server included, for
+    adding or removing one client's update; `Masking.release` says how much. The mean is over the cohort asked,
+    whoever answers. On real nodes noise comes from the operating system's entropy.
+
+    Raises:
+        SettingError: a setting is out of range, a client's noise would be below one integer or beyond what can be
+            drawn, or sums could wrap around.
+        MissingExtra: the cryptography for random numbers is not installed.
+
+    References: Kairouz, Liu, Steinke, *The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
+    Aggregation*, ICML 2021, arXiv:2102.06387; Agarwal, Kairouz, Liu, *The Skellam Mechanism for Differentially Private
+    Federated Learning*, NeurIPS 2021, arXiv:2110.04995.
+    """
+    positive = is_number(noise_multiplier, at_least=0) and 0 < noise_multiplier < float("inf")
+    require(positive, "noise_multiplier", noise_multiplier, "a finite number > 0", "noise_multiplier=1.0")
+    require(noise in NOISES, "noise", noise, f"one of {', '.join(NOISES)}", "noise=skellam")
+    flat = is_number(flatten, at_least=1) and flatten < float("inf")
+    require(flat, "flatten", flatten, "a number >= 1", "flatten=1")
+    Stream.fresh()  # a missing package is told now
+    return Masking(
+        clip_norm=clip_norm,
+        bits=bits,
+        threshold=threshold,
+        cohort=cohort,
+        modulus_bits=modulus_bits,
+        protocol=protocol,
+        noise=noise,
+        noise_multiplier=noise_multiplier,
+        flatten=flatten,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """The settings of `secagg` or `distributed`, which make it; ``protect`` applies them to a strategy."""
+
+    clip_norm: float
+    bits: int
+    threshold: int | None
+    cohort: int | None
+    modulus_bits: int
+    protocol: str
+    noise: str | None = None
+    noise_multiplier: float = 0.0
+    flatten: float = 1.0
+
+    def __post_init__(self) -> None:
+        known = self.protocol in PROTOCOLS
+        require(known, "protocol", self.protocol, f"one of {', '.join(PROTOCOLS)}", "protocol=sum")
+        given = self.cohort is None or is_count(self.cohort, at_least=2)
+        require(given, "cohort", self.cohort, "null, or a whole number >= 2", "cohort=null")
+        positive = is_number(self.clip_norm, at_least=0) and 0 < self.clip_norm < float("inf")
+        require(positive, "clip_norm", self.clip_norm, "a finite number > 0", "clip_norm=1.0")
+        if self.cohort:
+            self.threshold_of(self.cohort)
+            self.code(self.cohort)
+        else:  # what can be wrong without knowing the strategy
+            FixedPoint(bound=self.clip_norm, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=1)
+        if self.protocol == "full":
+            _drill()
+
+    def protect(self, strategy: Strategy, *, num_clients: int | None = None) -> Strategy:
+        """The strategy with masked updates.
+
+        Args:
+            strategy: one whose update is an equally weighted mean.
+            num_clients: in all, if it is known: the cohort of a strategy that asks everyone.
+
+        Raises:
+            CompositionError: the strategy does not take equally weighted means, or its clients send other vectors too.
+            SettingError: sums of its cohorts could wrap around, or the threshold does not suit them.
+        """
+        _refuse_unless_equal(strategy)
+        _refuse_extras(strategy.local)
+        size = self.cohort_of(strategy, num_clients)
+        encoding = Encoding(self.code(size), self.clip_norm, self.flatten, self.release(size))
+        stage = Stage(
+            client=Transform(update=encoding.encode, init=encoding.check),
+            server=Transform(update=encoding.unrotate, init=encoding.remember),
+            clips=True,
+            needs_sum=True,
+        )
+        total = integer_mean(
+            encoding.code,
+            threshold=self.threshold_of(size),
+            denominator=size if self.noise else None,
+            full=self.protocol == "full",
+        )
+        return replace(strategy, stages=(*strategy.stages, stage), aggregate=total)
+
+    def cohort_of(self, strategy: Strategy, num_clients: int | None = None) -> int:
+        """Clients that a round asks, at most."""
+        law = strategy.select.law
+        asked = {"all": num_clients, "fixed_size": law.size}.get(law.kind) if law else None
+        size = self.cohort or asked
+        if size is None:
+            expected = "a number: sums of an unknown number of clients could wrap around"
+            raise SettingError("cohort", None, expected, "cohort=10   (or strategy.clients_per_round=10)")
+        return int(size)
+
+    def threshold_of(self, size: int) -> int:
+        """The fewest clients whose sum may be opened, of a cohort of ``size``."""
+        threshold = size // 2 + 1 if self.threshold is None else self.threshold
+        ok = is_count(threshold) and size / 2 < threshold <= size and threshold > 1
+        expected = f"null, or a whole number above half of the cohort of {size}, and at most {size}"
+        require(ok, "threshold", self.threshold, expected, "threshold=null")
+        return threshold
+
+    def code(self, size: int) -> FixedPoint:
+        """How numbers become integers, for cohorts of ``size``."""
+        release = self.release(size)
+        std = release.std * sqrt(size) if release else 0.0
+        bound = self.clip_norm / self.flatten
+        return FixedPoint(bound=bound, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=size, noise_std=std)
+
+    def release(self, size: int) -> NoisySum | None:
+        """What one round with cohorts of ``size`` releases; None without noise: nothing is promised of the sum then."""
+        if self.noise is None:
+            return None
+        quorum = self.threshold_of(size)
+        norm = SLACK * self.flatten * (2 ** (self.bits - 1) - 1)
+        std = self.noise_multiplier * norm / sqrt(quorum)
+        expected = (
+            f"so that each client's noise, now of deviation {std:.3g}, is between 1 and {LARGEST_STD:.0f} integers"
+        )
+        fewer = ceil(log2(std / LARGEST_STD)) if std > 1 else floor(log2(std))
+        require(1 <= std <= LARGEST_STD, "bits", self.bits, expected, f"bits={self.bits - fewer}")
+        return NoisySum(kind=self.noise, std=std, norm=norm, quorum=quorum, max_clients=size)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """From a float update to masked integers, and back from their mean.
+
+    Attributes:
+        code: of single numbers.
+        clip_norm: L2 bound on an update.
+        flatten: above 1, updates are rotated.
+        release: the noise that a client adds, or None.
+    """
+
+    code: FixedPoint
+    clip_norm: float
+    flatten: float
+    release: NoisySum | None
+
+    def encode(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        """The client half: K x D floats to K x P unsigned integers."""
+        x_KD = clipped(finite(as_numpy(update)), self.clip_norm)
+        if self.flatten > 1:
+            x_KD = rotate(x_KD, _signs(context, x_KD.shape[1]))
+        if self.release is None:
+            return self.code.wrap(self.code.encode(x_KD)), memory
+        clients_K = context.clients_K.tolist()
+        rows = [self._noisy(x_D, client, context) for x_D, client in zip(x_KD, clients_K, strict=True)]
+        return self.code.wrap(np.stack(rows)), memory
+
+    def unrotate(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        """The server half, on the decoded mean."""
+        if self.flatten == 1:
+            return update, memory
+        length = int(memory["length"])
+        return unrotate(update, _signs(context, length), length).astype(np.float32), memory
+
+    def check(self, layout: Layout) -> Memory:
+        """Refuse a model too large for the bits; nothing to remember at clients."""
+        if self.release is None:
+            return {}
+        norm, length = self.release.norm / SLACK, padded(layout.num_parameters)
+        roomy = length / 4 + 5 * norm <= (SLACK**2 - 1) * norm**2
+        expected = f"more: rounding a model of {layout.num_parameters} parameters would lengthen updates by over 1 %"
+        require(roomy, "privacy.bits", self.code.bits, expected, f"privacy.bits={self.code.bits + 2}")
+        most = largest_flattening(layout.num_parameters)
+        flat = self.flatten == 1 or self.flatten <= most
+        expected = f"at most {most:.3g} for {layout.num_parameters} parameters: more would cut off rotated updates"
+        require(flat, "privacy.flatten", self.flatten, expected, "privacy.flatten=1")
+        return {}
+
+    def remember(self, layout: Layout) -> Memory:
+        """How long updates are before the rotation pads them."""
+        self.check(layout)
+        return {"length": np.array(layout.num_parameters)} if self.flatten > 1 else {}
+
+    def _noisy(self, x_D: np.ndarray, client: int, context: Context) -> np.ndarray:
+        assert self.release is not None
+        seeded = {"round": context.round, "client": client}
+        stream = Stream.fresh() if context.deployed else Stream.seeded(context.seed, Purpose.NOISE, **seeded)
+        rounded_D = round_within(self.code.scaled(x_D), norm=self.release.norm, stream=stream)
+        return rounded_D + draw(self.release.kind, self.release.std, len(x_D), stream)
+
+
+def integer_mean(code: FixedPoint, *, threshold: int, denominator: int | None = None, full: bool = False) -> Aggregator:
+    """The mean of updates that are integers modulo a power of two.
+
+    Args:
+        code: what the integers mean.
+        threshold: the fewest updates that give a result.
+        denominator: what to divide by; None divides by the number of updates.
+        full: run the protocol of secure aggregation on them, instead of adding them up.
+
+    *Guarantees*: the sum is exact, whatever the order of clients, the blocks, and how folds are merged. ``done`` raises
+    `Aborted` below the threshold. With equal weights one client moves the mean by at most ``2 clip / cohort``.
+    """
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        rows_KD = as_numpy(updates.delta_KD)
+        if full:
+            clients = updates.clients_K.tolist()
+            return {"rows": {**memory["rows"], **dict(zip(clients, rows_KD, strict=True))}}
+        total_D = rows_KD.sum(axis=0, dtype=code.dtype)
+        total_D = total_D if memory["total"] is None else memory["total"] + total_D
+        return {"total": total_D, "count": memory["count"] + len(updates)}
+
+    def merge(one: Memory, other: Memory) -> Memory:
+        if full:
+            return {"rows": {**one["rows"], **other["rows"]}}
+        totals = [memory["total"] for memory in (one, other) if memory["total"] is not None]
+        total_D = np.sum(totals, axis=0, dtype=code.dtype) if totals else None
+        return {"total": total_D, "count": one["count"] + other["count"]}
+
+    def done(memory: Memory) -> Array:
+        count = len(memory["rows"]) if full else memory["count"]
+        if not threshold <= count <= code.max_clients:
+            raise Aborted("mask", f"{count} clients delivered, where {threshold} to {code.max_clients} are due")
+        total_D = _opened(memory["rows"], threshold) if full else memory["total"]
+        return (code.decode(total_D) / (denominator or count)).astype(np.float32)
+
+    return Aggregator(
+        init=lambda layout: {"rows": {}} if full else {"total": None, "count": 0},
+        add=add,
+        done=done,
+        sensitivity=lambda clip, cohort: 2 * clip / cohort,
+        sums=True,
+        merge=merge,
+    )
+
+
+def _opened(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:
+    """The sum, by the real protocol among clients in memory."""
+    drill = _drill()
+    clients, registered = drill.strangers(rows)
+    some = next(iter(rows.values()))
+    session = drill.session_of(some[None], rows, threshold=threshold, round=1, run=b"simulated")
+    total: np.ndarray = drill.run(session, clients, registered, rows).sum
+    return total
+
+
+def _drill() -> Any:
+    try:
+        from fedlearn.privacy.secagg import drill
+    except ImportError as missing:
+        raise MissingExtra("the protocol of secure aggregation", "privacy") from missing
+    return drill
+
+
+def _signs(context: Context, length: int) -> np.ndarray:
+    """Of this round's rotation; everyone may know them."""
+    return Stream.seeded(context.seed, Purpose.MASKS, round=context.round).signs(padded(length))
+
+
+def _refuse_unless_equal(strategy: Strategy) -> None:
+    if not strategy.aggregate.sums or strategy.aggregate.sensitivity is None:
+        raise CompositionError(
+            "only a sum of equally weighted updates can be masked: a server that sees nothing else cannot weight or "
+            "sort them\n  try       strategy.weighting=equal"
+        )
+
+
+def _refuse_extras(rule: LocalRule) -> None:
+    """Ask the rule what it sends besides the update, by giving it one zero."""
+    zero = np.zeros((1, 1), np.float32)
+    vectors = {**dict.fromkeys(rule.memory, zero), **dict.fromkeys(rule.receives, zero[0])}
+    _, extra = rule.finish(zero, np.ones(1, np.int64), 1.0, **vectors)
+    if extra:
+        raise CompositionError(
+            f"clients also send {', '.join(extra)}, which would leave unmasked\n  try       strategy=fedavg"
+        )

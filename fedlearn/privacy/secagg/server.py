@@ -1,0 +1,234 @@
+"""The server of secure aggregation: collects one stage's replies, then says what to send for the next.
+
+```
+server = Server(session, registered)
+requests = server.open()
+while requests:                                  # client -> message
+    for client, reply in exchange(requests):     # whatever arrives in time
+        server.add(client, reply)                # Refused: count that client as failed, and go on
+    requests = server.advance()                  # Aborted: too few are left
+total = server.total
+```
+
+Reference: Bonawitz et al., CCS 2017, Figure 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from fedlearn.privacy.secagg import keys as crypto
+from fedlearn.privacy.secagg.errors import Aborted, refuse
+from fedlearn.privacy.secagg.keys import SECRET_BYTES
+from fedlearn.privacy.secagg.records import (
+    Confirmation,
+    Inbox,
+    Keys,
+    Masked,
+    Opening,
+    Reveal,
+    Roster,
+    Session,
+    Shares,
+    Survivors,
+    decode,
+    encode,
+)
+
+
+class Stage(IntEnum):
+    """Whose replies the server is waiting for."""
+
+    ADVERTISE = 0
+    SHARE = 1
+    MASK = 2
+    CONFIRM = 3
+    OPEN = 4
+    DONE = 5
+
+
+REPLY = {
+    Stage.ADVERTISE: Keys,
+    Stage.SHARE: Shares,
+    Stage.MASK: Masked,
+    Stage.CONFIRM: Confirmation,
+    Stage.OPEN: Reveal,
+}
+
+
+class Server:
+    """One attempt at one round.
+
+    Args:
+        session: what to ask for.
+        registered: client -> public key of its identity.
+
+    Attributes:
+        stage: whose replies are due.
+        survivors: clients whose vectors are in the sum; known when masked vectors are in.
+        total: the sum modulo ``2**bits``; None before the end, and for ever if the round was aborted.
+
+    *Guarantees*: if at least ``threshold`` clients answer each stage, ``total`` is the exact sum of the survivors'
+    vectors modulo ``2**bits``, whichever clients fell silent at which stage; otherwise `Aborted` and no total. Memory:
+    one vector, however many clients there are.
+    """
+
+    def __init__(self, session: Session, registered: Mapping[int, bytes]) -> None:
+        session.check()
+        self.session, self.registered = session, registered
+        self.stage = Stage.ADVERTISE
+        self.survivors: tuple[int, ...] = ()
+        self.dropped: tuple[int, ...] = ()
+        self.total: np.ndarray | None = None
+        self._digest = crypto.digest(session)
+        self._asked: set[int] = set(session.clients)
+        self._replies: dict[int, Any] = {}
+        self._roster: dict[int, Keys] = {}
+        self._sum = np.zeros(session.length, session.dtype)
+
+    def open(self) -> dict[int, bytes]:
+        """The first messages: client -> message."""
+        return dict.fromkeys(self.session.clients, encode(self.session))
+
+    def add(self, client: int, reply: bytes) -> None:
+        """Take in one reply.
+
+        Args:
+            client: from whom, as the transport has authenticated it.
+            reply: as it arrived.
+
+        Raises:
+            Refused: it is late, a repetition, or not what this client was asked for; nothing has changed.
+        """
+        refuse(self.stage == Stage.DONE, "the round is over")
+        record = decode(reply, REPLY[self.stage])
+        refuse(record.client != client, f"client {client} speaks for client {record.client}")
+        refuse(record.session != self._digest, f"client {client} speaks of another session")
+        refuse(client not in self._asked or client in self._replies, f"client {client} was not asked, or not twice")
+        self._replies[client] = _ACCEPT[self.stage](self, record)
+
+    def advance(self) -> dict[int, bytes]:
+        """End the stage: the next stage's messages, client -> message; empty when the total is there.
+
+        Raises:
+            Aborted: fewer than ``threshold`` clients have answered, or what they revealed does not fit.
+        """
+        count, due, least = len(self._replies), len(self._asked), self.session.threshold
+        if count < least:
+            raise self._abort(f"{count} of {due} clients answered, fewer than threshold {least}")
+        stage, replies = self.stage, dict(sorted(self._replies.items()))
+        requests = _NEXT[stage](self, replies)
+        self.stage, self._asked, self._replies = Stage(stage + 1), set(requests), {}
+        return requests
+
+    def _abort(self, cause: str) -> Aborted:
+        stage, self.stage = self.stage, Stage.DONE
+        self.total, self._replies = None, {}
+        self._sum = np.zeros(0, self.session.dtype)
+        return Aborted(stage.name.lower(), cause)
+
+    def _accept_keys(self, keys: Keys) -> Keys:
+        crypto.verify_keys(keys, self.registered)
+        known = {key for other in self._replies.values() for key in (other.seal, other.mask)}
+        refuse(keys.seal == keys.mask or bool(known & {keys.seal, keys.mask}), "a public key appears twice")
+        for key in (keys.seal, keys.mask):  # one that is no good would make every other client refuse the round
+            crypto.agree(crypto.fresh_secret(), key, b"check")
+        return keys
+
+    def _accept_shares(self, shares: Shares) -> Shares:
+        due = set(self._roster) - {shares.client}
+        refuse(set(shares.sealed) != due, f"client {shares.client} has not sealed a share for everyone")
+        return shares
+
+    def _accept_vector(self, masked: Masked) -> bool:
+        fits = len(masked.vector) == self._sum.nbytes
+        refuse(not fits, f"client {masked.client} sent a vector of another length")
+        self._sum += np.frombuffer(masked.vector, self.session.dtype)
+        return True
+
+    def _accept_confirmation(self, confirmation: Confirmation) -> bytes:
+        client = confirmation.client
+        message = crypto.statement(self._shown)
+        crypto.verify(self.registered[client], confirmation.signature, message, whose=f"client {client}")
+        return confirmation.signature
+
+    def _accept_reveal(self, reveal: Reveal) -> Reveal:
+        whole = tuple(reveal.seed_shares) == self.survivors and tuple(reveal.key_shares) == self.dropped
+        refuse(not whole, f"client {reveal.client} has not revealed what it was asked for")
+        values = [reveal.seed, *reveal.seed_shares.values(), *reveal.key_shares.values()]
+        refuse(
+            any(len(value) != SECRET_BYTES for value in values), f"a share from client {reveal.client} has a wrong size"
+        )
+        return reveal
+
+    @property
+    def _shown(self) -> Survivors:
+        return Survivors(session=self._digest, survivors=self.survivors, dropped=self.dropped)
+
+    def _roster_out(self, replies: Mapping[int, Keys]) -> dict[int, bytes]:
+        encoded, self._roster = {client: encode(keys) for client, keys in replies.items()}, dict(replies)
+        return dict.fromkeys(replies, encode(Roster(session=self._digest, keys=encoded)))
+
+    def _inboxes_out(self, replies: Mapping[int, Shares]) -> dict[int, bytes]:
+        self._roster = {client: self._roster[client] for client in replies}
+        return {
+            client: encode(
+                Inbox(
+                    session=self._digest,
+                    client=client,
+                    sealed={sender: shares.sealed[client] for sender, shares in replies.items() if sender != client},
+                )
+            )
+            for client in replies
+        }
+
+    def _survivors_out(self, replies: Mapping[int, bool]) -> dict[int, bytes]:
+        self.survivors = tuple(replies)
+        self.dropped = tuple(sorted(set(self._roster) - set(replies)))
+        return dict.fromkeys(replies, encode(self._shown))
+
+    def _opening_out(self, replies: Mapping[int, bytes]) -> dict[int, bytes]:
+        shown = self._shown
+        opening = Opening(session=shown.session, survivors=shown.survivors, dropped=shown.dropped, signatures=replies)
+        return dict.fromkeys(replies, encode(opening))
+
+    def _total_out(self, replies: Mapping[int, Reveal]) -> dict[int, bytes]:
+        for client in self.survivors:
+            seed = replies[client].seed if client in replies else self._combined(client, replies, "seed_shares")
+            crypto.add_mask(self._sum, crypto.own_key(seed, self._digest, client), sign=-1)
+        for gone in self.dropped:
+            self._remove_pairs(gone, self._combined(gone, replies, "key_shares"))
+        self.total = self._sum
+        return {}
+
+    def _remove_pairs(self, gone: int, secret: bytes) -> None:
+        """Take the masks between a dropped client and each survivor out of the sum."""
+        if crypto.public_of(secret) != self._roster[gone].mask:
+            raise self._abort(f"the shares of client {gone} do not give the secret of its key")
+        for client in self.survivors:
+            key = crypto.pair_key(secret, self._roster[client].mask, self._digest, gone, client)
+            crypto.add_mask(self._sum, key, sign=-1 if client < gone else 1)
+
+    def _combined(self, client: int, replies: Mapping[int, Reveal], which: str) -> bytes:
+        shares = {self.session.point(holder): getattr(reveal, which)[client] for holder, reveal in replies.items()}
+        return crypto.combine(shares, threshold=self.session.threshold)
+
+
+_ACCEPT: Mapping[Stage, Any] = {
+    Stage.ADVERTISE: Server._accept_keys,
+    Stage.SHARE: Server._accept_shares,
+    Stage.MASK: Server._accept_vector,
+    Stage.CONFIRM: Server._accept_confirmation,
+    Stage.OPEN: Server._accept_reveal,
+}
+_NEXT: Mapping[Stage, Any] = {
+    Stage.ADVERTISE: Server._roster_out,
+    Stage.SHARE: Server._inboxes_out,
+    Stage.MASK: Server._survivors_out,
+    Stage.CONFIRM: Server._opening_out,
+    Stage.OPEN: Server._total_out,
+}

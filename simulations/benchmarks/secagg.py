@@ -1,0 +1,160 @@
+"""``python -m simulations.benchmarks.secagg``: what a round of secure aggregation costs clients and server.
+
+Shapes: D numbers in a vector.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+
+from fedlearn.errors import FedlearnError, require
+from fedlearn.privacy.secagg import drill
+from fedlearn.privacy.secagg.client import Client
+from fedlearn.privacy.secagg.records import Session
+from fedlearn.privacy.secagg.server import Server, Stage
+from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
+
+DEFAULTS = {"clients": 100, "length": 1_000_000, "dropouts": 5}
+HELP = """\
+python -m simulations.benchmarks.secagg [word=value ...]
+
+What does a round of secure aggregation cost? The whole protocol, in one process, one client after another.
+
+  clients=100          cohort; the threshold is just over half of it
+  length=1000000       32-bit numbers in a vector
+  dropouts=5           clients that share their keys and are gone when masked vectors are due; as many again mask
+                       theirs and are gone when the sum is opened
+
+Exit codes: 0 done, 2 bad setting.
+"""
+Column = defaultdict[Stage, list[float]]
+
+
+@dataclass
+class Costs:
+    """What a round took.
+
+    Attributes:
+        client: seconds of each client in each stage.
+        server: seconds of the server in each stage.
+        up, down: bytes of each client in each stage.
+    """
+
+    client: Column = field(default_factory=lambda: defaultdict(list))
+    server: Column = field(default_factory=lambda: defaultdict(list))
+    up: Column = field(default_factory=lambda: defaultdict(list))
+    down: Column = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass
+class Rehearsal:
+    """One round among clients in this process, with a watch running."""
+
+    session: Session
+    clients: Mapping[int, Client]
+    server: Server
+    silent: Mapping[Stage, set[int]]
+    costs: Costs = field(default_factory=Costs)
+
+    def run(self) -> Costs:
+        """All stages; the sum is checked."""
+        requests = self.server.open()
+        while requests:
+            requests = self._stage(requests)
+        assert self.server.total is not None
+        expected_D = np.zeros(self.session.length, self.session.dtype)
+        for client in self.server.survivors:
+            expected_D += self._vector(client)
+        if not np.array_equal(self.server.total, expected_D):
+            raise AssertionError("the sum is wrong")
+        return self.costs
+
+    def _stage(self, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+        stage, costs = self.server.stage, self.costs
+        for client in sorted(set(requests) - self.silent.get(stage, set())):
+            vector = self._vector(client) if stage == Stage.MASK else None
+            with _timed(costs.client[stage]):
+                reply = self.clients[client].answer(requests[client], lambda session, made=vector: made)  # type: ignore[misc]
+            costs.down[stage].append(len(requests[client]))
+            costs.up[stage].append(len(reply))
+            with _timed(costs.server[stage]):
+                self.server.add(client, reply)
+        with _timed(costs.server[stage]):
+            return self.server.advance()
+
+    def _vector(self, client: int) -> np.ndarray:
+        first, factor = np.uint32(7919 * client), np.uint32(2 * client + 1)
+        return (np.arange(self.session.length, dtype=np.uint32) + first) * factor
+
+
+def rehearse(*, clients: int, length: int, dropouts: int) -> Costs:
+    """One round; `fedlearn.privacy.secagg.errors.Aborted` if more drop out than it can do without."""
+    everyone, registered = drill.strangers(range(clients))
+    empty = np.zeros((1, length), np.uint32)
+    session = drill.session_of(empty, range(clients), threshold=clients // 2 + 1, round=1, run=b"benchmark")
+    silent = {Stage.MASK: set(range(dropouts)), Stage.OPEN: set(range(dropouts, 2 * dropouts))}
+    return Rehearsal(session, everyone, Server(session, registered), silent).run()
+
+
+def table(costs: Costs) -> Iterator[str]:
+    """Lines."""
+    yield f"{'stage':<10} {'client, median':>15} {'client, worst':>15} {'server':>10} {'up':>13} {'down':>13}"
+    for stage in costs.client:
+        seconds = costs.client[stage]
+        own = f"{1e3 * median(seconds):>12.1f} ms {1e3 * max(seconds):>12.1f} ms {sum(costs.server[stage]):>8.2f} s"
+        sent = f"{max(costs.up[stage]):>11,} B {max(costs.down[stage]):>11,} B"
+        yield f"{stage.name.lower():<10} {own} {sent}"
+    total = [sum(median(costs.client[stage]) for stage in costs.client), sum(map(sum, costs.server.values()))]
+    ups, downs = (sum(max(sizes) for sizes in each.values()) for each in (costs.up, costs.down))
+    yield f"{'all':<10} {1e3 * total[0]:>12.1f} ms {'':>15} {total[1]:>8.2f} s {ups:>11,.0f} B {downs:>11,.0f} B"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and show."""
+    words = sys.argv[1:] if words is None else words
+    if {"--help", "-h", "help"} & set(words):
+        sys.stdout.write(HELP)
+        return DONE
+    try:
+        settings = _read(words)
+        costs = rehearse(**settings)
+    except FedlearnError as error:
+        sys.stderr.write(f"{error}\n")
+        return BAD_SETTING
+    told = ", ".join(f"{name}={value}" for name, value in settings.items())
+    sys.stdout.write("\n".join([machine(), told, *table(costs), ""]))
+    return DONE
+
+
+def _read(words: Sequence[str]) -> dict[str, int]:
+    given = dict(DEFAULTS)
+    for word in words:
+        name, _, value = word.partition("=")
+        require(name in DEFAULTS, name, value or "given", f"one of {', '.join(DEFAULTS)}", "clients=100")
+        least = {"clients": 2, "length": 1, "dropouts": 0}[name]
+        right = value.isdigit() and int(value) >= least
+        require(right, name, value, f"a whole number >= {least}", f"{name}={DEFAULTS[name]}")
+        given[name] = int(value)
+    most = (given["clients"] - 1) // 4  # twice as many must leave the threshold
+    few = given["dropouts"] <= most
+    require(few, "dropouts", given["dropouts"], f"at most {most} of {given['clients']} clients", f"dropouts={most}")
+    return given
+
+
+@contextmanager
+def _timed(seconds: list[float]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

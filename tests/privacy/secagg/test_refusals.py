@@ -1,0 +1,360 @@
+"""What a client does not do, whatever a server, or someone in between, asks of it."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("Crypto", reason="secure aggregation needs the extra privacy")
+from fedlearn.privacy.secagg import drill
+from fedlearn.privacy.secagg.client import Client
+from fedlearn.privacy.secagg.errors import Refused
+from fedlearn.privacy.secagg.keys import Identity, digest, fresh_secret, public_of
+from fedlearn.privacy.secagg.records import (
+    Confirmation,
+    Inbox,
+    Keys,
+    Notes,
+    Opening,
+    Roster,
+    Session,
+    Shares,
+    Survivors,
+    decode,
+    encode,
+)
+from fedlearn.privacy.secagg.server import REPLY, Server, Stage
+
+VECTORS = np.arange(30, dtype=np.uint32).reshape(5, 6)
+
+
+class Round:
+    """Five clients, threshold 3, brought up to a stage by an honest server; client 0 is the one under attack."""
+
+    def __init__(self, until=Stage.ADVERTISE, *, number=1, clients=None, silent=(), **changes):
+        self.clients, self.registered = clients or drill.strangers(range(5))
+        session = drill.session_of(VECTORS, range(5), threshold=3, round=number, run=b"test")
+        self.session = replace(session, **changes)
+        self.server = Server(self.session, self.registered)
+        self.requests = self.server.open()
+        self.replies = {}
+        while self.server.stage < until:
+            silenced = silent if self.server.stage == Stage.MASK else ()
+            self.replies = {c: self.answer(c) for c in self.requests if c not in silenced}
+            for client, reply in self.replies.items():
+                self.server.add(client, reply)
+            self.requests = self.server.advance()
+
+    def answer(self, client, request=None):
+        return self.clients[client].answer(request or self.requests[client], lambda session: VECTORS[client])
+
+    def refuses(self, request, because):
+        """Client 0 refuses, and goes on as if nothing had been."""
+        before = self.clients[0].kept
+        with pytest.raises(Refused, match=because):
+            self.answer(0, encode(request))
+        assert self.clients[0].kept == before
+
+
+def opened():
+    return Round(Stage.DONE)
+
+
+def test_a_client_that_is_said_to_be_both_there_and_gone_is_not_opened():
+    attack = Round(Stage.CONFIRM, silent=[4])
+    shown = decode(attack.requests[0], Survivors)
+    overlap = replace(shown, dropped=(*shown.survivors[-1:], *shown.dropped))
+    attack.refuses(overlap, "both there and gone")
+
+
+def test_no_two_sets_of_survivors_get_confirmed_by_one_client():
+    attack = Round(Stage.CONFIRM)
+    attack.answer(0)
+    other = replace(decode(attack.requests[0], Survivors), survivors=(0, 1, 2), dropped=(3, 4))
+    attack.refuses(other, "confirmed")
+
+
+def test_other_survivors_than_those_confirmed_are_not_opened():
+    attack = Round(Stage.OPEN)
+    opening = decode(attack.requests[0], Opening)
+    attack.refuses(replace(opening, survivors=(0, 1, 2, 3), dropped=(4,)), "not those that this client has signed")
+
+
+def test_survivors_that_only_some_clients_were_shown_are_not_opened():
+    """The server splits the clients: it wants the seed of 4's mask from some and its pairwise secret from others."""
+    split = Round(Stage.CONFIRM)
+    shown = decode(split.requests[0], Survivors)
+    without = replace(shown, survivors=(0, 1, 2, 3), dropped=(4,))
+    signatures = {
+        c: decode(split.answer(c, encode(without if c in (0, 1) else shown)), Confirmation).signature for c in range(5)
+    }
+    opening = Opening(session=shown.session, survivors=without.survivors, dropped=(4,), signatures={})
+    split.refuses(replace(opening, signatures={0: signatures[0], 1: signatures[1]}), "2 signatures")
+    mixed = {c: signatures[c] for c in (0, 1, 2)}
+    split.refuses(replace(opening, signatures=mixed), "signature of client 2 under the survivors is not valid")
+    twice = {0: signatures[0], 1: signatures[1], 2: signatures[1]}
+    split.refuses(replace(opening, signatures=twice), "not valid")
+
+
+def test_a_round_is_opened_once():
+    done = opened()
+    with pytest.raises(Refused, match="over"):
+        done.answer(0, encode(done.session))
+    again = replace(done.session, nonce=os.urandom(16))
+    with pytest.raises(Refused, match="round 1 is over: it is opened at most once"):
+        done.answer(0, encode(again))
+
+
+def test_the_request_to_open_does_not_work_twice():
+    done = Round(Stage.OPEN)
+    request = done.requests[0]
+    done.answer(0)
+    done.refuses(decode(request, Opening), "stage is over")
+
+
+def test_rounds_only_go_forward():
+    later = Round(Stage.DONE, number=7)
+    with pytest.raises(Refused, match="round 6 after round 7"):
+        later.answer(0, encode(replace(later.session, round=6, nonce=os.urandom(16))))
+    assert later.answer(0, encode(replace(later.session, round=8, nonce=os.urandom(16))))
+
+
+def test_a_round_that_was_not_opened_may_be_tried_again():
+    first = Round(Stage.OPEN)
+    second = Round(Stage.DONE, clients=(first.clients, first.registered))
+    assert np.array_equal(second.server.total, VECTORS.sum(axis=0, dtype=np.uint32))
+
+
+def test_no_secret_is_kept_after_a_round():
+    done = opened()
+    notes = decode(done.clients[0].kept, Notes)
+    assert notes == Notes(run=b"test", round=1, stage=5)
+
+
+def test_secrets_of_masks_are_gone_once_the_vector_is_masked():
+    notes = decode(Round(Stage.CONFIRM).clients[0].kept, Notes)
+    assert not notes.mask_secret
+    assert not notes.seal_secret
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"threshold": 2}, "more than half"),
+        ({"threshold": 6}, "never be reached"),
+        ({"clients": (0,), "threshold": 1}, "one client"),
+        ({"clients": (0, 0, 1, 2), "threshold": 3}, "ascending"),
+        ({"clients": (1, 2, 3), "threshold": 2}, "not in the cohort"),
+        ({"bits": 31}, "16, 32 and 64"),
+        ({"length": 0}, "vectors of 0"),
+        ({"round": 0}, "round number"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_unsound_sessions_are_refused(changes, because):
+    attack = Round()
+    attack.refuses(replace(attack.session, **changes), because)
+
+
+def test_a_server_refuses_to_ask_for_an_unsound_session():
+    with pytest.raises(Refused, match="more than half"):
+        Round(threshold=2)
+
+
+def test_a_client_may_want_to_be_in_larger_sums_only():
+    attack = Round()
+    identity = attack.clients[0].identity
+    attack.clients[0] = Client(identity, attack.registered, least=4)
+    attack.refuses(attack.session, "no sum of fewer than 4")
+
+
+def keys_of(client, identity, session):
+    keys = Keys(session=session, client=client, seal=public_of(fresh_secret()), mask=public_of(fresh_secret()))
+    return encode(identity.signed(keys))
+
+
+def test_keys_that_someone_in_between_put_in_place_of_a_clients_are_refused():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    forged = keys_of(1, Identity(1), roster.session)
+    attack.refuses(
+        replace(roster, keys={**roster.keys, 1: forged}), "signature of client 1 under its keys is not valid"
+    )
+
+
+def test_a_client_notices_if_its_own_keys_are_replaced():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    forged = keys_of(0, attack.clients[0].identity, roster.session)
+    attack.refuses(replace(roster, keys={**roster.keys, 0: forged}), "changed on their way")
+
+
+def test_the_keys_of_another_client_are_not_accepted_in_ones_own_place():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    attack.refuses(replace(roster, keys={**roster.keys, 1: roster.keys[2]}), "shown as those of client 1")
+
+
+def test_keys_of_another_session_are_refused():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    old = keys_of(1, attack.clients[1].identity, digest(replace(attack.session, nonce=os.urandom(16))))
+    attack.refuses(replace(roster, keys={**roster.keys, 1: old}), "of another session")
+
+
+def test_a_public_key_that_appears_twice_is_refused():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    two = decode(roster.keys[2], Keys)
+    copy = attack.clients[1].identity.signed(replace(two, client=1))
+    attack.refuses(replace(roster, keys={**roster.keys, 1: encode(copy)}), "appears twice")
+
+
+def test_a_public_key_of_low_order_is_refused():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    one = decode(roster.keys[1], Keys)
+    bad = attack.clients[1].identity.signed(replace(one, seal=bytes(32)))
+    attack.refuses(replace(roster, keys={**roster.keys, 1: encode(bad)}), "low order")
+
+
+def test_a_client_without_a_registered_identity_is_refused():
+    attack = Round(Stage.SHARE)
+    attack.clients[0].registered = {c: k for c, k in attack.registered.items() if c != 1}
+    attack.refuses(decode(attack.requests[0], Roster), "no identity is registered for client 1")
+
+
+def test_a_client_from_outside_the_cohort_is_refused():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    stranger = keys_of(9, Identity(9), roster.session)
+    attack.refuses(replace(roster, keys={**roster.keys, 9: stranger}), "not in the cohort")
+
+
+def test_too_few_at_any_stage_are_refused():
+    attack = Round(Stage.SHARE)
+    roster = decode(attack.requests[0], Roster)
+    attack.refuses(replace(roster, keys={c: roster.keys[c] for c in (0, 1)}), "2 clients have advertised")
+    attack = Round(Stage.MASK)
+    inbox = decode(attack.requests[0], Inbox)
+    attack.refuses(replace(inbox, sealed={1: inbox.sealed[1]}), "2 clients have shared")
+    attack = Round(Stage.CONFIRM)
+    shown = decode(attack.requests[0], Survivors)
+    attack.refuses(replace(shown, survivors=(0, 1), dropped=(2, 3, 4)), "2 survivors")
+    attack = Round(Stage.OPEN)
+    opening = decode(attack.requests[0], Opening)
+    attack.refuses(replace(opening, signatures={c: opening.signatures[c] for c in (0, 1)}), "2 signatures")
+
+
+def test_participants_do_not_change_between_stages():
+    attack = Round(Stage.MASK)
+    inbox = decode(attack.requests[0], Inbox)
+    attack.refuses(replace(inbox, sealed={**inbox.sealed, 9: b""}), "not on the roster")
+    attack = Round(Stage.CONFIRM)
+    shown = decode(attack.requests[0], Survivors)
+    attack.refuses(replace(shown, survivors=(0, 1, 2, 3)), "not those who shared")
+    attack.refuses(replace(shown, survivors=(1, 2, 3, 4), dropped=(0,)), "own vector is not in the sum")
+
+
+def test_shares_for_another_receiver_sender_or_round_are_refused():
+    attack = Round(Stage.MASK)
+    inbox, other = decode(attack.requests[0], Inbox), decode(attack.requests[1], Inbox)
+    attack.refuses(other, "meant for another client")
+    attack.refuses(
+        replace(inbox, sealed={**inbox.sealed, 2: other.sealed[2]}), "from client 2 are damaged, or not meant"
+    )
+    swapped = {**inbox.sealed, 1: inbox.sealed[2], 2: inbox.sealed[1]}
+    attack.refuses(replace(inbox, sealed=swapped), "from client 1 are damaged, or not meant")
+    earlier = Round(Stage.MASK, clients=(attack.clients, attack.registered), number=2)
+    attack.refuses(inbox, "another session")
+    now = decode(earlier.requests[0], Inbox)
+    attack.refuses(replace(now, sealed={**now.sealed, 1: inbox.sealed[1]}), "from client 1 are damaged")
+    flipped = bytes([now.sealed[1][0] ^ 1]) + now.sealed[1][1:]
+    attack.refuses(replace(now, sealed={**now.sealed, 1: flipped}), "from client 1 are damaged")
+
+
+def test_messages_out_of_turn_are_refused():
+    attack = Round(Stage.OPEN)
+    opening = decode(attack.requests[0], Opening)
+    early = Round(Stage.CONFIRM)
+    early.refuses(replace(opening, session=digest(early.session)), "stage is masked")
+    with pytest.raises(Refused, match="stage is none"):
+        Client(early.clients[0].identity, early.registered).answer(early.requests[0])
+
+
+def test_a_vector_of_another_length_or_type_is_an_error_of_this_client():
+    attack = Round(Stage.MASK)
+    for wrong in (VECTORS[0, :3], VECTORS[0].astype(np.int64), VECTORS[0].astype(np.float32)):
+        with pytest.raises(ValueError, match="is due"):
+            attack.clients[0].answer(attack.requests[0], lambda session, wrong=wrong: wrong)
+
+
+@pytest.mark.parametrize("until", [Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.OPEN])
+def test_a_server_refuses_repetitions_impostors_and_other_sessions(until):
+    honest = Round(until)
+    reply = honest.answer(0)
+    with pytest.raises(Refused, match="speaks for"):
+        honest.server.add(1, reply)
+    record = decode(reply, REPLY[until])
+    with pytest.raises(Refused, match="another session"):
+        honest.server.add(0, encode(replace(record, session=bytes(32))))
+    honest.server.add(0, reply)
+    with pytest.raises(Refused, match="not twice"):
+        honest.server.add(0, reply)
+
+
+def test_a_server_passes_over_keys_that_are_none_or_not_the_clients():
+    honest = Round()
+    keys = decode(honest.answer(0), Keys)
+    sign = honest.clients[0].identity.signed
+    for bad, because in [
+        (sign(replace(keys, mask=bytes(32))), "low order"),
+        (sign(replace(keys, mask=keys.seal)), "twice"),
+        (replace(keys, mask=public_of(fresh_secret())), "not valid"),
+    ]:
+        with pytest.raises(Refused, match=because):
+            honest.server.add(0, encode(bad))
+    honest.server.add(0, encode(keys))
+
+
+def test_a_server_passes_over_what_does_not_fit():
+    honest = Round(Stage.SHARE)
+    shares = decode(honest.answer(0), Shares)
+    with pytest.raises(Refused, match="not sealed a share for everyone"):
+        honest.server.add(0, encode(replace(shares, sealed={1: shares.sealed[1]})))
+    honest = Round(Stage.MASK)
+    masked = decode(honest.answer(0), REPLY[Stage.MASK])
+    with pytest.raises(Refused, match="another length"):
+        honest.server.add(0, encode(replace(masked, vector=masked.vector[:-1])))
+    assert not np.any(honest.server._sum)
+
+
+DAMAGES = {
+    "cut": lambda d: d[:-1],
+    "longer": lambda d: d + b"\0",
+    "not ours": lambda d: b"x" + d[1:],
+    "other version": lambda d: d[:3] + b"\2" + d[4:],
+    "unknown kind": lambda d: d[:4] + b"\x63" + d[5:],
+    "nothing": lambda d: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_bytes_that_are_no_message_are_refused(damage):
+    attack = Round(Stage.SHARE)
+    before = attack.clients[0].kept
+    with pytest.raises(Refused):
+        attack.clients[0].answer(damage(attack.requests[0]))
+    assert attack.clients[0].kept == before
+
+
+def test_a_record_has_one_encoding():
+    session = Session(run=b"r", round=1, nonce=bytes(16), clients=(1, 2), threshold=2, length=3)
+    assert decode(encode(session), Session) == session
+    roster = encode(Roster(session=b"s", keys={2: b"b", 1: b"a"}))
+    assert decode(roster, Roster).keys == {1: b"a", 2: b"b"}
+    backwards = roster.replace(b"\0\0\0\0\0\0\0\1\0\0\0\1a", b"\0\0\0\0\0\0\0\3\0\0\0\1a")
+    assert backwards != roster
+    with pytest.raises(Refused, match="ascend"):
+        decode(backwards, Roster)
