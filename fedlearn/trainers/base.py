@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from fedlearn.entropy import secret_uniforms
 from fedlearn.layout import Layout, default_initial
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, Order, Updates, Work
@@ -115,10 +116,10 @@ def poisson_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> t
     chosen: list[np.ndarray] = []
     for number in range(int(steps_K.max())):
         if order.deployed:
-            bits_KN = np.frombuffer(os.urandom(8 * len(sizes_K) * largest), np.uint64).reshape(len(sizes_K), largest)
+            uniform_KN = secret_uniforms((len(sizes_K), largest))
         else:
-            bits_KN = _hashes(order, clients_K, number, largest)
-        taken_KN = ((bits_KN >> np.uint64(11)) * 2.0**-53 < rate_K1) & (np.arange(largest) < sizes_K[:, None])
+            uniform_KN = (_hashes(order, clients_K, number, largest) >> np.uint64(11)) * 2.0**-53
+        taken_KN = (uniform_KN < rate_K1) & (np.arange(largest) < sizes_K[:, None])
         chosen.append(taken_KN & (number < steps_K)[:, None])
     widest = max(1, max(int(taken_KN.sum(axis=1).max()) for taken_KN in chosen))
     plan_KSB = np.full((len(sizes_K), len(chosen), widest), -1, np.int32)

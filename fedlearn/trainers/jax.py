@@ -22,8 +22,10 @@ import optax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
+from jax.experimental import io_callback
 
 from fedlearn.data.federated import Task
+from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
@@ -129,7 +131,7 @@ class JaxTrainer:
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
         broadcast = {name: order.broadcast[name] for name in rule.receives}
         seeds = [integer_seed(order.seed, p, round=order.round) & 0xFFFFFFFF for p in (Purpose.MODEL, Purpose.NOISE)]
-        block = self._block(rule, order.local)
+        block = self._block(rule, order.local, order.deployed)
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
             y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
@@ -206,10 +208,12 @@ class JaxTrainer:
         with jax.default_device(self._jax_device):
             return np.asarray(self._predict(jnp.asarray(params_D), padded))[: len(x)]
 
-    def _compile(self, rule: LocalRule, local: LocalSettings) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    def _compile(
+        self, rule: LocalRule, local: LocalSettings, deployed: bool
+    ) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """The program for a block of clients under one rule and one set of local settings."""
         optimizer = _optimizer(local)
-        gradient_of = self._private_gradient(local) if local.example_dp else self._gradient
+        gradient_of = self._private_gradient(local, deployed) if local.example_dp else self._gradient
 
         def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seeds: Any, own: Any) -> Any:
             rows_SB, num_steps, client, size, x_start, y_start, memory = own
@@ -236,7 +240,8 @@ class JaxTrainer:
         @jax.jit
         def block(params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
             one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seeds)
-            return lax.map(one, own) if self.batching == "map" else jax.vmap(one)(own)
+            in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
+            return lax.map(one, own) if in_turn else jax.vmap(one)(own)
 
         return block
 
@@ -249,7 +254,7 @@ class JaxTrainer:
 
         return jax.grad(mean_loss, has_aux=True)(weights)
 
-    def _private_gradient(self, local: LocalSettings) -> Callable[..., tuple[Any, jax.Array]]:
+    def _private_gradient(self, local: LocalSettings, deployed: bool) -> Callable[..., tuple[Any, jax.Array]]:
         """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
         dp = local.example_dp
         assert dp is not None
@@ -260,7 +265,7 @@ class JaxTrainer:
             if dp.noise_multiplier:
                 leaves, tree = jax.tree.flatten(total)
                 ends = np.cumsum([leaf.size for leaf in leaves])
-                noise = jnp.split(jax.random.normal(keys[1], (int(ends[-1]),)), ends[:-1])
+                noise = jnp.split(_normals(keys[1], (int(ends[-1]),), secret=deployed), ends[:-1])
                 deviation = dp.clip * dp.noise_multiplier
                 noised = [g + deviation * n.reshape(g.shape) for g, n in zip(leaves, noise, strict=True)]
                 total = jax.tree.unflatten(tree, noised)
@@ -317,6 +322,13 @@ def _to_torch(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
 
 def _to_flax(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
     return leaf.transpose(tuple(np.argsort(_axes_to_torch(path, leaf.ndim)).tolist()))
+
+
+def _normals(key: jax.Array, shape: tuple[int, ...], *, secret: bool) -> jax.Array:
+    """Standard normal numbers: those of a key, or such as no key gives."""
+    if not secret:
+        return jax.random.normal(key, shape)
+    return io_callback(lambda: secret_normals(shape).astype(np.float32), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:

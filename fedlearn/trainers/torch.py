@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.data.federated import Task
+from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
@@ -222,7 +223,9 @@ class TorchTrainer:
         return gradient_of
 
     def _noise(self, order: Order, one: Work) -> Callable[[torch.Tensor], object]:
-        """What fills a tensor with standard normal numbers."""
+        """What fills a tensor with standard normal numbers: for real clients, with such as no seed gives."""
+        if order.deployed:
+            return lambda noise: noise.copy_(torch.from_numpy(secret_normals(tuple(noise.shape))))
         generator = torch.Generator(self.device)
         generator.manual_seed(integer_seed(order.seed, Purpose.NOISE, round=order.round, client=one.client))
         return lambda noise: noise.normal_(generator=generator)

@@ -335,3 +335,18 @@ def test_real_clients_draw_batches_that_do_not_follow_from_the_seed():
     asked = Order(round=1, seed=1, params_D=np.zeros(1), local=LocalSettings(batch_size=20, steps=5), deployed=True)
     one, other = (poisson_plans(asked, np.array([3]), np.array([100]))[0] for _ in range(2))
     assert one.shape != other.shape or not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("batching", ["map", "vmap"])
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_noise_of_real_clients_does_not_follow_from_the_seed(framework, batching):
+    made, data = trainer(framework, (400, 50, CLASSES)).batched(batching), examples(num=16, features=400)
+    asked = order(made, clip=0.01, noise_multiplier=2.0, steps=3, learning_rate=1.0, deployed=True)
+    one, other = (fitted(made, asked, (0, 1), data) for _ in range(2))
+    drawn = np.stack([*one, *other]) - fitted(made, replace(asked, local=quiet(asked.local)), (0,), data)
+    assert drawn.std() == pytest.approx(np.sqrt(3) * 0.01 * 2.0 / 16, rel=0.03)
+    assert np.abs(np.corrcoef(drawn)[np.triu_indices(4, 1)]).max() < 0.05
+
+
+def quiet(local):
+    return replace(local, example_dp=replace(local.example_dp, noise_multiplier=0.0))
