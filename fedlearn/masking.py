@@ -86,7 +86,7 @@ def distributed(
     clip_norm: float,
     noise_multiplier: float,
     noise: str = "skellam",
-    bits: int = 16,
+    bits: int = 14,
     threshold: int | None = None,
     cohort: int | None = None,
     modulus_bits: int = 32,
@@ -102,7 +102,8 @@ def distributed(
         clip_norm: as in `secagg`.
         noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients, over the bound, > 0.
         noise: ``skellam`` or ``discrete_gaussian``.
-        bits: as in `secagg`; rounding is random, and right on average.
+        bits: as in `secagg`; rounding is random, and right on average. 14 serve models of up to five million
+            parameters, each bit more four times as many; noise is coarser than either.
         threshold: as in `secagg`.
         cohort: as in `secagg`; also what the sum is divided by, whoever answers.
         modulus_bits: as in `secagg`.
@@ -115,8 +116,8 @@ def distributed(
     whoever answers. On real nodes noise comes from the operating system's entropy.
 
     Raises:
-        SettingError: a setting is out of range, a client's noise would be below one integer or beyond what can be
-            drawn, or sums could wrap around.
+        SettingError: a setting is out of range; or, when applied to a strategy, a client's noise would be below one
+            integer or beyond what can be drawn, or sums could wrap around.
         MissingExtra: the cryptography for random numbers is not installed.
 
     References: Kairouz, Liu, Steinke, *The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
@@ -163,11 +164,9 @@ class Masking:
         require(given, "cohort", self.cohort, "null, or a whole number >= 2", "cohort=null")
         positive = is_number(self.clip_norm, at_least=0) and 0 < self.clip_norm < float("inf")
         require(positive, "clip_norm", self.clip_norm, "a finite number > 0", "clip_norm=1.0")
+        FixedPoint(bound=self.clip_norm, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=self.cohort or 1)
         if self.cohort:
             self.threshold_of(self.cohort)
-            self.code(self.cohort)
-        else:  # what can be wrong without knowing the strategy
-            FixedPoint(bound=self.clip_norm, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=1)
         if self.protocol == "full":
             _drill()
 
@@ -225,19 +224,23 @@ class Masking:
         bound = self.clip_norm / self.flatten
         return FixedPoint(bound=bound, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=size, noise_std=std)
 
+    @property
+    def norm(self) -> float:
+        """L2 bound on one client's integers, before the noise."""
+        return float(SLACK * self.flatten * (2 ** (self.bits - 1) - 1))
+
     def release(self, size: int) -> NoisySum | None:
         """What one round with cohorts of ``size`` releases; None without noise: nothing is promised of the sum then."""
         if self.noise is None:
             return None
         quorum = self.threshold_of(size)
-        norm = SLACK * self.flatten * (2 ** (self.bits - 1) - 1)
-        std = self.noise_multiplier * norm / sqrt(quorum)
+        std = self.noise_multiplier * self.norm / sqrt(quorum)
         expected = (
             f"so that each client's noise, now of deviation {std:.3g}, is between 1 and {LARGEST_STD:.0f} integers"
         )
         fewer = ceil(log2(std / LARGEST_STD)) if std > 1 else floor(log2(std))
         require(1 <= std <= LARGEST_STD, "bits", self.bits, expected, f"bits={self.bits - fewer}")
-        return NoisySum(kind=self.noise, std=std, norm=norm, quorum=quorum, max_clients=size)
+        return NoisySum(kind=self.noise, std=std, norm=self.norm, quorum=quorum, max_clients=size)
 
 
 @dataclass(frozen=True)

@@ -253,7 +253,7 @@ def test_sums_that_could_wrap_around_are_refused_when_the_strategy_is_built():
     with pytest.raises(SettingError, match=r"must stay below 2\*\*31"):
         secagg(clip_norm=1.0, bits=28).protect(strategies.fedavg(weighting="equal", clients_per_round=100))
     with pytest.raises(SettingError, match=r"must stay below 2\*\*15"):
-        distributed(clip_norm=1.0, noise_multiplier=1.0, bits=16, modulus_bits=16, cohort=10)
+        distributed(clip_norm=1.0, noise_multiplier=1.0, bits=12, modulus_bits=16, cohort=10).protect(equal())
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_settings_out_of_range_are_refused(build, message):
 @pytest.mark.parametrize(("noise_multiplier", "bits", "fix"), [(1.0, 3, 5), (9.0, 20, 14)])
 def test_noise_below_one_integer_or_too_large_to_be_drawn_is_refused_with_bits_that_work(noise_multiplier, bits, fix):
     with pytest.raises(SettingError, match="between 1 and 16384") as refused:
-        distributed(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=bits, cohort=100)
+        distributed(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=bits, cohort=100).protect(equal())
     assert refused.value.fix == f"bits={fix}"
-    distributed(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=fix, cohort=100)
+    distributed(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=fix, cohort=100).protect(equal())
 
 
 def test_an_unknown_number_of_clients_is_refused():
