@@ -281,7 +281,8 @@ class Encoding:
         """Refuse a model too large for the bits; nothing to remember at clients."""
         if self.release is None:
             return {}
-        norm, length = self.release.norm / SLACK, padded(layout.num_parameters)
+        norm, length = self.release.norm / SLACK, layout.num_parameters
+        length = padded(length) if self.flatten > 1 else length
         roomy = length / 4 + 5 * norm <= (SLACK**2 - 1) * norm**2
         expected = f"more: rounding a model of {layout.num_parameters} parameters would lengthen updates by over 1 %"
         require(roomy, "privacy.bits", self.code.bits, expected, f"privacy.bits={self.code.bits + 2}")
