@@ -217,6 +217,10 @@ class Masking:
         require(ok, "threshold", self.threshold, expected, "threshold=null")
         return threshold
 
+    def length(self, layout: Layout) -> int:
+        """Integers that a client sends for a model."""
+        return padded(layout.num_parameters) if self.flatten > 1 else layout.num_parameters
+
     def code(self, size: int) -> FixedPoint:
         """How numbers become integers, for cohorts of ``size``."""
         release = self.release(size)
@@ -325,7 +329,7 @@ def integer_mean(code: FixedPoint, *, threshold: int, denominator: int | None = 
             return {"rows": {**memory["rows"], **dict(zip(clients, rows_KD, strict=True))}}
         total_D = rows_KD.sum(axis=0, dtype=code.dtype)
         total_D = total_D if memory["total"] is None else memory["total"] + total_D
-        return {"total": total_D, "count": memory["count"] + len(updates)}
+        return folded(total_D, memory["count"] + len(updates))
 
     def merge(one: Memory, other: Memory) -> Memory:
         if full:
@@ -349,6 +353,11 @@ def integer_mean(code: FixedPoint, *, threshold: int, denominator: int | None = 
         sums=True,
         merge=merge,
     )
+
+
+def folded(total_D: np.ndarray, count: int) -> Memory:
+    """The fold of an `integer_mean` whose sum of ``count`` updates was opened by the protocol, on real nodes."""
+    return {"total": total_D, "count": count}
 
 
 def _opened(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:
