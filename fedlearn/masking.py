@@ -265,14 +265,14 @@ class Encoding:
 
     def encode(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         """The client half: K x D floats to K x P unsigned integers."""
-        x_KD = clipped(finite(as_numpy(update)), self.clip_norm)
-        if self.flatten > 1:
-            x_KD = rotate(x_KD, _signs(context, x_KD.shape[1]))
-        if self.release is None:
-            return self.code.wrap(self.code.encode(x_KD)), memory
+        x_KD = as_numpy(update)
+        signs_P = _signs(context, x_KD.shape[1]) if self.flatten > 1 else None
         clients_K = context.clients_K.tolist()
-        rows = [self._noisy(x_D, client, context) for x_D, client in zip(x_KD, clients_K, strict=True)]
-        return self.code.wrap(np.stack(rows)), memory
+        sent = [  # row by row: float64 and 64-bit integers of a whole block would take four times its memory
+            self.code.wrap(self._integers(x_D, signs_P, client, context))
+            for x_D, client in zip(x_KD, clients_K, strict=True)
+        ]
+        return np.stack(sent), memory
 
     def unrotate(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         """The server half, on the decoded mean."""
@@ -301,8 +301,13 @@ class Encoding:
         self.check(layout)
         return {"length": np.array(layout.num_parameters)} if self.flatten > 1 else {}
 
-    def _noisy(self, x_D: np.ndarray, client: int, context: Context) -> np.ndarray:
-        assert self.release is not None
+    def _integers(self, x_D: np.ndarray, signs_P: np.ndarray | None, client: int, context: Context) -> np.ndarray:
+        """One client's update, as signed integers with its noise."""
+        x_D = clipped(finite(x_D), self.clip_norm)
+        if signs_P is not None:
+            x_D = rotate(x_D[None], signs_P)[0]
+        if self.release is None:
+            return self.code.encode(x_D)
         seeded = {"round": context.round, "client": client}
         stream = Stream.fresh() if context.deployed else Stream.seeded(context.seed, Purpose.NOISE, **seeded)
         rounded_D = round_within(self.code.scaled(x_D), norm=self.release.norm, stream=stream)
