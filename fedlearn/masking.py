@@ -86,7 +86,7 @@ def distributed(
     clip_norm: float,
     noise_multiplier: float,
     noise: str = "skellam",
-    bits: int = 16,
+    bits: int = 14,
     threshold: int | None = None,
     cohort: int | None = None,
     modulus_bits: int = 32,
@@ -102,7 +102,8 @@ def distributed(
         clip_norm: as in `secagg`.
         noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients, over the bound, > 0.
         noise: ``skellam`` or ``discrete_gaussian``.
-        bits: as in `secagg`; rounding is random, and right on average.
+        bits: as in `secagg`; rounding is random, and right on average. 14 serve models of up to five million
+            parameters, each bit more four times as many; noise is coarser than either.
         threshold: as in `secagg`.
         cohort: as in `secagg`; also what the sum is divided by, whoever answers.
         modulus_bits: as in `secagg`.
@@ -115,8 +116,8 @@ def distributed(
     whoever answers. On real nodes noise comes from the operating system's entropy.
 
     Raises:
-        SettingError: a setting is out of range, a client's noise would be below one integer or beyond what can be
-            drawn, or sums could wrap around.
+        SettingError: a setting is out of range; or, when applied to a strategy, a client's noise would be below one
+            integer or beyond what can be drawn, or sums could wrap around.
         MissingExtra: the cryptography for random numbers is not installed.
 
     References: Kairouz, Liu, Steinke, *The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
@@ -163,11 +164,9 @@ class Masking:
         require(given, "cohort", self.cohort, "null, or a whole number >= 2", "cohort=null")
         positive = is_number(self.clip_norm, at_least=0) and 0 < self.clip_norm < float("inf")
         require(positive, "clip_norm", self.clip_norm, "a finite number > 0", "clip_norm=1.0")
+        FixedPoint(bound=self.clip_norm, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=self.cohort or 1)
         if self.cohort:
             self.threshold_of(self.cohort)
-            self.code(self.cohort)
-        else:  # what can be wrong without knowing the strategy
-            FixedPoint(bound=self.clip_norm, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=1)
         if self.protocol == "full":
             _drill()
 
@@ -218,6 +217,10 @@ class Masking:
         require(ok, "threshold", self.threshold, expected, "threshold=null")
         return threshold
 
+    def length(self, layout: Layout) -> int:
+        """Integers that a client sends for a model."""
+        return padded(layout.num_parameters) if self.flatten > 1 else layout.num_parameters
+
     def code(self, size: int) -> FixedPoint:
         """How numbers become integers, for cohorts of ``size``."""
         release = self.release(size)
@@ -225,19 +228,23 @@ class Masking:
         bound = self.clip_norm / self.flatten
         return FixedPoint(bound=bound, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=size, noise_std=std)
 
+    @property
+    def norm(self) -> float:
+        """L2 bound on one client's integers, before the noise."""
+        return float(SLACK * self.flatten * (2 ** (self.bits - 1) - 1))
+
     def release(self, size: int) -> NoisySum | None:
         """What one round with cohorts of ``size`` releases; None without noise: nothing is promised of the sum then."""
         if self.noise is None:
             return None
         quorum = self.threshold_of(size)
-        norm = SLACK * self.flatten * (2 ** (self.bits - 1) - 1)
-        std = self.noise_multiplier * norm / sqrt(quorum)
+        std = self.noise_multiplier * self.norm / sqrt(quorum)
         expected = (
             f"so that each client's noise, now of deviation {std:.3g}, is between 1 and {LARGEST_STD:.0f} integers"
         )
         fewer = ceil(log2(std / LARGEST_STD)) if std > 1 else floor(log2(std))
         require(1 <= std <= LARGEST_STD, "bits", self.bits, expected, f"bits={self.bits - fewer}")
-        return NoisySum(kind=self.noise, std=std, norm=norm, quorum=quorum, max_clients=size)
+        return NoisySum(kind=self.noise, std=std, norm=self.norm, quorum=quorum, max_clients=size)
 
 
 @dataclass(frozen=True)
@@ -258,14 +265,14 @@ class Encoding:
 
     def encode(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         """The client half: K x D floats to K x P unsigned integers."""
-        x_KD = clipped(finite(as_numpy(update)), self.clip_norm)
-        if self.flatten > 1:
-            x_KD = rotate(x_KD, _signs(context, x_KD.shape[1]))
-        if self.release is None:
-            return self.code.wrap(self.code.encode(x_KD)), memory
+        x_KD = as_numpy(update)
+        signs_P = _signs(context, x_KD.shape[1]) if self.flatten > 1 else None
         clients_K = context.clients_K.tolist()
-        rows = [self._noisy(x_D, client, context) for x_D, client in zip(x_KD, clients_K, strict=True)]
-        return self.code.wrap(np.stack(rows)), memory
+        sent = [  # row by row: float64 and 64-bit integers of a whole block would take four times its memory
+            self.code.wrap(self._integers(x_D, signs_P, client, context))
+            for x_D, client in zip(x_KD, clients_K, strict=True)
+        ]
+        return np.stack(sent), memory
 
     def unrotate(self, update: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         """The server half, on the decoded mean."""
@@ -278,7 +285,8 @@ class Encoding:
         """Refuse a model too large for the bits; nothing to remember at clients."""
         if self.release is None:
             return {}
-        norm, length = self.release.norm / SLACK, padded(layout.num_parameters)
+        norm, length = self.release.norm / SLACK, layout.num_parameters
+        length = padded(length) if self.flatten > 1 else length
         roomy = length / 4 + 5 * norm <= (SLACK**2 - 1) * norm**2
         expected = f"more: rounding a model of {layout.num_parameters} parameters would lengthen updates by over 1 %"
         require(roomy, "privacy.bits", self.code.bits, expected, f"privacy.bits={self.code.bits + 2}")
@@ -293,8 +301,13 @@ class Encoding:
         self.check(layout)
         return {"length": np.array(layout.num_parameters)} if self.flatten > 1 else {}
 
-    def _noisy(self, x_D: np.ndarray, client: int, context: Context) -> np.ndarray:
-        assert self.release is not None
+    def _integers(self, x_D: np.ndarray, signs_P: np.ndarray | None, client: int, context: Context) -> np.ndarray:
+        """One client's update, as signed integers with its noise."""
+        x_D = clipped(finite(x_D), self.clip_norm)
+        if signs_P is not None:
+            x_D = rotate(x_D[None], signs_P)[0]
+        if self.release is None:
+            return self.code.encode(x_D)
         seeded = {"round": context.round, "client": client}
         stream = Stream.fresh() if context.deployed else Stream.seeded(context.seed, Purpose.NOISE, **seeded)
         rounded_D = round_within(self.code.scaled(x_D), norm=self.release.norm, stream=stream)
@@ -321,7 +334,7 @@ def integer_mean(code: FixedPoint, *, threshold: int, denominator: int | None = 
             return {"rows": {**memory["rows"], **dict(zip(clients, rows_KD, strict=True))}}
         total_D = rows_KD.sum(axis=0, dtype=code.dtype)
         total_D = total_D if memory["total"] is None else memory["total"] + total_D
-        return {"total": total_D, "count": memory["count"] + len(updates)}
+        return folded(total_D, memory["count"] + len(updates))
 
     def merge(one: Memory, other: Memory) -> Memory:
         if full:
@@ -345,6 +358,11 @@ def integer_mean(code: FixedPoint, *, threshold: int, denominator: int | None = 
         sums=True,
         merge=merge,
     )
+
+
+def folded(total_D: np.ndarray, count: int) -> Memory:
+    """The fold of an `integer_mean` whose sum of ``count`` updates was opened by the protocol, on real nodes."""
+    return {"total": total_D, "count": count}
 
 
 def _opened(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:

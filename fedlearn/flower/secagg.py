@@ -165,14 +165,17 @@ def _exchange(grid: Grid, messages: Mapping[ClientId, Message], seconds: float) 
     yield from (
         _Reply(client, reason="Flower did not take the message") for client in set(messages) - set(waiting.values())
     )
-    while waiting and time.monotonic() < ends:
+    while waiting:
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
             client = waiting.pop(message.metadata.reply_to_message_id, None)
             if client is not None:
                 yield _read(client, message)
+        left = ends - time.monotonic()
+        if not waiting or left <= 0:
+            break
         pause = SHORTEST if arrived else min(1.3 * pause, LONGEST)
-        time.sleep(min(pause, max(0.0, ends - time.monotonic())) if waiting else 0)
+        time.sleep(min(pause, left))
     yield from (_Reply(client, reason=f"no answer within {seconds:g} s") for client in waiting.values())
 
 

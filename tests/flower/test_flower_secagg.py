@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlearn import SettingError
+from fedlearn import LocalSettings, Order, Schedule, SettingError, Work, federate, serial, start
+from fedlearn.client import client_step, initial_memory
 from fedlearn.flower.secagg import mount, secure_sum
+from fedlearn.masking import folded, secagg
 from fedlearn.privacy.secagg.client import Client
 from fedlearn.privacy.secagg.errors import Aborted
 from fedlearn.privacy.secagg.keys import Identity
 from fedlearn.privacy.secagg.records import Notes, Session, decode
 from fedlearn.privacy.secagg.server import Stage
+from fedlearn.testing import LinearTrainer, linear_problem
+from strategies import fedavg
 
 SIZE, LENGTH = 5, 12
 VECTORS = np.random.default_rng(0).integers(0, 2**32, (SIZE, LENGTH), dtype=np.uint32)
@@ -197,6 +202,30 @@ def test_what_is_sent_along_reaches_the_clients_when_they_make_their_vectors():
 
     summed(a_grid(vector), content=RecordDict({"order": ConfigRecord({"factor": 3})}))
     assert seen == [3] * SIZE
+
+
+@pytest.mark.parametrize("masking", [secagg(clip_norm=10.0), secagg(clip_norm=10.0, modulus_bits=64, bits=40)])
+def test_a_round_on_nodes_gives_the_model_of_the_simulated_one_bit_for_bit(masking):
+    data, trainer = linear_problem(num_clients=SIZE), LinearTrainer(3)
+    strategy, local = masking.protect(fedavg(weighting="equal"), num_clients=SIZE), LocalSettings(batch_size=4)
+    state = start(strategy, trainer.init(1), serial(data, trainer), seed=1)
+    simulated = next(federate(strategy, serial(data, trainer), state, schedule=Schedule(rounds=1), local=local))
+    order = Order(round=1, seed=1, params_D=state.params_D, local=local, deployed=True)
+
+    def vector(session, client, content, context):
+        work = Work(client=client, examples=data.train(client), memory=initial_memory(strategy, trainer.layout))
+        return client_step(trainer, strategy, order, [work])[0].delta_KD[0]
+
+    session = replace(
+        a_session(),
+        threshold=masking.threshold_of(SIZE),
+        length=masking.length(trainer.layout),
+        bits=masking.modulus_bits,
+    )
+    grid = a_grid(vector)
+    outcome = secure_sum(grid, session, dict(enumerate(grid.apps)), REGISTERED, timeout=5)
+    update_D = strategy.aggregate.done(folded(outcome.sum, len(outcome.clients)))
+    assert np.array_equal(state.params_D + update_D, simulated.state.params_D)
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("nan"), float("inf")])

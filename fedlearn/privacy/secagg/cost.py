@@ -12,8 +12,6 @@ from math import ceil, exp, pi, sqrt
 
 import numpy as np
 
-from fedlearn.errors import MissingExtra
-
 LARGEST_MODEL = 2.0**40  # numbers; what a bound that grows with the dimension is computed for
 
 
@@ -57,19 +55,6 @@ class NoisySum:
         size = {"num_clients": self.quorum, "most": self.max_clients}
         epsilon = discrete_gaussian_cdp(std=self.std, l2=self.norm, dimension=LARGEST_MODEL, **size)
         return 0.5 * epsilon**2 * np.asarray(orders, np.float64)
-
-    def epsilon(self, *, rounds: int, delta: float) -> float:
-        """Of so many releases together.
-
-        Raises:
-            MissingExtra: dp-accounting is not installed.
-        """
-        try:
-            from dp_accounting.rdp import compute_epsilon, rdp_privacy_accountant
-        except ImportError as missing:
-            raise MissingExtra("epsilon", "privacy") from missing
-        orders = np.array(rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
-        return float(compute_epsilon(orders, rounds * self.rdp(orders), delta)[0])
 
 
 def skellam_rdp(order: float, *, variance: float, l2: float, l1: float) -> float:
