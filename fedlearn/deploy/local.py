@@ -123,7 +123,7 @@ class Rehearsal:
 
 
 def _ready(child: Child) -> bool:
-    return "\nready\n" in child.log.read_text(encoding="utf-8")
+    return "\nready\n" in child.said()
 
 
 def dealt(num_clients: int, nodes: int) -> list[list[int]]:
