@@ -102,8 +102,9 @@ class Reveal:
     """What a node tells about its examples besides the update.
 
     Args:
-        num_examples: ``exact``, ``rounded`` to one digit, or ``none``: told as 1, for strategies that weight equally.
-        metrics: whether evaluation metrics may leave.
+        num_examples: of training, ``exact``, ``rounded`` to one digit, or ``none``: told as 1, for strategies that
+            weight equally. The number of local steps still tells it to within a batch, unless ``local.steps`` is set.
+        metrics: whether evaluation metrics may leave; with them goes the number of held-out examples.
         min_test_examples: from how many held-out examples on, >= 1.
     """
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from hydra.utils import get_object
 
 from fedlearn.client import initial_memory
@@ -26,7 +27,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.flower.parcel import Parcel, WireError, unpack
 from fedlearn.flower.wire import Ask, fit_reply, leaves_as_facts, order_of, params_of, refusal, reply, tallies_reply
 from fedlearn.metrics import tally
-from fedlearn.records import ClientId, Failure, Order, Predictions, Tally, Updates
+from fedlearn.records import ClientId, Failure, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario
 from fedlearn.strategy import Strategy
 
@@ -164,9 +165,12 @@ class Site:
         """An update with the number of examples that this node tells."""
         if isinstance(result, Failure):
             return result
-        counts_K = result.num_examples_K.copy()
-        counts_K[:] = [self.policy.reveal.told(int(count)) for count in counts_K]
-        return replace(result, num_examples_K=counts_K)
+        told_K = np.array([self.policy.reveal.told(int(count)) for count in result.num_examples_K], np.int64)
+        if (told_K == result.num_examples_K).all():
+            return result
+        # the sums of metrics would tell the number too
+        metrics = {name: Sum(told_K * (s.total_K / s.count_K), told_K) for name, s in result.metrics.items()}
+        return replace(result, num_examples_K=told_K, metrics=metrics)
 
     def _here(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
         elsewhere = [client for client in clients if client not in self.own.clients]

@@ -24,7 +24,7 @@ from fedlearn.deploy.trainer import SERVICE, main, serve
 from fedlearn.flower.envelope import disclose, enclose
 from fedlearn.flower.messenger import PART, ask, forward
 from fedlearn.flower.parcel import Parcel, pack, unpack
-from fedlearn.flower.wire import Ask, fit_request, layout_of
+from fedlearn.flower.wire import Ask, layout_of, order_body, request
 
 POLICY = """
 scenarios: {simulations.scenarios.diabetes.diabetes: {}}
@@ -145,8 +145,8 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
     assert (hello["clients"], hello["framework"], hello["task"]) == ([1, 3], "torch", "regression")
     layout = layout_of(hello["leaves"])
     order = Order(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32))
-    request = Ask(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
-    reply = unpack(ask(str(trainer.socket), fit_request(request, order, {}), timeout=60))
+    asked = Ask(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
+    reply = unpack(ask(str(trainer.socket), request(asked, since=[0]) + order_body(order), timeout=60))
     assert reply.facts["clients"] == [3]
     assert reply.arrays["num_examples"].tolist() == [hello["num_examples"][1]]
     assert np.isfinite(reply.arrays["delta"]).all()
