@@ -82,7 +82,7 @@ class Post:
                 waited = time.monotonic() - began
                 if not waiting or waited >= seconds:
                     break
-                time.sleep(min(pause(waited), LONGEST, seconds - waited))
+                time.sleep(min(pause(waited, LONGEST), seconds - waited))
             for message in list(waiting):
                 self._late[message] = waiting.pop(message)
                 yield Answer(node=self._late[message], reason=f"no answer within {seconds:g} s")
