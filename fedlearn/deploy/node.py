@@ -19,9 +19,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlearn.deploy.children import Child, Children, flower_environment, program
-from fedlearn.deploy.control import ConnectionProblem, reach
-from fedlearn.deploy.coordinator import free_port
 from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.deploy.tls import ConnectionProblem, free_port, reach
 from fedlearn.errors import FedlearnError
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt

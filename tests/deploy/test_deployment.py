@@ -13,9 +13,9 @@ import urllib.request
 
 import pytest
 
-from fedlearn.deploy.control import ConnectionProblem
 from fedlearn.deploy.follow import Follower
 from fedlearn.deploy.keys import add, create, revoke
+from fedlearn.deploy.tls import ConnectionProblem
 from simulations.run import main as simulate
 
 

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization as formats
 
 from fedlearn.deploy import keys
-from fedlearn.deploy.control import ConnectionProblem, reach
+from fedlearn.deploy.tls import ConnectionProblem, reach
 from fedlearn.errors import SettingError
 
 HOSTS = ["localhost", "127.0.0.1", "::1", "coordinator.example.org"]
