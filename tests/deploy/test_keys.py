@@ -68,6 +68,11 @@ def test_renewal_keeps_hosts_and_authority_and_nodes(made):
     assert {path: path.read_bytes() for path in kept} == kept
 
 
+def test_the_coordinator_can_always_reach_itself(tmp_path):
+    keys.create(tmp_path / "k", ["coordinator.example.org"], [])
+    assert "server    coordinator.example.org, localhost " in keys.describe(tmp_path / "k")
+
+
 def test_a_revoked_name_is_never_given_out_again(made):
     keys.revoke(made / "coordinator", ["a"])
     assert not (made / "coordinator/allowed/a.pub").exists()
@@ -162,7 +167,7 @@ def test_the_wrong_authority_is_named(made, listen, tmp_path):
 def test_the_wrong_name_is_named(tmp_path, listen):
     keys.create(tmp_path / "k", ["elsewhere.example.org"], [])
     with pytest.raises(ConnectionProblem, match="for other names"):
-        reach(f"localhost:{listen(tmp_path / 'k/coordinator')}", tmp_path / "k/ca.crt", seconds=5)
+        reach(f"127.0.0.1:{listen(tmp_path / 'k/coordinator')}", tmp_path / "k/ca.crt", seconds=5)
 
 
 def test_a_port_without_tls_is_named(made, listen):
