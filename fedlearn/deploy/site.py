@@ -31,8 +31,13 @@ from fedlearn.records import ClientId, Failure, Order, Predictions, Sum, Tally, 
 from fedlearn.scenario import Scenario
 from fedlearn.strategy import Strategy
 
-MOST_KEPT = 4  # scenarios and strategies that stay built
+MOST_KEPT = 8  # scenarios and strategies that stay built
+PATIENCE = 30.0  # seconds that a request waits for an earlier one to end
 log = logging.getLogger(__name__)
+
+
+class Busy(FedlearnError):
+    """An earlier request is not done yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +82,16 @@ class Site:
             facts, ask = parcel.facts, Ask.of(parcel.facts)
             stage = ask.kind
             checked_name(ask.run)
-            with self._lock:
+            if not self._lock.acquire(timeout=PATIENCE):
+                raise Busy("this node is still busy with an earlier request, for which nobody waits any more")
+            try:
                 return getattr(self, f"_{ask.kind}")(ask, parcel)
+            finally:
+                self._lock.release()
         except Refused as error:
             log.warning("refused a %s of run %s: %s", stage, facts.get("run"), error)
             return refusal(facts, "policy", str(error))
-        except (WireError, MemoryLost) as error:
+        except (WireError, MemoryLost, Busy) as error:
             log.warning("cannot answer a %s of run %s: %s", stage, facts.get("run"), error)
             return refusal(facts, "request", str(error))
         except Exception as error:
@@ -200,7 +209,7 @@ class Site:
             made = build(dict(words), group, allow=self.policy.allow_targets)
             if not isinstance(made, kind):
                 raise WireError(f"{words['_target_']} builds a {type(made).__name__}, expected a {kind.__name__}")
-            while len(self._built) >= 2 * MOST_KEPT:
+            while len(self._built) >= MOST_KEPT:
                 del self._built[next(iter(self._built))]
             self._built[key] = made
         return self._built[key]

@@ -98,6 +98,14 @@ def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, ca
     assert fit(site).facts["clients"] == [0]
 
 
+def test_a_site_that_is_busy_says_so_instead_of_piling_requests_up(make, monkeypatch):
+    site = make()
+    monkeypatch.setattr(sites, "PATIENCE", 0.1)
+    with site._lock:
+        assert "still busy" in fit(site).facts["error"]["reason"]
+    assert fit(site).facts["clients"] == [0]
+
+
 def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make, tmp_path):
     site = make(max_rounds=2)
     for _ in range(2):

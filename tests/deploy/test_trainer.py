@@ -32,6 +32,7 @@ strategies: {strategies.fedavg: {}}
 reveal: {min_test_examples: 1}
 """
 DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "num_clients": 4}
+SLOW = "import time\n\n\ndef endless():\n    time.sleep(60)\n"
 WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
 HELLO = Ask(kind="hello", run="run", round=0, id="1", words=WORDS)
 
@@ -180,6 +181,34 @@ def test_a_trainer_that_is_told_to_stop_takes_its_socket_along(trainer):
     trainer.process.send_signal(signal.SIGTERM)
     assert trainer.process.wait(15) == 0
     assert not trainer.socket.exists()
+
+
+def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "policy.yaml").write_text(
+        POLICY.replace("simulations.scenarios.diabetes.diabetes", "slow.endless") + "allow_targets: [slow]\n"
+    )
+    words = [
+        "--socket",
+        tmp_path / "s",
+        "--client",
+        0,
+        "--policy",
+        tmp_path / "policy.yaml",
+        "--memory",
+        tmp_path / "m",
+    ]
+    command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (tmp_path / "s").exists():
+        time.sleep(0.1)
+    asked = Ask(kind="hello", run="run", round=0, id="1", words={**WORDS, "scenario": {"_target_": "slow.endless"}})
+    with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
+        ask(str(tmp_path / "s"), request(asked), timeout=3)
+    process.terminate()
+    assert process.wait(15) == 0
 
 
 def test_a_bad_setting_ends_the_trainer_with_2_and_the_reason(tmp_path, capsys):
