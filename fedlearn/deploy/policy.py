@@ -125,7 +125,7 @@ class Reveal:
         >>> [Reveal(num_examples=how).told(227) for how in ("exact", "rounded", "none")]
         [227, 200, 1]
         """
-        if self.num_examples == "exact":
+        if self.num_examples == "exact" or not num_examples:
             return num_examples
         return round(num_examples, -floor(log10(num_examples))) if self.num_examples == "rounded" else 1
 

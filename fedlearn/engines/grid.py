@@ -253,9 +253,10 @@ class GridEngine:
                 missing.pop(_client(result), None)
                 left -= isinstance(result, Updates)
                 yield result
-            if kind == "evaluate":  # who has too few examples to tell of is left out
-                for client in ask.clients:
-                    missing.pop(client, None)
+            for client in missing.keys() & set(ask.clients):
+                missing[client] = ("reply", "the answer of its node leaves it out")
+                if kind == "evaluate":  # it has too few examples to tell of
+                    del missing[client]
             if left <= 0:
                 exchange.close()
                 missing = dict.fromkeys(missing, ("spare", f"the round had its {enough} updates without it"))
@@ -267,6 +268,8 @@ class GridEngine:
             found = read(self._parcel(answer, ask, self._most_bytes(len(ask.clients), num_extra)), ask)
         except _NoAnswer as error:
             log.warning("%s: %s", ask.kind, error)
+            if error.stage == "request":  # the node is not the one that said hello: started again, with other settings
+                self.members.ask_again(answer.node)
             return [Failure(client=client, stage=error.stage, reason=str(error)) for client in ask.clients]
         except WireError as error:
             self.malformed += 1
