@@ -69,6 +69,7 @@ class Child:
     on_orphaned: int = signal.SIGKILL
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     restarts: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_RESTARTS), init=False)
+    _began: int = field(default=0, init=False)  # where in the log its present life begins
 
     def start(self) -> None:
         """Start it, in a process group of its own, so that a Ctrl-C reaches its parent only."""
@@ -80,6 +81,7 @@ class Child:
                 os._exit(1)
 
         with self.log.open("ab") as log:
+            self._began = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -108,12 +110,18 @@ class Child:
         self.restarts.append(now)
         self.start()
 
-    def last_words(self, lines: int = 12) -> str:
-        """The end of its log, indented."""
+    def said(self) -> str:
+        """All that it has printed since it was started."""
         try:
-            tail = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+            with self.log.open("rb") as log:
+                log.seek(self._began)
+                return log.read().decode("utf-8", "replace")
         except OSError:
-            tail = []
+            return ""
+
+    def last_words(self, lines: int = 12) -> str:
+        """The end of that, indented, and where to find the rest."""
+        tail = self.said().splitlines()[-lines:]
         return "\n".join([*(f"    {line}" for line in tail), f"  see       {self.log}"])
 
     def stop(self) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,13 +25,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedlearn.deploy.keys import CA, TOKEN
-from fedlearn.errors import FedlearnError
-
-SECONDS = 15.0  # for a connection and for each request
-
-
-class ConnectionProblem(FedlearnError):
-    """The coordinator cannot be reached, is not who it says, or does not know us."""
+from fedlearn.deploy.tls import ConnectionProblem, explain, text_of
 
 
 @dataclass(frozen=True)
@@ -63,11 +55,11 @@ class Control:
 
     def __init__(self, address: str, keys: Path) -> None:
         self.address = address
-        token = _text(keys / TOKEN)
+        token = text_of(keys / TOKEN)
         self._client = ControlHttpClient.from_server_address(
             address,
             insecure=False,
-            root_certificates=_text(keys / CA).encode(),
+            root_certificates=text_of(keys / CA).encode(),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="fedlearn"), _Bearer(token)],
         )
 
@@ -148,55 +140,6 @@ class _Bearer:
         return call_next(context)
 
 
-def reach(address: str, root: Path, *, seconds: float = SECONDS) -> None:
-    """Connect with TLS and hang up.
-
-    Args:
-        address: ``host:port``.
-        root: the certificate that the server's must be signed with.
-        seconds: for the attempt.
-
-    Raises:
-        ConnectionProblem: nobody answers, or who does is not the coordinator.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ConnectionProblem(f"{address} is not an address\n  expected  host:port\n  try       localhost:8000")
-    host = host.strip("[]")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context.load_verify_locations(cadata=_text(root))
-        with (
-            socket.create_connection((host, int(port)), timeout=seconds) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            pass
-    except OSError as error:
-        raise ConnectionProblem(explain(address, error)) from error
-
-
-CAUSES = (
-    ("expired", "its certificate has expired", "python -m fedlearn.deploy.keys renew FOLDER, then restart it"),
-    ("not yet valid", "its certificate is not valid yet", "set this machine's clock"),
-    ("mismatch", "its certificate is for other names", "keys renew FOLDER --host NAME with the name used here"),
-    ("certificate verify failed", "its certificate is signed by another authority", "the ca.crt of this federation"),
-    ("wrong_version_number", "it does not speak TLS", "the port that the coordinator printed"),
-    ("wrong version number", "it does not speak TLS", "the port that the coordinator printed"),
-    ("record layer failure", "it does not speak TLS", "the port that the coordinator printed"),
-    ("refused", "nobody listens there", "python -m fedlearn.deploy.coordinator, or another address"),
-    ("timed out", "it does not answer", "another address, or a firewall that lets this port through"),
-    ("name or service not known", "there is no such host", "another address"),
-    ("disconnected", "it hung up", "again in a moment"),
-)
-
-
-def explain(address: str, error: Exception) -> str:
-    """Why a connection failed, and what to try."""
-    told = f"{error} {error.__cause__ or ''}".lower()
-    why, fix = next(((why, fix) for sign, why, fix in CAUSES if sign in told), (str(error) or type(error).__name__, ""))
-    return f"no connection to {address}: {why}" + (f"\n  try       {fix}" if fix else "")
-
-
 def _refusal(address: str, response: httpx.Response) -> str:
     if response.status_code == httpx.codes.UNAUTHORIZED:
         return f"{address} does not accept this operator's token\n  try       --keys with the folder keys/operator"
@@ -206,11 +149,3 @@ def _refusal(address: str, response: httpx.Response) -> str:
     except (ValueError, AttributeError):
         text = response.text
     return f"{address} refuses: {text} (HTTP {response.status_code})"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except OSError as error:
-        fix = "a folder that python -m fedlearn.deploy.keys made"
-        raise ConnectionProblem(f"{path} cannot be read: {error.strerror}\n  try       {fix}") from error

@@ -19,9 +19,10 @@ from cryptography.hazmat.primitives import serialization as formats
 from filelock import FileLock, Timeout
 
 from fedlearn.deploy.children import Child, Children, flower_environment, program
-from fedlearn.deploy.control import ConnectionProblem, Control, reach
+from fedlearn.deploy.control import Control
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.superlink import TOKEN_FILE
+from fedlearn.deploy.tls import ConnectionProblem, free_port, reach
 from fedlearn.errors import FedlearnError, is_count, require
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt
@@ -168,13 +169,6 @@ def _check_keys(keys: Path) -> None:
         raise KeysError(f"the server certificate ended on {ends:%Y-%m-%d %H:%M} UTC\n  try       {fix}")
     if left < 30 * 86400:
         sys.stderr.write(f"the server certificate ends on {ends:%Y-%m-%d}\n  try       {fix}\n")
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
 
 
 def _refuse_if_taken(host: str, port: int) -> None:

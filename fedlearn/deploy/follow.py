@@ -18,7 +18,8 @@ from types import FrameType
 from typing import Any
 
 from fedlearn.deploy.bundle import ORDER, bundle, ending
-from fedlearn.deploy.control import ConnectionProblem, Control, Status
+from fedlearn.deploy.control import Control, Status
+from fedlearn.deploy.tls import ConnectionProblem
 from simulations.exits import DONE, FAILED, STOPPED
 
 QUIET = 20.0  # seconds without a line after which the coordinator is asked whether it is still there

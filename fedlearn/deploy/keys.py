@@ -88,6 +88,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
     target = folder / "coordinator"
     hosts = hosts or names_in(x509.load_pem_x509_certificate(_read(target / CERTIFICATE)))
     _check(hosts, days)
+    hosts = [*dict.fromkeys([*hosts, "localhost"])]  # which is how the coordinator's own processes reach it
     key = ec.generate_private_key(ec.SECP384R1())
     alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.deploy.children import GRACE, Child, Children, program
-from fedlearn.deploy.coordinator import free_port
 from fedlearn.deploy.follow import Follower, width
 from fedlearn.deploy.keys import create
 from fedlearn.deploy.submit import experiment
+from fedlearn.deploy.tls import free_port
 from fedlearn.errors import require
 from simulations.exits import exit_code
 from simulations.interrupt import terminate_as_interrupt
@@ -39,7 +39,6 @@ class Rehearsal:
         runs: where runs leave their folders.
         clients: for each node the clients that live there.
         policy: what the nodes accept, as settings.
-        frameworks: for each node the framework to train with, None for the order's; the last one for all further nodes.
 
     Attributes:
         children: the processes, by name.
@@ -52,10 +51,8 @@ class Rehearsal:
         runs: Path,
         clients: Sequence[Sequence[int]],
         policy: Mapping[str, Any],
-        frameworks: Sequence[str | None] = (None,),
     ) -> None:
         self.folder, self.runs, self.clients = folder.resolve(), runs.resolve(), clients
-        self.frameworks = [*frameworks, *[frameworks[-1]] * (len(clients) - len(frameworks))]
         self.keys = self.folder / "keys"
         self.policy = self.folder / "policy.yaml"
         self.policy.write_text(json.dumps(policy), encoding="utf-8")  # which is YAML too
@@ -71,8 +68,8 @@ class Rehearsal:
         names = [f"node{number}" for number in range(len(self.clients))]
         create(self.keys, ["localhost", "127.0.0.1"], names, days=2)
         self._add(children, self._coordinator())
-        for name, clients, framework in zip(names, self.clients, self.frameworks, strict=True):
-            self._add(children, self._node(name, clients, framework))
+        for name, clients in zip(names, self.clients, strict=True):
+            self._add(children, self._node(name, clients))
         for child in self.children.values():
             children.wait_for(partial(_ready, child), f"{child.name} is ready", seconds=START_SECONDS)
 
@@ -111,19 +108,18 @@ class Rehearsal:
         ]
         return Child("coordinator", command, self.folder / "coordinator.log", on_orphaned=signal.SIGTERM)
 
-    def _node(self, name: str, clients: Sequence[int], framework: str | None) -> Child:
+    def _node(self, name: str, clients: Sequence[int]) -> Child:
         command = [
             *program("fedlearn.deploy.node"),
             *("--coordinator", self.address, "--keys", str(self.keys / "nodes" / name)),
             *("--state", str(self.folder / name), "--policy", str(self.policy)),
             *(word for client in clients for word in ("--client", str(client))),
-            *(("--framework", framework) if framework else ()),
         ]
         return Child(name, command, self.folder / f"{name}.log", on_orphaned=signal.SIGTERM)
 
 
 def _ready(child: Child) -> bool:
-    return "\nready\n" in child.log.read_text(encoding="utf-8")
+    return "\nready\n" in child.said()
 
 
 def dealt(num_clients: int, nodes: int) -> list[list[int]]:

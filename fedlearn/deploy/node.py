@@ -19,16 +19,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlearn.deploy.children import Child, Children, flower_environment, program
-from fedlearn.deploy.control import ConnectionProblem, reach
-from fedlearn.deploy.coordinator import free_port
 from fedlearn.deploy.keys import CA, NODE_KEY
+from fedlearn.deploy.tls import ConnectionProblem, free_port, reach
 from fedlearn.errors import FedlearnError
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt
 
 TRAINER_SECONDS = 60.0  # to become ready
 POLL = 0.5
-NOT_KNOWN = ("401", "Invalid SuperNode authentication", "code: 1")
+JOINED, NOT_LET_IN = "SuperNode ID:", "Failed to activate SuperNode"  # in Flower's words
 FINAL = ("certificate", "TLS", "not an address", "no such host", "cannot be read")  # causes that waiting does not cure
 
 
@@ -78,25 +77,32 @@ def serve(node: Node) -> None:
         watched = [children.start(_trainer(node, node.trainer))] if node.trainer is not None else []
         children.wait_for(lambda: serving(node.socket), f"the trainer at {node.socket}", seconds=TRAINER_SECONDS)
         _wait_for_coordinator(node)
-        messenger = children.start(_supernode(node))
-        sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
-        sys.stdout.flush()
+        carrier = children.start(_supernode(node))
+        told = False
         while True:
+            if not told and JOINED in carrier.said():
+                sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
+                sys.stdout.flush()
+                told = True
+            for child in watched:
+                _keep_going(child)
+            if carrier.ended is not None:
+                _refuse_if_not_let_in(carrier, node)
+                _wait_for_coordinator(node)
+                _keep_going(carrier)
             time.sleep(POLL)
-            for child in [*watched, messenger]:
-                if child.ended is not None:
-                    _again(child, node)
 
 
-def _again(child: Child, node: Node) -> None:
-    last = child.last_words()
-    if "SuperNode" in child.name and any(sign in last for sign in NOT_KNOWN):
-        fix = "ask whoever keeps the federation's keys: the key may be revoked, or not be there yet"
-        raise NodeError(f"{node.coordinator} does not let this node's key in\n{last}\n  try       {fix}")
-    sys.stderr.write(f"{child.name} ended with code {child.ended}; starting it again\n")
-    if "SuperNode" in child.name:
-        _wait_for_coordinator(node)
-    child.restart()
+def _keep_going(child: Child) -> None:
+    if child.ended is not None:
+        sys.stderr.write(f"{child.name} ended with code {child.ended}; starting it again\n")
+        child.restart()
+
+
+def _refuse_if_not_let_in(carrier: Child, node: Node) -> None:
+    if NOT_LET_IN in carrier.said():
+        fix = "ask whoever keeps the federation's keys: this one is revoked, or not among them"
+        raise NodeError(f"{node.coordinator} does not let this node's key in\n  try       {fix}")
 
 
 def serving(socket: Path, *, seconds: float = 1.0) -> bool:

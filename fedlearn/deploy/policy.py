@@ -102,8 +102,9 @@ class Reveal:
     """What a node tells about its examples besides the update.
 
     Args:
-        num_examples: ``exact``, ``rounded`` to one digit, or ``none``: told as 1, for strategies that weight equally.
-        metrics: whether evaluation metrics may leave.
+        num_examples: of training, ``exact``, ``rounded`` to one digit, or ``none``: told as 1, for strategies that
+            weight equally. The number of local steps still tells it to within a batch, unless ``local.steps`` is set.
+        metrics: whether evaluation metrics may leave; with them goes the number of held-out examples.
         min_test_examples: from how many held-out examples on, >= 1.
     """
 
@@ -124,7 +125,7 @@ class Reveal:
         >>> [Reveal(num_examples=how).told(227) for how in ("exact", "rounded", "none")]
         [227, 200, 1]
         """
-        if self.num_examples == "exact":
+        if self.num_examples == "exact" or not num_examples:
             return num_examples
         return round(num_examples, -floor(log10(num_examples))) if self.num_examples == "rounded" else 1
 

@@ -36,7 +36,7 @@ from fedlearn.deploy.children import die_with_parent
 from fedlearn.deploy.coordinator import RUNS
 from fedlearn.early_stop import EarlyStop
 from fedlearn.engines.grid import GridEngine
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, require
 from fedlearn.seeds import Purpose, generator
 from fedlearn.sinks.console import Console
 from simulations.exits import DONE, FAILED, exit_code
@@ -125,6 +125,9 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     Raises:
         FedlearnError: too few nodes join in time, or they do not fit together.
     """
+    metric = planned.early_stop.get("metric")
+    expected = "a metric that adds up over clients: single predictions stay at the nodes"
+    require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
     settings = plain_settings(cfg)
     words = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from hydra.utils import get_object
 
 from fedlearn.client import initial_memory
@@ -26,12 +27,17 @@ from fedlearn.errors import FedlearnError
 from fedlearn.flower.parcel import Parcel, WireError, unpack
 from fedlearn.flower.wire import Ask, fit_reply, leaves_as_facts, order_of, params_of, refusal, reply, tallies_reply
 from fedlearn.metrics import tally
-from fedlearn.records import ClientId, Failure, Order, Predictions, Tally, Updates
+from fedlearn.records import ClientId, Failure, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario
 from fedlearn.strategy import Strategy
 
-MOST_KEPT = 4  # scenarios and strategies that stay built
+MOST_KEPT = 8  # scenarios and strategies that stay built
+PATIENCE = 30.0  # seconds that a request waits for an earlier one to end
 log = logging.getLogger(__name__)
+
+
+class Busy(FedlearnError):
+    """An earlier request is not done yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +82,16 @@ class Site:
             facts, ask = parcel.facts, Ask.of(parcel.facts)
             stage = ask.kind
             checked_name(ask.run)
-            with self._lock:
+            if not self._lock.acquire(timeout=PATIENCE):
+                raise Busy("this node is still busy with an earlier request, for which nobody waits any more")
+            try:
                 return getattr(self, f"_{ask.kind}")(ask, parcel)
+            finally:
+                self._lock.release()
         except Refused as error:
             log.warning("refused a %s of run %s: %s", stage, facts.get("run"), error)
             return refusal(facts, "policy", str(error))
-        except (WireError, MemoryLost) as error:
+        except (WireError, MemoryLost, Busy) as error:
             log.warning("cannot answer a %s of run %s: %s", stage, facts.get("run"), error)
             return refusal(facts, "request", str(error))
         except Exception as error:
@@ -164,9 +174,12 @@ class Site:
         """An update with the number of examples that this node tells."""
         if isinstance(result, Failure):
             return result
-        counts_K = result.num_examples_K.copy()
-        counts_K[:] = [self.policy.reveal.told(int(count)) for count in counts_K]
-        return replace(result, num_examples_K=counts_K)
+        told_K = np.array([self.policy.reveal.told(int(count)) for count in result.num_examples_K], np.int64)
+        if (told_K == result.num_examples_K).all():
+            return result
+        # the sums of metrics would tell the number too
+        metrics = {name: Sum(told_K * (s.total_K / s.count_K), told_K) for name, s in result.metrics.items()}
+        return replace(result, num_examples_K=told_K, metrics=metrics)
 
     def _here(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
         elsewhere = [client for client in clients if client not in self.own.clients]
@@ -196,7 +209,7 @@ class Site:
             made = build(dict(words), group, allow=self.policy.allow_targets)
             if not isinstance(made, kind):
                 raise WireError(f"{words['_target_']} builds a {type(made).__name__}, expected a {kind.__name__}")
-            while len(self._built) >= 2 * MOST_KEPT:
+            while len(self._built) >= MOST_KEPT:
                 del self._built[next(iter(self._built))]
             self._built[key] = made
         return self._built[key]

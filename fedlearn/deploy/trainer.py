@@ -21,11 +21,13 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from omegaconf import OmegaConf
 
 from fedlearn.deploy.memory import ClientMemories
 from fedlearn.deploy.policy import read_policy
 from fedlearn.deploy.site import Own, Site
 from fedlearn.errors import FedlearnError, SettingError, require
+from simulations.run import set_environment
 
 SERVICE = "fedlearn.Trainer"
 PART = 2**20  # bytes in one gRPC message
@@ -46,7 +48,7 @@ def serve(site: Site, socket: Path, *, group: str | None = None) -> grpc.Server:
         FedlearnError: another trainer answers there already, or the socket cannot be made.
     """
     _make_room(socket)
-    server = grpc.server(ThreadPoolExecutor(max_workers=4), options=(("grpc.so_reuseport", 0),))
+    server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
     ask = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(site, request))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Ask": ask}),))
     state = health.HealthServicer()
@@ -96,6 +98,7 @@ def main(words: Sequence[str] | None = None) -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    set_environment(OmegaConf.create({"framework": args.framework or "jax"}))
     try:
         own = Own(clients=tuple(args.client), data=args.data, framework=args.framework, device=args.device)
         site = Site(own, read_policy(args.policy), ClientMemories(args.memory))
@@ -127,4 +130,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)  # a training that is under way would hold an ordinary exit up to its end

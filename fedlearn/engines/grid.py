@@ -16,15 +16,24 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
-from fedlearn.flower.parcel import Parcel, WireError, pack
-from fedlearn.flower.wire import Ask, answer_to, fit_request, params_of, tallies_of, updates_of
+from fedlearn.flower.parcel import Parcel, WireError
+from fedlearn.flower.wire import (
+    Ask,
+    answer_to,
+    model_body,
+    order_body,
+    params_of,
+    request,
+    tallies_of,
+    updates_of,
+)  # fmt: skip
 from fedlearn.layout import Layout
 from fedlearn.metrics import tally
 from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, as_ids
@@ -150,8 +159,8 @@ class GridEngine:
         self.open()
         home = self.members.homes()[self.clients[0]]
         ask = self._ask("init", home.clients)
-        request = pack(Parcel(facts={**asdict(ask), "seed": seed}))
-        (answer,) = self.post.exchange({home.node: request}, round=self._round, seconds=self.deadline)
+        asked = {home.node: request(ask, seed=seed)}
+        (answer,) = self.post.exchange(asked, round=self._round, seconds=self.deadline)
         try:
             return params_of(self._parcel(answer, ask, self._most_bytes(1, 0)), self.layout)
         except _NoAnswer as error:
@@ -171,14 +180,16 @@ class GridEngine:
         extra = names_of_extra(strategy, order, self.layout)
         since = {client: int(memory["round"]) for client, memory in self.memories.items()}
 
-        def request(ask: Ask) -> bytes:
-            return fit_request(ask, order, since)
+        def asking(ask: Ask) -> bytes:
+            return request(ask, since=[since.get(client, 0) for client in ask.clients])
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
             return [self._as_told(one) for one in updates_of(parcel, ask, self.layout, extra)]
 
         failures: list[Failure] = []
-        arriving = self._results("fit", cohort, request, read, num_extra=len(extra), enough=self.enough)
+        arriving = self._results(
+            "fit", cohort, asking, order_body(order), read, num_extra=len(extra), enough=self.enough
+        )
         delivered = 0
         for result in _ascending(cohort, arriving):
             if isinstance(result, Updates):
@@ -195,15 +206,11 @@ class GridEngine:
     def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Tally | Failure]:
         """What each client tells of the model on its held-out part; outputs and targets stay with it."""
         like = self._like()
-        arrays = {"params": np.asarray(params_D)}
-
-        def request(ask: Ask) -> bytes:
-            return pack(Parcel(facts=asdict(ask), arrays=arrays))
 
         def read(parcel: Parcel, ask: Ask) -> list[Tally | Failure]:
             return tallies_of(parcel, ask, like)
 
-        for result in _ascending(cohort, self._results("evaluate", cohort, request, read)):
+        for result in _ascending(cohort, self._results("evaluate", cohort, request, model_body(params_D), read)):
             yield replace(result, stage="evaluate") if isinstance(result, Failure) else result
 
     def describe(self, cohort_size: int) -> str:
@@ -223,7 +230,8 @@ class GridEngine:
         self,
         kind: str,
         cohort: Sequence[ClientId],
-        request: Callable[[Ask], bytes],
+        asking: Callable[[Ask], bytes],
+        body: bytes,
         read: Callable[[Parcel, Ask], list[Any]],
         *,
         num_extra: int = 0,
@@ -236,18 +244,19 @@ class GridEngine:
         for client in missing.keys() & homes.keys():
             wanted.setdefault(homes[client].node, []).append(client)
         asks = {node: self._ask(kind, clients) for node, clients in wanted.items()}
-        requests = {node: request(ask) for node, ask in asks.items()}
+        requests = {node: asking(ask) for node, ask in asks.items()}
         left = enough if enough is not None else len(cohort) + 1
-        exchange = self.post.exchange(requests, round=self._round, seconds=self.deadline)
+        exchange = self.post.exchange(requests, body, round=self._round, seconds=self.deadline)
         for answer in exchange:
             ask = asks[answer.node]
             for result in self._read(answer, ask, read, num_extra):
                 missing.pop(_client(result), None)
                 left -= isinstance(result, Updates)
                 yield result
-            if kind == "evaluate":  # who has too few examples to tell of is left out
-                for client in ask.clients:
-                    missing.pop(client, None)
+            for client in missing.keys() & set(ask.clients):
+                missing[client] = ("reply", "the answer of its node leaves it out")
+                if kind == "evaluate":  # it has too few examples to tell of
+                    del missing[client]
             if left <= 0:
                 exchange.close()
                 missing = dict.fromkeys(missing, ("spare", f"the round had its {enough} updates without it"))
@@ -259,6 +268,8 @@ class GridEngine:
             found = read(self._parcel(answer, ask, self._most_bytes(len(ask.clients), num_extra)), ask)
         except _NoAnswer as error:
             log.warning("%s: %s", ask.kind, error)
+            if error.stage == "request":  # the node is not the one that said hello: started again, with other settings
+                self.members.ask_again(answer.node)
             return [Failure(client=client, stage=error.stage, reason=str(error)) for client in ask.clients]
         except WireError as error:
             self.malformed += 1
@@ -328,7 +339,7 @@ class GridEngine:
 
     def _hello(self) -> tuple[Ask, bytes]:
         ask = self._ask("hello", ())
-        return ask, pack(Parcel(facts=asdict(ask)))
+        return ask, request(ask)
 
     def _like(self) -> Tally:
         """A tally of this task."""

@@ -118,6 +118,10 @@ class Members:
         """Where each client lives."""
         return {client: member for member in self.present.values() for client in member.clients}
 
+    def ask_again(self, node: int) -> None:
+        """Have a node say hello anew, at the next call of the roll."""
+        self.present.pop(node, None)
+
     @property
     def waiting(self) -> Sequence[int]:
         """Nodes that have been asked and have not answered yet."""

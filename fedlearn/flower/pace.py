@@ -10,22 +10,20 @@ import importlib
 import time
 from typing import Any
 
-SHORTEST = 0.1  # seconds
-SHARE = 0.05  # of the time waited so far
 PARTS_MODULE = "flwr.supercore.inflatable.inflatable_utils"
 FIRST_LOOK = 0.05  # seconds until parts of a message that were not there are looked for again; twice that, and so on
 
 
-def pause(waited: float) -> float:
-    """Seconds until the next look, after ``waited`` seconds: a twentieth of them, but a tenth of a second at least.
+def pause(waited: float, longest: float) -> float:
+    """Seconds until the next look, after ``waited`` seconds, where Flower would take ``longest``.
 
-    What comes soon is found soon, what takes long costs few looks, and no wait is longer than it must be by more than a
-    twentieth (or a tenth of a second).
+    A twentieth of the time waited, but a fifteenth of ``longest`` at least: what comes soon is found soon, what takes
+    long costs few looks (each costs the SuperLink ten milliseconds), and no wait is much longer than it must be.
 
-    >>> [pause(waited) for waited in (0, 1, 10, 60)]
-    [0.1, 0.1, 0.5, 3.0]
+    >>> [pause(waited, 3.0) for waited in (0, 1, 10, 60, 600)]
+    [0.2, 0.2, 0.5, 3.0, 3.0]
     """
-    return max(SHORTEST, SHARE * waited)
+    return min(longest, max(longest / 15, waited / 20))
 
 
 class Clock:
@@ -44,9 +42,9 @@ class Clock:
         """At most ``seconds``."""
         if seconds != self._asked:
             self._asked, self._waited = seconds, 0.0
-        seconds = min(seconds, pause(self._waited))
-        self._waited += seconds
-        time.sleep(seconds)
+        shorter = pause(self._waited, seconds)
+        self._waited += shorter
+        time.sleep(shorter)
 
     def begin(self) -> None:
         """Another wait begins."""

@@ -48,21 +48,34 @@ def pack(parcel: Parcel) -> bytes:
 
 
 def unpack(payload: bytes) -> Parcel:
-    """A parcel from bytes.
+    """A parcel from bytes; or from those of a parcel without arrays, followed by one that several receivers share.
+
+    >>> letter = pack(Parcel(facts={"to": 7})) + pack(Parcel(facts={"say": "hi"}, arrays={"w": np.ones(1)}))
+    >>> unpack(letter).facts["to"], unpack(letter).facts["say"], unpack(letter).arrays["w"]
+    (7, 'hi', array([1.]))
 
     Raises:
         WireError: the bytes are damaged, or of another version.
     """
     try:
-        length = int.from_bytes(payload[:8], "little")
-        facts = json.loads(json.loads(payload[8 : 8 + length])["__metadata__"][KEY])
-        arrays = from_safetensors(payload)
+        facts, end = _facts(payload)
+        if end is None or end == len(payload):
+            return Parcel(facts=facts, arrays=from_safetensors(payload))
+        shared, _ = _facts(payload[end:])
+        return Parcel(facts={**shared, **facts}, arrays=from_safetensors(payload[end:]))
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WireError(f"the message cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _facts(payload: bytes) -> tuple[dict[str, Any], int | None]:
+    """The facts in a header, and where the parcel ends if it has no arrays."""
+    end = 8 + int.from_bytes(payload[:8], "little")
+    header = json.loads(payload[8:end])
+    facts = json.loads(header["__metadata__"][KEY])
     if not isinstance(facts, dict) or facts.get("version") != VERSION:
         found = facts.get("version") if isinstance(facts, dict) else None
         raise WireError(f"the message has format {found}, expected {VERSION}: install the same fedlearn on both sides")
-    return Parcel(facts=facts, arrays=arrays)
+    return facts, end if len(header) == 1 else None
 
 
 def fields_of(facts: Any, **kinds: type) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import RunNotRunningException
 
 from fedlearn.errors import FedlearnError
-from fedlearn.flower.envelope import disclose, enclose
+from fedlearn.flower.envelope import disclose, enclose_each
 from fedlearn.flower.pace import look_sooner, pause
 
 LONGEST = 3.0  # seconds between two looks
@@ -59,13 +59,21 @@ class Post:
         with _interruptible():
             return set(self.grid.get_node_ids())
 
-    def exchange(self, requests: Mapping[int, bytes], *, round: int, seconds: float) -> Generator[Answer]:
+    def exchange(
+        self, requests: Mapping[int, bytes], body: bytes = b"", *, round: int, seconds: float
+    ) -> Generator[Answer]:
         """One answer for each node, in order of arrival; after ``seconds`` those that did not come, with the reason.
 
         Whoever stops listening gives the other nodes up: their answers are late then.
+
+        Args:
+            requests: what each node is asked.
+            body: what follows each request, the same for all.
+            round: for Flower's own log.
+            seconds: until answers must be there.
         """
         began = time.monotonic()
-        waiting = self.send(requests, round=round, seconds=seconds)
+        waiting = self.send(requests, body, round=round, seconds=seconds)
         untaken = requests.keys() - waiting.values()
         yield from (Answer(node=node, reason="Flower did not take the message") for node in untaken)
         try:
@@ -74,7 +82,7 @@ class Post:
                 waited = time.monotonic() - began
                 if not waiting or waited >= seconds:
                     break
-                time.sleep(min(pause(waited), LONGEST, seconds - waited))
+                time.sleep(min(pause(waited, LONGEST), seconds - waited))
             for message in list(waiting):
                 self._late[message] = waiting.pop(message)
                 yield Answer(node=self._late[message], reason=f"no answer within {seconds:g} s")
@@ -83,13 +91,13 @@ class Post:
             for message in list(self._late)[:-MOST_REMEMBERED]:
                 del self._late[message]
 
-    def send(self, requests: Mapping[int, bytes], *, round: int, seconds: float) -> dict[str, int]:
+    def send(self, requests: Mapping[int, bytes], body: bytes = b"", *, round: int, seconds: float) -> dict[str, int]:
         """Push requests; the messages that Flower took, with their nodes."""
         if not requests:
             return {}
         messages = [
-            Message(enclose(payload), node, "query", ttl=seconds, group_id=str(round))
-            for node, payload in requests.items()
+            Message(content, node, "query", ttl=seconds, group_id=str(round))
+            for node, content in zip(requests, enclose_each(list(requests.values()), body), strict=True)
         ]
         with _interruptible():
             taken = list(self.grid.push_messages(messages))

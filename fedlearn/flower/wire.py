@@ -16,9 +16,10 @@ import numpy as np
 from fedlearn.arrays import as_numpy
 from fedlearn.flower.parcel import Parcel, WireError, fields_of, group, pack, require_form, require_vector, unpack
 from fedlearn.layout import Layout, Leaf
-from fedlearn.records import ClientId, ExampleDP, Failure, LocalSettings, Order, Sum, Tally, Updates
+from fedlearn.records import Array, ClientId, ExampleDP, Failure, LocalSettings, Order, Sum, Tally, Updates
 
 KINDS = ("hello", "init", "fit", "evaluate")
+STAGES = ("data", "fit", "update", "memory", "policy", "request")
 MOST_EXAMPLES = 2**40
 
 
@@ -63,19 +64,21 @@ class Ask:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def fit_request(ask: Ask, order: Order, since: Mapping[ClientId, int]) -> bytes:
-    """An order to some clients.
+def request(ask: Ask, **facts: Any) -> bytes:
+    """What one node is asked; what all are asked alike follows it (`order_body`, `model_body`)."""
+    return pack(Parcel(facts={**facts, **asdict(ask)}))
 
-    Args:
-        ask: who, and what.
-        order: goes without its parameters' library: they travel as NumPy arrays.
-        since: the round whose memory each client starts from; 0 for none yet.
-    """
-    facts = {**asdict(ask), "seed": order.seed, "local": asdict(order.local), "deployed": order.deployed}
-    facts["since"] = [since.get(client, 0) for client in ask.clients]
-    arrays = {"params": as_numpy(order.params_D)}
-    arrays |= {f"broadcast/{name}": as_numpy(vector_D) for name, vector_D in order.broadcast.items()}
-    return pack(Parcel(facts=facts, arrays=arrays))
+
+def order_body(order: Order) -> bytes:
+    """An order, for all nodes; each request says besides from which memories (``since``) its clients start."""
+    arrays = {"params": order.params_D}
+    arrays |= {f"broadcast/{name}": vector_D for name, vector_D in order.broadcast.items()}
+    return pack(Parcel(facts={"seed": order.seed, "local": asdict(order.local)}, arrays=arrays))
+
+
+def model_body(params_D: Array) -> bytes:
+    """Parameters to evaluate, for all nodes."""
+    return pack(Parcel(facts={}, arrays={"params": params_D}))
 
 
 def order_of(parcel: Parcel, layout: Layout) -> tuple[Order, dict[ClientId, int]]:
@@ -144,7 +147,8 @@ def answer_to(ask: Ask, payload: bytes) -> Parcel | tuple[str, str]:
     error = parcel.facts.get("error")
     if error is None:
         return parcel
-    return str(error.get("stage"))[:40], str(error.get("reason"))[:2000]
+    given = fields_of(error, stage=str, reason=str)
+    return _stage(given["stage"]), given["reason"][:2000]
 
 
 def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
@@ -299,8 +303,13 @@ def _failures_of(parcel: Parcel, ask: Ask) -> list[Failure]:
         given = fields_of(one, client=int, stage=str, reason=str)
         if given["client"] not in ask.clients:
             raise WireError(f"the reply speaks for client {given['client']}, who was not asked")
-        found.append(Failure(client=given["client"], stage=given["stage"][:40], reason=given["reason"][:2000]))
+        found.append(Failure(client=given["client"], stage=_stage(given["stage"]), reason=given["reason"][:2000]))
     return found
+
+
+def _stage(named: str) -> str:
+    """A stage that a node may name; not one by which a failure would count as none."""
+    return named if named in STAGES else "node"
 
 
 def _clients_of(parcel: Parcel, ask: Ask, *, taken: set[ClientId]) -> list[ClientId]:

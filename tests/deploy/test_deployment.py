@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
+import sys
+import urllib.request
 
+import pytest
+
+from fedlearn.deploy.follow import Follower
+from fedlearn.deploy.keys import add, create, revoke
+from fedlearn.deploy.tls import ConnectionProblem
 from simulations.run import main as simulate
 
 
@@ -108,3 +117,54 @@ def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federatio
     again = subprocess.run(federation.submit("--resume", "stopped"), capture_output=True, text=True, timeout=120)
     assert again.returncode == 0, again.stdout + again.stderr
     assert stopped.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "whole", "rounds=6")
+
+
+def node_of(federation, folder, keys_folder):
+    """The command of one more node."""
+    place = ["--coordinator", federation.address, "--keys", str(keys_folder), "--state", str(folder)]
+    return [sys.executable, "-m", "fedlearn.deploy.node", *place, "--policy", str(federation.policy), "--client", "9"]
+
+
+def test_a_node_with_a_key_of_its_own_making_is_not_let_in(federation, tmp_path):
+    create(tmp_path / "others", ["localhost"], ["intruder"])
+    own = tmp_path / "others/nodes/intruder"
+    shutil.copyfile(federation.keys / "ca.crt", own / "ca.crt")
+    done = subprocess.run(node_of(federation, tmp_path / "n", own), capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2, done.stderr
+    assert "does not let this node's key in" in done.stderr
+
+
+def test_a_node_that_trusts_another_authority_does_not_join(federation, tmp_path):
+    create(tmp_path / "others", ["localhost"], ["a"])
+    command = node_of(federation, tmp_path / "n", tmp_path / "others/nodes/a")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 2, done.stderr
+    assert "its certificate is signed by another authority" in done.stderr
+
+
+def test_a_node_that_is_added_joins_and_one_that_is_revoked_is_out_at_once(federation, tmp_path):
+    add(federation.keys, ["late"])
+    command = node_of(federation, tmp_path / "n", federation.keys / "nodes/late")
+    node = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        told = iter(node.stdout.readline, "")
+        assert any(line == "ready\n" for line in told), node.stderr.read()
+        revoke(federation.keys, ["late"])
+        _, reason = node.communicate(timeout=90)
+        assert node.returncode == 2
+        assert "does not let this node's key in" in reason
+    finally:
+        node.kill()
+
+
+def test_the_wrong_token_submits_nothing(federation, tmp_path):
+    (tmp_path / "token").write_text("guessed")
+    shutil.copyfile(federation.keys / "ca.crt", tmp_path / "ca.crt")
+    with pytest.raises(ConnectionProblem, match="does not accept this operator's token"):
+        Follower(federation.address, tmp_path, 1.0).order({"do": "stop", "run": 1})
+
+
+def test_the_health_of_the_coordinator_is_told_to_anybody_who_trusts_it(federation):
+    context = ssl.create_default_context(cafile=federation.keys / "ca.crt")
+    with urllib.request.urlopen(f"https://{federation.address}/health", context=context, timeout=20) as answer:
+        assert answer.status == 200

@@ -9,7 +9,7 @@ from fedlearn.deploy.memory import ClientMemories
 from fedlearn.deploy.policy import Policy, Reveal
 from fedlearn.deploy.site import Own, Site
 from fedlearn.flower.parcel import Parcel, pack, unpack
-from fedlearn.flower.wire import Ask, fit_request
+from fedlearn.flower.wire import Ask, order_body, request
 from fedlearn.testing import LinearTrainer, linear_problem
 
 WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
@@ -55,7 +55,7 @@ def fit(site, *, clients=(0,), round=1, deployed=True, run="run"):
     layout = LinearTrainer(3).layout
     order = Order(round=round, seed=1, params_D=np.zeros(4, np.float32), deployed=deployed)
     ask = Ask(kind="fit", run=run, round=round, id="1", words=WORDS, clients=clients, layout=layout.digest)
-    return unpack(site.answer(fit_request(ask, order, {})))
+    return unpack(site.answer(request(ask, since=[0] * len(clients)) + order_body(order)))
 
 
 def test_data_framework_and_device_are_the_operators_whatever_an_order_says(make, tmp_path):
@@ -83,8 +83,11 @@ def test_scenario_and_strategy_are_built_once(make):
 def test_numbers_of_examples_are_told_as_the_policy_says(make):
     exact = fit(make(), clients=(0, 2)).arrays["num_examples"]
     assert exact.tolist() == [5, 13]
-    rounded = fit(make(reveal=Reveal(num_examples="rounded")), clients=(0, 2)).arrays["num_examples"]
-    assert rounded.tolist() == [5, 10]
+    rounded = fit(make(reveal=Reveal(num_examples="rounded")), clients=(0, 2)).arrays
+    assert rounded["num_examples"].tolist() == [5, 10]
+    assert rounded["count/loss"].tolist() == [5, 10]
+    exact = fit(make(), clients=(0, 2)).arrays
+    assert np.allclose(rounded["total/loss"] / rounded["count/loss"], exact["total/loss"] / exact["count/loss"])
 
 
 def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, caplog):
@@ -92,6 +95,14 @@ def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, ca
     broken = {"kind": "fit", "run": "run", "round": 1, "id": "1", "words": WORDS, "clients": [0], "layout": "x"}
     error = unpack(site.answer(pack(Parcel(facts=broken)))).facts["error"]
     assert "expected int" in error["reason"] or "layout" in error["reason"]
+    assert fit(site).facts["clients"] == [0]
+
+
+def test_a_site_that_is_busy_says_so_instead_of_piling_requests_up(make, monkeypatch):
+    site = make()
+    monkeypatch.setattr(sites, "PATIENCE", 0.1)
+    with site._lock:
+        assert "still busy" in fit(site).facts["error"]["reason"]
     assert fit(site).facts["clients"] == [0]
 
 

@@ -24,7 +24,7 @@ from fedlearn.deploy.trainer import SERVICE, main, serve
 from fedlearn.flower.envelope import disclose, enclose
 from fedlearn.flower.messenger import PART, ask, forward
 from fedlearn.flower.parcel import Parcel, pack, unpack
-from fedlearn.flower.wire import Ask, fit_request, layout_of
+from fedlearn.flower.wire import Ask, layout_of, order_body, request
 
 POLICY = """
 scenarios: {simulations.scenarios.diabetes.diabetes: {}}
@@ -32,6 +32,7 @@ strategies: {strategies.fedavg: {}}
 reveal: {min_test_examples: 1}
 """
 DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "num_clients": 4}
+SLOW = "import time\n\n\ndef endless():\n    time.sleep(60)\n"
 WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
 HELLO = Ask(kind="hello", run="run", round=0, id="1", words=WORDS)
 
@@ -145,8 +146,8 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
     assert (hello["clients"], hello["framework"], hello["task"]) == ([1, 3], "torch", "regression")
     layout = layout_of(hello["leaves"])
     order = Order(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32))
-    request = Ask(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
-    reply = unpack(ask(str(trainer.socket), fit_request(request, order, {}), timeout=60))
+    asked = Ask(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
+    reply = unpack(ask(str(trainer.socket), request(asked, since=[0]) + order_body(order), timeout=60))
     assert reply.facts["clients"] == [3]
     assert reply.arrays["num_examples"].tolist() == [hello["num_examples"][1]]
     assert np.isfinite(reply.arrays["delta"]).all()
@@ -180,6 +181,34 @@ def test_a_trainer_that_is_told_to_stop_takes_its_socket_along(trainer):
     trainer.process.send_signal(signal.SIGTERM)
     assert trainer.process.wait(15) == 0
     assert not trainer.socket.exists()
+
+
+def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "policy.yaml").write_text(
+        POLICY.replace("simulations.scenarios.diabetes.diabetes", "slow.endless") + "allow_targets: [slow]\n"
+    )
+    words = [
+        "--socket",
+        tmp_path / "s",
+        "--client",
+        0,
+        "--policy",
+        tmp_path / "policy.yaml",
+        "--memory",
+        tmp_path / "m",
+    ]
+    command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not (tmp_path / "s").exists():
+        time.sleep(0.1)
+    asked = Ask(kind="hello", run="run", round=0, id="1", words={**WORDS, "scenario": {"_target_": "slow.endless"}})
+    with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
+        ask(str(tmp_path / "s"), request(asked), timeout=3)
+    process.terminate()
+    assert process.wait(15) == 0
 
 
 def test_a_bad_setting_ends_the_trainer_with_2_and_the_reason(tmp_path, capsys):

@@ -8,7 +8,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedlearn.flower.envelope import SMALL, disclose, enclose
+from fedlearn.flower.envelope import SMALL, disclose, enclose, enclose_each
+
+
+@pytest.fixture
+def identity_of_flower(monkeypatch):
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 @pytest.mark.parametrize("size", [0, 5, SMALL, SMALL + 1, 12 * 2**20])
@@ -17,9 +23,7 @@ def test_a_parcel_of_any_size_comes_out_as_it_went_in(size):
     assert disclose(enclose(payload)) == payload
 
 
-def test_a_large_parcel_travels_in_parts_so_that_it_need_not_fit_one_protobuf(monkeypatch):
-    for name in ("_task_id", "_run_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+def test_a_large_parcel_travels_in_parts_so_that_it_need_not_fit_one_protobuf(identity_of_flower):
     payload = bytes(12 * 2**20 - 7) + b"the end"
     message = Message(enclose(payload), 1, "query")
     parts = [len(part.deflate()) for part in get_all_nested_objects(message).values()]
@@ -30,3 +34,17 @@ def test_a_large_parcel_travels_in_parts_so_that_it_need_not_fit_one_protobuf(mo
 def test_records_without_a_parcel_are_refused(content):
     with pytest.raises(ValueError, match="expected a parcel of fedlearn"):
         disclose(RecordDict(content))
+
+
+@pytest.mark.parametrize("size", [0, 9, SMALL, SMALL + 1])
+def test_a_body_follows_each_parcel(size):
+    body = bytes(size)
+    assert [disclose(content) for content in enclose_each([b"one", b"two"], body)] == [b"one" + body, b"two" + body]
+
+
+def test_flower_sees_one_copy_of_a_large_body_however_many_nodes_it_goes_to(identity_of_flower):
+    messages = [Message(content, 1, "query") for content in enclose_each([b"one", b"two", b"three"], bytes(10 * SMALL))]
+    objects = {}
+    for message in messages:
+        objects |= get_all_nested_objects(message)
+    assert sum(len(part.deflate()) for part in objects.values()) < 11 * SMALL

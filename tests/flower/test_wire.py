@@ -14,13 +14,14 @@ from fedlearn.flower.wire import (
     Ask,
     answer_to,
     fit_reply,
-    fit_request,
     layout_of,
     leaves_as_facts,
+    order_body,
     order_of,
     params_of,
     refusal,
     reply,
+    request,
     updates_of,
 )  # fmt: skip
 from fedlearn.layout import Layout
@@ -33,6 +34,10 @@ ASK = Ask(kind="fit", run="r", round=3, id="abc", words={"scenario": {}}, client
 def order(**changes):
     given = {"round": 3, "seed": 7, "params_D": np.arange(4, dtype=np.float32), "deployed": True}
     return Order(**{**given, **changes})
+
+
+def fit_request(ask, order, since):
+    return request(ask, since=[since.get(client, 0) for client in ask.clients]) + order_body(order)
 
 
 def updates(*clients, value=1.0):

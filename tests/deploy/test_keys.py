@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import socket
+import ssl
+import stat
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography.hazmat.primitives import serialization as formats
+
+from fedlearn.deploy import keys
+from fedlearn.deploy.tls import ConnectionProblem, reach
+from fedlearn.errors import SettingError
+
+HOSTS = ["localhost", "127.0.0.1", "::1", "coordinator.example.org"]
+
+
+@pytest.fixture
+def made(tmp_path):
+    folder = tmp_path / "keys"
+    keys.create(folder, HOSTS, ["a", "b"], days=30)
+    return folder
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_secrets_are_readable_by_their_owner_only(made):
+    secrets = [*made.rglob("*.key"), *made.rglob("token"), *made.rglob("*.secret")]
+    assert len(secrets) == 1 + 1 + 2 + 2 + 1  # authority, server, nodes, tokens, executor
+    assert {mode(path) for path in secrets} == {0o600}
+
+
+def test_each_part_holds_what_it_needs_and_nothing_else(made):
+    assert {path.name for path in (made / "nodes/a").iterdir()} == {"node.key", "ca.crt"}
+    assert {path.name for path in (made / "operator").iterdir()} == {"token", "ca.crt"}
+    assert not list((made / "coordinator").rglob("node.key"))
+    assert not list((made / "coordinator").rglob("ca.key"))
+
+
+def test_a_node_has_a_p384_key_in_the_format_that_flower_reads(made):
+    private = formats.load_ssh_private_key((made / "nodes/a/node.key").read_bytes(), None)
+    public = formats.load_ssh_public_key((made / "coordinator/allowed/a.pub").read_bytes())
+    assert private.curve.name == "secp384r1"
+    assert private.public_key() == public
+
+
+def test_nothing_is_overwritten(made):
+    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    with pytest.raises(keys.KeysError, match="has an authority already"):
+        keys.create(made, HOSTS, ["c"])
+    with pytest.raises(keys.KeysError, match="has or had a key"):
+        keys.add(made, ["a"])
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_renewal_keeps_hosts_and_authority_and_nodes(made):
+    old = (made / "coordinator/server.crt").read_bytes()
+    kept = {path: path.read_bytes() for path in (made / "nodes").rglob("*") if path.is_file()}
+    keys.renew(made, days=90)
+    certificate = keys.x509.load_pem_x509_certificate((made / "coordinator/server.crt").read_bytes())
+    assert certificate.public_bytes(formats.Encoding.PEM) != old
+    assert keys.names_in(certificate) == HOSTS
+    left = keys.expiry(made / "coordinator/server.crt") - datetime.now(UTC)
+    assert timedelta(days=89) < left < timedelta(days=91)
+    assert {path: path.read_bytes() for path in kept} == kept
+
+
+def test_the_coordinator_can_always_reach_itself(tmp_path):
+    keys.create(tmp_path / "k", ["coordinator.example.org"], [])
+    assert "server    coordinator.example.org, localhost " in keys.describe(tmp_path / "k")
+
+
+def test_a_revoked_name_is_never_given_out_again(made):
+    keys.revoke(made / "coordinator", ["a"])
+    assert not (made / "coordinator/allowed/a.pub").exists()
+    assert "revoked   a" in keys.describe(made)
+    with pytest.raises(keys.KeysError):
+        keys.add(made, ["a"])
+    with pytest.raises(keys.KeysError, match="expected  one of b"):
+        keys.revoke(made, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("hosts", "nodes", "days"),
+    [([], ["a"], 1), (["two words"], ["a"], 1), (["localhost"], ["../a"], 1), (["localhost"], ["a"], 0)],
+)
+def test_settings_that_make_no_sense_are_refused_before_anything_is_written(tmp_path, hosts, nodes, days):
+    with pytest.raises(SettingError):
+        keys.create(tmp_path / "keys", hosts, nodes, days=days)
+    assert not (tmp_path / "keys").exists()
+
+
+def test_the_command_makes_and_shows(tmp_path, capsys):
+    assert keys.main(["create", str(tmp_path / "k"), "--host", "localhost", "--nodes", "a"]) == 0
+    assert keys.main(["add", str(tmp_path / "k"), "b"]) == 0
+    assert "allowed   b" in capsys.readouterr().out
+    assert keys.main(["revoke", str(tmp_path / "k"), "nobody"]) == 2
+
+
+@pytest.fixture
+def listen():
+    """``listen(folder of a server's certificate)`` -> its port; without a folder it speaks no TLS."""
+    open_sockets = []
+
+    def serve(folder=None):
+        server = socket.create_server(("127.0.0.1", 0))
+        open_sockets.append(server)
+        context = None
+        if folder:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(folder / "server.crt", folder / "server.key")
+
+        def answer():
+            try:
+                while True:
+                    connection, _ = server.accept()
+                    connection.settimeout(5)
+                    try:
+                        if context:
+                            context.wrap_socket(connection, server_side=True).close()
+                        else:
+                            connection.recv(1)
+                            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                    except OSError:
+                        pass
+                    connection.close()
+            except OSError:
+                pass
+
+        threading.Thread(target=answer, daemon=True).start()
+        return server.getsockname()[1]
+
+    yield serve
+    for server in open_sockets:
+        server.close()
+
+
+def test_the_certificate_is_trusted_under_each_of_its_names(made, listen):
+    port = listen(made / "coordinator")
+    for host in ("localhost", "127.0.0.1"):
+        reach(f"{host}:{port}", made / "nodes/a/ca.crt", seconds=5)
+
+
+def test_an_expired_certificate_is_named(made, listen, monkeypatch):
+    monkeypatch.setattr(keys, "CLOCK_SKEW", timedelta(days=3))
+    monkeypatch.setattr(keys, "datetime", LongAgo)
+    keys.renew(made, days=1)
+    with pytest.raises(ConnectionProblem, match="its certificate has expired"):
+        reach(f"localhost:{listen(made / 'coordinator')}", made / "ca.crt", seconds=5)
+
+
+class LongAgo(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) - timedelta(days=2)
+
+
+def test_the_wrong_authority_is_named(made, listen, tmp_path):
+    keys.create(tmp_path / "others", HOSTS, [])
+    with pytest.raises(ConnectionProblem, match="signed by another authority"):
+        reach(f"localhost:{listen(made / 'coordinator')}", tmp_path / "others/ca.crt", seconds=5)
+
+
+def test_the_wrong_name_is_named(tmp_path, listen):
+    keys.create(tmp_path / "k", ["elsewhere.example.org"], [])
+    with pytest.raises(ConnectionProblem, match="for other names"):
+        reach(f"127.0.0.1:{listen(tmp_path / 'k/coordinator')}", tmp_path / "k/ca.crt", seconds=5)
+
+
+def test_a_port_without_tls_is_named(made, listen):
+    with pytest.raises(ConnectionProblem, match="does not speak TLS"):
+        reach(f"localhost:{listen()}", made / "ca.crt", seconds=5)
+
+
+def test_nobody_there_is_named(made):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(ConnectionProblem, match="nobody listens there"):
+        reach(f"127.0.0.1:{port}", made / "ca.crt", seconds=5)

@@ -1,0 +1,73 @@
+"""What is refused before anything travels, and what a coordinator that is not there comes to."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedlearn.deploy import keys
+from fedlearn.deploy.bundle import bundle
+from fedlearn.deploy.local import main as rehearse
+from fedlearn.deploy.submit import experiment, main
+
+
+@pytest.fixture
+def submit(tmp_path, capsys):
+    keys.create(tmp_path / "keys", ["localhost"], [])
+
+    def told(*words):
+        code = main(["--keys", str(tmp_path / "keys/operator"), "--coordinator", "localhost:1", *words])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["strategy=fedprx"], "did you mean strategy=fedprox?"),
+        (["rounds=0"], "rounds is 0"),
+        (["local.learning_rat=1"], "local.learning_rat=1 is not a setting"),
+        (["engine=vector"], "engine=vector is for simulations"),
+        (["-m", "seed=1,2"], "one at a time"),
+        (["engine.deadlin=3"], "engine.deadlin=3 is not a setting"),
+    ],
+)
+def test_words_are_refused_as_in_a_simulation(submit, words, reason):
+    code, told = submit(*words)
+    assert code == 2
+    assert reason in told
+
+
+def test_a_coordinator_that_is_not_there_is_named(submit):
+    code, told = submit("scenario=diabetes")
+    assert code == 2
+    assert "no connection to localhost:1: nobody listens there" in told
+
+
+def test_missing_keys_are_named(tmp_path, capsys):
+    assert main(["--keys", str(tmp_path), "scenario=diabetes"]) == 2
+    assert "token cannot be read" in capsys.readouterr().err
+
+
+def test_help_has_our_options_and_the_simulators_words(submit):
+    code, told = submit("--help")
+    assert code == 0
+    assert "--resume FOLDER" in told
+    assert "strategy: " in told
+
+
+def test_the_folder_is_the_coordinators_unless_it_was_named():
+    assert experiment(["scenario=diabetes"])["folder"].startswith("diabetes/fedavg/")
+    named = experiment(["scenario=diabetes", "hydra.run.dir=mine"])
+    assert (named["folder"], named["chosen"]) == ("mine", True)
+
+
+def test_the_bundle_is_small_and_the_same_each_time():
+    assert bundle().content == bundle().content
+    assert len(bundle().content) < 5000
+
+
+def test_a_rehearsal_refuses_more_nodes_than_clients(capsys):
+    assert rehearse(["nodes=20", "scenario=diabetes"]) == 2
+    assert "nodes is 20\n  expected  at most 10" in capsys.readouterr().err
