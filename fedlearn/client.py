@@ -38,6 +38,8 @@ def client_step(
     if order.local.example_dp is not None and not getattr(trainer, "private", False):
         raise NotImplementedError(f"{type(trainer).__name__} has no DP-SGD")
     updates = trainer.fit(order, strategy.local, work)
+    if tuple(updates.delta_KD.shape) != (len(work), trainer.layout.num_parameters):
+        raise ValueError(f"updates have shape {tuple(updates.delta_KD.shape)}, not those of {len(work)} such models")
     updates, failures = refuse_non_finite(updates, work)
     if not len(updates):
         return updates, failures
