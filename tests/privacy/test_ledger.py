@@ -95,8 +95,8 @@ def test_a_federation_claims_the_largest_client_and_never_the_sum():
 def test_the_search_for_the_largest_finds_what_looking_at_each_finds():
     draw = random.Random(0)
     histories = [
-        spent({Event(2.0, "poisson", draw.uniform(0.01, 0.3)): draw.randrange(1, 60), Event(2.0): draw.randrange(2)})
-        for _ in range(25)
+        spent({Event(4.0, "poisson", draw.uniform(0.01, 0.2)): draw.randrange(1, 60), Event(4.0): draw.randrange(2)})
+        for _ in range(12)
     ]
     found = largest(histories, delta=1e-5)
     assert found.pld == pytest.approx(max(epsilon(history, delta=1e-5).value for history in histories), rel=1e-12)
