@@ -36,6 +36,8 @@ def client_step(
     Returns the updates of the clients that succeeded and a failure for each of the others.
     """
     updates = trainer.fit(order, strategy.local, work)
+    if tuple(updates.delta_KD.shape) != (len(work), trainer.layout.num_parameters):
+        raise ValueError(f"updates have shape {tuple(updates.delta_KD.shape)}, not those of {len(work)} such models")
     updates, failures = refuse_non_finite(updates, work)
     if not len(updates):
         return updates, failures

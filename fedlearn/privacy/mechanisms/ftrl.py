@@ -83,7 +83,7 @@ def ftrl(
         epsilon: the run stops before it passes this; None: no limit.
         delta: in (0, 1), below 1 over the number of clients.
         matrix: ``tree`` (binary tree of partial sums; needs no JAX), ``banded`` (Toeplitz with optimal coefficients)
-            or ``blt`` (buffered linear Toeplitz: a handful of buffers instead of ``bands``); both from jax-privacy.
+            or ``blt`` (buffered linear Toeplitz: at most three buffers instead of ``bands``); both from jax-privacy.
         separation: rounds from one participation of a client to its next, >= 1.
         bands: of ``banded``; None: ``separation``, or the number of rounds if that is less; at least 2.
 
@@ -199,7 +199,7 @@ def _optimal_bands(rounds: int, bands: int) -> np.ndarray:
 def _optimal_buffers(rounds: int, separation: int) -> Any:
     times = ceil(rounds / separation)
     return _matrix_factorization().buffered_toeplitz.optimize(
-        n=rounds, min_sep=separation, max_participations=times, error="max", min_buffers=1, max_buffers=5
+        n=rounds, min_sep=separation, max_participations=times, error="max", min_buffers=1, max_buffers=3
     )
 
 

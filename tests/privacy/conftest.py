@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedlearn import Layout, Schedule, federate, serial, start
+from fedlearn.privacy.mechanism import Population
+from fedlearn.records import Sum, Updates
+from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+
+
+class Sender(LinearTrainer):
+    """A trainer whose clients send what a test wants them to send."""
+
+    def __init__(self, num_parameters: int, deltas) -> None:
+        self.layout = Layout.of([("w", (num_parameters,))])
+        self.deltas = deltas  # client -> delta_D, or an exception to raise
+
+    def init(self, seed):
+        return np.zeros(self.layout.num_parameters, np.float32)
+
+    def fit(self, order, rule, work):
+        sent = [self.deltas(one.client) for one in work]
+        for delta in sent:
+            if isinstance(delta, Exception):
+                raise delta
+        count = len(work)
+        return Updates(
+            clients_K=np.array([one.client for one in work]),
+            delta_KD=np.stack(sent)[:, : self.layout.num_parameters].astype(np.float32),
+            num_examples_K=np.array([len(one.examples) for one in work]),
+            num_steps_K=np.ones(count, np.int64),
+            metrics={"loss": Sum(np.ones(count), np.ones(count))},
+        )
+
+
+@pytest.fixture
+def rounds_of():
+    """``rounds_of(mechanism, strategy, deltas, ...)``: rounds of a protected run whose clients send given deltas."""
+
+    def run(mechanism, strategy, deltas, *, size=4, num_clients=10, rounds=1, engine=serial, seed=1, deployed=False):
+        data, trainer = linear_problem(num_clients=num_clients), Sender(size, deltas)
+        population = Population(
+            clients=range(num_clients), rounds=rounds, size_of=lambda client: len(data.train(client))
+        )
+        strategy, local = mechanism.protect(strategy, LOCAL, population)
+        made = engine(data, trainer)
+        made.deployed = deployed
+        state = start(strategy, trainer.init(1), made, seed=seed)
+        schedule = Schedule(rounds=rounds, max_failures=0.9)
+        return list(federate(strategy, made, state, schedule=schedule, local=local))
+
+    return run

@@ -1,0 +1,176 @@
+"""The accountants against numbers measured with dp-accounting 0.6 and Opacus 1.6."""
+
+import math
+from math import ceil, log2, sqrt
+
+import pytest
+
+from fedlearn.privacy.accounting import epsilon, noise_multiplier_for, rounds_for
+from fedlearn.privacy.ledger import Event, spent
+from fedlearn.privacy.mechanisms.ftrl import toeplitz_sensitivity, tree_sensitivity
+
+pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+
+MNIST, CIFAR = 256 / 60000, 512 / 50000
+
+
+def poisson(noise, rate, rounds):
+    return spent({Event(noise, "poisson", rate): rounds}) if rate < 1 else spent({Event(noise): rounds})
+
+
+TABLE = [  # rate, noise, rounds, delta, RDP, PLD
+    (MNIST, 1.1, 14062, 1e-5, 2.596556, 2.381686),
+    (MNIST, 1.1, 14100, 1e-5, 2.600343, 2.385211),
+    (MNIST, 1.3, 3515, 1e-5, 0.954430, 0.864459),
+    (0.01, 4.0, 10000, 1e-5, 1.035490, 0.946999),
+    (1e-4, 1.0, 1000, 1e-6, 0.585818, 0.015453),
+    (1e-4, 1.0, 1000, 1e-5, 0.450372, 0.011683),
+    (1e-4, 1.0, 1000, 1e-8, 0.856710, 0.024426),
+    (0.01, 1.0, 1000, 1e-5, 2.101367, 1.828244),
+    (0.01, 0.5, 1000, 1e-5, 15.472133, 13.360826),
+    (0.1, 1.0, 100, 1e-5, 7.903850, 7.046603),
+    (0.1, 2.0, 200, 1e-3, 2.647232, 2.302822),
+    (CIFAR, 1.5, 9765, 1e-5, 3.506443, 3.229263),
+    (1, 1.0, 1, 1e-5, 4.728507, 4.377178),
+    (1, 1.0, 10, 1e-5, 19.053598, 17.856587),
+    (1, 10.0, 100, 1e-5, 4.728507, 4.377178),
+    (1, 5.0, 100, 1e-5, 10.725510, 9.997256),
+    (2231e-6, 0.669, 4000, 10**-6.6, 4.00928, 3.26823),  # Andrew et al. 2021, Table 1
+]
+
+
+@pytest.mark.parametrize(("rate", "noise", "rounds", "delta", "rdp", "pld"), TABLE)
+def test_epsilon_is_the_golden_one_by_both_accountants(rate, noise, rounds, delta, rdp, pld):
+    found = epsilon(poisson(noise, rate, rounds), delta=delta)
+    assert found.pld == pytest.approx(pld, rel=1e-3)
+    assert found.rdp == pytest.approx(rdp, rel=1e-3)
+    assert found.pld <= found.rdp
+    assert found.value == found.pld
+
+
+@pytest.mark.parametrize(("rate", "noise", "rounds", "delta", "rdp", "pld"), TABLE[:-1])
+def test_opacus_agrees(rate, noise, rounds, delta, rdp, pld):
+    accountants = pytest.importorskip("opacus.accountants", reason="needs fedlearn[torch]")
+    found = epsilon(poisson(noise, rate, rounds), delta=delta)
+    prv = accountants.PRVAccountant()
+    prv.history = [(noise, rate, rounds)]
+    theirs = prv.get_epsilon(delta=delta)
+    assert theirs == pytest.approx(found.pld, abs=2e-2)
+    assert found.pld <= theirs <= found.pld + 0.011
+
+
+USERS = [  # clients, cohort, noise, rounds, RDP, PLD at delta = clients^-1.1
+    (1e5, 100, 1, 100, 0.7246, 0.0679),
+    (1e5, 100, 1, 1000, 0.7738, 0.1669),
+    (1e5, 100, 1, 10000, 0.8836, 0.5167),
+    (1e6, 10, 1, 100, 0.5038, 0.0008),
+    (1e6, 10, 1, 10000, 0.5072, 0.0095),
+    (1e6, 1000, 1, 1000, 0.9848, 0.2108),
+    (1e6, 10000, 1, 10000, 7.8076, 7.3103),
+    (1e6, 1000, 3, 100, 0.1627, 0.0127),
+    (1e6, 1000, 3, 10000, 0.1996, 0.1395),
+    (1e9, 1000, 1, 1000, 0.6899, 0.0014),
+]
+
+
+@pytest.mark.parametrize(("clients", "cohort", "noise", "rounds", "rdp", "pld"), USERS)
+def test_the_user_level_table_is_reproduced(clients, cohort, noise, rounds, rdp, pld):
+    found = epsilon(poisson(float(noise), cohort / clients, rounds), delta=clients**-1.1)
+    assert found.rdp == pytest.approx(rdp, abs=1e-3)
+    assert found.pld == pytest.approx(pld, abs=1e-4, rel=1e-3)
+
+
+def test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity():
+    """Replacing a client's clipped update moves the sum by 2 C: noise of z C is a multiplier of z / 2."""
+    right = epsilon(spent({Event(2.0 / 2, "fixed_size", 0.1): 200}), delta=1e-3)
+    assert right.pld is None
+    assert right.value == right.rdp == pytest.approx(16.109320, rel=1e-3)
+    as_if_once = epsilon(spent({Event(2.0, "fixed_size", 0.1): 200}), delta=1e-3)
+    assert as_if_once.rdp == pytest.approx(6.025125, rel=1e-3)
+    large = epsilon(spent({Event(1.0, "fixed_size", 1e-4): 1000}), delta=1e-6)
+    assert large.rdp == pytest.approx(0.586320, rel=1e-3)
+
+
+def test_both_accountants_read_a_replacement_alike():
+    """dp-accounting's own differ by a factor of two there: 4.7285 by RDP, 9.9973 by PLD, for one and the same event."""
+    replaced = epsilon(spent({Event(1.0 / 2): 1}), delta=1e-5)
+    assert replaced.pld == pytest.approx(9.997256, rel=1e-6)
+    assert replaced.pld <= replaced.rdp <= 1.1 * replaced.pld
+
+
+@pytest.mark.parametrize(("sigma", "value"), [(2.0, 1.993091), (0.5, 9.997256), (1.0, 4.377178)])
+def test_one_gaussian_is_exact(sigma, value):
+    assert epsilon(spent({Event(sigma): 1}), delta=1e-5).pld == pytest.approx(value, abs=1e-6)
+
+
+def test_composition_adds_up():
+    once, twice = poisson(1.0, 0.1, 50), poisson(1.0, 0.1, 100)
+    assert spent({Event(1.0, "poisson", 0.1): 50 + 50}) == twice
+    assert epsilon(twice, delta=1e-5).rdp == pytest.approx(7.903850, rel=1e-3)
+    assert epsilon(once, delta=1e-5).value < epsilon(twice, delta=1e-5).value
+    assert epsilon(poisson(10.0, 1, 100), delta=1e-5) == epsilon(poisson(1.0, 1, 1), delta=1e-5)
+    mixed = spent({Event(1.0, "poisson", 0.1): 50, Event(2.0): 1})
+    parts = [epsilon(poisson(1.0, 0.1, 50), delta=1e-5).value, epsilon(spent({Event(2.0): 1}), delta=1e-5).value]
+    assert max(parts) < epsilon(mixed, delta=1e-5).value < sum(parts)
+    assert epsilon((), delta=1e-5).value == 0
+
+
+CALIBRATED = [  # epsilon, rate, rounds, delta, noise by RDP, by PLD
+    (1.0, 0.01, 1000, 1e-5, 1.513122, 1.414631),
+    (8.0, CIFAR, 9765, 1e-5, 0.923071, 0.888306),
+    (3.0, MNIST, 14062, 1e-5, 1.014001, 0.968421),
+    (2.0, 1e-4, 1000, 1e-6, 0.594983, 0.460716),
+]
+
+
+@pytest.mark.parametrize(("target", "rate", "rounds", "delta", "by_rdp", "by_pld"), CALIBRATED)
+def test_calibration_finds_the_golden_noise_and_keeps_the_budget(target, rate, rounds, delta, by_rdp, by_pld):
+    def planned(noise):
+        return [poisson(noise, rate, rounds)]
+
+    assert noise_multiplier_for(planned, epsilon=target, delta=delta, method="rdp") == pytest.approx(by_rdp, rel=1e-3)
+    noise = noise_multiplier_for(planned, epsilon=target, delta=delta)
+    assert noise == pytest.approx(by_pld, rel=1e-3)
+    assert target * (1 - 1e-3) < epsilon(planned(noise)[0], delta=delta).value <= target
+
+
+@pytest.mark.parametrize(("target", "sigma"), [(1, 3.730632), (5, 0.891868), (8, 0.600229), (10, 0.499889)])
+def test_calibration_of_one_gaussian_is_exact_where_the_classical_formula_breaks_the_promise(target, sigma):
+    found = noise_multiplier_for(lambda noise: [spent({Event(noise): 1})], epsilon=target, delta=1e-5)
+    assert found == pytest.approx(sigma, rel=1e-5)
+    classical = sqrt(2 * math.log(1.25 / 1e-5)) / 10
+    assert epsilon(spent({Event(classical): 1}), delta=1e-5).value == pytest.approx(10.393882, rel=1e-5)
+
+
+def test_the_rounds_that_a_budget_allows():
+    def after(rounds):
+        return [poisson(1.0, 0.01, rounds)]
+
+    rounds = rounds_for(after, epsilon=1.828245, delta=1e-5, most=5000)
+    assert rounds == 1000
+    assert epsilon(after(rounds)[0], delta=1e-5).value <= 1.828245 < epsilon(after(rounds + 1)[0], delta=1e-5).value
+    assert rounds_for(after, epsilon=1.828245, delta=1e-5, most=600) == 600
+    assert rounds_for(after, epsilon=1e-3, delta=1e-5, most=600) == 0
+
+
+TREE = [(1, 1, 4.728507), (1, 16, 12.301691), (1, 100, 15.175420), (1, 1000, 19.053598), (1, 1024, 20.259187)]
+TREE += [(1, 2048, 21.444852), (4, 1000, 3.617100)]
+
+
+@pytest.mark.parametrize(("noise", "rounds", "rdp"), TREE)
+def test_tree_aggregation_costs_one_gaussian_a_level(noise, rounds, rdp):
+    moved = tree_sensitivity(rounds, rounds)  # who takes part once
+    assert moved**2 == pytest.approx(ceil(log2(rounds + 1)))
+    assert epsilon(spent({Event(noise / moved): 1}), delta=1e-5).rdp == pytest.approx(rdp, rel=1e-3)
+
+
+def test_toeplitz_sensitivities_are_the_golden_ones_and_those_of_jax_privacy():
+    toeplitz = pytest.importorskip("jax_privacy.matrix_factorization.toeplitz", reason="needs fedlearn[ftrl]")
+    optimal = [1, 0.5, 0.375, 0.3125, 0.273438, 0.246094, 0.225586, 0.209473]
+    theirs = toeplitz.optimal_max_error_strategy_coefs(8)
+    assert [float(c) for c in theirs] == pytest.approx(optimal, abs=1e-6)
+    assert toeplitz_sensitivity(theirs, 8, 8) ** 2 == pytest.approx(1.718379, rel=1e-5)
+    assert toeplitz_sensitivity(theirs[:4], 4, 16) ** 2 == pytest.approx(5.953125, rel=1e-5)
+    for separation, rounds in [(1, 5), (3, 10), (4, 16), (7, 20)]:
+        square = float(toeplitz.minsep_sensitivity_squared(theirs, separation, n=rounds))
+        assert toeplitz_sensitivity(theirs, separation, rounds) ** 2 == pytest.approx(square, rel=1e-5)
