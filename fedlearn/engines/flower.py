@@ -99,7 +99,7 @@ def flower(
 
 
 class FlowerEngine:
-    """Sends orders to the nodes of Flower's simulation; made by `flower`.
+    """Sends orders to the nodes of Flower's simulation; made by `flower`. Close it: Flower's threads outlive a program.
 
     Attributes:
         clients, layout, memories: as in every engine.
