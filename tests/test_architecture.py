@@ -63,7 +63,7 @@ HOMES = {
     "jax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
     + BENCHMARKS["jax"],
     "flax": ["fedlearn/trainers/jax.py", "simulations/models/jax.py", *BENCHMARKS["jax"]],
-    "ray": ["fedlearn/engines/ray.py"],
+    "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
     "matplotlib": ["simulations/report.py", "simulations/figures.py", "simulations/benchmarks/picture.py"],
 }

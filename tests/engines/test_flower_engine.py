@@ -31,7 +31,8 @@ from fedlearn import (
     uniform,
 )  # fmt: skip
 from fedlearn.config import rebuilt
-from fedlearn.engines.flower import SimulationError, flower
+from fedlearn.engines.flower import flower
+from fedlearn.flower.simulation import SimulationError
 from fedlearn.records import Failure
 
 DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "num_clients": 5}
