@@ -1,9 +1,9 @@
 """``python -m simulations.benchmarks.apps [num_nodes] [rounds] [repeats]``: one Flower app, without Ray and with it.
 
-The app is not changed for either; its clients cost next to nothing, so that what is measured is the runtime: ours in
-one process (`fedlearn.flower.grid`), and Flower's own simulation with an actor on each core. Each run is a process of
-its own, in turn. Told are the medians of a whole run, imports and the start of Ray included, of a round but the first,
-and of the processor's time in the ServerApp's process for such a round, which other work on the machine does not touch.
+The app is not changed for either. Its clients train and evaluate at next to no cost, so that what is measured is the
+runtime: ours in one process (`fedlearn.flower.grid`), and Flower's own simulation with an actor on each core. Each run
+is a process of its own, in turn. Told are the medians of a whole run, imports and the start of Ray included, of a round
+but the first, and of its processor time in the ServerApp's process, which other work on the machine does not touch.
 """
 
 from __future__ import annotations
@@ -89,13 +89,17 @@ def app(rounds: int) -> tuple[Any, Any, list[tuple[float, float]]]:
         content = {"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})}
         return Message(RecordDict(content), reply_to=message)
 
+    @client.evaluate()
+    def evaluate(message: Any, context: Any) -> Message:
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})}), reply_to=message)
+
     @server.main()
     def main(grid: Any, context: Any) -> None:
         def note(round: int, arrays: Any) -> None:
             ends.append((time.perf_counter(), time.process_time()))
 
         start = ArrayRecord([np.zeros(SIZE, np.float32)])
-        FedAvg(fraction_evaluate=0.0).start(grid, start, num_rounds=rounds, timeout=LONGEST, evaluate_fn=note)
+        FedAvg().start(grid, start, num_rounds=rounds, timeout=LONGEST, evaluate_fn=note)
 
     return server, client, ends
 

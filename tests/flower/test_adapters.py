@@ -184,6 +184,9 @@ def test_a_strategy_that_sends_other_arrays_than_the_model_is_refused():
 def test_what_is_no_strategy_of_flowers_is_refused():
     with pytest.raises(SettingError, match="flower is Strategy"):
         from_flower(strategies.fedavg())
+    wrapped = flower.DifferentialPrivacyServerSideFixedClipping(flower.FedAdam(), 1.0, 1.0, 2)
+    with pytest.raises(SettingError, match=r"flower is DifferentialPrivacy(.|\n)*wraps no other one"):
+        from_flower(wrapped)
 
 
 def test_a_failing_client_is_left_out_and_named():
