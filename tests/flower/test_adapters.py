@@ -26,6 +26,7 @@ from fedlearn import (
     clip,
     everyone,
     federate,
+    mean,
     serial,
     start,
     vector,
@@ -296,6 +297,9 @@ def test_work_at_clients_cannot_travel_and_is_refused():
         as_flower(strategies.fedprox())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
         as_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
+    noisy = Strategy(select=everyone(), stages=(Stage(event="noise"),), aggregate=mean(weighting="equal"))
+    with pytest.raises(CompositionError, match="stage 0 of the strategy claims privacy"):
+        as_flower(noisy)
     with pytest.raises(SettingError, match="fraction_train is"):
         as_flower(strategies.fedavg(), fraction_train=0.5)
 
