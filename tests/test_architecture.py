@@ -74,7 +74,7 @@ HOMES = {
     "jax": [*TRAINERS["jax"], "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
     + BENCHMARKS["jax"],
     "flax": [*TRAINERS["jax"], "simulations/models/jax.py", *BENCHMARKS["jax"]],
-    "ray": ["fedlearn/engines/ray.py"],
+    "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",

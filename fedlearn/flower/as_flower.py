@@ -36,7 +36,8 @@ def as_flower(strategy: Strategy, *, seed: int = 1, timeout: float = 600.0, **se
     """One of our strategies, for a Flower ServerApp whose ClientApps send back arrays and a number of examples.
 
     Whom to ask, how to aggregate and how to step are the strategy's; evaluation is Flower's FedAvg's. Clients run the
-    app's own code: a strategy with work to do there cannot be had so.
+    app's own code: a strategy with work to do there, or with a privacy claim that rests on it, cannot be had so. What
+    the strategy remembers lives as long as this object, as with Flower's own.
 
     Args:
         strategy: with plain local training, and stages that work on the server only.
@@ -49,7 +50,7 @@ def as_flower(strategy: Strategy, *, seed: int = 1, timeout: float = 600.0, **se
     float64 as float32.
 
     Raises:
-        CompositionError: the strategy has work to do at clients.
+        CompositionError: the strategy has work to do at clients, or claims privacy.
         SettingError: a setting is out of range.
     """
     _refuse_work_at_clients(strategy)
@@ -69,6 +70,11 @@ def _refuse_work_at_clients(strategy: Strategy) -> None:
             "  try       LocalRule plain, and the change in the ClientApp itself"
         )
     for number, stage in enumerate(strategy.stages):
+        if stage.event is not None:
+            raise CompositionError(
+                f"stage {number} of the strategy claims privacy, which rests on bounds that nobody holds clients to\n"
+                "  try       Flower's own differential privacy strategies and mods"
+            )
         if stage.client != identity:
             raise CompositionError(
                 f"stage {number} of the strategy works at clients, where a Flower ClientApp knows nothing of it\n"
@@ -128,6 +134,7 @@ class _Ours(FedAvg):
             cohort_size=self.cohort,
             params_D=self.state.params_D,
             fold=gathered.fold,
+            deployed=True,  # nodes may be real ones: noise must not follow from the seed
         )
         update_D = self.strategy.aggregate.done(gathered.fold)
         params_D, server, stages = step(self.strategy, self.state, update_D, context)

@@ -54,11 +54,16 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     strategy changes such a one goes on, but refuses to be resumed, and says which.
 
     Raises:
-        SettingError: ``flower`` is no strategy of Flower's.
+        SettingError: ``flower`` is no strategy of Flower's, or wraps another one.
     """
     ok = isinstance(flower, FlowerStrategy)
     expected, fix = "a flwr.serverapp.strategy.Strategy", "flower=flwr.serverapp.strategy.FedAvg()"
     require(ok, "flower", type(flower).__name__, expected, fix)
+    alone = not any(isinstance(value, FlowerStrategy) for value in vars(flower).values())
+    expected = "a strategy that wraps no other one, whose memory would be in no checkpoint"
+    require(
+        alone, "flower", type(flower).__name__, expected, "flower=... the one inside, and privacy as a stage of ours"
+    )
     leave_the_terminal()
     be_server()
     return Strategy(select=_as_flower_selects(flower), aggregate=_kept(), server=_Rounds(flower).as_transform())
@@ -148,9 +153,7 @@ def _replies(
     for message in _messages(strategy, sorted(rows), context, arrays, config):
         if any(record is not arrays for record in message.content.array_records.values()):
             kind = type(strategy).__name__
-            raise FedlearnError(
-                f"{kind} sends clients other arrays than the global model, which only Flower's runtimes do"
-            )
+            raise FedlearnError(f"{kind} sends clients other arrays than the global model, which no engine here does")
         client = message.metadata.dst_node_id - FIRST_NODE
         block, k = rows[client]
         replies[client] = _reply(strategy, message, block, k, params_D, context.fold["layout"])
@@ -178,6 +181,6 @@ def _reply(strategy: Any, message: Message, block: Updates, k: int, params_D: np
     metrics = MetricRecord({getattr(strategy, "weighted_by_key", "num-examples"): int(block.num_examples_K[k])})
     if "loss" in block.metrics:
         loss = block.metrics["loss"]
-        metrics[getattr(strategy, "train_loss_key", "train_loss")] = float(loss.total_K[k] / loss.count_K[k])
+        metrics[getattr(strategy, "train_loss_key", "train_loss")] = float(loss.total_K[k] / max(loss.count_K[k], 1))
     key = getattr(strategy, "arrayrecord_key", "arrays")
     return Message(RecordDict({key: record_of(local_D, layout), "metrics": metrics}), reply_to=message)

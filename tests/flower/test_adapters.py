@@ -26,6 +26,7 @@ from fedlearn import (
     clip,
     everyone,
     federate,
+    mean,
     serial,
     start,
     vector,
@@ -184,6 +185,9 @@ def test_a_strategy_that_sends_other_arrays_than_the_model_is_refused():
 def test_what_is_no_strategy_of_flowers_is_refused():
     with pytest.raises(SettingError, match="flower is Strategy"):
         from_flower(strategies.fedavg())
+    wrapped = flower.DifferentialPrivacyServerSideFixedClipping(flower.FedAdam(), 1.0, 1.0, 2)
+    with pytest.raises(SettingError, match=r"flower is DifferentialPrivacy(.|\n)*wraps no other one"):
+        from_flower(wrapped)
 
 
 def test_a_failing_client_is_left_out_and_named():
@@ -293,6 +297,9 @@ def test_work_at_clients_cannot_travel_and_is_refused():
         as_flower(strategies.fedprox())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
         as_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
+    noisy = Strategy(select=everyone(), stages=(Stage(event="noise"),), aggregate=mean(weighting="equal"))
+    with pytest.raises(CompositionError, match="stage 0 of the strategy claims privacy"):
+        as_flower(noisy)
     with pytest.raises(SettingError, match="fraction_train is"):
         as_flower(strategies.fedavg(), fraction_train=0.5)
 
