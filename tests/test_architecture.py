@@ -82,7 +82,7 @@ HOMES = {
         "simulations/benchmarks/picture.py",
         "fedlearn/privacy/plan.py",
     ],
-    "dp_accounting": ["fedlearn/privacy/accounting.py", "fedlearn/privacy/secagg/cost.py"],
+    "dp_accounting": ["fedlearn/privacy/accounting.py"],
     "jax_privacy": ["fedlearn/privacy/mechanisms/ftrl.py"],
     "flwr": ["fedlearn/engines/grid.py", "fedlearn/engines/flower.py", *FLOWER],
 }
