@@ -237,14 +237,19 @@ class Masking:
         """What one round with cohorts of ``size`` releases; None without noise: nothing is promised of the sum then."""
         if self.noise is None:
             return None
-        quorum = self.threshold_of(size)
-        std = self.noise_multiplier * self.norm / sqrt(quorum)
+        std = self.sum_of(size).std
         expected = (
             f"so that each client's noise, now of deviation {std:.3g}, is between 1 and {LARGEST_STD:.0f} integers"
         )
         fewer = ceil(log2(std / LARGEST_STD)) if std > 1 else floor(log2(std))
         require(1 <= std <= LARGEST_STD, "bits", self.bits, expected, f"bits={self.bits - fewer}")
-        return NoisySum(kind=self.noise, std=std, norm=self.norm, quorum=quorum, max_clients=size)
+        return self.sum_of(size)
+
+    def sum_of(self, size: int) -> NoisySum:
+        """The smallest sum of a cohort of ``size`` that may be opened, whether or not its noise can be drawn."""
+        quorum = self.threshold_of(size)
+        std = self.noise_multiplier * self.norm / sqrt(quorum)
+        return NoisySum(kind=self.noise or NOISES[0], std=std, norm=self.norm, quorum=quorum, max_clients=size)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ guarantee one of arithmetic that is nearly, not exactly, that of real numbers.
 
 from __future__ import annotations
 
-import os
 from math import floor, log2
 
 import numpy as np
 
 from fedlearn.arrays import as_numpy, like
+from fedlearn.entropy import secret_normals
 from fedlearn.records import Array
 from fedlearn.seeds import Purpose, generator
 from fedlearn.transform import Context
@@ -38,16 +38,6 @@ def normals(shape: tuple[int, ...], context: Context, *, client: int | None = No
         return secret_normals(shape)
     rng = generator(context.seed, Purpose.NOISE, round=context.round, client=0 if client is None else client + 1)
     return rng.standard_normal(shape)
-
-
-def secret_normals(shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers from the operating system's entropy, by Box and Muller."""
-    count = int(np.prod(shape))
-    pairs = (count + 1) // 2
-    bits = np.frombuffer(os.urandom(16 * pairs), np.uint64).reshape(2, pairs) >> np.uint64(11)
-    radius = np.sqrt(-2 * np.log((bits[0] + 0.5) * 2.0**-53))
-    angle = 2 * np.pi * (bits[1] * 2.0**-53)
-    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)
 
 
 def noisy(update: Array, noise: np.ndarray, std: float) -> Array:

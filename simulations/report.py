@@ -20,7 +20,7 @@ from typing import Any
 from fedlearn.checkpoint import write_atomically
 from fedlearn.errors import DataError, FedlearnError, MissingExtra
 from fedlearn.history import METRICS_FILE, best, final, read_history, totals
-from fedlearn.sinks.wording import human_bytes, human_seconds, score
+from fedlearn.sinks.wording import NO_CLAIM, human_bytes, human_seconds, score
 from simulations import figures
 
 DOTS_PER_INCH = 180
@@ -152,6 +152,10 @@ def privacy(run: RunFolder) -> list[tuple[str, str]]:
     seen = run.summary.get("privacy")
     if not seen:
         return []
+    limits = [("Withheld", seen["withheld"]), ("Not covered", "; ".join(seen["not_covered"]))]
+    if seen["delta"] is None:
+        clip = f"{seen['kind']}, clip {seen['clip_norm']:g}"
+        return [("Mechanism", clip), ("Protects", seen["adjacency"]), ("Epsilon", NO_CLAIM), *limits]
     by_rdp = "–" if seen["epsilon_rdp"] is None else f"{seen['epsilon_rdp']:.6g}"
     bound = "no bound" if seen["epsilon"] is None else f"{seen['epsilon']:.6g}"
     return [
@@ -162,8 +166,7 @@ def privacy(run: RunFolder) -> list[tuple[str, str]]:
         ("Budget", "none" if seen["budget"] is None else f"{seen['budget']:g}"),
         ("Sampling", seen["sampling"]),
         ("Noise", f"multiplier {seen['noise_multiplier']:.6g}, {seen['noise']}"),
-        ("Withheld", seen["withheld"]),
-        ("Not covered", "; ".join(seen["not_covered"])),
+        *limits,
         *(("Warning", text) for text in seen["warnings"]),
     ]
 

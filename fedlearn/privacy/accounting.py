@@ -47,8 +47,8 @@ def epsilon(history: Spent, *, delta: float) -> Epsilon:
     if not history:
         return Epsilon(0.0, 0.0)
     rdp = _rdp_epsilon(history, delta)
-    if any(event.sampling == "fixed_size" for event, _ in history):
-        return Epsilon(None, rdp)  # dp-accounting has no loss distribution for it
+    if any(event.sampling in ("fixed_size", "renyi") for event, _ in history):
+        return Epsilon(None, rdp)  # there is no loss distribution for it
     return Epsilon(_pld_epsilon(history, delta) if rdp < MOST_USEFUL else rdp, rdp)
 
 
@@ -62,6 +62,8 @@ def largest(histories: Iterable[Spent], *, delta: float) -> Epsilon:
     ordered = sorted({history for history in histories if history}, key=_worst_rate)
     if not ordered:
         return Epsilon(0.0, 0.0)
+    if len(ordered) == 1:
+        return epsilon(ordered[0], delta=delta)
     rdp = _search(ordered, delta, tight=_rdp_epsilon)
     return Epsilon(_search(ordered, delta, tight=lambda history, delta: epsilon(history, delta=delta).value), rdp)
 
@@ -220,6 +222,8 @@ def _rdp(event: Event) -> tuple[np.ndarray, np.ndarray]:
         release = accounting.SampledWithoutReplacementDpEvent(1, event.rate, release)  # only their ratio is used
     with _without_warnings():  # of orders that do not converge and are left out: what remains is a bound all the same
         accountant = RdpAccountant(neighboring_relation=relation).compose(release)
+    if event.sampling == "renyi":  # known at whole orders, and no larger at smaller ones
+        return accountant.orders, np.ceil(accountant.orders) / (2 * event.noise_multiplier**2)
     return accountant.orders, accountant.rdp
 
 

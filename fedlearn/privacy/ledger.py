@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from fedlearn.errors import is_number, require
 
-Sampling = Literal["none", "poisson", "fixed_size"]
-SAMPLINGS = ("none", "poisson", "fixed_size")
+Sampling = Literal["none", "poisson", "fixed_size", "renyi"]
+SAMPLINGS = ("none", "poisson", "fixed_size", "renyi")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,8 +26,10 @@ class Event:
             one under the adjacency that the mechanism states: ``clip`` where a record is added or removed, ``2 clip``
             where it is replaced. So an event means the same whichever accountant reads it.
         sampling: how the records of the sum were drawn. ``poisson``: each by itself with probability ``rate``;
-            ``fixed_size``: that share of them, without replacement (adjacency is then replacement); ``none``: anyhow.
-        rate: in (0, 1]; 1 for ``none``.
+            ``fixed_size``: that share of them, without replacement (adjacency is then replacement); ``none``: anyhow;
+            ``renyi``: anyhow, and the noise is no Gaussian but one whose Renyi divergences of whole orders are at most
+            those of this Gaussian, which is all that is known of it.
+        rate: in (0, 1]; 1 for ``none`` and ``renyi``.
 
     Raises:
         SettingError: a number is out of range or NaN.

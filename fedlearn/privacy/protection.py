@@ -36,7 +36,7 @@ class Protection:
     Attributes:
         charge: ``(ledger, release) -> ledger``. Asked before a round with what it may cost at most, and after it with
             what it did; a round that released nothing is not charged.
-        spent: epsilon of a ledger.
+        spent: epsilon of a ledger; None where nothing of the kind is promised.
         facts: the promise as JSON values: ``kind``, ``unit``, ``adjacency``, ``sampling``, ``delta``, mechanism
             settings, ``not_covered`` and ``warnings``. What a report says comes from here.
         budget: epsilon that no round may pass; None for no limit.
@@ -46,7 +46,7 @@ class Protection:
     """
 
     charge: Callable[[Ledger, Release], Ledger]
-    spent: Callable[[Ledger], Epsilon]
+    spent: Callable[[Ledger], Epsilon | None]
     facts: Mapping[str, Any]
     budget: float | None = None
     withholds: frozenset[str] = EVERYTHING
@@ -56,9 +56,9 @@ class Protection:
         """Why a round must not happen: it would overspend. None if it may."""
         if self.budget is None:
             return None
-        after = self.spent(self.charge(ledger, release)).value
-        if after <= self.budget:
+        before, after = self.spent(ledger), self.spent(self.charge(ledger, release))
+        if before is None or after is None or after.value <= self.budget:
             return None
-        now, delta = self.spent(ledger).value, self.facts["delta"]
-        would = f"round {release.round} would bring epsilon to {after:.4g}"
+        now, delta = before.value, self.facts["delta"]
+        would = f"round {release.round} would bring epsilon to {after.value:.4g}"
         return f"{would}, above privacy.epsilon={self.budget:g} at delta {delta:g} (now {now:.4g})"

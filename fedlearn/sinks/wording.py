@@ -11,6 +11,8 @@ from fedlearn.metrics import main_metric
 from fedlearn.records import Failure, Round
 from fedlearn.sinks.base import RunInfo
 
+NO_CLAIM = "no differential privacy"
+
 
 def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     """(word, text) of each line of the header."""
@@ -35,6 +37,8 @@ def promise(privacy: Mapping[str, Any]) -> list[str]:
     if not privacy:
         return ["none"]
     budget = f"epsilon at most {privacy['budget']:g}, " if privacy.get("budget") else ""
+    if privacy["delta"] is None:
+        return [f"{privacy['kind']}: {privacy['adjacency']}", f"clip {privacy['clip_norm']:g}", NO_CLAIM]
     return [
         f"{privacy['kind']}: {privacy['adjacency']}",
         f"{budget}delta {privacy['delta']:g}",
@@ -103,6 +107,8 @@ def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def spent(privacy: Mapping[str, Any]) -> str:
     """What a run came to: epsilon, by which accountant, for what."""
+    if privacy["delta"] is None:
+        return f"{privacy['kind']}: {privacy['adjacency']}, {NO_CLAIM}"
     value, rdp = privacy["epsilon"], privacy["epsilon_rdp"]
     amount = "epsilon without bound" if value is None else f"epsilon {value:.4g}"
     beside = f" ({rdp:.4g} by RDP)" if rdp is not None and rdp != value else ""

@@ -31,7 +31,8 @@ from fedlearn import (
     uniform,
     vector,
 )  # fmt: skip
-from fedlearn.noise import normals, on_grid, secret_normals
+from fedlearn.entropy import secret_normals
+from fedlearn.noise import normals, on_grid
 from fedlearn.privacy.accounting import epsilon
 from fedlearn.privacy.ledger import Event, spent
 from fedlearn.privacy.mechanism import Population

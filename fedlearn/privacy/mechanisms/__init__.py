@@ -5,5 +5,6 @@ from fedlearn.privacy.mechanisms.central import central
 from fedlearn.privacy.mechanisms.example import example
 from fedlearn.privacy.mechanisms.ftrl import ftrl
 from fedlearn.privacy.mechanisms.local import local
+from fedlearn.privacy.mechanisms.masked import distributed, secagg
 
-__all__ = ["central", "example", "ftrl", "local", "none"]
+__all__ = ["central", "distributed", "example", "ftrl", "local", "none", "secagg"]
