@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +55,6 @@ def run(
     vectors: Mapping[int, np.ndarray],
     *,
     silent: Silent | None = None,
-    watch: Callable[[Stage, int, bytes, bytes], None] | None = None,
 ) -> Total:
     """All stages.
 
@@ -65,7 +64,6 @@ def run(
         registered: public keys of their identities.
         vectors: of the cohort, by client.
         silent: stage -> clients that do not answer from this stage on.
-        watch: called with stage, client, request and reply of every exchange.
 
     Raises:
         Aborted: too few clients are left.
@@ -79,8 +77,6 @@ def run(
             if client not in gone:
                 reply = clients[client].answer(request, lambda session, client=client: vectors[client])  # type: ignore[misc]
                 server.add(client, reply)
-                if watch:
-                    watch(server.stage, client, request, reply)
         requests = server.advance()
     assert server.total is not None
     return Total(server.total, server.survivors)

@@ -23,11 +23,24 @@ def vectors_of(num_clients, length, dtype=np.uint32, seed=0):
     return rng.integers(0, np.iinfo(dtype).max, (num_clients, length), dtype=dtype, endpoint=True)
 
 
-def exchange(vectors_KD, threshold, silent, **more):
+def exchange(vectors_KD, threshold, silent, replies=None):
     ids = range(len(vectors_KD))
     clients, registered = drill.strangers(ids)
+    if replies is not None:
+        clients = {client: Tapped(clients[client], replies.setdefault(client, [])) for client in ids}
     session = drill.session_of(vectors_KD, ids, threshold=threshold, round=1, run=b"test")
-    return drill.run(session, clients, registered, dict(enumerate(vectors_KD)), silent=silent, **more)
+    return drill.run(session, clients, registered, dict(enumerate(vectors_KD)), silent=silent)
+
+
+class Tapped:
+    """A client whose replies are overheard."""
+
+    def __init__(self, client, replies):
+        self.client, self.replies = client, replies
+
+    def answer(self, message, vector):
+        self.replies.append(self.client.answer(message, vector))
+        return self.replies[-1]
 
 
 def plain_sum(vectors_KD, silent):
@@ -118,15 +131,11 @@ def test_a_client_may_live_in_another_process_for_every_message():
     assert np.array_equal(total.sum, vectors_KD[[0, 1, 3]].sum(axis=0, dtype=np.uint32))
 
 
-def masked_upload(vectors_KD, of=0):
-    seen = {}
-
-    def watch(stage, client, request, reply):
-        if stage == Stage.MASK:
-            seen[client] = np.frombuffer(decode(reply, Masked).vector, vectors_KD.dtype)
-
-    exchange(vectors_KD, len(vectors_KD) // 2 + 1, {}, watch=watch)
-    return seen[of]
+def masked_upload(vectors_KD):
+    """What client 0 sends in the third stage."""
+    replies = {}
+    exchange(vectors_KD, len(vectors_KD) // 2 + 1, {}, replies)
+    return np.frombuffer(decode(replies[0][Stage.MASK], Masked).vector, vectors_KD.dtype)
 
 
 def test_a_single_masked_upload_is_uniform():
