@@ -171,7 +171,7 @@ class Follower:
         if code is not None:
             return code
         if status.how == "stopped":
-            self._say("stopped at once; its last checkpoint stays")
+            self._say("stopped at once; what was saved stays")
         else:
             self._say(f"the run failed: {status.details or 'Flower does not say why'}")
         if self.folder:
@@ -186,7 +186,7 @@ class Follower:
             self._asked += 1
             if self._asked > 2:
                 raise KeyboardInterrupt
-            self._say("\n stopping after this round (once more stops at once)" if self._asked == 1 else " stopping")
+            self._say("\n asked to stop (once more stops at once)" if self._asked == 1 else " stopping at once")
 
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -21,7 +21,6 @@ from fedlearn.records import LocalSettings, Order
 
 PROTECTIONS = ("none", "example_dp")
 COUNTS = ("exact", "rounded", "none")
-WORDS = ("_target_", "framework", "device", "path", "seed")  # of a scenario, not for a policy to bound
 
 EXAMPLE = """\
 # What this node accepts. An order outside is refused; node and coordinator both log the reason.

@@ -25,7 +25,8 @@ from fedlearn.engines.base import failure
 from fedlearn.engines.serial import serial
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.parcel import Parcel, WireError, unpack
-from fedlearn.flower.wire import Ask, fit_reply, leaves_as_facts, order_of, params_of, refusal, reply, tallies_reply
+from fedlearn.flower.replies import fit_reply, refusal, reply, tallies_reply
+from fedlearn.flower.wire import Ask, leaves_as_facts, order_of, params_of
 from fedlearn.metrics import tally
 from fedlearn.records import ClientId, Failure, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario

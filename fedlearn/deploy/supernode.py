@@ -100,7 +100,7 @@ def messengers(words: Sequence[str]) -> None:
     sleep_by(clock, SUPEREXEC)
     superexec: Any = importlib.import_module(SUPEREXEC)
     superexec.get_executor = lambda *args, **settings: forks
-    os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1"  # at most, see `Clock`
+    os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "2"  # seconds at most, see `Clock`
     sys.argv = ["flower-superexec", *words]
     importlib.import_module("flwr.supercore.cli").flower_superexec()
 

@@ -21,19 +21,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedlearn.client import sent_besides
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.flower.parcel import Parcel, WireError
-from fedlearn.flower.wire import (
-    Ask,
-    answer_to,
-    model_body,
-    order_body,
-    params_of,
-    request,
-    tallies_of,
-    updates_of,
-)  # fmt: skip
+from fedlearn.flower.replies import answer_to, tallies_of, updates_of
+from fedlearn.flower.wire import Ask, model_body, order_body, params_of, request
 from fedlearn.layout import Layout
 from fedlearn.metrics import tally
 from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, as_ids
@@ -144,7 +137,8 @@ class GridEngine:
             self.members.call(self._round)
             settled = len(self.members.present) + len(self.members.refused) >= self.nodes
             if (self.members.refused and settled) or time.monotonic() >= ends:
-                raise FederationError(self._who_is_missing())
+                few = f"{len(self.members.present)} of {self.nodes} nodes joined within {self.join_timeout:g} s"
+                raise FederationError("\n".join([few, *self.members.report()]))
             time.sleep(pause)
             pause = min(1.3 * pause, 1.0)
         self.layout = self.members.settle().layout
@@ -177,7 +171,7 @@ class GridEngine:
         self.open()
         self._round = order.round
         self._muster(cohort)
-        extra = names_of_extra(strategy, order, self.layout)
+        extra = sent_besides(strategy, order, self.layout)
         since = {client: int(memory["round"]) for client, memory in self.memories.items()}
 
         def asking(ask: Ask) -> bytes:
@@ -317,15 +311,6 @@ class GridEngine:
         expected = "null: a privacy claim rests on who was drawn, not on who was first"
         require(self.enough is None or not claims, "engine.enough", self.enough, expected, "engine.enough=null")
 
-    def _who_is_missing(self) -> str:
-        lines = [f"{len(self.members.present)} of {self.nodes} nodes joined within {self.join_timeout:g} s"]
-        lines += [f"  joined    {member}" for member in self.members.present.values()]
-        lines += [f"  refused   node {node}: {reason}" for node, reason in sorted(self.members.refused.items())]
-        lines += [
-            f"  silent    node {node} is connected, its trainer has not answered" for node in self.members.waiting
-        ]
-        return "\n".join(lines)
-
     def _ask(self, kind: str, clients: Iterable[ClientId]) -> Ask:
         return Ask(
             kind=kind,
@@ -355,15 +340,6 @@ class _NoAnswer(FedlearnError):
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
-
-
-def names_of_extra(strategy: Strategy, order: Order, layout: Layout) -> tuple[str, ...]:
-    """What clients must send besides updates, as the strategy's local rule names it."""
-    rule, zeros_KD = strategy.local, np.zeros((1, layout.num_parameters), np.float32)
-    vectors = dict.fromkeys((*rule.memory, *rule.receives), zeros_KD)
-    vectors |= {name: np.asarray(order.broadcast[name]) for name in rule.receives}
-    _, extra = rule.finish(zeros_KD, np.ones(1, np.int64), order.local.learning_rate, **vectors)
-    return tuple(extra)
 
 
 def _client(result: Updates | Tally | Failure) -> ClientId:

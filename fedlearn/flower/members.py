@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -13,7 +13,8 @@ from fedlearn.data.federated import Task
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.parcel import Parcel, WireError, fields_of
 from fedlearn.flower.post import Answer, Post
-from fedlearn.flower.wire import Ask, answer_to, layout_of
+from fedlearn.flower.replies import answer_to
+from fedlearn.flower.wire import Ask, layout_of
 from fedlearn.layout import Layout, Leaf
 from fedlearn.metrics import METRICS
 from fedlearn.records import ClientId
@@ -122,10 +123,12 @@ class Members:
         """Have a node say hello anew, at the next call of the roll."""
         self.present.pop(node, None)
 
-    @property
-    def waiting(self) -> Sequence[int]:
-        """Nodes that have been asked and have not answered yet."""
-        return sorted(self._asked.values())
+    def report(self) -> list[str]:
+        """Who has joined, who was refused and why, and who has not answered: a line each."""
+        lines = [f"  joined    {member}" for member in self.present.values()]
+        lines += [f"  refused   node {node}: {reason}" for node, reason in sorted(self.refused.items())]
+        silent = sorted(self._asked.values())
+        return lines + [f"  silent    node {node} is connected, its trainer has not answered" for node in silent]
 
     def _take_in(self, answer: Answer) -> None:
         try:

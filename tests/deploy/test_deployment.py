@@ -72,6 +72,14 @@ def test_a_coordinator_killed_in_a_run_comes_back_and_the_run_ends_as_it_would_h
     assert run.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "whole", "rounds=5")
 
 
+def test_flowers_link_killed_in_a_run_costs_nothing(federation):
+    run = federation.run("strategy=slow", "rounds=4", name="killed_link", after_rounds=1, strike=federation.kill_link)
+    assert run.code == 0, run.text
+    assert "lost the coordinator" in run.text
+    assert "cut off" not in run.text
+    assert [line["num_updates"] for line in run.lines] == [4, 4, 4, 4]
+
+
 def test_training_that_raises_is_told_at_the_coordinator_and_in_the_run_folder(federation):
     run = federation.run("strategy=raising", "rounds=2", "max_failures=0.6", name="raising")
     assert run.code == 0, run.text

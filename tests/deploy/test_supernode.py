@@ -16,6 +16,8 @@ from flwr.supercore.superexec.executor import ExecutionSpec
 from fedlearn.deploy.supernode import Forks
 from fedlearn.flower.pace import Clock
 
+# JAX may be loaded in the process of all tests, never in the one that messengers are copies of
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 SPEC = ExecutionSpec(
     task_type=TaskType.CLIENT_APP,
     runtime_api_address="127.0.0.1:1",

@@ -1,7 +1,9 @@
 """Real sites behind a Flower `Grid`: the same model as in simulation, and faults made on purpose."""
 
+import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from fedlearn import Schedule, checkpoint, federate, judge, serial, start
 from fedlearn.config import build
 from fedlearn.errors import SettingError, TooManyFailures
 from fedlearn.testing import LOCAL
+from simulations.scenarios.uci_heart import UCI_FILES
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from fedlearn.deploy.absent import absent_scenario
 from fedlearn.deploy.policy import Reveal
 from fedlearn.flower.members import FederationError
-from fedlearn.flower.wire import pack, unpack
+from fedlearn.flower.parcel import pack, unpack
 
 
 def simulated(made, rounds=3, **schedule):
@@ -412,3 +415,22 @@ def test_nodes_in_torch_and_nodes_in_jax_train_the_model_of_an_all_torch_simulat
     there, here = deployed(made, rounds=10, evaluate=False)[-1], simulated(made, rounds=10, evaluate_every=10)[-1]
     assert made.engine.describe(4).startswith("2 nodes (1 with jax, 1 with torch)")
     assert np.abs(there.state.params_D - here.state.params_D).max() < 1e-4
+
+
+def test_hospitals_that_each_have_their_own_file_only_train_the_model_of_a_simulation(federation, tmp_path):
+    pytest.importorskip("torch", reason="the extra torch is not installed")
+    shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "heart-disease-uci"
+    if not shelf.is_dir():
+        pytest.skip("UCI's own heart disease files are not here (set FEDLEARN_DATA)")
+    heart = "simulations.scenarios.heart.heart"
+    made = federation(clients=((0,), (1,), (2,), (3,)), policy={"scenarios": {heart: {}}}, deadline=60, join_timeout=60)
+    for site, name in zip(made.sites.values(), UCI_FILES, strict=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes((shelf / name).read_bytes())
+        site.own = replace(site.own, data=folder)
+    made.words["scenario"] = {"_target_": heart, "path": str(shelf)}  # for the simulation; no node believes it
+    made.engine._words = made.words
+    there, here = deployed(made)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert there.evaluation.pooled["accuracy"] == here.evaluation.pooled["accuracy"]

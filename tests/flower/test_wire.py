@@ -10,20 +10,8 @@ from hypothesis.extra import numpy as arrays
 
 from fedlearn import Failure, LocalSettings, Order, Updates
 from fedlearn.flower.parcel import Parcel, WireError, pack, unpack
-from fedlearn.flower.wire import (
-    Ask,
-    answer_to,
-    fit_reply,
-    layout_of,
-    leaves_as_facts,
-    order_body,
-    order_of,
-    params_of,
-    refusal,
-    reply,
-    request,
-    updates_of,
-)  # fmt: skip
+from fedlearn.flower.replies import answer_to, fit_reply, refusal, reply, updates_of
+from fedlearn.flower.wire import Ask, layout_of, leaves_as_facts, order_body, order_of, params_of, request
 from fedlearn.layout import Layout
 from fedlearn.records import ExampleDP, Sum
 

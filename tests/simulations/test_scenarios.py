@@ -51,6 +51,17 @@ def uci_folder() -> Path:
     return folder
 
 
+def test_a_hospital_needs_its_own_file_only_and_its_client_has_what_it_has_in_a_simulation(uci_folder, tmp_path):
+    (tmp_path / "processed.hungarian.data").write_bytes((uci_folder / "processed.hungarian.data").read_bytes())
+    everyone, alone = heart(path=uci_folder).data, heart(path=tmp_path).data
+    assert sizes(alone) == [(0, 0), sizes(everyone)[1], (0, 0), (0, 0)]
+    assert np.array_equal(alone.train(1).x, everyone.train(1).x)
+    assert np.array_equal(alone.test(1).y, everyone.test(1).y)
+    assert "Hungarian only" in alone.source
+    with pytest.raises(SettingError, match="natural, where a folder does not hold all hospitals"):
+        heart(path=tmp_path, partition="iid")
+
+
 def sizes(data):
     return [(len(data.train(client)), len(data.test(client))) for client in data.clients]
 

@@ -1,0 +1,206 @@
+"""What a node answers, and what an answer must hold to be believed.
+
+Shapes: K clients in a reply, D parameters laid flat.
+
+Both ends are written here, so that they change together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedlearn.arrays import as_numpy
+from fedlearn.flower.parcel import Parcel, WireError, fields_of, group, pack, require_form, unpack
+from fedlearn.flower.wire import Ask
+from fedlearn.layout import Layout
+from fedlearn.records import ClientId, Failure, Sum, Tally, Updates
+
+STAGES = ("data", "fit", "update", "memory", "policy", "request")
+MOST_EXAMPLES = 2**40
+
+
+def reply(ask: Ask, arrays: Mapping[str, Any] | None = None, **facts: Any) -> bytes:
+    """An answer to a request."""
+    same = {"kind": ask.kind, "run": ask.run, "round": ask.round, "id": ask.id, "layout": ask.layout}
+    return pack(Parcel(facts={**facts, **same}, arrays=arrays or {}))
+
+
+def refusal(facts: Mapping[str, Any], stage: str, reason: str) -> bytes:
+    """An answer that says only why there is none; ``facts`` are those of the request, as far as it could be read."""
+    same = {name: facts.get(name) for name in ("kind", "run", "round", "id", "layout")}
+    return pack(Parcel(facts={**same, "error": {"stage": stage, "reason": reason}}))
+
+
+def answer_to(ask: Ask, payload: bytes) -> Parcel | tuple[str, str]:
+    """The parcel that answers a request, or the stage and reason of a refusal.
+
+    Raises:
+        WireError: it is damaged, or an answer to something else, such as an earlier round.
+    """
+    parcel = unpack(payload)
+    for name in ("kind", "run", "round", "id", "layout"):
+        found, expected = parcel.facts.get(name), getattr(ask, name)
+        if found != expected:
+            raise WireError(f"the reply answers another request: its {name} is {found!r}, expected {expected!r}")
+    error = parcel.facts.get("error")
+    if error is None:
+        return parcel
+    given = fields_of(error, stage=str, reason=str)
+    return _stage(given["stage"]), given["reason"][:2000]
+
+
+def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
+    """What clients bring back; their memories stay."""
+    updates = [result for result in results if isinstance(result, Updates)]
+    arrays: dict[str, Any] = {}
+    if updates:
+        arrays["delta"] = _rows(one.delta_KD for one in updates)
+        arrays |= {f"extra/{name}": _rows(one.extra[name] for one in updates) for name in updates[0].extra}
+        arrays |= {name: _rows(getattr(one, f"{name}_K") for one in updates) for name in ("num_examples", "num_steps")}
+        for name in updates[0].metrics:
+            arrays[f"total/{name}"] = _rows(one.metrics[name].total_K for one in updates).astype(np.float64)
+            arrays[f"count/{name}"] = _rows(one.metrics[name].count_K for one in updates).astype(np.float64)
+    clients = [int(client) for one in updates for client in one.clients_K]
+    return reply(ask, arrays, clients=clients, failures=_failures_as_facts(results))
+
+
+def _rows(parts: Iterable[Any]) -> np.ndarray:
+    return np.concatenate([as_numpy(part) for part in parts])
+
+
+def _failures_as_facts(results: Sequence[Any]) -> list[dict[str, Any]]:
+    failures = [result for result in results if isinstance(result, Failure)]  # a traceback stays in the node's own log
+    return [{"client": one.client, "stage": one.stage, "reason": one.reason} for one in failures]
+
+
+def updates_of(parcel: Parcel, ask: Ask, layout: Layout, extra: Sequence[str]) -> list[Updates | Failure]:
+    """The updates in a reply, one record a client, each checked before it may touch the model.
+
+    Args:
+        parcel: from `answer_to`.
+        ask: the request.
+        layout: of the model.
+        extra: names of what else a client must send under this strategy, D each.
+
+    Raises:
+        WireError: the reply is not in the form of an answer to this request. A client whose own numbers are wrong (not
+            finite, no examples) is a `Failure` in the result instead, and does not cost the others of its node.
+    """
+    results: list[Updates | Failure] = list(_failures_of(parcel, ask))
+    clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
+    if not clients:
+        return results
+    arrays, k = parcel.arrays, len(clients)
+    totals, counts, sent = (group(arrays, prefix) for prefix in ("total/", "count/", "extra/"))
+    for name in ("delta", "num_examples", "num_steps"):
+        if name not in arrays:
+            raise WireError(f"the reply has no {name}")
+    if sorted(sent) != sorted(extra) or sorted(totals) != sorted(counts):
+        raise WireError(f"the reply brings {sorted(sent)} besides updates, expected {sorted(extra)}")
+    for name, rows_KD in {"delta": arrays["delta"], **sent}.items():
+        require_form(rows_KD, (k, layout.num_parameters), np.float32, name)
+    for name in ("num_examples", "num_steps"):
+        require_form(arrays[name], (k,), np.int64, name)
+    for name in totals:
+        require_form(totals[name], (k,), np.float64, name)
+        require_form(counts[name], (k,), np.float64, name)
+    whole = Updates(
+        clients_K=np.array(clients, np.int64),
+        delta_KD=arrays["delta"],
+        num_examples_K=arrays["num_examples"],
+        num_steps_K=arrays["num_steps"],
+        metrics={name: Sum(totals[name], counts[name]) for name in totals},
+        extra=sent,
+        num_bytes_K=np.full(k, 4 * layout.num_parameters * (1 + len(sent)), np.int64),
+    )
+    return results + [_believed(whole.rows(np.array([row]))) for row in range(k)]
+
+
+def _believed(one: Updates) -> Updates | Failure:
+    """One client's update, or why it must not touch the model."""
+    (client,) = one.clients_K.tolist()
+    vectors = {"update": one.delta_KD, **one.extra}
+    broken = [name for name, rows_KD in vectors.items() if not np.isfinite(rows_KD).all()]
+    if broken:
+        return Failure(client=client, stage="update", reason=f"the {broken[0]} that arrived is not finite")
+    count, steps = int(one.num_examples_K[0]), int(one.num_steps_K[0])
+    if not (0 < count <= MOST_EXAMPLES and steps > 0):
+        reason = f"the reply tells {count} training examples and {steps} steps, expected 1 or more"
+        return Failure(client=client, stage="update", reason=reason)
+    if not all(np.isfinite(s.total_K).all() and np.isfinite(s.count_K).all() for s in one.metrics.values()):
+        return Failure(client=client, stage="update", reason="a training metric that arrived is not finite")
+    return one
+
+
+def tallies_reply(ask: Ask, results: Sequence[Tally | Failure]) -> bytes:
+    """What clients tell of an evaluation."""
+    tallies = [result for result in results if isinstance(result, Tally)]
+    arrays: dict[str, Any] = {}
+    if tallies:
+        arrays["num_examples"] = np.array([one.num_examples for one in tallies], np.int64)
+        for name in tallies[0].metrics:
+            arrays[f"metric/{name}"] = np.array([one.metrics[name] for one in tallies], np.float64)
+        for name in tallies[0].sums:
+            arrays[f"sum/{name}"] = np.stack([np.asarray(one.sums[name], np.float64) for one in tallies])
+    return reply(ask, arrays, clients=[one.client for one in tallies], failures=_failures_as_facts(results))
+
+
+def tallies_of(parcel: Parcel, ask: Ask, like: Tally) -> list[Tally | Failure]:
+    """The tallies in a reply.
+
+    Args:
+        parcel: from `answer_to`.
+        ask: the request.
+        like: a tally of the same task, for the names and shapes that must have come.
+
+    Raises:
+        WireError: the reply is not in the form of an answer to this request.
+    """
+    results: list[Tally | Failure] = list(_failures_of(parcel, ask))
+    clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
+    if not clients:
+        return results
+    metrics, sums = group(parcel.arrays, "metric/"), group(parcel.arrays, "sum/")
+    counts_K = parcel.arrays.get("num_examples", np.zeros(0))
+    if set(metrics) != set(like.metrics) or set(sums) != set(like.sums):
+        raise WireError(f"the reply brings {sorted([*metrics, *sums])}, expected {sorted([*like.metrics, *like.sums])}")
+    require_form(counts_K, (len(clients),), np.int64, "num_examples")
+    for name, values_K in metrics.items():
+        require_form(values_K, (len(clients),), np.float64, name)
+    for name, rows in sums.items():
+        require_form(rows, (len(clients), *like.sums[name].shape), np.float64, name)
+    if not all(np.isfinite(rows).all() for rows in sums.values()) or not (counts_K > 0).all():
+        raise WireError("the reply's sums are not finite, or over no examples")
+    for k, client in enumerate(clients):
+        own = {name: float(values_K[k]) for name, values_K in metrics.items()}
+        told = {name: rows[k] for name, rows in sums.items()}
+        results.append(Tally(client=client, num_examples=int(counts_K[k]), metrics=own, sums=told))
+    return results
+
+
+def _failures_of(parcel: Parcel, ask: Ask) -> list[Failure]:
+    found = []
+    for one in fields_of(parcel.facts, failures=list)["failures"]:
+        given = fields_of(one, client=int, stage=str, reason=str)
+        if given["client"] not in ask.clients:
+            raise WireError(f"the reply speaks for client {given['client']}, who was not asked")
+        found.append(Failure(client=given["client"], stage=_stage(given["stage"]), reason=given["reason"][:2000]))
+    return found
+
+
+def _stage(named: str) -> str:
+    """A stage that a node may name; not one by which a failure would count as none."""
+    return named if named in STAGES else "node"
+
+
+def _clients_of(parcel: Parcel, ask: Ask, *, taken: set[ClientId]) -> list[ClientId]:
+    clients = fields_of(parcel.facts, clients=list)["clients"]
+    strangers = [client for client in clients if type(client) is not int or client not in ask.clients]
+    if strangers:
+        raise WireError(f"the reply speaks for clients {strangers}, who were not asked")
+    if len(taken) + len(clients) != len(taken | set(clients)):
+        raise WireError(f"the reply speaks for clients {sorted(clients)} more than once")
+    return clients

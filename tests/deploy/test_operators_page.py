@@ -1,0 +1,65 @@
+"""The page for operators says commands that there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import fedlearn.deploy
+from fedlearn.deploy import coordinator, keys, node, submit, trainer
+
+FOLDER = Path(fedlearn.deploy.__file__).parent
+PAGE = (FOLDER / "README.md").read_text(encoding="utf-8")
+UNITS = sorted((FOLDER / "units").glob("*.service"))
+
+
+def commands(text):
+    """The words behind each ``python -m fedlearn.deploy.`` in a text, the program's name first."""
+    for found in re.findall(r"python -m fedlearn\.deploy\.([^`#>\n]+)", text.replace("\\\n", " ")):
+        yield shlex.split(found)
+
+
+def from_pages():
+    blocks = "".join(re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+    inline = "\n".join(re.findall(r"`(python -m [^`]+)`", PAGE))
+    return [*commands(blocks), *commands(inline), *(words for unit in UNITS for words in commands(unit.read_text()))]
+
+
+def test_the_commands_were_found():
+    named = {words[0] for words in from_pages()}
+    assert named == {"local", "keys", "coordinator", "policy", "node", "submit", "trainer"}
+
+
+@pytest.mark.parametrize("words", from_pages(), ids=" ".join)
+def test_each_command_is_one_that_its_program_takes(words, tmp_path):
+    program, *rest = words
+    if program in ("keys", "coordinator", "trainer"):
+        module = {"keys": keys, "coordinator": coordinator, "trainer": trainer}[program]
+        (getattr(module, "arguments", None) or module._parser)().parse_args(rest)
+    elif program == "node":
+        made = node.node_of(node.arguments().parse_args(rest))
+        if made.trainer is not None:
+            trainer._parser().parse_args(["--socket", str(tmp_path / "s"), *made.trainer])
+    elif program == "submit":
+        args, settings = submit.arguments().parse_known_args(rest)
+        if args.resume is None and args.follow is None:
+            submit.experiment(settings)
+    elif program == "local":
+        submit.experiment([word for word in rest if not word.startswith("nodes=")])
+
+
+def test_links_lead_somewhere_and_lines_are_not_too_wide():
+    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
+        assert (FOLDER / target).exists(), target
+    assert all(len(line) <= 140 or line.startswith("|") for line in PAGE.splitlines())
+
+
+def test_the_messengers_unit_may_not_see_what_the_trainers_may():
+    messenger, own = ((FOLDER / f"units/fedlearn-{name}.service").read_text() for name in ("messenger", "trainer"))
+    data = re.search(r"--data (\S+)", own)[1]
+    assert f"InaccessiblePaths={data}" in messenger
+    assert "PrivateNetwork=yes" in own
+    assert re.search(r"^User=(.*)$", messenger, re.M)[1] != re.search(r"^User=(.*)$", own, re.M)[1]
