@@ -126,6 +126,6 @@ def _withholding(updates: Updates, what: frozenset[str]) -> Updates:
 
 
 def _bytes_of(updates: Updates) -> np.ndarray:
-    """Payload of each client: its update and what else it sends, as float32."""
+    """Payload of each client: its update and what else it sends."""
     vectors = [updates.delta_KD, *updates.extra.values()]
-    return np.full(len(updates), sum(4 * int(np.prod(v.shape[1:])) for v in vectors), np.int64)
+    return np.full(len(updates), sum(v.dtype.itemsize * int(np.prod(v.shape[1:])) for v in vectors), np.int64)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from fedlearn.errors import MissingExtra, is_number, require
-from fedlearn.privacy.ledger import Epsilon, Event, Spent, spent
+from fedlearn.privacy.ledger import Epsilon, Event, Sampling, Spent, spent
 
+BY_RDP_ALONE = ("fixed_size", "renyi")  # laws for which there is no privacy loss distribution
 INTERVAL = 1e-4  # of the grid of privacy losses; rounding is upwards, so that a coarser grid would only claim more
 MOST_USEFUL = 100.0  # above this a tighter bound promises nothing either, and its grid would take gigabytes
 
@@ -47,8 +48,8 @@ def epsilon(history: Spent, *, delta: float) -> Epsilon:
     if not history:
         return Epsilon(0.0, 0.0)
     rdp = _rdp_epsilon(history, delta)
-    if any(event.sampling in ("fixed_size", "renyi") for event, _ in history):
-        return Epsilon(None, rdp)  # there is no loss distribution for it
+    if any(event.sampling in BY_RDP_ALONE for event, _ in history):
+        return Epsilon(None, rdp)
     return Epsilon(_pld_epsilon(history, delta) if rdp < MOST_USEFUL else rdp, rdp)
 
 
@@ -62,9 +63,9 @@ def largest(histories: Iterable[Spent], *, delta: float) -> Epsilon:
     ordered = sorted({history for history in histories if history}, key=_worst_rate)
     if not ordered:
         return Epsilon(0.0, 0.0)
-    if len(ordered) == 1:
-        return epsilon(ordered[0], delta=delta)
     rdp = _search(ordered, delta, tight=_rdp_epsilon)
+    if any(event.sampling in BY_RDP_ALONE for history in ordered for event, _ in history):
+        return Epsilon(None, rdp)
     return Epsilon(_search(ordered, delta, tight=lambda history, delta: epsilon(history, delta=delta).value), rdp)
 
 
@@ -142,7 +143,8 @@ def _worse_than(histories: Sequence[Spent]) -> Spent:
         return histories[0]
     events = [event for history in histories for event, _ in history]
     rate = max(event.rate for event in events)
-    worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else "none", rate)
+    law: Sampling = "renyi" if any(event.sampling == "renyi" for event in events) else "none"
+    worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else law, rate)
     return spent({worst: max(sum(count for _, count in history) for history in histories)})
 
 

@@ -75,7 +75,7 @@ def distributed(
         clip_norm: as in `fedlearn.masking.distributed`, like all that is not named here.
         noise_multiplier: of the noise in the smallest sum that may be opened, > 0; None: what ``epsilon`` takes for the
             planned rounds.
-        epsilon: the run stops before it passes this; None: no limit.
+        epsilon: the run stops before a client passes this; None: no limit.
         delta: in (0, 1), below 1 over the number of clients.
         noise: ``skellam`` or ``discrete_gaussian``.
         bits: of one parameter of one client.
@@ -86,7 +86,8 @@ def distributed(
         protocol: ``sum``, or ``full`` for the real protocol.
 
     *Guarantees*: (epsilon, delta) for one client's update there or zero, against everyone who sees sums, the server
-    included; accounted by Renyi divergences at whole orders, without amplification (the server knows who took part).
+    included; accounted by Renyi divergences at whole orders, without amplification (the server knows who took part),
+    each client for the rounds that it took part in. The ledger tells the largest.
     """
     budget = Budget(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
     masked = noisy_masking(
@@ -139,12 +140,12 @@ def _noise(
     masked, event = replace(masked, noise_multiplier=noise), event_of(noise)
 
     def charge(ledger: Ledger, release: Release) -> Ledger:
-        return ledger.charged(event)
+        return ledger.charged_clients(dict.fromkeys((*release.clients, *release.lost), (event, 1)))
 
     facts = _facts(masked, size, kind="distributed", adjacency="one client's update, or zero in its place")
     promise = Protection(
         charge=charge,
-        spent=lambda ledger: largest([ledger.federation], delta=budget.delta),
+        spent=lambda ledger: largest(ledger.histories, delta=budget.delta),
         budget=budget.epsilon,
         facts={
             **facts,
