@@ -89,7 +89,7 @@ def experiment(cfg: DictConfig, planned: Plan | None = None) -> Experiment:
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
     scenario = _of_kind(Scenario, cfg, "scenario", allow)
-    planned = _protected(planned, scenario)
+    planned = protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
     planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
@@ -97,14 +97,21 @@ def experiment(cfg: DictConfig, planned: Plan | None = None) -> Experiment:
     return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
 
 
-def _protected(planned: Plan, scenario: Scenario) -> Plan:
-    """The plan with its privacy setting applied, now that the population is known."""
+def protected(planned: Plan, scenario: Scenario) -> Plan:
+    """The plan with its privacy setting applied, now that the population is known.
+
+    Raises:
+        FedlearnError: the setting cannot be kept for this population, or by this trainer.
+    """
     data = scenario.data
+    told = data.num_train
     population = Population(
-        clients=data.clients, rounds=planned.schedule.rounds, size_of=lambda client: len(data.train(client))
+        clients=data.clients,
+        rounds=planned.schedule.rounds,
+        size_of=(lambda client: len(data.train(client))) if told is None else lambda client: told.get(client, 0),
     )
     strategy, local = planned.privacy.protect(planned.strategy, planned.local, population)
-    able = local.example_dp is None or getattr(scenario.trainer, "private", False)
+    able = local.example_dp is None or scenario.trainer.private
     expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
     require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
     return replace(planned, strategy=strategy, local=local)

@@ -40,6 +40,7 @@ class LinearTrainer:
 
     framework = "numpy"
     device = "cpu"
+    private = False
 
     def __init__(self, num_features: int) -> None:
         self.layout = Layout.of([("out.weight", (1, num_features)), ("out.bias", (1,))])
@@ -58,7 +59,7 @@ class LinearTrainer:
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Minibatch SGD on the squared error, client after client."""
-        if order.local.example_dp:
+        if order.local.example_dp and not self.private:
             raise NotImplementedError("the linear trainer has no DP-SGD")
         results = [self._fit_client(order, rule, one) for one in work]
         losses_K, counts_K, steps_K = (np.array(column) for column in list(zip(*results, strict=True))[1:])

@@ -55,6 +55,7 @@ class AbsentTrainer:
     framework: str
     device: str
     layout: Layout
+    private: bool = True  # as far as the coordinator knows; nodes see to it
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``, from the node of the lowest client."""

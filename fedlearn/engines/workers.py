@@ -60,6 +60,11 @@ class Workers:
         """Of the trainer."""
         return self.trainer.layout
 
+    @property
+    def private(self) -> bool:
+        """Of the trainer."""
+        return self.trainer.private
+
     def init(self, seed: int) -> np.ndarray:
         """See `Trainer.init`."""
         return self.trainer.init(seed)

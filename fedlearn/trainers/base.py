@@ -30,6 +30,7 @@ class Trainer(Protocol):
         framework: ``torch``, ``jax`` or ``numpy``, for the header.
         device: where it computes, e.g. ``cpu``.
         layout: of the model's trainable parameters.
+        private: whether it has DP-SGD, for orders with ``local.example_dp``.
     """
 
     @property
@@ -40,6 +41,9 @@ class Trainer(Protocol):
 
     @property
     def layout(self) -> Layout: ...  # noqa: D102
+
+    @property
+    def private(self) -> bool: ...  # noqa: D102
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``: equal for equal layouts and seeds, whatever the framework."""
