@@ -19,6 +19,7 @@ from fedlearn.errors import FedlearnError
 
 GRACE = 6.0  # seconds; whoever ends a process that has children of its own must wait longer
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)  # now: after a fork the loader may be locked
 MOST_RESTARTS, WITHIN = (
     5,
     60.0,
@@ -32,7 +33,7 @@ class ChildError(FedlearnError):
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Ask the kernel for a signal as soon as this process's parent is gone, however it went (Linux only)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+        LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def flower_environment(home: Path, **more: str) -> dict[str, str]:

@@ -48,14 +48,15 @@ class Control:
     Args:
         address: ``host:port``.
         keys: a folder with the root certificate and the operator's token.
+        token: another one.
 
     Raises:
         ConnectionProblem: from each method, if it cannot be done; the message says why and what to try.
     """
 
-    def __init__(self, address: str, keys: Path) -> None:
+    def __init__(self, address: str, keys: Path, *, token: str | None = None) -> None:
         self.address = address
-        token = text_of(keys / TOKEN)
+        token = token or text_of(keys / TOKEN)
         self._client = ControlHttpClient.from_server_address(
             address,
             insecure=False,

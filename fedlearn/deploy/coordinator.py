@@ -22,7 +22,7 @@ from fedlearn.deploy.children import Child, Children, flower_environment, progra
 from fedlearn.deploy.control import Control
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
 from fedlearn.deploy.superlink import TOKEN_FILE
-from fedlearn.deploy.tls import ConnectionProblem, free_port, reach
+from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
 from fedlearn.errors import FedlearnError, is_count, require
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt
@@ -75,6 +75,7 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int) -> None:
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
         children.wait_for(lambda: _answers(local, keys), "the SuperLink answers", seconds=START_SECONDS)
+        _refuse_if_open_to_all(local, keys)
         control = Control(local, keys)
         for run_id in control.going_on():  # its process ended with the coordinator before this one
             control.stop(run_id)
@@ -155,10 +156,24 @@ def _answers(address: str, keys: Path) -> bool:
     try:
         reach(address, keys / CA, seconds=2.0)
     except ConnectionProblem as error:
-        if "certificate" in str(error):  # that will not pass by waiting
+        if is_final(error):
             raise
         return False
     return True
+
+
+def _refuse_if_open_to_all(address: str, keys: Path) -> None:
+    """Try the door: a Flower that no longer asks our `OperatorToken` must not be served from."""
+    stranger = Control(address, keys, token="none")
+    try:
+        stranger.nodes()
+    except ConnectionProblem:
+        return
+    finally:
+        stranger.close()
+    raise CoordinatorError(
+        "this Flower lets anybody start runs\n  expected  flwr 1.41 or 1.42\n  try       pip install flwr==1.41.0"
+    )
 
 
 def _check_keys(keys: Path) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import queue
 import re
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,12 +20,15 @@ from typing import Any
 
 from fedlearn.deploy.bundle import ORDER, bundle, ending
 from fedlearn.deploy.control import Control, Status
-from fedlearn.deploy.tls import ConnectionProblem
+from fedlearn.deploy.tls import ConnectionProblem, is_final
 from simulations.exits import DONE, FAILED, STOPPED
 
 QUIET = 20.0  # seconds without a line after which the coordinator is asked whether it is still there
 FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
 FOLDER = re.compile(r"^run        (.+)$")
+
+
+RESUME = "python -m fedlearn.deploy.submit --resume {folder}"
 
 
 class Lost(Exception):
@@ -40,6 +44,7 @@ class Follower:
         keys: the operator's.
         patience: seconds to wait for a coordinator that has gone away.
         meanwhile: called a few times a second while there is nothing to show.
+        resume: the command that goes on with a run, with ``{folder}`` for the run's.
 
     Attributes:
         folder: of the run, at the coordinator; empty until it is known.
@@ -49,11 +54,32 @@ class Follower:
     keys: Path
     patience: float
     meanwhile: Callable[[], None] = lambda: None
-    folder: str = ""
+    resume: str = RESUME
+    folder: str = field(default="", init=False)
     _asked: int = field(default=0, init=False)  # how often it was to stop
     _handled: int = field(default=0, init=False)
     _after: float = field(default=0.0, init=False)
     _rest: str = field(default="", init=False)
+
+    def run(self, order: Mapping[str, Any]) -> int:
+        """Start a run and show it to its end; the exit code.
+
+        Args:
+            order: ``settings``, ``folder``, ``chosen`` and ``again``, see `fedlearn.deploy.server_app`.
+
+        Raises:
+            ConnectionProblem: the coordinator cannot be reached, refuses, or is lost for good.
+        """
+        return self.follow(self.order({"do": "run", **order, "resume": self.resume, "width": width()}))
+
+    def go_on(self, folder: str, changes: Sequence[str] = ()) -> int:
+        """Go on with a run and show it to its end; the exit code.
+
+        Raises:
+            ConnectionProblem: as `run`.
+        """
+        self.folder = folder
+        return self.follow(self._order_to_go_on(changes))
 
     def order(self, order: Mapping[str, Any]) -> int:
         """Give an order; Flower's id of the run that carries it out.
@@ -63,10 +89,13 @@ class Follower:
         """
         control = Control(self.address, self.keys)
         try:
-            self._after = 0.0
-            return control.start(bundle(), {ORDER: json.dumps(order)})
+            run_id = control.start(bundle(), {ORDER: json.dumps(order)})
         finally:
             control.close()
+        self._after = 0.0
+        sys.stdout.write(f"submitted  {run_id} to {self.address}\n")
+        sys.stdout.flush()
+        return run_id
 
     def follow(self, run_id: int) -> int:
         """Show a run to its end, and go on with it if the coordinator was lost on the way; the exit code.
@@ -85,11 +114,17 @@ class Follower:
                     lost = True
                     continue
                 code = _code(status)
-                if not (lost and code is None and self.folder):
+                if not (lost and code is None and self.folder) or self._asked:
                     return self._ended(status, code)
                 self._say("the run was cut off; going on from its last checkpoint")
                 lost = False
-                run_id = self.order({"do": "resume", "folder": self.folder, "changes": [], "width": width()})
+                run_id = self._order_to_go_on()
+
+    def _order_to_go_on(self, changes: Sequence[str] = ()) -> int:
+        return self.order({"do": "resume", "folder": self.folder, "changes": list(changes), "width": width()})
+
+    def _how_to_go_on(self) -> str:
+        return self.resume.replace("{folder}", shlex.quote(self.folder)) if self.folder else "submit it again"
 
     def _watch(self, run_id: int) -> Status:
         control, lines = Control(self.address, self.keys), queue.Queue[Any]()
@@ -144,11 +179,11 @@ class Follower:
 
     def _pass_on_stop(self, control: Control, run_id: int) -> None:
         while self._handled < self._asked:
-            self._handled += 1
-            if self._handled == 1:
+            if self._handled == 0:
                 control.start(bundle(), {ORDER: json.dumps({"do": "stop", "run": run_id})})
             elif not control.status(run_id).finished:
                 control.stop(run_id)
+            self._handled += 1
 
     def _until_back(self) -> None:
         until = time.monotonic() + self.patience
@@ -161,9 +196,8 @@ class Follower:
                     control.close()
                 return
             except ConnectionProblem as error:
-                if time.monotonic() > until or self._asked:
-                    fix = f"python -m fedlearn.deploy.submit --resume {self.folder}" if self.folder else "submit again"
-                    raise ConnectionProblem(f"{error}\n  later     {fix}") from error
+                if time.monotonic() > until or self._asked or is_final(error):
+                    raise ConnectionProblem(f"{error}\n  later     {self._how_to_go_on()}") from error
                 self.meanwhile()
                 time.sleep(0.5)
 
@@ -174,8 +208,7 @@ class Follower:
             self._say("stopped at once; what was saved stays")
         else:
             self._say(f"the run failed: {status.details or 'Flower does not say why'}")
-        if self.folder:
-            self._say(f" resume    python -m fedlearn.deploy.submit --resume {self.folder}")
+        self._say(f" resume    {self._how_to_go_on()}")
         return STOPPED if status.how == "stopped" else FAILED
 
     @contextmanager

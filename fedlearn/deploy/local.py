@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.deploy.children import GRACE, Child, Children, program
-from fedlearn.deploy.follow import Follower, width
+from fedlearn.deploy.follow import Follower
 from fedlearn.deploy.keys import create
 from fedlearn.deploy.submit import experiment
 from fedlearn.deploy.tls import free_port
@@ -28,6 +28,7 @@ from simulations.exits import exit_code
 from simulations.interrupt import terminate_as_interrupt
 
 START_SECONDS = 90.0
+OVER = "a rehearsal cannot be gone on with: its nodes are gone"
 SHORT_WAITS = {"engine.join_timeout": 60, "engine.deadline": 120}  # seconds; everything is near
 
 
@@ -86,7 +87,7 @@ class Rehearsal:
 
     def follower(self, *, patience: float = 60.0) -> Follower:
         """Who submits runs here and looks on."""
-        return Follower(self.address, self.keys / "operator", patience, meanwhile=self.tend)
+        return Follower(self.address, self.keys / "operator", patience, meanwhile=self.tend, resume=OVER)
 
     def _add(self, children: Children, child: Child) -> None:
         self.children[child.name] = children.start(child)
@@ -95,16 +96,8 @@ class Rehearsal:
         state, port = self.folder / "coordinator", self.address.rpartition(":")[2]
         command = [
             *program("fedlearn.deploy.coordinator"),
-            *(
-                "--keys",
-                str(self.keys / "coordinator"),
-                "--state",
-                str(state),
-                "--runs",
-                str(self.runs),
-                "--port",
-                port,
-            ),
+            *("--keys", str(self.keys / "coordinator"), "--state", str(state)),
+            *("--runs", str(self.runs), "--port", port),
         ]
         return Child("coordinator", command, self.folder / "coordinator.log", on_orphaned=signal.SIGTERM)
 
@@ -163,8 +156,7 @@ def rehearse(words: Sequence[str], *, keep: Path | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         rehearsal = Rehearsal(folder, Path("outputs"), dealt(num_clients, nodes), accepting(order["settings"]))
         rehearsal.start(stack.enter_context(Children(grace=2 * GRACE)))
-        follower = rehearsal.follower()
-        return follower.follow(follower.order({"do": "run", **order, "again": again, "width": width()}))
+        return rehearsal.follower().run({**order, "again": again})
 
 
 def _nodes(words: Sequence[str]) -> tuple[int, list[str]]:

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlearn.deploy.children import Child, Children, flower_environment, program
 from fedlearn.deploy.keys import CA, NODE_KEY
-from fedlearn.deploy.tls import ConnectionProblem, free_port, reach
+from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
 from fedlearn.errors import FedlearnError
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt
@@ -28,7 +28,6 @@ from simulations.interrupt import terminate_as_interrupt
 TRAINER_SECONDS = 60.0  # to become ready
 POLL = 0.5
 JOINED, NOT_LET_IN = "SuperNode ID:", "Failed to activate SuperNode"  # in Flower's words
-FINAL = ("certificate", "TLS", "not an address", "no such host", "cannot be read")  # causes that waiting does not cure
 
 
 class NodeError(FedlearnError):
@@ -121,7 +120,7 @@ def _wait_for_coordinator(node: Node) -> None:
         try:
             return reach(node.coordinator, node.keys / CA)
         except ConnectionProblem as error:
-            if time.monotonic() > until or any(sign in str(error) for sign in FINAL):
+            if time.monotonic() > until or is_final(error):
                 raise
             time.sleep(1.0)
 

@@ -2,12 +2,13 @@
 
 An order is one JSON object, the run's only setting::
 
-    {"do": "run", "settings": {...}, "folder": "heart/fedavg/...", "chosen": false, "again": "...", "width": 100}
+    {"do": "run", "settings": {...}, "folder": "heart/fedavg/...", "chosen": false, "width": 100,
+     "again": "python -m ...", "resume": "python -m ... --resume {folder}"}
     {"do": "resume", "folder": "heart/fedavg/...", "changes": ["rounds=50"], "width": null}
     {"do": "stop", "run": 1234}
 
-``width`` is that of the terminal to draw for, null for plain lines. How it ended is the last line of what Flower keeps
-about the run: ``fedlearn exit 130``.
+``again`` and ``resume`` are commands for whoever looks on; ``width`` is that of the terminal to draw for, null for
+plain lines. How it ended is the last line of what Flower keeps about the run: ``fedlearn exit 130``.
 """
 
 from __future__ import annotations
@@ -105,17 +106,20 @@ def _venue(grid: Grid, order: Mapping[str, Any], runs: Path) -> Venue:
         if order["do"] == "resume":
             return deployed(cfg, planned or plan(cfg), grid, _note(folder)["id"])
         _tell_folder(folder, runs)
-        note = {"id": uuid.uuid4().hex, "again": order["again"]}
-        made = deployed(cfg, planned or plan(cfg), grid, note["id"])
-        (folder / NOTE).write_text(json.dumps(note), encoding="utf-8")
-        return made
+        note = {"id": uuid.uuid4().hex, "again": order["again"], "resume": order["resume"]}
+        (folder / NOTE).write_text(json.dumps(note), encoding="utf-8")  # now: a run can be cut off while nodes join
+        try:
+            return deployed(cfg, planned or plan(cfg), grid, note["id"])
+        except BaseException:
+            (folder / NOTE).unlink()
+            raise
 
     width = order.get("width")
     return Venue(
         build=build,
         console=lambda: Console(terminal=width is not None, width=width, live=False),
         again=lambda folder: str(_note(folder)["again"]),
-        resume=lambda folder: f"python -m fedlearn.deploy.submit --resume {shlex.quote(_name(folder, runs))}",
+        resume=lambda folder: str(_note(folder)["resume"]).replace("{folder}", shlex.quote(_name(folder, runs))),
     )
 
 

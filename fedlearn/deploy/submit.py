@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.config import plan
-from fedlearn.deploy.follow import Follower, width
+from fedlearn.deploy.follow import Follower
 from simulations.exits import exit_code
 from simulations.overrides import Job, UsageError, compose
 from simulations.recipe import plain_settings
 from simulations.run import arguments as simulation
 from simulations.run import main as simulate
 
+COORDINATOR, KEYS = "localhost:8000", Path("keys/operator")
 OUTPUTS = "outputs"  # what a simulation puts in front of its folder; here it is the coordinator's to choose
 
 
@@ -40,8 +41,8 @@ def arguments() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--coordinator", default="localhost:8000", metavar="HOST:PORT")
-    parser.add_argument("--keys", type=Path, default=Path("keys/operator"), help="the operator's part of the keys")
+    parser.add_argument("--coordinator", default=COORDINATOR, metavar="HOST:PORT")
+    parser.add_argument("--keys", type=Path, default=KEYS, help="the operator's part of the keys")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with a run that was stopped; words: rounds=100 ...")
     parser.add_argument("--follow", type=int, metavar="ID", help="look on at a run that was submitted before")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a coordinator that is lost")
@@ -50,19 +51,19 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def _submit(args: argparse.Namespace, words: Sequence[str]) -> int:
-    follower = Follower(args.coordinator, args.keys, args.patience)
+    command = shlex.join(["python", "-m", "fedlearn.deploy.submit", *_place(args)])
+    follower = Follower(args.coordinator, args.keys, args.patience, resume=f"{command} --resume {{folder}}")
     if args.follow is not None:
         return follower.follow(args.follow)
     if args.resume is not None:
-        order: dict[str, Any] = {"do": "resume", "folder": args.resume, "changes": list(words), "width": width()}
-        follower.folder = args.resume
-    else:
-        again = shlex.join(["python", "-m", "fedlearn.deploy.submit", *words])
-        order = {"do": "run", **experiment(words), "again": again, "width": width()}
-    run_id = follower.order(order)
-    sys.stdout.write(f"submitted  {run_id} to {args.coordinator}\n")
-    sys.stdout.flush()
-    return follower.follow(run_id)
+        return follower.go_on(args.resume, words)
+    return follower.run({**experiment(words), "again": f"{command} {shlex.join(words)}".rstrip()})
+
+
+def _place(args: argparse.Namespace) -> list[str]:
+    """The options that say where the coordinator is, as far as they were needed."""
+    place = ["--coordinator", args.coordinator] if args.coordinator != COORDINATOR else []
+    return place + (["--keys", str(args.keys)] if args.keys != KEYS else [])
 
 
 def experiment(words: Sequence[str]) -> dict[str, Any]:

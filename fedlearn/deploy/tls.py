@@ -64,6 +64,14 @@ def explain(address: str, error: Exception) -> str:
     return f"no connection to {address}: {why}" + (f"\n  try       {fix}" if fix else "")
 
 
+FINAL = ("certificate", "TLS", "not an address", "no such host", "cannot be read", "token", "does not know run")
+
+
+def is_final(error: ConnectionProblem) -> bool:
+    """Whether waiting would not help."""
+    return any(sign in str(error) for sign in FINAL)
+
+
 def text_of(path: Path) -> str:
     """What a file of the keys says.
 

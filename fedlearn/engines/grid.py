@@ -71,7 +71,7 @@ def grid(
         SettingError: always; it says how to deploy.
     """
     fix = "python -m fedlearn.deploy.submit ..."
-    raise SettingError("engine", "grid", "serial, vector or ray in a simulation", fix)
+    raise SettingError("_target_", "grid", "serial, vector or ray in a simulation", fix)
 
 
 class GridEngine:

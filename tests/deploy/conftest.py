@@ -8,18 +8,20 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 import fedlearn
 
-pytest.importorskip("flwr", reason="the extra flower is not installed")
-
-from fedlearn.deploy.children import GRACE, Children
-from fedlearn.deploy.follow import Follower
-from fedlearn.deploy.local import Rehearsal
-from fedlearn.deploy.submit import experiment
+if find_spec("flwr") and find_spec("cryptography"):
+    from fedlearn.deploy.children import GRACE, Children
+    from fedlearn.deploy.follow import Follower
+    from fedlearn.deploy.local import Rehearsal
+    from fedlearn.deploy.submit import experiment
+else:  # the extra flower is not installed
+    collect_ignore_glob = ["test_*.py"]
 
 FAULTS = Path(__file__).parent / "faults"
 ROOT = Path(fedlearn.__file__).parents[1]
@@ -93,10 +95,9 @@ class Federation:
         given = {word.partition("=")[0] for word in words}
         waits = [word for word in WAITS if word.partition("=")[0] not in given]
         made = experiment([*self.words, *waits, *words, f"hydra.run.dir={name}"])
-        order = {"do": "run", **made, "again": "again", "width": None}
         told = io.StringIO()
         with redirect_stdout(told), redirect_stderr(told):
-            code = follower.follow(follower.order(order))
+            code = follower.run({**made, "again": "again"})
         return self.found(name, code, told.getvalue())
 
 
