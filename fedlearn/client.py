@@ -36,6 +36,20 @@ def sent_besides(strategy: Strategy, order: Order, layout: Layout) -> tuple[str,
     return tuple(extra)
 
 
+def sent_as_update(strategy: Strategy, order: Order, layout: Layout) -> int:
+    """How many numbers each client's update has when it leaves: a stage may add some to those of the model."""
+    blank = Updates(
+        clients_K=np.zeros(1, np.int64),
+        delta_KD=zeros(layout)[None],
+        num_examples_K=np.ones(1, np.int64),
+        num_steps_K=np.ones(1, np.int64),
+    )
+    memory_KD = stack([initial_memory(strategy, layout)])
+    for i, stage in enumerate(strategy.stages):
+        blank = _leave_through(stage, i, order, blank, memory_KD)
+    return int(blank.delta_KD.shape[1])
+
+
 def client_step(
     trainer: Trainer, strategy: Strategy, order: Order, work: Sequence[Work]
 ) -> tuple[Updates, list[Failure]]:

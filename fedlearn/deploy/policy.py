@@ -19,7 +19,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, is_number, require
 from fedlearn.records import LocalSettings, Order
 
-PROTECTIONS = ("none", "example_dp")
+PROTECTIONS = ("none", "example", "local")
+MECHANISMS = "fedlearn.privacy.mechanisms."
 COUNTS = ("exact", "rounded", "none")
 
 EXAMPLE = """\
@@ -37,9 +38,9 @@ local: # of training at this node; what is not named here may have any value
 max_rounds: 200 # training orders of one run, repeated ones included
 max_rounds_in_all: null # of all runs together, counted on this node's disk
 protection:
-  minimum: none # or example_dp: training must be DP-SGD (local.example_dp)
-  max_clip: null # of example_dp, e.g. 1.0
-  min_noise_multiplier: null # of example_dp, e.g. 0.8
+  minimum: none # or example: training is DP-SGD; or local: updates leave clipped and with noise enough for one alone
+  max_clip: null # of the minimum, e.g. 1.0
+  min_noise_multiplier: null # of the minimum, e.g. 0.8
 reveal:
   num_examples: exact # or rounded (to one digit), or none (then only strategies that weight clients equally)
   metrics: true # whether evaluation metrics (sums and own values, never predictions or labels) may leave
@@ -57,9 +58,10 @@ class Protection:
     """The least protection of the node's examples.
 
     Args:
-        minimum: ``none``, or ``example_dp`` for DP-SGD in the trainer.
-        max_clip: the largest clip bound of DP-SGD, or None.
-        min_noise_multiplier: the smallest noise multiplier of DP-SGD, or None.
+        minimum: ``none``; ``example`` for DP-SGD in the trainer; ``local`` for updates that are clipped and noised at
+            the node. These two protect from the coordinator as well, so that a node need not believe what it says.
+        max_clip: the largest clip bound of that mechanism, or None.
+        min_noise_multiplier: its smallest noise multiplier, or None.
     """
 
     minimum: str = "none"
@@ -68,32 +70,46 @@ class Protection:
 
     def __post_init__(self) -> None:
         expected = f"one of {', '.join(PROTECTIONS)}"
-        require(self.minimum in PROTECTIONS, "protection.minimum", self.minimum, expected, "minimum: example_dp")
+        require(self.minimum in PROTECTIONS, "protection.minimum", self.minimum, expected, "minimum: example")
         for name in ("max_clip", "min_noise_multiplier"):
             value = getattr(self, name)
             ok = value is None or is_number(value, at_least=0)
             require(ok, f"protection.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
             pointless = value is not None and self.minimum == "none"
             expected = "null where no protection is asked for"
-            require(not pointless, f"protection.{name}", value, expected, "minimum: example_dp")
+            require(not pointless, f"protection.{name}", value, expected, "minimum: example")
 
-    def check(self, local: LocalSettings) -> None:
-        """Refuse an order that protects examples less.
+    def check(self, local: LocalSettings, privacy: Mapping[str, Any]) -> None:
+        """Refuse an order that protects less.
+
+        Args:
+            local: how it trains.
+            privacy: its mechanism's settings.
 
         Raises:
             Refused: it does.
         """
         if self.minimum == "none":
             return
-        private = local.example_dp
-        if private is None:
-            raise Refused("the order trains without DP-SGD; this node asks for local.example_dp")
-        if self.max_clip is not None and private.clip > self.max_clip:
-            raise Refused(f"local.example_dp.clip is {private.clip}; this node accepts at most {self.max_clip}")
-        least = self.min_noise_multiplier
-        if least is not None and private.noise_multiplier < least:
-            asked = f"local.example_dp.noise_multiplier is {private.noise_multiplier}"
-            raise Refused(f"{asked}; this node accepts at least {least}")
+        clip, noise = self._of_example(local) if self.minimum == "example" else self._of_local(privacy)
+        if self.max_clip is not None and not clip <= self.max_clip:
+            raise Refused(f"privacy={self.minimum} clips to {clip}; this node accepts at most {self.max_clip}")
+        if self.min_noise_multiplier is not None and not noise >= self.min_noise_multiplier:
+            asked = f"the noise multiplier of privacy={self.minimum} is {noise}"
+            raise Refused(f"{asked}; this node accepts at least {self.min_noise_multiplier}")
+
+    def _of_example(self, local: LocalSettings) -> tuple[float, float]:
+        if local.example_dp is None:
+            raise Refused("the order trains without DP-SGD; this node asks for privacy=example")
+        return local.example_dp.clip, local.example_dp.noise_multiplier
+
+    def _of_local(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
+        if privacy.get("_target_") != f"{MECHANISMS}local":
+            raise Refused("the order lets updates leave without noise of their own; this node asks for privacy=local")
+        clip, noise = privacy.get("clip_norm"), privacy.get("noise_multiplier")
+        if clip is None or noise is None or not (is_number(clip) and is_number(noise)):
+            raise Refused(f"privacy=local has clip_norm={clip} and noise_multiplier={noise}, expected numbers")
+        return float(clip), float(noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +177,8 @@ class Policy:
         """Refuse scenarios and strategies that are not accepted.
 
         Args:
-            words: of an order: ``scenario`` and ``strategy``, each with its ``_target_``.
+            words: of an order: ``scenario``, ``strategy`` and, if updates are protected, ``privacy``, each with its
+                ``_target_``.
 
         Raises:
             Refused: one is not named in the policy, or a setting lies outside its bounds.
@@ -173,14 +190,23 @@ class Policy:
                 known = ", ".join(accepted) or "none"
                 raise Refused(f"{group} {target} is not accepted here; this node accepts {known}")
             _require_within(settings, accepted[target], group)
+        privacy = words.get("privacy") or {}
+        mechanism = str(privacy.get("_target_", f"{MECHANISMS}none")) if isinstance(privacy, dict) else ""
+        if not mechanism.startswith(MECHANISMS):
+            raise Refused(f"privacy {mechanism} is not accepted here; this node knows those of {MECHANISMS[:-1]}")
+        if mechanism == f"{MECHANISMS}example" and self.reveal.num_examples != "exact":
+            raise Refused(
+                "privacy=example claims an epsilon from exact numbers of examples; this node does not tell its own"
+            )
         if self.reveal.num_examples == "none" and words["strategy"].get("weighting", "examples") != "equal":
             raise Refused("this node does not tell its number of examples; try strategy.weighting=equal")
 
-    def check_order(self, order: Order, *, orders_of_run: int, orders_in_all: int) -> None:
+    def check_order(self, order: Order, words: Mapping[str, Any], *, orders_of_run: int, orders_in_all: int) -> None:
         """Refuse an order to train.
 
         Args:
             order: to train.
+            words: of the order.
             orders_of_run: training orders of this run that were carried out before.
             orders_in_all: of all runs.
 
@@ -188,7 +214,7 @@ class Policy:
             Refused: it trains otherwise than accepted, protects too little, or there were too many.
         """
         _require_within(asdict(order.local), self.local, "local")
-        self.protection.check(order.local)
+        self.protection.check(order.local, words.get("privacy") or {})
         if orders_of_run >= self.max_rounds:
             accepts = f"max_rounds={self.max_rounds}"
             raise Refused(f"this node has trained {orders_of_run} rounds of this run; it accepts {accepts}")

@@ -30,7 +30,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedlearn.config import Experiment, Plan, plan
+from fedlearn.config import Experiment, Plan, plan, protected
 from fedlearn.deploy.absent import absent_scenario
 from fedlearn.deploy.bundle import ENDED, ORDER
 from fedlearn.deploy.children import die_with_parent
@@ -132,12 +132,20 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     metric = planned.early_stop.get("metric")
     expected = "a metric that adds up over clients: single predictions stay at the nodes"
     require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
+    masked = planned.privacy.kind in ("secagg", "distributed")
+    expected = "none, example, central, ftrl or local: updates of real nodes are not masked by this engine"
+    require(not masked, "privacy", planned.privacy.kind, expected, "privacy=local")
     settings = plain_settings(cfg)
     words = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
+    words["privacy"] = None if planned.privacy.kind == "none" else settings["privacy"]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     engine = GridEngine(grid, words, run=run, **options)
     try:
         scenario = absent_scenario(engine)
+        planned = protected(planned, scenario)
+        if planned.strategy.protection is not None:
+            found = {"noise_multiplier": planned.strategy.protection.facts["noise_multiplier"], "epsilon": None}
+            engine.protect({**settings["privacy"], **found}, rounds=planned.schedule.rounds)
         planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
         stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     except BaseException:

@@ -24,11 +24,12 @@ from fedlearn.deploy.policy import Policy, Refused
 from fedlearn.engines.base import failure
 from fedlearn.engines.serial import serial
 from fedlearn.errors import FedlearnError
-from fedlearn.flower.parcel import Parcel, WireError, unpack
+from fedlearn.flower.parcel import Parcel, WireError, fields_of, unpack
 from fedlearn.flower.replies import fit_reply, refusal, reply, tallies_reply
 from fedlearn.flower.wire import Ask, leaves_as_facts, order_of, params_of
 from fedlearn.metrics import tally
-from fedlearn.records import ClientId, Failure, Order, Predictions, Sum, Tally, Updates
+from fedlearn.privacy.mechanism import Mechanism, Population
+from fedlearn.records import ClientId, Failure, LocalSettings, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario
 from fedlearn.strategy import Strategy
 
@@ -101,7 +102,7 @@ class Site:
             return refusal(facts, stage, reason)
 
     def _hello(self, ask: Ask, parcel: Parcel) -> bytes:
-        scenario, _ = self._parts(ask)
+        scenario = self._scenario(ask)
         here = self._here(scenario, self.own.clients)
         data, trainer = scenario.data, scenario.trainer
         return reply(
@@ -121,18 +122,18 @@ class Site:
         )
 
     def _init(self, ask: Ask, parcel: Parcel) -> bytes:
-        scenario, _ = self._parts(ask)
+        scenario = self._scenario(ask)
         seed = parcel.facts.get("seed")
         if type(seed) is not int or ask.layout != scenario.trainer.layout.digest:
             raise WireError("the request for initial parameters has no seed, or speaks of another layout")
         return reply(ask, {"params": scenario.trainer.init(seed)})
 
     def _fit(self, ask: Ask, parcel: Parcel) -> bytes:
-        scenario, strategy = self._parts(ask)
+        scenario, strategy = self._scenario(ask), self._strategy(ask)
         clients = self._here(scenario, ask.clients)
         order, since = order_of(parcel, scenario.trainer.layout)
         of_run, in_all = self.memories.orders(ask.run)
-        self.policy.check_order(order, orders_of_run=of_run, orders_in_all=in_all)
+        self.policy.check_order(order, ask.words, orders_of_run=of_run, orders_in_all=in_all)
         self.memories.count_order(ask.run)
         # whatever the order says: these clients are real, so their noise must not follow from a seed it knows
         order = replace(order, deployed=True)
@@ -156,7 +157,7 @@ class Site:
         return result
 
     def _evaluate(self, ask: Ask, parcel: Parcel) -> bytes:
-        scenario, _ = self._parts(ask)
+        scenario = self._scenario(ask)
         clients = self._here(scenario, ask.clients)
         params_D = params_of(parcel, scenario.trainer.layout)
         least = self.policy.reveal.min_test_examples
@@ -191,11 +192,24 @@ class Site:
             raise WireError(f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}")
         return tuple(sorted(clients))
 
-    def _parts(self, ask: Ask) -> tuple[Scenario, Strategy]:
-        """Scenario and strategy of a request's words, as far as the policy accepts them."""
+    def _scenario(self, ask: Ask) -> Scenario:
+        """The scenario of a request's words, as far as the policy accepts them."""
         self.policy.check_words(ask.words)
-        scenario = self._once("scenario", self._own_words(ask.words["scenario"]), Scenario)
-        return scenario, self._once("strategy", ask.words["strategy"], Strategy)
+        scenario: Scenario = self._once("scenario", self._own_words(ask.words["scenario"]), Scenario)
+        return scenario
+
+    def _strategy(self, ask: Ask) -> Strategy:
+        """The strategy, protected as the words say: its client half runs here, whatever the coordinator does."""
+        strategy: Strategy = self._once("strategy", ask.words["strategy"], Strategy)
+        words = ask.words.get("privacy")
+        if not words:
+            return strategy
+        mechanism: Mechanism = self._once("privacy", words, Mechanism)
+        given = fields_of(ask.words.get("population") or {}, num_clients=int, rounds=int)
+        if min(given.values()) < 1:
+            raise WireError(f"the order's population is {given}, expected numbers >= 1")
+        population = Population(clients=range(given["num_clients"]), rounds=given["rounds"])
+        return mechanism.protect(strategy, LocalSettings(), population)[0]
 
     def _own_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
         """A scenario's settings, with what only the operator may say."""

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedlearn.client import sent_besides
+from fedlearn.client import sent_as_update, sent_besides
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.flower.parcel import Parcel, WireError
@@ -79,7 +79,8 @@ class GridEngine:
 
     Args:
         grid: Flower's way to the nodes.
-        words: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own.
+        words: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own. With
+            ``privacy``, see `protect`.
         run: names the run, the same after a restart of the coordinator: nodes file clients' memories under it.
         nodes: how many to wait for at the start, >= 1.
         join_timeout: seconds to wait for them, and later for clients that are needed and not connected.
@@ -121,7 +122,7 @@ class GridEngine:
         self.clients: Sequence[ClientId] = ()
         self.layout = Layout(())
         self.memories: dict[ClientId, Memory] = {}
-        self._words = {group: words[group] for group in ("scenario", "strategy")}
+        self._words = {group: words[group] for group in ("scenario", "strategy", "privacy") if words.get(group)}
         self._round = 0
 
     def open(self) -> None:
@@ -143,6 +144,16 @@ class GridEngine:
             pause = min(1.3 * pause, 1.0)
         self.layout = self.members.settle().layout
         self.clients = as_ids(list(self.members.homes()))
+
+    def protect(self, settings: Mapping[str, Any], *, rounds: int) -> None:
+        """Tell nodes from now on how updates are protected before they leave.
+
+        Args:
+            settings: of the mechanism, with its ``_target_`` and the noise multiplier that was found.
+            rounds: planned.
+        """
+        population = {"num_clients": len(self.clients), "rounds": rounds}
+        self._words = {**self._words, "privacy": dict(settings), "population": population}
 
     def initial_parameters(self, seed: int) -> np.ndarray:
         """``params_D`` before the first round, as the node of the lowest client makes them from the seed.
@@ -171,18 +182,21 @@ class GridEngine:
         self.open()
         self._round = order.round
         self._muster(cohort)
-        extra = sent_besides(strategy, order, self.layout)
+        sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
+        sizes["delta"] = sent_as_update(strategy, order, self.layout)
+        withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
         since = {client: int(memory["round"]) for client, memory in self.memories.items()}
 
         def asking(ask: Ask) -> bytes:
             return request(ask, since=[since.get(client, 0) for client in ask.clients])
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
-            return [self._as_told(one) for one in updates_of(parcel, ask, self.layout, extra)]
+            results = updates_of(parcel, ask, sizes)
+            return results if withheld else [self._as_told(one) for one in results]
 
         failures: list[Failure] = []
         arriving = self._results(
-            "fit", cohort, asking, order_body(order), read, num_extra=len(extra), enough=self.enough
+            "fit", cohort, asking, order_body(order), read, num_extra=len(sizes) - 1, enough=self.enough
         )
         delivered = 0
         for result in _ascending(cohort, arriving):
@@ -192,7 +206,7 @@ class GridEngine:
             elif result.stage != "spare":
                 failures.append(result)
             yield result
-        if delivered < self.min_updates:
+        if delivered < min(self.min_updates, len(cohort)):  # a Poisson cohort may be empty
             why = "; ".join(f"client {one.client}, at stage {one.stage}: {one.reason}" for one in failures[:5])
             few = f"round {order.round} has {delivered} updates, fewer than engine.min_updates={self.min_updates}"
             raise FederationError(f"{few} ({why})")
@@ -307,7 +321,7 @@ class GridEngine:
         self.clients = as_ids(list({*self.clients, *self.members.homes()}))
 
     def _refuse_early_end(self, strategy: Strategy) -> None:
-        claims = any(stage.event is not None for stage in strategy.stages)
+        claims = strategy.protection is not None
         expected = "null: a privacy claim rests on who was drawn, not on who was first"
         require(self.enough is None or not claims, "engine.enough", self.enough, expected, "engine.enough=null")
 

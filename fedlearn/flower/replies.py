@@ -15,7 +15,6 @@ import numpy as np
 from fedlearn.arrays import as_numpy
 from fedlearn.flower.parcel import Parcel, WireError, fields_of, group, pack, require_form, unpack
 from fedlearn.flower.wire import Ask
-from fedlearn.layout import Layout
 from fedlearn.records import ClientId, Failure, Sum, Tally, Updates
 
 STAGES = ("data", "fit", "update", "memory", "policy", "request")
@@ -76,14 +75,13 @@ def _failures_as_facts(results: Sequence[Any]) -> list[dict[str, Any]]:
     return [{"client": one.client, "stage": one.stage, "reason": one.reason} for one in failures]
 
 
-def updates_of(parcel: Parcel, ask: Ask, layout: Layout, extra: Sequence[str]) -> list[Updates | Failure]:
+def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updates | Failure]:
     """The updates in a reply, one record a client, each checked before it may touch the model.
 
     Args:
         parcel: from `answer_to`.
         ask: the request.
-        layout: of the model.
-        extra: names of what else a client must send under this strategy, D each.
+        sizes: what a client must send under this strategy, and how many numbers of each: ``delta``, and what else.
 
     Raises:
         WireError: the reply is not in the form of an answer to this request. A client whose own numbers are wrong (not
@@ -98,10 +96,11 @@ def updates_of(parcel: Parcel, ask: Ask, layout: Layout, extra: Sequence[str]) -
     for name in ("delta", "num_examples", "num_steps"):
         if name not in arrays:
             raise WireError(f"the reply has no {name}")
-    if sorted(sent) != sorted(extra) or sorted(totals) != sorted(counts):
-        raise WireError(f"the reply brings {sorted(sent)} besides updates, expected {sorted(extra)}")
-    for name, rows_KD in {"delta": arrays["delta"], **sent}.items():
-        require_form(rows_KD, (k, layout.num_parameters), np.float32, name)
+    vectors = {"delta": arrays["delta"], **sent}
+    if sorted(vectors) != sorted(sizes) or sorted(totals) != sorted(counts):
+        raise WireError(f"the reply brings {sorted(vectors)}, expected {sorted(sizes)}")
+    for name, rows_KD in vectors.items():
+        require_form(rows_KD, (k, sizes[name]), np.float32, name)
     for name in ("num_examples", "num_steps"):
         require_form(arrays[name], (k,), np.int64, name)
     for name in totals:
@@ -114,7 +113,7 @@ def updates_of(parcel: Parcel, ask: Ask, layout: Layout, extra: Sequence[str]) -
         num_steps_K=arrays["num_steps"],
         metrics={name: Sum(totals[name], counts[name]) for name in totals},
         extra=sent,
-        num_bytes_K=np.full(k, 4 * layout.num_parameters * (1 + len(sent)), np.int64),
+        num_bytes_K=np.full(k, 4 * sum(sizes.values()), np.int64),
     )
     return results + [_believed(whole.rows(np.array([row]))) for row in range(k)]
 

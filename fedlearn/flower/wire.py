@@ -83,8 +83,12 @@ def order_of(parcel: Parcel, layout: Layout) -> tuple[Order, dict[ClientId, int]
     given = fields_of(facts, round=int, seed=int, local=dict, since=list, clients=list)
     params_D = params_of(parcel, layout)
     broadcast = group(parcel.arrays, "broadcast/")
-    for name, vector_D in broadcast.items():
-        require_vector(vector_D, (layout.num_parameters,), f"broadcast {name}")
+    for name, vector in broadcast.items():
+        if name.startswith("stage/"):  # a stage's own, e.g. a clip norm
+            if not (vector.dtype.kind == "f" and np.isfinite(vector).all()):
+                raise WireError(f"broadcast {name} that arrived is not finite")
+        else:
+            require_vector(vector, (layout.num_parameters,), f"broadcast {name}")
     try:
         private = given["local"].get("example_dp")
         local = LocalSettings(**{**given["local"], "example_dp": ExampleDP(**private) if private else None})

@@ -24,7 +24,7 @@ def example(tmp_path):
 
 def test_the_example_that_is_printed_is_a_policy_that_accepts_what_it_says(example):
     example.check_words(WORDS)
-    example.check_order(ORDER, orders_of_run=199, orders_in_all=10_000)
+    example.check_order(ORDER, {}, orders_of_run=199, orders_in_all=10_000)
     assert example.reveal.min_test_examples == 10
 
 
@@ -48,37 +48,70 @@ def test_words_outside_the_policy_are_refused_with_the_setting_and_what_is_accep
 
 def test_training_outside_the_bounds_is_refused(example):
     with pytest.raises(Refused, match=r"local\.batch_size is 1; this node accepts 8 to 512"):
-        example.check_order(replace(ORDER, local=LocalSettings(batch_size=1)), orders_of_run=0, orders_in_all=0)
+        example.check_order(replace(ORDER, local=LocalSettings(batch_size=1)), {}, orders_of_run=0, orders_in_all=0)
     with pytest.raises(Refused, match=r"local\.epochs is 6"):
-        example.check_order(replace(ORDER, local=LocalSettings(epochs=6)), orders_of_run=0, orders_in_all=0)
+        example.check_order(replace(ORDER, local=LocalSettings(epochs=6)), {}, orders_of_run=0, orders_in_all=0)
 
 
 def test_more_rounds_than_accepted_are_refused_in_a_run_and_in_all(example):
     with pytest.raises(Refused, match="trained 200 rounds of this run; it accepts max_rounds=200"):
-        example.check_order(ORDER, orders_of_run=200, orders_in_all=200)
+        example.check_order(ORDER, {}, orders_of_run=200, orders_in_all=200)
     bounded = replace(example, max_rounds_in_all=300)
-    bounded.check_order(ORDER, orders_of_run=0, orders_in_all=299)
+    bounded.check_order(ORDER, {}, orders_of_run=0, orders_in_all=299)
     with pytest.raises(Refused, match="trained 300 rounds in all"):
-        bounded.check_order(ORDER, orders_of_run=0, orders_in_all=300)
+        bounded.check_order(ORDER, {}, orders_of_run=0, orders_in_all=300)
 
 
 @pytest.mark.parametrize(
     ("private", "reason"),
     [
         (None, "trains without DP-SGD"),
-        (ExampleDP(clip=2.0, noise_multiplier=1.0), "clip is 2.0; this node accepts at most 1.0"),
-        (ExampleDP(clip=1.0, noise_multiplier=0.5), "noise_multiplier is 0.5; this node accepts at least 0.8"),
+        (ExampleDP(clip=2.0, noise_multiplier=1.0), "clips to 2.0; this node accepts at most 1.0"),
+        (ExampleDP(clip=1.0, noise_multiplier=0.5), "is 0.5; this node accepts at least 0.8"),
         (ExampleDP(clip=1.0, noise_multiplier=0.8), None),
     ],
 )
 def test_the_minimum_protection_is_demanded_of_every_order(example, private, reason):
-    strict = replace(example, protection=Protection(minimum="example_dp", max_clip=1.0, min_noise_multiplier=0.8))
+    strict = replace(example, protection=Protection(minimum="example", max_clip=1.0, min_noise_multiplier=0.8))
     order = replace(ORDER, local=LocalSettings(example_dp=private))
     if reason is None:
-        strict.check_order(order, orders_of_run=0, orders_in_all=0)
+        strict.check_order(order, {}, orders_of_run=0, orders_in_all=0)
         return
     with pytest.raises(Refused, match=reason):
-        strict.check_order(order, orders_of_run=0, orders_in_all=0)
+        strict.check_order(order, {}, orders_of_run=0, orders_in_all=0)
+
+
+LOCAL_DP = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "noise_multiplier": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "reason"),
+    [
+        (None, "without noise of their own"),
+        ({**LOCAL_DP, "_target_": "fedlearn.privacy.mechanisms.central"}, "without noise of their own"),
+        ({**LOCAL_DP, "clip_norm": 3.0}, "clips to 3.0; this node accepts at most 1.0"),
+        ({**LOCAL_DP, "noise_multiplier": 1.0}, "is 1.0; this node accepts at least 2.0"),
+        ({**LOCAL_DP, "noise_multiplier": float("nan")}, "expected numbers"),
+        ({**LOCAL_DP, "clip_norm": None}, "expected numbers"),
+        (LOCAL_DP, None),
+    ],
+)
+def test_a_node_may_ask_that_no_update_leaves_without_noise(example, privacy, reason):
+    strict = replace(example, protection=Protection(minimum="local", max_clip=1.0, min_noise_multiplier=2.0))
+    if reason is None:
+        strict.check_order(ORDER, {"privacy": privacy}, orders_of_run=0, orders_in_all=0)
+        return
+    with pytest.raises(Refused, match=reason):
+        strict.check_order(ORDER, {"privacy": privacy}, orders_of_run=0, orders_in_all=0)
+
+
+def test_privacy_is_one_of_ours_and_fits_what_the_node_tells(example):
+    with pytest.raises(Refused, match="is not accepted here"):
+        example.check_words({**WORDS, "privacy": {"_target_": "os.system"}})
+    rounding = replace(example, reveal=Reveal(num_examples="rounded"))
+    rounding.check_words({**WORDS, "privacy": LOCAL_DP})
+    with pytest.raises(Refused, match="exact numbers of examples"):
+        rounding.check_words({**WORDS, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example"}})
 
 
 def test_a_node_that_hides_its_number_of_examples_trains_only_where_clients_weigh_the_same(example):

@@ -16,6 +16,7 @@ from fedlearn.layout import Layout
 from fedlearn.records import ExampleDP, Sum
 
 LAYOUT = Layout.of([("out.weight", (1, 3)), ("out.bias", (1,))])
+SIZES = {"delta": 4, "change": 4}
 ASK = Ask(kind="fit", run="r", round=3, id="abc", words={"scenario": {}}, clients=(2, 5), layout=LAYOUT.digest)
 
 
@@ -96,7 +97,7 @@ def test_local_settings_out_of_range_are_refused_at_the_node_too():
 
 def test_updates_arrive_one_record_a_client_and_memories_stay():
     payload = fit_reply(ASK, [updates(2), updates(5, value=2.0)])
-    first, second = updates_of(answer_to(ASK, payload), ASK, LAYOUT, ["change"])
+    first, second = updates_of(answer_to(ASK, payload), ASK, SIZES)
     assert (first.clients_K.tolist(), second.clients_K.tolist()) == ([2], [5])
     assert np.array_equal(second.delta_KD, np.full((1, 4), 2.0))
     assert (first.num_examples_K[0], first.num_steps_K[0], first.num_bytes_K[0]) == (10, 2, 32)
@@ -109,7 +110,7 @@ def test_a_failure_travels_without_its_traceback():
     lost = Failure(client=5, stage="fit", reason="out of memory", traceback="secret path")
     payload = fit_reply(ASK, [updates(2), lost])
     assert b"secret path" not in payload
-    failure, one = updates_of(answer_to(ASK, payload), ASK, LAYOUT, ["change"])
+    failure, one = updates_of(answer_to(ASK, payload), ASK, SIZES)
     assert (failure.client, failure.stage, failure.reason) == (5, "fit", "out of memory")
     assert one.clients_K.tolist() == [2]
 
@@ -131,7 +132,7 @@ def test_a_refusal_brings_its_stage_and_reason():
 def test_a_client_with_no_examples_or_infinite_metrics_is_a_failure_and_its_neighbour_is_not():
     broken = updates(2)
     broken.num_examples_K[0] = -3
-    (failure, one) = updates_of(answer_to(ASK, fit_reply(ASK, [broken, updates(5)])), ASK, LAYOUT, ["change"])
+    (failure, one) = updates_of(answer_to(ASK, fit_reply(ASK, [broken, updates(5)])), ASK, SIZES)
     assert (failure.client, failure.stage) == (2, "update")
     assert "-3 training examples" in failure.reason
     assert one.clients_K.tolist() == [5]

@@ -1,0 +1,94 @@
+"""Real sites behind a Flower `Grid`, under a privacy setting: what leaves a node, and that its noise is its own."""
+
+import numpy as np
+import pytest
+
+from fedlearn import Schedule, federate, start
+from fedlearn.config import build
+from fedlearn.errors import FedlearnError, TooManyFailures
+from fedlearn.testing import LOCAL
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+
+from fedlearn.deploy.absent import absent_scenario
+from fedlearn.deploy.policy import Protection
+from fedlearn.flower.parcel import unpack
+from fedlearn.privacy.mechanism import Population
+
+EQUAL = {"strategy": {"weighting": "equal"}}
+
+
+def told(made):
+    """A node's answers to orders to train, as they leave it."""
+    kept = []
+    for node, site in made.sites.items():
+
+        def answer(payload, site=site):
+            reply = site.answer(payload)
+            parcel = unpack(reply)
+            kept.extend([parcel] if parcel.facts["kind"] == "fit" else [])
+            return reply
+
+        made.grid.nodes[node] = answer
+    return kept
+
+
+def run(made, kind, rounds=3, **settings):
+    words = {"_target_": f"fedlearn.privacy.mechanisms.{kind}", **settings}
+    scenario = absent_scenario(made.engine)
+    strategy = build(made.words["strategy"], "strategy", allow=made.allow)
+    population = Population(clients=made.engine.clients, rounds=rounds)
+    strategy, local = build(words, "privacy").protect(strategy, LOCAL, population)
+    found = {"noise_multiplier": strategy.protection.facts["noise_multiplier"], "epsilon": None}
+    made.engine.protect({**words, **found}, rounds=rounds)
+    state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
+    return list(federate(strategy, made.engine, state, schedule=Schedule(rounds=rounds), local=local))
+
+
+@pytest.mark.parametrize("clip", ["fixed", "adaptive"])
+def test_updates_are_clipped_before_they_leave_and_counts_and_metrics_stay(federation, clip):
+    made = federation(words=EQUAL)
+    left = told(made)
+    rounds = run(made, "central", clip_norm=0.05, noise_multiplier=0.1, clip=clip)
+    deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
+    size = made.engine.layout.num_parameters
+    assert deltas_KD.shape == (12, size + (clip == "adaptive"))
+    bound = 0.05 if clip == "fixed" else 0.05 * 1.3**3
+    assert 0.04 < np.linalg.norm(deltas_KD[:, :size], axis=1).max() <= bound * (1 + 1e-5)
+    for parcel in left:
+        assert set(parcel.arrays["num_examples"].tolist()) == {1}
+        assert not [name for name in parcel.arrays if name.startswith(("total/", "count/"))]
+    assert [done.privacy.value for done in rounds] == sorted(done.privacy.value for done in rounds)
+
+
+def test_noise_that_is_added_at_nodes_or_coordinator_does_not_follow_from_the_seed(federation):
+    for kind in ("central", "local"):
+        one, other = (run(federation(words=EQUAL), kind, rounds=1, noise_multiplier=1.0) for _ in range(2))
+        assert not np.array_equal(one[-1].state.params_D, other[-1].state.params_D)
+
+
+def test_local_noise_is_there_when_an_update_leaves(federation):
+    made = federation(words={**EQUAL, "scenario": {"num_features": 5000}})
+    left = told(made)
+    run(made, "local", rounds=1, clip_norm=0.5, noise_multiplier=4.0)
+    deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
+    assert deltas_KD.std() == pytest.approx(4.0 * 0.5, rel=0.02)
+    assert np.abs(np.corrcoef(deltas_KD)[np.triu_indices(4, 1)]).max() < 0.1
+
+
+def test_a_node_that_asks_for_noise_refuses_an_order_without(federation):
+    strict = {"protection": Protection(minimum="local", min_noise_multiplier=2.0)}
+    made = federation(words=EQUAL, policy=strict)
+    with pytest.raises((FedlearnError, TooManyFailures), match="this node asks for privacy=local"):
+        run(made, "central", rounds=1, noise_multiplier=1.0)
+    assert len(run(federation(words=EQUAL, policy=strict), "local", rounds=1, clip_norm=1.0, noise_multiplier=2.0)) == 1
+
+
+def test_an_empty_poisson_cohort_is_a_round_that_releases_noise(federation):
+    made = federation(words={"strategy": {"weighting": "equal", "clients_per_round": 1}})
+    rounds = run(made, "central", rounds=12, noise_multiplier=1.0)
+    assert min(len(done.cohort) for done in rounds) == 0
+    quiet = next(i for i, done in enumerate(rounds) if not done.cohort)
+    before = rounds[quiet - 1].state.params_D if quiet else None
+    assert before is None or not np.array_equal(before, rounds[quiet].state.params_D)
