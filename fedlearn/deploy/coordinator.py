@@ -20,14 +20,17 @@ from filelock import FileLock, Timeout
 
 from fedlearn.deploy.children import Child, Children, flower_environment, program
 from fedlearn.deploy.control import Control
-from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, KeysError, expiry
+from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry
 from fedlearn.deploy.superlink import TOKEN_FILE
 from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
 from fedlearn.errors import FedlearnError, is_count, require
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt
 
-RUNS = "FEDLEARN_RUNS"  # names the environment variable that tells a run where folders lie
+RUNS, NODES = (
+    "FEDLEARN_RUNS",
+    "FEDLEARN_NODES",
+)  # environment: where run folders lie, and the keys of those who may join
 ADDRESS = "address"  # a file in the state folder: where the coordinator listens
 START_SECONDS = 60.0
 SYNC_SECONDS = 1.0  # between two looks at children and at who may join
@@ -71,7 +74,8 @@ def coordinate(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> 
 def _serve(keys: Path, state: Path, runs: Path, host: str, port: int) -> None:
     local = f"{reachable(host)}:{port}"
     env = flower_environment(state / "flower")
-    env |= {RUNS: str(runs.resolve()), TOKEN_FILE: str((keys / "token").resolve())}
+    env |= {RUNS: str(runs.resolve()), NODES: str((keys / ALLOWED).resolve())}
+    env[TOKEN_FILE] = str((keys / TOKEN).resolve())
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
         children.wait_for(lambda: _answers(local, keys), "the SuperLink answers", seconds=START_SECONDS)

@@ -146,8 +146,7 @@ def rehearse(words: Sequence[str], *, keep: Path | None = None) -> int:
     """
     nodes, words = _nodes(words)
     given = {word.partition("=")[0] for word in words}
-    waits = {"engine.nodes": nodes, **SHORT_WAITS}
-    order = experiment([*words, *(f"{key}={value}" for key, value in waits.items() if key not in given)])
+    order = experiment([*words, *(f"{key}={value}" for key, value in SHORT_WAITS.items() if key not in given)])
     num_clients = order["settings"]["scenario"].get("num_clients") or nodes
     require(nodes <= num_clients, "nodes", nodes, f"at most {num_clients}, one client each", f"nodes={num_clients}")
     again = shlex.join(["python", "-m", "fedlearn.deploy.local", f"nodes={nodes}", *words])

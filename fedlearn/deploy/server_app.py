@@ -34,7 +34,7 @@ from fedlearn.config import Experiment, Plan, plan, protected
 from fedlearn.deploy.absent import absent_scenario
 from fedlearn.deploy.bundle import ENDED, ORDER
 from fedlearn.deploy.children import die_with_parent
-from fedlearn.deploy.coordinator import RUNS
+from fedlearn.deploy.coordinator import NODES, RUNS
 from fedlearn.early_stop import EarlyStop
 from fedlearn.engines.grid import GridEngine
 from fedlearn.errors import FedlearnError, require
@@ -139,6 +139,8 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     words = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
     words["privacy"] = None if planned.privacy.kind == "none" else settings["privacy"]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
+    if options.get("nodes") is None:
+        options["nodes"] = max(1, len(list(Path(os.environ[NODES]).glob("*.pub"))))
     engine = GridEngine(grid, words, run=run, **options)
     try:
         scenario = absent_scenario(engine)

@@ -50,7 +50,7 @@ def grid(
     data: FederatedData,
     trainer: Trainer,
     *,
-    nodes: int = 1,
+    nodes: int | None = None,
     join_timeout: float = 120.0,
     deadline: float = 600.0,
     min_updates: int = 1,
@@ -61,8 +61,8 @@ def grid(
     Args:
         data: not used.
         trainer: not used.
-        nodes: as `GridEngine` takes it.
-        join_timeout: likewise.
+        nodes: as `GridEngine` takes it; None: all that may join, counted by the coordinator.
+        join_timeout: as `GridEngine` takes it.
         deadline: likewise.
         min_updates: likewise.
         enough: likewise.

@@ -26,7 +26,7 @@ else:  # the extra flower is not installed
 FAULTS = Path(__file__).parent / "faults"
 ROOT = Path(fedlearn.__file__).parents[1]
 DIABETES = ["scenario=diabetes", "scenario.num_clients=4", "report=false"]
-WAITS = ["engine.nodes=2", "engine.join_timeout=90", "engine.deadline=60"]
+WAITS = ["engine.join_timeout=90", "engine.deadline=60"]
 POLICY = {
     "scenarios": {"simulations.scenarios.diabetes.diabetes": {}},
     "strategies": {"strategies.fedavg": {}, "faulty.slow": {}, "faulty.raising": {}, "faulty.full": {}},

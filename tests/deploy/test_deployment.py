@@ -107,7 +107,7 @@ def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):
 
 
 def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federation, tmp_path):
-    words = [*federation.words, "engine.nodes=2", "strategy=slow", "rounds=6", "hydra.run.dir=stopped"]
+    words = [*federation.words, "strategy=slow", "rounds=6", "hydra.run.dir=stopped"]
     command = federation.submit(*words)
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
