@@ -96,7 +96,7 @@ def _cohort(experiment: Experiment) -> str:
     if law is None:
         return f"chosen from {num_clients:,} clients each round"
     average = " on average" if law.kind == "poisson" else ""
-    return f"{'all ' * (size == num_clients)}{size:,g} of {num_clients:,} clients a round{average}"
+    return f"{'all ' * (size == num_clients)}{size:,.10g} of {num_clients:,} clients a round{average}"
 
 
 def _expected_size(experiment: Experiment) -> float:

@@ -380,7 +380,7 @@ def test_delta_that_lets_one_record_through_is_warned_of():
 @pytest.mark.parametrize(
     ("mechanism", "strategy"),
     [
-        (central(noise_multiplier=2.0), HALF),
+        (central(noise_multiplier=2.0), fedavg(weighting="equal", clients_per_round=2)),
         (central(noise_multiplier=0.5, clip="adaptive"), EQUAL),
         (central(noise_multiplier=1.0, sampling="fixed_size"), HALF),
         (local(noise_multiplier=1.0), HALF),
