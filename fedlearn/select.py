@@ -24,11 +24,13 @@ class SamplingLaw:
             client by itself with equal probability; ``min_separation``, a cohort of fixed size in which no client
             takes part again before ``separation`` rounds have passed.
         size: of the cohort; of the expected one for ``poisson``.
+        rate: of ``poisson``, where it is the probability that is fixed and not the expected size.
         separation: in rounds, for ``min_separation``.
     """
 
     kind: Literal["all", "fixed_size", "poisson", "min_separation"]
     size: float | None = None
+    rate: float | None = None
     separation: int | None = None
 
 
@@ -67,27 +69,36 @@ def uniform(clients_per_round: int | None) -> Selector:
     return Selector(choose=choose, law=SamplingLaw(kind="fixed_size", size=clients_per_round))
 
 
-def poisson(expected: float) -> Selector:
-    """Each client by itself with probability ``expected / number of clients``: what amplification by sampling assumes.
+def poisson(expected: float | None = None, *, rate: float | None = None) -> Selector:
+    """Each client by itself with equal probability: what amplification by sampling assumes.
 
     Cohorts differ in size and may be empty.
 
     Args:
-        expected: clients a round on average, > 0.
+        expected: clients a round on average, > 0; the probability is this over the number of clients. Or
+        rate: the probability, in (0, 1], however many clients there come to be.
 
     Raises:
-        SettingError: on the first round, if more are expected than there are.
+        SettingError: not one of the two is given, or it is out of range; on the first round, if more clients are
+            expected than there are.
     """
-    positive = is_number(expected, at_least=0) and 0 < expected < float("inf")
-    require(positive, "clients_per_round", expected, "a finite number > 0", "clients_per_round=10")
+    if rate is None:
+        positive = is_number(expected, at_least=0) and 0 < (expected or 0) < float("inf")
+        require(positive, "clients_per_round", expected, "a finite number > 0", "clients_per_round=10")
+    else:
+        share = is_number(rate, at_least=0) and 0 < rate <= 1 and expected is None
+        require(share, "rate", rate, "a share in (0, 1], in place of expected", "rate=0.01")
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
-        _require_enough(expected, len(clients), "the number of clients")
+        chance = rate or 0.0
+        if expected is not None:
+            _require_enough(expected, len(clients), "the number of clients")
+            chance = expected / len(clients)
         # a binomial number of clients, then who they are: the same law as a coin for each, in O(cohort)
-        size = int(rng.binomial(len(clients), expected / len(clients)))
+        size = int(rng.binomial(len(clients), chance))
         return [clients[i] for i in rng.choice(len(clients), size, replace=False, shuffle=False)]
 
-    return Selector(choose=choose, law=SamplingLaw(kind="poisson", size=expected))
+    return Selector(choose=choose, law=SamplingLaw(kind="poisson", size=expected, rate=rate))
 
 
 def min_separation(clients_per_round: int, separation: int) -> Selector:

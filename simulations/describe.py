@@ -89,18 +89,23 @@ def _value(value: Any) -> str:
 
 
 def _cohort(experiment: Experiment) -> str:
-    num_clients, size = len(experiment.engine.clients), _cohort_size(experiment)
+    num_clients, size = len(experiment.engine.clients), _expected_size(experiment)
     law = experiment.plan.strategy.select.law
     if law is None:
         return f"chosen from {num_clients:,} clients each round"
-    if law.kind == "poisson":
-        return f"{law.size:,g} of {num_clients:,} clients a round on average"
-    return f"{'all ' * (size == num_clients)}{size:,} of {num_clients:,} clients a round"
+    average = " on average" if law.kind == "poisson" else ""
+    return f"{'all ' * (size == num_clients)}{size:,.10g} of {num_clients:,} clients a round{average}"
+
+
+def _expected_size(experiment: Experiment) -> float:
+    num_clients, law = len(experiment.engine.clients), experiment.plan.strategy.select.law
+    if law is not None and law.rate is not None:
+        return law.rate * num_clients
+    return num_clients if law is None or law.size is None else law.size
 
 
 def _cohort_size(experiment: Experiment) -> int:
-    law = experiment.plan.strategy.select.law
-    return len(experiment.engine.clients) if law is None or law.size is None else ceil(law.size)
+    return ceil(round(_expected_size(experiment), 6))
 
 
 def _examples(data: FederatedData) -> tuple[int, int] | None:

@@ -142,6 +142,9 @@ def _worse_than(histories: Sequence[Spent]) -> Spent:
     if len(histories) == 1:
         return histories[0]
     events = [event for history in histories for event, _ in history]
+    assert all(event.sampling != "fixed_size" for event in events), (
+        "clients pay for their own events, which are not that"
+    )
     rate = max(event.rate for event in events)
     law: Sampling = "renyi" if any(event.sampling == "renyi" for event in events) else "none"
     worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else law, rate)

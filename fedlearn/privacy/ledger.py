@@ -108,7 +108,15 @@ class Ledger:
                 moves[move] = numbers.setdefault(history, len(groups))
                 groups += [history] if moves[move] == len(groups) else []
             clients[client] = moves[move]
-        return Ledger(self.federation, tuple(groups), clients)
+        ledger = Ledger(self.federation, tuple(groups), clients)
+        return ledger._compact() if len(groups) > 2 * len(clients) + 64 else ledger
+
+    def _compact(self) -> Ledger:
+        """Without histories that no client has any longer."""
+        used = sorted(set(self.clients.values()))
+        number = {old: new for new, old in enumerate(used)}
+        clients = {client: number[old] for client, old in self.clients.items()}
+        return Ledger(self.federation, tuple(self.groups[old] for old in used), clients)
 
     @cached_property
     def histories(self) -> tuple[Spent, ...]:

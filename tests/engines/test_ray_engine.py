@@ -38,6 +38,8 @@ from fedlearn.engines import ray as engine_module
 from fedlearn.engines.ray import ClusterError, owned
 from fedlearn.errors import MissingExtra
 from fedlearn.layout import Layout
+from fedlearn.privacy.mechanism import Population
+from fedlearn.privacy.mechanisms import central, local
 from fedlearn.records import Failure, Sum, Updates
 from fedlearn.testing import LinearTrainer, linear_problem
 from simulations.run import main
@@ -175,6 +177,22 @@ def test_every_strategy_ends_with_the_model_of_vector(made):
         assert engine.memories.keys() == here.memories.keys(), name
         for client, memory in here.memories.items():
             assert all(np.allclose(engine.memories[client][key], memory[key], atol=1e-4) for key in memory), name
+
+
+def test_protected_strategies_release_from_workers_what_they_release_here(made):
+    pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+    engine, here = made(), vector(linear_problem(), LinearTrainer(3))
+    equal, people = (
+        Strategy(select=everyone(), aggregate=mean(weighting="equal")),
+        Population(clients=range(6), rounds=3),
+    )
+    adaptive = central(noise_multiplier=0.5, clip="adaptive")
+    for mechanism in (central(noise_multiplier=1.0), adaptive, local(noise_multiplier=1.0)):
+        strategy, _ = mechanism.protect(equal, LOCAL, people)
+        ours, theirs = (rounds_of(made_by, strategy, rounds=3) for made_by in (engine, here))
+        assert far(ours, theirs) < 1e-5
+        assert ours[-1].privacy == theirs[-1].privacy
+        assert (ours[-1].metrics, ours[-1].num_examples) == ({}, None)
 
 
 def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers_does(made):

@@ -115,6 +115,15 @@ def test_a_million_clients_share_a_few_histories():
     assert time.process_time() - began < 20
 
 
+def test_histories_that_nobody_has_any_longer_are_forgotten():
+    ledger = Ledger()
+    for _ in range(200):
+        ledger = ledger.charged_clients({0: (Event(5.0), 1), 1: (Event(6.0), 1)})
+    assert len(ledger.groups) < 100
+    assert ledger.of_client(0) == ((Event(5.0), 200),)
+    assert ledger.of_client(1) == ((Event(6.0), 200),)
+
+
 def test_an_epsilon_of_many_equal_rounds_is_cheap():
     history = spent({Event(1.1, "poisson", 256 / 60000): 14062})
     epsilon(history, delta=1e-5)

@@ -363,6 +363,16 @@ def test_fixed_size_cohorts_are_accounted_under_replacement_at_half_the_multipli
     assert protected(central(noise_multiplier=2.0)).stages[-1].event == Event(2.0)
 
 
+def test_the_law_that_is_accounted_for_stays_where_clients_go():
+    """A tenth of the clients in each round must not become a third because two thirds of them left."""
+    tossed, drawn = (central(noise_multiplier=2.0, sampling=law) for law in ("poisson", "fixed_size"))
+    rng = generator(1, Purpose.SELECT)
+    sizes = [len(protected(tossed, HALF).select.choose(1, range(4), rng)) for _ in range(400)]
+    assert np.mean(sizes) == pytest.approx(2, abs=0.2)
+    with pytest.raises(CompositionError, match=r"fewer than the 10(.|\n)*sampling=poisson"):
+        protected(drawn, HALF).select.choose(1, range(9), rng)
+
+
 def test_delta_that_lets_one_record_through_is_warned_of():
     assert protected(central(noise_multiplier=1.0, delta=0.2)).protection.facts["warnings"]
     assert not protected(central(noise_multiplier=1.0, delta=1e-5)).protection.facts["warnings"]
@@ -371,7 +381,7 @@ def test_delta_that_lets_one_record_through_is_warned_of():
 @pytest.mark.parametrize(
     ("mechanism", "strategy"),
     [
-        (central(noise_multiplier=2.0), HALF),
+        (central(noise_multiplier=2.0), fedavg(weighting="equal", clients_per_round=2)),
         (central(noise_multiplier=0.5, clip="adaptive"), EQUAL),
         (central(noise_multiplier=1.0, sampling="fixed_size"), HALF),
         (local(noise_multiplier=1.0), HALF),
@@ -407,14 +417,18 @@ def test_releases_lie_on_a_grid_far_finer_than_the_noise():
     assert step <= 0.3 * 2**-20
 
 
-@given(st.integers(2, 300), st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
-def test_poisson_cohorts_are_coins_tossed_for_each_client(num_clients, seed):
-    select = poisson(num_clients / 2)
-    rng = generator(seed, Purpose.SELECT)
-    sizes = [len(set(select.choose(1, range(num_clients), rng))) for _ in range(400)]
-    assert np.mean(sizes) == pytest.approx(num_clients / 2, abs=4 * math.sqrt(num_clients / 4 / 400))
-    assert np.var(sizes) == pytest.approx(num_clients / 4, rel=0.4)
+@pytest.mark.parametrize("num_clients", [2, 30, 300])
+def test_poisson_cohorts_are_coins_tossed_for_each_client(num_clients):
+    rng = generator(0, Purpose.SELECT)
+    for select in (poisson(num_clients / 2), poisson(rate=0.5)):
+        cohorts = [select.choose(1, range(num_clients), rng) for _ in range(2000)]
+        sizes = [len(set(cohort)) for cohort in cohorts]
+        assert np.mean(sizes) == pytest.approx(num_clients / 2, abs=5 * math.sqrt(num_clients / 4 / 2000))
+        assert np.var(sizes) == pytest.approx(num_clients / 4, rel=0.2)
+        often = np.bincount([client for cohort in cohorts for client in cohort], minlength=num_clients) / 2000
+        assert np.allclose(often, 0.5, atol=5 * 0.5 / math.sqrt(2000))
+    with pytest.raises(SettingError, match="rate"):
+        poisson(2, rate=0.5)
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.booleans())

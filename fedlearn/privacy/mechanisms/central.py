@@ -5,10 +5,10 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import exp, inf
-from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -35,8 +35,8 @@ from fedlearn.privacy.mechanism import (
     with_protection,
 )
 from fedlearn.privacy.protection import Protection, Release
-from fedlearn.records import Array, LocalSettings, Memory
-from fedlearn.select import SamplingLaw, poisson
+from fedlearn.records import Array, ClientId, LocalSettings, Memory
+from fedlearn.select import SamplingLaw, Selector, poisson
 from fedlearn.strategy import Strategy
 from fedlearn.transform import Context, Stage, Transform
 
@@ -134,12 +134,14 @@ def _protect(
 ) -> tuple[Strategy, LocalSettings]:
     law, num_clients = strategy.select.law, population.num_clients
     assert law is not None
-    cohort = float(num_clients if law.kind == "all" else law.size or 0)
+    size = law.size if law.rate is None else law.rate * num_clients
+    cohort = float(num_clients if law.kind == "all" else size or 0)
     if cohort > num_clients:
         name = "strategy.clients_per_round"
         raise SettingError(name, f"{cohort:g}", f"at most {num_clients}", f"{name}={num_clients}")
-    law, select = _sampled(settings, strategy, law, cohort)
-    event_of = partial(_event, law, cohort / num_clients)
+    select = _sampled(settings, strategy.select, cohort, num_clients)
+    assert select.law is not None
+    law, event_of = select.law, partial(_event, select.law, cohort / num_clients)
 
     def planned(noise: float) -> list[Spent]:
         return [spent({event_of(noise): population.rounds})]
@@ -157,13 +159,24 @@ def _protect(
     ), local
 
 
-def _sampled(settings: Settings, strategy: Strategy, law: SamplingLaw, cohort: float) -> tuple[SamplingLaw, Any]:
-    """The law that cohorts really follow, and the selector that draws them."""
-    if law.kind == "fixed_size" and settings.sampling == "poisson":
-        select = poisson(cohort)
-        assert select.law is not None
-        return select.law, select
-    return law, strategy.select
+def _sampled(settings: Settings, select: Selector, cohort: float, num_clients: int) -> Selector:
+    """The selector whose law is accounted for, and stays so where clients come and go.
+
+    A coin keeps its probability. A cohort of fixed size would be a larger share of fewer clients: that is refused.
+    """
+    assert select.law is not None
+    if select.law.kind == "all":
+        return select
+    if select.law.kind == "poisson" or settings.sampling == "poisson":
+        return poisson(rate=cohort / num_clients)
+
+    def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
+        fix = "wait for them, or privacy.sampling=poisson"
+        short = f"{len(clients)} clients are there, fewer than the {num_clients} that sampling was accounted for"
+        refuse_if(len(clients) < num_clients, short, fix)
+        return select.choose(round, clients, rng)
+
+    return Selector(choose=choose, law=select.law)
 
 
 def _event(law: SamplingLaw, rate: float, noise: float) -> Event:

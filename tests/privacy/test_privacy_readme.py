@@ -1,0 +1,43 @@
+"""What the privacy README says can be typed, can."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import fedlearn.privacy
+from fedlearn.config import plan
+from fedlearn.privacy.mechanisms import __all__ as mechanisms
+from fedlearn.privacy.plan import NAMES
+from simulations.overrides import compose
+from simulations.run import arguments
+
+TEXT = (Path(fedlearn.privacy.__file__).parent / "README.md").read_text(encoding="utf-8")
+
+
+def fences(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("line", [line for block in fences("bash") for line in block.splitlines()])
+def test_every_command_is_one_that_runs(line):
+    words = shlex.split(line)
+    if words[:3] == ["python", "-m", "simulations.run"]:
+        (job,) = compose(arguments(words[3:]))
+        assert plan(job.cfg).privacy.kind in mechanisms
+    else:
+        assert words[:3] == ["python", "-m", "fedlearn.privacy.plan"]
+        assert {word.partition("=")[0] for word in words[3:]} <= set(NAMES)
+
+
+def test_the_code_does_what_it_says():
+    pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+    names = {}
+    (code,) = fences("python")
+    exec(code, names)
+    assert names["strategy"].protection.facts["noise_multiplier"] == pytest.approx(2.6028, rel=1e-3)
+
+
+def test_every_mechanism_is_described():
+    assert all(f"`{name}`" in TEXT for name in mechanisms if name != "none")
