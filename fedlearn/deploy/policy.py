@@ -41,6 +41,8 @@ protection:
   minimum: none # or example: training is DP-SGD; or local: updates leave clipped and with noise enough for one alone
   max_clip: null # of the minimum, e.g. 1.0
   min_noise_multiplier: null # of the minimum, e.g. 0.8
+  max_epsilon: null # of a client of this node, in all runs together, e.g. 5; the ledger is on this node's disk
+  delta: 1.0e-5 # of max_epsilon
 reveal:
   num_examples: exact # or rounded (to one digit), or none (then only strategies that weight clients equally)
   metrics: true # whether evaluation metrics (sums and own values, never predictions or labels) may leave
@@ -62,16 +64,22 @@ class Protection:
             the node. These two protect from the coordinator as well, so that a node need not believe what it says.
         max_clip: the largest clip bound of that mechanism, or None.
         min_noise_multiplier: its smallest noise multiplier, or None.
+        max_epsilon: what a client of this node may spend on it in all runs together, or None.
+        delta: of ``max_epsilon``, in (0, 1).
     """
 
     minimum: str = "none"
     max_clip: float | None = None
     min_noise_multiplier: float | None = None
+    max_epsilon: float | None = None
+    delta: float = 1e-5
 
     def __post_init__(self) -> None:
         expected = f"one of {', '.join(PROTECTIONS)}"
         require(self.minimum in PROTECTIONS, "protection.minimum", self.minimum, expected, "minimum: example")
-        for name in ("max_clip", "min_noise_multiplier"):
+        inside = is_number(self.delta, at_least=0, below=1) and self.delta > 0
+        require(inside, "protection.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
+        for name in ("max_clip", "min_noise_multiplier", "max_epsilon"):
             value = getattr(self, name)
             ok = value is None or is_number(value, at_least=0)
             require(ok, f"protection.{name}", value, "null, or a number >= 0", f"{name}: 1.0")

@@ -19,6 +19,7 @@ from hydra.utils import get_object
 
 from fedlearn.client import initial_memory
 from fedlearn.config import build
+from fedlearn.deploy.budget import Budget
 from fedlearn.deploy.memory import ClientMemories, MemoryLost, checked_name
 from fedlearn.deploy.policy import Policy, Refused
 from fedlearn.engines.base import failure
@@ -29,6 +30,7 @@ from fedlearn.flower.replies import fit_reply, refusal, reply, tallies_reply
 from fedlearn.flower.wire import Ask, leaves_as_facts, order_of, params_of
 from fedlearn.metrics import tally
 from fedlearn.privacy.mechanism import Mechanism, Population
+from fedlearn.privacy.protection import Release
 from fedlearn.records import ClientId, Failure, LocalSettings, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario
 from fedlearn.strategy import Strategy
@@ -129,14 +131,16 @@ class Site:
         return reply(ask, {"params": scenario.trainer.init(seed)})
 
     def _fit(self, ask: Ask, parcel: Parcel) -> bytes:
-        scenario, strategy = self._scenario(ask), self._strategy(ask)
+        scenario = self._scenario(ask)
         clients = self._here(scenario, ask.clients)
         order, since = order_of(parcel, scenario.trainer.layout)
+        strategy, local = self._protected(ask, order.local)
+        # whatever the order says: these clients are real, so their noise must not follow from a seed it knows
+        order = replace(order, local=local, deployed=True)
         of_run, in_all = self.memories.orders(ask.run)
         self.policy.check_order(order, ask.words, orders_of_run=of_run, orders_in_all=in_all)
+        self._spend(scenario, strategy, order, clients)
         self.memories.count_order(ask.run)
-        # whatever the order says: these clients are real, so their noise must not follow from a seed it knows
-        order = replace(order, deployed=True)
         results = [self._train(scenario, strategy, order, client, ask.run, since[client]) for client in clients]
         return fit_reply(ask, [self._told(result) for result in results])
 
@@ -198,18 +202,37 @@ class Site:
         scenario: Scenario = self._once("scenario", self._own_words(ask.words["scenario"]), Scenario)
         return scenario
 
-    def _strategy(self, ask: Ask) -> Strategy:
-        """The strategy, protected as the words say: its client half runs here, whatever the coordinator does."""
+    def _protected(self, ask: Ask, local: LocalSettings) -> tuple[Strategy, LocalSettings]:
+        """The strategy and training of an order, protected as its words say and not as its numbers might."""
         strategy: Strategy = self._once("strategy", ask.words["strategy"], Strategy)
-        words = ask.words.get("privacy")
+        local, words = replace(local, example_dp=None), ask.words.get("privacy")
         if not words:
-            return strategy
+            return strategy, local
         mechanism: Mechanism = self._once("privacy", words, Mechanism)
         given = fields_of(ask.words.get("population") or {}, num_clients=int, rounds=int)
         if min(given.values()) < 1:
             raise WireError(f"the order's population is {given}, expected numbers >= 1")
         population = Population(clients=range(given["num_clients"]), rounds=given["rounds"])
-        return mechanism.protect(strategy, LocalSettings(), population)[0]
+        return mechanism.protect(strategy, local, population)
+
+    def _spend(self, scenario: Scenario, strategy: Strategy, order: Order, clients: Sequence[ClientId]) -> None:
+        """Charge this node's own ledger, if the policy has a limit; refuse an order that would pass it."""
+        limit, protection = self.policy.protection, strategy.protection
+        if limit.max_epsilon is None or protection is None:
+            return
+        sizes = np.array([len(scenario.data.train(client)) for client in clients])
+        steps = order.local.steps or order.local.epochs * -(-sizes // order.local.batch_size)
+        release = Release(
+            round=order.round,
+            clients=tuple(clients),
+            examples=tuple(sizes.tolist()),
+            steps=tuple(np.broadcast_to(steps, sizes.shape).tolist()),
+        )
+        budget = Budget(self.memories.folder)
+        reason = budget.refusal(protection, release, epsilon=limit.max_epsilon, delta=limit.delta)
+        if reason:
+            raise Refused(reason)
+        budget.charge(protection, release)
 
     def _own_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
         """A scenario's settings, with what only the operator may say."""

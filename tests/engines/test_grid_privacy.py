@@ -1,9 +1,11 @@
 """Real sites behind a Flower `Grid`, under a privacy setting: what leaves a node, and that its noise is its own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fedlearn import Schedule, federate, start
+from fedlearn import Order, Schedule, federate, start
 from fedlearn.config import build
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.testing import LOCAL
@@ -12,9 +14,13 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 
 from fedlearn.deploy.absent import absent_scenario
+from fedlearn.deploy.budget import Budget
 from fedlearn.deploy.policy import Protection
 from fedlearn.flower.parcel import unpack
+from fedlearn.flower.wire import Ask, order_body, request
+from fedlearn.privacy.accounting import largest
 from fedlearn.privacy.mechanism import Population
+from fedlearn.records import ExampleDP
 
 EQUAL = {"strategy": {"weighting": "equal"}}
 
@@ -92,3 +98,41 @@ def test_an_empty_poisson_cohort_is_a_round_that_releases_noise(federation):
     quiet = next(i for i, done in enumerate(rounds) if not done.cohort)
     before = rounds[quiet - 1].state.params_D if quiet else None
     assert before is None or not np.array_equal(before, rounds[quiet].state.params_D)
+
+
+def test_a_nodes_own_ledger_outlives_runs_and_refuses_what_would_pass_its_limit(federation, tmp_path):
+    limit = {"protection": Protection(minimum="local", max_epsilon=2.5)}
+    noise = {"clip_norm": 1.0, "noise_multiplier": 8.0}
+    first = run(federation(words=EQUAL, policy=limit), "local", rounds=2, **noise)
+    assert (tmp_path / "memory0/ledger.json").exists()
+    again = federation(words=EQUAL, policy=limit, run="another-run")
+    with pytest.raises((FedlearnError, TooManyFailures), match=r"epsilon at this node to .* this node accepts 2\.5"):
+        run(again, "local", rounds=9, **noise)
+    spent = Budget(tmp_path / "memory0").ledger()
+    ((_, rounds),) = spent.of_client(0)
+    assert rounds > len(first) == 2
+    assert largest(spent.histories, delta=1e-5).value <= 2.5
+
+
+def test_a_damaged_ledger_is_no_empty_one(federation, tmp_path):
+    made = federation(words=EQUAL, policy={"protection": Protection(minimum="local", max_epsilon=2.5)})
+    for number in (0, 1):
+        (tmp_path / f"memory{number}/ledger.json").write_text("{")
+    with pytest.raises((FedlearnError, TooManyFailures), match=r"ledger\.json is damaged"):
+        run(made, "local", rounds=1, clip_norm=1.0, noise_multiplier=8.0)
+
+
+def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_orders_numbers(federation):
+    made = federation(words=EQUAL)
+    absent_scenario(made.engine)
+    site, seen = made.sites[101], []
+    words = {**made.words, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example", "noise_multiplier": 3.0}}
+    words["population"] = {"num_clients": 4, "rounds": 1}
+    site._train = lambda scenario, strategy, order, *_: seen.append(order.local.example_dp)
+    quiet = replace(LOCAL, example_dp=ExampleDP(clip=9.0, noise_multiplier=0.0))
+    layout = made.engine.layout
+    order = Order(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=quiet)
+    for asked in (words, made.words):
+        ask = Ask(kind="fit", run="r", round=1, id="1", words=asked, clients=(0,), layout=layout.digest)
+        site.answer(request(ask, since=[0]) + order_body(order))
+    assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]
