@@ -10,6 +10,7 @@ partly take back, as each model depends on the sum of all rounds so far.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from math import ceil, log2, sqrt
 from typing import Any, NamedTuple
@@ -83,7 +84,7 @@ def ftrl(
         epsilon: the run stops before it passes this; None: no limit.
         delta: in (0, 1), below 1 over the number of clients.
         matrix: ``tree`` (binary tree of partial sums; needs no JAX), ``banded`` (Toeplitz with optimal coefficients)
-            or ``blt`` (buffered linear Toeplitz: at most three buffers instead of ``bands``); both from jax-privacy.
+            or ``blt`` (buffered linear Toeplitz: two or three buffers instead of ``bands``); both from jax-privacy.
         separation: rounds from one participation of a client to its next, >= 1.
         bands: of ``banded``; None: ``separation``, or the number of rounds if that is less; at least 2.
 
@@ -104,10 +105,19 @@ def ftrl(
     require(is_count(separation), "separation", separation, "a whole number of rounds >= 1", "separation=10")
     fits = bands is None or is_count(bands, at_least=2)
     require(fits, "bands", bands, "null, or a whole number >= 2", "bands=8")
-    correlate = partial(correlation, matrix, separation=separation, bands=bands)
-    return Mechanism(
-        refuse=_refuse, protect=partial(_protect, clip_norm, budget, matrix, separation, correlate), kind="ftrl"
-    )
+    settings = Settings(clip_norm=clip_norm, budget=budget, matrix=matrix, separation=separation, bands=bands)
+    return Mechanism(refuse=_refuse, protect=partial(_protect, settings), kind="ftrl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `ftrl` was given, checked."""
+
+    clip_norm: float
+    budget: Budget
+    matrix: str
+    separation: int
+    bands: int | None
 
 
 def correlation(matrix: str, *, rounds: int, separation: int, bands: int | None = None) -> Correlation:
@@ -197,9 +207,15 @@ def _optimal_bands(rounds: int, bands: int) -> np.ndarray:
 
 
 def _optimal_buffers(rounds: int, separation: int) -> Any:
-    times = ceil(rounds / separation)
+    """Of least largest error over prefix sums. At 200 rounds a third buffer gains less than 1 %, and takes as long."""
+    times, buffers = ceil(rounds / separation), 2 if rounds <= 200 else 3
     return _matrix_factorization().buffered_toeplitz.optimize(
-        n=rounds, min_sep=separation, max_participations=times, error="max", min_buffers=1, max_buffers=3
+        n=rounds,
+        min_sep=separation,
+        max_participations=times,
+        error="max",
+        min_buffers=buffers,
+        max_buffers=buffers,
     )
 
 
@@ -223,16 +239,9 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
 
 
 def _protect(
-    clip_norm: float,
-    budget: Budget,
-    matrix: str,
-    separation: int,
-    correlate: Callable[..., Correlation],
-    strategy: Strategy,
-    local: LocalSettings,
-    population: Population,
+    settings: Settings, strategy: Strategy, local: LocalSettings, population: Population
 ) -> tuple[Strategy, LocalSettings]:
-    law, rounds = strategy.select.law, population.rounds
+    law, rounds, separation = strategy.select.law, population.rounds, settings.separation
     assert law is not None
     asked = int(population.num_clients if law.kind == "all" else law.size or 0)
     most = population.num_clients // separation
@@ -244,14 +253,15 @@ def _protect(
     def planned(noise: float) -> list[Spent]:
         return [spent({Event(noise): 1})]
 
-    noise, correlated = budget.noise(planned), correlate(rounds=rounds)
-    stage = _stage(clip_norm, noise, asked, correlated, rounds)
+    noise = settings.budget.noise(planned)
+    correlated = correlation(settings.matrix, rounds=rounds, separation=separation, bands=settings.bands)
+    stage = _stage(settings.clip_norm, noise, asked, correlated, rounds)
     return with_protection(
         strategy,
         select=min_separation(asked, separation),
         stages=(*strategy.stages, stage),
         aggregate=expected_mean(asked),
-        protection=_promise(clip_norm, noise, budget, matrix, separation, correlated, population),
+        protection=_promise(settings, noise, correlated, population),
     ), local
 
 
@@ -276,16 +286,8 @@ def _stage(clip_norm: float, noise: float, cohort: int, correlated: Correlation,
     return Stage(client=Transform(update=clip), server=server, event=Event(noise), contracts=True, clips=True)
 
 
-def _promise(
-    clip_norm: float,
-    noise: float,
-    budget: Budget,
-    matrix: str,
-    separation: int,
-    correlated: Correlation,
-    population: Population,
-) -> Protection:
-    delta, whole = budget.delta, correlated.sensitivity(population.rounds)
+def _promise(settings: Settings, noise: float, correlated: Correlation, population: Population) -> Protection:
+    delta, whole = settings.budget.delta, correlated.sensitivity(population.rounds)
 
     def charge(ledger: Ledger, release: Release) -> Ledger:
         """All rounds together are one Gaussian release; of its first t rows a client moves less."""
@@ -294,18 +296,18 @@ def _promise(
     return Protection(
         charge=charge,
         spent=lambda ledger: largest([ledger.federation], delta=delta),
-        budget=budget.epsilon,
+        budget=settings.budget.epsilon,
         facts={
             "kind": "ftrl",
             "unit": "client",
             "adjacency": "one client more or less",
-            "sampling": f"none assumed; a client waits {separation} rounds, which the selector enforces",
+            "sampling": f"none assumed; a client waits {settings.separation} rounds, which the selector enforces",
             "delta": delta,
             "noise_multiplier": noise,
-            "clip_norm": clip_norm,
+            "clip_norm": settings.clip_norm,
             "clip": "fixed",
-            "matrix": matrix,
-            "budget": budget.epsilon,
+            "matrix": settings.matrix,
+            "budget": settings.budget.epsilon,
             "withheld": "training metrics and example counts",
             "not_covered": [EVALUATION, FAILURES, "a server that looks at single updates before it adds them up"],
             "warnings": warnings(delta, population.num_clients),
