@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedlearn.deploy.children import Child, Children, flower_environment, program
+from fedlearn.deploy.children import GRACE, Child, Children, flower_environment, program
 from fedlearn.deploy.keys import CA, NODE_KEY
 from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
 from fedlearn.errors import FedlearnError
@@ -27,6 +27,7 @@ from simulations.interrupt import terminate_as_interrupt
 
 TRAINER_SECONDS = 60.0  # to become ready
 POLL = 0.5
+BEHIND = "Ignoring message"  # Flower's words; it then answers each message only when the next one comes
 JOINED, NOT_LET_IN = "SuperNode ID:", "Failed to activate SuperNode"  # in Flower's words
 
 
@@ -85,6 +86,9 @@ def serve(node: Node) -> None:
                 told = True
             for child in watched:
                 _keep_going(child)
+            if BEHIND in carrier.said():
+                carrier.stop()
+                carrier.reap(time.monotonic() + GRACE)
             if carrier.ended is not None:
                 _refuse_if_not_let_in(carrier, node)
                 _wait_for_coordinator(node)
