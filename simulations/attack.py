@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fedlearn.errors import did_you_mean
 from simulations.attacks import inversion, membership
 from simulations.exits import exit_code
-from simulations.inquiry import command
+from simulations.inquiry import Inquiry, command
 from simulations.overrides import UsageError
 
-KINDS = {
+KINDS: Mapping[str, tuple[Mapping[str, Any], Sequence[str], Callable[[Inquiry], int]]] = {
     "inversion": (inversion.DEFAULTS, inversion.PRESET, inversion.invert),
     "membership": (membership.DEFAULTS, membership.PRESET, membership.infer),
 }
@@ -32,7 +33,7 @@ Words are those of python -m simulations.run, and
 
 Examples
   python -m simulations.attack kind=inversion
-  python -m simulations.attack kind=membership privacy=example privacy.noise_multiplier=1
+  python -m simulations.attack kind=membership privacy=example privacy.noise_multiplier=1 privacy.delta=1e-3
 
 Leaves attack.json, a picture and report.html in outputs/attack/...
 Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.

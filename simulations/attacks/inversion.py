@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedlearn import clip, everyone, masking, mean
-from fedlearn.arrays import as_numpy
 from fedlearn.config import Experiment, experiment
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import FedlearnError, MissingExtra, is_count, is_number, require
 from fedlearn.layout import Layout
 from fedlearn.privacy.attacks import correlation, inputs_from, labels_from
-from fedlearn.privacy.ledger import Ledger
-from fedlearn.privacy.mechanism import Mechanism, Population, none
+from fedlearn.privacy.mechanism import Mechanism, none
 from fedlearn.privacy.mechanisms import local as local_dp
-from fedlearn.privacy.protection import Release
-from fedlearn.records import Examples, LocalSettings, Order, Updates
+from fedlearn.records import Examples, LocalSettings
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from simulations import figures
+from simulations.attacks.uploads import protected, uploads
 from simulations.inquiry import Inquiry, page, save, styled
 
 if TYPE_CHECKING:
@@ -190,20 +188,12 @@ def _attacked(asked: Inquiry, made: Experiment, victims: Examples) -> Iterator[A
 
 
 def _protected(words: str, mechanism: Mechanism, made: Experiment, victims: Examples) -> Attacked:
-    population = Population(clients=made.engine.clients, rounds=1, size_of=lambda client: 1)
-    mechanism.refuse(made.plan.strategy, made.plan.local)
-    strategy, local = mechanism.protect(made.plan.strategy, made.plan.local, population)
-    protection = strategy.protection
-    against_server = protection is not None and mechanism.kind in ("local", "example")
-    result = _result(words, made, strategy, local, victims)
-    if not against_server:
-        return result
-    spent = protection.charge(Ledger(), Release(round=1, clients=(0,), examples=(1,), steps=(1,)))
-    return replace(result, epsilon=protection.spent(spent).value, delta=protection.facts["delta"])
+    strategy, local, epsilon, delta = protected(mechanism, made, examples=1)
+    return replace(_result(words, made, strategy, local, victims), epsilon=epsilon, delta=delta)
 
 
 def _result(words: str, made: Experiment, strategy: Strategy, local: LocalSettings, victims: Examples) -> Attacked:
-    return _judged(words, made, updates_of(made, strategy, local), victims)
+    return _judged(words, made, uploads(made, strategy, local), victims)
 
 
 def _judged(words: str, made: Experiment, delta_BD: np.ndarray, victims: Examples) -> Attacked:
@@ -226,25 +216,11 @@ def _judged(words: str, made: Experiment, delta_BD: np.ndarray, victims: Example
     )
 
 
-def updates_of(made: Experiment, strategy: Strategy, local: LocalSettings) -> np.ndarray:
-    """What leaves each client, in order."""
-    engine, seed = made.engine, made.plan.seed
-    sent = [stage.server.broadcast(stage.server.init(engine.layout)) for stage in strategy.stages]
-    broadcast = {f"stage/{i}/{name}": value for i, own in enumerate(sent) for name, value in own.items()}
-    params_D = made.scenario.trainer.init(seed)
-    order = Order(round=1, seed=seed, params_D=params_D, local=local, broadcast=broadcast)
-    results = list(engine.fit(order, strategy, tuple(engine.clients)))
-    rows = [as_numpy(result.delta_KD) for result in results if isinstance(result, Updates)]
-    if sum(map(len, rows)) < len(engine.clients):
-        raise FedlearnError("a victim failed to train; see run.log")
-    return np.concatenate(rows)
-
-
 def _masked(made: Experiment, bound: float, victims: Examples) -> Attacked:
     """The real protocol, and what its server holds of each client before it adds them up."""
     settings = masking.secagg(clip_norm=bound, cohort=GROUP, protocol="full")
     strategy = settings.protect(made.plan.strategy)
-    integers_BD = updates_of(made, strategy, made.plan.local)
+    integers_BD = uploads(made, strategy, made.plan.local)
     seen_BD = np.concatenate(
         [_on_the_wire(integers_BD[start : start + GROUP]) for start in range(0, len(integers_BD) - 1, GROUP)]
     )
@@ -272,6 +248,10 @@ def _on_the_wire(integers_KD: np.ndarray) -> np.ndarray:
 
     drill.run(session, clients, registered, rows, watch=watch)
     return np.stack([seen[client] for client in sorted(seen)])
+
+
+def _two_digits(value: float) -> str:
+    return f"{round(value, 2) + 0:.2f}"  # no -0.00
 
 
 def picture(results: Sequence[Attacked], victims: Examples) -> Figure:

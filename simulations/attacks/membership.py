@@ -17,22 +17,20 @@ from fedlearn.config import Experiment, experiment
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import is_count, is_number, require
 from fedlearn.privacy.attacks import Roc, confidence, lira, roc
-from fedlearn.privacy.ledger import Ledger
-from fedlearn.privacy.mechanism import Mechanism, Population, none
-from fedlearn.privacy.protection import Release
+from fedlearn.privacy.mechanism import Mechanism, none
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from simulations import figures
-from simulations.attacks.inversion import updates_of
+from simulations.attacks.uploads import protected, uploads
 from simulations.inquiry import Inquiry, page, save, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DEFAULTS = {"members": 300, "shadows": 24, "label_noise": 0.15}
-PRESET = ("scenario=digits", "local.epochs=60", "local.learning_rate=0.3", "privacy.delta=1e-3")
+PRESET = ("scenario=digits", "local.optimizer=adamw", "local.learning_rate=0.01", "local.epochs=30")
 UNITS = ("none", "example", "local")
 FPR = 0.01
 
@@ -191,20 +189,13 @@ def _halves(data: FederatedData, pool: Pool) -> FederatedData:
 
 
 def _inferred(words: str, mechanism: Mechanism, made: Experiment, pool: Pool) -> Inferred:
-    size, steps = int(pool.member_MN[0].sum()), made.plan.local
-    mechanism.refuse(made.plan.strategy, steps)
-    population = Population(clients=made.engine.clients, rounds=1, size_of=lambda client: size)
-    strategy, local = mechanism.protect(made.plan.strategy, steps, population)
-    models_MD = made.scenario.trainer.init(made.plan.seed) + updates_of(made, strategy, local)
+    size = int(pool.member_MN[0].sum())
+    strategy, local, epsilon, delta = protected(mechanism, made, examples=size)
+    models_MD = made.scenario.trainer.init(made.plan.seed) + uploads(made, strategy, local)
     seen_MN = np.stack([_confidence(made, model_D, pool) for model_D in models_MD.astype(np.float32)])
     scores = {"LiRA": lira(seen_MN, pool.member_MN), "loss": seen_MN}
     curves = {name: roc(of_attack, pool.member_MN) for name, of_attack in scores.items()}
     right_MN = seen_MN[~pool.member_MN] > 0
-    epsilon, delta = None, None
-    if strategy.protection is not None:
-        release = Release(round=1, clients=(0,))
-        epsilon = strategy.protection.spent(strategy.protection.charge(Ledger(), release)).value
-        delta = strategy.protection.facts["delta"]
     return Inferred(protection=words, curves=curves, epsilon=epsilon, delta=delta, accuracy=float(np.mean(right_MN)))
 
 
