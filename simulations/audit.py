@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +40,6 @@ from fedlearn.scenario import Scenario
 from simulations import figures, models
 from simulations.exits import DONE, FAILED
 from simulations.inquiry import Inquiry, command, page, save, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DEFAULTS = {"canaries": 1000, "rounds": 1}
 FEWEST = 100
@@ -273,11 +270,9 @@ def caption(seen: Audited) -> str:
     )
 
 
-def picture(seen: Audited, found: Finding) -> Figure:
+def picture(seen: Audited, found: Finding) -> figures.Figure:
     """Scores of both kinds of canaries, and the bound beside the claim."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(figures.WIDTH, 3.2), layout="constrained")
+    figure = figures.blank(figures.WIDTH, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     _histograms(left, seen.scores)
     _bars(right, seen.claimed, found)

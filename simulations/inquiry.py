@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,9 +25,6 @@ from simulations.overrides import UsageError, compose
 from simulations.recipe import write_recipe
 from simulations.report import DOTS_PER_INCH, data_uri, template
 from simulations.run import arguments, set_environment
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 PAGE = "report.html"
 
@@ -87,7 +84,7 @@ def command(
     return exit_code(act)
 
 
-def save(asked: Inquiry, name: str, found: Mapping[str, Any], drawn: Mapping[str, Figure]) -> None:
+def save(asked: Inquiry, name: str, found: Mapping[str, Any], drawn: Mapping[str, figures.Figure]) -> None:
     """Write ``name.json`` and each figure as a PNG."""
     write_atomically(asked.folder / f"{name}.json", json.dumps(found, indent=2) + "\n")
     for title, figure in drawn.items():
@@ -130,7 +127,7 @@ def page(
     return asked.folder / PAGE
 
 
-def styled(draw: Callable[[], Figure]) -> Figure:
+def styled(draw: Callable[[], figures.Figure]) -> figures.Figure:
     """A figure in the look of the report's."""
     with figures.style():
         figure = draw()

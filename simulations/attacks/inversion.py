@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,6 @@ from fedlearn.strategy import Strategy
 from simulations import figures
 from simulations.attacks.uploads import protected, uploads
 from simulations.inquiry import Inquiry, page, save, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DEFAULTS = {"victims": 200, "clip": 1.0, "noise": [0.01, 0.1, 0.5, 1.0]}
 PRESET = ("scenario=digits", "local.learning_rate=1.0", "strategy.weighting=equal")
@@ -254,17 +251,15 @@ def _two_digits(value: float) -> str:
     return f"{round(value, 2) + 0:.2f}"  # no -0.00
 
 
-def picture(results: Sequence[Attacked], victims: Examples) -> Figure:
+def picture(results: Sequence[Attacked], victims: Examples) -> figures.Figure:
     """The first images, and what came back of them under each protection."""
-    from matplotlib.figure import Figure
-
     shown = min(SHOWN, len(victims))
     shape = victims.x.shape[1:3]
     rows: list[tuple[str, str, np.ndarray]] = [("original", "", victims.x.reshape(len(victims), -1))]
     rows += [
         (r.protection, f"labels {r.labels:.0%}\nimages {round(r.correlation, 2) + 0:.2f}", r.images_BF) for r in results
     ]
-    figure = Figure(figsize=(figures.WIDTH, 0.62 * len(rows) + 0.2), layout="constrained")
+    figure = figures.blank(figures.WIDTH, 0.62 * len(rows) + 0.2)
     axes = figure.subplots(len(rows), shown + 2, width_ratios=[2.6, *[1] * shown, 1.7], squeeze=False)
     for axis_row, (name, numbers, images_BF) in zip(axes, rows, strict=True):
         for axis in axis_row:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +25,6 @@ from fedlearn.strategy import Strategy
 from simulations import figures
 from simulations.attacks.uploads import protected, uploads
 from simulations.inquiry import Inquiry, page, save, styled
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DEFAULTS = {"members": 300, "shadows": 24, "label_noise": 0.15}
 PRESET = ("scenario=digits", "local.optimizer=adamw", "local.learning_rate=0.01", "local.epochs=30")
@@ -203,12 +200,9 @@ def _confidence(made: Experiment, model_D: np.ndarray, pool: Pool) -> np.ndarray
     return confidence(made.scenario.trainer.predict(model_D, pool.examples.x), pool.examples.y)
 
 
-def picture(results: list[Inferred]) -> Figure:
+def picture(results: list[Inferred]) -> figures.Figure:
     """ROC curves of the likelihood ratio attack, and what the claim allows."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
-
-    figure = Figure(figsize=(0.62 * figures.WIDTH, 0.56 * figures.WIDTH), layout="constrained")
+    figure = figures.blank(0.62 * figures.WIDTH, 0.56 * figures.WIDTH)
     axis = figure.subplots()
     smallest = 1e-3
     grid = np.geomspace(smallest, 1, 200)
@@ -223,7 +217,7 @@ def picture(results: list[Inferred]) -> Figure:
     axis.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
     axis.set(title="Members found", xlabel="others taken for members", ylabel="members found")
     for one in (axis.xaxis, axis.yaxis):
-        one.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        one.set_major_formatter(lambda share, place: f"{100 * share:g} %")
     axis.legend(loc="lower right", fontsize=7.5)
     axis.grid(color="#E6E6E6")
     return figure
