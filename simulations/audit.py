@@ -44,7 +44,6 @@ from simulations.inquiry import Inquiry, command, page, save, styled
 DEFAULTS = {"canaries": 1000, "rounds": 1}
 FEWEST = 100
 DELTA = 1e-5  # where nothing is claimed
-ENGINES = ("serial", "vector")
 USAGE = """Measures a lower bound on epsilon with canaries and holds it against what the ledger claims.
 
   python -m simulations.audit [group=option ...] [setting=value ...] [audit.canaries=1000] [audit.rounds=1]
@@ -74,11 +73,13 @@ class Audited:
         scores: of the canaries.
         last: the last audited round.
         unit: ``client`` or ``example``.
+        delta: of the claim.
     """
 
     scores: Scores
     last: Round
     unit: str
+    delta: float
 
     @property
     def claimed(self) -> float | None:
@@ -91,8 +92,8 @@ def main(words: Sequence[str] | None = None) -> int:
     return command(words, name="audit", usage=USAGE, defaults=DEFAULTS, body=_report)
 
 
-def audit(asked: Inquiry) -> tuple[Audited, Finding, float]:
-    """Release, look, and conclude; also the delta of the claim.
+def audit(asked: Inquiry) -> tuple[Audited, Finding]:
+    """Release, look, and conclude.
 
     Raises:
         SettingError: a setting is out of range, or there is nothing to audit in this combination.
@@ -103,16 +104,17 @@ def audit(asked: Inquiry) -> tuple[Audited, Finding, float]:
     require(enough, "audit.canaries", canaries, f"a whole number >= {FEWEST}", "audit.canaries=1000")
     fits = is_count(rounds) and rounds <= planned
     require(fits, "audit.rounds", rounds, f"a whole number of rounds in 1..{planned}, which are planned", "rounds=20")
-    engine = str(asked.cfg.engine["_target_"]).rpartition(".")[2]
-    require(engine in ENGINES, "engine", engine, "serial or vector: canaries live in this process", "engine=vector")
     seen = _examples(asked) if asked.plan.privacy.kind == "example" else _clients(asked)
-    protection = seen[1].plan.strategy.protection
+    return seen, examine(seen.scores, delta=seen.delta, gaussian=is_gaussian(seen.last.state.ledger))
+
+
+def _audited(made: Experiment, scores: Scores, last: Round, unit: str) -> Audited:
+    protection = made.plan.strategy.protection
     delta = DELTA if protection is None else float(protection.facts["delta"])
-    found = examine(seen[0].scores, delta=delta, gaussian=is_gaussian(seen[0].last.state.ledger))
-    return seen[0], found, delta
+    return Audited(scores=scores, last=last, unit=unit, delta=delta)
 
 
-def _clients(asked: Inquiry) -> tuple[Audited, Experiment]:
+def _clients(asked: Inquiry) -> Audited:
     """Canaries in the place of clients. The server's optimiser is left out: it only sees what is released."""
     plan, count = asked.plan, int(asked.own["canaries"])
     plan = replace(plan, strategy=replace(plan.strategy, server=sgd()), local=replace(plan.local, epochs=1, steps=1))
@@ -134,7 +136,7 @@ def _clients(asked: Inquiry) -> tuple[Audited, Experiment]:
     last, released_D = _run(made, int(asked.own["rounds"]), ear)
     alone = plan.privacy.kind == "local"  # what a client sends is itself the release
     seen_M = ear.heard_M if alone else released_D[canaries.place_M]
-    return Audited(scores=canaries.told_apart(seen_M), last=last, unit="client"), made
+    return _audited(made, canaries.told_apart(seen_M), last, "client")
 
 
 def _one_each(data: FederatedData, present: np.ndarray) -> FederatedData:
@@ -146,7 +148,7 @@ def _one_each(data: FederatedData, present: np.ndarray) -> FederatedData:
     return replace(data, clients=clients, names={}, train=lambda client: one, test=lambda client: none)
 
 
-def _examples(asked: Inquiry) -> tuple[Audited, Experiment]:
+def _examples(asked: Inquiry) -> Audited:
     """Canaries as the examples of one client, the release being what that client sends."""
     plan, count = asked.plan, int(asked.own["canaries"])
     strategy = replace(plan.strategy, select=everyone(), aggregate=mean(weighting="equal"), server=sgd())
@@ -162,7 +164,7 @@ def _examples(asked: Inquiry) -> tuple[Audited, Experiment]:
     last, released_D = _run(made, int(asked.own["rounds"]), None)
     weight = made.scenario.trainer.layout.slices["out.weight"]
     seen_M = released_D[weight][canaries.place_M]
-    return Audited(scores=canaries.told_apart(seen_M), last=last, unit="example"), made
+    return _audited(made, canaries.told_apart(seen_M), last, "example")
 
 
 def _pushed(canaries: Canaries) -> FederatedData:
@@ -210,7 +212,7 @@ def verdict(claimed: float | None, found: Finding) -> str:
 
 
 def _report(asked: Inquiry) -> int:
-    seen, found, delta = audit(asked)
+    seen, found = audit(asked)
     alarm = seen.claimed is not None and found.bound > seen.claimed
     text, kind = verdict(seen.claimed, found), asked.plan.privacy.kind
     numbers = {
@@ -218,7 +220,7 @@ def _report(asked: Inquiry) -> int:
         "unit": seen.unit,
         "canaries": asked.own["canaries"],
         "rounds": seen.last.number,
-        "delta": delta,
+        "delta": seen.delta,
         "claimed_epsilon": seen.claimed,
         **asdict(found),
         "significance": SIGNIFICANCE,
@@ -232,7 +234,7 @@ def _report(asked: Inquiry) -> int:
         title=f"Audit of privacy={kind}",
         verdict=text,
         alarm=alarm,
-        rows=_rows(asked, seen, delta, found),
+        rows=_rows(asked, seen, found),
         table=[
             ("", "epsilon ≥", "claimed ≤", "could see", "AUC", "found at 1 % false"),
             (
@@ -250,13 +252,13 @@ def _report(asked: Inquiry) -> int:
     return FAILED if alarm else DONE
 
 
-def _rows(asked: Inquiry, seen: Audited, delta: float, found: Finding) -> list[tuple[str, str]]:
+def _rows(asked: Inquiry, seen: Audited, found: Finding) -> list[tuple[str, str]]:
     included, excluded = len(seen.scores.included), len(seen.scores.excluded)
     return [
         ("Mechanism", asked.plan.privacy.kind),
         ("Canaries", f"{included + excluded:,} {seen.unit}s, of which {included:,} were in"),
         ("Rounds", f"{seen.last.number:,}"),
-        ("Delta", f"{delta:g}"),
+        ("Delta", f"{seen.delta:g}"),
         ("Bound", f"one run, {1 - SIGNIFICANCE:.0%} confidence, the mechanism taken for {found.law}"),
     ]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.checkpoint import write_atomically
 from fedlearn.config import Plan, plan
-from fedlearn.errors import FedlearnError
-from fedlearn.targets import refuse_unknown
+from fedlearn.errors import FedlearnError, require
+from fedlearn.targets import BuildError, refuse_unknown
 from simulations import figures
 from simulations.exits import exit_code
 from simulations.folder import at_work, claim
 from simulations.interrupt import terminate_as_interrupt
-from simulations.overrides import UsageError, compose
+from simulations.overrides import Job, UsageError, compose
 from simulations.recipe import write_recipe
 from simulations.report import DOTS_PER_INCH, data_uri, template
 from simulations.run import arguments, set_environment
 
 PAGE = "report.html"
+ENGINES = ("serial", "vector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +73,26 @@ def command(
         sys.stdout.write(usage)
         return 0
     terminate_as_interrupt()
+    own = [word for word in given if word.startswith(f"{name}.")]
+    args = arguments([word for word in given if word not in own and not word.startswith("kind=")])
 
     def act() -> int:
-        own = [word for word in given if word.startswith(f"{name}.")]
-        args = arguments([word for word in given if word not in own and not word.startswith("kind=")])
-        asked = _asked(args, name, _settings(name, own, defaults), preset, given)
-        set_environment(asked.cfg)
-        with _at_home(asked):
-            return body(asked)
+        settings = _settings(name, own, defaults)
+        job, chosen = _composed(args, name, preset)
+        _require_engine(job.cfg)
+        planned = plan(job.cfg)
+        set_environment(job.cfg)
+        claimed = claim(job.folder, chosen=chosen)
+        again = shlex.join(["python", "-m", f"simulations.{name}", *given])
+        try:
+            with at_work(claimed.path):
+                write_recipe(claimed.path, job.cfg)
+                return body(Inquiry(cfg=job.cfg, plan=planned, own=settings, folder=claimed.path, command=again))
+        except BuildError:  # its traceback is in the log
+            raise
+        except (FedlearnError, KeyboardInterrupt):
+            claimed.give_up()
+            raise
 
     return exit_code(act)
 
@@ -146,34 +159,19 @@ def _settings(name: str, words: Sequence[str], defaults: Mapping[str, Any]) -> d
     return {**defaults, **{str(key): value for key, value in given.items()}}
 
 
-def _asked(args: Namespace, name: str, own: Mapping[str, Any], preset: Sequence[str], given: Sequence[str]) -> Inquiry:
+def _require_engine(cfg: DictConfig) -> None:
+    engine = str(cfg.engine.get("_target_")).rpartition(".")[2]
+    expected = "serial or vector: what is put among the clients lives in this process"
+    require(engine in ENGINES, "engine", engine, expected, "engine=vector")
+
+
+def _composed(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
+    """The settings, and whether the user chose the folder."""
     if args.multirun:
         raise UsageError(f"-m sweeps runs, not what simulations.{name} does\n  try       one after another")
-    chosen = any(word.startswith("hydra.run.dir=") for word in args.overrides)
-    folder = [] if chosen else [f"hydra.run.dir=outputs/{name}/${{run_name}}/${{now:%Y-%m-%d_%H-%M-%S}}"]
     said = {word.lstrip("+").partition("=")[0] for word in args.overrides}
     presets = [] if args.config_path else [word for word in preset if word.partition("=")[0] not in said]
+    chosen = "hydra.run.dir" in said
+    folder = [] if chosen else [f"hydra.run.dir=outputs/{name}/${{run_name}}/${{now:%Y-%m-%d_%H-%M-%S}}"]
     args.overrides = [*presets, *folder, *args.overrides]
-    job = compose(args)[0]
-    planned = plan(job.cfg)
-    made = claim(job.folder, chosen=chosen)
-    words = " ".join(given)
-    return Inquiry(
-        cfg=job.cfg, plan=planned, own=own, folder=made.path, command=f"python -m simulations.{name} {words}"
-    )
-
-
-@contextmanager
-def _at_home(asked: Inquiry) -> Iterator[None]:
-    """The folder, with its settings and its log; gone again where there was nothing to do in it."""
-    try:
-        with at_work(asked.folder):
-            write_recipe(asked.folder, asked.cfg)
-            yield
-    except FedlearnError:
-        claimed = sorted(path.name for path in asked.folder.iterdir())
-        if set(claimed) <= {"config.yaml", "run.log", ".lock"}:
-            for path in asked.folder.iterdir():
-                path.unlink()
-            asked.folder.rmdir()
-        raise
+    return compose(args)[0], chosen

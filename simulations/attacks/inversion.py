@@ -170,7 +170,7 @@ def _one_each(data: FederatedData, victims: Examples) -> FederatedData:
 
 
 def _attacked(asked: Inquiry, made: Experiment, victims: Examples) -> Iterator[Attacked]:
-    plan, bound = made.plan, float(asked.own["clip"])
+    plan, bound = made.plan, asked.own["clip"]
     yield _result("nothing", made, plan.strategy, plan.local, victims)
     clipped = replace(plan.strategy, stages=(*plan.strategy.stages, clip(bound)))
     yield _result(f"clipped to {bound:g}", made, clipped, plan.local, victims)

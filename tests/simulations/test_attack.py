@@ -80,6 +80,8 @@ def test_members_are_found_without_protection_and_hardly_with_dp_sgd(attacked):
         (["kind=inversion", "scenario=diabetes"], "one that classifies images"),
         (["kind=inversion", "model=cnn"], "affine first layer"),
         (["kind=inversion", "attack.noise=[0]"], "attack.noise is [0]"),
+        (["kind=inversion", "attack.clip=x", "attack.victims=5"], "clip is x"),
+        (["kind=inversion", "engine=ray"], "engine=vector"),
         (["kind=inversion", "attack.shadows=9"], "there is no shadows"),
         (["kind=membership", "attack.members=2000"], "attack.members is 2000"),
         (["kind=membership", "scenario=diabetes"], "one that classifies"),
