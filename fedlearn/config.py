@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -80,15 +80,22 @@ def plan(cfg: DictConfig) -> Plan:
     )
 
 
-def experiment(cfg: DictConfig, planned: Plan | None = None) -> Experiment:
+def experiment(
+    cfg: DictConfig, planned: Plan | None = None, *, staged: Callable[[Scenario], Scenario] = lambda scenario: scenario
+) -> Experiment:
     """Build the rest: data, trainer, engine.
+
+    Args:
+        cfg: all settings.
+        planned: from `plan`.
+        staged: what to make of the scenario before it is protected and handed to the engine: an audit puts canaries in.
 
     Raises:
         FedlearnError: as `plan`; also if data or an optional dependency are missing.
     """
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
-    scenario = _of_kind(Scenario, cfg, "scenario", allow)
+    scenario = staged(_of_kind(Scenario, cfg, "scenario", allow))
     planned = protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
     planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))

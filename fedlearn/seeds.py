@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     EVALUATE = 7
     NOISE = 8
     MASKS = 9
+    CANARIES = 10
+    SHADOWS = 11
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

@@ -55,6 +55,13 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(dict(STYLE))
 
 
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
 def metric_name(metric: str, *, inline: bool = False) -> str:
     """A metric's name as readers know it, within a sentence or by itself.
 
@@ -66,9 +73,7 @@ def metric_name(metric: str, *, inline: bool = False) -> str:
 
 def convergence(history: History, main: str) -> Figure:
     """Loss and main metric over rounds: all test examples together, and how the clients spread around them."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    figure = blank(WIDTH, 3.3)
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", main), strict=True):
         _curves(axis, [line for line in history if line["test"]], metric)
@@ -99,15 +104,13 @@ def _curves(axis: Axes, evaluated: History, metric: str) -> None:
 
 def fairness(clients: Sequence[Mapping[str, Any]], main: str) -> Figure:
     """The main metric of each client where it is defined, worst first, and the mean over clients."""
-    from matplotlib.figure import Figure
-
     defined = [row for row in clients if row[main] is not None]
     ordered = sorted(defined, key=lambda row: row[main], reverse=not higher_is_better(main))
     values = _numbers(row[main] for row in ordered)
     num_worst = max(1, math.ceil(0.1 * len(values)))
     colors = [WORST if k < num_worst else POOLED for k in range(len(values))]
     named = len(ordered) <= MOST_BARS
-    figure = Figure(figsize=(WIDTH, 1.3 + 0.24 * len(ordered) if named else 3.3), layout="constrained")
+    figure = blank(WIDTH, 1.3 + 0.24 * len(ordered) if named else 3.3)
     axis = figure.subplots()
     (_named_bars if named else _thin_bars)(axis, ordered, values, colors, main)
     axis.set_title(f"{metric_name(main)} by client")
@@ -158,13 +161,11 @@ def _thin_bars(
 
 def partition(lie: Mapping[str, Any]) -> Figure:
     """How many training examples of each class, or of each range of the target, lie at each client."""
-    from matplotlib.figure import Figure
-
     rows, labelled = lie["clients"], lie["kind"] == "labels"
     counts = np.array([row["counts"] for row in rows])
     num_columns = counts.shape[1]
     height = 1.3 + max(1.2, min(7.0, 0.27 * len(rows)))
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = blank(WIDTH, height)
     axis = figure.subplots()
     image = axis.imshow(counts, cmap="Blues", vmin=0, vmax=max(1, counts.max(initial=0)), aspect="auto")
     axis.set(title="Training examples by client", xlabel="class" if labelled else "target", ylabel="client")

@@ -89,9 +89,8 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     run = read_run(folder)
-    template = _template()
-    images = {name: _data_uri(path) for name, path in draw_figures(run, folder / "figures").items()}
-    page = template.render(
+    images = {name: data_uri(path) for name, path in draw_figures(run, folder / "figures").items()}
+    page = template("report.html").render(
         title=_title(run),
         run=run,
         facts=facts(run),
@@ -206,18 +205,22 @@ def _title(run: RunFolder) -> str:
     return " · ".join(name for name in names if name) or "run"
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """One of the templates beside this file.
+
+    Raises:
+        MissingExtra: Jinja2 is not installed.
+    """
     try:
         import jinja2
     except ImportError as missing:
         raise MissingExtra("report.html", "report") from missing
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
-        "report.html"
-    )
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
 
 
-def _data_uri(path: Path) -> str:
+def data_uri(path: Path) -> str:
+    """A PNG file as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 

@@ -83,7 +83,7 @@ HOMES = {
         "fedlearn/privacy/plan.py",
     ],
     "dp_accounting": ["fedlearn/privacy/accounting.py"],
-    "jax_privacy": ["fedlearn/privacy/mechanisms/ftrl.py"],
+    "jax_privacy": ["fedlearn/privacy/audit.py", "fedlearn/privacy/mechanisms/ftrl.py"],
     "flwr": ["fedlearn/engines/grid.py", "fedlearn/engines/flower.py", *FLOWER],
 }
 

@@ -48,8 +48,8 @@ def test_the_run_settings_are_those_of_the_records_with_their_defaults():
     assert {name: config[name] for name in schedule} == schedule
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
-def test_every_experiment_composes_and_states_the_published_result(name):
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("flamby_heart_fed*.yaml")))
+def test_every_flamby_experiment_composes_and_states_the_published_result(name):
     from simulations.overrides import compose
     from simulations.run import arguments
 
@@ -58,3 +58,14 @@ def test_every_experiment_composes_and_states_the_published_result(name):
     assert job.cfg.strategy._target_ == f"strategies.{name.rpartition('_')[2]}"
     assert (job.cfg.rounds, job.cfg.local.steps, job.cfg.local.batch_size) == (15, 100, 4)
     assert "Published pooled-test accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*_dp*.yaml")))
+def test_every_private_experiment_can_be_planned_and_states_the_accuracy_to_expect(name):
+    from fedlearn.config import plan
+    from simulations.overrides import compose
+    from simulations.run import arguments
+
+    (job,) = compose(arguments([f"experiment={name}"]))
+    assert plan(job.cfg).privacy.kind in ("central", "example")
+    assert "# Accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()

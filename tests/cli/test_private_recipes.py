@@ -1,0 +1,59 @@
+"""Recipes with differential privacy reach what their headers say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedlearn import federate, judge, start
+from fedlearn.config import experiment
+from fedlearn.errors import DataError
+from fedlearn.records import Round
+from simulations.overrides import compose
+from simulations.run import arguments
+
+pytest.importorskip("torch")
+pytest.importorskip("dp_accounting")
+
+
+def last_round(*words: str) -> Round:
+    (job,) = compose(arguments([*words, "evaluate_every=1000"]))
+    try:
+        made = experiment(job.cfg)
+    except DataError as error:
+        pytest.skip(f"the data cannot be had here: {error}")
+    plan, evaluate = made.plan, judge(made.scenario)
+    state = start(plan.strategy, made.scenario.trainer.init(plan.seed), made.engine, seed=plan.seed)
+    *_, last = federate(plan.strategy, made.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
+    made.engine.close()
+    return last
+
+
+# epsilon -> (accuracy here, published with Opacus), means over hospitals and five seeds
+FLAMBY = {5: (0.733, 0.7036), 1: (0.736, 0.6853), 0.1: (0.662, 0.6056)}
+
+
+@pytest.mark.parametrize("epsilon", FLAMBY)
+def test_flamby_heart_with_dp_sgd_is_as_accurate_as_its_header_says_and_no_less_than_published(epsilon):
+    words = ["experiment=flamby_heart_dp", f"privacy.epsilon={epsilon}"]
+    done = [last_round(*words, f"seed={seed}") for seed in range(42, 47)]
+    accuracy = np.mean([last.evaluation.mean("accuracy") for last in done])
+    expected, published = FLAMBY[epsilon]
+    assert accuracy == pytest.approx(expected, abs=0.03)
+    assert accuracy > published
+    assert max(last.privacy.value for last in done) <= epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "accuracy"), [(2.9, 0.935), (6.9, 0.934)])
+def test_dp_sgd_on_digits_is_as_accurate_as_its_header_says(epsilon, accuracy):
+    last = last_round("experiment=digits_dp_sgd", f"privacy.epsilon={epsilon}")
+    assert last.evaluation.pooled["accuracy"] == pytest.approx(accuracy, abs=0.03)
+    assert last.privacy.value <= epsilon
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "accuracy"), [(8, 0.896), (2, 0.891)])
+def test_central_dp_on_digits_is_as_accurate_as_its_header_says(epsilon, accuracy):
+    last = last_round("experiment=digits_central_dp", f"privacy.epsilon={epsilon}")
+    assert last.evaluation.pooled["accuracy"] == pytest.approx(accuracy, abs=0.03)
+    assert last.privacy.value <= epsilon

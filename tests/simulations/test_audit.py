@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from importlib import import_module
+
+import pytest
+
+from fedlearn import masking
+from fedlearn.noise import noisy
+from fedlearn.privacy.accounting import largest
+from fedlearn.privacy.ledger import Event
+from fedlearn.privacy.mechanism import Mechanism, with_protection
+from fedlearn.privacy.protection import Protection
+from fedlearn.trainers.torch import TorchTrainer
+from simulations.audit import main
+
+DIGITS = ["scenario=digits", "report=false"]
+EQUAL = [*DIGITS, "strategy.weighting=equal"]
+ONE = "privacy.noise_multiplier=1"
+MECHANISMS = {
+    "central": [*EQUAL, "privacy=central", ONE],
+    "adaptive": [*EQUAL, "privacy=central", "privacy.clip=adaptive", ONE],
+    "ftrl": [*EQUAL, "privacy=ftrl", "privacy.matrix=tree", ONE, "rounds=3", "audit.rounds=3"],
+    "local": [*EQUAL, "privacy=local", "privacy.noise_multiplier=2"],
+    "example": [*DIGITS, "privacy=example", ONE, "local.batch_size=1000"],
+}
+
+
+@pytest.fixture
+def audited(tmp_path, monkeypatch):
+    """``audited(*words) -> (exit code, what audit.json says)``."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str, folder: str = "found") -> tuple[int, dict]:
+        code = main([*words, f"hydra.run.dir={folder}"])
+        path = tmp_path / folder / "audit.json"
+        return code, json.loads(path.read_text()) if path.exists() else {}
+
+    return command
+
+
+@pytest.fixture
+def weakened(monkeypatch):
+    """A build whose noise is five times too small, everywhere."""
+
+    def fifth(update, draws, std):
+        return noisy(update, draws, std / 5)
+
+    for name in ("central", "local", "ftrl"):
+        monkeypatch.setattr(import_module(f"fedlearn.privacy.mechanisms.{name}"), "noisy", fifth)
+    right = TorchTrainer._noise
+
+    def too_small(self, order, one):
+        fill = right(self, order, one)
+        return lambda noise: (fill(noise), noise.mul_(0.2))
+
+    monkeypatch.setattr(TorchTrainer, "_noise", too_small)
+
+
+@pytest.mark.parametrize("words", MECHANISMS.values(), ids=MECHANISMS)
+def test_the_bound_is_below_the_claim_of_every_mechanism(words, audited, tmp_path):
+    code, found = audited(*words)
+    assert code == 0
+    assert 0.8 < found["bound"] < found["claimed_epsilon"] == pytest.approx(4.377178, rel=1e-3)
+    assert (tmp_path / "found" / "scores.png").stat().st_size > 10_000
+    assert "The claim stands" in (tmp_path / "found" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("weakened")
+@pytest.mark.parametrize("words", MECHANISMS.values(), ids=MECHANISMS)
+def test_a_build_whose_noise_is_five_times_too_small_is_caught(words, audited, capsys):
+    code, found = audited(*words)
+    assert code == 3
+    assert found["alarm"]
+    assert found["bound"] > found["claimed_epsilon"]
+    assert "ALARM" in capsys.readouterr().out
+
+
+def test_a_build_that_does_not_clip_is_caught(audited, monkeypatch):
+    central = import_module("fedlearn.privacy.mechanisms.central")
+    monkeypatch.setattr(central, "bounded", lambda update, bound: update)
+    assert audited(*MECHANISMS["central"])[0] == 3
+
+
+def test_without_protection_the_bound_is_above_six(audited):
+    code, found = audited(*DIGITS)
+    assert (code, found["claimed_epsilon"]) == (0, None)
+    assert found["bound"] > 6
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [*EQUAL, "privacy=central", ONE, "strategy.clients_per_round=250"],
+        [*EQUAL, "privacy=central", ONE, "strategy.clients_per_round=500", "privacy.sampling=fixed_size"],
+        [*DIGITS, "privacy=example", ONE, "local.batch_size=100"],
+    ],
+    ids=["poisson", "fixed_size", "batches"],
+)
+def test_where_the_claim_counts_on_sampling_no_law_is_assumed_and_the_bound_is_below_it(words, audited):
+    code, found = audited(*words)
+    assert code == 0
+    assert 0 < found["bound"] < found["claimed_epsilon"]
+    assert found["law"].startswith("any")
+
+
+def test_the_jax_twin_of_dp_sgd_is_audited_as_well(audited):
+    pytest.importorskip("jax")
+    code, found = audited(*MECHANISMS["example"], "framework=jax")
+    assert code == 0
+    assert 0.8 < found["bound"] < found["claimed_epsilon"]
+
+
+def masked(**settings) -> Mechanism:
+    """Noise of the clients themselves, with the claim that its cost makes."""
+    made = masking.distributed(clip_norm=1.0, noise_multiplier=1.0, **settings)
+
+    def protect(strategy, local, population):
+        release = made.release(made.cohort_of(strategy, population.num_clients))
+        protection = Protection(
+            charge=lambda ledger, release_: ledger.charged(Event(release.gaussian)),
+            spent=lambda ledger: largest([ledger.federation], delta=1e-5),
+            facts={"delta": 1e-5, "adjacency": "one client more or less"},
+        )
+        return with_protection(made.protect(strategy, num_clients=population.num_clients), protection=protection), local
+
+    return Mechanism(refuse=lambda strategy, local: None, protect=protect, kind="distributed")
+
+
+@pytest.mark.parametrize("noise", ["skellam", "discrete_gaussian"])
+def test_the_bound_on_a_sum_with_distributed_noise_is_below_its_claim_and_weaker_noise_is_caught(
+    noise, audited, monkeypatch
+):
+    pytest.importorskip("cryptography")
+    monkeypatch.setattr("fedlearn.config.none", partial(masked, noise=noise))
+    words = [*EQUAL, "~privacy", "audit.canaries=1000"]
+    code, found = audited(*words)
+    assert code == 0
+    assert 0.3 < found["bound"] < found["claimed_epsilon"] == pytest.approx(4.38, abs=0.05)
+    right = masking.draw
+    monkeypatch.setattr(masking, "draw", lambda kind, std, *args: right(kind, std / 8, *args))
+    assert audited(*words, folder="weak")[0] == 3  # half the cohort may drop out: there is twice the variance claimed
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["audit.canaries=5"], "audit.canaries is 5"),
+        (["audit.canaries=100000"], "at most 4810"),
+        (["audit.rounds=21"], "audit.rounds is 21"),
+        (["audit.canary=100"], "audit.canaries=100"),
+        (["privacy=centrl"], "did you mean privacy=central?"),
+        (["privacy=central", ONE], "strategy.weighting=equal"),
+        (["engine=ray"], "engine=vector"),
+        (["-m", "seed=1,2"], "one after another"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_cannot_be_audited_is_refused_and_leaves_no_folder(words, says, audited, tmp_path, capsys):
+    assert audited(*DIGITS, *words)[0] == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "found").exists()
+
+
+def test_without_jax_privacy_the_message_names_the_extra(audited, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "jax_privacy", None)
+    assert audited(*DIGITS)[0] == 2
+    assert "pip install 'fedlearn[audit]'" in capsys.readouterr().err
+
+
+def test_help_says_what_can_be_asked(capsys):
+    assert main(["--help"]) == 0
+    assert "audit.canaries" in capsys.readouterr().out
