@@ -133,7 +133,7 @@ def _written(asked: Inquiry, results: list[Inferred], text: str) -> int:
         ],
         table=table,
         captions={
-            "members": "Share of members found against the share of others taken for members, both on logarithmic axes: "
+            "members": "Share of members found against the share of others taken for members, on logarithmic axes: "
             "what counts is the left end. Dotted: the most that the claimed epsilon allows; dashed: guessing."
         },
     )
