@@ -78,7 +78,7 @@ def infer(asked: Inquiry) -> int:
         made.engine.close()
     text = verdict(results)
     numbers = {"kind": "membership", "verdict": text, **asked.own, "results": [_plain(result) for result in results]}
-    save(asked, "attack", numbers, {"roc": styled(lambda: picture(results))})
+    save(asked, "attack", numbers, {"members": styled(lambda: picture(results))})
     return _written(asked, results, text)
 
 
@@ -129,10 +129,11 @@ def _written(asked: Inquiry, results: list[Inferred], text: str) -> int:
             ("Target", f"the model that a client with {own['members']} examples sends, each model in turn"),
             ("Shadows", f"{own['shadows']} models trained alike on other random halves of the same examples"),
             ("Labels", f"{own['label_noise']:.0%} of them wrong, which only memory can fit"),
+            ("Accuracy", "on examples that a model was not trained on, wrong labels included"),
         ],
         table=table,
         captions={
-            "roc": "Share of members found against the share of others taken for members, both on logarithmic axes: "
+            "members": "Share of members found against the share of others taken for members, on logarithmic axes: "
             "what counts is the left end. Dotted: the most that the claimed epsilon allows; dashed: guessing."
         },
     )

@@ -69,7 +69,7 @@ def test_members_are_found_without_protection_and_hardly_with_dp_sgd(attacked):
     assert dp["attacks"]["LiRA"]["auc"] < 0.65
     assert dp["attacks"]["LiRA"]["tpr_at_1_percent"] <= dp["allowed_tpr_at_1_percent"]
     assert 6 < dp["epsilon"] < 9
-    assert (folder / "roc.png").stat().st_size > 10_000
+    assert (folder / "members.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
