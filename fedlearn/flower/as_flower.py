@@ -69,12 +69,12 @@ def _refuse_work_at_clients(strategy: Strategy) -> None:
             "the strategy changes how clients train, which a Flower ClientApp does as it will\n"
             "  try       LocalRule plain, and the change in the ClientApp itself"
         )
+    if strategy.protection is not None or any(stage.event is not None for stage in strategy.stages):
+        raise CompositionError(
+            "the strategy claims privacy, which rests on bounds that nobody holds a ClientApp to\n"
+            "  try       python -m fedlearn.deploy.submit, or Flower's own differential privacy strategies and mods"
+        )
     for number, stage in enumerate(strategy.stages):
-        if stage.event is not None:
-            raise CompositionError(
-                f"stage {number} of the strategy claims privacy, which rests on bounds that nobody holds clients to\n"
-                "  try       Flower's own differential privacy strategies and mods"
-            )
         if stage.client != identity:
             raise CompositionError(
                 f"stage {number} of the strategy works at clients, where a Flower ClientApp knows nothing of it\n"

@@ -98,7 +98,8 @@ def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updat
             raise WireError(f"the reply has no {name}")
     vectors = {"delta": arrays["delta"], **sent}
     if sorted(vectors) != sorted(sizes) or sorted(totals) != sorted(counts):
-        raise WireError(f"the reply brings {sorted(vectors)}, expected {sorted(sizes)}")
+        extra = sorted(sizes.keys() - {"delta"})
+        raise WireError(f"the reply brings {sorted(sent)} besides updates, expected {extra}")
     for name, rows_KD in vectors.items():
         require_form(rows_KD, (k, sizes[name]), np.float32, name)
     for name in ("num_examples", "num_steps"):

@@ -20,6 +20,7 @@ from fedlearn.deploy.absent import absent_scenario
 from fedlearn.deploy.policy import Reveal
 from fedlearn.flower.members import FederationError
 from fedlearn.flower.parcel import pack, unpack
+from fedlearn.privacy.protection import Protection
 
 
 def simulated(made, rounds=3, **schedule):
@@ -241,9 +242,8 @@ def test_a_round_closes_with_enough_updates_and_spares_do_not_count_as_failures(
 def test_closing_early_is_refused_where_a_privacy_claim_rests_on_the_draw(federation):
     made = federation(enough=1)
     strategy = build(made.words["strategy"], "strategy")
-    from fedlearn import Stage, mean
-
-    private = replace(strategy, stages=(Stage(event="gaussian"),), aggregate=mean(weighting="equal"))
+    promise = Protection(charge=lambda ledger, release: ledger, spent=lambda ledger: None, facts={})
+    private = replace(strategy, protection=promise)
     with pytest.raises(SettingError, match=r"engine\.enough"):
         list(made.engine.fit(None, private, [0]))
 

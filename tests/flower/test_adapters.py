@@ -26,7 +26,6 @@ from fedlearn import (
     clip,
     everyone,
     federate,
-    mean,
     serial,
     start,
     vector,
@@ -35,6 +34,7 @@ from fedlearn.errors import CheckpointError, FedlearnError
 from fedlearn.flower.as_flower import as_flower
 from fedlearn.flower.from_flower import from_flower
 from fedlearn.flower.grid import InProcessGrid
+from fedlearn.privacy.protection import Protection
 from fedlearn.testing import LinearTrainer, check_strategy, linear_problem
 from fedlearn.transform import Transform
 
@@ -297,9 +297,9 @@ def test_work_at_clients_cannot_travel_and_is_refused():
         as_flower(strategies.fedprox())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
         as_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
-    noisy = Strategy(select=everyone(), stages=(Stage(event="noise"),), aggregate=mean(weighting="equal"))
-    with pytest.raises(CompositionError, match="stage 0 of the strategy claims privacy"):
-        as_flower(noisy)
+    promise = Protection(charge=lambda ledger, release: ledger, spent=lambda ledger: None, facts={})
+    with pytest.raises(CompositionError, match="the strategy claims privacy"):
+        as_flower(replace(strategies.fedavg(), protection=promise))
     with pytest.raises(SettingError, match="fraction_train is"):
         as_flower(strategies.fedavg(), fraction_train=0.5)
 
