@@ -1,0 +1,95 @@
+"""The same model on a GPU as on the CPU, with data, blocks and aggregation on the device."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedlearn import LocalSettings, Order, Schedule, federate, plain, start, vector
+from fedlearn.records import ExampleDP, Work
+from fedlearn.testing import check_trainer
+from simulations import models
+from strategies import fedadam, fedprox
+
+torch = pytest.importorskip("torch")
+jax = pytest.importorskip("jax")
+
+
+def has_gpu(framework):
+    return torch.cuda.is_available() if framework == "torch" else bool(jax_gpus())
+
+
+def jax_gpus():
+    try:
+        return jax.devices("cuda")
+    except RuntimeError:
+        return []
+
+
+@pytest.fixture(params=["torch", "jax"])
+def framework(request):
+    if not has_gpu(request.param):
+        pytest.skip(f"{request.param} sees no GPU")
+    return request.param
+
+
+@pytest.fixture
+def data(digits):
+    from fedlearn.data.arrays import from_arrays
+
+    x, y = digits
+    return from_arrays(x[:600], y[:600], assignment=np.arange(600) % 12, task="multiclass")
+
+
+def trainer(data, framework, device, model="mlp"):
+    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework, device=device)[0]
+
+
+@pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
+def test_the_trainer_contract_holds_on_a_gpu(data, framework, model):
+    clients = [data.train(client) for client in range(5)]
+    check_trainer(trainer(data, framework, "cuda:0", model), clients, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("strategy", [fedprox(mu=0.1), fedadam(learning_rate=0.03)], ids=["fedprox", "fedadam"])
+def test_a_run_on_a_gpu_ends_where_one_on_the_cpu_does(data, framework, strategy):
+    ends = []
+    for device in ("cpu", "cuda:0"):
+        engine = vector(data, trainer(data, framework, device))
+        state = start(strategy, engine.trainer.init(1), engine, seed=1)
+        for done in federate(strategy, engine, state, schedule=Schedule(rounds=10), local=LocalSettings(batch_size=16)):
+            state = done.state
+        ends.append(np.asarray(state.params_D.cpu() if hasattr(state.params_D, "cpu") else state.params_D))
+        engine.close()
+    assert np.abs(ends[0] - ends[1]).max() < 1e-4
+
+
+def test_clipped_gradients_on_a_gpu_are_those_of_the_cpu(data, framework):
+    deltas = []
+    for device in ("cpu", "cuda:0"):
+        made = trainer(data, framework, device)
+        dp = ExampleDP(clip=0.5, noise_multiplier=0.0)
+        order = Order(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16, example_dp=dp))
+        work = [Work(client=client, examples=data.train(client)) for client in range(4)]
+        updates = replace(made.fit(order, plain, work), metrics={})
+        deltas.append(np.asarray(updates.delta_KD.cpu() if hasattr(updates.delta_KD, "cpu") else updates.delta_KD))
+    assert np.abs(deltas[0] - deltas[1]).max() < 1e-5
+
+
+def test_jax_leaves_memory_of_a_gpu_to_others():
+    import subprocess
+    import sys
+
+    if not has_gpu("jax"):
+        pytest.skip("jax sees no GPU")
+    code = """
+from omegaconf import OmegaConf
+from simulations.run import set_environment
+set_environment(OmegaConf.create({"framework": "jax"}))
+import jax
+device = jax.devices("cuda")[0]
+jax.numpy.zeros(10, device=device).block_until_ready()
+print(device.memory_stats()["pool_bytes"] < 2**30)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
