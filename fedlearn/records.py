@@ -77,6 +77,10 @@ class LocalSettings:
         decays = is_number(self.weight_decay, at_least=0)
         require(decays, "weight_decay", self.weight_decay, "a number >= 0", "weight_decay=0.0001")
 
+    def steps_of(self, num_examples: Any) -> Any:
+        """Local steps that a client with so many examples takes in a round; of many clients for an array."""
+        return self.steps + 0 * num_examples if self.steps else self.epochs * -(-num_examples // self.batch_size)
+
 
 @dataclass(frozen=True, slots=True)
 class Examples:

@@ -221,12 +221,11 @@ class Site:
         if limit.max_epsilon is None or protection is None:
             return
         sizes = np.array([len(scenario.data.train(client)) for client in clients])
-        steps = order.local.steps or order.local.epochs * -(-sizes // order.local.batch_size)
         release = Release(
             round=order.round,
             clients=tuple(clients),
             examples=tuple(sizes.tolist()),
-            steps=tuple(np.broadcast_to(steps, sizes.shape).tolist()),
+            steps=tuple(order.local.steps_of(sizes).tolist()),
         )
         budget = Budget(self.memories.folder)
         reason = budget.refusal(protection, release, epsilon=limit.max_epsilon, delta=limit.delta)

@@ -91,7 +91,7 @@ def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tup
     local, sizes_K = order.local, np.asarray(sizes_K, np.int64)
     batch_size, largest = min(local.batch_size, int(sizes_K.max())), int(sizes_K.max())
     batches_K = -(-sizes_K // batch_size)  # in one pass
-    steps_K = np.full(len(sizes_K), local.steps) if local.steps else local.epochs * batches_K
+    steps_K = local.steps_of(sizes_K)
     plan_KSB = np.full((len(sizes_K), int(steps_K.max()), batch_size), -1, np.int32)
     batch_in_pass = np.arange(int(batches_K.max()))
     for number in range(int((-(-steps_K // batches_K)).max())):
@@ -115,7 +115,7 @@ def poisson_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> t
     to hold, so that real clients draw from the operating system's entropy instead of the run's seed.
     """
     local, sizes_K, largest = order.local, np.asarray(sizes_K, np.int64), int(np.max(sizes_K))
-    steps_K = np.full(len(sizes_K), local.steps) if local.steps else local.epochs * -(-sizes_K // local.batch_size)
+    steps_K = local.steps_of(sizes_K)
     rate_K1 = np.minimum(1.0, local.batch_size / sizes_K)[:, None]
     chosen: list[np.ndarray] = []
     for number in range(int(steps_K.max())):

@@ -16,7 +16,7 @@ from fedlearn.privacy.accounting import epsilon, largest, noise_multiplier_for
 from fedlearn.privacy.ledger import Event, Ledger, spent
 from fedlearn.privacy.mechanism import Population
 from fedlearn.privacy.mechanisms import central, example, local
-from fedlearn.privacy.mechanisms.example import rate_of, steps_of
+from fedlearn.privacy.mechanisms.example import rate_of
 from fedlearn.privacy.protection import Release
 from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
 from strategies import fedavg
@@ -234,7 +234,7 @@ def test_example_level_epsilon_is_that_of_the_client_that_pays_most():
     done, _ = run(strategy, rounds=2, trainer=PrivateLinear(3), settings=private)
     ledger = done[-1].state.ledger
     sizes = [5 + 4 * client for client in range(6)]
-    own = [spent({Event(2.0, "poisson", rate_of(settings, n)): 2 * steps_of(settings, n)}) for n in sizes]
+    own = [spent({Event(2.0, "poisson", rate_of(settings, n)): 2 * settings.steps_of(n)}) for n in sizes]
     assert [ledger.of_client(client) for client in range(6)] == own
     assert done[-1].privacy.value == max(epsilon(history, delta=1e-5).value for history in own)
     assert done[-1].metrics == {}

@@ -61,11 +61,6 @@ def example(
     return Mechanism(refuse=_refuse, protect=partial(_protect, clip, budget), kind="example")
 
 
-def steps_of(local: LocalSettings, num_examples: int) -> int:
-    """Local steps that a client takes in a round."""
-    return local.steps or local.epochs * -(-num_examples // local.batch_size)
-
-
 def rate_of(local: LocalSettings, num_examples: int) -> float:
     """The probability with which an example is in a batch."""
     return min(1.0, local.batch_size / num_examples)
@@ -88,7 +83,7 @@ def _protect(
         )
 
     def planned(noise: float) -> list[Spent]:
-        return [spent({_event(local, noise, size): population.rounds * steps_of(local, size)}) for size in sizes]
+        return [spent({_event(local, noise, size): population.rounds * local.steps_of(size)}) for size in sizes]
 
     noise = budget.noise(planned)
     private = replace(local, example_dp=ExampleDP(clip=clip, noise_multiplier=noise))
@@ -121,7 +116,7 @@ def _promise(clip: float, noise: float, budget: Budget, local: LocalSettings, po
             expected = {
                 client: size_of(client) for client in (*release.clients, *release.lost) if client not in charges
             }
-            charges |= {client: cost(size, steps_of(local, size)) for client, size in expected.items() if size}
+            charges |= {client: cost(size, local.steps_of(size)) for client, size in expected.items() if size}
         return ledger.charged_clients(charges)
 
     return Protection(
