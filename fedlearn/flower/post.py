@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.run import RunNotRunningException
 
 from fedlearn.errors import FedlearnError
@@ -22,6 +23,7 @@ from fedlearn.flower.pace import look_sooner, pause
 
 LONGEST = 3.0  # seconds between two looks
 MOST_REMEMBERED = 10_000  # messages whose answers may still come late, or twice
+TRIES = 3  # to upload a message whose link goes down meanwhile
 log = logging.getLogger(__name__)
 
 
@@ -95,15 +97,21 @@ class Post:
         """Push requests; the messages that Flower took, with their nodes."""
         if not requests:
             return {}
-        messages = [
-            Message(content, node, "query", ttl=seconds, group_id=str(round))
-            for node, content in zip(requests, enclose_each(list(requests.values()), body), strict=True)
-        ]
-        with _interruptible():
-            taken = list(self.grid.push_messages(messages))
-        if len(taken) != len(messages):
-            raise FedlearnError("Flower took none of the messages: they are too large, or its SuperLink has gone")
-        return {message: node for message, node in zip(taken, requests, strict=True) if message}
+        for _ in range(TRIES):
+            messages = [
+                Message(content, node, "query", ttl=seconds, group_id=str(round))
+                for node, content in zip(requests, enclose_each(list(requests.values()), body), strict=True)
+            ]
+            try:
+                with _interruptible():
+                    taken = list(self.grid.push_messages(messages))
+            except ObjectPushError as error:  # the SuperLink died between announcement and upload, and came back
+                log.warning("sending again: %s", error)
+                continue
+            if len(taken) != len(messages):
+                raise FedlearnError("Flower took none of the messages: they are too large, or its SuperLink has gone")
+            return {message: node for message, node in zip(taken, requests, strict=True) if message}
+        return {}
 
     def poll(self, waiting: dict[str, int]) -> list[Answer]:
         """The answers that have come, without waiting; they are taken off ``waiting``."""

@@ -189,6 +189,28 @@ def test_answers_that_come_twice_are_counted_once(federation):
     assert made.engine.post.ignored["duplicate"] > 0
 
 
+@pytest.mark.parametrize("deaths", [1, 99], ids=["once", "always"])
+def test_a_message_whose_link_dies_during_the_upload_is_sent_again_so_often(federation, deaths):
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    made = federation()
+    made.engine.open()
+    push, died = made.grid.push_messages, []
+
+    def dies_first(messages):
+        if len(died) < deaths:
+            died.append(messages)
+            raise ObjectPushError("part", 1, "session")
+        return push(messages)
+
+    made.grid.push_messages = dies_first
+    if deaths == 1:
+        assert np.array_equal(deployed(made)[-1].state.params_D, simulated(made)[-1].state.params_D)
+    else:
+        with pytest.raises(FederationError, match="Flower did not take the message"):
+            deployed(made)
+
+
 def test_a_node_that_never_answers_costs_a_deadline_and_is_named(federation):
     made = federation(deadline=0.5)
     made.engine.open()
