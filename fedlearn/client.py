@@ -36,8 +36,8 @@ def sent_besides(strategy: Strategy, order: Order, layout: Layout) -> tuple[str,
     return tuple(extra)
 
 
-def sent_as_update(strategy: Strategy, order: Order, layout: Layout) -> int:
-    """How many numbers each client's update has when it leaves: a stage may add some to those of the model."""
+def sent_as_update(strategy: Strategy, order: Order, layout: Layout) -> tuple[int, np.dtype]:
+    """How many numbers each client's update has when it leaves, for a stage may add some, and of which dtype."""
     blank = Updates(
         clients_K=np.zeros(1, np.int64),
         delta_KD=zeros(layout)[None],
@@ -47,7 +47,7 @@ def sent_as_update(strategy: Strategy, order: Order, layout: Layout) -> int:
     memory_KD = stack([initial_memory(strategy, layout)])
     for i, stage in enumerate(strategy.stages):
         blank = _leave_through(stage, i, order, blank, memory_KD)
-    return int(blank.delta_KD.shape[1])
+    return int(blank.delta_KD.shape[1]), as_numpy(blank.delta_KD).dtype
 
 
 def client_step(

@@ -4,7 +4,7 @@ One folder holds everything and splits into parts that travel separately::
 
     keys/ca.key              signs server certificates; stays with whoever runs this command
     keys/coordinator/        the server's certificate and key, secrets, the public key of each node that may join
-    keys/nodes/NAME/         a node's private key, and the root certificate it trusts
+    keys/nodes/NAME/         a node's private keys, the root certificate it trusts, and who may be in its sums
     keys/operator/           what submits runs: the root certificate and a token
 """
 
@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as formats
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlearn.checkpoint import write_atomically
+from fedlearn.deploy.signing import IDENTITIES, MASKING_KEY, identity_lines, public_of, read_identities
 from fedlearn.errors import FedlearnError, is_count, require
 from simulations.exits import DONE, exit_code
 
@@ -105,7 +107,10 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
 
 
 def add(folder: Path, nodes: Sequence[str]) -> None:
-    """A key pair for each node; a coordinator that is running lets them in within seconds.
+    """Key pairs for each node; a coordinator that is running lets them in within seconds.
+
+    The list of keys for secure aggregation is written anew for all; nodes that run elsewhere need it before they take
+    part in a masked sum with the new ones.
 
     Raises:
         KeysError: a node of that name has keys already, or had them once.
@@ -121,6 +126,9 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         key = ec.generate_private_key(ec.SECP384R1())
         _private(own / NODE_KEY, _openssh(key))
         shutil.copyfile(folder / CA, own / CA)
+        secret = Ed25519PrivateKey.generate().private_bytes_raw()
+        _private(own / MASKING_KEY, secret.hex().encode())
+        _publish(folder, {**_identities(folder), name: public_of(secret)})
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
         write_atomically(public[0], line + f" {name}\n".encode())
 
@@ -142,6 +150,8 @@ def revoke(folder: Path, nodes: Sequence[str]) -> None:
             known = ", ".join(sorted(path.stem for path in allowed.parent.glob("*.pub"))) or "none"
             raise KeysError(f"no node {name} may join\n  expected  one of {known}")
         os.replace(allowed, base / REVOKED / allowed.name)
+    if base != folder:
+        _publish(folder, {name: key for name, key in _identities(folder).items() if name not in nodes})
 
 
 def expiry(certificate: Path) -> datetime:
@@ -171,6 +181,16 @@ def describe(folder: Path) -> str:
     for kind in (ALLOWED, REVOKED):
         lines += [f"{kind:<9} {path.stem}" for path in sorted((base / kind).glob("*.pub"))]
     return "\n".join(lines)
+
+
+def _identities(folder: Path) -> dict[str, bytes]:
+    return read_identities(folder / IDENTITIES) if (folder / IDENTITIES).exists() else {}
+
+
+def _publish(folder: Path, identities: Mapping[str, bytes]) -> None:
+    """Tell every part who may be in a masked sum."""
+    for part in (folder, folder / "coordinator", *(folder / "nodes").iterdir()):
+        write_atomically(part / IDENTITIES, identity_lines(identities))
 
 
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:

@@ -25,6 +25,7 @@ from fedlearn.records import ClientId, Memory
 
 KEPT = 10  # rounds; how far back a coordinator's checkpoint may lie
 COUNTS_FILE = "orders.json"
+NOTES_FILE = "masking.notes"
 
 
 class MemoryLost(FedlearnError):
@@ -74,6 +75,19 @@ class ClientMemories:
         after = [number for number in self._rounds(run, client) if number > round]  # of a future that was given up
         for number in before[: -KEPT + 1] + after:
             self._path(run, client, number).unlink(missing_ok=True)
+
+    def notes(self, run: str, client: ClientId) -> bytes:
+        """What a client of secure aggregation must remember from message to message; empty at first."""
+        try:
+            return (self._path(run, client, 0).parent / NOTES_FILE).read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def note(self, run: str, client: ClientId, kept: bytes) -> None:
+        """Remember it, on disk before the reply leaves."""
+        path = self._path(run, client, 0).parent / NOTES_FILE
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(path, kept)
 
     def orders(self, run: str) -> tuple[int, int]:
         """Training orders that were accepted: of this run, and of all."""

@@ -189,6 +189,7 @@ def _options(args: argparse.Namespace) -> list[str]:
             "--client is missing\n  expected  the number of each client that lives here\n  try       --client 0"
         )
     options = ["--policy", str(args.policy.resolve()), "--memory", str((args.state / "memory").resolve())]
+    options += ["--keys", str(args.keys.resolve())]
     options += [word for client in args.client for word in ("--client", str(client))]
     for name in ("framework", "device", "group"):
         if getattr(args, name):

@@ -19,7 +19,11 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, is_number, require
 from fedlearn.records import LocalSettings, Order
 
-PROTECTIONS = ("none", "example", "local")
+PROTECTIONS = ("none", "example", "local", "secagg")
+PROTECTED_UPDATES = {
+    "local": (("local",), "without noise of their own"),
+    "secagg": (("secagg", "distributed"), "unmasked"),
+}
 MECHANISMS = "fedlearn.privacy.mechanisms."
 COUNTS = ("exact", "rounded", "none")
 
@@ -38,9 +42,10 @@ local: # of training at this node; what is not named here may have any value
 max_rounds: 200 # training orders of one run, repeated ones included
 max_rounds_in_all: null # of all runs together, counted on this node's disk
 protection:
-  minimum: none # or example: training is DP-SGD; or local: updates leave clipped and with noise enough for one alone
+  minimum: none # or example: training is DP-SGD; local: updates leave with noise enough for one alone; secagg: masked
   max_clip: null # of the minimum, e.g. 1.0
   min_noise_multiplier: null # of the minimum, e.g. 0.8
+  min_sum: 2 # the fewest clients in a masked sum that this node takes part in
   max_epsilon: null # of a client of this node, in all runs together, e.g. 5; the ledger is on this node's disk
   delta: 1.0e-5 # of max_epsilon
 reveal:
@@ -61,9 +66,11 @@ class Protection:
 
     Args:
         minimum: ``none``; ``example`` for DP-SGD in the trainer; ``local`` for updates that are clipped and noised at
-            the node. These two protect from the coordinator as well, so that a node need not believe what it says.
+            the node; ``secagg`` for updates that leave masked (privacy=secagg or distributed). These protect from the
+            coordinator as well, so that a node need not believe what it says.
         max_clip: the largest clip bound of that mechanism, or None.
         min_noise_multiplier: its smallest noise multiplier, or None.
+        min_sum: the fewest clients in a masked sum that this node takes part in, >= 2.
         max_epsilon: what a client of this node may spend on it in all runs together, or None.
         delta: of ``max_epsilon``, in (0, 1).
     """
@@ -71,6 +78,7 @@ class Protection:
     minimum: str = "none"
     max_clip: float | None = None
     min_noise_multiplier: float | None = None
+    min_sum: int = 2
     max_epsilon: float | None = None
     delta: float = 1e-5
 
@@ -79,6 +87,7 @@ class Protection:
         require(self.minimum in PROTECTIONS, "protection.minimum", self.minimum, expected, "minimum: example")
         inside = is_number(self.delta, at_least=0, below=1) and self.delta > 0
         require(inside, "protection.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
+        require(is_count(self.min_sum, at_least=2), "protection.min_sum", self.min_sum, "a number >= 2", "min_sum: 3")
         for name in ("max_clip", "min_noise_multiplier", "max_epsilon"):
             value = getattr(self, name)
             ok = value is None or is_number(value, at_least=0)
@@ -99,7 +108,7 @@ class Protection:
         """
         if self.minimum == "none":
             return
-        clip, noise = self._of_example(local) if self.minimum == "example" else self._of_local(privacy)
+        clip, noise = self._of_example(local) if self.minimum == "example" else self._of_update(privacy)
         if self.max_clip is not None and not clip <= self.max_clip:
             raise Refused(f"privacy={self.minimum} clips to {clip}; this node accepts at most {self.max_clip}")
         if self.min_noise_multiplier is not None and not noise >= self.min_noise_multiplier:
@@ -111,12 +120,14 @@ class Protection:
             raise Refused("the order trains without DP-SGD; this node asks for privacy=example")
         return local.example_dp.clip, local.example_dp.noise_multiplier
 
-    def _of_local(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
-        if privacy.get("_target_") != f"{MECHANISMS}local":
-            raise Refused("the order lets updates leave without noise of their own; this node asks for privacy=local")
-        clip, noise = privacy.get("clip_norm"), privacy.get("noise_multiplier")
+    def _of_update(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
+        kinds, what = PROTECTED_UPDATES[self.minimum]
+        kind = str(privacy.get("_target_", "")).removeprefix(MECHANISMS)
+        if kind not in kinds:
+            raise Refused(f"the order lets updates leave {what}; this node asks for privacy={' or '.join(kinds)}")
+        clip, noise = privacy.get("clip_norm"), privacy.get("noise_multiplier", 0.0)
         if clip is None or noise is None or not (is_number(clip) and is_number(noise)):
-            raise Refused(f"privacy=local has clip_norm={clip} and noise_multiplier={noise}, expected numbers")
+            raise Refused(f"privacy={kind} has clip_norm={clip} and noise_multiplier={noise}, expected numbers")
         return float(clip), float(noise)
 
 

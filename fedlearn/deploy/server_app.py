@@ -132,10 +132,10 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     metric = planned.early_stop.get("metric")
     expected = "a metric that adds up over clients: single predictions stay at the nodes"
     require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
-    masked = planned.privacy.kind in ("secagg", "distributed")
-    expected = "none, example, central, ftrl or local: updates of real nodes are not masked by this engine"
-    require(not masked, "privacy", planned.privacy.kind, expected, "privacy=local")
     settings = plain_settings(cfg)
+    protocol = settings["privacy"].get("protocol", "sum")
+    expected = "sum: real nodes run the protocol anyway, full is for simulations"
+    require(protocol == "sum", "privacy.protocol", protocol, expected, "privacy.protocol=sum")
     words = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
     words["privacy"] = None if planned.privacy.kind == "none" else settings["privacy"]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
@@ -147,6 +147,7 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
         planned = protected(planned, scenario)
         if planned.strategy.protection is not None:
             found = {"noise_multiplier": planned.strategy.protection.facts["noise_multiplier"], "epsilon": None}
+            found = {name: value for name, value in found.items() if name in settings["privacy"]}
             engine.protect({**settings["privacy"], **found}, rounds=planned.schedule.rounds)
         planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
         stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None

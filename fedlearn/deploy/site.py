@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -17,14 +18,17 @@ from typing import Any
 import numpy as np
 from hydra.utils import get_object
 
+from fedlearn.arrays import as_numpy
 from fedlearn.client import initial_memory
 from fedlearn.config import build
 from fedlearn.deploy.budget import Budget
 from fedlearn.deploy.memory import ClientMemories, MemoryLost, checked_name
 from fedlearn.deploy.policy import Policy, Refused
+from fedlearn.deploy.signing import MASKING_KEY, Signing
 from fedlearn.engines.base import failure
 from fedlearn.engines.serial import serial
 from fedlearn.errors import FedlearnError
+from fedlearn.flower.masked import mask_reply, messages_of
 from fedlearn.flower.parcel import Parcel, WireError, fields_of, unpack
 from fedlearn.flower.replies import fit_reply, refusal, reply, tallies_reply
 from fedlearn.flower.wire import Ask, leaves_as_facts, order_of, params_of
@@ -53,12 +57,14 @@ class Own:
         data: where the scenario's builder finds the data; None lets it search.
         framework: ``torch`` or ``jax``; None takes the order's.
         device: where to compute.
+        signing: keys for secure aggregation; None takes part in none.
     """
 
     clients: tuple[ClientId, ...]
     data: Path | None = None
     framework: str | None = None
     device: str = "cpu"
+    signing: Signing | None = None
 
 
 class Site:
@@ -121,6 +127,7 @@ class Site:
             framework=trainer.framework,
             device=trainer.device,
             tells_metrics=self.policy.reveal.metrics,
+            masking=self.own.signing.public.hex() if self.own.signing else "",
         )
 
     def _init(self, ask: Ask, parcel: Parcel) -> bytes:
@@ -133,6 +140,16 @@ class Site:
     def _fit(self, ask: Ask, parcel: Parcel) -> bytes:
         scenario = self._scenario(ask)
         clients = self._here(scenario, ask.clients)
+        strategy, order, since = self._admitted(ask, parcel, scenario, clients)
+        if any(stage.needs_sum for stage in strategy.stages):
+            raise Refused("this strategy's updates leave through secure aggregation only")
+        results = [self._train(scenario, strategy, order, client, ask.run, since[client]) for client in clients]
+        return fit_reply(ask, [self._told(result) for result in results])
+
+    def _admitted(
+        self, ask: Ask, parcel: Parcel, scenario: Scenario, clients: Sequence[ClientId]
+    ) -> tuple[Strategy, Order, dict[ClientId, int]]:
+        """An order to train that the policy accepts; from here on it counts, and is paid for."""
         order, since = order_of(parcel, scenario.trainer.layout)
         strategy, local = self._protected(ask, order.local)
         # whatever the order says: these clients are real, so their noise must not follow from a seed it knows
@@ -141,8 +158,58 @@ class Site:
         self.policy.check_order(order, ask.words, orders_of_run=of_run, orders_in_all=in_all)
         self._spend(scenario, strategy, order, clients)
         self.memories.count_order(ask.run)
-        results = [self._train(scenario, strategy, order, client, ask.run, since[client]) for client in clients]
-        return fit_reply(ask, [self._told(result) for result in results])
+        return strategy, order, since
+
+    def _mask(self, ask: Ask, parcel: Parcel) -> bytes:
+        """A message of secure aggregation for each client; with an order they train, and what they bring is masked."""
+        if self.own.signing is None:
+            raise Refused(f"this node has no {MASKING_KEY}, so that it takes part in no masked sum")
+        scenario = self._scenario(ask)
+        clients = self._here(scenario, ask.clients)
+        messages, told = messages_of(parcel, ask)
+        registered = self.own.signing.registered(told)
+        strategy, _ = self._protected(ask, LocalSettings())
+        bring: dict[ClientId, Callable[[], Updates | Failure]] = {}
+        if "params" in parcel.arrays:
+            strategy, order, since = self._admitted(ask, parcel, scenario, clients)
+            train = partial(self._train, scenario, strategy, order)
+            bring = {client: partial(train, client, ask.run, since[client]) for client in clients}
+        least = max(self.policy.protection.min_sum, _threshold(strategy))
+        said = {
+            client: self._say(ask.run, client, messages[client], bring.get(client), registered=registered, least=least)
+            for client in clients
+        }
+        failures = [one for one in said.values() if isinstance(one, Failure)]
+        return mask_reply(ask, {client: one for client, one in said.items() if isinstance(one, bytes)}, failures)
+
+    def _say(
+        self,
+        run: str,
+        client: ClientId,
+        message: bytes,
+        bring: Callable[[], Updates | Failure] | None,
+        *,
+        registered: Mapping[ClientId, bytes],
+        least: int,
+    ) -> bytes | Failure:
+        """One client's answer in secure aggregation; ``bring`` trains where the message asks for its update."""
+        from fedlearn.privacy.secagg import client as secagg
+        from fedlearn.privacy.secagg.errors import Refused as RefusedMessage
+        from fedlearn.privacy.secagg.keys import Identity
+
+        assert self.own.signing is not None
+        result = bring and bring()
+        if isinstance(result, Failure):
+            return result
+        me = Identity(client, self.own.signing.secret)
+        own = secagg.Client(me, registered, kept=self.memories.notes(run, client), least=least)
+        try:
+            answer = own.answer(message, lambda _: as_numpy(result.delta_KD)[0]) if result else own.answer(message)
+        except RefusedMessage as error:
+            log.warning("client %d refused a message of run %s: %s", client, run, error)
+            return Failure(client=client, stage="request", reason=str(error))
+        self.memories.note(run, client, own.kept)
+        return answer
 
     def _train(
         self, scenario: Scenario, strategy: Strategy, order: Order, client: ClientId, run: str, since: int
@@ -250,3 +317,15 @@ class Site:
                 del self._built[next(iter(self._built))]
             self._built[key] = made
         return self._built[key]
+
+
+def _threshold(strategy: Strategy) -> int:
+    """The fewest clients whose sum this strategy opens, as far as its own words say.
+
+    Raises:
+        WireError: it does not mask.
+    """
+    threshold = strategy.protection.facts.get("threshold") if strategy.protection else None
+    if threshold is None:
+        raise WireError("the order's words mask no updates; expected privacy=secagg or privacy=distributed")
+    return int(threshold)

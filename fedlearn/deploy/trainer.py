@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 
 from fedlearn.deploy.memory import ClientMemories
 from fedlearn.deploy.policy import read_policy
+from fedlearn.deploy.signing import read_signing
 from fedlearn.deploy.site import Own, Site
 from fedlearn.errors import FedlearnError, SettingError, require
 from simulations.run import set_environment
@@ -100,7 +101,10 @@ def main(words: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stopped.set())
     set_environment(OmegaConf.create({"framework": args.framework or "jax"}))
     try:
-        own = Own(clients=tuple(args.client), data=args.data, framework=args.framework, device=args.device)
+        signing = read_signing(args.keys) if args.keys else None
+        own = Own(
+            clients=tuple(args.client), data=args.data, framework=args.framework, device=args.device, signing=signing
+        )
         site = Site(own, read_policy(args.policy), ClientMemories(args.memory))
         for module in ("sklearn.metrics", *([f"fedlearn.trainers.{own.framework}"] if own.framework else [])):
             import_module(module)  # now, and not while a round waits
@@ -122,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--client", type=int, action="append", required=True, help="a client that lives here; repeat")
     parser.add_argument("--policy", type=Path, required=True, help="what this node accepts")
     parser.add_argument("--memory", type=Path, required=True, help="folder for what clients keep from round to round")
+    parser.add_argument("--keys", type=Path, help="folder with masking.key and masking.pub; none: no masked sums")
     parser.add_argument("--data", type=Path, help="folder with the data; none: the scenario searches")
     parser.add_argument("--framework", choices=("torch", "jax"), help="whatever the order says")
     parser.add_argument("--device", default="cpu", help="e.g. cpu or cuda:0")

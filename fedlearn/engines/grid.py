@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedlearn.aggregate import Gathered
 from fedlearn.client import sent_as_update, sent_besides
 from fedlearn.data.federated import FederatedData
-from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
+from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.flower.parcel import Parcel, WireError
-from fedlearn.flower.replies import answer_to, tallies_of, updates_of
+from fedlearn.flower.replies import SLACK, NoAnswer, answer_to, tallies_of, updates_of
 from fedlearn.flower.wire import Ask, model_body, order_body, params_of, request
 from fedlearn.layout import Layout
 from fedlearn.metrics import tally
@@ -41,7 +42,6 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
-SLACK = 2**20  # bytes of a reply that are not parameters
 Result = TypeVar("Result", Updates, Tally)
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,7 @@ class GridEngine:
         self.clients: Sequence[ClientId] = ()
         self.layout = Layout(())
         self.memories: dict[ClientId, Memory] = {}
+        self.attempt = secrets.token_hex(8)
         self._words = {group: words[group] for group in ("scenario", "strategy", "privacy") if words.get(group)}
         self._round = 0
 
@@ -163,16 +164,18 @@ class GridEngine:
         """
         self.open()
         home = self.members.homes()[self.clients[0]]
-        ask = self._ask("init", home.clients)
+        ask = self.ask("init", home.clients)
         asked = {home.node: request(ask, seed=seed)}
         (answer,) = self.post.exchange(asked, round=self._round, seconds=self.deadline)
         try:
-            return params_of(self._parcel(answer, ask, self._most_bytes(1, 0)), self.layout)
-        except _NoAnswer as error:
+            return params_of(self.parcel(answer, ask, self._most_bytes(1, 0)), self.layout)
+        except NoAnswer as error:
             raise FederationError(f"{home} gives no initial parameters: {error}") from error
 
-    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
-        """Train the cohort; one result for each client, in ascending order.
+    def fit(
+        self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]
+    ) -> Iterator[Updates | Gathered | Failure]:
+        """Train the cohort; one result for each client, in ascending order, or their sum where updates are masked.
 
         Raises:
             FederationError: fewer than ``min_updates`` clients delivered by the deadline.
@@ -182,13 +185,15 @@ class GridEngine:
         self.open()
         self._round = order.round
         self._muster(cohort)
+        if any(stage.needs_sum for stage in strategy.stages):
+            yield from self._fit_masked(order, strategy, cohort)
+            return
         sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
-        sizes["delta"] = sent_as_update(strategy, order, self.layout)
+        sizes["delta"], _ = sent_as_update(strategy, order, self.layout)
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
-        since = {client: int(memory["round"]) for client, memory in self.memories.items()}
 
         def asking(ask: Ask) -> bytes:
-            return request(ask, since=[since.get(client, 0) for client in ask.clients])
+            return request(ask, since=self.since(ask.clients))
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
             results = updates_of(parcel, ask, sizes)
@@ -202,10 +207,32 @@ class GridEngine:
         for result in _ascending(cohort, arriving):
             if isinstance(result, Updates):
                 delivered += 1
-                self.memories[_client(result)] = {"round": np.array(order.round, np.int64)}
+                self._accepted(order, [_client(result)])
             elif result.stage != "spare":
                 failures.append(result)
             yield result
+        self._refuse_too_few(order, cohort, delivered, failures)
+
+    def _fit_masked(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Gathered | Failure]:
+        from fedlearn.engines.masked import masked_round
+
+        results = list(masked_round(self, order, strategy, cohort))
+        yield from results
+        summed = [client for one in results if isinstance(one, Gathered) for client in one.clients]
+        self._accepted(order, summed)
+        failures = [one for one in results if isinstance(one, Failure)]
+        self._refuse_too_few(order, cohort, len(summed), failures)
+
+    def since(self, clients: Iterable[ClientId]) -> list[int]:
+        """The round from whose memory each client goes on; 0 for those that start."""
+        return [int(self.memories[client]["round"]) if client in self.memories else 0 for client in clients]
+
+    def _accepted(self, order: Order, clients: Iterable[ClientId]) -> None:
+        self.memories |= {client: {"round": np.array(order.round, np.int64)} for client in clients}
+
+    def _refuse_too_few(
+        self, order: Order, cohort: Sequence[ClientId], delivered: int, failures: Sequence[Failure]
+    ) -> None:
         if delivered < min(self.min_updates, len(cohort)):  # a Poisson cohort may be empty
             why = "; ".join(f"client {one.client}, at stage {one.stage}: {one.reason}" for one in failures[:5])
             few = f"round {order.round} has {delivered} updates, fewer than engine.min_updates={self.min_updates}"
@@ -251,7 +278,7 @@ class GridEngine:
         wanted: dict[int, list[ClientId]] = {}
         for client in missing.keys() & homes.keys():
             wanted.setdefault(homes[client].node, []).append(client)
-        asks = {node: self._ask(kind, clients) for node, clients in wanted.items()}
+        asks = {node: self.ask(kind, clients) for node, clients in wanted.items()}
         requests = {node: asking(ask) for node, ask in asks.items()}
         left = enough if enough is not None else len(cohort) + 1
         exchange = self.post.exchange(requests, body, round=self._round, seconds=self.deadline)
@@ -273,8 +300,8 @@ class GridEngine:
 
     def _read(self, answer: Answer, ask: Ask, read: Callable[[Parcel, Ask], list[Any]], num_extra: int) -> list[Any]:
         try:
-            found = read(self._parcel(answer, ask, self._most_bytes(len(ask.clients), num_extra)), ask)
-        except _NoAnswer as error:
+            found = read(self.parcel(answer, ask, self._most_bytes(len(ask.clients), num_extra)), ask)
+        except NoAnswer as error:
             log.warning("%s: %s", ask.kind, error)
             if error.stage == "request":  # the node is not the one that said hello: started again, with other settings
                 self.members.ask_again(answer.node)
@@ -285,14 +312,20 @@ class GridEngine:
             return [Failure(client=client, stage="reply", reason=str(error)) for client in ask.clients]
         return found
 
-    def _parcel(self, answer: Answer, ask: Ask, most_bytes: int) -> Parcel:
+    def parcel(self, answer: Answer, ask: Ask, most_bytes: int) -> Parcel:
+        """What a node answers.
+
+        Raises:
+            NoAnswer: it does not, or says why it cannot.
+            WireError: it answers something else, or too much.
+        """
         if answer.payload is None:
-            raise _NoAnswer("node", answer.reason)
+            raise NoAnswer("node", answer.reason)
         if len(answer.payload) > most_bytes:
             raise WireError(f"the answer has {len(answer.payload)} bytes, expected at most {most_bytes}")
         found = answer_to(ask, answer.payload)
         if not isinstance(found, Parcel):
-            raise _NoAnswer(*found)
+            raise NoAnswer(*found)
         return found
 
     def _most_bytes(self, num_clients: int, num_extra: int) -> int:
@@ -325,7 +358,8 @@ class GridEngine:
         expected = "null: a privacy claim rests on who was drawn, not on who was first"
         require(self.enough is None or not claims, "engine.enough", self.enough, expected, "engine.enough=null")
 
-    def _ask(self, kind: str, clients: Iterable[ClientId]) -> Ask:
+    def ask(self, kind: str, clients: Iterable[ClientId]) -> Ask:
+        """A request about these clients, in this round."""
         return Ask(
             kind=kind,
             run=self.run,
@@ -337,7 +371,7 @@ class GridEngine:
         )
 
     def _hello(self) -> tuple[Ask, bytes]:
-        ask = self._ask("hello", ())
+        ask = self.ask("hello", ())
         return ask, request(ask)
 
     def _like(self) -> Tally:
@@ -346,14 +380,6 @@ class GridEngine:
         num_outputs = model.num_classes if model.task == "multiclass" else 1
         part = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
         return tally(part, task=model.task, num_classes=model.num_classes)
-
-
-class _NoAnswer(FedlearnError):
-    """A node that did not answer, or said why it does not."""
-
-    def __init__(self, stage: str, reason: str) -> None:
-        super().__init__(reason)
-        self.stage = stage
 
 
 def _client(result: Updates | Tally | Failure) -> ClientId:

@@ -40,6 +40,7 @@ class Member:
         name, task, num_classes, model, partition: of its scenario.
         framework, device: of its trainer.
         tells_metrics: whether its policy lets evaluation metrics leave.
+        masking: its public key for secure aggregation, in hexadecimal; empty if it has none.
     """
 
     node: int
@@ -54,6 +55,7 @@ class Member:
     framework: str
     device: str
     tells_metrics: bool
+    masking: str
 
     @property
     def clients(self) -> tuple[ClientId, ...]:
@@ -162,7 +164,7 @@ def _member(answer: Answer, ask: Ask) -> Member:
     if not isinstance(found, Parcel):
         stage, reason = found
         raise WireError(f"it refuses ({stage}): {reason}")
-    words = dict.fromkeys(("name", "task", "model", "partition", "framework", "device"), str)
+    words = dict.fromkeys(("name", "task", "model", "partition", "framework", "device", "masking"), str)
     numbers = {"num_classes": int, "tells_metrics": bool}
     given = fields_of(found.facts, clients=list, leaves=list, num_examples=list, names=dict, **numbers, **words)
     clients, counts = given.pop("clients"), given.pop("num_examples")

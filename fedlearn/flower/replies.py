@@ -13,12 +13,22 @@ from typing import Any
 import numpy as np
 
 from fedlearn.arrays import as_numpy
+from fedlearn.errors import FedlearnError
 from fedlearn.flower.parcel import Parcel, WireError, fields_of, group, pack, require_form, unpack
 from fedlearn.flower.wire import Ask
 from fedlearn.records import ClientId, Failure, Sum, Tally, Updates
 
 STAGES = ("data", "fit", "update", "memory", "policy", "request")
 MOST_EXAMPLES = 2**40
+SLACK = 2**20  # bytes of a reply that are not parameters
+
+
+class NoAnswer(FedlearnError):
+    """A node that did not answer, or said why it does not."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
 
 
 def reply(ask: Ask, arrays: Mapping[str, Any] | None = None, **facts: Any) -> bytes:
@@ -63,14 +73,15 @@ def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
             arrays[f"total/{name}"] = _rows(one.metrics[name].total_K for one in updates).astype(np.float64)
             arrays[f"count/{name}"] = _rows(one.metrics[name].count_K for one in updates).astype(np.float64)
     clients = [int(client) for one in updates for client in one.clients_K]
-    return reply(ask, arrays, clients=clients, failures=_failures_as_facts(results))
+    return reply(ask, arrays, clients=clients, failures=failures_as_facts(results))
 
 
 def _rows(parts: Iterable[Any]) -> np.ndarray:
     return np.concatenate([as_numpy(part) for part in parts])
 
 
-def _failures_as_facts(results: Sequence[Any]) -> list[dict[str, Any]]:
+def failures_as_facts(results: Sequence[Any]) -> list[dict[str, Any]]:
+    """The failures among results, as JSON."""
     failures = [result for result in results if isinstance(result, Failure)]  # a traceback stays in the node's own log
     return [{"client": one.client, "stage": one.stage, "reason": one.reason} for one in failures]
 
@@ -87,7 +98,7 @@ def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updat
         WireError: the reply is not in the form of an answer to this request. A client whose own numbers are wrong (not
             finite, no examples) is a `Failure` in the result instead, and does not cost the others of its node.
     """
-    results: list[Updates | Failure] = list(_failures_of(parcel, ask))
+    results: list[Updates | Failure] = list(failures_of(parcel, ask))
     clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
     if not clients:
         return results
@@ -145,7 +156,7 @@ def tallies_reply(ask: Ask, results: Sequence[Tally | Failure]) -> bytes:
             arrays[f"metric/{name}"] = np.array([one.metrics[name] for one in tallies], np.float64)
         for name in tallies[0].sums:
             arrays[f"sum/{name}"] = np.stack([np.asarray(one.sums[name], np.float64) for one in tallies])
-    return reply(ask, arrays, clients=[one.client for one in tallies], failures=_failures_as_facts(results))
+    return reply(ask, arrays, clients=[one.client for one in tallies], failures=failures_as_facts(results))
 
 
 def tallies_of(parcel: Parcel, ask: Ask, like: Tally) -> list[Tally | Failure]:
@@ -159,7 +170,7 @@ def tallies_of(parcel: Parcel, ask: Ask, like: Tally) -> list[Tally | Failure]:
     Raises:
         WireError: the reply is not in the form of an answer to this request.
     """
-    results: list[Tally | Failure] = list(_failures_of(parcel, ask))
+    results: list[Tally | Failure] = list(failures_of(parcel, ask))
     clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
     if not clients:
         return results
@@ -181,7 +192,12 @@ def tallies_of(parcel: Parcel, ask: Ask, like: Tally) -> list[Tally | Failure]:
     return results
 
 
-def _failures_of(parcel: Parcel, ask: Ask) -> list[Failure]:
+def failures_of(parcel: Parcel, ask: Ask) -> list[Failure]:
+    """The failures in a reply.
+
+    Raises:
+        WireError: one is of a client that was not asked.
+    """
     found = []
     for one in fields_of(parcel.facts, failures=list)["failures"]:
         given = fields_of(one, client=int, stage=str, reason=str)

@@ -66,6 +66,17 @@ def answer(message: Message, context: Context, *, client: MakeClient, vector: Ma
     return Message(RecordDict({NAME: ConfigRecord({"client": number, "message": reply})}), reply_to=message)
 
 
+class Reply(NamedTuple):
+    """A client's answer to a message of the protocol, or why there is none."""
+
+    client: ClientId
+    payload: bytes = b""
+    reason: str = ""
+
+
+Exchange = Callable[[Stage, Mapping[ClientId, bytes]], Iterator[Reply]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What a round of secure aggregation brought.
@@ -113,13 +124,30 @@ def secure_sum(
     for name, seconds in (("timeout", timeout), ("vector_timeout", vector_timeout or timeout)):
         ok = is_number(seconds, at_least=0) and 0 < seconds < float("inf")
         require(ok, name, seconds, "a number of seconds > 0", f"{name}=60")
+
+    def exchange(stage: Stage, requests: Mapping[ClientId, bytes]) -> Iterator[Reply]:
+        masks = stage == Stage.MASK
+        seconds = (vector_timeout if masks else None) or timeout
+        return _exchange(grid, _messages(requests, nodes, session, seconds, content if masks else None), seconds)
+
+    return summed(session, registered, exchange)
+
+
+def summed(session: Session, registered: Mapping[ClientId, bytes], exchange: Exchange) -> Outcome:
+    """Run all stages, whatever way messages travel.
+
+    Args:
+        session: whose vectors to add, and how.
+        registered: client -> public key of its identity.
+        exchange: ``(stage, client -> message) -> replies``, in any order; it ends by itself.
+
+    Raises:
+        Aborted: see `secure_sum`.
+    """
     server, failures, bytes_up = Server(session, registered), list[Failure](), 0
     requests = server.open()
     while requests:
-        masks = server.stage == Stage.MASK
-        seconds = (vector_timeout if masks else None) or timeout
-        messages = _messages(requests, nodes, session, seconds, content if masks else None)
-        for reply in _exchange(grid, messages, seconds):
+        for reply in exchange(server.stage, requests):
             bytes_up += len(reply.payload)
             reason = reply.reason or _taken(server, reply)
             if reason:
@@ -128,14 +156,6 @@ def secure_sum(
         requests = _advanced(server, failures)
     assert server.total is not None
     return Outcome(sum=server.total, clients=server.survivors, failures=tuple(failures), bytes_up=bytes_up)
-
-
-class _Reply(NamedTuple):
-    """A client's answer, or why there is none."""
-
-    client: ClientId
-    payload: bytes = b""
-    reason: str = ""
 
 
 def _messages(
@@ -157,13 +177,13 @@ def _messages(
     }
 
 
-def _exchange(grid: Grid, messages: Mapping[ClientId, Message], seconds: float) -> Iterator[_Reply]:
+def _exchange(grid: Grid, messages: Mapping[ClientId, Message], seconds: float) -> Iterator[Reply]:
     """A reply for every message, in order of arrival; what has not come when time is up is told so."""
     ends, pause = time.monotonic() + seconds, SHORTEST
     ids = list(grid.push_messages(messages.values()))
     waiting = {message: client for message, client in zip(ids, messages, strict=True) if message}
     yield from (
-        _Reply(client, reason="Flower did not take the message") for client in set(messages) - set(waiting.values())
+        Reply(client, reason="Flower did not take the message") for client in set(messages) - set(waiting.values())
     )
     while waiting:
         arrived = list(grid.pull_messages(list(waiting)))
@@ -176,20 +196,20 @@ def _exchange(grid: Grid, messages: Mapping[ClientId, Message], seconds: float) 
             break
         pause = SHORTEST if arrived else min(1.3 * pause, LONGEST)
         time.sleep(min(pause, left))
-    yield from (_Reply(client, reason=f"no answer within {seconds:g} s") for client in waiting.values())
+    yield from (Reply(client, reason=f"no answer within {seconds:g} s") for client in waiting.values())
 
 
-def _read(client: ClientId, message: Message) -> _Reply:
+def _read(client: ClientId, message: Message) -> Reply:
     if message.has_error():
-        return _Reply(client, reason=(message.error.reason or "the client failed").strip().splitlines()[-1])
+        return Reply(client, reason=(message.error.reason or "the client failed").strip().splitlines()[-1])
     record = message.content.config_records.get(NAME, ConfigRecord())
     payload, refused = record.get("message", b""), record.get("refused", "")
     if not isinstance(payload, bytes) or not isinstance(refused, str):
-        return _Reply(client, reason="the reply is none of secure aggregation")
-    return _Reply(client, payload, f"the client refused: {refused}" if refused else "")
+        return Reply(client, reason="the reply is none of secure aggregation")
+    return Reply(client, payload, f"the client refused: {refused}" if refused else "")
 
 
-def _taken(server: Server, reply: _Reply) -> str:
+def _taken(server: Server, reply: Reply) -> str:
     """Hand a reply to the server; the reason if it does not take it."""
     try:
         server.add(reply.client, reply.payload)

@@ -15,7 +15,7 @@ from fedlearn.flower.parcel import Parcel, WireError, fields_of, group, pack, re
 from fedlearn.layout import Layout, Leaf
 from fedlearn.records import Array, ClientId, ExampleDP, LocalSettings, Order
 
-KINDS = ("hello", "init", "fit", "evaluate")
+KINDS = ("hello", "init", "fit", "mask", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,7 @@ class Ask:
     """What every request says of itself; the reply repeats ``kind``, ``run``, ``round`` and ``id``.
 
     Args:
-        kind: ``hello``, ``init``, ``fit`` or ``evaluate``.
+        kind: ``hello``, ``init``, ``fit``, ``mask`` (a message of secure aggregation) or ``evaluate``.
         run: names the federated run, the same across restarts of the coordinator.
         round: from 1; 0 before the first.
         id: drawn anew for each request, so that no earlier reply can stand for it.

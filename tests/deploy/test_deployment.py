@@ -52,6 +52,14 @@ def test_deployed_vector_and_serial_end_with_the_same_bits(federation, tmp_path)
     assert [line["num_updates"] for line in deployed.lines] == [4, 4, 4]
 
 
+def test_masked_updates_add_up_to_the_bits_of_a_simulation(federation, tmp_path):
+    words = ("privacy=secagg", "strategy.weighting=equal", "rounds=2")
+    deployed = federation.run(*words, name="masked")
+    assert deployed.code == 0, deployed.text
+    assert "only sums of 3 clients or more can be opened" in deployed.text
+    assert deployed.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "masked", *words)
+
+
 def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
     strike = lambda: kill(federation.children["node1"])  # noqa: E731
     words = ("strategy=slow", "strategy.seconds=0.3", "rounds=12", "engine.deadline=20", "max_failures=0.6")

@@ -10,8 +10,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization as formats
 
 from fedlearn.deploy import keys
+from fedlearn.deploy.signing import read_identities, read_signing
 from fedlearn.deploy.tls import ConnectionProblem, reach
-from fedlearn.errors import SettingError
+from fedlearn.errors import FedlearnError, SettingError
 
 HOSTS = ["localhost", "127.0.0.1", "::1", "coordinator.example.org"]
 
@@ -29,15 +30,26 @@ def mode(path):
 
 def test_secrets_are_readable_by_their_owner_only(made):
     secrets = [*made.rglob("*.key"), *made.rglob("token"), *made.rglob("*.secret")]
-    assert len(secrets) == 1 + 1 + 2 + 2 + 1  # authority, server, nodes, tokens, executor
+    assert len(secrets) == 1 + 1 + 2 * 2 + 2 + 1  # authority, server, nodes, tokens, executor
     assert {mode(path) for path in secrets} == {0o600}
 
 
 def test_each_part_holds_what_it_needs_and_nothing_else(made):
-    assert {path.name for path in (made / "nodes/a").iterdir()} == {"node.key", "ca.crt"}
+    assert {path.name for path in (made / "nodes/a").iterdir()} == {"node.key", "ca.crt", "masking.key", "masking.pub"}
     assert {path.name for path in (made / "operator").iterdir()} == {"token", "ca.crt"}
     assert not list((made / "coordinator").rglob("node.key"))
     assert not list((made / "coordinator").rglob("ca.key"))
+
+
+def test_all_parts_know_the_same_keys_for_masked_sums_and_a_node_its_own(made):
+    keys.add(made, ["c"])
+    lists = {path.read_text() for path in made.rglob("masking.pub")}
+    assert len(lists) == 1
+    assert read_signing(made / "nodes/a").public in read_signing(made / "nodes/c").known
+    keys.revoke(made, ["b"])
+    assert [*read_identities(made / "coordinator/masking.pub")] == ["a", "c"]
+    with pytest.raises(FedlearnError, match="does not hold this node's own key"):
+        read_signing(made / "nodes/b")
 
 
 def test_a_node_has_a_p384_key_in_the_format_that_flower_reads(made):

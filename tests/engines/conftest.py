@@ -129,6 +129,7 @@ def federation(problem, identity, tmp_path):
     """``federation(scenario=..., strategy=..., clients=..., **engine) -> engine, grid, sites``."""
     from fedlearn.deploy.memory import ClientMemories
     from fedlearn.deploy.policy import Policy, Reveal
+    from fedlearn.deploy.signing import Signing, public_of
     from fedlearn.deploy.site import Own, Site
     from fedlearn.engines.grid import GridEngine
 
@@ -142,14 +143,18 @@ def federation(problem, identity, tmp_path):
         clients=((0, 1), (2, 3)),
         policy=None,
         words=None,
+        masking=False,
         **settings,
     ):
         accepts = {"scenarios": {name: {} for name in targets}, "strategies": {name: {} for name in strategies}}
         accepts |= {"allow_targets": [problem], "reveal": Reveal(min_test_examples=1), **(policy or {})}
+        secrets = [bytes([7 + number]) * 32 for number in range(len(clients))]
+        known = frozenset(map(public_of, secrets))
         sites = {}
         for number, here in enumerate(clients):
             memories = ClientMemories(tmp_path / f"memory{number}")
-            sites[101 + number] = Site(Own(clients=tuple(here)), Policy(**accepts), memories)
+            own = Own(clients=tuple(here), signing=Signing(secrets[number], known) if masking else None)
+            sites[101 + number] = Site(own, Policy(**accepts), memories)
         grid = FakeGrid({node: site.answer for node, site in sites.items()})
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
