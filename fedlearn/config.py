@@ -26,6 +26,8 @@ from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.targets import BuildError, check_targets, refuse_unknown
 
+BASELINES = ("central", "local")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -38,6 +40,7 @@ class Plan:
     early_stop: Mapping[str, Any]
     checkpoint_every: int
     seed: int
+    baselines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +80,7 @@ def plan(cfg: DictConfig) -> Plan:
         early_stop=_early_stop(_group(plain, "early_stop")),
         checkpoint_every=every,
         seed=seed,
+        baselines=_baselines(plain.get("baseline")),
     )
 
 
@@ -216,6 +220,15 @@ def _early_stop(given: Mapping[str, Any]) -> dict[str, Any]:
     near = did_you_mean(str(metric), known) or "loss"
     require(metric in known, "early_stop.metric", metric, f"one of {', '.join(known)}", f"early_stop.metric={near}")
     return settings
+
+
+def _baselines(given: Any) -> tuple[str, ...]:
+    names = given if isinstance(given, list) else [] if given is None else [given]
+    for name in names:
+        near = did_you_mean(str(name), BASELINES) or "central"
+        expected = f"null, {', '.join(BASELINES)}, or both: [central,local]"
+        require(name in BASELINES, "baseline", given, expected, f"baseline={near}")
+    return tuple(dict.fromkeys(names))
 
 
 def _allowed(plain: Mapping[str, Any]) -> tuple[str, ...]:

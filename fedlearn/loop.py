@@ -235,13 +235,14 @@ def evaluate_round(
     engine: Engine, state: State, schedule: Schedule, evaluate: Evaluate
 ) -> tuple[Evaluation | None, tuple[Failure, ...]]:
     """Judge the global model on clients' held-out parts."""
-    results = list(engine.evaluate(state.params_D, _judges(engine.clients, schedule, state.seed)))
+    results = list(engine.evaluate(state.params_D, judges(engine.clients, schedule, state.seed)))
     judged: list[Any] = [result for result in results if not isinstance(result, Failure)]
     failures = tuple(result for result in results if isinstance(result, Failure))
     return (evaluate(state.params_D, judged) if judged else None), failures
 
 
-def _judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:
+def judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:
+    """Whose held-out parts are evaluated: all, or those drawn for the run."""
     if len(clients) <= schedule.evaluate_clients:
         return clients
     chosen = generator(seed, Purpose.EVALUATE).choice(len(clients), schedule.evaluate_clients, replace=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette: told apart under the common kinds of colour blindness, and in grey.
 POOLED, WORST, CLIENTS, INK = "#0072B2", "#D55E00", "#56B4E9", "#333333"
+CENTRAL, ALONE = "#009E73", "#CC79A7"
 WIDTH = 7.6  # inches
 MOST_BARS = 40  # beyond that, names would be too small to read
 MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers
@@ -71,14 +73,21 @@ def metric_name(metric: str, *, inline: bool = False) -> str:
     return NAMES.get(metric, metric if inline else metric.capitalize())
 
 
-def convergence(history: History, main: str) -> Figure:
-    """Loss and main metric over rounds: all test examples together, and how the clients spread around them."""
+def convergence(history: History, main: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
+    """Loss and main metric over rounds: all test examples together, how the clients spread around them, and what the
+    federation is held against.
+    """
     figure = blank(WIDTH, 3.3)
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", main), strict=True):
         _curves(axis, [line for line in history if line["test"]], metric)
+        for (name, one), color in zip(baselines.items(), (CENTRAL, ALONE), strict=False):
+            if one["test"].get(metric) is not None:
+                axis.axhline(one["test"][metric], color=color, linewidth=1.2, linestyle=":", label=f"{name} training")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, columnspacing=1.6, handlelength=1.6)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3 if baselines else 4, columnspacing=1.6, handlelength=1.6
+    )
     return figure
 
 

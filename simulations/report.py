@@ -96,6 +96,7 @@ def write_report(folder: Path) -> Path:
         facts=facts(run),
         results=results(run),
         failures=failures(run),
+        baselines=baselines(run),
         privacy=privacy(run),
         captions=captions(run),
         images=images,
@@ -109,7 +110,7 @@ def draw_figures(run: RunFolder, folder: Path) -> dict[str, Path]:
     with figures.style():
         drawn = {}
         if any(line["test"] for line in run.history):
-            drawn["convergence"] = figures.convergence(run.history, run.main)
+            drawn["convergence"] = figures.convergence(run.history, run.main, baselines(run))
         if any(row.get(run.main) is not None for row in run.clients):
             drawn["fairness"] = figures.fairness(run.clients, run.main)
         if run.partition.get("clients"):
@@ -142,8 +143,16 @@ def results(run: RunFolder) -> list[dict[str, str]]:
         spread, top = last["clients"].get(metric, {}) if last else {}, run.summary["best"].get(metric)
         shown = {key: score(metric, spread.get(key)) for key in ("mean", "std", "worst10")}
         reached = f"{score(metric, top['value'])} (round {top['round']})" if top else "nan"
-        rows.append({"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **shown})
+        beside = {name: score(metric, one["test"].get(metric)) for name, one in baselines(run).items()}
+        rows.append(
+            {"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **beside, **shown}
+        )
     return rows
+
+
+def baselines(run: RunFolder) -> Mapping[str, Any]:
+    """What the federation is held against: name -> its metrics; empty where nothing was asked for."""
+    return run.summary.get("baselines", {})
 
 
 def privacy(run: RunFolder) -> list[tuple[str, str]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fedlearn.arrays import as_numpy
 from fedlearn.config import Experiment
 from fedlearn.engines.base import Engine
 from fedlearn.errors import FedlearnError, MissingExtra
-from fedlearn.history import final, summarise
+from fedlearn.history import final, summarise, totals
 from fedlearn.loop import federate
 from fedlearn.metrics import main_metric
 from fedlearn.records import Round, State
@@ -24,6 +25,7 @@ from fedlearn.scenario import judge
 from fedlearn.sinks.base import RunInfo, Sink
 from fedlearn.sinks.files import RunFiles, partition_summary
 from fedlearn.sinks.wording import describe as in_words
+from simulations.baselines import baselines
 from simulations.exits import DONE, FAILED, STOPPED
 from simulations.folder import FolderLost
 from simulations.interrupt import Interrupt
@@ -70,7 +72,8 @@ def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool 
             for sink in sinks:
                 sink.start(run)
             ending = _rounds(experiment, run, state, files, sinks, interrupt)
-            _sum_up(run, ending, files, console, report=report)
+            beside = _baselines(experiment, ending, files, interrupt)
+            _sum_up(run, ending, files, console, beside, report=report)
             if ending.status in ("stopped", "failed"):
                 console.say(f" resume    {venue.resume(run.folder)}")
     except OSError as error:
@@ -84,9 +87,31 @@ def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool 
     return Outcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
 
 
-def _sum_up(run: RunInfo, ending: Ending, files: RunFiles, console: Unbreakable, *, report: bool) -> None:
+def _baselines(experiment: Experiment, ending: Ending, files: RunFiles, interrupt: Interrupt) -> dict[str, Any]:
+    """What the run is held against; a baseline that fails costs the run nothing."""
+    if not experiment.plan.baselines or EXIT_CODES[ending.status] != DONE:
+        return {}
+    updates = totals(files.history)["client_updates"]
+    try:
+        return baselines(experiment, client_updates=updates, stopped=lambda: interrupt.asked)
+    except Exception as error:
+        log.exception("no baseline")
+        sys.stderr.write(f" no baseline: {type(error).__name__}: {error}\n")
+        return {}
+
+
+def _sum_up(
+    run: RunInfo,
+    ending: Ending,
+    files: RunFiles,
+    console: Unbreakable,
+    beside: Mapping[str, Any],
+    *,
+    report: bool,
+) -> None:
     digest = parameters_sha256(ending.state)
     summary = summarise(run, files.history, status=ending.status, reason=ending.reason, parameters_sha256=digest)
+    summary |= {"baselines": beside} if beside else {}
     files.finish(summary)
     if report and ending.status != "stopped":
         _report(run.folder)

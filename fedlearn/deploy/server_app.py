@@ -132,6 +132,8 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     metric = planned.early_stop.get("metric")
     expected = "a metric that adds up over clients: single predictions stay at the nodes"
     require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
+    expected = "null: data stay at the nodes, and no model is trained besides the federation's"
+    require(not planned.baselines, "baseline", ", ".join(planned.baselines), expected, "baseline=null")
     settings = plain_settings(cfg)
     protocol = settings["privacy"].get("protocol", "sum")
     expected = "sum: real nodes run the protocol anyway, full is for simulations"

@@ -11,6 +11,7 @@ from fedlearn.metrics import main_metric
 from fedlearn.records import Failure, Round
 from fedlearn.sinks.base import RunInfo
 
+BASELINES = {"central": "one model of all data together", "local": "a model of each client alone"}
 NO_CLAIM = "no differential privacy"
 
 
@@ -99,6 +100,8 @@ def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts.append(f"best {score(main, best['value'])} at round {best['round']}")
     status = "done" if summary["status"] in ("early_stopped", "budget_exhausted") else str(summary["status"])
     lines = [(status, " · ".join(parts))]
+    for name, one in summary.get("baselines", {}).items():
+        lines.append((name, f"{main} {score(main, one['test'].get(main))} · {BASELINES[name]}"))
     lines += [("privacy", spent(summary["privacy"]))] if summary.get("privacy") else []
     lines += [("because", summary["reason"])] if summary["reason"] else []
     lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
