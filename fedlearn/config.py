@@ -99,13 +99,19 @@ def experiment(
     """
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
-    scenario = staged(_of_kind(Scenario, cfg, "scenario", allow))
+    scenario = staged(scenario_of(cfg))
     planned = protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
     planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
     return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+
+
+def scenario_of(cfg: DictConfig) -> Scenario:
+    """The scenario alone, for whoever uses a model that is trained already."""
+    scenario: Scenario = _of_kind(Scenario, cfg, "scenario", _allowed(_plain(cfg, "the configuration")))
+    return scenario
 
 
 def protected(planned: Plan, scenario: Scenario) -> Plan:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
@@ -21,6 +24,7 @@ class Scenario:
         trainer: the model in its framework.
         model: one line for the header, e.g. ``mlp 13-32-1``.
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
+        read: the model's inputs ``(N, ...)`` from a file of new examples, in the form in which people have them.
     """
 
     name: str
@@ -28,6 +32,7 @@ class Scenario:
     trainer: Trainer
     model: str
     partition: str = "natural"
+    read: Callable[[Path], np.ndarray] | None = None
 
 
 def judge(scenario: Scenario) -> Evaluate:

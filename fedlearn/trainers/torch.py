@@ -6,7 +6,7 @@ Shapes: K clients in a block, D parameters laid flat, N examples, S local steps,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -336,6 +336,11 @@ class TorchTrainer:
         with torch.inference_mode():
             outputs = [self.module(self._to_device(part)) for part in np.array_split(x, max(1, len(x) // 4096))]
         return torch.cat(outputs).cpu().numpy()
+
+    def network(self, params_D: Array) -> nn.Module:
+        """The module with these parameters, in evaluation mode; a copy."""
+        self._flat_D.copy_(self._to_device(params_D))
+        return deepcopy(self.module).eval()
 
     def _to_device(self, array: Array) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)

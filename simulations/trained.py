@@ -1,0 +1,69 @@
+"""The model that a run has trained, taken from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from fedlearn import checkpoint
+from fedlearn.arrays import as_numpy
+from fedlearn.config import scenario_of
+from fedlearn.scenario import Scenario
+from simulations.recipe import read_recipe
+from simulations.rounds import CHECKPOINTS
+from simulations.run import set_environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run's last model.
+
+    Attributes:
+        scenario: rebuilt from the run's settings.
+        params_D: after the last round that was saved.
+        round: that round.
+    """
+
+    scenario: Scenario
+    params_D: np.ndarray
+    round: int
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return self.example.shape[1:]
+
+    @property
+    def example(self) -> np.ndarray:
+        """``(1, ...)``: what an example looks like, without being anybody's."""
+        data = self.scenario.data
+        x = next(x for x in (data.train(client).x for client in data.clients) if len(x))
+        return np.zeros_like(x[:1])
+
+
+def trained(folder: Path, *, framework: str | None = None) -> Trained:
+    """The model of a run.
+
+    Args:
+        folder: of the run.
+        framework: instead of the run's: the flat vector of one is that of the other.
+
+    Raises:
+        FedlearnError: the folder holds no run, no whole checkpoint, or its data or framework are not here.
+    """
+    cfg = read_recipe(folder)
+    if framework:
+        cfg.framework = framework
+        _set(cfg.scenario, framework)
+    set_environment(cfg)
+    scenario = scenario_of(cfg)
+    state, _, _ = checkpoint.newest(folder / CHECKPOINTS, scenario.trainer.layout)
+    return Trained(scenario=scenario, params_D=as_numpy(state.params_D), round=state.round)
+
+
+def _set(scenario: DictConfig, framework: str) -> None:
+    if "framework" in scenario:
+        scenario.framework = framework

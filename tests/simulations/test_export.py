@@ -1,0 +1,126 @@
+"""A trained model outside of its run: files for other programs, and predictions."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from simulations.export import export
+from simulations.export import main as export_main
+from simulations.models.torch import mlp
+from simulations.predict import main as predict_main
+from simulations.run import main as run_main
+from simulations.trained import trained
+
+
+@pytest.fixture(scope="module", params=["torch", "jax"])
+def digits(request, tmp_path_factory):
+    pytest.importorskip(request.param)
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    words = ["scenario=digits", f"framework={request.param}", "rounds=2", "report=false"]
+    assert run_main([*words, f"hydra.run.dir={folder}"]) == 0
+    return folder
+
+
+def some_images(folder):
+    data = trained(folder).scenario.data
+    return data.test(0).x
+
+
+def outputs(folder, x):
+    model = trained(folder)
+    return model.scenario.trainer.predict(model.params_D, x)
+
+
+def test_safetensors_hold_the_named_parameters_and_tell_of_the_run(digits):
+    path = export(digits)
+    model = trained(digits)
+    held = load_file(path)
+    assert np.array_equal(model.scenario.trainer.layout.pack(held), model.params_D)
+    with safe_open(path, framework="numpy") as file:
+        facts = json.loads(file.metadata()["fedlearn"])
+    assert (facts["scenario"], facts["round"], facts["task"]) == ("digits", 2, "multiclass")
+
+
+def test_a_state_dict_loads_into_a_plain_module_and_predicts_the_same(digits, tmp_path):
+    path = export(digits, "torch", tmp_path / "model.pt")
+    module = mlp((64, 64, 10))
+    module.load_state_dict(torch.load(path, weights_only=True))
+    x = some_images(digits)
+    with torch.inference_mode():
+        assert np.allclose(module(torch.from_numpy(x)).numpy(), outputs(digits, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_onnx_gives_the_outputs_of_torch_for_any_number_of_examples(tmp_path, model):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    run = tmp_path / "run"
+    assert run_main(["scenario=digits", f"model={model}", "rounds=1", "report=false", f"hydra.run.dir={run}"]) == 0
+    session = onnxruntime.InferenceSession(export(run, "onnx"))
+    for count in (1, 7):
+        x = some_images(run)[:count]
+        (found,) = session.run(["outputs"], {"x": x})
+        assert np.abs(found - outputs(run, x)).max() < 1e-5
+
+
+def test_predictions_are_those_of_the_model(digits, tmp_path, capsys):
+    x = some_images(digits)[:5]
+    np.save(tmp_path / "x.npy", x)
+    np.savetxt(tmp_path / "x.csv", x.reshape(5, 64), delimiter=",", header=",".join(map(str, range(64))), comments="p")
+    expected = outputs(digits, x).argmax(axis=1)
+    told = []
+    for name in ("x.npy", "x.csv"):
+        assert predict_main([str(digits), "--data", str(tmp_path / name)]) == 0
+        told.append(list(csv.DictReader(io.StringIO(capsys.readouterr().out))))
+    assert [int(row["prediction"]) for row in told[0]] == expected.tolist()
+    assert sum(float(told[0][0][f"probability_{label}"]) for label in range(10)) == pytest.approx(1, abs=1e-4)
+    assert [row["prediction"] for row in told[0]] == [row["prediction"] for row in told[1]]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("1,2\n3,4\n", "expected  8 x 8 x 1"),
+        ("1,a\n", "has shape"),
+        ("1,2\n3,a\n", "cannot be read"),
+        (None, "is no file"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_name(digits, tmp_path, capsys, content, reason):
+    path = tmp_path / "x.csv"
+    if content:
+        path.write_text(content)
+    assert predict_main([str(digits), "--data", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "x.csv" in told
+    assert reason in told
+
+
+def test_missing_values_are_not_passed_on(digits, tmp_path, capsys):
+    x = some_images(digits)[:3].copy()
+    x[1, 2, 3] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    assert predict_main([str(digits), "--data", str(tmp_path / "x.npy")]) == 2
+    assert "not finite in row 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [(["format=onxx"], "try       format=onnx"), (["formt=onnx"], "cannot be read")],
+)
+def test_a_typo_is_told(digits, capsys, words, reason):
+    assert export_main([str(digits), *words]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
+    assert export_main([str(tmp_path)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
