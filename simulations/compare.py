@@ -1,0 +1,301 @@
+"""``python -m simulations.compare RUN ...``: which settings were better, over seeds, from the folders of runs.
+
+Sweep first, then compare; runs that differ in nothing but the seed belong together:
+
+  python -m simulations.run -m strategy=fedavg,fedprox seed=1,2,3 hydra.sweep.dir=sweep
+  python -m simulations.compare sweep --target 0.8
+
+Shapes: S runs of one setting (seeds), R evaluated rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from fedlearn.checkpoint import write_atomically
+from fedlearn.errors import DataError
+from fedlearn.history import METRICS_FILE, History
+from fedlearn.metrics import higher_is_better
+from fedlearn.sinks.wording import human_bytes, score
+from simulations import figures
+from simulations.exits import DONE, exit_code
+from simulations.report import DOTS_PER_INCH, RunFolder, read_run
+
+COLORS = (figures.POOLED, figures.WORST, figures.CENTRAL, figures.ALONE, "#E69F00", figures.CLIENTS, "#000000")
+PASSING = ("seed", "run_name", "hydra", "defaults", "report", "checkpoint_every")  # settings that change no result
+NAME = "compare"  # of the files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One run.
+
+    Attributes:
+        seed: of the run.
+        rounds: that were evaluated.
+        values: of the metric there, on all test examples together; NaN where undefined.
+        sent: bytes by then, both ways.
+    """
+
+    seed: int
+    rounds: np.ndarray
+    values: np.ndarray
+    sent: np.ndarray
+
+    def reached(self, target: float, metric: str) -> tuple[int, int] | None:
+        """Rounds and bytes to the first evaluation at or beyond a target; None if it was never reached."""
+        good = self.values >= target if higher_is_better(metric) else self.values <= target
+        if not good.any():
+            return None
+        first = int(np.argmax(good))
+        return int(self.rounds[first]), int(self.sent[first])
+
+
+Setting = Mapping[str, Sequence[Seen]]  # label -> its runs, by seed
+
+
+def read(folders: Sequence[Path], metric: str | None = None) -> tuple[dict[str, list[Seen]], str]:
+    """All evaluated runs below some folders, by what tells their settings apart; and the metric.
+
+    Args:
+        folders: of runs or of sweeps.
+        metric: to compare; None takes the one that the runs lead with.
+
+    Raises:
+        DataError: there are none, or they have no such metric in common.
+    """
+    paths = dict.fromkeys(path.parent for folder in folders for path in sorted(folder.rglob(METRICS_FILE)))
+    runs = [run for run in map(read_run, paths) if any(line["test"] for line in run.history)]
+    if not runs:
+        where = ", ".join(map(str, folders))
+        raise DataError(
+            f"{where} holds no run that was evaluated\n  try       the folder of a sweep, e.g. multirun/..."
+        )
+    metric = metric or runs[0].main
+    common = set.intersection(*({*_last_test(run.history)} for run in runs))
+    if metric not in common:
+        known = ", ".join(sorted(common)) or "none"
+        raise DataError(
+            f"the runs do not all have the metric {metric}\n  expected  one of {known}\n  try       one task"
+        )
+    found: dict[str, list[Seen]] = {}
+    for run, label in zip(runs, _labels([_settings(run) for run in runs]), strict=True):
+        found.setdefault(label, []).append(_seen(run, metric))
+    return {label: sorted(seen, key=lambda one: one.seed) for label, seen in found.items()}, metric
+
+
+def _last_test(history: History) -> Mapping[str, Any]:
+    return next((line["test"] for line in reversed(history) if line["test"]), {})
+
+
+def _seen(run: RunFolder, metric: str) -> Seen:
+    sent = np.cumsum([line["bytes_up"] + line["bytes_down"] for line in run.history])
+    at = [i for i, line in enumerate(run.history) if line["test"]]
+    values = [run.history[i]["test"][metric] for i in at]
+    return Seen(
+        seed=int(_settings(run).get("seed", run.summary.get("seed", 0))),
+        rounds=np.array([run.history[i]["round"] for i in at]),
+        values=np.array([math.nan if value is None else value for value in values]),
+        sent=sent[at],
+    )
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """Every setting by its dotted name."""
+    return dict(_flat(OmegaConf.to_container(OmegaConf.create(run.config), resolve=False)))
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells each run's settings from the others', in few words; the seed tells nothing.
+
+    A builder's setting is named where it differs between runs of that builder.
+    """
+    values: dict[tuple[str, str], set[str]] = {}
+    for one in settings:
+        for key, value in one.items():
+            values.setdefault((_place(key, one), key), set()).add(json.dumps(value, default=str))
+    keys = dict.fromkeys(key for one in settings for key in one if not _passes(key))
+    labels = []
+    for one in settings:
+        named = [key for key in keys if key in one and len(values[_place(key, one), key]) > 1]
+        labels.append(" · ".join(_in_words(key, one[key]) for key in named) or "all runs")
+    return labels
+
+
+def _place(key: str, one: Mapping[str, Any]) -> str:
+    """The builder that takes a setting; empty for a setting of the run and for the choice of builders itself."""
+    group = key.rpartition(".")[0]
+    return "" if key.endswith("_target_") else str(one.get(f"{group}._target_", ""))
+
+
+def _passes(key: str) -> bool:
+    return key.split(".")[0] in PASSING or key.endswith(".seed")
+
+
+def _in_words(key: str, value: Any) -> str:
+    if key.endswith("_target_"):
+        return str(value).rpartition(".")[2]
+    return f"{key.removeprefix('strategy.')} {value}"
+
+
+def lines(found: Setting, metric: str, *, target: float | None = None) -> list[dict[str, str]]:
+    """A row for each setting: the metric at the end and at its best, rounds and bytes to the target, and the paired
+    difference to the first setting over the seeds that both have.
+    """
+    first, *_ = found.values()
+    rows = []
+    for label, runs in found.items():
+        row = {"setting": label, "runs": str(len(runs)), "final": _spread(metric, [one.values[-1] for one in runs])}
+        best = np.nanmax if higher_is_better(metric) else np.nanmin
+        row["best"] = _spread(metric, [best(one.values) for one in runs if not np.isnan(one.values).all()])
+        if target is not None:
+            row |= _to_target([one.reached(target, metric) for one in runs])
+        row["difference"] = "–" if runs is first else _difference(metric, first, runs)
+        rows.append(row)
+    return rows
+
+
+def _spread(metric: str, values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds (of a sample: with one seed there is none)."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "nan"
+    return _pair(metric, known)
+
+
+def _pair(metric: str, values: Sequence[float], sign: str = "") -> str:
+    mean, percent = float(np.mean(values)), metric == "accuracy"
+    scale, unit, digits = (100, " %", 1) if percent else (1, "", 4)
+    beside = f" ± {scale * float(np.std(values, ddof=1)):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * mean:{sign}.{digits}f}{beside}{unit}"
+
+
+def _to_target(reached: Sequence[tuple[int, int] | None]) -> dict[str, str]:
+    known = [one for one in reached if one is not None]
+    some = f" ({len(known)} of {len(reached)} runs)" if len(known) < len(reached) else ""
+    if not known:
+        return {"rounds": "never", "bytes": "–"}
+    rounds, sent = zip(*known, strict=True)
+    return {"rounds": f"{np.mean(rounds):.4g}{some}", "bytes": human_bytes(float(np.mean(sent)))}
+
+
+def _difference(metric: str, first: Sequence[Seen], other: Sequence[Seen]) -> str:
+    """Of the last values, run against run with the same seed, which takes out what a seed does to both."""
+    ours, theirs = ({one.seed: float(one.values[-1]) for one in runs} for runs in (other, first))
+    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+    pairs = [value for value in pairs if not math.isnan(value)]
+    return _pair(metric, pairs, sign="+") if pairs else "no seed in common"
+
+
+def headings(metric: str, target: float | None) -> dict[str, str]:
+    """Of the columns of `lines`."""
+    name = figures.metric_name(metric, inline=True)
+    reach = {"rounds": f"rounds to {score(metric, target)}", "bytes": "sent by then"} if target is not None else {}
+    own = {"setting": "setting", "runs": "runs", "final": f"last {name}", "best": f"best {name}"}
+    return {**own, **reach, "difference": "paired difference to the first"}
+
+
+def markdown(rows: Sequence[Mapping[str, str]], heads: Mapping[str, str]) -> str:
+    """The table for a README."""
+    body = [[row.get(key, "") for key in heads] for row in rows]
+    return (
+        "\n".join("| " + " | ".join(cells) + " |" for cells in [[*heads.values()], ["---"] * len(heads), *body]) + "\n"
+    )
+
+
+def picture(found: Setting, metric: str, target: float | None = None) -> figures.Figure:
+    """The metric over rounds and over bytes: means over seeds, and one standard deviation around them."""
+    most = max(float(one.sent[-1]) for runs in found.values() for one in runs)
+    unit, size = ("MiB", 2**20) if most >= 2**20 else ("KiB", 2**10)
+    figure = figures.blank(figures.WIDTH, 3.3 + 0.17 * len(found))
+    over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
+    for (label, runs), color in zip(found.items(), COLORS * 10, strict=False):
+        rounds, mean, std, sent = _curve(runs)
+        over_rounds.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
+        over_rounds.plot(rounds, mean, color=color, linewidth=1.7, label=label)
+        over_bytes.plot(sent / size, mean, color=color, linewidth=1.7)
+    for axis, name in ((over_rounds, "round"), (over_bytes, f"{unit} sent, both ways")):
+        axis.set_xlabel(name)
+        axis.grid(axis="y")
+        if target is not None:
+            axis.axhline(target, color=figures.INK, linewidth=0.9, linestyle=":")
+        if metric == "accuracy":
+            axis.yaxis.set_major_formatter(lambda share, place: f"{100 * share:g} %")
+    over_rounds.set_title(figures.metric_name(metric))
+    over_bytes.set_title(f"{figures.metric_name(metric)} for what was sent")
+    handles, labels = over_rounds.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 40 else 2)
+    return figure
+
+
+def _curve(runs: Sequence[Seen]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Over the rounds that all runs of a setting evaluated."""
+    rounds = np.array(sorted(set.intersection(*({*one.rounds.tolist()} for one in runs))))
+    rows = [np.searchsorted(one.rounds, rounds) for one in runs]
+    values_SR = np.stack([one.values[at] for one, at in zip(runs, rows, strict=True)])
+    sent_SR = np.stack([one.sent[at] for one, at in zip(runs, rows, strict=True)])
+    return rounds, values_SR.mean(axis=0), values_SR.std(axis=0), sent_SR.mean(axis=0)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line says: 0 done, 2 for folders without runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.compare",
+        description="Compares settings over seeds: a table, a figure (compare.png), compare.md and compare.json.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs or of sweeps")
+    parser.add_argument("--metric", help="e.g. auc; the runs' main one without it")
+    parser.add_argument("--target", type=float, help="of the metric, e.g. 0.8: rounds and bytes until it is reached")
+    parser.add_argument("--out", type=Path, help="a folder for the files; the first RUN without it")
+    args = parser.parse_args(words)
+    return exit_code(lambda: _told(args))
+
+
+def _told(args: argparse.Namespace) -> int:
+    found, metric = read(args.runs, args.metric)
+    rows, heads = lines(found, metric, target=args.target), headings(metric, args.target)
+    out = args.out or args.runs[0]
+    out.mkdir(parents=True, exist_ok=True)
+    _show(rows, heads)
+    write_atomically(out / f"{NAME}.md", markdown(rows, heads))
+    write_atomically(
+        out / f"{NAME}.json", json.dumps({"metric": metric, "target": args.target, "rows": rows}, indent=1)
+    )
+    with figures.style():
+        picture(found, metric, args.target).savefig(out / f"{NAME}.png", dpi=DOTS_PER_INCH, facecolor="white")
+    sys.stdout.write(f" saved     {out / f'{NAME}.png'}\n")
+    return DONE
+
+
+def _show(rows: Sequence[Mapping[str, str]], heads: Mapping[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for key, head in heads.items():
+        table.add_column(head, justify="left" if key == "setting" else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(row.get(key, "") for key in heads))
+    Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Runs told apart by their settings and put side by side over seeds."""
+
+import json
+
+import numpy as np
+import pytest
+
+from fedlearn.errors import DataError
+
+pytest.importorskip("matplotlib", reason="needs the extra 'report'")
+from simulations.compare import headings, lines, main, markdown, read
+
+
+def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", **settings):
+    """A run folder with these values of a metric, a thousand bytes a round each way."""
+    folder.mkdir(parents=True)
+    own = "\n".join(f"  {key}: {value}" for key, value in settings.items())
+    text = f"seed: {seed}\nrounds: {len(values)}\nrun_name: x{seed}\nscenario:\n  seed: {seed}\n"
+    (folder / "config.yaml").write_text(f"{text}strategy:\n  _target_: strategies.{strategy}\n{own}\n")
+    rows = []
+    for number, value in enumerate(values, 1):
+        test = None if value is None else {"loss": 1.0, task: value}
+        sums = {"seconds": 0.1, "num_updates": 1, "failures": [], "bytes_up": 1000, "bytes_down": 1000}
+        rows.append(json.dumps({"round": number, "test": test, "clients": None, **sums}))
+    (folder / "metrics.jsonl").write_text("".join(row + "\n" for row in rows))
+
+
+def by(rows, column):
+    return {row["setting"]: row[column] for row in rows}
+
+
+def test_runs_that_differ_in_the_seed_alone_belong_together(tmp_path):
+    for seed in (1, 2, 3):
+        leave(tmp_path / f"a{seed}", [0.5, 0.6 + seed / 10], seed=seed)
+        leave(tmp_path / f"b{seed}", [0.5, 0.7 + seed / 10], seed=seed, strategy="fedprox", mu=0.1)
+    found, metric = read([tmp_path])
+    assert metric == "accuracy"
+    assert {label: [one.seed for one in runs] for label, runs in found.items()} == {
+        "fedavg": [1, 2, 3],
+        "fedprox": [1, 2, 3],
+    }
+    rows = lines(found, metric)
+    assert by(rows, "final") == {"fedavg": "80.0 ± 10.0 %", "fedprox": "90.0 ± 10.0 %"}
+    assert by(rows, "difference") == {"fedavg": "–", "fedprox": "+10.0 ± 0.0 %"}  # each seed by itself
+
+
+def test_a_setting_is_named_where_it_differs_between_runs_of_its_builder(tmp_path):
+    leave(tmp_path / "a", [0.5], seed=1)
+    leave(tmp_path / "b", [0.5], seed=1, strategy="fedprox", mu=0.1)
+    leave(tmp_path / "c", [0.5], seed=1, strategy="fedprox", mu=0.5)
+    assert [*read([tmp_path])[0]] == ["fedavg", "fedprox · mu 0.1", "fedprox · mu 0.5"]
+
+
+def test_rounds_and_bytes_to_a_target_are_those_of_the_first_evaluation_beyond_it(tmp_path):
+    leave(tmp_path / "a1", [0.1, None, 0.8, 0.2, 0.9], seed=1)
+    leave(tmp_path / "a2", [0.1, 0.2, 0.3, 0.3, 0.3], seed=2)
+    leave(tmp_path / "b1", [0.1] * 5, seed=1, strategy="fedprox")
+    rows = lines(*read([tmp_path]), target=0.8)
+    assert by(rows, "rounds") == {"fedavg": "3 (1 of 2 runs)", "fedprox": "never"}
+    assert by(rows, "bytes") == {"fedavg": "5.9 KiB", "fedprox": "–"}
+
+
+def test_errors_are_better_when_they_are_small(tmp_path):
+    leave(tmp_path / "a", [3.0, 1.0, 2.0], seed=1, task="rmse")
+    (row,) = lines(*read([tmp_path]), target=1.5)
+    assert (row["best"], row["final"], row["rounds"]) == ("1.0000", "2.0000", "2")
+
+
+def test_seeds_that_one_setting_lacks_are_no_pairs(tmp_path):
+    leave(tmp_path / "a", [0.5], seed=1)
+    leave(tmp_path / "b", [0.9], seed=2, strategy="fedprox")
+    assert by(lines(*read([tmp_path])), "difference")["fedprox"] == "no seed in common"
+
+
+def test_the_command_leaves_a_table_a_figure_and_facts(tmp_path, capsys):
+    for seed in (1, 2):
+        leave(tmp_path / f"a{seed}", [0.5, 0.75], seed=seed)
+    assert main([str(tmp_path), "--target", "0.7"]) == 0
+    assert "75.0 ± 0.0 %" in capsys.readouterr().out
+    assert (tmp_path / "compare.png").stat().st_size > 5000
+    assert json.loads((tmp_path / "compare.json").read_text())["rows"][0]["rounds"] == "2"
+    rows = lines(*read([tmp_path]), target=0.7)
+    assert (tmp_path / "compare.md").read_text() == markdown(rows, headings("accuracy", 0.7))
+
+
+@pytest.mark.parametrize(
+    ("metric", "reason"), [(None, "holds no run that was evaluated"), ("auc", "do not all have the metric auc")]
+)
+def test_what_cannot_be_compared_is_told(tmp_path, capsys, metric, reason):
+    if metric:
+        leave(tmp_path / "a", [0.5], seed=1)
+    words = [str(tmp_path), *(["--metric", metric] if metric else [])]
+    assert main(words) == 2
+    assert reason in capsys.readouterr().err
+    with pytest.raises(DataError):
+        read([tmp_path], metric)
+
+
+def test_an_undefined_value_is_left_out_of_means(tmp_path):
+    leave(tmp_path / "a1", [0.5, float("nan")], seed=1)
+    leave(tmp_path / "a2", [0.5, 0.5], seed=2)
+    assert by(lines(*read([tmp_path])), "final") == {"all runs": "50.0 %"}
+    assert np.isnan(read([tmp_path])[0]["all runs"][0].values[-1])
