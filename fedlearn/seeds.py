@@ -22,6 +22,7 @@ class Purpose(IntEnum):
     CANARIES = 10
     SHADOWS = 11
     FEATURE_NOISE = 20
+    STATISTICS = 21
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:
