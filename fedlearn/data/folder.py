@@ -114,10 +114,11 @@ def _pictures(path: Path, files: Sequence[Path], size: int | None) -> Contents:
         raise DataError(f"{path} does not hold its images in folders of one depth\n  try       {fix}")
     origins = tuple((str(file.relative_to(path)), 1, 1) for file in files)
     classes = np.array([place[-1] for place in places], object)
+    sides = np.array([place[0] == "test" for place in places])
     return Contents(
         table=Table({CLASS: classes}, origins),
         clients=np.array([place[split] for place in places], object) if depths == {2} else None,
-        test_N=np.array([place[0] == "test" for place in places]) if split else None,
+        test_N=sides if split and sides.any() else None,
         images=_pixels(path, files, size),
     )
 
