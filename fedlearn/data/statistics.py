@@ -107,6 +107,13 @@ class Noise:
         """
         return math.sqrt(1 + 3 * len(self.bounds) + len(self.categories))
 
+    def charged(self, clients: Iterable[int]) -> Ledger:
+        """What a run starts with that was prepared so: each client has paid for one release of its records.
+
+        The event protects one record under adding or removing it, so it composes with those of ``privacy=example``.
+        """
+        return Ledger().charged_clients({client: (Event(self.multiplier), 1) for client in clients})
+
 
 def column_sums(table: Table, *, noise: Noise | None = None) -> dict[str, ColumnSums]:
     """One client's part: numeric where all cells are numbers, else categories.
@@ -136,10 +143,8 @@ def add(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
     return whole
 
 
-def noisy(statistics: Statistics, noise: Noise, ledger: Ledger) -> tuple[dict[str, ColumnSums], Ledger]:
-    """The sums with noise on them, and the ledger charged with one event for all of them together.
-
-    The event protects one record under adding or removing it, so it composes with ``privacy=example`` charges only.
+def noisy(statistics: Statistics, noise: Noise) -> dict[str, ColumnSums]:
+    """The sums with noise on them, which costs each client what `Noise.charged` says.
 
     *Guarantees*: what follows from the result costs no more; numbers are released in units in which a record changes
     them by at most 1 each, see `Noise.sensitivity`.
@@ -147,11 +152,14 @@ def noisy(statistics: Statistics, noise: Noise, ledger: Ledger) -> tuple[dict[st
     Args:
         statistics: of all clients, from `column_sums` with this noise.
         noise: how much.
-        ledger: to charge.
+
+    Raises:
+        DataError: a column has neither bounds nor categories, or one that has is not there.
     """
     if statistics.keys() != {*noise.bounds, *noise.categories}:
-        stray = sorted(statistics.keys() ^ {*noise.bounds, *noise.categories})
-        raise DataError(f"column {stray[0]} needs bounds or categories, and only columns that there are may have them")
+        stray = sorted(statistics.keys() ^ {*noise.bounds, *noise.categories})[0]
+        fix = f"'scenario.bounds={{{stray}:[LEAST,MOST]}}', or its categories, if there is such a column"
+        raise DataError(f"column {stray} needs bounds or categories, for columns with noise\n  try       {fix}")
     std = noise.multiplier * noise.sensitivity
     draws = _draws(noise, 1 + sum(3 if name in noise.bounds else len(noise.categories[name]) for name in statistics))
     step = 2.0 ** (math.floor(math.log2(std)) - 20)  # gaps between floats must not tell what was added, see noise.py
@@ -160,14 +168,14 @@ def noisy(statistics: Statistics, noise: Noise, ledger: Ledger) -> tuple[dict[st
         return round((value + std * next(draws)) / step) * step
 
     rows = max(0.0, release(next(iter(statistics.values())).rows))
-    made = {}
+    made: dict[str, ColumnSums] = {}
     for name, of in statistics.items():
         if name in noise.bounds:
             made[name] = _moments(of, noise.bounds[name], rows, release)
         else:
             counts = {value: max(0.0, release(of.counts.get(value, 0))) for value in noise.categories[name]}
             made[name] = ColumnSums(rows=rows, counts=counts)
-    return made, ledger.charged(Event(noise.multiplier))
+    return made
 
 
 def _of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> ColumnSums:

@@ -123,11 +123,6 @@ def without(table: Table, names: Sequence[str]) -> Table:
     return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)
 
 
-def only(table: Table, name: str) -> Table:
-    """A table of one column."""
-    return Table({name: table.columns[name]}, table.origins)
-
-
 def numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A column as float64 with NaN for what is missing, and a mask of the cells that are no numbers.
 

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.arrays import from_rows, split_rows
-from fedlearn.data.encode import Encoding, as_it_is, declared, found, targets
+from fedlearn.data.encode import targets
 from fedlearn.data.federated import Task
 from fedlearn.data.folder import CLASS, Contents, read_contents
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.statistics import add, column_sums
-from fedlearn.data.tables import Table, numbers, only, rows_of, without, word, words
-from fedlearn.errors import DataError, SettingError, did_you_mean, require
+from fedlearn.data.prepare import Preparation, Prepared, prepare
+from fedlearn.data.statistics import Noise
+from fedlearn.data.tables import Table, numbers, without, word, words
+from fedlearn.errors import DataError, SettingError, require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 
-SCALES = ("federated", "constants", "none")
 WORD_FEATURES = 1024  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
 
 
@@ -43,6 +43,8 @@ def folder(
     scale: str = "federated",
     scales: Mapping[str, Sequence[float]] | None = None,
     categories: Mapping[str, Sequence[Any]] | None = None,
+    bounds: Mapping[str, Sequence[float]] | None = None,
+    noise_multiplier: float | None = None,
     image_size: int | None = None,
     partition: str = "natural",
     num_clients: int | None = None,
@@ -77,6 +79,9 @@ def folder(
         scales: column -> (centre, spread), for ``constants``; of a regression's target too.
         categories: column -> its values, each of which becomes a feature. For ``federated`` those of columns of text
             are counted in the round where they are not said.
+        bounds: column -> (least, most) that a value can be, for ``noise_multiplier``.
+        noise_multiplier: Gaussian noise on the statistics over what one record changes them by, > 0; each client pays
+            for it in the ledger of ``privacy=example``. Bounds or categories of every column must be said. None: exact.
         image_size: to which images are scaled, pixels; None takes them as they are.
         partition: ``natural`` (by client), or a way to divide rows whoever had them, see `fedlearn.data.partition`.
         num_clients: of other partitions, 10 unless said.
@@ -94,8 +99,12 @@ def folder(
         MissingExtra: Parquet or images need an optional dependency.
     """
     require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
-    near = did_you_mean(str(scale), SCALES) or "federated"
-    require(scale in SCALES, "scale", scale, f"one of {', '.join(SCALES)}", f"scale={near}")
+    preparation = Preparation(
+        scale=scale,
+        scales=scales or {},
+        categories=categories or {},
+        noise=_noise(noise_multiplier, bounds, categories, seed),
+    )
     contents = read_contents(Path(str(path)).expanduser(), client=client, image_size=image_size)
     names, natural_N = _owners(contents, clients)
     whole = len(np.unique(natural_N)) == len(names)
@@ -113,16 +122,14 @@ def folder(
     train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
     left_out = {label, *(ignore or ()), client, order_by if partition == "time" else None}
     columns = without(contents.table, [name for name in left_out if name])
-    if contents.images is not None:
-        x, said = contents.images.astype(np.float32) / 255, ""
-    elif text is not None:
-        x, said = _word_features(columns, text), f"words of {text}, hashed"
-    else:
-        encoding, said = _encoding(columns, train, scale, scales or {}, categories or {}, whole=whole)
-        x = encoding.features(columns)
-    if kind == "regression":
-        y_N, unit = _in_units(contents.table, label, y_N, train, scale, scales or {})
-        said = ", ".join(part for part in (said, unit) if part)
+    read = {} if contents.images is not None or text is not None else columns.columns
+    if kind == "regression" and (scale == "federated" or label in preparation.scales):
+        read = {**read, label: contents.table.columns[label]}
+    made = prepare(Table(read, contents.table.origins), train, preparation, whole=whole) if read else Prepared()
+    x, said = _features(contents, columns, text, made)
+    centre, spread = made.encoding.scales.get(label, (0.0, 1.0))
+    if (centre, spread) != (0.0, 1.0):
+        y_N, said = (y_N - centre) / spread, f"{said}, the target less {centre:.6g}, over {spread:.6g}"
     data = from_rows(x, y_N, train=train, test=test, task=kind)
     data = replace(
         data,
@@ -131,7 +138,15 @@ def folder(
         source=" · ".join(part for part in (Path(str(path)).name, said) if part),
     )
     fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
-    return Scenario(name="folder", data=data, trainer=fitted, model=line, partition=str(how))
+    return Scenario(
+        name="folder",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=str(how),
+        told=made.told,
+        ledger=made.ledger,
+    )
 
 
 def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -194,45 +209,28 @@ def _sides(
     return [rows_k[~held_out_N[rows_k]] for rows_k in rows], [rows_k[held_out_N[rows_k]] for rows_k in rows]
 
 
-def _encoding(
-    columns: Table,
-    train: Sequence[np.ndarray],
-    scale: str,
-    scales: Mapping[str, Sequence[float]],
-    categories: Mapping[str, Sequence[Any]],
-    *,
-    whole: bool,
-) -> tuple[Encoding, str]:
-    """How columns become features, and what to say of it in the header."""
+def _noise(
+    multiplier: float | None,
+    bounds: Mapping[str, Sequence[float]] | None,
+    categories: Mapping[str, Sequence[Any]] | None,
+    seed: int,
+) -> Noise | None:
+    if multiplier is None:
+        return None
+    pairs = {name: (pair[0], pair[1]) for name, pair in (bounds or {}).items()}
+    known = {name: tuple(map(word, values)) for name, values in (categories or {}).items()}
+    return Noise(multiplier=multiplier, bounds=pairs, categories=known, seed=seed)
+
+
+def _features(contents: Contents, columns: Table, text: str | None, made: Prepared) -> tuple[np.ndarray, str]:
+    """What to learn from, and what to say of it in the header."""
+    if contents.images is not None:
+        return contents.images.astype(np.float32) / 255, ""
+    if text is not None:
+        return _word_features(columns, text), f"words of {text}, hashed"
     if not columns.columns:
         raise DataError("no column is left to learn from\n  try       fewer names in scenario.ignore")
-    if scale == "constants":
-        return declared(columns, scales, categories), "scaled by constants"
-    if scale == "none":
-        return as_it_is(columns, categories), ""
-    expected = "constants, where a folder does not hold all clients: a statistics round needs the rows of all"
-    require(whole, "scale", scale, expected, "scale=constants")
-    statistics = add(column_sums(rows_of(columns, rows_k)) for rows_k in train)
-    return found(columns, statistics, categories), f"scaled by exact statistics of {len(train)} clients"
-
-
-def _in_units(
-    table: Table,
-    label: str,
-    y_N: np.ndarray,
-    train: Sequence[np.ndarray],
-    scale: str,
-    scales: Mapping[str, Sequence[float]],
-) -> tuple[np.ndarray, str]:
-    """A regression's target less its centre, over its spread, and what to say of it."""
-    if scale == "none" or (scale == "constants" and label not in scales):
-        return y_N, ""
-    if scale == "constants":
-        centre, spread = declared(only(table, label), scales, {}).scales[label]
-    else:
-        sums = add(column_sums(rows_of(only(table, label), rows_k)) for rows_k in train)[label]
-        centre, spread = sums.mean, sums.deviation
-    return (y_N - centre) / spread, f"target less {centre:.6g}, over {spread:.6g}"
+    return made.encoding.features(columns), made.said
 
 
 def _word_features(columns: Table, text: str) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from fedlearn.data.statistics import ColumnSums, Noise, add, column_sums, noisy
 from fedlearn.data.tables import Table
 from fedlearn.errors import DataError, SettingError
-from fedlearn.privacy.ledger import Event, Ledger
+from fedlearn.privacy.ledger import Event
 
 RNG = np.random.default_rng(5)
 AGE = np.where(RNG.random(300) < 0.1, np.nan, RNG.normal(55, 10, 300))
@@ -58,16 +58,17 @@ def noise(multiplier=1.0, *, seed=1, **settings):
 
 
 def released(of, how):
-    return noisy(add([column_sums(of, noise=how)]), how, Ledger())
+    return noisy(add([column_sums(of, noise=how)]), how)
 
 
 def test_noisy_statistics_are_near_the_exact_ones_and_cost_one_event():
     how = noise(0.1)
-    statistics, ledger = released(table(), how)
+    statistics = released(table(), how)
     assert statistics["age"].mean == pytest.approx(np.nanmean(AGE), abs=1)
     assert statistics["age"].deviation == pytest.approx(np.nanstd(AGE), abs=2)
     assert statistics["sex"].counts["f"] == pytest.approx((SEX == "f").sum(), abs=2)
-    assert ledger == Ledger().charged(Event(0.1))
+    ledger = how.charged(range(3))
+    assert [ledger.of_client(client) for client in range(3)] == [((Event(0.1), 1),)] * 3
 
 
 def vector(statistics):
@@ -88,15 +89,15 @@ def test_one_record_changes_what_is_released_by_no_more_than_the_sensitivity(age
 
 
 def test_noise_has_the_deviation_that_the_ledger_is_charged_for():
-    rows = [released(table(), noise(2.0, seed=seed))[0]["sex"].rows for seed in range(400)]
+    rows = [released(table(), noise(2.0, seed=seed))["sex"].rows for seed in range(400)]
     assert np.std(rows) == pytest.approx(2.0 * math.sqrt(1 + 3 + 1), rel=0.15)
     assert np.mean(rows) == pytest.approx(300, abs=1)
 
 
 def test_noise_of_real_clients_does_not_follow_from_a_seed():
-    first, again = (released(table(), noise(seed=1))[0]["age"] for _ in range(2))
+    first, again = (released(table(), noise(seed=1))["age"] for _ in range(2))
     assert first == again
-    first, again = (released(table(), noise(seed=None))[0]["age"] for _ in range(2))
+    first, again = (released(table(), noise(seed=None))["age"] for _ in range(2))
     assert first != again
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import DataError, SettingError
+from fedlearn.privacy.ledger import Event, Ledger
 from simulations.scenarios.folder import folder
 
 pytest.importorskip("torch")
@@ -233,3 +235,66 @@ def test_a_run_of_a_folder_learns(clinics, tmp_path, capfd):
     words = [*words[:2], "scenario.scale=constants", "scenario.scales={age:[50,10],pressure:[130,20]}"]
     assert main(["scenario=folder", *words, "rounds=1", f"hydra.run.dir={tmp_path / 'other'}"]) == 2
     assert "sex has neither" in capfd.readouterr().err
+
+
+NOISY = {
+    "noise_multiplier": 0.5,
+    "bounds": {"age": [0, 110], "pressure": [50, 250]},
+    "categories": {"sex": ["f", "m"]},
+}
+
+
+def test_noisy_statistics_are_paid_for_by_each_client(clinics):
+    exact, noisy = folder(path=clinics, target="sick"), folder(path=clinics, target="sick", **NOISY)
+    assert exact.ledger == Ledger()
+    assert exact.told.startswith("exact counts")
+    assert [noisy.ledger.of_client(client) for client in range(3)] == [((Event(0.5), 1),)] * 3
+    assert "scaled by noisy statistics of 3 clients (noise multiplier 0.5)" in noisy.data.source
+    near, far = (noisy.data.train(0).x, exact.data.train(0).x)
+    assert not np.array_equal(near, far)
+    assert np.abs(near - far).max() < 1
+
+
+@pytest.mark.parametrize(
+    ("left_out", "setting"), [("bounds", "column age needs bounds or categories"), ("categories", "column sex needs")]
+)
+def test_noisy_statistics_need_public_bounds(clinics, left_out, setting):
+    with pytest.raises(DataError, match=setting):
+        folder(path=clinics, target="sick", **{**NOISY, left_out: None})
+    with pytest.raises(SettingError, match=r"noise_multiplier is 0\.5"):
+        folder(path=clinics, target="sick", **CONSTANTS, noise_multiplier=0.5)
+
+
+def protected_by(kind, scenario):
+    from fedlearn.config import plan, protected
+    from simulations.overrides import compose
+    from simulations.run import arguments
+
+    words = ["strategy.weighting=equal"] if kind == "central" else []
+    (job,) = compose(arguments(["scenario=folder", *words, f"privacy={kind}", "privacy.noise_multiplier=1"]))
+    return protected(plan(job.cfg), scenario).strategy.protection
+
+
+def test_a_promise_about_examples_covers_noisy_statistics_and_no_others(clinics):
+    pytest.importorskip("dp_accounting")
+    exact, noisy = folder(path=clinics, target="sick"), folder(path=clinics, target="sick", **NOISY)
+    for kind, scenario in (("example", exact), ("central", exact), ("central", noisy)):
+        protection = protected_by(kind, scenario)
+        assert scenario.told in protection.facts["not_covered"]
+        assert protection.prior == Ledger()
+    protection = protected_by("example", noisy)
+    assert noisy.told not in protection.facts["not_covered"]
+    assert protection.spent(protection.prior).value > 1
+
+
+def test_a_run_starts_with_what_its_statistics_have_cost(clinics, tmp_path, capfd):
+    pytest.importorskip("opacus")
+    pytest.importorskip("dp_accounting")
+    from simulations.run import main
+
+    words = [f"scenario.path={clinics}", "scenario.target=sick", "rounds=1", "report=false", "engine=serial"]
+    words += ["scenario.noise_multiplier=5", "scenario.bounds={age:[0,110],pressure:[50,250]}"]
+    words += ["scenario.categories={sex:[f,m]}", "privacy=example", "privacy.noise_multiplier=20"]
+    assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    seen = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert seen["epsilon"] > 0.9  # one round of noise 20 alone is below 0.3
