@@ -67,10 +67,11 @@ class Table:
         return self.columns[name]
 
 
-def read_table(file: Path) -> Table:
+def read_table(file: Path, *, ignore: Sequence[str] = ()) -> Table:
     """A table from one file.
 
     Args:
+        ignore: columns to leave out, which need not be there and may hold anything.
         file: ``.csv`` (commas, semicolons or tabs, as its header has them), ``.tsv`` (tabs), these gzipped
             (``.gz``), or ``.parquet``.
 
@@ -78,7 +79,7 @@ def read_table(file: Path) -> Table:
         DataError: it cannot be read, has no header, no row, a row of another length, or a column of another type.
         MissingExtra: pyarrow is needed and absent.
     """
-    table = _read_parquet(file) if file.suffix == ".parquet" else _read_text(file)
+    table = _read_parquet(file, ignore) if file.suffix == ".parquet" else without(_read_text(file), ignore)
     if not len(table):
         raise DataError(f"{file.name} has no rows\n  try       removing it, or a file with a row for each example")
     return table
@@ -230,22 +231,37 @@ def _cells(cells: Any) -> np.ndarray:
     return column
 
 
-def _read_parquet(file: Path) -> Table:
+def _read_parquet(file: Path, ignore: Sequence[str]) -> Table:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtra(f"{file.name} (Parquet)", "data") from error
     try:
-        table = parquet.ParquetFile(file).read()
+        read = parquet.ParquetFile(file).read()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from error
-    _check_header(file, table.column_names)
-    columns = {name: _from_arrow(file, name, table[name]) for name in table.column_names}
-    return Table(columns, ((file.name, 1, table.num_rows),))
+    _check_header(file, read.column_names)
+    return from_arrow(read, file.name, ignore=ignore)
 
 
-def _from_arrow(file: Path, name: str, column: Any) -> np.ndarray:
+def from_arrow(read: Any, name: str, *, ignore: Sequence[str] = ()) -> Table:
+    """A table from one of Arrow's.
+
+    Args:
+        read: a ``pyarrow.Table``.
+        name: of where it came from, for messages.
+        ignore: columns to leave out.
+
+    Raises:
+        DataError: a column holds neither numbers, text, dates nor truth values.
+    """
+    wanted = [column for column in read.column_names if column not in ignore]
+    columns = {column: _from_arrow(name, column, read[column]) for column in wanted}
+    return Table(columns, ((name, 1, read.num_rows),))
+
+
+def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:
     import pyarrow as arrow
 
     kind = column.type
@@ -257,5 +273,4 @@ def _from_arrow(file: Path, name: str, column: Any) -> np.ndarray:
         column, kind = column.cast(arrow.string()), arrow.string()
     if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
         return _cells("" if cell is None else cell for cell in column.to_pylist())
-    fix = f"scenario.ignore=[{name}], or a column of numbers or text"
-    raise DataError(f"{file.name}, column {name} holds {kind}\n  try       {fix}")
+    raise DataError(f"{file}, column {name} holds {kind}\n  try       'scenario.ignore=[{name}]'")

@@ -17,6 +17,7 @@ from fedlearn.data.arrays import from_rows, split_rows
 from fedlearn.data.encode import targets
 from fedlearn.data.federated import Task
 from fedlearn.data.folder import CLASS, Contents, read_contents
+from fedlearn.data.hub import HUB, read_hub
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.prepare import Preparation, Prepared, prepare
 from fedlearn.data.statistics import Noise
@@ -58,6 +59,8 @@ def folder(
 ) -> Scenario:
     """Your own tables (CSV, TSV, Parquet) or images: see `fedlearn.data.folder` for how a folder may look.
 
+    Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hub`.
+
     A missing value is put at the centre of its column. With ``scale=federated`` clients add up counts, sums and sums of
     squares of their training rows, and the header says so (`fedlearn.data.statistics` tells what that reveals); nothing
     else is learned from pooled data but which classes there are. A real node has its own rows only and takes no part in
@@ -66,7 +69,7 @@ def folder(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (32 hidden units), ``linear``, ``cnn`` (images), or a module of your own.
-        path: a file or a folder.
+        path: a file, a folder, or ``hf://owner/name``.
         target: the column to predict; of images it is their folder's name.
         task: ``binary``, ``multiclass`` or ``regression``; None goes by the target column.
         classes: all values of the target in the order of their numbers; None takes those that are there.
@@ -105,7 +108,9 @@ def folder(
         categories=categories or {},
         noise=_noise(noise_multiplier, bounds, categories, seed),
     )
-    contents = read_contents(Path(str(path)).expanduser(), client=client, image_size=image_size)
+    of: dict[str, Any] = {"client": client, "ignore": ignore or (), "image_size": image_size}
+    on_hub = str(path).startswith(HUB)
+    contents = read_hub(str(path), **of) if on_hub else read_contents(Path(str(path)).expanduser(), **of)
     names, natural_N = _owners(contents, clients)
     whole = len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
@@ -120,7 +125,7 @@ def folder(
     )
     rows = _rows(how, contents, y_N, natural_N, names=names, order_by=order_by)
     train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
-    left_out = {label, *(ignore or ()), client, order_by if partition == "time" else None}
+    left_out = {label, client, order_by if partition == "time" else None}
     columns = without(contents.table, [name for name in left_out if name])
     read = {} if contents.images is not None or text is not None else columns.columns
     if kind == "regression" and (scale == "federated" or label in preparation.scales):

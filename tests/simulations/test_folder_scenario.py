@@ -297,4 +297,4 @@ def test_a_run_starts_with_what_its_statistics_have_cost(clinics, tmp_path, capf
     words += ["scenario.categories={sex:[f,m]}", "privacy=example", "privacy.noise_multiplier=20"]
     assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     seen = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert seen["epsilon"] > 0.9  # one round of noise 20 alone is below 0.3
+    assert seen["epsilon"] > 0.7  # most of it of the statistics: a round with noise 20 is below 0.2
