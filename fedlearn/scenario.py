@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
+from fedlearn.privacy.ledger import Ledger
 from fedlearn.records import Array, Evaluation, Predictions, Tally
 from fedlearn.trainers.base import Trainer
 
@@ -25,6 +26,8 @@ class Scenario:
         model: one line for the header, e.g. ``mlp 13-32-1``.
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
         read: the model's inputs ``(N, ...)`` from a file of new examples, in the form in which people have them.
+        told: what preparing the data has told of clients, in words; empty for nothing.
+        ledger: what that has cost the clients, if noise covers each of their records; else empty.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Scenario:
     model: str
     partition: str = "natural"
     read: Callable[[Path], np.ndarray] | None = None
+    told: str = ""
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def judge(scenario: Scenario) -> Evaluate:

@@ -75,7 +75,7 @@ HOMES = {
     + BENCHMARKS["jax"],
     "flax": [*TRAINERS["jax"], "simulations/models/jax.py", *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
-    "flwr_datasets": ["fedlearn/data/partition.py"],
+    "flwr_datasets": ["fedlearn/data/hub.py", "fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",
         "simulations/figures.py",
