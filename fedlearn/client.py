@@ -125,7 +125,9 @@ def _finish(strategy: Strategy, order: Order, updates: Updates, memory_KD: Mappi
     rule = strategy.local
     vectors = {name: memory_KD[name] for name in rule.memory} | {name: order.broadcast[name] for name in rule.receives}
     vectors = {name: like(v, updates.delta_KD) for name, v in vectors.items()}
-    kept, extra = rule.finish(updates.delta_KD, updates.num_steps_K, order.local.learning_rate, **vectors)
+    delta_KD = updates.delta_KD
+    steps_K = array_namespace(delta_KD).asarray(updates.num_steps_K, dtype=delta_KD.dtype, device=delta_KD.device)
+    kept, extra = rule.finish(delta_KD, steps_K, order.local.learning_rate, **vectors)
     return replace(updates, memory={**updates.memory, **kept}, extra=dict(extra))
 
 

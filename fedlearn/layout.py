@@ -18,6 +18,7 @@ from math import prod, sqrt
 import numpy as np
 
 from fedlearn.errors import require
+from fedlearn.seeds import Purpose, generator
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +134,8 @@ def default_initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:
         else:
             tensors[leaf.name] = np.full(leaf.shape, 0.0 if leaf.name.endswith("bias") else 1.0, np.float32)
     return layout.pack(tensors)
+
+
+def first_parameters(layout: Layout, seed: int, number: int) -> np.ndarray:
+    """Initial parameters by the default law, other ones for each ``number``: where one model is not enough."""
+    return default_initial(layout, generator(seed, Purpose.INIT, client=number))

@@ -61,6 +61,9 @@ class LocalRule(NamedTuple):
         compares: received models (``w_global``, or names in ``receives``) whose mean loss on its examples each client
             finds out before it trains, at the cost of a pass each. It begins at the best of them, and tells the losses
             as the metrics ``loss/NAME``.
+        logits: ``(outputs, counts) -> outputs``: what the loss sees in training instead of the model's outputs (B x C),
+            given how many of the client's examples belong to each class (C; two where C is 1); arithmetic on torch
+            tensors and JAX arrays. None: the outputs. Only for classification.
     """
 
     correct: Callable[..., Any] = _gradient
@@ -71,6 +74,7 @@ class LocalRule(NamedTuple):
     kept_epochs: int = 0
     personal: Personal | None = None
     compares: tuple[str, ...] = ()
+    logits: Callable[[Any, Any], Any] | None = None
 
 
 plain = LocalRule()

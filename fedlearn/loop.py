@@ -79,7 +79,8 @@ def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> 
 def start_from(strategy: Strategy, params_D: Array, layout: Layout, *, seed: int) -> State:
     """The same, where there is no engine."""
     stages = tuple(stage.server.init(strategy.leaving(layout)) for stage in strategy.stages)
-    return State(round=0, seed=seed, params_D=params_D, server=strategy.server.init(layout), stages=stages)
+    server, select = strategy.server.init(layout), strategy.select.memory
+    return State(round=0, seed=seed, params_D=params_D, server=server, stages=stages, select=select)
 
 
 def federate(
@@ -133,7 +134,7 @@ def _cohort(strategy: Strategy, engine: Engine, state: State) -> tuple[ClientId,
     rng = generator(state.seed, Purpose.SELECT, round=number)
     if engine.deployed and strategy.protection is not None:  # who takes part must not follow from a run's settings
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "big")))
-    return as_ids(strategy.select.choose(number, engine.clients, rng))
+    return as_ids(strategy.select.choose(number, engine.clients, rng, **state.select))
 
 
 def run_round(
@@ -162,6 +163,9 @@ def run_round(
     context = Context(
         round=number,
         seed=state.seed,
+        clients_K=np.array(gathered.clients, np.int64),
+        num_examples_K=np.array(gathered.examples, np.int64),
+        metrics=gathered.metrics_of_each(),
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
         extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},
@@ -171,11 +175,15 @@ def run_round(
     )
     update_D = strategy.aggregate.done(gathered.fold)
     params_D, server, stages = step(strategy, state, update_D, context, engine.layout)
+    learn = strategy.select.learn
+    select = learn(state.select, context) if learn else state.select
     ledger = state.ledger if protection is None else protection.charge(state.ledger, _release(number, gathered))
     withheld = protection is not None and "examples" in protection.withholds
     sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in broadcast.values())
     return Round(
-        state=replace(state, round=number, params_D=params_D, server=server, stages=stages, ledger=ledger),
+        state=replace(
+            state, round=number, params_D=params_D, server=server, stages=stages, select=select, ledger=ledger
+        ),
         cohort=cohort,
         failures=gathered.failures,
         metrics={name: total / count for name, (total, count) in gathered.metrics.items() if count},

@@ -147,6 +147,11 @@ class Sum:
     total_K: np.ndarray
     count_K: np.ndarray
 
+    def means(self) -> np.ndarray:
+        """Of each client, NaN where nothing was counted."""
+        count_K = np.asarray(self.count_K, np.float64)
+        return np.divide(self.total_K, count_K, out=np.full(len(count_K), np.nan), where=count_K > 0)
+
     @property
     def mean(self) -> float:
         """Over everything counted, NaN if nothing was."""
@@ -289,6 +294,7 @@ class State:
     params_D: Array
     server: Memory = field(default_factory=dict)
     stages: tuple[Memory, ...] = ()
+    select: Memory = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 
 

@@ -101,6 +101,12 @@ class Strategy:
             "privacy=none, or a strategy whose clients tell no losses",
         )
 
+        _refuse_if(
+            self.protection is not None and self.select.learn is not None,
+            "clients are selected by what they told of their training, which is not to leave without noise",
+            "select=uniform(clients_per_round)",
+        )
+
     def _check_order_of_stages(self) -> None:
         clipped = False
         for stage in self.stages:

@@ -159,6 +159,8 @@ def _check_aggregator(strategy: Strategy) -> None:
     rng = np.random.default_rng(0)
     layout = Layout.of([("w", (8,))])
     updates = _some_updates(rng, num_clients=7, size=8)
+    told = {f"loss/{name}": Sum(rng.uniform(1, 9, 7), np.full(7, 3)) for name in strategy.local.compares}
+    updates = replace(updates, metrics=told)
     result_D = _aggregate(strategy, layout, updates)
     assert result_D.shape == (8,), f"an aggregate of 8 parameters must have shape (8,), not {result_D.shape}"
     shuffled_D = _aggregate(strategy, layout, updates.rows(rng.permutation(7)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedlearn.arrays import as_numpy, like
 from fedlearn.layout import Layout
-from fedlearn.local import GLOBAL, LocalRule, Personal, plain
+from fedlearn.local import GLOBAL, LocalRule, plain
 from fedlearn.optim import zeros
 from fedlearn.records import Array, Memory, Order, Updates, Work
 from fedlearn.trainers.base import Trainer
@@ -54,7 +54,7 @@ def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work])
     if rule.keeps:
         memory[KEPT] = _ends(order, work, updates)[:, layout.positions(rule.keeps)]
     if rule.personal:
-        memory[PERSONAL] = _train_personal(trainer, rule.personal, order, work, updates)
+        memory[PERSONAL] = _train_personal(trainer, rule, order, work, updates)
     return replace(updates, memory=memory, metrics={**updates.metrics, **told})
 
 
@@ -123,21 +123,23 @@ def _held(rule: LocalRule) -> LocalRule:
     return rule._replace(correct=correct, receives=(*rule.receives, "moves"))
 
 
-def _train_personal(
-    trainer: Trainer, personal: Personal, order: Order, work: Sequence[Work], updates: Updates
-) -> Array:
+def _train_personal(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work], updates: Updates) -> Array:
     """The personal models after this round. None of them leaves, so that they are trained without noise."""
+    personal = rule.personal
+    assert personal is not None
     if personal.correct is None:
         return _ends(order, work, updates)
     own_KD = np.stack([as_numpy(one.memory[PERSONAL]) for one in work])
     start_KD = personal.start(own_KD, as_numpy(order.params_D))
     there = [replace(one, start_D=start_KD[k]) for k, one in enumerate(work)]
     order = replace(order, local=replace(order.local, example_dp=None))
-    delta_KD = trainer.fit(order, _alone(personal), there).delta_KD
+    delta_KD = trainer.fit(order, _alone(rule), there).delta_KD
     return personal.finish(like(own_KD, delta_KD), delta_KD)
 
 
 @lru_cache(maxsize=64)
-def _alone(personal: Personal) -> LocalRule:
-    assert personal.correct is not None
-    return LocalRule(correct=personal.correct)
+def _alone(rule: LocalRule) -> LocalRule:
+    """The rule of the personal model's own training."""
+    assert rule.personal is not None
+    assert rule.personal.correct is not None
+    return LocalRule(correct=rule.personal.correct, logits=rule.logits)

@@ -23,6 +23,8 @@ def taken(builder, settings):
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_every_strategy_keeps_the_contract(builder, settings):
+    if builder is strategies.fedlc:
+        pytest.skip("the linear problem has no classes; both frameworks have")
     if not settings.keys() <= inspect.signature(builder).parameters.keys():
         pytest.skip("no such setting")
     check_strategy(builder(**settings, **taken(builder, SMALL)))
@@ -43,4 +45,4 @@ def problem(request, digits):
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
-    check_strategy(builder(**taken(builder, {"clients_per_round": 4})), data=data, trainer=trainer)
+    check_strategy(builder(**taken(builder, {"clients_per_round": 4, "keeps": "out.*"})), data=data, trainer=trainer)
