@@ -2,22 +2,24 @@
 
 from array_api_compat import array_namespace
 
-from fedlearn.aggregate import Aggregator, expected_mean, mean, stacked
+from fedlearn.aggregate import Aggregator, add_rows, add_totals, expected_mean, mean, stacked, value
+from fedlearn.arrays import as_numpy, like
 from fedlearn.clip import clip, clip_norm
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
 from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
-from fedlearn.layout import Layout
-from fedlearn.local import LocalRule, plain, proximal
+from fedlearn.layout import Layout, first_parameters
+from fedlearn.local import LocalRule, Personal, patterns, plain, proximal
 from fedlearn.loop import Schedule, federate, start
-from fedlearn.optim import adaptive, from_optax, sgd, zeros
+from fedlearn.optim import adaptive, from_optax, onto_simplex, sgd, zeros
 from fedlearn.records import (
     Array,
     Evaluation,
     Examples,
     Failure,
     LocalSettings,
+    Memory,
     Order,
     Predictions,
     Round,
@@ -36,7 +38,20 @@ from fedlearn.robust import (
     withstood,
 )
 from fedlearn.scenario import Scenario, judge
-from fedlearn.select import SamplingLaw, Selector, everyone, min_separation, poisson, uniform
+from fedlearn.select import (
+    SamplingLaw,
+    Selector,
+    everyone,
+    learning,
+    min_separation,
+    poisson,
+    round_robin,
+    selection,
+    training_loss,
+    uniform,
+    values_of,
+    weighted,
+)
 from fedlearn.strategy import CompositionError, Strategy
 from fedlearn.transform import Context, Stage, Transform, chain, identity
 
@@ -55,7 +70,9 @@ __all__ = [
     "Layout",
     "LocalRule",
     "LocalSettings",
+    "Memory",
     "Order",
+    "Personal",
     "Predictions",
     "Round",
     "SamplingLaw",
@@ -70,7 +87,10 @@ __all__ = [
     "Updates",
     "Work",
     "adaptive",
+    "add_rows",
+    "add_totals",
     "array_namespace",
+    "as_numpy",
     "chain",
     "chosen_by_krum",
     "clip",
@@ -80,27 +100,38 @@ __all__ = [
     "everyone",
     "expected_mean",
     "federate",
+    "first_parameters",
     "from_optax",
     "identity",
     "is_count",
     "is_number",
     "judge",
     "krum_order",
+    "learning",
+    "like",
     "mean",
     "mean_around_median",
     "min_separation",
+    "onto_simplex",
+    "patterns",
     "plain",
     "poisson",
     "proximal",
     "require",
+    "round_robin",
+    "selection",
     "serial",
     "sgd",
     "squared_distances",
     "stacked",
     "start",
+    "training_loss",
     "trimmed_mean",
     "uniform",
+    "value",
+    "values_of",
     "vector",
+    "weighted",
     "withstood",
     "zeros",
 ]

@@ -22,8 +22,8 @@ from fedlearn.layout import Layout
 from fedlearn.privacy.ledger import Ledger
 from fedlearn.records import ClientId, Memory, State
 
-VERSION = 2
-READABLE = (1, 2)  # 1 had no privacy ledger
+VERSION = 3
+READABLE = (1, 2, 3)  # 1 had no privacy ledger, 2 no selector's memory
 LEDGER = "ledger"
 
 
@@ -63,6 +63,7 @@ def load(path: Path, layout: Layout) -> tuple[State, dict[ClientId, Memory]]:
         params_D=tensors["params"],
         server=_group(tensors, "server/"),
         stages=stages,
+        select=_group(tensors, "select/"),
         ledger=_ledger(tensors),
     )
     memory_KD = _group(tensors, "client/")
@@ -103,6 +104,7 @@ def _tensors(state: State, memories: Mapping[ClientId, Memory]) -> dict[str, np.
     tensors: dict[str, Any] = {"params": state.params_D}
     tensors |= {f"server/{name}": v for name, v in state.server.items()}
     tensors |= {f"stage/{i}/{name}": v for i, memory in enumerate(state.stages) for name, v in memory.items()}
+    tensors |= {f"select/{name}": v for name, v in state.select.items()}
     if memories:
         clients = sorted(memories)
         tensors["clients"] = np.array(clients, np.int64)

@@ -103,7 +103,8 @@ def experiment(
     scenario = staged(scenario_of(cfg))
     planned = protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
-    planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
+    select, rng = planned.strategy.select, generator(planned.seed, Purpose.SELECT, round=1)
+    select.choose(1, scenario.data.clients, rng, **select.memory)
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
     return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)

@@ -1,18 +1,21 @@
 """Which clients take part in a round.
 
-Shapes: none; a selector costs O(cohort), not O(population).
+Shapes: K clients in a cohort, N that took part before. A selector costs O(cohort), not O(population); those that learn
+cost O(N) too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from fedlearn.errors import SettingError, is_count, is_number, require
-from fedlearn.records import ClientId
+from fedlearn.records import ClientId, Memory
+from fedlearn.transform import Context
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +41,17 @@ class Selector(NamedTuple):
     """A way to choose cohorts.
 
     Attributes:
-        choose: ``(round, clients, rng) -> cohort``.
+        choose: ``(round, clients, rng, **memory) -> cohort``.
         law: what a ledger may assume, or None.
+        memory: what it remembers before the first round: named arrays. The server's state holds it.
+        learn: ``(memory, context) -> memory`` after a round, from who took part and what they told; None: it never
+            learns, and has no memory.
     """
 
-    choose: Callable[[int, Sequence[ClientId], np.random.Generator], Sequence[ClientId]]
+    choose: Callable[..., Sequence[ClientId]]
     law: SamplingLaw | None = None
+    memory: Mapping[str, np.ndarray] = MappingProxyType({})
+    learn: Callable[[Memory, Context], Memory] | None = None
 
 
 def everyone() -> Selector:
@@ -122,6 +130,108 @@ def min_separation(clients_per_round: int, separation: int) -> Selector:
         return [whose[i] for i in rng.choice(len(whose), size, replace=False, shuffle=False)]
 
     return Selector(choose=choose, law=SamplingLaw(kind="min_separation", size=size, separation=wait))
+
+
+def round_robin(clients_per_round: int) -> Selector:
+    """The next clients in the order of their ids, beginning anew behind the last: all take part equally often.
+
+    Nothing is drawn, so that there is no law by which sampling would amplify privacy.
+
+    Raises:
+        SettingError: if ``clients_per_round`` is less than 1, or, on the first round, more than there are clients.
+    """
+    name = "clients_per_round"
+    require(is_count(clients_per_round), name, clients_per_round, "a whole number >= 1", f"{name}=10")
+
+    def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
+        _require_enough(clients_per_round, len(clients), "the number of clients")
+        first = (round - 1) * clients_per_round
+        return [clients[i % len(clients)] for i in range(first, first + clients_per_round)]
+
+    return Selector(choose=choose)
+
+
+NOBODY = MappingProxyType(
+    {"clients_N": np.zeros(0, np.int64), "value_N": np.zeros(0), "round_N": np.zeros(0, np.int64)}
+)
+
+
+def learning(choose: Callable[..., Sequence[ClientId]], value_of: Callable[[Context], np.ndarray]) -> Selector:
+    """A selector that remembers a number of each client that took part, and the round in which it did last.
+
+    Args:
+        choose: ``(round, clients, rng, clients_N, value_N, round_N) -> cohort``; ``clients_N`` ascend.
+        value_of: the number of each client that delivered, from a round's context; one that is not finite is left out.
+    """
+
+    def learn(memory: Memory, context: Context) -> Memory:
+        value_K = np.asarray(value_of(context), np.float64)
+        told_K = np.isfinite(value_K)
+        new = (context.clients_K[told_K], value_K[told_K], np.full(int(told_K.sum()), context.round, np.int64))
+        old_N = ~np.isin(memory["clients_N"], new[0])
+        joined = [np.concatenate([memory[name][old_N], own]) for name, own in zip(NOBODY, new, strict=True)]
+        order_N = np.argsort(joined[0])
+        return {name: one[order_N] for name, one in zip(NOBODY, joined, strict=True)}
+
+    return Selector(choose=choose, memory=NOBODY, learn=learn)
+
+
+def training_loss(context: Context) -> np.ndarray:
+    """The mean loss of each client's examples while it trained; NaN where it did not tell."""
+    return context.metrics.get("loss", np.full(len(context.clients_K), np.nan))
+
+
+def weighted(clients_per_round: int) -> Selector:
+    """A cohort drawn without replacement in proportion to clients' training examples, as far as they told them.
+
+    One that has not taken part counts as the mean of those that have. Costs O(population).
+
+    Raises:
+        SettingError: if ``clients_per_round`` is less than 1, or, on the first round, more than there are clients.
+    """
+    name = "clients_per_round"
+    require(is_count(clients_per_round), name, clients_per_round, "a whole number >= 1", f"{name}=10")
+
+    def choose(
+        round: int,
+        clients: Sequence[ClientId],
+        rng: np.random.Generator,
+        clients_N: np.ndarray,
+        value_N: np.ndarray,
+        round_N: np.ndarray,
+    ) -> Sequence[ClientId]:
+        _require_enough(clients_per_round, len(clients), "the number of clients")
+        weights = values_of(clients, clients_N, value_N, unknown=float(value_N.mean()) if len(value_N) else 1.0)
+        drawn = rng.choice(len(clients), clients_per_round, replace=False, p=weights / weights.sum())
+        return [clients[i] for i in drawn]
+
+    return learning(choose, lambda context: context.num_examples_K)
+
+
+def values_of(
+    clients: Sequence[ClientId] | np.ndarray, clients_N: np.ndarray, value_N: np.ndarray, *, unknown: float
+) -> np.ndarray:
+    """What a `learning` selector remembers of some clients, ``unknown`` where that is nothing."""
+    wanted = np.asarray(clients, np.int64)
+    if not len(clients_N):
+        return np.full(len(wanted), unknown)
+    place = np.minimum(np.searchsorted(clients_N, wanted), len(clients_N) - 1)
+    return np.where(clients_N[place] == wanted, value_N[place], unknown)
+
+
+SELECTIONS: Mapping[str, Callable[[int], Selector]] = MappingProxyType(
+    {"uniform": uniform, "poisson": poisson, "weighted": weighted, "round_robin": round_robin}
+)
+
+
+def selection(kind: str, clients_per_round: int | None) -> Selector:
+    """A selector by its name: ``uniform``, ``poisson``, ``weighted`` or ``round_robin``; None takes everyone.
+
+    Raises:
+        SettingError: there is no such selector, or it does not take that number of clients.
+    """
+    require(kind in SELECTIONS, "selection", kind, f"one of {', '.join(SELECTIONS)}", "selection=uniform")
+    return everyone() if clients_per_round is None else SELECTIONS[kind](clients_per_round)
 
 
 def _require_enough(asked: float, available: int, what: str) -> None:

@@ -22,7 +22,9 @@ class Context:
     Attributes:
         round: from 1.
         seed: of the run.
-        clients_K: the clients of the block, for a client half; empty on the server.
+        clients_K: the clients of the block, for a client half; on the server those that delivered.
+        num_examples_K: their training examples; on the server only.
+        metrics: each training metric of theirs, by name, K each; NaN where one did not tell it; on the server only.
         num_clients: size of the population.
         cohort_size: clients asked in this round.
         extra: mean over the cohort of what else clients sent, D each; on the server only.
@@ -35,6 +37,8 @@ class Context:
     round: int
     seed: int
     clients_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_examples_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
     num_clients: int = 0
     cohort_size: int = 0
     extra: Mapping[str, Array] = field(default_factory=dict)

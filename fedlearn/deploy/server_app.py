@@ -151,7 +151,8 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
             found = {"noise_multiplier": planned.strategy.protection.facts["noise_multiplier"], "epsilon": None}
             found = {name: value for name, value in found.items() if name in settings["privacy"]}
             engine.protect({**settings["privacy"], **found}, rounds=planned.schedule.rounds)
-        planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
+        select, rng = planned.strategy.select, generator(planned.seed, Purpose.SELECT, round=1)
+        select.choose(1, scenario.data.clients, rng, **select.memory)
         stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     except BaseException:
         engine.close()

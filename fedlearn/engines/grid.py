@@ -192,16 +192,13 @@ class GridEngine:
         sizes["delta"], _ = sent_as_update(strategy, order, self.layout)
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
 
-        def asking(ask: Ask) -> bytes:
-            return request(ask, since=self.since(ask.clients))
-
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
             results = updates_of(parcel, ask, sizes)
             return results if withheld else [self._as_told(one) for one in results]
 
         failures: list[Failure] = []
         arriving = self._results(
-            "fit", cohort, asking, order_body(order), read, num_extra=len(sizes) - 1, enough=self.enough
+            "fit", cohort, self._asking, order_body(order), read, num_extra=len(sizes) - 1, enough=self.enough
         )
         delivered = 0
         for result in _ascending(cohort, arriving):
@@ -238,15 +235,21 @@ class GridEngine:
             few = f"round {order.round} has {delivered} updates, fewer than engine.min_updates={self.min_updates}"
             raise FederationError(f"{few} ({why})")
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Tally | Failure]:
-        """What each client tells of the model on its held-out part; outputs and targets stay with it."""
-        like = self._like()
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Tally | Failure]:
+        """What each client tells of the model, or of its own, on its held-out part; outputs and targets stay there."""
+        like, asking = self._like(), self._asking if own else request
 
         def read(parcel: Parcel, ask: Ask) -> list[Tally | Failure]:
             return tallies_of(parcel, ask, like)
 
-        for result in _ascending(cohort, self._results("evaluate", cohort, request, model_body(params_D), read)):
+        for result in _ascending(cohort, self._results("evaluate", cohort, asking, model_body(params_D), read)):
             yield replace(result, stage="evaluate") if isinstance(result, Failure) else result
+
+    def _asking(self, ask: Ask) -> bytes:
+        """A request that says which of its memories each client goes on from."""
+        return request(ask, since=self.since(ask.clients))
 
     def describe(self, cohort_size: int) -> str:
         """How many nodes there are, and how long they have."""

@@ -69,6 +69,11 @@ def _refuse_work_at_clients(strategy: Strategy) -> None:
             "the strategy changes how clients train, which a Flower ClientApp does as it will\n"
             "  try       LocalRule plain, and the change in the ClientApp itself"
         )
+    if strategy.select.learn is not None:
+        raise CompositionError(
+            "the strategy selects by what clients told before, which no Flower strategy is told of\n"
+            "  try       select=uniform(clients_per_round)"
+        )
     if strategy.protection is not None or any(stage.event is not None for stage in strategy.stages):
         raise CompositionError(
             "the strategy claims privacy, which rests on bounds that nobody holds a ClientApp to\n"
@@ -137,7 +142,7 @@ class _Ours(FedAvg):
             deployed=True,  # nodes may be real ones: noise must not follow from the seed
         )
         update_D = self.strategy.aggregate.done(gathered.fold)
-        params_D, server, stages = step(self.strategy, self.state, update_D, context)
+        params_D, server, stages = step(self.strategy, self.state, update_D, context, layout)
         self.state = replace(self.state, round=server_round, params_D=params_D, server=server, stages=stages)
         dtypes = {name: array.dtype for name, array in self.sent.items()}
         named = record_of(np.asarray(as_numpy(params_D)), layout, dtypes)

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from fedlearn.entropy import secret_uniforms
+from fedlearn.errors import require
 from fedlearn.layout import Layout, default_initial
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, Order, Updates, Work
@@ -62,7 +63,7 @@ class Trainer(Protocol):
         ...
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
-        """Train K clients from the global model. Row k of the result does not depend on the other clients.
+        """Train K clients, each from its `Work.start_D`. Row k of the result does not depend on the other clients.
 
         Returns updates with clients in the order of ``work``, ``metrics["loss"]`` (total loss and number of the
         examples seen), and without memory or extra, which `fedlearn.client.client_step` adds.
@@ -145,6 +146,19 @@ def _mixed(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def counts_of_classes(trainer: Trainer, task: str, order: Order, work: Sequence[Work]) -> np.ndarray:
+    """How many training examples of each class K clients have: ``(K, C)`` float32, C >= 2, for `LocalRule.logits`.
+
+    Raises:
+        SettingError: the task has no classes.
+    """
+    require(task != "regression", "strategy", "one that adjusts logits", "a scenario with classes", "strategy=fedavg")
+    num_classes = max(2, trainer.predict(order.params_D, work[0].examples.x[:1]).shape[1])
+    return np.stack([np.bincount(one.examples.y.astype(np.int64), minlength=num_classes) for one in work]).astype(
+        np.float32
+    )
 
 
 def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from fedlearn.seeds import Purpose, integer_seed
 from fedlearn.trainers.base import (
     Initial,
     batch_plans,
+    counts_of_classes,
     initial_parameters,
     poisson_plans,
     slices_of_one,
@@ -61,6 +62,7 @@ class _Job:
     steps_K: np.ndarray
     global_D: torch.Tensor
     broadcast: Mapping[str, torch.Tensor]
+    counts_KC: torch.Tensor | None
 
 
 class TorchTrainer:
@@ -150,6 +152,7 @@ class TorchTrainer:
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
         plans = poisson_plans if order.local.example_dp else batch_plans
         plan_KSB, steps_K = plans(order, clients_K, sizes_K)
+        counts_KC = counts_of_classes(self, self.task, order, work) if rule.logits else None
         self.module.train()
         job = _Job(
             order=order,
@@ -159,6 +162,7 @@ class TorchTrainer:
             steps_K=steps_K,
             global_D=self._to_device(order.params_D),
             broadcast={name: self._to_device(order.broadcast[name]) for name in rule.receives},
+            counts_KC=None if counts_KC is None else self._to_device(counts_KC),
         )
         together = self.batching_of(len(work), int(sizes_K.sum())) == "vmap"
         delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job)
@@ -178,16 +182,18 @@ class TorchTrainer:
             with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
                 torch.manual_seed(integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client))
                 losses_K[k] = self._fit_client(job, k)
-            torch.sub(self._flat_D, job.global_D, out=delta_KD[k])
+            torch.sub(self._flat_D, self._start(job, one), out=delta_KD[k])
         return delta_KD, losses_K
 
     def _fit_client(self, job: _Job, k: int) -> float:
-        """Local training from the global model; leaves the result in the flat vector, returns the summed loss."""
+        """Local training of one client; leaves the result in the flat vector, returns the summed loss."""
         one, weights = job.work[k], [leaf.detach() for leaf in self._leaves]
         vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, one).items()}
-        self._flat_D.copy_(job.global_D)
+        self._flat_D.copy_(self._start(job, one))
         step = _optimizer(self._leaves, job.order.local)
         gradient_of = self._privately(job, one) if job.order.local.example_dp else self._gradient
+        if job.counts_KC is not None:
+            gradient_of = partial(self._gradient, loss=partial(self._adjusted, job.rule, job.counts_KC[k]))
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
         for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
@@ -199,9 +205,21 @@ class TorchTrainer:
             step(gradients)
         return float(total)
 
-    def _gradient(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
+    def _start(self, job: _Job, one: Work) -> torch.Tensor:
+        return job.global_D if one.start_D is None else self._to_device(one.start_D)
+
+    def _adjusted(
+        self, rule: LocalRule, counts_C: torch.Tensor, outputs_BC: torch.Tensor, y_B: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of outputs that the rule has adjusted to the client's classes."""
+        assert rule.logits is not None
+        return self.loss(rule.logits(outputs_BC, counts_C), y_B)
+
+    def _gradient(
+        self, x_B: torch.Tensor, y_B: torch.Tensor, loss: Loss | None = None
+    ) -> tuple[Gradients, torch.Tensor]:
         """Of the mean loss, and the losses."""
-        loss_B = self.loss(self.module(x_B), y_B)
+        loss_B = (loss or self.loss)(self.module(x_B), y_B)
         mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
         return torch.autograd.grad(loss_B, self._leaves, mean_B, materialize_grads=True), loss_B.detach()
 
@@ -249,9 +267,14 @@ class TorchTrainer:
         x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
         y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
         stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
-        flat = nn.Parameter(job.global_D.repeat(len(work), 1))
+        start_KD = job.global_D.expand(len(work), -1)
+        if any(one.start_D is not None for one in work):
+            start_KD = torch.stack([self._start(job, one) for one in work])
+        flat = nn.Parameter(start_KD.clone())
         step, total_K = _optimizer([flat], job.order.local), torch.zeros(len(work), device=self.device)
         gradients = self._privately_together(job, work) if job.order.local.example_dp else self._gradients
+        if job.counts_KC is not None:
+            gradients = partial(self._adjusted_gradients, job.rule, job.counts_KC[own])
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[own, s]).to(self.device).long()
             real_KB = rows_KB >= 0
@@ -263,12 +286,20 @@ class TorchTrainer:
             step((gradient_KD,))
             flat.data[done_K] = before_KD
             total_K += sum_K
-        return flat.detach() - job.global_D, total_K.double().cpu().numpy()
+        return flat.detach() - start_KD, total_K.double().cpu().numpy()
 
     def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the mean loss of each client, and the sums of the losses."""
-        one = torch.func.grad(self._mean_loss, has_aux=True)
+        one = torch.func.grad(partial(self._mean_loss, self.loss), has_aux=True)
         return torch.func.vmap(one)(params_KD, *batch_KB)
+
+    def _adjusted_gradients(
+        self, rule: LocalRule, counts_KC: torch.Tensor, params_KD: torch.Tensor, *batch_KB: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        def mean_loss(params_D: torch.Tensor, counts_C: torch.Tensor, *batch_B: torch.Tensor) -> Any:
+            return self._mean_loss(partial(self._adjusted, rule, counts_C), params_D, *batch_B)
+
+        return torch.func.vmap(torch.func.grad(mean_loss, has_aux=True))(params_KD, counts_KC, *batch_KB)
 
     def _privately_together(self, job: _Job, work: Sequence[Work]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         """As `_privately`, for clients that step together."""
@@ -312,10 +343,10 @@ class TorchTrainer:
         return outputs
 
     def _mean_loss(
-        self, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+        self, loss: Loss, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and sum of the loss over the real examples of a batch."""
-        loss_B = torch.where(real_B, self.loss(self._applied(params_D, x_B), y_B), 0.0)
+        loss_B = torch.where(real_B, loss(self._applied(params_D, x_B), y_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
     def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,14 +12,22 @@ from simulations import models
 
 BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
 VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
+SMALL = {"keeps": "out.bias"}  # of a model of one layer
+
+
+def taken(builder, settings):
+    """Those of the settings that there are for this strategy."""
+    return {name: settings[name] for name in settings.keys() & inspect.signature(builder).parameters.keys()}
 
 
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 @pytest.mark.parametrize("settings", VARIANTS, ids=str)
 def test_every_strategy_keeps_the_contract(builder, settings):
+    if builder is strategies.fedlc:
+        pytest.skip("the linear problem has no classes; both frameworks have")
     if not settings.keys() <= inspect.signature(builder).parameters.keys():
         pytest.skip("no such setting")
-    check_strategy(builder(**settings))
+    check_strategy(builder(**settings, **taken(builder, SMALL)))
 
 
 @pytest.fixture(scope="module", params=["torch", "jax"])
@@ -37,4 +45,4 @@ def problem(request, digits):
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
-    check_strategy(builder(clients_per_round=4), data=data, trainer=trainer)
+    check_strategy(builder(**taken(builder, {"clients_per_round": 4, "keeps": "out.*"})), data=data, trainer=trainer)

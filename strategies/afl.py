@@ -1,0 +1,61 @@
+"""Agnostic federated learning: minimise the loss of the worst mixture of clients."""
+
+import numpy as np
+
+from fedlearn import (
+    Array,
+    Context,
+    LocalRule,
+    Memory,
+    Stage,
+    Strategy,
+    Transform,
+    array_namespace,
+    everyone,
+    is_number,
+    mean,
+    onto_simplex,
+    require,
+)
+
+
+def afl(*, learning_rate: float = 0.1) -> Strategy:
+    """The server plays ``min_w max_lambda sum_k lambda_k F_k(w)``, lambda in the simplex, by gradient steps in both.
+
+    ``w <- w + sum_k lambda_k (w_k - w);  lambda <- P(lambda + learning_rate (F_1(w), ..., F_N(w)))``
+
+    Each client finds out ``F_k``, the loss of the global model on its examples, at the cost of a pass, and tells it.
+    All take part each round, and several local steps may stand for one.
+
+    Args:
+        learning_rate: of lambda, >= 0; 0 is FedAvg with equal weights.
+
+    *Guarantees*: where it comes to rest no client with ``lambda_k > 0`` has a smaller loss than another.
+
+    Reference: Mohri, Sivek, Suresh, *Agnostic Federated Learning*, ICML 2019, arXiv:1902.00146, section 4; with several
+    local steps: Deng, Kamani, Mahdavi, *Distributionally Robust Federated Averaging*, NeurIPS 2020, arXiv:2102.12660.
+    """
+    ok = is_number(learning_rate, at_least=0)
+    require(ok, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")
+
+    def weigh(delta_KD: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        clients_N, weights_N = (np.asarray(context.broadcast[name]) for name in ("clients", "weights"))
+        times = dict(zip(clients_N.astype(int).tolist(), (len(weights_N) * weights_N).tolist(), strict=True))
+        times_K = [times.get(client, 1.0) for client in context.clients_K.tolist()]
+        xp = array_namespace(delta_KD)
+        return xp.asarray(times_K, dtype=delta_KD.dtype, device=delta_KD.device)[:, None] * delta_KD, memory
+
+    def ascend(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        weights = dict(zip(memory["clients"].astype(int).tolist(), memory["weights"].tolist(), strict=True))
+        for client, loss in zip(context.clients_K.tolist(), context.metrics["loss/w_global"].tolist(), strict=True):
+            weights[client] = weights.get(client, 1 / context.num_clients) + learning_rate * loss
+        clients = sorted(weights)
+        lambda_N = onto_simplex(np.array([weights[client] for client in clients]))
+        return update_D, {"clients": np.array(clients, float), "weights": lambda_N}
+
+    server = Transform(
+        init=lambda layout: {"clients": np.zeros(0), "weights": np.zeros(0)}, update=ascend, broadcast=dict
+    )
+    stage = Stage(client=Transform(update=weigh), server=server)
+    local = LocalRule(compares=("w_global",))
+    return Strategy(select=everyone(), local=local, stages=(stage,), aggregate=mean(weighting="equal"))

@@ -1,0 +1,23 @@
+"""Ditto: a personal model at each client, pulled towards the global one."""
+
+from fedlearn import LocalRule, Personal, Strategy, is_number, mean, proximal, require, uniform
+
+
+def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
+    """FedAvg for the global model; beside it each client trains ``v_k``, which never leaves it.
+
+    ``v_k <- v_k - eta (grad F_k(v_k) + penalty (v_k - w))``, as many steps as for the global model
+
+    Args:
+        penalty: lambda, >= 0; 0 is training alone, large values follow the global model.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        weighting: ``examples`` or ``equal``.
+
+    *Guarantees*: the global model, and what is sent, are FedAvg's bit for bit.
+
+    Reference: Li, Hu, Beirami, Smith, *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021,
+    arXiv:2012.04221, Algorithm 1.
+    """
+    require(is_number(penalty, at_least=0), "penalty", penalty, "a number >= 0", "penalty=0.1")
+    local = LocalRule(personal=Personal(correct=proximal(penalty).correct))
+    return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

@@ -1,0 +1,50 @@
+"""FedDyn: each client's objective is regularised so that local and global optima agree."""
+
+from fedlearn import (
+    Array,
+    Context,
+    LocalRule,
+    Memory,
+    Strategy,
+    Transform,
+    is_number,
+    like,
+    mean,
+    require,
+    uniform,
+    zeros,
+)
+
+
+def feddyn(*, alpha: float = 0.1, clients_per_round: int | None = None) -> Strategy:
+    """Clients minimise ``F_k(w) - <g_k, w> + alpha / 2 ||w - w_global||^2`` and remember its linear term.
+
+    ``g_k <- g_k - alpha (w_k - w);  h <- h - (alpha / N) sum_P (w_k - w);  w <- (1 / |P|) sum_P w_k - h / alpha``
+
+    Args:
+        alpha: > 0; small values move far, but need many local steps.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: where it comes to rest the gradients of all clients add up to zero, however many local steps.
+
+    Reference: Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, *Federated Learning Based on Dynamic
+    Regularization*, ICLR 2021, arXiv:2111.04263, Algorithm 1.
+    """
+    positive = is_number(alpha, at_least=0) and 0 < alpha < float("inf")
+    require(positive, "alpha", alpha, "a finite number > 0", "alpha=0.1")
+
+    def finish(delta_KD: Array, num_steps_K: Array, learning_rate: float, gradient: Array) -> tuple:
+        return {"gradient": gradient - alpha * delta_KD}, {}
+
+    def step(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        share = context.cohort_size / context.num_clients
+        h_D = like(memory["h"], update_D) - alpha * share * update_D
+        return update_D - h_D / alpha, {"h": h_D}
+
+    rule = LocalRule(
+        correct=lambda grad, w, w_global, gradient: grad - gradient + alpha * (w - w_global),
+        memory=("gradient",),
+        finish=finish,
+    )
+    server = Transform(init=lambda layout: {"h": zeros(layout)}, update=step)
+    return Strategy(select=uniform(clients_per_round), local=rule, aggregate=mean(weighting="equal"), server=server)

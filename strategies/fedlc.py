@@ -1,0 +1,31 @@
+"""FedLC: the loss of rare classes is calibrated to how rare they are at each client."""
+
+from typing import Any
+
+from fedlearn import LocalRule, Strategy, is_number, mean, require, uniform
+
+
+def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
+    """FedAvg, whose clients train with a margin for each class: the cross-entropy of ``f_c(x) - tau n_k,c^(-1/4)``.
+
+    ``n_k,c`` are the client's training examples of class c; a class that it has not is all but left out of the sum, so
+    that what others have learnt of it is not unlearnt.
+
+    Args:
+        tau: >= 0; 0 is FedAvg.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        weighting: ``examples`` or ``equal``.
+
+    Reference: Zhang, Li, Li, Xu, Wu, Ding, Wu, *Federated Learning with Label Distribution Skew via Logits
+    Calibration*, ICML 2022, arXiv:2209.00189, equation 8 (here the class itself stays in the sum, as in its code).
+    """
+    require(is_number(tau, at_least=0), "tau", tau, "a number >= 0", "tau=1.0   (0 is FedAvg)")
+
+    def calibrated(outputs_BC: Any, counts_C: Any) -> Any:
+        margin_C = tau * (counts_C + 1e-8) ** -0.25
+        if outputs_BC.shape[-1] == 1:  # one logit, of the second class against the first
+            margin_C = margin_C[1:] - margin_C[:1]
+        return outputs_BC - margin_C
+
+    local = LocalRule(logits=calibrated)
+    return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

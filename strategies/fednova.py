@@ -1,0 +1,43 @@
+"""FedNova: updates are normalised by local steps before they are averaged."""
+
+from fedlearn import Aggregator, Array, Memory, Strategy, Updates, add_rows, add_totals, uniform, value
+
+
+def fednova(*, clients_per_round: int | None = None) -> Strategy:
+    """The mean of updates a step, times the mean number of steps.
+
+    ``w <- w + tau sum_k p_k (w_k - w) / tau_k``, ``tau = sum_k p_k tau_k``, ``p_k = n_k / n``
+
+    ``tau_k`` is the number of local steps, which is right for plain SGD (local.momentum=0, local.weight_decay=0).
+
+    Args:
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: FedAvg where all take the same number of steps; else it follows the objective ``sum_k p_k F_k`` that
+    FedAvg leaves in favour of those who take more.
+
+    Reference: Wang, Liu, Liang, Joshi, Poor, *Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+    Optimization*, NeurIPS 2020, arXiv:2007.07481, equation 9 and section 5.
+    """
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        examples_K, steps_K = updates.num_examples_K.astype(float), updates.num_steps_K.astype(float)
+        return {
+            "total": add_rows(memory["total"], updates.delta_KD, examples_K / steps_K),
+            "steps": memory["steps"] + float(examples_K @ steps_K),
+            "examples": memory["examples"] + float(examples_K.sum()),
+        }
+
+    def done(memory: Memory) -> Array:
+        tau = memory["steps"] / memory["examples"]
+        return value(memory["total"], memory["examples"] / tau)
+
+    def merge(one: Memory, other: Memory) -> Memory:
+        counts = {name: one[name] + other[name] for name in ("steps", "examples")}
+        return {"total": add_totals(one["total"], other["total"]), **counts}
+
+    def empty(layout: object) -> Memory:
+        return {"total": None, "steps": 0.0, "examples": 0.0}
+
+    aggregate = Aggregator(init=empty, add=add, done=done, merge=merge, sums=True)
+    return Strategy(select=uniform(clients_per_round), aggregate=aggregate)

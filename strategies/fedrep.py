@@ -1,0 +1,34 @@
+"""FedRep: a shared representation under heads that stay at the clients, trained one after the other."""
+
+from fedlearn import LocalRule, Strategy, is_count, mean, patterns, require, uniform
+
+
+def fedrep(
+    *,
+    keeps: str | tuple[str, ...] = "out.*",
+    head_epochs: int = 5,
+    clients_per_round: int | None = None,
+    weighting: str = "examples",
+) -> Strategy:
+    """Each client first trains its own head on the representation that it receives, then the representation.
+
+    ``h_k <- SGD(f_k(h_k, phi)), head_epochs passes;  phi_k <- SGD(f_k(h_k, phi)), local.epochs passes;``
+    ``phi <- sum_k (n_k / n) phi_k``
+
+    Args:
+        keeps: patterns of the names of parameters that stay at the clients: the head.
+        head_epochs: passes for the head, >= 1.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        weighting: ``examples`` or ``equal``.
+
+    *Guarantees*: what stays is in no update; each client is evaluated with its own.
+
+    Reference: Collins, Hassani, Mokhtari, Shakkottai, *Exploiting Shared Representations for Personalized Federated
+    Learning*, ICML 2021, arXiv:2102.07078, Algorithm 1.
+    """
+    require(is_count(head_epochs), "head_epochs", head_epochs, "a whole number >= 1", "head_epochs=5")
+    return Strategy(
+        select=uniform(clients_per_round),
+        local=LocalRule(keeps=patterns(keeps), kept_epochs=head_epochs),
+        aggregate=mean(weighting=weighting),
+    )

@@ -1,0 +1,69 @@
+"""IFCA: clients choose the best of several models, which so become the models of clusters."""
+
+import numpy as np
+
+from fedlearn import (
+    Aggregator,
+    Array,
+    Context,
+    LocalRule,
+    Memory,
+    Personal,
+    Strategy,
+    Transform,
+    Updates,
+    first_parameters,
+    is_count,
+    like,
+    mean,
+    require,
+    uniform,
+    zeros,
+)
+
+
+def ifca(
+    *, num_clusters: int = 2, seed: int = 0, clients_per_round: int | None = None, weighting: str = "examples"
+) -> Strategy:
+    """Each client begins at the model with the least loss on its examples, and moves that one alone.
+
+    ``j_k = argmin_j F_k(w_j);  w_j <- w_j + sum_{k: j_k = j} (n_k / n_j) (w_k - w_j)``
+
+    ``w_0`` is the global model. Clients receive all models, and compare them at the cost of a pass each; the one that a
+    client trained last is its personal model.
+
+    Args:
+        num_clusters: >= 2.
+        seed: of the first models but ``w_0``; the paper begins anew with others where clusters do not part.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        weighting: ``examples`` or ``equal``.
+
+    Reference: Ghosh, Chung, Yin, Ramchandran, *An Efficient Framework for Clustered Federated Learning*, NeurIPS 2020,
+    arXiv:2006.04088, Algorithm 1 (model averaging).
+    """
+    require(is_count(num_clusters, at_least=2), "num_clusters", num_clusters, "a whole number >= 2", "num_clusters=2")
+    others = tuple(f"model_{j}" for j in range(1, num_clusters))
+    models, each = ("w_global", *others), mean(weighting=weighting)
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        choice_K = np.argmin([updates.metrics[f"loss/{name}"].means() for name in models], axis=0)
+        return {**memory, **{m: each.add(memory[m], updates.rows(choice_K == j)) for j, m in enumerate(models)}}
+
+    def moved(memory: Memory, name: str) -> Array:
+        return each.done(memory[name]) if memory[name]["weight"] else memory["still"]
+
+    def step(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        return update_D, {name: like(memory[name], update_D) + moved(context.fold, name) for name in others}
+
+    server = Transform(
+        init=lambda layout: {name: first_parameters(layout, seed, j) for j, name in enumerate(others, start=1)},
+        update=step,
+        broadcast=dict,
+    )
+    aggregate = Aggregator(
+        init=lambda layout: {**{name: each.init(layout) for name in models}, "still": zeros(layout)},
+        add=add,
+        done=lambda memory: moved(memory, "w_global"),
+    )
+    local = LocalRule(receives=others, compares=models, personal=Personal())
+    return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate, server=server)

@@ -1,0 +1,31 @@
+"""pFedMe: personal models as the Moreau envelope of each client's loss."""
+
+from fedlearn import Personal, Strategy, is_number, mean, proximal, require, sgd, uniform
+
+
+def pfedme(
+    *, penalty: float = 15.0, learning_rate: float = 0.05, beta: float = 1.0, clients_per_round: int | None = None
+) -> Strategy:
+    """Each client minimises ``F_k(theta) + penalty / 2 ||theta - w||^2`` by its local steps, and keeps ``theta_k``.
+
+    ``w_k = w - learning_rate penalty (w - theta_k);  w <- (1 - beta) w + beta (1 / |P|) sum_P w_k``
+
+    A client solves for theta once a round, with all its local steps (``R = 1`` in the paper).
+
+    Args:
+        penalty: lambda, >= 0; a local.learning_rate above ``2 / penalty`` diverges.
+        learning_rate: eta of ``w``, >= 0.
+        beta: >= 0; 1 takes the mean of ``w_k``.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    Reference: Dinh, Tran, Nguyen, *Personalized Federated Learning with Moreau Envelopes*, NeurIPS 2020,
+    arXiv:2006.08848, Algorithm 1.
+    """
+    for name, number in (("penalty", penalty), ("learning_rate", learning_rate), ("beta", beta)):
+        require(is_number(number, at_least=0), name, number, "a number >= 0", f"{name}=1.0")
+    return Strategy(
+        select=uniform(clients_per_round),
+        local=proximal(penalty)._replace(personal=Personal()),
+        aggregate=mean(weighting="equal"),
+        server=sgd(beta * learning_rate * penalty),
+    )

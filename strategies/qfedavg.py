@@ -1,0 +1,57 @@
+"""q-FedAvg: clients with a large loss count for more."""
+
+from fedlearn import (
+    Aggregator,
+    LocalRule,
+    Memory,
+    Strategy,
+    Updates,
+    add_rows,
+    add_totals,
+    array_namespace,
+    as_numpy,
+    is_number,
+    require,
+    uniform,
+    value,
+)  # fmt: skip
+
+
+def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int | None = None) -> Strategy:
+    """Fair resource allocation: the objective is ``sum_k F_k^(q + 1) / (q + 1)``.
+
+    ``w <- w + sum_k F_k^q L (w_k - w) / sum_k (L F_k^q + q F_k^(q - 1) ||L (w_k - w)||^2)``, ``F_k = F_k(w)``
+
+    Each client finds out ``F_k``, the loss of the global model on its examples, at the cost of a pass, and tells it.
+
+    Args:
+        q: >= 0; 0 is FedAvg with equal weights, larger values are fairer, and slower.
+        lipschitz: L, > 0: one over local.learning_rate.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: the larger q, the more uniform the losses of clients.
+
+    Reference: Li, Sanjabi, Beirami, Smith, *Fair Resource Allocation in Federated Learning*, ICLR 2020,
+    arXiv:1905.10497, Algorithm 2.
+    """
+    require(is_number(q, at_least=0), "q", q, "a number >= 0", "q=1.0   (0 is FedAvg)")
+    require(is_number(lipschitz, at_least=0) and lipschitz > 0, "lipschitz", lipschitz, "a number > 0", "lipschitz=10")
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        xp = array_namespace(updates.delta_KD)
+        square_K = as_numpy(xp.sum(updates.delta_KD**2, axis=-1)).astype(float)
+        loss_K = updates.metrics["loss/w_global"].means() + 1e-10
+        h_K = loss_K**q + q * loss_K ** (q - 1) * lipschitz * square_K
+        total = add_rows(memory["total"], updates.delta_KD, loss_K**q)
+        return {"total": total, "h": memory["h"] + float(h_K.sum())}
+
+    def merge(one: Memory, other: Memory) -> Memory:
+        return {"total": add_totals(one["total"], other["total"]), "h": one["h"] + other["h"]}
+
+    aggregate = Aggregator(
+        init=lambda layout: {"total": None, "h": 0.0},
+        add=add,
+        done=lambda memory: value(memory["total"], memory["h"]),
+        merge=merge,
+    )
+    return Strategy(select=uniform(clients_per_round), local=LocalRule(compares=("w_global",)), aggregate=aggregate)

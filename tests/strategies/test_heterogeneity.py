@@ -1,0 +1,179 @@
+"""What the papers on clients that differ claim, on problems whose answer is known."""
+
+import numpy as np
+import pytest
+
+import strategies
+from fedlearn import Examples, FederatedData, LocalRule, LocalSettings, Order, SettingError, Strategy, Work, everyone
+from fedlearn.testing import LinearTrainer
+from simulations import models
+
+OPTIMUM = -0.6  # slope of least mean loss of two clients: (w - 1)^2 + 4 (w + 1)^2
+
+
+def slope(small, strategy, *, rounds=60, data=None, **local):
+    last, _ = small.run(strategy, data or small.two_clients(), rounds=rounds, **{"steps": 20, **local})
+    return float(last.state.params_D[1])
+
+
+def test_many_local_steps_lead_federated_averaging_astray(small):
+    assert abs(slope(small, strategies.fedavg()) - OPTIMUM) > 0.3
+
+
+@pytest.mark.parametrize("strategy", [strategies.scaffold(), strategies.feddyn(alpha=1.0)], ids=["scaffold", "feddyn"])
+def test_drift_is_removed_and_the_true_optimum_reached(small, strategy):
+    assert slope(small, strategy) == pytest.approx(OPTIMUM, abs=1e-3)
+
+
+def test_scaffold_remembers_each_client_s_gradient_at_the_optimum(small):
+    """At rest c_k is the client's own gradient, 2 (w - 1) and 8 (w + 1), and c is their mean, zero."""
+    last, engine = small.run(strategies.scaffold(), small.two_clients(), rounds=60, steps=20)
+    assert engine.memories[0]["own"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=1e-2)
+    assert engine.memories[1]["own"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=1e-2)
+    assert last.state.server["server"][1] == pytest.approx(0, abs=1e-2)
+    assert last.bytes_up == 2 * 2 * last.bytes_up // 4 == 2 * 2 * 2 * 4, "control changes are counted"
+
+
+def test_unequal_numbers_of_steps_do_not_bias_fednova(small):
+    """One client takes one step a pass, the other four; the objective weighs them 1 to 4."""
+    data = small.two_clients(steepness=(1, 1), copies=(1, 4))
+    settings = {"rounds": 150, "data": data, "steps": None, "batch_size": 2, "learning_rate": 0.01}
+    assert slope(small, strategies.fedavg(), **settings) < -0.8
+    assert slope(small, strategies.fednova(), **settings) == pytest.approx(-0.6, abs=0.02)
+
+
+def test_fednova_is_fedavg_where_all_take_the_same_steps(small):
+    data = small.two_clients(copies=(1, 4))
+    ends = [slope(small, s, rounds=5, data=data, steps=3) for s in (strategies.fedavg(), strategies.fednova())]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-6)
+
+
+def losses(small, strategy, **local):
+    last, _ = small.run(strategy, small.two_clients(), rounds=200, **{"steps": 1, "learning_rate": 0.02, **local})
+    return last.evaluation.per_client["loss"]
+
+
+def test_q_fedavg_narrows_the_spread_of_losses(small):
+    spreads = [np.ptp(losses(small, strategies.qfedavg(q=q, lipschitz=50))) for q in (0.0, 1.0, 5.0)]
+    assert spreads[0] > 1.5
+    assert spreads[0] > 1.5 * spreads[1] > 1.5**2 * spreads[2]
+    assert np.allclose(losses(small, strategies.qfedavg(q=0)), losses(small, strategies.fedavg(weighting="equal")))
+
+
+def test_minimax_leaves_no_client_worse_off_than_another(small):
+    """The slope at which both losses are equal, -1/3, is the best for the worst of them."""
+    fair, mean = losses(small, strategies.afl(learning_rate=0.05)), losses(small, strategies.fedavg())
+    assert fair.max() < mean.max() - 0.5
+    assert fair == pytest.approx(16 / 9, abs=0.1)
+
+
+def test_minimax_weights_are_a_distribution_on_the_clients(small):
+    last, _ = small.run(strategies.afl(), small.two_clients(), rounds=20, steps=1)
+    (memory,) = last.state.stages
+    assert memory["clients"].tolist() == [0, 1]
+    assert memory["weights"].sum() == pytest.approx(1)
+    assert (memory["weights"] >= 0).all()
+    plain = strategies.afl(learning_rate=0.0)
+    assert np.allclose(losses(small, plain), losses(small, strategies.fedavg(weighting="equal")), atol=1e-5)
+
+
+def test_extrapolation_is_faster_where_one_model_fits_all(small):
+    """Eight clients that know one coordinate each: the mean takes an eighth of what each would."""
+    data = small.federation([(np.eye(8)[k : k + 1], [1.0 + k]) for k in range(8)])
+
+    def left(strategy):
+        last, _ = small.run(strategy, data, rounds=10, steps=10, learning_rate=0.2)
+        return last.evaluation.pooled["loss"]
+
+    assert left(strategies.fedexp(epsilon=1e-6)) < 0.2 * left(strategies.fedavg())
+
+
+def test_the_extrapolated_step_is_never_shorter_than_the_mean():
+    rng = np.random.default_rng(0)
+    aggregate = strategies.fedexp().aggregate
+    from fedlearn import Updates
+
+    for spread in (0.0, 0.1, 3.0):
+        delta_KD = (1 + spread * rng.normal(size=(6, 5))).astype(np.float32)
+        counts = np.ones(6, np.int64)
+        updates = Updates(clients_K=np.arange(6), delta_KD=delta_KD, num_examples_K=counts, num_steps_K=counts)
+        step_D, mean_D = aggregate.done(aggregate.add(aggregate.init(None), updates)), delta_KD.mean(axis=0)
+        eta = np.sum(delta_KD**2) / (12 * (np.sum(mean_D**2) + 0.001))
+        assert np.allclose(step_D, max(1, eta) * mean_D, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def skewed(digits):
+    """Five clients with two of ten digits each."""
+    x, y = digits
+    clients = [
+        Examples(x[np.isin(y, (2 * k, 2 * k + 1))][:80], y[np.isin(y, (2 * k, 2 * k + 1))][:80]) for k in range(5)
+    ]
+    return FederatedData(
+        task="multiclass", num_classes=10, clients=range(5), train=clients.__getitem__, test=clients.__getitem__
+    )
+
+
+def trainer_of(data, framework):
+    pytest.importorskip(framework)
+    return models.trainer("linear", data, input_shape=(8, 8, 1), framework=framework)[0]
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_calibrated_logits_unlearn_no_class_that_a_client_has_not(skewed, framework):
+    trainer = trainer_of(skewed, framework)
+    work = [Work(client=0, examples=skewed.train(0))]
+    order = Order(round=1, seed=1, params_D=trainer.init(1), local=LocalSettings(epochs=3, learning_rate=0.1))
+
+    def moved(rule):
+        delta_D = np.asarray(trainer.fit(order, rule, work).delta_KD)[0]
+        return np.abs(trainer.layout.unpack(delta_D)["out.bias"])
+
+    plainly, calibrated = moved(LocalRule()), moved(strategies.fedlc().local)
+    assert (plainly[2:] > 0.01).all()
+    assert (calibrated[2:] < 1e-6).all()
+    assert (calibrated[:2] > 0.01).all()
+
+
+def test_calibrated_logits_are_the_same_in_both_frameworks_alone_and_together(skewed):
+    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "jax"), trainer_of(skewed, "torch").batched("vmap")]
+    work = [Work(client=k, examples=skewed.train(k)) for k in range(5)]
+    order = Order(round=1, seed=1, params_D=made[0].init(1), local=LocalSettings(learning_rate=0.1))
+    one, *others = [np.asarray(trainer.fit(order, strategies.fedlc().local, work).delta_KD) for trainer in made]
+    assert all(np.allclose(one, other, atol=1e-5) for other in others)
+
+
+def test_calibrated_logits_help_where_labels_are_skewed(small, skewed):
+    trainer = trainer_of(skewed, "torch")
+
+    def accuracy(strategy):
+        last, _ = small.run(strategy, skewed, rounds=8, trainer=trainer, epochs=5, batch_size=16, learning_rate=0.3)
+        return last.evaluation.pooled["accuracy"]
+
+    assert accuracy(strategies.fedlc()) > accuracy(strategies.fedavg()) + 0.05
+
+
+def test_calibrated_logits_are_refused_where_there_are_no_classes(small):
+    from fedlearn.trainers.base import counts_of_classes
+
+    with pytest.raises(SettingError, match="a scenario with classes"):
+        counts_of_classes(LinearTrainer(1), "regression", None, ())
+
+
+def test_where_training_begins_is_where_an_update_is_counted_from(skewed):
+    """All trainers, all ways to train a block: a client that begins elsewhere moves as one that was sent that model."""
+    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "torch").batched("vmap"), trainer_of(skewed, "jax")]
+    params_D = made[0].init(1)
+    there_D = made[0].init(2)
+    local = LocalSettings(learning_rate=0.1)
+    for trainer in made:
+        order, other = (Order(round=1, seed=1, params_D=sent_D, local=local) for sent_D in (params_D, there_D))
+        mixed = [Work(client=0, examples=skewed.train(0)), Work(client=1, examples=skewed.train(1), start_D=there_D)]
+        plainly = [Work(client=k, examples=skewed.train(k)) for k in (0, 1)]
+        found = np.asarray(trainer.fit(order, LocalRule(), mixed).delta_KD)
+        assert np.allclose(found[0], np.asarray(trainer.fit(order, LocalRule(), plainly).delta_KD)[0], atol=1e-6)
+        assert np.allclose(found[1], np.asarray(trainer.fit(other, LocalRule(), plainly).delta_KD)[1], atol=1e-6)
+
+
+def test_losses_are_told_to_the_aggregator_alone_without_protection():
+    assert Strategy(select=everyone(), local=strategies.qfedavg().local).local.compares == ("w_global",)

@@ -1,0 +1,147 @@
+"""Selectors keep their sampling laws, and those that learn prefer whom their papers prefer."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import strategies
+from fedlearn import (
+    CompositionError,
+    LocalSettings,
+    Schedule,
+    SettingError,
+    Strategy,
+    checkpoint,
+    federate,
+    poisson,
+    round_robin,
+    selection,
+    serial,
+    start,
+    uniform,
+    weighted,
+)
+from fedlearn.privacy.mechanism import Population
+from fedlearn.privacy.mechanisms import local
+from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+
+TRAINER = LinearTrainer(3)
+
+
+def rng(seed):
+    return np.random.default_rng(seed)
+
+
+def cohorts(strategy, data, *, rounds, engine=None, state=None):
+    engine = engine or serial(data, TRAINER)
+    state = state or start(strategy, TRAINER.init(1), engine, seed=1)
+    return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL))
+
+
+def test_round_robin_asks_all_equally_often_and_in_order():
+    select = round_robin(4)
+    asked = [client for t in range(1, 7) for client in select.choose(t, range(10, 22), rng(0))]
+    assert asked == [*range(10, 22)] * 2
+    assert select.law is None, "nothing is drawn, so nothing is amplified"
+    with pytest.raises(SettingError, match="at most 3"):
+        select.choose(1, range(3), rng(0))
+
+
+def test_a_poisson_cohort_has_the_size_and_spread_of_independent_coins():
+    sizes = [len(poisson(3).choose(1, range(30), rng(seed))) for seed in range(3000)]
+    assert np.mean(sizes) == pytest.approx(3, abs=0.15)
+    assert np.var(sizes) == pytest.approx(30 * 0.1 * 0.9, rel=0.15)
+    assert poisson(3).law.kind == "poisson"
+
+
+def test_a_weighted_cohort_follows_the_numbers_of_examples_once_they_are_told():
+    """Clients of 5, 9, ..., 25 examples: the first of a cohort of one is drawn in proportion."""
+    data = linear_problem()
+    engine = serial(data, TRAINER)
+    strategy = Strategy(select=weighted(6))
+    memory = cohorts(strategy, data, rounds=1, engine=engine)[-1].state.select
+    assert memory["value_N"].tolist() == [5, 9, 13, 17, 21, 25]
+    drawn = Counter(weighted(1).choose(2, range(6), rng(seed), **memory)[0] for seed in range(6000))
+    shares = np.array([drawn[k] for k in range(6)]) / 6000
+    assert np.abs(shares - memory["value_N"] / 90).max() < 0.025
+    fresh = Counter(weighted(1).choose(1, range(6), rng(seed), **strategy.select.memory)[0] for seed in range(6000))
+    assert max(fresh.values()) - min(fresh.values()) < 250
+    assert weighted(1).law is None
+
+
+def noisy(*clients):
+    """A problem in which some clients' targets are noise, so that their losses stay large."""
+    data = linear_problem(num_clients=12)
+
+    def train(client):
+        own = data.train(client)
+        return type(own)(own.x, own.y + 20) if client in clients else own
+
+    return type(data)(task="regression", num_classes=1, clients=data.clients, train=train, test=data.test)
+
+
+def test_power_of_choice_asks_everyone_once_and_then_those_with_large_losses():
+    data = noisy(2, 7, 11)
+    strategy = strategies.power_of_choice(clients_per_round=3, candidates=12)
+    rounds = cohorts(strategy, data, rounds=12)
+    first = [client for one in rounds[:4] for client in one.cohort]
+    assert sorted(first) == list(range(12))
+    later = Counter(client for one in rounds[4:] for client in one.cohort)
+    assert set(later) == {2, 7, 11}
+
+
+def test_power_of_choice_among_as_many_candidates_as_take_part_is_uniform():
+    select = strategies.power_of_choice(clients_per_round=3, candidates=3).select
+    memory = {"clients_N": np.arange(10), "value_N": np.arange(10.0), "round_N": np.ones(10, int)}
+    counts = Counter(k for seed in range(4000) for k in select.choose(5, range(10), rng(seed), **memory))
+    assert max(abs(count - 1200) for count in counts.values()) < 5 * np.sqrt(1200 * 0.7)
+    assert select.law is None
+
+
+def test_oort_prefers_useful_clients_and_goes_on_trying_new_ones():
+    data = noisy(2, 7, 11)
+    strategy = strategies.oort(clients_per_round=4, exploration=0.5, least=0.0, decay=0.5)
+    rounds = cohorts(strategy, data, rounds=30)
+    assert {client for one in rounds[:3] for client in one.cohort} > {0}
+    later = Counter(client for one in rounds[8:] for client in one.cohort)
+    assert sum(later[k] for k in (2, 7, 11)) > 0.5 * sum(later.values())
+    assert all(len(set(one.cohort)) == 4 for one in rounds)
+
+
+def test_oort_comes_back_to_a_client_that_was_not_asked_for_long():
+    select = strategies.oort(clients_per_round=1, exploration=0.0, least=0.0).select
+    known = {"clients_N": np.arange(2), "value_N": np.array([1.0, 1.0]), "round_N": np.array([1, 900])}
+    drawn = Counter(select.choose(1000, range(2), rng(seed), **known)[0] for seed in range(300))
+    assert drawn[0] > 280
+    assert select.law is None
+
+
+@pytest.mark.parametrize(
+    "strategy", [strategies.power_of_choice(clients_per_round=2), strategies.oort(clients_per_round=2)]
+)
+def test_what_a_selector_has_learnt_is_in_the_checkpoint(strategy, tmp_path):
+    data = linear_problem()
+    whole = cohorts(strategy, data, rounds=6)
+    engine = serial(data, TRAINER)
+    half = cohorts(strategy, data, rounds=3, engine=engine)[-1].state
+    path = checkpoint.save(tmp_path, half, engine.memories, layout=TRAINER.layout)
+    state, _ = checkpoint.load(path, TRAINER.layout)
+    resumed = cohorts(strategy, data, rounds=6, state=state)
+    assert [one.cohort for one in resumed] == [one.cohort for one in whole[3:]]
+    assert np.array_equal(resumed[-1].state.params_D, whole[-1].state.params_D)
+
+
+def test_a_choice_by_losses_does_not_pass_a_protection():
+    with pytest.raises(CompositionError, match=r"selected by what they told(.|\n)*uniform"):
+        local(noise_multiplier=1.0).protect(
+            strategies.power_of_choice(), LocalSettings(), Population(clients=range(40), rounds=3)
+        )
+
+
+def test_a_selector_is_had_by_name():
+    assert selection("uniform", None).law.kind == "all"
+    assert selection("uniform", 3).law == uniform(3).law
+    assert selection("poisson", 3).law == poisson(3).law
+    with pytest.raises(SettingError, match="uniform, poisson, weighted, round_robin"):
+        selection("best", 3)
