@@ -4,8 +4,10 @@ from array_api_compat import array_namespace
 
 from fedlearn.aggregate import Aggregator, add_rows, add_totals, expected_mean, mean, stacked, value
 from fedlearn.arrays import as_numpy, like
+from fedlearn.asynchrony import Asynchrony, hinge, polynomial, unweighted
 from fedlearn.clip import clip, clip_norm
 from fedlearn.data.federated import FederatedData
+from fedlearn.engines.clocked import ClockedEngine
 from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
 from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
@@ -53,6 +55,7 @@ from fedlearn.select import (
     weighted,
 )
 from fedlearn.strategy import CompositionError, Strategy
+from fedlearn.system import System, constant, lognormal, trace
 from fedlearn.transform import Context, Stage, Transform, chain, identity
 
 __version__ = "0.1.0"
@@ -60,6 +63,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Aggregator",
     "Array",
+    "Asynchrony",
+    "ClockedEngine",
     "CompositionError",
     "Context",
     "Evaluation",
@@ -83,6 +88,7 @@ __all__ = [
     "Stage",
     "State",
     "Strategy",
+    "System",
     "Transform",
     "Updates",
     "Work",
@@ -95,6 +101,7 @@ __all__ = [
     "chosen_by_krum",
     "clip",
     "clip_norm",
+    "constant",
     "coordinate_median",
     "equal_mean",
     "everyone",
@@ -102,6 +109,7 @@ __all__ = [
     "federate",
     "first_parameters",
     "from_optax",
+    "hinge",
     "identity",
     "is_count",
     "is_number",
@@ -109,6 +117,7 @@ __all__ = [
     "krum_order",
     "learning",
     "like",
+    "lognormal",
     "mean",
     "mean_around_median",
     "min_separation",
@@ -116,6 +125,7 @@ __all__ = [
     "patterns",
     "plain",
     "poisson",
+    "polynomial",
     "proximal",
     "require",
     "round_robin",
@@ -125,9 +135,11 @@ __all__ = [
     "squared_distances",
     "stacked",
     "start",
+    "trace",
     "training_loss",
     "trimmed_mean",
     "uniform",
+    "unweighted",
     "value",
     "values_of",
     "vector",

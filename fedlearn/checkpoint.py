@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from fedlearn.arrays import as_numpy
 from fedlearn.errors import CheckpointError
 from fedlearn.layout import Layout
 from fedlearn.privacy.ledger import Ledger
-from fedlearn.records import ClientId, Memory, State
+from fedlearn.records import ClientId, Flying, Memory, Order, State
 
-VERSION = 3
-READABLE = (1, 2, 3)  # 1 had no privacy ledger, 2 no selector's memory
+VERSION, UNCLOCKED = 4, 3  # what has no clock is written as before there was one
+READABLE = (1, 2, 3, 4)  # 1 had no privacy ledger, 2 no selector's memory, 3 no clock
 LEDGER = "ledger"
 
 
@@ -38,7 +39,7 @@ def save(folder: Path, state: State, memories: Mapping[ClientId, Memory], *, lay
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(state, memories)
-    facts = {"version": VERSION, "round": state.round, "seed": state.seed, "layout": layout.digest}
+    facts = {"version": VERSION if "clock" in tensors else UNCLOCKED, "round": state.round, "seed": state.seed, "layout": layout.digest}
     facts |= {"num_stages": len(state.stages), "sha256": _digest(tensors)}
     path = folder / f"round_{state.round:06d}.safetensors"
     write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
@@ -65,6 +66,8 @@ def load(path: Path, layout: Layout) -> tuple[State, dict[ClientId, Memory]]:
         stages=stages,
         select=_group(tensors, "select/"),
         ledger=_ledger(tensors),
+        clock=float(tensors["clock"][0]) if "clock" in tensors else 0.0,
+        flying=_flying(tensors, facts["seed"]),
     )
     memory_KD = _group(tensors, "client/")
     clients = tensors.get("clients", np.zeros(0, np.int64)).tolist()
@@ -112,7 +115,35 @@ def _tensors(state: State, memories: Mapping[ClientId, Memory]) -> dict[str, np.
         tensors |= {f"client/{name}": np.stack([memories[client][name] for client in clients]) for name in names}
     if state.ledger != Ledger():
         tensors[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
+    if state.clock or state.flying:
+        tensors |= {"clock": np.array([state.clock], np.float64), **_under_way(state.flying)}
     return {name: np.ascontiguousarray(as_numpy(v)) for name, v in tensors.items()}
+
+
+def _under_way(flying: Sequence[Flying]) -> dict[str, Any]:
+    """Orders under way: who has which, and each model that was sent once."""
+    tensors: dict[str, Any] = {
+        "flying/client": np.array([one.client for one in flying], np.int64),
+        "flying/round": np.array([one.order.round for one in flying], np.int64),
+        "flying/clock": np.array([one.order.clock for one in flying], np.float64),
+    }
+    for number, order in {one.order.round: one.order for one in flying}.items():
+        tensors[f"sent/{number}/params"] = order.params_D
+        tensors |= {f"sent/{number}/broadcast/{name}": vector for name, vector in order.broadcast.items()}
+    return tensors
+
+
+def _flying(tensors: Mapping[str, np.ndarray], seed: int) -> tuple[Flying, ...]:
+    columns = _group(tensors, "flying/")
+    if not columns:
+        return ()
+    orders = {}
+    for number in set(columns["round"].tolist()):
+        sent = _group(tensors, f"sent/{number}/")
+        broadcast = _group(sent, "broadcast/")
+        orders[number] = Order(round=number, seed=seed, params_D=sent["params"], broadcast=broadcast)
+    rows = zip(*(columns[name].tolist() for name in ("client", "round", "clock")), strict=True)
+    return tuple(Flying(client=client, order=replace(orders[number], clock=clock)) for client, number, clock in rows)
 
 
 def _ledger(tensors: Mapping[str, np.ndarray]) -> Ledger:

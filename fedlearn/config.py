@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlearn.early_stop import EarlyStop
 from fedlearn.engines.base import Engine
+from fedlearn.engines.clocked import ClockedEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop import Schedule
 from fedlearn.metrics import METRICS
@@ -25,6 +26,7 @@ from fedlearn.records import LocalSettings
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
+from fedlearn.system import System
 from fedlearn.targets import BuildError, check_targets, refuse_unknown
 
 BASELINES = ("central", "local")
@@ -42,6 +44,7 @@ class Plan:
     checkpoint_every: int
     seed: int
     baselines: tuple[str, ...] = ()
+    system: System = field(default_factory=System)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ def plan(cfg: DictConfig) -> Plan:
     strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
     privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
     privacy.refuse(strategy, local)
+    system = _of_kind(System, cfg, "system", allow) if "system" in plain else System()
+    _refuse_early_end(system, strategy, privacy)
     return Plan(
         strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
@@ -82,7 +87,17 @@ def plan(cfg: DictConfig) -> Plan:
         checkpoint_every=every,
         seed=seed,
         baselines=_baselines(plain.get("baseline")),
+        system=system,
     )
+
+
+def _refuse_early_end(system: System, strategy: Strategy, privacy: Mechanism) -> None:
+    """Where the first to answer may not make a round, or there is no round."""
+    enough, fix = system.enough, "system.enough=null"
+    rounds = enough is None or strategy.asynchrony is None
+    require(rounds, "system.enough", enough, "null: an asynchronous strategy has strategy.buffer_size", fix)
+    expected = "null: a privacy claim rests on who was drawn, not on who was first"
+    require(enough is None or privacy.kind == "none", "system.enough", enough, expected, fix)
 
 
 def experiment(
@@ -107,6 +122,7 @@ def experiment(
     select.choose(1, scenario.data.clients, rng, **select.memory)
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
+    engine = clocked(engine, planned, scenario)
     return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
 
 
@@ -145,6 +161,16 @@ def _as_prepared(strategy: Strategy, scenario: Scenario) -> Strategy:
         return replace(strategy, protection=replace(protection, prior=scenario.ledger))
     facts = {**protection.facts, "not_covered": [*protection.facts["not_covered"], scenario.told]}
     return replace(strategy, protection=replace(protection, facts=facts))
+
+
+def clocked(engine: Engine, planned: Plan, scenario: Scenario) -> Engine:
+    """The engine on the virtual clock of the planned model of clients' speed; itself where there is none."""
+    if planned.system.device is None:
+        return engine
+    data = scenario.data
+    told = data.num_train
+    size_of = (lambda client: len(data.train(client))) if told is None else lambda client: told.get(client, 0)
+    return ClockedEngine(engine, planned.system, size_of)
 
 
 def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:

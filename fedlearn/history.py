@@ -33,7 +33,7 @@ def line_of(round: Round) -> dict[str, Any]:
     without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``cohort`` and
     ``num_updates`` (clients asked, and those that delivered), ``failures``, ``num_examples``, ``bytes_up`` and
     ``bytes_down`` (of this round), ``seconds``, ``epsilon`` and ``epsilon_rdp`` (of all rounds so far; None without
-    protection). ``num_examples`` is None, and ``train`` empty, where a protection withholds them.
+    protection); ``clock`` (seconds since the run began) where there is a clock. ``num_examples`` is None, and ``train`` empty, where a protection withholds them.
     """
     seen = round.evaluation
     return {
@@ -51,6 +51,7 @@ def line_of(round: Round) -> dict[str, Any]:
         "seconds": float(round.seconds),
         "epsilon": round.privacy and finite(round.privacy.value),
         "epsilon_rdp": round.privacy and finite(round.privacy.rdp),
+        **({} if round.clock is None else {"clock": float(round.clock)}),
     }
 
 
@@ -89,13 +90,17 @@ def best(history: History) -> dict[str, dict[str, Any]]:
 
 
 def totals(history: History) -> dict[str, Any]:
-    """Sums over rounds: ``seconds``, ``client_updates``, ``client_failures``, ``bytes_up``, ``bytes_down``."""
+    """Sums over rounds: ``seconds``, ``client_updates``, ``client_failures``, ``bytes_up``, ``bytes_down``; and
+    ``clock`` at the end, where there is one.
+    """
+    clock = {"clock": history[-1]["clock"]} if history and "clock" in history[-1] else {}
     return {
         "seconds": sum(line["seconds"] for line in history),
         "client_updates": sum(line["num_updates"] for line in history),
         "client_failures": sum(len(line["failures"]) for line in history),
         "bytes_up": sum(line["bytes_up"] for line in history),
         "bytes_down": sum(line["bytes_down"] for line in history),
+        **clock,
     }
 
 

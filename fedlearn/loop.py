@@ -17,8 +17,10 @@ from array_api_compat import array_namespace
 
 from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.arrays import like
-from fedlearn.engines.base import Engine
+from fedlearn.engines.base import Engine, Lander
+from fedlearn.engines.clocked import ClockedEngine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
+from fedlearn.flight import fill, gather_buffer
 from fedlearn.layout import Layout
 from fedlearn.privacy.ledger import Ledger
 from fedlearn.privacy.protection import Release
@@ -38,6 +40,7 @@ from fedlearn.records import (
 )  # fmt: skip
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
+from fedlearn.system import System
 from fedlearn.transform import Context
 
 # of the global model (None where each client uses its own), from clients' outputs
@@ -100,6 +103,9 @@ def federate(
     on nothing else, so that a resumed run ends where an uninterrupted one does, bit for bit. Before a round that would
     overspend the strategy's privacy budget it ends, and all that was yielded stands.
 
+    Of an asynchronous strategy a round is one step of the server. It needs a clock: an engine without one gets that of
+    `fedlearn.system.none`, on which every order takes a second.
+
     Args:
         strategy: the algorithm.
         engine: who carries it out.
@@ -114,15 +120,19 @@ def federate(
     Raises:
         TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
     """
+    local = local or LocalSettings()
     while state.round < schedule.rounds:
         began = time.perf_counter()
-        cohort = _cohort(strategy, engine, state)
-        refusal = strategy.protection and strategy.protection.refusal(
-            state.ledger, Release(round=state.round + 1, clients=cohort)
-        )
-        if refusal:
-            return refusal
-        done = run_round(strategy, engine, state, cohort, schedule=schedule, local=local or LocalSettings())
+        if strategy.asynchrony is not None:
+            done = run_step(strategy, engine, state, schedule=schedule, local=local)
+        else:
+            cohort = _cohort(strategy, engine, state)
+            refusal = strategy.protection and strategy.protection.refusal(
+                state.ledger, Release(round=state.round + 1, clients=cohort)
+            )
+            if refusal:
+                return refusal
+            done = run_round(strategy, engine, state, cohort, schedule=schedule, local=local)
         state = done.state
         if evaluate is not None and schedule.evaluates(state.round):
             evaluation, failures = evaluate_round(strategy, engine, state, schedule, evaluate)
@@ -149,19 +159,58 @@ def run_round(
     local: LocalSettings,
 ) -> Round:
     """One round: train, aggregate, step, charge."""
-    number, protection = state.round + 1, strategy.protection
-    broadcast = _broadcast(strategy, state)
-    order = Order(
-        round=number,
+    order = _order(strategy, engine, state, local)
+    gathered = _gather(strategy, engine, order, cohort)
+    if cohort or not (strategy.protection and strategy.protection.empty_rounds):
+        _stop_if_too_many_failed(gathered, len(cohort), schedule.max_failures)
+    done = _concluded(strategy, engine, state, order, gathered, cohort)
+    if not isinstance(engine, ClockedEngine):
+        return done
+    clock = state.clock + engine.lasted
+    return replace(done, state=replace(done.state, clock=clock), clock=clock)
+
+
+def run_step(strategy: Strategy, engine: Engine, state: State, *, schedule: Schedule, local: LocalSettings) -> Round:
+    """One step of an asynchronous strategy: wait for updates, however old, aggregate, step."""
+    lander = engine if isinstance(engine, Lander) else ClockedEngine(engine, System())
+    order = _order(strategy, engine, state, local)
+    under_way = [
+        replace(one, order=replace(one.order, local=local, deployed=engine.deployed)) for one in state.flying
+    ]  # a checkpoint does not repeat what the settings say
+    buffer = fill(strategy, lander, engine.clients, under_way, order)
+    fold = strategy.aggregate.init(strategy.leaving(engine.layout))
+    gathered = gather_buffer(Gathered(fold=fold), strategy, buffer, order.round)
+    _stop_if_too_many_failed(gathered, len(buffer.landed) + len(buffer.flying), schedule.max_failures)
+    stale = {"staleness_K": buffer.staleness(order.round), "sent_D": buffer.sent()}
+    done = _concluded(strategy, engine, state, order, gathered, buffer.cohort, num_sent=buffer.num_sent, **stale)
+    return replace(done, state=replace(done.state, clock=buffer.clock, flying=buffer.flying), clock=buffer.clock)
+
+
+def _order(strategy: Strategy, engine: Engine, state: State, local: LocalSettings) -> Order:
+    return Order(
+        round=state.round + 1,
         seed=state.seed,
         params_D=state.params_D,
-        broadcast=broadcast,
+        broadcast=_broadcast(strategy, state),
         local=local,
         deployed=engine.deployed,
+        clock=state.clock,
     )
-    gathered = _gather(strategy, engine, order, cohort)
-    if cohort or not (protection and protection.empty_rounds):
-        _stop_if_too_many_failed(gathered, cohort, schedule.max_failures)
+
+
+def _concluded(
+    strategy: Strategy,
+    engine: Engine,
+    state: State,
+    order: Order,
+    gathered: Gathered,
+    cohort: tuple[ClientId, ...],
+    *,
+    num_sent: int | None = None,
+    **known: Any,
+) -> Round:
+    """The server's half of a round: aggregate, step, charge. ``num_sent`` orders went out; None: one to each client."""
+    number, protection = order.round, strategy.protection
     context = Context(
         round=number,
         seed=state.seed,
@@ -174,6 +223,7 @@ def run_round(
         params_D=state.params_D,
         fold=gathered.fold,
         deployed=engine.deployed,
+        **known,
     )
     update_D = strategy.aggregate.done(gathered.fold)
     params_D, server, stages = step(strategy, state, update_D, context, engine.layout)
@@ -181,7 +231,7 @@ def run_round(
     select = learn(state.select, context) if learn else state.select
     ledger = state.ledger if protection is None else protection.charge(state.ledger, _release(number, gathered))
     withheld = protection is not None and "examples" in protection.withholds
-    sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in broadcast.values())
+    sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in order.broadcast.values())
     return Round(
         state=replace(
             state, round=number, params_D=params_D, server=server, stages=stages, select=select, ledger=ledger
@@ -192,7 +242,7 @@ def run_round(
         num_examples=None if withheld else gathered.num_examples,
         privacy=None if protection is None else protection.spent(ledger),
         bytes_up=gathered.bytes_up,
-        bytes_down=len(cohort) * 4 * sent,
+        bytes_down=(len(cohort) if num_sent is None else num_sent) * 4 * sent,
     )
 
 
@@ -221,14 +271,14 @@ def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[C
     return gathered
 
 
-def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max_failures: float) -> None:
+def _stop_if_too_many_failed(gathered: Gathered, num_asked: int, max_failures: float) -> None:
     failures = [failure for failure in gathered.failures if failure.stage != "spare"]
     failed = len({failure.client for failure in failures})
-    if failed > floor(max_failures * len(cohort)) or not gathered.num_updates:
+    if failed > floor(max_failures * num_asked) or not gathered.num_updates:
         first = failures[0] if failures else None
         why = f"; the first: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
         raise TooManyFailures(
-            f"{failed} of {len(cohort)} clients failed, more than max_failures={max_failures} allows{why}",
+            f"{failed} of {num_asked} clients failed, more than max_failures={max_failures} allows{why}",
             gathered.failures,
         )
 

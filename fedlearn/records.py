@@ -113,6 +113,7 @@ class Order:
             stages send to their client halves, as ``stage/0/name``.
         local: how to train.
         deployed: whether clients are real, so that noise must come from the operating system's entropy, not the seed.
+        clock: when it is given, in seconds since the run began, where there is a clock.
     """
 
     round: int
@@ -121,6 +122,15 @@ class Order:
     broadcast: Mapping[str, Array] = field(default_factory=dict)
     local: LocalSettings = field(default_factory=LocalSettings)
     deployed: bool = False
+    clock: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flying:
+    """An order that a client is at work on while the server goes on without it."""
+
+    client: ClientId
+    order: Order
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,7 +297,11 @@ def _over_defined(summary: Any, values_K: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class State:
-    """All that the server knows after ``round`` rounds; with the clients' memories it is what a checkpoint holds."""
+    """All that the server knows after ``round`` rounds; with the clients' memories it is what a checkpoint holds.
+
+    ``clock`` are the seconds since the run began, where there is a clock; ``flying`` are the orders of an asynchronous
+    strategy that clients are at work on, each with the model that it was sent.
+    """
 
     round: int
     seed: int
@@ -296,6 +310,8 @@ class State:
     stages: tuple[Memory, ...] = ()
     select: Memory = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
+    clock: float = 0.0
+    flying: tuple[Flying, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,7 +320,8 @@ class Round:
 
     Attributes:
         state: after the round.
-        cohort: clients chosen, ascending.
+        cohort: clients chosen, ascending; of an asynchronous strategy those that answered, or are given up, since the
+            step before, and one may be there twice.
         failures: those that did not deliver.
         metrics: training metrics, pooled over the clients that delivered.
         evaluation: after the round, or None in rounds that do not evaluate.
@@ -312,6 +329,8 @@ class Round:
         privacy: epsilon of all rounds so far; None without protection.
         bytes_up, bytes_down: payload sent by clients, and to them.
         seconds: wall time of the round, evaluation included.
+        clock: seconds since the run began, evaluation left out, on the virtual clock of a model of clients' speed
+            (`fedlearn.system`) or, for an asynchronous strategy with real clients, on the wall; None: no clock.
     """
 
     state: State
@@ -324,6 +343,7 @@ class Round:
     bytes_up: int = 0
     bytes_down: int = 0
     seconds: float = 0.0
+    clock: float | None = None
 
     @property
     def number(self) -> int:

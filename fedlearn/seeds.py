@@ -23,6 +23,8 @@ class Purpose(IntEnum):
     SHADOWS = 11
     FEATURE_NOISE = 20
     STATISTICS = 21
+    SYSTEM = 30
+    DEVICE = 31
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

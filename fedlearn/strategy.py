@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedlearn.aggregate import Aggregator, mean
+from fedlearn.asynchrony import Asynchrony
 from fedlearn.errors import FedlearnError, require
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
@@ -31,6 +32,7 @@ class Strategy:
         aggregate: from many updates to one.
         server: from the aggregated update to the step of the global model.
         protection: what is promised to clients and what it costs, set by `fedlearn.privacy`; None promises nothing.
+        asynchrony: that the server does not wait for a cohort, and how; None: that it works in rounds.
 
     Raises:
         CompositionError: if a privacy claim could not hold, or a part could not work, in this combination.
@@ -42,6 +44,7 @@ class Strategy:
     aggregate: Aggregator = field(default_factory=mean)
     server: Transform = field(default_factory=sgd)
     protection: Protection | None = None
+    asynchrony: Asynchrony | None = None
 
     def leaving(self, layout: Layout) -> Layout:
         """The layout of updates: that of the model without the parameters that stay at the clients.
@@ -81,6 +84,24 @@ class Strategy:
             "aggregate=mean(weighting='equal')",
         )
         self._check_order_of_stages()
+        if self.asynchrony is not None:
+            self._check_asynchrony()
+
+    def _check_asynchrony(self) -> None:
+        """There is no cohort to draw, to mask or to account for."""
+        law = self.select.law
+        _refuse_if(
+            law is None or law.kind != "all",
+            "an asynchronous strategy asks whoever is idle, and draws no cohort",
+            "select=everyone()",
+        )
+        _refuse_if(
+            self.protection is not None or any(stage.event is not None or stage.needs_sum for stage in self.stages),
+            "privacy is accounted, and updates are masked, by rounds, which an asynchronous strategy does not have",
+            "privacy=none, or strategy=fedavg",
+        )
+        # how much an update counts is known when it lands: no engine may fold it before
+        object.__setattr__(self, "aggregate", self.aggregate._replace(merge=None))
 
     def _check_local(self) -> None:
         """What stays at the clients must stay there, and what they tell must not leave without noise."""

@@ -32,6 +32,8 @@ class Context:
         params_D: the global model that the round began with; on the server only.
         fold: the aggregator's, of the whole round, for a rule that aggregates and steps in one; on the server only.
         deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
+        staleness_K: server steps since each of those clients was sent its model; asynchronous strategies only.
+        sent_D: the mean of the models that they were sent; asynchronous strategies only.
     """
 
     round: int
@@ -46,6 +48,8 @@ class Context:
     params_D: Array = None
     fold: Memory = field(default_factory=dict)
     deployed: bool = False
+    staleness_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sent_D: Array = None
 
 
 def no_memory(layout: Layout) -> Memory:

@@ -41,6 +41,7 @@ def describe(
         cohort=_cohort(experiment),
         privacy=_promise(experiment),
         engine=_last(cfg.engine._target_),
+        system=_system(cfg, experiment),
         machine=" · ".join(
             [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
         ),
@@ -60,6 +61,13 @@ def _promise(experiment: Experiment) -> Mapping[str, Any]:
         return {}
     source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
     return {**protection.facts, "noise": source}
+
+
+def _system(cfg: DictConfig, experiment: Experiment) -> str:
+    name = experiment.plan.system.name
+    settings = OmegaConf.to_container(cfg.system, resolve=True) if name != "none" else {}
+    assert isinstance(settings, dict)
+    return " · ".join(part for part in (name, _in_words(settings)) if part) if settings else ""
 
 
 def _partition(partition: str) -> str:
@@ -91,6 +99,9 @@ def _value(value: Any) -> str:
 def _cohort(experiment: Experiment) -> str:
     num_clients, size = len(experiment.engine.clients), _expected_size(experiment)
     law = experiment.plan.strategy.select.law
+    rule = experiment.plan.strategy.asynchrony
+    if rule is not None:
+        return f"{min(rule.concurrency, num_clients):,} of {num_clients:,} clients at work, {rule.buffer_size:,} a step"
     if law is None:
         return f"chosen from {num_clients:,} clients each round"
     average = " on average" if law.kind == "poisson" else ""

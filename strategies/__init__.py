@@ -6,9 +6,11 @@ from strategies.bulyan import bulyan
 from strategies.ditto import ditto
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
+from strategies.fedasync import fedasync
 from strategies.fedavg import fedavg
 from strategies.fedavgm import fedavgm
 from strategies.fedbn import fedbn
+from strategies.fedbuff import fedbuff
 from strategies.feddyn import feddyn
 from strategies.fedexp import fedexp
 from strategies.fedlc import fedlc
@@ -34,9 +36,11 @@ __all__ = [
     "ditto",
     "fedadagrad",
     "fedadam",
+    "fedasync",
     "fedavg",
     "fedavgm",
     "fedbn",
+    "fedbuff",
     "feddyn",
     "fedexp",
     "fedlc",

@@ -30,7 +30,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
-from fedlearn.config import Experiment, Plan, plan, protected
+from fedlearn.config import Experiment, Plan, clocked, plan, protected
 from fedlearn.deploy.absent import absent_scenario
 from fedlearn.deploy.bundle import ENDED, ORDER
 from fedlearn.deploy.children import die_with_parent
@@ -157,7 +157,8 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     except BaseException:
         engine.close()
         raise
-    return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+    on_clock = clocked(engine, planned, scenario)
+    return Experiment(plan=planned, scenario=scenario, engine=on_clock, early_stop=stop)
 
 
 def _inside(runs: Path, name: str) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -16,7 +16,19 @@ from fedlearn.arrays import as_numpy
 from fedlearn.client import client_step, initial_memory
 from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
-from fedlearn.records import Array, ClientId, Examples, Failure, Memory, Order, Predictions, Tally, Updates, Work
+from fedlearn.records import (
+    Array,
+    ClientId,
+    Examples,
+    Failure,
+    Flying,
+    Memory,
+    Order,
+    Predictions,
+    Tally,
+    Updates,
+    Work,
+)  # fmt: skip
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
 from fedlearn.training import own_model
@@ -58,6 +70,33 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of workers and connections."""
+        ...
+
+
+class Landing(NamedTuple):
+    """The end of an order that was under way.
+
+    Attributes:
+        place: which of those that were handed over.
+        result: what the client brought, or why it brought nothing.
+        clock: when, in seconds since the run began.
+    """
+
+    place: int
+    result: Updates | Failure
+    clock: float
+
+
+@runtime_checkable
+class Lander(Protocol):
+    """What an asynchronous strategy asks of an engine besides."""
+
+    def land(self, strategy: Strategy, flying: Sequence[Flying], clock: float) -> Landing:
+        """Wait for the next of these orders, of one client each, to end.
+
+        Those that were not handed over before are sent out; what was, and is no longer among them, is given up. All
+        that matters is in the arguments, so that a run which goes on from a checkpoint finds the same orders under way.
+        """
         ...
 
 

@@ -31,6 +31,7 @@ class RunInfo:
         cohort: e.g. ``all 4 of 4 clients a round``.
         privacy: the facts of the protection, see `fedlearn.privacy.protection.Protection`; empty for none.
         engine: its name, e.g. ``vector``.
+        system: the model of clients' speed, in few words; empty for none.
         machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
         framework: ``torch``, ``jax`` or ``numpy``.
         seed: of the run.
@@ -59,6 +60,7 @@ class RunInfo:
     examples: tuple[int, int] | None = None
     bytes_per_update: int | None = None
     settings: str = ""
+    system: str = ""
     privacy: Mapping[str, Any] = field(default_factory=dict)
     start_round: int = 0
     history: History = ()

@@ -138,8 +138,9 @@ class Console:
 
 
 def table_head(run: RunInfo) -> list[str]:
-    """The names of the columns."""
-    return ["round", "loss", main_metric(run.task), "worst 10 %", "clients", "sent", "ε", "time"]
+    """The names of the columns; with a model of clients' speed its clock takes the place of the wall's."""
+    time = "clock" if run.system else "time"
+    return ["round", "loss", main_metric(run.task), "worst 10 %", "clients", "sent", "ε", time]
 
 
 def cells(round: Round, run: RunInfo, sent: int) -> list[str]:
@@ -151,7 +152,7 @@ def cells(round: Round, run: RunInfo, sent: int) -> list[str]:
         clients,
         human_bytes(sent),
         _epsilon(round),
-        human_seconds(round.seconds),
+        human_seconds(round.clock if run.system and round.clock is not None else round.seconds),
     ]
 
 
@@ -161,7 +162,8 @@ def plain_line(round: Round, run: RunInfo, sent: int) -> str:
     scores = f"loss {loss}  {main_metric(run.task)} {main}  worst 10 % {worst}  " if round.evaluation else ""
     clients = f"clients {round.num_updates}/{len(round.cohort)}"
     spent = f"  epsilon {_epsilon(round)}" if round.privacy else ""
-    told = f"{clients}  sent {human_bytes(sent)}{spent}  time {human_seconds(round.seconds)}"
+    clock = "" if round.clock is None else f"  clock {human_seconds(round.clock)}"
+    told = f"{clients}  sent {human_bytes(sent)}{spent}{clock}  time {human_seconds(round.seconds)}"
     return f"round {round.number}/{run.rounds}  {scores}{told}"
 
 

@@ -27,6 +27,7 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
         ("protect", promise(run.privacy)),
         ("engine", [run.engine, run.machine, f"seed {run.seed}"]),
     ]
+    lines += [("system", [run.system])] if run.system else []
     at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
     lines[at:at] = [(word, [text]) for word, text in limits(run.privacy)]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
@@ -93,6 +94,7 @@ def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     main = main_metric(summary["task"])
     rounds, failures = summary["rounds"], summary["client_failures"]
     parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
+    parts += [f"{human_seconds(summary['clock'])} on the clock"] if "clock" in summary else []
     if main in summary["final"]:
         parts.append(f"{main} {score(main, summary['final'][main])}")
     if main in summary["best"]:

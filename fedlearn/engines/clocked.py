@@ -1,0 +1,143 @@
+"""Any engine on a virtual clock: who comes late or not at all follows from a model of the clients (`fedlearn.system`).
+
+Shapes: K clients in a block.
+
+No strategy knows of it. What happens has the same words and the same consequences as with real clients (`grid.py`):
+``node`` for whoever is not there, drops out or misses the deadline, ``spare`` for whoever was not waited for; and only
+those whose answer is taken train, so that the others' memories stay as the server knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from fedlearn.aggregate import Gathered
+from fedlearn.client import sent_as_update, sent_besides
+from fedlearn.engines.base import Engine, Landing
+from fedlearn.errors import require
+from fedlearn.layout import Layout
+from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
+from fedlearn.strategy import Strategy
+from fedlearn.system import Fate, Load, System
+
+
+class ClockedEngine:
+    """Runs another engine's clients on a virtual clock.
+
+    Args:
+        engine: which trains.
+        system: the model.
+        size_of: training examples of a client, from which the steps that it takes follow.
+
+    Attributes:
+        lasted: virtual seconds of the last `fit`.
+    """
+
+    def __init__(self, engine: Engine, system: System, size_of: Callable[[ClientId], int] = lambda client: 1) -> None:
+        self.engine, self.system, self.lasted = engine, system, 0.0
+        self._size_of = size_of
+        self._fates: dict[tuple[int, int, ClientId, float], Fate] = {}
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        """Of the engine."""
+        return self.engine.clients
+
+    @property
+    def layout(self) -> Layout:
+        """Of the engine's model."""
+        return self.engine.layout
+
+    @property
+    def memories(self) -> dict[ClientId, Memory]:
+        """What the engine's clients keep."""
+        return self.engine.memories
+
+    @property
+    def deployed(self) -> bool:
+        """Whether the engine's clients are real ones."""
+        return self.engine.deployed
+
+    def fit(
+        self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]
+    ) -> Iterator[Updates | Gathered | Failure]:
+        """Train those whose answer comes in time, in ascending order, after the failures of the others.
+
+        Raises:
+            SettingError: a round that closes early would break the sampling law of a privacy claim.
+        """
+        self._refuse_early_end(strategy)
+        load = self._load_of(order, strategy)
+        fates = {client: self._fate(order, client, load) for client in sorted(cohort)}
+        arriving = sorted((fate.seconds, client) for client, fate in fates.items() if not fate.lost)
+        wanted, delivered, closed = self.system.enough or len(arriving), 0, 0.0
+        yield from (_missing(client, fate.lost) for client, fate in fates.items() if fate.lost)
+        while arriving and delivered < wanted:
+            now, arriving = arriving[: wanted - delivered], arriving[wanted - delivered :]
+            closed, delivered = now[-1][0], delivered + len(now)
+            for result in self.engine.fit(order, strategy, sorted(client for _, client in now)):
+                delivered -= isinstance(result, Failure)  # one of those who are still to come takes its place
+                yield result
+        if delivered < wanted or self.system.enough is None:
+            closed = max((fate.seconds for fate in fates.values()), default=0.0)
+        self.lasted = closed
+        why = f"the round had its {wanted} updates without it"
+        yield from (Failure(client=client, stage="spare", reason=why) for _, client in arriving)
+
+    def land(self, strategy: Strategy, flying: Sequence[Flying], clock: float) -> Landing:
+        """Let the next of these clients finish: it trains now, as nothing that came meanwhile could change what it does."""
+        keys = [(one.order.seed, one.order.round, one.client, one.order.clock) for one in flying]
+        self._fates = {
+            key: self._fates.get(key) or self._fate(one.order, one.client, self._load_of(one.order, strategy))
+            for key, one in zip(keys, flying, strict=True)
+        }
+        done = [one.order.clock + self._fates[key].seconds for key, one in zip(keys, flying, strict=True)]
+        first = min(range(len(flying)), key=lambda i: (done[i], flying[i].client))
+        one, lost = flying[first], self._fates[keys[first]].lost
+        result = _missing(one.client, lost) if lost else _only(self.engine.fit(one.order, strategy, [one.client]))
+        return Landing(first, result, max(clock, done[first]))
+
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Predictions | Tally | Failure]:
+        """As the engine does; it takes no virtual time."""
+        return self.engine.evaluate(params_D, cohort, own) if own else self.engine.evaluate(params_D, cohort)
+
+    def describe(self, cohort_size: int) -> str:
+        """As the engine does."""
+        return self.engine.describe(cohort_size)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
+
+    def _load_of(self, order: Order, strategy: Strategy) -> Callable[[ClientId], Load]:
+        """What this order costs each client."""
+        if self.system.device is None:
+            return lambda client: Load()
+        vectors = 4 * self.layout.num_parameters
+        down = vectors + sum(4 * int(np.prod(v.shape)) for v in order.broadcast.values())
+        numbers, dtype = sent_as_update(strategy, order, self.layout)
+        up = numbers * dtype.itemsize + vectors * len(sent_besides(strategy, order, self.layout))
+        return lambda client: Load(order.local.steps_of(self._size_of(client)), down, up)
+
+    def _fate(self, order: Order, client: ClientId, load_of: Callable[[ClientId], Load]) -> Fate:
+        return self.system.fate(order.seed, client, order.round, load_of(client), clock=order.clock)
+
+    def _refuse_early_end(self, strategy: Strategy) -> None:
+        claims, enough = strategy.protection is not None, self.system.enough
+        expected = "null: a privacy claim rests on who was drawn, not on who was first"
+        require(enough is None or not claims, "system.enough", enough, expected, "system.enough=null")
+
+
+def _missing(client: ClientId, why: str) -> Failure:
+    return Failure(client=client, stage="node", reason=why)
+
+
+def _only(results: Iterator[Updates | Gathered | Failure]) -> Updates | Failure:
+    """What one client brought."""
+    (result,) = results
+    assert not isinstance(result, Gathered)
+    return result

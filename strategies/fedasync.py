@@ -1,0 +1,66 @@
+"""FedAsync: the server mixes in each model as it arrives, the less the older it is."""
+
+import numpy as np
+
+from fedlearn import (
+    Array,
+    Asynchrony,
+    Context,
+    Memory,
+    Strategy,
+    Transform,
+    everyone,
+    hinge,
+    is_number,
+    like,
+    mean,
+    polynomial,
+    proximal,
+    require,
+    unweighted,
+)
+
+
+def fedasync(
+    *,
+    mixing: float = 0.6,
+    mu: float = 0.005,
+    staleness: str = "polynomial",
+    exponent: float = 0.5,
+    slope: float = 10.0,
+    grace: float = 4.0,
+    concurrency: int = 10,
+) -> Strategy:
+    """``alpha_t = alpha s(t - tau); w_t = (1 - alpha_t) w_{t-1} + alpha_t w_k``, client k having started from ``w_tau``.
+
+    Clients minimise ``F_k(w) + mu/2 ||w - w_tau||^2``. There are no rounds; ``t - tau`` counts the server's steps between.
+
+    Args:
+        mixing: alpha, in (0, 1].
+        mu: >= 0.
+        staleness: s, ``polynomial``: ``(t - tau + 1)^-exponent``, ``hinge``: 1 up to ``grace`` steps and
+            ``1 / (slope (t - tau - grace) + 1)`` beyond, or ``constant``: 1.
+        exponent: >= 0.
+        slope: >= 0.
+        grace: >= 0.
+        concurrency: clients at work at a time, >= 1; all where there are fewer.
+
+    Reference: Xie, Koyejo, Gupta, *Asynchronous Federated Optimization*, OPT 2020, arXiv:1903.03934, Algorithm 1.
+    """
+    share = is_number(mixing, at_least=0) and 0 < mixing <= 1
+    require(share, "mixing", mixing, "a share in (0, 1]", "mixing=0.6")
+    weights = {"polynomial": polynomial(exponent), "hinge": hinge(slope, grace), "constant": unweighted}
+    require(staleness in weights, "staleness", staleness, f"one of {', '.join(weights)}", "staleness=polynomial")
+
+    def mix(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        alpha = mixing * float(np.mean(weights[staleness](context.staleness_K)))  # of one client
+        arrived_D = like(context.sent_D, update_D) + update_D
+        return alpha * (arrived_D - like(context.params_D, update_D)), memory
+
+    return Strategy(
+        select=everyone(),
+        local=proximal(mu),
+        aggregate=mean(),
+        server=Transform(update=mix),
+        asynchrony=Asynchrony(buffer_size=1, concurrency=concurrency),
+    )
