@@ -39,7 +39,12 @@ def save(folder: Path, state: State, memories: Mapping[ClientId, Memory], *, lay
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(state, memories)
-    facts = {"version": VERSION if "clock" in tensors else UNCLOCKED, "round": state.round, "seed": state.seed, "layout": layout.digest}
+    facts = {
+        "version": VERSION if "clock" in tensors else UNCLOCKED,
+        "round": state.round,
+        "seed": state.seed,
+        "layout": layout.digest,
+    }
     facts |= {"num_stages": len(state.stages), "sha256": _digest(tensors)}
     path = folder / f"round_{state.round:06d}.safetensors"
     write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))

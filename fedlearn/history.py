@@ -33,7 +33,8 @@ def line_of(round: Round) -> dict[str, Any]:
     without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``cohort`` and
     ``num_updates`` (clients asked, and those that delivered), ``failures``, ``num_examples``, ``bytes_up`` and
     ``bytes_down`` (of this round), ``seconds``, ``epsilon`` and ``epsilon_rdp`` (of all rounds so far; None without
-    protection); ``clock`` (seconds since the run began) where there is a clock. ``num_examples`` is None, and ``train`` empty, where a protection withholds them.
+    protection); ``clock`` (seconds since the run began) where there is a clock. ``num_examples`` is None, and ``train``
+    empty, where a protection withholds them.
     """
     seen = round.evaluation
     return {

@@ -205,9 +205,9 @@ def trace(
     """Devices as they were measured, from a CSV file with a head line.
 
     Columns: ``client`` (a number), ``seconds_per_step``, ``download`` and ``upload`` (bytes a second; empty for no
-    time), and if wanted ``from`` and ``until``: when the device is there. A device with several such windows has several
-    rows, of which the first tells its speed. Client k is the device number k of the file, counted round and round, so that
-    a short trace serves a large population.
+    time), and if wanted ``from`` and ``until``: when the device is there. A device with several such windows has
+    several rows, of which the first tells its speed. Client k is device number k of the file, counted round and round,
+    so that a short trace serves a large population.
 
     Args:
         path: of the file.
@@ -269,7 +269,9 @@ def _read(path: Path) -> Sequence[tuple[Device, list[tuple[float, float]]]]:
                 windows.append(_windowed(row))
     except (OSError, KeyError, TypeError, ValueError) as error:
         fix = f"a CSV file with the columns {', '.join(COLUMNS)} and, if wanted, {', '.join(WINDOW)}"
-        raise DataError(f"the trace {path} cannot be read: {type(error).__name__}: {error}\n  try       {fix}") from error
+        raise DataError(
+            f"the trace {path} cannot be read: {type(error).__name__}: {error}\n  try       {fix}"
+        ) from error
     if not found:
         raise DataError(f"the trace {path} names no device\n  try       a row for each of them")
     return [(device, sorted(windows)) for _, (device, windows) in sorted(found.items())]

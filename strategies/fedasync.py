@@ -31,9 +31,9 @@ def fedasync(
     grace: float = 4.0,
     concurrency: int = 10,
 ) -> Strategy:
-    """``alpha_t = alpha s(t - tau); w_t = (1 - alpha_t) w_{t-1} + alpha_t w_k``, client k having started from ``w_tau``.
+    """``w <- (1 - alpha s(t - tau)) w + alpha s(t - tau) w_k`` for each ``w_k`` that comes, trained from ``w_tau``.
 
-    Clients minimise ``F_k(w) + mu/2 ||w - w_tau||^2``. There are no rounds; ``t - tau`` counts the server's steps between.
+    Clients minimise ``F_k(w) + mu/2 ||w - w_tau||^2``; ``t - tau`` counts the server's steps in between.
 
     Args:
         mixing: alpha, in (0, 1].

@@ -15,9 +15,8 @@ import numpy as np
 
 from fedlearn.aggregate import Gathered
 from fedlearn.client import sent_as_update, sent_besides
-from fedlearn.engines.base import Engine, Landing
+from fedlearn.engines.base import Engine, Lander, Landing
 from fedlearn.errors import require
-from fedlearn.layout import Layout
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
 from fedlearn.strategy import Strategy
 from fedlearn.system import Fate, Load, System
@@ -37,28 +36,18 @@ class ClockedEngine:
 
     def __init__(self, engine: Engine, system: System, size_of: Callable[[ClientId], int] = lambda client: 1) -> None:
         self.engine, self.system, self.lasted = engine, system, 0.0
+        self.clients, self.layout, self.deployed = engine.clients, engine.layout, engine.deployed
         self._size_of = size_of
         self._fates: dict[tuple[int, int, ClientId, float], Fate] = {}
-
-    @property
-    def clients(self) -> Sequence[ClientId]:
-        """Of the engine."""
-        return self.engine.clients
-
-    @property
-    def layout(self) -> Layout:
-        """Of the engine's model."""
-        return self.engine.layout
 
     @property
     def memories(self) -> dict[ClientId, Memory]:
         """What the engine's clients keep."""
         return self.engine.memories
 
-    @property
-    def deployed(self) -> bool:
-        """Whether the engine's clients are real ones."""
-        return self.engine.deployed
+    @memories.setter
+    def memories(self, memories: dict[ClientId, Memory]) -> None:
+        self.engine.memories = memories
 
     def fit(
         self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]
@@ -80,6 +69,7 @@ class ClockedEngine:
             for result in self.engine.fit(order, strategy, sorted(client for _, client in now)):
                 delivered -= isinstance(result, Failure)  # one of those who are still to come takes its place
                 yield result
+        self.clients = self.engine.clients
         if delivered < wanted or self.system.enough is None:
             closed = max((fate.seconds for fate in fates.values()), default=0.0)
         self.lasted = closed
@@ -87,7 +77,7 @@ class ClockedEngine:
         yield from (Failure(client=client, stage="spare", reason=why) for _, client in arriving)
 
     def land(self, strategy: Strategy, flying: Sequence[Flying], clock: float) -> Landing:
-        """Let the next of these clients finish: it trains now, as nothing that came meanwhile could change what it does."""
+        """The next of these clients finishes. It trains only now; nothing since its order could change what it does."""
         keys = [(one.order.seed, one.order.round, one.client, one.order.clock) for one in flying]
         self._fates = {
             key: self._fates.get(key) or self._fate(one.order, one.client, self._load_of(one.order, strategy))
@@ -96,7 +86,7 @@ class ClockedEngine:
         done = [one.order.clock + self._fates[key].seconds for key, one in zip(keys, flying, strict=True)]
         first = min(range(len(flying)), key=lambda i: (done[i], flying[i].client))
         one, lost = flying[first], self._fates[keys[first]].lost
-        result = _missing(one.client, lost) if lost else _only(self.engine.fit(one.order, strategy, [one.client]))
+        result = _missing(one.client, lost) if lost else self._fit_one(strategy, one)
         return Landing(first, result, max(clock, done[first]))
 
     def evaluate(
@@ -112,6 +102,15 @@ class ClockedEngine:
     def close(self) -> None:
         """Close the engine."""
         self.engine.close()
+
+    def _fit_one(self, strategy: Strategy, one: Flying) -> Updates | Failure:
+        if isinstance(
+            self.engine, Lander
+        ):  # to which a round of a single client that fails would be one without updates
+            return self.engine.land(strategy, [one], one.order.clock).result
+        (result,) = self.engine.fit(one.order, strategy, [one.client])
+        assert not isinstance(result, Gathered), "what an asynchronous strategy aggregates cannot be merged"
+        return result
 
     def _load_of(self, order: Order, strategy: Strategy) -> Callable[[ClientId], Load]:
         """What this order costs each client."""
@@ -134,10 +133,3 @@ class ClockedEngine:
 
 def _missing(client: ClientId, why: str) -> Failure:
     return Failure(client=client, stage="node", reason=why)
-
-
-def _only(results: Iterator[Updates | Gathered | Failure]) -> Updates | Failure:
-    """What one client brought."""
-    (result,) = results
-    assert not isinstance(result, Gathered)
-    return result

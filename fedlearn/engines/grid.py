@@ -24,19 +24,21 @@ import numpy as np
 from fedlearn.aggregate import Gathered
 from fedlearn.client import sent_as_update, sent_besides
 from fedlearn.data.federated import FederatedData
+from fedlearn.engines.base import Landing
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.flower.parcel import Parcel, WireError
 from fedlearn.flower.replies import SLACK, NoAnswer, answer_to, tallies_of, updates_of
 from fedlearn.flower.wire import Ask, model_body, order_body, params_of, request
 from fedlearn.layout import Layout
 from fedlearn.metrics import tally
-from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, as_ids
+from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates, as_ids
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
 
 try:
     from flwr.serverapp import Grid
 
+    from fedlearn.flower.aloft import Aloft
     from fedlearn.flower.members import FederationError, Members
     from fedlearn.flower.post import Answer, Post
 except ModuleNotFoundError as error:
@@ -117,6 +119,7 @@ class GridEngine:
         self.run, self.nodes, self.join_timeout, self.deadline = run, nodes, join_timeout, deadline
         self.min_updates, self.enough = min_updates, enough
         self.post = Post(grid)
+        self.aloft = Aloft(self.post, seconds=deadline)
         self.members = Members(self.post, self._hello)
         self.malformed = 0
         self.clients: Sequence[ClientId] = ()
@@ -188,17 +191,10 @@ class GridEngine:
         if any(stage.needs_sum for stage in strategy.stages):
             yield from self._fit_masked(order, strategy, cohort)
             return
-        sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
-        sizes["delta"], _ = sent_as_update(strategy, order, self.layout)
-        withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
-
-        def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
-            results = updates_of(parcel, ask, sizes)
-            return results if withheld else [self._as_told(one) for one in results]
-
+        read, num_extra = self._reading(strategy, order)
         failures: list[Failure] = []
         arriving = self._results(
-            "fit", cohort, self._asking, order_body(order), read, num_extra=len(sizes) - 1, enough=self.enough
+            "fit", cohort, self._asking, order_body(order), read, num_extra=num_extra, enough=self.enough
         )
         delivered = 0
         for result in _ascending(cohort, arriving):
@@ -209,6 +205,58 @@ class GridEngine:
                 failures.append(result)
             yield result
         self._refuse_too_few(order, cohort, delivered, failures)
+
+    def land(self, strategy: Strategy, flying: Sequence[Flying], clock: float) -> Landing:
+        """Send out those of these orders that are new, and wait for the next client's answer; by the wall's clock.
+
+        Raises:
+            SettingError: rounds are to close early, but there are none.
+        """
+        expected = "null: an asynchronous strategy has strategy.buffer_size"
+        require(self.enough is None, "engine.enough", self.enough, expected, "engine.enough=null")
+        began = time.monotonic()
+        self.open()
+        places = {(one.client, one.order.round): place for place, one in enumerate(flying)}
+        self.aloft.keep(places)
+        for name, place in places.items():
+            if name not in self.aloft and not self._sent_out(flying[place]):
+                lost = Failure(client=name[0], stage="node", reason="no node with this client is connected")
+                return Landing(place, lost, clock + time.monotonic() - began)
+        name, ask, answer = self.aloft.next()
+        one = flying[places[name]]
+        left_out = Failure(client=one.client, stage="reply", reason="the answer of its node leaves it out")
+        result = next(iter(self._read(answer, ask, *self._reading(strategy, one.order))), left_out)
+        if isinstance(result, Updates):
+            self._accepted(one.order, [one.client])
+        return Landing(places[name], result, clock + time.monotonic() - began)
+
+    def _sent_out(self, one: Flying) -> bool:
+        """Whether an order is out, or waits for its node to be done with another; False: nobody takes it."""
+        if one.client not in self.members.homes() or one.order.round != self._round:
+            self._round = one.order.round
+            self.members.call(self._round)
+            self.clients = as_ids(list({*self.clients, *self.members.homes()}))
+        home = self.members.homes().get(one.client)
+        if home is None:
+            return False
+        if self.aloft.busy(home.node):
+            return True
+        ask = self.ask("fit", [one.client])
+        return self.aloft.send((one.client, ask.round), ask, home.node, self._asking(ask), order_body(one.order))
+
+    def _reading(
+        self, strategy: Strategy, order: Order
+    ) -> tuple[Callable[[Parcel, Ask], list[Updates | Failure]], int]:
+        """How answers to an order are read, and how many vectors there are besides each update."""
+        sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
+        sizes["delta"], _ = sent_as_update(strategy, order, self.layout)
+        withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
+
+        def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
+            results = updates_of(parcel, ask, sizes)
+            return results if withheld else [self._as_told(one) for one in results]
+
+        return read, len(sizes) - 1
 
     def _fit_masked(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Gathered | Failure]:
         from fedlearn.engines.masked import masked_round

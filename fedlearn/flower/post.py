@@ -33,11 +33,13 @@ class Answer:
 
     Attributes:
         node: Flower's id of it.
+        message: the request that it answers.
         payload: the answer's bytes; None if there is none.
         reason: why there is none.
     """
 
     node: int
+    message: str = ""
     payload: bytes | None = None
     reason: str = ""
 
@@ -89,9 +91,13 @@ class Post:
                 self._late[message] = waiting.pop(message)
                 yield Answer(node=self._late[message], reason=f"no answer within {seconds:g} s")
         finally:
-            self._late |= waiting
-            for message in list(self._late)[:-MOST_REMEMBERED]:
-                del self._late[message]
+            self.give_up(waiting)
+
+    def give_up(self, waiting: Mapping[str, int]) -> None:
+        """Wait no more for these messages: their answers are late from now on."""
+        self._late |= waiting
+        for message in list(self._late)[:-MOST_REMEMBERED]:
+            del self._late[message]
 
     def send(self, requests: Mapping[int, bytes], body: bytes = b"", *, round: int, seconds: float) -> dict[str, int]:
         """Push requests; the messages that Flower took, with their nodes."""
@@ -126,13 +132,13 @@ class Post:
             elif reply.has_error():
                 del waiting[message]
                 self._answered.append(message)
-                answers.append(Answer(node=node, reason=_in_one_line(reply.error.reason)))
+                answers.append(Answer(node=node, message=message, reason=_in_one_line(reply.error.reason)))
             elif sender != node:
                 self._count("stranger", sender)
             else:
                 del waiting[message]
                 self._answered.append(message)
-                answers.append(_opened(node, reply))
+                answers.append(_opened(node, message, reply))
         return answers
 
     def _ignore(self, message: str, sender: int) -> None:
@@ -157,11 +163,11 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt("the run was stopped") from None
 
 
-def _opened(node: int, reply: Message) -> Answer:
+def _opened(node: int, message: str, reply: Message) -> Answer:
     try:
-        return Answer(node=node, payload=disclose(reply.content))
+        return Answer(node=node, message=message, payload=disclose(reply.content))
     except ValueError as error:
-        return Answer(node=node, reason=str(error))
+        return Answer(node=node, message=message, reason=str(error))
 
 
 def _in_one_line(reason: str | None) -> str:

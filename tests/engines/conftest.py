@@ -135,6 +135,7 @@ def federation(problem, identity, tmp_path):
 
     targets = [f"{problem}.{name}" for name in ("linear", "spoilt")]
     strategies = ["strategies.fedavg", "strategies.fedprox", "strategies.fedadam", f"{problem}.scaffold"]
+    strategies += ["strategies.fedasync", "strategies.fedbuff"]
 
     def make(
         *,
