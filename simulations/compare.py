@@ -26,7 +26,7 @@ from fedlearn.checkpoint import write_atomically
 from fedlearn.errors import DataError
 from fedlearn.history import METRICS_FILE, History
 from fedlearn.metrics import higher_is_better
-from fedlearn.sinks.wording import human_bytes, score
+from fedlearn.sinks.wording import human_bytes, human_seconds, score
 from simulations import figures
 from simulations.exits import DONE, exit_code
 from simulations.report import DOTS_PER_INCH, RunFolder, read_run
@@ -45,20 +45,22 @@ class Seen:
         rounds: that were evaluated.
         values: of the metric there, on all test examples together; NaN where undefined.
         sent: bytes by then, both ways.
+        clock: seconds since the run began; NaN without a clock.
     """
 
     seed: int
     rounds: np.ndarray
     values: np.ndarray
     sent: np.ndarray
+    clock: np.ndarray
 
-    def reached(self, target: float, metric: str) -> tuple[int, int] | None:
-        """Rounds and bytes to the first evaluation at or beyond a target; None if it was never reached."""
+    def reached(self, target: float, metric: str) -> tuple[int, int, float] | None:
+        """Rounds, bytes and seconds on the clock to the first evaluation at or beyond a target; None if it was never reached."""
         good = self.values >= target if higher_is_better(metric) else self.values <= target
         if not good.any():
             return None
         first = int(np.argmax(good))
-        return int(self.rounds[first]), int(self.sent[first])
+        return int(self.rounds[first]), int(self.sent[first]), float(self.clock[first])
 
 
 Setting = Mapping[str, Sequence[Seen]]  # label -> its runs, by seed
@@ -107,6 +109,7 @@ def _seen(run: RunFolder, metric: str) -> Seen:
         rounds=np.array([run.history[i]["round"] for i in at]),
         values=np.array([math.nan if value is None else value for value in values]),
         sent=sent[at],
+        clock=np.array([run.history[i].get("clock", math.nan) for i in at]),
     )
 
 
@@ -188,13 +191,14 @@ def _pair(metric: str, values: Sequence[float], sign: str = "") -> str:
     return f"{scale * mean:{sign}.{digits}f}{beside}{unit}"
 
 
-def _to_target(reached: Sequence[tuple[int, int] | None]) -> dict[str, str]:
+def _to_target(reached: Sequence[tuple[int, int, float] | None]) -> dict[str, str]:
     known = [one for one in reached if one is not None]
     some = f" ({len(known)} of {len(reached)} runs)" if len(known) < len(reached) else ""
     if not known:
-        return {"rounds": "never", "bytes": "–"}
-    rounds, sent = zip(*known, strict=True)
-    return {"rounds": f"{np.mean(rounds):.4g}{some}", "bytes": human_bytes(float(np.mean(sent)))}
+        return {"rounds": "never", "bytes": "–", "clock": "–"}
+    rounds, sent, clock = zip(*known, strict=True)
+    taken = "–" if np.isnan(clock).any() else human_seconds(float(np.mean(clock)))
+    return {"rounds": f"{np.mean(rounds):.4g}{some}", "bytes": human_bytes(float(np.mean(sent))), "clock": taken}
 
 
 def _difference(metric: str, first: Sequence[Seen], other: Sequence[Seen]) -> str:
@@ -205,10 +209,11 @@ def _difference(metric: str, first: Sequence[Seen], other: Sequence[Seen]) -> st
     return _pair(metric, pairs, sign="+") if pairs else "no seed in common"
 
 
-def headings(metric: str, target: float | None) -> dict[str, str]:
-    """Of the columns of `lines`."""
+def headings(metric: str, target: float | None, *, clock: bool = False) -> dict[str, str]:
+    """Of the columns of `lines`; with ``clock``, of the time to the target too."""
     name = figures.metric_name(metric, inline=True)
     reach = {"rounds": f"rounds to {score(metric, target)}", "bytes": "sent by then"} if target is not None else {}
+    reach |= {"clock": "on the clock"} if reach and clock else {}
     own = {"setting": "setting", "runs": "runs", "final": f"last {name}", "best": f"best {name}"}
     return {**own, **reach, "difference": "paired difference to the first"}
 
@@ -271,7 +276,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _told(args: argparse.Namespace) -> int:
     found, metric = read(args.runs, args.metric)
-    rows, heads = lines(found, metric, target=args.target), headings(metric, args.target)
+    clock = any(not np.isnan(one.clock).any() for runs in found.values() for one in runs)
+    rows, heads = lines(found, metric, target=args.target), headings(metric, args.target, clock=clock)
     out = args.out or args.runs[0]
     out.mkdir(parents=True, exist_ok=True)
     _show(rows, heads)

@@ -77,10 +77,19 @@ def convergence(history: History, main: str, baselines: Mapping[str, Any] = Mapp
     """Loss and main metric over rounds: all test examples together, how the clients spread around them, and what the
     federation is held against.
     """
+    return _two_curves(history, main, baselines, over="round")
+
+
+def time_to_accuracy(history: History, main: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
+    """The same over the clock of a run that has one, in the unit that suits it."""
+    return _two_curves(history, main, baselines, over="clock")
+
+
+def _two_curves(history: History, main: str, baselines: Mapping[str, Any], *, over: str) -> Figure:
     figure = blank(WIDTH, 3.3)
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", main), strict=True):
-        _curves(axis, [line for line in history if line["test"]], metric)
+        _curves(axis, [line for line in history if line["test"]], metric, over)
         for (name, one), color in zip(baselines.items(), (CENTRAL, ALONE), strict=False):
             if one["test"].get(metric) is not None:
                 axis.axhline(one["test"][metric], color=color, linewidth=1.2, linestyle=":", label=f"{name} training")
@@ -91,8 +100,18 @@ def convergence(history: History, main: str, baselines: Mapping[str, Any] = Mapp
     return figure
 
 
-def _curves(axis: Axes, evaluated: History, metric: str) -> None:
-    rounds = [line["round"] for line in evaluated]
+def clock_unit(seconds: float) -> tuple[str, float]:
+    """The unit that suits a time, and its seconds.
+
+    >>> clock_unit(90), clock_unit(600), clock_unit(86400)
+    (('s', 1.0), ('min', 60.0), ('h', 3600.0))
+    """
+    return ("s", 1.0) if seconds < 120 else ("min", 60.0) if seconds < 7200 else ("h", 3600.0)
+
+
+def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:
+    unit, size = ("", 1) if over == "round" else clock_unit(evaluated[-1]["clock"])
+    rounds = [line[over] / size if unit else line[over] for line in evaluated]
     pooled = _numbers(line["test"][metric] for line in evaluated)
     mean, std, worst = (
         _numbers(line["clients"][metric][key] for line in evaluated) for key in ("mean", "std", "worst10")
@@ -104,10 +123,10 @@ def _curves(axis: Axes, evaluated: History, metric: str) -> None:
     axis.plot(rounds, mean, color=CLIENTS, linewidth=1.2, linestyle=(0, (4, 2)), label="clients, mean")
     axis.plot(rounds, worst, color=WORST, linewidth=1.4, marker=marker, markersize=3, label="worst 10 % of clients")
     axis.plot(rounds, pooled, color=POOLED, linewidth=1.9, marker=marker, markersize=3.5, label="all test examples")
-    axis.set(title=metric_name(metric), xlabel="round")
+    axis.set(title=metric_name(metric), xlabel=f"{unit} on the clock" if unit else "round")
     axis.margins(x=0.02)
     axis.grid(axis="y")
-    axis.locator_params(axis="x", integer=True)
+    axis.locator_params(axis="x", integer=not unit)
     _as_percent(axis.yaxis, metric)
 
 

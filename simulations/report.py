@@ -20,10 +20,12 @@ from typing import Any
 from fedlearn.checkpoint import write_atomically
 from fedlearn.errors import DataError, FedlearnError, MissingExtra
 from fedlearn.history import METRICS_FILE, best, final, read_history, totals
+from fedlearn.metrics import higher_is_better
 from fedlearn.sinks.wording import NO_CLAIM, human_bytes, human_seconds, score
 from simulations import figures
 
 DOTS_PER_INCH = 180
+SHARES = (0.5, 0.9, 0.95, 1.0)  # of the way to the best value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,9 @@ def write_report(folder: Path) -> Path:
         failures=failures(run),
         baselines=baselines(run),
         privacy=privacy(run),
+        reached=reached(run),
+        main=figures.metric_name(run.main),
+        metric=figures.metric_name(run.main, inline=True),
         captions=captions(run),
         images=images,
     )
@@ -111,6 +116,8 @@ def draw_figures(run: RunFolder, folder: Path) -> dict[str, Path]:
         drawn = {}
         if any(line["test"] for line in run.history):
             drawn["convergence"] = figures.convergence(run.history, run.main, baselines(run))
+        if has_clock(run) and any(line["test"] for line in run.history):
+            drawn["time"] = figures.time_to_accuracy(run.history, run.main, baselines(run))
         if any(row.get(run.main) is not None for row in run.clients):
             drawn["fairness"] = figures.fairness(run.clients, run.main)
         if run.partition.get("clients"):
@@ -129,6 +136,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
         (figures.metric_name(run.main), score(run.main, last) if run.main in seen["final"] else "–"),
         ("Rounds", f"{seen['rounds']:,}"),
         ("Time", human_seconds(seen["seconds"])),
+        *([("On the clock", human_seconds(seen["clock"]))] if "clock" in seen else []),
         ("Client updates", f"{seen['client_updates']:,}"),
         ("Sent by clients", human_bytes(seen["bytes_up"])),
         ("Sent to clients", human_bytes(seen["bytes_down"])),
@@ -146,6 +154,33 @@ def results(run: RunFolder) -> list[dict[str, str]]:
         beside = {name: score(metric, one["test"].get(metric)) for name, one in baselines(run).items()}
         rows.append(
             {"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **beside, **shown}
+        )
+    return rows
+
+
+def has_clock(run: RunFolder) -> bool:
+    """Whether all rounds were on a clock: that of a model of clients' speed, or of real clients at work."""
+    return bool(run.history) and all("clock" in line for line in run.history)
+
+
+def reached(run: RunFolder) -> list[dict[str, str]]:
+    """When the main metric first came so close to its best: share of the way from the first evaluation, value, time."""
+    seen = [line for line in run.history if line["test"] and line["test"].get(run.main) is not None]
+    if not (has_clock(run) and len(seen) > 1):
+        return []
+    first, top = seen[0]["test"][run.main], run.summary["best"][run.main]["value"]
+    sign = 1 if higher_is_better(run.main) else -1
+    rows = []
+    for share in SHARES:
+        target = first + share * (top - first)
+        line = next(line for line in seen if sign * (line["test"][run.main] - target) >= -1e-12)
+        rows.append(
+            {
+                "share": f"{100 * share:g} %",
+                "value": score(run.main, target),
+                "clock": human_seconds(line["clock"]),
+                "round": f"{line['round']:,}",
+            }
         )
     return rows
 
@@ -203,6 +238,8 @@ def captions(run: RunFolder) -> dict[str, str]:
         "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round: on all "
         "examples together, and over clients, each counted once (mean, one standard deviation around it, and the mean "
         "over the worst tenth).",
+        "time": "The same over the seconds since the run began, evaluation left out: on the virtual clock of the model of "
+        "clients' speed, or as real clients took them.",
         "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "
         f"worst tenth is set off in orange, the dashed line is the mean over clients.{left_out}",
         "partition": f"Training examples of each {what} at each client, darker for more, and of all together.{some}",
