@@ -55,7 +55,7 @@ class Seen:
     clock: np.ndarray
 
     def reached(self, target: float, metric: str) -> tuple[int, int, float] | None:
-        """Rounds, bytes and seconds on the clock to the first evaluation at or beyond a target; None if it was never reached."""
+        """Rounds, bytes and seconds on the clock to the first evaluation at or beyond a target; None: never reached."""
         good = self.values >= target if higher_is_better(metric) else self.values <= target
         if not good.any():
             return None

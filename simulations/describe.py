@@ -116,6 +116,8 @@ def _expected_size(experiment: Experiment) -> float:
 
 
 def _cohort_size(experiment: Experiment) -> int:
+    if experiment.plan.strategy.asynchrony is not None:
+        return 1  # each has a model of its own age
     return ceil(round(_expected_size(experiment), 6))
 
 

@@ -104,9 +104,9 @@ def clock_unit(seconds: float) -> tuple[str, float]:
     """The unit that suits a time, and its seconds.
 
     >>> clock_unit(90), clock_unit(600), clock_unit(86400)
-    (('s', 1.0), ('min', 60.0), ('h', 3600.0))
+    (('seconds', 1.0), ('minutes', 60.0), ('hours', 3600.0))
     """
-    return ("s", 1.0) if seconds < 120 else ("min", 60.0) if seconds < 7200 else ("h", 3600.0)
+    return ("seconds", 1.0) if seconds < 120 else ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)
 
 
 def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:

@@ -238,8 +238,8 @@ def captions(run: RunFolder) -> dict[str, str]:
         "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round: on all "
         "examples together, and over clients, each counted once (mean, one standard deviation around it, and the mean "
         "over the worst tenth).",
-        "time": "The same over the seconds since the run began, evaluation left out: on the virtual clock of the model of "
-        "clients' speed, or as real clients took them.",
+        "time": "The same over the time since the run began, evaluation left out: on the virtual clock of the model of "
+        "clients' speed, or as real clients took it.",
         "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "
         f"worst tenth is set off in orange, the dashed line is the mean over clients.{left_out}",
         "partition": f"Training examples of each {what} at each client, darker for more, and of all together.{some}",

@@ -104,9 +104,7 @@ class ClockedEngine:
         self.engine.close()
 
     def _fit_one(self, strategy: Strategy, one: Flying) -> Updates | Failure:
-        if isinstance(
-            self.engine, Lander
-        ):  # to which a round of a single client that fails would be one without updates
+        if isinstance(self.engine, Lander):  # to its `fit` a client that fails would be a round without updates
             return self.engine.land(strategy, [one], one.order.clock).result
         (result,) = self.engine.fit(one.order, strategy, [one.client])
         assert not isinstance(result, Gathered), "what an asynchronous strategy aggregates cannot be merged"
