@@ -75,9 +75,9 @@ def plan(cfg: DictConfig) -> Plan:
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
     strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
     privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
-    privacy.refuse(strategy, local)
     system = _of_kind(System, cfg, "system", allow) if "system" in plain else System()
-    _refuse_early_end(system, strategy, privacy)
+    _refuse_what_needs_rounds(system, strategy, privacy)
+    privacy.refuse(strategy, local)
     return Plan(
         strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
@@ -91,13 +91,19 @@ def plan(cfg: DictConfig) -> Plan:
     )
 
 
-def _refuse_early_end(system: System, strategy: Strategy, privacy: Mechanism) -> None:
-    """Where the first to answer may not make a round, or there is no round."""
-    enough, fix = system.enough, "system.enough=null"
-    rounds = enough is None or strategy.asynchrony is None
-    require(rounds, "system.enough", enough, "null: an asynchronous strategy has strategy.buffer_size", fix)
-    expected = "null: a privacy claim rests on who was drawn, not on who was first"
-    require(enough is None or privacy.kind == "none", "system.enough", enough, expected, fix)
+def _refuse_what_needs_rounds(system: System, strategy: Strategy, privacy: Mechanism) -> None:
+    """Privacy is accounted by rounds, in which it matters who was drawn and not who was first."""
+    asynchronous, claims, enough = strategy.asynchrony is not None, privacy.kind != "none", system.enough
+    expected = "none: privacy is accounted by rounds, which an asynchronous strategy does not have"
+    require(not (asynchronous and claims), "privacy", privacy.kind, expected, "strategy=fedavg, or privacy=none")
+    why = (
+        "an asynchronous strategy has strategy.buffer_size"
+        if asynchronous
+        else "a privacy claim rests on who was drawn"
+    )
+    require(
+        enough is None or not (asynchronous or claims), "system.enough", enough, f"null: {why}", "system.enough=null"
+    )
 
 
 def experiment(

@@ -89,16 +89,16 @@ class Strategy:
 
     def _check_asynchrony(self) -> None:
         """There is no cohort to draw, to mask or to account for."""
+        _refuse_if(
+            self.protection is not None or any(stage.event is not None or stage.needs_sum for stage in self.stages),
+            "privacy is accounted, and updates are masked, by rounds, which an asynchronous strategy does not have",
+            "privacy=none, or strategy=fedavg",
+        )
         law = self.select.law
         _refuse_if(
             law is None or law.kind != "all",
             "an asynchronous strategy asks whoever is idle, and draws no cohort",
             "select=everyone()",
-        )
-        _refuse_if(
-            self.protection is not None or any(stage.event is not None or stage.needs_sum for stage in self.stages),
-            "privacy is accounted, and updates are masked, by rounds, which an asynchronous strategy does not have",
-            "privacy=none, or strategy=fedavg",
         )
         # how much an update counts is known when it lands: no engine may fold it before
         object.__setattr__(self, "aggregate", self.aggregate._replace(merge=None))
