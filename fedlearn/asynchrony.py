@@ -47,6 +47,15 @@ class Asynchrony:
         require(is_count(size), "buffer_size", size, "a whole number >= 1", "buffer_size=10")
         require(is_count(at_work), "concurrency", at_work, "a whole number >= 1", "concurrency=20")
 
+    def suit(self, num_clients: int) -> None:
+        """Refuse a buffer that so many clients do not fill.
+
+        Raises:
+            SettingError: it is larger than the population.
+        """
+        name, expected = "strategy.buffer_size", f"at most {num_clients}, the number of clients"
+        require(self.buffer_size <= num_clients, name, self.buffer_size, expected, f"{name}={num_clients}")
+
 
 def polynomial(exponent: float = 0.5) -> Weight:
     """``s(tau) = (1 + tau)^-a`` (Xie et al.; with a = 1/2 that of Nguyen et al.).

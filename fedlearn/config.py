@@ -96,14 +96,9 @@ def _refuse_what_needs_rounds(system: System, strategy: Strategy, privacy: Mecha
     asynchronous, claims, enough = strategy.asynchrony is not None, privacy.kind != "none", system.enough
     expected = "none: privacy is accounted by rounds, which an asynchronous strategy does not have"
     require(not (asynchronous and claims), "privacy", privacy.kind, expected, "strategy=fedavg, or privacy=none")
-    why = (
-        "an asynchronous strategy has strategy.buffer_size"
-        if asynchronous
-        else "a privacy claim rests on who was drawn"
-    )
-    require(
-        enough is None or not (asynchronous or claims), "system.enough", enough, f"null: {why}", "system.enough=null"
-    )
+    why = "an asynchronous strategy has strategy.buffer_size" if asynchronous else "a claim rests on who was drawn"
+    rounds = enough is None or not (asynchronous or claims)
+    require(rounds, "system.enough", enough, f"null: {why}", "system.enough=null")
 
 
 def experiment(
@@ -126,6 +121,8 @@ def experiment(
     # a cohort larger than the population is told now, not in the middle of the first round
     select, rng = planned.strategy.select, generator(planned.seed, Purpose.SELECT, round=1)
     select.choose(1, scenario.data.clients, rng, **select.memory)
+    if planned.strategy.asynchrony is not None:
+        planned.strategy.asynchrony.suit(len(scenario.data.clients))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
     engine = clocked(engine, planned, scenario)

@@ -13,7 +13,6 @@ import numpy as np
 
 from fedlearn.aggregate import Gathered, add_rows, gather, value
 from fedlearn.engines.base import Lander
-from fedlearn.errors import require
 from fedlearn.records import Array, ClientId, Failure, Flying, Order, Updates
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
@@ -77,8 +76,7 @@ def fill(
     """
     rule = strategy.asynchrony
     assert rule is not None
-    expected = f"at most {len(clients)}, the number of clients"
-    require(rule.buffer_size <= len(clients), "strategy.buffer_size", rule.buffer_size, expected, "a smaller buffer")
+    rule.suit(len(clients))
     up, clock, sent, delivered = list(flying), order.clock, 0, 0
     landed: list[tuple[Flying, Updates | Failure]] = []
     idle = _in_random_order(clients, generator(order.seed, Purpose.SELECT, round=order.round))

@@ -153,6 +153,8 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
             engine.protect({**settings["privacy"], **found}, rounds=planned.schedule.rounds)
         select, rng = planned.strategy.select, generator(planned.seed, Purpose.SELECT, round=1)
         select.choose(1, scenario.data.clients, rng, **select.memory)
+        if planned.strategy.asynchrony is not None:
+            planned.strategy.asynchrony.suit(len(scenario.data.clients))
         stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     except BaseException:
         engine.close()

@@ -59,6 +59,21 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(run, stop,
     assert (folder / "clients.csv").read_text() == (whole / "clients.csv").read_text()
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedasync", "fedbuff"])
+def test_a_run_on_a_clock_goes_on_to_the_same_virtual_second(run, stop, summary, strategy):
+    words = [f"strategy={strategy}", "system=lognormal", "system.dropout=0.1", "rounds=6", "max_failures=0.8"]
+    _, whole = run(*words, folder="whole")
+    stop(3)
+    assert run(*words)[0] == 130
+    assert resume(["run"]) == 0
+    folder = whole.parent / "run"
+    assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+    assert facts(read_history(folder)) == facts(read_history(whole))
+    clocks = [line["clock"] for line in read_history(folder)]
+    assert clocks == sorted(clocks)
+    assert summary(folder)["clock"] == clocks[-1] > 0
+
+
 def test_a_round_that_was_measured_but_not_saved_is_measured_again_and_not_twice(run, stop, summary):
     pytest.importorskip("torch")
     _, whole = run(folder="whole")

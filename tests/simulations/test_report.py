@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from simulations import report
 HOSTILE = '<script>alert("x")</script>'
 
 
-def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=True):
+def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=True, clock=False):
     columns = 3 if task == "multiclass" else 1
     about = RunInfo(
         scenario="heart", task=task, num_clients=num_clients, model="logistic", num_parameters=14, names={1: HOSTILE},
@@ -35,7 +36,8 @@ def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=Tru
     files = RunFiles(folder, partition=lie | {"columns": [0.0, 1.0, 2.5] if task == "regression" else [0, 1]})
     files.start(about)
     for number in range(1, num_rounds + 1):
-        files.round(a_round(number, task, columns, num_clients))
+        one = a_round(number, task, columns, num_clients)
+        files.round(replace(one, clock=100.0 * number) if clock else one)
     if finished:
         files.finish(summarise(about, files.history, status="done", parameters_sha256="00ff"))
     files.close()
@@ -86,6 +88,18 @@ def test_the_report_holds_results_settings_failures_and_the_command(tmp_path):
     assert "&lt;script&gt;" in page
     assert "00ff" in page
     assert page.count("<figcaption>") == 3
+
+
+def test_a_run_on_a_clock_is_shown_over_its_time_too(tmp_path):
+    run = report.read_run(leave_a_run(tmp_path, clock=True))
+    page = report.write_report(tmp_path).read_text()
+    assert "<h2>Time to accuracy</h2>" in page
+    assert (tmp_path / "figures" / "time.png").exists()
+    assert ("On the clock", "5.0 min") in report.facts(run)
+    *_, last = report.reached(run)
+    best = run.summary["best"]["accuracy"]
+    assert (last["share"], last["round"]) == ("100 %", str(best["round"]))
+    assert last["clock"] == report.human_seconds(100.0 * best["round"])
 
 
 def test_the_result_table_gives_every_metric_of_the_task(tmp_path):

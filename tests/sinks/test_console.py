@@ -1,5 +1,6 @@
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,17 @@ def a_round(number, *, evaluated=True, failures=()):
         bytes_down=2048,
         seconds=0.5,
     )
+
+
+def test_the_clock_is_told_where_there_is_one(tmp_path):
+    lines = shown(about(tmp_path, system="lognormal · sigma 1"), [replace(a_round(1), clock=600.0)])
+    assert re.search(r"system +lognormal · sigma 1", lines)
+    assert "clock 10.0 min" in lines
+    assert "10.0 min on the clock" in lines
+    drawn = shown(about(tmp_path, system="lognormal"), [replace(a_round(1), clock=600.0)], terminal=True)
+    assert re.search(r"ε +clock", drawn)
+    assert "10.0 min" in drawn
+    assert "on the clock" not in shown(about(tmp_path), [a_round(1)], terminal=True)
 
 
 def broken(client):
