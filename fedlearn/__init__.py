@@ -4,7 +4,7 @@ from array_api_compat import array_namespace
 
 from fedlearn.aggregate import Aggregator, add_rows, add_totals, expected_mean, mean, stacked, value
 from fedlearn.arrays import as_numpy, like
-from fedlearn.asynchrony import Asynchrony, hinge, polynomial, unweighted
+from fedlearn.asynchrony import Asynchrony, hinge, polynomial, staleness_weight, unweighted
 from fedlearn.clip import clip, clip_norm
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.clocked import ClockedEngine
@@ -134,6 +134,7 @@ __all__ = [
     "sgd",
     "squared_distances",
     "stacked",
+    "staleness_weight",
     "start",
     "trace",
     "training_loss",

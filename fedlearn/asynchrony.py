@@ -76,3 +76,14 @@ def hinge(slope: float = 10.0, grace: float = 4.0) -> Weight:
     for name, value in (("slope", slope), ("grace", grace)):
         require(is_number(value, at_least=0), name, value, "a number >= 0", f"{name}=4")
     return lambda staleness_K: 1.0 / (slope * np.maximum(staleness_K - grace, 0.0) + 1.0)
+
+
+def staleness_weight(kind: str, *, exponent: float = 0.5, slope: float = 10.0, grace: float = 4.0) -> Weight:
+    """One of the three by its name: ``constant``, ``polynomial`` or ``hinge``.
+
+    Raises:
+        SettingError: there is no such weight, or a number is out of range.
+    """
+    weights = {"constant": unweighted, "polynomial": polynomial(exponent), "hinge": hinge(slope, grace)}
+    require(kind in weights, "staleness", kind, f"one of {', '.join(weights)}", "staleness=polynomial")
+    return weights[kind]

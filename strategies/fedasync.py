@@ -1,7 +1,5 @@
 """FedAsync: the server mixes in each model as it arrives, the less the older it is."""
 
-import numpy as np
-
 from fedlearn import (
     Array,
     Asynchrony,
@@ -10,14 +8,11 @@ from fedlearn import (
     Strategy,
     Transform,
     everyone,
-    hinge,
     is_number,
     like,
-    mean,
-    polynomial,
     proximal,
     require,
-    unweighted,
+    staleness_weight,
 )
 
 
@@ -49,18 +44,16 @@ def fedasync(
     """
     share = is_number(mixing, at_least=0) and 0 < mixing <= 1
     require(share, "mixing", mixing, "a share in (0, 1]", "mixing=0.6")
-    weights = {"polynomial": polynomial(exponent), "hinge": hinge(slope, grace), "constant": unweighted}
-    require(staleness in weights, "staleness", staleness, f"one of {', '.join(weights)}", "staleness=polynomial")
+    s = staleness_weight(staleness, exponent=exponent, slope=slope, grace=grace)
 
     def mix(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        alpha = mixing * float(np.mean(weights[staleness](context.staleness_K)))  # of one client
+        alpha = mixing * float(s(context.staleness_K)[0])  # of the one in the buffer
         arrived_D = like(context.sent_D, update_D) + update_D
         return alpha * (arrived_D - like(context.params_D, update_D)), memory
 
     return Strategy(
         select=everyone(),
         local=proximal(mu),
-        aggregate=mean(),
         server=Transform(update=mix),
         asynchrony=Asynchrony(buffer_size=1, concurrency=concurrency),
     )
