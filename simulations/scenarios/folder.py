@@ -56,6 +56,7 @@ def folder(
     test_share: float = 0.25,
     seed: int = 1,
     device: str = "cpu",
+    deployed: bool = False,
 ) -> Scenario:
     """Your own tables (CSV, TSV, Parquet) or images: see `fedlearn.data.folder` for how a folder may look.
 
@@ -95,6 +96,7 @@ def folder(
         test_share: held out at each client, in [0, 1), unless files are called train and test.
         seed: of partition and split.
         device: where to compute.
+        deployed: whether this is a real node, which says so itself.
 
     Raises:
         SettingError: a setting is out of range, or must be said.
@@ -102,6 +104,9 @@ def folder(
         MissingExtra: Parquet or images need an optional dependency.
     """
     require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
+    alike = not deployed or (clients is not None and partition == "natural")
+    expected = "the names of all clients in the order of their numbers, at real nodes"
+    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' scenario.partition=natural")
     preparation = Preparation(
         scale=scale,
         scales=scales or {},
@@ -112,7 +117,7 @@ def folder(
     on_hub = str(path).startswith(HUB)
     contents = read_hub(str(path), **of) if on_hub else read_contents(Path(str(path)).expanduser(), **of)
     names, natural_N = _owners(contents, clients)
-    whole = len(np.unique(natural_N)) == len(names)
+    whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
     y_N, kind, known = targets(contents.table, label, task=task, classes=classes, whole=whole)
     how = Partition(

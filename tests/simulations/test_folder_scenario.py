@@ -94,6 +94,15 @@ def test_a_node_with_its_own_file_only_has_what_it_has_in_a_simulation(clinics, 
 
 
 @pytest.mark.parametrize(
+    "changes", [{"clients": None}, {"scale": "federated"}, {"classes": None}, {"partition": "iid"}]
+)
+def test_at_a_real_node_nothing_may_depend_on_which_rows_are_there(clinics, changes):
+    assert folder(path=clinics, target="sick", **CONSTANTS, deployed=True).data.num_classes == 2
+    with pytest.raises(SettingError, match=r"clients|scale|classes"):
+        folder(path=clinics, target="sick", **{**CONSTANTS, **changes}, deployed=True)
+
+
+@pytest.mark.parametrize(
     ("without", "setting"), [("classes", "classes"), ("scales", "scales"), ("categories", "scales"), ("scale", "scale")]
 )
 def test_a_node_that_cannot_know_says_which_setting_must(clinics, tmp_path, without, setting):
