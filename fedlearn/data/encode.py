@@ -110,7 +110,7 @@ def found(table: Table, statistics: Statistics, categories: Mapping[str, Sequenc
     """
     known = dict(known_categories(table, categories))
     for name in table.columns:
-        if name not in known and numbers(table.columns[name])[1].any():
+        if name not in known and table.columns[name].dtype == object:
             known[name] = _found_categories(table, name, statistics)
     plain = [name for name in table.columns if name not in known]
     scales = {name: (statistics[name].mean, statistics[name].deviation) for name in plain}

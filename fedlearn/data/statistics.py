@@ -116,7 +116,7 @@ class Noise:
 
 
 def column_sums(table: Table, *, noise: Noise | None = None) -> dict[str, ColumnSums]:
-    """One client's part: numeric where all cells are numbers, else categories.
+    """One client's part: of numbers where a column holds numbers (at all clients, see `joined`), else of categories.
 
     Args:
         table: the client's rows.
@@ -179,13 +179,13 @@ def noisy(statistics: Statistics, noise: Noise) -> dict[str, ColumnSums]:
 
 
 def _of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> ColumnSums:
-    values_N, wrong_N = numbers(cells_N)
-    numeric = not wrong_N.any() if noise is None else name in noise.bounds
+    numeric = cells_N.dtype != object if noise is None else name in noise.bounds
     if not numeric:
         known = None if noise is None else noise.categories.get(name, ())
         there = [cell for cell in words(cells_N) if cell is not None and (known is None or cell in known)]
         counts = dict(zip(*np.unique(np.array(there, str), return_counts=True), strict=True)) if there else {}
         return ColumnSums(rows=len(cells_N), counts={str(value): float(count) for value, count in counts.items()})
+    values_N, _ = numbers(cells_N)
     there_N = values_N[~np.isnan(values_N)]
     if noise is not None:
         there_N = np.clip(there_N, *noise.bounds[name])
