@@ -146,6 +146,10 @@ def targets(
     if task == "regression" or (task is None and classes is None and _is_quantity(table.columns[name])):
         return numeric(table, name), "regression", ()
     known = tuple(map(word, classes)) if classes is not None else _classes(cells_N, task, whole)
+    if len(known) < 2:
+        raise SettingError(
+            "classes", list(known), "two or more, or there is nothing to tell apart", "target=ANOTHER_COLUMN"
+        )
     number_of = {value: number for number, value in enumerate(known)}
     y_N = np.array([number_of.get(cell, -1) for cell in cells_N], np.int64)
     table.refuse(y_N < 0, name, f"not one of the classes {', '.join(known)}", "'scenario.classes=[...]' with all")

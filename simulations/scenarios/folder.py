@@ -103,19 +103,10 @@ def folder(
         DataError: the data cannot be read; names file, row and column.
         MissingExtra: Parquet or images need an optional dependency.
     """
-    require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
-    alike = not deployed or (clients is not None and partition == "natural")
-    expected = "the names of all clients in the order of their numbers, at real nodes"
-    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' scenario.partition=natural")
-    preparation = Preparation(
-        scale=scale,
-        scales=scales or {},
-        categories=categories or {},
-        noise=_noise(noise_multiplier, bounds, categories, seed),
-    )
-    of: dict[str, Any] = {"client": client, "ignore": ignore or (), "image_size": image_size}
-    on_hub = str(path).startswith(HUB)
-    contents = read_hub(str(path), **of) if on_hub else read_contents(Path(str(path)).expanduser(), **of)
+    _require_said(path, clients, partition, deployed=deployed)
+    noise = _noise(noise_multiplier, bounds, categories, seed)
+    preparation = Preparation(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
+    contents = _read(str(path), client=client, ignore=ignore or (), image_size=image_size)
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
@@ -130,33 +121,36 @@ def folder(
     )
     rows = _rows(how, contents, y_N, natural_N, names=names, order_by=order_by)
     train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
-    left_out = {label, client, order_by if partition == "time" else None}
+    left_out = (label, client, order_by if partition == "time" else None)
     columns = without(contents.table, [name for name in left_out if name])
-    read = {} if contents.images is not None or text is not None else columns.columns
+    scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind == "regression" and (scale == "federated" or label in preparation.scales):
-        read = {**read, label: contents.table.columns[label]}
-    made = prepare(Table(read, contents.table.origins), train, preparation, whole=whole) if read else Prepared()
+        scaled[label] = contents.table.columns[label]
+    made = prepare(Table(scaled, contents.table.origins), train, preparation, whole=whole) if scaled else Prepared()
     x, said = _features(contents, columns, text, made)
-    centre, spread = made.encoding.scales.get(label, (0.0, 1.0))
-    if (centre, spread) != (0.0, 1.0):
+    if label in made.encoding.scales:
+        centre, spread = made.encoding.scales[label]
         y_N, said = (y_N - centre) / spread, f"{said}, the target less {centre:.6g}, over {spread:.6g}"
-    data = from_rows(x, y_N, train=train, test=test, task=kind)
     data = replace(
-        data,
+        from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(known) or 1,
         names=dict(enumerate(names)) if partition == "natural" else {},
         source=" · ".join(part for part in (Path(str(path)).name, said) if part),
     )
     fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
-    return Scenario(
-        name="folder",
-        data=data,
-        trainer=fitted,
-        model=line,
-        partition=str(how),
-        told=made.told,
-        ledger=made.ledger,
-    )
+    how_made = {"partition": str(how), "told": made.told}
+    return Scenario(name="folder", data=data, trainer=fitted, model=line, ledger=made.ledger, **how_made)
+
+
+def _require_said(path: Any, clients: Sequence[Any] | None, partition: str, *, deployed: bool) -> None:
+    require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
+    alike = not deployed or (clients is not None and partition == "natural")
+    expected = "the names of all clients in the order of their numbers, at real nodes"
+    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' scenario.partition=natural")
+
+
+def _read(path: str, **how: Any) -> Contents:
+    return read_hub(path, **how) if path.startswith(HUB) else read_contents(Path(path).expanduser(), **how)
 
 
 def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -193,7 +187,10 @@ def _rows(
     order_by: str | None,
 ) -> list[np.ndarray]:
     """The rows of each client; those of a client that is not here are none."""
-    if how.kind == "natural" and names:
+    expected = "iid, dirichlet, ..., where nothing says whose row is whose"
+    fix = "partition=iid   (or scenario.client=COLUMN, if a column says it)"
+    require(how.kind != "natural" or bool(names), "partition", how.kind, expected, fix)
+    if how.kind == "natural":
         fits = how.num_clients == len(names)
         require(
             fits, "num_clients", how.num_clients, f"{len(names)}, as many as there are", f"num_clients={len(names)}"

@@ -307,3 +307,12 @@ def test_a_run_starts_with_what_its_statistics_have_cost(clinics, tmp_path, capf
     assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     seen = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert seen["epsilon"] > 0.7  # most of it of the statistics: a round with noise 20 is below 0.2
+
+
+def test_one_table_of_nobody_in_particular_says_how_to_divide_it(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,0\n2,1\n")
+    with pytest.raises(SettingError, match=r"partition is natural\n.*\n.*partition=iid   \(or scenario\.client=COLUMN"):
+        folder(path=tmp_path / "a.csv", target="y")
+    (tmp_path / "a.csv").write_text("x,y\n1,a\n2,a\n")
+    with pytest.raises(SettingError, match=r"classes is \['a'\]\n  expected  two or more"):
+        folder(path=tmp_path / "a.csv", target="y", partition="iid", num_clients=2)
