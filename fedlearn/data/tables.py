@@ -80,7 +80,10 @@ def read_table(file: Path, *, ignore: Sequence[str] = ()) -> Table:
         DataError: it cannot be read, has no header, no row, a row of another length, or a column of another type.
         MissingExtra: pyarrow is needed and absent.
     """
-    table = _read_parquet(file, ignore) if file.suffix == ".parquet" else without(_read_text(file), ignore)
+    if not is_table(file):
+        fix = "saving it as CSV or Parquet"
+        raise DataError(f"{file.name} is no table: its name ends in none of {', '.join(KINDS)}\n  try       {fix}")
+    table = _read_parquet(file, ignore) if file.suffix.lower() == ".parquet" else without(_read_text(file), ignore)
     if not len(table):
         raise DataError(f"{file.name} has no rows\n  try       removing it, or a file with a row for each example")
     return table
