@@ -26,7 +26,7 @@ from fedlearn.errors import DataError, SettingError, require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 
-WORD_FEATURES = 1024  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
+WORD_FEATURES = 4096  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
 
 
 def folder(
@@ -78,7 +78,7 @@ def folder(
         clients: the names of all clients in the order of their numbers; None takes those that are there, sorted. With
             these a folder may hold the rows of some of them only, as at a real node: the others have none.
         ignore: columns to leave out, e.g. numbers of patients.
-        text: the column to learn from, word by word (hashed to 1,024 features), instead of all others.
+        text: the column to learn from, word by word (hashed to 4,096 features), instead of all others.
         scale: ``federated``; ``constants``: less the centre, over the spread of ``scales``; or ``none``.
         scales: column -> (centre, spread), for ``constants``; of a regression's target too.
         categories: column -> its values, each of which becomes a feature. For ``federated`` those of columns of text
@@ -241,10 +241,10 @@ def _features(contents: Contents, columns: Table, text: str | None, made: Prepar
 
 
 def _word_features(columns: Table, text: str) -> np.ndarray:
-    """Counts of hashed words and pairs of words, of unit length: nothing is learned, so nothing is told."""
+    """Counts of hashed words, of unit length: nothing is learned, so nothing is told."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     cells_N = columns.column(text, "scenario.text")
     said = ["" if cell is None else str(cell) for cell in cells_N]
-    hashed = HashingVectorizer(n_features=WORD_FEATURES, ngram_range=(1, 2), dtype=np.float32).transform(said)
+    hashed = HashingVectorizer(n_features=WORD_FEATURES, dtype=np.float32).transform(said)
     return np.asarray(hashed.toarray())

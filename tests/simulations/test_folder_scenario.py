@@ -214,7 +214,7 @@ def test_texts_are_hashed_so_that_no_vocabulary_is_learned(tmp_path):
         path=tmp_path / "a.tsv", target="label", text="text", partition="iid", num_clients=2, test_share=0
     )
     x = np.concatenate([scenario.data.train(client).x for client in scenario.data.clients])
-    assert x.shape == (24, 1024)
+    assert x.shape == (24, 4096)
     assert set(np.linalg.norm(x, axis=1).round(6)) == {0, 1}
     assert scenario.data.source == "a.tsv · words of text, hashed"
 
