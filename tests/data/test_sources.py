@@ -358,6 +358,15 @@ def test_an_official_archive_that_points_outside_is_refused(source, tmp_path, ow
     assert not (own_cache / "set" / "a.csv").exists()
 
 
+def test_an_archive_of_the_folder_it_was_packed_in_is_read(source, tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "a.csv").write_bytes(b"1,2")
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "pack", arcname=".")
+    data = archived(source, (tmp_path / "set.tar.gz").read_bytes(), {"a.csv": sha256(b"1,2")})
+    assert find(data).files["a.csv"].read_bytes() == b"1,2"
+
+
 def test_a_link_in_an_archive_is_no_file(source):
     with io.BytesIO() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
