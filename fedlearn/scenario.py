@@ -28,6 +28,7 @@ class Scenario:
         read: the model's inputs ``(N, ...)`` from a file of new examples, in the form in which people have them.
         told: what preparing the data has told of clients, in words; empty for nothing.
         ledger: what that has cost the clients, if noise covers each of their records; else empty.
+        unit: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Scenario:
     trainer: Trainer
     model: str
     partition: str = "natural"
+    unit: tuple[float, float] = (0.0, 1.0)
     read: Callable[[Path], np.ndarray] | None = None
     told: str = ""
     ledger: Ledger = field(default_factory=Ledger)

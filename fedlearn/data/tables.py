@@ -123,6 +123,14 @@ def rows_of(table: Table, rows: np.ndarray) -> Table:
     return Table(columns, (("some rows", 1, len(rows)),))
 
 
+def in_order(table: Table, like: Table, file: Path) -> Table:
+    """The columns of another table, in its order; `DataError` where one is not there."""
+    for name in like.columns:
+        if name not in table.columns:
+            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(like.columns)}, in any order")
+    return Table({name: table.columns[name] for name in like.columns}, table.origins)
+
+
 def without(table: Table, names: Sequence[str]) -> Table:
     """A table without some columns, which need not be there."""
     return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)

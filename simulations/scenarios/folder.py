@@ -21,7 +21,7 @@ from fedlearn.data.hub import HUB, read_hub
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.prepare import Preparation, Prepared, prepare
 from fedlearn.data.statistics import Noise
-from fedlearn.data.tables import Table, numbers, without, word, words
+from fedlearn.data.tables import Table, in_order, numbers, read_table, without, word, words
 from fedlearn.errors import DataError, SettingError, require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
@@ -138,8 +138,22 @@ def folder(
         source=" · ".join(part for part in (Path(str(path)).name, said) if part),
     )
     fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
-    how_made = {"partition": str(how), "told": made.told}
-    return Scenario(name="folder", data=data, trainer=fitted, model=line, ledger=made.ledger, **how_made)
+
+    def read(file: Path) -> np.ndarray:
+        new = read_table(file)
+        return _features(Contents(table=new, clients=None, test_N=None), in_order(new, columns, file), text, made)[0]
+
+    return Scenario(
+        name="folder",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=str(how),
+        told=made.told,
+        ledger=made.ledger,
+        read=None if contents.images is not None else read,
+        unit=made.encoding.scales.get(label, (0.0, 1.0)),
+    )
 
 
 def _require_said(path: Any, clients: Sequence[Any] | None, partition: str, *, deployed: bool) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from fedlearn.errors import DataError, SettingError
 from fedlearn.privacy.ledger import Event, Ledger
+from simulations.predict import main as predict
+from simulations.run import main as simulate
 from simulations.scenarios.folder import folder
 
 pytest.importorskip("torch")
@@ -327,3 +329,23 @@ def test_a_node_does_not_guess_the_task_by_its_own_rows(tmp_path):
     assert folder(**said, classes=[0, 1, 2, 3]).data.num_classes == 4
     with pytest.raises(SettingError, match="each once"):
         folder(**said, classes=[0, 1, 1.0])
+
+
+def test_a_trained_model_predicts_for_rows_of_a_new_table_in_the_units_of_the_target(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    x = rng.normal(50, 10, (120, 2))
+    lines = [f"{a:.4f},{b:.4f},{3 * a + 100:.4f}" for a, b in x]
+    for name, part in (("north", lines[:60]), ("south", lines[60:])):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / f"data/{name}.csv").write_text("\n".join(["age,weight,cost", *part]) + "\n")
+    words = ["scenario=folder", f"scenario.path={tmp_path / 'data'}", "scenario.target=cost", "model=linear"]
+    assert simulate([*words, "rounds=20", "report=false", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    (tmp_path / "new.csv").write_text("weight,age\n50,40\n50,60\n")  # in another order
+    capsys.readouterr()
+    assert predict([str(tmp_path / "run"), "--data", str(tmp_path / "new.csv")]) == 0
+    low, high = (float(row) for row in capsys.readouterr().out.split()[1:])
+    assert low == pytest.approx(220, rel=0.05)
+    assert high == pytest.approx(280, rel=0.05)
+    (tmp_path / "new.csv").write_text("age\n40\n")
+    assert predict([str(tmp_path / "run"), "--data", str(tmp_path / "new.csv")]) == 2
+    assert "new.csv has no column weight" in capsys.readouterr().err
