@@ -187,7 +187,7 @@ class GridEngine:
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
-            results = updates_of(parcel, ask, sizes)
+            results = [_with_losses(one, strategy) for one in updates_of(parcel, ask, sizes)]
             return results if withheld else [self._as_told(one) for one in results]
 
         failures: list[Failure] = []
@@ -357,6 +357,15 @@ class _NoAnswer(FedlearnError):
     def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
+
+
+def _with_losses(result: Updates | Failure, strategy: Strategy) -> Updates | Failure:
+    """Refuse an update without the losses that the strategy's aggregator is to weigh it by."""
+    if isinstance(result, Failure):
+        return result
+    missing = [name for name in strategy.local.compares if f"loss/{name}" not in result.metrics]
+    reason = f"the reply does not tell the loss of {', '.join(missing)}"
+    return Failure(client=_client(result), stage="update", reason=reason) if missing else result
 
 
 def _client(result: Updates | Tally | Failure) -> ClientId:
