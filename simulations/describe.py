@@ -36,6 +36,7 @@ def describe(
         examples=_examples(data),
         model=scenario.model,
         num_parameters=trainer.layout.num_parameters,
+        bytes_per_update=4 * experiment.plan.strategy.leaving(trainer.layout).num_parameters,
         strategy=_name(cfg, settings),
         settings=_in_words(settings),
         cohort=_cohort(experiment),
