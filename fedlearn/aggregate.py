@@ -70,7 +70,8 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
-    total = total or (xp.zeros_like(rows_KD[0]), xp.zeros_like(rows_KD[0]))
+    nothing_D = xp.zeros(rows_KD.shape[1:], dtype=rows_KD.dtype, device=rows_KD.device)
+    total = total or (nothing_D, nothing_D)
     for k, weight in enumerate(weights_K.tolist()):
         total = _add_compensated(xp, total, weight * rows_KD[k])
     return total
