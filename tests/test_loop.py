@@ -9,6 +9,7 @@ from fedlearn import (
     Schedule,
     SettingError,
     Strategy,
+    Transform,
     everyone,
     federate,
     mean,
@@ -45,6 +46,22 @@ def test_a_round_tells_what_it_did():
     assert one.metrics["loss"] > 0
     assert one.evaluation is None
     assert one.seconds > 0
+
+
+@pytest.mark.parametrize("engine", [serial, vector])
+def test_the_server_hears_of_each_client_what_it_told_and_nothing_of_one_that_failed(engine):
+    heard = []
+
+    def listen(update_D, memory, context):
+        heard.append(context)
+        return update_D, memory
+
+    (one,) = run(Strategy(select=everyone(), server=Transform(update=listen)), data=spoilt(2), rounds=1, engine=engine)
+    (context,) = heard
+    assert context.clients_K.tolist() == [0, 1, 3, 4, 5]
+    assert context.num_examples_K.tolist() == [5, 9, 17, 21, 25]
+    seen = context.num_examples_K @ context.metrics["loss"] / context.num_examples_K.sum()
+    assert seen == pytest.approx(one.metrics["loss"])
 
 
 def test_federated_averaging_is_the_mean_of_the_clients_models():
