@@ -70,7 +70,8 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
-    total = total or (xp.zeros_like(rows_KD[0]), xp.zeros_like(rows_KD[0]))
+    nothing_D = xp.zeros(rows_KD.shape[1:], dtype=rows_KD.dtype, device=rows_KD.device)
+    total = total or (nothing_D, nothing_D)
     for k, weight in enumerate(weights_K.tolist()):
         total = _add_compensated(xp, total, weight * rows_KD[k])
     return total
@@ -203,7 +204,7 @@ class Gathered:
         num_examples: their training examples.
         bytes_up: what they sent.
         clients, examples, steps: each that delivered, its training examples and its local steps.
-        told: each training metric, by client.
+        told: each training metric, of each that delivered; NaN where one did not tell it.
     """
 
     fold: Memory
@@ -216,11 +217,7 @@ class Gathered:
     clients: tuple[int, ...] = ()
     examples: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
-    told: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-
-    def metrics_of_each(self) -> dict[str, np.ndarray]:
-        """Each training metric of the clients that delivered, in their order; NaN where one did not tell it."""
-        return {name: np.array([of.get(one, np.nan) for one in self.clients]) for name, of in self.told.items()}
+    told: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def gather(gathered: Gathered, aggregate: Aggregator, result: Updates | Gathered | Failure) -> Gathered:
@@ -250,15 +247,16 @@ def _merged(one: Gathered, aggregate: Aggregator, other: Gathered) -> Gathered:
         clients=one.clients + other.clients,
         examples=one.examples + other.examples,
         steps=one.steps + other.steps,
-        told=_merged_told(one.told, other.told),
+        told=_told(one.told, len(one.clients), other.told, len(other.clients)),
     )
 
 
-def _merged_told(
-    one: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
-) -> dict[str, Mapping[int, float]]:
-    names = list(dict.fromkeys([*one, *other]))
-    return {name: {**one.get(name, {}), **other.get(name, {})} for name in names}
+def _told(
+    one: Mapping[str, tuple[float, ...]], num_one: int, other: Mapping[str, tuple[float, ...]], num_other: int
+) -> dict[str, tuple[float, ...]]:
+    """What some clients told, and others after them."""
+    nan = (float("nan"),)
+    return {name: one.get(name, nan * num_one) + other.get(name, nan * num_other) for name in {**one, **other}}
 
 
 def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -> Gathered:
@@ -266,7 +264,7 @@ def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -
     extra = {name: add_rows(gathered.extra.get(name), rows_KD, ones_K) for name, rows_KD in updates.extra.items()}
     metrics = {name: (float(m.total_K.sum()), float(m.count_K.sum())) for name, m in updates.metrics.items()}
     clients = tuple(updates.clients_K.tolist())
-    told = {name: dict(zip(clients, m.means().tolist(), strict=True)) for name, m in updates.metrics.items()}
+    told = {name: tuple(m.means().tolist()) for name, m in updates.metrics.items()}
     return Gathered(
         fold=aggregate.add(gathered.fold, updates),
         failures=gathered.failures,
@@ -278,7 +276,7 @@ def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -
         clients=gathered.clients + clients,
         examples=gathered.examples + tuple(updates.num_examples_K.tolist()),
         steps=gathered.steps + tuple(updates.num_steps_K.tolist()),
-        told=_merged_told(gathered.told, told),
+        told=_told(gathered.told, len(gathered.clients), told, len(clients)),
     )
 
 

@@ -100,7 +100,6 @@ class Strategy:
             f"clients tell the loss of {', '.join(rule.compares)} on their examples, which would leave without noise",
             "privacy=none, or a strategy whose clients tell no losses",
         )
-
         _refuse_if(
             self.protection is not None and self.select.learn is not None,
             "clients are selected by what they told of their training, which is not to leave without noise",

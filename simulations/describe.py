@@ -17,6 +17,7 @@ from fedlearn.sinks.base import RunInfo
 
 MOST_CLIENTS_COUNTED = 10_000
 TOLD_ELSEWHERE = ("_target_", "clients_per_round")
+USUAL = {"weighting": "examples", "select": "uniform"}
 
 
 def describe(
@@ -36,6 +37,7 @@ def describe(
         examples=_examples(data),
         model=scenario.model,
         num_parameters=trainer.layout.num_parameters,
+        bytes_per_update=4 * experiment.plan.strategy.leaving(trainer.layout).num_parameters,
         strategy=_name(cfg, settings),
         settings=_in_words(settings),
         cohort=_cohort(experiment),
@@ -77,8 +79,7 @@ def _last(dotted: str) -> str:
 
 def _in_words(settings: Mapping[Any, Any]) -> str:
     shown = {key: value for key, value in settings.items() if key not in TOLD_ELSEWHERE and value is not None}
-    if shown.get("weighting") == "examples":
-        del shown["weighting"]
+    shown = {key: value for key, value in shown.items() if USUAL.get(key) != value}
     return " · ".join(f"{str(key).replace('_', ' ')} {_value(value)}" for key, value in shown.items())
 
 

@@ -144,9 +144,13 @@ def results(run: RunFolder) -> list[dict[str, str]]:
         shown = {key: score(metric, spread.get(key)) for key in ("mean", "std", "worst10")}
         reached = f"{score(metric, top['value'])} (round {top['round']})" if top else "nan"
         beside = {name: score(metric, one["test"].get(metric)) for name, one in baselines(run).items()}
-        rows.append(
-            {"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **beside, **shown}
-        )
+        own = {"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached}
+        rows.append({**own, **beside, **shown})
+    beside = dict.fromkeys(baselines(run), "–")
+    for metric, seen in (last.get("personal", {}) if last else {}).items():
+        shown = {key: score(metric, seen[key]) for key in ("mean", "std", "worst10")}
+        name = f"{figures.metric_name(metric)}, personal models"
+        rows.append({"metric": name, "final": score(metric, seen["pooled"]), "best": "–", **beside, **shown})
     return rows
 
 

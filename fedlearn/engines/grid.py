@@ -193,7 +193,7 @@ class GridEngine:
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
-            results = updates_of(parcel, ask, sizes)
+            results = [_with_losses(one, strategy) for one in updates_of(parcel, ask, sizes)]
             return results if withheld else [self._as_told(one) for one in results]
 
         failures: list[Failure] = []
@@ -383,6 +383,15 @@ class GridEngine:
         num_outputs = model.num_classes if model.task == "multiclass" else 1
         part = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
         return tally(part, task=model.task, num_classes=model.num_classes)
+
+
+def _with_losses(result: Updates | Failure, strategy: Strategy) -> Updates | Failure:
+    """Refuse an update without the losses that the strategy's aggregator is to weigh it by."""
+    if isinstance(result, Failure):
+        return result
+    missing = [name for name in strategy.local.compares if f"loss/{name}" not in result.metrics]
+    reason = f"the reply does not tell the loss of {', '.join(missing)}"
+    return Failure(client=_client(result), stage="update", reason=reason) if missing else result
 
 
 def _client(result: Updates | Tally | Failure) -> ClientId:

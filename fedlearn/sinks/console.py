@@ -159,6 +159,9 @@ def plain_line(round: Round, run: RunInfo, sent: int) -> str:
     """One round as one line for a pipe or a log."""
     loss, main, worst = _scores(round, run)
     scores = f"loss {loss}  {main_metric(run.task)} {main}  worst 10 % {worst}  " if round.evaluation else ""
+    if round.evaluation and round.evaluation.personal:
+        main = main_metric(run.task)
+        scores += f"personal {score(main, round.evaluation.personal.pooled[main])}  "
     clients = f"clients {round.num_updates}/{len(round.cohort)}"
     spent = f"  epsilon {_epsilon(round)}" if round.privacy else ""
     told = f"{clients}  sent {human_bytes(sent)}{spent}  time {human_seconds(round.seconds)}"

@@ -95,6 +95,8 @@ def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
     if main in summary["final"]:
         parts.append(f"{main} {score(main, summary['final'][main])}")
+    if main in summary.get("personal", {}):
+        parts.append(f"personal models {score(main, summary['personal'][main])}")
     if main in summary["best"]:
         best = summary["best"][main]
         parts.append(f"best {score(main, best['value'])} at round {best['round']}")

@@ -1,13 +1,14 @@
 """Every strategy of ours keeps the contract, on a NumPy problem and in both frameworks."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import strategies
-from fedlearn import Examples, FederatedData
-from fedlearn.testing import check_strategy
+from fedlearn import Examples, FederatedData, Schedule, as_numpy, federate, start, vector
+from fedlearn.testing import LOCAL, LinearTrainer, check_strategy, linear_problem
 from simulations import models
 
 BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
@@ -46,3 +47,30 @@ def problem(request, digits):
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
     check_strategy(builder(**taken(builder, {"clients_per_round": 4, "keeps": "out.*"})), data=data, trainer=trainer)
+
+
+class ElsewhereTrainer(LinearTrainer):
+    """Its updates are another library's arrays, as those of a trainer on a GPU are."""
+
+    def __init__(self, as_library):
+        super().__init__(3)
+        self.as_library = as_library
+
+    def fit(self, order, rule, work):
+        updates = super().fit(order, rule, work)
+        return replace(updates, delta_KD=self.as_library(updates.delta_KD))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax.numpy"])
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+def test_every_strategy_takes_updates_of_any_array_library(builder, library):
+    xp, data, ends = pytest.importorskip(library), linear_problem(), []
+    if builder is strategies.fedlc:
+        pytest.skip("the linear problem has no classes")
+    strategy = builder(**taken(builder, SMALL))
+    for trainer in (LinearTrainer(3), ElsewhereTrainer(xp.asarray)):
+        engine = vector(data, trainer, block_size=4)
+        state = start(strategy, trainer.init(1), engine, seed=1)
+        *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=3), local=LOCAL)
+        ends.append(as_numpy(last.state.params_D))
+    assert np.allclose(*ends, atol=1e-5)
