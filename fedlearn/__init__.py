@@ -2,7 +2,8 @@
 
 from array_api_compat import array_namespace
 
-from fedlearn.aggregate import Aggregator, expected_mean, mean, stacked
+from fedlearn.aggregate import Aggregator, after, expected_mean, kept, mean, stacked, updates_of
+from fedlearn.arrays import like
 from fedlearn.clip import clip, clip_norm
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.serial import serial
@@ -12,12 +13,14 @@ from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain, proximal
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.optim import adaptive, from_optax, sgd, zeros
+from fedlearn.premix import premixed, shuffled
 from fedlearn.records import (
     Array,
     Evaluation,
     Examples,
     Failure,
     LocalSettings,
+    Memory,
     Order,
     Predictions,
     Round,
@@ -26,13 +29,18 @@ from fedlearn.records import (
     Work,
 )
 from fedlearn.robust import (
+    buckets,
     chosen_by_krum,
     coordinate_median,
+    distances_to,
     equal_mean,
+    inner_products,
     krum_order,
     mean_around_median,
+    nearest_neighbours,
     squared_distances,
     trimmed_mean,
+    weighted_mean,
     withstood,
 )
 from fedlearn.scenario import Scenario, judge
@@ -55,6 +63,7 @@ __all__ = [
     "Layout",
     "LocalRule",
     "LocalSettings",
+    "Memory",
     "Order",
     "Predictions",
     "Round",
@@ -70,37 +79,48 @@ __all__ = [
     "Updates",
     "Work",
     "adaptive",
+    "after",
     "array_namespace",
+    "buckets",
     "chain",
     "chosen_by_krum",
     "clip",
     "clip_norm",
     "coordinate_median",
+    "distances_to",
     "equal_mean",
     "everyone",
     "expected_mean",
     "federate",
     "from_optax",
     "identity",
+    "inner_products",
     "is_count",
     "is_number",
     "judge",
+    "kept",
     "krum_order",
+    "like",
     "mean",
     "mean_around_median",
     "min_separation",
+    "nearest_neighbours",
     "plain",
     "poisson",
+    "premixed",
     "proximal",
     "require",
     "serial",
     "sgd",
+    "shuffled",
     "squared_distances",
     "stacked",
     "start",
     "trimmed_mean",
     "uniform",
+    "updates_of",
     "vector",
+    "weighted_mean",
     "withstood",
     "zeros",
 ]

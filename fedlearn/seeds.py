@@ -21,6 +21,9 @@ class Purpose(IntEnum):
     MASKS = 9
     CANARIES = 10
     SHADOWS = 11
+    MIXING = 20
+    ATTACK = 21
+    COMPRESS = 22
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

@@ -1,6 +1,8 @@
 """One file per paper; every name that they import from fedlearn is public."""
 
+from strategies.bucketing import bucketing
 from strategies.bulyan import bulyan
+from strategies.centered_clipping import centered_clipping
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
 from strategies.fedavg import fedavg
@@ -9,10 +11,16 @@ from strategies.fedmedian import fedmedian
 from strategies.fedprox import fedprox
 from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
+from strategies.fltrust import fltrust
 from strategies.krum import krum
+from strategies.nnm import nnm
+from strategies.norm_bounding import norm_bounding
+from strategies.rfa import rfa
 
 __all__ = [
+    "bucketing",
     "bulyan",
+    "centered_clipping",
     "fedadagrad",
     "fedadam",
     "fedavg",
@@ -21,5 +29,9 @@ __all__ = [
     "fedprox",
     "fedtrimmedavg",
     "fedyogi",
+    "fltrust",
     "krum",
+    "nnm",
+    "norm_bounding",
+    "rfa",
 ]
