@@ -14,13 +14,16 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlearn import byzantine
+from fedlearn.byzantine import Attack
 from fedlearn.early_stop import EarlyStop
+from fedlearn.engines.attacked import AttackedEngine
 from fedlearn.engines.base import Engine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop import Schedule
 from fedlearn.metrics import METRICS
 from fedlearn.privacy.mechanism import Mechanism, Population, none
-from fedlearn.records import LocalSettings
+from fedlearn.records import ClientId, LocalSettings
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
@@ -35,6 +38,7 @@ class Plan:
     schedule: Schedule
     local: LocalSettings
     privacy: Mechanism
+    attack: Attack = byzantine.HONEST
     early_stop: Mapping[str, Any]
     checkpoint_every: int
     seed: int
@@ -48,6 +52,7 @@ class Experiment:
     scenario: Scenario
     engine: Engine
     early_stop: EarlyStop | None
+    attackers: frozenset[ClientId] = frozenset()
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -69,11 +74,14 @@ def plan(cfg: DictConfig) -> Plan:
     strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
     privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
     privacy.refuse(strategy, local)
+    attack = _of_kind(Attack, cfg, "attack", allow) if "attack" in plain else byzantine.HONEST
+    _refuse_attack(attack, str(plain["engine"].get("_target_")), privacy)
     return Plan(
         strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
         local=local,
         privacy=privacy,
+        attack=attack,
         early_stop=_early_stop(_group(plain, "early_stop")),
         checkpoint_every=every,
         seed=seed,
@@ -96,12 +104,16 @@ def experiment(
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
     scenario = staged(_of_kind(Scenario, cfg, "scenario", allow))
+    attack, who = planned.attack, byzantine.attackers(planned.attack, scenario.data.clients, seed=planned.seed)
+    scenario = replace(scenario, data=byzantine.poisoned(scenario.data, attack, who), triggered=attack.triggered)
     planned = protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
     planned.strategy.select.choose(1, scenario.data.clients, generator(planned.seed, Purpose.SELECT, round=1))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
-    return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+    if attack.forge is not None and who:
+        engine = AttackedEngine(engine, attack, who)
+    return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop, attackers=who)
 
 
 def protected(planned: Plan, scenario: Scenario) -> Plan:
@@ -122,6 +134,17 @@ def protected(planned: Plan, scenario: Scenario) -> Plan:
     expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
     require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
     return replace(planned, strategy=strategy, local=local)
+
+
+def _refuse_attack(attack: Attack, engine: str, privacy: Mechanism) -> None:
+    """An attack is a simulation, of clients whose updates can be read and written in this process."""
+    if attack.kind == "none":
+        return
+    here = engine.rpartition(".")[2] in ("serial", "vector")
+    require(here, "attack", attack.kind, f"none with {engine.rpartition('.')[2]}: only simulated", "engine=vector")
+    masked = privacy.kind in ("secagg", "distributed")
+    expected = f"none with privacy={privacy.kind}: nobody sees a masked update, to learn from it or to forge one"
+    require(not masked or attack.forge is None, "attack", attack.kind, expected, "attack=label_flip, or privacy=none")
 
 
 def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
-from fedlearn.records import Array, Evaluation, Predictions, Tally
+from fedlearn.records import Array, ClientId, Evaluation, Examples, Predictions, Tally
 from fedlearn.trainers.base import Trainer
 
 
@@ -21,6 +23,7 @@ class Scenario:
         trainer: the model in its framework.
         model: one line for the header, e.g. ``mlp 13-32-1``.
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
+        triggered: held-out examples with an attack's trigger and target; None where there is no backdoor.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Scenario:
     trainer: Trainer
     model: str
     partition: str = "natural"
+    triggered: Callable[[Examples], Examples] | None = None
 
 
 def judge(scenario: Scenario) -> Evaluate:
@@ -48,6 +52,21 @@ def judge(scenario: Scenario) -> Evaluate:
         if data.pooled_test is not None:
             test = data.pooled_test()
             pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
-        return evaluate(predictions, task=data.task, pooled=pooled)
+        seen = evaluate(predictions, task=data.task, pooled=pooled)
+        if scenario.triggered is None:
+            return seen
+        success = _attack_success(scenario, params_D, seen.clients, scenario.triggered)
+        return replace(seen, pooled={**seen.pooled, "attack_success": success})
 
     return judged
+
+
+def _attack_success(
+    scenario: Scenario, params_D: Array, clients: Sequence[ClientId], triggered: Callable[[Examples], Examples]
+) -> float:
+    """The share of held-out examples that a backdoor's trigger turns into its target; NaN where there are none."""
+    shown = [triggered(scenario.data.test(client)) for client in clients]
+    x, y = np.concatenate([some.x for some in shown]), np.concatenate([some.y for some in shown])
+    outputs = scenario.trainer.predict(params_D, x)
+    told = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
+    return float(np.mean(told == y)) if len(y) else float("nan")

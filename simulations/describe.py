@@ -16,6 +16,7 @@ from fedlearn.history import History
 from fedlearn.sinks.base import RunInfo
 
 MOST_CLIENTS_COUNTED = 10_000
+MOST_NAMED = 20
 TOLD_ELSEWHERE = ("_target_", "clients_per_round")
 
 
@@ -40,6 +41,7 @@ def describe(
         settings=_in_words(settings),
         cohort=_cohort(experiment),
         privacy=_promise(experiment),
+        attack=_attack(experiment, cfg),
         engine=_last(cfg.engine._target_),
         machine=" · ".join(
             [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
@@ -60,6 +62,19 @@ def _promise(experiment: Experiment) -> Mapping[str, Any]:
         return {}
     source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
     return {**protection.facts, "noise": source}
+
+
+def _attack(experiment: Experiment, cfg: DictConfig) -> str:
+    """Who attacks, how, and with which settings."""
+    who = sorted(experiment.attackers)
+    if not who:
+        return ""
+    names = ", ".join(experiment.scenario.data.name(client) for client in who[:MOST_NAMED])
+    settings = OmegaConf.to_container(cfg.attack, resolve=True)
+    assert isinstance(settings, dict)
+    how = _in_words({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
+    some = f"{len(who):,} of {len(experiment.engine.clients):,} clients: {names}{', ...' * (len(who) > MOST_NAMED)}"
+    return " · ".join(part for part in (experiment.plan.attack.kind.replace("_", " "), how, some) if part)
 
 
 def _partition(partition: str) -> str:

@@ -30,6 +30,7 @@ class RunInfo:
         settings: its settings in few words, e.g. ``mu 0.1``; may be empty.
         cohort: e.g. ``all 4 of 4 clients a round``.
         privacy: the facts of the protection, see `fedlearn.privacy.protection.Protection`; empty for none.
+        attack: which clients attack and how; empty where none does.
         engine: its name, e.g. ``vector``.
         machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
         framework: ``torch``, ``jax`` or ``numpy``.
@@ -60,6 +61,7 @@ class RunInfo:
     bytes_per_update: int | None = None
     settings: str = ""
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    attack: str = ""
     start_round: int = 0
     history: History = ()
     again: str = ""

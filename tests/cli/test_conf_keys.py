@@ -17,7 +17,7 @@ from simulations.overrides import CONF
 GIVEN_AT_BUILD = {"engine": ("data", "trainer", "rebuild")}
 SHARED = ("framework", "seed", "device")
 FILES = sorted(
-    path for group in ("strategy", "scenario", "engine", "privacy") for path in (CONF / group).glob("*.yaml")
+    path for group in ("strategy", "scenario", "engine", "privacy", "attack") for path in (CONF / group).glob("*.yaml")
 )
 
 
