@@ -200,6 +200,14 @@ def test_the_servers_own_client_takes_part_in_every_round():
     assert all(7 in cohort and len(cohort) in (3, 4) for cohort in chosen)
 
 
+def test_the_benchmark_times_every_rule(capsys):
+    from simulations.benchmarks.rules import RULES as TIMED
+    from simulations.benchmarks.rules import main
+
+    assert main(["--updates", "12", "--parameters", "50", "--repeat", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + len(TIMED)
+
+
 @pytest.mark.parametrize("name", [*RULES, "fedmedian", "fedtrimmedavg", "krum", "bulyan"])
 def test_no_rule_needs_more_than_three_copies_of_the_matrix(name, monkeypatch):
     from fedlearn import aggregate as folding
