@@ -5,6 +5,7 @@ from array_api_compat import array_namespace
 from fedlearn.aggregate import Aggregator, after, expected_mean, kept, mean, stacked, updates_of
 from fedlearn.arrays import like
 from fedlearn.clip import clip, clip_norm
+from fedlearn.compress import signs
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
@@ -46,13 +47,14 @@ from fedlearn.robust import (
 from fedlearn.scenario import Scenario, judge
 from fedlearn.select import SamplingLaw, Selector, everyone, min_separation, poisson, uniform
 from fedlearn.strategy import CompositionError, Strategy
-from fedlearn.transform import Context, Stage, Transform, chain, identity
+from fedlearn.transform import Codec, Context, Stage, Transform, chain, identity
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aggregator",
     "Array",
+    "Codec",
     "CompositionError",
     "Context",
     "Evaluation",
@@ -113,6 +115,7 @@ __all__ = [
     "serial",
     "sgd",
     "shuffled",
+    "signs",
     "squared_distances",
     "stacked",
     "start",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,9 @@ from fedlearn.privacy.mechanism import Mechanism, Population, none
 from fedlearn.records import ClientId, LocalSettings
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
-from fedlearn.strategy import Strategy
+from fedlearn.strategy import Strategy, compressed
 from fedlearn.targets import BuildError, check_targets, refuse_unknown
+from fedlearn.transform import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Plan:
     local: LocalSettings
     privacy: Mechanism
     attack: Attack = byzantine.HONEST
+    compress: Stage = field(default_factory=Stage)
     early_stop: Mapping[str, Any]
     checkpoint_every: int
     seed: int
@@ -76,12 +78,15 @@ def plan(cfg: DictConfig) -> Plan:
     privacy.refuse(strategy, local)
     attack = _of_kind(Attack, cfg, "attack", allow) if "attack" in plain else byzantine.HONEST
     _refuse_attack(attack, str(plain["engine"].get("_target_")), privacy)
+    compress = _of_kind(Stage, cfg, "compress", allow) if "compress" in plain else Stage()
+    compressed(strategy, compress)
     return Plan(
         strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
         local=local,
         privacy=privacy,
         attack=attack,
+        compress=compress,
         early_stop=_early_stop(_group(plain, "early_stop")),
         checkpoint_every=every,
         seed=seed,
@@ -133,7 +138,11 @@ def protected(planned: Plan, scenario: Scenario) -> Plan:
     able = local.example_dp is None or scenario.trainer.private
     expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
     require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
-    return replace(planned, strategy=strategy, local=local)
+    adaptive = strategy.protection is not None and strategy.protection.facts.get("clip") == "adaptive"
+    expected = "none with privacy.clip=adaptive, whose bit would be compressed with the update"
+    fits = planned.compress.codec is None or not adaptive
+    require(fits, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
+    return replace(planned, strategy=compressed(strategy, planned.compress), local=local)
 
 
 def _refuse_attack(attack: Attack, engine: str, privacy: Mechanism) -> None:

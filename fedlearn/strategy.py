@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedlearn.aggregate import Aggregator, mean
 from fedlearn.errors import FedlearnError
@@ -62,6 +62,17 @@ class Strategy:
             "a stage masks updates, which only a sum removes, but the aggregator is no sum",
             "aggregate=mean(weighting='equal')",
         )
+        written = [stage.codec is not None for stage in self.stages]
+        _refuse_if(
+            any(written[:-1]),
+            "a stage writes updates as bytes, but another one would change them after that",
+            "one compression, as the last stage",
+        )
+        _refuse_if(
+            any(written) and any(stage.needs_sum for stage in self.stages),
+            "a stage masks updates, and masked numbers cannot be compressed one client at a time",
+            "compress=none",
+        )
         clipped = False
         for stage in self.stages:
             _refuse_if(
@@ -75,6 +86,11 @@ class Strategy:
                 "a stage makes a privacy claim, but nothing before it bounds an update",
                 "stages=(..., clip(1.0), noise)",
             )
+
+
+def compressed(strategy: Strategy, compression: Stage) -> Strategy:
+    """The strategy, whose updates are written as bytes after all else that happens to them at a client."""
+    return strategy if compression.codec is None else replace(strategy, stages=(*strategy.stages, compression))
 
 
 def _refuse_if(unsound: bool, reason: str, fix: str) -> None:

@@ -16,6 +16,7 @@ from strategies.krum import krum
 from strategies.nnm import nnm
 from strategies.norm_bounding import norm_bounding
 from strategies.rfa import rfa
+from strategies.signsgd import signsgd
 
 __all__ = [
     "bucketing",
@@ -34,4 +35,5 @@ __all__ = [
     "nnm",
     "norm_bounding",
     "rfa",
+    "signsgd",
 ]

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedlearn.client import sent_as_update, sent_besides
+from fedlearn.client import codec_rng, sent_as_update, sent_besides
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.flower.parcel import Parcel, WireError
@@ -41,6 +41,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
+WORDS = ("scenario", "strategy", "privacy", "compress")
 SLACK = 2**20  # bytes of a reply that are not parameters
 Result = TypeVar("Result", Updates, Tally)
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class GridEngine:
     Args:
         grid: Flower's way to the nodes.
         words: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own. With
-            ``privacy``, see `protect`.
+            ``compress``, the same; with ``privacy``, see `protect`.
         run: names the run, the same after a restart of the coordinator: nodes file clients' memories under it.
         nodes: how many to wait for at the start, >= 1.
         join_timeout: seconds to wait for them, and later for clients that are needed and not connected.
@@ -122,7 +123,7 @@ class GridEngine:
         self.clients: Sequence[ClientId] = ()
         self.layout = Layout(())
         self.memories: dict[ClientId, Memory] = {}
-        self._words = {group: words[group] for group in ("scenario", "strategy", "privacy") if words.get(group)}
+        self._words = {group: words[group] for group in WORDS if words.get(group)}
         self._round = 0
 
     def open(self) -> None:
@@ -187,11 +188,17 @@ class GridEngine:
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
         since = {client: int(memory["round"]) for client, memory in self.memories.items()}
 
+        codec = strategy.stages[-1].codec if strategy.stages else None
+
+        def decode(payload: bytes, client: ClientId) -> np.ndarray:
+            assert codec is not None
+            return codec.decode(payload, self.layout, codec_rng(order, client))
+
         def asking(ask: Ask) -> bytes:
             return request(ask, since=[since.get(client, 0) for client in ask.clients])
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
-            results = updates_of(parcel, ask, sizes)
+            results = updates_of(parcel, ask, sizes, decode=decode if codec else None)
             return results if withheld else [self._as_told(one) for one in results]
 
         failures: list[Failure] = []

@@ -7,7 +7,8 @@ Both ends are written here, so that they change together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fedlearn.records import ClientId, Failure, Sum, Tally, Updates
 
 STAGES = ("data", "fit", "update", "memory", "policy", "request")
 MOST_EXAMPLES = 2**40
+Decode = Callable[[bytes, ClientId], np.ndarray]
 
 
 def reply(ask: Ask, arrays: Mapping[str, Any] | None = None, **facts: Any) -> bytes:
@@ -56,7 +58,7 @@ def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
     updates = [result for result in results if isinstance(result, Updates)]
     arrays: dict[str, Any] = {}
     if updates:
-        arrays["delta"] = _rows(one.delta_KD for one in updates)
+        arrays |= _deltas(updates)
         arrays |= {f"extra/{name}": _rows(one.extra[name] for one in updates) for name in updates[0].extra}
         arrays |= {name: _rows(getattr(one, f"{name}_K") for one in updates) for name in ("num_examples", "num_steps")}
         for name in updates[0].metrics:
@@ -64,6 +66,15 @@ def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
             arrays[f"count/{name}"] = _rows(one.metrics[name].count_K for one in updates).astype(np.float64)
     clients = [int(client) for one in updates for client in one.clients_K]
     return reply(ask, arrays, clients=clients, failures=_failures_as_facts(results))
+
+
+def _deltas(updates: Sequence[Updates]) -> dict[str, np.ndarray]:
+    """Updates as numbers; or, where a codec has written them, as what it wrote."""
+    payloads = [payload for one in updates for payload in one.payloads]
+    if not payloads:
+        return {"delta": _rows(one.delta_KD for one in updates)}
+    lengths_K = np.array([len(payload) for payload in payloads], np.int64)
+    return {"payload": np.frombuffer(b"".join(payloads), np.uint8), "payload_length": lengths_K}
 
 
 def _rows(parts: Iterable[Any]) -> np.ndarray:
@@ -75,13 +86,16 @@ def _failures_as_facts(results: Sequence[Any]) -> list[dict[str, Any]]:
     return [{"client": one.client, "stage": one.stage, "reason": one.reason} for one in failures]
 
 
-def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updates | Failure]:
+def updates_of(
+    parcel: Parcel, ask: Ask, sizes: Mapping[str, int], *, decode: Decode | None = None
+) -> list[Updates | Failure]:
     """The updates in a reply, one record a client, each checked before it may touch the model.
 
     Args:
         parcel: from `answer_to`.
         ask: the request.
         sizes: what a client must send under this strategy, and how many numbers of each: ``delta``, and what else.
+        decode: ``(payload, client) -> delta``, where updates come as a codec has written them.
 
     Raises:
         WireError: the reply is not in the form of an answer to this request. A client whose own numbers are wrong (not
@@ -91,6 +105,8 @@ def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updat
     clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
     if not clients:
         return results
+    if decode is not None:
+        return results + _decoded(parcel, ask, clients, sizes, decode)
     arrays, k = parcel.arrays, len(clients)
     totals, counts, sent = (group(arrays, prefix) for prefix in ("total/", "count/", "extra/"))
     for name in ("delta", "num_examples", "num_steps"):
@@ -117,6 +133,40 @@ def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updat
         num_bytes_K=np.full(k, 4 * sum(sizes.values()), np.int64),
     )
     return results + [_believed(whole.rows(np.array([row]))) for row in range(k)]
+
+
+def _decoded(
+    parcel: Parcel, ask: Ask, clients: Sequence[ClientId], sizes: Mapping[str, int], decode: Decode
+) -> list[Updates | Failure]:
+    """The same for updates that came as payloads; one that cannot be read is its client's failure."""
+    payload, lengths_K = (parcel.arrays.get(name, np.zeros(0)) for name in ("payload", "payload_length"))
+    require_form(lengths_K, (len(clients),), np.int64, "payload_length")
+    whole = int(lengths_K.sum()) if (lengths_K >= 0).all() and (lengths_K <= payload.size).all() else -1
+    require_form(payload, (whole,), np.uint8, "payload")
+    parts = [part.tobytes() for part in np.split(payload, np.cumsum(lengths_K)[:-1])]
+    delta_KD, unreadable = np.zeros((len(clients), sizes["delta"]), np.float32), {}
+    for k, (client, part) in enumerate(zip(clients, parts, strict=True)):
+        try:
+            delta_KD[k] = decode(part, client)
+        except ValueError as error:
+            unreadable[client] = str(error)
+    plain = Parcel(facts={**parcel.facts, "failures": []}, arrays=_with_numbers(parcel, delta_KD))
+    beside = 4 * (sum(sizes.values()) - sizes["delta"])
+    results: list[Updates | Failure] = []
+    for one, part in zip(updates_of(plain, ask, sizes), parts, strict=True):
+        client = one.client if isinstance(one, Failure) else int(one.clients_K[0])
+        if client in unreadable:
+            results.append(Failure(client=client, stage="update", reason=unreadable[client]))
+        elif isinstance(one, Updates):
+            results.append(replace(one, num_bytes_K=np.array([len(part) + beside], np.int64)))
+        else:
+            results.append(one)
+    return results
+
+
+def _with_numbers(parcel: Parcel, delta_KD: np.ndarray) -> dict[str, np.ndarray]:
+    kept = {name: array for name, array in parcel.arrays.items() if not name.startswith("payload")}
+    return {**kept, "delta": delta_KD}
 
 
 def _believed(one: Updates) -> Updates | Failure:

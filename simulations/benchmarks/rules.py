@@ -8,14 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 import strategies
 from fedlearn import Context, Layout, Strategy, Updates
 
-RULES = {
+RULES: Mapping[str, Callable[..., Strategy]] = {
     "fedavg": strategies.fedavg,
     "norm_bounding": strategies.norm_bounding,
     "fedmedian": strategies.fedmedian,
