@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.config import Experiment
@@ -42,6 +43,8 @@ def describe(
         cohort=_cohort(experiment),
         privacy=_promise(experiment),
         attack=_attack(experiment, cfg),
+        compress=_compress(experiment, cfg),
+        bytes_per_update=_bytes_per_update(experiment),
         engine=_last(cfg.engine._target_),
         machine=" · ".join(
             [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
@@ -75,6 +78,25 @@ def _attack(experiment: Experiment, cfg: DictConfig) -> str:
     how = _in_words({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
     some = f"{len(who):,} of {len(experiment.engine.clients):,} clients: {names}{', ...' * (len(who) > MOST_NAMED)}"
     return " · ".join(part for part in (experiment.plan.attack.kind.replace("_", " "), how, some) if part)
+
+
+def _compress(experiment: Experiment, cfg: DictConfig) -> str:
+    """The codec and its settings; empty where updates leave as they are."""
+    if experiment.plan.compress.codec is None:
+        return ""
+    settings = OmegaConf.to_container(cfg.compress, resolve=True)
+    assert isinstance(settings, dict)
+    return " · ".join(part for part in (_last(settings["_target_"]), _in_words(settings)) if part)
+
+
+def _bytes_per_update(experiment: Experiment) -> int | None:
+    """What a codec makes of Gaussian numbers, where one writes updates; how it does with updates is told each round."""
+    stages, layout = experiment.plan.strategy.stages, experiment.scenario.trainer.layout
+    codec = stages[-1].codec if stages else None
+    if codec is None:
+        return None
+    typical_D = np.random.default_rng(0).standard_normal(layout.num_parameters, dtype=np.float32)
+    return len(codec.encode(typical_D, layout, np.random.default_rng(0)))
 
 
 def _partition(partition: str) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette: told apart under the common kinds of colour blindness, and in grey.
 POOLED, WORST, CLIENTS, INK = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 WIDTH = 7.6  # inches
+UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
 MOST_BARS = 40  # beyond that, names would be too small to read
 MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers
 NAMES = {"auc": "AUC", "f1": "F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²", "attack_success": "Attack success"}
@@ -100,6 +101,27 @@ def _curves(axis: Axes, evaluated: History, metric: str) -> None:
     axis.grid(axis="y")
     axis.locator_params(axis="x", integer=True)
     _as_percent(axis.yaxis, metric)
+
+
+def traffic(history: History, metric: str) -> Figure:
+    """The main metric against what clients have sent until then."""
+    sent, points = 0, []
+    for line in history:
+        sent += line["bytes_up"]
+        if line["test"] and line["test"].get(metric) is not None:
+            points.append((sent, line["test"][metric]))
+    unit, name = next((2**power, name) for power, name in UNITS if points[-1][0] >= 2**power)
+    figure = blank(WIDTH * 0.62, 2.7)
+    axis = figure.subplots()
+    axis.plot(
+        [x / unit for x, _ in points], [y for _, y in points], color=POOLED, linewidth=1.8, marker="o", markersize=2.5
+    )
+    axis.set(title=f"{metric_name(metric)} against bytes", xlabel=f"sent by clients so far, {name}")
+    axis.set_ylabel(metric_name(metric))
+    axis.set_xlim(left=0)
+    axis.grid(axis="y")
+    _as_percent(axis.yaxis, metric)
+    return figure
 
 
 def fairness(clients: Sequence[Mapping[str, Any]], main: str) -> Figure:

@@ -100,7 +100,7 @@ def test_gaps_take_little_more_than_their_entropy():
 
 
 def far_from_zero():
-    """Numbers none of which is so small that it would hardly ever be drawn, and one that is far larger than the rest."""
+    """Numbers none of which is so small that it would hardly ever be drawn, and one far larger than the rest."""
     rng = np.random.default_rng(1)
     vector_D = (rng.choice([-1, 1], SIZE) * rng.uniform(0.5, 2, SIZE)).astype(np.float32)
     vector_D[7] = 12.0

@@ -28,7 +28,8 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     ]
     at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
     lines[at:at] = [(word, [text]) for word, text in limits(run.privacy)]
-    lines[at:at] = [("attack", [run.attack])] if run.attack else []
+    beside = (("compress", run.compress), ("attack", run.attack))
+    lines[at:at] = [(word, [text]) for word, text in beside if text]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
     return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
 
