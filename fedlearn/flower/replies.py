@@ -8,7 +8,6 @@ Both ends are written here, so that they change together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -105,9 +104,10 @@ def updates_of(
     clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
     if not clients:
         return results
+    arrays, k, unreadable = parcel.arrays, len(clients), list[ClientId]()
+    lengths_K = np.full(k, 4 * sizes["delta"], np.int64)
     if decode is not None:
-        return results + _decoded(parcel, ask, clients, sizes, decode)
-    arrays, k = parcel.arrays, len(clients)
+        arrays, lengths_K, unreadable = _decoded(arrays, clients, sizes["delta"], decode)
     totals, counts, sent = (group(arrays, prefix) for prefix in ("total/", "count/", "extra/"))
     for name in ("delta", "num_examples", "num_steps"):
         if name not in arrays:
@@ -130,43 +130,29 @@ def updates_of(
         num_steps_K=arrays["num_steps"],
         metrics={name: Sum(totals[name], counts[name]) for name in totals},
         extra=sent,
-        num_bytes_K=np.full(k, 4 * sum(sizes.values()), np.int64),
+        num_bytes_K=lengths_K + 4 * (sum(sizes.values()) - sizes["delta"]),
     )
-    return results + [_believed(whole.rows(np.array([row]))) for row in range(k)]
+    garbled = "the update that arrived cannot be decoded"
+    results += [Failure(client=client, stage="update", reason=garbled) for client in unreadable]
+    rows = [row for row, client in enumerate(clients) if client not in unreadable]
+    return results + [_believed(whole.rows(np.array([row]))) for row in rows]
 
 
 def _decoded(
-    parcel: Parcel, ask: Ask, clients: Sequence[ClientId], sizes: Mapping[str, int], decode: Decode
-) -> list[Updates | Failure]:
-    """The same for updates that came as payloads; one that cannot be read is its client's failure."""
-    payload, lengths_K = (parcel.arrays.get(name, np.zeros(0)) for name in ("payload", "payload_length"))
+    arrays: Mapping[str, np.ndarray], clients: Sequence[ClientId], size: int, decode: Decode
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[ClientId]]:
+    """The arrays with updates in the place of payloads, how long these were, and whose cannot be read."""
+    payload, lengths_K = (arrays.get(name, np.zeros(0)) for name in ("payload", "payload_length"))
     require_form(lengths_K, (len(clients),), np.int64, "payload_length")
-    whole = int(lengths_K.sum()) if (lengths_K >= 0).all() and (lengths_K <= payload.size).all() else -1
-    require_form(payload, (whole,), np.uint8, "payload")
-    parts = [part.tobytes() for part in np.split(payload, np.cumsum(lengths_K)[:-1])]
-    delta_KD, unreadable = np.zeros((len(clients), sizes["delta"]), np.float32), {}
-    for k, (client, part) in enumerate(zip(clients, parts, strict=True)):
+    sound = bool((lengths_K >= 0).all() and (lengths_K <= payload.size).all())
+    require_form(payload, (int(lengths_K.sum()) if sound else -1,), np.uint8, "payload")
+    delta_KD, unreadable = np.zeros((len(clients), size), np.float32), []
+    for k, part in enumerate(np.split(payload, np.cumsum(lengths_K)[:-1])):
         try:
-            delta_KD[k] = decode(part, client)
-        except ValueError as error:
-            unreadable[client] = str(error)
-    plain = Parcel(facts={**parcel.facts, "failures": []}, arrays=_with_numbers(parcel, delta_KD))
-    beside = 4 * (sum(sizes.values()) - sizes["delta"])
-    results: list[Updates | Failure] = []
-    for one, part in zip(updates_of(plain, ask, sizes), parts, strict=True):
-        client = one.client if isinstance(one, Failure) else int(one.clients_K[0])
-        if client in unreadable:
-            results.append(Failure(client=client, stage="update", reason=unreadable[client]))
-        elif isinstance(one, Updates):
-            results.append(replace(one, num_bytes_K=np.array([len(part) + beside], np.int64)))
-        else:
-            results.append(one)
-    return results
-
-
-def _with_numbers(parcel: Parcel, delta_KD: np.ndarray) -> dict[str, np.ndarray]:
-    kept = {name: array for name, array in parcel.arrays.items() if not name.startswith("payload")}
-    return {**kept, "delta": delta_KD}
+            delta_KD[k] = decode(part.tobytes(), clients[k])
+        except ValueError:
+            unreadable.append(clients[k])
+    return {**arrays, "delta": delta_KD}, lengths_K, unreadable
 
 
 def _believed(one: Updates) -> Updates | Failure:
