@@ -43,7 +43,8 @@ def pack_levels(levels_N: np.ndarray, base: int) -> bytes:
     raw_N, per_byte = np.asarray(levels_N).astype(np.uint8), _digits(base)
     padded_N = np.concatenate([raw_N, np.zeros(-len(raw_N) % per_byte, np.uint8)])
     bytes_M = padded_N.reshape(-1, per_byte).astype(np.int64) @ base ** np.arange(per_byte)
-    ways = (pack_bits(raw_N, _width(base)), bytes_M.astype(np.uint8).tobytes(), zlib.compress(raw_N.tobytes(), 9))
+    digits = bytes_M.astype(np.uint8).tobytes()
+    ways = (pack_bits(raw_N, _width(base)), digits, _deflated(digits))
     shortest = min(range(3), key=lambda way: len(ways[way]))
     return bytes([shortest]) + ways[shortest]
 
@@ -55,13 +56,25 @@ def unpack_levels(payload: bytes, count: int, base: int) -> np.ndarray:
     if way == 0:
         levels_N = unpack_bits(rest, count, _width(base))
     elif way == 1:
-        require(len(rest) == -(-count // per_byte), "digits")
-        bytes_M = np.frombuffer(rest, np.uint8).astype(np.int64)
-        levels_N = (bytes_M[:, None] // base ** np.arange(per_byte) % base).reshape(-1)[:count]
+        levels_N = _of_digits(rest, count, base)
     else:
-        levels_N = np.frombuffer(inflated(rest, count), np.uint8).astype(np.int64)
+        levels_N = _of_digits(inflated(rest, -(-count // per_byte)), count, base)
     require(bool((levels_N < base).all()), "levels")
     return levels_N
+
+
+def _of_digits(payload: bytes, count: int, base: int) -> np.ndarray:
+    per_byte = _digits(base)
+    require(len(payload) == -(-count // per_byte), "digits")
+    bytes_M = np.frombuffer(payload, np.uint8).astype(np.int64)
+    levels_N: np.ndarray = (bytes_M[:, None] // base ** np.arange(per_byte) % base).reshape(-1)[:count]
+    return levels_N
+
+
+def _deflated(payload: bytes) -> bytes:
+    """By how often bytes occur alone: there are no patterns in noise, and looking takes a hundred times longer."""
+    writer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    return writer.compress(payload) + writer.flush()
 
 
 def inflated(payload: bytes, size: int) -> bytes:

@@ -30,18 +30,26 @@ ATTACKS = ("none", "sign_flip", "gaussian", "label_flip", "alie", "inner_product
 RULES = ("fedavg", "norm_bounding", "fedmedian", "fedtrimmedavg", "rfa", "centered_clipping", "krum", "nnm+krum")
 OWN = ("rules", "attacks", "fraction", "seeds")
 DEFAULTS: Mapping[str, Any] = {"rules": ",".join(RULES), "attacks": ",".join(ATTACKS), "fraction": 0.2, "seeds": 1}
-PRESET = ("scenario=digits", "scenario.alpha=1.0", "rounds=30", "evaluate_every=1000000")
+PRESET = (
+    "scenario=digits",
+    "scenario.alpha=0.3",
+    "rounds=50",
+    "local.epochs=2",
+    "local.learning_rate=0.3",
+    "evaluate_every=1000000",
+)
 USAGE = f"""Runs every rule under every attack, and shows what is left of the model.
 
   python -m simulations.robustness [rules=...] [attacks=...] [group=option ...] [setting=value ...]
 
-Words are those of python -m simulations.run, and
+Words are those of python -m simulations.run (of strategy=, only strategy.clients_per_round counts), and
   rules      strategies, with commas; nnm+krum and bucketing+rfa put mixing before a rule
              ({DEFAULTS["rules"]})
   attacks    files in conf/attack, with commas ({DEFAULTS["attacks"]})
   fraction   of all clients that attack (0.2); rules that ask for it are told how many that is
   seeds      runs of each pair, from seed on (1); their mean is shown
 
+Unless you say otherwise: scenario=digits scenario.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
 Client 0 never attacks, so that all rules, fltrust among them, face the same attackers.
 
 Examples
@@ -94,13 +102,27 @@ def cells(asked: Inquiry) -> list[Cell]:
             require(name in options, kind, name, f"of {', '.join(options)}", f"{kind}={near_by}")
     require(is_number(fraction, at_least=0, below=0.5), "fraction", fraction, "a share in [0, 0.5)", "fraction=0.2")
     require(is_count(seeds), "seeds", seeds, "a whole number >= 1", "seeds=3")
+    together = asked.cfg.strategy.get("clients_per_round")
+    num_malicious = int(fraction * (together or _population(asked)) + 0.5)
     for rule in rules:
+        words = {**_words(rule.split("+"), fraction, num_malicious), "clients_per_round": together}
         for attack in attacks:
-            ends = [_end(asked.cfg, rule, attack, fraction, asked.plan.seed + i) for i in range(seeds)]
+            ends = [_end(asked.cfg, words, _attack(attack, fraction), asked.plan.seed + i) for i in range(seeds)]
             done.append(_cell(rule, attack, ends))
             sys.stdout.write(f"{rule:>24}  {attack:<16} {_told(done[-1])}\n")
             sys.stdout.flush()
     return done
+
+
+def _population(asked: Inquiry) -> int:
+    made = experiment(asked.cfg, asked.plan)
+    made.engine.close()
+    return len(made.scenario.data.clients)
+
+
+def _attack(name: str, fraction: float) -> Any:
+    settings = OmegaConf.load(CONF / "attack" / f"{name}.yaml")
+    return settings if name == "none" else OmegaConf.merge(settings, {"fraction": fraction, "trusted": [0]})
 
 
 def _cell(rule: str, attack: str, ends: Sequence[Mapping[str, float]]) -> Cell:
@@ -111,22 +133,17 @@ def _cell(rule: str, attack: str, ends: Sequence[Mapping[str, float]]) -> Cell:
     return Cell(rule=rule, attack=attack, metric=metric, value=value, success=success)
 
 
-def _end(cfg: DictConfig, rule: str, attack: str, fraction: float, seed: int) -> Mapping[str, float]:
+def _end(cfg: DictConfig, strategy: Mapping[str, Any], attack: Any, seed: int) -> Mapping[str, float]:
     """The last evaluation of one run, which leaves no folder of its own."""
-    cfg, size = cfg.copy(), cfg.strategy.get("clients_per_round") or cfg.scenario.get("num_clients") or 4
+    cfg = cfg.copy()
     with open_dict(cfg):
-        cfg.seed = seed
-        cfg.attack = OmegaConf.load(CONF / "attack" / f"{attack}.yaml")
-        if attack != "none":
-            cfg.attack.fraction, cfg.attack.trusted = fraction, [0]
-        cfg.strategy = _words(rule.split("+"), fraction, int(fraction * size + 0.5))
-        cfg.strategy.clients_per_round = None if size == cfg.scenario.get("num_clients") else size
+        cfg.seed, cfg.strategy, cfg.attack = seed, dict(strategy), attack
     made = experiment(cfg, plan(cfg))
-    evaluate, schedule = judge(made.scenario), made.plan.schedule
-    strategy, engine = made.plan.strategy, made.engine
-    state = start(strategy, made.scenario.trainer.init(seed), engine, seed=seed)
+    planned, engine = made.plan, made.engine
+    state = start(planned.strategy, made.scenario.trainer.init(seed), engine, seed=seed)
+    rule, schedule, evaluate = planned.strategy, planned.schedule, judge(made.scenario)
     try:
-        *_, last = federate(strategy, engine, state, schedule=schedule, local=made.plan.local, evaluate=evaluate)
+        *_, last = federate(rule, engine, state, schedule=schedule, local=planned.local, evaluate=evaluate)
     finally:
         engine.close()
     assert last.evaluation is not None
