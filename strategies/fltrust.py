@@ -19,8 +19,6 @@ from fedlearn import (
     weighted_mean,
 )  # fmt: skip
 
-TINY = 1e-30  # a length to divide by where an update is zero
-
 
 def fltrust(*, root_client: int = 0, clients_per_round: int | None = None) -> Strategy:
     """The global model moves by the mean of the updates, each as long as the server's own and weighted by trust in it.
@@ -49,7 +47,7 @@ def fltrust(*, root_client: int = 0, clients_per_round: int | None = None) -> St
         if not is_root_K.any():
             raise FedlearnError(f"client {root_client}, where the server's root data lie, sent no update")
         updates_KD, g0_D = updates.delta_KD, updates.delta_KD[is_root_K][0]
-        norm_K = distances_to(updates_KD, 0 * g0_D).clip(TINY)
+        norm_K = distances_to(updates_KD, 0 * g0_D).clip(1e-30)
         norm0 = norm_K[is_root_K][0]
         trust_K = (inner_products(updates_KD, g0_D) / (norm_K * norm0)).clip(0) * ~is_root_K
         if not trust_K.any():

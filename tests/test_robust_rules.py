@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import strategies
-from fedlearn import Context, FedlearnError, krum_order, squared_distances
+from fedlearn import Context, FedlearnError, buckets, krum_order, nearest_neighbours, shuffled, squared_distances
 from fedlearn.layout import Layout
 from fedlearn.records import Updates
 
@@ -153,8 +153,6 @@ def test_mixing_with_neighbours_leaves_less_variance_and_the_mean_of_honest_clie
     rows_KD = rng.normal(size=(20, 30))
     rows_KD[:4] = 1e6
     nearest = strategies.nnm(rule=strategies.fedavg(), num_malicious=4)
-    from fedlearn.robust import nearest_neighbours
-
     mixed_KD = nearest_neighbours(squared_distances(rows_KD.astype(np.float32)), 16) @ rows_KD
     assert mixed_KD[4:].var(axis=0).sum() < 0.2 * rows_KD[4:].var(axis=0).sum()
     assert np.linalg.norm(mixed_KD[4:].mean(0) - rows_KD[4:].mean(0)) < 0.5
@@ -168,6 +166,14 @@ def test_buckets_are_drawn_anew_each_round_and_a_bucket_of_one_is_no_bucketing()
     assert not np.allclose(drawn[0], drawn[2])
     alone_D = of(strategies.bucketing(rule=strategies.fedmedian(), size=1), rows_KD)
     assert np.allclose(alone_D, of(strategies.fedmedian(), rows_KD))
+
+
+def test_buckets_leave_a_share_of_the_variance():
+    rows_KD, context = np.random.default_rng(8).normal(size=(60, 200)), Context(round=1, seed=1)
+    means_MD = buckets(shuffled(np.arange(60), context), 3) @ rows_KD
+    assert means_MD.shape == (20, 200)
+    assert means_MD.var(axis=0, ddof=1).mean() == pytest.approx(rows_KD.var(axis=0, ddof=1).mean() / 3, rel=0.1)
+    assert np.allclose(means_MD.mean(axis=0), rows_KD.mean(axis=0))
 
 
 def test_mixing_goes_before_any_rule_one_that_remembers_included():
