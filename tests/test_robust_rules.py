@@ -1,9 +1,6 @@
 """Rules that remember, mix or trust keep what their papers claim, and equal an independent implementation."""
 
-import importlib.util
-import sys
 import tracemalloc
-import types
 
 import numpy as np
 import pytest
@@ -41,23 +38,6 @@ def aggregate(strategy, *blocks, memory=None, round=1, seed=1):
 
 def of(strategy, rows_KD, **more):
     return aggregate(strategy, updates_from(np.asarray(rows_KD, np.float32)), **more)[0]
-
-
-@pytest.fixture(scope="module")
-def byzfl():
-    """Its rules and attacks alone: the package's own import also wants torchvision to load, which they do not use."""
-    spec = importlib.util.find_spec("byzfl")
-    if spec is None:
-        pytest.skip("needs byzfl (pip install 'fedlearn[dev]')")
-    added = {"byzfl": types.ModuleType("byzfl")}
-    added["byzfl"].__path__ = list(spec.submodule_search_locations)
-    sys.modules.update(added)
-    from byzfl.aggregators import aggregators, preaggregators
-    from byzfl.attacks import attacks
-
-    yield types.SimpleNamespace(rules=aggregators, mixing=preaggregators, attacks=attacks)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "byzfl"]:
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize("seed", range(5))
