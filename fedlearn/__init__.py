@@ -2,9 +2,21 @@
 
 from array_api_compat import array_namespace
 
-from fedlearn.aggregate import Aggregator, add_rows, add_totals, expected_mean, mean, stacked, value
+from fedlearn.aggregate import (
+    Aggregator,
+    add_rows,
+    add_totals,
+    after,
+    expected_mean,
+    kept,
+    mean,
+    stacked,
+    updates_of,
+    value,
+)
 from fedlearn.arrays import as_numpy, like
 from fedlearn.clip import clip, clip_norm
+from fedlearn.compress import signs
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
@@ -13,6 +25,7 @@ from fedlearn.layout import Layout, first_parameters
 from fedlearn.local import LocalRule, Personal, patterns, plain, proximal
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.optim import adaptive, from_optax, onto_simplex, sgd, zeros
+from fedlearn.premix import premixed, shuffled
 from fedlearn.records import (
     Array,
     Evaluation,
@@ -28,13 +41,18 @@ from fedlearn.records import (
     Work,
 )
 from fedlearn.robust import (
+    buckets,
     chosen_by_krum,
     coordinate_median,
+    distances_to,
     equal_mean,
+    inner_products,
     krum_order,
     mean_around_median,
+    nearest_neighbours,
     squared_distances,
     trimmed_mean,
+    weighted_mean,
     withstood,
 )
 from fedlearn.scenario import Scenario, judge
@@ -53,13 +71,14 @@ from fedlearn.select import (
     weighted,
 )
 from fedlearn.strategy import CompositionError, Strategy
-from fedlearn.transform import Context, Stage, Transform, chain, identity
+from fedlearn.transform import Codec, Context, Stage, Transform, chain, identity
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aggregator",
     "Array",
+    "Codec",
     "CompositionError",
     "Context",
     "Evaluation",
@@ -89,13 +108,16 @@ __all__ = [
     "adaptive",
     "add_rows",
     "add_totals",
+    "after",
     "array_namespace",
     "as_numpy",
+    "buckets",
     "chain",
     "chosen_by_krum",
     "clip",
     "clip_norm",
     "coordinate_median",
+    "distances_to",
     "equal_mean",
     "everyone",
     "expected_mean",
@@ -103,35 +125,43 @@ __all__ = [
     "first_parameters",
     "from_optax",
     "identity",
+    "inner_products",
     "is_count",
     "is_number",
     "judge",
+    "kept",
     "krum_order",
     "learning",
     "like",
     "mean",
     "mean_around_median",
     "min_separation",
+    "nearest_neighbours",
     "onto_simplex",
     "patterns",
     "plain",
     "poisson",
+    "premixed",
     "proximal",
     "require",
     "round_robin",
     "selection",
     "serial",
     "sgd",
+    "shuffled",
+    "signs",
     "squared_distances",
     "stacked",
     "start",
     "training_loss",
     "trimmed_mean",
     "uniform",
+    "updates_of",
     "value",
     "values_of",
     "vector",
     "weighted",
+    "weighted_mean",
     "withstood",
     "zeros",
 ]

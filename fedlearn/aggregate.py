@@ -5,7 +5,7 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, is_jax_array
 from fedlearn.errors import is_number, require
 from fedlearn.layout import Layout
 from fedlearn.records import Array, Failure, Memory, Updates
+from fedlearn.transform import Context
 
 WEIGHTINGS = ("examples", "equal")
 TILE = 2**17  # numbers that are added at a time: they stay in the cache
@@ -173,6 +174,15 @@ def expected_mean(denominator: float, *, more: int = 0) -> Aggregator:
     )
 
 
+def after(transform: Callable[[Array], Array], aggregate: Aggregator) -> Aggregator:
+    """An aggregator whose updates the server transforms first: ``transform(updates_KD) -> updates_KD``, row by row."""
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        return aggregate.add(memory, replace(updates, delta_KD=transform(updates.delta_KD)))
+
+    return Aggregator(init=aggregate.init, add=add, done=aggregate.done, merge=aggregate.merge)
+
+
 def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
     """An aggregator from a rule that wants all updates at once: ``rule(updates_KD, num_examples_K) -> update_D``."""
 
@@ -180,15 +190,49 @@ def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
         return {"blocks": [*memory["blocks"], updates]}
 
     def done(memory: Memory) -> Array:
-        blocks = memory["blocks"]
-        xp = array_namespace(blocks[0].delta_KD)
-        updates_KD = xp.concat([block.delta_KD for block in blocks]) if len(blocks) > 1 else blocks[0].delta_KD
-        return rule(updates_KD, np.concatenate([block.num_examples_K for block in blocks]))
+        return rule(_end_to_end(memory["blocks"]), np.concatenate([block.num_examples_K for block in memory["blocks"]]))
 
     def merge(one: Memory, other: Memory) -> Memory:
         return {"blocks": [*one["blocks"], *other["blocks"]]}
 
     return Aggregator(init=lambda layout: {"blocks": []}, add=add, done=done, merge=merge)
+
+
+def _end_to_end(blocks: Sequence[Updates]) -> Array:
+    xp = array_namespace(blocks[0].delta_KD)
+    return xp.concat([block.delta_KD for block in blocks]) if len(blocks) > 1 else blocks[0].delta_KD
+
+
+def kept() -> Aggregator:
+    """Nothing but the updates themselves, for a rule that remembers, draws lots or must know who sent what.
+
+    Such a rule is the server half of a strategy's last stage: it finds the updates with ``updates_of(context)`` and
+    returns the aggregate in the place of the zero that this gives.
+    """
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        return {**memory, "kept": (*memory["kept"], updates)}
+
+    def merge(one: Memory, other: Memory) -> Memory:
+        return {**one, "kept": one["kept"] + other["kept"]}
+
+    return Aggregator(
+        init=lambda layout: {"kept": (), "layout": layout},
+        add=add,
+        done=lambda memory: np.zeros(memory["layout"].num_parameters, np.float32),
+        merge=merge,
+    )
+
+
+def updates_of(context: Context) -> Updates:
+    """All updates of the round, for a rule over `kept` ones: ids, update and number of examples of each client."""
+    blocks = context.fold["kept"]
+    return Updates(
+        clients_K=np.concatenate([block.clients_K for block in blocks]),
+        delta_KD=_end_to_end(blocks),
+        num_examples_K=np.concatenate([block.num_examples_K for block in blocks]),
+        num_steps_K=np.concatenate([block.num_steps_K for block in blocks]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -26,7 +26,7 @@ METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     }
 )
 Auc = Callable[[np.ndarray, np.ndarray], float]  # (positive_N, score_N) -> area under the ROC curve, NaN if undefined
-_LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae"})
+_LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "attack_success"})
 
 
 def main_metric(task: Task) -> str:

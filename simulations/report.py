@@ -111,6 +111,8 @@ def draw_figures(run: RunFolder, folder: Path) -> dict[str, Path]:
         drawn = {}
         if any(line["test"] for line in run.history):
             drawn["convergence"] = figures.convergence(run.history, run.main, baselines(run))
+        if any(line["test"] and line["test"].get(run.main) is not None for line in run.history):
+            drawn["traffic"] = figures.traffic(run.history, run.main)
         if any(row.get(run.main) is not None for row in run.clients):
             drawn["fairness"] = figures.fairness(run.clients, run.main)
         if run.partition.get("clients"):
@@ -207,6 +209,8 @@ def captions(run: RunFolder) -> dict[str, str]:
         "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round: on all "
         "examples together, and over clients, each counted once (mean, one standard deviation around it, and the mean "
         "over the worst tenth).",
+        "traffic": f"{main} of the global model on held-out examples against all that clients have sent until then, "
+        "as it travels: compressed where updates are.",
         "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "
         f"worst tenth is set off in orange, the dashed line is the mean over clients.{left_out}",
         "partition": f"Training examples of each {what} at each client, darker for more, and of all together.{some}",

@@ -25,11 +25,13 @@ class RunInfo:
         examples: the smallest and the largest number of training examples at a client, or None if not counted.
         model: e.g. ``mlp 13-32-1``.
         num_parameters: D.
-        bytes_per_update: what one client sends a round; four bytes a parameter where it is None.
+        bytes_per_update: what one client sends a round (of a codec: about); four bytes a parameter where it is None.
         strategy: its name.
         settings: its settings in few words, e.g. ``mu 0.1``; may be empty.
         cohort: e.g. ``all 4 of 4 clients a round``.
         privacy: the facts of the protection, see `fedlearn.privacy.protection.Protection`; empty for none.
+        attack: which clients attack and how; empty where none does.
+        compress: the codec that writes updates and its settings; empty for none.
         engine: its name, e.g. ``vector``.
         machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
         framework: ``torch``, ``jax`` or ``numpy``.
@@ -60,6 +62,8 @@ class RunInfo:
     bytes_per_update: int | None = None
     settings: str = ""
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    attack: str = ""
+    compress: str = ""
     start_round: int = 0
     history: History = ()
     again: str = ""

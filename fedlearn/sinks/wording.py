@@ -29,6 +29,8 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     ]
     at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
     lines[at:at] = [(word, [text]) for word, text in limits(run.privacy)]
+    beside = (("compress", run.compress), ("attack", run.attack))
+    lines[at:at] = [(word, [text]) for word, text in beside if text]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
     return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
 
@@ -81,7 +83,7 @@ def score(metric: str, value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return "nan"
-    if metric == "accuracy":
+    if metric in ("accuracy", "attack_success"):
         return f"{100 * value:.1f} %"
     if abs(value) >= 1000:
         return f"{value:.4g}"

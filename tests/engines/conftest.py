@@ -137,6 +137,7 @@ def federation(problem, identity, tmp_path):
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
         given = {"scenario": scenario_words, "strategy": strategy_words}
+        given |= {group: words[group] for group in ("compress",) if group in (words or {})}
         settings = {"run": "test-run", "nodes": len(sites), "join_timeout": 10, "deadline": 10, **settings}
         return SimpleNamespace(
             engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, words=given, allow=(problem,)
