@@ -27,7 +27,7 @@ def byzfl():
     """ByzFL's rules and attacks alone: the package's own import wants torchvision to load, which they do not use."""
     spec = importlib.util.find_spec("byzfl")
     if spec is None:
-        pytest.skip("needs byzfl (pip install 'fedlearn[dev]')")
+        pytest.skip("needs byzfl (pip install --no-deps byzfl)")
     added = {"byzfl": types.ModuleType("byzfl")}
     added["byzfl"].__path__ = list(spec.submodule_search_locations)
     sys.modules.update(added)
