@@ -396,7 +396,8 @@ def _with_losses(result: Updates | Failure, strategy: Strategy) -> Updates | Fai
     """Refuse an update without the losses that the strategy's aggregator is to weigh it by."""
     if isinstance(result, Failure):
         return result
-    missing = [name for name in strategy.local.compares if f"loss/{name}" not in result.metrics]
+    losses = {name: result.metrics.get(f"loss/{name}") for name in strategy.local.compares}
+    missing = [name for name, loss in losses.items() if loss is None or not np.isfinite(loss.means()).all()]
     reason = f"the reply does not tell the loss of {', '.join(missing)}"
     return Failure(client=_client(result), stage="update", reason=reason) if missing else result
 

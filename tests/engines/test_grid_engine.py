@@ -187,6 +187,21 @@ def test_an_update_may_not_weigh_more_than_its_node_said(federation):
     assert "13000 training examples; the node told 13" in one.failures[0].reason
 
 
+@pytest.mark.parametrize("tell", [lambda v: v * 0, None], ids=["nothing counted", "absent"])
+def test_an_update_without_the_loss_that_it_is_weighed_by_is_refused(federation, tell):
+    def change(parcel):
+        kept = {k: v for k, v in parcel.arrays.items() if k != "count/loss/w_global" or tell}
+        kept = {k: v for k, v in kept.items() if k != "total/loss/w_global" or tell}
+        return replace(parcel, arrays={k: tell(v) if k == "count/loss/w_global" else v for k, v in kept.items()})
+
+    made = federation(strategy="strategies.qfedavg")
+    made.grid.nodes[102] = tampered(made.sites[102], change)
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "update"), (3, "update")]
+    assert "loss of w_global" in one.failures[0].reason
+    assert np.isfinite(one.state.params_D).all()
+
+
 def test_answers_that_come_twice_are_counted_once(federation):
     made = federation()
     made.grid.twice = True
