@@ -25,7 +25,7 @@ POOLED, WORST, CLIENTS, INK = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 WIDTH = 7.6  # inches
 MOST_BARS = 40  # beyond that, names would be too small to read
 MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers
-NAMES = {"auc": "AUC", "f1": "F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+NAMES = {"auc": "AUC", "auprc": "AUPRC", "f1": "F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
 STYLE: Mapping[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,

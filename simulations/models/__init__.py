@@ -20,8 +20,9 @@ from fedlearn.data.federated import FederatedData
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
 from fedlearn.trainers.base import Trainer
 from fedlearn.trainers.mixed import MixedTrainer
+from simulations.models import vision
 
-MODELS = ("linear", "mlp", "cnn")
+MODELS = ("linear", "mlp", "cnn", *vision.SMALLEST)
 FRAMEWORKS = ("torch", "jax", "mixed")
 
 
@@ -37,8 +38,9 @@ def trainer(
     """A trainer of a model for some data, and one line that describes the model.
 
     Args:
-        model: ``linear``, ``mlp``, ``cnn`` (for images), or a module of your own: an ``nn.Module`` for torch, a flax
-            (linen) module for JAX, with one output for binary tasks and regression, else one for each class.
+        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see `simulations.models.vision.build`), or a
+            module of your own: an ``nn.Module`` for torch, a flax (linen) module for JAX, with one output for binary
+            tasks and regression, else one for each class.
         data: for the task and the number of classes.
         input_shape: of one example.
         hidden: widths of the hidden layers of ``mlp``.
@@ -56,7 +58,10 @@ def trainer(
         return MixedTrainer([one, other]), line
     modules, trainers = _load(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
-    module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
+    if isinstance(model, str) and model in vision.SMALLEST:
+        module, line = vision.build(model, framework, input_shape=input_shape, num_outputs=num_outputs)
+    else:
+        module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":
         return trainers.TorchTrainer(module, task=data.task, device=device), line
     return trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device), line
