@@ -56,8 +56,8 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
         pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
 
     *Guarantees*: what is undefined is NaN, never an error or a warning: anything without examples, AUC with one class
-    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an output is not finite. The result
-    does not depend on the order of ``predictions``; `METRICS` gives the names and their order.
+    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an output
+    is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives the names and their order.
     """
     from sklearn import config_context
 
@@ -120,9 +120,10 @@ def _counts(
 def combine(tallies: Sequence[Tally], *, task: Task) -> Evaluation:
     """The evaluation of clients that told sums instead of outputs.
 
-    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC and AUPRC, which are NaN:
-    they rank examples of different clients against each other, and a histogram of scores fine enough to replace that would
-    show single patients of a small hospital. Each client's own are there, and with them mean, spread and worst tenth.
+    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC and AUPRC, which are
+    NaN: they rank examples of different clients against each other, and a histogram of scores fine enough to replace
+    that would show single patients of a small hospital. Each client's own are there, and with them mean, spread and
+    worst tenth.
     """
     ordered = sorted(tallies, key=lambda one: one.client)
     count_K = np.array([one.num_examples for one in ordered], np.int64)

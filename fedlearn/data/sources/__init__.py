@@ -9,6 +9,6 @@ Whatever the way, a file is used only if its checksum is the one in the descript
 """
 
 from fedlearn.data.sources.find import find
-from fedlearn.data.sources.origins import DataSet, Found, Official, Wheel
+from fedlearn.data.sources.origins import Copy, DataSet, Found, Official, Wheel
 
-__all__ = ["DataSet", "Found", "Official", "Wheel", "find"]
+__all__ = ["Copy", "DataSet", "Found", "Official", "Wheel", "find"]

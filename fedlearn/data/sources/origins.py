@@ -52,7 +52,23 @@ class Official:
         return self.base_url
 
 
-Origin = Wheel | Official
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """Files in a form that no server has: they are looked for in folders, and never fetched.
+
+    Args:
+        files: file name -> checksum.
+        folder: where a package of the operating system puts them; None if none does.
+    """
+
+    files: Mapping[str, str]
+    folder: str | None = None
+
+    def __str__(self) -> str:
+        return "a copy"
+
+
+Origin = Wheel | Official | Copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
