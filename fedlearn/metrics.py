@@ -56,8 +56,8 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
         pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
 
     *Guarantees*: what is undefined is NaN, never an error or a warning: anything without examples, AUC with one class
-    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an output
-    is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives the names and their order.
+    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an
+    output is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives names and order.
     """
     from sklearn import config_context
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlearn.data.sources import Copy, DataSet, Found, Official, find
-from fedlearn.errors import DataError
+from fedlearn.errors import DataError, MissingExtra
 
 TARBALL, JPEGS = "cifar-10-python.tar.gz", "cifar10_jpeg_12k.npz"
 TRAIN, TEST = tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",)
@@ -75,20 +75,22 @@ def _joined(images: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...]) -> P
 
 def _read_member(archive: tarfile.TarFile, name: str) -> Pair:
     """One batch. It is a pickle, of which the listing is read: nothing in it is run."""
+    where = f"{TARBALL}: {name}"
     try:
         member = archive.extractfile(name)
     except KeyError as error:
-        raise DataError(f"{archive.name} has no member {name}") from error
+        raise DataError(f"{where} is not in the archive") from error
     if member is None:
-        raise DataError(f"{archive.name}: {name} is not a file")
-    key, labels, pixels = "", [], b""
+        raise DataError(f"{where} is not a file")
+    labels: list[int] = []
+    key, pixels = "", b""
     for opcode, value, _ in pickletools.genops(member.read()):
-        if isinstance(value, str | bytes) and "STRING" in opcode.name:
-            key = str(value) if value in ("labels", "data", "filenames", "batch_label") else key
-            pixels = max(pixels, value.encode("latin-1") if isinstance(value, str) else value, key=len)
-        elif key == "labels" and opcode.name.startswith("BININT"):
+        if isinstance(value, str) and "STRING" in opcode.name:  # Python 2's, in which bytes are strings
+            key = value if value in ("labels", "data", "filenames", "batch_label") else key
+            pixels = max(pixels, value.encode("latin-1"), key=len)
+        elif isinstance(value, int) and key == "labels" and opcode.name.startswith("BININT"):
             labels.append(value)
-    return _checked(pixels, labels, where=f"{archive.name}: {name}")
+    return _checked(pixels, labels, where=where)
 
 
 def _checked(pixels: bytes, labels: list[int], *, where: str) -> Pair:
@@ -108,7 +110,10 @@ def _read_jpegs(file: Path) -> tuple[Pair, Pair]:
 
 
 def _decoded(jpeg: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    from PIL import Image  # comes with matplotlib and flwr-datasets
+    try:
+        from PIL import Image  # comes with matplotlib
+    except ImportError as error:
+        raise MissingExtra("reading JPEG", "report") from error
 
     files = [jpeg[start:end].tobytes() for start, end in pairwise(offsets)]
     return np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
