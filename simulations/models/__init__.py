@@ -18,7 +18,7 @@ from typing import Any
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
-from fedlearn.trainers.base import Trainer
+from fedlearn.trainers.base import Initial, Trainer
 from fedlearn.trainers.mixed import MixedTrainer
 from simulations.models import vision
 
@@ -34,6 +34,7 @@ def trainer(
     hidden: Sequence[int] = (32,),
     framework: str = "torch",
     device: str = "cpu",
+    initial: Initial | None = None,
 ) -> tuple[Trainer, str]:
     """A trainer of a model for some data, and one line that describes the model.
 
@@ -46,6 +47,7 @@ def trainer(
         hidden: widths of the hidden layers of ``mlp``.
         framework: ``torch``, ``jax``, or ``mixed``: clients with even numbers in torch, those with odd ones in JAX.
         device: where to compute, e.g. ``cpu`` or ``cuda:0``.
+        initial: law of the initial parameters; None is `fedlearn.layout.default_initial`.
 
     Raises:
         SettingError: the model or framework is unknown, or the model is not for such inputs.
@@ -53,7 +55,7 @@ def trainer(
     """
     if framework == "mixed":
         require(isinstance(model, str), "model", model, f"one of {', '.join(MODELS)} for framework=mixed", "model=mlp")
-        in_one = partial(trainer, model, data, input_shape=input_shape, hidden=hidden, device=device)
+        in_one = partial(trainer, model, data, input_shape=input_shape, hidden=hidden, device=device, initial=initial)
         (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
         return MixedTrainer([one, other]), line
     modules, trainers = _load(framework)
@@ -63,8 +65,9 @@ def trainer(
     else:
         module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":
-        return trainers.TorchTrainer(module, task=data.task, device=device), line
-    return trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device), line
+        return trainers.TorchTrainer(module, task=data.task, device=device, initial=initial), line
+    made = trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device, initial=initial)
+    return made, line
 
 
 def _load(framework: str) -> tuple[ModuleType, ModuleType]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedlearn.data.arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.layout import Layout, default_initial
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 from simulations.scenarios.icu_stays import BLOCKS, COLUMNS, icu_stays
@@ -75,6 +76,7 @@ SCALES = {
     "wbc": (7.5, 3.5),  # white cells, 1000/ul
 }
 HOURS = 25  # in which a value can have been measured
+MORTALITY = 0.1  # about what intensive care units report; a model starts from it, where it would first learn that alone
 
 
 def icu_mortality(
@@ -123,8 +125,16 @@ def icu_mortality(
     names = {block: f"block {block}" for block in range(len(BLOCKS))} if partition == "natural" else {}
     data = replace(data, names=names, source=f"eICU demo (YAIB's task mortality24), from {place}")
     shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
-    fitted, line = trainer(model, data, framework=framework, device=device, **shape)
+    first = initial if isinstance(model, str) else None
+    fitted, line = trainer(model, data, framework=framework, device=device, initial=first, **shape)
     return Scenario(name="icu_mortality", data=data, trainer=fitted, model=line, partition=str(how))
+
+
+def initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:
+    """Parameters of a model that gives each patient the same chance, `MORTALITY`, and learns the rest from there."""
+    tensors = layout.unpack(default_initial(layout, rng))
+    odds = np.full(1, np.log(MORTALITY / (1 - MORTALITY)), np.float32)
+    return layout.pack({**tensors, "out.weight": np.zeros_like(tensors["out.weight"]), "out.bias": odds})
 
 
 def scaled(table_N: np.ndarray) -> np.ndarray:
