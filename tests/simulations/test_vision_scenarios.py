@@ -203,7 +203,8 @@ def batch(images_NHWC, labels):
             b"\x86cnumpy\ndtype\nq\nU\x02u1K\x00K\x01\x87Rq\x0b(K\x03U\x01|NNN",
             b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T",
             struct.pack("<i", len(pixels)) + pixels,
-            b"tbU\tfilenamesq\x0c]q\r(U\x0eleptodactylus.q\x0ecos\nabort\nq\x0f)Reu.",  # run, this would end the process
+            b"tbU\tfilenamesq\x0c]q\r(U\x0eleptodactylus.q\x0e",
+            b"cos\nabort\nq\x0f)Reu.",  # run, this would end the process
         ]
     )
 
