@@ -19,6 +19,7 @@ from fedlearn.engines.base import Engine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop import Schedule
 from fedlearn.metrics import METRICS
+from fedlearn.privacy.ledger import Ledger
 from fedlearn.privacy.mechanism import Mechanism, Population, none
 from fedlearn.records import LocalSettings
 from fedlearn.scenario import Scenario
@@ -121,7 +122,18 @@ def protected(planned: Plan, scenario: Scenario) -> Plan:
     able = local.example_dp is None or scenario.trainer.private
     expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
     require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
-    return replace(planned, strategy=strategy, local=local)
+    return replace(planned, strategy=_as_prepared(strategy, scenario), local=local)
+
+
+def _as_prepared(strategy: Strategy, scenario: Scenario) -> Strategy:
+    """With what preparing the data has told: paid for where the promise is about single examples, else not covered."""
+    protection = strategy.protection
+    if protection is None or not scenario.told:
+        return strategy
+    if protection.facts["unit"] == "example" and scenario.ledger != Ledger():
+        return replace(strategy, protection=replace(protection, prior=scenario.ledger))
+    facts = {**protection.facts, "not_covered": [*protection.facts["not_covered"], scenario.told]}
+    return replace(strategy, protection=replace(protection, facts=facts))
 
 
 def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:

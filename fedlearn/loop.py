@@ -19,6 +19,7 @@ from fedlearn.arrays import like
 from fedlearn.engines.base import Engine
 from fedlearn.errors import TooManyFailures, is_count, is_number, require
 from fedlearn.layout import Layout
+from fedlearn.privacy.ledger import Ledger
 from fedlearn.privacy.protection import Release
 from fedlearn.records import (
     Array,
@@ -77,7 +78,9 @@ def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> 
 def start_from(strategy: Strategy, params_D: Array, layout: Layout, *, seed: int) -> State:
     """The same, where there is no engine."""
     stages = tuple(stage.server.init(layout) for stage in strategy.stages)
-    return State(round=0, seed=seed, params_D=params_D, server=strategy.server.init(layout), stages=stages)
+    server, protection = strategy.server.init(layout), strategy.protection
+    ledger = Ledger() if protection is None else protection.prior
+    return State(round=0, seed=seed, params_D=params_D, server=server, stages=stages, ledger=ledger)
 
 
 def federate(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
+from fedlearn.privacy.ledger import Ledger
 from fedlearn.records import Array, Evaluation, Predictions, Tally
 from fedlearn.trainers.base import Trainer
 
@@ -21,6 +22,8 @@ class Scenario:
         trainer: the model in its framework.
         model: one line for the header, e.g. ``mlp 13-32-1``.
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
+        told: what preparing the data has told of clients, in words; empty for nothing.
+        ledger: what that has cost the clients, if noise covers each of their records; else empty.
     """
 
     name: str
@@ -28,6 +31,8 @@ class Scenario:
     trainer: Trainer
     model: str
     partition: str = "natural"
+    told: str = ""
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def judge(scenario: Scenario) -> Evaluate:

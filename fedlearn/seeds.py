@@ -21,7 +21,9 @@ class Purpose(IntEnum):
     MASKS = 9
     CANARIES = 10
     SHADOWS = 11
-    AUGMENT = 20
+    FEATURE_NOISE = 20
+    STATISTICS = 21
+    AUGMENT = 22
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

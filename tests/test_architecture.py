@@ -78,7 +78,7 @@ HOMES = {
     "jax": [*TRAINERS["jax"], *MODELS["jax"], "fedlearn/optim.py", "fedlearn/testing.py", *BENCHMARKS["jax"]],
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
-    "flwr_datasets": ["fedlearn/data/partition.py"],
+    "flwr_datasets": ["fedlearn/data/hub.py", "fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",
         "simulations/figures.py",

@@ -236,7 +236,8 @@ class Site:
     def _own_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
         """A scenario's settings, with what only the operator may say."""
         takes = inspect.signature(get_object(words["_target_"])).parameters  # accepted by the policy, by its full name
-        own = {"path": str(self.own.data) if self.own.data else None, "device": self.own.device}
+        own: dict[str, Any] = {"path": str(self.own.data) if self.own.data else None, "device": self.own.device}
+        own["deployed"] = True  # to scenarios for which it makes a difference
         own |= {"framework": self.own.framework} if self.own.framework else {}
         return {**words, **{name: value for name, value in own.items() if name in takes}}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedlearn.privacy.ledger import Epsilon, Ledger
@@ -42,6 +42,7 @@ class Protection:
         budget: epsilon that no round may pass; None for no limit.
         withholds: what stays at the clients because no noise covers it: ``metrics`` of training, and their numbers of
             ``examples``.
+        prior: what was paid before the first round: the ledger that a run starts with.
         empty_rounds: whether a round without clients is a round all the same, which releases noise.
     """
 
@@ -50,6 +51,7 @@ class Protection:
     facts: Mapping[str, Any]
     budget: float | None = None
     withholds: frozenset[str] = EVERYTHING
+    prior: Ledger = field(default_factory=Ledger)
     empty_rounds: bool = False
 
     def refusal(self, ledger: Ledger, release: Release) -> str | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlearn.data.sources import Copy, DataSet, Found, Official, find
+from fedlearn.data.sources import Copy, DataSet, Official, find, look
 from fedlearn.errors import DataError, MissingExtra
 
 TARBALL, JPEGS = "cifar-10-python.tar.gz", "cifar10_jpeg_12k.npz"
@@ -28,7 +28,22 @@ OFFICIAL = Official(
     base_url="https://www.cs.toronto.edu/~kriz", files={TARBALL: "md5:c58f30108f718f92721af3b95e74349a"}
 )
 FEW = Copy(files={JPEGS: "sha256:1b663f6f7a0b99191f0142e53d3962ae4311e5cf5d47e8fb1b93de143a35a74d"})
-CIFAR10 = DataSet(name="cifar10", origins=(OFFICIAL, FEW))
+CITATION = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
+CIFAR10 = DataSet(
+    name="cifar10",
+    about="60,000 photographs of 32 x 32 pixels: which of ten animals and vehicles is it?",
+    licence="not stated",
+    citation=CITATION,
+    megabytes=170.5,
+    origins=(OFFICIAL, FEW),
+)
+CIFAR10_JPEG = DataSet(
+    name="cifar10-jpeg-12k",
+    about="12,000 images of CIFAR-10, kept as JPEG: lossy",
+    licence="not stated",
+    citation=CITATION,
+    origins=(FEW,),
+)
 
 
 def cifar10_images(*, path: str | PathLike[str] | None = None) -> tuple[Pair, Pair, str]:
@@ -41,22 +56,12 @@ def cifar10_images(*, path: str | PathLike[str] | None = None) -> tuple[Pair, Pa
     Raises:
         DataError: the files cannot be had, or are not what they should be.
     """
-    found = find(CIFAR10, path=path) if path is not None else _nearest()
+    found = look(CIFAR10, path=path) or (None if path else look(CIFAR10_JPEG)) or find(CIFAR10, path=path)
     if TARBALL in found.files:
         train, test = _read_tarball(found.files[TARBALL])
         return train, test, f"CIFAR-10, from {found.place}"
     train, test = _read_jpegs(found.files[JPEGS])
     return train, test, f"CIFAR-10, 12,000 of its images kept as JPEG (lossy), from {found.place}"
-
-
-def _nearest() -> Found:
-    here = Copy(files=OFFICIAL.files)  # nothing is fetched for the sake of a copy
-    for data in (DataSet(name=CIFAR10.name, origins=(here,)), DataSet(name="cifar10-jpeg-12k", origins=(FEW,))):
-        try:
-            return find(data)
-        except DataError:
-            continue
-    return find(CIFAR10)
 
 
 def _read_tarball(file: Path) -> tuple[Pair, Pair]:

@@ -100,10 +100,11 @@ def icu_mortality(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (196-1, logistic regression), ``mlp`` (196-32-1), or a module of your own with one output.
-        partition: ``natural`` (hospital blocks), ``iid``, ``dirichlet`` or ``pathological``.
+        partition: ``natural`` (hospital blocks), ``iid``, ``dirichlet``, ``pathological``, ``shards`` or
+            ``quantity``.
         num_clients: 13 for ``natural``.
-        alpha: of ``dirichlet``, > 0.
-        classes_per_client: of ``pathological``, 1 or 2.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
         test_share: held out at each client, in [0, 1).
         seed: of partition and split.
         path: a folder with the data; None searches for them.

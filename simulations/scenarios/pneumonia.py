@@ -21,6 +21,10 @@ from simulations.models import trainer
 FILE = "pneumoniamnist.npz"
 PNEUMONIA = DataSet(
     name="pneumoniamnist",
+    about="5,856 chest X-rays of children, 28 x 28 pixels: pneumonia or not?",
+    licence="CC BY 4.0",
+    citation="Yang et al., MedMNIST v2, Scientific Data 10, 2023; Kermany et al., Cell 172, 2018",
+    megabytes=4.2,
     origins=(
         Official(
             base_url="https://zenodo.org/records/10519652/files", files={FILE: "md5:28209eda62fecd6e6a2d98b1501bb15f"}
@@ -53,10 +57,10 @@ def pneumonia(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn`` (three convolutions with group norm), ``resnet8``, ``resnet20``, ``lenet``, ``vgg``, ``cnn``,
             ``mlp``, ``linear``, or a module of your own with one output.
-        partition: ``dirichlet``, ``iid`` or ``pathological``.
+        partition: ``dirichlet``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: hospitals, >= 1.
-        alpha: of ``dirichlet``, > 0.
-        classes_per_client: of ``pathological``, 1 or 2.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each hospital.
         test_share: held out at each hospital, in [0, 1).
         seed: of partition and split.
         path: a folder with ``pneumoniamnist.npz``; None searches for it.

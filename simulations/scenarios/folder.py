@@ -1,0 +1,250 @@
+"""Data of one's own, from a folder.
+
+Shapes: N rows or images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_rows, split_rows
+from fedlearn.data.encode import targets
+from fedlearn.data.federated import Task
+from fedlearn.data.folder import CLASS, Contents, read_contents
+from fedlearn.data.hub import HUB, read_hub
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.prepare import Preparation, Prepared, prepare
+from fedlearn.data.statistics import Noise
+from fedlearn.data.tables import Table, numbers, without, word, words
+from fedlearn.errors import DataError, SettingError, require
+from fedlearn.scenario import Scenario
+from simulations.models import trainer
+
+WORD_FEATURES = 4096  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
+
+
+def folder(
+    *,
+    framework: str = "torch",
+    model: Any = "mlp",
+    path: str | PathLike[str] | None = None,
+    target: str | None = None,
+    task: Task | None = None,
+    classes: Sequence[Any] | None = None,
+    client: str | None = None,
+    clients: Sequence[Any] | None = None,
+    ignore: Sequence[str] | None = None,
+    text: str | None = None,
+    scale: str = "federated",
+    scales: Mapping[str, Sequence[float]] | None = None,
+    categories: Mapping[str, Sequence[Any]] | None = None,
+    bounds: Mapping[str, Sequence[float]] | None = None,
+    noise_multiplier: float | None = None,
+    image_size: int | None = None,
+    partition: str = "natural",
+    num_clients: int | None = None,
+    alpha: float = 0.5,
+    classes_per_client: int = 2,
+    order_by: str | None = None,
+    strictness: float = 0.8,
+    test_share: float = 0.25,
+    seed: int = 1,
+    device: str = "cpu",
+    deployed: bool = False,
+) -> Scenario:
+    """Your own tables (CSV, TSV, Parquet) or images: see `fedlearn.data.folder` for how a folder may look.
+
+    Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hub`.
+
+    A missing value is put at the centre of its column. With ``scale=federated`` clients add up counts, sums and sums of
+    squares of their training rows, and the header says so (`fedlearn.data.statistics` tells what that reveals); nothing
+    else is learned from pooled data but which classes there are. A real node has its own rows only and takes no part in
+    such a round: there ``scale=constants``, ``classes`` and ``clients`` must be said.
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``mlp`` (32 hidden units), ``linear``, ``cnn`` (images), or a module of your own.
+        path: a file, a folder, or ``hf://owner/name``.
+        target: the column to predict; of images it is their folder's name.
+        task: ``binary``, ``multiclass`` or ``regression``; None goes by the target column.
+        classes: all values of the target in the order of their numbers; None takes those that are there.
+        client: the column that says whose row it is; None goes by names of files and folders.
+        clients: the names of all clients in the order of their numbers; None takes those that are there, sorted. With
+            these a folder may hold the rows of some of them only, as at a real node: the others have none.
+        ignore: columns to leave out, e.g. numbers of patients.
+        text: the column to learn from, word by word (hashed to 4,096 features), instead of all others.
+        scale: ``federated``; ``constants``: less the centre, over the spread of ``scales``; or ``none``.
+        scales: column -> (centre, spread), for ``constants``; of a regression's target too.
+        categories: column -> its values, each of which becomes a feature. For ``federated`` those of columns of text
+            are counted in the round where they are not said.
+        bounds: column -> (least, most) that a value can be, for ``noise_multiplier``.
+        noise_multiplier: Gaussian noise on the statistics over what one record changes them by, > 0; each client pays
+            for it in the ledger of ``privacy=example``. Bounds or categories of every column must be said. None: exact.
+        image_size: to which images are scaled, pixels; None takes them as they are.
+        partition: ``natural`` (by client), or a way to divide rows whoever had them, see `fedlearn.data.partition`.
+        num_clients: of other partitions, 10 unless said.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological`` and ``shards``.
+        order_by: the column by which ``time`` and ``feature`` divide.
+        strictness: of ``feature``, in [0, 1].
+        test_share: held out at each client, in [0, 1), unless files are called train and test.
+        seed: of partition and split.
+        device: where to compute.
+        deployed: whether this is a real node, which says so itself.
+
+    Raises:
+        SettingError: a setting is out of range, or must be said.
+        DataError: the data cannot be read; names file, row and column.
+        MissingExtra: Parquet or images need an optional dependency.
+    """
+    _require_said(path, clients, partition, deployed=deployed)
+    noise = _noise(noise_multiplier, bounds, categories, seed)
+    preparation = Preparation(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
+    contents = _read(str(path), client=client, ignore=ignore or (), image_size=image_size)
+    names, natural_N = _owners(contents, clients)
+    whole = not deployed and len(np.unique(natural_N)) == len(names)
+    label = _label(contents, target)
+    y_N, kind, known = targets(contents.table, label, task=task, classes=classes, whole=whole)
+    how = Partition(
+        kind=partition,
+        num_clients=num_clients or (len(names) or 1 if partition == "natural" else 10),
+        alpha=alpha,
+        classes_per_client=classes_per_client,
+        seed=seed,
+        strictness=strictness,
+    )
+    rows = _rows(how, contents, y_N, natural_N, names=names, order_by=order_by)
+    train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
+    left_out = (label, client, order_by if partition == "time" else None)
+    columns = without(contents.table, [name for name in left_out if name])
+    scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
+    if kind == "regression" and (scale == "federated" or label in preparation.scales):
+        scaled[label] = contents.table.columns[label]
+    made = prepare(Table(scaled, contents.table.origins), train, preparation, whole=whole) if scaled else Prepared()
+    x, said = _features(contents, columns, text, made)
+    if label in made.encoding.scales:
+        centre, spread = made.encoding.scales[label]
+        y_N, said = (y_N - centre) / spread, f"{said}, the target less {centre:.6g}, over {spread:.6g}"
+    data = replace(
+        from_rows(x, y_N, train=train, test=test, task=kind),
+        num_classes=len(known) or 1,
+        names=dict(enumerate(names)) if partition == "natural" else {},
+        source=" · ".join(part for part in (Path(str(path)).name, said) if part),
+    )
+    fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
+    how_made = {"partition": str(how), "told": made.told}
+    return Scenario(name="folder", data=data, trainer=fitted, model=line, ledger=made.ledger, **how_made)
+
+
+def _require_said(path: Any, clients: Sequence[Any] | None, partition: str, *, deployed: bool) -> None:
+    require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
+    alike = not deployed or (clients is not None and partition == "natural")
+    expected = "the names of all clients in the order of their numbers, at real nodes"
+    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' scenario.partition=natural")
+
+
+def _read(path: str, **how: Any) -> Contents:
+    return read_hub(path, **how) if path.startswith(HUB) else read_contents(Path(path).expanduser(), **how)
+
+
+def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names of all clients in the order of their numbers, and the number of whose each row is."""
+    if contents.clients is None:
+        said = clients is None
+        require(said, "clients", clients, "nothing: these data do not say whose row is whose", "client=COLUMN")
+        return (), np.zeros(0, np.int64)
+    here, natural_N = np.unique(contents.clients.astype(str), return_inverse=True)
+    names = tuple(here.tolist()) if clients is None else tuple(word(name) for name in clients)
+    if strangers := [name for name in here.tolist() if name not in names]:
+        fix = f"'scenario.clients=[{','.join([*names, *strangers])}]'"
+        raise SettingError("clients", list(names), f"all clients: {strangers[0]} is in the folder too", fix)
+    number_of = np.array([names.index(name) for name in here.tolist()])
+    return names, number_of[natural_N]
+
+
+def _label(contents: Contents, target: str | None) -> str:
+    if contents.images is not None:
+        return CLASS
+    if target is None:
+        has = list(contents.table.columns)
+        raise SettingError("target", target, f"the column to predict, one of {', '.join(has)}", f"target={has[-1]}")
+    return target
+
+
+def _rows(
+    how: Partition,
+    contents: Contents,
+    y_N: np.ndarray,
+    natural_N: np.ndarray,
+    *,
+    names: Sequence[str],
+    order_by: str | None,
+) -> list[np.ndarray]:
+    """The rows of each client; those of a client that is not here are none."""
+    expected = "iid, dirichlet, ..., where nothing says whose row is whose"
+    fix = "partition=iid   (or scenario.client=COLUMN, if a column says it)"
+    require(how.kind != "natural" or bool(names), "partition", how.kind, expected, fix)
+    if how.kind == "natural":
+        fits = how.num_clients == len(names)
+        require(
+            fits, "num_clients", how.num_clients, f"{len(names)}, as many as there are", f"num_clients={len(names)}"
+        )
+        return [np.flatnonzero(natural_N == number) for number in range(len(names))]
+    order_N = None
+    if order_by is not None:
+        cells_N = contents.table.column(order_by, "scenario.order_by")
+        missing_N = np.array([cell is None for cell in words(cells_N)])
+        contents.table.refuse(missing_N, order_by, "missing, but rows are ordered by it", "removing the row")
+        values_N, wrong_N = numbers(cells_N)
+        # text is ordered as text, which for dates as in 2026-01-31 is their order
+        order_N = np.unique(cells_N.astype(str), return_inverse=True)[1] if wrong_N.any() else values_N
+    return partition_rows(how, y_N, order_N=order_N)
+
+
+def _sides(
+    contents: Contents, rows: Sequence[np.ndarray], y_N: np.ndarray, *, test_share: float, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    if contents.test_N is None:
+        return split_rows(rows, y_N, test_share=test_share, seed=seed)
+    held_out_N = contents.test_N
+    return [rows_k[~held_out_N[rows_k]] for rows_k in rows], [rows_k[held_out_N[rows_k]] for rows_k in rows]
+
+
+def _noise(
+    multiplier: float | None,
+    bounds: Mapping[str, Sequence[float]] | None,
+    categories: Mapping[str, Sequence[Any]] | None,
+    seed: int,
+) -> Noise | None:
+    if multiplier is None:
+        return None
+    pairs = {name: (pair[0], pair[1]) for name, pair in (bounds or {}).items()}
+    known = {name: tuple(map(word, values)) for name, values in (categories or {}).items()}
+    return Noise(multiplier=multiplier, bounds=pairs, categories=known, seed=seed)
+
+
+def _features(contents: Contents, columns: Table, text: str | None, made: Prepared) -> tuple[np.ndarray, str]:
+    """What to learn from, and what to say of it in the header."""
+    if contents.images is not None:
+        return contents.images.astype(np.float32) / 255, ""
+    if text is not None:
+        return _word_features(columns, text), f"words of {text}, hashed"
+    if not columns.columns:
+        raise DataError("no column is left to learn from\n  try       fewer names in scenario.ignore")
+    return made.encoding.features(columns), made.said
+
+
+def _word_features(columns: Table, text: str) -> np.ndarray:
+    """Counts of hashed words, of unit length: nothing is learned, so nothing is told."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    cells_N = columns.column(text, "scenario.text")
+    said = ["" if cell is None else str(cell) for cell in cells_N]
+    hashed = HashingVectorizer(n_features=WORD_FEATURES, dtype=np.float32).transform(said)
+    return np.asarray(hashed.toarray())
