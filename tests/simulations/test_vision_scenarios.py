@@ -407,11 +407,12 @@ def test_a_model_of_mortality_starts_from_the_rate_that_is_known(stay_folder):
 @pytest.mark.parametrize("model", ["linear", "mlp"])
 def test_twins_learn_alike_from_stays(stay_folder, model):
     pytest.importorskip("flax")
-    one, other = (
+    one, other, both = (
         rounds_in(icu_mortality(path=stay_folder[0], model=model, partition="iid", num_clients=5, framework=framework))
-        for framework in ("torch", "jax")
+        for framework in ("torch", "jax", "mixed")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
+    np.testing.assert_allclose(one, both, atol=1e-5)
 
 
 def test_real_stays_lie_at_thirteen_blocks_with_few_deaths():
