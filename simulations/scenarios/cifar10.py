@@ -23,7 +23,7 @@ from simulations.scenarios.cifar_images import cifar10_images
 def cifar10(
     *,
     framework: str = "torch",
-    model: Any = "vgg",
+    model: Any = "gn_cnn",
     partition: str = "dirichlet",
     num_clients: int = 20,
     alpha: float = 0.5,
@@ -42,7 +42,7 @@ def cifar10(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``vgg``, ``resnet20``, ``resnet8``, ``gn_cnn``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module of
+        model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module of
             your own with ten outputs.
         partition: ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: >= 1.

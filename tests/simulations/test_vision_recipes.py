@@ -18,6 +18,7 @@ RECIPES = {
     "mnist_dp_sgd": ("mnist", "Accuracy (seed 1)"),
     "fashion_central_dp": ("mnist", "Accuracy (seed 1)"),
     "cifar10_fedadam": ("cifar10", "Published test accuracy"),
+    "cifar10_fedavg": ("cifar10", "Accuracy (seed 1)"),
 }
 
 
