@@ -84,7 +84,7 @@ def folder(
         categories: column -> its values, each of which becomes a feature. For ``federated`` those of columns of text
             are counted in the round where they are not said.
         bounds: column -> (least, most) that a value can be, for ``noise_multiplier``.
-        noise_multiplier: Gaussian noise on the statistics over what one record changes them by, > 0; each client pays
+        noise_multiplier: Gaussian noise on each client's statistics over what a row changes them by, > 0; it pays
             for it in the ledger of ``privacy=example``. Bounds or categories of every column must be said. None: exact.
         image_size: to which images are scaled, pixels; None takes them as they are.
         partition: ``natural`` (by client), or a way to divide rows whoever had them, see `fedlearn.data.partition`.
