@@ -2,10 +2,7 @@
 
 Shapes: K clients, N examples, C model outputs.
 
-Metrics are scikit-learn's, imported at the first evaluation because that takes more than a second. Two are not: the
-loss comes straight from the logits, where a probability would already have been rounded to 0 or 1; and a single
-client's AUC is counted here, because ``roc_auc_score`` takes a millisecond a class whatever the size (7 s for 100
-clients and 62 classes). The tests hold both equal to scikit-learn's.
+Metrics are scikit-learn's, imported at the first evaluation because XX
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from fedlearn.records import Evaluation, Predictions, Tally
 
 METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {
-        "binary": ("loss", "accuracy", "auc", "precision", "recall", "f1"),
+        "binary": ("loss", "accuracy", "auc", "auprc", "precision", "recall", "f1"),
         "multiclass": ("loss", "accuracy", "auc", "precision", "recall", "f1"),
         "regression": ("loss", "rmse", "mae", "r2"),
     }
@@ -49,7 +46,8 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
     ``loss`` is the log loss in nats (mean squared error for regression). Multiclass ``precision``, ``recall`` and
     ``f1`` are macro averages over the classes that occur among targets or predictions (0 where nothing was
     predicted); ``auc`` is the macro average, one class versus the rest, over the classes for which it exists, so that
-    a client which lacks some classes still has one.
+    a client which lacks some classes still has one. Binary ``auprc`` is the average precision, the area under the curve
+    of precision and recall as a sum of steps; by chance it is the share of positives.
 
     Args:
         predictions: one per client, outputs ``(N, C)``: C = 1 logit for ``binary`` (positive means class 1), one
@@ -58,8 +56,8 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
         pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
 
     *Guarantees*: what is undefined is NaN, never an error or a warning: anything without examples, AUC with one class
-    present, R2 with fewer than two examples or constant targets, everything where an output is not finite. The result
-    does not depend on the order of ``predictions``; `METRICS` gives the names and their order.
+    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an
+    output is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives names and order.
     """
     from sklearn import config_context
 
@@ -122,9 +120,10 @@ def _counts(
 def combine(tallies: Sequence[Tally], *, task: Task) -> Evaluation:
     """The evaluation of clients that told sums instead of outputs.
 
-    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC, which is NaN: it
-    ranks examples of different clients against each other, and a histogram of scores fine enough to replace that would
-    show single patients of a small hospital. Each client's own AUC is there, and with it mean, spread and worst tenth.
+    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC and AUPRC, which are
+    NaN: they rank examples of different clients against each other, and a histogram of scores fine enough to replace
+    that would show single patients of a small hospital. Each client's own are there, and with them mean, spread and
+    worst tenth.
     """
     ordered = sorted(tallies, key=lambda one: one.client)
     count_K = np.array([one.num_examples for one in ordered], np.int64)
@@ -183,7 +182,8 @@ def _binary(outputs_NC: np.ndarray, targets: np.ndarray, auc: Auc) -> dict[str, 
     logits, positive = outputs_NC[:, 0], targets == 1
     loss = np.logaddexp(0, np.where(positive, -logits, logits)).mean()
     hits = _hits(positive.astype(int), (logits > 0).astype(int), "binary")
-    return {"loss": loss, "auc": auc(positive, logits)} | hits
+    ranked = {"auc": auc(positive, logits), "auprc": _average_precision(positive, logits)}
+    return {"loss": loss} | ranked | hits
 
 
 def _multiclass(outputs_NC: np.ndarray, targets: np.ndarray, auc: Auc) -> dict[str, float]:
@@ -223,6 +223,15 @@ def _pairs_ranked_right(positive: np.ndarray, score: np.ndarray) -> float:
         return float("nan")
     twice_below = np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")
     return float(twice_below.mean() / (2 * len(wrong)))
+
+
+def _average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """The mean, over positive examples, of the share of positive ones among all that are ranked as high or higher."""
+    found, ranked = np.sort(score[positive]), np.sort(score)
+    if not len(found):
+        return float("nan")
+    right, all_N = (len(scores) - np.searchsorted(scores, found, "left") for scores in (found, ranked))
+    return float(np.mean(right / all_N))
 
 
 def _log_softmax(logits_NC: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     COMPRESS = 22
     FEATURE_NOISE = 23
     STATISTICS = 24
+    AUGMENT = 25
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

@@ -28,7 +28,15 @@ WIDTH = 7.6  # inches
 UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
 MOST_BARS = 40  # beyond that, names would be too small to read
 MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers
-NAMES = {"auc": "AUC", "f1": "F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²", "attack_success": "Attack success"}
+NAMES = {
+    "auc": "AUC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "attack_success": "Attack success",
+}
 STYLE: Mapping[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,

@@ -53,6 +53,22 @@ class Official:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """Files in a form that no server has: they are looked for in folders, and never fetched.
+
+    Args:
+        files: file name -> checksum.
+        folder: where a package of the operating system puts them; None if none does.
+    """
+
+    files: Mapping[str, str]
+    folder: str | None = None
+
+    def __str__(self) -> str:
+        return "a copy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
     """An archive at the official source, zip or tar, of which some members are read.
 
@@ -78,7 +94,7 @@ class Archive:
         return f"{self.base_url.rstrip('/')}/{self.name}"
 
 
-Origin = Wheel | Official | Archive
+Origin = Wheel | Official | Archive | Copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
