@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
@@ -21,6 +21,7 @@ class Scenario:
         trainer: the model in its framework.
         model: one line for the header, e.g. ``mlp 13-32-1``.
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
+        files: small texts that belong to the model, by file name, e.g. its vocabulary; a run folder holds them.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Scenario:
     trainer: Trainer
     model: str
     partition: str = "natural"
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(scenario: Scenario) -> Evaluate:
