@@ -11,6 +11,7 @@ clients and 62 classes). The tests hold both equal to scikit-learn's.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -53,7 +54,8 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
 
     Args:
         predictions: one per client, outputs ``(N, C)``: C = 1 logit for ``binary`` (positive means class 1), one
-            logit a class for ``multiclass``, C = 1 value for ``regression``; targets ``(N,)``. N may be 0.
+            logit a class for ``multiclass``, C = 1 value for ``regression``; targets ``(N,)``. N may be 0. Sequences
+            have outputs ``(N, T, C)`` and targets ``(N, T)``: each position is an example, save those of target -1.
         task: ``binary``, ``multiclass`` or ``regression``.
         pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
 
@@ -63,10 +65,10 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
     """
     from sklearn import config_context
 
-    ordered = sorted(predictions, key=lambda part: part.client)
+    ordered = [_by_position(part) for part in sorted(predictions, key=lambda part: part.client)]
     with config_context(assume_finite=True, skip_parameter_validation=True), np.errstate(all="ignore"):
         rows = [_judge(part.outputs, part.targets, task) for part in ordered]
-        whole = pooled if pooled is not None else _end_to_end(ordered)
+        whole = _by_position(pooled) if pooled is not None else _end_to_end(ordered)
         of_all = _judge(whole.outputs, whole.targets, task, auc=_roc_auc)
     return Evaluation(
         pooled=of_all,
@@ -88,6 +90,7 @@ def tally(part: Predictions, *, task: Task, num_classes: int) -> Tally:
         task: ``binary``, ``multiclass`` or ``regression``.
         num_classes: of the task, whether they occur here or not.
     """
+    part = _by_position(part)
     own = evaluate([part], task=task).per_client
     outputs_NC, targets_N = np.asarray(part.outputs, np.float64), part.targets
     if task == "regression":
@@ -157,6 +160,13 @@ def _from_counts(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]
     found = {name: np.nan_to_num(part_C / of_C)[occurs_C].mean() for name, (part_C, of_C) in shares.items()}
     found |= {"loss": sums["loss"] / count, "accuracy": hit_C.sum() / count}
     return {name: float(value) for name, value in found.items()}
+
+
+def _by_position(part: Predictions) -> Predictions:
+    if part.targets.ndim == 1:
+        return part
+    real_NT = part.targets >= 0
+    return replace(part, outputs=part.outputs[real_NT], targets=part.targets[real_NT])
 
 
 def _end_to_end(parts: Sequence[Predictions]) -> Predictions:

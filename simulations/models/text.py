@@ -39,10 +39,10 @@ def reader(
 def writer(
     model: Any, data: FederatedData, *, num_tokens: int, length: int, framework: str = "torch", device: str = "cpu"
 ) -> tuple[Trainer, str]:
-    """A trainer of a model that tells the next token at each position; arguments as those of `reader`.
+    """A trainer of a model that tells the next token at each position, and one line that describes it.
 
-    Args:
-        model: ``lstm``, ``gru``, ``transformer`` (causal), or a module of your own, ``(B, T) -> (B, T, num_tokens)``.
+    The model is ``lstm``, ``gru``, ``transformer`` (causal), or a module of your own, ``(B, T) -> (B, T, num_tokens)``;
+    all else is as for `reader`.
     """
     named = f"next_{model}" if model in WRITERS else model
     names, how = tuple(f"next_{name}" for name in WRITERS), {"framework": framework, "device": device}

@@ -8,6 +8,7 @@ Shapes: B batch, T positions, E width, H hidden, A heads, C outputs.
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ def next_token_loss(outputs_BTC: jax.Array, y_BT: jax.Array) -> jax.Array:
 
 
 class Recurrent(nn.Module):
-    """One LSTM (four gates) or GRU (three) layer; state stands still where the mask is 0."""
+    """One LSTM (four gates) or GRU (three) layer. Backward, the state stands still until the text begins."""
 
     hidden: int
     gates: int
@@ -44,29 +45,29 @@ class Recurrent(nn.Module):
         hidden_weight = self.param("hidden_weight", zeros, (num_gates, self.hidden))
         drive_BTG = x_BTE @ input_weight.T + self.param("bias", zeros, (num_gates,))
 
-        def step(state: tuple[jax.Array, jax.Array], now: tuple[jax.Array, jax.Array]) -> tuple[object, jax.Array]:
-            (h, c), (drive, real_B1) = state, now
-            new_h, new_c = cell(drive, h @ hidden_weight.T, c if self.gates == 4 else h)
-            h, c = h + real_B1 * (new_h - h), c + real_B1 * (new_c - c)
-            return (h, c), h
+        def step(state: tuple[jax.Array, ...], now: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+            drive, real_B1 = now
+            state = cell(drive, state[0] @ hidden_weight.T, *state)
+            if self.backward:
+                state = tuple(part_BH * real_B1 for part_BH in state)
+            return state, state[0]
 
-        state = (jnp.zeros((len(x_BTE), self.hidden)),) * 2
+        state = (jnp.zeros((len(x_BTE), self.hidden)),) * (self.gates - 2)
         times = (drive_BTG.swapaxes(0, 1), real_BT.astype(x_BTE.dtype).T[:, :, None])
         _, h_TBH = jax.lax.scan(step, state, times, reverse=self.backward)
         return h_TBH.swapaxes(0, 1)
 
 
-def _lstm(drive: jax.Array, recall: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _lstm(drive: jax.Array, recall: jax.Array, h: jax.Array, c: jax.Array) -> tuple[jax.Array, ...]:
     enter, forget, new, show = jnp.split(drive + recall, 4, axis=-1)
     c = jax.nn.sigmoid(forget + 1) * c + jax.nn.sigmoid(enter) * jnp.tanh(new)
     return jax.nn.sigmoid(show) * jnp.tanh(c), c
 
 
-def _gru(drive: jax.Array, recall: jax.Array, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _gru(drive: jax.Array, recall: jax.Array, h: jax.Array) -> tuple[jax.Array, ...]:
     (reset, keep, new), (reset_h, keep_h, new_h) = jnp.split(drive, 3, axis=-1), jnp.split(recall, 3, axis=-1)
     candidate = jnp.tanh(new + jax.nn.sigmoid(reset + reset_h) * new_h)
-    h = candidate + jax.nn.sigmoid(keep + keep_h) * (h - candidate)
-    return h, h
+    return (candidate + jax.nn.sigmoid(keep + keep_h) * (h - candidate),)
 
 
 class Block(nn.Module):

@@ -8,7 +8,6 @@ Shapes: B batch, T positions, E width, H hidden, A heads, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import sqrt
 
 import torch
@@ -18,7 +17,6 @@ from torch.nn import functional as F  # noqa: N812
 from simulations.models.text import sinusoids
 
 Module = nn.Module
-Cell = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 LARGE = 1e9  # what a hidden position loses before a softmax
 
 
@@ -30,16 +28,15 @@ def next_token_loss(outputs_BTC: torch.Tensor, y_BT: torch.Tensor) -> torch.Tens
 
 
 class Recurrent(nn.Module):
-    """One LSTM (four gates) or GRU (three) layer; state stands still where the mask is 0.
+    """One LSTM (four gates) or GRU (three) layer.
 
     Gates are those of ``torch.nn.LSTM`` and ``torch.nn.GRU`` with one bias instead of two, and one more in the forget
-    gate, so that a new layer remembers.
+    gate, so that a new layer remembers. Backward, the state stands still until the text begins.
     """
 
     def __init__(self, num_inputs: int, hidden: int, gates: int, *, backward: bool = False) -> None:
         super().__init__()
-        self.hidden, self.backward = hidden, backward
-        self.cell: Cell = _lstm if gates == 4 else _gru
+        self.hidden, self.gates, self.backward = hidden, gates, backward
         self.input_weight = nn.Parameter(torch.zeros(gates * hidden, num_inputs))
         self.hidden_weight = nn.Parameter(torch.zeros(gates * hidden, hidden))
         self.bias = nn.Parameter(torch.zeros(gates * hidden))
@@ -48,26 +45,27 @@ class Recurrent(nn.Module):
         """``(B, T, E) -> (B, T, H)``."""
         drive_TBG = F.linear(x_BTE, self.input_weight, self.bias).unbind(1)
         real_TB1 = real_BT.to(x_BTE.dtype)[:, :, None].unbind(1)
-        h_BH = c_BH = x_BTE.new_zeros(len(x_BTE), self.hidden)
-        weight_HG, outputs = self.hidden_weight.t(), [h_BH] * len(drive_TBG)
+        cell, weight_HG = _lstm if self.gates == 4 else _gru, self.hidden_weight.t()
+        state = (x_BTE.new_zeros(len(x_BTE), self.hidden),) * (self.gates - 2)
+        outputs = [state[0]] * len(drive_TBG)
         for t in range(len(drive_TBG))[:: -1 if self.backward else 1]:
-            new_h, new_c = self.cell(drive_TBG[t], h_BH @ weight_HG, c_BH if self.cell is _lstm else h_BH)
-            h_BH, c_BH = torch.lerp(h_BH, new_h, real_TB1[t]), torch.lerp(c_BH, new_c, real_TB1[t])
-            outputs[t] = h_BH
+            state = cell(drive_TBG[t], state[0] @ weight_HG, *state)
+            if self.backward:
+                state = tuple(part_BH * real_TB1[t] for part_BH in state)
+            outputs[t] = state[0]
         return torch.stack(outputs, dim=1)
 
 
-def _lstm(drive: torch.Tensor, recall: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _lstm(drive: torch.Tensor, recall: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
     enter, forget, new, show = (drive + recall).chunk(4, dim=-1)
     c = torch.sigmoid(forget + 1) * c + torch.sigmoid(enter) * torch.tanh(new)
     return torch.sigmoid(show) * torch.tanh(c), c
 
 
-def _gru(drive: torch.Tensor, recall: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _gru(drive: torch.Tensor, recall: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, ...]:
     (reset, keep, new), (reset_h, keep_h, new_h) = drive.chunk(3, dim=-1), recall.chunk(3, dim=-1)
     candidate = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
-    h = torch.lerp(candidate, h, torch.sigmoid(keep + keep_h))
-    return h, h
+    return (torch.lerp(candidate, h, torch.sigmoid(keep + keep_h)),)
 
 
 class Block(nn.Module):
