@@ -9,7 +9,7 @@ from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
 from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
 from fedlearn.layout import Layout
-from fedlearn.local import LocalRule, plain, proximal
+from fedlearn.local import LocalRule, Personal, patterns, plain, proximal
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.optim import adaptive, from_optax, sgd, zeros
 from fedlearn.records import (
@@ -56,6 +56,7 @@ __all__ = [
     "LocalRule",
     "LocalSettings",
     "Order",
+    "Personal",
     "Predictions",
     "Round",
     "SamplingLaw",
@@ -89,6 +90,7 @@ __all__ = [
     "mean",
     "mean_around_median",
     "min_separation",
+    "patterns",
     "plain",
     "poisson",
     "proximal",

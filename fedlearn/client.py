@@ -17,14 +17,17 @@ from fedlearn.optim import zeros
 from fedlearn.records import Array, Examples, Failure, Memory, Order, Updates, Work
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
+from fedlearn.training import first_memory, train
 from fedlearn.transform import Context, Stage
 
 
-def initial_memory(strategy: Strategy, layout: Layout) -> Memory:
-    """What a client remembers before its first round: the local rule's vectors and each stage's memory."""
-    memory: dict[str, np.ndarray] = {name: zeros(layout) for name in strategy.local.memory}
+def initial_memory(strategy: Strategy, layout: Layout, params_D: Array) -> Memory:
+    """What a client remembers before its first round, in which it receives ``params_D``: the local rule's part and
+    each stage's.
+    """
+    memory = first_memory(strategy.local, layout, params_D)
     for i, stage in enumerate(strategy.stages):
-        memory |= {f"{i}.{name}": np.asarray(v) for name, v in stage.client.init(layout).items()}
+        memory |= {f"{i}.{name}": np.asarray(v) for name, v in stage.client.init(strategy.leaving(layout)).items()}
     return memory
 
 
@@ -40,11 +43,11 @@ def sent_as_update(strategy: Strategy, order: Order, layout: Layout) -> int:
     """How many numbers each client's update has when it leaves: a stage may add some to those of the model."""
     blank = Updates(
         clients_K=np.zeros(1, np.int64),
-        delta_KD=zeros(layout)[None],
+        delta_KD=zeros(strategy.leaving(layout))[None],
         num_examples_K=np.ones(1, np.int64),
         num_steps_K=np.ones(1, np.int64),
     )
-    memory_KD = stack([initial_memory(strategy, layout)])
+    memory_KD = stack([initial_memory(strategy, layout, order.params_D)])
     for i, stage in enumerate(strategy.stages):
         blank = _leave_through(stage, i, order, blank, memory_KD)
     return int(blank.delta_KD.shape[1])
@@ -57,7 +60,7 @@ def client_step(
 
     Returns the updates of the clients that succeeded and a failure for each of the others.
     """
-    updates = trainer.fit(order, strategy.local, work)
+    updates = train(trainer, strategy.local, order, work)
     if tuple(updates.delta_KD.shape) != (len(work), trainer.layout.num_parameters):
         raise ValueError(f"updates have shape {tuple(updates.delta_KD.shape)}, not those of {len(work)} such models")
     updates, failures = refuse_non_finite(updates, work)
@@ -66,6 +69,7 @@ def client_step(
     kept = set(updates.clients_K.tolist())
     memory_KD = stack([one.memory for one in work if one.client in kept])
     updates = _finish(strategy, order, updates, memory_KD)
+    updates = replace(updates, delta_KD=leaving(strategy, trainer.layout, updates.delta_KD))
     for i, stage in enumerate(strategy.stages):
         updates = _leave_through(stage, i, order, updates, memory_KD)
     if strategy.protection is not None:
@@ -73,10 +77,17 @@ def client_step(
     return replace(updates, num_bytes_K=_bytes_of(updates)), failures
 
 
+def leaving(strategy: Strategy, layout: Layout, delta_KD: Array) -> Array:
+    """Updates without the parameters that stay at the clients."""
+    if not strategy.local.keeps:
+        return delta_KD
+    sent = np.delete(np.arange(layout.num_parameters), layout.positions(strategy.local.keeps))
+    return delta_KD[:, sent]
+
+
 def refuse_non_finite(updates: Updates, work: Sequence[Work]) -> tuple[Updates, list[Failure]]:
-    """Drop the clients whose update holds NaN or infinity, with the reason as far as their data tell it."""
-    xp = array_namespace(updates.delta_KD)
-    finite_K: np.ndarray = as_numpy(xp.all(xp.isfinite(updates.delta_KD), axis=-1))
+    """Drop the clients whose update or own model is not finite, with the reason as far as their data tell it."""
+    finite_K = np.all([_finite(rows_KD) for rows_KD in (updates.delta_KD, *updates.memory.values())], axis=0)
     if finite_K.all():
         return updates, []
     bad = set(updates.clients_K[~finite_K].tolist())
@@ -86,6 +97,11 @@ def refuse_non_finite(updates: Updates, work: Sequence[Work]) -> tuple[Updates, 
         if one.client in bad
     ]
     return updates.rows(finite_K), failures
+
+
+def _finite(rows_KD: Array) -> np.ndarray:
+    xp = array_namespace(rows_KD)
+    return as_numpy(xp.all(xp.isfinite(rows_KD), axis=-1))
 
 
 def _why_not_finite(examples: Examples) -> str:
@@ -110,7 +126,7 @@ def _finish(strategy: Strategy, order: Order, updates: Updates, memory_KD: Mappi
     vectors = {name: memory_KD[name] for name in rule.memory} | {name: order.broadcast[name] for name in rule.receives}
     vectors = {name: like(v, updates.delta_KD) for name, v in vectors.items()}
     kept, extra = rule.finish(updates.delta_KD, updates.num_steps_K, order.local.learning_rate, **vectors)
-    return replace(updates, memory=dict(kept), extra=dict(extra))
+    return replace(updates, memory={**updates.memory, **kept}, extra=dict(extra))
 
 
 def _leave_through(

@@ -11,10 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
 from math import prod, sqrt
 
 import numpy as np
+
+from fedlearn.errors import require
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,20 @@ class Layout:
         """SHA-256 of names, shapes and dtypes: tells on the wire whether two sides speak of the same model."""
         return hashlib.sha256(repr(self.leaves).encode()).hexdigest()
 
+    def positions(self, patterns: tuple[str, ...]) -> np.ndarray:
+        """Where in the vector the leaves lie whose names match one of the patterns (``head.*``), ascending.
+
+        Raises:
+            SettingError: a pattern matches no leaf.
+        """
+        return _positions(self, patterns)
+
+    def without(self, patterns: tuple[str, ...]) -> Layout:
+        """The layout of what is left without those leaves."""
+        if not patterns:
+            return self
+        return Layout(tuple(leaf for leaf in self.leaves if not any(fnmatchcase(leaf.name, p) for p in patterns)))
+
     def unpack(self, params_D: np.ndarray) -> dict[str, np.ndarray]:
         """Views of the vector by leaf name."""
         if params_D.shape != (self.num_parameters,):
@@ -84,6 +101,18 @@ class Layout:
         if not self.leaves:
             return np.zeros(0, np.float32)
         return np.concatenate([np.asarray(tensors[leaf.name], np.float32).ravel() for leaf in self.leaves])
+
+
+@lru_cache(maxsize=64)
+def _positions(layout: Layout, patterns: tuple[str, ...]) -> np.ndarray:
+    names = [leaf.name for leaf in layout.leaves]
+    for pattern in patterns:
+        known = any(fnmatchcase(name, pattern) for name in names)
+        fix = f"keeps={names[-1] if names else ''}"
+        require(known, "keeps", pattern, f"a pattern of some of the model's names: {', '.join(names)}", fix)
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    every = np.arange(layout.num_parameters)
+    return np.concatenate([np.zeros(0, np.int64), *(every[layout.slices[name]] for name in found)])
 
 
 def default_initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:

@@ -5,18 +5,41 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fedlearn.errors import require
 from fedlearn.records import Array, Memory
 
+GLOBAL = "w_global"  # the model that an order carries, among the names of vectors
 
-def _gradient(grad: Any, w: Any, w_global: Any) -> Any:
+
+def _gradient(grad: Any, w: Any, w_global: Any, **vectors: Any) -> Any:
     return grad
 
 
-def _nothing(delta_KD: Array, num_steps_K: Array, learning_rate: float) -> tuple[Memory, Mapping[str, Array]]:
+def _nothing(
+    delta_KD: Array, num_steps_K: Array, learning_rate: float, **vectors: Array
+) -> tuple[Memory, Mapping[str, Array]]:
     return {}, {}
+
+
+class Personal(NamedTuple):
+    """A model of each client's own beside the global one. It never leaves the client; evaluation judges both.
+
+    Before its client's first round it is the global model that the client receives. All three are array-API
+    arithmetic: ``own`` and ``delta`` are K x D, ``w_global`` is D.
+
+    Attributes:
+        correct: ``(grad, w, w_global) -> grad`` of a training of its own, on the same batches, after the one whose
+            update is sent; None: there is none, it is where that one ended.
+        start: ``(own, w_global) -> model``: where its training begins, and what the client predicts with.
+        finish: ``(own, delta) -> own`` after its training has moved that model by ``delta``.
+    """
+
+    correct: Callable[..., Any] | None = None
+    start: Callable[[Array, Array], Array] = lambda own, w_global: own
+    finish: Callable[[Array, Array], Array] = lambda own, delta: own + delta
 
 
 class LocalRule(NamedTuple):
@@ -30,15 +53,42 @@ class LocalRule(NamedTuple):
         receives: names of the D-vectors that the server broadcasts (see `Transform.broadcast`).
         finish: ``(delta_KD, num_steps_K, learning_rate, **vectors) -> (new memory, what else to send)``, K x D each,
             on array-API arrays, after training; broadcasts come as D.
+        keeps: patterns of names of parameters, e.g. ``head.*``, that never leave a client: they begin each round where
+            the client's last one left them, at first as the global model has them.
+        kept_epochs: passes in which only those are trained, before as many as the order says in which only the others
+            are; 0 trains all together.
+        personal: a model of each client's own beside the global one; None: there is none.
+        compares: received models (``w_global``, or names in ``receives``) whose mean loss on its examples each client
+            finds out before it trains, at the cost of a pass each. It begins at the best of them, and tells the losses
+            as the metrics ``loss/NAME``.
     """
 
     correct: Callable[..., Any] = _gradient
     memory: tuple[str, ...] = ()
     receives: tuple[str, ...] = ()
     finish: Callable[..., tuple[Memory, Mapping[str, Array]]] = _nothing
+    keeps: tuple[str, ...] = ()
+    kept_epochs: int = 0
+    personal: Personal | None = None
+    compares: tuple[str, ...] = ()
 
 
 plain = LocalRule()
+
+
+def patterns(names: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern of names, or several, as `LocalRule.keeps` takes them.
+
+    >>> patterns("out.*"), patterns(["norm*", "out.bias"])
+    (('out.*',), ('norm*', 'out.bias'))
+
+    Raises:
+        SettingError: there is none, or one is no text.
+    """
+    found = (names,) if isinstance(names, str) else tuple(names)
+    ok = bool(found) and all(isinstance(name, str) and name for name in found)
+    require(ok, "keeps", names, "patterns of names of parameters", "keeps=out.*")
+    return found
 
 
 def proximal(mu: float) -> LocalRule:

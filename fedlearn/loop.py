@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from fedlearn.aggregate import Gathered, gather, value
 from fedlearn.arrays import like
@@ -38,7 +39,8 @@ from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.transform import Context
 
-Evaluate = Callable[[Array, Sequence[Predictions] | Sequence[Tally]], Evaluation]
+# of the global model (None where each client uses its own), from clients' outputs
+Evaluate = Callable[[Array | None, Sequence[Predictions] | Sequence[Tally]], Evaluation]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +78,7 @@ def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> 
 
 def start_from(strategy: Strategy, params_D: Array, layout: Layout, *, seed: int) -> State:
     """The same, where there is no engine."""
-    stages = tuple(stage.server.init(layout) for stage in strategy.stages)
+    stages = tuple(stage.server.init(strategy.leaving(layout)) for stage in strategy.stages)
     return State(round=0, seed=seed, params_D=params_D, server=strategy.server.init(layout), stages=stages)
 
 
@@ -120,7 +122,7 @@ def federate(
         done = run_round(strategy, engine, state, cohort, schedule=schedule, local=local or LocalSettings())
         state = done.state
         if evaluate is not None and schedule.evaluates(state.round):
-            evaluation, failures = evaluate_round(engine, state, schedule, evaluate)
+            evaluation, failures = evaluate_round(strategy, engine, state, schedule, evaluate)
             done = replace(done, evaluation=evaluation, failures=done.failures + failures)
         yield replace(done, seconds=time.perf_counter() - began)
     return None
@@ -167,7 +169,8 @@ def run_round(
         fold=gathered.fold,
         deployed=engine.deployed,
     )
-    params_D, server, stages = step(strategy, state, strategy.aggregate.done(gathered.fold), context)
+    update_D = strategy.aggregate.done(gathered.fold)
+    params_D, server, stages = step(strategy, state, update_D, context, engine.layout)
     ledger = state.ledger if protection is None else protection.charge(state.ledger, _release(number, gathered))
     withheld = protection is not None and "examples" in protection.withholds
     sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in broadcast.values())
@@ -202,7 +205,7 @@ def _release(number: int, gathered: Gathered) -> Release:
 
 
 def _gather(strategy: Strategy, engine: Engine, order: Order, cohort: Sequence[ClientId]) -> Gathered:
-    gathered = Gathered(fold=strategy.aggregate.init(engine.layout))
+    gathered = Gathered(fold=strategy.aggregate.init(strategy.leaving(engine.layout)))
     for result in engine.fit(order, strategy, cohort):
         gathered = gather(gathered, strategy.aggregate, result)
     return gathered
@@ -221,24 +224,48 @@ def _stop_if_too_many_failed(gathered: Gathered, cohort: Sequence[ClientId], max
 
 
 def step(
-    strategy: Strategy, state: State, update_D: Array, context: Context
+    strategy: Strategy, state: State, update_D: Array, context: Context, layout: Layout
 ) -> tuple[Array, Memory, tuple[Memory, ...]]:
-    """The server's half: stages in reverse order, then the optimiser, then the step."""
+    """The server's half: stages in reverse order, then the optimiser, then the step; what stays at clients stays."""
     stages = list(state.stages)
     for i in reversed(range(len(strategy.stages))):
         update_D, stages[i] = strategy.stages[i].server.update(update_D, stages[i], context)
+    if strategy.local.keeps:
+        update_D = _filled_up(update_D, layout.positions(strategy.local.keeps), layout.num_parameters)
     step_D, server = strategy.server.update(update_D, state.server, context)
     return like(state.params_D, step_D) + step_D, server, tuple(stages)
 
 
+def _filled_up(update_S: Array, kept: np.ndarray, size: int) -> Array:
+    """An update of the parameters that are shared, with zeros for those that are not."""
+    xp = array_namespace(update_S)
+    source_D = np.full(size, update_S.shape[0])
+    source_D[np.delete(np.arange(size), kept)] = np.arange(update_S.shape[0])
+    padded = xp.concat([update_S, xp.zeros_like(update_S[:1])])
+    return xp.take(padded, like(source_D, padded), axis=0)
+
+
 def evaluate_round(
-    engine: Engine, state: State, schedule: Schedule, evaluate: Evaluate
+    strategy: Strategy, engine: Engine, state: State, schedule: Schedule, evaluate: Evaluate
 ) -> tuple[Evaluation | None, tuple[Failure, ...]]:
-    """Judge the global model on clients' held-out parts."""
-    results = list(engine.evaluate(state.params_D, _judges(engine.clients, schedule, state.seed)))
+    """Judge on clients' held-out parts the global model, if there is one, and the models of the clients' own."""
+    rule, judges = strategy.local, _judges(engine.clients, schedule, state.seed)
+    if rule.keeps:
+        return _evaluated(engine.evaluate(state.params_D, judges, strategy), None, evaluate)
+    found, failures = _evaluated(engine.evaluate(state.params_D, judges), state.params_D, evaluate)
+    if not (found and rule.personal):
+        return found, failures
+    personal, more = _evaluated(engine.evaluate(state.params_D, judges, strategy), None, evaluate)
+    return replace(found, personal=personal), failures + more
+
+
+def _evaluated(
+    results: Iterable[Any], params_D: Array | None, evaluate: Evaluate
+) -> tuple[Evaluation | None, tuple[Failure, ...]]:
+    results = list(results)
     judged: list[Any] = [result for result in results if not isinstance(result, Failure)]
     failures = tuple(result for result in results if isinstance(result, Failure))
-    return (evaluate(state.params_D, judged) if judged else None), failures
+    return (evaluate(params_D, judged) if judged else None), failures
 
 
 def _judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:

@@ -125,11 +125,19 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """One client's part of an order: its examples, and the D-vectors that it has kept for itself."""
+    """One client's part of an order.
+
+    Attributes:
+        client: who.
+        examples: its own.
+        memory: what it has kept for itself, by name.
+        start_D: where its training begins; None: at the order's ``params_D``.
+    """
 
     client: ClientId
     examples: Examples
     memory: Memory = field(default_factory=dict)
+    start_D: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +160,12 @@ class Updates:
 
     Attributes:
         clients_K: client ids.
-        delta_KD: local minus global parameters.
+        delta_KD: where local training ended minus where it began; on its way to the server without the parameters
+            that stay at the clients, K x fewer (`Strategy.leaving`).
         num_examples_K: training examples of each client.
         num_steps_K: local steps that each took.
         metrics: sums, e.g. ``loss`` over the examples seen while training.
-        memory: what each client keeps for itself, K x D; stays with the engine.
+        memory: what each client keeps for itself, K x D or fewer; stays with the engine.
         extra: what else it sends, K x D, e.g. SCAFFOLD's control change.
         num_bytes_K: bytes that each client sends.
     """
@@ -232,19 +241,22 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What the global model is worth on held-out examples.
+    """What the model is worth on held-out examples: the global one, or where parts of it stay at the clients, theirs.
 
     Attributes:
         pooled: metric -> value on the examples of all clients together.
         clients: the clients evaluated, in ascending order.
         num_examples_K: held-out examples of each.
         per_client: metric -> value on each client's own part (K); NaN where it is undefined (AUC with one class).
+        personal: what the models are worth that clients keep beside the global one, each on its client's own part;
+            None where there are none.
     """
 
     pooled: Mapping[str, float]
     clients: tuple[ClientId, ...]
     num_examples_K: np.ndarray
     per_client: Mapping[str, np.ndarray]
+    personal: Evaluation | None = None
 
     def mean(self, metric: str) -> float:
         """Over the clients where the metric is defined, each counted once."""
@@ -289,7 +301,7 @@ class Round:
         cohort: clients chosen, ascending.
         failures: those that did not deliver.
         metrics: training metrics, pooled over the clients that delivered.
-        evaluation: of the new global model, or None in rounds that do not evaluate.
+        evaluation: after the round, or None in rounds that do not evaluate.
         num_examples: training examples at the clients that delivered; None where the protection withholds it.
         privacy: epsilon of all rounds so far; None without protection.
         bytes_up, bytes_down: payload sent by clients, and to them.

@@ -35,19 +35,21 @@ class Scenario:
 def judge(scenario: Scenario) -> Evaluate:
     """How `federate` evaluates this scenario: pooled and by client, with the metrics of its task.
 
+    Where each client uses a model of its own, their examples together are what is pooled.
+
     Clients that keep outputs to themselves send a `Tally` each; then the clients' own examples are what is pooled.
     """
     from fedlearn.metrics import combine, evaluate
 
     data = scenario.data
 
-    def judged(params_D: Array, parts: Sequence[Predictions] | Sequence[Tally]) -> Evaluation:
+    def judged(params_D: Array | None, parts: Sequence[Predictions] | Sequence[Tally]) -> Evaluation:
         tallies = [part for part in parts if isinstance(part, Tally)]
         if tallies:
             return combine(tallies, task=data.task)
         predictions = [part for part in parts if isinstance(part, Predictions)]
         pooled = None
-        if data.pooled_test is not None:
+        if data.pooled_test is not None and params_D is not None:
             test = data.pooled_test()
             pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
         return evaluate(predictions, task=data.task, pooled=pooled)

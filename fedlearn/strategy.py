@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fedlearn.aggregate import Aggregator, mean
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, require
+from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
 from fedlearn.optim import sgd
 from fedlearn.privacy.protection import Protection
@@ -40,7 +43,22 @@ class Strategy:
     server: Transform = field(default_factory=sgd)
     protection: Protection | None = None
 
+    def leaving(self, layout: Layout) -> Layout:
+        """The layout of updates: that of the model without the parameters that stay at the clients.
+
+        Raises:
+            SettingError: nothing would be left to send, or a pattern matches no parameter.
+        """
+        keeps = self.local.keeps
+        layout.positions(keeps)
+        left = layout.without(keeps)
+        require(
+            bool(left.leaves) or not keeps, "keeps", keeps, "patterns that leave some of the model to share", "out.*"
+        )
+        return left
+
     def __post_init__(self) -> None:
+        self._check_local()
         _refuse_if(
             any(stage.event is not None for stage in self.stages) and self.aggregate.sensitivity is None,
             "a stage makes a privacy claim, but the aggregator's sensitivity is unknown",
@@ -62,6 +80,28 @@ class Strategy:
             "a stage masks updates, which only a sum removes, but the aggregator is no sum",
             "aggregate=mean(weighting='equal')",
         )
+        self._check_order_of_stages()
+
+    def _check_local(self) -> None:
+        """What stays at the clients must stay there, and what they tell must not leave without noise."""
+        rule = self.local
+        _refuse_if(
+            bool(rule.kept_epochs) and not rule.keeps,
+            f"kept_epochs={rule.kept_epochs} trains parameters that stay at the clients, but none do",
+            "keeps=('out.*',)",
+        )
+        _refuse_if(
+            bool(rule.keeps) and bool(sent_beside(rule)),
+            f"keeps={rule.keeps} stay at the clients, but what the local rule sends beside updates would hold them",
+            "keeps=()",
+        )
+        _refuse_if(
+            self.protection is not None and bool(rule.compares),
+            f"clients tell the loss of {', '.join(rule.compares)} on their examples, which would leave without noise",
+            "privacy=none, or a strategy whose clients tell no losses",
+        )
+
+    def _check_order_of_stages(self) -> None:
         clipped = False
         for stage in self.stages:
             _refuse_if(
@@ -75,6 +115,13 @@ class Strategy:
                 "a stage makes a privacy claim, but nothing before it bounds an update",
                 "stages=(..., clip(1.0), noise)",
             )
+
+
+def sent_beside(rule: LocalRule) -> tuple[str, ...]:
+    """Names of what a local rule sends besides the update; it is arithmetic, so one client with one parameter tells."""
+    one = np.ones((1, 1), np.float32)
+    vectors = dict.fromkeys(rule.memory, one) | dict.fromkeys(rule.receives, one[0])
+    return tuple(rule.finish(one, np.ones(1, np.int64), 0.1, **vectors)[1])
 
 
 def _refuse_if(unsound: bool, reason: str, fix: str) -> None:

@@ -74,7 +74,8 @@ class LinearTrainer:
     def _fit_client(self, order: Order, rule: LocalRule, one: Work) -> tuple[np.ndarray, float, int, int]:
         w_global_D = np.asarray(order.params_D)
         vectors = {name: one.memory[name] for name in rule.memory} | {n: order.broadcast[n] for n in rule.receives}
-        w_D, loss = w_global_D.copy(), 0.0
+        start_D = w_global_D if one.start_D is None else np.asarray(one.start_D)
+        w_D, loss = start_D.copy(), 0.0
         (plan,), _ = batch_plans(order, np.array([one.client]), np.array([len(one.examples)]))
         for rows in plan:
             x, y = one.examples.x[rows[rows >= 0]], one.examples.y[rows[rows >= 0]]
@@ -83,7 +84,7 @@ class LinearTrainer:
             bias_and_weight = [np.mean(error_N, keepdims=True), error_N @ x / len(x)]
             grad_D = rule.correct(2 * np.concatenate(bias_and_weight), w_D, w_global_D, **vectors)
             w_D = w_D - order.local.learning_rate * grad_D
-        return (w_D - w_global_D).astype(np.float32), loss, int((plan >= 0).sum()), len(plan)
+        return (w_D - start_D).astype(np.float32), loss, int((plan >= 0).sum()), len(plan)
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """``x w + b``, ``(N, 1)``."""

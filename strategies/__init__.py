@@ -6,6 +6,7 @@ from strategies.fedadam import fedadam
 from strategies.fedavg import fedavg
 from strategies.fedavgm import fedavgm
 from strategies.fedmedian import fedmedian
+from strategies.fedper import fedper
 from strategies.fedprox import fedprox
 from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
@@ -18,6 +19,7 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "fedmedian",
+    "fedper",
     "fedprox",
     "fedtrimmedavg",
     "fedyogi",

@@ -13,7 +13,7 @@ ORDER = Order(round=1, seed=1, params_D=TRAINER.init(1))
 
 
 def work_of(strategy, *clients):
-    data, memory = linear_problem(), initial_memory(strategy, TRAINER.layout)
+    data, memory = linear_problem(), initial_memory(strategy, TRAINER.layout, ORDER.params_D)
     return [Work(client=k, examples=data.train(k), memory=memory) for k in clients]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -27,7 +27,7 @@ from fedlearn.engines.serial import serial
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.parcel import Parcel, WireError, fields_of, unpack
 from fedlearn.flower.replies import fit_reply, refusal, reply, tallies_reply
-from fedlearn.flower.wire import Ask, leaves_as_facts, order_of, params_of
+from fedlearn.flower.wire import Ask, leaves_as_facts, order_of, params_of, since_of
 from fedlearn.metrics import tally
 from fedlearn.privacy.mechanism import Mechanism, Population
 from fedlearn.privacy.protection import Release
@@ -149,7 +149,7 @@ class Site:
     ) -> Updates | Failure:
         engine = serial(scenario.data, scenario.trainer)
         try:
-            initial = initial_memory(strategy, engine.layout)
+            initial = initial_memory(strategy, engine.layout, order.params_D)
             engine.memories[client] = self.memories.load(run, client, since, initial)
             (result,) = engine.fit(order, strategy, [client])
             if isinstance(result, Updates) and initial:
@@ -168,8 +168,27 @@ class Site:
         told = [client for client in clients if len(scenario.data.test(client)) >= least and self.policy.reveal.metrics]
         for client in set(clients) - set(told):
             log.info("client %d is not evaluated, by this node's policy", client)
-        judged = serial(scenario.data, scenario.trainer).evaluate(params_D, told)
+        judged: Iterable[Predictions | Failure]
+        if "since" in parcel.facts:  # each client is asked for its own model, as it was after that round
+            strategy, _ = self._protected(ask, LocalSettings())
+            since = since_of(parcel)
+            judged = [self._judge(scenario, strategy, params_D, client, ask.run, since[client]) for client in told]
+        else:
+            judged = serial(scenario.data, scenario.trainer).evaluate(params_D, told)
         return tallies_reply(ask, [self._tally(scenario, one) for one in judged])
+
+    def _judge(
+        self, scenario: Scenario, strategy: Strategy, params_D: np.ndarray, client: ClientId, run: str, since: int
+    ) -> Predictions | Failure:
+        """The outputs of one client's own model."""
+        engine = serial(scenario.data, scenario.trainer)
+        try:
+            initial = initial_memory(strategy, engine.layout, params_D)
+            engine.memories[client] = self.memories.load(run, client, since, initial)
+        except MemoryLost as error:
+            return failure(client, "memory", error)
+        (one,) = engine.evaluate(params_D, [client], strategy)
+        return one
 
     def _tally(self, scenario: Scenario, one: Predictions | Failure) -> Tally | Failure:
         if isinstance(one, Failure):

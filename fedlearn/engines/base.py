@@ -6,7 +6,7 @@ Shapes: K clients in a block, D parameters laid flat.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +16,10 @@ from fedlearn.arrays import as_numpy
 from fedlearn.client import client_step, initial_memory
 from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
-from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Tally, Updates, Work
+from fedlearn.records import Array, ClientId, Examples, Failure, Memory, Order, Predictions, Tally, Updates, Work
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
+from fedlearn.training import own_model
 
 
 class Engine(Protocol):
@@ -42,8 +43,13 @@ class Engine(Protocol):
         """Train the cohort; an engine may fold what its aggregator can merge (see `fedlearn.aggregate.gather`)."""
         ...
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Tally | Failure]:
-        """The model's outputs on the held-out part of each client, or what a client tells of them."""
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Predictions | Tally | Failure]:
+        """The model's outputs on the held-out part of each client, or what a client tells of them.
+
+        With ``own``, a strategy, each client uses its own model: what it keeps under it, completed by ``params_D``.
+        """
         ...
 
     def describe(self, cohort_size: int) -> str:
@@ -67,7 +73,7 @@ class LocalEngine:
 
     def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, block after block."""
-        fresh = initial_memory(strategy, self.layout)
+        fresh = initial_memory(strategy, self.layout, order.params_D)
         for block in blocks(cohort, self.block_size):
             work = []
             for client in block:
@@ -78,20 +84,31 @@ class LocalEngine:
             if work:
                 yield from self._fit_block(order, strategy, work)
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:
-        """Predict for many clients in one pass over their examples laid end to end."""
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Predictions | Failure]:
+        """Predict, for many clients in one pass over their examples laid end to end where they share a model."""
         for block in blocks(cohort, 256):
             tests = {client: self.data.test(client) for client in block}
             tests = {client: test for client, test in tests.items() if len(test)}
             if not tests:
                 continue
-            outputs = self.trainer.predict(params_D, np.concatenate([test.x for test in tests.values()]))
-            ends = np.cumsum([len(test) for test in tests.values()])
-            for (client, test), own in zip(tests.items(), np.split(outputs, ends[:-1]), strict=True):
-                if np.isfinite(own).all():
-                    yield Predictions(client=client, outputs=own, targets=test.y)
+            for (client, test), outputs in zip(tests.items(), self._predict(params_D, tests, own), strict=True):
+                if np.isfinite(outputs).all():
+                    yield Predictions(client=client, outputs=outputs, targets=test.y)
                 else:
                     yield Failure(client=client, stage="evaluate", reason="predictions are not finite")
+
+    def _predict(
+        self, params_D: Array, tests: Mapping[ClientId, Examples], own: Strategy | None
+    ) -> Iterable[np.ndarray]:
+        if own is None:
+            outputs = self.trainer.predict(params_D, np.concatenate([test.x for test in tests.values()]))
+            return np.split(outputs, np.cumsum([len(test) for test in tests.values()])[:-1])
+        fresh = initial_memory(own, self.layout, params_D)
+        memories = {client: self.memories.get(client, fresh) for client in tests}
+        models = {client: own_model(own.local, self.layout, params_D, memories[client]) for client in tests}
+        return (self.trainer.predict(models[client], test.x) for client, test in tests.items())
 
     def describe(self, cohort_size: int) -> str:
         """How a cohort of so many clients is trained, and the memory that its updates take at once."""

@@ -19,7 +19,15 @@ from uuid import uuid4
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.base import LocalEngine
 from fedlearn.errors import MissingExtra, is_count, is_number, require
-from fedlearn.flower.letters import Result, opened, order_letter, order_of, result_letter, result_of, sealed
+from fedlearn.flower.letters import (
+    Result,
+    model_letter,
+    model_of,
+    order_letter,
+    order_of,
+    result_letter,
+    result_of,
+)  # fmt: skip
 from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Updates
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer, available_cores
@@ -92,8 +100,7 @@ class FlowerEngine:
 
     def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, each client in answer to a message to its node."""
-        if strategy is not self._node.strategy.value:
-            self._node.strategy = _Named(strategy)
+        self._tell(strategy)
         letters = {client: order_letter(order, self.memories.get(client, {})) for client in sorted(cohort)}
         for result in self._results("train", letters, stage="fit"):
             if isinstance(result, Updates) and result.memory:
@@ -102,12 +109,22 @@ class FlowerEngine:
             if isinstance(result, Updates | Failure):
                 yield result
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:
-        """The model's outputs on the held-out part of each client, from its node."""
-        letters = dict.fromkeys(sorted(cohort), sealed({"params": params_D}))
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Predictions | Failure]:
+        """The outputs of the model, or of each client's own, on the held-out part of each client, from its node."""
+        letters = dict.fromkeys(sorted(cohort), model_letter(params_D))
+        if own is not None:
+            self._tell(own)
+            letters = {client: model_letter(params_D, self.memories.get(client, {})) for client in letters}
         for result in self._results("evaluate", letters, stage="evaluate"):
             if isinstance(result, Predictions | Failure):
                 yield result
+
+    def _tell(self, strategy: Strategy) -> None:
+        """Send nodes this strategy from now on."""
+        if strategy is not self._node.strategy.value:
+            self._node.strategy = _Named(strategy)
 
     def describe(self, cohort_size: int) -> str:
         """How a cohort of so many clients is trained, for the header."""
@@ -171,8 +188,11 @@ class _Node:
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Predict for this node's client; an empty letter if it has no held-out part."""
-        _, arrays = opened(disclose(message.content))
-        results = [*_engine(self.rebuild).evaluate(arrays["params"], [self._client(context)]), None]
+        client, engine = self._client(context), _engine(self.rebuild)
+        params_D, memory = model_of(disclose(message.content))
+        engine.memories = {client: memory} if memory else {}
+        own = None if memory is None else _value(self.strategy)
+        results = [*engine.evaluate(params_D, [client], own), None]
         return Message(enclose(result_letter(results[0])), reply_to=message)
 
     def _client(self, context: Context) -> ClientId:

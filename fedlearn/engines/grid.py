@@ -185,10 +185,6 @@ class GridEngine:
         sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
         sizes["delta"] = sent_as_update(strategy, order, self.layout)
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
-        since = {client: int(memory["round"]) for client, memory in self.memories.items()}
-
-        def asking(ask: Ask) -> bytes:
-            return request(ask, since=[since.get(client, 0) for client in ask.clients])
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
             results = updates_of(parcel, ask, sizes)
@@ -196,7 +192,7 @@ class GridEngine:
 
         failures: list[Failure] = []
         arriving = self._results(
-            "fit", cohort, asking, order_body(order), read, num_extra=len(sizes) - 1, enough=self.enough
+            "fit", cohort, self._asking, order_body(order), read, num_extra=len(sizes) - 1, enough=self.enough
         )
         delivered = 0
         for result in _ascending(cohort, arriving):
@@ -211,15 +207,22 @@ class GridEngine:
             few = f"round {order.round} has {delivered} updates, fewer than engine.min_updates={self.min_updates}"
             raise FederationError(f"{few} ({why})")
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Tally | Failure]:
-        """What each client tells of the model on its held-out part; outputs and targets stay with it."""
-        like = self._like()
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Tally | Failure]:
+        """What each client tells of the model, or of its own, on its held-out part; outputs and targets stay there."""
+        like, asking = self._like(), self._asking if own else request
 
         def read(parcel: Parcel, ask: Ask) -> list[Tally | Failure]:
             return tallies_of(parcel, ask, like)
 
-        for result in _ascending(cohort, self._results("evaluate", cohort, request, model_body(params_D), read)):
+        for result in _ascending(cohort, self._results("evaluate", cohort, asking, model_body(params_D), read)):
             yield replace(result, stage="evaluate") if isinstance(result, Failure) else result
+
+    def _asking(self, ask: Ask) -> bytes:
+        """A request that says which of its memories each client goes on from."""
+        rounds = [int(self.memories[client]["round"]) if client in self.memories else 0 for client in ask.clients]
+        return request(ask, since=rounds)
 
     def describe(self, cohort_size: int) -> str:
         """How many nodes there are, and how long they have."""

@@ -152,28 +152,36 @@ class RayEngine:
         self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | Gathered | Failure]:
         """Train the cohort: one fold for each block, or its updates, in ascending order of client ids."""
-        if strategy is not self._strategy[0]:
-            self._strategy = (strategy, self._cluster.put(strategy, "the strategy"))
-        sent, rule = self._cluster.put(owned(order), "the order"), [self._strategy[1]]
-        remembers = bool(initial_memory(strategy, self.layout))
+        sent, rule = self._cluster.put(owned(order), "the order"), self._known(strategy)
+        remembers = bool(initial_memory(strategy, self.layout, order.params_D))
 
         def submit(worker: Any, block: Sequence[ClientId]) -> Any:
-            memories = {client: self.memories[client] for client in block if client in self.memories}
-            return worker.fit.remote(sent, rule, block, memories if remembers else {})
+            return worker.fit.remote(sent, rule, block, self._memories_of(block) if remembers else {})
 
         for reply in self._replies(submit, self._blocks(cohort), f"round {order.round}"):
             self.memories.update(owned(reply.memories))
             yield from reply.results
 
-    def evaluate(self, params_D: Array, cohort: Sequence[ClientId]) -> Iterator[Predictions | Failure]:
-        """The model's outputs on the held-out part of each client."""
-        sent = self._cluster.put(owned(params_D), "the model")
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+    ) -> Iterator[Predictions | Failure]:
+        """The outputs of the model, or of each client's own, on the held-out part of each client."""
+        sent, rule = self._cluster.put(owned(params_D), "the model"), self._known(own) if own else None
 
         def submit(worker: Any, block: Sequence[ClientId]) -> Any:
-            return worker.evaluate.remote(sent, block)
+            return worker.evaluate.remote(sent, rule, block, self._memories_of(block) if own else {})
 
         for reply in self._replies(submit, self._blocks(cohort), "evaluation"):
             yield from reply.results
+
+    def _known(self, strategy: Strategy) -> list[Any]:
+        """A reference to the strategy, in a list so that Ray leaves it to the worker to follow."""
+        if strategy is not self._strategy[0]:
+            self._strategy = (strategy, self._cluster.put(strategy, "the strategy"))
+        return [self._strategy[1]]
+
+    def _memories_of(self, block: Sequence[ClientId]) -> dict[ClientId, Memory]:
+        return {client: self.memories[client] for client in block if client in self.memories}
 
     @property
     def pids(self) -> Sequence[int]:
@@ -291,9 +299,17 @@ class Worker:
         results = [_without_memory(result) for result in engine.fit(owned(order), strategy, block)]
         return _Reply(results=owned(_folded(strategy, engine, results)), memories=engine.memories)
 
-    def evaluate(self, params_D: Array, block: Sequence[ClientId]) -> _Reply:
-        """Predict for one block."""
-        return _Reply(results=list(self._local().evaluate(owned(params_D), block)), memories={})
+    def evaluate(
+        self,
+        params_D: Array,
+        rule: Sequence[Any] | None,
+        block: Sequence[ClientId],
+        memories: Mapping[ClientId, Memory],
+    ) -> _Reply:
+        """Predict for one block; each client with its own model if there is a ``rule``, as in `fit`."""
+        engine, own = self._local(), self._known(rule[0]) if rule else None
+        engine.memories = dict(owned(memories))
+        return _Reply(results=list(engine.evaluate(owned(params_D), block, own)), memories={})
 
     def _local(self) -> LocalEngine:
         if self._engine is None:
@@ -462,7 +478,7 @@ def _folded(strategy: Strategy, engine: LocalEngine, results: Sequence[Updates |
     """One fold for all of a block, where the aggregator can merge folds."""
     if strategy.aggregate.merge is None:
         return results
-    gathered = Gathered(fold=strategy.aggregate.init(engine.layout))
+    gathered = Gathered(fold=strategy.aggregate.init(strategy.leaving(engine.layout)))
     for result in results:
         gathered = gather(gathered, strategy.aggregate, result)
     return [gathered]

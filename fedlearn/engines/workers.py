@@ -19,17 +19,18 @@ from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import FederatedData
 from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
-from fedlearn.records import Array, Order, Sum, Updates, Work
+from fedlearn.records import Array, Examples, Order, Sum, Updates, Work
 from fedlearn.trainers.base import Trainer, balanced
 
 SMALL = 10_000_000  # examples times parameters: a few milliseconds of training
+NONE = Examples(np.zeros(0), np.zeros(0))  # children have their own
 
 
 class Workers:
     """A trainer whose `fit` is shared by this process and ``num_workers - 1`` forked ones.
 
-    Children are forked at the first block: they have data, model and local rule without any copying, and write
-    updates where this process reads them.
+    Children are forked at the first block under a rule: they have data, model and local rules without any copying, and
+    write updates where this process reads them.
 
     Args:
         trainer: computes on the CPU, and gives a client the same alone and in a block.
@@ -44,6 +45,7 @@ class Workers:
     def __init__(self, trainer: Trainer, data: FederatedData, *, num_workers: int, auto: bool = False) -> None:
         self.trainer, self.data, self.num_workers, self.auto = trainer, data, num_workers, auto
         self._team: _Team | None = None
+        self._rules: list[LocalRule] = []
 
     @property
     def framework(self) -> str:
@@ -81,9 +83,11 @@ class Workers:
             return self.trainer.fit(order, rule, work)
         if not (self._team and self._team.fits(rule, len(work))):
             self.close()
-            self._team = _Team(self.trainer, self.data, rule, num_children=self.num_workers - 1, room=len(work))
+            self._rules += [rule] if rule not in self._rules else []
+            children = self.num_workers - 1
+            self._team = _Team(self.trainer, self.data, self._rules, num_children=children, room=len(work))
         try:
-            return self._team.fit(order, work, shares)
+            return self._team.fit(order, rule, work, shares)
         except BaseException:
             self.close()  # some children may still be at work on this block
             raise
@@ -109,10 +113,12 @@ class Workers:
 
 
 class _Team:
-    """Forked children under one local rule, and the memory that they share with this process."""
+    """Forked children, who know some local rules, and the memory that they share with this process."""
 
-    def __init__(self, trainer: Trainer, data: FederatedData, rule: LocalRule, *, num_children: int, room: int) -> None:
-        self.trainer, self.data, self.rule = trainer, data, rule
+    def __init__(
+        self, trainer: Trainer, data: FederatedData, rules: Sequence[LocalRule], *, num_children: int, room: int
+    ) -> None:
+        self.trainer, self.data, self.rules = trainer, data, tuple(rules)
         size = trainer.layout.num_parameters
         self.params_D, self.delta_KD = _shared(size), _shared(room * size).reshape(room, size)
         fork = multiprocessing.get_context("fork")
@@ -129,15 +135,15 @@ class _Team:
     def fits(self, rule: LocalRule, num_clients: int) -> bool:
         """Whether these children can train such a block."""
         alive = all(child.is_alive() for child in self.children)
-        return alive and rule is self.rule and num_clients <= len(self.delta_KD)
+        return alive and rule in self.rules and num_clients <= len(self.delta_KD)
 
-    def fit(self, order: Order, work: Sequence[Work], shares: Sequence[np.ndarray]) -> Updates:
+    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work], shares: Sequence[np.ndarray]) -> Updates:
         """Share the block out, take part in it, and put the parts together in the order of ``work``."""
         np.copyto(self.params_D, as_numpy(order.params_D))
-        told = replace(order, params_D=None)
+        told, number = replace(order, params_D=None), self.rules.index(rule)
         for pipe, rows in zip(self.pipes, shares[1:], strict=False):
-            pipe.send((told, [(int(k), work[k].client, work[k].memory) for k in rows]))
-        parts = [self.trainer.fit(order, self.rule, [work[k] for k in shares[0]])]
+            pipe.send((told, number, [(int(k), replace(work[k], examples=NONE)) for k in rows]))
+        parts = [self.trainer.fit(order, rule, [work[k] for k in shares[0]])]
         parts += [_received(pipe) for pipe, _ in zip(self.pipes, shares[1:], strict=False)]
         delta_KD = np.empty((len(work), self.delta_KD.shape[1]), np.float32)
         delta_KD[shares[0]] = parts[0].delta_KD
@@ -161,9 +167,9 @@ class _Team:
             child.terminate()
             child.join(timeout=5)
 
-    def _train(self, order: Order, rows: Sequence[tuple[int, Work]]) -> Updates:
+    def _train(self, order: Order, rule: LocalRule, rows: Sequence[tuple[int, Work]]) -> Updates:
         """In a child: train some clients, leaving their updates in the shared rows."""
-        updates = self.trainer.fit(order, self.rule, [one for _, one in rows])
+        updates = self.trainer.fit(order, rule, [one for _, one in rows])
         self.delta_KD[[k for k, _ in rows]] = updates.delta_KD
         return replace(updates, delta_KD=None)
 
@@ -175,13 +181,13 @@ class _Team:
             other.close()
         while True:
             try:
-                told, clients = pipe.recv()
+                told, number, told_work = pipe.recv()
             except (EOFError, OSError):
                 return
             try:
                 order = replace(told, params_D=self.params_D.copy())
-                rows = [(k, Work(client=c, examples=self.data.train(c), memory=memory)) for k, c, memory in clients]
-                pipe.send(self._train(order, rows))
+                rows = [(k, replace(one, examples=self.data.train(one.client))) for k, one in told_work]
+                pipe.send(self._train(order, self.rules[number], rows))
             except Exception as error:
                 pipe.send(error)
 

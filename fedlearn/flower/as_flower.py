@@ -137,7 +137,7 @@ class _Ours(FedAvg):
             deployed=True,  # nodes may be real ones: noise must not follow from the seed
         )
         update_D = self.strategy.aggregate.done(gathered.fold)
-        params_D, server, stages = step(self.strategy, self.state, update_D, context)
+        params_D, server, stages = step(self.strategy, self.state, update_D, context, layout)
         self.state = replace(self.state, round=server_round, params_D=params_D, server=server, stages=stages)
         dtypes = {name: array.dtype for name, array in self.sent.items()}
         named = record_of(np.asarray(as_numpy(params_D)), layout, dtypes)

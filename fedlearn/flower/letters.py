@@ -16,6 +16,7 @@ from safetensors.numpy import save as to_safetensors
 
 from fedlearn.arrays import as_numpy
 from fedlearn.records import (
+    Array,
     ClientId,
     ExampleDP,
     Failure,
@@ -57,6 +58,17 @@ def order_of(letter: bytes) -> tuple[Order, Memory]:
     local = LocalSettings(**facts.pop("local"), example_dp=ExampleDP(**private) if private else None)
     order = Order(**facts, local=local, params_D=arrays["params"], broadcast=_those_under("broadcast", arrays))
     return order, _those_under("memory", arrays)
+
+
+def model_letter(params_D: Array, memory: Memory | None = None) -> bytes:
+    """Parameters to evaluate; with a ``memory`` (it may be empty), those of the client's own model."""
+    return sealed({"params": params_D, **_under("memory", memory or {})}, own=memory is not None)
+
+
+def model_of(letter: bytes) -> tuple[np.ndarray, Memory | None]:
+    """The parameters in a letter, and the client's memory if its own model is asked for."""
+    facts, arrays = opened(letter)
+    return arrays["params"], _those_under("memory", arrays) if facts["own"] else None
 
 
 def result_letter(result: Result | None) -> bytes:

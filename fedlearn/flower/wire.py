@@ -69,7 +69,7 @@ def order_body(order: Order) -> bytes:
 
 
 def model_body(params_D: Array) -> bytes:
-    """Parameters to evaluate, for all nodes."""
+    """Parameters to evaluate, for all nodes; a request that says ``since`` asks for clients' own models with them."""
     return pack(Parcel(facts={}, arrays={"params": params_D}))
 
 
@@ -80,7 +80,7 @@ def order_of(parcel: Parcel, layout: Layout) -> tuple[Order, dict[ClientId, int]
         WireError: it is for another model, or a setting is out of range.
     """
     facts = parcel.facts
-    given = fields_of(facts, round=int, seed=int, local=dict, since=list, clients=list)
+    given = fields_of(facts, round=int, seed=int, local=dict)
     params_D = params_of(parcel, layout)
     broadcast = group(parcel.arrays, "broadcast/")
     for name, vector in broadcast.items():
@@ -92,11 +92,23 @@ def order_of(parcel: Parcel, layout: Layout) -> tuple[Order, dict[ClientId, int]
     try:
         private = given["local"].get("example_dp")
         local = LocalSettings(**{**given["local"], "example_dp": ExampleDP(**private) if private else None})
-        since = {int(client): int(n) for client, n in zip(given["clients"], given["since"], strict=True)}
     except (TypeError, ValueError) as error:
         raise WireError(f"the order's settings cannot be read: {error}") from error
     order = Order(round=given["round"], seed=given["seed"], params_D=params_D, broadcast=broadcast, local=local)
-    return order, since
+    return order, since_of(parcel)
+
+
+def since_of(parcel: Parcel) -> dict[ClientId, int]:
+    """The round whose memory each client of a request goes on from.
+
+    Raises:
+        WireError: it does not say.
+    """
+    given = fields_of(parcel.facts, since=list, clients=list)
+    try:
+        return {int(client): int(n) for client, n in zip(given["clients"], given["since"], strict=True)}
+    except (TypeError, ValueError) as error:
+        raise WireError(f"the request's rounds of memories cannot be read: {error}") from error
 
 
 def params_of(parcel: Parcel, layout: Layout) -> np.ndarray:

@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
-import numpy as np
-
 from fedlearn.errors import is_number, require
-from fedlearn.local import LocalRule
 from fedlearn.privacy.accounting import noise_multiplier_for, require_delta, require_epsilon
 from fedlearn.privacy.ledger import Spent
 from fedlearn.records import ClientId, LocalSettings
-from fedlearn.strategy import CompositionError, Strategy
+from fedlearn.strategy import CompositionError, Strategy, sent_beside
 
 EVALUATION = "the evaluation of the model on clients' held-out examples"
 FAILURES = "who failed and why, how many took part, and how long it took"
@@ -118,19 +115,12 @@ def refuse_example_dp(local: LocalSettings, kind: str) -> None:
 
 
 def refuse_what_leaves_beside(strategy: Strategy, kind: str) -> None:
-    """What a local rule sends besides its update (SCAFFOLD's control variate, a personalised part) gets no noise."""
+    """What a local rule sends besides its update (SCAFFOLD's control variate) gets no noise."""
     names = ", ".join(sent_beside(strategy.local))
     reason = (
         f"privacy={kind} clips and noises the update, but the local rule also sends {names}, which would leave bare"
     )
     refuse_if(bool(names), reason, "strategy=fedavg or strategy=fedprox, or privacy=example")
-
-
-def sent_beside(rule: LocalRule) -> tuple[str, ...]:
-    """Names of what a local rule sends besides the update; it is arithmetic, so one client with one parameter tells."""
-    one = np.ones((1, 1), np.float32)
-    vectors = dict.fromkeys(rule.memory, one) | dict.fromkeys(rule.receives, one[0])
-    return tuple(rule.finish(one, np.ones(1, np.int64), 0.1, **vectors)[1])
 
 
 def refuse_unequal_weights(strategy: Strategy, kind: str) -> None:

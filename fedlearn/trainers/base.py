@@ -62,7 +62,7 @@ class Trainer(Protocol):
         ...
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
-        """Train K clients from the global model. Row k of the result does not depend on the other clients.
+        """Train K clients, each from its `Work.start_D`. Row k of the result does not depend on the other clients.
 
         Returns updates with clients in the order of ``work``, ``metrics["loss"]`` (total loss and number of the
         examples seen), and without memory or extra, which `fedlearn.client.client_step` adds.

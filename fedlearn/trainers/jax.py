@@ -24,6 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jax.experimental import io_callback
 
+from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import Task
 from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError
@@ -129,6 +130,7 @@ class JaxTrainer:
         plans = poisson_plans if order.local.example_dp else batch_plans
         plan_KSB, steps_K = plans(order, clients_K, sizes_K)
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
+        start_KD = _starts(order, work)
         broadcast = {name: order.broadcast[name] for name in rule.receives}
         seeds = [integer_seed(order.seed, p, round=order.round) & 0xFFFFFFFF for p in (Purpose.MODEL, Purpose.NOISE)]
         block = self._block(rule, order.local, order.deployed)
@@ -136,7 +138,7 @@ class JaxTrainer:
             x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
             y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
             rows_KSB = self._widened(plan_KSB, order.local, int(sizes_K.max()))
-            own = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K, memory_KD)
+            own = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K, memory_KD, start_KD)
             shared = (jnp.asarray(order.params_D), broadcast, x, y, np.array(seeds, np.uint32))
         delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
         return Updates(
@@ -216,7 +218,8 @@ class JaxTrainer:
         gradient_of = self._private_gradient(local, deployed) if local.example_dp else self._gradient
 
         def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seeds: Any, own: Any) -> Any:
-            rows_SB, num_steps, client, size, x_start, y_start, memory = own
+            rows_SB, num_steps, client, size, x_start, y_start, memory, start_D = own
+            start = params if start_D is None else self._unflatten(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
             names = list(vectors)
             keys = [jax.random.fold_in(jax.random.key(seed), client) for seed in seeds]
@@ -234,8 +237,8 @@ class JaxTrainer:
                 change, state = optimizer.update(gradient, state, weights)
                 return optax.apply_updates(weights, change), state, total + loss_sum
 
-            weights, _, total = lax.fori_loop(0, num_steps, step, (params, optimizer.init(params), jnp.zeros(())))
-            return self._flatten(jax.tree.map(jnp.subtract, weights, params)), total
+            weights, _, total = lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), jnp.zeros(())))
+            return self._flatten(jax.tree.map(jnp.subtract, weights, start)), total
 
         @jax.jit
         def block(params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
@@ -303,6 +306,13 @@ class JaxTrainer:
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError("device", self.device, f"a device of this machine ({reason})", "device=cpu") from error
+
+
+def _starts(order: Order, work: Sequence[Work]) -> np.ndarray | None:
+    """Where clients begin, if not all of them at the global model."""
+    if all(one.start_D is None for one in work):
+        return None
+    return np.stack([as_numpy(order.params_D if one.start_D is None else one.start_D) for one in work])
 
 
 def _torch_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

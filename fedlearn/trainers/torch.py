@@ -178,14 +178,14 @@ class TorchTrainer:
             with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
                 torch.manual_seed(integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client))
                 losses_K[k] = self._fit_client(job, k)
-            torch.sub(self._flat_D, job.global_D, out=delta_KD[k])
+            torch.sub(self._flat_D, self._start(job, one), out=delta_KD[k])
         return delta_KD, losses_K
 
     def _fit_client(self, job: _Job, k: int) -> float:
-        """Local training from the global model; leaves the result in the flat vector, returns the summed loss."""
+        """Local training of one client; leaves the result in the flat vector, returns the summed loss."""
         one, weights = job.work[k], [leaf.detach() for leaf in self._leaves]
         vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, one).items()}
-        self._flat_D.copy_(job.global_D)
+        self._flat_D.copy_(self._start(job, one))
         step = _optimizer(self._leaves, job.order.local)
         gradient_of = self._privately(job, one) if job.order.local.example_dp else self._gradient
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
@@ -198,6 +198,9 @@ class TorchTrainer:
                 gradients = _corrected(job.rule, gradients, weights, vectors)
             step(gradients)
         return float(total)
+
+    def _start(self, job: _Job, one: Work) -> torch.Tensor:
+        return job.global_D if one.start_D is None else self._to_device(one.start_D)
 
     def _gradient(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
         """Of the mean loss, and the losses."""
@@ -249,7 +252,10 @@ class TorchTrainer:
         x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
         y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
         stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
-        flat = nn.Parameter(job.global_D.repeat(len(work), 1))
+        start_KD = job.global_D.expand(len(work), -1)
+        if any(one.start_D is not None for one in work):
+            start_KD = torch.stack([self._start(job, one) for one in work])
+        flat = nn.Parameter(start_KD.clone())
         step, total_K = _optimizer([flat], job.order.local), torch.zeros(len(work), device=self.device)
         gradients = self._privately_together(job, work) if job.order.local.example_dp else self._gradients
         for s in range(int(steps_K.max())):
@@ -263,7 +269,7 @@ class TorchTrainer:
             step((gradient_KD,))
             flat.data[done_K] = before_KD
             total_K += sum_K
-        return flat.detach() - job.global_D, total_K.double().cpu().numpy()
+        return flat.detach() - start_KD, total_K.double().cpu().numpy()
 
     def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the mean loss of each client, and the sums of the losses."""

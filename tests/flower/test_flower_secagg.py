@@ -213,7 +213,8 @@ def test_a_round_on_nodes_gives_the_model_of_the_simulated_one_bit_for_bit(maski
     order = Order(round=1, seed=1, params_D=state.params_D, local=local, deployed=True)
 
     def vector(session, client, content, context):
-        work = Work(client=client, examples=data.train(client), memory=initial_memory(strategy, trainer.layout))
+        memory = initial_memory(strategy, trainer.layout, order.params_D)
+        work = Work(client=client, examples=data.train(client), memory=memory)
         return client_step(trainer, strategy, order, [work])[0].delta_KD[0]
 
     session = replace(

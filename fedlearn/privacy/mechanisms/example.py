@@ -70,6 +70,8 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     given = local.example_dp is not None
     reason = "privacy=example sets local.example_dp itself, so that what is trained is what is accounted for"
     refuse_if(given, reason, "privacy.clip=... privacy.noise_multiplier=...")
+    reason = "privacy=example accounts for the steps of local.epochs, but this strategy takes others besides"
+    refuse_if(bool(strategy.local.kept_epochs), reason, "strategy=fedper, or privacy=central")
 
 
 def _protect(

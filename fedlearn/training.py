@@ -1,0 +1,143 @@
+"""A client's local training under a rule: where it begins, in which parts, and what the client keeps of it.
+
+Shapes: K clients in a block, D parameters laid flat.
+
+Whatever a rule asks for is done by the trainer's one `fit`, once or several times, with other starts and corrections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from fedlearn.arrays import as_numpy, like
+from fedlearn.layout import Layout
+from fedlearn.local import GLOBAL, LocalRule, Personal, plain
+from fedlearn.optim import zeros
+from fedlearn.records import Array, Memory, Order, Updates, Work
+from fedlearn.trainers.base import Trainer
+
+KEPT, PERSONAL = "local.kept", "local.personal"  # in a client's memory: no names that a rule's function could take
+
+
+def first_memory(rule: LocalRule, layout: Layout, params_D: Array) -> dict[str, np.ndarray]:
+    """What the rule lets a client remember before its first round, in which it receives ``params_D``."""
+    memory = {name: zeros(layout) for name in rule.memory}
+    if rule.keeps:
+        memory[KEPT] = as_numpy(params_D)[layout.positions(rule.keeps)]
+    if rule.personal:
+        memory[PERSONAL] = np.array(as_numpy(params_D))
+    return memory
+
+
+def own_model(rule: LocalRule, layout: Layout, params_D: Array, memory: Memory) -> np.ndarray:
+    """The parameters with which a client predicts: its personal model, or the global one with what it keeps."""
+    if rule.personal:
+        return as_numpy(rule.personal.start(np.asarray(memory[PERSONAL]), as_numpy(params_D)))
+    return _with_kept(rule, layout, params_D, memory)
+
+
+def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work]) -> Updates:
+    """Train K clients; ``memory`` of the result holds what they keep of their models."""
+    layout = trainer.layout
+    told, best_K = _compare(trainer, rule, order, work)
+    if rule.keeps or rule.compares:
+        models = [_model(order, name) for name in best_K] if rule.compares else [order.params_D] * len(work)
+        starts = [_with_kept(rule, layout, m, one.memory) for m, one in zip(models, work, strict=True)]
+        work = [replace(one, start_D=start_D) for one, start_D in zip(work, starts, strict=True)]
+    updates = _in_parts(trainer, rule, order, work) if rule.kept_epochs else trainer.fit(order, rule, work)
+    memory = {}
+    if rule.keeps:
+        memory[KEPT] = _ends(order, work, updates)[:, layout.positions(rule.keeps)]
+    if rule.personal:
+        memory[PERSONAL] = _train_personal(trainer, rule.personal, order, work, updates)
+    return replace(updates, memory=memory, metrics={**updates.metrics, **told})
+
+
+def _model(order: Order, name: str) -> Array:
+    return order.params_D if name == GLOBAL else order.broadcast[name]
+
+
+def _with_kept(rule: LocalRule, layout: Layout, params_D: Array, memory: Memory) -> np.ndarray:
+    if not rule.keeps:
+        return as_numpy(params_D)
+    own_D = np.array(as_numpy(params_D))
+    own_D[layout.positions(rule.keeps)] = memory[KEPT]
+    return own_D
+
+
+def _ends(order: Order, work: Sequence[Work], updates: Updates) -> Array:
+    """The models at which training ended, K x D."""
+    if all(one.start_D is None for one in work):
+        return like(order.params_D, updates.delta_KD) + updates.delta_KD
+    starts = [as_numpy(order.params_D if one.start_D is None else one.start_D) for one in work]
+    return like(np.stack(starts), updates.delta_KD) + updates.delta_KD
+
+
+def _compare(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work]) -> tuple[dict[str, Any], list[str]]:
+    """The loss of each received model that is compared, and the name of the best for each client.
+
+    A pass with a learning rate of zero sees every example once and leaves the model as it is.
+    """
+    still = replace(order.local, learning_rate=0.0, epochs=1, steps=None, example_dp=None)
+    found = {}
+    for name in rule.compares:
+        starts = [_with_kept(rule, trainer.layout, _model(order, name), one.memory) for one in work]
+        there = [replace(one, start_D=start_D) for one, start_D in zip(work, starts, strict=True)]
+        found[f"loss/{name}"] = trainer.fit(replace(order, local=still), plain, there).metrics["loss"]
+    if not found:
+        return {}, []
+    loss_MK = np.stack([one.total_K / one.count_K for one in found.values()])
+    return found, [rule.compares[m] for m in np.argmin(np.nan_to_num(loss_MK, nan=np.inf), axis=0)]
+
+
+def _in_parts(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work]) -> Updates:
+    """First what stays, with the rest held fast; then the rest, with what stays held fast."""
+    kept_D = np.zeros(trainer.layout.num_parameters, np.float32)
+    kept_D[trainer.layout.positions(rule.keeps)] = 1
+    passes = replace(order.local, epochs=rule.kept_epochs, steps=None)
+    first = trainer.fit(_moving(replace(order, local=passes), kept_D), _held(rule), work)
+    # weight decay would move what is held fast
+    first = replace(first, delta_KD=first.delta_KD * like(kept_D, first.delta_KD))
+    ends_KD = as_numpy(_ends(order, work, first))
+    work = [replace(one, start_D=ends_KD[k]) for k, one in enumerate(work)]
+    then = trainer.fit(_moving(order, 1 - kept_D), _held(rule), work)
+    return replace(then, delta_KD=first.delta_KD + then.delta_KD * like(1 - kept_D, then.delta_KD))
+
+
+def _moving(order: Order, moves_D: np.ndarray) -> Order:
+    return replace(order, broadcast={**order.broadcast, "moves": moves_D})
+
+
+@lru_cache(maxsize=64)  # the same rule from round to round: compiled programs and workers are kept by it
+def _held(rule: LocalRule) -> LocalRule:
+    """The rule, for the parameters that ``moves`` is one for."""
+
+    def correct(grad: Any, w: Any, w_global: Any, moves: Any, **vectors: Any) -> Any:
+        return moves * rule.correct(grad, w, w_global, **vectors)
+
+    return rule._replace(correct=correct, receives=(*rule.receives, "moves"))
+
+
+def _train_personal(
+    trainer: Trainer, personal: Personal, order: Order, work: Sequence[Work], updates: Updates
+) -> Array:
+    """The personal models after this round. None of them leaves, so that they are trained without noise."""
+    if personal.correct is None:
+        return _ends(order, work, updates)
+    own_KD = np.stack([as_numpy(one.memory[PERSONAL]) for one in work])
+    start_KD = personal.start(own_KD, as_numpy(order.params_D))
+    there = [replace(one, start_D=start_KD[k]) for k, one in enumerate(work)]
+    order = replace(order, local=replace(order.local, example_dp=None))
+    delta_KD = trainer.fit(order, _alone(personal), there).delta_KD
+    return personal.finish(like(own_KD, delta_KD), delta_KD)
+
+
+@lru_cache(maxsize=64)
+def _alone(personal: Personal) -> LocalRule:
+    assert personal.correct is not None
+    return LocalRule(correct=personal.correct)
