@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence as Several
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from fedlearn.errors import MissingExtra, is_count, require
 
+MARKS = {r"https?://\S+": "url", r"\d+": "0"}  # what stands for many words at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
     """Each word's number is a hash of it: public, the same at every node, and no text is counted to find it.
 
-    Words are those of BERT's uncased normalisation and splitting (the tokenizers library). A number may stand for
-    several words; with 8,191 numbers and the 5,000 words that make up nearly all of a corpus, that costs little.
+    Words are those of BERT's uncased normalisation and splitting (the tokenizers library); a link is one word, and so
+    are all numbers. A token may stand for several words: with 8,191 of them and the 5,000 words that make up nearly all
+    of a corpus, that costs little.
 
     Args:
         num_tokens: 0 pads, words have 1..num_tokens - 1; >= 2.
@@ -38,18 +41,20 @@ class Words:
         require(at_least_two, "num_tokens", self.num_tokens, "a whole number >= 2", "num_tokens=8192")
         require(is_count(self.length), "length", self.length, "a whole number >= 1", "length=40")
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, texts: Several[str]) -> np.ndarray:
         """``(N, T)`` int32.
 
         Raises:
             MissingExtra: tokenizers is not installed.
         """
         try:
-            from tokenizers.normalizers import BertNormalizer
+            from tokenizers import Regex
+            from tokenizers.normalizers import BertNormalizer, Replace, Sequence
             from tokenizers.pre_tokenizers import BertPreTokenizer
         except ImportError as error:
             raise MissingExtra("scenario", "text") from error
-        normal, split = BertNormalizer(), BertPreTokenizer()
+        marks = [Replace(Regex(pattern), mark) for pattern, mark in MARKS.items()]
+        normal, split = Sequence([*marks, BertNormalizer()]), BertPreTokenizer()
         tokens_NT = np.zeros((len(texts), self.length), np.int32)
         for row_T, text in zip(tokens_NT, texts, strict=True):
             words = split.pre_tokenize_str(normal.normalize_str(text))[: self.length]
@@ -58,7 +63,9 @@ class Words:
 
     def to_json(self) -> str:
         """What `from_json` reads: it lies beside a model, so that new texts can be numbered as it has learned them."""
-        return json.dumps({"kind": "hashed words", "hash": "crc32", "splitting": "bert uncased", **asdict(self)})
+        return json.dumps(
+            {"kind": "hashed words", "hash": "crc32", "splitting": "bert uncased", "marks": MARKS, **asdict(self)}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Words:
