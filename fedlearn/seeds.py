@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     MASKS = 9
     CANARIES = 10
     SHADOWS = 11
+    FEATURE_NOISE = 20
+    STATISTICS = 21
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

@@ -160,13 +160,13 @@ def _thin_bars(
 
 
 def partition(lie: Mapping[str, Any]) -> Figure:
-    """How many training examples of each class, or of each range of the target, lie at each client."""
+    """How many training examples of each class, or range of the target, lie at each client, and how many in all."""
     rows, labelled = lie["clients"], lie["kind"] == "labels"
     counts = np.array([row["counts"] for row in rows])
     num_columns = counts.shape[1]
     height = 1.3 + max(1.2, min(7.0, 0.27 * len(rows)))
     figure = blank(WIDTH, height)
-    axis = figure.subplots()
+    axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
     image = axis.imshow(counts, cmap="Blues", vmin=0, vmax=max(1, counts.max(initial=0)), aspect="auto")
     axis.set(title="Training examples by client", xlabel="class" if labelled else "target", ylabel="client")
     axis.spines[:].set_visible(False)
@@ -179,11 +179,20 @@ def partition(lie: Mapping[str, Any]) -> Figure:
         axis.grid(which="minor", color="white", linewidth=1.5)
     axis.tick_params(which="minor", length=0)
     bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.05, aspect=24)
+    bar.ax.locator_params(axis="y", integer=True)
     bar.outline.set_visible(False)
-    bar.set_label("examples")
     if len(rows) <= MOST_ANNOTATED[0] and num_columns <= MOST_ANNOTATED[1]:
         _annotate(axis, counts)
+    _sizes(beside, [row["num_examples"] for row in rows])
     return figure
+
+
+def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
+    axis.barh(np.arange(len(sizes)), sizes, color=CLIENTS, height=0.68 if len(sizes) <= MOST_BARS else 1.0)
+    axis.set(title="In all", xlabel="examples", xlim=(0, 1.05 * max(1, *sizes)))
+    axis.tick_params(axis="y", which="both", length=0, labelleft=False)
+    axis.spines["left"].set_visible(False)
+    axis.locator_params(axis="x", nbins=3, integer=True)
 
 
 def _annotate(axis: Axes, counts: np.ndarray) -> None:

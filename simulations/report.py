@@ -196,7 +196,7 @@ def captions(run: RunFolder) -> dict[str, str]:
         "over the worst tenth).",
         "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "
         f"worst tenth is set off in orange, the dashed line is the mean over clients.{left_out}",
-        "partition": f"Training examples of each {what} at each client; darker means more.{some}",
+        "partition": f"Training examples of each {what} at each client, darker for more, and of all together.{some}",
     }
 
 

@@ -41,20 +41,44 @@ def from_arrays(
     >>> [len(data.train(client)) + len(data.test(client)) for client in data.clients]
     [2, 0, 2]
     """
-    share_ok = is_number(test_share, at_least=0, below=1)
-    require(share_ok, "test_share", test_share, "a share in [0, 1)", "test_share=0.25")
     if len(x) != len(y):
         raise DataError(f"x holds {len(x)} examples but y holds {len(y)}")
     y_N = _targets(np.asarray(y), task)
     rows = rows_of_clients(assignment, num_examples=len(y_N))
-    parts = [_train_and_test(rows_k, y_N, test_share, seed, client) for client, rows_k in enumerate(rows)]
-    train, test = (_lay_out(np.asarray(x), y_N, side) for side in zip(*parts, strict=True))
+    train, test = split_rows(rows, y_N, test_share=test_share, seed=seed)
+    return from_rows(x, y_N, train=train, test=test, task=task)
+
+
+def split_rows(
+    rows_K: Sequence[np.ndarray], y_N: np.ndarray, *, test_share: float, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The rows to train on and those to hold out, of each client.
+
+    Args:
+        rows_K: row numbers of each client.
+        y_N: targets, by which the split is stratified.
+        test_share: in [0, 1).
+        seed: of the split.
+    """
+    share_ok = is_number(test_share, at_least=0, below=1)
+    require(share_ok, "test_share", test_share, "a share in [0, 1)", "test_share=0.25")
+    parts = [_train_and_test(rows_k, y_N, test_share, seed, client) for client, rows_k in enumerate(rows_K)]
+    train, test = zip(*parts, strict=True)
+    return list(train), list(test)
+
+
+def from_rows(
+    x: np.ndarray, y: np.ndarray, *, train: Sequence[np.ndarray], test: Sequence[np.ndarray], task: Task
+) -> FederatedData:
+    """As `from_arrays`, where it is known already which rows each client trains on and which it holds out."""
+    y_N = _targets(np.asarray(y), task)
+    train_K, test_K = (_lay_out(np.asarray(x), y_N, side) for side in (train, test))
     num_classes = 1 if task == "regression" else max(2, int(y_N.max(initial=0)) + 1)
     return FederatedData(
         task=task,
-        clients=range(len(rows)),
-        train=train.__getitem__,
-        test=test.__getitem__,
+        clients=range(len(train_K)),
+        train=train_K.__getitem__,
+        test=test_K.__getitem__,
         num_classes=num_classes,
     )
 

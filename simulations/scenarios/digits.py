@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from fedlearn.data.arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.partition import Partition, noisy_features, partition_rows
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 
@@ -25,6 +25,7 @@ def digits(
     num_clients: int = 20,
     alpha: float = 0.5,
     classes_per_client: int = 2,
+    feature_noise: float = 0.0,
     test_share: float = 0.25,
     seed: int = 1,
     device: str = "cpu",
@@ -34,10 +35,11 @@ def digits(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module of your own with ten outputs.
-        partition: ``iid``, ``dirichlet`` or ``pathological``.
+        partition: ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: >= 1.
-        alpha: of ``dirichlet``, > 0.
-        classes_per_client: of ``pathological``, in 1..10.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
+        feature_noise: variance of noise on the pixels of the last client, >= 0; the others' grows up to it.
         test_share: held out at each client, in [0, 1).
         seed: of partition and split.
         device: where to compute.
@@ -54,6 +56,7 @@ def digits(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     rows = partition_rows(how, digit_N)
+    images_N = noisy_features(images_N, rows, level=feature_noise, seed=seed)
     data = from_arrays(images_N, digit_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
     data = replace(data, source="UCI handwritten digits, from scikit-learn")
     fitted, line = trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)

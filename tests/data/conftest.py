@@ -21,13 +21,16 @@ class Source:
     """A web server on the loopback that may misbehave for its first requests."""
 
     content: bytes = CONTENT
-    faults: list[str] = field(default_factory=list)  # "404", "500", "cut", "wrong": one for each request, in order
+    # "404", "500", "cut", "wrong", "other part": one for each request, in order
+    faults: list[str] = field(default_factory=list)
+    version: str = ""  # an ETag: with one the server knows ranges
     requests: int = 0
+    sent: int = 0  # bytes of bodies
     url: str = ""
     stop: Callable[[], None] = lambda: None
 
     def data_set(self, name: str = "set") -> DataSet:
-        checksum = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
+        checksum = "sha256:" + hashlib.sha256(self.content).hexdigest()
         return DataSet(name=name, origins=(Official(base_url=self.url, files={FILE: checksum}),))
 
 
@@ -43,10 +46,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(int(fault))
             return
         body = b"something else" if fault == "wrong" else self.source.content
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
+        start = self.start(len(body))
+        if start > len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            shown = 7 if fault == "other part" else start
+            self.send_header("Content-Range", f"bytes {shown}-{len(body) - 1}/{len(body)}")
+        if self.source.version:
+            self.send_header("ETag", self.source.version)
+        self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
+        part = body[start:]
+        part = part[: len(part) // 2] if fault == "cut" else part
+        self.source.sent += len(part)
+        self.wfile.write(part)
+
+    def start(self, size: int) -> int:
+        """Where the part begins that was asked for, of the version that was asked for."""
+        wanted = self.headers.get("Range")
+        if not wanted or not self.source.version or self.headers.get("If-Range") != self.source.version:
+            return 0
+        return int(wanted.removeprefix("bytes=").removesuffix("-"))
 
     def log_message(self, *args: object) -> None:
         pass

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -9,18 +10,20 @@ import numpy as np
 import pytest
 
 from fedlearn.data.arrays import from_arrays, held_out
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.partition import Partition, noisy_features, partition_rows
 from fedlearn.errors import DataError, MissingExtra, SettingError
 
 LABELS = np.arange(400) % 10
 needs_flwr_datasets = pytest.mark.skipif(
     importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed"
 )
-KINDS = ["iid", *(pytest.param(kind, marks=needs_flwr_datasets) for kind in ("dirichlet", "pathological"))]
+OWN = ("iid", "shards", "quantity", "feature", "time")
+KINDS = [*OWN, *(pytest.param(kind, marks=needs_flwr_datasets) for kind in ("dirichlet", "pathological"))]
 
 
 def rows_of(kind: str, *, seed: int = 1, num_clients: int = 10, labels: np.ndarray = LABELS, **settings: float):
-    return partition_rows(Partition(kind=kind, num_clients=num_clients, seed=seed, **settings), labels)
+    how = Partition(kind=kind, num_clients=num_clients, seed=seed, **settings)
+    return partition_rows(how, labels, order_N=np.sin(np.arange(len(labels))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -34,7 +37,25 @@ def test_every_row_goes_to_exactly_one_client(kind):
 def test_a_partition_depends_on_its_seed_and_nothing_else(kind):
     first, again, other = rows_of(kind), rows_of(kind), rows_of(kind, seed=2)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    same = all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+    assert same == (kind == "time")  # which leaves nothing to chance
+
+
+GOLDEN = {
+    "iid": "438db367d61e5a62",
+    "shards": "1947d0896956a5e8",
+    "quantity": "ded5d274af16715b",
+    "feature": "01fe4a4905f3eec6",
+    "time": "724562fd0539e7a3",
+    "dirichlet": "6b5c915d7fbaac04",
+    "pathological": "b4b808ca0558182d",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_partition_is_the_same_on_every_machine(kind):
+    rows = [",".join(map(str, sorted(rows_k.tolist()))) for rows_k in rows_of(kind)]
+    assert hashlib.sha256(";".join(rows).encode()).hexdigest()[:16] == GOLDEN[kind]
 
 
 def test_iid_clients_are_equally_large():
@@ -64,6 +85,55 @@ def test_classes_at_no_client_are_warned_of():
     assert sum(map(len, rows)) == 80
 
 
+def test_shards_hold_one_class_each_where_classes_are_equally_large():
+    for rows in rows_of("shards", num_clients=20):
+        assert len(rows) == 20
+        assert len(np.unique(LABELS[rows])) <= 2
+
+
+def test_smaller_alpha_makes_sizes_more_unequal():
+    def spread(alpha: float) -> float:
+        return float(np.std([len(rows) for rows in rows_of("quantity", alpha=alpha)]))
+
+    assert spread(0.1) > spread(1.0) > spread(100.0)
+    assert min(len(rows) for rows in rows_of("quantity", alpha=0.01, num_clients=50)) >= 2
+
+
+def test_periods_follow_one_another():
+    day = np.random.default_rng(3).permutation(400)
+    rows = partition_rows(Partition(kind="time", num_clients=4), LABELS, order_N=day)
+    assert [sorted(day[rows_k].tolist()) for rows_k in rows] == [[*range(k, k + 100)] for k in (0, 100, 200, 300)]
+
+
+def test_stricter_is_more_by_the_feature_and_not_at_all_is_iid():
+    feature = np.random.default_rng(3).standard_cauchy(400)  # outliers must not matter
+
+    def between(strictness: float) -> float:
+        how = Partition(kind="feature", num_clients=4, strictness=strictness)
+        ranks = feature.argsort().argsort()
+        return float(np.std([ranks[rows_k].mean() for rows_k in partition_rows(how, LABELS, order_N=feature)]))
+
+    assert between(1.0) > between(0.7) > between(0.4) > between(0.0)
+    assert between(0.0) < 20
+
+
+@pytest.mark.parametrize("kind", ["time", "feature"])
+def test_what_has_no_order_cannot_be_divided_by_it(kind):
+    with pytest.raises(SettingError, match="by what to order them"):
+        partition_rows(Partition(kind=kind, num_clients=2), LABELS)
+
+
+def test_feature_noise_grows_from_client_to_client():
+    x, rows = np.ones((4000, 10), np.float32), np.split(np.arange(4000), 4)
+    noisy = noisy_features(x, rows, level=0.4, seed=1)
+    for rows_k, variance in zip(rows, (0.1, 0.2, 0.3, 0.4), strict=True):
+        assert noisy[rows_k].var() == pytest.approx(variance, rel=0.1)
+    assert np.array_equal(noisy, noisy_features(x, rows, level=0.4, seed=1))
+    assert noisy_features(x, rows, level=0.0, seed=1) is x
+    with pytest.raises(SettingError, match="feature_noise is -1"):
+        noisy_features(x, rows, level=-1, seed=1)
+
+
 def test_natural_follows_the_data():
     rows = partition_rows(Partition(kind="natural", num_clients=2), LABELS, natural_N=LABELS % 2)
     assert all((LABELS[rows_k] % 2 == k).all() for k, rows_k in enumerate(rows))
@@ -75,6 +145,9 @@ def test_natural_follows_the_data():
         ({"kind": "diriclet"}, "partition"),
         ({"kind": "natural"}, "partition"),
         ({"kind": "dirichlet", "alpha": 0}, "alpha"),
+        ({"kind": "feature", "strictness": 1.1}, "strictness"),
+        ({"kind": "shards", "classes_per_client": 41}, "classes_per_client"),
+        ({"kind": "shards", "classes_per_client": 0}, "classes_per_client"),
         ({"kind": "dirichlet", "alpha": -1}, "alpha"),
         ({"kind": "iid", "num_clients": 0}, "num_clients"),
         ({"kind": "iid", "num_clients": 401}, "num_clients"),
@@ -89,7 +162,7 @@ def test_an_impossible_setting_is_named(settings, setting):
     assert caught.value.setting == setting
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "pathological"])
+@pytest.mark.parametrize("kind", ["dirichlet", "pathological", "shards"])
 def test_real_targets_have_no_classes_to_divide(kind):
     with pytest.raises(SettingError, match="not classes"):
         rows_of(kind, labels=np.linspace(0, 1, 50))

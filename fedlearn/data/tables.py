@@ -1,0 +1,266 @@
+"""Tables as users have them: CSV, TSV, Parquet, read with an eye on what may be wrong with them.
+
+Errors name file, row and column, never what stands there: at a real node they are told to the coordinator. Rows are
+counted as a spreadsheet shows them: the header of a CSV file is row 1.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.sources.opened import opened
+from fedlearn.errors import DataError, MissingExtra, did_you_mean
+
+KINDS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # in small letters
+COLUMN_LIMIT = 2**24  # characters in one cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length: text or None (object arrays), or numbers with NaN for what is missing (float64).
+
+    Args:
+        columns: by name, in the order of the file.
+        origins: where the rows came from: file, number of its first row, how many.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    origins: tuple[tuple[str, int, int], ...]
+
+    def __len__(self) -> int:
+        return sum(count for _, _, count in self.origins)
+
+    def place(self, row: int) -> str:
+        """Where a row stands, for messages.
+
+        >>> Table({}, (("a.csv", 2, 10), ("b.csv", 2, 5))).place(12)
+        'b.csv, row 4'
+        """
+        for file, first, count in self.origins:
+            if row < count:
+                return f"{file}, row {first + row}"
+            row -= count
+        raise IndexError("the table has no such row")
+
+    def refuse(self, wrong_N: np.ndarray, column: str, why: str, fix: str) -> None:
+        """Raise a `DataError` that names the first of the wrong cells of a column, if there is one."""
+        if wrong_N.any():
+            raise DataError(f"{self.place(int(wrong_N.argmax()))}, column {column}: {why}\n  try       {fix}")
+
+    def column(self, name: str, setting: str) -> np.ndarray:
+        """A column that a setting names; `DataError` where there is none."""
+        if name not in self.columns:
+            near = did_you_mean(str(name), self.columns) or next(iter(self.columns))
+            has = ", ".join(self.columns)
+            raise DataError(f"{setting} is {name}\n  expected  one of the columns {has}\n  try       {setting}={near}")
+        return self.columns[name]
+
+
+def read_table(file: Path) -> Table:
+    """A table from one file.
+
+    Args:
+        file: ``.csv`` (commas, semicolons or tabs, as its header has them), ``.tsv`` (tabs), these gzipped
+            (``.gz``), or ``.parquet``.
+
+    Raises:
+        DataError: it cannot be read, has no header, no row, a row of another length, or a column of another type.
+        MissingExtra: pyarrow is needed and absent.
+    """
+    table = _read_parquet(file) if file.suffix == ".parquet" else _read_text(file)
+    if not len(table):
+        raise DataError(f"{file.name} has no rows\n  try       removing it, or a file with a row for each example")
+    return table
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file is one that `read_table` reads, by its name."""
+    return file.name.lower().endswith(KINDS)
+
+
+def bare_name(file: Path) -> str:
+    """A table's name without what says that it is one."""
+    ending = max((kind for kind in KINDS if file.name.lower().endswith(kind)), key=len)
+    return file.name[: -len(ending)]
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """Tables one below the other; columns by name, in the order of the first.
+
+    Raises:
+        DataError: one lacks a column that another has.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        for one, other in ((first, table), (table, first)):
+            if missing := [name for name in one.columns if name not in other.columns]:
+                with_it, without = one.origins[0][0], other.origins[0][0]
+                fix = "the same columns in every file, or scenario.ignore=[...] for those that not all have"
+                raise DataError(f"{without} has no column {missing[0]}, which {with_it} has\n  try       {fix}")
+    columns = {name: _together([table.columns[name] for table in tables]) for name in first.columns}
+    return Table(columns, tuple(origin for table in tables for origin in table.origins))
+
+
+def rows_of(table: Table, rows: np.ndarray) -> Table:
+    """Some rows of a table, whose places are then no longer known."""
+    columns = {name: cells[rows] for name, cells in table.columns.items()}
+    return Table(columns, (("some rows", 1, len(rows)),))
+
+
+def without(table: Table, names: Sequence[str]) -> Table:
+    """A table without some columns, which need not be there."""
+    return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)
+
+
+def only(table: Table, name: str) -> Table:
+    """A table of one column."""
+    return Table({name: table.columns[name]}, table.origins)
+
+
+def numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A column as float64 with NaN for what is missing, and a mask of the cells that are no numbers.
+
+    >>> numbers(np.array(["1.5", None, "old"], object))
+    (array([1.5, nan, nan]), array([False, False,  True]))
+    """
+    if cells_N.dtype != object:
+        return cells_N, np.zeros(len(cells_N), bool)
+    values = [_number(cell) for cell in cells_N]
+    wrong_N = np.array([value is None for value in values], bool)
+    return np.array([math.nan if value is None else value for value in values], np.float64), wrong_N
+
+
+def words(cells_N: np.ndarray) -> np.ndarray:
+    """A column as text in one form, None for what is missing: 1, 1.0 and "1" are the same category.
+
+    >>> words(np.array(["1.0", "f", None], object)), words(np.array([1.0]))
+    (array(['1', 'f', None], dtype=object), array(['1'], dtype=object))
+    """
+    return np.array([None if _absent(cell) else word(cell) for cell in cells_N], object)
+
+
+def word(cell: Any) -> str:
+    """A category in the one form in which categories are compared."""
+    value = _number(str(cell))
+    return str(cell) if value is None or math.isnan(value) else f"{value:.15g}"
+
+
+def _absent(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _number(cell: str | None) -> float | None:
+    """A number, NaN for what is missing, None for what is neither."""
+    if cell is None:
+        return math.nan
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and "_" not in cell else None
+
+
+def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
+    if len({part.dtype for part in parts}) > 1:  # numbers of a Parquet file below text of a CSV file
+        parts = [words(part) if part.dtype != object else part for part in parts]
+    return np.concatenate(parts)
+
+
+def _read_text(file: Path) -> Table:
+    text = _text(file)
+    if not text.strip():
+        raise DataError(f"{file.name} is empty\n  try       a header with the names of the columns, then the rows")
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(file, text), strict=True)
+    csv.field_size_limit(COLUMN_LIMIT)
+    try:
+        header = [name.strip() for name in next(lines)]
+        _check_header(file, header)
+        rows = _without_end([*lines])
+    except csv.Error as error:
+        raise DataError(f"{file.name}, line {lines.line_num}: {error}") from error
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            fix = "quotes around cells that hold a comma or a line break"
+            cells = f"{len(row)} cells, but the header has {len(header)} columns"
+            raise DataError(f"{file.name}, row {number} has {cells}\n  try       {fix}")
+    columns = {name: _cells(row[place] for row in rows) for place, name in enumerate(header)}
+    return Table(columns, ((file.name, 2, len(rows)),))
+
+
+def _without_end(rows: list[list[str]]) -> list[list[str]]:
+    """Without the empty lines that files end in."""
+    while rows and not rows[-1]:
+        rows.pop()
+    return rows
+
+
+def _text(file: Path) -> str:
+    try:
+        with opened(file) as raw:
+            return raw.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file.name}, row {line} is not UTF-8\n  try       saving the file as UTF-8") from error
+
+
+def _delimiter(file: Path, text: str) -> str:
+    if not file.name.lower().removesuffix(".gz").endswith(".csv"):
+        return "\t"
+    header = text.splitlines()[0]
+    return max(",;\t", key=header.count)
+
+
+def _check_header(file: Path, header: Sequence[str]) -> None:
+    twice = {name for name in header if header.count(name) > 1}
+    for name in twice or [name for name in header if not name]:
+        what = f"the column {name} twice" if name else "a column without a name"
+        raise DataError(f"{file.name} has {what}\n  try       a first row with a name of its own for each column")
+
+
+def _cells(cells: Any) -> np.ndarray:
+    stripped = [cell.strip() for cell in cells]
+    column = np.empty(len(stripped), object)
+    column[:] = [None if cell.lower() in MISSING else cell for cell in stripped]
+    return column
+
+
+def _read_parquet(file: Path) -> Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra(f"{file.name} (Parquet)", "data") from error
+    try:
+        table = parquet.ParquetFile(file).read()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from error
+    _check_header(file, table.column_names)
+    columns = {name: _from_arrow(file, name, table[name]) for name in table.column_names}
+    return Table(columns, ((file.name, 1, table.num_rows),))
+
+
+def _from_arrow(file: Path, name: str, column: Any) -> np.ndarray:
+    import pyarrow as arrow
+
+    kind = column.type
+    if arrow.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    if arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_decimal(kind):
+        return np.array(column.cast(arrow.float64(), safe=False).to_numpy(), np.float64)
+    if arrow.types.is_temporal(kind) or arrow.types.is_boolean(kind):
+        column, kind = column.cast(arrow.string()), arrow.string()
+    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
+        return _cells("" if cell is None else cell for cell in column.to_pylist())
+    fix = f"scenario.ignore=[{name}], or a column of numbers or text"
+    raise DataError(f"{file.name}, column {name} holds {kind}\n  try       {fix}")

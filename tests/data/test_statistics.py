@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from fedlearn.data.statistics import ColumnSums, Noise, add, column_sums, noisy
+from fedlearn.data.tables import Table
+from fedlearn.errors import DataError, SettingError
+from fedlearn.privacy.ledger import Event, Ledger
+
+RNG = np.random.default_rng(5)
+AGE = np.where(RNG.random(300) < 0.1, np.nan, RNG.normal(55, 10, 300))
+SEX = np.array(["f", "m", None], object)[RNG.integers(0, 3, 300)]
+
+
+def table(rows=slice(None)):
+    age, sex = AGE[rows], SEX[rows]
+    return Table({"age": age, "sex": sex}, (("a.csv", 2, len(age)),))
+
+
+def parts(cuts):
+    return [column_sums(table(slice(start, end))) for start, end in zip([0, *cuts], [*cuts, 300], strict=True)]
+
+
+@pytest.mark.parametrize("cuts", [(), (100, 200), (1, 2, 299)])
+def test_sums_of_clients_are_those_of_all_rows_together_however_they_are_cut(cuts):
+    whole = add(parts(cuts))
+    assert whole["age"].mean == pytest.approx(np.nanmean(AGE))
+    assert whole["age"].deviation == pytest.approx(np.nanstd(AGE))
+    assert whole["age"].missing == np.isnan(AGE).sum()
+    assert whole["sex"].counts == {"f": (SEX == "f").sum(), "m": (SEX == "m").sum()}
+    assert whole["sex"].missing == sum(cell is None for cell in SEX)
+
+
+def test_the_order_of_clients_does_not_matter():
+    forth, back = add(parts((50, 120))), add(reversed(parts((50, 120))))
+    assert forth["sex"] == back["sex"]
+    assert forth["age"].total == pytest.approx(back["age"].total, rel=1e-14)
+
+
+def test_a_column_that_does_not_vary_or_is_empty_can_be_divided_by():
+    assert ColumnSums(rows=3, present=3, total=6, squares=12).deviation == 1
+    assert (ColumnSums(rows=3).mean, ColumnSums(rows=3).deviation, ColumnSums(rows=3).missing) == (0, 1, 3)
+
+
+def test_clients_with_other_columns_or_none_are_refused():
+    with pytest.raises(DataError, match="different columns"):
+        add([column_sums(table()), {"age": ColumnSums()}])
+    with pytest.raises(DataError, match="no client"):
+        add([])
+
+
+def noise(multiplier=1.0, *, seed=1, **settings):
+    given = {"bounds": {"age": (0, 100)}, "categories": {"sex": ("f", "m")}} | settings
+    return Noise(multiplier=multiplier, seed=seed, **given)
+
+
+def released(of, how):
+    return noisy(add([column_sums(of, noise=how)]), how, Ledger())
+
+
+def test_noisy_statistics_are_near_the_exact_ones_and_cost_one_event():
+    how = noise(0.1)
+    statistics, ledger = released(table(), how)
+    assert statistics["age"].mean == pytest.approx(np.nanmean(AGE), abs=1)
+    assert statistics["age"].deviation == pytest.approx(np.nanstd(AGE), abs=2)
+    assert statistics["sex"].counts["f"] == pytest.approx((SEX == "f").sum(), abs=2)
+    assert ledger == Ledger().charged(Event(0.1))
+
+
+def vector(statistics):
+    """What is released of exact statistics, in the units in which it is released."""
+    age, sex = statistics["age"], statistics["sex"]
+    sum_z = (age.total - 50 * age.present) / 50
+    sum_zz = (age.squares - 100 * age.total + 2500 * age.present) / 2500
+    return np.array([age.rows, age.present, sum_z, sum_zz, *(sex.counts.get(value, 0) for value in ("f", "m"))])
+
+
+@pytest.mark.parametrize("age", [0.0, 100.0, 1e9, -1e9, 50.0, np.nan])
+@pytest.mark.parametrize("sex", ["f", "m", "unheard of", None])
+def test_one_record_changes_what_is_released_by_no_more_than_the_sensitivity(age, sex):
+    how = noise()
+    one = Table({"age": np.array([*AGE, age]), "sex": np.array([*SEX, sex], object)}, (("a.csv", 2, 301),))
+    with_it, without_it = (vector(add([column_sums(of, noise=how)])) for of in (one, table()))
+    assert np.linalg.norm(with_it - without_it) <= how.sensitivity + 1e-9
+
+
+def test_noise_has_the_deviation_that_the_ledger_is_charged_for():
+    rows = [released(table(), noise(2.0, seed=seed))[0]["sex"].rows for seed in range(400)]
+    assert np.std(rows) == pytest.approx(2.0 * math.sqrt(1 + 3 + 1), rel=0.15)
+    assert np.mean(rows) == pytest.approx(300, abs=1)
+
+
+def test_noise_of_real_clients_does_not_follow_from_a_seed():
+    first, again = (released(table(), noise(seed=1))[0]["age"] for _ in range(2))
+    assert first == again
+    first, again = (released(table(), noise(seed=None))[0]["age"] for _ in range(2))
+    assert first != again
+
+
+def test_every_column_needs_bounds_or_categories():
+    with pytest.raises(DataError, match="column sex needs bounds or categories"):
+        released(table(), noise(categories={}))
+    with pytest.raises(SettingError, match=r"bounds\.age is \(3, 3\)"):
+        noise(bounds={"age": (3, 3)})
+    with pytest.raises(SettingError, match="multiplier is 0"):
+        noise(0)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlearn.errors import DataError, SettingError
+from simulations.scenarios.folder import folder
+
+pytest.importorskip("torch")
+RNG = np.random.default_rng(11)
+SITES = ("north", "south", "west")
+CONSTANTS = {
+    "scale": "constants",
+    "scales": {"age": [50, 10], "pressure": [130, 20]},
+    "categories": {"sex": ["f", "m"]},
+    "classes": ["no", "yes"],
+    "clients": SITES,
+}
+UNSCALED = {"scale": "none", "categories": {"sex": ["f", "m"]}}
+
+
+def rows(count=40):
+    age = RNG.normal(55, 12, count).round(1)
+    sick = np.where(age + RNG.normal(0, 8, count) > 55, "yes", "no")
+    sex, pressure = RNG.choice(["f", "m"], count), RNG.normal(130, 20, count).round()
+    return [",".join(map(str, row)) for row in zip(age, sex, pressure, sick, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def clinics(tmp_path_factory) -> Path:
+    """A CSV file for each of three clinics, with a missing value here and there."""
+    path = tmp_path_factory.mktemp("clinics")
+    for site in SITES:
+        text = "\n".join(["age,sex,pressure,sick", *rows(), "61.0,,?,yes", "40.0,f,,no", ""])
+        (path / f"{site}.csv").write_text(text)
+    return path
+
+
+def sizes(data):
+    return [(len(data.train(client)), len(data.test(client))) for client in data.clients]
+
+
+def changed(clinics, tmp_path, old, new, *, file="south.csv"):
+    path = shutil.copytree(clinics, tmp_path / "changed")
+    (path / file).write_text((path / file).read_text().replace(old, new, 1))
+    return path
+
+
+def test_a_folder_of_tables_is_a_problem_with_a_client_for_each(clinics):
+    scenario = folder(path=clinics, target="sick")
+    assert scenario.model == "mlp 4-32-1"  # age, two sexes, pressure
+    assert scenario.data.task == "binary"
+    assert [scenario.data.name(client) for client in scenario.data.clients] == list(SITES)
+    assert sizes(scenario.data) == [(31, 11)] * 3
+    assert scenario.data.source == f"{clinics.name} · scaled by exact statistics of 3 clients"
+
+
+def test_federated_scales_are_those_of_training_rows_and_missing_values_sit_at_the_centre(clinics):
+    data = folder(path=clinics, target="sick").data
+    x = np.concatenate([data.train(client).x for client in data.clients])
+    assert abs(x[:, 0].mean()) < 1e-6
+    assert x[:, 0].std() == pytest.approx(1, abs=1e-5)
+    everyone = np.concatenate([x, *(data.test(client).x for client in data.clients)])
+    assert (everyone[:, 3] == 0).sum() >= 6  # two missing pressures at each clinic
+    assert (everyone[:, 1:3].sum(axis=1) == 0).sum() == 3  # a missing sex at each
+
+
+def test_what_is_held_out_does_not_move_the_scales(clinics, tmp_path):
+    path = tmp_path / "split"
+    for site in SITES:
+        (path / site).mkdir(parents=True)
+        shutil.copyfile(clinics / f"{site}.csv", path / site / "train.csv")
+        (path / site / "test.csv").write_text("age,sex,pressure,sick\n1e6,other,130,no\n")
+    split, whole = folder(path=path, target="sick").data, folder(path=clinics, target="sick", test_share=0).data
+    assert sizes(split) == [(42, 1)] * 3
+    assert np.array_equal(split.train(1).x, whole.train(1).x)
+    assert split.test(0).x[0, 0] > 1000
+    assert split.test(0).x[0, 1:3].tolist() == [0, 0]  # a category that nobody trained on is as good as missing
+
+
+def test_a_node_with_its_own_file_only_has_what_it_has_in_a_simulation(clinics, tmp_path):
+    shutil.copyfile(clinics / "south.csv", tmp_path / "south.csv")
+    everyone = folder(path=clinics, target="sick", **CONSTANTS)
+    alone = folder(path=tmp_path, target="sick", **CONSTANTS)
+    assert sizes(alone.data) == [(0, 0), (31, 11), (0, 0)]
+    assert np.array_equal(alone.data.train(1).x, everyone.data.train(1).x)
+    assert np.array_equal(alone.data.test(1).y, everyone.data.test(1).y)
+    assert alone.trainer.layout.digest == everyone.trainer.layout.digest
+
+
+@pytest.mark.parametrize(
+    ("without", "setting"), [("classes", "classes"), ("scales", "scales"), ("categories", "scales"), ("scale", "scale")]
+)
+def test_a_node_that_cannot_know_says_which_setting_must(clinics, tmp_path, without, setting):
+    shutil.copyfile(clinics / "south.csv", tmp_path / "south.csv")
+    given = {name: value for name, value in CONSTANTS.items() if name != without}
+    with pytest.raises(SettingError) as caught:
+        folder(path=tmp_path, target="sick", **given)
+    assert caught.value.setting == setting
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "settings", "reason"),
+    [
+        (",f,", ",x,", CONSTANTS, r"south\.csv, row \d+, column sex: not one of the categories f, m"),
+        ("\n61.0,", "\n6l.0,", CONSTANTS, r"south\.csv, row 42, column age: not a number"),
+        ("\n61.0,", "\n6l.0,", {}, r"south\.csv, row 42, column age: not a number"),
+        (",yes\n40.0", ",\n40.0", {}, r"south\.csv, row 42, column sick: missing, but it is the target"),
+        (",yes\n40.0", ",maybe\n40.0", CONSTANTS, r"south\.csv, row 42, column sick: not one of the classes no, yes"),
+        (
+            "age,",
+            "age,",
+            {"scale": "none", "categories": {"sex": ["f", "m"]}},
+            r"north\.csv, row 42, column pressure: missing",
+        ),
+        ("age,", "years,", {}, r"south\.csv has no column age, which north\.csv has"),
+    ],
+)
+def test_a_cell_that_does_not_fit_is_named_by_file_row_and_column(clinics, tmp_path, old, new, settings, reason):
+    path = changed(clinics, tmp_path, old, new)
+    with pytest.raises(DataError, match=reason) as caught:
+        folder(path=path, target="sick", **settings)
+    assert "try       " in str(caught.value)
+    assert "6l" not in str(caught.value)  # what stands in a cell is told to nobody
+
+
+@pytest.mark.parametrize(
+    ("settings", "setting"),
+    [
+        ({"path": None}, "path"),
+        ({"target": None}, "target"),
+        ({"scale": "federatd"}, "scale"),
+        ({"clients": ["north", "south"]}, "clients"),
+        ({"num_clients": 4}, "num_clients"),
+        ({"partition": "time"}, "partition"),
+        ({"task": "binary", "classes": ["no", "yes", "maybe"]}, "task"),
+        ({"scale": "constants", "scales": {"age": [50, 0]}, "categories": {"sex": ["f"]}}, "scales.age"),
+    ],
+)
+def test_a_folder_setting_out_of_range_is_named(clinics, settings, setting):
+    with pytest.raises(SettingError) as caught:
+        folder(**{"path": clinics, "target": "sick"} | settings)
+    assert caught.value.setting == setting
+
+
+def test_an_unknown_column_is_guessed(clinics):
+    with pytest.raises(DataError, match=r"scenario\.target is sik\n.*\n  try       scenario\.target=sick"):
+        folder(path=clinics, target="sik")
+
+
+def test_a_column_of_names_is_no_category(tmp_path):
+    lines = ["name,age,sick", *(f"patient {n},{n},{n % 2}" for n in range(80))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"column name has \d+ different values.*\n.*scenario\.ignore=\[name\]"):
+        folder(path=tmp_path / "a.csv", target="sick", partition="iid")
+    scenario = folder(path=tmp_path / "a.csv", target="sick", partition="iid", num_clients=4, ignore=["name"])
+    assert scenario.model == "mlp 1-32-1"
+    assert len(scenario.data.clients) == 4
+
+
+@pytest.mark.parametrize(
+    ("cells", "task", "classes"),
+    [
+        (["no", "yes"], "binary", 2),
+        (["a", "b", "c"], "multiclass", 3),
+        ([0, 1, 10, 2], "multiclass", 4),
+        ([0.5, 1.5], "regression", 1),
+        (list(range(30)), "regression", 1),
+    ],
+)
+def test_the_task_follows_from_the_target(tmp_path, cells, task, classes):
+    lines = ["x,y", *(f"{n},{cells[n % len(cells)]}" for n in range(60))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    data = folder(path=tmp_path / "a.csv", target="y", partition="iid", num_clients=2, test_share=0).data
+    assert (data.task, data.num_classes) == (task, classes)
+    assert data.train(0).y.max() < 40
+    if task == "regression":
+        together = np.concatenate([data.train(client).y for client in data.clients])
+        assert together.mean() == pytest.approx(0, abs=1e-6)
+        assert "target less" in data.source
+
+
+def test_one_table_is_divided_by_a_column_or_by_time(tmp_path):
+    lines = ["site,day,x,y", *(f"{'ab'[n % 2]},2026-01-{28 - n:02d},{n},{n % 2}" for n in range(28))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    by_site = folder(path=tmp_path / "a.csv", target="y", client="site", ignore=["day"], test_share=0).data
+    assert [by_site.name(client) for client in by_site.clients] == ["a", "b"]
+    assert set(by_site.train(0).y) == {0}
+    by_time = folder(
+        path=tmp_path / "a.csv", target="y", ignore=["site"], partition="time", order_by="day", num_clients=4,
+        scale="none", test_share=0,
+    ).data  # fmt: skip
+    assert sorted(by_time.train(0).x.ravel().tolist()) == [*range(21, 28)]
+    assert by_time.train(0).x.shape == (7, 1)  # the day is no feature
+
+
+def test_texts_are_hashed_so_that_no_vocabulary_is_learned(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "good day\tpos\nbad day\tneg\n\tneg\n" * 8)
+    scenario = folder(
+        path=tmp_path / "a.tsv", target="label", text="text", partition="iid", num_clients=2, test_share=0
+    )
+    x = np.concatenate([scenario.data.train(client).x for client in scenario.data.clients])
+    assert x.shape == (24, 1024)
+    assert set(np.linalg.norm(x, axis=1).round(6)) == {0, 1}
+    assert scenario.data.source == "a.tsv · words of text, hashed"
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "mixed"])
+def test_images_of_classes_and_clients_are_learned_in_either_framework(tmp_path, framework):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    if framework != "torch":
+        pytest.importorskip("jax")
+    for site in ("a", "b"):
+        for colour, kind in ((10, "cat"), (200, "dog")):
+            for number in range(4):
+                (tmp_path / site / kind).mkdir(parents=True, exist_ok=True)
+                image.new("L", (8, 8), colour + number).save(tmp_path / site / kind / f"{number}.png")
+    scenario = folder(path=tmp_path, model="cnn", framework=framework)
+    assert sizes(scenario.data) == [(6, 2), (6, 2)]
+    assert scenario.data.train(0).x.max() <= 1
+    assert scenario.model == "cnn 8x8x1-16-32-1"
+
+
+def test_a_run_of_a_folder_learns(clinics, tmp_path, capfd):
+    from simulations.run import main
+
+    words = [f"scenario.path={clinics}", "scenario.target=sick", "rounds=8", "report=false", "engine=serial"]
+    assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert "scaled by exact statistics of 3 clients" in capfd.readouterr().out
+    words = [*words[:2], "scenario.scale=constants", "scenario.scales={age:[50,10],pressure:[130,20]}"]
+    assert main(["scenario=folder", *words, "rounds=1", f"hydra.run.dir={tmp_path / 'other'}"]) == 2
+    assert "sex has neither" in capfd.readouterr().err
