@@ -76,7 +76,7 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
         whole = _by_position(pooled) if pooled is not None else _end_to_end(ordered)
         of_all = _judge(whole.outputs, whole.targets, task, auc=_roc_auc)
         if task == "ranking" and pooled is None:  # lists of different clients are not one list
-            of_all |= {m: float(np.nanmean([row[m] for row in rows] or [np.nan])) for m in METRICS[task][1:]}
+            of_all |= {metric: _mean_of_defined([row[metric] for row in rows]) for metric in METRICS[task][1:]}
     return Evaluation(
         pooled=of_all,
         clients=tuple(part.client for part in ordered),
@@ -248,6 +248,11 @@ def _ranking(score_N: np.ndarray, wanted_N: np.ndarray) -> dict[str, float]:
     place = 1 + int((score_N[~wanted_N] >= score_N[wanted_N]).sum())  # equal outputs are no merit
     found = place <= CUTOFF
     return {"loss": loss, "hr@10": float(found), "ndcg@10": found / np.log2(1 + place)}
+
+
+def _mean_of_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _hits(targets: np.ndarray, predicted: np.ndarray, average: str) -> dict[str, float]:

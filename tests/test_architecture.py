@@ -61,6 +61,10 @@ def files_that_import(package):
                 yield path.relative_to(ROOT).as_posix()
 
 
+MODELS = {
+    name: [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/models").glob(f"*_{name}.py")]
+    for name in ("torch", "jax")
+}
 TRAINERS = {name: [f"fedlearn/trainers/{name}.py", f"fedlearn/trainers/dp_{name}.py"] for name in ("torch", "jax")}
 FLOWER = [
     path.relative_to(ROOT).as_posix()
@@ -69,12 +73,15 @@ FLOWER = [
 ]
 FLOWER += [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/benchmarks").glob("*.py")]
 HOMES = {
-    "torch": [*TRAINERS["torch"], "simulations/models/torch.py", "fedlearn/testing.py", *BENCHMARKS["torch"]],
+    "torch": [*TRAINERS["torch"], "simulations/models/torch.py", "fedlearn/testing.py", *BENCHMARKS["torch"]]
+    + MODELS["torch"],
     "opacus": [*TRAINERS["torch"], *BENCHMARKS["torch"]],
     "jax": [*TRAINERS["jax"], "simulations/models/jax.py", "fedlearn/optim.py", "fedlearn/testing.py"]
-    + BENCHMARKS["jax"],
-    "flax": [*TRAINERS["jax"], "simulations/models/jax.py", *BENCHMARKS["jax"]],
+    + BENCHMARKS["jax"]
+    + MODELS["jax"],
+    "flax": [*TRAINERS["jax"], "simulations/models/jax.py", *BENCHMARKS["jax"], *MODELS["jax"]],
     "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
+    "tokenizers": ["simulations/scenarios/words.py", "simulations/scenarios/sst2.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",

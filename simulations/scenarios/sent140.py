@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_rows
+from fedlearn.data.arrays import from_rows, split_rows
 from fedlearn.data.sources import DataSet, Official, find
 from fedlearn.errors import is_number, require
 from fedlearn.records import Examples
@@ -46,6 +46,7 @@ def sent140(
     num_tokens: int = 8192,
     length: int = 40,
     held_out_users: float = 0.2,
+    test_share: float = 0.1,
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -59,8 +60,9 @@ def sent140(
         model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with one output.
         num_tokens: numbers for words, >= 2.
         length: words of a tweet that are read, >= 1.
-        held_out_users: share of users who test, in (0, 1).
-        seed: of their choice.
+        held_out_users: share of users who only test, in (0, 1).
+        test_share: held out at each client, in [0, 1), for what is told client by client.
+        seed: of the choice of users and of the split.
         path: a folder with the tweets; None searches for them.
         device: where to compute.
 
@@ -82,8 +84,8 @@ def sent140(
     users = generator(seed, Purpose.SPLIT).permutation(user_N.max() + 1)
     testing, training = np.split(users, [round(held_out_users * len(users))])
     of_users = [np.flatnonzero(user_N == user) for user in np.sort(training)]
-    none = [np.zeros(0, np.int64)] * len(of_users)
-    data = from_rows(tokens_NT, happy_N, train=of_users, test=none, task="binary")
+    train, test = split_rows(of_users, happy_N, test_share=test_share, seed=seed)
+    data = from_rows(tokens_NT, happy_N, train=train, test=test, task="binary")
     tests_N = np.isin(user_N, testing)
     held_out = Examples(tokens_NT[tests_N], happy_N[tests_N])
     data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {found.place}")
