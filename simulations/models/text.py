@@ -45,8 +45,9 @@ def writer(
     all else is as for `reader`.
     """
     named = f"next_{model}" if model in WRITERS else model
-    names, how = tuple(f"next_{name}" for name in WRITERS), {"framework": framework, "device": device}
-    made = twins("text", named, names, (num_tokens,), data, shape=(length,), loss="next_token_loss", **how)
+    names = tuple(f"next_{name}" for name in WRITERS)
+    how: dict[str, Any] = {"shape": (length,), "loss": "next_token_loss"}
+    made = twins("text", named, names, (num_tokens,), data, framework=framework, device=device, **how)
     return made, f"{_name(model)}, {num_tokens} tokens"
 
 

@@ -106,7 +106,7 @@ def airline_tweets(*, path: str | PathLike[str] | None = None) -> tuple[list[str
     found = find(TWEETS, path=path)
     with found.files[CORPUS].open(encoding="latin-1", newline="") as file:
         rows = [(row["text"], row["sentiment"]) for row in csv.DictReader(file)]
-    labelled = {}
+    labelled: dict[str, tuple[int, int]] = {}
     for text, sentiment in rows:
         airline = next((number for number, name in enumerate(AIRLINES) if name.lower() in text.lower()), None)
         if airline is not None:

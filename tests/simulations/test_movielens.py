@@ -111,10 +111,10 @@ def test_twins_of_recommenders_learn_alike(model, task):
 def test_what_describes_a_user_never_leaves_the_client(layouts, model):
     scenario = movielens(path=layouts, model=model, factors=2)
     engine = vector(scenario.data, scenario.trainer, batching="map")
-    strategy, layout = strategies.fcf(learning_rate=0.5), scenario.trainer.layout
+    strategy, layout = strategies.fcf(learning_rate=0.1), scenario.trainer.layout
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
     local = LocalSettings(batch_size=4, learning_rate=0.1)
-    schedule = Schedule(rounds=15, evaluate_every=15)
+    schedule = Schedule(rounds=20, evaluate_every=20)
     rounds = list(federate(strategy, engine, state, schedule=schedule, local=local, evaluate=judge(scenario)))
     kept = [leaf.name for leaf in layout.leaves if leaf.name.startswith("user.")]
     tensors = layout.unpack(np.asarray(rounds[-1].state.params_D))
