@@ -25,6 +25,10 @@ class Words:
     are all numbers. A token may stand for several words: with 8,191 of them and the 5,000 words that make up nearly all
     of a corpus, that costs little.
 
+    All texts have one length, so that clients of a block lie in one array. Padding each client's to its own longest,
+    rounded up to eight, would save nothing for six airlines (all have texts of 40 words or more), nor would it batch
+    by batch (1 % of the positions of 32 tweets); for users of a few tweets it would save a fifth.
+
     Args:
         num_tokens: 0 pads, words have 1..num_tokens - 1; >= 2.
         length: a longer text is cut there, a shorter one padded with 0; >= 1.

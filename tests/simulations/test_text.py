@@ -231,6 +231,23 @@ def test_shakespeare_runs_small(from_wheels, framework):
     assert 0 <= pooled["accuracy"] < 0.5
 
 
+def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys):
+    from simulations import sample
+    from simulations.run import main
+    from simulations.scenarios.plays import roles
+
+    from_wheels(roles)
+    small = ["scenario.length=10", "scenario.min_characters=20000", "scenario.test_windows=1", "engine=serial"]
+    few = ["strategy.clients_per_round=1", "local.steps=1", "rounds=1", "evaluate_clients=1", "report=false"]
+    folder = tmp_path / "run"
+    assert main(["scenario=shakespeare", *small, *few, f"hydra.run.dir={folder}"]) == 0
+    assert (folder / "characters.txt").read_text() == "\n" + "".join(map(chr, range(32, 127))) + "�"
+    written = [sample.sample(folder, start="O ", length=12, temperature=t) for t in (0.7, 0.7, 0.0)]
+    assert written[0] == written[1]
+    assert all(len(text) == 14 and text.startswith("O ") for text in written)
+    assert sample.main([str(folder), "--length", "0"]) == 2
+
+
 def test_the_roles_are_those_of_38_plays(from_wheels):
     from simulations.scenarios.plays import PLAYS, roles
 
