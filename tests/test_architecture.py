@@ -81,7 +81,7 @@ HOMES = {
     + MODELS["jax"],
     "flax": [*TRAINERS["jax"], "simulations/models/jax.py", *BENCHMARKS["jax"], *MODELS["jax"]],
     "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
-    "tokenizers": ["simulations/scenarios/words.py", "simulations/scenarios/sst2.py"],
+    "tokenizers": ["simulations/scenarios/words.py"],
     "flwr_datasets": ["fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",
