@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ class Scenario:
         ledger: what that has cost the clients, if noise covers each of their records; else empty.
         unit: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.
         triggered: held-out examples with an attack's trigger and target; None where there is no backdoor.
+        files: small texts that belong to the model, by file name, e.g. its vocabulary; a run folder holds them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Scenario:
     told: str = ""
     ledger: Ledger = field(default_factory=Ledger)
     triggered: Callable[[Examples], Examples] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(scenario: Scenario) -> Evaluate:

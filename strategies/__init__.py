@@ -6,6 +6,7 @@ from strategies.bucketing import bucketing
 from strategies.bulyan import bulyan
 from strategies.centered_clipping import centered_clipping
 from strategies.ditto import ditto
+from strategies.fcf import fcf
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
 from strategies.fedavg import fedavg
@@ -41,6 +42,7 @@ __all__ = [
     "bulyan",
     "centered_clipping",
     "ditto",
+    "fcf",
     "fedadagrad",
     "fedadam",
     "fedavg",

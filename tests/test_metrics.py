@@ -200,3 +200,57 @@ def test_a_tally_holds_no_output_and_no_target():
     told = tally(part, task="binary", num_classes=2)
     assert {name: np.shape(value) for name, value in told.sums.items()} == {"loss": (), "confusion": (2, 2)}
     assert told.sums["confusion"].sum() == told.num_examples == 40
+
+
+def sequences(client, targets_NT, seed):
+    """Outputs at random for targets ``(N, T)``, -1 where there is none."""
+    rng = np.random.default_rng(seed)
+    targets_NT = np.asarray(targets_NT)
+    return Predictions(client=client, outputs=rng.normal(size=(*targets_NT.shape, 4)), targets=targets_NT)
+
+
+def test_each_position_of_a_sequence_with_a_target_is_an_example():
+    parts = [sequences(0, [[1, 2, -1], [0, -1, -1]], 0), sequences(1, [[3, 3, 1]], 1)]
+    real = [part.targets >= 0 for part in parts]
+    flat = [
+        Predictions(client=part.client, outputs=part.outputs[at], targets=part.targets[at])
+        for part, at in zip(parts, real, strict=True)
+    ]
+    found, expected = (evaluate(some, task="multiclass") for some in (parts, flat))
+    assert found.pooled == expected.pooled
+    assert found.num_examples_K.tolist() == [3, 3]
+    assert tally(parts[0], task="multiclass", num_classes=4).num_examples == 3
+
+
+def ranked(client, place, others=99):
+    """A list in which the one example of target 1 has a place."""
+    outputs = -np.arange(others + 1.0)[:, None]
+    targets = np.zeros(others + 1, np.int64)
+    targets[place - 1] = 1
+    return Predictions(client=client, outputs=outputs, targets=targets)
+
+
+def test_a_ranking_counts_the_first_ten_places():
+    found = evaluate([ranked(0, 1), ranked(1, 10), ranked(2, 11)], task="ranking")
+    assert found.per_client["hr@10"].tolist() == [1, 1, 0]
+    np.testing.assert_allclose(found.per_client["ndcg@10"], [1, 1 / np.log2(11), 0])
+    assert found.pooled["hr@10"] == pytest.approx(2 / 3)
+
+
+def test_equal_outputs_are_no_merit_in_a_ranking():
+    same = Predictions(client=0, outputs=np.zeros((100, 1)), targets=np.eye(100, dtype=np.int64)[0])
+    assert evaluate([same], task="ranking").pooled["hr@10"] == 0
+
+
+def test_a_client_without_a_list_has_no_place_in_a_ranking():
+    parts = [ranked(0, 3), Predictions(client=1, outputs=np.zeros((0, 1)), targets=np.zeros(0, np.int64))]
+    found = evaluate(parts, task="ranking")
+    assert np.isnan(found.per_client["hr@10"][1])
+    assert found.pooled["hr@10"] == 1
+
+
+def test_sums_of_rankings_give_what_the_outputs_give():
+    parts = [ranked(0, 1), ranked(1, 7), ranked(2, 40)]
+    told = combine([tally(part, task="ranking", num_classes=2) for part in parts], task="ranking")
+    expected = evaluate(parts, task="ranking").pooled
+    assert told.pooled == pytest.approx(expected, abs=1e-9)

