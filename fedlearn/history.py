@@ -130,6 +130,7 @@ def summarise(
         "reason": reason,
         "scenario": run.scenario,
         "task": run.task,
+        "metric": run.main,
         "strategy": run.strategy,
         "framework": run.framework,
         "engine": run.engine,

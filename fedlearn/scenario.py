@@ -24,6 +24,7 @@ class Scenario:
         data: examples by client.
         trainer: the model in its framework.
         model: one line for the header, e.g. ``mlp 13-32-1``.
+        metric: to lead with in tables and figures; None takes the task's (see `fedlearn.metrics.main_metric`).
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
         read: the model's inputs ``(N, ...)`` from a file of new examples, in the form in which people have them.
         told: what preparing the data has told of clients, in words; empty for nothing.
@@ -37,6 +38,7 @@ class Scenario:
     data: FederatedData
     trainer: Trainer
     model: str
+    metric: str | None = None
     partition: str = "natural"
     unit: tuple[float, float] = (0.0, 1.0)
     read: Callable[[Path], np.ndarray] | None = None

@@ -33,6 +33,7 @@ def describe(
     return RunInfo(
         scenario=scenario.name,
         task=data.task,
+        metric=scenario.metric or "",
         source=" · ".join(part for part in (_partition(scenario.partition), data.source) if part),
         num_clients=len(data.clients),
         names=data.names,

@@ -49,7 +49,8 @@ class RunFolder:
     @property
     def main(self) -> str:
         """The metric to lead with."""
-        return "rmse" if "rmse" in self.summary["final"] else "accuracy"
+        known = self.summary["final"]
+        return self.summary.get("metric") or next((m for m in ("rmse", "hr@10") if m in known), "accuracy")
 
 
 def read_run(folder: Path) -> RunFolder:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fedlearn.data.federated import Task
 from fedlearn.history import History
+from fedlearn.metrics import main_metric
 from fedlearn.records import ClientId, Round
 
 
@@ -20,6 +21,7 @@ class RunInfo:
         scenario: its name.
         task: ``binary``, ``multiclass`` or ``regression``.
         source: what the data are and where they came from; may be empty.
+        metric: to lead with; empty takes the task's.
         num_clients: size of the population.
         names: what to call clients; the id where absent.
         examples: the smallest and the largest number of training examples at a client, or None if not counted.
@@ -55,6 +57,7 @@ class RunInfo:
     seed: int
     rounds: int
     folder: Path
+    metric: str = ""
     machine: str = ""
     source: str = ""
     names: Mapping[ClientId, str] = field(default_factory=dict)
@@ -67,6 +70,11 @@ class RunInfo:
     start_round: int = 0
     history: History = ()
     again: str = ""
+
+    @property
+    def main(self) -> str:
+        """The metric to lead with."""
+        return self.metric or main_metric(self.task)
 
     def name(self, client: ClientId) -> str:
         """What to call a client."""

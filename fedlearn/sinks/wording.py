@@ -92,7 +92,7 @@ def score(metric: str, value: float | None) -> str:
 
 def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(word, text) of the lines on how a run ended, from its summary."""
-    main = main_metric(summary["task"])
+    main = summary.get("metric") or main_metric(summary["task"])
     rounds, failures = summary["rounds"], summary["client_failures"]
     parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
     if main in summary["final"]:

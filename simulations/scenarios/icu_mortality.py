@@ -128,7 +128,7 @@ def icu_mortality(
     shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
     first = initial if isinstance(model, str) else None
     fitted, line = trainer(model, data, framework=framework, device=device, initial=first, **shape)
-    return Scenario(name="icu_mortality", data=data, trainer=fitted, model=line, partition=str(how))
+    return Scenario(name="icu_mortality", data=data, trainer=fitted, model=line, metric="auc", partition=str(how))
 
 
 def initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:

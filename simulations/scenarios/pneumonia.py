@@ -83,7 +83,7 @@ def pneumonia(
     data = replace(data, pooled_test=lambda: official, source=f"PneumoniaMNIST (MedMNIST v2), from {place}")
     shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
     fitted, line = trainer(model, data, framework=framework, device=device, **shape)
-    return Scenario(name="pneumonia", data=data, trainer=fitted, model=line, partition=str(how))
+    return Scenario(name="pneumonia", data=data, trainer=fitted, model=line, metric="auc", partition=str(how))
 
 
 def x_rays(
