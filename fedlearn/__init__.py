@@ -2,10 +2,22 @@
 
 from array_api_compat import array_namespace
 
-from fedlearn.aggregate import Aggregator, add_rows, add_totals, expected_mean, mean, stacked, value
+from fedlearn.aggregate import (
+    Aggregator,
+    add_rows,
+    add_totals,
+    after,
+    expected_mean,
+    kept,
+    mean,
+    stacked,
+    updates_of,
+    value,
+)
 from fedlearn.arrays import as_numpy, like
 from fedlearn.asynchrony import Asynchrony, hinge, polynomial, staleness_weight, unweighted
 from fedlearn.clip import clip, clip_norm
+from fedlearn.compress import signs
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.clocked import ClockedEngine
 from fedlearn.engines.serial import serial
@@ -15,6 +27,7 @@ from fedlearn.layout import Layout, first_parameters
 from fedlearn.local import LocalRule, Personal, patterns, plain, proximal
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.optim import adaptive, from_optax, onto_simplex, sgd, zeros
+from fedlearn.premix import premixed, shuffled
 from fedlearn.records import (
     Array,
     Evaluation,
@@ -30,13 +43,18 @@ from fedlearn.records import (
     Work,
 )
 from fedlearn.robust import (
+    buckets,
     chosen_by_krum,
     coordinate_median,
+    distances_to,
     equal_mean,
+    inner_products,
     krum_order,
     mean_around_median,
+    nearest_neighbours,
     squared_distances,
     trimmed_mean,
+    weighted_mean,
     withstood,
 )
 from fedlearn.scenario import Scenario, judge
@@ -56,7 +74,7 @@ from fedlearn.select import (
 )
 from fedlearn.strategy import CompositionError, Strategy
 from fedlearn.system import System, constant, lognormal, trace
-from fedlearn.transform import Context, Stage, Transform, chain, identity
+from fedlearn.transform import Codec, Context, Stage, Transform, chain, identity
 
 __version__ = "0.1.0"
 
@@ -65,6 +83,7 @@ __all__ = [
     "Array",
     "Asynchrony",
     "ClockedEngine",
+    "Codec",
     "CompositionError",
     "Context",
     "Evaluation",
@@ -95,14 +114,17 @@ __all__ = [
     "adaptive",
     "add_rows",
     "add_totals",
+    "after",
     "array_namespace",
     "as_numpy",
+    "buckets",
     "chain",
     "chosen_by_krum",
     "clip",
     "clip_norm",
     "constant",
     "coordinate_median",
+    "distances_to",
     "equal_mean",
     "everyone",
     "expected_mean",
@@ -111,9 +133,11 @@ __all__ = [
     "from_optax",
     "hinge",
     "identity",
+    "inner_products",
     "is_count",
     "is_number",
     "judge",
+    "kept",
     "krum_order",
     "learning",
     "like",
@@ -121,17 +145,21 @@ __all__ = [
     "mean",
     "mean_around_median",
     "min_separation",
+    "nearest_neighbours",
     "onto_simplex",
     "patterns",
     "plain",
     "poisson",
     "polynomial",
+    "premixed",
     "proximal",
     "require",
     "round_robin",
     "selection",
     "serial",
     "sgd",
+    "shuffled",
+    "signs",
     "squared_distances",
     "stacked",
     "staleness_weight",
@@ -141,10 +169,12 @@ __all__ = [
     "trimmed_mean",
     "uniform",
     "unweighted",
+    "updates_of",
     "value",
     "values_of",
     "vector",
     "weighted",
+    "weighted_mean",
     "withstood",
     "zeros",
 ]

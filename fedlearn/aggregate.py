@@ -5,7 +5,7 @@ Shapes: K clients in a block, D parameters laid flat.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, is_jax_array
 from fedlearn.errors import is_number, require
 from fedlearn.layout import Layout
 from fedlearn.records import Array, Failure, Memory, Updates
+from fedlearn.transform import Context
 
 WEIGHTINGS = ("examples", "equal")
 TILE = 2**17  # numbers that are added at a time: they stay in the cache
@@ -70,7 +71,8 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
-    total = total or (xp.zeros_like(rows_KD[0]), xp.zeros_like(rows_KD[0]))
+    nothing_D = xp.zeros(rows_KD.shape[1:], dtype=rows_KD.dtype, device=rows_KD.device)
+    total = total or (nothing_D, nothing_D)
     for k, weight in enumerate(weights_K.tolist()):
         total = _add_compensated(xp, total, weight * rows_KD[k])
     return total
@@ -172,6 +174,15 @@ def expected_mean(denominator: float, *, more: int = 0) -> Aggregator:
     )
 
 
+def after(transform: Callable[[Array], Array], aggregate: Aggregator) -> Aggregator:
+    """An aggregator whose updates the server transforms first: ``transform(updates_KD) -> updates_KD``, row by row."""
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        return aggregate.add(memory, replace(updates, delta_KD=transform(updates.delta_KD)))
+
+    return Aggregator(init=aggregate.init, add=add, done=aggregate.done, merge=aggregate.merge)
+
+
 def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
     """An aggregator from a rule that wants all updates at once: ``rule(updates_KD, num_examples_K) -> update_D``."""
 
@@ -179,15 +190,49 @@ def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
         return {"blocks": [*memory["blocks"], updates]}
 
     def done(memory: Memory) -> Array:
-        blocks = memory["blocks"]
-        xp = array_namespace(blocks[0].delta_KD)
-        updates_KD = xp.concat([block.delta_KD for block in blocks]) if len(blocks) > 1 else blocks[0].delta_KD
-        return rule(updates_KD, np.concatenate([block.num_examples_K for block in blocks]))
+        return rule(_end_to_end(memory["blocks"]), np.concatenate([block.num_examples_K for block in memory["blocks"]]))
 
     def merge(one: Memory, other: Memory) -> Memory:
         return {"blocks": [*one["blocks"], *other["blocks"]]}
 
     return Aggregator(init=lambda layout: {"blocks": []}, add=add, done=done, merge=merge)
+
+
+def _end_to_end(blocks: Sequence[Updates]) -> Array:
+    xp = array_namespace(blocks[0].delta_KD)
+    return xp.concat([block.delta_KD for block in blocks]) if len(blocks) > 1 else blocks[0].delta_KD
+
+
+def kept() -> Aggregator:
+    """Nothing but the updates themselves, for a rule that remembers, draws lots or must know who sent what.
+
+    Such a rule is the server half of a strategy's last stage: it finds the updates with ``updates_of(context)`` and
+    returns the aggregate in the place of the zero that this gives.
+    """
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        return {**memory, "kept": (*memory["kept"], updates)}
+
+    def merge(one: Memory, other: Memory) -> Memory:
+        return {**one, "kept": one["kept"] + other["kept"]}
+
+    return Aggregator(
+        init=lambda layout: {"kept": (), "layout": layout},
+        add=add,
+        done=lambda memory: np.zeros(memory["layout"].num_parameters, np.float32),
+        merge=merge,
+    )
+
+
+def updates_of(context: Context) -> Updates:
+    """All updates of the round, for a rule over `kept` ones: ids, update and number of examples of each client."""
+    blocks = context.fold["kept"]
+    return Updates(
+        clients_K=np.concatenate([block.clients_K for block in blocks]),
+        delta_KD=_end_to_end(blocks),
+        num_examples_K=np.concatenate([block.num_examples_K for block in blocks]),
+        num_steps_K=np.concatenate([block.num_steps_K for block in blocks]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,7 +248,7 @@ class Gathered:
         num_examples: their training examples.
         bytes_up: what they sent.
         clients, examples, steps: each that delivered, its training examples and its local steps.
-        told: each training metric, by client.
+        told: each training metric, of each that delivered; NaN where one did not tell it.
     """
 
     fold: Memory
@@ -216,11 +261,7 @@ class Gathered:
     clients: tuple[int, ...] = ()
     examples: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
-    told: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-
-    def metrics_of_each(self) -> dict[str, np.ndarray]:
-        """Each training metric of the clients that delivered, in their order; NaN where one did not tell it."""
-        return {name: np.array([of.get(one, np.nan) for one in self.clients]) for name, of in self.told.items()}
+    told: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def gather(gathered: Gathered, aggregate: Aggregator, result: Updates | Gathered | Failure) -> Gathered:
@@ -250,15 +291,16 @@ def _merged(one: Gathered, aggregate: Aggregator, other: Gathered) -> Gathered:
         clients=one.clients + other.clients,
         examples=one.examples + other.examples,
         steps=one.steps + other.steps,
-        told=_merged_told(one.told, other.told),
+        told=_told(one.told, len(one.clients), other.told, len(other.clients)),
     )
 
 
-def _merged_told(
-    one: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
-) -> dict[str, Mapping[int, float]]:
-    names = list(dict.fromkeys([*one, *other]))
-    return {name: {**one.get(name, {}), **other.get(name, {})} for name in names}
+def _told(
+    one: Mapping[str, tuple[float, ...]], num_one: int, other: Mapping[str, tuple[float, ...]], num_other: int
+) -> dict[str, tuple[float, ...]]:
+    """What some clients told, and others after them."""
+    nan = (float("nan"),)
+    return {name: one.get(name, nan * num_one) + other.get(name, nan * num_other) for name in {**one, **other}}
 
 
 def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -> Gathered:
@@ -266,7 +308,7 @@ def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -
     extra = {name: add_rows(gathered.extra.get(name), rows_KD, ones_K) for name, rows_KD in updates.extra.items()}
     metrics = {name: (float(m.total_K.sum()), float(m.count_K.sum())) for name, m in updates.metrics.items()}
     clients = tuple(updates.clients_K.tolist())
-    told = {name: dict(zip(clients, m.means().tolist(), strict=True)) for name, m in updates.metrics.items()}
+    told = {name: tuple(m.means().tolist()) for name, m in updates.metrics.items()}
     return Gathered(
         fold=aggregate.add(gathered.fold, updates),
         failures=gathered.failures,
@@ -278,7 +320,7 @@ def _with_updates(gathered: Gathered, aggregate: Aggregator, updates: Updates) -
         clients=gathered.clients + clients,
         examples=gathered.examples + tuple(updates.num_examples_K.tolist()),
         steps=gathered.steps + tuple(updates.num_steps_K.tolist()),
-        told=_merged_told(gathered.told, told),
+        told=_told(gathered.told, len(gathered.clients), told, len(clients)),
     )
 
 

@@ -14,7 +14,8 @@ from array_api_compat import array_namespace
 from fedlearn.arrays import as_numpy, like
 from fedlearn.layout import Layout
 from fedlearn.optim import zeros
-from fedlearn.records import Array, Examples, Failure, Memory, Order, Updates, Work
+from fedlearn.records import Array, ClientId, Examples, Failure, Memory, Order, Updates, Work
+from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
 from fedlearn.training import first_memory, train
@@ -72,6 +73,7 @@ def client_step(
     updates = replace(updates, delta_KD=leaving(strategy, trainer.layout, updates.delta_KD))
     for i, stage in enumerate(strategy.stages):
         updates = _leave_through(stage, i, order, updates, memory_KD)
+        updates = _written(stage, i, order, updates, memory_KD, strategy.leaving(trainer.layout))
     if strategy.protection is not None:
         updates = _withholding(updates, strategy.protection.withholds)
     return replace(updates, num_bytes_K=_bytes_of(updates)), failures
@@ -151,6 +153,36 @@ def _leave_through(
     return replace(updates, delta_KD=delta_KD, memory=memory)
 
 
+def _written(
+    stage: Stage, number: int, order: Order, updates: Updates, memory_KD: Mapping[str, Array], layout: Layout
+) -> Updates:
+    """Write each client's update with the stage's codec, and go on with what a reader makes of it."""
+    if stage.codec is None:
+        return updates
+    name = f"{number}.error"
+    whole_KD = as_numpy(updates.delta_KD) + memory_KD.get(name, 0)
+    clients = updates.clients_K.tolist()
+    if whole_KD.shape[1:] != (layout.num_parameters,):
+        raise ValueError(f"a codec writes the {layout.num_parameters} numbers of an update, not {whole_KD.shape[1]}")
+    written = [
+        stage.codec.encode(row_D, layout, codec_rng(order, client))
+        for row_D, client in zip(whole_KD, clients, strict=True)
+    ]
+    read_KD = np.stack(
+        [
+            stage.codec.decode(payload, layout, codec_rng(order, client))
+            for payload, client in zip(written, clients, strict=True)
+        ]
+    )
+    memory = {**updates.memory, name: whole_KD - read_KD} if name in memory_KD else updates.memory
+    return replace(updates, delta_KD=like(read_KD, updates.delta_KD), memory=memory, payloads=tuple(written))
+
+
+def codec_rng(order: Order, client: ClientId) -> np.random.Generator:
+    """The random numbers that writer and reader of an update share."""
+    return generator(order.seed, Purpose.COMPRESS, round=order.round, client=client)
+
+
 def _withholding(updates: Updates, what: frozenset[str]) -> Updates:
     """Without what no noise covers; each client then counts as one example, so that no weight tells how many it has."""
     examples_K = np.ones_like(updates.num_examples_K) if "examples" in what else updates.num_examples_K
@@ -159,5 +191,6 @@ def _withholding(updates: Updates, what: frozenset[str]) -> Updates:
 
 def _bytes_of(updates: Updates) -> np.ndarray:
     """Payload of each client: its update and what else it sends."""
-    vectors = [updates.delta_KD, *updates.extra.values()]
-    return np.full(len(updates), sum(v.dtype.itemsize * int(np.prod(v.shape[1:])) for v in vectors), np.int64)
+    vectors = [*updates.extra.values()] if updates.payloads else [updates.delta_KD, *updates.extra.values()]
+    same = sum(v.dtype.itemsize * int(np.prod(v.shape[1:])) for v in vectors)
+    return same + np.array([len(payload) for payload in updates.payloads] or [0] * len(updates), np.int64)

@@ -14,7 +14,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlearn import byzantine
+from fedlearn.byzantine import Attack
 from fedlearn.early_stop import EarlyStop
+from fedlearn.engines.attacked import AttackedEngine
 from fedlearn.engines.base import Engine
 from fedlearn.engines.clocked import ClockedEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
@@ -22,12 +25,13 @@ from fedlearn.loop import Schedule
 from fedlearn.metrics import METRICS
 from fedlearn.privacy.ledger import Ledger
 from fedlearn.privacy.mechanism import Mechanism, Population, none
-from fedlearn.records import LocalSettings
+from fedlearn.records import ClientId, LocalSettings
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
-from fedlearn.strategy import Strategy
+from fedlearn.strategy import Strategy, compressed
 from fedlearn.system import System
 from fedlearn.targets import BuildError, check_targets, refuse_unknown
+from fedlearn.transform import Stage
 
 BASELINES = ("central", "local")
 
@@ -40,6 +44,8 @@ class Plan:
     schedule: Schedule
     local: LocalSettings
     privacy: Mechanism
+    attack: Attack = byzantine.HONEST
+    compress: Stage = field(default_factory=Stage)
     early_stop: Mapping[str, Any]
     checkpoint_every: int
     seed: int
@@ -55,6 +61,7 @@ class Experiment:
     scenario: Scenario
     engine: Engine
     early_stop: EarlyStop | None
+    attackers: frozenset[ClientId] = frozenset()
 
 
 def plan(cfg: DictConfig) -> Plan:
@@ -78,11 +85,20 @@ def plan(cfg: DictConfig) -> Plan:
     system = _of_kind(System, cfg, "system", allow) if "system" in plain else System()
     _refuse_what_needs_rounds(system, strategy, privacy)
     privacy.refuse(strategy, local)
+    attack = _of_kind(Attack, cfg, "attack", allow) if "attack" in plain else byzantine.HONEST
+    _refuse_attack(attack, str(plain["engine"].get("_target_")), privacy)
+    expected = "an attack on clients' data: one on updates needs those of a round, which this strategy does not have"
+    forges = attack.forge is not None and strategy.asynchrony is not None
+    require(not forges, "attack", attack.kind, expected, "attack=label_flip, or strategy=fedavg")
+    compress = _of_kind(Stage, cfg, "compress", allow) if "compress" in plain else Stage()
+    compressed(strategy, compress)
     return Plan(
         strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
         local=local,
         privacy=privacy,
+        attack=attack,
+        compress=compress,
         early_stop=_early_stop(_group(plain, "early_stop")),
         checkpoint_every=every,
         seed=seed,
@@ -117,6 +133,8 @@ def experiment(
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
     scenario = staged(scenario_of(cfg))
+    attack, who = planned.attack, byzantine.attackers(planned.attack, scenario.data.clients, seed=planned.seed)
+    scenario = replace(scenario, data=byzantine.poisoned(scenario.data, attack, who), triggered=attack.triggered)
     planned = protected(planned, scenario)
     # a cohort larger than the population is told now, not in the middle of the first round
     select, rng = planned.strategy.select, generator(planned.seed, Purpose.SELECT, round=1)
@@ -125,8 +143,10 @@ def experiment(
         planned.strategy.asynchrony.suit(len(scenario.data.clients))
     stop = EarlyStop(**planned.early_stop, task=scenario.data.task) if planned.early_stop else None
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
+    if attack.forge is not None and who:
+        engine = AttackedEngine(engine, attack, who)
     engine = clocked(engine, planned, scenario)
-    return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop)
+    return Experiment(plan=planned, scenario=scenario, engine=engine, early_stop=stop, attackers=who)
 
 
 def scenario_of(cfg: DictConfig) -> Scenario:
@@ -152,7 +172,23 @@ def protected(planned: Plan, scenario: Scenario) -> Plan:
     able = local.example_dp is None or scenario.trainer.private
     expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
     require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
-    return replace(planned, strategy=_as_prepared(strategy, scenario), local=local)
+    adaptive = strategy.protection is not None and strategy.protection.facts.get("clip") == "adaptive"
+    expected = "none with privacy.clip=adaptive, whose bit would be compressed with the update"
+    fits = planned.compress.codec is None or not adaptive
+    require(fits, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
+    strategy = _as_prepared(compressed(strategy, planned.compress), scenario)
+    return replace(planned, strategy=strategy, local=local)
+
+
+def _refuse_attack(attack: Attack, engine: str, privacy: Mechanism) -> None:
+    """An attack is a simulation, of clients whose updates can be read and written in this process."""
+    if attack.kind == "none":
+        return
+    here = engine.rpartition(".")[2] in ("serial", "vector")
+    require(here, "attack", attack.kind, f"none with {engine.rpartition('.')[2]}: only simulated", "engine=vector")
+    masked = privacy.kind in ("secagg", "distributed")
+    expected = f"none with privacy={privacy.kind}: nobody sees a masked update, to learn from it or to forge one"
+    require(not masked or attack.forge is None, "attack", attack.kind, expected, "attack=label_flip, or privacy=none")
 
 
 def _as_prepared(strategy: Strategy, scenario: Scenario) -> Strategy:

@@ -30,7 +30,8 @@ def line_of(round: Round) -> dict[str, Any]:
     """One round as plain JSON values: NaN and infinity become None.
 
     Keys: ``round``, ``time`` (UTC, ISO 8601), ``train`` and ``test`` (metric -> value; ``test`` is None in a round
-    without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``cohort`` and
+    without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``personal``
+    (the same and ``pooled``, of models that clients keep beside the global one; where there are any), ``cohort`` and
     ``num_updates`` (clients asked, and those that delivered), ``failures``, ``num_examples``, ``bytes_up`` and
     ``bytes_down`` (of this round), ``seconds``, ``epsilon`` and ``epsilon_rdp`` (of all rounds so far; None without
     protection); ``clock`` (seconds since the run began) where there is a clock. ``num_examples`` is None, and ``train``
@@ -43,6 +44,7 @@ def line_of(round: Round) -> dict[str, Any]:
         "train": {name: finite(value) for name, value in round.metrics.items()},
         "test": seen and {name: finite(value) for name, value in seen.pooled.items()},
         "clients": seen and {name: spread(seen, name) for name in seen.per_client},
+        **({"personal": _personal(seen.personal)} if seen and seen.personal else {}),
         "cohort": len(round.cohort),
         "num_updates": round.num_updates,
         "failures": [{"client": f.client, "stage": f.stage, "reason": f.reason} for f in round.failures],
@@ -62,6 +64,10 @@ def spread(evaluation: Evaluation, metric: str) -> dict[str, float | None]:
     return {"mean": finite(evaluation.mean(metric)), "std": finite(evaluation.std(metric)), "worst10": finite(worst)}
 
 
+def _personal(seen: Evaluation) -> dict[str, dict[str, float | None]]:
+    return {name: {"pooled": finite(value), **spread(seen, name)} for name, value in seen.pooled.items()}
+
+
 def finite(value: float) -> float | None:
     """A number that JSON can hold, or None."""
     return float(value) if math.isfinite(value) else None
@@ -76,6 +82,12 @@ def evaluated(history: History, metric: str) -> list[tuple[int, float]]:
 def final(history: History) -> dict[str, float | None]:
     """Metric -> pooled value at the last evaluation."""
     return next((dict(line["test"]) for line in reversed(history) if line["test"]), {})
+
+
+def personal(history: History) -> dict[str, float | None]:
+    """Metric -> pooled value of clients' personal models at the last evaluation; empty where there are none."""
+    last: Line = next((line for line in reversed(history) if line["test"]), {})
+    return {name: value["pooled"] for name, value in last.get("personal", {}).items()}
 
 
 def best(history: History) -> dict[str, dict[str, Any]]:
@@ -124,6 +136,7 @@ def summarise(
         "reason": reason,
         "scenario": run.scenario,
         "task": run.task,
+        "metric": run.main,
         "strategy": run.strategy,
         "framework": run.framework,
         "engine": run.engine,
@@ -133,6 +146,7 @@ def summarise(
         "num_clients": run.num_clients,
         "num_parameters": run.num_parameters,
         "final": final(history),
+        "personal": personal(history),
         "best": best(history),
         **totals(history),
         "epsilon": history[-1]["epsilon"] if history else None,

@@ -216,7 +216,7 @@ def _concluded(
         seed=state.seed,
         clients_K=np.array(gathered.clients, np.int64),
         num_examples_K=np.array(gathered.examples, np.int64),
-        metrics=gathered.metrics_of_each(),
+        metrics={name: np.array(values) for name, values in gathered.told.items()},
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
         extra={name: value(total, gathered.num_updates) for name, total in gathered.extra.items()},

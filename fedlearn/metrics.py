@@ -2,15 +2,13 @@
 
 Shapes: K clients, N examples, C model outputs.
 
-Metrics are scikit-learn's, imported at the first evaluation because that takes more than a second. Two are not: the
-loss comes straight from the logits, where a probability would already have been rounded to 0 or 1; and a single
-client's AUC is counted here, because ``roc_auc_score`` takes a millisecond a class whatever the size (7 s for 100
-clients and 62 classes). The tests hold both equal to scikit-learn's.
+Metrics are scikit-learn's, imported at the first evaluation because XX
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -20,18 +18,20 @@ from fedlearn.records import Evaluation, Predictions, Tally
 
 METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {
-        "binary": ("loss", "accuracy", "auc", "precision", "recall", "f1"),
+        "binary": ("loss", "accuracy", "auc", "auprc", "precision", "recall", "f1"),
         "multiclass": ("loss", "accuracy", "auc", "precision", "recall", "f1"),
         "regression": ("loss", "rmse", "mae", "r2"),
+        "ranking": ("loss", "hr@10", "ndcg@10"),
     }
 )
 Auc = Callable[[np.ndarray, np.ndarray], float]  # (positive_N, score_N) -> area under the ROC curve, NaN if undefined
-_LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae"})
+CUTOFF = 10  # places of a ranking that count
+_LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "attack_success"})
 
 
 def main_metric(task: Task) -> str:
-    """The metric that tables and figures lead with: ``accuracy``, or ``rmse`` for regression."""
-    return "rmse" if task == "regression" else "accuracy"
+    """The metric that tables and figures lead with: ``accuracy``, ``rmse`` for regression, ``hr@10`` for ranking."""
+    return {"regression": "rmse", "ranking": "hr@10"}.get(task, "accuracy")
 
 
 def higher_is_better(metric: str) -> bool:
@@ -49,25 +49,32 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
     ``loss`` is the log loss in nats (mean squared error for regression). Multiclass ``precision``, ``recall`` and
     ``f1`` are macro averages over the classes that occur among targets or predictions (0 where nothing was
     predicted); ``auc`` is the macro average, one class versus the rest, over the classes for which it exists, so that
-    a client which lacks some classes still has one.
+    a client which lacks some classes still has one. Binary ``auprc`` is the average precision, the area under the curve
+    of precision and recall as a sum of steps; by chance it is the share of positives.
+
+    A client's part of a ``ranking`` is one list, with one example of target 1: ``hr@10`` is 1 if fewer than ten others
+    have outputs as high, ``ndcg@10`` is then ``1 / log2(1 + place)``; of all clients together, means over the lists.
 
     Args:
         predictions: one per client, outputs ``(N, C)``: C = 1 logit for ``binary`` (positive means class 1), one
-            logit a class for ``multiclass``, C = 1 value for ``regression``; targets ``(N,)``. N may be 0.
+            logit a class for ``multiclass``, C = 1 value for ``regression``; targets ``(N,)``. N may be 0. Sequences
+            have outputs ``(N, T, C)`` and targets ``(N, T)``: each position is an example, save those of target -1.
         task: ``binary``, ``multiclass`` or ``regression``.
         pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
 
     *Guarantees*: what is undefined is NaN, never an error or a warning: anything without examples, AUC with one class
-    present, R2 with fewer than two examples or constant targets, everything where an output is not finite. The result
-    does not depend on the order of ``predictions``; `METRICS` gives the names and their order.
+    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an
+    output is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives names and order.
     """
     from sklearn import config_context
 
-    ordered = sorted(predictions, key=lambda part: part.client)
+    ordered = [_by_position(part) for part in sorted(predictions, key=lambda part: part.client)]
     with config_context(assume_finite=True, skip_parameter_validation=True), np.errstate(all="ignore"):
         rows = [_judge(part.outputs, part.targets, task) for part in ordered]
-        whole = pooled if pooled is not None else _end_to_end(ordered)
+        whole = _by_position(pooled) if pooled is not None else _end_to_end(ordered)
         of_all = _judge(whole.outputs, whole.targets, task, auc=_roc_auc)
+        if task == "ranking" and pooled is None:  # lists of different clients are not one list
+            of_all |= {metric: _mean_of_defined([row[metric] for row in rows]) for metric in METRICS[task][1:]}
     return Evaluation(
         pooled=of_all,
         clients=tuple(part.client for part in ordered),
@@ -80,7 +87,8 @@ def tally(part: Predictions, *, task: Task, num_classes: int) -> Tally:
     """What one client may tell of its outputs: its own metrics, and the sums from which `combine` has those of all.
 
     The sums are the total ``loss`` and the ``confusion`` of classes (targets x predictions, counts), or for regression
-    the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``. No output and no target is
+    the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``; of a ranking the totals of
+    the loss and of the metrics, and the number of ``lists``. No output and no target is
     among them; but a count of one tells about one example, so whoever sends tallies demands a least number of examples.
 
     Args:
@@ -88,10 +96,13 @@ def tally(part: Predictions, *, task: Task, num_classes: int) -> Tally:
         task: ``binary``, ``multiclass`` or ``regression``.
         num_classes: of the task, whether they occur here or not.
     """
+    part = _by_position(part)
     own = evaluate([part], task=task).per_client
     outputs_NC, targets_N = np.asarray(part.outputs, np.float64), part.targets
     if task == "regression":
         sums = _error_sums(outputs_NC, targets_N)
+    elif task == "ranking":
+        sums = _list_sums(own, len(targets_N))
     else:
         sums = _counts(own, outputs_NC, targets_N, num_classes)
     return Tally(
@@ -109,6 +120,12 @@ def _error_sums(outputs_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, np.n
     return {name: np.asarray(column_N.sum(), np.float64) for name, column_N in columns.items()}
 
 
+def _list_sums(own: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    judged = {metric: np.nan_to_num(values_K[0]) for metric, values_K in own.items()}
+    judged |= {"loss": judged["loss"] * count, "lists": float(np.isfinite(own["hr@10"][0]))}
+    return {name: np.asarray(value, np.float64) for name, value in judged.items()}
+
+
 def _counts(
     own: Mapping[str, np.ndarray], outputs_NC: np.ndarray, targets_N: np.ndarray, num_classes: int
 ) -> dict[str, np.ndarray]:
@@ -122,9 +139,10 @@ def _counts(
 def combine(tallies: Sequence[Tally], *, task: Task) -> Evaluation:
     """The evaluation of clients that told sums instead of outputs.
 
-    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC, which is NaN: it
-    ranks examples of different clients against each other, and a histogram of scores fine enough to replace that would
-    show single patients of a small hospital. Each client's own AUC is there, and with it mean, spread and worst tenth.
+    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC and AUPRC, which are
+    NaN: they rank examples of different clients against each other, and a histogram of scores fine enough to replace
+    that would show single patients of a small hospital. Each client's own are there, and with them mean, spread and
+    worst tenth.
     """
     ordered = sorted(tallies, key=lambda one: one.client)
     count_K = np.array([one.num_examples for one in ordered], np.int64)
@@ -133,7 +151,7 @@ def combine(tallies: Sequence[Tally], *, task: Task) -> Evaluation:
     if judged:
         sums = {name: np.sum([one.sums[name] for one in judged], axis=0) for name in judged[0].sums}
         with np.errstate(all="ignore"):
-            values |= (_from_error_sums if task == "regression" else _from_counts)(sums, int(count_K.sum()))
+            values |= _FROM_SUMS.get(task, _from_counts)(sums, int(count_K.sum()))
     return Evaluation(
         pooled=values,
         clients=tuple(one.client for one in ordered),
@@ -159,6 +177,23 @@ def _from_counts(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]
     return {name: float(value) for name, value in found.items()}
 
 
+def _by_position(part: Predictions) -> Predictions:
+    if part.targets.ndim == 1:
+        return part
+    real_NT = part.targets >= 0
+    return replace(part, outputs=part.outputs[real_NT], targets=part.targets[real_NT])
+
+
+def _from_list_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+    means = {name: float(sums[name] / sums["lists"]) for name in METRICS["ranking"][1:]}
+    return {"loss": float(sums["loss"] / count)} | means
+
+
+_FROM_SUMS: Mapping[Task, Callable[..., dict[str, float]]] = MappingProxyType(
+    {"regression": _from_error_sums, "ranking": _from_list_sums}
+)
+
+
 def _end_to_end(parts: Sequence[Predictions]) -> Predictions:
     if not parts:
         return Predictions(client=-1, outputs=np.zeros((0, 1)), targets=np.zeros(0))
@@ -172,6 +207,8 @@ def _judge(outputs: np.ndarray, targets: np.ndarray, task: Task, *, auc: Auc | N
         return dict.fromkeys(METRICS[task], float("nan"))
     if task == "regression":
         values = _regression(outputs_NC, np.asarray(targets, np.float64))
+    elif task == "ranking":
+        values = _ranking(outputs_NC[:, 0], np.asarray(targets) == 1)
     else:
         classify = _binary if task == "binary" else _multiclass
         # a client without examples may have brought floats into the targets of all
@@ -183,7 +220,8 @@ def _binary(outputs_NC: np.ndarray, targets: np.ndarray, auc: Auc) -> dict[str, 
     logits, positive = outputs_NC[:, 0], targets == 1
     loss = np.logaddexp(0, np.where(positive, -logits, logits)).mean()
     hits = _hits(positive.astype(int), (logits > 0).astype(int), "binary")
-    return {"loss": loss, "auc": auc(positive, logits)} | hits
+    ranked = {"auc": auc(positive, logits), "auprc": _average_precision(positive, logits)}
+    return {"loss": loss} | ranked | hits
 
 
 def _multiclass(outputs_NC: np.ndarray, targets: np.ndarray, auc: Auc) -> dict[str, float]:
@@ -201,6 +239,20 @@ def _regression(outputs_NC: np.ndarray, targets: np.ndarray) -> dict[str, float]
     explainable = len(targets) >= 2 and np.ptp(targets) > 0
     r2 = r2_score(targets, values) if explainable else float("nan")
     return {"loss": mse, "rmse": np.sqrt(mse), "mae": mean_absolute_error(targets, values), "r2": r2}
+
+
+def _ranking(score_N: np.ndarray, wanted_N: np.ndarray) -> dict[str, float]:
+    loss = np.logaddexp(0, np.where(wanted_N, -score_N, score_N)).mean()
+    if wanted_N.sum() != 1:
+        return {"loss": loss, "hr@10": np.nan, "ndcg@10": np.nan}
+    place = 1 + int((score_N[~wanted_N] >= score_N[wanted_N]).sum())  # equal outputs are no merit
+    found = place <= CUTOFF
+    return {"loss": loss, "hr@10": float(found), "ndcg@10": found / np.log2(1 + place)}
+
+
+def _mean_of_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
 
 
 def _hits(targets: np.ndarray, predicted: np.ndarray, average: str) -> dict[str, float]:
@@ -223,6 +275,15 @@ def _pairs_ranked_right(positive: np.ndarray, score: np.ndarray) -> float:
         return float("nan")
     twice_below = np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")
     return float(twice_below.mean() / (2 * len(wrong)))
+
+
+def _average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """The mean, over positive examples, of the share of positive ones among all that are ranked as high or higher."""
+    found, ranked = np.sort(score[positive]), np.sort(score)
+    if not len(found):
+        return float("nan")
+    right, all_N = (len(scores) - np.searchsorted(scores, found, "left") for scores in (found, ranked))
+    return float(np.mean(right / all_N))
 
 
 def _log_softmax(logits_NC: np.ndarray) -> np.ndarray:

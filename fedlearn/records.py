@@ -183,6 +183,7 @@ class Updates:
         memory: what each client keeps for itself, K x D or fewer; stays with the engine.
         extra: what else it sends, K x D, e.g. SCAFFOLD's control change.
         num_bytes_K: bytes that each client sends.
+        payloads: each client's update as it is sent, where a codec writes it; what it reads as is ``delta_KD``.
     """
 
     clients_K: np.ndarray
@@ -193,6 +194,7 @@ class Updates:
     memory: Mapping[str, Array] = field(default_factory=dict)
     extra: Mapping[str, Array] = field(default_factory=dict)
     num_bytes_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    payloads: tuple[bytes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.clients_K)
@@ -209,6 +211,7 @@ class Updates:
             memory={name: rows_KD[keep] for name, rows_KD in self.memory.items()},
             extra={name: rows_KD[keep] for name, rows_KD in self.extra.items()},
             num_bytes_K=self.num_bytes_K[keep] if len(self.num_bytes_K) else self.num_bytes_K,
+            payloads=tuple(self.payloads[k] for k in np.arange(len(self))[keep]) if self.payloads else (),
         )
 
 

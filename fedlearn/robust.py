@@ -41,6 +41,61 @@ def equal_mean(updates_KD: Array) -> Array:
     return value(add_rows(None, updates_KD, np.ones(len(updates_KD))), len(updates_KD))
 
 
+def weighted_mean(updates_KD: Array, weights_K: np.ndarray) -> Array:
+    """``sum_k weights_k updates_k / sum_k weights_k``."""
+    return value(add_rows(None, updates_KD, weights_K), float(np.sum(weights_K)))
+
+
+def distances_to(updates_KD: Array, center_D: Array) -> np.ndarray:
+    """``||u_k - center||`` of each client, K; in float64 where the array library has it."""
+    squares_K, start = np.zeros(len(updates_KD)), 0
+    for updates_KC in columns(updates_KD):
+        apart_KC = _wide(updates_KC - center_D[start : start + updates_KC.shape[1]])
+        squares_K += as_numpy((apart_KC * apart_KC).sum(axis=1))
+        start += updates_KC.shape[1]
+    return np.sqrt(squares_K)
+
+
+def inner_products(updates_KD: Array, vector_D: Array) -> np.ndarray:
+    """``<u_k, vector>`` of each client, K; in float64 where the array library has it."""
+    products_K, start = np.zeros(len(updates_KD)), 0
+    for updates_KC in columns(updates_KD):
+        products_K += as_numpy(_wide(updates_KC) @ _wide(vector_D[start : start + updates_KC.shape[1]]))
+        start += updates_KC.shape[1]
+    return products_K
+
+
+def _wide(array: Array) -> Array:
+    """In float64; JAX has none unless a global flag turns it on."""
+    xp = array_namespace(array)
+    return array if is_jax_array(array) else xp.astype(array, xp.float64)
+
+
+def nearest_neighbours(distances_KK: np.ndarray, num_nearest: int) -> np.ndarray:
+    """Weights, K x K, that put in the place of each update the mean of the ``num_nearest`` closest, itself among them.
+
+    Reference: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, *Fixing by Mixing: A Recipe for Optimal Byzantine
+    ML under Heterogeneity*, AISTATS 2023, arXiv:2302.01772, Algorithm 2.
+    """
+    order_KK = np.lexsort((np.broadcast_to(distances_KK.sum(axis=0), distances_KK.shape), distances_KK), axis=1)
+    weights_KK = np.zeros(distances_KK.shape)
+    np.put_along_axis(weights_KK, order_KK[:, :num_nearest], 1 / num_nearest, axis=1)
+    return weights_KK
+
+
+def buckets(order_K: np.ndarray, size: int) -> np.ndarray:
+    """Weights, M x K, of the means of ``size`` clients at a time in the given order; the last of them may be fewer.
+
+    Reference: Karimireddy, He, Jaggi, *Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing*, ICLR 2022,
+    arXiv:2006.09365, Algorithm 1.
+    """
+    groups = [order_K[start : start + size] for start in range(0, len(order_K), size)]
+    weights_MK = np.zeros((len(groups), len(order_K)))
+    for m, group in enumerate(groups):
+        weights_MK[m, group] = 1 / len(group)
+    return weights_MK
+
+
 def coordinate_median(updates_KD: Array) -> Array:
     """The median of each coordinate; of an even number of clients, the mean of the two in the middle.
 
@@ -138,13 +193,14 @@ def chosen_by_krum(distances_KK: np.ndarray, num_malicious: int, num_chosen: int
     return np.setdiff1d(np.arange(len(distances_KK)), left)
 
 
-def withstood(num_malicious: int | None, num_updates: int, *, per_malicious: int) -> int:
-    """How many malicious clients to withstand: as given, or the most that ``n >= per_malicious f + 3`` allows.
+def withstood(num_malicious: int | None, num_updates: int, *, per_malicious: int, more: int = 3) -> int:
+    """How many malicious clients to withstand: as given, or the most that ``n >= per_malicious f + more`` allows.
 
     Args:
         num_malicious: ``f``; None for the most.
         num_updates: ``n``.
         per_malicious: 2 for Krum, 4 for Bulyan.
+        more: 3 for both.
 
     Raises:
         SettingError: ``n`` is too small for ``f``.
@@ -152,8 +208,8 @@ def withstood(num_malicious: int | None, num_updates: int, *, per_malicious: int
     name = "strategy.num_malicious"
     counts = num_malicious is None or is_count(num_malicious, at_least=0)
     require(counts, name, num_malicious, "null (as many as n allows), or a whole number >= 0", f"{name}=null")
-    most = (num_updates - 3) // per_malicious
-    expected = f"n >= {per_malicious} num_malicious + 3, but a round has n = {num_updates} updates"
+    most = (num_updates - more) // per_malicious
+    expected = f"n >= {per_malicious} num_malicious + {more}, but a round has n = {num_updates} updates"
     fix = f"{name}={most}" if most >= 0 else "strategy=fedmedian, which works with any number of updates"
     require(most >= (num_malicious or 0), name, num_malicious, expected, fix)
     return most if num_malicious is None else num_malicious

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from fedlearn.data.federated import FederatedData
 from fedlearn.loop import Evaluate
 from fedlearn.privacy.ledger import Ledger
-from fedlearn.records import Array, Evaluation, Predictions, Tally
+from fedlearn.records import Array, ClientId, Evaluation, Examples, Predictions, Tally
 from fedlearn.trainers.base import Trainer
 
 
@@ -24,20 +24,28 @@ class Scenario:
         data: examples by client.
         trainer: the model in its framework.
         model: one line for the header, e.g. ``mlp 13-32-1``.
+        metric: to lead with in tables and figures; None takes the task's (see `fedlearn.metrics.main_metric`).
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
         read: the model's inputs ``(N, ...)`` from a file of new examples, in the form in which people have them.
         told: what preparing the data has told of clients, in words; empty for nothing.
         ledger: what that has cost the clients, if noise covers each of their records; else empty.
+        unit: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.
+        triggered: held-out examples with an attack's trigger and target; None where there is no backdoor.
+        files: small texts that belong to the model, by file name, e.g. its vocabulary; a run folder holds them.
     """
 
     name: str
     data: FederatedData
     trainer: Trainer
     model: str
+    metric: str | None = None
     partition: str = "natural"
+    unit: tuple[float, float] = (0.0, 1.0)
     read: Callable[[Path], np.ndarray] | None = None
     told: str = ""
     ledger: Ledger = field(default_factory=Ledger)
+    triggered: Callable[[Examples], Examples] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(scenario: Scenario) -> Evaluate:
@@ -60,6 +68,21 @@ def judge(scenario: Scenario) -> Evaluate:
         if data.pooled_test is not None and params_D is not None:
             test = data.pooled_test()
             pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
-        return evaluate(predictions, task=data.task, pooled=pooled)
+        seen = evaluate(predictions, task=data.task, pooled=pooled)
+        if scenario.triggered is None or params_D is None:
+            return seen
+        success = _attack_success(scenario, params_D, seen.clients, scenario.triggered)
+        return replace(seen, pooled={**seen.pooled, "attack_success": success})
 
     return judged
+
+
+def _attack_success(
+    scenario: Scenario, params_D: Array, clients: Sequence[ClientId], triggered: Callable[[Examples], Examples]
+) -> float:
+    """The share of held-out examples that a backdoor's trigger turns into its target; NaN where there are none."""
+    shown = [triggered(scenario.data.test(client)) for client in clients]
+    x, y = np.concatenate([some.x for some in shown]), np.concatenate([some.y for some in shown])
+    outputs = scenario.trainer.predict(params_D, x)
+    told = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
+    return float(np.mean(told == y)) if len(y) else float("nan")

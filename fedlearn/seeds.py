@@ -21,8 +21,12 @@ class Purpose(IntEnum):
     MASKS = 9
     CANARIES = 10
     SHADOWS = 11
-    FEATURE_NOISE = 20
-    STATISTICS = 21
+    MIXING = 20
+    ATTACK = 21
+    COMPRESS = 22
+    FEATURE_NOISE = 23
+    STATISTICS = 24
+    AUGMENT = 25
     SYSTEM = 30
     DEVICE = 31
 

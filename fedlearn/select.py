@@ -230,7 +230,7 @@ def selection(kind: str, clients_per_round: int | None) -> Selector:
     Raises:
         SettingError: there is no such selector, or it does not take that number of clients.
     """
-    require(kind in SELECTIONS, "selection", kind, f"one of {', '.join(SELECTIONS)}", "selection=uniform")
+    require(kind in SELECTIONS, "select", kind, f"one of {', '.join(SELECTIONS)}", "select=uniform")
     return everyone() if clients_per_round is None else SELECTIONS[kind](clients_per_round)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from fedlearn.local import LocalRule, plain
 from fedlearn.optim import sgd
 from fedlearn.privacy.protection import Protection
 from fedlearn.select import Selector
-from fedlearn.transform import Stage, Transform
+from fedlearn.transform import Codec, Stage, Transform
 
 
 class CompositionError(FedlearnError, ValueError):
@@ -45,6 +45,11 @@ class Strategy:
     server: Transform = field(default_factory=sgd)
     protection: Protection | None = None
     asynchrony: Asynchrony | None = None
+
+    @property
+    def codec(self) -> Codec | None:
+        """How updates are written as bytes, if they are: the last stage's."""
+        return self.stages[-1].codec if self.stages else None
 
     def leaving(self, layout: Layout) -> Layout:
         """The layout of updates: that of the model without the parameters that stay at the clients.
@@ -121,7 +126,6 @@ class Strategy:
             f"clients tell the loss of {', '.join(rule.compares)} on their examples, which would leave without noise",
             "privacy=none, or a strategy whose clients tell no losses",
         )
-
         _refuse_if(
             self.protection is not None and self.select.learn is not None,
             "clients are selected by what they told of their training, which is not to leave without noise",
@@ -129,6 +133,17 @@ class Strategy:
         )
 
     def _check_order_of_stages(self) -> None:
+        written = [stage.codec is not None for stage in self.stages]
+        _refuse_if(
+            any(written[:-1]),
+            "a stage writes updates as bytes, but another one would change them after that",
+            "one compression, as the last stage",
+        )
+        _refuse_if(
+            any(written) and any(stage.needs_sum for stage in self.stages),
+            "a stage masks updates, and masked numbers cannot be compressed one client at a time",
+            "compress=none",
+        )
         clipped = False
         for stage in self.stages:
             _refuse_if(
@@ -149,6 +164,11 @@ def sent_beside(rule: LocalRule) -> tuple[str, ...]:
     one = np.ones((1, 1), np.float32)
     vectors = dict.fromkeys(rule.memory, one) | dict.fromkeys(rule.receives, one[0])
     return tuple(rule.finish(one, np.ones(1, np.int64), 0.1, **vectors)[1])
+
+
+def compressed(strategy: Strategy, compression: Stage) -> Strategy:
+    """The strategy, whose updates are written as bytes after all else that happens to them at a client."""
+    return strategy if compression.codec is None else replace(strategy, stages=(*strategy.stages, compression))
 
 
 def _refuse_if(unsound: bool, reason: str, fix: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn import checkpoint
+from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.base import Engine
 from fedlearn.engines.serial import serial
@@ -73,7 +74,9 @@ class LinearTrainer:
 
     def _fit_client(self, order: Order, rule: LocalRule, one: Work) -> tuple[np.ndarray, float, int, int]:
         w_global_D = np.asarray(order.params_D)
-        vectors = {name: one.memory[name] for name in rule.memory} | {n: order.broadcast[n] for n in rule.receives}
+        vectors = {name: one.memory[name] for name in rule.memory} | {
+            n: as_numpy(order.broadcast[n]) for n in rule.receives
+        }
         start_D = w_global_D if one.start_D is None else np.asarray(one.start_D)
         w_D, loss = start_D.copy(), 0.0
         (plan,), _ = batch_plans(order, np.array([one.client]), np.array([len(one.examples)]))

@@ -46,9 +46,7 @@ def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work])
     layout = trainer.layout
     told, best_K = _compare(trainer, rule, order, work)
     if rule.keeps or rule.compares:
-        models = [_model(order, name) for name in best_K] if rule.compares else [order.params_D] * len(work)
-        starts = [_with_kept(rule, layout, m, one.memory) for m, one in zip(models, work, strict=True)]
-        work = [replace(one, start_D=start_D) for one, start_D in zip(work, starts, strict=True)]
+        work = [_beginning(rule, layout, order, one, name) for one, name in zip(work, best_K, strict=True)]
     updates = _in_parts(trainer, rule, order, work) if rule.kept_epochs else trainer.fit(order, rule, work)
     memory = {}
     if rule.keeps:
@@ -58,8 +56,12 @@ def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work])
     return replace(updates, memory=memory, metrics={**updates.metrics, **told})
 
 
-def _model(order: Order, name: str) -> Array:
-    return order.params_D if name == GLOBAL else order.broadcast[name]
+def _beginning(rule: LocalRule, layout: Layout, order: Order, one: Work, name: str) -> Work:
+    """The work, to begin at one of the received models with what the client keeps."""
+    if name == GLOBAL and not rule.keeps:
+        return one
+    model_D = order.params_D if name == GLOBAL else order.broadcast[name]
+    return replace(one, start_D=_with_kept(rule, layout, model_D, one.memory))
 
 
 def _with_kept(rule: LocalRule, layout: Layout, params_D: Array, memory: Memory) -> np.ndarray:
@@ -86,11 +88,10 @@ def _compare(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Wor
     still = replace(order.local, learning_rate=0.0, epochs=1, steps=None, example_dp=None)
     found = {}
     for name in rule.compares:
-        starts = [_with_kept(rule, trainer.layout, _model(order, name), one.memory) for one in work]
-        there = [replace(one, start_D=start_D) for one, start_D in zip(work, starts, strict=True)]
+        there = [_beginning(rule, trainer.layout, order, one, name) for one in work]
         found[f"loss/{name}"] = trainer.fit(replace(order, local=still), plain, there).metrics["loss"]
     if not found:
-        return {}, []
+        return {}, [GLOBAL] * len(work)
     loss_MK = np.stack([one.total_K / one.count_K for one in found.values()])
     return found, [rule.compares[m] for m in np.argmin(np.nan_to_num(loss_MK, nan=np.inf), axis=0)]
 

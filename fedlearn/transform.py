@@ -85,6 +85,18 @@ class Transform(NamedTuple):
 identity = Transform()
 
 
+class Codec(NamedTuple):
+    """One client's update as bytes, and back. Both are given the layout and a generator seeded alike.
+
+    Attributes:
+        encode: ``(vector_D, layout, rng) -> bytes``, of a float32 NumPy vector.
+        decode: ``(bytes, layout, rng) -> vector_D``; raises `ValueError` for bytes that `encode` cannot have written.
+    """
+
+    encode: Callable[[np.ndarray, Layout, np.random.Generator], bytes]
+    decode: Callable[[bytes, Layout, np.random.Generator], np.ndarray]
+
+
 class Stage(NamedTuple):
     """Both halves of one idea: clip and noise, encode and decode, mask and unmask.
 
@@ -94,9 +106,12 @@ class Stage(NamedTuple):
         event: what one round of the noise that its server half adds costs in privacy, or None; it needs a clip before
             it, an aggregator of known sensitivity and fixed denominator, and a selector with a known sampling law.
             (Noise that a client half adds needs none of these.)
-        contracts: whether the client half never moves two updates further apart; after a clip only such may follow.
+        contracts: whether the client half (and the codec) never lengthens an update; after a clip only such may follow.
         clips: whether the client half bounds the norm of an update.
         needs_sum: whether the server half only works on a sum or mean (masking).
+        codec: how the update is written, in the last stage only: what the client half returns is encoded, and what a
+            reader decodes takes its place. Where the client's memory has an ``error``, it is added before, and what
+            the bytes leave out becomes the next one.
     """
 
     client: Transform = identity
@@ -105,6 +120,7 @@ class Stage(NamedTuple):
     contracts: bool = False
     clips: bool = False
     needs_sum: bool = False
+    codec: Codec | None = None
 
 
 def chain(*transforms: Transform) -> Transform:

@@ -8,6 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.config import Experiment
@@ -16,7 +17,9 @@ from fedlearn.history import History
 from fedlearn.sinks.base import RunInfo
 
 MOST_CLIENTS_COUNTED = 10_000
+MOST_NAMED = 20
 TOLD_ELSEWHERE = ("_target_", "clients_per_round")
+USUAL = {"weighting": "examples", "select": "uniform"}
 
 
 def describe(
@@ -30,6 +33,7 @@ def describe(
     return RunInfo(
         scenario=scenario.name,
         task=data.task,
+        metric=scenario.metric or "",
         source=" · ".join(part for part in (_partition(scenario.partition), data.source) if part),
         num_clients=len(data.clients),
         names=data.names,
@@ -40,6 +44,9 @@ def describe(
         settings=_in_words(settings),
         cohort=_cohort(experiment),
         privacy=_promise(experiment),
+        attack=_attack(experiment, cfg),
+        compress=_compress(experiment, cfg),
+        bytes_per_update=_bytes_per_update(experiment),
         engine=_last(cfg.engine._target_),
         system=_system(cfg, experiment),
         machine=" · ".join(
@@ -61,6 +68,38 @@ def _promise(experiment: Experiment) -> Mapping[str, Any]:
         return {}
     source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
     return {**protection.facts, "noise": source}
+
+
+def _attack(experiment: Experiment, cfg: DictConfig) -> str:
+    """Who attacks, how, and with which settings."""
+    who = sorted(experiment.attackers)
+    if not who:
+        return ""
+    names = ", ".join(experiment.scenario.data.name(client) for client in who[:MOST_NAMED])
+    settings = OmegaConf.to_container(cfg.attack, resolve=True)
+    assert isinstance(settings, dict)
+    how = _in_words({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
+    some = f"{len(who):,} of {len(experiment.engine.clients):,} clients: {names}{', ...' * (len(who) > MOST_NAMED)}"
+    return " · ".join(part for part in (experiment.plan.attack.kind.replace("_", " "), how, some) if part)
+
+
+def _compress(experiment: Experiment, cfg: DictConfig) -> str:
+    """The codec and its settings; empty where updates leave as they are."""
+    if experiment.plan.compress.codec is None:
+        return ""
+    settings = OmegaConf.to_container(cfg.compress, resolve=True)
+    assert isinstance(settings, dict)
+    return " · ".join(part for part in (_last(settings["_target_"]), _in_words(settings)) if part)
+
+
+def _bytes_per_update(experiment: Experiment) -> int:
+    """What a codec makes of Gaussian numbers, where one writes updates; how it does with updates is told each round."""
+    strategy = experiment.plan.strategy
+    layout, codec = strategy.leaving(experiment.scenario.trainer.layout), strategy.codec
+    if codec is None:
+        return 4 * layout.num_parameters
+    typical_D = np.random.default_rng(0).standard_normal(layout.num_parameters, dtype=np.float32)
+    return len(codec.encode(typical_D, layout, np.random.default_rng(0)))
 
 
 def _system(cfg: DictConfig, experiment: Experiment) -> str:
@@ -85,8 +124,7 @@ def _last(dotted: str) -> str:
 
 def _in_words(settings: Mapping[Any, Any]) -> str:
     shown = {key: value for key, value in settings.items() if key not in TOLD_ELSEWHERE and value is not None}
-    if shown.get("weighting") == "examples":
-        del shown["weighting"]
+    shown = {key: value for key, value in shown.items() if USUAL.get(key) != value}
     return " · ".join(f"{str(key).replace('_', ' ')} {_value(value)}" for key, value in shown.items())
 
 

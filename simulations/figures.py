@@ -25,9 +25,18 @@ if TYPE_CHECKING:
 POOLED, WORST, CLIENTS, INK = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 CENTRAL, ALONE = "#009E73", "#CC79A7"
 WIDTH = 7.6  # inches
+UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
 MOST_BARS = 40  # beyond that, names would be too small to read
 MOST_ANNOTATED = (24, 12)  # rows and columns of a heat map that still has room for numbers
-NAMES = {"auc": "AUC", "f1": "F1", "rmse": "RMSE", "mae": "MAE", "r2": "R²"}
+NAMES = {
+    "auc": "AUC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "attack_success": "Attack success",
+}
 STYLE: Mapping[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -130,6 +139,27 @@ def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:
     _as_percent(axis.yaxis, metric)
 
 
+def traffic(history: History, metric: str) -> Figure:
+    """The main metric against what clients have sent until then."""
+    sent, points = 0, []
+    for line in history:
+        sent += line["bytes_up"]
+        if line["test"] and line["test"].get(metric) is not None:
+            points.append((sent, line["test"][metric]))
+    unit, name = next((2**power, name) for power, name in UNITS if points[-1][0] >= 2**power)
+    figure = blank(WIDTH * 0.62, 2.7)
+    axis = figure.subplots()
+    axis.plot(
+        [x / unit for x, _ in points], [y for _, y in points], color=POOLED, linewidth=1.8, marker="o", markersize=2.5
+    )
+    axis.set(title=f"{metric_name(metric)} against bytes", xlabel=f"sent by clients so far, {name}")
+    axis.set_ylabel(metric_name(metric))
+    axis.set_xlim(left=0)
+    axis.grid(axis="y")
+    _as_percent(axis.yaxis, metric)
+    return figure
+
+
 def fairness(clients: Sequence[Mapping[str, Any]], main: str) -> Figure:
     """The main metric of each client where it is defined, worst first, and the mean over clients."""
     defined = [row for row in clients if row[main] is not None]
@@ -221,6 +251,38 @@ def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
     axis.tick_params(axis="y", which="both", length=0, labelleft=False)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=3, integer=True)
+
+
+def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """What is left of a model for each rule (rows) under each attack (columns); beneath, how well a backdoor works."""
+    from fedlearn.sinks.wording import score
+
+    rules, attacks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("rule", "attack"))
+    metric = cells[0]["metric"]
+    values = np.array([cell["value"] for cell in cells]).reshape(len(rules), len(attacks))
+    figure = blank(max(WIDTH * 0.7, 1.9 + 0.92 * len(attacks)), 1.5 + 0.42 * len(rules))
+    axis = figure.subplots()
+    better = higher_is_better(metric)
+    low, high = (0.0, 1.0) if metric == "accuracy" else (values.min(), values.max())
+    image = axis.imshow(values, cmap="YlGnBu" if better else "YlGnBu_r", vmin=low, vmax=high, aspect="auto")
+    axis.set(title=title)
+    axis.set_xticks(range(len(attacks)), [attack.replace("_", "\n") for attack in attacks])
+    axis.set_yticks(range(len(rules)), rules)
+    axis.xaxis.tick_bottom()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    for place, cell in enumerate(cells):
+        row, column = divmod(place, len(attacks))
+        backdoor = "" if cell["success"] is None else f"\nattack {score('attack_success', cell['success'])}"
+        shade = (cell["value"] - low) / max(high - low, 1e-12)
+        dark = shade > 0.55 if better else shade < 0.45
+        told = f"{score(metric, cell['value'])}{backdoor}"
+        axis.text(column, row, told, ha="center", va="center", color="white" if dark else INK, fontsize=8)
+    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04, aspect=24)
+    bar.outline.set_visible(False)
+    bar.set_label(metric_name(metric))
+    _as_percent(bar.ax.yaxis, metric)
+    return figure
 
 
 def _annotate(axis: Axes, counts: np.ndarray) -> None:

@@ -38,7 +38,11 @@ def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
     """
     model = trained(folder)
     outputs_NC = model.scenario.trainer.predict(model.params_D, _inputs(model, data))
-    return columns(outputs_NC, model.scenario.data.task)
+    names, rows = columns(outputs_NC, model.scenario.data.task)
+    if model.scenario.data.task == "regression":
+        centre, spread = model.scenario.unit
+        rows = centre + spread * rows
+    return names, rows
 
 
 def columns(outputs_NC: np.ndarray, task: Task) -> tuple[list[str], np.ndarray]:

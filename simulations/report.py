@@ -51,7 +51,8 @@ class RunFolder:
     @property
     def main(self) -> str:
         """The metric to lead with."""
-        return "rmse" if "rmse" in self.summary["final"] else "accuracy"
+        known = self.summary["final"]
+        return self.summary.get("metric") or next((m for m in ("rmse", "hr@10") if m in known), "accuracy")
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -116,6 +117,8 @@ def draw_figures(run: RunFolder, folder: Path) -> dict[str, Path]:
         drawn = {}
         if any(line["test"] for line in run.history):
             drawn["convergence"] = figures.convergence(run.history, run.main, baselines(run))
+        if any(line["test"] and line["test"].get(run.main) is not None for line in run.history):
+            drawn["traffic"] = figures.traffic(run.history, run.main)
         if has_clock(run) and any(line["test"] for line in run.history):
             drawn["time"] = figures.time_to_accuracy(run.history, run.main, baselines(run))
         if any(row.get(run.main) is not None for row in run.clients):
@@ -152,9 +155,13 @@ def results(run: RunFolder) -> list[dict[str, str]]:
         shown = {key: score(metric, spread.get(key)) for key in ("mean", "std", "worst10")}
         reached = f"{score(metric, top['value'])} (round {top['round']})" if top else "nan"
         beside = {name: score(metric, one["test"].get(metric)) for name, one in baselines(run).items()}
-        rows.append(
-            {"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached, **beside, **shown}
-        )
+        own = {"metric": figures.metric_name(metric), "final": score(metric, value), "best": reached}
+        rows.append({**own, **beside, **shown})
+    beside = dict.fromkeys(baselines(run), "–")
+    for metric, seen in (last.get("personal", {}) if last else {}).items():
+        shown = {key: score(metric, seen[key]) for key in ("mean", "std", "worst10")}
+        name = f"{figures.metric_name(metric)}, personal models"
+        rows.append({"metric": name, "final": score(metric, seen["pooled"]), "best": "–", **beside, **shown})
     return rows
 
 
@@ -238,6 +245,8 @@ def captions(run: RunFolder) -> dict[str, str]:
         "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round: on all "
         "examples together, and over clients, each counted once (mean, one standard deviation around it, and the mean "
         "over the worst tenth).",
+        "traffic": f"{main} of the global model on held-out examples against all that clients have sent until then, "
+        "as it travels: compressed where updates are.",
         "time": "The same over the time since the run began, evaluation left out: on the virtual clock of the model of "
         "clients' speed, or as real clients took it.",
         "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "

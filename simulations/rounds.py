@@ -19,7 +19,6 @@ from fedlearn.engines.base import Engine
 from fedlearn.errors import FedlearnError, MissingExtra
 from fedlearn.history import final, summarise, totals
 from fedlearn.loop import federate
-from fedlearn.metrics import main_metric
 from fedlearn.records import Round, State
 from fedlearn.scenario import judge
 from fedlearn.sinks.base import RunInfo, Sink
@@ -83,7 +82,7 @@ def conduct(experiment: Experiment, run: RunInfo, state: State, *, report: bool 
     finally:
         for sink in sinks:
             sink.close()
-    value = final(files.history).get(main_metric(run.task))
+    value = final(files.history).get(run.main)
     return Outcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
 
 

@@ -82,6 +82,8 @@ def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: Venue
     except BuildError:
         log.exception("the experiment cannot be built")
         raise
+    for name, text in made.scenario.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     params_D = made.scenario.trainer.init(made.plan.seed)
     state = start(made.plan.strategy, params_D, made.engine, seed=made.plan.seed)
     info = describe(made, cfg, folder, again=venue.again(folder))

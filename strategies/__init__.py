@@ -2,8 +2,11 @@
 
 from strategies.afl import afl
 from strategies.apfl import apfl
+from strategies.bucketing import bucketing
 from strategies.bulyan import bulyan
+from strategies.centered_clipping import centered_clipping
 from strategies.ditto import ditto
+from strategies.fcf import fcf
 from strategies.fedadagrad import fedadagrad
 from strategies.fedadam import fedadam
 from strategies.fedasync import fedasync
@@ -21,19 +24,27 @@ from strategies.fedprox import fedprox
 from strategies.fedrep import fedrep
 from strategies.fedtrimmedavg import fedtrimmedavg
 from strategies.fedyogi import fedyogi
+from strategies.fltrust import fltrust
 from strategies.ifca import ifca
 from strategies.krum import krum
+from strategies.nnm import nnm
+from strategies.norm_bounding import norm_bounding
 from strategies.oort import oort
 from strategies.pfedme import pfedme
 from strategies.power_of_choice import power_of_choice
 from strategies.qfedavg import qfedavg
+from strategies.rfa import rfa
 from strategies.scaffold import scaffold
+from strategies.signsgd import signsgd
 
 __all__ = [
     "afl",
     "apfl",
+    "bucketing",
     "bulyan",
+    "centered_clipping",
     "ditto",
+    "fcf",
     "fedadagrad",
     "fedadam",
     "fedasync",
@@ -51,11 +62,16 @@ __all__ = [
     "fedrep",
     "fedtrimmedavg",
     "fedyogi",
+    "fltrust",
     "ifca",
     "krum",
+    "nnm",
+    "norm_bounding",
     "oort",
     "pfedme",
     "power_of_choice",
     "qfedavg",
+    "rfa",
     "scaffold",
+    "signsgd",
 ]

@@ -28,6 +28,9 @@ def bulyan(*, num_malicious: int | None = None, clients_per_round: int | None = 
     *Guarantees*: while at most ``f`` clients are malicious, the median of ``S`` lies within the range of the honest
     values, and each value that is averaged is no further from it than the furthest honest one.
 
+    ``theta`` is the paper's. Code that its authors published later takes ``n - 2 f - 2``, which leaves Krum at least
+    ``2 f + 3`` updates to choose from until the end; here the last of the ``theta`` are chosen from fewer.
+
     Reference: El Mhamdi, Guerraoui, Rouault, *The Hidden Vulnerability of Distributed Learning in Byzantium*, ICML
     2018, arXiv:1802.07927, section 4.
     """

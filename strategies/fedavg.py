@@ -1,18 +1,20 @@
 """Federated averaging."""
 
-from fedlearn import Strategy, mean, uniform
+from fedlearn import Strategy, mean, selection
 
 
-def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
+def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples", select: str = "uniform") -> Strategy:
     """The global model moves to the mean of the clients' models.
 
     ``w <- w + sum_k (n_k / n) (w_k - w)``
 
     Args:
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size; None takes everyone.
         weighting: ``examples`` (n_k training examples count n_k-fold) or ``equal``.
+        select: ``uniform``, ``poisson`` (cohorts of that size on average), ``weighted`` (by training examples, which
+            goes with ``weighting=equal``) or ``round_robin``.
 
     Reference: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, *Communication-Efficient Learning of Deep Networks from
     Decentralized Data*, AISTATS 2017, arXiv:1602.05629.
     """
-    return Strategy(select=uniform(clients_per_round), aggregate=mean(weighting=weighting))
+    return Strategy(select=selection(select, clients_per_round), aggregate=mean(weighting=weighting))

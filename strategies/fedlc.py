@@ -1,8 +1,6 @@
 """FedLC: the loss of rare classes is calibrated to how rare they are at each client."""
 
-from typing import Any
-
-from fedlearn import LocalRule, Strategy, is_number, mean, require, uniform
+from fedlearn import Array, LocalRule, Strategy, is_number, mean, require, uniform
 
 
 def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
@@ -21,7 +19,7 @@ def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: 
     """
     require(is_number(tau, at_least=0), "tau", tau, "a number >= 0", "tau=1.0   (0 is FedAvg)")
 
-    def calibrated(outputs_BC: Any, counts_C: Any) -> Any:
+    def calibrated(outputs_BC: Array, counts_C: Array) -> Array:
         margin_C = tau * (counts_C + 1e-8) ** -0.25
         if outputs_BC.shape[-1] == 1:  # one logit, of the second class against the first
             margin_C = margin_C[1:] - margin_C[:1]

@@ -12,9 +12,9 @@ from fedlearn import (
     Strategy,
     Transform,
     Updates,
+    as_numpy,
     first_parameters,
     is_count,
-    like,
     mean,
     require,
     uniform,
@@ -53,7 +53,7 @@ def ifca(
         return each.done(memory[name]) if memory[name]["weight"] else memory["still"]
 
     def step(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        return update_D, {name: like(memory[name], update_D) + moved(context.fold, name) for name in others}
+        return update_D, {name: as_numpy(memory[name]) + as_numpy(moved(context.fold, name)) for name in others}
 
     server = Transform(
         init=lambda layout: {name: first_parameters(layout, seed, j) for j, name in enumerate(others, start=1)},

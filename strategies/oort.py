@@ -1,8 +1,5 @@
 """Oort: clients are selected by how much their examples are expected to teach, and now and then new ones."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from fedlearn import Array, Context, Strategy, is_count, is_number, learning, mean, require, training_loss, values_of
@@ -41,7 +38,7 @@ def oort(
         require(is_number(share, at_least=0) and share <= 1, name, share, "a share in [0, 1]", f"{name}=0.9")
 
     def choose(
-        round: int, clients: Sequence[int], rng: Any, clients_N: Array, value_N: Array, round_N: Array
+        round: int, clients: Array, rng: np.random.Generator, clients_N: Array, value_N: Array, round_N: Array
     ) -> list[int]:
         size = min(clients_per_round, len(clients))
         known = np.intersect1d(clients_N, np.asarray(clients))

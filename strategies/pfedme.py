@@ -4,7 +4,7 @@ from fedlearn import Personal, Strategy, is_number, mean, proximal, require, sgd
 
 
 def pfedme(
-    *, penalty: float = 15.0, learning_rate: float = 0.05, beta: float = 1.0, clients_per_round: int | None = None
+    *, penalty: float = 1.0, learning_rate: float = 1.0, beta: float = 1.0, clients_per_round: int | None = None
 ) -> Strategy:
     """Each client minimises ``F_k(theta) + penalty / 2 ||theta - w||^2`` by its local steps, and keeps ``theta_k``.
 

@@ -1,8 +1,5 @@
 """Power of choice: of some clients drawn at random, those with the largest losses take part."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 
 from fedlearn import Array, Strategy, is_count, learning, mean, require, training_loss, values_of
@@ -30,7 +27,7 @@ def power_of_choice(*, clients_per_round: int = 10, candidates: int = 20, weight
     require(enough, "candidates", candidates, expected, f"candidates={2 * clients_per_round}")
 
     def choose(
-        round: int, clients: Sequence[int], rng: Any, clients_N: Array, value_N: Array, round_N: Array
+        round: int, clients: Array, rng: np.random.Generator, clients_N: Array, value_N: Array, round_N: Array
     ) -> list[int]:
         drawn = [clients[i] for i in rng.choice(len(clients), min(candidates, len(clients)), replace=False)]
         loss = values_of(drawn, clients_N, value_N, unknown=np.inf)

@@ -1,5 +1,7 @@
 """q-FedAvg: clients with a large loss count for more."""
 
+import numpy as np
+
 from fedlearn import (
     Aggregator,
     LocalRule,
@@ -40,7 +42,7 @@ def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int |
     def add(memory: Memory, updates: Updates) -> Memory:
         xp = array_namespace(updates.delta_KD)
         square_K = as_numpy(xp.sum(updates.delta_KD**2, axis=-1)).astype(float)
-        loss_K = updates.metrics["loss/w_global"].means() + 1e-10
+        loss_K = np.maximum(updates.metrics["loss/w_global"].means(), 1e-10)
         h_K = loss_K**q + q * loss_K ** (q - 1) * lipschitz * square_K
         total = add_rows(memory["total"], updates.delta_KD, loss_K**q)
         return {"total": total, "h": memory["h"] + float(h_K.sum())}

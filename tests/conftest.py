@@ -1,5 +1,8 @@
+import importlib.util
 import os
+import sys
 import tempfile
+import types
 
 import pytest
 
@@ -17,3 +20,20 @@ def digits():
 
     bunch = load_digits()
     return (bunch.images[..., None] / 16).astype("float32"), bunch.target.astype("int64")
+
+
+@pytest.fixture
+def byzfl():
+    """ByzFL's rules and attacks alone: the package's own import wants torchvision to load, which they do not use."""
+    spec = importlib.util.find_spec("byzfl")
+    if spec is None:
+        pytest.skip("needs byzfl (pip install --no-deps byzfl)")
+    added = {"byzfl": types.ModuleType("byzfl")}
+    added["byzfl"].__path__ = list(spec.submodule_search_locations)
+    sys.modules.update(added)
+    from byzfl.aggregators import aggregators, preaggregators
+    from byzfl.attacks import attacks
+
+    yield types.SimpleNamespace(rules=aggregators, mixing=preaggregators, attacks=attacks)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "byzfl"]:
+        del sys.modules[name]

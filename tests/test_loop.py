@@ -6,8 +6,6 @@ import pytest
 from fedlearn import (
     Evaluation,
     Examples,
-    LocalRule,
-    LocalSettings,
     Schedule,
     SettingError,
     Strategy,
@@ -22,7 +20,7 @@ from fedlearn import (
 )  # fmt: skip
 from fedlearn.errors import TooManyFailures
 from fedlearn.records import Failure
-from fedlearn.testing import LOCAL, LinearTrainer, check_strategy, linear_problem
+from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
 
 TRAINER = LinearTrainer(3)
 
@@ -48,6 +46,22 @@ def test_a_round_tells_what_it_did():
     assert one.metrics["loss"] > 0
     assert one.evaluation is None
     assert one.seconds > 0
+
+
+@pytest.mark.parametrize("engine", [serial, vector])
+def test_the_server_hears_of_each_client_what_it_told_and_nothing_of_one_that_failed(engine):
+    heard = []
+
+    def listen(update_D, memory, context):
+        heard.append(context)
+        return update_D, memory
+
+    (one,) = run(Strategy(select=everyone(), server=Transform(update=listen)), data=spoilt(2), rounds=1, engine=engine)
+    (context,) = heard
+    assert context.clients_K.tolist() == [0, 1, 3, 4, 5]
+    assert context.num_examples_K.tolist() == [5, 9, 17, 21, 25]
+    seen = context.num_examples_K @ context.metrics["loss"] / context.num_examples_K.sum()
+    assert seen == pytest.approx(one.metrics["loss"])
 
 
 def test_federated_averaging_is_the_mean_of_the_clients_models():
@@ -158,55 +172,6 @@ def test_a_large_population_is_judged_by_one_fixed_sample():
     judges = {r.evaluation.clients for r in rounds}
     assert len(judges) == 1
     assert len(judges.pop()) == 4
-
-
-def scaffold():
-    """SCAFFOLD, option II (Karimireddy et al., ICML 2020): client memory, broadcast and extra, all at once."""
-
-    def finish(delta_KD, num_steps_K, learning_rate, *, own, server):
-        new_KD = own - server - delta_KD / (num_steps_K[:, None] * learning_rate).astype(np.float32)
-        return {"own": new_KD}, {"change": new_KD - own}
-
-    def update(update_D, memory, context):
-        share = np.float32(context.cohort_size / context.num_clients)
-        return update_D, {"server": memory["server"] + share * context.extra["change"]}
-
-    rule = LocalRule(
-        correct=lambda grad, w, w_global, *, own, server: grad - own + server,
-        memory=("own",),
-        receives=("server",),
-        finish=finish,
-    )
-    control = Transform(
-        init=lambda layout: {"server": np.zeros(layout.num_parameters, np.float32)},
-        update=update,
-        broadcast=lambda memory: {"server": memory["server"]},
-    )
-    return Strategy(select=uniform(4), local=rule, aggregate=mean(weighting="equal"), server=control)
-
-
-def test_a_strategy_with_client_memory_broadcast_and_extra_meets_the_contract():
-    check_strategy(scaffold())
-
-
-def test_control_variates_remove_client_drift():
-    """Many local steps on clients that disagree: FedAvg stops short of the pooled optimum, SCAFFOLD does not."""
-    data = linear_problem(num_clients=4)
-    x = [data.train(k).x for k in range(4)]
-    design = [np.c_[np.ones(len(one)), one] for one in x]
-    gram = sum(one.T @ one / len(one) for one in design)
-    optimum = np.linalg.solve(gram, sum(one.T @ data.train(k).y / len(one) for k, one in enumerate(design)))
-    local = LocalSettings(steps=20, batch_size=100, learning_rate=0.1)
-
-    def distance(strategy):
-        engine = serial(data, TRAINER)
-        state = start(strategy, TRAINER.init(1), engine, seed=1)
-        for done in federate(strategy, engine, state, schedule=Schedule(rounds=150), local=local):
-            state = done.state
-        return np.linalg.norm(state.params_D - optimum)
-
-    assert distance(everyone_equal()) > 1e-2
-    assert distance(scaffold()) < 1e-4
 
 
 @pytest.mark.parametrize(

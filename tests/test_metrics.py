@@ -31,7 +31,8 @@ def test_binary_metrics_of_four_examples_are_those_worked_out_by_hand():
     pooled = evaluate([client(0, [[2.0], [-1.0], [1.0], [-3.0]], [1, 1, 0, 0])], task="binary").pooled
     losses = [math.log(1 + math.exp(z)) for z in (-2, 1, 1, -3)]
     assert pooled == pytest.approx(
-        {"loss": sum(losses) / 4, "accuracy": 0.5, "auc": 0.75, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+        {"loss": sum(losses) / 4, "accuracy": 0.5, "precision": 0.5, "recall": 0.5, "f1": 0.5}
+        | {"auc": 0.75, "auprc": (1 + 2 / 3) / 2}
     )
 
 
@@ -47,6 +48,7 @@ def test_binary_metrics_agree_with_scikit_learn():
     assert pooled["loss"] == pytest.approx(sk.log_loss(y, chance))
     assert pooled["accuracy"] == pytest.approx(sk.accuracy_score(y, logits > 0))
     assert pooled["auc"] == pytest.approx(sk.roc_auc_score(y, chance))
+    assert pooled["auprc"] == pytest.approx(sk.average_precision_score(y, chance))
     assert pooled["f1"] == pytest.approx(sk.f1_score(y, logits > 0))
 
 
@@ -132,6 +134,7 @@ def test_one_class_or_one_example_leaves_only_the_undefined_out_and_warns_of_not
         one_example = evaluate([client(0, [[1.0]], [3.0])], task="regression").pooled
         constant = evaluate([client(0, [[1.0], [2.0]], [3.0, 3.0])], task="regression").pooled
     assert math.isnan(one_class["auc"])
+    assert math.isnan(one_class["auprc"])
     assert one_class["accuracy"] == 0.5
     assert one_class["precision"] == one_class["recall"] == 0.0
     assert math.isnan(same_class["auc"])
@@ -144,6 +147,12 @@ def test_one_class_or_one_example_leaves_only_the_undefined_out_and_warns_of_not
 def test_a_client_that_lacks_classes_still_has_an_auc_over_those_it_holds():
     part = client(0, [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.5, 1.0, 0.0]], [0, 1, 0])
     assert evaluate([part], task="multiclass").pooled["auc"] == 1.0
+
+
+def test_examples_that_tie_share_their_precision():
+    pooled = evaluate([client(0, [[1.0], [1.0], [0.0], [1.0]], [1, 0, 1, 0])], task="binary").pooled
+    assert pooled["auprc"] == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert pooled["auprc"] == pytest.approx(sk.average_precision_score([1, 0, 1, 0], [1, 1, 0, 1]))
 
 
 def test_huge_logits_neither_overflow_nor_tie():
@@ -172,14 +181,14 @@ MAKERS = {"binary": binary_client, "multiclass": multiclass_client, "regression"
 @pytest.mark.parametrize("task", MAKERS)
 @given(seed=st.integers(0, 2**31), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=5))
 @settings(deadline=None, max_examples=25)
-def test_sums_over_clients_give_the_evaluation_of_all_their_outputs_but_the_pooled_auc(task, seed, sizes):
+def test_sums_over_clients_give_the_evaluation_of_all_their_outputs_but_the_pooled_areas(task, seed, sizes):
     parts = [MAKERS[task](number, seed + number, size) for number, size in enumerate(sizes)]
     classes = {"binary": 2, "multiclass": 4, "regression": 1}[task]
     whole = evaluate(parts, task=task)
     summed = combine([tally(part, task=task, num_classes=classes) for part in reversed(parts)], task=task)
     for metric in METRICS[task]:
         assert np.array_equal(summed.per_client[metric], whole.per_client[metric], equal_nan=True)
-        if metric == "auc":
+        if metric in ("auc", "auprc"):
             assert math.isnan(summed.pooled[metric])
         else:
             assert summed.pooled[metric] == pytest.approx(whole.pooled[metric], rel=1e-9, abs=1e-9, nan_ok=True), metric
@@ -191,3 +200,57 @@ def test_a_tally_holds_no_output_and_no_target():
     told = tally(part, task="binary", num_classes=2)
     assert {name: np.shape(value) for name, value in told.sums.items()} == {"loss": (), "confusion": (2, 2)}
     assert told.sums["confusion"].sum() == told.num_examples == 40
+
+
+def sequences(client, targets_NT, seed):
+    """Outputs at random for targets ``(N, T)``, -1 where there is none."""
+    rng = np.random.default_rng(seed)
+    targets_NT = np.asarray(targets_NT)
+    return Predictions(client=client, outputs=rng.normal(size=(*targets_NT.shape, 4)), targets=targets_NT)
+
+
+def test_each_position_of_a_sequence_with_a_target_is_an_example():
+    parts = [sequences(0, [[1, 2, -1], [0, -1, -1]], 0), sequences(1, [[3, 3, 1]], 1)]
+    real = [part.targets >= 0 for part in parts]
+    flat = [
+        Predictions(client=part.client, outputs=part.outputs[at], targets=part.targets[at])
+        for part, at in zip(parts, real, strict=True)
+    ]
+    found, expected = (evaluate(some, task="multiclass") for some in (parts, flat))
+    assert found.pooled == expected.pooled
+    assert found.num_examples_K.tolist() == [3, 3]
+    assert tally(parts[0], task="multiclass", num_classes=4).num_examples == 3
+
+
+def ranked(client, place, others=99):
+    """A list in which the one example of target 1 has a place."""
+    outputs = -np.arange(others + 1.0)[:, None]
+    targets = np.zeros(others + 1, np.int64)
+    targets[place - 1] = 1
+    return Predictions(client=client, outputs=outputs, targets=targets)
+
+
+def test_a_ranking_counts_the_first_ten_places():
+    found = evaluate([ranked(0, 1), ranked(1, 10), ranked(2, 11)], task="ranking")
+    assert found.per_client["hr@10"].tolist() == [1, 1, 0]
+    np.testing.assert_allclose(found.per_client["ndcg@10"], [1, 1 / np.log2(11), 0])
+    assert found.pooled["hr@10"] == pytest.approx(2 / 3)
+
+
+def test_equal_outputs_are_no_merit_in_a_ranking():
+    same = Predictions(client=0, outputs=np.zeros((100, 1)), targets=np.eye(100, dtype=np.int64)[0])
+    assert evaluate([same], task="ranking").pooled["hr@10"] == 0
+
+
+def test_a_client_without_a_list_has_no_place_in_a_ranking():
+    parts = [ranked(0, 3), Predictions(client=1, outputs=np.zeros((0, 1)), targets=np.zeros(0, np.int64))]
+    found = evaluate(parts, task="ranking")
+    assert np.isnan(found.per_client["hr@10"][1])
+    assert found.pooled["hr@10"] == 1
+
+
+def test_sums_of_rankings_give_what_the_outputs_give():
+    parts = [ranked(0, 1), ranked(1, 7), ranked(2, 40)]
+    told = combine([tally(part, task="ranking", num_classes=2) for part in parts], task="ranking")
+    expected = evaluate(parts, task="ranking").pooled
+    assert told.pooled == pytest.approx(expected, abs=1e-9)

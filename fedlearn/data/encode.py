@@ -80,10 +80,9 @@ def declared(
     pairs = {name: _pair(name, scales[name]) for name in table.columns if name in scales}
     for name in table.columns:
         if name not in known and name not in pairs:
-            expected = (
-                f"a centre and a spread for each numeric column, and categories for the others: {name} has neither"
-            )
-            raise SettingError("scales", dict(scales) or None, expected, f"scenario.scales={{{name}:[CENTRE,SPREAD]}}")
+            expected = f"a centre and a spread for each column of numbers, or its categories: {name} has neither"
+            fix = f"'scenario.scales={{{name}:[CENTRE,SPREAD]}}', or scenario.scale=federated in a simulation"
+            raise SettingError("scales", dict(scales) or None, expected, fix)
     return Encoding(scales=pairs, categories=known)
 
 
@@ -110,7 +109,7 @@ def found(table: Table, statistics: Statistics, categories: Mapping[str, Sequenc
     """
     known = dict(known_categories(table, categories))
     for name in table.columns:
-        if name not in known and numbers(table.columns[name])[1].any():
+        if name not in known and table.columns[name].dtype == object:
             known[name] = _found_categories(table, name, statistics)
     plain = [name for name in table.columns if name not in known]
     scales = {name: (statistics[name].mean, statistics[name].deviation) for name in plain}
@@ -143,9 +142,12 @@ def targets(
     cells_N = words(table.column(name, "scenario.target"))
     missing_N = np.array([cell is None for cell in cells_N])
     table.refuse(missing_N, name, "missing, but it is the target", "removing the row: nothing can be learned from it")
-    if task == "regression" or (task is None and classes is None and _is_quantity(table.columns[name])):
+    quantity = task is None and classes is None and whole and _is_quantity(table.columns[name])
+    if task == "regression" or quantity:
         return numeric(table, name), "regression", ()
     known = tuple(map(word, classes)) if classes is not None else _classes(cells_N, task, whole)
+    if len(set(known)) < max(2, len(known)):
+        raise SettingError("classes", list(known), "two or more, each once", "target=ANOTHER_COLUMN")
     number_of = {value: number for number, value in enumerate(known)}
     y_N = np.array([number_of.get(cell, -1) for cell in cells_N], np.int64)
     table.refuse(y_N < 0, name, f"not one of the classes {', '.join(known)}", "'scenario.classes=[...]' with all")
@@ -189,7 +191,7 @@ def _classes(cells_N: np.ndarray, task: Task | None, whole: bool) -> tuple[str, 
     if task == "binary" and here <= {"0", "1"}:
         return ("0", "1")
     if not whole:
-        expected = "all classes in order, because not all clients are here to say which there are"
+        expected = "all classes in order, or scenario.task=regression: not all clients are here to tell"
         raise SettingError("classes", None, expected, "'scenario.classes=[0,1]'")
     values_N, wrong_N = numbers(np.array([*here], object))
     if wrong_N.any():

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fedlearn.records import ClientId, Examples
 
-Task = Literal["binary", "multiclass", "regression"]
+Task = Literal["binary", "multiclass", "regression", "ranking"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,8 @@ class FederatedData:
     """Examples by client, asked for when they are needed.
 
     Args:
-        task: ``binary`` (y in {0, 1}), ``multiclass`` (y in 0..num_classes-1) or ``regression``.
+        task: ``binary`` (y in {0, 1}), ``multiclass`` (y in 0..num_classes-1), ``regression``, or ``ranking``
+            (y in {0, 1}; a client's held-out part is one list, to be put in order of the outputs).
         clients: ids, sized and indexable; ``range(1_000_000)`` costs nothing.
         train: the training examples of one client.
         test: the held-out examples of one client (may be empty).

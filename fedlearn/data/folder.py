@@ -73,6 +73,9 @@ def read_contents(
         found = "both tables and images" if tables else "neither a CSV or Parquet file nor an image"
         fix = "a folder with a file for each client, or with images in folders by class"
         raise DataError(f"{path} holds {found}\n  try       {fix}")
+    if pictures and client is not None:
+        fix = "folders client/class/1.png, and scenario.client=null"
+        raise DataError(f"scenario.client is {client}, but images have no columns\n  try       {fix}")
     if pictures:
         return _pictures(path, pictures, image_size)
     return _tables(tables, [_owner(path, file) for file in tables], client, ignore)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.encode import Encoding, as_it_is, declared, found
-from fedlearn.data.statistics import Noise, add, column_sums, noisy
+from fedlearn.data.statistics import Noise, add, column_sums, noisy, settled
 from fedlearn.data.tables import Table, rows_of
 from fedlearn.errors import did_you_mean, require
 from fedlearn.privacy.ledger import Ledger
@@ -80,15 +80,16 @@ def prepare(table: Table, train: Sequence[np.ndarray], how: Preparation, *, whol
         return Prepared(encoding=as_it_is(table, how.categories))
     expected = "constants where a folder does not hold all clients: a statistics round needs the rows of all"
     require(whole, "scale", how.scale, expected, "scale=constants")
-    statistics = add(column_sums(rows_of(table, rows), noise=how.noise) for rows in train)
+    parts = [column_sums(rows_of(table, rows), noise=how.noise) for rows in train]
     of = f"of {len(train)} client{'s' * (len(train) != 1)}"
     if how.noise is None:
-        encoding = found(table, statistics, how.categories)
+        encoding = found(table, add(parts), how.categories)
         told = "exact counts, means and deviations of columns"
         return Prepared(encoding=encoding, said=f"scaled by exact statistics {of}", told=told)
+    released = add(noisy(part, how.noise, client=client) for client, part in enumerate(parts))
     noise = f"noise multiplier {how.noise.multiplier:g}"
     return Prepared(
-        encoding=found(table, noisy(statistics, how.noise), how.categories),
+        encoding=found(table, settled(released, how.noise), how.categories),
         said=f"scaled by noisy statistics {of} ({noise})",
         told=f"counts, means and deviations of columns, noisy for single rows only ({noise})",
         ledger=how.noise.charged(range(len(train))),

@@ -5,7 +5,8 @@ mean, variance, share of missing values and frequencies follow, of all clients t
 
 What it reveals: exact sums tell whoever sees a client's own that client's means, deviations and category counts; of a
 client with one example they are the example. Under secure aggregation only sums over all clients would be seen. With
-`Noise` each record of each client is protected by differential privacy, which costs a ledger one event.
+`Noise`, which each client adds to its own part, each of its records is protected by differential privacy from everyone
+else, which costs the client one event.
 
 Shapes: N rows.
 """
@@ -72,7 +73,7 @@ Statistics = Mapping[str, ColumnSums]
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Gaussian noise on the sums, so that they protect each record of each client.
+    """Gaussian noise on each client's sums, so that they protect each of its records.
 
     Args:
         multiplier: standard deviation over the sensitivity, > 0.
@@ -116,7 +117,7 @@ class Noise:
 
 
 def column_sums(table: Table, *, noise: Noise | None = None) -> dict[str, ColumnSums]:
-    """One client's part: numeric where all cells are numbers, else categories.
+    """One client's part: of numbers where a column holds numbers (at all clients, see `joined`), else of categories.
 
     Args:
         table: the client's rows.
@@ -143,49 +144,65 @@ def add(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
     return whole
 
 
-def noisy(statistics: Statistics, noise: Noise) -> dict[str, ColumnSums]:
-    """The sums with noise on them, which costs each client what `Noise.charged` says.
-
-    *Guarantees*: what follows from the result costs no more; numbers are released in units in which a record changes
-    them by at most 1 each, see `Noise.sensitivity`.
+def noisy(part: Statistics, noise: Noise, *, client: int = 0) -> dict[str, ColumnSums]:
+    """A client's part with noise of its own on it, so that it need trust nobody; what it costs says `Noise.charged`.
 
     Args:
-        statistics: of all clients, from `column_sums` with this noise.
+        part: from `column_sums` with this noise.
         noise: how much.
+        client: whose; in a simulation its noise follows from its number.
+
+    *Guarantees*: numbers are released in units in which a record changes them by at most 1 each, see
+    `Noise.sensitivity`, and brought back to the column's by what does not depend on data: parts still add up.
 
     Raises:
         DataError: a column has neither bounds nor categories, or one that has is not there.
     """
-    if statistics.keys() != {*noise.bounds, *noise.categories}:
-        stray = sorted(statistics.keys() ^ {*noise.bounds, *noise.categories})[0]
+    if part.keys() != {*noise.bounds, *noise.categories}:
+        stray = sorted(part.keys() ^ {*noise.bounds, *noise.categories})[0]
         fix = f"'scenario.bounds={{{stray}:[LEAST,MOST]}}', or its categories, if there is such a column"
         raise DataError(f"column {stray} needs bounds or categories, for columns with noise\n  try       {fix}")
     std = noise.multiplier * noise.sensitivity
-    draws = _draws(noise, 1 + sum(3 if name in noise.bounds else len(noise.categories[name]) for name in statistics))
     step = 2.0 ** (math.floor(math.log2(std)) - 20)  # gaps between floats must not tell what was added, see noise.py
+    draws = _draws(noise, 1 + sum(3 if name in noise.bounds else len(noise.categories[name]) for name in part), client)
 
     def release(value: float) -> float:
         return round((value + std * next(draws)) / step) * step
 
-    rows = max(0.0, release(next(iter(statistics.values())).rows))
+    rows = release(next(iter(part.values())).rows)
     made: dict[str, ColumnSums] = {}
-    for name, of in statistics.items():
+    for name, of in part.items():
         if name in noise.bounds:
             made[name] = _moments(of, noise.bounds[name], rows, release)
         else:
-            counts = {value: max(0.0, release(of.counts.get(value, 0))) for value in noise.categories[name]}
-            made[name] = ColumnSums(rows=rows, counts=counts)
+            made[name] = ColumnSums(rows, counts={c: release(of.counts.get(c, 0)) for c in noise.categories[name]})
+    return made
+
+
+def settled(statistics: Statistics, noise: Noise) -> dict[str, ColumnSums]:
+    """Noisy sums of all clients, made to be some that columns within these bounds can have."""
+    made: dict[str, ColumnSums] = {}
+    for name, of in statistics.items():
+        rows, counts = max(0.0, of.rows), {value: max(0.0, count) for value, count in of.counts.items()}
+        if name in noise.bounds:
+            (least, most), present = noise.bounds[name], max(1.0, of.present)
+            mean = min(most, max(least, of.total / present))
+            largest = ((most - least) / 2) ** 2  # that a variance can be
+            variance = min(largest, max(1e-6 * largest, of.squares / present - mean**2))
+            made[name] = ColumnSums(rows, present, present * mean, present * (variance + mean**2))
+        else:
+            made[name] = ColumnSums(rows, counts=counts)
     return made
 
 
 def _of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> ColumnSums:
-    values_N, wrong_N = numbers(cells_N)
-    numeric = not wrong_N.any() if noise is None else name in noise.bounds
+    numeric = cells_N.dtype != object if noise is None else name in noise.bounds
     if not numeric:
         known = None if noise is None else noise.categories.get(name, ())
         there = [cell for cell in words(cells_N) if cell is not None and (known is None or cell in known)]
         counts = dict(zip(*np.unique(np.array(there, str), return_counts=True), strict=True)) if there else {}
         return ColumnSums(rows=len(cells_N), counts={str(value): float(count) for value, count in counts.items()})
+    values_N, _ = numbers(cells_N)
     there_N = values_N[~np.isnan(values_N)]
     if noise is not None:
         there_N = np.clip(there_N, *noise.bounds[name])
@@ -198,14 +215,13 @@ def _moments(of: ColumnSums, bounds: tuple[float, float], rows: float, release: 
     centre, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
     sum_z = (of.total - centre * of.present) / half
     sum_zz = (of.squares - 2 * centre * of.total + centre**2 * of.present) / half**2
-    present = max(1.0, release(of.present))
-    mean_z = min(1.0, max(-1.0, release(sum_z) / present))
-    variance_z = min(1.0, max(1e-6, release(sum_zz) / present - mean_z**2))
-    mean = centre + half * mean_z
-    return ColumnSums(rows, present, present * mean, present * (half**2 * variance_z + mean**2))
+    present = release(of.present)
+    total = half * release(sum_z) + centre * present
+    squares = half**2 * release(sum_zz) + 2 * centre * total - centre**2 * present
+    return ColumnSums(rows, present, total, squares)
 
 
-def _draws(noise: Noise, count: int) -> Iterator[float]:
+def _draws(noise: Noise, count: int, client: int) -> Iterator[float]:
     if noise.seed is None:
         return iter(secret_normals((count,)).tolist())
-    return iter(generator(noise.seed, Purpose.STATISTICS).standard_normal(count).tolist())
+    return iter(generator(noise.seed, Purpose.STATISTICS, client=client).standard_normal(count).tolist())

@@ -12,6 +12,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,10 @@ def read_table(file: Path, *, ignore: Sequence[str] = ()) -> Table:
         DataError: it cannot be read, has no header, no row, a row of another length, or a column of another type.
         MissingExtra: pyarrow is needed and absent.
     """
-    table = _read_parquet(file, ignore) if file.suffix == ".parquet" else without(_read_text(file), ignore)
+    if not is_table(file):
+        fix = "saving it as CSV or Parquet"
+        raise DataError(f"{file.name} is no table: its name ends in none of {', '.join(KINDS)}\n  try       {fix}")
+    table = _read_parquet(file, ignore) if file.suffix.lower() == ".parquet" else without(_read_text(file), ignore)
     if not len(table):
         raise DataError(f"{file.name} has no rows\n  try       removing it, or a file with a row for each example")
     return table
@@ -97,7 +101,7 @@ def bare_name(file: Path) -> str:
 
 
 def joined(tables: Sequence[Table]) -> Table:
-    """Tables one below the other; columns by name, in the order of the first.
+    """Tables one below the other; columns by name, in the order of the first. What holds numbers only becomes numbers.
 
     Raises:
         DataError: one lacks a column that another has.
@@ -119,6 +123,14 @@ def rows_of(table: Table, rows: np.ndarray) -> Table:
     return Table(columns, (("some rows", 1, len(rows)),))
 
 
+def in_order(table: Table, like: Table, file: Path) -> Table:
+    """The columns of another table, in its order; `DataError` where one is not there."""
+    for name in like.columns:
+        if name not in table.columns:
+            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(like.columns)}, in any order")
+    return Table({name: table.columns[name] for name in like.columns}, table.origins)
+
+
 def without(table: Table, names: Sequence[str]) -> Table:
     """A table without some columns, which need not be there."""
     return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)
@@ -132,6 +144,11 @@ def numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     if cells_N.dtype != object:
         return cells_N, np.zeros(len(cells_N), bool)
+    missing_N = np.array([cell is None for cell in cells_N], bool)
+    with suppress(ValueError):  # all at once, where all are plain numbers
+        values_N = np.where(missing_N, math.nan, cells_N).astype(np.float64)
+        if (np.isfinite(values_N) | missing_N).all() and "_" not in "".join(cells_N[~missing_N]):
+            return values_N, np.zeros(len(cells_N), bool)
     values = [_number(cell) for cell in cells_N]
     wrong_N = np.array([value is None for value in values], bool)
     return np.array([math.nan if value is None else value for value in values], np.float64), wrong_N
@@ -170,7 +187,9 @@ def _number(cell: str | None) -> float | None:
 def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
     if len({part.dtype for part in parts}) > 1:  # numbers of a Parquet file below text of a CSV file
         parts = [words(part) if part.dtype != object else part for part in parts]
-    return np.concatenate(parts)
+    together = np.concatenate(parts)
+    values_N, wrong_N = numbers(together)
+    return together if wrong_N.any() else values_N
 
 
 def _read_text(file: Path) -> Table:

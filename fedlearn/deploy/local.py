@@ -40,6 +40,7 @@ class Rehearsal:
         runs: where runs leave their folders.
         clients: for each node the clients that live there.
         policy: what the nodes accept, as settings.
+        data: where all nodes find their data; None lets the scenario search.
 
     Attributes:
         children: the processes, by name.
@@ -52,9 +53,10 @@ class Rehearsal:
         runs: Path,
         clients: Sequence[Sequence[int]],
         policy: Mapping[str, Any],
+        data: str | None = None,
     ) -> None:
         self.folder, self.runs, self.clients = folder.resolve(), runs.resolve(), clients
-        self.keys = self.folder / "keys"
+        self.keys, self.data = self.folder / "keys", data
         self.policy = self.folder / "policy.yaml"
         self.policy.write_text(json.dumps(policy), encoding="utf-8")  # which is YAML too
         self.children: dict[str, Child] = {}
@@ -107,6 +109,7 @@ class Rehearsal:
             *("--coordinator", self.address, "--keys", str(self.keys / "nodes" / name)),
             *("--state", str(self.folder / name), "--policy", str(self.policy)),
             *(word for client in clients for word in ("--client", str(client))),
+            *(("--data", self.data) if self.data else ()),
         ]
         return Child(name, command, self.folder / f"{name}.log", on_orphaned=signal.SIGTERM)
 
@@ -153,7 +156,8 @@ def rehearse(words: Sequence[str], *, keep: Path | None = None) -> int:
     with ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
         folder.mkdir(parents=True, exist_ok=True)
-        rehearsal = Rehearsal(folder, Path("outputs"), dealt(num_clients, nodes), accepting(order["settings"]))
+        policy, path = accepting(order["settings"]), order["settings"]["scenario"].get("path")
+        rehearsal = Rehearsal(folder, Path("outputs"), dealt(num_clients, nodes), policy, path)
         rehearsal.start(stack.enter_context(Children(grace=2 * GRACE)))
         return rehearsal.follower().run({**order, "again": again})
 

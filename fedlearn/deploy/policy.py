@@ -25,6 +25,7 @@ PROTECTED_UPDATES = {
     "secagg": (("secagg", "distributed"), "unmasked"),
 }
 MECHANISMS = "fedlearn.privacy.mechanisms."
+CODECS = "fedlearn.compress."
 COUNTS = ("exact", "rounded", "none")
 
 EXAMPLE = """\
@@ -196,8 +197,8 @@ class Policy:
         """Refuse scenarios and strategies that are not accepted.
 
         Args:
-            words: of an order: ``scenario``, ``strategy`` and, if updates are protected, ``privacy``, each with its
-                ``_target_``.
+            words: of an order: ``scenario``, ``strategy`` and, if updates are protected or compressed, ``privacy`` and
+                ``compress``, each with its ``_target_``.
 
         Raises:
             Refused: one is not named in the policy, or a setting lies outside its bounds.
@@ -213,6 +214,10 @@ class Policy:
         mechanism = str(privacy.get("_target_", f"{MECHANISMS}none")) if isinstance(privacy, dict) else ""
         if not mechanism.startswith(MECHANISMS):
             raise Refused(f"privacy {mechanism} is not accepted here; this node knows those of {MECHANISMS[:-1]}")
+        compress = words.get("compress") or {}
+        codec = str(compress.get("_target_")) if isinstance(compress, dict) else ""
+        if compress and not codec.startswith(CODECS):
+            raise Refused(f"compress {codec} is not accepted here; this node knows those of {CODECS[:-1]}")
         if mechanism == f"{MECHANISMS}example" and self.reveal.num_examples != "exact":
             raise Refused(
                 "privacy=example claims an epsilon from exact numbers of examples; this node does not tell its own"

@@ -37,7 +37,8 @@ from fedlearn.privacy.mechanism import Mechanism, Population
 from fedlearn.privacy.protection import Release
 from fedlearn.records import ClientId, Failure, LocalSettings, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario
-from fedlearn.strategy import Strategy
+from fedlearn.strategy import Strategy, compressed
+from fedlearn.transform import Stage
 
 MOST_KEPT = 8  # scenarios and strategies that stay built
 PATIENCE = 30.0  # seconds that a request waits for an earlier one to end
@@ -293,13 +294,18 @@ class Site:
         strategy: Strategy = self._once("strategy", ask.words["strategy"], Strategy)
         local, words = replace(local, example_dp=None), ask.words.get("privacy")
         if not words:
-            return strategy, local
+            return self._compressed(ask, strategy), local
         mechanism: Mechanism = self._once("privacy", words, Mechanism)
         given = fields_of(ask.words.get("population") or {}, num_clients=int, rounds=int)
         if min(given.values()) < 1:
             raise WireError(f"the order's population is {given}, expected numbers >= 1")
         population = Population(clients=range(given["num_clients"]), rounds=given["rounds"])
-        return mechanism.protect(strategy, local, population)
+        strategy, local = mechanism.protect(strategy, local, population)
+        return self._compressed(ask, strategy), local
+
+    def _compressed(self, ask: Ask, strategy: Strategy) -> Strategy:
+        words = ask.words.get("compress")
+        return compressed(strategy, self._once("compress", words, Stage)) if words else strategy
 
     def _spend(self, scenario: Scenario, strategy: Strategy, order: Order, clients: Sequence[ClientId]) -> None:
         """Charge this node's own ledger, if the policy has a limit; refuse an order that would pass it."""
@@ -322,7 +328,8 @@ class Site:
     def _own_words(self, words: Mapping[str, Any]) -> dict[str, Any]:
         """A scenario's settings, with what only the operator may say."""
         takes = inspect.signature(get_object(words["_target_"])).parameters  # accepted by the policy, by its full name
-        own = {"path": str(self.own.data) if self.own.data else None, "device": self.own.device}
+        own: dict[str, Any] = {"path": str(self.own.data) if self.own.data else None, "device": self.own.device}
+        own["deployed"] = True  # to scenarios for which it makes a difference
         own |= {"framework": self.own.framework} if self.own.framework else {}
         return {**words, **{name: value for name, value in own.items() if name in takes}}
 

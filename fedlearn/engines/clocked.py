@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from fedlearn.aggregate import Gathered
-from fedlearn.client import sent_as_update, sent_besides
+from fedlearn.client import codec_rng, sent_as_update, sent_besides
 from fedlearn.engines.base import Engine, Lander, Landing
 from fedlearn.errors import require
+from fedlearn.layout import Layout
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
+from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.system import Fate, Load, System
 
@@ -116,8 +118,7 @@ class ClockedEngine:
             return lambda client: Load()
         vectors = 4 * self.layout.num_parameters
         down = vectors + sum(4 * int(np.prod(v.shape)) for v in order.broadcast.values())
-        numbers, dtype = sent_as_update(strategy, order, self.layout)
-        up = numbers * dtype.itemsize + vectors * len(sent_besides(strategy, order, self.layout))
+        up = _update_bytes(strategy, order, self.layout) + vectors * len(sent_besides(strategy, order, self.layout))
         return lambda client: Load(order.local.steps_of(self._size_of(client)), down, up)
 
     def _fate(self, order: Order, client: ClientId, load_of: Callable[[ClientId], Load]) -> Fate:
@@ -131,3 +132,13 @@ class ClockedEngine:
 
 def _missing(client: ClientId, why: str) -> Failure:
     return Failure(client=client, stage="node", reason=why)
+
+
+def _update_bytes(strategy: Strategy, order: Order, layout: Layout) -> int:
+    """Of a client's update on its way up; with a codec, what it makes of Gaussian numbers."""
+    if strategy.codec is None:
+        numbers, dtype = sent_as_update(strategy, order, layout)
+        return numbers * dtype.itemsize
+    sent = strategy.leaving(layout)
+    typical_D = generator(order.seed, Purpose.SYSTEM).standard_normal(sent.num_parameters, dtype=np.float32)
+    return len(strategy.codec.encode(typical_D, sent, codec_rng(order, 0)))

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedlearn.aggregate import Gathered
-from fedlearn.client import sent_as_update, sent_besides
+from fedlearn.client import codec_rng, sent_as_update, sent_besides
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.base import Landing
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
@@ -44,6 +44,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
+WORDS = ("scenario", "strategy", "privacy", "compress")
 Result = TypeVar("Result", Updates, Tally)
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class GridEngine:
     Args:
         grid: Flower's way to the nodes.
         words: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own. With
-            ``privacy``, see `protect`.
+            ``compress``, the same; with ``privacy``, see `protect`.
         run: names the run, the same after a restart of the coordinator: nodes file clients' memories under it.
         nodes: how many to wait for at the start, >= 1.
         join_timeout: seconds to wait for them, and later for clients that are needed and not connected.
@@ -126,7 +127,7 @@ class GridEngine:
         self.layout = Layout(())
         self.memories: dict[ClientId, Memory] = {}
         self.attempt = secrets.token_hex(8)
-        self._words = {group: words[group] for group in ("scenario", "strategy", "privacy") if words.get(group)}
+        self._words = {group: words[group] for group in WORDS if words.get(group)}
         self._round = 0
 
     def open(self) -> None:
@@ -251,9 +252,15 @@ class GridEngine:
         sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
         sizes["delta"], _ = sent_as_update(strategy, order, self.layout)
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
+        codec, sent = strategy.codec, strategy.leaving(self.layout)
+
+        def decode(payload: bytes, client: ClientId) -> np.ndarray:
+            assert codec is not None
+            return codec.decode(payload, sent, codec_rng(order, client))
 
         def read(parcel: Parcel, ask: Ask) -> list[Updates | Failure]:
-            results = updates_of(parcel, ask, sizes)
+            found = updates_of(parcel, ask, sizes, decode=decode if codec else None)
+            results = [_with_losses(one, strategy) for one in found]
             return results if withheld else [self._as_told(one) for one in results]
 
         return read, len(sizes) - 1
@@ -431,6 +438,16 @@ class GridEngine:
         num_outputs = model.num_classes if model.task == "multiclass" else 1
         part = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
         return tally(part, task=model.task, num_classes=model.num_classes)
+
+
+def _with_losses(result: Updates | Failure, strategy: Strategy) -> Updates | Failure:
+    """Refuse an update without the losses that the strategy's aggregator is to weigh it by."""
+    if isinstance(result, Failure):
+        return result
+    losses = {name: result.metrics.get(f"loss/{name}") for name in strategy.local.compares}
+    missing = [name for name, loss in losses.items() if loss is None or not np.isfinite(loss.means()).all()]
+    reason = f"the reply does not tell the loss of {', '.join(missing)}"
+    return Failure(client=_client(result), stage="update", reason=reason) if missing else result
 
 
 def _client(result: Updates | Tally | Failure) -> ClientId:

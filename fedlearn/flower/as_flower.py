@@ -80,7 +80,7 @@ def _refuse_work_at_clients(strategy: Strategy) -> None:
             "  try       python -m fedlearn.deploy.submit, or Flower's own differential privacy strategies and mods"
         )
     for number, stage in enumerate(strategy.stages):
-        if stage.client != identity:
+        if stage.client != identity or stage.codec is not None:
             raise CompositionError(
                 f"stage {number} of the strategy works at clients, where a Flower ClientApp knows nothing of it\n"
                 "  try       a Flower mod in the ClientApp, e.g. flwr.clientapp.mod.fixedclipping_mod, instead"

@@ -7,7 +7,7 @@ Both ends are written here, so that they change together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedlearn.records import ClientId, Failure, Sum, Tally, Updates
 
 STAGES = ("data", "fit", "update", "memory", "policy", "request")
 MOST_EXAMPLES = 2**40
+Decode = Callable[[bytes, ClientId], np.ndarray]
 SLACK = 2**20  # bytes of a reply that are not parameters
 
 
@@ -66,7 +67,7 @@ def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
     updates = [result for result in results if isinstance(result, Updates)]
     arrays: dict[str, Any] = {}
     if updates:
-        arrays["delta"] = _rows(one.delta_KD for one in updates)
+        arrays |= _deltas(updates)
         arrays |= {f"extra/{name}": _rows(one.extra[name] for one in updates) for name in updates[0].extra}
         arrays |= {name: _rows(getattr(one, f"{name}_K") for one in updates) for name in ("num_examples", "num_steps")}
         for name in updates[0].metrics:
@@ -74,6 +75,15 @@ def fit_reply(ask: Ask, results: Sequence[Updates | Failure]) -> bytes:
             arrays[f"count/{name}"] = _rows(one.metrics[name].count_K for one in updates).astype(np.float64)
     clients = [int(client) for one in updates for client in one.clients_K]
     return reply(ask, arrays, clients=clients, failures=failures_as_facts(results))
+
+
+def _deltas(updates: Sequence[Updates]) -> dict[str, np.ndarray]:
+    """Updates as numbers; or, where a codec has written them, as what it wrote."""
+    payloads = [payload for one in updates for payload in one.payloads]
+    if not payloads:
+        return {"delta": _rows(one.delta_KD for one in updates)}
+    lengths_K = np.array([len(payload) for payload in payloads], np.int64)
+    return {"payload": np.frombuffer(b"".join(payloads), np.uint8), "payload_length": lengths_K}
 
 
 def _rows(parts: Iterable[Any]) -> np.ndarray:
@@ -86,13 +96,16 @@ def failures_as_facts(results: Sequence[Any]) -> list[dict[str, Any]]:
     return [{"client": one.client, "stage": one.stage, "reason": one.reason} for one in failures]
 
 
-def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updates | Failure]:
+def updates_of(
+    parcel: Parcel, ask: Ask, sizes: Mapping[str, int], *, decode: Decode | None = None
+) -> list[Updates | Failure]:
     """The updates in a reply, one record a client, each checked before it may touch the model.
 
     Args:
         parcel: from `answer_to`.
         ask: the request.
         sizes: what a client must send under this strategy, and how many numbers of each: ``delta``, and what else.
+        decode: ``(payload, client) -> delta``, where updates come as a codec has written them.
 
     Raises:
         WireError: the reply is not in the form of an answer to this request. A client whose own numbers are wrong (not
@@ -102,7 +115,10 @@ def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updat
     clients = _clients_of(parcel, ask, taken={one.client for one in results if isinstance(one, Failure)})
     if not clients:
         return results
-    arrays, k = parcel.arrays, len(clients)
+    arrays, k, unreadable = parcel.arrays, len(clients), list[ClientId]()
+    lengths_K = np.full(k, 4 * sizes["delta"], np.int64)
+    if decode is not None:
+        arrays, lengths_K, unreadable = _decoded(arrays, clients, sizes["delta"], decode)
     totals, counts, sent = (group(arrays, prefix) for prefix in ("total/", "count/", "extra/"))
     for name in ("delta", "num_examples", "num_steps"):
         if name not in arrays:
@@ -125,9 +141,29 @@ def updates_of(parcel: Parcel, ask: Ask, sizes: Mapping[str, int]) -> list[Updat
         num_steps_K=arrays["num_steps"],
         metrics={name: Sum(totals[name], counts[name]) for name in totals},
         extra=sent,
-        num_bytes_K=np.full(k, 4 * sum(sizes.values()), np.int64),
+        num_bytes_K=lengths_K + 4 * (sum(sizes.values()) - sizes["delta"]),
     )
-    return results + [_believed(whole.rows(np.array([row]))) for row in range(k)]
+    garbled = "the update that arrived cannot be decoded"
+    results += [Failure(client=client, stage="update", reason=garbled) for client in unreadable]
+    rows = [row for row, client in enumerate(clients) if client not in unreadable]
+    return results + [_believed(whole.rows(np.array([row]))) for row in rows]
+
+
+def _decoded(
+    arrays: Mapping[str, np.ndarray], clients: Sequence[ClientId], size: int, decode: Decode
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[ClientId]]:
+    """The arrays with updates in the place of payloads, how long these were, and whose cannot be read."""
+    payload, lengths_K = (arrays.get(name, np.zeros(0)) for name in ("payload", "payload_length"))
+    require_form(lengths_K, (len(clients),), np.int64, "payload_length")
+    sound = bool((lengths_K >= 0).all() and (lengths_K <= payload.size).all())
+    require_form(payload, (int(lengths_K.sum()) if sound else -1,), np.uint8, "payload")
+    delta_KD, unreadable = np.zeros((len(clients), size), np.float32), []
+    for k, part in enumerate(np.split(payload, np.cumsum(lengths_K)[:-1])):
+        try:
+            delta_KD[k] = decode(part.tobytes(), clients[k])
+        except ValueError:
+            unreadable.append(clients[k])
+    return {**arrays, "delta": delta_KD}, lengths_K, unreadable
 
 
 def _believed(one: Updates) -> Updates | Failure:

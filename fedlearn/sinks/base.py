@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from fedlearn.data.federated import Task
 from fedlearn.history import History
+from fedlearn.metrics import main_metric
 from fedlearn.records import ClientId, Round
 
 
@@ -20,16 +21,19 @@ class RunInfo:
         scenario: its name.
         task: ``binary``, ``multiclass`` or ``regression``.
         source: what the data are and where they came from; may be empty.
+        metric: to lead with; empty takes the task's.
         num_clients: size of the population.
         names: what to call clients; the id where absent.
         examples: the smallest and the largest number of training examples at a client, or None if not counted.
         model: e.g. ``mlp 13-32-1``.
         num_parameters: D.
-        bytes_per_update: what one client sends a round; four bytes a parameter where it is None.
+        bytes_per_update: what one client sends a round (of a codec: about); four bytes a parameter where it is None.
         strategy: its name.
         settings: its settings in few words, e.g. ``mu 0.1``; may be empty.
         cohort: e.g. ``all 4 of 4 clients a round``.
         privacy: the facts of the protection, see `fedlearn.privacy.protection.Protection`; empty for none.
+        attack: which clients attack and how; empty where none does.
+        compress: the codec that writes updates and its settings; empty for none.
         engine: its name, e.g. ``vector``.
         system: the model of clients' speed, in few words; empty for none.
         machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
@@ -54,6 +58,7 @@ class RunInfo:
     seed: int
     rounds: int
     folder: Path
+    metric: str = ""
     machine: str = ""
     source: str = ""
     names: Mapping[ClientId, str] = field(default_factory=dict)
@@ -62,9 +67,16 @@ class RunInfo:
     settings: str = ""
     system: str = ""
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    attack: str = ""
+    compress: str = ""
     start_round: int = 0
     history: History = ()
     again: str = ""
+
+    @property
+    def main(self) -> str:
+        """The metric to lead with."""
+        return self.metric or main_metric(self.task)
 
     def name(self, client: ClientId) -> str:
         """What to call a client."""

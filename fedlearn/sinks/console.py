@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlearn.history import totals
-from fedlearn.metrics import higher_is_better, main_metric
+from fedlearn.metrics import higher_is_better
 from fedlearn.records import Round
 from fedlearn.sinks.base import RunInfo
 from fedlearn.sinks.wording import (
@@ -140,7 +140,7 @@ class Console:
 def table_head(run: RunInfo) -> list[str]:
     """The names of the columns; with a model of clients' speed its clock takes the place of the wall's."""
     time = "clock" if run.system else "time"
-    return ["round", "loss", main_metric(run.task), "worst 10 %", "clients", "sent", "ε", time]
+    return ["round", "loss", run.main, "worst 10 %", "clients", "sent", "ε", time]
 
 
 def cells(round: Round, run: RunInfo, sent: int) -> list[str]:
@@ -159,7 +159,10 @@ def cells(round: Round, run: RunInfo, sent: int) -> list[str]:
 def plain_line(round: Round, run: RunInfo, sent: int) -> str:
     """One round as one line for a pipe or a log."""
     loss, main, worst = _scores(round, run)
-    scores = f"loss {loss}  {main_metric(run.task)} {main}  worst 10 % {worst}  " if round.evaluation else ""
+    scores = f"loss {loss}  {run.main} {main}  worst 10 % {worst}  " if round.evaluation else ""
+    if round.evaluation and round.evaluation.personal:
+        main = run.main
+        scores += f"personal {score(main, round.evaluation.personal.pooled[main])}  "
     clients = f"clients {round.num_updates}/{len(round.cohort)}"
     spent = f"  epsilon {_epsilon(round)}" if round.privacy else ""
     clock = "" if round.clock is None else f"  clock {human_seconds(round.clock)}"
@@ -172,7 +175,7 @@ def _epsilon(round: Round) -> str:
 
 
 def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
-    seen, main = round.evaluation, main_metric(run.task)
+    seen, main = round.evaluation, run.main
     if seen is None:
         return "–", "–", "–"
     worst = seen.worst(main, higher_is_better=higher_is_better(main))

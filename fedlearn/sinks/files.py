@@ -83,12 +83,18 @@ class RunFiles:
 
 
 def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
-    """The last evaluation client by client, as CSV: client, name, num_examples, then each metric (empty for NaN)."""
+    """The last evaluation client by client, as CSV: client, name, num_examples, then each metric (empty for NaN).
+
+    Where clients keep models beside the global one, theirs follow as ``personal_METRIC``.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["client", "name", "num_examples", *evaluation.per_client])
+    columns = dict(evaluation.per_client)
+    if evaluation.personal:
+        columns |= {f"personal_{name}": values_K for name, values_K in evaluation.personal.per_client.items()}
+    table.writerow(["client", "name", "num_examples", *columns])
     for k, client in enumerate(evaluation.clients):
-        values = [finite(values_K[k]) for values_K in evaluation.per_client.values()]
+        values = [finite(values_K[k]) for values_K in columns.values()]
         table.writerow([client, run.name(client), int(evaluation.num_examples_K[k]), *values])
     return text.getvalue()
 
@@ -159,7 +165,7 @@ def partition_summary(data: FederatedData) -> dict[str, Any]:
 
 
 def _by_label(num_classes: int) -> tuple[Any, list[int]]:
-    return lambda y: np.bincount(y.astype(np.int64), minlength=num_classes), list(range(num_classes))
+    return lambda y: np.bincount(y[y >= 0].astype(np.int64), minlength=num_classes), list(range(num_classes))
 
 
 def _by_bin(targets: Mapping[ClientId, np.ndarray]) -> tuple[Any, list[float]]:

@@ -30,6 +30,8 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     lines += [("system", [run.system])] if run.system else []
     at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
     lines[at:at] = [(word, [text]) for word, text in limits(run.privacy)]
+    beside = (("compress", run.compress), ("attack", run.attack))
+    lines[at:at] = [(word, [text]) for word, text in beside if text]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
     return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
 
@@ -82,7 +84,7 @@ def score(metric: str, value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return "nan"
-    if metric == "accuracy":
+    if metric in ("accuracy", "attack_success"):
         return f"{100 * value:.1f} %"
     if abs(value) >= 1000:
         return f"{value:.4g}"
@@ -91,12 +93,14 @@ def score(metric: str, value: float | None) -> str:
 
 def ending(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(word, text) of the lines on how a run ended, from its summary."""
-    main = main_metric(summary["task"])
+    main = summary.get("metric") or main_metric(summary["task"])
     rounds, failures = summary["rounds"], summary["client_failures"]
     parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
     parts += [f"{human_seconds(summary['clock'])} on the clock"] if "clock" in summary else []
     if main in summary["final"]:
         parts.append(f"{main} {score(main, summary['final'][main])}")
+    if main in summary.get("personal", {}):
+        parts.append(f"personal models {score(main, summary['personal'][main])}")
     if main in summary["best"]:
         best = summary["best"][main]
         parts.append(f"best {score(main, best['value'])} at round {best['round']}")

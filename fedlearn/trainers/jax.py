@@ -46,8 +46,14 @@ from fedlearn.trainers.dp_jax import clipped_gradient
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
 
+
+def _logistic(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    return optax.sigmoid_binary_cross_entropy(outputs[:, 0], y)
+
+
 LOSSES: Mapping[Task, Loss] = {
-    "binary": lambda outputs, y: optax.sigmoid_binary_cross_entropy(outputs[:, 0], y),
+    "binary": _logistic,
+    "ranking": _logistic,
     "multiclass": optax.softmax_cross_entropy_with_integer_labels,
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
 }

@@ -38,8 +38,14 @@ Gradients = tuple[torch.Tensor, ...]  # one for each parameter
 GradientOf = Callable[[torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]  # (x_B, y_B) -> ..., loss_B
 Step = Callable[[Gradients], None]
 
+
+def _logistic(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(outputs[:, 0], y.float(), reduction="none")
+
+
 LOSSES: Mapping[Task, Loss] = {
-    "binary": lambda outputs, y: F.binary_cross_entropy_with_logits(outputs[:, 0], y.float(), reduction="none"),
+    "binary": _logistic,
+    "ranking": _logistic,
     "multiclass": lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"),
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
 }

@@ -51,7 +51,7 @@ def uploads(made: Experiment, strategy: Strategy, local: LocalSettings) -> np.nd
         FedlearnError: a client failed.
     """
     engine, seed = made.engine, made.plan.seed
-    sent = [stage.server.broadcast(stage.server.init(engine.layout)) for stage in strategy.stages]
+    sent = [stage.server.broadcast(stage.server.init(strategy.leaving(engine.layout))) for stage in strategy.stages]
     broadcast = {f"stage/{i}/{name}": value for i, own in enumerate(sent) for name, value in own.items()}
     params_D = made.scenario.trainer.init(seed)
     order = Order(round=1, seed=seed, params_D=params_D, local=local, broadcast=broadcast)

@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from simulations.benchmarks.workloads import Workload
-from simulations.models.jax import Conv3x3
+from simulations.models.jax import Conv
 
 
 class Mlp(nn.Module):
@@ -46,8 +46,8 @@ class Cnn(nn.Module):
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
         """``(B, H, W, C) -> (B, O)``."""
         still = not (train and self.dropout)
-        x_BHWC = nn.relu(Conv3x3(32, padding=0, name="conv_0")(x_BHWC))
-        x_BHWC = max_2x2(nn.relu(Conv3x3(64, padding=0, name="conv_1")(x_BHWC)))
+        x_BHWC = nn.relu(Conv(32, padding=0, name="conv_0")(x_BHWC))
+        x_BHWC = max_2x2(nn.relu(Conv(64, padding=0, name="conv_1")(x_BHWC)))
         x_BHWC = nn.Dropout(0.25, deterministic=still)(x_BHWC)
         x_BF = x_BHWC.transpose(0, 3, 1, 2).reshape(len(x_BHWC), -1)  # the order in which the torch twin flattens
         x_BF = nn.relu(nn.Dense(128, name="hidden")(x_BF))

@@ -18,10 +18,11 @@ from typing import Any
 
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
-from fedlearn.trainers.base import Trainer
+from fedlearn.trainers.base import Initial, Trainer
 from fedlearn.trainers.mixed import MixedTrainer
+from simulations.models import vision
 
-MODELS = ("linear", "mlp", "cnn")
+MODELS = ("linear", "mlp", "cnn", *vision.SMALLEST)
 FRAMEWORKS = ("torch", "jax", "mixed")
 
 
@@ -33,17 +34,20 @@ def trainer(
     hidden: Sequence[int] = (32,),
     framework: str = "torch",
     device: str = "cpu",
+    initial: Initial | None = None,
 ) -> tuple[Trainer, str]:
     """A trainer of a model for some data, and one line that describes the model.
 
     Args:
-        model: ``linear``, ``mlp``, ``cnn`` (for images), or a module of your own: an ``nn.Module`` for torch, a flax
-            (linen) module for JAX, with one output for binary tasks and regression, else one for each class.
+        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see `simulations.models.vision.build`), or a
+            module of your own: an ``nn.Module`` for torch, a flax (linen) module for JAX, with one output for binary
+            tasks and regression, else one for each class.
         data: for the task and the number of classes.
         input_shape: of one example.
         hidden: widths of the hidden layers of ``mlp``.
         framework: ``torch``, ``jax``, or ``mixed``: clients with even numbers in torch, those with odd ones in JAX.
         device: where to compute, e.g. ``cpu`` or ``cuda:0``.
+        initial: law of the initial parameters; None is `fedlearn.layout.default_initial`.
 
     Raises:
         SettingError: the model or framework is unknown, or the model is not for such inputs.
@@ -51,23 +55,29 @@ def trainer(
     """
     if framework == "mixed":
         require(isinstance(model, str), "model", model, f"one of {', '.join(MODELS)} for framework=mixed", "model=mlp")
-        in_one = partial(trainer, model, data, input_shape=input_shape, hidden=hidden, device=device)
+        in_one = partial(trainer, model, data, input_shape=input_shape, hidden=hidden, device=device, initial=initial)
         (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
         return MixedTrainer([one, other]), line
     modules, trainers = _load(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
-    module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
+    if isinstance(model, str) and model in vision.SMALLEST:
+        module, line = vision.build(model, framework, input_shape=input_shape, num_outputs=num_outputs)
+    else:
+        module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":
-        return trainers.TorchTrainer(module, task=data.task, device=device), line
-    return trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device), line
+        return trainers.TorchTrainer(module, task=data.task, device=device, initial=initial), line
+    made = trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device, initial=initial)
+    return made, line
 
 
-def _load(framework: str) -> tuple[ModuleType, ModuleType]:
+def _load(framework: str, family: str = "") -> tuple[ModuleType, ModuleType]:
+    """The models of a family (``text_``, ...; the general ones where it is empty) and the trainer of a framework."""
     if framework not in FRAMEWORKS:
         guess = did_you_mean(str(framework), FRAMEWORKS) or "torch"
         raise SettingError("framework", framework, f"one of {', '.join(FRAMEWORKS)}", f"framework={guess}")
     try:
-        return import_module(f"simulations.models.{framework}"), import_module(f"fedlearn.trainers.{framework}")
+        models = import_module(f"simulations.models.{family}{framework}")
+        return models, import_module(f"fedlearn.trainers.{framework}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("simulations", "fedlearn")):
             raise

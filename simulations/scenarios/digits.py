@@ -60,4 +60,5 @@ def digits(
     data = from_arrays(images_N, digit_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
     data = replace(data, source="UCI handwritten digits, from scikit-learn")
     fitted, line = trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)
-    return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=str(how))
+    lie = f"{how} · feature noise {feature_noise:g}" if feature_noise else str(how)
+    return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=lie)

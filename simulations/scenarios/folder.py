@@ -21,12 +21,12 @@ from fedlearn.data.hub import HUB, read_hub
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.prepare import Preparation, Prepared, prepare
 from fedlearn.data.statistics import Noise
-from fedlearn.data.tables import Table, numbers, without, word, words
+from fedlearn.data.tables import Table, in_order, numbers, read_table, without, word, words
 from fedlearn.errors import DataError, SettingError, require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 
-WORD_FEATURES = 1024  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
+WORD_FEATURES = 4096  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
 
 
 def folder(
@@ -56,6 +56,7 @@ def folder(
     test_share: float = 0.25,
     seed: int = 1,
     device: str = "cpu",
+    deployed: bool = False,
 ) -> Scenario:
     """Your own tables (CSV, TSV, Parquet) or images: see `fedlearn.data.folder` for how a folder may look.
 
@@ -77,13 +78,13 @@ def folder(
         clients: the names of all clients in the order of their numbers; None takes those that are there, sorted. With
             these a folder may hold the rows of some of them only, as at a real node: the others have none.
         ignore: columns to leave out, e.g. numbers of patients.
-        text: the column to learn from, word by word (hashed to 1,024 features), instead of all others.
+        text: the column to learn from, word by word (hashed to 4,096 features), instead of all others.
         scale: ``federated``; ``constants``: less the centre, over the spread of ``scales``; or ``none``.
         scales: column -> (centre, spread), for ``constants``; of a regression's target too.
         categories: column -> its values, each of which becomes a feature. For ``federated`` those of columns of text
             are counted in the round where they are not said.
         bounds: column -> (least, most) that a value can be, for ``noise_multiplier``.
-        noise_multiplier: Gaussian noise on the statistics over what one record changes them by, > 0; each client pays
+        noise_multiplier: Gaussian noise on each client's statistics over what a row changes them by, > 0; it pays
             for it in the ledger of ``privacy=example``. Bounds or categories of every column must be said. None: exact.
         image_size: to which images are scaled, pixels; None takes them as they are.
         partition: ``natural`` (by client), or a way to divide rows whoever had them, see `fedlearn.data.partition`.
@@ -95,24 +96,19 @@ def folder(
         test_share: held out at each client, in [0, 1), unless files are called train and test.
         seed: of partition and split.
         device: where to compute.
+        deployed: whether this is a real node, which says so itself.
 
     Raises:
         SettingError: a setting is out of range, or must be said.
         DataError: the data cannot be read; names file, row and column.
         MissingExtra: Parquet or images need an optional dependency.
     """
-    require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
-    preparation = Preparation(
-        scale=scale,
-        scales=scales or {},
-        categories=categories or {},
-        noise=_noise(noise_multiplier, bounds, categories, seed),
-    )
-    of: dict[str, Any] = {"client": client, "ignore": ignore or (), "image_size": image_size}
-    on_hub = str(path).startswith(HUB)
-    contents = read_hub(str(path), **of) if on_hub else read_contents(Path(str(path)).expanduser(), **of)
+    _require_said(path, clients, partition, deployed=deployed)
+    noise = _noise(noise_multiplier, bounds, categories, seed)
+    preparation = Preparation(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
+    contents = _read(str(path), client=client, ignore=ignore or (), image_size=image_size)
     names, natural_N = _owners(contents, clients)
-    whole = len(np.unique(natural_N)) == len(names)
+    whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
     y_N, kind, known = targets(contents.table, label, task=task, classes=classes, whole=whole)
     how = Partition(
@@ -125,24 +121,28 @@ def folder(
     )
     rows = _rows(how, contents, y_N, natural_N, names=names, order_by=order_by)
     train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
-    left_out = {label, client, order_by if partition == "time" else None}
+    left_out = (label, client, order_by if partition == "time" else None)
     columns = without(contents.table, [name for name in left_out if name])
-    read = {} if contents.images is not None or text is not None else columns.columns
+    scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind == "regression" and (scale == "federated" or label in preparation.scales):
-        read = {**read, label: contents.table.columns[label]}
-    made = prepare(Table(read, contents.table.origins), train, preparation, whole=whole) if read else Prepared()
+        scaled[label] = contents.table.columns[label]
+    made = prepare(Table(scaled, contents.table.origins), train, preparation, whole=whole) if scaled else Prepared()
     x, said = _features(contents, columns, text, made)
-    centre, spread = made.encoding.scales.get(label, (0.0, 1.0))
-    if (centre, spread) != (0.0, 1.0):
+    if label in made.encoding.scales:
+        centre, spread = made.encoding.scales[label]
         y_N, said = (y_N - centre) / spread, f"{said}, the target less {centre:.6g}, over {spread:.6g}"
-    data = from_rows(x, y_N, train=train, test=test, task=kind)
     data = replace(
-        data,
+        from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(known) or 1,
         names=dict(enumerate(names)) if partition == "natural" else {},
         source=" · ".join(part for part in (Path(str(path)).name, said) if part),
     )
     fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
+
+    def read(file: Path) -> np.ndarray:
+        new = read_table(file)
+        return _features(Contents(table=new, clients=None, test_N=None), in_order(new, columns, file), text, made)[0]
+
     return Scenario(
         name="folder",
         data=data,
@@ -151,7 +151,20 @@ def folder(
         partition=str(how),
         told=made.told,
         ledger=made.ledger,
+        read=None if contents.images is not None else read,
+        unit=made.encoding.scales.get(label, (0.0, 1.0)),
     )
+
+
+def _require_said(path: Any, clients: Sequence[Any] | None, partition: str, *, deployed: bool) -> None:
+    require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
+    alike = not deployed or (clients is not None and partition == "natural")
+    expected = "the names of all clients in the order of their numbers, at real nodes"
+    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' scenario.partition=natural")
+
+
+def _read(path: str, **how: Any) -> Contents:
+    return read_hub(path, **how) if path.startswith(HUB) else read_contents(Path(path).expanduser(), **how)
 
 
 def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -188,7 +201,10 @@ def _rows(
     order_by: str | None,
 ) -> list[np.ndarray]:
     """The rows of each client; those of a client that is not here are none."""
-    if how.kind == "natural" and names:
+    expected = "iid, dirichlet, ..., where nothing says whose row is whose"
+    fix = "partition=iid   (or scenario.client=COLUMN, if a column says it)"
+    require(how.kind != "natural" or bool(names), "partition", how.kind, expected, fix)
+    if how.kind == "natural":
         fits = how.num_clients == len(names)
         require(
             fits, "num_clients", how.num_clients, f"{len(names)}, as many as there are", f"num_clients={len(names)}"
@@ -239,10 +255,10 @@ def _features(contents: Contents, columns: Table, text: str | None, made: Prepar
 
 
 def _word_features(columns: Table, text: str) -> np.ndarray:
-    """Counts of hashed words and pairs of words, of unit length: nothing is learned, so nothing is told."""
+    """Counts of hashed words, of unit length: nothing is learned, so nothing is told."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     cells_N = columns.column(text, "scenario.text")
     said = ["" if cell is None else str(cell) for cell in cells_N]
-    hashed = HashingVectorizer(n_features=WORD_FEATURES, ngram_range=(1, 2), dtype=np.float32).transform(said)
+    hashed = HashingVectorizer(n_features=WORD_FEATURES, dtype=np.float32).transform(said)
     return np.asarray(hashed.toarray())

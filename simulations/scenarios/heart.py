@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedlearn.data.arrays import from_arrays
+from fedlearn.data.encode import numeric
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.errors import require
+from fedlearn.data.tables import read_table
+from fedlearn.errors import DataError, require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 from simulations.scenarios.uci_heart import COLUMNS, HOSPITALS, heart_disease
@@ -91,7 +94,21 @@ def heart(
     only = f" of {', '.join(HOSPITALS[number] for number in np.unique(hospital_N))} only" if alone else ""
     data = replace(data, names=names, source=f"UCI heart disease{only}, from {place}")
     fitted, line = trainer(model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device)
-    return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how))
+    return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how), read=read_patients)
+
+
+def read_patients(file: Path) -> np.ndarray:
+    """The features ``(N, 13)`` of patients in a table with UCI's columns and codes, by name; empty or ? is missing.
+
+    Raises:
+        DataError: a column is absent, or a cell holds no number; names file, row and column.
+    """
+    table = read_table(file)
+    for name in SCALES:
+        if name not in table.columns:
+            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(SCALES)}, in any order")
+    columns = [numeric(table, name) for name in SCALES]
+    return scaled(np.stack([*columns, np.full(len(table), np.nan)], axis=1))
 
 
 def scaled(table_N: np.ndarray) -> np.ndarray:

@@ -16,9 +16,8 @@ from simulations.overrides import CONF
 
 GIVEN_AT_BUILD = {"engine": ("data", "trainer", "rebuild")}
 SHARED = ("framework", "seed", "device")
-FILES = sorted(
-    path for group in ("strategy", "scenario", "engine", "privacy", "system") for path in (CONF / group).glob("*.yaml")
-)
+GROUPS = ("strategy", "scenario", "engine", "privacy", "attack", "compress", "system")
+FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -1,13 +1,14 @@
 """Every strategy of ours keeps the contract, on a NumPy problem and in both frameworks."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import strategies
-from fedlearn import Examples, FederatedData
-from fedlearn.testing import check_strategy
+from fedlearn import Examples, FederatedData, Schedule, as_numpy, federate, start, vector
+from fedlearn.testing import LOCAL, LinearTrainer, check_strategy, linear_problem
 from simulations import models
 
 BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
@@ -33,16 +34,62 @@ def test_every_strategy_keeps_the_contract(builder, settings):
 @pytest.fixture(scope="module", params=["torch", "jax"])
 def problem(request, digits):
     pytest.importorskip(request.param)
+    return some_digits(digits, request.param)
+
+
+def some_digits(digits, framework):
+    """A small federation of uneven clients, and a trainer of one framework."""
     x, y = digits
     ends = np.cumsum([12, 40, 25, 33, 8, 20])
     clients = [Examples(x[a:b], y[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
     data = FederatedData(
         task="multiclass", num_classes=10, clients=range(6), train=clients.__getitem__, test=clients.__getitem__
     )
-    return data, models.trainer("mlp", data, input_shape=(8, 8, 1), framework=request.param)[0]
+    return data, models.trainer("mlp", data, input_shape=(8, 8, 1), framework=framework)[0]
 
 
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
     check_strategy(builder(**taken(builder, {"clients_per_round": 4, "keeps": "out.*"})), data=data, trainer=trainer)
+
+
+@pytest.mark.parametrize("builder", [strategies.fedrep, strategies.apfl, strategies.ifca], ids=lambda b: b.__name__)
+def test_what_clients_keep_and_choose_is_the_same_in_both_frameworks(builder, digits):
+    ends = []
+    for framework in ("torch", "jax"):
+        pytest.importorskip(framework)
+        data, trainer = some_digits(digits, framework)
+        engine = vector(data, trainer, batching="map")
+        state = start(builder(), trainer.init(1), engine, seed=1)
+        *_, last = federate(builder(), engine, state, schedule=Schedule(rounds=3), local=LOCAL)
+        memories = [v for client in data.clients for v in engine.memories[client].values()]
+        ends.append(np.concatenate([as_numpy(last.state.params_D), *memories]))
+    assert np.allclose(*ends, atol=1e-5)
+
+
+class ElsewhereTrainer(LinearTrainer):
+    """Its updates are another library's arrays, as those of a trainer on a GPU are."""
+
+    def __init__(self, as_library):
+        super().__init__(3)
+        self.as_library = as_library
+
+    def fit(self, order, rule, work):
+        updates = super().fit(order, rule, work)
+        return replace(updates, delta_KD=self.as_library(updates.delta_KD))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax.numpy"])
+@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+def test_every_strategy_takes_updates_of_any_array_library(builder, library):
+    xp, data, ends = pytest.importorskip(library), linear_problem(), []
+    if builder is strategies.fedlc:
+        pytest.skip("the linear problem has no classes")
+    strategy = builder(**taken(builder, SMALL))
+    for trainer in (LinearTrainer(3), ElsewhereTrainer(xp.asarray)):
+        engine = vector(data, trainer, block_size=4)
+        state = start(strategy, trainer.init(1), engine, seed=1)
+        *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=3), local=LOCAL)
+        ends.append(as_numpy(last.state.params_D))
+    assert np.allclose(*ends, atol=1e-5)

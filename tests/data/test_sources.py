@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.data.sources import Archive, DataSet, Official, Wheel, download, fetch, find, look, opened
+from fedlearn.data.sources import Archive, Copy, DataSet, Official, Wheel, download, fetch, find, look, opened
 from fedlearn.errors import DataError
 
 FILE = "processed.data"
@@ -358,6 +358,15 @@ def test_an_official_archive_that_points_outside_is_refused(source, tmp_path, ow
     assert not (own_cache / "set" / "a.csv").exists()
 
 
+def test_an_archive_of_the_folder_it_was_packed_in_is_read(source, tmp_path):
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "a.csv").write_bytes(b"1,2")
+    with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "pack", arcname=".")
+    data = archived(source, (tmp_path / "set.tar.gz").read_bytes(), {"a.csv": sha256(b"1,2")})
+    assert find(data).files["a.csv"].read_bytes() == b"1,2"
+
+
 def test_a_link_in_an_archive_is_no_file(source):
     with io.BytesIO() as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
@@ -434,3 +443,21 @@ def test_a_bar_is_drawn_on_a_terminal_only(source, capsys, monkeypatch):
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     find(source.data_set("again"))
     assert FILE in capsys.readouterr().err
+
+
+def test_a_copy_is_found_in_a_folder_and_never_fetched(tmp_path, own_cache):
+    (tmp_path / "a.csv").write_bytes(b"1\n")
+    copy = DataSet(name="set", origins=(Copy(files={"a.csv": sha256(b"1\n")}),))
+    assert find(copy, path=tmp_path).files["a.csv"].read_bytes() == b"1\n"
+    with pytest.raises(DataError, match=r"put a\.csv into a folder"):
+        find(copy)
+
+
+def test_a_copy_that_the_system_carries_is_used_if_it_is_the_right_one(tmp_path, own_cache, monkeypatch):
+    monkeypatch.delenv("FEDLEARN_DATA", raising=False)
+    (tmp_path / "a.csv").write_bytes(b"1\n")
+    carried = DataSet(name="set", origins=(Copy(folder=str(tmp_path), files={"a.csv": sha256(b"1\n")}),))
+    assert find(carried).place == str(tmp_path)
+    (tmp_path / "a.csv").write_bytes(b"2\n")
+    with pytest.raises(DataError, match=r"a\.csv has sha256"):
+        find(carried)

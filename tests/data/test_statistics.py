@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedlearn.data.statistics import ColumnSums, Noise, add, column_sums, noisy
+from fedlearn.data.statistics import ColumnSums, Noise, add, column_sums, noisy, settled
 from fedlearn.data.tables import Table
 from fedlearn.errors import DataError, SettingError
 from fedlearn.privacy.ledger import Event
@@ -58,7 +58,7 @@ def noise(multiplier=1.0, *, seed=1, **settings):
 
 
 def released(of, how):
-    return noisy(add([column_sums(of, noise=how)]), how)
+    return settled(noisy(column_sums(of, noise=how), how), how)
 
 
 def test_noisy_statistics_are_near_the_exact_ones_and_cost_one_event():
@@ -108,3 +108,20 @@ def test_every_column_needs_bounds_or_categories():
         noise(bounds={"age": (3, 3)})
     with pytest.raises(SettingError, match="multiplier is 0"):
         noise(0)
+
+
+def test_each_client_adds_noise_of_its_own_and_parts_still_add_up():
+    how = noise(1e-9)
+    part = column_sums(table(), noise=how)
+    together = settled(add([noisy(part, how, client=client) for client in range(3)]), how)
+    assert together["age"].mean == pytest.approx(np.nanmean(AGE), rel=1e-6)
+    assert together["age"].deviation == pytest.approx(np.nanstd(AGE), rel=1e-4)
+    assert together["sex"].rows == pytest.approx(900, rel=1e-6)
+    assert noisy(part, noise(), client=0)["age"] != noisy(part, noise(), client=1)["age"]
+
+
+def test_noise_larger_than_the_data_leaves_a_scale_that_can_be_used():
+    for seed in range(20):
+        age = released(table(slice(0, 5)), noise(100.0, seed=seed))["age"]
+        assert 0 <= age.mean <= 100
+        assert 0 < age.deviation <= 50.001

@@ -36,6 +36,12 @@ def test_text_tables_are_read_as_spreadsheets_save_them(tmp_path, name, text):
     assert table.place(1) == f"{name}, row 3"
 
 
+def test_a_file_of_another_kind_is_no_table(tmp_path):
+    with pytest.raises(DataError, match=r"a\.xlsx is no table.*\n  try       saving it as CSV"):
+        read_table(write(tmp_path / "a.xlsx", "age\n1\n"))
+    assert len(read_table(write(tmp_path / "A.CSV", "age\n1\n"))) == 1
+
+
 def test_a_gzipped_table_is_read(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"age\n63\n"))
     assert numbers(read_table(tmp_path / "a.csv.gz").columns["age"])[0].tolist() == [63]
@@ -221,6 +227,8 @@ def test_what_is_no_image_is_named(tmp_path):
     with pytest.raises(DataError, match=r"2\.png cannot be read as an image"):
         read_contents(tmp_path)
     (tmp_path / "cat/2.png").unlink()
+    with pytest.raises(DataError, match="images have no columns"):
+        read_contents(tmp_path, client="site")
     picture(tmp_path / "1.png")
     with pytest.raises(DataError, match="folders of one depth"):
         read_contents(tmp_path)

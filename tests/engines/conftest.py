@@ -8,37 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
-PROBLEM = '''
-import numpy as np
-from fedlearn import LocalRule, Scenario, Strategy, Transform, everyone
+PROBLEM = """
+from fedlearn import Scenario
 from fedlearn.testing import LinearTrainer, linear_problem
 
 
 def linear(*, num_features=3, num_clients=4, seed=0):
     data = linear_problem(num_clients=num_clients, num_features=num_features, seed=seed)
     return Scenario(name="linear", data=data, trainer=LinearTrainer(num_features), model=f"linear {num_features}-1")
-
-
-def scaffold():
-    """Karimireddy et al., ICML 2020: clients remember their control variate."""
-    def finish(delta_KD, num_steps_K, learning_rate, client_control, control):
-        change = -control - delta_KD / (learning_rate * num_steps_K[:, None])
-        change = change.astype(np.float32)
-        return {"client_control": client_control + change}, {"change": change}
-
-    def step(update_D, memory, context):
-        share = context.cohort_size / context.num_clients
-        return update_D, {"control": memory["control"] + share * context.extra["change"]}
-
-    rule = LocalRule(
-        correct=lambda grad, w, w_global, client_control, control: grad - client_control + control,
-        memory=("client_control",), receives=("control",), finish=finish,
-    )
-    server = Transform(
-        init=lambda layout: {"control": np.zeros(layout.num_parameters, np.float32)},
-        update=step, broadcast=lambda memory: {"control": memory["control"]},
-    )
-    return Strategy(select=everyone(), local=rule, server=server)
 
 
 class Spoilt(LinearTrainer):
@@ -55,7 +32,7 @@ class Spoilt(LinearTrainer):
 def spoilt(*, how, num_features=3):
     data = linear_problem(num_clients=4, num_features=num_features)
     return Scenario(name="linear", data=data, trainer=Spoilt(num_features, how), model="linear")
-'''
+"""
 
 
 class FakeGrid:
@@ -134,8 +111,9 @@ def federation(problem, identity, tmp_path):
     from fedlearn.engines.grid import GridEngine
 
     targets = [f"{problem}.{name}" for name in ("linear", "spoilt")]
-    strategies = ["strategies.fedavg", "strategies.fedprox", "strategies.fedadam", f"{problem}.scaffold"]
-    strategies += ["strategies.fedasync", "strategies.fedbuff"]
+    names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
+    names += ("fedasync", "fedbuff")
+    strategies = [f"strategies.{name}" for name in names]
 
     def make(
         *,
@@ -160,6 +138,7 @@ def federation(problem, identity, tmp_path):
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
         given = {"scenario": scenario_words, "strategy": strategy_words}
+        given |= {group: words[group] for group in ("compress",) if group in (words or {})}
         settings = {"run": "test-run", "nodes": len(sites), "join_timeout": 10, "deadline": 10, **settings}
         return SimpleNamespace(
             engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, words=given, allow=(problem,)

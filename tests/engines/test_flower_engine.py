@@ -16,19 +16,15 @@ import ray
 
 import strategies
 from fedlearn import (
-    LocalRule,
     LocalSettings,
     Order,
     Schedule,
     SettingError,
     Strategy,
-    Transform,
     everyone,
     federate,
-    mean,
     serial,
     start,
-    uniform,
 )  # fmt: skip
 from fedlearn.config import rebuilt
 from fedlearn.engines.flower import flower
@@ -37,30 +33,6 @@ from fedlearn.records import Failure
 
 DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "num_clients": 5}
 LOCAL = LocalSettings(learning_rate=0.1)
-
-
-def scaffold():
-    """Client memory, broadcast and extra, all at once."""
-
-    def finish(delta_KD, num_steps_K, learning_rate, *, own, server):
-        new_KD = own - server - delta_KD / (num_steps_K[:, None] * learning_rate)
-        return {"own": new_KD}, {"change": new_KD - own}
-
-    def update(update_D, memory, context):
-        return update_D, {"server": memory["server"] + np.asarray(context.extra["change"], np.float32)}
-
-    control = Transform(
-        init=lambda layout: {"server": np.zeros(layout.num_parameters, np.float32)},
-        update=update,
-        broadcast=lambda memory: {"server": memory["server"]},
-    )
-    rule = LocalRule(
-        correct=lambda grad, w, w_global, *, own, server: grad - own + server,
-        memory=("own",),
-        receives=("server",),
-        finish=finish,
-    )
-    return Strategy(select=uniform(3), local=rule, aggregate=mean(weighting="equal"), server=control)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +56,13 @@ def rounds_of(engine, strategy, params_D):
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=2), local=LOCAL))
 
 
-@pytest.mark.parametrize("build", [strategies.fedprox, scaffold], ids=["fedprox", "scaffold"])
-def test_the_model_is_that_of_serial_bit_for_bit(engine, scenario, build):
-    here, strategy, params_D = serial(scenario.data, scenario.trainer), build(), scenario.trainer.init(1)
+NAMES = ("fedprox", "scaffold", "fedper", "ditto")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_is_that_of_serial_bit_for_bit(engine, scenario, name):
+    here, params_D = serial(scenario.data, scenario.trainer), scenario.trainer.init(1)
+    strategy = getattr(strategies, name)(clients_per_round=3)
     ours, theirs = rounds_of(here, strategy, params_D), rounds_of(engine, strategy, params_D)
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(one.state.params_D, other.state.params_D)
@@ -96,6 +72,8 @@ def test_the_model_is_that_of_serial_bit_for_bit(engine, scenario, build):
     assert here.memories.keys() == engine.memories.keys()
     for client, memory in here.memories.items():
         assert all(np.array_equal(memory[name], engine.memories[client][name]) for name in memory)
+    own = [list(each.evaluate(params_D, [0, 1, 2, 3, 4], strategy)) for each in (here, engine)]
+    assert all(np.allclose(one.outputs, other.outputs, atol=1e-6) for one, other in zip(*own, strict=True))
 
 
 def test_nodes_evaluate_what_serial_evaluates(engine, scenario):

@@ -68,11 +68,13 @@ def with_array(name, change):
     return lambda parcel: replace(parcel, arrays={**parcel.arrays, name: change(parcel.arrays[name])})
 
 
-@pytest.mark.parametrize(
-    "strategy", ["strategies.fedavg", "strategies.fedprox", "strategies.fedadam", "site_problem.scaffold"]
-)
-def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, strategy):
-    made = federation(strategy=strategy)
+NAMES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, name):
+    words = {"strategy": {"keeps": "out.bias"}} if name == "fedper" else {}
+    made = federation(strategy=f"strategies.{name}", words=words)
     there, here = deployed(made)[-1], simulated(made)[-1]
     assert np.array_equal(there.state.params_D, here.state.params_D)
     assert there.metrics == here.metrics
@@ -80,6 +82,10 @@ def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(fede
     for metric, value in here.evaluation.pooled.items():
         assert there.evaluation.pooled[metric] == pytest.approx(value, rel=1e-6, nan_ok=True)
         assert np.allclose(there.evaluation.per_client[metric], here.evaluation.per_client[metric], equal_nan=True)
+    assert (there.evaluation.personal is None) == (name not in ("ditto", "ifca"))
+    if there.evaluation.personal:
+        found, expected = (one.evaluation.personal.per_client["loss"] for one in (there, here))
+        assert np.allclose(found, expected)
 
 
 def test_clients_spread_over_nodes_in_any_way_give_the_same_model(federation):
@@ -181,6 +187,21 @@ def test_an_update_may_not_weigh_more_than_its_node_said(federation):
     assert "13000 training examples; the node told 13" in one.failures[0].reason
 
 
+@pytest.mark.parametrize("tell", [lambda v: v * 0, None], ids=["nothing counted", "absent"])
+def test_an_update_without_the_loss_that_it_is_weighed_by_is_refused(federation, tell):
+    def change(parcel):
+        kept = {k: v for k, v in parcel.arrays.items() if k != "count/loss/w_global" or tell}
+        kept = {k: v for k, v in kept.items() if k != "total/loss/w_global" or tell}
+        return replace(parcel, arrays={k: tell(v) if k == "count/loss/w_global" else v for k, v in kept.items()})
+
+    made = federation(strategy="strategies.qfedavg")
+    made.grid.nodes[102] = tampered(made.sites[102], change)
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "update"), (3, "update")]
+    assert "loss of w_global" in one.failures[0].reason
+    assert np.isfinite(one.state.params_D).all()
+
+
 def test_answers_that_come_twice_are_counted_once(federation):
     made = federation()
     made.grid.twice = True
@@ -223,7 +244,7 @@ def test_a_node_that_never_answers_costs_a_deadline_and_is_named(federation):
 
 
 def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(federation):
-    made = federation(strategy="site_problem.scaffold", deadline=3.0)
+    made = federation(strategy="strategies.scaffold", deadline=3.0)
     made.engine.open()
     strategy = build(made.words["strategy"], "strategy", allow=made.allow)
     state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
@@ -337,7 +358,7 @@ def test_a_refused_order_reaches_the_rounds_failures(federation):
 
 def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation, tmp_path):
     """The coordinator dies after two more rounds than its checkpoint knows; the nodes live on and repeat them."""
-    made = federation(strategy="site_problem.scaffold")
+    made = federation(strategy="strategies.scaffold")
     whole = simulated(made, rounds=5)[-1].state
     strategy = build(made.words["strategy"], "strategy", allow=made.allow)
     state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
@@ -353,7 +374,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation
 
 
 def test_memory_that_a_node_has_lost_is_told_instead_of_started_anew(federation, tmp_path):
-    made = federation(strategy="site_problem.scaffold")
+    made = federation(strategy="strategies.scaffold")
     deployed(made, rounds=1, evaluate=False)
     for path in tmp_path.glob("memory1/test-run/client_000003/*"):
         path.unlink()

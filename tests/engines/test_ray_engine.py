@@ -11,6 +11,7 @@ import warnings
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -23,13 +24,11 @@ from fedlearn import (
     Schedule,
     SettingError,
     Strategy,
-    Transform,
     everyone,
     federate,
     mean,
     stacked,
     start,
-    uniform,
     vector,
 )  # fmt: skip
 from fedlearn.aggregate import Gathered, add_rows, add_totals, gather, value
@@ -47,29 +46,6 @@ from simulations.run import main
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
 
 
-def scaffold():
-    """Client memory, broadcast and extra, all at once."""
-
-    def finish(delta_KD, num_steps_K, learning_rate, *, own, server):
-        new_KD = own - server - delta_KD / (num_steps_K[:, None] * learning_rate).astype(np.float32)
-        return {"own": new_KD}, {"change": new_KD - own}
-
-    def update(update_D, memory, context):
-        share = np.float32(context.cohort_size / context.num_clients)
-        return update_D, {"server": memory["server"] + share * context.extra["change"]}
-
-    def correct(grad, w, w_global, *, own, server):
-        return grad - own + server
-
-    control = Transform(
-        init=lambda layout: {"server": np.zeros(layout.num_parameters, np.float32)},
-        update=update,
-        broadcast=lambda memory: {"server": memory["server"]},
-    )
-    rule = LocalRule(correct=correct, memory=("own",), receives=("server",), finish=finish)
-    return Strategy(select=uniform(4), local=rule, aggregate=mean(weighting="equal"), server=control)
-
-
 def median():
     return Strategy(select=everyone(), aggregate=stacked(lambda updates_KD, counts_K: np.median(updates_KD, axis=0)))
 
@@ -81,10 +57,16 @@ def unmergeable():
 def published():
     import strategies
 
-    return {name: getattr(strategies, name) for name in strategies.__all__}
+    takes = {name: signature(getattr(strategies, name)).parameters for name in strategies.__all__ if name != "fedlc"}
+    keeps = {name: {"keeps": "out.bias"} if "keeps" in taken else {} for name, taken in takes.items()}
+    return {name: partial(getattr(strategies, name), **settings) for name, settings in keeps.items()}
 
 
-OURS = {"scaffold": scaffold, "median": median, "unmergeable": unmergeable, **published()}
+def scaffold():
+    return published()["scaffold"](clients_per_round=4)
+
+
+OURS = {"median": median, "unmergeable": unmergeable, **published()}
 
 
 # what workers build: sent by value, because they cannot import this file
@@ -214,17 +196,18 @@ def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework)
     local = LocalSettings(learning_rate=0.1)
     here = vector(scenario.data, scenario.trainer)
     with closing(engine_module.ray(scenario.data, scenario.trainer, build, num_workers=2)) as engine:
-        for strategy in (scaffold(), published()["fedavg"]()):
+        for strategy in (scaffold(), published()["fedper"](keeps="out.*")):
             params_D = scenario.trainer.init(1)
             theirs = rounds_of(here, strategy, params_D=params_D, local=local)
             assert far(rounds_of(engine, strategy, params_D=params_D, local=local), theirs) < 1e-5
         clients = [5, 0, 3]
-        expected = list(here.evaluate(params_D, clients))
-        found = list(engine.evaluate(params_D, clients))
-        assert [one.client for one in found] == [one.client for one in expected] == [0, 3, 5]
-        for one, other in zip(found, expected, strict=True):
-            assert np.allclose(one.outputs, other.outputs, atol=1e-5)
-            assert np.array_equal(one.targets, other.targets)
+        for own in (None, strategy):
+            expected = list(here.evaluate(params_D, clients, own))
+            found = list(engine.evaluate(params_D, clients, own))
+            assert [one.client for one in found] == [one.client for one in expected] == [0, 3, 5]
+            for one, other in zip(found, expected, strict=True):
+                assert np.allclose(one.outputs, other.outputs, atol=1e-5)
+                assert np.array_equal(one.targets, other.targets)
     here.close()
 
 

@@ -296,6 +296,8 @@ def test_work_at_clients_cannot_travel_and_is_refused():
     with pytest.raises(CompositionError, match="changes how clients train"):
         as_flower(strategies.fedprox())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
+        as_flower(strategies.signsgd())
+    with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
         as_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
     promise = Protection(charge=lambda ledger, release: ledger, spent=lambda ledger: None, facts={})
     with pytest.raises(CompositionError, match="the strategy claims privacy"):

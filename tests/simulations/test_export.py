@@ -104,6 +104,24 @@ def test_a_file_that_does_not_fit_is_refused_by_name(digits, tmp_path, capsys, c
     assert reason in told
 
 
+def test_patients_are_read_as_people_have_them(tmp_path, capsys):
+    run = tmp_path / "heart"
+    assert run_main(["rounds=1", "report=false", f"hydra.run.dir={run}"]) == 0
+    file = tmp_path / "patients.csv"
+    head = "cp,age,sex,trestbps,chol,fbs,restecg,thalach,exang,oldpeak,slope,ca,thal"  # in any order
+    file.write_text(f"{head}\n4,63,1,145,233,1,2,150,0,2.3,3,0,6\n1,41,0,130,?,0,0,172,0,1.4,1,,3\n")
+    capsys.readouterr()
+    assert predict_main([str(run), "--data", str(file)]) == 0
+    first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert float(first["probability"]) > float(second["probability"])
+    file.write_text(f"{head}\n4,old,1,145,233,1,2,150,0,2.3,3,0,6\n")
+    assert predict_main([str(run), "--data", str(file)]) == 2
+    assert "patients.csv, row 2, column age: not a number" in capsys.readouterr().err
+    file.write_text("age,sex\n50,1\n")
+    assert predict_main([str(run), "--data", str(file)]) == 2
+    assert "patients.csv has no column cp" in capsys.readouterr().err
+
+
 def test_missing_values_are_not_passed_on(digits, tmp_path, capsys):
     x = some_images(digits)[:3].copy()
     x[1, 2, 3] = np.nan

@@ -9,6 +9,8 @@ import pytest
 
 from fedlearn.errors import DataError, SettingError
 from fedlearn.privacy.ledger import Event, Ledger
+from simulations.predict import main as predict
+from simulations.run import main as simulate
 from simulations.scenarios.folder import folder
 
 pytest.importorskip("torch")
@@ -91,6 +93,15 @@ def test_a_node_with_its_own_file_only_has_what_it_has_in_a_simulation(clinics, 
     assert np.array_equal(alone.data.train(1).x, everyone.data.train(1).x)
     assert np.array_equal(alone.data.test(1).y, everyone.data.test(1).y)
     assert alone.trainer.layout.digest == everyone.trainer.layout.digest
+
+
+@pytest.mark.parametrize(
+    "changes", [{"clients": None}, {"scale": "federated"}, {"classes": None}, {"partition": "iid"}]
+)
+def test_at_a_real_node_nothing_may_depend_on_which_rows_are_there(clinics, changes):
+    assert folder(path=clinics, target="sick", **CONSTANTS, deployed=True).data.num_classes == 2
+    with pytest.raises(SettingError, match=r"clients|scale|classes"):
+        folder(path=clinics, target="sick", **{**CONSTANTS, **changes}, deployed=True)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +216,7 @@ def test_texts_are_hashed_so_that_no_vocabulary_is_learned(tmp_path):
         path=tmp_path / "a.tsv", target="label", text="text", partition="iid", num_clients=2, test_share=0
     )
     x = np.concatenate([scenario.data.train(client).x for client in scenario.data.clients])
-    assert x.shape == (24, 1024)
+    assert x.shape == (24, 4096)
     assert set(np.linalg.norm(x, axis=1).round(6)) == {0, 1}
     assert scenario.data.source == "a.tsv · words of text, hashed"
 
@@ -250,9 +261,9 @@ def test_noisy_statistics_are_paid_for_by_each_client(clinics):
     assert exact.told.startswith("exact counts")
     assert [noisy.ledger.of_client(client) for client in range(3)] == [((Event(0.5), 1),)] * 3
     assert "scaled by noisy statistics of 3 clients (noise multiplier 0.5)" in noisy.data.source
-    near, far = (noisy.data.train(0).x, exact.data.train(0).x)
-    assert not np.array_equal(near, far)
-    assert np.abs(near - far).max() < 1
+    little = folder(path=clinics, target="sick", **{**NOISY, "noise_multiplier": 0.02})
+    near, far = little.data.train(0).x, exact.data.train(0).x
+    assert 0 < np.abs(near - far).max() < 0.5
 
 
 @pytest.mark.parametrize(
@@ -298,3 +309,43 @@ def test_a_run_starts_with_what_its_statistics_have_cost(clinics, tmp_path, capf
     assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     seen = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     assert seen["epsilon"] > 0.7  # most of it of the statistics: a round with noise 20 is below 0.2
+
+
+def test_one_table_of_nobody_in_particular_says_how_to_divide_it(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,0\n2,1\n")
+    with pytest.raises(SettingError, match=r"partition is natural\n.*\n.*partition=iid   \(or scenario\.client=COLUMN"):
+        folder(path=tmp_path / "a.csv", target="y")
+    (tmp_path / "a.csv").write_text("x,y\n1,a\n2,a\n")
+    with pytest.raises(SettingError, match=r"classes is \['a'\]\n  expected  two or more, each once"):
+        folder(path=tmp_path / "a.csv", target="y", partition="iid", num_clients=2)
+
+
+def test_a_node_does_not_guess_the_task_by_its_own_rows(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,0\n2,1\n3,2\n")
+    said = {"path": tmp_path, "target": "y", "clients": ["a", "b"], "scale": "none"}
+    with pytest.raises(SettingError, match=r"classes is None\n.*scenario\.task=regression"):
+        folder(**said)
+    assert folder(**said, task="regression").data.num_classes == 1
+    assert folder(**said, classes=[0, 1, 2, 3]).data.num_classes == 4
+    with pytest.raises(SettingError, match="each once"):
+        folder(**said, classes=[0, 1, 1.0])
+
+
+def test_a_trained_model_predicts_for_rows_of_a_new_table_in_the_units_of_the_target(tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    x = rng.normal(50, 10, (120, 2))
+    lines = [f"{a:.4f},{b:.4f},{3 * a + 100:.4f}" for a, b in x]
+    for name, part in (("north", lines[:60]), ("south", lines[60:])):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / f"data/{name}.csv").write_text("\n".join(["age,weight,cost", *part]) + "\n")
+    words = ["scenario=folder", f"scenario.path={tmp_path / 'data'}", "scenario.target=cost", "model=linear"]
+    assert simulate([*words, "rounds=20", "report=false", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    (tmp_path / "new.csv").write_text("weight,age\n50,40\n50,60\n")  # in another order
+    capsys.readouterr()
+    assert predict([str(tmp_path / "run"), "--data", str(tmp_path / "new.csv")]) == 0
+    low, high = (float(row) for row in capsys.readouterr().out.split()[1:])
+    assert low == pytest.approx(220, rel=0.05)
+    assert high == pytest.approx(280, rel=0.05)
+    (tmp_path / "new.csv").write_text("age\n40\n")
+    assert predict([str(tmp_path / "run"), "--data", str(tmp_path / "new.csv")]) == 2
+    assert "new.csv has no column weight" in capsys.readouterr().err

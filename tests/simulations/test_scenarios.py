@@ -170,6 +170,13 @@ def test_digits_are_images_between_zero_and_one():
     assert (x.min(), x.max()) == (0, 1)
 
 
+def test_noise_on_features_is_said_and_grows_with_the_clients_number():
+    plain, noisy = digits(partition="iid"), digits(partition="iid", feature_noise=0.5)
+    assert noisy.partition == "iid · feature noise 0.5"
+    moved = [np.square(noisy.data.train(k).x - plain.data.train(k).x).mean() for k in (0, 9, 19)]
+    assert moved == pytest.approx([0.025, 0.25, 0.5], rel=0.1)
+
+
 def test_diabetes_targets_are_public_units_of_the_score():
     data = diabetes().data
     y = np.concatenate([data.train(client).y for client in data.clients])

@@ -1,6 +1,8 @@
 import csv
+import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from fedlearn.history import best, final, line_of, read_history, resume_from, su
 from fedlearn.metrics import evaluate
 from fedlearn.records import Examples, Failure, Predictions, Round, State
 from fedlearn.sinks.base import RunInfo
-from fedlearn.sinks.files import RunFiles, partition_summary
+from fedlearn.sinks.console import plain_line
+from fedlearn.sinks.files import RunFiles, clients_table, partition_summary
+from fedlearn.sinks.wording import ending
 
 NAMES = {0: "Cleveland", 1: 'Long Beach, "VA"', 2: "Basel"}
 
@@ -91,6 +95,22 @@ def test_clients_csv_holds_the_last_evaluation_with_undefined_values_empty(tmp_p
     assert [row["name"] for row in rows] == list(NAMES.values())
     assert rows[0]["auc"] == ""
     assert [float(row["loss"]) for row in rows] == expected.per_client["loss"].tolist()
+
+
+def test_personal_models_stand_beside_the_global_one(tmp_path):
+    one = a_round(1)
+    better = replace(one.evaluation, pooled={**one.evaluation.pooled, "loss": 0.125})
+    one = replace(one, evaluation=replace(one.evaluation, personal=better))
+    line = line_of(one)
+    assert line["test"]["loss"] == one.evaluation.pooled["loss"]
+    assert line["personal"]["loss"] == {"pooled": 0.125, **line["clients"]["loss"]}
+    table = list(csv.DictReader(io.StringIO(clients_table(one.evaluation, about(tmp_path)))))
+    assert [row["personal_loss"] for row in table] == [row["loss"] for row in table]
+    assert "personal" in plain_line(one, about(tmp_path), 0)
+    told = summarise(about(tmp_path), [line], status="done")
+    assert told["personal"]["loss"] == 0.125
+    assert "personal models" in dict(ending(told))["done"]
+    assert "personal" not in line_of(a_round(1))
 
 
 def test_the_summary_says_how_it_ended_and_what_it_took(tmp_path):

@@ -76,7 +76,8 @@ def noisy(*clients):
 
     def train(client):
         own = data.train(client)
-        return type(own)(own.x, own.y + 20) if client in clients else own
+        noise = np.random.default_rng(client).normal(0, 20, len(own.y)).astype(np.float32)
+        return type(own)(own.x, own.y + noise) if client in clients else own
 
     return type(data)(task="regression", num_classes=1, clients=data.clients, train=train, test=data.test)
 
@@ -87,8 +88,8 @@ def test_power_of_choice_asks_everyone_once_and_then_those_with_large_losses():
     rounds = cohorts(strategy, data, rounds=12)
     first = [client for one in rounds[:4] for client in one.cohort]
     assert sorted(first) == list(range(12))
-    later = Counter(client for one in rounds[4:] for client in one.cohort)
-    assert set(later) == {2, 7, 11}
+    later = Counter(client for one in rounds[8:] for client in one.cohort)
+    assert sum(later[k] for k in (2, 7, 11)) >= 0.9 * sum(later.values())
 
 
 def test_power_of_choice_among_as_many_candidates_as_take_part_is_uniform():
@@ -103,7 +104,7 @@ def test_oort_prefers_useful_clients_and_goes_on_trying_new_ones():
     data = noisy(2, 7, 11)
     strategy = strategies.oort(clients_per_round=4, exploration=0.5, least=0.0, decay=0.5)
     rounds = cohorts(strategy, data, rounds=30)
-    assert {client for one in rounds[:3] for client in one.cohort} > {0}
+    assert len({client for one in rounds[:3] for client in one.cohort}) >= 6
     later = Counter(client for one in rounds[8:] for client in one.cohort)
     assert sum(later[k] for k in (2, 7, 11)) > 0.5 * sum(later.values())
     assert all(len(set(one.cohort)) == 4 for one in rounds)

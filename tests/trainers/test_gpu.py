@@ -9,7 +9,7 @@ from fedlearn import LocalSettings, Order, Schedule, federate, plain, start, vec
 from fedlearn.records import ExampleDP, Work
 from fedlearn.testing import check_trainer
 from simulations import models
-from strategies import fedadam, fedprox
+from strategies import ditto, fedadam, fedlc, fedprox, fedrep, ifca, qfedavg, scaffold
 
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
@@ -51,7 +51,19 @@ def test_the_trainer_contract_holds_on_a_gpu(data, framework, model):
     check_trainer(trainer(data, framework, "cuda:0", model), clients, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("strategy", [fedprox(mu=0.1), fedadam(learning_rate=0.03)], ids=["fedprox", "fedadam"])
+STRATEGIES = {
+    "fedprox": fedprox(mu=0.1),
+    "fedadam": fedadam(learning_rate=0.03),
+    "scaffold": scaffold(),
+    "fedrep": fedrep(head_epochs=1),
+    "ditto": ditto(),
+    "fedlc": fedlc(),
+    "qfedavg": qfedavg(),
+    "ifca": ifca(),
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 def test_a_run_on_a_gpu_ends_where_one_on_the_cpu_does(data, framework, strategy):
     ends = []
     for device in ("cpu", "cuda:0"):

@@ -10,6 +10,6 @@ Whatever the way, a file is used only if its checksum is the one in the descript
 
 from fedlearn.data.sources.find import find, look
 from fedlearn.data.sources.opened import opened
-from fedlearn.data.sources.origins import Archive, DataSet, Found, Official, Wheel
+from fedlearn.data.sources.origins import Archive, Copy, DataSet, Found, Official, Wheel
 
-__all__ = ["Archive", "DataSet", "Found", "Official", "Wheel", "find", "look", "opened"]
+__all__ = ["Archive", "Copy", "DataSet", "Found", "Official", "Wheel", "find", "look", "opened"]

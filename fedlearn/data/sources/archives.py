@@ -67,7 +67,8 @@ def _opened(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes] | None:
 
 def _refuse_outside(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or path.parts[0].endswith(":"):
+    drive = bool(path.parts) and path.parts[0].endswith(":")
+    if path.is_absolute() or ".." in path.parts or drive:
         raise RefusedError(f"{archive.name} is refused: its member {name!r} points outside")
 
 

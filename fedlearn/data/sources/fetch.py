@@ -23,7 +23,7 @@ PAUSE_S = 0.5  # before the second try; doubled before the third
 INCOMING, PARTIAL = ".incoming-", ".partial"
 
 
-def fetch(origin: Origin, folder: Path, *, base_url: str | None = None) -> None:
+def fetch(origin: Wheel | Official | Archive, folder: Path, *, base_url: str | None = None) -> None:
     """Put the verified files of an origin into a folder; a file appears whole or not at all.
 
     Whoever calls has the folder to itself. What a try brought of a file stays in ``.partial`` there, where the server

@@ -10,7 +10,17 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fedlearn.data.sources import fetch as fetching
-from fedlearn.data.sources.origins import Archive, DataSet, Found, Origin, Wheel, cache_folder, fault
+from fedlearn.data.sources.origins import (
+    Archive,
+    Copy,
+    DataSet,
+    Found,
+    Official,
+    Origin,
+    Wheel,
+    cache_folder,
+    fault,
+)
 from fedlearn.errors import DataError
 
 LOCK_S = 600.0  # wait so long for another process that is downloading the same data
@@ -113,6 +123,16 @@ def _installed(data: DataSet, tried: list[str]) -> Found | None:
         if not (why := _first_fault(files, wheel)):
             return Found(origin=wheel, files=files, place=f"installed package {wheel.name}")
         tried.append(f"installed package {wheel.name}: {why}")
+    return next((found for origin in data.origins if (found := _of_the_system(origin, tried))), None)
+
+
+def _of_the_system(origin: Origin, tried: list[str]) -> Found | None:
+    if not (isinstance(origin, Copy) and origin.folder):
+        return None
+    files = {name: Path(origin.folder) / name for name in origin.files}
+    if not (why := _first_fault(files, origin)):
+        return Found(origin=origin, files=files, place=origin.folder)
+    tried.append(f"folder {origin.folder}: {why}")
     return None
 
 
@@ -137,8 +157,13 @@ def _lock(cache: Path) -> FileLock:
 
 def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> Found | None:
     for origin in data.origins:
+        if isinstance(origin, Copy):
+            continue
         kind = "wheel" if isinstance(origin, Wheel) else "download"
         where = origin if isinstance(origin, Wheel) else base_url or origin
+        if isinstance(origin, Official) and not (base_url or origin.base_url):
+            tried.append("download: nobody offers it in this form")
+            continue
         try:
             fetching.fetch(origin, cache, base_url=base_url)
         except fetching.FetchError as error:

@@ -41,7 +41,7 @@ class Official:
     """The files of the official source.
 
     Args:
-        base_url: the folder they lie in; a mirror may be named instead (see `find`).
+        base_url: the folder they lie in; a mirror may be named instead (see `find`). Empty where nobody offers them.
         files: file name -> checksum, e.g. ``{"a.data": "md5:..."}``.
     """
 
@@ -49,7 +49,23 @@ class Official:
     files: Mapping[str, str]
 
     def __str__(self) -> str:
-        return self.base_url
+        return self.base_url or "nobody who offers them"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """Files in a form that no server has: they are looked for in folders, and never fetched.
+
+    Args:
+        files: file name -> checksum.
+        folder: where a package of the operating system puts them; None if none does.
+    """
+
+    files: Mapping[str, str]
+    folder: str | None = None
+
+    def __str__(self) -> str:
+        return "a copy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +94,7 @@ class Archive:
         return f"{self.base_url.rstrip('/')}/{self.name}"
 
 
-Origin = Wheel | Official | Archive
+Origin = Wheel | Official | Archive | Copy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

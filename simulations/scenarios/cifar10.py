@@ -1,0 +1,81 @@
+"""CIFAR-10: small photographs.
+
+Shapes: N images of 32 x 32 x 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.records import Examples
+from fedlearn.scenario import Scenario
+from fedlearn.trainers.augmented import AugmentedTrainer, Distortion
+from simulations.models import trainer
+from simulations.scenarios.cifar_images import cifar10_images
+
+
+def cifar10(
+    *,
+    framework: str = "torch",
+    model: Any = "gn_cnn",
+    partition: str = "dirichlet",
+    num_clients: int = 20,
+    alpha: float = 0.5,
+    classes_per_client: int = 2,
+    test_share: float = 0.1,
+    flip: bool = True,
+    shift: int = 4,
+    rotation: float = 15.0,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """What is in the picture? Ten kinds of animals and vehicles, 32 x 32 pixels in colour, scaled to [-1, 1].
+
+    Training images are flipped, shifted and rotated anew in each round. Models are judged on the official test images.
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module of
+            your own with ten outputs.
+        partition: ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``.
+        num_clients: >= 1.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
+        test_share: held out at each client, in [0, 1), to tell how each client fares.
+        flip: every other image, left to right.
+        shift: pixels at most, up, down and sideways.
+        rotation: degrees at most, either way.
+        seed: of partition and split.
+        path: a folder with the official tarball, or with 12,000 of the images as JPEG; None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the data cannot be had.
+
+    Reference: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
+    """
+    how = Distortion(flip=flip, shift=shift, rotation=rotation)
+    (images_N, label_N), (test_images, test_labels), source = cifar10_images(path=path)
+    division = Partition(
+        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
+    )
+    rows = partition_rows(division, label_N)
+    data = from_arrays(scaled(images_N), label_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
+    official = Examples(scaled(test_images), test_labels)
+    data = replace(data, pooled_test=lambda: official, source=source)
+    fitted, line = trainer(model, data, input_shape=(32, 32, 3), hidden=(128, 64), framework=framework, device=device)
+    distorting = AugmentedTrainer(fitted, how) if flip or shift or rotation else fitted
+    return Scenario(name="cifar10", data=data, trainer=distorting, model=line, partition=str(division))
+
+
+def scaled(images_N: np.ndarray) -> np.ndarray:
+    """Bytes as float32 in [-1, 1]: grey, which the border of a shifted image is filled with, is zero."""
+    return (images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)

@@ -1,0 +1,156 @@
+"""Death in intensive care, at thirteen groups of hospitals.
+
+Shapes: N stays, 196 features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.layout import Layout, default_initial
+from fedlearn.scenario import Scenario
+from simulations.models import trainer
+from simulations.scenarios.icu_stays import BLOCKS, COLUMNS, icu_stays
+
+# (centre, spread) of each value: the middle of the reference range of healthy adults and about half its width, as
+# laboratories and textbooks give them; chosen without looking at any stay, so that scaling tells nothing of a patient
+# and is the same at every node
+SCALES = {
+    "age": (60, 20),  # years
+    "sex": (0.5, 0.5),  # female 0, male 1
+    "height": (170, 10),  # cm
+    "weight": (80, 20),  # kg
+    "alb": (4, 0.5),  # albumin, g/dl
+    "alp": (80, 40),  # alkaline phosphatase, U/l
+    "alt": (25, 20),  # alanine aminotransferase, U/l
+    "ast": (25, 15),  # aspartate aminotransferase, U/l
+    "be": (0, 2),  # base excess, mmol/l
+    "bicar": (25, 3),  # bicarbonate, mmol/l
+    "bili": (0.7, 0.5),  # bilirubin, mg/dl
+    "bili_dir": (0.15, 0.15),  # bilirubin, conjugated, mg/dl
+    "bnd": (3, 3),  # band neutrophils, %
+    "bun": (14, 6),  # urea nitrogen, mg/dl
+    "ca": (9.5, 0.5),  # calcium, mg/dl
+    "cai": (1.2, 0.1),  # calcium, ionised, mmol/l
+    "ck": (100, 80),  # creatine kinase, U/l
+    "ckmb": (2.5, 2.5),  # creatine kinase MB, ng/ml
+    "cl": (102, 4),  # chloride, mmol/l
+    "crea": (0.9, 0.3),  # creatinine, mg/dl
+    "crp": (5, 5),  # C-reactive protein, mg/l
+    "dbp": (70, 10),  # diastolic pressure, mmHg
+    "fgn": (300, 100),  # fibrinogen, mg/dl
+    "fio2": (21, 20),  # oxygen breathed in, %; 21 is air
+    "glu": (100, 30),  # glucose, mg/dl
+    "hgb": (14, 2),  # haemoglobin, g/dl
+    "hr": (80, 20),  # heart rate, 1/min
+    "inr_pt": (1, 0.2),  # prothrombin time, ratio
+    "k": (4.25, 0.75),  # potassium, mmol/l
+    "lact": (1.2, 0.8),  # lactate, mmol/l
+    "lymph": (30, 10),  # lymphocytes, %
+    "map": (85, 15),  # mean pressure, mmHg
+    "mch": (30, 3),  # haemoglobin of a red cell, pg
+    "mchc": (34, 2),  # and its concentration, g/dl
+    "mcv": (90, 10),  # volume of a red cell, fl
+    "methb": (1, 1),  # methaemoglobin, %
+    "mg": (2, 0.3),  # magnesium, mg/dl
+    "na": (140, 5),  # sodium, mmol/l
+    "neut": (55, 15),  # neutrophils, %
+    "o2sat": (97, 3),  # oxygen saturation, %
+    "pco2": (40, 5),  # carbon dioxide, arterial, mmHg
+    "ph": (7.4, 0.05),  # arterial
+    "phos": (3.5, 1),  # phosphate, mg/dl
+    "plt": (275, 125),  # platelets, 1000/ul
+    "po2": (90, 10),  # oxygen, arterial, mmHg
+    "ptt": (30, 5),  # partial thromboplastin time, s
+    "resp": (16, 4),  # breaths, 1/min
+    "sbp": (120, 20),  # systolic pressure, mmHg
+    "temp": (36.8, 0.5),  # degrees Celsius
+    "tnt": (0.01, 0.02),  # troponin T, ng/ml
+    "urine": (60, 40),  # ml/h
+    "wbc": (7.5, 3.5),  # white cells, 1000/ul
+}
+HOURS = 25  # in which a value can have been measured
+MORTALITY = 0.1  # about what intensive care units report; a model starts from it, where it would first learn that alone
+
+
+def icu_mortality(
+    *,
+    framework: str = "torch",
+    model: Any = "linear",
+    partition: str = "natural",
+    num_clients: int = 13,
+    alpha: float = 0.5,
+    classes_per_client: int = 1,
+    test_share: float = 0.25,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """Will a patient die in intensive care? 1,367 stays, of which 70 ended so; 196 features of the first 24 hours.
+
+    Clients are blocks of hospitals with neighbouring numbers where the partition is natural, 51 to 182 stays each. One
+    stay in twenty is positive: look at AUC and AUPRC, since 0.95 of stays are classified right by "nobody dies".
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``linear`` (196-1, logistic regression), ``mlp`` (196-32-1), or a module of your own with one output.
+        partition: ``natural`` (hospital blocks), ``iid``, ``dirichlet``, ``pathological``, ``shards`` or
+            ``quantity``.
+        num_clients: 13 for ``natural``.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
+        test_share: held out at each client, in [0, 1).
+        seed: of partition and split.
+        path: a folder with the data; None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the data cannot be had.
+
+    Reference: Pollard et al., *The eICU Collaborative Research Database*, Scientific Data 5, 2018; task as in van de
+    Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109.
+    """
+    table_N, died_N, block_N, place = icu_stays(path=path)
+    how = Partition(
+        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
+    )
+    rows = partition_rows(how, died_N, block_N)
+    data = from_arrays(scaled(table_N), died_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    names = {block: f"block {block}" for block in range(len(BLOCKS))} if partition == "natural" else {}
+    data = replace(data, names=names, source=f"eICU demo (YAIB's task mortality24), from {place}")
+    shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
+    first = initial if isinstance(model, str) else None
+    fitted, line = trainer(model, data, framework=framework, device=device, initial=first, **shape)
+    return Scenario(name="icu_mortality", data=data, trainer=fitted, model=line, metric="auc", partition=str(how))
+
+
+def initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:
+    """Parameters of a model that gives each patient the same chance, `MORTALITY`, and learns the rest from there."""
+    tensors = layout.unpack(default_initial(layout, rng))
+    odds = np.full(1, np.log(MORTALITY / (1 - MORTALITY)), np.float32)
+    return layout.pack({**tensors, "out.weight": np.zeros_like(tensors["out.weight"]), "out.bias": odds})
+
+
+def scaled(table_N: np.ndarray) -> np.ndarray:
+    """The features ``(N, 196)`` float32: zero where nothing was measured, and in the middle of the reference range.
+
+    Values become ``arcsinh((value - centre) / spread)``, which is linear within the range and logarithmic far from it;
+    counts become their logarithm's share of what it can be, in [0, 1].
+    """
+    columns = [_scaled(name, column_N) for name, column_N in zip(COLUMNS, table_N.T, strict=True)]
+    return np.nan_to_num(np.stack(columns, axis=1)).astype(np.float32)
+
+
+def _scaled(name: str, column_N: np.ndarray) -> np.ndarray:
+    if name.endswith("_count"):
+        return np.log1p(column_N) / np.log1p(HOURS)
+    value = name if name in SCALES else name.rpartition("_")[0]
+    centre, spread = SCALES[value]
+    return np.arcsinh((column_N - centre) / spread)

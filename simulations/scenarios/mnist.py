@@ -1,0 +1,91 @@
+"""MNIST, and the sets made in its image.
+
+Shapes: N images of 28 x 28 x 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.records import Examples
+from fedlearn.scenario import Scenario
+from simulations.models import trainer
+from simulations.scenarios.mnist_images import images
+
+
+def mnist(
+    *,
+    variant: str = "small",
+    framework: str = "torch",
+    model: Any = "mlp",
+    partition: str | None = None,
+    num_clients: int | None = None,
+    alpha: float = 0.5,
+    classes_per_client: int = 2,
+    test_share: float = 0.2,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """Which digit is it? Images of 28 x 28 pixels, scaled to [0, 1].
+
+    Where a variant has an official test part, models are judged on that, and clients' own held-out parts tell how each
+    client fares.
+
+    Args:
+        variant: ``small`` (5,000 digits from a package), ``small_10k`` (the same, judged on the 10,000 official test
+            images), ``full`` (all of MNIST), ``fashion`` (Fashion-MNIST: clothes) or ``femnist`` (62 characters, by who
+            wrote them).
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``mlp`` (784-128-64-10), ``linear``, ``cnn``, ``lenet``, ``gn_cnn``, ``vgg``, ``resnet8``, ``resnet20``,
+            or a module of your own with an output for each class.
+        partition: ``natural`` (writers), ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``; None is
+            ``natural`` for ``femnist`` and ``dirichlet`` for all others.
+        num_clients: >= 1; None is as many as writers for ``natural``, else 20.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
+        test_share: held out at each client, in [0, 1).
+        seed: of partition and split.
+        path: a folder with the variant's files (for ``small_10k``, the test files); None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the data cannot be had.
+
+    Reference: LeCun, Bottou, Bengio, Haffner, *Gradient-Based Learning Applied to Document Recognition*, Proceedings
+    of the IEEE 86, 1998 (CC BY-SA 3.0); Xiao, Rasul, Vollgraf, *Fashion-MNIST*, 2017, arXiv:1708.07747 (MIT); Caldas et
+    al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097 (FEMNIST).
+    """
+    found = images(variant, path=path)
+    kind = partition or ("natural" if found.writer_N is not None else "dirichlet")
+    how = Partition(
+        kind=kind,
+        num_clients=num_clients or (len(found.writers) if kind == "natural" and found.writers else 20),
+        alpha=alpha,
+        classes_per_client=classes_per_client,
+        seed=seed,
+    )
+    rows = partition_rows(how, found.y_N, found.writer_N)
+    x_N = scaled(found.x_N)
+    data = from_arrays(x_N, found.y_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
+    names = dict(enumerate(found.writers)) if kind == "natural" else {}
+    data = replace(data, names=names, source=found.source, num_classes=found.num_classes)
+    if found.test:
+        official = Examples(scaled(found.test[0]), found.test[1])
+        data = replace(data, pooled_test=lambda: official)
+    shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (128, 64)}
+    fitted, line = trainer(model, data, framework=framework, device=device, **shape)
+    return Scenario(name="mnist", data=data, trainer=fitted, model=line, partition=str(how))
+
+
+def scaled(images_N: np.ndarray) -> np.ndarray:
+    """Bytes as float32 in [0, 1], ``(N, 28, 28, 1)``; floats are there already."""
+    whole = np.float32(255 if images_N.dtype == np.uint8 else 1)
+    return (images_N.astype(np.float32) / whole)[..., None]

@@ -1,0 +1,110 @@
+"""Which films somebody likes.
+
+Shapes: R ratings, M items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.federated import FederatedData
+from fedlearn.errors import is_count, require
+from fedlearn.records import Examples
+from fedlearn.scenario import Scenario
+from fedlearn.seeds import Purpose, generator
+from simulations.models.recommend import recommender
+from simulations.scenarios.ratings import ratings
+
+CENTRE = 3.5  # stars: a public guess at what a film gets
+TASKS = ("rating", "ranking")
+NUM_OTHERS = 99  # films that the held-out one is ranked among
+
+
+def movielens(
+    *,
+    framework: str = "torch",
+    model: Any = "mf",
+    size: str = "100k",
+    task: str = "rating",
+    factors: int = 16,
+    num_negatives: int = 4,
+    test_share: float = 0.2,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """How many stars does a user give a film; or, which film does he see next? Each user is a client.
+
+    What a model knows of its user is in its parameters ``user.*``, which stay at the client under a strategy that keeps
+    them: ``strategy=fcf``, or ``strategy=fedper strategy.keeps=user.*``.
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``mf`` (biased matrix factorisation), ``ncf`` (neural collaborative filtering), or a module of your own.
+        size: ``100k`` (943 users), ``latest-small`` (671) or ``1m`` (6,040).
+        task: ``rating``: stars, by RMSE, on ``test_share`` of each user's films. ``ranking``: each user's last film
+            among 99 that he has not seen, by HR@10 and NDCG@10.
+        factors: numbers that describe a user or a film, >= 1.
+        num_negatives: of ``ranking``: films not seen to train on, for each that was, >= 1.
+        test_share: of ``rating``: held out at each client, in [0, 1).
+        seed: of split and negatives.
+        path: a folder with the data; None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the data cannot be had.
+
+    Reference: Harper, Konstan, *The MovieLens Datasets: History and Context*, ACM TiiS 5, 2015, doi:10.1145/2827872.
+    """
+    require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}", "task=rating")
+    require(is_count(factors), "factors", factors, "a whole number >= 1", "factors=16")
+    some = is_count(num_negatives)
+    require(some, "num_negatives", num_negatives, "a whole number >= 1", "num_negatives=4")
+    user_R, item_R, stars_R, time_R, place = ratings(size, path=path)
+    num_items = int(item_R.max()) + 1
+    if task == "rating":
+        data = from_arrays(item_R, stars_R, assignment=user_R, task="regression", test_share=test_share, seed=seed)
+    else:
+        data = leave_one_out(user_R, item_R, time_R, num_negatives=num_negatives, seed=seed)
+    data = replace(data, source=f"MovieLens {size}, from {place}")
+    how: dict[str, Any] = {"framework": framework, "device": device}
+    centre = CENTRE if task == "rating" else 0.0
+    fitted, line = recommender(model, data, num_items=num_items, factors=factors, centre=centre, **how)
+    return Scenario(name="movielens", data=data, trainer=fitted, model=line)
+
+
+def leave_one_out(
+    user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, *, num_negatives: int, seed: int
+) -> FederatedData:
+    """Each user's films, and films not seen; the last film seen is held out, among 99 others.
+
+    A user with one film, or with no 99 left to see, holds nothing out.
+
+    Reference: He et al., *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031, section 4.1.
+    """
+    num_items, train, test = int(item_R.max()) + 1, [], []
+    by_time_R = np.lexsort((item_R, time_R, user_R))
+    ends = np.cumsum(np.bincount(user_R))
+    for user, own in enumerate(np.split(by_time_R, ends[:-1])):
+        rng = generator(seed, Purpose.SPLIT, client=user)
+        seen = item_R[own]
+        unseen = np.setdiff1d(np.arange(num_items), seen)
+        held_out = len(seen) > 1 and len(unseen) > NUM_OTHERS
+        others = rng.choice(unseen, NUM_OTHERS, replace=False) if held_out else unseen[:0]
+        liked, rest = (seen[:-1], np.setdiff1d(unseen, others)) if held_out else (seen, unseen)
+        negatives = rng.choice(rest, num_negatives * len(liked)) if len(rest) else rest
+        train.append(_labelled(liked, negatives))
+        test.append(_labelled(seen[len(liked) :], others))
+    return FederatedData(
+        task="ranking", clients=range(len(train)), train=train.__getitem__, test=test.__getitem__, num_classes=2
+    )
+
+
+def _labelled(liked: np.ndarray, others: np.ndarray) -> Examples:
+    return Examples(np.concatenate([liked, others]).astype(np.int32), np.repeat([1, 0], [len(liked), len(others)]))

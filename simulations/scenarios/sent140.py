@@ -1,0 +1,93 @@
+"""Whether somebody is happy.
+
+Shapes: N tweets, T words.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_rows, split_rows
+from fedlearn.data.sources import DataSet, Official, find
+from fedlearn.errors import is_number, require
+from fedlearn.records import Examples
+from fedlearn.scenario import Scenario
+from fedlearn.seeds import Purpose, generator
+from simulations.models.text import reader
+from simulations.scenarios.words import Words
+
+FILE = "sent140_by_user.tsv.gz"
+SENT140 = DataSet(
+    name="sent140-by-user",
+    about="16,025 tweets: is the author happy?",
+    clients="2,875 users",
+    licence="research use",
+    citation="Go, Bhayani, Huang, Twitter Sentiment Classification using Distant Supervision, Stanford, 2009",
+    origins=(
+        Official(
+            base_url="",
+            files={FILE: "sha256:e94fa95aedaff3c2dee50ce98d6acea84e98cd29c1176abe92783277ce99834b"},
+        ),
+    ),
+)
+
+
+def sent140(
+    *,
+    framework: str = "torch",
+    model: Any = "cnn",
+    num_tokens: int = 8192,
+    length: int = 40,
+    held_out_users: float = 0.2,
+    test_share: float = 0.1,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """Is the author of a tweet happy? 16,025 tweets of 2,875 users, some of whom only test.
+
+    The users who train are the clients. The accuracy is that on all tweets of the others, whom no client knows.
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with one output.
+        num_tokens: numbers for words, >= 2.
+        length: words of a tweet that are read, >= 1.
+        held_out_users: share of users who only test, in (0, 1).
+        test_share: held out at each client, in [0, 1), for what is told client by client.
+        seed: of the choice of users and of the split.
+        path: a folder with the tweets; None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the data cannot be had: nobody offers them by user, so that they must lie in the cache, in
+            ``FEDLEARN_DATA`` or at ``path``.
+
+    Reference: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097.
+    """
+    share = is_number(held_out_users, at_least=0, below=1) and held_out_users > 0
+    require(share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
+    words = Words(num_tokens=num_tokens, length=length)
+    found = find(SENT140, path=path)
+    with io.TextIOWrapper(gzip.open(found.files[FILE]), encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    user_N = np.unique([row["user"] for row in rows], return_inverse=True)[1].ravel()
+    tokens_NT, happy_N = words.encode([row["text"] for row in rows]), np.array([int(row["label"]) for row in rows])
+    users = generator(seed, Purpose.SPLIT).permutation(user_N.max() + 1)
+    testing, training = np.split(users, [round(held_out_users * len(users))])
+    of_users = [np.flatnonzero(user_N == user) for user in np.sort(training)]
+    train, test = split_rows(of_users, happy_N, test_share=test_share, seed=seed)
+    data = from_rows(tokens_NT, happy_N, train=train, test=test, task="binary")
+    tests_N = np.isin(user_N, testing)
+    held_out = Examples(tokens_NT[tests_N], happy_N[tests_N])
+    data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {found.place}")
+    fitted, line = reader(model, data, num_tokens=num_tokens, length=length, framework=framework, device=device)
+    return Scenario(name="sent140", data=data, trainer=fitted, model=line, files={"words.json": words.to_json()})

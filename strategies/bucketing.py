@@ -1,0 +1,26 @@
+"""Bucketing: before a robust rule, means of a few clients drawn at random."""
+
+from fedlearn import Array, Context, Strategy, Updates, buckets, is_count, premixed, require, shuffled
+from strategies.rfa import rfa
+
+
+def bucketing(*, rule: Strategy | None = None, size: int = 2, clients_per_round: int | None = None) -> Strategy:
+    """A rule, given the means of ``size`` clients at a time, who are drawn anew each round.
+
+    Args:
+        rule: any strategy with a robust rule; None is `rfa`. It sees ``n / size`` updates, of which as many may be
+            malicious as there are malicious clients.
+        size: ``s``, clients in a bucket, >= 1; the last may have fewer.
+        clients_per_round: cohort size, drawn uniformly; None leaves it to the rule.
+
+    *Guarantees*: the variance among what the rule sees is that among honest clients over ``size``.
+
+    Reference: Karimireddy, He, Jaggi, *Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing*, ICLR 2022,
+    arXiv:2006.09365, Algorithm 1.
+    """
+    require(is_count(size), "size", size, "a whole number of clients >= 1", "size=2")
+
+    def weights(updates: Updates, context: Context) -> Array:
+        return buckets(shuffled(updates.clients_K, context), size)
+
+    return premixed(weights, rule or rfa(), clients_per_round=clients_per_round)

@@ -1,0 +1,52 @@
+"""Centered clipping: updates are clipped about the last aggregate."""
+
+from fedlearn import (
+    Array,
+    Context,
+    Memory,
+    Stage,
+    Strategy,
+    Transform,
+    distances_to,
+    is_count,
+    is_number,
+    kept,
+    like,
+    require,
+    uniform,
+    updates_of,
+    weighted_mean,
+    zeros,
+)  # fmt: skip
+
+
+def centered_clipping(
+    *, radius: float = 1.0, num_iterations: int = 1, clients_per_round: int | None = None
+) -> Strategy:
+    """The global model moves by ``v``, which starts each round where it ended the last one.
+
+    ``v <- v + (1 / n) sum_k (u_k - v) min(1, radius / ||u_k - v||)``
+
+    Args:
+        radius: ``tau``, how far from ``v`` a client may pull, > 0.
+        num_iterations: ``L`` of these steps a round, >= 1.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: in one step a client moves ``v`` by at most ``radius / n``, whatever it sends.
+
+    Reference: Karimireddy, He, Jaggi, *Learning from History for Byzantine Robust Optimization*, ICML 2021,
+    arXiv:2012.10333, Algorithm 2.
+    """
+    require(is_number(radius, at_least=0) and radius > 0, "radius", radius, "a number > 0", "radius=1.0")
+    require(is_count(num_iterations), "num_iterations", num_iterations, "a whole number >= 1", "num_iterations=1")
+
+    def update(nothing_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        updates_KD = updates_of(context).delta_KD
+        v_D = like(memory["v"], updates_KD)
+        for _ in range(num_iterations):
+            scale_K = radius / distances_to(updates_KD, v_D).clip(radius)
+            v_D = v_D + scale_K.mean() * (weighted_mean(updates_KD, scale_K) - v_D)
+        return v_D, {"v": v_D}
+
+    rule = Stage(server=Transform(init=lambda layout: {"v": zeros(layout)}, update=update))
+    return Strategy(select=uniform(clients_per_round), aggregate=kept(), stages=(rule,))

@@ -1,0 +1,43 @@
+"""FCF: federated collaborative filtering."""
+
+from fedlearn import Array, LocalRule, Strategy, adaptive, mean, patterns, uniform
+
+
+def fcf(
+    *,
+    keeps: str | tuple[str, ...] = "user.*",
+    learning_rate: float = 0.02,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    tau: float = 0.0001,
+    clients_per_round: int | None = None,
+) -> Strategy:
+    """What describes a user stays with the user; the server takes Adam steps for the items.
+
+    Most clients say nothing of most items, so that the mean update of an item is small; Adam's step does not depend on
+    how small. ``m <- beta1 m + (1 - beta1) delta; v <- beta2 v + (1 - beta2) delta^2;``
+    ``w <- w + learning_rate m / (sqrt(v) + tau)``. Clients weigh equally: sizes tell who rated how much.
+
+    Args:
+        keeps: patterns of the names of parameters that describe a user.
+        learning_rate: of the server, >= 0.
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        tau: degree of adaptivity, > 0.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: what describes a user is in no update; each client is evaluated with its own.
+
+    Reference: Ammad-ud-din et al., *Federated Collaborative Filtering for Privacy-Preserving Personalized
+    Recommendation System*, 2019, arXiv:1901.09888.
+    """
+
+    def second_moment(v_D: Array, delta_D: Array) -> Array:
+        return beta2 * v_D + (1 - beta2) * delta_D**2
+
+    return Strategy(
+        select=uniform(clients_per_round),
+        local=LocalRule(keeps=patterns(keeps)),
+        aggregate=mean(weighting="equal"),
+        server=adaptive(second_moment, learning_rate=learning_rate, beta1=beta1, tau=tau),
+    )

@@ -1,0 +1,44 @@
+"""Nearest neighbour mixing: before a robust rule, each update becomes the mean of those about it."""
+
+from fedlearn import (
+    Array,
+    Context,
+    Strategy,
+    Updates,
+    nearest_neighbours,
+    premixed,
+    squared_distances,
+    withstood,
+)  # fmt: skip
+from strategies.fedtrimmedavg import fedtrimmedavg
+
+UNKNOWN = 2**31  # updates in a round: checked again when they are there
+
+
+def nnm(
+    *, rule: Strategy | None = None, num_malicious: int | None = None, clients_per_round: int | None = None
+) -> Strategy:
+    """A rule, given in the place of each update the mean of the ``n - f`` updates closest to it, itself among them.
+
+    Args:
+        rule: any strategy with a robust rule; None is `fedtrimmedavg`.
+        num_malicious: ``f``, how many of a round's clients may be malicious, with ``n > 2 f`` updates in a round; None
+            takes the most that ``n`` allows.
+        clients_per_round: cohort size, drawn uniformly; None leaves it to the rule.
+
+    *Guarantees*: mixing brings the honest updates closer to each other (their variance falls by a factor of about
+    ``f / n``) and moves their mean little, so that rules which take heterogeneity for malice have less of it.
+
+    Reference: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, *Fixing by Mixing: A Recipe for Optimal Byzantine
+    ML under Heterogeneity*, AISTATS 2023, arXiv:2302.01772, Algorithm 2.
+    """
+
+    def checked(num_updates: int) -> int:
+        return withstood(num_malicious, num_updates, per_malicious=2, more=1)
+
+    def weights(updates: Updates, context: Context) -> Array:
+        num = len(updates)
+        return nearest_neighbours(squared_distances(updates.delta_KD), num - checked(num))
+
+    checked(clients_per_round or UNKNOWN)
+    return premixed(weights, rule or fedtrimmedavg(), clients_per_round=clients_per_round)

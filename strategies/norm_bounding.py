@@ -1,0 +1,25 @@
+"""Norm bounding: no update counts for more than a given length."""
+
+from fedlearn import Strategy, after, clip_norm, is_number, mean, require, uniform
+
+
+def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -> Strategy:
+    """The global model moves by the mean of the updates, each scaled down to ``bound`` by the server.
+
+    ``w <- w + (1 / n) sum_k u_k / max(1, ||u_k|| / bound)``
+
+    Every client counts the same: the number of its examples is for a malicious client to choose. The server clips, as
+    a malicious client would not; a mean of clipped updates streams.
+
+    Args:
+        bound: ``M``, the largest L2 norm of an update, > 0.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: a client moves the global model by at most ``bound / n`` in a round, whatever it sends.
+
+    Reference: Sun, Kairouz, Suresh, McMahan, *Can You Really Backdoor Federated Learning?*, 2019, arXiv:1911.07963,
+    section 3.
+    """
+    require(is_number(bound, at_least=0) and 0 < bound < float("inf"), "bound", bound, "a number > 0", "bound=1.0")
+    bounded = after(lambda updates_KD: clip_norm(updates_KD, bound), mean(weighting="equal"))
+    return Strategy(select=uniform(clients_per_round), aggregate=bounded)

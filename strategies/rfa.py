@@ -1,0 +1,34 @@
+"""RFA: the geometric median of the clients' updates."""
+
+from fedlearn import Array, Strategy, distances_to, is_count, is_number, require, stacked, uniform, weighted_mean
+
+
+def rfa(*, num_iterations: int = 8, smoothing: float = 1e-6, clients_per_round: int | None = None) -> Strategy:
+    """The global model moves by ``argmin_v sum_k ||v - u_k||``, found with the smoothed Weiszfeld algorithm.
+
+    ``v <- sum_k b_k u_k / sum_k b_k`` with ``b_k = 1 / max(smoothing, ||v - u_k||)``, from ``v = 0``: the current
+    global model, which no client can move.
+
+    Every client counts the same: the number of its examples is for a malicious client to choose.
+
+    Args:
+        num_iterations: >= 1.
+        smoothing: ``nu``, the distance below which a client weighs no more, > 0.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: each iterate is a convex combination of the updates. While fewer than half of a round's clients are
+    malicious, the geometric median stays within a bounded distance of the honest updates, whatever is sent.
+
+    Reference: Pillutla, Kakade, Harchaoui, *Robust Aggregation for Federated Learning*, IEEE Transactions on Signal
+    Processing 2022, arXiv:1912.13445, Algorithm 2.
+    """
+    require(is_count(num_iterations), "num_iterations", num_iterations, "a whole number >= 1", "num_iterations=8")
+    require(is_number(smoothing, at_least=0) and smoothing > 0, "smoothing", smoothing, "> 0", "smoothing=1e-6")
+
+    def geometric_median(updates_KD: Array, num_examples_K: Array) -> Array:
+        v_D = 0 * updates_KD[0]
+        for _ in range(num_iterations):
+            v_D = weighted_mean(updates_KD, 1 / distances_to(updates_KD, v_D).clip(smoothing))
+        return v_D
+
+    return Strategy(select=uniform(clients_per_round), aggregate=stacked(geometric_median))

@@ -1,0 +1,42 @@
+"""SignSGD with majority vote: one bit a parameter."""
+
+from fedlearn import (
+    Array,
+    Context,
+    Memory,
+    Strategy,
+    Transform,
+    array_namespace,
+    is_number,
+    mean,
+    require,
+    signs,
+    uniform,
+)
+
+
+def signsgd(*, learning_rate: float = 0.01, clients_per_round: int | None = None) -> Strategy:
+    """Clients send the signs of their updates; each coordinate of the model takes a step where the majority points.
+
+    ``w <- w + learning_rate sign(sum_k sign(w_k - w))``; where votes are equal it stays.
+
+    Args:
+        learning_rate: of the server, >= 0.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+
+    *Guarantees*: a client sends ``D / 8`` bytes. However large its update, it has one vote on each coordinate.
+
+    Reference: Bernstein, Zhao, Azizzadenesheli, Anandkumar, *signSGD with Majority Vote is Communication Efficient and
+    Fault Tolerant*, ICLR 2019, arXiv:1810.05291, Algorithm 1.
+    """
+    require(is_number(learning_rate, at_least=0), "learning_rate", learning_rate, ">= 0", "learning_rate=0.01")
+
+    def vote(mean_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+        return learning_rate * array_namespace(mean_D).sign(mean_D), memory
+
+    return Strategy(
+        select=uniform(clients_per_round),
+        stages=(signs(),),
+        aggregate=mean(weighting="equal"),
+        server=Transform(update=vote),
+    )

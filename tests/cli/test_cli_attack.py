@@ -1,0 +1,53 @@
+"""What a user of the command line sees of an attack: who attacks, how well, and where it is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from simulations.run import main
+
+pytest.importorskip("torch")
+DIGITS = ["scenario=digits", "scenario.num_clients=10", "rounds=2"]
+
+
+def test_the_header_says_who_attacks_and_the_report_how_well(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = [*DIGITS, "attack=backdoor", "attack.fraction=0.2", f"hydra.run.dir={folder}"]
+    assert main(words) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("attack"))
+    assert "backdoor" in line
+    assert "2 of 10 clients" in line
+    found = json.loads((folder / "summary.json").read_text())["final"]
+    assert 0 <= found["attack_success"] <= 1
+    page = (folder / "report.html").read_text()
+    assert "2 of 10 clients" in page
+    assert "Attack_success" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["attack=sign_flip", "engine=grid"], "attack is sign_flip"),
+        (["attack=sign_flip", "engine=ray"], "engine=vector"),
+        (["attack=sign_flip", "attack.fraction=1.5"], "attack.fraction is 1.5"),
+        (["attack=sign_flip", "strategy.weighting=equal", "privacy=secagg"], "masked update"),
+        (["attack=backdor"], "did you mean attack=backdoor"),
+        (["attack=label_flip", "scenario=diabetes"], "attack=sign_flip"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_an_attack_that_cannot_be_simulated_is_refused(words, message, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*DIGITS[2:], *words, f"hydra.run.dir={folder}"]) == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_run_without_attack_is_the_run_it_always_was(tmp_path):
+    finals = []
+    for name, words in (("bare", []), ("nobody", ["attack=sign_flip", "attack.fraction=0.0"])):
+        assert main([*DIGITS, *words, "report=false", f"hydra.run.dir={tmp_path / name}"]) == 0
+        finals.append(json.loads((tmp_path / name / "summary.json").read_text())["parameters_sha256"])
+    assert finals[0] == finals[1]

