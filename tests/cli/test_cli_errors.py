@@ -33,6 +33,7 @@ WRONG = {
     "strategy=fedbuff system=constant system.enough=2": ["system.enough is 2", "strategy.buffer_size"],
     "strategy=fedbuff privacy=central privacy.noise_multiplier=1": ["privacy is central", "by rounds"],
     "system=constant system.enough=2 privacy=central privacy.epsilon=2": ["system.enough is 2", "who was drawn"],
+    "strategy=fedbuff attack=sign_flip": ["attack is sign_flip", "an attack on clients' data"],
     "system=lognorml": ["did you mean system=lognormal?"],
     "system=lognormal system.sigma=-1": ["system.sigma is -1"],
     "system=trace": ["system.path is None", "system.path=devices.csv"],

@@ -21,7 +21,9 @@ from fedlearn import (
     start,
     vector,
 )
+from fedlearn.compress import half
 from fedlearn.errors import SettingError, TooManyFailures
+from fedlearn.strategy import compressed
 from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
 from strategies import fedasync, fedavg, fedbuff
 
@@ -122,6 +124,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_virtual_second(strategy, 
     assert [done.clock for done in rest] == [done.clock for done in whole[5:]]
     assert [(done.cohort, done.failures) for done in rest] == [(done.cohort, done.failures) for done in whole[5:]]
     assert [(done.bytes_up, done.bytes_down) for done in rest] == [(d.bytes_up, d.bytes_down) for d in whole[5:]]
+
+
+def test_a_codec_shortens_the_upload_and_with_it_the_round():
+    system = constant(seconds_per_step=0.0, download=None, upload=1.0)
+    whole, *_ = rounds(fedavg(), clocked(system), number=1)
+    written, *_ = rounds(compressed(fedavg(), half()), clocked(system), number=1)
+    assert whole.clock == 16
+    assert 0 < written.clock < whole.clock
 
 
 def test_a_privacy_claim_does_not_rest_on_who_was_first():
