@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib", reason="needs the extra 'report'")
 from simulations.compare import headings, lines, main, markdown, read
 
 
-def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", **settings):
+def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", clock=None, **settings):
     """A run folder with these values of a metric, a thousand bytes a round each way."""
     folder.mkdir(parents=True)
     own = "\n".join(f"  {key}: {value}" for key, value in settings.items())
@@ -21,6 +21,7 @@ def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", **setting
     for number, value in enumerate(values, 1):
         test = None if value is None else {"loss": 1.0, task: value}
         sums = {"seconds": 0.1, "num_updates": 1, "failures": [], "bytes_up": 1000, "bytes_down": 1000}
+        sums |= {} if clock is None else {"clock": clock * number}
         rows.append(json.dumps({"round": number, "test": test, "clients": None, **sums}))
     (folder / "metrics.jsonl").write_text("".join(row + "\n" for row in rows))
 
@@ -58,6 +59,16 @@ def test_rounds_and_bytes_to_a_target_are_those_of_the_first_evaluation_beyond_i
     rows = lines(*read([tmp_path]), target=0.8)
     assert by(rows, "rounds") == {"fedavg": "3 (1 of 2 runs)", "fedprox": "never"}
     assert by(rows, "bytes") == {"fedavg": "5.9 KiB", "fedprox": "–"}
+
+
+def test_the_time_to_a_target_is_told_where_there_is_a_clock(tmp_path):
+    leave(tmp_path / "a1", [0.1, 0.8], seed=1, clock=60.0)
+    leave(tmp_path / "a2", [0.1, 0.1, 0.9], seed=2, clock=60.0)
+    leave(tmp_path / "b1", [0.9], seed=1, strategy="fedprox")
+    rows = lines(*read([tmp_path]), target=0.8)
+    assert by(rows, "clock") == {"fedavg": "2.5 min", "fedprox": "–"}
+    assert headings("accuracy", 0.8, clock=True)["clock"] == "on the clock"
+    assert "clock" not in headings("accuracy", 0.8)
 
 
 def test_errors_are_better_when_they_are_small(tmp_path):
