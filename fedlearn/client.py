@@ -32,14 +32,6 @@ def initial_memory(strategy: Strategy, layout: Layout, params_D: Array) -> Memor
     return memory
 
 
-def sent_besides(strategy: Strategy, order: Order, layout: Layout) -> tuple[str, ...]:
-    """Names of what each client sends besides its update under this strategy, D each."""
-    rule, zeros_KD = strategy.local, zeros(layout)[None]
-    vectors = dict.fromkeys(rule.memory, zeros_KD) | {name: as_numpy(order.broadcast[name]) for name in rule.receives}
-    _, extra = rule.finish(zeros_KD, np.ones(1, np.int64), order.local.learning_rate, **vectors)
-    return tuple(extra)
-
-
 def sent_as_update(strategy: Strategy, order: Order, layout: Layout) -> tuple[int, np.dtype]:
     """How many numbers each client's update has when it leaves, for a stage may add some, and of which dtype."""
     blank = Updates(

@@ -22,7 +22,6 @@ from fedlearn.arrays import as_numpy
 from fedlearn.clip import clip_norm as clipped
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.layout import Layout
-from fedlearn.local import LocalRule
 from fedlearn.privacy.secagg.cost import NoisySum
 from fedlearn.privacy.secagg.discrete import LARGEST_STD, Stream, draw, round_within
 from fedlearn.privacy.secagg.errors import Aborted
@@ -30,7 +29,7 @@ from fedlearn.privacy.secagg.fixed import FixedPoint, finite
 from fedlearn.privacy.secagg.rotate import largest_flattening, padded, rotate, unrotate
 from fedlearn.records import Array, Memory, Updates
 from fedlearn.seeds import Purpose
-from fedlearn.strategy import CompositionError, Strategy
+from fedlearn.strategy import CompositionError, Strategy, sent_beside
 from fedlearn.transform import Context, Stage, Transform
 
 PROTOCOLS = ("sum", "full")
@@ -182,7 +181,11 @@ class Masking:
             SettingError: sums of its cohorts could wrap around, or the threshold does not suit them.
         """
         _refuse_unless_equal(strategy)
-        _refuse_extras(strategy.local)
+        names = ", ".join(sent_beside(strategy.local))
+        if names:
+            raise CompositionError(
+                f"clients also send {names}, which would leave unmasked\n  try       strategy=fedavg"
+            )
         size = self.cohort_of(strategy, num_clients)
         encoding = Encoding(self.code(size), self.clip_norm, self.flatten, self.release(size))
         stage = Stage(
@@ -398,15 +401,4 @@ def _refuse_unless_equal(strategy: Strategy) -> None:
         raise CompositionError(
             "only a sum of equally weighted updates can be masked: a server that sees nothing else cannot weight or "
             "sort them\n  try       strategy.weighting=equal"
-        )
-
-
-def _refuse_extras(rule: LocalRule) -> None:
-    """Ask the rule what it sends besides the update, by giving it one zero."""
-    zero = np.zeros((1, 1), np.float32)
-    vectors = {**dict.fromkeys(rule.memory, zero), **dict.fromkeys(rule.receives, zero[0])}
-    _, extra = rule.finish(zero, np.ones(1, np.int64), 1.0, **vectors)
-    if extra:
-        raise CompositionError(
-            f"clients also send {', '.join(extra)}, which would leave unmasked\n  try       strategy=fedavg"
         )

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from fedlearn.aggregate import Gathered
-from fedlearn.client import codec_rng, sent_as_update, sent_besides
+from fedlearn.client import codec_rng, sent_as_update
 from fedlearn.engines.base import Engine, Lander, Landing
 from fedlearn.errors import require
 from fedlearn.layout import Layout
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
 from fedlearn.seeds import Purpose, generator
-from fedlearn.strategy import Strategy
+from fedlearn.strategy import Strategy, sent_beside
 from fedlearn.system import Fate, Load, System
 
 
@@ -118,7 +118,7 @@ class ClockedEngine:
             return lambda client: Load()
         vectors = 4 * self.layout.num_parameters
         down = vectors + sum(4 * int(np.prod(v.shape)) for v in order.broadcast.values())
-        up = _update_bytes(strategy, order, self.layout) + vectors * len(sent_besides(strategy, order, self.layout))
+        up = _update_bytes(strategy, order, self.layout) + vectors * len(sent_beside(strategy.local))
         return lambda client: Load(order.local.steps_of(self._size_of(client)), down, up)
 
     def _fate(self, order: Order, client: ClientId, load_of: Callable[[ClientId], Load]) -> Fate:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedlearn.aggregate import Gathered
-from fedlearn.client import codec_rng, sent_as_update, sent_besides
+from fedlearn.client import codec_rng, sent_as_update
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.base import Landing
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
@@ -32,7 +32,7 @@ from fedlearn.flower.wire import Ask, model_body, order_body, params_of, request
 from fedlearn.layout import Layout
 from fedlearn.metrics import tally
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates, as_ids
-from fedlearn.strategy import Strategy
+from fedlearn.strategy import Strategy, sent_beside
 from fedlearn.trainers.base import Trainer
 
 try:
@@ -249,7 +249,7 @@ class GridEngine:
         self, strategy: Strategy, order: Order
     ) -> tuple[Callable[[Parcel, Ask], list[Updates | Failure]], int]:
         """How answers to an order are read, and how many vectors there are besides each update."""
-        sizes = dict.fromkeys(sent_besides(strategy, order, self.layout), self.layout.num_parameters)
+        sizes = dict.fromkeys(sent_beside(strategy.local), self.layout.num_parameters)
         sizes["delta"], _ = sent_as_update(strategy, order, self.layout)
         withheld = strategy.protection is not None and "examples" in strategy.protection.withholds
         codec, sent = strategy.codec, strategy.leaving(self.layout)

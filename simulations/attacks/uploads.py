@@ -51,6 +51,11 @@ def uploads(made: Experiment, strategy: Strategy, local: LocalSettings) -> np.nd
         FedlearnError: a client failed.
     """
     engine, seed = made.engine, made.plan.seed
+    if strategy.local.keeps:
+        kept = ", ".join(strategy.local.keeps)
+        raise FedlearnError(
+            f"{kept} never leave the clients, but the attacks read whole models\n  try       strategy=fedavg"
+        )
     sent = [stage.server.broadcast(stage.server.init(strategy.leaving(engine.layout))) for stage in strategy.stages]
     broadcast = {f"stage/{i}/{name}": value for i, own in enumerate(sent) for name, value in own.items()}
     params_D = made.scenario.trainer.init(seed)

@@ -62,9 +62,9 @@ def test_rounds_and_bytes_to_a_target_are_those_of_the_first_evaluation_beyond_i
 
 
 def test_the_time_to_a_target_is_told_where_there_is_a_clock(tmp_path):
-    leave(tmp_path / "a1", [0.1, 0.8], seed=1, clock=60.0)
+    leave(tmp_path / "a1", [0.1, 0.8, 0.8], seed=1, clock=60.0)
     leave(tmp_path / "a2", [0.1, 0.1, 0.9], seed=2, clock=60.0)
-    leave(tmp_path / "b1", [0.9], seed=1, strategy="fedprox")
+    leave(tmp_path / "b1", [0.9, 0.9, 0.9], seed=1, strategy="fedprox")
     rows = lines(*read([tmp_path]), target=0.8)
     assert by(rows, "clock") == {"fedavg": "2.5 min", "fedprox": "–"}
     assert headings("accuracy", 0.8, clock=True)["clock"] == "on the clock"
