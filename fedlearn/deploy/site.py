@@ -41,7 +41,7 @@ from fedlearn.strategy import Strategy, compressed
 from fedlearn.transform import Stage
 
 MOST_KEPT = 8  # scenarios and strategies that stay built
-PATIENCE = 30.0  # seconds that a request waits for an earlier one to end
+PATIENCE = 300.0  # seconds that a request waits for an earlier one to end
 log = logging.getLogger(__name__)
 
 
