@@ -58,6 +58,9 @@ LOSSES: Mapping[Task, Loss] = {
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
 }
 
+# shares of a block run side by side already: small products that are cut up once more wait for each other
+ONE_THREAD_A_PRODUCT = {"xla_cpu_multi_thread_eigen": False}
+
 LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # flax -> torch
 
 
@@ -249,13 +252,12 @@ class JaxTrainer:
             weights, _, total = lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), jnp.zeros(())))
             return self._flatten(jax.tree.map(jnp.subtract, weights, start)), total
 
-        @jax.jit
         def block(params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
             one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seeds)
             in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
             return lax.map(one, own) if in_turn else jax.vmap(one)(own)
 
-        return block
+        return jax.jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
 
     def _gradient(
         self, seen: Any, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
