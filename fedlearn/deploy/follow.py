@@ -21,14 +21,20 @@ from typing import Any
 from fedlearn.deploy.bundle import ORDER, bundle, ending
 from fedlearn.deploy.control import Control, Status
 from fedlearn.deploy.tls import ConnectionProblem, is_final
+from fedlearn.errors import FedlearnError
 from simulations.exits import DONE, FAILED, STOPPED
 
+BEGIN = 180.0  # seconds for the coordinator to begin a run; what it takes to import everything, several times over
 QUIET = 20.0  # seconds without a line after which the coordinator is asked whether it is still there
 FLOWERS_OWN = re.compile(r"^(\x1b\[\d+m)?(INFO|DEBUG)\s*(\x1b\[0m)?:|^Successfully installed fedlearn-run ")
 FOLDER = re.compile(r"^run        (.+)$")
 
 
 RESUME = "python -m fedlearn.deploy.submit --resume {folder}"
+
+
+class NotBegun(FedlearnError):
+    """The coordinator has taken a run, and does not begin it."""
 
 
 class Lost(Exception):
@@ -130,7 +136,7 @@ class Follower:
         control, lines = Control(self.address, self.keys), queue.Queue[Any]()
         threading.Thread(target=self._read, args=(control, run_id, lines), daemon=True).start()
         try:
-            heard = time.monotonic()
+            began = heard = time.monotonic()
             while True:
                 self.meanwhile()
                 self._pass_on_stop(control, run_id)
@@ -143,12 +149,18 @@ class Follower:
                         raise Lost(_first_line(piece))
                     self._show(*piece)
                 if time.monotonic() - heard > QUIET:
-                    control.status(run_id)
+                    self._refuse_if_not_begun(control, run_id, time.monotonic() - began)
                     heard = time.monotonic()
         except ConnectionProblem as error:
             raise Lost(_first_line(error)) from error
         finally:
             control.close()
+
+    def _refuse_if_not_begun(self, control: Control, run_id: int, waited: float) -> None:
+        if control.status(run_id).status in ("pending", "starting") and waited > BEGIN:
+            control.stop(run_id)
+            fix = "superexec.log in the coordinator's --state, which says why; the run is taken back"
+            raise NotBegun(f"{self.address} has not begun the run within {BEGIN:.0f} s\n  try       {fix}")
 
     def _read(self, control: Control, run_id: int, lines: queue.Queue[Any]) -> None:
         """Its own thread, because a broken connection may never say so."""
