@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from omegaconf import DictConfig
 
 from fedlearn import checkpoint
 from fedlearn.arrays import as_numpy
@@ -57,13 +56,9 @@ def trained(folder: Path, *, framework: str | None = None) -> Trained:
     cfg = read_recipe(folder)
     if framework:
         cfg.framework = framework
-        _set(cfg.scenario, framework)
+        if "framework" in cfg.scenario:
+            cfg.scenario.framework = framework
     set_environment(cfg)
     scenario = scenario_of(cfg)
     state, _, _ = checkpoint.newest(folder / CHECKPOINTS, scenario.trainer.layout)
     return Trained(scenario=scenario, params_D=as_numpy(state.params_D), round=state.round)
-
-
-def _set(scenario: DictConfig, framework: str) -> None:
-    if "framework" in scenario:
-        scenario.framework = framework

@@ -15,6 +15,7 @@ from fedlearn.aggregate import Gathered
 from fedlearn.arrays import as_numpy
 from fedlearn.client import client_step, initial_memory
 from fedlearn.data.federated import FederatedData
+from fedlearn.errors import require
 from fedlearn.layout import Layout
 from fedlearn.records import (
     Array,
@@ -189,6 +190,16 @@ class LocalEngine:
         if kept:
             for k, client in enumerate(updates.clients_K.tolist()):
                 self.memories[client] = {name: rows_KD[k].copy() for name, rows_KD in kept.items()}
+
+
+def refuse_early_end(strategy: Strategy, enough: int | None, setting: str) -> None:
+    """Refuse to close rounds before all have answered where a privacy claim rests on the draw.
+
+    Raises:
+        SettingError: names the setting by which they would close.
+    """
+    expected = "null: a privacy claim rests on who was drawn, not on who was first"
+    require(enough is None or strategy.protection is None, setting, enough, expected, f"{setting}=null")
 
 
 def blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequence[ClientId]]:

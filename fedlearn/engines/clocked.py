@@ -15,8 +15,7 @@ import numpy as np
 
 from fedlearn.aggregate import Gathered
 from fedlearn.client import codec_rng, sent_as_update
-from fedlearn.engines.base import Engine, Lander, Landing
-from fedlearn.errors import require
+from fedlearn.engines.base import Engine, Lander, Landing, refuse_early_end
 from fedlearn.layout import Layout
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
 from fedlearn.seeds import Purpose, generator
@@ -59,7 +58,7 @@ class ClockedEngine:
         Raises:
             SettingError: a round that closes early would break the sampling law of a privacy claim.
         """
-        self._refuse_early_end(strategy)
+        refuse_early_end(strategy, self.system.enough, "system.enough")
         load = self._load_of(order, strategy)
         fates = {client: self._fate(order, client, load) for client in sorted(cohort)}
         arriving = sorted((fate.seconds, client) for client, fate in fates.items() if not fate.lost)
@@ -123,11 +122,6 @@ class ClockedEngine:
 
     def _fate(self, order: Order, client: ClientId, load_of: Callable[[ClientId], Load]) -> Fate:
         return self.system.fate(order.seed, client, order.round, load_of(client), clock=order.clock)
-
-    def _refuse_early_end(self, strategy: Strategy) -> None:
-        claims, enough = strategy.protection is not None, self.system.enough
-        expected = "null: a privacy claim rests on who was drawn, not on who was first"
-        require(enough is None or not claims, "system.enough", enough, expected, "system.enough=null")
 
 
 def _missing(client: ClientId, why: str) -> Failure:

@@ -24,7 +24,7 @@ import numpy as np
 from fedlearn.aggregate import Gathered
 from fedlearn.client import codec_rng, sent_as_update
 from fedlearn.data.federated import FederatedData
-from fedlearn.engines.base import Landing
+from fedlearn.engines.base import Landing, refuse_early_end
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.flower.parcel import Parcel, WireError
 from fedlearn.flower.replies import SLACK, NoAnswer, answer_to, tallies_of, updates_of
@@ -185,7 +185,7 @@ class GridEngine:
             FederationError: fewer than ``min_updates`` clients delivered by the deadline.
             SettingError: a round that closes early would break the sampling law of a privacy claim.
         """
-        self._refuse_early_end(strategy)
+        refuse_early_end(strategy, self.enough, "engine.enough")
         self.open()
         self._round = order.round
         self._muster(cohort)
@@ -410,11 +410,6 @@ class GridEngine:
             time.sleep(0.25)
             self.members.call(self._round)
         self.clients = as_ids(list({*self.clients, *self.members.homes()}))
-
-    def _refuse_early_end(self, strategy: Strategy) -> None:
-        claims = strategy.protection is not None
-        expected = "null: a privacy claim rests on who was drawn, not on who was first"
-        require(self.enough is None or not claims, "engine.enough", self.enough, expected, "engine.enough=null")
 
     def ask(self, kind: str, clients: Iterable[ClientId]) -> Ask:
         """A request about these clients, in this round."""

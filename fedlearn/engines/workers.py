@@ -17,16 +17,15 @@ import numpy as np
 
 from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import FederatedData
-from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
-from fedlearn.records import Array, Examples, Order, Sum, Updates, Work
-from fedlearn.trainers.base import Trainer, balanced
+from fedlearn.records import Examples, Order, Sum, Updates, Work
+from fedlearn.trainers.base import AroundTrainer, Trainer, balanced
 
 SMALL = 10_000_000  # examples times parameters: a few milliseconds of training
 NONE = Examples(np.zeros(0), np.zeros(0))  # children have their own
 
 
-class Workers:
+class Workers(AroundTrainer):
     """A trainer whose `fit` is shared by this process and ``num_workers - 1`` forked ones.
 
     Children are forked at the first block under a rule: they have data, model and local rules without any copying, and
@@ -43,37 +42,10 @@ class Workers:
     """
 
     def __init__(self, trainer: Trainer, data: FederatedData, *, num_workers: int, auto: bool = False) -> None:
-        self.trainer, self.data, self.num_workers, self.auto = trainer, data, num_workers, auto
+        super().__init__(trainer)
+        self.data, self.num_workers, self.auto = data, num_workers, auto
         self._team: _Team | None = None
         self._rules: list[LocalRule] = []
-
-    @property
-    def framework(self) -> str:
-        """Of the trainer."""
-        return self.trainer.framework
-
-    @property
-    def device(self) -> str:
-        """Of the trainer."""
-        return self.trainer.device
-
-    @property
-    def layout(self) -> Layout:
-        """Of the trainer."""
-        return self.trainer.layout
-
-    @property
-    def private(self) -> bool:
-        """Of the trainer."""
-        return self.trainer.private
-
-    def init(self, seed: int) -> np.ndarray:
-        """See `Trainer.init`."""
-        return self.trainer.init(seed)
-
-    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """In this process; see `Trainer.predict`."""
-        return self.trainer.predict(params_D, x)
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients; see `Trainer.fit`."""

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fedlearn.errors import is_number, require
-from fedlearn.layout import Layout
 from fedlearn.local import LocalRule
-from fedlearn.records import Array, Examples, Order, Updates, Work
+from fedlearn.records import Examples, Order, Updates, Work
 from fedlearn.seeds import Purpose, generator
-from fedlearn.trainers.base import Trainer
+from fedlearn.trainers.base import AroundTrainer, Trainer
 
 AT_ONCE = 256  # images that are distorted together: their pixels stay in the cache
 
@@ -41,7 +40,7 @@ class Distortion:
         require(turns, "rotation", self.rotation, "degrees in [0, 180]", "rotation=15")
 
 
-class AugmentedTrainer:
+class AugmentedTrainer(AroundTrainer):
     """A trainer to whom each client's images come distorted, differently in every round.
 
     Args:
@@ -55,31 +54,8 @@ class AugmentedTrainer:
     """
 
     def __init__(self, trainer: Trainer, how: Distortion) -> None:
-        self.trainer, self.how = trainer, how
-
-    @property
-    def framework(self) -> str:
-        """Of the trainer."""
-        return self.trainer.framework
-
-    @property
-    def device(self) -> str:
-        """Of the trainer."""
-        return self.trainer.device
-
-    @property
-    def layout(self) -> Layout:
-        """Of the trainer."""
-        return self.trainer.layout
-
-    @property
-    def private(self) -> bool:
-        """Of the trainer."""
-        return self.trainer.private
-
-    def init(self, seed: int) -> np.ndarray:
-        """See `Trainer.init`."""
-        return self.trainer.init(seed)
+        super().__init__(trainer)
+        self.how = how
 
     def batched(self, batching: str) -> AugmentedTrainer:
         """The same around the trainer batched so."""
@@ -92,10 +68,6 @@ class AugmentedTrainer:
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients on distorted images; see `Trainer.fit`."""
         return self.trainer.fit(order, rule, [self._distorted(order, one) for one in work])
-
-    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """On images as they are; see `Trainer.predict`."""
-        return self.trainer.predict(params_D, x)
 
     def _distorted(self, order: Order, one: Work) -> Work:
         rng = generator(order.seed, Purpose.AUGMENT, round=order.round, client=one.client)

@@ -75,6 +75,45 @@ class Trainer(Protocol):
         ...
 
 
+class AroundTrainer:
+    """What a trainer around another one leaves to it.
+
+    Args:
+        trainer: the one within.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def framework(self) -> str:
+        """Of the trainer."""
+        return self.trainer.framework
+
+    @property
+    def device(self) -> str:
+        """Of the trainer."""
+        return self.trainer.device
+
+    @property
+    def layout(self) -> Layout:
+        """Of the trainer."""
+        return self.trainer.layout
+
+    @property
+    def private(self) -> bool:
+        """Of the trainer."""
+        return self.trainer.private
+
+    def init(self, seed: int) -> np.ndarray:
+        """See `Trainer.init`."""
+        return self.trainer.init(seed)
+
+    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+        """See `Trainer.predict`."""
+        return self.trainer.predict(params_D, x)
+
+
 def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which examples make up each local step of K clients, for both frameworks and all engines.
 
