@@ -163,7 +163,9 @@ class JaxTrainer:
     def _in_shares(self, block: Any, shared: Any, own: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
         """Run the program on each core's share of the clients, all at the same time, in equal shapes."""
         size = -(-len(steps_K) // self._num_shares)
-        shares = balanced(steps_K.tolist(), -(-len(steps_K) // size), most=size)
+        if size != self._room.setdefault("clients", size):  # cohorts are not all of one size
+            size = _round_up(size)
+        shares = balanced(steps_K.tolist(), self._num_shares, most=size)
 
         def run(rows: np.ndarray) -> Any:
             share = jax.tree.map(lambda v_K: _filled_up(v_K[rows], size), own)
@@ -194,7 +196,7 @@ class JaxTrainer:
                 self._resident[name] = (whole, jnp.asarray(whole))
             return self._resident[name][1], starts_K
         sizes = [len(array) for array in arrays]
-        laid = np.zeros((self._room_for("rows", sum(sizes)), *arrays[0].shape[1:]), arrays[0].dtype)
+        laid = np.zeros((self._room_for("rows", sum(sizes), spare=1.25), *arrays[0].shape[1:]), arrays[0].dtype)
         np.concatenate(arrays, out=laid[: sum(sizes)])
         return jnp.asarray(laid), np.cumsum([0, *sizes[:-1]])
 
@@ -205,13 +207,14 @@ class JaxTrainer:
         if local.example_dp:  # batches are of any size, few of more than three standard deviations above the mean
             usual = min(largest, local.batch_size + round(3 * local.batch_size**0.5))
             width = _round_up(max(batch, usual))
-        wide_KSB = np.full((clients, self._room_for("steps", steps), width), -1, np.int32)
+        wide_KSB = np.full((clients, self._room_for("steps", steps, spare=2), width), -1, np.int32)
         wide_KSB[:, :steps, :batch] = plan_KSB
         return wide_KSB
 
-    def _room_for(self, what: str, needed: int) -> int:
-        """A size that only grows, so that cohorts of many sizes share one compiled program; costs memory, not steps."""
-        self._room[what] = max(_round_up(needed), self._room.get(what, 0))
+    def _room_for(self, what: str, needed: int, *, spare: float) -> int:
+        """A size that seldom grows, so that uneven cohorts share one compiled program; costs memory, not steps."""
+        if needed > self._room.get(what, 0):
+            self._room[what] = _round_up(int(spare * needed))
         return self._room[what]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:

@@ -165,6 +165,21 @@ def test_sizes_from_1_to_200_give_the_same_in_one_block_as_alone(digits, data):
         assert np.abs(together - alone).max() <= tolerance
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(digits, data, apart):
+    x, y = digits
+    made, rng, seen = trainer(data, "jax", "linear").batched("map"), np.random.default_rng(0), set()
+    for round in range(1, 21):  # 30 clients or so, as drawn by Poisson sampling
+        sizes = np.minimum(200, rng.lognormal(3, 0.7, rng.poisson(30)).astype(int) + 1)
+        work = [Work(client=k, examples=Examples(x[:n].copy() if apart else x[:n], y[:n])) for k, n in enumerate(sizes)]
+        order = Order(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=10))
+        made.fit(order, plain, work)
+        seen.add((len(work), -(-max(sizes) // 10)))
+    programs = made._block(plain, order.local, False)._cache_size()
+    assert len(seen) > 15
+    assert programs <= 8  # a growing number of steps twice at most, and 13 to 22 clients a core rounded up
+
+
 class TorchDropout(nn.Module):
     def __init__(self):
         super().__init__()
