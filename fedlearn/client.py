@@ -95,7 +95,11 @@ def refuse_non_finite(updates: Updates, work: Sequence[Work]) -> tuple[Updates, 
 
 def _finite(rows_KD: Array) -> np.ndarray:
     xp = array_namespace(rows_KD)
-    return as_numpy(xp.all(xp.isfinite(rows_KD), axis=-1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite_K = as_numpy(xp.isfinite(xp.sum(rows_KD, axis=-1)))
+    if finite_K.all():
+        return finite_K
+    return as_numpy(xp.all(xp.isfinite(rows_KD), axis=-1))  # sums may overflow though all they add is finite
 
 
 def _why_not_finite(examples: Examples) -> str:

@@ -175,13 +175,16 @@ class JaxTrainer:
         if len(shares) == 1:
             delta_KD, losses_K = run(shares[0])
             return (np.asarray(delta_KD) if self.device == "cpu" else delta_KD), np.asarray(losses_K)
-        # one device runs programs one after another, unless each has a thread of its own waiting for it
-        with ThreadPoolExecutor(self._num_shares) as threads:
-            parts = list(threads.map(run, shares))
         delta_KD = np.empty((len(steps_K), self.layout.num_parameters), np.float32)
         losses_K = np.empty(len(steps_K), np.float32)
-        for rows, (delta, losses) in zip(shares, parts, strict=True):
+
+        def put(rows: np.ndarray) -> None:
+            delta, losses = run(rows)
             delta_KD[rows], losses_K[rows] = np.asarray(delta)[: len(rows)], np.asarray(losses)[: len(rows)]
+
+        # one device runs programs one after another, unless each has a thread of its own waiting for it
+        with ThreadPoolExecutor(self._num_shares) as threads:
+            list(threads.map(put, shares))
         return delta_KD, losses_K
 
     def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
