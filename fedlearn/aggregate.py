@@ -64,8 +64,11 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
         columns = slice(start, start + width)
         for k in range(0, len(rows_KD), height):
             tile = xp.astype(rows_KD[k : k + height, columns], xp.float64) * weights_K1[k : k + height]
-            tile[0] += sum_D[columns]  # first, so that rows are added one after another
-            sum_D[columns] = xp.sum(tile, axis=0)
+            if height == 1:
+                sum_D[columns] += tile[0]
+            else:
+                tile[0] += sum_D[columns]  # first, so that rows are added one after another
+                sum_D[columns] = xp.sum(tile, axis=0)
     return sum_D
 
 
