@@ -209,8 +209,7 @@ def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.n
     same = all(v.base is whole and v.shape[1:] == shape and v.dtype == dtype and v.flags.c_contiguous for v in arrays)
     if not same or whole.ndim != arrays[0].ndim or not whole.size:
         return None, np.zeros(0)
-    first = whole.__array_interface__["data"][0]
-    offsets_K = np.array([v.__array_interface__["data"][0] - first for v in arrays], np.int64)
+    offsets_K = np.array([v.ctypes.data for v in arrays]) - whole.ctypes.data
     return whole, offsets_K // whole.strides[0]
 
 

@@ -114,7 +114,7 @@ class JaxTrainer:
         self._predict = jax.jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
         self._room: dict[str, int] = {}
-        self._resident: dict[str, tuple[np.ndarray, jax.Array]] = {}
+        self._resident: tuple[np.ndarray, jax.Array] | None = None
         self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
         self._num_shares = available_cores() if device == "cpu" else 1
 
@@ -146,8 +146,8 @@ class JaxTrainer:
         seeds = [integer_seed(order.seed, p, round=order.round) & 0xFFFFFFFF for p in (Purpose.MODEL, Purpose.NOISE)]
         block = self._block(rule, order.local, order.deployed)
         with jax.default_device(self._jax_device):
-            x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
-            y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
+            x, x_starts_K = self._laid_out([one.examples.x for one in work])
+            y, y_starts_K = self._end_to_end([one.examples.y for one in work])
             rows_KSB = self._widened(plan_KSB, order.local, int(sizes_K.max()))
             own = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K, memory_KD, start_KD, counts_KC)
             shared = (jnp.asarray(order.params_D), broadcast, x, y, np.array(seeds, np.uint32))
@@ -187,17 +187,20 @@ class JaxTrainer:
             list(threads.map(put, shares))
         return delta_KD, losses_K
 
-    def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
-        """The examples of K clients on the device, and the row at which each client's begin.
+    def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+        """The inputs of K clients on the device, and the row at which each client's begin.
 
-        Clients whose examples are slices of one array, as `from_arrays` makes them, find that array on the device from
-        the round before; otherwise their examples are laid end to end.
+        Clients whose inputs are slices of one array, as `from_arrays` makes them, find it on the device from the
+        round before; otherwise they are laid end to end.
         """
         whole, starts_K = slices_of_one(arrays)
-        if whole is not None:
-            if self._resident.get(name, (None, None))[0] is not whole:
-                self._resident[name] = (whole, jnp.asarray(whole))
-            return self._resident[name][1], starts_K
+        if whole is None:
+            return self._end_to_end(arrays)
+        if self._resident is None or self._resident[0] is not whole:
+            self._resident = whole, jnp.asarray(whole)
+        return self._resident[1], starts_K
+
+    def _end_to_end(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
         sizes = [len(array) for array in arrays]
         laid = np.zeros((self._room_for("rows", sum(sizes), spare=1.25), *arrays[0].shape[1:]), arrays[0].dtype)
         np.concatenate(arrays, out=laid[: sum(sizes)])

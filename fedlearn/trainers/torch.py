@@ -126,7 +126,7 @@ class TorchTrainer:
         self._leaves = [trainable[leaf.name] for leaf in self.layout.leaves]
         for parameter, own in zip(self._leaves, self._split(self._flat_D), strict=True):
             parameter.data = own
-        self._resident: dict[str, tuple[np.ndarray, torch.Tensor]] = {}
+        self._resident: tuple[np.ndarray, torch.Tensor] | None = None
         self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, module, self.loss, self._leaves))
 
     def _split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
@@ -270,8 +270,8 @@ class TorchTrainer:
 
     def _fit_group(self, job: _Job, own: slice) -> tuple[torch.Tensor, np.ndarray]:
         work, steps_K = job.work[own], torch.from_numpy(job.steps_K[own]).to(self.device)
-        x, x_starts_K = self._laid_out("x", [one.examples.x for one in work])
-        y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
+        x, x_starts_K = self._laid_out([one.examples.x for one in work])
+        y, y_starts_K = self._end_to_end([one.examples.y for one in work])
         stacked = {name: torch.stack([self._to_device(one.memory[name]) for one in work]) for name in job.rule.memory}
         start_KD = job.global_D.expand(len(work), -1)
         if any(one.start_D is not None for one in work):
@@ -355,16 +355,18 @@ class TorchTrainer:
         loss_B = torch.where(real_B, loss(self._applied(params_D, x_B), y_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
-    def _laid_out(self, name: str, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The examples of several clients in one tensor, and the row ``(K, 1)`` at which each client's begin."""
+    def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inputs of several clients in one tensor, and the row ``(K, 1)`` at which each client's begin."""
         whole, starts_K = slices_of_one(arrays)
         if whole is None:
-            laid, starts_K = self._to_device(np.concatenate(arrays)), np.cumsum([0, *map(len, arrays[:-1])])
-        else:
-            if self._resident.get(name, (None, None))[0] is not whole:
-                self._resident[name] = (whole, self._to_device(whole))
-            laid = self._resident[name][1]
-        return laid, torch.from_numpy(starts_K).to(self.device)[:, None]
+            return self._end_to_end(arrays)
+        if self._resident is None or self._resident[0] is not whole:
+            self._resident = whole, self._to_device(whole)
+        return self._resident[1], torch.from_numpy(starts_K).to(self.device)[:, None]
+
+    def _end_to_end(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        starts_K = np.cumsum([0, *map(len, arrays[:-1])])
+        return self._to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.device)[:, None]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Outputs ``(N, C)`` in evaluation mode."""
