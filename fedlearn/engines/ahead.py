@@ -7,6 +7,7 @@ train at any time before it lands; and it does with others that are under way wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fedlearn.records import ClientId, Failure, Flying, LocalSettings, Memory, U
 from fedlearn.strategy import Strategy
 from fedlearn.training import mixes
 
-Name = tuple[ClientId, int, float, int, LocalSettings]
+Name = tuple[int, ClientId, int, float, int, LocalSettings]
 
 
 class Ahead:
@@ -35,42 +36,43 @@ class Ahead:
 
     def bring(self, strategy: Strategy, due: Sequence[Flying]) -> Updates | Failure:
         """What the first of these brings, who land in this order; results of whoever is not among them are dropped."""
-        known = {_name(one) for one in due} if strategy is self._strategy else set()
+        known = {name_of(one) for one in due} if strategy is self._strategy else set()
         self._strategy = strategy
         self._waiting = {name: kept for name, kept in self._waiting.items() if name in known}
-        name = _name(due[0])
+        name = name_of(due[0])
         if name not in self._waiting:
-            self._train(strategy, [one for one in due if _name(one) not in self._waiting])
+            self._train(strategy, [one for one in due if name_of(one) not in self._waiting])
         _, result, memory = self._waiting.pop(name)
         if memory is not None:
             self.engine.memories[due[0].client] = memory
         return result
 
     def _train(self, strategy: Strategy, untrained: Sequence[Flying]) -> None:
-        mixer = self.engine if isinstance(self.engine, Mixer) and mixes(strategy.local) else None
-        if mixer is None:
-            order = untrained[0].order
-            block: Sequence[Flying] = [one for one in untrained if one.order.round == order.round]
-            found = self.engine.fit(order, strategy, [one.client for one in block])
+        """Train the first and others: all of one version, or of any where engine and rule can do that."""
+        engine, order = self.engine, untrained[0].order
+        most = engine.mixed_size if isinstance(engine, Mixer) else len(untrained)
+        if isinstance(engine, Mixer) and mixes(strategy.local):
+            block = untrained[: _power_of_four(min(len(untrained), most))]
+            found: Iterable[Any] = engine.fit_mixed(strategy, block)
         else:
-            block = untrained[: _power_of_two(min(len(untrained), mixer.mixed_size))]
-            found = mixer.fit_mixed(strategy, block)
-        before = dict(self.engine.memories)
+            block = [one for one in untrained if one.order.round == order.round][:most]
+            found = engine.fit(order, strategy, sorted(one.client for one in block))
+        before = {one.client: engine.memories[one.client] for one in block if one.client in engine.memories}
         results = _by_client(found)
-        after = self.engine.memories
         for one in block:
-            self._waiting[_name(one)] = (one, results[one.client], after.pop(one.client, None))
-        after.update(before)
+            self._waiting[name_of(one)] = (one, results[one.client], engine.memories.pop(one.client, None))
+        engine.memories.update(before)
 
 
-def _name(one: Flying) -> Name:
+def name_of(one: Flying) -> Name:
     """Of an order; its model is kept with the result, so that no other one takes its place in memory."""
-    return one.client, one.order.round, one.order.clock, id(one.order.params_D), one.order.local
+    order = one.order
+    return order.seed, one.client, order.round, order.clock, id(order.params_D), order.local
 
 
-def _power_of_two(most: int) -> int:
+def _power_of_four(most: int) -> int:
     """The largest that is not larger: blocks of few sizes, so that few programs are compiled."""
-    return 1 << (most.bit_length() - 1)
+    return 4 ** ((most.bit_length() - 1) // 2)
 
 
 def _by_client(found: Iterable[Updates | Gathered | Failure]) -> dict[ClientId, Updates | Failure]:

@@ -16,7 +16,7 @@ import numpy as np
 from fedlearn.aggregate import Gathered
 from fedlearn.client import sent_as_update
 from fedlearn.compress import typical_bytes
-from fedlearn.engines.ahead import Ahead
+from fedlearn.engines.ahead import Ahead, Name, name_of
 from fedlearn.engines.base import Engine, Lander, Landing, Mixer, refuse_early_end
 from fedlearn.layout import Layout
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
@@ -40,7 +40,8 @@ class ClockedEngine:
         self.engine, self.system, self.lasted = engine, system, 0.0
         self.clients, self.layout, self.deployed = engine.clients, engine.layout, engine.deployed
         self._size_of = size_of
-        self._fates: dict[tuple[int, int, ClientId, float], Fate] = {}
+        self._strategy: Strategy | None = None
+        self._fates: dict[Name, Fate] = {}
         self._ahead = Ahead(engine)
 
     @property
@@ -81,20 +82,22 @@ class ClockedEngine:
 
     def land(self, strategy: Strategy, flying: Sequence[Flying], clock: float) -> Landing:
         """The next of these clients finishes. It trains no earlier than it must, with others that will (`Ahead`)."""
-        keys = [(one.order.seed, one.order.round, one.client, one.order.clock) for one in flying]
+        known = self._fates if strategy is self._strategy else {}
+        self._strategy, names = strategy, [name_of(one) for one in flying]
         self._fates = {
-            key: self._fates.get(key) or self._fate(one.order, one.client, self._load_of(one.order, strategy))
-            for key, one in zip(keys, flying, strict=True)
+            name: known.get(name) or self._fate(one.order, one.client, self._load_of(one.order, strategy))
+            for name, one in zip(names, flying, strict=True)
         }
-        done = [one.order.clock + self._fates[key].seconds for key, one in zip(keys, flying, strict=True)]
-        first, *others = sorted(range(len(flying)), key=lambda i: (done[i], flying[i].client))
-        one, lost = flying[first], self._fates[keys[first]].lost
+        fates = [self._fates[name] for name in names]
+        done = [one.order.clock + fate.seconds for one, fate in zip(flying, fates, strict=True)]
+        by_time = sorted(range(len(flying)), key=lambda i: (done[i], flying[i].client))
+        first, lost = by_time[0], fates[by_time[0]].lost
         if lost:
-            result: Updates | Failure = _missing(one.client, lost)
+            result: Updates | Failure = _missing(flying[first].client, lost)
         elif isinstance(self.engine, Lander):  # real clients train when they are told to
-            result = self.engine.land(strategy, [one], one.order.clock).result
+            result = self.engine.land(strategy, [flying[first]], flying[first].order.clock).result
         else:
-            result = self._ahead.bring(strategy, [flying[i] for i in (first, *others) if not self._fates[keys[i]].lost])
+            result = self._ahead.bring(strategy, [flying[i] for i in by_time if not fates[i].lost])
         return Landing(first, result, max(clock, done[first]))
 
     def evaluate(
