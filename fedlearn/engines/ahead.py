@@ -52,7 +52,7 @@ class Ahead:
         engine, order = self.engine, untrained[0].order
         most = engine.mixed_size if isinstance(engine, Mixer) else len(untrained)
         if isinstance(engine, Mixer) and mixes(strategy.local):
-            block = untrained[: _power_of_four(min(len(untrained), most))]
+            block = untrained[:most]
             found: Iterable[Any] = engine.fit_mixed(strategy, block)
         else:
             block = [one for one in untrained if one.order.round == order.round][:most]
@@ -68,11 +68,6 @@ def name_of(one: Flying) -> Name:
     """Of an order; its model is kept with the result, so that no other one takes its place in memory."""
     order = one.order
     return order.seed, one.client, order.round, order.clock, id(order.params_D), order.local
-
-
-def _power_of_four(most: int) -> int:
-    """The largest that is not larger: blocks of few sizes, so that few programs are compiled."""
-    return 4 ** ((most.bit_length() - 1) // 2)
 
 
 def _by_client(found: Iterable[Updates | Gathered | Failure]) -> dict[ClientId, Updates | Failure]:

@@ -11,7 +11,7 @@ from fedlearn.errors import is_count, require
 from fedlearn.trainers.base import Trainer, available_cores
 
 BATCHINGS = ("auto", "map", "vmap", "workers")
-MIXED = 16  # clients in a block of orders of different ages: few enough for ``auto`` to train them exactly as alone
+MIXED = 31  # clients in a block of orders of different ages: few enough for ``auto`` to train them exactly as alone
 BLOCK_BYTES = 512 * 2**20  # of updates held at once when the size is chosen automatically
 
 

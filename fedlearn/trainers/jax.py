@@ -155,7 +155,8 @@ class JaxTrainer:
             drawn = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
             own = (*drawn, memory_KD, start_KD, counts_KC, seeds_K2)
             shared = (jnp.asarray(order.params_D), broadcast, x, y)
-        delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
+        mixed = any(one.round is not None for one in work)  # such blocks come in all sizes
+        delta_KD, losses_K = self._in_shares(block, shared, own, steps_K, few_sizes=mixed)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD,
@@ -164,18 +165,25 @@ class JaxTrainer:
             metrics={"loss": Sum(losses_K.astype(np.float64), (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
 
-    def _in_shares(self, block: Any, shared: Any, own: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
-        """Run the program on each core's share of the clients, all at the same time, in equal shapes."""
+    def _in_shares(
+        self, block: Any, shared: Any, own: Any, steps_K: np.ndarray, *, few_sizes: bool
+    ) -> tuple[Array, np.ndarray]:
+        """Run the program on each core's share of the clients, all at the same time, in equal shapes; of 2^n clients
+        for ``few_sizes``, so that few programs are compiled.
+        """
         size = -(-len(steps_K) // self._num_shares)
         shares = balanced(steps_K.tolist(), -(-len(steps_K) // size), most=size)
+        room = 1 << (size - 1).bit_length() if few_sizes else size
 
         def run(rows: np.ndarray) -> Any:
-            share = jax.tree.map(lambda v_K: _filled_up(v_K[rows], size), own)
+            share = jax.tree.map(lambda v_K: _filled_up(v_K[rows], room), own)
             with jax.default_device(self._jax_device):  # holds for one thread
                 return jax.block_until_ready(block(*shared, *share))
 
         if len(shares) == 1:
             delta_KD, losses_K = run(shares[0])
+            if room > size:
+                delta_KD, losses_K = delta_KD[:size], losses_K[:size]
             return (np.asarray(delta_KD) if self.device == "cpu" else delta_KD), np.asarray(losses_K)
         # one device runs programs one after another, unless each has a thread of its own waiting for it
         with ThreadPoolExecutor(self._num_shares) as threads:
