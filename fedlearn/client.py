@@ -18,7 +18,7 @@ from fedlearn.records import Array, ClientId, Examples, Failure, Memory, Order, 
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy
 from fedlearn.trainers.base import Trainer
-from fedlearn.training import first_memory, train
+from fedlearn.training import first_memory, train, train_mixed
 from fedlearn.transform import Context, Stage
 
 
@@ -53,7 +53,26 @@ def client_step(
 
     Returns the updates of the clients that succeeded and a failure for each of the others.
     """
-    updates = train(trainer, strategy.local, order, work)
+    return _after_training(trainer, strategy, order, work, train(trainer, strategy.local, order, work))
+
+
+def client_steps(
+    trainer: Trainer, strategy: Strategy, orders: Sequence[Order], work: Sequence[Work]
+) -> list[Updates | Failure]:
+    """The same for K clients that answer an order of their own each, under a rule that `fedlearn.training.mixes`.
+
+    They train as one block; there is one result for each.
+    """
+    trained, results = train_mixed(trainer, strategy.local, orders, work), []
+    for k, (order, one) in enumerate(zip(orders, work, strict=True)):
+        updates, failures = _after_training(trainer, strategy, order, [one], trained.rows(np.array([k])))
+        results.append(updates if len(updates) else failures[0])
+    return results
+
+
+def _after_training(
+    trainer: Trainer, strategy: Strategy, order: Order, work: Sequence[Work], updates: Updates
+) -> tuple[Updates, list[Failure]]:
     if tuple(updates.delta_KD.shape) != (len(work), trainer.layout.num_parameters):
         raise ValueError(f"updates have shape {tuple(updates.delta_KD.shape)}, not those of {len(work)} such models")
     updates, failures = refuse_non_finite(updates, work)

@@ -10,7 +10,7 @@ reads it, so that what is simulated is what a receiver of these bytes gets, bit 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from statistics import NormalDist
 
@@ -21,11 +21,19 @@ from fedlearn.layout import Layout, Leaf
 from fedlearn.optim import zeros
 from fedlearn.packing import pack_indices, pack_levels, unpack_indices, unpack_levels
 from fedlearn.packing import require as expect
+from fedlearn.seeds import Purpose, generator
 from fedlearn.transform import Codec, Stage, Transform
 
 Rng = np.random.Generator
 FORMATS = ("float16", "bfloat16")
 BLOCK = 4096  # numbers that are rotated together
+
+
+@lru_cache(maxsize=16)
+def typical_bytes(codec: Codec, layout: Layout) -> int:
+    """What a codec makes of Gaussian numbers, for whoever must know the size of an update before there is one."""
+    typical_D = generator(0, Purpose.COMPRESS).standard_normal(layout.num_parameters, dtype=np.float32)
+    return len(codec.encode(typical_D, layout, generator(0, Purpose.COMPRESS)))
 
 
 def none() -> Stage:

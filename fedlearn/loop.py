@@ -121,6 +121,8 @@ def federate(
         TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
     """
     local = local or LocalSettings()
+    if strategy.asynchrony is not None and not isinstance(engine, Lander):
+        engine = ClockedEngine(engine, System())
     while state.round < schedule.rounds:
         began = time.perf_counter()
         if strategy.asynchrony is not None:
@@ -172,12 +174,12 @@ def run_round(
 
 def run_step(strategy: Strategy, engine: Engine, state: State, *, schedule: Schedule, local: LocalSettings) -> Round:
     """One step of an asynchronous strategy: wait for updates, however old, aggregate, step."""
-    lander = engine if isinstance(engine, Lander) else ClockedEngine(engine, System())
+    assert isinstance(engine, Lander)
     order = _order(strategy, engine, state, local)
     under_way = [
         replace(one, order=replace(one.order, local=local, deployed=engine.deployed)) for one in state.flying
     ]  # a checkpoint does not repeat what the settings say
-    buffer = fill(strategy, lander, engine.clients, under_way, order)
+    buffer = fill(strategy, engine, engine.clients, under_way, order)
     fold = strategy.aggregate.init(strategy.leaving(engine.layout))
     gathered = gather_buffer(Gathered(fold=fold), strategy, buffer, order.round)
     _stop_if_too_many_failed(gathered, len(buffer.landed) + len(buffer.flying), schedule.max_failures)

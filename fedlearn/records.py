@@ -142,12 +142,14 @@ class Work:
         examples: its own.
         memory: what it has kept for itself, by name.
         start_D: where its training begins; None: at the order's ``params_D``.
+        round: from which its random numbers follow; None: the order's, as where all clients of a block have the same.
     """
 
     client: ClientId
     examples: Examples
     memory: Memory = field(default_factory=dict)
     start_D: Array | None = None
+    round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

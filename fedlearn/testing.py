@@ -29,7 +29,7 @@ from fedlearn.local import LocalRule, plain
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.records import Array, Examples, LocalSettings, Order, State, Sum, Updates, Work
 from fedlearn.strategy import Strategy
-from fedlearn.trainers.base import Trainer, batch_plans, initial_parameters
+from fedlearn.trainers.base import Trainer, batch_plans, initial_parameters, rounds_of
 
 
 class LinearTrainer:
@@ -79,7 +79,8 @@ class LinearTrainer:
         }
         start_D = w_global_D if one.start_D is None else np.asarray(one.start_D)
         w_D, loss = start_D.copy(), 0.0
-        (plan,), _ = batch_plans(order, np.array([one.client]), np.array([len(one.examples)]))
+        rounds = rounds_of(order, [one])
+        (plan,), _ = batch_plans(order, np.array([one.client]), np.array([len(one.examples)]), rounds)
         for rows in plan:
             x, y = one.examples.x[rows[rows >= 0]], one.examples.y[rows[rows >= 0]]
             error_N = self.predict(w_D, x)[:, 0] - y
@@ -254,6 +255,10 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     assert np.array_equal(delta_KD, np.asarray(trainer.fit(order, plain, work).delta_KD)), "fit must be reproducible"
     alone_KD = [np.asarray(trainer.fit(order, plain, [one]).delta_KD)[0] for one in work]
     assert _close(delta_KD, np.stack(alone_KD), tolerance), "a client's update must not depend on its block"
+    aged = [replace(one, round=k) for k, one in enumerate(work)]
+    apart = [trainer.fit(replace(order, round=k), plain, [one]).delta_KD[0] for k, one in enumerate(work)]
+    same = _close(trainer.fit(order, plain, aged).delta_KD, np.stack([np.asarray(one) for one in apart]), tolerance)
+    assert same, "a client's random numbers must follow from the round that its work names"
     _check_obedience(trainer, order, work, delta_KD)
     _check_predict(trainer, params_D, delta_KD, clients)
 

@@ -21,7 +21,8 @@ from fedlearn.optim import zeros
 from fedlearn.records import Array, Memory, Order, Updates, Work
 from fedlearn.trainers.base import Trainer
 
-KEPT, PERSONAL = "local.kept", "local.personal"  # in a client's memory: no names that a rule's function could take
+# in a client's memory: no names that a rule's function could take
+KEPT, PERSONAL, RECEIVED = "local.kept", "local.personal", "local.received"
 
 
 def first_memory(rule: LocalRule, layout: Layout, params_D: Array) -> dict[str, np.ndarray]:
@@ -54,6 +55,43 @@ def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work])
     if rule.personal:
         memory[PERSONAL] = _train_personal(trainer, rule, order, work, updates)
     return replace(updates, memory=memory, metrics={**updates.metrics, **told})
+
+
+def mixes(rule: LocalRule) -> bool:
+    """Whether clients that were sent different models can train as one block: whatever trains once, and corrects."""
+    return rule == LocalRule(
+        correct=rule.correct, memory=rule.memory, receives=rule.receives, finish=rule.finish, logits=rule.logits
+    )
+
+
+def train_mixed(trainer: Trainer, rule: LocalRule, orders: Sequence[Order], work: Sequence[Work]) -> Updates:
+    """Train K clients, each by an order of its own, under a rule that mixes.
+
+    They share seed and settings, and differ in the round and in what the server sent: to the trainer that is the
+    client's own, as its memory is.
+    """
+    there = [
+        replace(
+            one,
+            round=order.round,
+            start_D=order.params_D,
+            memory={**one.memory, RECEIVED: order.params_D, **{name: order.broadcast[name] for name in rule.receives}},
+        )
+        for order, one in zip(orders, work, strict=True)
+    ]
+    return trainer.fit(orders[0], _received(rule), there)
+
+
+@lru_cache(maxsize=64)  # the same rule from block to block: compiled programs and workers are kept by it
+def _received(rule: LocalRule) -> LocalRule:
+    """The rule, for clients that bring what the server sent."""
+    if rule.correct is plain.correct:
+        return rule._replace(receives=())
+
+    def correct(grad: Any, w: Any, w_global: Any, **vectors: Any) -> Any:
+        return rule.correct(grad, w, vectors.pop(RECEIVED), **vectors)
+
+    return rule._replace(correct=correct, memory=(*rule.memory, RECEIVED, *rule.receives), receives=())
 
 
 def _beginning(rule: LocalRule, layout: Layout, order: Order, one: Work, name: str) -> Work:

@@ -8,9 +8,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.compress import typical_bytes
 from fedlearn.config import Experiment
 from fedlearn.data.federated import FederatedData
 from fedlearn.history import History
@@ -93,13 +93,10 @@ def _compress(experiment: Experiment, cfg: DictConfig) -> str:
 
 
 def _bytes_per_update(experiment: Experiment) -> int:
-    """What a codec makes of Gaussian numbers, where one writes updates; how it does with updates is told each round."""
+    """With a codec about so many; how it does with updates is told each round."""
     strategy = experiment.plan.strategy
     layout, codec = strategy.leaving(experiment.scenario.trainer.layout), strategy.codec
-    if codec is None:
-        return 4 * layout.num_parameters
-    typical_D = np.random.default_rng(0).standard_normal(layout.num_parameters, dtype=np.float32)
-    return len(codec.encode(typical_D, layout, np.random.default_rng(0)))
+    return 4 * layout.num_parameters if codec is None else typical_bytes(codec, layout)
 
 
 def _system(cfg: DictConfig, experiment: Experiment) -> str:
@@ -154,8 +151,9 @@ def _expected_size(experiment: Experiment) -> float:
 
 
 def _cohort_size(experiment: Experiment) -> int:
-    if experiment.plan.strategy.asynchrony is not None:
-        return 1  # each has a model of its own age
+    rule, engine = experiment.plan.strategy.asynchrony, experiment.engine
+    if rule is not None:
+        return min(rule.concurrency, len(engine.clients), getattr(engine, "mixed_size", 1))
     return ceil(round(_expected_size(experiment), 6))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedlearn.aggregate import Gathered
 from fedlearn.arrays import as_numpy
-from fedlearn.client import client_step, initial_memory
+from fedlearn.client import client_step, client_steps, initial_memory
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import require
 from fedlearn.layout import Layout
@@ -101,13 +101,38 @@ class Lander(Protocol):
         ...
 
 
+@runtime_checkable
+class Mixer(Protocol):
+    """An engine that trains clients as one block though their orders differ in age.
+
+    Attributes:
+        mixed_size: clients in such a block at most.
+    """
+
+    mixed_size: int
+
+    def fit_mixed(self, strategy: Strategy, block: Sequence[Flying]) -> Iterator[Updates | Failure]:
+        """Train a block under a rule that `fedlearn.training.mixes`; no client is there twice."""
+        ...
+
+
 class LocalEngine:
-    """Runs clients in this process, ``block_size`` at a time."""
+    """Runs clients in this process, ``block_size`` at a time.
+
+    Args:
+        data: examples by client.
+        trainer: of the model.
+        block_size: clients in a block.
+        mixed_size: in a block of orders of different ages, whose clients are others after a stop; None: as many.
+    """
 
     deployed = False
 
-    def __init__(self, data: FederatedData, trainer: Trainer, *, block_size: int) -> None:
+    def __init__(
+        self, data: FederatedData, trainer: Trainer, *, block_size: int, mixed_size: int | None = None
+    ) -> None:
         self.data, self.trainer, self.block_size = data, trainer, block_size
+        self.mixed_size = min(block_size, mixed_size or block_size)
         self.clients, self.layout = data.clients, trainer.layout
         self.memories: dict[ClientId, Memory] = {}
 
@@ -123,6 +148,18 @@ class LocalEngine:
                     yield failure(client, "data", error)
             if work:
                 yield from self._fit_block(order, strategy, work)
+
+    def fit_mixed(self, strategy: Strategy, block: Sequence[Flying]) -> Iterator[Updates | Failure]:
+        """Train a block of clients whose orders differ in age."""
+        orders, work = [], []
+        for one in block:
+            try:
+                work.append(self._work(one.client, initial_memory(strategy, self.layout, one.order.params_D)))
+                orders.append(one.order)
+            except Exception as error:
+                yield failure(one.client, "data", error)
+        if work:
+            yield from self._fit_mixed(strategy, orders, work)
 
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
@@ -184,6 +221,20 @@ class LocalEngine:
         if len(updates):
             self._remember(updates)
             yield updates
+
+    def _fit_mixed(
+        self, strategy: Strategy, orders: Sequence[Order], work: Sequence[Work]
+    ) -> Iterator[Updates | Failure]:
+        try:
+            results = client_steps(self.trainer, strategy, orders, work)
+        except Exception:  # one client spoilt the block, or is the block
+            for order, one in zip(orders, work, strict=True):
+                yield from self._fit_block(order, strategy, [one])
+            return
+        for result in results:
+            if isinstance(result, Updates):
+                self._remember(result)
+            yield result
 
     def _remember(self, updates: Updates) -> None:
         kept: Mapping[str, Array] = {name: as_numpy(v) for name, v in updates.memory.items()}

@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from fedlearn.aggregate import Gathered
-from fedlearn.client import codec_rng, sent_as_update
-from fedlearn.engines.base import Engine, Lander, Landing, refuse_early_end
+from fedlearn.client import sent_as_update
+from fedlearn.compress import typical_bytes
+from fedlearn.engines.ahead import Ahead, Name, name_of
+from fedlearn.engines.base import Engine, Lander, Landing, Mixer, refuse_early_end
 from fedlearn.layout import Layout
 from fedlearn.records import Array, ClientId, Failure, Flying, Memory, Order, Predictions, Tally, Updates
-from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy, sent_beside
 from fedlearn.system import Fate, Load, System
 
@@ -39,7 +40,9 @@ class ClockedEngine:
         self.engine, self.system, self.lasted = engine, system, 0.0
         self.clients, self.layout, self.deployed = engine.clients, engine.layout, engine.deployed
         self._size_of = size_of
-        self._fates: dict[tuple[int, int, ClientId, float], Fate] = {}
+        self._strategy: Strategy | None = None
+        self._fates: dict[Name, Fate] = {}
+        self._ahead = Ahead(engine)
 
     @property
     def memories(self) -> dict[ClientId, Memory]:
@@ -78,16 +81,23 @@ class ClockedEngine:
         yield from (Failure(client=client, stage="spare", reason=why) for _, client in arriving)
 
     def land(self, strategy: Strategy, flying: Sequence[Flying], clock: float) -> Landing:
-        """The next of these clients finishes. It trains only now; nothing since its order could change what it does."""
-        keys = [(one.order.seed, one.order.round, one.client, one.order.clock) for one in flying]
+        """The next of these clients finishes. It trains no earlier than it must, with others that will (`Ahead`)."""
+        known = self._fates if strategy is self._strategy else {}
+        self._strategy, names = strategy, [name_of(one) for one in flying]
         self._fates = {
-            key: self._fates.get(key) or self._fate(one.order, one.client, self._load_of(one.order, strategy))
-            for key, one in zip(keys, flying, strict=True)
+            name: known.get(name) or self._fate(one.order, one.client, self._load_of(one.order, strategy))
+            for name, one in zip(names, flying, strict=True)
         }
-        done = [one.order.clock + self._fates[key].seconds for key, one in zip(keys, flying, strict=True)]
-        first = min(range(len(flying)), key=lambda i: (done[i], flying[i].client))
-        one, lost = flying[first], self._fates[keys[first]].lost
-        result = _missing(one.client, lost) if lost else self._fit_one(strategy, one)
+        fates = [self._fates[name] for name in names]
+        done = [one.order.clock + fate.seconds for one, fate in zip(flying, fates, strict=True)]
+        by_time = sorted(range(len(flying)), key=lambda i: (done[i], flying[i].client))
+        first, lost = by_time[0], fates[by_time[0]].lost
+        if lost:
+            result: Updates | Failure = _missing(flying[first].client, lost)
+        elif isinstance(self.engine, Lander):  # real clients train when they are told to
+            result = self.engine.land(strategy, [flying[first]], flying[first].order.clock).result
+        else:
+            result = self._ahead.bring(strategy, [flying[i] for i in by_time if not fates[i].lost])
         return Landing(first, result, max(clock, done[first]))
 
     def evaluate(
@@ -96,6 +106,11 @@ class ClockedEngine:
         """As the engine does; it takes no virtual time."""
         return self.engine.evaluate(params_D, cohort, own) if own else self.engine.evaluate(params_D, cohort)
 
+    @property
+    def mixed_size(self) -> int:
+        """Clients of an asynchronous strategy that the engine trains at a time, at most."""
+        return self.engine.mixed_size if isinstance(self.engine, Mixer) else 1
+
     def describe(self, cohort_size: int) -> str:
         """As the engine does."""
         return self.engine.describe(cohort_size)
@@ -103,13 +118,6 @@ class ClockedEngine:
     def close(self) -> None:
         """Close the engine."""
         self.engine.close()
-
-    def _fit_one(self, strategy: Strategy, one: Flying) -> Updates | Failure:
-        if isinstance(self.engine, Lander):  # to its `fit` a client that fails would be a round without updates
-            return self.engine.land(strategy, [one], one.order.clock).result
-        (result,) = self.engine.fit(one.order, strategy, [one.client])
-        assert not isinstance(result, Gathered), "what an asynchronous strategy aggregates cannot be merged"
-        return result
 
     def _load_of(self, order: Order, strategy: Strategy) -> Callable[[ClientId], Load]:
         """What this order costs each client."""
@@ -129,10 +137,8 @@ def _missing(client: ClientId, why: str) -> Failure:
 
 
 def _update_bytes(strategy: Strategy, order: Order, layout: Layout) -> int:
-    """Of a client's update on its way up; with a codec, what it makes of Gaussian numbers."""
-    if strategy.codec is None:
-        numbers, dtype = sent_as_update(strategy, order, layout)
-        return numbers * dtype.itemsize
-    sent = strategy.leaving(layout)
-    typical_D = generator(order.seed, Purpose.SYSTEM).standard_normal(sent.num_parameters, dtype=np.float32)
-    return len(strategy.codec.encode(typical_D, sent, codec_rng(order, 0)))
+    """Of a client's update on its way up."""
+    if strategy.codec is not None:
+        return typical_bytes(strategy.codec, strategy.leaving(layout))
+    numbers, dtype = sent_as_update(strategy, order, layout)
+    return numbers * dtype.itemsize

@@ -14,7 +14,7 @@ from fedlearn.errors import is_number, require
 from fedlearn.local import LocalRule
 from fedlearn.records import Examples, Order, Updates, Work
 from fedlearn.seeds import Purpose, generator
-from fedlearn.trainers.base import AroundTrainer, Trainer
+from fedlearn.trainers.base import AroundTrainer, Trainer, round_of
 
 AT_ONCE = 256  # images that are distorted together: their pixels stay in the cache
 
@@ -70,7 +70,7 @@ class AugmentedTrainer(AroundTrainer):
         return self.trainer.fit(order, rule, [self._distorted(order, one) for one in work])
 
     def _distorted(self, order: Order, one: Work) -> Work:
-        rng = generator(order.seed, Purpose.AUGMENT, round=order.round, client=one.client)
+        rng = generator(order.seed, Purpose.AUGMENT, round=round_of(order, one), client=one.client)
         return replace(one, examples=Examples(distorted(one.examples.x, self.how, rng), one.examples.y))
 
 

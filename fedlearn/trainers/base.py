@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from heapq import heappop, heapreplace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -63,7 +63,9 @@ class Trainer(Protocol):
         ...
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
-        """Train K clients, each from its `Work.start_D`. Row k of the result does not depend on the other clients.
+        """Train K clients, each from its `Work.start_D`, with the random numbers of its `Work.round`.
+
+        Row k of the result does not depend on the other clients.
 
         Returns updates with clients in the order of ``work``, ``metrics["loss"]`` (total loss and number of the
         examples seen), and without memory or extra, which `fedlearn.client.client_step` adds.
@@ -114,7 +116,25 @@ class AroundTrainer:
         return self.trainer.predict(params_D, x)
 
 
-def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def round_of(order: Order, one: Work) -> int:
+    """The round from which a client's random numbers follow."""
+    return order.round if one.round is None else one.round
+
+
+def rounds_of(order: Order, work: Sequence[Work]) -> np.ndarray:
+    """The same of K clients (K)."""
+    return np.array([round_of(order, one) for one in work], np.int64)
+
+
+def by_round(rounds_K: np.ndarray, drawn: Callable[[int], Any]) -> np.ndarray:
+    """What is drawn for the round of each client (K x ...), each round's once."""
+    rounds, back_K = np.unique(rounds_K, return_inverse=True)
+    return np.array([drawn(round) for round in rounds.tolist()])[back_K]
+
+
+def batch_plans(
+    order: Order, clients_K: np.ndarray, sizes_K: np.ndarray, rounds_K: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Which examples make up each local step of K clients, for both frameworks and all engines.
 
     Every pass visits each example once in a fresh random order. With ``local.steps`` passes go on until the steps are
@@ -135,7 +155,7 @@ def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tup
     plan_KSB = np.full((len(sizes_K), int(steps_K.max()), batch_size), -1, np.int32)
     batch_in_pass = np.arange(int(batches_K.max()))
     for number in range(int((-(-steps_K // batches_K)).max())):
-        hash_KN = _hashes(order, clients_K, number, largest)
+        hash_KN = _hashes(order, clients_K, rounds_K, number, largest)
         hash_KN[np.arange(largest) >= sizes_K[:, None]] = np.iinfo(np.uint64).max  # sorts behind the examples
         pass_KN = np.argsort(hash_KN, axis=1).astype(np.int32)
         padded_KN = np.full((len(sizes_K), len(batch_in_pass) * batch_size), -1, np.int32)
@@ -147,7 +167,9 @@ def batch_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tup
     return plan_KSB, steps_K
 
 
-def poisson_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def poisson_plans(
+    order: Order, clients_K: np.ndarray, sizes_K: np.ndarray, rounds_K: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """As `batch_plans`, for DP-SGD: each step takes each of N examples with probability ``min(1, batch_size / N)``,
     independently.
 
@@ -162,7 +184,7 @@ def poisson_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> t
         if order.deployed:
             uniform_KN = secret_uniforms((len(sizes_K), largest))
         else:
-            uniform_KN = (_hashes(order, clients_K, number, largest) >> np.uint64(11)) * 2.0**-53
+            uniform_KN = (_hashes(order, clients_K, rounds_K, number, largest) >> np.uint64(11)) * 2.0**-53
         taken_KN = (uniform_KN < rate_K1) & (np.arange(largest) < sizes_K[:, None])
         chosen.append(taken_KN & (number < steps_K)[:, None])
     widest = max(1, max(int(taken_KN.sum(axis=1).max()) for taken_KN in chosen))
@@ -174,10 +196,15 @@ def poisson_plans(order: Order, clients_K: np.ndarray, sizes_K: np.ndarray) -> t
     return plan_KSB, steps_K
 
 
-def _hashes(order: Order, clients_K: np.ndarray, number: int, num_examples: int) -> np.ndarray:
+def _hashes(
+    order: Order, clients_K: np.ndarray, rounds_K: np.ndarray | None, number: int, num_examples: int
+) -> np.ndarray:
     """``(K, N)`` 64-bit hashes, a function of (seed, round, client, pass, example) alone."""
-    root = seed_sequence(order.seed, Purpose.BATCHES, round=order.round).generate_state(1, np.uint64)
-    client_K1 = _mixed(_mixed(root + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
+    root_K = by_round(
+        np.array([order.round]) if rounds_K is None else rounds_K,
+        lambda round: seed_sequence(order.seed, Purpose.BATCHES, round=round).generate_state(1, np.uint64)[0],
+    )
+    client_K1 = _mixed(_mixed(root_K + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
     return _mixed(client_K1 + GOLDEN * np.arange(1, num_examples + 1, dtype=np.uint64))
 
 

@@ -37,9 +37,11 @@ from fedlearn.trainers.base import (
     available_cores,
     balanced,
     batch_plans,
+    by_round,
     counts_of_classes,
     initial_parameters,
     poisson_plans,
+    rounds_of,
     slices_of_one,
 )  # fmt: skip
 from fedlearn.trainers.dp_jax import clipped_gradient
@@ -138,19 +140,21 @@ class JaxTrainer:
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
         plans = poisson_plans if order.local.example_dp else batch_plans
-        plan_KSB, steps_K = plans(order, clients_K, sizes_K)
+        rounds_K = rounds_of(order, work)
+        plan_KSB, steps_K = plans(order, clients_K, sizes_K, rounds_K)
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
         start_KD = _starts(order, work)
         counts_KC = counts_of_classes(self, self.task, order, work) if rule.logits else None
         broadcast = {name: order.broadcast[name] for name in rule.receives}
-        seeds = [integer_seed(order.seed, p, round=order.round) & 0xFFFFFFFF for p in (Purpose.MODEL, Purpose.NOISE)]
+        seeds_K2 = by_round(rounds_K, partial(_seeds, order.seed))
         block = self._block(rule, order.local, order.deployed)
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._laid_out([one.examples.x for one in work])
             y, y_starts_K = self._end_to_end([one.examples.y for one in work])
             rows_KSB = self._widened(plan_KSB, order.local, int(sizes_K.max()))
-            own = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K, memory_KD, start_KD, counts_KC)
-            shared = (jnp.asarray(order.params_D), broadcast, x, y, np.array(seeds, np.uint32))
+            drawn = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
+            own = (*drawn, memory_KD, start_KD, counts_KC, seeds_K2)
+            shared = (jnp.asarray(order.params_D), broadcast, x, y)
         delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
         return Updates(
             clients_K=clients_K,
@@ -161,10 +165,10 @@ class JaxTrainer:
         )
 
     def _in_shares(self, block: Any, shared: Any, own: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
-        """Run the program on each core's share of the clients, all at the same time, in equal shapes."""
+        """Run the program on each core's share of the clients, all at the same time, in equal shapes, and in few."""
         size = -(-len(steps_K) // self._num_shares)
-        if size != self._room.setdefault("clients", size):  # cohorts are not all of one size
-            size = _round_up(size)
+        if size != self._room.setdefault("clients", size):  # blocks are not all of one size
+            size = 1 << (size - 1).bit_length() if size <= 16 else _round_up(size)
         shares = balanced(steps_K.tolist(), self._num_shares, most=size)
 
         def run(rows: np.ndarray) -> Any:
@@ -174,6 +178,8 @@ class JaxTrainer:
 
         if len(shares) == 1:
             delta_KD, losses_K = run(shares[0])
+            if size > len(steps_K):
+                delta_KD, losses_K = delta_KD[: len(steps_K)], losses_K[: len(steps_K)]
             return (np.asarray(delta_KD) if self.device == "cpu" else delta_KD), np.asarray(losses_K)
         delta_KD = np.empty((len(steps_K), self.layout.num_parameters), np.float32)
         losses_K = np.empty(len(steps_K), np.float32)
@@ -237,8 +243,8 @@ class JaxTrainer:
         optimizer = _optimizer(local)
         private_gradient = self._private_gradient(local, deployed) if local.example_dp else None
 
-        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seeds: Any, own: Any) -> Any:
-            rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, counts_C = own
+        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> Any:
+            rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, counts_C, seeds = own
             gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C))
             start = params if start_D is None else self._unflatten(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
@@ -261,8 +267,8 @@ class JaxTrainer:
             weights, _, total = lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), jnp.zeros(())))
             return self._flatten(jax.tree.map(jnp.subtract, weights, start)), total
 
-        def block(params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
-            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seeds)
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, *own: Any) -> Any:
+            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y)
             in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
             return lax.map(one, own) if in_turn else jax.vmap(one)(own)
 
@@ -330,6 +336,12 @@ class JaxTrainer:
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError("device", self.device, f"a device of this machine ({reason})", "device=cpu") from error
+
+
+def _seeds(seed: int, round: int) -> np.ndarray:
+    """Of what the model draws in training, and of noise."""
+    drawn = [integer_seed(seed, purpose, round=round) & 0xFFFFFFFF for purpose in (Purpose.MODEL, Purpose.NOISE)]
+    return np.array(drawn, np.uint32)
 
 
 def _seen(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:

@@ -29,6 +29,8 @@ from fedlearn.trainers.base import (
     counts_of_classes,
     initial_parameters,
     poisson_plans,
+    round_of,
+    rounds_of,
     slices_of_one,
 )  # fmt: skip
 from fedlearn.trainers.dp_torch import ClippedGradient
@@ -157,7 +159,7 @@ class TorchTrainer:
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
         plans = poisson_plans if order.local.example_dp else batch_plans
-        plan_KSB, steps_K = plans(order, clients_K, sizes_K)
+        plan_KSB, steps_K = plans(order, clients_K, sizes_K, rounds_of(order, work))
         counts_KC = counts_of_classes(self, self.task, order, work) if rule.logits else None
         self.module.train()
         job = _Job(
@@ -184,9 +186,11 @@ class TorchTrainer:
         """One client after another."""
         delta_KD = torch.empty((len(job.work), self.layout.num_parameters), device=self.device)
         losses_K, order = np.zeros(len(job.work)), job.order
+        # torch.manual_seed notes a traceback for each kind of device that is not there: longer than a small step
+        seeded = torch.default_generator.manual_seed if self.device == "cpu" else torch.manual_seed
         for k, one in enumerate(job.work):
             with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
-                torch.manual_seed(integer_seed(order.seed, Purpose.MODEL, round=order.round, client=one.client))
+                seeded(integer_seed(order.seed, Purpose.MODEL, round=round_of(order, one), client=one.client))
                 losses_K[k] = self._fit_client(job, k)
             torch.sub(self._flat_D, self._start(job, one), out=delta_KD[k])
         return delta_KD, losses_K
@@ -251,7 +255,7 @@ class TorchTrainer:
         if order.deployed:
             return lambda noise: noise.copy_(torch.from_numpy(secret_normals(tuple(noise.shape))))
         generator = torch.Generator(self.device)
-        generator.manual_seed(integer_seed(order.seed, Purpose.NOISE, round=order.round, client=one.client))
+        generator.manual_seed(integer_seed(order.seed, Purpose.NOISE, round=round_of(order, one), client=one.client))
         return lambda noise: noise.normal_(generator=generator)
 
     def _vectors(self, job: _Job, one: Work) -> dict[str, torch.Tensor]:

@@ -88,11 +88,18 @@ class Constant(LinearTrainer):
         return np.zeros((len(x), 1), np.float32)
 
 
+class Timeless(LinearTrainer):
+    """Takes all of a block for clients of its own round."""
+
+    def fit(self, order, rule, work):
+        return super().fit(order, rule, [replace(one, round=None) for one in work])
+
+
 @pytest.mark.parametrize(
     ("kind", "promise"),
     [
         (Deaf, "local rule"), (Leaky, "its block"), (Meddling, "global model"), (Moody, "function of the seed"),
-        (Constant, "follow the parameters"),
+        (Constant, "follow the parameters"), (Timeless, "the round that its work names"),
     ],
 )  # fmt: skip
 def test_a_broken_trainer_is_caught(kind, promise):

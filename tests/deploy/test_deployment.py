@@ -60,6 +60,17 @@ def test_masked_updates_add_up_to_the_bits_of_a_simulation(federation, tmp_path)
     assert deployed.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "masked", *words)
 
 
+def test_compressed_updates_end_with_the_bits_of_a_simulation_and_are_counted_as_there(federation, tmp_path):
+    words = ("compress=topk", "compress.share=0.2", "rounds=2")  # nodes remember what they left out
+    deployed = federation.run(*words, name="compressed")
+    assert deployed.code == 0, deployed.text
+    assert deployed.summary["parameters_sha256"] == sha_of_simulation(tmp_path, *words)
+    simulated = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    sent = [line["bytes_up"] for line in deployed.lines]
+    assert sent == [line["bytes_up"] for line in simulated]
+    assert max(sent) < deployed.lines[0]["bytes_down"] / 2  # the model goes down as it is
+
+
 def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
     strike = lambda: kill(federation.children["node1"])  # noqa: E731
     words = ("strategy=slow", "strategy.seconds=0.3", "rounds=12", "engine.deadline=20", "max_failures=0.6")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import replace
 
@@ -69,6 +70,19 @@ def params_of(rounds):
 @pytest.mark.parametrize("name", STOCK)
 def test_a_stock_strategy_of_flowers_keeps_the_contract_of_ours(name):
     check_strategy(from_flower(getattr(flower, name)(**STOCK[name])))
+
+
+def test_what_flower_collects_a_client_is_what_is_new_and_nothing_stays_uncollected():
+    frozen = []
+
+    class Watched(flower.QFedAvg):
+        def aggregate_train(self, server_round, replies):
+            frozen.append(gc.get_freeze_count())
+            return super().aggregate_train(server_round, replies)
+
+    rounds_of(from_flower(Watched(client_learning_rate=0.05)), rounds=2)
+    assert min(frozen) > 0
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,18 @@ from fedlearn import (
     Examples,
     FederatedData,
     FedlearnError,
+    LocalRule,
     LocalSettings,
     Order,
     Schedule,
+    Strategy,
     Work,
+    everyone,
     federate,
     plain,
     start,
 )
+from fedlearn.client import client_step, client_steps
 from fedlearn.engines.serial import serial
 from fedlearn.engines.vector import vector
 from fedlearn.layout import Layout
@@ -152,6 +156,29 @@ def test_fedprox_without_weight_is_fedavg_and_with_a_large_one_clients_stay_put(
         assert np.array_equal(ends[0], ends[1])
         moved = [np.linalg.norm(end - made.init(1)) for end in ends]
         assert moved[2] < 0.3 * moved[0]
+
+
+@pytest.mark.parametrize(
+    ("framework", "batching", "tolerance"),
+    [("torch", "map", 0), ("torch", "vmap", 1e-5), ("jax", "map", 1e-5), ("jax", "vmap", 1e-5), ("mixed", "map", 1e-5)],
+)
+def test_clients_that_were_sent_different_models_train_in_one_block_as_each_alone(
+    data, clients, framework, batching, tolerance
+):
+    rule = LocalRule(
+        correct=lambda grad, w, w_global, past, pull: grad + 0.1 * past + pull * (w - w_global),
+        memory=("past",),
+        receives=("pull",),
+    )
+    strategy = Strategy(select=everyone(), local=rule)
+    made = trainer(data, framework, "mlp").batched(batching)
+    some_8D = np.random.default_rng(1).normal(0, 0.1, (8, made.layout.num_parameters)).astype(np.float32)
+    orders = [Order(round=k + 1, seed=1, params_D=made.init(k), broadcast={"pull": some_8D[k]}) for k in range(4)]
+    work = [Work(client=k, examples=clients[k], memory={"past": some_8D[4 + k]}) for k in range(4)]
+    together = client_steps(made, strategy, orders, work)
+    for order, one, mixed in zip(orders, work, together, strict=True):
+        alone, _ = client_step(made, strategy, order, [one])
+        assert np.allclose(mixed.delta_KD, alone.delta_KD, rtol=0, atol=tolerance)
 
 
 def test_sizes_from_1_to_200_give_the_same_in_one_block_as_alone(digits, data):
