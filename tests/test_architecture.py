@@ -61,7 +61,9 @@ def files_that_import(package):
                 yield path.relative_to(ROOT).as_posix()
 
 
-TRAINERS = {name: [f"fedlearn/trainers/{name}.py", f"fedlearn/trainers/dp_{name}.py"] for name in ("torch", "jax")}
+TRAINERS = {
+    name: [f"fedlearn/trainers/{part}{name}.py" for part in ("", "dp_", "features_")] for name in ("torch", "jax")
+}
 MODELS = {
     name: [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/models").glob(f"*{name}.py")]
     for name in ("torch", "jax")
