@@ -7,6 +7,7 @@ from fedlearn.aggregate import (
     add_rows,
     add_totals,
     after,
+    apart,
     expected_mean,
     kept,
     mean,
@@ -71,6 +72,7 @@ from fedlearn.select import (
     uniform,
     values_of,
     weighted,
+    with_values,
 )
 from fedlearn.strategy import CompositionError, Strategy
 from fedlearn.system import System, constant, lognormal, trace
@@ -115,6 +117,7 @@ __all__ = [
     "add_rows",
     "add_totals",
     "after",
+    "apart",
     "array_namespace",
     "as_numpy",
     "buckets",
@@ -175,6 +178,7 @@ __all__ = [
     "vector",
     "weighted",
     "weighted_mean",
+    "with_values",
     "withstood",
     "zeros",
 ]
