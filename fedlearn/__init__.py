@@ -58,6 +58,7 @@ from fedlearn.robust import (
     weighted_mean,
     withstood,
 )
+from fedlearn.root import Root, with_root
 from fedlearn.scenario import Scenario, judge
 from fedlearn.select import (
     SamplingLaw,
@@ -100,6 +101,7 @@ __all__ = [
     "Order",
     "Personal",
     "Predictions",
+    "Root",
     "Round",
     "SamplingLaw",
     "Scenario",
@@ -178,6 +180,7 @@ __all__ = [
     "vector",
     "weighted",
     "weighted_mean",
+    "with_root",
     "with_values",
     "withstood",
     "zeros",

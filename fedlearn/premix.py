@@ -34,10 +34,11 @@ def premixed(weights: Weights, rule: Strategy, *, clients_per_round: int | None 
     *Guarantees*: beside the updates and their mixtures no further copy of the matrix is made.
 
     Raises:
-        SettingError: the rule needs more than updates: clients' losses, or the whole round, as those of Flower do.
+        SettingError: the rule needs more than updates: clients' losses, one update that is the server's own, or the
+            whole round, as those of Flower do.
     """
-    of_updates = not rule.server.reads_fold and not rule.local.compares
-    expected = "one that makes its step of updates alone: a mixture of them is no client's model and tells no loss"
+    of_updates = not rule.server.reads_fold and not rule.local.compares and rule.root is None
+    expected = "one that makes its step of updates alone: a mixture of them is nobody's, and tells no loss"
     fix = "strategy.rule._target_=strategies.krum   (strategy=flower goes without mixing)"
     require(of_updates, "strategy.rule", "one that needs more", expected, fix)
     *before, last = rule.stages or (Stage(),)
