@@ -10,8 +10,9 @@ def moon(
 
     ``l_con = -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau)))``
 
-    Features are what goes into the last layer: of the model that is trained, of the global one, and of the one with
-    which the client's last round ended; ``sim`` is the cosine. A client's first round is FedAvg's.
+    Features are what goes into the last layer (in the paper, that of a projection head): of the model that is trained,
+    of the global one, and of the one with which the client's last round ended; ``sim`` is the cosine. A client's first
+    round is FedAvg's.
 
     Args:
         mu: >= 0; 0 is FedAvg. The paper takes the best of 0.1, 1, 5 and 10.
