@@ -7,6 +7,7 @@ from fedlearn.aggregate import (
     add_rows,
     add_totals,
     after,
+    apart,
     expected_mean,
     kept,
     mean,
@@ -57,6 +58,7 @@ from fedlearn.robust import (
     weighted_mean,
     withstood,
 )
+from fedlearn.root import Root, with_root
 from fedlearn.scenario import Scenario, judge
 from fedlearn.select import (
     SamplingLaw,
@@ -71,6 +73,7 @@ from fedlearn.select import (
     uniform,
     values_of,
     weighted,
+    with_values,
 )
 from fedlearn.strategy import CompositionError, Strategy
 from fedlearn.system import System, constant, lognormal, trace
@@ -98,6 +101,7 @@ __all__ = [
     "Order",
     "Personal",
     "Predictions",
+    "Root",
     "Round",
     "SamplingLaw",
     "Scenario",
@@ -115,6 +119,7 @@ __all__ = [
     "add_rows",
     "add_totals",
     "after",
+    "apart",
     "array_namespace",
     "as_numpy",
     "buckets",
@@ -175,6 +180,8 @@ __all__ = [
     "vector",
     "weighted",
     "weighted_mean",
+    "with_root",
+    "with_values",
     "withstood",
     "zeros",
 ]

@@ -186,6 +186,36 @@ def after(transform: Callable[[Array], Array], aggregate: Aggregator) -> Aggrega
     return Aggregator(init=aggregate.init, add=add, done=aggregate.done, merge=aggregate.merge)
 
 
+def apart(
+    each: Aggregator, names: Sequence[str], choice: Callable[[Updates], np.ndarray]
+) -> tuple[Aggregator, Callable[[Memory, str], Array]]:
+    """An aggregator of updates of several models, and what gives the aggregate of one of them: ``(fold, name)``.
+
+    Args:
+        each: folds the updates of one model.
+        names: of the models; the aggregator's own result is that of the first.
+        choice: which model each of a block's K updates is of, by its place in ``names``.
+
+    *Guarantees*: the aggregate of a model that no update is of is zero.
+    """
+
+    def add(memory: Memory, updates: Updates) -> Memory:
+        folds, chosen_K = dict(memory["folds"]), choice(updates)
+        for j in np.unique(chosen_K).tolist():
+            fold = folds.get(names[j]) or each.init(memory["layout"])
+            folds[names[j]] = each.add(fold, updates.rows(chosen_K == j))
+        return {**memory, "folds": folds}
+
+    def of(memory: Memory, name: str) -> Array:
+        folds, size = memory["folds"], memory["layout"].num_parameters
+        return each.done(folds[name]) if name in folds else np.zeros(size, np.float32)
+
+    def init(layout: Layout) -> Memory:
+        return {"folds": {}, "layout": layout}
+
+    return Aggregator(init=init, add=add, done=lambda memory: of(memory, names[0])), of
+
+
 def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
     """An aggregator from a rule that wants all updates at once: ``rule(updates_KD, num_examples_K) -> update_D``."""
 

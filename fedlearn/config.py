@@ -26,6 +26,7 @@ from fedlearn.metrics import METRICS
 from fedlearn.privacy.ledger import Ledger
 from fedlearn.privacy.mechanism import Mechanism, Population, none
 from fedlearn.records import ClientId, LocalSettings
+from fedlearn.root import Root, with_root
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from fedlearn.strategy import Strategy, compressed
@@ -86,6 +87,7 @@ def plan(cfg: DictConfig) -> Plan:
     _refuse_what_needs_rounds(system, strategy, privacy)
     privacy.refuse(strategy, local)
     attack = _of_kind(Attack, cfg, "attack", allow) if "attack" in plain else byzantine.HONEST
+    attack = _sparing(strategy.root, attack, str(plain["engine"].get("_target_")))
     _refuse_attack(attack, str(plain["engine"].get("_target_")), privacy)
     expected = "an attack on clients' data: one on updates needs those of a round, which this strategy does not have"
     forges = attack.forge is not None and strategy.asynchrony is not None
@@ -133,6 +135,8 @@ def experiment(
     planned = planned or plan(cfg)
     allow = _allowed(_plain(cfg, "the configuration"))
     scenario = staged(scenario_of(cfg))
+    if planned.strategy.root is not None:
+        scenario = replace(scenario, data=with_root(scenario.data, planned.strategy.root, seed=planned.seed))
     attack, who = planned.attack, byzantine.attackers(planned.attack, scenario.data.clients, seed=planned.seed)
     scenario = replace(scenario, data=byzantine.poisoned(scenario.data, attack, who), triggered=attack.triggered)
     planned = protected(planned, scenario)
@@ -178,6 +182,17 @@ def protected(planned: Plan, scenario: Scenario) -> Plan:
     require(fits, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
     strategy = _as_prepared(compressed(strategy, planned.compress), scenario)
     return replace(planned, strategy=strategy, local=local)
+
+
+def _sparing(root: Root | None, attack: Attack, engine: str) -> Attack:
+    """The attack, but not on the server's own client, whose examples are drawn only where all are at hand."""
+    if root is None:
+        return attack
+    where = engine.rpartition(".")[2]
+    here = root.examples is None or where in ("serial", "vector")
+    expected = f"null with {where}, where the root data are what lies at client {root.client}"
+    require(here, "strategy.root_examples", root.examples, expected, "strategy.root_examples=null")
+    return attack._replace(trusted=(*attack.trusted, root.client))
 
 
 def _refuse_attack(attack: Attack, engine: str, privacy: Mechanism) -> None:

@@ -12,6 +12,7 @@ from fedlearn.errors import require
 from fedlearn.records import Array, Memory
 
 GLOBAL = "w_global"  # the model that an order carries, among the names of vectors
+LAST = "local.last"  # in a client's memory: the model with which its last round ended, for `LocalRule.contrast`
 
 
 def _gradient(grad: Any, w: Any, w_global: Any, **vectors: Any) -> Any:
@@ -64,6 +65,11 @@ class LocalRule(NamedTuple):
         logits: ``(outputs, counts) -> outputs``: what the loss sees in training instead of the model's outputs (B x C),
             given how many of the client's examples belong to each class (C; two where C is 1); arithmetic on torch
             tensors and JAX arrays. None: the outputs. Only for classification.
+        contrast: ``(features, of_global, of_last) -> penalty``: what is added to the loss of each example (B) in
+            training, given its features (B x F) under the model that is trained, under the one that was received, and
+            under the one with which the client's last round ended (in its first round: the one received). Features are
+            what a model hands to its last layer, which must be ``nn.Linear`` in torch, ``nn.Dense`` in flax. Array-API
+            arithmetic. None: nothing, and no model but the one that is trained is run.
     """
 
     correct: Callable[..., Any] = _gradient
@@ -75,6 +81,7 @@ class LocalRule(NamedTuple):
     personal: Personal | None = None
     compares: tuple[str, ...] = ()
     logits: Callable[[Any, Any], Any] | None = None
+    contrast: Callable[[Any, Any, Any], Any] | None = None
 
 
 plain = LocalRule()

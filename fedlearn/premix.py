@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.aggregate import kept, updates_of
+from fedlearn.errors import require
 from fedlearn.records import Array, Memory, Updates
 from fedlearn.seeds import Purpose, generator
 from fedlearn.select import uniform
@@ -27,11 +28,19 @@ def premixed(weights: Weights, rule: Strategy, *, clients_per_round: int | None 
 
     Args:
         weights: from a round's updates to the matrix, M x K.
-        rule: any strategy, but one of Flower's; all of its other parts stay as they are.
+        rule: any strategy that makes its step of updates alone; all of its other parts stay as they are.
         clients_per_round: another cohort size than the rule has, drawn uniformly; None leaves it to the rule.
 
     *Guarantees*: beside the updates and their mixtures no further copy of the matrix is made.
+
+    Raises:
+        SettingError: the rule needs more than updates: clients' losses, one update that is the server's own, or the
+            whole round, as those of Flower do.
     """
+    of_updates = not rule.server.reads_fold and not rule.local.compares and rule.root is None
+    expected = "one that makes its step of updates alone: a mixture of them is nobody's, and tells no loss"
+    fix = "strategy.rule._target_=strategies.krum   (strategy=flower goes without mixing)"
+    require(of_updates, "strategy.rule", "one that needs more", expected, fix)
     *before, last = rule.stages or (Stage(),)
     through = last.server.update
 

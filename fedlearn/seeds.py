@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     FEATURE_NOISE = 23
     STATISTICS = 24
     AUGMENT = 25
+    ROOT = 26
     SYSTEM = 30
     DEVICE = 31
 

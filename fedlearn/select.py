@@ -167,11 +167,9 @@ def learning(choose: Callable[..., Sequence[ClientId]], value_of: Callable[[Cont
     def learn(memory: Memory, context: Context) -> Memory:
         value_K = np.asarray(value_of(context), np.float64)
         told_K = np.isfinite(value_K)
-        new = (context.clients_K[told_K], value_K[told_K], np.full(int(told_K.sum()), context.round, np.int64))
-        old_N = ~np.isin(memory["clients_N"], new[0])
-        joined = [np.concatenate([memory[name][old_N], own]) for name, own in zip(NOBODY, new, strict=True)]
-        order_N = np.argsort(joined[0])
-        return {name: one[order_N] for name, one in zip(NOBODY, joined, strict=True)}
+        rounds_K = np.full(int(told_K.sum()), context.round, np.int64)
+        new = {"clients_N": context.clients_K[told_K], "value_N": value_K[told_K], "round_N": rounds_K}
+        return with_values(memory, new, of="clients_N")
 
     return Selector(choose=choose, memory=NOBODY, learn=learn)
 
@@ -211,12 +209,26 @@ def weighted(clients_per_round: int) -> Selector:
 def values_of(
     clients: Sequence[ClientId] | np.ndarray, clients_N: np.ndarray, value_N: np.ndarray, *, unknown: float
 ) -> np.ndarray:
-    """What a `learning` selector remembers of some clients, ``unknown`` where that is nothing."""
+    """What is remembered of some clients, ``unknown`` where that is nothing; ``clients_N`` ascend."""
     wanted = np.asarray(clients, np.int64)
     if not len(clients_N):
         return np.full(len(wanted), unknown)
     place = np.minimum(np.searchsorted(clients_N, wanted), len(clients_N) - 1)
     return np.where(clients_N[place] == wanted, value_N[place], unknown)
+
+
+def with_values(memory: Memory, new: Memory, *, of: str) -> Memory:
+    """What is remembered of each client, with ``new`` in the place of what was remembered of the clients in it.
+
+    Args:
+        memory: arrays of one length by name.
+        new: the same, of some clients in any order.
+        of: the name of the clients themselves, which ascend in the result.
+    """
+    old_N = ~np.isin(memory[of], new[of])
+    joined = {name: np.concatenate([memory[name][old_N], new[name]]) for name in memory}
+    order_N = np.argsort(joined[of])
+    return {name: values_N[order_N] for name, values_N in joined.items()}
 
 
 SELECTIONS: Mapping[str, Callable[[int], Selector]] = MappingProxyType(

@@ -13,6 +13,7 @@ from fedlearn.layout import Layout
 from fedlearn.local import LocalRule, plain
 from fedlearn.optim import sgd
 from fedlearn.privacy.protection import Protection
+from fedlearn.root import Root
 from fedlearn.select import Selector
 from fedlearn.transform import Codec, Stage, Transform
 
@@ -33,6 +34,7 @@ class Strategy:
         server: from the aggregated update to the step of the global model.
         protection: what is promised to clients and what it costs, set by `fedlearn.privacy`; None promises nothing.
         asynchrony: that the server does not wait for a cohort, and how; None: that it works in rounds.
+        root: where examples of the server's own lie; None: it has none.
 
     Raises:
         CompositionError: if a privacy claim could not hold, or a part could not work, in this combination.
@@ -45,6 +47,7 @@ class Strategy:
     server: Transform = field(default_factory=sgd)
     protection: Protection | None = None
     asynchrony: Asynchrony | None = None
+    root: Root | None = None
 
     @property
     def codec(self) -> Codec | None:

@@ -10,7 +10,7 @@ Each check raises AssertionError with the promise that was broken; run them from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ from fedlearn.local import LocalRule, plain
 from fedlearn.loop import Schedule, federate, start
 from fedlearn.records import Array, Examples, LocalSettings, Order, State, Sum, Updates, Work
 from fedlearn.strategy import Strategy
-from fedlearn.trainers.base import Trainer, batch_plans, initial_parameters, rounds_of
+from fedlearn.trainers.base import Trainer, batch_plans, initial_parameters, require_features, rounds_of
 
 
 class LinearTrainer:
@@ -62,6 +62,7 @@ class LinearTrainer:
         """Minibatch SGD on the squared error, client after client."""
         if order.local.example_dp and not self.private:
             raise NotImplementedError("the linear trainer has no DP-SGD")
+        require_features(rule.contrast is None)
         results = [self._fit_client(order, rule, one) for one in work]
         losses_K, counts_K, steps_K = (np.array(column) for column in list(zip(*results, strict=True))[1:])
         return Updates(
@@ -207,6 +208,17 @@ def _check_local_rule(rule: LocalRule) -> None:
         theirs = {name: as_library(v) for name, v in named.items()}
         corrected = rule.correct(as_library(grad), as_library(w), as_library(w_global), **theirs)
         assert _close(corrected, expected, 1e-5), f"a local rule must be the same on {as_library.__module__} arrays"
+    if rule.contrast:
+        _check_contrast(rule.contrast, rng)
+
+
+def _check_contrast(contrast: Callable[..., Any], rng: np.random.Generator) -> None:
+    features = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    expected = contrast(*features)
+    assert np.shape(expected) == (4,), f"a contrast must be one number an example, not of shape {np.shape(expected)}"
+    for as_library in _libraries():
+        same = _close(contrast(*map(as_library, features)), expected, 1e-5)
+        assert same, f"a contrast must be the same on {as_library.__module__} arrays"
 
 
 def _some_updates(rng: np.random.Generator, *, num_clients: int, size: int) -> Updates:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from fedlearn.arrays import as_numpy, like
+from fedlearn.errors import require
 from fedlearn.layout import Layout
-from fedlearn.local import GLOBAL, LocalRule, plain
+from fedlearn.local import GLOBAL, LAST, LocalRule, plain
 from fedlearn.optim import zeros
 from fedlearn.records import Array, Memory, Order, Updates, Work
 from fedlearn.trainers.base import Trainer
@@ -32,6 +33,8 @@ def first_memory(rule: LocalRule, layout: Layout, params_D: Array) -> dict[str, 
         memory[KEPT] = as_numpy(params_D)[layout.positions(rule.keeps)]
     if rule.personal:
         memory[PERSONAL] = np.array(as_numpy(params_D))
+    if rule.contrast:
+        memory[LAST] = np.array(as_numpy(params_D))
     return memory
 
 
@@ -43,7 +46,14 @@ def own_model(rule: LocalRule, layout: Layout, params_D: Array, memory: Memory) 
 
 
 def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work]) -> Updates:
-    """Train K clients; ``memory`` of the result holds what they keep of their models."""
+    """Train K clients; ``memory`` of the result holds what they keep of their models.
+
+    Raises:
+        SettingError: noise on examples' gradients is asked for, with a loss that it is not made for.
+    """
+    dp, changed = order.local.example_dp, rule.logits is not None or rule.contrast is not None
+    expected = "null with a strategy that trains with another loss than the task's"
+    require(dp is None or not changed, "local.example_dp", dp, expected, "strategy=fedavg")
     layout = trainer.layout
     told, best_K = _compare(trainer, rule, order, work)
     if rule.keeps or rule.compares:
@@ -54,6 +64,8 @@ def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work])
         memory[KEPT] = _ends(order, work, updates)[:, layout.positions(rule.keeps)]
     if rule.personal:
         memory[PERSONAL] = _train_personal(trainer, rule, order, work, updates)
+    if rule.contrast:
+        memory[LAST] = _ends(order, work, updates)
     return replace(updates, memory=memory, metrics={**updates.metrics, **told})
 
 

@@ -28,6 +28,7 @@ from simulations.overrides import CONF
 
 ATTACKS = ("none", "sign_flip", "gaussian", "label_flip", "alie", "inner_product", "min_max", "mimic", "backdoor")
 RULES = ("fedavg", "norm_bounding", "fedmedian", "fedtrimmedavg", "rfa", "centered_clipping", "krum", "nnm+krum")
+ROOT = 100  # examples that a server has of its own, as in the paper on FLTrust
 OWN = ("rules", "attacks", "fraction", "seeds")
 DEFAULTS: Mapping[str, Any] = {"rules": ",".join(RULES), "attacks": ",".join(ATTACKS), "fraction": 0.2, "seeds": 1}
 PRESET = (
@@ -50,7 +51,7 @@ Words are those of python -m simulations.run (of strategy=, only strategy.client
   seeds      runs of each pair, from seed on (1); their mean is shown
 
 Unless you say otherwise: scenario=digits scenario.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
-Client 0 never attacks, so that all rules, fltrust among them, face the same attackers.
+Client 0 never attacks, so that all rules face the same attackers: fltrust has {ROOT} examples of all clients there.
 
 Examples
   python -m simulations.robustness
@@ -157,6 +158,7 @@ def _words(names: Sequence[str], fraction: float, num_malicious: int) -> dict[st
     words: dict[str, Any] = {"_target_": f"strategies.{first}"}
     words |= {"num_malicious": num_malicious} if "num_malicious" in takes else {}
     words |= {"trim": fraction} if "trim" in takes else {}
+    words |= {"root_examples": ROOT} if "root_examples" in takes else {}
     fix = f"rules={inner[0]}+{first}" if inner else ""
     require(not inner or "rule" in takes, "rules", "+".join(names), "what mixes (nnm, bucketing) before a rule", fix)
     return words | ({"rule": _words(inner, fraction, num_malicious)} if inner else {})

@@ -27,6 +27,7 @@ from strategies.fedyogi import fedyogi
 from strategies.fltrust import fltrust
 from strategies.ifca import ifca
 from strategies.krum import krum
+from strategies.moon import moon
 from strategies.nnm import nnm
 from strategies.norm_bounding import norm_bounding
 from strategies.oort import oort
@@ -65,6 +66,7 @@ __all__ = [
     "fltrust",
     "ifca",
     "krum",
+    "moon",
     "nnm",
     "norm_bounding",
     "oort",

@@ -16,6 +16,8 @@ from fedlearn import (
     mean,
     onto_simplex,
     require,
+    values_of,
+    with_values,
 )
 
 
@@ -39,19 +41,16 @@ def afl(*, learning_rate: float = 0.1) -> Strategy:
     require(ok, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")
 
     def weigh(delta_KD: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        clients_N, weights_N = (np.asarray(context.broadcast[name]) for name in ("clients", "weights"))
-        times = dict(zip(clients_N.astype(int).tolist(), (len(weights_N) * weights_N).tolist(), strict=True))
-        times_K = [times.get(client, 1.0) for client in context.clients_K.tolist()]
+        clients_N, lambda_N = (np.asarray(context.broadcast[name]) for name in ("clients", "weights"))
+        times_K = values_of(context.clients_K, clients_N, len(lambda_N) * lambda_N, unknown=1)
         xp = array_namespace(delta_KD)
         return xp.asarray(times_K, dtype=delta_KD.dtype, device=delta_KD.device)[:, None] * delta_KD, memory
 
     def ascend(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        weights = dict(zip(memory["clients"].astype(int).tolist(), memory["weights"].tolist(), strict=True))
-        for client, loss in zip(context.clients_K.tolist(), context.metrics["loss/w_global"].tolist(), strict=True):
-            weights[client] = weights.get(client, 1 / context.num_clients) + learning_rate * loss
-        clients = sorted(weights)
-        lambda_N = onto_simplex(np.array([weights[client] for client in clients]))
-        return update_D, {"clients": np.array(clients, float), "weights": lambda_N}
+        lambda_K = values_of(context.clients_K, memory["clients"], memory["weights"], unknown=1 / context.num_clients)
+        raised_K = lambda_K + learning_rate * context.metrics["loss/w_global"]
+        raised = with_values(memory, {"clients": context.clients_K, "weights": raised_K}, of="clients")
+        return update_D, {**raised, "weights": onto_simplex(raised["weights"])}
 
     server = Transform(
         init=lambda layout: {"clients": np.zeros(0), "weights": np.zeros(0)}, update=ascend, broadcast=dict

@@ -3,22 +3,22 @@
 import numpy as np
 
 from fedlearn import (
-    Aggregator,
     Array,
     Context,
+    Layout,
     LocalRule,
     Memory,
     Personal,
     Strategy,
     Transform,
     Updates,
+    apart,
     as_numpy,
     first_parameters,
     is_count,
     mean,
     require,
     uniform,
-    zeros,
 )
 
 
@@ -43,27 +43,18 @@ def ifca(
     """
     require(is_count(num_clusters, at_least=2), "num_clusters", num_clusters, "a whole number >= 2", "num_clusters=2")
     others = tuple(f"model_{j}" for j in range(1, num_clusters))
-    models, each = ("w_global", *others), mean(weighting=weighting)
+    models = ("w_global", *others)
 
-    def add(memory: Memory, updates: Updates) -> Memory:
-        choice_K = np.argmin([updates.metrics[f"loss/{name}"].means() for name in models], axis=0)
-        return {**memory, **{m: each.add(memory[m], updates.rows(choice_K == j)) for j, m in enumerate(models)}}
+    def first(layout: Layout) -> Memory:
+        return {name: first_parameters(layout, seed, j) for j, name in enumerate(others, start=1)}
 
-    def moved(memory: Memory, name: str) -> Array:
-        return each.done(memory[name]) if memory[name]["weight"] else memory["still"]
+    def choice(updates: Updates) -> np.ndarray:
+        return np.argmin([updates.metrics[f"loss/{name}"].means() for name in models], axis=0)
 
     def step(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         return update_D, {name: as_numpy(memory[name]) + as_numpy(moved(context.fold, name)) for name in others}
 
-    server = Transform(
-        init=lambda layout: {name: first_parameters(layout, seed, j) for j, name in enumerate(others, start=1)},
-        update=step,
-        broadcast=dict,
-    )
-    aggregate = Aggregator(
-        init=lambda layout: {**{name: each.init(layout) for name in models}, "still": zeros(layout)},
-        add=add,
-        done=lambda memory: moved(memory, "w_global"),
-    )
+    aggregate, moved = apart(mean(weighting=weighting), models, choice)
+    server = Transform(init=first, update=step, broadcast=dict, reads_fold=True)
     local = LocalRule(receives=others, compares=models, personal=Personal())
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate, server=server)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedlearn import Array, Context, Strategy, is_count, is_number, learning, mean, require, training_loss, values_of
+from fedlearn import Array, Strategy, is_count, is_number, learning, mean, require, training_loss, values_of
 
 CUTOFF, CONFIDENCE, OUTLIER = 0.95, 0.1, 0.95  # as in the paper's implementation
 
@@ -53,9 +53,7 @@ def oort(
             pool = utility >= CUTOFF * np.sort(utility)[num_new - size]
             odds = utility[pool] + 1e-12
             chosen += rng.choice(known[pool], size - num_new, replace=False, p=odds / odds.sum()).tolist()
-        return [int(client) for client in chosen]
+        return chosen
 
-    def taught(context: Context) -> np.ndarray:
-        return context.num_examples_K * training_loss(context)
-
-    return Strategy(select=learning(choose, taught), aggregate=mean(weighting=weighting))
+    select = learning(choose, lambda context: context.num_examples_K * training_loss(context))
+    return Strategy(select=select, aggregate=mean(weighting=weighting))

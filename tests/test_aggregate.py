@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedlearn import Layout, SettingError, Updates, mean, stacked
+from fedlearn import Layout, SettingError, Updates, apart, mean, stacked
 from simulations.benchmarks.mean import measure
 
 LAYOUT = Layout.of([("w", (5,))])
@@ -20,12 +20,16 @@ def updates_of(delta_KD, num_examples_K=None):
     return Updates(clients_K=np.arange(k), delta_KD=delta_KD, num_examples_K=counts, num_steps_K=np.ones(k, int))
 
 
-def fold(aggregator, updates, cut=()):
+def folded(aggregator, updates, cut=()):
     memory = aggregator.init(LAYOUT)
     for rows in np.split(np.arange(len(updates)), cut):
         if len(rows):
             memory = aggregator.add(memory, updates.rows(rows))
-    return np.asarray(aggregator.done(memory))
+    return memory
+
+
+def fold(aggregator, updates, cut=()):
+    return np.asarray(aggregator.done(folded(aggregator, updates, cut)))
 
 
 @given(blocks, st.lists(st.integers(0, 9), max_size=3).map(sorted))
@@ -94,3 +98,15 @@ def test_a_mean_takes_less_than_four_vectors_whatever_the_number_of_clients():
     many, _ = measure(12, 4_000_000)
     assert many < few + 0.01
     assert many < 4
+
+
+def test_updates_of_several_models_are_folded_apart_however_the_cohort_is_cut():
+    rng = np.random.default_rng(0)
+    updates = updates_of(rng.normal(size=(7, 5)).astype(np.float32))
+    owner_K = np.array([0, 2, 0, 0, 2, 2, 0])
+    aggregate, of = apart(mean(), ("first", "unused", "last"), lambda block: owner_K[block.clients_K])
+    for cuts in ((), (1, 4), (3,)):
+        memory = folded(aggregate, updates, cuts)
+        assert np.array_equal(aggregate.done(memory), fold(mean(), updates.rows(owner_K == 0)))
+        assert np.array_equal(of(memory, "last"), fold(mean(), updates.rows(owner_K == 2)))
+        assert np.array_equal(of(memory, "unused"), np.zeros(5, np.float32))

@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import strategies
-from fedlearn import Context, FedlearnError, buckets, krum_order, nearest_neighbours, shuffled, squared_distances
+from fedlearn import (
+    Context,
+    FedlearnError,
+    SettingError,
+    buckets,
+    krum_order,
+    nearest_neighbours,
+    shuffled,
+    squared_distances,
+)
 from fedlearn.layout import Layout
 from fedlearn.records import Updates
 
@@ -184,6 +193,21 @@ def test_the_servers_own_client_takes_part_in_every_round():
         for r in range(20)
     ]
     assert all(7 in cohort and len(cohort) in (3, 4) for cohort in chosen)
+
+
+@pytest.mark.parametrize("rule", ["ifca", "qfedavg", "fltrust"])
+def test_what_needs_more_than_updates_is_refused_behind_mixing(rule):
+    for mixing in (strategies.nnm, strategies.bucketing):
+        with pytest.raises(SettingError, match=r"strategy\.rule is one that needs more"):
+            mixing(rule=getattr(strategies, rule)())
+
+
+def test_a_strategy_of_flower_s_is_refused_behind_mixing():
+    flower = pytest.importorskip("flwr.serverapp.strategy")
+    from fedlearn.flower.from_flower import from_flower
+
+    with pytest.raises(SettingError, match=r"strategy\.rule is one that needs more"):
+        strategies.nnm(rule=from_flower(flower.FedMedian()))
 
 
 def test_the_benchmark_times_every_rule(capsys):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from fedlearn import SettingError, everyone, uniform
+from fedlearn import SettingError, everyone, uniform, values_of, with_values
 
 
 def rng(seed=0):
@@ -52,3 +52,14 @@ def test_a_cohort_size_that_is_no_count_is_refused(size):
 def test_a_cohort_larger_than_the_population_is_refused_with_the_number_of_clients():
     with pytest.raises(SettingError, match=r"strategy.clients_per_round is 9\n.*at most 4"):
         uniform(9).choose(1, range(4), rng())
+
+
+def test_what_is_remembered_of_clients_is_replaced_where_there_is_news_and_found_again():
+    empty = {"who": np.zeros(0), "loss": np.zeros(0)}
+    first = with_values(empty, {"who": np.array([7, 2]), "loss": np.array([0.7, 0.2])}, of="who")
+    then = with_values(first, {"who": np.array([5, 2]), "loss": np.array([0.5, 9.0])}, of="who")
+    assert then["who"].tolist() == [2, 5, 7]
+    assert then["loss"].tolist() == [9.0, 0.5, 0.7]
+    assert first["loss"].tolist() == [0.2, 0.7], "memory is never changed in place"
+    assert values_of([7, 3, 2], then["who"], then["loss"], unknown=-1).tolist() == [0.7, -1, 9.0]
+    assert values_of([7], empty["who"], empty["loss"], unknown=-1).tolist() == [-1]

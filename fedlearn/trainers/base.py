@@ -227,6 +227,16 @@ def counts_of_classes(trainer: Trainer, task: str, order: Order, work: Sequence[
     )
 
 
+def require_features(there: bool) -> None:
+    """Refuse a model that has no features for `LocalRule.contrast`.
+
+    Raises:
+        SettingError: it has none.
+    """
+    expected = "a model that ends in one affine map (torch.nn.Linear, flax.linen.Dense) of features that it learns"
+    require(there, "strategy", "one that compares features", expected, "model=mlp, or strategy=fedprox")
+
+
 def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray]:
     """The array of which all these are slices of whole rows, and where each starts; None if there is none."""
     whole = arrays[0].base

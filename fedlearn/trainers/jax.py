@@ -29,7 +29,7 @@ from fedlearn.data.federated import Task
 from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.layout import Layout
-from fedlearn.local import LocalRule
+from fedlearn.local import LAST, LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
 from fedlearn.trainers.base import (
@@ -45,6 +45,7 @@ from fedlearn.trainers.base import (
     slices_of_one,
 )  # fmt: skip
 from fedlearn.trainers.dp_jax import clipped_gradient
+from fedlearn.trainers.features_jax import with_features
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
 
@@ -145,6 +146,7 @@ class JaxTrainer:
         memory_KD = {name: np.stack([one.memory[name] for one in work]) for name in rule.memory}
         start_KD = _starts(order, work)
         counts_KC = counts_of_classes(self, self.task, order, work) if rule.logits else None
+        known_K = (counts_KC, np.stack([one.memory[LAST] for one in work]) if rule.contrast else None)
         broadcast = {name: order.broadcast[name] for name in rule.receives}
         seeds_K2 = by_round(rounds_K, partial(_seeds, order.seed))
         block = self._block(rule, order.local, order.deployed)
@@ -153,7 +155,7 @@ class JaxTrainer:
             y, y_starts_K = self._end_to_end([one.examples.y for one in work])
             rows_KSB = self._widened(plan_KSB, order.local, int(sizes_K.max()))
             drawn = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
-            own = (*drawn, memory_KD, start_KD, counts_KC, seeds_K2)
+            own = (*drawn, memory_KD, start_KD, known_K, seeds_K2)
             shared = (jnp.asarray(order.params_D), broadcast, x, y)
         delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
         return Updates(
@@ -244,8 +246,9 @@ class JaxTrainer:
         private_gradient = self._private_gradient(local, deployed) if local.example_dp else None
 
         def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> Any:
-            rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, counts_C, seeds = own
-            gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C))
+            rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, (counts_C, last_D), seeds = own
+            contrast = rule.contrast and partial(self._contrast, rule, (params, self._unflatten(last_D)))
+            gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C), contrast)
             start = params if start_D is None else self._unflatten(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
             names = list(vectors)
@@ -275,12 +278,12 @@ class JaxTrainer:
         return jax.jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
 
     def _gradient(
-        self, seen: Any, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
+        self, seen: Any, contrast: Any, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
     ) -> tuple[Any, jax.Array]:
         """Of the mean loss over the real examples of a batch, and the sum of their losses, of ``seen(outputs)``."""
 
         def mean_loss(weights: Any) -> tuple[jax.Array, jax.Array]:
-            total = jnp.sum(jnp.where(real_B, self._losses(weights, x, y, keys[0], seen), 0.0))
+            total = jnp.sum(jnp.where(real_B, self._losses(weights, x, y, keys[0], seen, contrast), 0.0))
             return total / jnp.sum(real_B), total
 
         return jax.grad(mean_loss, has_aux=True)(weights)
@@ -305,12 +308,28 @@ class JaxTrainer:
         return gradient_of
 
     def _losses(
-        self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array, seen: Any = lambda outputs: outputs
+        self, params: Any, x: Any, y: Any, key: Any, seen: Any = lambda outputs: outputs, contrast: Any = None
     ) -> jax.Array:
         """Of each example, in training mode."""
         train: dict[str, Any] = {"train": True} if self._takes_train else {}
-        outputs: Any = self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
-        return self.loss(seen(outputs), y)
+
+        def run(params: Any) -> Any:
+            return self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
+
+        if contrast is None:
+            return self.loss(seen(run(params)), y)
+        outputs, features_BF = with_features(params, run)
+        return self.loss(seen(outputs), y) + contrast(x, features_BF)
+
+    def _contrast(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
+        """What the rule adds to the losses, given models that are not trained."""
+        assert rule.contrast is not None
+
+        def run(params: Any) -> Any:
+            return self.module.apply({"params": params}, x)
+
+        penalty_B: jax.Array = rule.contrast(features_BF, *(with_features(model, run)[1] for model in models))
+        return penalty_B
 
     def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
         outputs: Any = self.module.apply({"params": self._unflatten(params_D)}, x)

@@ -20,7 +20,7 @@ from fedlearn.data.federated import Task
 from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.layout import Layout
-from fedlearn.local import LocalRule, plain
+from fedlearn.local import LAST, LocalRule, plain
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
 from fedlearn.trainers.base import (
@@ -34,8 +34,12 @@ from fedlearn.trainers.base import (
     slices_of_one,
 )  # fmt: skip
 from fedlearn.trainers.dp_torch import ClippedGradient
+from fedlearn.trainers.features_torch import with_features
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
+Run = Callable[[torch.Tensor], torch.Tensor]  # a model: x_B -> outputs_BC
+Losses = Callable[[Run, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
+Known = Mapping[str, torch.Tensor]
 Gradients = tuple[torch.Tensor, ...]  # one for each parameter
 GradientOf = Callable[[torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]  # (x_B, y_B) -> ..., loss_B
 Step = Callable[[Gradients], None]
@@ -202,8 +206,8 @@ class TorchTrainer:
         self._flat_D.copy_(self._start(job, one))
         step = _optimizer(self._leaves, job.order.local)
         gradient_of = self._privately(job, one) if job.order.local.example_dp else self._gradient
-        if job.counts_KC is not None:
-            gradient_of = partial(self._gradient, loss=partial(self._adjusted, job.rule, job.counts_KC[k]))
+        if known := self._known(job, k):
+            gradient_of = partial(self._gradient, losses=partial(self._ruled, job.rule, known))
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
         for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
@@ -218,18 +222,39 @@ class TorchTrainer:
     def _start(self, job: _Job, one: Work) -> torch.Tensor:
         return job.global_D if one.start_D is None else self._to_device(one.start_D)
 
-    def _adjusted(
-        self, rule: LocalRule, counts_C: torch.Tensor, outputs_BC: torch.Tensor, y_B: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of outputs that the rule has adjusted to the client's classes."""
-        assert rule.logits is not None
-        return self.loss(rule.logits(outputs_BC, counts_C), y_B)
+    def _plain(self, run: Run, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """The losses of the model that ``run`` is."""
+        return self.loss(run(x_B), y_B)
+
+    def _known(self, job: _Job, k: int) -> Known:
+        """What a rule that changes the loss is told of a client: counts of classes, models to compare with."""
+        known = {} if job.counts_KC is None else {"counts": job.counts_KC[k]}
+        if job.rule.contrast:  # in memory of torch's own: how it is aligned may decide the last bit
+            known["models"] = torch.stack([job.global_D, self._to_device(job.work[k].memory[LAST])])
+        return known
+
+    def _ruled(self, rule: LocalRule, known: Known, run: Run, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """The same as the local rule has changed them."""
+        if rule.contrast is None:
+            outputs_BC, penalty_B = run(x_B), 0
+        else:
+            outputs_BC, features_BF = with_features(self.module, partial(run, x_B))
+            penalty_B = rule.contrast(features_BF, *(self._features(model_D, x_B) for model_D in known["models"]))
+        return self.loss(rule.logits(outputs_BC, known["counts"]) if rule.logits else outputs_BC, y_B) + penalty_B
+
+    def _features(self, params_D: torch.Tensor, x_B: torch.Tensor) -> torch.Tensor:
+        """Of a model that is not trained: in evaluation mode, without gradients."""
+        self.module.eval()
+        with torch.no_grad():
+            _, features_BF = with_features(self.module, partial(self._applied, params_D, x_B))
+        self.module.train()
+        return features_BF
 
     def _gradient(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, loss: Loss | None = None
+        self, x_B: torch.Tensor, y_B: torch.Tensor, losses: Losses | None = None
     ) -> tuple[Gradients, torch.Tensor]:
         """Of the mean loss, and the losses."""
-        loss_B = (loss or self.loss)(self.module(x_B), y_B)
+        loss_B = (losses or self._plain)(self.module, x_B, y_B)
         mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
         return torch.autograd.grad(loss_B, self._leaves, mean_B, materialize_grads=True), loss_B.detach()
 
@@ -283,8 +308,9 @@ class TorchTrainer:
         flat = nn.Parameter(start_KD.clone())
         step, total_K = _optimizer([flat], job.order.local), torch.zeros(len(work), device=self.device)
         gradients = self._privately_together(job, work) if job.order.local.example_dp else self._gradients
-        if job.counts_KC is not None:
-            gradients = partial(self._adjusted_gradients, job.rule, job.counts_KC[own])
+        if knowns := [known for k in range(len(job.work))[own] if (known := self._known(job, k))]:
+            known_K = {name: torch.stack([known[name] for known in knowns]) for name in knowns[0]}
+            gradients = partial(self._ruled_gradients, job.rule, known_K)
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[own, s]).to(self.device).long()
             real_KB = rows_KB >= 0
@@ -300,16 +326,16 @@ class TorchTrainer:
 
     def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the mean loss of each client, and the sums of the losses."""
-        one = torch.func.grad(partial(self._mean_loss, self.loss), has_aux=True)
+        one = torch.func.grad(partial(self._mean_loss, self._plain), has_aux=True)
         return torch.func.vmap(one)(params_KD, *batch_KB)
 
-    def _adjusted_gradients(
-        self, rule: LocalRule, counts_KC: torch.Tensor, params_KD: torch.Tensor, *batch_KB: torch.Tensor
+    def _ruled_gradients(
+        self, rule: LocalRule, known_K: Known, params_KD: torch.Tensor, *batch_KB: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        def mean_loss(params_D: torch.Tensor, counts_C: torch.Tensor, *batch_B: torch.Tensor) -> Any:
-            return self._mean_loss(partial(self._adjusted, rule, counts_C), params_D, *batch_B)
+        def mean_loss(params_D: torch.Tensor, known: Known, *batch_B: torch.Tensor) -> Any:
+            return self._mean_loss(partial(self._ruled, rule, known), params_D, *batch_B)
 
-        return torch.func.vmap(torch.func.grad(mean_loss, has_aux=True))(params_KD, counts_KC, *batch_KB)
+        return torch.func.vmap(torch.func.grad(mean_loss, has_aux=True))(params_KD, known_K, *batch_KB)
 
     def _privately_together(self, job: _Job, work: Sequence[Work]) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         """As `_privately`, for clients that step together."""
@@ -353,10 +379,10 @@ class TorchTrainer:
         return outputs
 
     def _mean_loss(
-        self, loss: Loss, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
+        self, losses: Losses, params_D: torch.Tensor, x_B: torch.Tensor, y_B: torch.Tensor, real_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and sum of the loss over the real examples of a batch."""
-        loss_B = torch.where(real_B, loss(self._applied(params_D, x_B), y_B), 0.0)
+        loss_B = torch.where(real_B, losses(partial(self._applied, params_D), x_B, y_B), 0.0)
         return loss_B.sum() / real_B.sum().clamp(min=1), loss_B.detach().sum()
 
     def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:

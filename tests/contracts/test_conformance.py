@@ -12,7 +12,8 @@ from fedlearn.testing import LOCAL, LinearTrainer, check_strategy, linear_proble
 from simulations import models
 
 BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
-OF_ALL_TASKS = [builder for builder in BUILDERS if builder is not strategies.fedlc]  # which needs classes
+NEED_MORE = (strategies.fedlc, strategies.moon)  # classes, a hidden layer
+OF_ALL_TASKS = [builder for builder in BUILDERS if builder not in NEED_MORE]
 VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
 SMALL = {"keeps": "out.bias"}  # of a model of one layer
 
@@ -58,7 +59,9 @@ def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     check_strategy(builder(**taken(builder, {"clients_per_round": 4, "keeps": "out.*"})), data=data, trainer=trainer)
 
 
-@pytest.mark.parametrize("builder", [strategies.fedrep, strategies.apfl, strategies.ifca], ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    "builder", [strategies.fedrep, strategies.apfl, strategies.ifca, strategies.moon], ids=lambda b: b.__name__
+)
 def test_what_clients_keep_and_choose_is_the_same_in_both_frameworks(builder, digits):
     ends = []
     for framework in ("torch", "jax"):

@@ -73,7 +73,8 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     reason = "privacy=example accounts for the steps of local.epochs, but this strategy takes others besides"
     refuse_if(bool(strategy.local.kept_epochs), reason, "strategy=fedper, or privacy=central")
     reason = "privacy=example clips gradients of the task's own loss, but this strategy trains with another"
-    refuse_if(strategy.local.logits is not None, reason, "strategy=fedavg, or privacy=central")
+    changed = strategy.local.logits is not None or strategy.local.contrast is not None
+    refuse_if(changed, reason, "strategy=fedavg, or privacy=central")
 
 
 def _protect(

@@ -1,0 +1,38 @@
+"""MOON: what a client's model makes of an example is to be what the global one does, not what its last one did."""
+
+from fedlearn import Array, LocalRule, Strategy, array_namespace, is_number, mean, require, uniform
+
+
+def moon(
+    *, mu: float = 1.0, tau: float = 0.5, clients_per_round: int | None = None, weighting: str = "examples"
+) -> Strategy:
+    """FedAvg, whose clients minimise ``l_sup + mu l_con``, where z, z_glob and z_prev are an example's features.
+
+    ``l_con = -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau)))``
+
+    Features are what goes into the last layer (in the paper, that of a projection head): of the model that is trained,
+    of the global one, and of the one with which the client's last round ended; ``sim`` is the cosine. A client's first
+    round is FedAvg's.
+
+    Args:
+        mu: >= 0; 0 is FedAvg. The paper takes the best of 0.1, 1, 5 and 10.
+        tau: temperature, > 0.
+        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        weighting: ``examples`` or ``equal``.
+
+    Reference: Li, He, Song, *Model-Contrastive Federated Learning*, CVPR 2021, arXiv:2103.16257, equations 3 and 4.
+    """
+    require(is_number(mu, at_least=0), "mu", mu, "a number >= 0", "mu=1.0   (0 is FedAvg)")
+    require(is_number(tau, at_least=0) and tau > 0, "tau", tau, "a number > 0", "tau=0.5")
+
+    def sim(a_BF: Array, b_BF: Array) -> Array:
+        xp = array_namespace(a_BF)
+        squares_B = xp.sum(a_BF**2, axis=-1) * xp.sum(b_BF**2, axis=-1)
+        return xp.sum(a_BF * b_BF, axis=-1) / xp.sqrt(squares_B + 1e-16)  # an example may have none
+
+    def contrast(z: Array, z_glob: Array, z_prev: Array) -> Array:
+        near, far = sim(z, z_glob) / tau, sim(z, z_prev) / tau
+        return mu * (array_namespace(z).logaddexp(near, far) - near)
+
+    local = LocalRule(contrast=contrast if mu else None)
+    return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

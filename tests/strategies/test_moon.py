@@ -1,0 +1,268 @@
+"""MOON: what the paper defines, and what it claims of representations; in both frameworks, in all engines."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+import strategies
+from fedlearn import (
+    Examples,
+    FederatedData,
+    LocalSettings,
+    Order,
+    Schedule,
+    SettingError,
+    Strategy,
+    Work,
+    everyone,
+    federate,
+    serial,
+    start,
+    vector,
+)
+from fedlearn.local import LAST, LocalRule
+from fedlearn.privacy.mechanism import Population
+from fedlearn.privacy.mechanisms import central, example
+from fedlearn.records import ExampleDP
+from fedlearn.strategy import CompositionError
+from fedlearn.testing import LinearTrainer, check_strategy, linear_problem
+from fedlearn.training import train
+from simulations import models
+
+LOCAL = LocalSettings(epochs=2, batch_size=8, learning_rate=0.1)
+FRAMEWORKS = ("torch", "jax")
+
+
+@pytest.fixture(scope="module")
+def data(digits):
+    """Four clients of uneven size, each with two or three of the digits only."""
+    x, y = digits
+    clients = []
+    for k, size in enumerate((20, 33, 27, 40)):
+        rows = np.flatnonzero(np.isin(y[:1200], [2 * k, 2 * k + 1, 9]))[:size]
+        clients.append(Examples(x[rows], y[rows]))
+    return FederatedData(
+        task="multiclass", num_classes=10, clients=range(4), train=clients.__getitem__, test=clients.__getitem__
+    )
+
+
+def trainer_of(data, framework="torch", *, model="mlp"):
+    for name in FRAMEWORKS if framework == "mixed" else (framework,):
+        pytest.importorskip(name)
+    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
+
+
+def end(strategy, engine, *, rounds=3):
+    state = start(strategy, engine.trainer.init(1), engine, seed=1)
+    *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL)
+    engine.close()
+    return last
+
+
+def local_model(trainer, data, rule, *, model_D, last_D, client=0, **settings):
+    """Where a client ends that trains from ``model_D`` and remembers ``last_D``."""
+    order = Order(round=1, seed=1, params_D=model_D, local=LocalSettings(batch_size=8, learning_rate=0.1, **settings))
+    work = Work(client=client, examples=data.train(client), memory={LAST: last_D})
+    return model_D + np.asarray(trainer.fit(order, rule, [work]).delta_KD)[0]
+
+
+def features(data, params_D, x):
+    """What goes into the last layer of the MLP."""
+    import torch
+
+    net = trainer_of(data).network(params_D)
+    with torch.no_grad():
+        return torch.nn.functional.elu(net.hidden_0(torch.from_numpy(x).flatten(1)))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_step_is_along_the_gradient_of_the_paper_s_loss(data, framework, model):
+    """Written out with copies of the network, as in the paper's code: cross-entropy over two similarities."""
+    trainer = trainer_of(data, framework, model=model)
+    import torch
+
+    from fedlearn.trainers.base import batch_plans
+
+    twin, mu, tau = trainer_of(data, model=model), 5.0, 0.5
+    global_D, last_D = trainer.init(1), trainer.init(2)
+    found_D = local_model(
+        trainer, data, strategies.moon(mu=mu, tau=tau).local, model_D=global_D, last_D=last_D, steps=1
+    )
+
+    order = Order(round=1, seed=1, params_D=global_D, local=LocalSettings(batch_size=8, learning_rate=0.1, steps=1))
+    rows = batch_plans(order, np.array([0]), np.array([20]))[0][0, 0]
+    x, y = (torch.from_numpy(part[rows]) for part in (data.train(0).x, data.train(0).y))
+    nets, seen = [twin.network(v_D) for v_D in (global_D, global_D, last_D)], []
+    for net in nets:
+        net.out.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    outputs, _, _ = (net(x) for net in nets)
+    cosine = torch.nn.CosineSimilarity(dim=-1)
+    z, z_global, z_last = seen[0], seen[1].detach(), seen[2].detach()
+    logits = torch.stack([cosine(z, z_global), cosine(z, z_last)], dim=1) / tau
+    cross_entropy = torch.nn.functional.cross_entropy
+    loss = cross_entropy(outputs, y) + mu * cross_entropy(logits, torch.zeros(len(y), dtype=torch.long))
+    loss.backward()
+    gradients = {name: p.grad.numpy() for name, p in nets[0].named_parameters()}
+    assert np.allclose(found_D - global_D, -0.1 * trainer.layout.pack(gradients), atol=1e-6)
+
+
+WAYS = {
+    "mlp": {"torch": ("map", "vmap"), "jax": ("map", "vmap"), "mixed": ("map",)},
+    "cnn": {"torch": ("vmap",), "jax": ("map",)},
+}
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_it_is_the_same_in_both_frameworks_however_clients_are_trained(data, model):
+    strategy = strategies.moon(mu=5.0)
+    alone_D = end(strategy, serial(data, trainer_of(data, model=model))).state.params_D
+    for framework, ways in WAYS[model].items():
+        trainer = trainer_of(data, framework, model=model)
+        for batching in ways:
+            together_D = end(strategy, vector(data, trainer, batching=batching)).state.params_D
+            exact = framework == "torch" and batching == "map"
+            assert np.allclose(together_D, alone_D, rtol=0, atol=0 if exact else 1e-5), (framework, batching)
+
+
+def test_processes_that_share_a_block_give_the_same_bits(data):
+    strategy, trainer = strategies.moon(mu=5.0), trainer_of(data)
+    one, several = (end(strategy, engine(data, trainer)) for engine in (serial, partial(vector, batching="workers")))
+    assert np.array_equal(one.state.params_D, several.state.params_D)
+
+
+def test_a_client_s_first_round_is_federated_averaging_s_and_no_later_one_is(data):
+    def params(strategy, rounds):
+        return end(strategy, serial(data, trainer_of(data)), rounds=rounds).state.params_D
+
+    assert np.allclose(params(strategies.moon(), 1), params(strategies.fedavg(), 1), atol=1e-7)
+    assert np.abs(params(strategies.moon(), 2) - params(strategies.fedavg(), 2)).max() > 1e-3
+    assert np.array_equal(params(strategies.moon(mu=0), 2), params(strategies.fedavg(), 2))
+
+
+def test_a_client_compares_with_the_model_that_its_own_last_round_ended_with(data):
+    """Also where others took part in between; nothing of it leaves."""
+    trainer, strategy = trainer_of(data), strategies.moon(clients_per_round=2)
+    engine = serial(data, trainer)
+    state, ended = start(strategy, trainer.init(1), engine, seed=1), {}
+    for done in federate(strategy, engine, state, schedule=Schedule(rounds=4), local=LOCAL):
+        for client in done.cohort:
+            rule, last_D = strategy.local, ended.get(client, state.params_D)
+            order = Order(round=done.number, seed=1, params_D=state.params_D, local=LOCAL)
+            work = Work(client=client, examples=data.train(client), memory={LAST: last_D})
+            ended[client] = state.params_D + trainer.fit(order, rule, [work]).delta_KD[0]
+        state = done.state
+        assert done.bytes_up == 2 * 4 * trainer.layout.num_parameters
+        assert all(np.array_equal(memory[LAST], ended[client]) for client, memory in engine.memories.items())
+    assert len(ended) >= 3, "clients have been away"
+
+
+def test_representations_come_closer_to_the_global_model_s_than_to_the_last_one_s(data, digits):
+    """Also of digits that the client has never seen. Plain training leads it back to where it was."""
+    trainer, x = trainer_of(data), digits[0][1200:]
+    engine = serial(data, trainer)
+    model_D = end(strategies.moon(mu=0.1), engine).state.params_D
+    last_D = engine.memories[0][LAST]
+    z_global, z_last = (features(data, v_D, x) for v_D in (model_D, last_D))
+
+    def closer(mu):
+        """Mean of sim(z, z_glob) - sim(z, z_prev)."""
+        import torch
+
+        rule = strategies.moon(mu=mu).local
+        z = features(data, local_model(trainer, data, rule, model_D=model_D, last_D=last_D, epochs=10), x)
+        return float((torch.cosine_similarity(z, z_global) - torch.cosine_similarity(z, z_last)).mean())
+
+    without, some, much = closer(0), closer(1.0), closer(5.0)
+    assert without < 0 < some < much
+    assert some > without + 0.2
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_model_without_features_is_refused_by_name(data, framework):
+    trainer = trainer_of(data, framework, model="linear")
+    with pytest.raises(SettingError, match=r"ends in one affine map .* of features that it learns"):
+        local_model(trainer, data, strategies.moon().local, model_D=trainer.init(1), last_D=trainer.init(1))
+
+
+def test_other_layers_at_the_end_are_refused_in_both_frameworks(data):
+    torch, nn = pytest.importorskip("torch"), pytest.importorskip("flax.linen")
+    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.torch import TorchTrainer
+
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return 2 * nn.Dense(10)(nn.Dense(5)(x.reshape(len(x), -1)))
+
+    layers = [torch.nn.Flatten(), torch.nn.Linear(64, 5), torch.nn.Linear(5, 10), torch.nn.Softplus()]
+    scaled = JaxTrainer(Scaled(), task="multiclass", input_shape=(8, 8, 1))
+    for trainer in (TorchTrainer(torch.nn.Sequential(*layers), task="multiclass"), scaled):
+        with pytest.raises(SettingError, match="features"):
+            local_model(trainer, data, strategies.moon().local, model_D=trainer.init(1), last_D=trainer.init(1))
+
+
+def test_a_trainer_that_has_no_features_says_so():
+    with pytest.raises(Exception, match="SettingError"):
+        check_strategy(strategies.moon(), data=linear_problem(), trainer=LinearTrainer(3))
+
+
+def test_other_models_are_run_only_where_a_rule_asks_for_them(data):
+    """No strategy but this one pays for it."""
+    trainer, runs = trainer_of(data), []
+    trainer.module.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
+    for strategy, times in ((strategies.fedavg(), 1), (strategies.moon(), 3)):
+        runs.clear()
+        local_model(trainer, data, strategy.local, model_D=trainer.init(1), last_D=trainer.init(2), epochs=1)
+        assert runs == [size for size in (8, 8, 4) for _ in range(times)]
+        assert all(not part._forward_hooks for part in trainer.module.children())
+
+
+def test_the_models_it_compares_with_are_in_evaluation_mode(digits):
+    torch = pytest.importorskip("torch")
+    from fedlearn.trainers.torch import TorchTrainer
+
+    modes = []
+
+    class Noted(torch.nn.Dropout):
+        def forward(self, x):
+            modes.append(self.training)
+            return super().forward(x)
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5), Noted(0.5), torch.nn.Linear(5, 10))
+    trainer = TorchTrainer(net, task="multiclass")
+    data = FederatedData(
+        task="multiclass", num_classes=10, clients=range(1), train=lambda k: Examples(digits[0][:16], digits[1][:16]),
+        test=None,
+    )  # fmt: skip
+    local_model(trainer, data, strategies.moon().local, model_D=trainer.init(1), last_D=trainer.init(2), epochs=1)
+    assert modes == [True, False, False] * 2
+
+
+def test_noise_on_updates_goes_with_it_and_noise_on_examples_gradients_is_refused(data):
+    strategy = strategies.moon(weighting="equal")
+    with pytest.raises(CompositionError, match="task's own loss"):
+        example(noise_multiplier=1.0).refuse(strategy, LOCAL)
+    order = Order(round=1, seed=1, params_D=trainer_of(data).init(1), local=LocalSettings(example_dp=ExampleDP()))
+    with pytest.raises(SettingError, match=r"local\.example_dp"):
+        train(trainer_of(data), strategy.local, order, [])
+    mechanism = central(noise_multiplier=1.0)
+    mechanism.refuse(strategy, LOCAL)
+    population = Population(clients=data.clients, rounds=2)
+    private, _ = mechanism.protect(strategy, LOCAL, population)
+    engine = serial(data, trainer_of(data))
+    assert np.isfinite(end(private, engine, rounds=2).state.params_D).all()
+    assert set(engine.memories[0]) == {LAST}
+
+
+@pytest.mark.parametrize(("setting", "value"), [("mu", -1.0), ("tau", 0.0), ("tau", float("nan"))])
+def test_settings_out_of_range_are_refused(setting, value):
+    with pytest.raises(SettingError, match=setting):
+        strategies.moon(**{setting: value})
+
+
+def test_the_kit_finds_a_contrast_that_is_not_one_number_an_example(data):
+    broken = Strategy(select=everyone(), local=LocalRule(contrast=lambda z, z_global, z_last: 0 * (z - z_global).sum()))
+    with pytest.raises(AssertionError, match="one number an example"):
+        check_strategy(broken, data=data, trainer=trainer_of(data))
