@@ -72,7 +72,7 @@ from fedlearn.select import (
     values_of,
     weighted,
 )
-from fedlearn.strategy import CompositionError, Strategy
+from fedlearn.strategy import CompositionError, Strategy, buffered
 from fedlearn.system import System, constant, lognormal, trace
 from fedlearn.transform import Codec, Context, Stage, Transform, chain, identity
 
@@ -118,6 +118,7 @@ __all__ = [
     "array_namespace",
     "as_numpy",
     "buckets",
+    "buffered",
     "chain",
     "chosen_by_krum",
     "clip",

@@ -215,6 +215,8 @@ def buffered(strategy: Strategy, layout: Layout, policy: str) -> Strategy:
     require(not noisy, "buffers", policy, expected, "buffers=local")
     expected = "local: what clients make of models of different age is no mean of statistics"
     require(strategy.asynchrony is None, "buffers", policy, expected, "buffers=local")
+    votes = any(stage.votes for stage in strategy.stages)
+    require(not votes, "buffers", policy, "local: a vote has no size, so that it moves no statistic", "buffers=local")
     return replace(strategy, buffers=policy)
 
 

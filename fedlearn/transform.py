@@ -112,6 +112,7 @@ class Stage(NamedTuple):
         codec: how the update is written, in the last stage only: what the client half returns is encoded, and what a
             reader decodes takes its place. Where the client's memory has an ``error``, it is added before, and what
             the bytes leave out becomes the next one.
+        votes: whether what arrives of a number is its sign alone.
     """
 
     client: Transform = identity
@@ -121,6 +122,7 @@ class Stage(NamedTuple):
     clips: bool = False
     needs_sum: bool = False
     codec: Codec | None = None
+    votes: bool = False
 
 
 def chain(*transforms: Transform) -> Transform:
