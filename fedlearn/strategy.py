@@ -184,8 +184,9 @@ def buffered(strategy: Strategy, layout: Layout, policy: str) -> Strategy:
         strategy: with its protection, if it has one.
         layout: of the model; without buffers the policy makes no difference.
         policy: ``refuse``; ``average``: they travel with the parameters and are aggregated as these are, but the
-            server's step is that mean itself, whatever its optimiser; or ``local``: each client keeps its own, as it
-            does parameters that a strategy ``keeps``, and predicts with them.
+            server's step is that aggregate itself, whatever its optimiser (Flower's strategies, which aggregate and
+            step in one, treat them as parameters); or ``local``: each client keeps its own, as it does parameters that
+            a strategy ``keeps``, and predicts with them.
 
     *Guarantees*: no gradient, optimiser, weight decay or local rule touches a buffer under either. Under ``local`` none
     is in an update, so that clip, noise, masks and robust rules are of the parameters; the model at the server has

@@ -75,11 +75,13 @@ class Transform(NamedTuple):
             per client in a client half, where ``update`` gets them stacked, K x D.
         broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
             from the optimiser, anything small for its own client half from a stage.
+        from_fold: of a server's optimiser: whether its step is made of ``context.fold``, and not of the update.
     """
 
     update: Callable[[Array, Memory, Context], tuple[Array, Memory]] = _unchanged
     init: Callable[[Layout], Memory] = no_memory
     broadcast: Callable[[Memory], Mapping[str, Array]] = no_broadcast
+    from_fold: bool = False
 
 
 identity = Transform()

@@ -247,6 +247,12 @@ def test_server_optimisers_leave_statistics_to_the_mean(data):
     assert not np.allclose(one.state.params_D, other.state.params_D)
 
 
+def test_a_server_that_steps_by_what_was_kept_of_updates_has_the_last_word(data):
+    still = Transform(update=lambda update_D, memory, context: (0 * update_D, memory), from_fold=True)
+    (one,), _ = run(averaging(Strategy(select=everyone(), server=still)), data, rounds=1)
+    assert np.array_equal(one.state.params_D, TORCH.init(1))
+
+
 def test_fedbn_keeps_the_statistics_with_the_norms(data):
     strategy = averaging(strategies.fedbn())
     assert [leaf.name for leaf in strategy.leaving(LAYOUT).leaves] == ["out.bias", "out.weight"]
