@@ -259,6 +259,7 @@ def refuse_private_buffers(layout: Layout, local: LocalSettings) -> None:
     Raises:
         SettingError: that is asked for.
     """
-    expected = f"another, or a model with group norm: {layout.buffers[:1]} mix the examples of a batch"
+    some = ", ".join(layout.buffers[:2])
+    expected = f"another, or a model with group norm: statistics of this one ({some}) mix the examples of a batch"
     ok = local.example_dp is None or not layout.buffers
     require(ok, "privacy", "example", expected, "privacy=central with buffers=local, or model=gn_cnn")
