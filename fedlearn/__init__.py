@@ -75,7 +75,7 @@ from fedlearn.select import (
     weighted,
     with_values,
 )
-from fedlearn.strategy import CompositionError, Strategy
+from fedlearn.strategy import CompositionError, Strategy, buffered
 from fedlearn.system import System, constant, lognormal, trace
 from fedlearn.transform import Codec, Context, Stage, Transform, chain, identity
 
@@ -123,6 +123,7 @@ __all__ = [
     "array_namespace",
     "as_numpy",
     "buckets",
+    "buffered",
     "chain",
     "chosen_by_krum",
     "clip",

@@ -264,7 +264,7 @@ def signs() -> Stage:
         negative_D = np.unpackbits(np.frombuffer(payload, np.uint8), count=size)
         return 1 - 2 * negative_D.astype(np.float32)
 
-    return _stage(Codec(encode, decode))
+    return _stage(Codec(encode, decode))._replace(votes=True)
 
 
 def _stage(codec: Codec, *, error_feedback: bool = False, contracts: bool = False) -> Stage:

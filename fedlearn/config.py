@@ -21,6 +21,7 @@ from fedlearn.engines.attacked import AttackedEngine
 from fedlearn.engines.base import Engine
 from fedlearn.engines.clocked import ClockedEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
+from fedlearn.layout import Layout
 from fedlearn.loop import Schedule
 from fedlearn.metrics import METRICS
 from fedlearn.privacy.ledger import Ledger
@@ -29,9 +30,10 @@ from fedlearn.records import ClientId, LocalSettings
 from fedlearn.root import Root, with_root
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
-from fedlearn.strategy import Strategy, compressed
+from fedlearn.strategy import Strategy, buffered, compressed
 from fedlearn.system import System
 from fedlearn.targets import BuildError, check_targets, refuse_unknown
+from fedlearn.trainers.base import refuse_private_buffers
 from fedlearn.transform import Stage
 
 BASELINES = ("central", "local")
@@ -52,6 +54,7 @@ class Plan:
     seed: int
     baselines: tuple[str, ...] = ()
     system: System = field(default_factory=System)
+    buffers: str = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,8 @@ def plan(cfg: DictConfig) -> Plan:
     require(not forges, "attack", attack.kind, expected, "attack=label_flip, or strategy=fedavg")
     compress = _of_kind(Stage, cfg, "compress", allow) if "compress" in plain else Stage()
     compressed(strategy, compress)
+    buffers = plain.get("buffers", "refuse")
+    buffered(strategy, Layout(()), buffers)
     return Plan(
         strategy=strategy,
         schedule=_record(Schedule, {name: plain[name] for name in schedule if name in plain}, ""),
@@ -106,6 +111,7 @@ def plan(cfg: DictConfig) -> Plan:
         seed=seed,
         baselines=_baselines(plain.get("baseline")),
         system=system,
+        buffers=buffers,
     )
 
 
@@ -176,6 +182,8 @@ def protected(planned: Plan, scenario: Scenario) -> Plan:
     able = local.example_dp is None or scenario.trainer.private
     expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
     require(able, "privacy", planned.privacy.kind, expected, "privacy=central")
+    refuse_private_buffers(scenario.trainer.layout, local)
+    strategy = buffered(strategy, scenario.trainer.layout, planned.buffers)
     adaptive = strategy.protection is not None and strategy.protection.facts.get("clip") == "adaptive"
     expected = "none with privacy.clip=adaptive, whose bit would be compressed with the update"
     fits = planned.compress.codec is None or not adaptive

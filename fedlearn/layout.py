@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
 from math import prod, sqrt
@@ -20,14 +20,20 @@ import numpy as np
 from fedlearn.errors import require
 from fedlearn.seeds import Purpose, generator
 
+MEAN, VARIANCE = "running_mean", "running_var"  # how the names of a batch norm's statistics end
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One parameter tensor: its dotted name, shape and dtype."""
+    """One tensor of a model: its dotted name, shape and dtype.
+
+    A ``buffer`` is no parameter: what a layer counts or averages while it trains, e.g. a running mean.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+    buffer: bool = field(default=False, repr=False)
 
     @property
     def size(self) -> int:
@@ -51,9 +57,13 @@ class Layout:
     leaves: tuple[Leaf, ...]
 
     @classmethod
-    def of(cls, shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Layout:
-        """A layout of float32 leaves, put in order of their names."""
-        return cls(tuple(sorted((Leaf(name, tuple(shape)) for name, shape in shapes), key=lambda leaf: leaf.name)))
+    def of(
+        cls, shapes: Iterable[tuple[str, tuple[int, ...]]], buffers: Iterable[tuple[str, tuple[int, ...]]] = ()
+    ) -> Layout:
+        """A layout of float32 leaves, parameters and buffers, put in order of their names."""
+        leaves = [Leaf(name, tuple(shape)) for name, shape in shapes]
+        leaves += [Leaf(name, tuple(shape), buffer=True) for name, shape in buffers]
+        return cls(tuple(sorted(leaves, key=lambda leaf: leaf.name)))
 
     @cached_property
     def slices(self) -> Mapping[str, slice]:
@@ -63,8 +73,18 @@ class Layout:
 
     @property
     def num_parameters(self) -> int:
-        """D."""
+        """D, buffers included."""
         return sum(leaf.size for leaf in self.leaves)
+
+    @cached_property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the leaves that are buffers."""
+        return tuple(leaf.name for leaf in self.leaves if leaf.buffer)
+
+    @cached_property
+    def trained(self) -> Layout:
+        """The layout of the parameters alone."""
+        return self.without(self.buffers)
 
     @cached_property
     def digest(self) -> str:
@@ -120,7 +140,7 @@ def default_initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:
     """Initial parameters, the same for torch and JAX: torch's default for linear and convolution layers.
 
     Weights and biases of a layer with ``fan_in`` inputs are uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]``; a
-    one-dimensional weight (a normalisation scale) is one, and its bias zero.
+    one-dimensional weight (a normalisation scale) is one, and its bias zero; so are running variances and means.
 
     Reference: He, Zhang, Ren, Sun, *Delving Deep into Rectifiers*, ICCV 2015, arXiv:1502.01852, with ``a = sqrt(5)``.
     """
@@ -132,7 +152,8 @@ def default_initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:
             bound = 1 / sqrt(prod(weight[1:]))
             tensors[leaf.name] = rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
         else:
-            tensors[leaf.name] = np.full(leaf.shape, 0.0 if leaf.name.endswith("bias") else 1.0, np.float32)
+            is_zero = leaf.name.endswith(("bias", MEAN))
+            tensors[leaf.name] = np.full(leaf.shape, 0.0 if is_zero else 1.0, np.float32)
     return layout.pack(tensors)
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.aggregate import Gathered, gather, value
-from fedlearn.arrays import like
+from fedlearn.arrays import as_numpy, like
 from fedlearn.engines.base import Engine, Lander
 from fedlearn.engines.clocked import ClockedEngine
-from fedlearn.errors import TooManyFailures, is_count, is_number, require
+from fedlearn.errors import FedlearnError, TooManyFailures, is_count, is_number, require
 from fedlearn.flight import fill, gather_buffer
-from fedlearn.layout import Layout
+from fedlearn.layout import VARIANCE, Layout
 from fedlearn.privacy.ledger import Ledger
 from fedlearn.privacy.protection import Release
 from fedlearn.records import (
@@ -43,8 +43,9 @@ from fedlearn.strategy import Strategy
 from fedlearn.system import System
 from fedlearn.transform import Context
 
-# of the global model (None where each client uses its own), from clients' outputs
-Evaluate = Callable[[Array | None, Sequence[Predictions] | Sequence[Tally]], Evaluation]
+# of the global model (None where each client uses its own), from clients' outputs: none where nobody holds anything
+# out; and then None where there is nothing else to judge it by
+Evaluate = Callable[[Array | None, Sequence[Predictions] | Sequence[Tally]], Evaluation | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,7 +296,27 @@ def step(
     if strategy.local.keeps:
         update_D = _filled_up(update_D, layout.positions(strategy.local.keeps), layout.num_parameters)
     step_D, server = strategy.server.update(update_D, state.server, context)
-    return like(state.params_D, step_D) + step_D, server, tuple(stages)
+    if strategy.buffers == "average" and not strategy.server.reads_fold:
+        step_D = _averaged(step_D, update_D, layout)
+    params_D = like(state.params_D, step_D) + step_D
+    _refuse_negative_variances(params_D, layout)
+    return params_D, server, tuple(stages)
+
+
+def _averaged(step_D: Array, update_D: Array, layout: Layout) -> Array:
+    """The server's step, which of buffers is the aggregate itself: they follow no gradient to be accelerated."""
+    is_buffer_D = np.zeros(layout.num_parameters, bool)
+    is_buffer_D[layout.positions(layout.buffers)] = True
+    return array_namespace(step_D).where(like(is_buffer_D, step_D), like(update_D, step_D), step_D)
+
+
+def _refuse_negative_variances(params_D: Array, layout: Layout) -> None:
+    names = [name for name in layout.buffers if name.endswith(VARIANCE)]
+    if names and (as_numpy(params_D)[layout.positions(tuple(names))] < 0).any():
+        raise FedlearnError(
+            "a running variance fell below zero: what this strategy makes of updates (or its compression leaves of "
+            "them) is no weighted mean of the clients' statistics\n  try       buffers=local"
+        )
 
 
 def _filled_up(update_S: Array, kept: np.ndarray, size: int) -> Array:
@@ -327,7 +348,7 @@ def _evaluated(
     results = list(results)
     judged: list[Any] = [result for result in results if not isinstance(result, Failure)]
     failures = tuple(result for result in results if isinstance(result, Failure))
-    return (evaluate(params_D, judged) if judged else None), failures
+    return (evaluate(params_D, judged) if judged or params_D is not None else None), failures
 
 
 def judges(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:

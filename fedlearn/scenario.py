@@ -54,12 +54,14 @@ def judge(scenario: Scenario) -> Evaluate:
     Where each client uses a model of its own, their examples together are what is pooled.
 
     Clients that keep outputs to themselves send a `Tally` each; then the clients' own examples are what is pooled.
+
+    Where no client holds anything out, the global model is judged on the scenario's own test alone, if it has one.
     """
     from fedlearn.metrics import combine, evaluate
 
     data = scenario.data
 
-    def judged(params_D: Array | None, parts: Sequence[Predictions] | Sequence[Tally]) -> Evaluation:
+    def judged(params_D: Array | None, parts: Sequence[Predictions] | Sequence[Tally]) -> Evaluation | None:
         tallies = [part for part in parts if isinstance(part, Tally)]
         if tallies:
             return combine(tallies, task=data.task)
@@ -68,6 +70,8 @@ def judge(scenario: Scenario) -> Evaluate:
         if data.pooled_test is not None and params_D is not None:
             test = data.pooled_test()
             pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
+        if not predictions and pooled is None:
+            return None
         seen = evaluate(predictions, task=data.task, pooled=pooled)
         if scenario.triggered is None or params_D is None:
             return seen
@@ -82,6 +86,8 @@ def _attack_success(
 ) -> float:
     """The share of held-out examples that a backdoor's trigger turns into its target; NaN where there are none."""
     shown = [triggered(scenario.data.test(client)) for client in clients]
+    if not shown:
+        return float("nan")
     x, y = np.concatenate([some.x for some in shown]), np.concatenate([some.y for some in shown])
     outputs = scenario.trainer.predict(params_D, x)
     told = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0

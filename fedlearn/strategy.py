@@ -17,6 +17,8 @@ from fedlearn.root import Root
 from fedlearn.select import Selector
 from fedlearn.transform import Codec, Stage, Transform
 
+POLICIES = ("refuse", "average", "local")  # for a model's buffers
+
 
 class CompositionError(FedlearnError, ValueError):
     """Parts of a strategy that do not fit: which one to change, and how."""
@@ -35,6 +37,7 @@ class Strategy:
         protection: what is promised to clients and what it costs, set by `fedlearn.privacy`; None promises nothing.
         asynchrony: that the server does not wait for a cohort, and how; None: that it works in rounds.
         root: where examples of the server's own lie; None: it has none.
+        buffers: what becomes of a model's buffers, set by `buffered`; ``refuse``: it must have none.
 
     Raises:
         CompositionError: if a privacy claim could not hold, or a part could not work, in this combination.
@@ -48,6 +51,7 @@ class Strategy:
     protection: Protection | None = None
     asynchrony: Asynchrony | None = None
     root: Root | None = None
+    buffers: str = "refuse"
 
     @property
     def codec(self) -> Codec | None:
@@ -58,8 +62,10 @@ class Strategy:
         """The layout of updates: that of the model without the parameters that stay at the clients.
 
         Raises:
-            SettingError: nothing would be left to send, or a pattern matches no parameter.
+            SettingError: nothing would be left to send, a pattern matches no parameter, or the model has buffers that
+                nothing is said of.
         """
+        _refuse_buffers(layout, self.buffers)
         keeps = self.local.keeps
         layout.positions(keeps)
         left = layout.without(keeps)
@@ -172,6 +178,58 @@ def sent_beside(rule: LocalRule) -> tuple[str, ...]:
 def compressed(strategy: Strategy, compression: Stage) -> Strategy:
     """The strategy, whose updates are written as bytes after all else that happens to them at a client."""
     return strategy if compression.codec is None else replace(strategy, stages=(*strategy.stages, compression))
+
+
+def buffered(strategy: Strategy, layout: Layout, policy: str) -> Strategy:
+    """The strategy, for a model that may have buffers: the statistics of its batch norms.
+
+    Args:
+        strategy: with its protection, if it has one.
+        layout: of the model; without buffers the policy makes no difference.
+        policy: ``refuse``; ``average``: they travel with the parameters and are aggregated as these are, but the
+            server's step is that aggregate itself, whatever its optimiser (Flower's strategies, which aggregate and
+            step in one, treat them as parameters); or ``local``: each client keeps its own, as it does parameters that
+            a strategy ``keeps``, and predicts with them.
+
+    *Guarantees*: no gradient, optimiser, weight decay or local rule touches a buffer under either. Under ``local`` none
+    is in an update, so that clip, noise, masks and robust rules are of the parameters; the model at the server has
+    those of its beginning, which fit no data, so that nothing is judged on data of all clients with it.
+
+    Raises:
+        SettingError: there is no such policy, the model has buffers and it is ``refuse``, or the strategy cannot follow
+            it: noise would make variances negative and a clip would be filled by numbers of another scale than weights;
+            moves from models of different age add up to more than a mean; and what is sent beside updates would hold
+            what is to stay.
+
+    Reference: Andreux et al., *Siloed Federated Learning for Multi-Centric Histopathology Datasets*, 2020,
+    arXiv:2008.07424 (``local``: SiloBN).
+    """
+    require(policy in POLICIES, "buffers", policy, f"one of {', '.join(POLICIES)}", "buffers=average")
+    if not layout.buffers:
+        return strategy
+    _refuse_buffers(layout, policy)
+    expected = "another for a model with buffers: those of the models that it compares with are not kept apart"
+    require(strategy.local.contrast is None, "strategy", "one that compares features", expected, "strategy=fedprox")
+    if policy == "local":
+        beside = ", ".join(sent_beside(strategy.local))
+        expected = f"average: what this strategy sends beside updates ({beside}) would hold the buffers"
+        require(not beside, "buffers", policy, expected, "buffers=average")
+        keeps = dict.fromkeys((*strategy.local.keeps, *layout.buffers))
+        return replace(strategy, buffers=policy, local=strategy.local._replace(keeps=tuple(keeps)))
+    noisy = strategy.protection is not None and strategy.protection.facts["noise_multiplier"] is not None
+    expected = "local: noise would make running variances negative, and they are of another scale than weights"
+    require(not noisy, "buffers", policy, expected, "buffers=local")
+    expected = "local: what clients make of models of different age is no mean of statistics"
+    require(strategy.asynchrony is None, "buffers", policy, expected, "buffers=local")
+    votes = any(stage.votes for stage in strategy.stages)
+    require(not votes, "buffers", policy, "local: a vote has no size, so that it moves no statistic", "buffers=local")
+    return replace(strategy, buffers=policy)
+
+
+def _refuse_buffers(layout: Layout, policy: str) -> None:
+    some = ", ".join(layout.buffers[:3]) + ", ..." * (len(layout.buffers) > 3)
+    expected = f"average or local for this model, which has buffers ({some}); or a model with group norm"
+    require(policy != "refuse" or not layout.buffers, "buffers", policy, expected, "buffers=average")
 
 
 def _refuse_if(unsound: bool, reason: str, fix: str) -> None:

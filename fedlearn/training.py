@@ -150,14 +150,17 @@ def _in_parts(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Wo
     """First what stays, with the rest held fast; then the rest, with what stays held fast."""
     kept_D = np.zeros(trainer.layout.num_parameters, np.float32)
     kept_D[trainer.layout.positions(rule.keeps)] = 1
+    rest_D = 1 - kept_D
+    for moves_D in (kept_D, rest_D):  # batches move statistics in both parts
+        moves_D[trainer.layout.positions(trainer.layout.buffers)] = 1
     passes = replace(order.local, epochs=rule.kept_epochs, steps=None)
     first = trainer.fit(_moving(replace(order, local=passes), kept_D), _held(rule), work)
     # weight decay would move what is held fast
     first = replace(first, delta_KD=first.delta_KD * like(kept_D, first.delta_KD))
     ends_KD = as_numpy(_ends(order, work, first))
     work = [replace(one, start_D=ends_KD[k]) for k, one in enumerate(work)]
-    then = trainer.fit(_moving(order, 1 - kept_D), _held(rule), work)
-    return replace(then, delta_KD=first.delta_KD + then.delta_KD * like(1 - kept_D, then.delta_KD))
+    then = trainer.fit(_moving(order, rest_D), _held(rule), work)
+    return replace(then, delta_KD=first.delta_KD + then.delta_KD * like(rest_D, then.delta_KD))
 
 
 def _moving(order: Order, moves_D: np.ndarray) -> Order:

@@ -75,8 +75,8 @@ class Transform(NamedTuple):
             per client in a client half, where ``update`` gets them stacked, K x D.
         broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
             from the optimiser, anything small for its own client half from a stage.
-        reads_fold: of a server optimiser, whether it makes its step of ``Context.fold``, so that no rule can go before
-            it that changes the updates.
+        reads_fold: of a server's optimiser, whether its step is made of ``Context.fold`` and not of the update alone,
+            so that no rule can go before it that changes the updates.
     """
 
     update: Callable[[Array, Memory, Context], tuple[Array, Memory]] = _unchanged
@@ -115,6 +115,7 @@ class Stage(NamedTuple):
         codec: how the update is written, in the last stage only: what the client half returns is encoded, and what a
             reader decodes takes its place. Where the client's memory has an ``error``, it is added before, and what
             the bytes leave out becomes the next one.
+        votes: whether what arrives of a number is its sign alone.
     """
 
     client: Transform = identity
@@ -124,6 +125,7 @@ class Stage(NamedTuple):
     clips: bool = False
     needs_sum: bool = False
     codec: Codec | None = None
+    votes: bool = False
 
 
 def chain(*transforms: Transform) -> Transform:

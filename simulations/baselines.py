@@ -50,8 +50,10 @@ def baselines(
     for name in experiment.plan.baselines:
         log.info("baseline %s: %s", name, _budget(experiment, client_updates))
         seen = made[name](experiment, judged, client_updates, stopped)
-        if seen is None:
+        if stopped():
             break
+        if seen is None:  # nothing is held out
+            continue
         test = {metric: finite(value) for metric, value in seen.pooled.items()}
         found[name] = {"test": test, "clients": {metric: spread(seen, metric) for metric in seen.per_client}}
     return found

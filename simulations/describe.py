@@ -38,7 +38,7 @@ def describe(
         num_clients=len(data.clients),
         names=data.names,
         examples=_examples(data),
-        model=scenario.model,
+        model=scenario.model + f" · statistics {experiment.plan.buffers}" * bool(trainer.layout.buffers),
         num_parameters=trainer.layout.num_parameters,
         strategy=_name(cfg, settings),
         settings=_in_words(settings),

@@ -63,7 +63,7 @@ def _state_dict(folder: Path, path: Path) -> None:
     model = _in_torch(folder)
     from simulations.models.export_torch import save_state_dict
 
-    _atomically(path, lambda draft: save_state_dict(model.scenario.trainer, model.params_D, draft))  # type: ignore[arg-type]
+    _atomically(path, lambda draft: save_state_dict(model.scenario.trainer, model.params_D, draft))
 
 
 def _onnx(folder: Path, path: Path) -> None:
@@ -72,7 +72,7 @@ def _onnx(folder: Path, path: Path) -> None:
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with redirect_stdout(sys.stderr):  # torch tells its steps
-        _atomically(path, lambda draft: save_onnx(model.scenario.trainer, model.params_D, model.example, draft))  # type: ignore[arg-type]
+        _atomically(path, lambda draft: save_onnx(model.scenario.trainer, model.params_D, model.example, draft))
 
 
 _WRITERS: Mapping[str, Callable[[Path, Path], None]] = {

@@ -10,6 +10,7 @@ import numpy as np
 from fedlearn import checkpoint
 from fedlearn.arrays import as_numpy
 from fedlearn.config import scenario_of
+from fedlearn.errors import FedlearnError
 from fedlearn.scenario import Scenario
 from simulations.recipe import read_recipe
 from simulations.rounds import CHECKPOINTS
@@ -60,5 +61,9 @@ def trained(folder: Path, *, framework: str | None = None) -> Trained:
             cfg.scenario.framework = framework
     set_environment(cfg)
     scenario = scenario_of(cfg)
+    own = ", ".join(scenario.trainer.layout.buffers[:3]) if cfg.get("buffers") == "local" else ""
+    if own:
+        why = f"the clients of {folder} kept their statistics ({own}, ...): the model without them predicts nothing"
+        raise FedlearnError(f"{why}\n  try       a run with buffers=average")
     state, _, _ = checkpoint.newest(folder / CHECKPOINTS, scenario.trainer.layout)
     return Trained(scenario=scenario, params_D=as_numpy(state.params_D), round=state.round)

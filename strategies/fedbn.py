@@ -15,8 +15,8 @@ def fedbn(
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: what stays is in no update; each client is evaluated with its own. Trainers take layers without
-    running statistics only (GroupNorm, LayerNorm), whose scales and shifts these are.
+    *Guarantees*: what stays is in no update; each client is evaluated with its own. Of group and layer norm that are
+    scales and shifts; of batch norm the running statistics too, whatever the setting ``buffers`` says of others.
 
     Reference: Li, Jiang, Zhang, Kamp, Dou, *FedBN: Federated Learning on Non-IID Features via Local Batch
     Normalization*, ICLR 2021, arXiv:2102.07623, Algorithm 1.

@@ -6,12 +6,15 @@ import pytest
 from fedlearn import (
     Evaluation,
     Examples,
+    LocalRule,
+    Scenario,
     Schedule,
     SettingError,
     Strategy,
     Transform,
     everyone,
     federate,
+    judge,
     mean,
     serial,
     start,
@@ -172,6 +175,22 @@ def test_a_large_population_is_judged_by_one_fixed_sample():
     judges = {r.evaluation.clients for r in rounds}
     assert len(judges) == 1
     assert len(judges.pop()) == 4
+
+
+def test_the_scenarios_own_test_judges_a_model_of_which_no_client_holds_anything_out():
+    data = linear_problem()
+    whole = data.test(0)
+    nothing = replace(data, test=lambda client: Examples(whole.x[:0], whole.y[:0]), pooled_test=lambda: whole)
+    scenario = Scenario(name="linear", data=nothing, trainer=TRAINER, model="linear")
+    rounds = run(everyone_equal(), data=nothing, evaluate=judge(scenario))
+    expected = np.mean((TRAINER.predict(rounds[-1].state.params_D, whole.x)[:, 0] - whole.y) ** 2)
+    assert rounds[-1].evaluation.pooled["loss"] == pytest.approx(expected)
+    assert rounds[-1].evaluation.clients == ()
+    assert np.isnan(rounds[-1].evaluation.mean("loss"))
+    own = Strategy(select=everyone(), local=LocalRule(keeps=("out.bias",)))  # which has no model of all clients
+    assert all(one.evaluation is None for one in run(own, data=nothing, evaluate=judge(scenario)))
+    alone = replace(scenario, data=replace(nothing, pooled_test=None))
+    assert all(one.evaluation is None for one in run(everyone_equal(), data=nothing, evaluate=judge(alone)))
 
 
 @pytest.mark.parametrize(

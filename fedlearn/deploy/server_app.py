@@ -140,6 +140,7 @@ def deployed(cfg: DictConfig, planned: Plan, grid: Grid, run: str) -> Experiment
     require(protocol == "sum", "privacy.protocol", protocol, expected, "privacy.protocol=sum")
     words = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
     words["privacy"] = None if planned.privacy.kind == "none" else settings["privacy"]
+    words["buffers"] = None if planned.buffers == "refuse" else planned.buffers
     words["compress"] = None if planned.compress.codec is None else settings["compress"]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     if options.get("nodes") is None:

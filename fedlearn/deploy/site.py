@@ -37,7 +37,7 @@ from fedlearn.privacy.mechanism import Mechanism, Population
 from fedlearn.privacy.protection import Release
 from fedlearn.records import ClientId, Failure, LocalSettings, Order, Predictions, Sum, Tally, Updates
 from fedlearn.scenario import Scenario
-from fedlearn.strategy import Strategy, compressed
+from fedlearn.strategy import Strategy, buffered, compressed
 from fedlearn.transform import Stage
 
 MOST_KEPT = 8  # scenarios and strategies that stay built
@@ -152,7 +152,7 @@ class Site:
     ) -> tuple[Strategy, Order, dict[ClientId, int]]:
         """An order to train that the policy accepts; from here on it counts, and is paid for."""
         order, since = order_of(parcel, scenario.trainer.layout)
-        strategy, local = self._protected(ask, order.local)
+        strategy, local = self._protected(ask, order.local, scenario)
         # whatever the order says: these clients are real, so their noise must not follow from a seed it knows
         order = replace(order, local=local, deployed=True)
         of_run, in_all = self.memories.orders(ask.run)
@@ -169,7 +169,7 @@ class Site:
         clients = self._here(scenario, ask.clients)
         messages, told = messages_of(parcel, ask)
         registered = self.own.signing.registered(told)
-        strategy, _ = self._protected(ask, LocalSettings())
+        strategy, _ = self._protected(ask, LocalSettings(), scenario)
         bring: dict[ClientId, Callable[[], Updates | Failure]] = {}
         if "params" in parcel.arrays:
             strategy, order, since = self._admitted(ask, parcel, scenario, clients)
@@ -238,7 +238,7 @@ class Site:
             log.info("client %d is not evaluated, by this node's policy", client)
         judged: Iterable[Predictions | Failure]
         if "since" in parcel.facts:  # each client is asked for its own model, as it was after that round
-            strategy, _ = self._protected(ask, LocalSettings())
+            strategy, _ = self._protected(ask, LocalSettings(), scenario)
             since = since_of(parcel)
             judged = [self._judge(scenario, strategy, params_D, client, ask.run, since[client]) for client in told]
         else:
@@ -289,19 +289,23 @@ class Site:
         scenario: Scenario = self._once("scenario", self._own_words(ask.words["scenario"]), Scenario)
         return scenario
 
-    def _protected(self, ask: Ask, local: LocalSettings) -> tuple[Strategy, LocalSettings]:
+    def _protected(self, ask: Ask, local: LocalSettings, scenario: Scenario) -> tuple[Strategy, LocalSettings]:
         """The strategy and training of an order, protected as its words say and not as its numbers might."""
+        strategy, local = self._promised(ask, local)
+        strategy = buffered(strategy, scenario.trainer.layout, str(ask.words.get("buffers") or "refuse"))
+        return self._compressed(ask, strategy), local
+
+    def _promised(self, ask: Ask, local: LocalSettings) -> tuple[Strategy, LocalSettings]:
         strategy: Strategy = self._once("strategy", ask.words["strategy"], Strategy)
         local, words = replace(local, example_dp=None), ask.words.get("privacy")
         if not words:
-            return self._compressed(ask, strategy), local
+            return strategy, local
         mechanism: Mechanism = self._once("privacy", words, Mechanism)
         given = fields_of(ask.words.get("population") or {}, num_clients=int, rounds=int)
         if min(given.values()) < 1:
             raise WireError(f"the order's population is {given}, expected numbers >= 1")
         population = Population(clients=range(given["num_clients"]), rounds=given["rounds"])
-        strategy, local = mechanism.protect(strategy, local, population)
-        return self._compressed(ask, strategy), local
+        return mechanism.protect(strategy, local, population)
 
     def _compressed(self, ask: Ask, strategy: Strategy) -> Strategy:
         words = ask.words.get("compress")

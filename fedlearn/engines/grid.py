@@ -44,7 +44,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
-WORDS = ("scenario", "strategy", "privacy", "compress")
+WORDS = ("scenario", "strategy", "privacy", "compress", "buffers")
 Result = TypeVar("Result", Updates, Tally)
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class GridEngine:
     Args:
         grid: Flower's way to the nodes.
         words: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own. With
-            ``compress``, the same; with ``privacy``, see `protect`.
+            ``compress``, the same; with ``buffers``, the policy for a model's; with ``privacy``, see `protect`.
         run: names the run, the same after a restart of the coordinator: nodes file clients' memories under it.
         nodes: how many to wait for at the start, >= 1.
         join_timeout: seconds to wait for them, and later for clients that are needed and not connected.

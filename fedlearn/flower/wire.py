@@ -128,7 +128,7 @@ def params_of(parcel: Parcel, layout: Layout) -> np.ndarray:
 
 def leaves_as_facts(layout: Layout) -> list[list[Any]]:
     """A layout as JSON."""
-    return [[leaf.name, list(leaf.shape), leaf.dtype] for leaf in layout.leaves]
+    return [[leaf.name, list(leaf.shape), leaf.dtype, leaf.buffer] for leaf in layout.leaves]
 
 
 def layout_of(leaves: Any) -> Layout:
@@ -138,6 +138,11 @@ def layout_of(leaves: Any) -> Layout:
         WireError: it is not one.
     """
     try:
-        return Layout(tuple(Leaf(str(name), tuple(int(n) for n in shape), str(dtype)) for name, shape, dtype in leaves))
+        return Layout(
+            tuple(
+                Leaf(str(name), tuple(int(n) for n in shape), str(dtype), bool(buffer))
+                for name, shape, dtype, buffer in leaves
+            )
+        )
     except (TypeError, ValueError) as error:
         raise WireError(f"the layout cannot be read: {error}") from error

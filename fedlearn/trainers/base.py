@@ -6,7 +6,7 @@ Shapes: K clients in a block, D parameters laid flat, N examples, S local steps,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heapreplace
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from fedlearn.entropy import secret_uniforms
 from fedlearn.errors import require
 from fedlearn.layout import Layout, default_initial
 from fedlearn.local import LocalRule
-from fedlearn.records import Array, Order, Updates, Work
+from fedlearn.records import Array, LocalSettings, Order, Updates, Work
 from fedlearn.seeds import Purpose, generator, seed_sequence
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads neighbours
@@ -30,7 +30,7 @@ class Trainer(Protocol):
     Attributes:
         framework: ``torch``, ``jax`` or ``numpy``, for the header.
         device: where it computes, e.g. ``cpu``.
-        layout: of the model's trainable parameters.
+        layout: of the model's trainable parameters, and of its buffers: statistics of batches.
         private: whether it has DP-SGD, for orders with ``local.example_dp``.
     """
 
@@ -278,6 +278,24 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def initial_parameters(layout: Layout, initial: Initial | None, seed: int) -> np.ndarray:
-    """``initial(layout, rng)``, or torch's default law where it is None."""
-    return (initial or default_initial)(layout, generator(seed, Purpose.INIT))
+def initial_parameters(
+    layout: Layout, initial: Initial | None, seed: int, buffers: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """``initial(layout, rng)`` of the parameters, or torch's default law where it is None, beside the given buffers."""
+    first_D = (initial or default_initial)(layout.trained, generator(seed, Purpose.INIT))
+    return layout.pack({**layout.trained.unpack(first_D), **buffers}) if buffers else first_D
+
+
+def refuse_private_buffers(layout: Layout, local: LocalSettings) -> None:
+    """Refuse DP-SGD for a model with statistics of batches.
+
+    They make an example's output, and so its gradient, depend on the others in its batch: clipping bounds no single
+    example's part, and the statistics themselves would leave without noise.
+
+    Raises:
+        SettingError: that is asked for.
+    """
+    some = ", ".join(layout.buffers[:2])
+    expected = f"another, or a model with group norm: statistics of this one ({some}) mix the examples of a batch"
+    ok = local.example_dp is None or not layout.buffers
+    require(ok, "privacy", "example", expected, "privacy=central with buffers=local, or model=gn_cnn")

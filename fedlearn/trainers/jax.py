@@ -28,7 +28,7 @@ from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import Task
 from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError
-from fedlearn.layout import Layout
+from fedlearn.layout import MEAN, VARIANCE, Layout
 from fedlearn.local import LAST, LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
 from fedlearn.seeds import Purpose, integer_seed
@@ -41,6 +41,7 @@ from fedlearn.trainers.base import (
     counts_of_classes,
     initial_parameters,
     poisson_plans,
+    refuse_private_buffers,
     rounds_of,
     slices_of_one,
 )  # fmt: skip
@@ -64,7 +65,13 @@ LOSSES: Mapping[Task, Loss] = {
 # shares of a block run side by side already: small products that are cut up once more wait for each other
 ONE_THREAD_A_PRODUCT = {"xla_cpu_multi_thread_eigen": False}
 
-LEAF_NAMES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}  # flax -> torch
+STATS = "batch_stats"  # flax's collection of a model's buffers
+LEAF_NAMES = {  # flax -> torch
+    "params": {"kernel": "weight", "scale": "weight", "embedding": "weight"},
+    STATS: {"mean": MEAN, "var": VARIANCE},
+}
+Path = tuple[str, ...]  # of a leaf in flax
+Named = tuple[str, tuple[int, ...]]  # its name and shape in torch
 
 
 class JaxTrainer:
@@ -81,10 +88,13 @@ class JaxTrainer:
             on a CPU, whose cache holds one model, vmap elsewhere.
 
     Guarantees: equal initial parameters and batches to a `TorchTrainer` of the twin model; dropout draws from (seed,
-    round, client), whatever the block.
+    round, client), whatever the block. ``batch_stats`` are buffers, which only batches move (as in `TorchTrainer`).
+    Flax's BatchNorm takes statistics of real examples only, though batches are filled up, and averages the unbiased
+    variance as torch's does (flax alone: the biased one); torch's momentum of 0.1 is flax's of 0.9. Another layer that
+    takes statistics of a batch would count what fills it up.
 
     Raises:
-        FedlearnError: if the module keeps state besides its parameters (batch-norm statistics).
+        FedlearnError: if the module keeps state besides ``params`` and ``batch_stats``.
     """
 
     framework, private = "jax", True
@@ -107,13 +117,15 @@ class JaxTrainer:
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
         variables = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
-        if set(variables) != {"params"}:
-            raise FedlearnError(
-                f"the model keeps state that would not travel: {', '.join(sorted(set(variables) - {'params'}))}\n"
-                "  try       GroupNorm or LayerNorm instead of BatchNorm"
-            )
-        self._turned = {path: _torch_leaf(path, leaf.shape) for path, leaf in flatten_dict(variables["params"]).items()}
-        self.layout = Layout.of(self._turned.values())
+        if set(variables) - {"params", STATS}:
+            unknown = ", ".join(sorted(set(variables) - {"params", STATS}))
+            raise FedlearnError(f"the model keeps state that would not travel: {unknown}\n  try       one without it")
+        self._turned, self._kept = (_torch_leaves(variables, kind) for kind in ("params", STATS))
+        self.layout = Layout.of(self._turned.values(), self._kept.values())
+        self._buffers: dict[str, np.ndarray] = {}
+        if self._kept:
+            first = flatten_dict(module.init(keys, jnp.zeros((1, *input_shape)))[STATS])
+            self._buffers = {name: np.asarray(first[path]) for path, (name, _) in self._kept.items()}
         self._predict = jax.jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
         self._room: dict[str, int] = {}
@@ -134,10 +146,11 @@ class JaxTrainer:
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
-        return initial_parameters(self.layout, self._initial, seed)
+        return initial_parameters(self.layout, self._initial, seed, self._buffers)
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients in one compiled program; see `Trainer.fit`."""
+        refuse_private_buffers(self.layout, order.local)
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
         plans = poisson_plans if order.local.example_dp else batch_plans
@@ -245,11 +258,12 @@ class JaxTrainer:
         optimizer = _optimizer(local)
         private_gradient = self._private_gradient(local, deployed) if local.example_dp else None
 
-        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> Any:
+        def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> Any:
             rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, (counts_C, last_D), seeds = own
+            params, start_D = self._unflatten(params_D), params_D if start_D is None else start_D
             contrast = rule.contrast and partial(self._contrast, rule, (params, self._unflatten(last_D)))
             gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C), contrast)
-            start = params if start_D is None else self._unflatten(start_D)
+            start, stats = self._unflatten(start_D), self._statistics(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
             names = list(vectors)
             keys = [jax.random.fold_in(jax.random.key(seed), client) for seed in seeds]
@@ -258,44 +272,52 @@ class JaxTrainer:
                 return rule.correct(g, w, w_global, **dict(zip(names, leaves, strict=True)))
 
             def step(s: jax.Array, carry: Any) -> Any:
-                weights, state, total = carry
+                weights, stats, state, total = carry
                 rows_B = rows_SB[s]
                 real_B = rows_B >= 0
                 batch = (_rows(x, x_start + rows_B, real_B), _rows(y, y_start + rows_B, real_B), real_B)
-                gradient, loss_sum = gradient_of(weights, *batch, [jax.random.fold_in(key, s) for key in keys], size)
+                draws = [jax.random.fold_in(key, s) for key in keys]
+                gradient, loss_sum, stats = gradient_of((weights, stats), *batch, draws, size)
                 gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
                 change, state = optimizer.update(gradient, state, weights)
-                return optax.apply_updates(weights, change), state, total + loss_sum
+                return optax.apply_updates(weights, change), stats, state, total + loss_sum
 
-            weights, _, total = lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), jnp.zeros(())))
-            return self._flatten(jax.tree.map(jnp.subtract, weights, start)), total
+            first = (start, stats, optimizer.init(start), jnp.zeros(()))
+            weights, after, _, total = lax.fori_loop(0, num_steps, step, first)
+            delta, moved = jax.tree.map(jnp.subtract, (weights, after), (start, stats))
+            return self._flatten(delta, moved), total
 
         def block(params_D: Any, broadcast: Any, x: Any, y: Any, *own: Any) -> Any:
-            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y)
+            one = partial(fit_client, params_D, broadcast, x, y)
             in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
             return lax.map(one, own) if in_turn else jax.vmap(one)(own)
 
         return jax.jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
 
     def _gradient(
-        self, seen: Any, contrast: Any, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
-    ) -> tuple[Any, jax.Array]:
-        """Of the mean loss over the real examples of a batch, and the sum of their losses, of ``seen(outputs)``."""
+        self, seen: Any, contrast: Any, model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
+    ) -> tuple[Any, jax.Array, Any]:
+        """Of the mean loss over the real examples of a batch, the sum of their losses, of ``seen(outputs)``, and what
+        the batch makes of the statistics.
+        """
+        weights, stats = model
 
-        def mean_loss(weights: Any) -> tuple[jax.Array, jax.Array]:
-            total = jnp.sum(jnp.where(real_B, self._losses(weights, x, y, keys[0], seen, contrast), 0.0))
-            return total / jnp.sum(real_B), total
+        def mean_loss(weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+            losses_B, after = self._losses(weights, stats, x, y, real_B, keys[0], seen, contrast)
+            total = jnp.sum(jnp.where(real_B, losses_B, 0.0))
+            return total / jnp.sum(real_B), (total, after)
 
-        return jax.grad(mean_loss, has_aux=True)(weights)
+        gradient, (total, after) = jax.grad(mean_loss, has_aux=True)(weights)
+        return gradient, total, after
 
-    def _private_gradient(self, local: LocalSettings, deployed: bool) -> Callable[..., tuple[Any, jax.Array]]:
+    def _private_gradient(self, local: LocalSettings, deployed: bool) -> Callable[..., tuple[Any, jax.Array, Any]]:
         """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
         dp = local.example_dp
         assert dp is not None
-        clipped = clipped_gradient(self._losses, clip=dp.clip)
+        clipped = clipped_gradient(self._private_losses, clip=dp.clip)
 
-        def gradient_of(weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array]:
-            total, loss_sum = clipped(weights, x, y, real_B, keys[0])
+        def gradient_of(model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array, Any]:
+            total, loss_sum = clipped(model[0], x, y, real_B, keys[0])
             if dp.noise_multiplier:
                 leaves, tree = jax.tree.flatten(total)
                 ends = np.cumsum([leaf.size for leaf in leaves])
@@ -303,23 +325,23 @@ class JaxTrainer:
                 deviation = dp.clip * dp.noise_multiplier
                 noised = [g + deviation * n.reshape(g.shape) for g, n in zip(leaves, noise, strict=True)]
                 total = jax.tree.unflatten(tree, noised)
-            return jax.tree.map(lambda g: g / jnp.minimum(local.batch_size, size), total), loss_sum
+            return jax.tree.map(lambda g: g / jnp.minimum(local.batch_size, size), total), loss_sum, model[1]
 
         return gradient_of
 
     def _losses(
-        self, params: Any, x: Any, y: Any, key: Any, seen: Any = lambda outputs: outputs, contrast: Any = None
-    ) -> jax.Array:
-        """Of each example, in training mode."""
-        train: dict[str, Any] = {"train": True} if self._takes_train else {}
-
-        def run(params: Any) -> Any:
-            return self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
-
+        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, seen: Any, contrast: Any
+    ) -> tuple[jax.Array, Any]:
+        """Of each example, in training mode, and the statistics after it."""
         if contrast is None:
-            return self.loss(seen(run(params)), y)
-        outputs, features_BF = with_features(params, run)
-        return self.loss(seen(outputs), y) + contrast(x, features_BF)
+            outputs, after = self._trained_outputs(params, stats, x, real_B, key)
+            return self.loss(seen(outputs), y), after
+        outputs, features_BF = with_features(params, lambda p: self._trained_outputs(p, stats, x, real_B, key)[0])
+        return self.loss(seen(outputs), y) + contrast(x, features_BF), stats
+
+    def _private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
+        """Of each example, in training mode, of a model without statistics."""
+        return self.loss(self._trained_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0], y)
 
     def _contrast(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
         """What the rule adds to the losses, given models that are not trained."""
@@ -331,20 +353,39 @@ class JaxTrainer:
         penalty_B: jax.Array = rule.contrast(features_BF, *(with_features(model, run)[1] for model in models))
         return penalty_B
 
+    def _trained_outputs(
+        self, params: Any, stats: Any, x: jax.Array, real_B: jax.Array, key: jax.Array
+    ) -> tuple[Any, Any]:
+        """In training mode, and the statistics after it."""
+        train: dict[str, Any] = {"train": True} if self._takes_train else {}
+        with nn.intercept_methods(partial(_of_real_rows, real_B)):
+            how: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": [STATS], **train}
+            outputs, after = self.module.apply({"params": params, STATS: stats}, x, **how)
+        return outputs, after.get(STATS, {})
+
     def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
-        outputs: Any = self.module.apply({"params": self._unflatten(params_D)}, x)
+        variables = {"params": self._unflatten(params_D), STATS: self._statistics(params_D)}
+        outputs: Any = self.module.apply(variables, x)
         return outputs
 
     def _unflatten(self, params_D: jax.Array) -> Any:
-        """The vector as flax parameters."""
+        """The vector's part that is trained, as flax parameters."""
+        return self._as_flax(params_D, self._turned)
+
+    def _statistics(self, params_D: jax.Array) -> Any:
+        """The vector's buffers, as flax's ``batch_stats``."""
+        return self._as_flax(params_D, self._kept)
+
+    def _as_flax(self, params_D: jax.Array, names: Mapping[Path, Named]) -> Any:
         leaves = {}
-        for path, (name, shape) in self._turned.items():
+        for path, (name, shape) in names.items():
             leaves[path] = _to_flax(path, params_D[self.layout.slices[name]].reshape(shape))
         return unflatten_dict(leaves)
 
-    def _flatten(self, params: Any) -> jax.Array:
-        """Flax parameters as the vector."""
+    def _flatten(self, params: Any, stats: Any) -> jax.Array:
+        """Flax parameters and statistics as the vector."""
         leaves = {self._turned[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(params).items()}
+        leaves |= {self._kept[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(stats).items()}
         return jnp.concatenate([leaves[leaf.name].ravel() for leaf in self.layout.leaves])
 
     @cached_property
@@ -375,10 +416,32 @@ def _starts(order: Order, work: Sequence[Work]) -> np.ndarray | None:
     return np.stack([as_numpy(order.params_D if one.start_D is None else one.start_D) for one in work])
 
 
-def _torch_leaf(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
-    """The name and shape that torch gives to a flax leaf."""
-    name = ".".join([*path[:-1], LEAF_NAMES.get(path[-1], path[-1])])
-    return name, tuple(np.empty(shape, np.bool_).transpose(_axes_to_torch(path, len(shape))).shape)
+def _of_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """A call of some module; of a batch norm that takes statistics, over real rows, with torch's running variance."""
+    norm = context.module
+    if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
+        return call(*args, **kwargs)
+    x, fixed = args[0], [*args[1:], kwargs.get("use_running_average"), norm.use_running_average]
+    if any(fixed):
+        return call(*args, **kwargs)
+    if len(x) != len(real_B):
+        raise FedlearnError(f"{'.'.join(norm.path)} is a batch norm of {len(x)} rows, not of the batch's {len(real_B)}")
+    before: Any = norm.get_variable(STATS, "var")
+    outputs = call(*args, **{**kwargs, "mask": real_B.reshape(-1, *(1,) * (x.ndim - 1))})
+    count = real_B.sum() * (x.size // len(x) // before.size)  # of values that a channel's variance is taken of
+    kept = norm.momentum * before
+    change = norm.get_variable(STATS, "var") - kept
+    norm.put_variable(STATS, "var", kept + change * count / jnp.maximum(count - 1, 1))
+    return outputs
+
+
+def _torch_leaves(variables: Mapping[str, Any], kind: str) -> dict[Path, Named]:
+    """The names and shapes that torch gives to flax leaves of one collection."""
+    found = {}
+    for path, leaf in flatten_dict(variables.get(kind, {})).items():
+        name = ".".join([*path[:-1], LEAF_NAMES[kind].get(path[-1], path[-1])])
+        found[path] = name, tuple(np.empty(leaf.shape, np.bool_).transpose(_axes_to_torch(path, leaf.ndim)).shape)
+    return found
 
 
 def _axes_to_torch(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:

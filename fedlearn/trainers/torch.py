@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.data.federated import Task
 from fedlearn.entropy import secret_normals
-from fedlearn.errors import FedlearnError, SettingError, require
+from fedlearn.errors import SettingError, require
 from fedlearn.layout import Layout
 from fedlearn.local import LAST, LocalRule, plain
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
@@ -29,6 +29,7 @@ from fedlearn.trainers.base import (
     counts_of_classes,
     initial_parameters,
     poisson_plans,
+    refuse_private_buffers,
     round_of,
     rounds_of,
     slices_of_one,
@@ -80,8 +81,8 @@ class _Job:
 class TorchTrainer:
     """Trains any plain ``nn.Module``, one client after another, in a loop without a data loader.
 
-    The module's parameters become views of one flat vector, so that the global model goes in and the local one comes
-    out in one copy.
+    The module's parameters, and its floating-point buffers, become views of one flat vector, so that the global model
+    goes in and the local one comes out in one copy.
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; parameters with ``requires_grad=False`` stay as they are.
@@ -91,13 +92,13 @@ class TorchTrainer:
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
         batching: ``map`` (one client after another), ``vmap`` (all clients of a block step together, as one batch of
             models), or ``auto``: vmap on a GPU, and for blocks of many clients with a small model, where a step's
-            overhead outweighs its arithmetic.
+            overhead outweighs its arithmetic. A model with buffers is always trained by ``map``.
 
     *Guarantees*: the same order gives bit-identical updates, with ``map`` also alone and in a block. Torch's global
-    generator is left as it was; dropout draws from (seed, round, client).
-
-    Raises:
-        FedlearnError: if the module has buffers (batch-norm statistics), which no parameter vector carries.
+    generator is left as it was; dropout draws from (seed, round, client). Gradients, optimiser, weight decay and local
+    rule touch no buffer; what a client's batches make of it is in the client's update. Integer buffers (the number of
+    batches seen) are in no vector: they are as they were given whenever a client begins, so that a batch norm with
+    ``momentum=None`` averages over the batches of a round.
     """
 
     framework, private = "torch", True
@@ -112,37 +113,42 @@ class TorchTrainer:
         loss: Loss | None = None,
         batching: str = "auto",
     ) -> None:
-        buffers = [name for name, _ in module.named_buffers()]
-        if buffers:
-            raise FedlearnError(
-                f"the model has buffers that would not travel: {', '.join(buffers[:3])}\n"
-                "  try       GroupNorm or LayerNorm instead of BatchNorm"
-            )
         _require_device(device)
         if device == "cpu":
             torch.set_num_threads(1)  # small models: a second thread costs more than it brings
         self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
-        self._draws = any(isinstance(part, DRAWING) for part in module.modules())
+        self._counters = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
+        buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+        draws = any(isinstance(part, DRAWING) for part in module.modules())
+        self._one_by_one = "draws random numbers" if draws else "keeps buffers" if [*module.buffers()] else ""
         self.loss = loss or LOSSES[task]
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.layout = Layout.of((name, tuple(p.shape)) for name, p in trainable.items())
-        given = self.layout.pack({name: p.detach().cpu().numpy() for name, p in trainable.items()})
-        self._initial: Initial | None = (lambda layout, rng: given.copy()) if initial == "as_given" else initial
-        self._flat_D = torch.from_numpy(given.copy()).to(device)
-        self._leaves = [trainable[leaf.name] for leaf in self.layout.leaves]
+        shapes, of_buffers = ([(name, tuple(t.shape)) for name, t in ts.items()] for ts in (trainable, buffers))
+        self.layout = Layout.of(shapes, of_buffers)
+        given = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
+
+        def as_given(layout: Layout, rng: np.random.Generator) -> np.ndarray:
+            return layout.pack({leaf.name: given[leaf.name] for leaf in layout.leaves})
+
+        self._initial: Initial | None = as_given if initial == "as_given" else initial
+        self._buffers = {name: given[name] for name in buffers}
+        self._flat_D = torch.from_numpy(self.layout.pack(given)).to(device)
+        self._leaves = [trainable[leaf.name] for leaf in self.layout.trained.leaves]
         for parameter, own in zip(self._leaves, self._split(self._flat_D), strict=True):
             parameter.data = own
         self._resident: tuple[np.ndarray, torch.Tensor] | None = None
+        for name in buffers:
+            _set_buffer(module, name, self._flat_D[self.layout.slices[name]].view(buffers[name].shape).data)
         self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, module, self.loss, self._leaves))
 
     def _split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
         """Views of a flat vector, one for each parameter."""
-        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.leaves]
+        return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.trained.leaves]
 
     def batched(self, batching: str) -> TorchTrainer:
         """The same trainer, on the same module, with another way to train a block."""
-        possible = batching != "vmap" or not self._draws
-        require(possible, "batching", batching, "map or workers: the model draws random numbers", "batching=map")
+        possible = batching != "vmap" or not self._one_by_one
+        require(possible, "batching", batching, f"map or workers: the model {self._one_by_one}", "batching=map")
         other = copy(self)
         other.batching = batching
         return other
@@ -152,14 +158,15 @@ class TorchTrainer:
         if self.batching != "auto":
             return self.batching
         small = num_clients >= MANY and self.layout.num_parameters <= TINY
-        return "vmap" if (small or self.device != "cpu") and not self._draws else "map"
+        return "vmap" if (small or self.device != "cpu") and not self._one_by_one else "map"
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
-        return initial_parameters(self.layout, self._initial, seed)
+        return initial_parameters(self.layout, self._initial, seed, self._buffers)
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients; see `Trainer.fit`."""
+        refuse_private_buffers(self.layout, order.local)
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
         plans = poisson_plans if order.local.example_dp else batch_plans
@@ -204,6 +211,7 @@ class TorchTrainer:
         one, weights = job.work[k], [leaf.detach() for leaf in self._leaves]
         vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, one).items()}
         self._flat_D.copy_(self._start(job, one))
+        self._count_anew()
         step = _optimizer(self._leaves, job.order.local)
         gradient_of = self._privately(job, one) if job.order.local.example_dp else self._gradient
         if known := self._known(job, k):
@@ -409,10 +417,23 @@ class TorchTrainer:
     def network(self, params_D: Array) -> nn.Module:
         """The module with these parameters, in evaluation mode; a copy."""
         self._flat_D.copy_(self._to_device(params_D))
-        return deepcopy(self.module).eval()
+        self._count_anew()
+        network = deepcopy(self.module).eval()
+        for name in self._buffers:  # of its own: a view would be saved with all that it is a view of
+            _set_buffer(network, name, network.get_buffer(name).clone())
+        return network
+
+    def _count_anew(self) -> None:
+        for counter, given in self._counters:
+            counter.copy_(given)
 
     def _to_device(self, array: Array) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)
+
+
+def _set_buffer(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(module.get_submodule(parent), own, tensor)
 
 
 def _require_device(device: str) -> None:

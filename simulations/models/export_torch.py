@@ -9,19 +9,20 @@ import numpy as np
 import torch
 
 from fedlearn.errors import MissingExtra
+from fedlearn.trainers.base import AroundTrainer, Trainer
 from fedlearn.trainers.torch import TorchTrainer
 
 
-def save_state_dict(trainer: TorchTrainer, params_D: np.ndarray, path: Path) -> None:
+def save_state_dict(trainer: Trainer, params_D: np.ndarray, path: Path) -> None:
     """For ``module.load_state_dict(torch.load(path, weights_only=True))``."""
-    torch.save(trainer.network(params_D).state_dict(), path)
+    torch.save(_network(trainer, params_D).state_dict(), path)
 
 
-def save_onnx(trainer: TorchTrainer, params_D: np.ndarray, example: np.ndarray, path: Path) -> None:
+def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path: Path) -> None:
     """For any ONNX runtime: input ``x`` with any number of examples, output ``outputs`` (logits, or values).
 
     Args:
-        trainer: of the model.
+        trainer: of the model, in torch.
         params_D: its parameters.
         example: ``(B, ...)``, what inputs look like.
         path: of the file.
@@ -34,7 +35,7 @@ def save_onnx(trainer: TorchTrainer, params_D: np.ndarray, example: np.ndarray, 
         import onnxscript  # noqa: F401
     except ImportError as missing:
         raise MissingExtra("format=onnx", "export") from missing
-    network = trainer.network(params_D).cpu()
+    network = _network(trainer, params_D).cpu()
     two = torch.from_numpy(np.concatenate([example[:1], example[:1]]))  # a batch of one would be taken for a constant
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about its own parts
@@ -49,3 +50,11 @@ def save_onnx(trainer: TorchTrainer, params_D: np.ndarray, example: np.ndarray, 
             verbose=False,
             dynamo=True,
         )
+
+
+def _network(trainer: Trainer, params_D: np.ndarray) -> torch.nn.Module:
+    """Of the trainer that is within all others."""
+    while isinstance(trainer, AroundTrainer):
+        trainer = trainer.trainer
+    assert isinstance(trainer, TorchTrainer)
+    return trainer.network(params_D)

@@ -10,7 +10,8 @@ from typing import Any
 
 from fedlearn.errors import SettingError
 
-SMALLEST = {"gn_cnn": 8, "lenet": 12, "vgg": 8, "resnet8": 4, "resnet20": 4}  # pixels high and wide
+SMALLEST = {"gn_cnn": 8, "bn_cnn": 8, "lenet": 12, "vgg": 8}  # pixels high and wide
+SMALLEST |= {"resnet8": 4, "resnet20": 4, "resnet8_bn": 4, "resnet20_bn": 4}
 
 
 def build(name: str, framework: str, *, input_shape: tuple[int, ...], num_outputs: int) -> tuple[Any, str]:
@@ -18,7 +19,8 @@ def build(name: str, framework: str, *, input_shape: tuple[int, ...], num_output
 
     Args:
         name: ``gn_cnn`` (convolutions of 16, 32 and 64 channels with group norm), ``lenet``, ``vgg`` (twice as many
-            convolutions and a hidden layer), ``resnet8`` or ``resnet20`` (residual, with group norm).
+            convolutions and a hidden layer), ``resnet8`` or ``resnet20`` (residual, with group norm); ``bn_cnn``,
+            ``resnet8_bn`` and ``resnet20_bn`` have batch norm instead, and so buffers (`fedlearn.strategy.buffered`).
         framework: ``torch`` or ``jax``.
         input_shape: of one example.
         num_outputs: of the network.
@@ -32,11 +34,13 @@ def build(name: str, framework: str, *, input_shape: tuple[int, ...], num_output
         raise SettingError("model", name, expected, "model=mlp")
     networks = import_module(f"simulations.models.vision_{framework}")
     size = "x".join(map(str, input_shape))
-    if name == "gn_cnn":
-        return networks.PlainNet(input_shape, ((16,), (32,), (64,)), (), num_outputs), f"gn_cnn {size}-16-32-64"
+    if name in ("gn_cnn", "bn_cnn"):
+        norm = "batch" if name == "bn_cnn" else "group"
+        return networks.PlainNet(input_shape, ((16,), (32,), (64,)), (), num_outputs, norm), f"{name} {size}-16-32-64"
     if name == "vgg":
         stages = ((16, 16), (32, 32), (64, 64))
         return networks.PlainNet(input_shape, stages, (128,), num_outputs), f"vgg {size}-16x2-32x2-64x2-128"
     if name == "lenet":
         return networks.LeNet(input_shape, num_outputs), f"lenet {size}-6-16-120-84"
-    return networks.ResNet(input_shape, 1 if name == "resnet8" else 3, num_outputs), f"{name} {size}-16-32-64"
+    num_blocks, norm = 1 if name.startswith("resnet8") else 3, "batch" if name.endswith("_bn") else "group"
+    return networks.ResNet(input_shape, num_blocks, num_outputs, norm), f"{name} {size}-16-32-64"

@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, C channels, O outputs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from flax import linen as nn
@@ -14,27 +15,29 @@ from simulations.models.jax import Conv, flatten, mean_2x2
 
 
 class PlainNet(nn.Module):
-    """Stages of 3 x 3 convolutions, each with group norm and ELU; a 2 x 2 mean ends a stage; affine maps end it all.
+    """Stages of 3 x 3 convolutions, each normalised and with ELU; a 2 x 2 mean ends a stage; affine maps end it all.
 
     Args:
         image_HWC: shape of an image, at least ``2 ** len(stages)`` pixels high and wide.
         stages: channels of each convolution, stage by stage.
         hidden: widths of the affine maps before the last.
         num_outputs: O.
+        norm: ``group`` or ``batch``.
     """
 
     image_HWC: Sequence[int]
     stages: Sequence[Sequence[int]]
     hidden: Sequence[int]
     num_outputs: int
+    norm: str = "group"
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
         """``(B, H, W, C) -> (B, O)``."""
-        x, number = x_BHWC, 0
+        x, number, norm = x_BHWC, 0, partial(_norm, self.norm, train)
         for stage in self.stages:
             for num_channels in stage:
-                x = _norm(num_channels, f"norm_{number}")(Conv(num_channels, name=f"conv_{number}")(x))
+                x = norm(num_channels, f"norm_{number}")(Conv(num_channels, name=f"conv_{number}")(x))
                 x, number = nn.elu(x), number + 1
             x = mean_2x2(x)
         x = _flattened_as_in_torch(x)
@@ -59,17 +62,18 @@ class LeNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with group norm beside a shortcut, which is a 1 x 1 convolution where shapes change."""
+    """Two normalised 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where shapes change."""
 
     num_channels: int
     stride: int
+    norm: str
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """``(B, H, W, C) -> (B, H', W', C')``."""
-        num_channels, stride = self.num_channels, self.stride
-        change = _norm(num_channels, "norm_0")(Conv(num_channels, stride=stride, name="conv_0")(x))
-        change = _norm(num_channels, "norm_1")(Conv(num_channels, name="conv_1")(nn.elu(change)))
+        num_channels, stride, norm = self.num_channels, self.stride, partial(_norm, self.norm, train)
+        change = norm(num_channels, "norm_0")(Conv(num_channels, stride=stride, name="conv_0")(x))
+        change = norm(num_channels, "norm_1")(Conv(num_channels, name="conv_1")(nn.elu(change)))
         if stride > 1 or x.shape[-1] != num_channels:
             x = Conv(num_channels, size=1, stride=stride, padding=0, name="shortcut")(x)
         return nn.elu(change + x)
@@ -81,22 +85,25 @@ class ResNet(nn.Module):
     image_HWC: Sequence[int]
     num_blocks: int
     num_outputs: int
+    norm: str = "group"
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
         """``(B, H, W, C) -> (B, O)``."""
         channels = 16
-        x = nn.elu(_norm(channels, "norm")(Conv(channels, name="conv")(x_BHWC)))
+        x = nn.elu(_norm(self.norm, train, channels, "norm")(Conv(channels, name="conv")(x_BHWC)))
         for number in range(3 * self.num_blocks):
             num_channels = 16 << (number // self.num_blocks)
             stride = 2 if num_channels > channels else 1
-            x = ResidualBlock(num_channels, stride, name=f"block_{number}")(x)
+            x = ResidualBlock(num_channels, stride, self.norm, name=f"block_{number}")(x, train=train)
             channels = num_channels
         return nn.Dense(self.num_outputs, name="out")(x.mean((1, 2)))
 
 
-def _norm(num_channels: int, name: str) -> nn.GroupNorm:
+def _norm(norm: str, train: bool, num_channels: int, name: str) -> nn.Module:
     # torch's epsilon, and the variance as it is defined: a difference of squares would be rounded otherwise
+    if norm == "batch":  # 0.9 is torch's momentum of 0.1
+        return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name=name)
     return nn.GroupNorm(num_channels // 8, epsilon=1e-5, use_fast_variance=False, name=name)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from fedlearn.data.arrays import from_arrays
 from fedlearn.data.federated import FederatedData
 from fedlearn.errors import is_count, require
-from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from simulations.models.recommend import recommender
+from simulations.scenarios.negatives import FreshNegatives, labelled
 from simulations.scenarios.ratings import ratings
 
 CENTRE = 3.5  # stars: a public guess at what a film gets
@@ -50,7 +50,7 @@ def movielens(
         task: ``rating``: stars, by RMSE, on ``test_share`` of each user's films. ``ranking``: each user's last film
             among 99 that he has not seen, by HR@10 and NDCG@10.
         factors: numbers that describe a user or a film, >= 1.
-        num_negatives: of ``ranking``: films not seen to train on, for each that was, >= 1.
+        num_negatives: of ``ranking``: films not seen to train on, for each that was, other ones in each round, >= 1.
         test_share: of ``rating``: held out at each client, in [0, 1).
         seed: of split and negatives.
         path: a folder with the data; None searches for them.
@@ -76,6 +76,7 @@ def movielens(
     how: dict[str, Any] = {"framework": framework, "device": device}
     centre = CENTRE if task == "rating" else 0.0
     fitted, line = recommender(model, data, num_items=num_items, factors=factors, centre=centre, **how)
+    fitted = FreshNegatives(fitted, data, num_items=num_items) if task == "ranking" else fitted
     return Scenario(name="movielens", data=data, trainer=fitted, model=line)
 
 
@@ -89,7 +90,9 @@ def leave_one_out(
     Reference: He et al., *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031, section 4.1.
     """
     num_items, train, test = int(item_R.max()) + 1, [], []
-    by_time_R = np.lexsort((item_R, time_R, user_R))
+    # of films seen in the same second any may be the last: by number it would be one that few people know
+    lot_M = generator(seed, Purpose.SPLIT).permutation(num_items)
+    by_time_R = np.lexsort((lot_M[item_R], time_R, user_R))
     ends = np.cumsum(np.bincount(user_R))
     for user, own in enumerate(np.split(by_time_R, ends[:-1])):
         rng = generator(seed, Purpose.SPLIT, client=user)
@@ -99,12 +102,8 @@ def leave_one_out(
         others = rng.choice(unseen, NUM_OTHERS, replace=False) if held_out else unseen[:0]
         liked, rest = (seen[:-1], np.setdiff1d(unseen, others)) if held_out else (seen, unseen)
         negatives = rng.choice(rest, num_negatives * len(liked)) if len(rest) else rest
-        train.append(_labelled(liked, negatives))
-        test.append(_labelled(seen[len(liked) :], others))
+        train.append(labelled(liked, negatives))
+        test.append(labelled(seen[len(liked) :], others))
     return FederatedData(
         task="ranking", clients=range(len(train)), train=train.__getitem__, test=test.__getitem__, num_classes=2
     )
-
-
-def _labelled(liked: np.ndarray, others: np.ndarray) -> Examples:
-    return Examples(np.concatenate([liked, others]).astype(np.int32), np.repeat([1, 0], [len(liked), len(others)]))

@@ -29,6 +29,23 @@ class Spoilt(LinearTrainer):
         return super().fit(order, rule, work)
 
 
+def normed(*, seed=0):
+    from torch import nn
+
+    from fedlearn.trainers.torch import TorchTrainer
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.out = nn.BatchNorm1d(1), nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.out(self.norm(x[:, None])[:, 0])
+
+    trainer = TorchTrainer(Net(), task="regression")
+    return Scenario(name="normed", data=linear_problem(num_clients=4), trainer=trainer, model="norm 3-1")
+
+
 def spoilt(*, how, num_features=3):
     data = linear_problem(num_clients=4, num_features=num_features)
     return Scenario(name="linear", data=data, trainer=Spoilt(num_features, how), model="linear")
@@ -110,7 +127,7 @@ def federation(problem, identity, tmp_path):
     from fedlearn.deploy.site import Own, Site
     from fedlearn.engines.grid import GridEngine
 
-    targets = [f"{problem}.{name}" for name in ("linear", "spoilt")]
+    targets = [f"{problem}.{name}" for name in ("linear", "normed", "spoilt")]
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
     names += ("fedasync", "fedbuff")
     strategies = [f"strategies.{name}" for name in names]
@@ -138,7 +155,7 @@ def federation(problem, identity, tmp_path):
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
         given = {"scenario": scenario_words, "strategy": strategy_words}
-        given |= {group: words[group] for group in ("compress",) if group in (words or {})}
+        given |= {group: words[group] for group in ("compress", "buffers") if group in (words or {})}
         settings = {"run": "test-run", "nodes": len(sites), "join_timeout": 10, "deadline": 10, **settings}
         return SimpleNamespace(
             engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, words=given, allow=(problem,)

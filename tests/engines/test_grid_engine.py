@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn import Schedule, checkpoint, federate, judge, serial, start
+from fedlearn import Schedule, buffered, checkpoint, federate, judge, serial, start
 from fedlearn.config import build
 from fedlearn.errors import SettingError, TooManyFailures
 from fedlearn.testing import LOCAL
@@ -23,18 +23,19 @@ from fedlearn.flower.parcel import pack, unpack
 from fedlearn.privacy.protection import Protection
 
 
-def simulated(made, rounds=3, **schedule):
+def simulated(made, rounds=3, buffers="refuse", **schedule):
     scenario = build(made.words["scenario"], "scenario", allow=made.allow)
     strategy = build(made.words["strategy"], "strategy", allow=made.allow)
+    strategy = buffered(strategy, scenario.trainer.layout, buffers)
     engine = serial(scenario.data, scenario.trainer)
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
     plan = Schedule(rounds=rounds, **schedule)
     return list(federate(strategy, engine, state, schedule=plan, local=LOCAL, evaluate=judge(scenario)))
 
 
-def deployed(made, rounds=3, state=None, evaluate=True, **schedule):
+def deployed(made, rounds=3, state=None, evaluate=True, buffers="refuse", **schedule):
     engine, scenario = made.engine, absent_scenario(made.engine)
-    strategy = build(made.words["strategy"], "strategy", allow=made.allow)
+    strategy = buffered(build(made.words["strategy"], "strategy", allow=made.allow), engine.layout, buffers)
     state = state or start(strategy, scenario.trainer.init(1), engine, seed=1)
     plan = Schedule(rounds=rounds, **schedule)
     judged = judge(scenario) if evaluate else None
@@ -66,6 +67,17 @@ def until_called(made, there):
 
 def with_array(name, change):
     return lambda parcel: replace(parcel, arrays={**parcel.arrays, name: change(parcel.arrays[name])})
+
+
+@pytest.mark.parametrize("policy", ["average", "local"])
+def test_statistics_of_batches_are_averaged_or_kept_at_real_nodes_as_in_simulation(federation, policy):
+    pytest.importorskip("torch")
+    made = federation(scenario="normed", words={"buffers": policy}, strategy="strategies.fedadam")
+    there, here = (run(made, rounds=2, buffers=policy) for run in (deployed, simulated))
+    assert np.array_equal(there[-1].state.params_D, here[-1].state.params_D)
+    assert made.engine.layout.buffers == ("norm.running_mean", "norm.running_var")
+    for metric in ("loss", "rmse"):
+        assert there[-1].evaluation.pooled[metric] == pytest.approx(here[-1].evaluation.pooled[metric], rel=1e-6)
 
 
 NAMES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")

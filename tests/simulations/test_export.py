@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from simulations.export import export
 from simulations.export import main as export_main
+from simulations.models import vision
 from simulations.models.torch import mlp
 from simulations.predict import main as predict_main
 from simulations.run import main as run_main
@@ -56,6 +57,34 @@ def test_a_state_dict_loads_into_a_plain_module_and_predicts_the_same(digits, tm
     x = some_images(digits)
     with torch.inference_mode():
         assert np.allclose(module(torch.from_numpy(x)).numpy(), outputs(digits, x), atol=1e-5)
+
+
+def test_the_statistics_that_were_averaged_are_in_the_state_dict(tmp_path):
+    run = tmp_path / "run"
+    words = ["scenario=digits", "model=bn_cnn", "buffers=average", "rounds=1", "report=false"]
+    assert run_main([*words, f"hydra.run.dir={run}"]) == 0
+    module, _ = vision.build("bn_cnn", "torch", input_shape=(8, 8, 1), num_outputs=10)
+    module.load_state_dict(torch.load(export(run, "torch"), weights_only=True))
+    assert (module.norm_0.running_var != 1).all()
+    x = some_images(run)
+    with torch.inference_mode():
+        assert np.allclose(module.eval()(torch.from_numpy(x)).numpy(), outputs(run, x), atol=1e-5)
+
+
+def test_a_model_whose_statistics_stayed_at_the_clients_is_not_handed_out(tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["scenario=digits", "model=bn_cnn", "buffers=local", "rounds=1", "report=false"]
+    assert run_main([*words, f"hydra.run.dir={run}"]) == 0
+    assert "statistics local" in capsys.readouterr().out
+    assert export_main([str(run)]) == 2
+    assert "kept their statistics (norm_0.running_mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["buffers=average", "privacy=example", "privacy.noise_multiplier=1"], []])
+def test_a_run_with_batch_norm_is_refused_before_its_first_round(tmp_path, capsys, words):
+    words = ["scenario=digits", "model=bn_cnn", "report=false", f"hydra.run.dir={tmp_path / 'run'}", *words]
+    assert run_main(words) == 2
+    assert "norm_0.running_mean" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])

@@ -15,9 +15,11 @@ from fedlearn.local import plain
 from fedlearn.loop import Schedule, federate
 from fedlearn.records import ExampleDP, Examples, LocalSettings, Order, Work
 from fedlearn.scenario import judge
+from fedlearn.trainers.base import AroundTrainer
 from simulations.models.recommend import recommender
 from simulations.scenarios import ratings as sources
 from simulations.scenarios.movielens import leave_one_out, movielens
+from simulations.scenarios.negatives import FreshNegatives
 
 pytest.importorskip("torch")
 USERS, ITEMS = 12, 130
@@ -85,6 +87,58 @@ def test_the_last_film_seen_is_held_out_among_99_that_were_not():
         assert len(set(test.x.tolist())) == 100
         assert not set(test.x.tolist()) & set(train.x.tolist())
         assert (train.y == 1).sum() * 3 == (train.y == 0).sum()
+
+
+def test_of_films_seen_in_one_second_the_last_is_drawn_and_is_not_the_one_with_the_highest_number():
+    user, item, _, time = fixture_ratings()
+    at_once = leave_one_out(user - 1, item - 1, np.zeros_like(time), num_negatives=1, seed=1)
+    last = [at_once.test(client).x[0] for client in at_once.clients]
+    highest = [(item - 1)[user - 1 == client].max() for client in at_once.clients]
+    assert np.sum(np.array(last) == highest) <= USERS // 4
+    shuffled = np.random.default_rng(1).permutation(len(user))  # whatever the order of a file's lines
+    again = leave_one_out(user[shuffled] - 1, item[shuffled] - 1, np.zeros_like(time), num_negatives=1, seed=1)
+    assert last == [again.test(client).x[0] for client in again.clients]
+
+
+class Watching(AroundTrainer):
+    """Remembers what it was given to train on."""
+
+    def fit(self, order, rule, work):
+        self.seen = {one.client: one.examples for one in work}
+
+
+def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
+    user, item, _, time = fixture_ratings()
+    data = leave_one_out(user - 1, item - 1, time, num_negatives=2, seed=1)
+    within = Watching(None)
+    made = FreshNegatives(within, data, num_items=ITEMS)
+    work = [Work(client=k, examples=data.train(k)) for k in (0, 3)]
+    seen = []
+    for round in (1, 2, 1):
+        made.fit(Order(round=round, seed=1, params_D=None), plain, work[: round + 1])
+        seen.append(within.seen[0])
+    own = data.train(0)
+    for examples in seen:
+        liked, others = examples.x[examples.y == 1], examples.x[examples.y == 0]
+        assert np.array_equal(liked, own.x[own.y == 1])
+        assert len(others) == 2 * len(liked)
+        assert not set(others.tolist()) & {*data.test(0).x.tolist(), *liked.tolist()}
+    assert not np.array_equal(seen[0].x, seen[1].x)
+    assert np.array_equal(seen[0].x, seen[2].x)  # whoever else is in the block
+    stranger = Work(client=len(data.clients), examples=own)
+    made.fit(Order(round=1, seed=1, params_D=None), plain, [stranger])
+    assert within.seen[stranger.client] is own
+
+
+def test_a_model_within_a_trainer_around_a_trainer_is_exported(layouts, tmp_path):
+    import torch
+
+    from simulations.models.export_torch import save_state_dict
+
+    scenario = movielens(path=layouts, task="ranking", factors=2)
+    save_state_dict(scenario.trainer, scenario.trainer.init(1), tmp_path / "model.pt")
+    names = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert set(names) == {leaf.name for leaf in scenario.trainer.layout.leaves}
 
 
 @pytest.mark.parametrize("task", ["regression", "ranking"])
