@@ -296,7 +296,7 @@ def step(
     if strategy.local.keeps:
         update_D = _filled_up(update_D, layout.positions(strategy.local.keeps), layout.num_parameters)
     step_D, server = strategy.server.update(update_D, state.server, context)
-    if strategy.buffers == "average" and not strategy.server.reads_fold:
+    if strategy.buffers == "average" and not strategy.server.from_fold:
         step_D = _averaged(step_D, update_D, layout)
     params_D = like(state.params_D, step_D) + step_D
     _refuse_negative_variances(params_D, layout)

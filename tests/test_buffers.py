@@ -248,7 +248,7 @@ def test_server_optimisers_leave_statistics_to_the_mean(data):
 
 
 def test_a_server_that_steps_by_what_was_kept_of_updates_has_the_last_word(data):
-    still = Transform(update=lambda update_D, memory, context: (0 * update_D, memory), reads_fold=True)
+    still = Transform(update=lambda update_D, memory, context: (0 * update_D, memory), from_fold=True)
     (one,), _ = run(averaging(Strategy(select=everyone(), server=still)), data, rounds=1)
     assert np.array_equal(one.state.params_D, TORCH.init(1))
 
