@@ -37,7 +37,7 @@ def premixed(weights: Weights, rule: Strategy, *, clients_per_round: int | None 
         SettingError: the rule needs more than updates: clients' losses, one update that is the server's own, or the
             whole round, as those of Flower do.
     """
-    of_updates = not rule.server.reads_fold and not rule.local.compares and rule.root is None
+    of_updates = not rule.server.from_fold and not rule.local.compares and rule.root is None
     expected = "one that makes its step of updates alone: a mixture of them is nobody's, and tells no loss"
     fix = "strategy.rule._target_=strategies.krum   (strategy=flower goes without mixing)"
     require(of_updates, "strategy.rule", "one that needs more", expected, fix)

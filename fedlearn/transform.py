@@ -75,14 +75,13 @@ class Transform(NamedTuple):
             per client in a client half, where ``update`` gets them stacked, K x D.
         broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
             from the optimiser, anything small for its own client half from a stage.
-        reads_fold: of a server optimiser, whether it makes its step of ``Context.fold``, so that no rule can go before
-            it that changes the updates.
+        from_fold: of a server's optimiser: whether its step is made of ``context.fold``, and not of the update.
     """
 
     update: Callable[[Array, Memory, Context], tuple[Array, Memory]] = _unchanged
     init: Callable[[Layout], Memory] = no_memory
     broadcast: Callable[[Memory], Mapping[str, Array]] = no_broadcast
-    reads_fold: bool = False
+    from_fold: bool = False
 
 
 identity = Transform()
@@ -146,5 +145,5 @@ def chain(*transforms: Transform) -> Transform:
     def broadcast(memory: Memory) -> Mapping[str, Array]:
         return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(own(memory, i)).items()}
 
-    reads_fold = any(transform.reads_fold for transform in transforms)
-    return Transform(init=init, update=update, broadcast=broadcast, reads_fold=reads_fold)
+    from_fold = any(transform.from_fold for transform in transforms)
+    return Transform(init=init, update=update, broadcast=broadcast, from_fold=from_fold)

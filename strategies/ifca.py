@@ -55,6 +55,6 @@ def ifca(
         return update_D, {name: as_numpy(memory[name]) + as_numpy(moved(context.fold, name)) for name in others}
 
     aggregate, moved = apart(mean(weighting=weighting), models, choice)
-    server = Transform(init=first, update=step, broadcast=dict, reads_fold=True)
+    server = Transform(init=first, update=step, broadcast=dict, from_fold=True)
     local = LocalRule(receives=others, compares=models, personal=Personal())
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate, server=server)

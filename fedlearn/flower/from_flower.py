@@ -107,7 +107,7 @@ class _Rounds:
 
     def as_transform(self) -> Transform:
         """What `Strategy.server` takes."""
-        return Transform(update=self.update, reads_fold=True)
+        return Transform(update=self.update, from_fold=True)
 
     def update(self, update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
         """One round of the strategy."""
