@@ -232,7 +232,7 @@ class JaxTrainer:
 
         def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seeds: Any, own: Any) -> Any:
             rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, (counts_C, last_D) = own
-            contrast = rule.contrast and partial(self._contrast, rule, (params, self._unflatten(last_D)))
+            contrast = rule.contrast and partial(self._contrast, rule, (self._flatten(params), last_D))
             gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C), contrast)
             start = params if start_D is None else self._unflatten(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
@@ -298,22 +298,19 @@ class JaxTrainer:
         """Of each example, in training mode."""
         train: dict[str, Any] = {"train": True} if self._takes_train else {}
 
-        def run(params: Any) -> Any:
+        def run() -> Any:
             return self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
 
         if contrast is None:
-            return self.loss(seen(run(params)), y)
-        outputs, features_BF = with_features(params, run)
+            return self.loss(seen(run()), y)
+        outputs, features_BF = with_features(run, self._turned)
         return self.loss(seen(outputs), y) + contrast(x, features_BF)
 
     def _contrast(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
-        """What the rule adds to the losses, given models that are not trained."""
+        """What the rule adds to the losses, given models that are not trained, D each."""
         assert rule.contrast is not None
-
-        def run(params: Any) -> Any:
-            return self.module.apply({"params": params}, x)
-
-        penalty_B: jax.Array = rule.contrast(features_BF, *(with_features(model, run)[1] for model in models))
+        runs = [partial(self._outputs, model_D, x) for model_D in models]
+        penalty_B: jax.Array = rule.contrast(features_BF, *(with_features(run, self._turned)[1] for run in runs))
         return penalty_B
 
     def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
