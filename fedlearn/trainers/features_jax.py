@@ -5,23 +5,23 @@ Shapes: B batch, F features, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
 from fedlearn.trainers.base import require_features
 
 
-def with_features(params: Any, run: Callable[[Any], Any]) -> tuple[jax.Array, jax.Array]:
-    """The outputs of ``run(params)``, which applies a module (B x C), and their features (B x F).
+def with_features(run: Callable[[], Any], leaves: Collection[tuple[str, ...]]) -> tuple[jax.Array, jax.Array]:
+    """The outputs that ``run`` gets of a module (B x C), and their features (B x F).
 
-    Features are the inputs of the ``nn.Dense`` whose outputs are the module's own: nothing may come after it.
+    ``leaves`` are the paths of its parameters. Features are the inputs of the ``nn.Dense`` whose outputs are the
+    module's own: nothing may come after it.
 
     Raises:
-        SettingError: there is no such layer, nothing is learnt before it, or an example has several features vectors.
+        SettingError: there is no such layer, nothing is learnt before it, or an example has several vectors of them.
     """
     calls: list[tuple[tuple[str, ...], jax.Array, jax.Array]] = []
 
@@ -32,9 +32,9 @@ def with_features(params: Any, run: Callable[[Any], Any]) -> tuple[jax.Array, ja
         return output
 
     with nn.intercept_methods(watch):
-        outputs_BC = run(params)
+        outputs_BC = run()
     last = next((call for call in calls if call[2] is outputs_BC), None)
-    learns_before = last is not None and any(path[:-1] != last[0] for path in flatten_dict(params))
+    learns_before = last is not None and any(path[:-1] != last[0] for path in leaves)
     require_features(last is not None and last[1].ndim == 2 and learns_before)
     assert last is not None
     return outputs_BC, last[1]

@@ -20,7 +20,7 @@ def with_features(module: nn.Module, run: Callable[[], torch.Tensor]) -> tuple[t
     Features are the inputs of the ``nn.Linear`` whose outputs are the module's own: nothing may come after it.
 
     Raises:
-        SettingError: there is no such layer, nothing is learnt before it, or an example has several features vectors.
+        SettingError: there is no such layer, nothing is learnt before it, or an example has several vectors of them.
     """
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 

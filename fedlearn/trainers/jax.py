@@ -261,7 +261,7 @@ class JaxTrainer:
         def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> Any:
             rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, (counts_C, last_D), seeds = own
             params, start_D = self._unflatten(params_D), params_D if start_D is None else start_D
-            contrast = rule.contrast and partial(self._contrast, rule, (params, self._unflatten(last_D)))
+            contrast = rule.contrast and partial(self._contrast, rule, (params_D, last_D))
             gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C), contrast)
             start, stats = self._unflatten(start_D), self._statistics(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
@@ -336,7 +336,8 @@ class JaxTrainer:
         if contrast is None:
             outputs, after = self._trained_outputs(params, stats, x, real_B, key)
             return self.loss(seen(outputs), y), after
-        outputs, features_BF = with_features(params, lambda p: self._trained_outputs(p, stats, x, real_B, key)[0])
+        trained = partial(self._trained_outputs, params, stats, x, real_B, key)
+        outputs, features_BF = with_features(lambda: trained()[0], self._turned)
         return self.loss(seen(outputs), y) + contrast(x, features_BF), stats
 
     def _private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
@@ -344,13 +345,10 @@ class JaxTrainer:
         return self.loss(self._trained_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0], y)
 
     def _contrast(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
-        """What the rule adds to the losses, given models that are not trained."""
+        """What the rule adds to the losses, given models that are not trained, D each."""
         assert rule.contrast is not None
-
-        def run(params: Any) -> Any:
-            return self.module.apply({"params": params}, x)
-
-        penalty_B: jax.Array = rule.contrast(features_BF, *(with_features(model, run)[1] for model in models))
+        runs = [partial(self._outputs, model_D, x) for model_D in models]
+        penalty_B: jax.Array = rule.contrast(features_BF, *(with_features(run, self._turned)[1] for run in runs))
         return penalty_B
 
     def _trained_outputs(
