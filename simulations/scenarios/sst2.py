@@ -112,7 +112,7 @@ def sst2(
     rows = partition_rows(how, positive_N)
     tokens_NT = pieces.encode(texts)
     data = from_arrays(tokens_NT, positive_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
-    official = Examples(pieces.encode(test_texts), test_positive)
+    official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # as clients have theirs
     data = replace(data, pooled_test=lambda: official, source=f"SST-2 from {place}")
     where: dict[str, Any] = {"framework": framework, "device": device}
     if model == "minilm":
