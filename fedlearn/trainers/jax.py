@@ -69,6 +69,7 @@ class JaxTrainer:
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; takes ``train: bool`` if it behaves differently in training.
+            One that has a ``jit`` of its own is compiled by that: it hands values to programs besides the parameters.
         task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
         input_shape: of one example.
         initial: law of the initial parameters; None is `default_initial`.
@@ -76,8 +77,6 @@ class JaxTrainer:
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
         batching: ``map`` (one client after another inside the program), ``vmap`` (all step together), or ``auto``: map
             on a CPU, whose cache holds one model, vmap elsewhere.
-        frozen: parameters that stay as they are, by the names that torch gives them; the others are the layout. They
-            are handed to compiled programs, so that they lie in memory once for all clients and programs.
 
     Guarantees: equal initial parameters and batches to a `TorchTrainer` of the twin model; dropout draws from (seed,
     round, client), whatever the block.
@@ -98,7 +97,6 @@ class JaxTrainer:
         device: str = "cpu",
         loss: Loss | None = None,
         batching: str = "auto",
-        frozen: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.module, self.task, self.device = module, task, device
         self.loss = loss or LOSSES[task]
@@ -112,13 +110,10 @@ class JaxTrainer:
                 f"the model keeps state that would not travel: {', '.join(sorted(set(variables) - {'params'}))}\n"
                 "  try       GroupNorm or LayerNorm instead of BatchNorm"
             )
-        turned = {path: _torch_leaf(path, leaf.shape) for path, leaf in flatten_dict(variables["params"]).items()}
-        kept = {path: frozen[name] for path, (name, _) in turned.items() if frozen and name in frozen}
-        with jax.default_device(self._jax_device):
-            self._frozen = {path: _to_flax(path, jnp.asarray(value)) for path, value in kept.items()}
-        self._turned = {path: leaf for path, leaf in turned.items() if path not in kept}
+        self._turned = {path: _torch_leaf(path, leaf.shape) for path, leaf in flatten_dict(variables["params"]).items()}
         self.layout = Layout.of(self._turned.values())
-        self._predict = partial(jax.jit(self._outputs), self._frozen)
+        self._jit = getattr(module, "jit", jax.jit)
+        self._predict = self._jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
         self._room: dict[str, int] = {}
         self._resident: dict[str, tuple[np.ndarray, jax.Array]] = {}
@@ -157,7 +152,7 @@ class JaxTrainer:
             y, y_starts_K = self._laid_out("y", [one.examples.y for one in work])
             rows_KSB = self._widened(plan_KSB, order.local, int(sizes_K.max()))
             own = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K, memory_KD, start_KD, counts_KC)
-            shared = (self._frozen, jnp.asarray(order.params_D), broadcast, x, y, np.array(seeds, np.uint32))
+            shared = (jnp.asarray(order.params_D), broadcast, x, y, np.array(seeds, np.uint32))
         delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
         return Updates(
             clients_K=clients_K,
@@ -233,13 +228,11 @@ class JaxTrainer:
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """The program for a block of clients under one rule and one set of local settings."""
         optimizer = _optimizer(local)
+        private_gradient = self._private_gradient(local, deployed) if local.example_dp else None
 
-        def fit_client(frozen: Any, params: Any, broadcast: Any, x: Any, y: Any, seeds: Any, own: Any) -> Any:
+        def fit_client(params: Any, broadcast: Any, x: jax.Array, y: jax.Array, seeds: Any, own: Any) -> Any:
             rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, counts_C = own
-            losses = partial(self._losses, frozen)
-            gradient_of: Callable[..., Any] = partial(self._gradient, losses, partial(_seen, rule, counts_C))
-            if local.example_dp:
-                gradient_of = self._private_gradient(losses, local, deployed)
+            gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C))
             start = params if start_D is None else self._unflatten(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
             names = list(vectors)
@@ -261,31 +254,29 @@ class JaxTrainer:
             weights, _, total = lax.fori_loop(0, num_steps, step, (start, optimizer.init(start), jnp.zeros(())))
             return self._flatten(jax.tree.map(jnp.subtract, weights, start)), total
 
-        def block(frozen: Any, params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
-            one = partial(fit_client, frozen, self._unflatten(params_D), broadcast, x, y, seeds)
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, seeds: Any, *own: Any) -> Any:
+            one = partial(fit_client, self._unflatten(params_D), broadcast, x, y, seeds)
             in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
             return lax.map(one, own) if in_turn else jax.vmap(one)(own)
 
-        return jax.jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
+        return self._jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
 
     def _gradient(
-        self, losses: Any, seen: Any, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
+        self, seen: Any, weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
     ) -> tuple[Any, jax.Array]:
         """Of the mean loss over the real examples of a batch, and the sum of their losses, of ``seen(outputs)``."""
 
         def mean_loss(weights: Any) -> tuple[jax.Array, jax.Array]:
-            total = jnp.sum(jnp.where(real_B, losses(weights, x, y, keys[0], seen), 0.0))
+            total = jnp.sum(jnp.where(real_B, self._losses(weights, x, y, keys[0], seen), 0.0))
             return total / jnp.sum(real_B), total
 
         return jax.grad(mean_loss, has_aux=True)(weights)
 
-    def _private_gradient(
-        self, losses: Any, local: LocalSettings, deployed: bool
-    ) -> Callable[..., tuple[Any, jax.Array]]:
+    def _private_gradient(self, local: LocalSettings, deployed: bool) -> Callable[..., tuple[Any, jax.Array]]:
         """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
         dp = local.example_dp
         assert dp is not None
-        clipped = clipped_gradient(losses, clip=dp.clip)
+        clipped = clipped_gradient(self._losses, clip=dp.clip)
 
         def gradient_of(weights: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array]:
             total, loss_sum = clipped(weights, x, y, real_B, keys[0])
@@ -301,15 +292,15 @@ class JaxTrainer:
         return gradient_of
 
     def _losses(
-        self, frozen: Any, params: Any, x: Any, y: Any, key: Any, seen: Any = lambda outputs: outputs
+        self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array, seen: Any = lambda outputs: outputs
     ) -> jax.Array:
         """Of each example, in training mode."""
         train: dict[str, Any] = {"train": True} if self._takes_train else {}
-        outputs: Any = self.module.apply(_variables(frozen, params), x, rngs={"dropout": key}, **train)
+        outputs: Any = self.module.apply({"params": params}, x, rngs={"dropout": key}, **train)
         return self.loss(seen(outputs), y)
 
-    def _outputs(self, frozen: Any, params_D: jax.Array, x: jax.Array) -> jax.Array:
-        outputs: Any = self.module.apply(_variables(frozen, self._unflatten(params_D)), x)
+    def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
+        outputs: Any = self.module.apply({"params": self._unflatten(params_D)}, x)
         return outputs
 
     def _unflatten(self, params_D: jax.Array) -> Any:
@@ -337,11 +328,6 @@ class JaxTrainer:
 def _seen(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
     """What the loss sees of a model's outputs under a rule."""
     return outputs if rule.logits is None else rule.logits(outputs, counts_C)
-
-
-def _variables(frozen: Any, params: Any) -> Any:
-    """What the module computes with."""
-    return {"params": unflatten_dict({**frozen, **flatten_dict(params)})}
 
 
 def _starts(order: Order, work: Sequence[Work]) -> np.ndarray | None:

@@ -92,7 +92,7 @@ class Tuning:
     """
 
     kind: str = "lora"
-    layers: int = 6
+    layers: int = 3
     rank: int = 8
     alpha: float = 16.0
     projections: Sequence[str] = ("query", "value")
@@ -105,10 +105,10 @@ class Tuning:
         require(is_count(self.rank), "lora_rank", self.rank, "a whole number >= 1", "lora_rank=8")
         positive = is_number(self.alpha, at_least=0) and self.alpha > 0
         require(positive, "lora_alpha", self.alpha, "a number > 0", "lora_alpha=16")
-        some = not isinstance(self.projections, str) and 0 < len(self.projections) == len(set(self.projections))
-        known = some and set(self.projections) <= set(PROJECTIONS)
+        chosen = self.projections if isinstance(self.projections, Sequence) else ()
+        known = 0 < len(set(chosen) & set(PROJECTIONS)) == len(chosen)
         expected = f"a list of some of {', '.join(PROJECTIONS)}"
-        require(known, "lora_on", self.projections, expected, "'lora_on=[query,value]'")
+        require(known, "lora_on", self.projections, expected, "lora_on=[query,value]")
 
     @property
     def scale(self) -> float:
@@ -160,11 +160,11 @@ def _trainer(encoder: Pretrained, tuning: Tuning, data: FederatedData, framework
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     frozen = tuning.frozen(encoder)
     how: dict[str, Any] = {"task": data.task, "device": device, "initial": partial(_initial, encoder.weights)}
+    module = modules.encoder(encoder.sizes, tuning, num_outputs, frozen)
     if framework == "torch":
-        made: Trainer = trainers.TorchTrainer(modules.encoder(encoder.sizes, tuning, num_outputs, frozen), **how)
+        made: Trainer = trainers.TorchTrainer(module, **how)
         return made
-    module = modules.Encoder(encoder.sizes, tuning, num_outputs)
-    made = trainers.JaxTrainer(module, input_shape=(encoder.sizes.length,), frozen=frozen, **how)
+    made = trainers.JaxTrainer(module, input_shape=(encoder.sizes.length,), **how)
     return made
 
 

@@ -5,11 +5,18 @@ Shapes: B batch, T positions, E width, A heads, R rank, C outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from math import sqrt
+from threading import local
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from simulations.models.encoder import LARGE, Sizes, Tuning
 
@@ -69,3 +76,72 @@ class Encoder(nn.Module):
 def _norm(name: str, sizes: Sizes) -> nn.LayerNorm:
     """Torch's layer norm."""
     return nn.LayerNorm(epsilon=sizes.epsilon, use_fast_variance=False, name=name)
+
+
+def encoder(sizes: Sizes, tuning: Tuning, num_outputs: int, frozen: Mapping[str, np.ndarray]) -> Anchored:
+    """An encoder whose ``frozen`` parameters have these values, and keep them."""
+    return Anchored(Encoder(sizes, tuning, num_outputs), frozen)
+
+
+class Anchored:
+    """A module some of whose parameters have these values, and keep them; the others are all that it shows.
+
+    They are arguments of each compiled program, so that they lie in memory once for all programs and clients. As
+    constants, 90 MB of them, they would be a part of each, and of each that JAX keeps on disk.
+
+    Args:
+        module: to be anchored.
+        frozen: values by the names that torch gives the parameters.
+    """
+
+    def __init__(self, module: nn.Module, frozen: Mapping[str, np.ndarray]) -> None:
+        self.module, self._given, self._traced = module, dict(_to_flax(*one) for one in frozen.items()), local()
+
+    def __call__(self, x_BT: jax.Array) -> jax.Array:
+        """What the module makes of its inputs, where it is bound."""
+        outputs: jax.Array = self.module(x_BT)
+        return outputs
+
+    def init(self, *args: Any) -> Any:
+        """The variables that are not frozen."""
+        variables = self.module.init(*args)
+        leaves = flatten_dict(variables["params"])
+        return {**variables, "params": unflatten_dict({k: v for k, v in leaves.items() if k not in self._given})}
+
+    def apply(self, variables: Any, *args: Any, **how: Any) -> Any:
+        """The module, with these variables and those that are frozen."""
+        frozen = getattr(self._traced, "values", None) or self._values
+        params = unflatten_dict({**frozen, **flatten_dict(variables["params"])})
+        return self.module.apply({**variables, "params": params}, *args, **how)
+
+    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """As ``jax.jit``, of a function that applies this module."""
+
+        def traced(frozen: Any, *args: Any) -> Any:
+            with self._holding(frozen):
+                return function(*args)
+
+        compiled = jax.jit(traced, **options)
+        return lambda *args: compiled(self._values, *args)
+
+    @cached_property
+    def _values(self) -> Any:  # not before they are needed: then it is known on which device
+        return {path: jnp.asarray(value) for path, value in self._given.items()}
+
+    @contextmanager
+    def _holding(self, frozen: Any) -> Iterator[None]:
+        self._traced.values = frozen
+        try:
+            yield
+        finally:
+            del self._traced.values
+
+
+def _to_flax(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The path and the orientation that flax gives a parameter of the torch twin."""
+    *path, kind = name.split(".")
+    if kind == "bias":
+        return (*path, kind), value
+    if path[0] in ("words", "places"):
+        return (*path, "embedding"), value
+    return ((*path, "scale"), value) if value.ndim == 1 else ((*path, "kernel"), value.T)

@@ -104,7 +104,7 @@ def minilm(*, length: int, path: str | PathLike[str] | None = None) -> tuple[Pre
     arXiv:2002.10957; Reimers, Gurevych, *Sentence-BERT*, EMNLP 2019, arXiv:1908.10084.
     """
     fits = is_count(length, at_least=3) and length <= PLACES
-    require(fits, "length", length, f"a whole number in 3..{PLACES}", "length=48")
+    require(fits, "length", length, f"a whole number in 3..{PLACES}", "length=40")
     found = find(MINILM, path=path)
     facts = json.loads(found.files["config.json"].read_text(encoding="utf-8"))
     pieces = Pieces(tokenizer=found.files["tokenizer.json"].read_text(encoding="utf-8"), length=length)
