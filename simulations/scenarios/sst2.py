@@ -16,11 +16,11 @@ import numpy as np
 from fedlearn.data.arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.sources import Copy, DataSet, Official, find, opened
-from fedlearn.errors import DataError
+from fedlearn.errors import DataError, did_you_mean, require
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
 from simulations.models.encoder import Tuning, fine_tuned
-from simulations.models.text import reader
+from simulations.models.text import READERS, reader
 from simulations.scenarios.minilm import minilm
 
 SST2 = DataSet(
@@ -46,6 +46,7 @@ SST2 = DataSet(
         ),
     ),
 )
+MODELS = ("minilm", *READERS)
 
 
 def sst2(
@@ -105,6 +106,9 @@ def sst2(
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
+    known = not isinstance(model, str) or model in MODELS
+    guess = did_you_mean(str(model), MODELS) or "minilm"
+    require(known, "model", model, f"one of {', '.join(MODELS)}, or a module of your own", f"model={guess}")
     projections = ("query", "value") if lora_on is None else lora_on
     tuned = Tuning(kind=tuning, layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections)
     (texts, positive_N), (test_texts, test_positive), place = reviews(path=path)

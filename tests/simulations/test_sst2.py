@@ -401,6 +401,13 @@ def test_models_that_begin_from_nothing_read_the_same_word_pieces(shelf, model):
     assert scenario.trainer.predict(scenario.trainer.init(1), test.x).shape == (20, 1)
 
 
+def test_an_unknown_model_is_named_with_those_there_are(shelf):
+    from simulations.scenarios.sst2 import sst2
+
+    with pytest.raises(SettingError, match=r"one of minilm, cnn, bilstm, transformer(.|\n)*model=minilm"):
+        sst2(model="minilmm", length=6, partition="iid", num_clients=2)
+
+
 @pytest.mark.parametrize(("content", "told"), [(b"", "holds no sentences"), (b"\xff\xfe", "is no text")])
 def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
     from simulations.scenarios.sst2 import sst2
