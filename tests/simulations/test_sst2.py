@@ -460,6 +460,16 @@ def test_adapters_of_minilm_are_three_hundred_times_smaller_than_it(real):
     assert full / lora > 300
 
 
+def test_the_recipe_composes_and_states_its_number():
+    from fedlearn.config import plan
+    from simulations.overrides import CONF, compose
+    from simulations.run import arguments
+
+    (job,) = compose(arguments(["experiment=sst2"]))
+    assert plan(job.cfg).schedule.rounds == job.cfg.rounds
+    assert "accuracy to reach" in (CONF / "experiment/sst2.yaml").read_text()
+
+
 @pytest.mark.slow
 def test_the_recipe_reaches_what_it_must(tmp_path):
     from simulations.run import main as run
