@@ -80,7 +80,7 @@ HOMES = {
     "jax": [*TRAINERS["jax"], *MODELS["jax"], "fedlearn/optim.py", "fedlearn/testing.py", *BENCHMARKS["jax"]],
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
-    "tokenizers": ["simulations/scenarios/words.py"],
+    "tokenizers": ["simulations/scenarios/words.py", "simulations/scenarios/minilm.py"],
     "flwr_datasets": ["fedlearn/data/hub.py", "fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",

@@ -79,6 +79,7 @@ class JaxTrainer:
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; takes ``train: bool`` if it behaves differently in training.
+            One that has a ``jit`` of its own is compiled by that: it hands values to programs besides the parameters.
         task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
         input_shape: of one example.
         initial: law of the initial parameters; None is `default_initial`.
@@ -126,7 +127,8 @@ class JaxTrainer:
         if self._kept:
             first = flatten_dict(module.init(keys, jnp.zeros((1, *input_shape)))[STATS])
             self._buffers = {name: np.asarray(first[path]) for path, (name, _) in self._kept.items()}
-        self._predict = jax.jit(self._outputs)
+        self._jit = getattr(module, "jit", jax.jit)
+        self._predict = self._jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
         self._room: dict[str, int] = {}
         self._resident: tuple[np.ndarray, jax.Array] | None = None
@@ -292,7 +294,7 @@ class JaxTrainer:
             in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
             return lax.map(one, own) if in_turn else jax.vmap(one)(own)
 
-        return jax.jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
+        return self._jit(block, compiler_options=ONE_THREAD_A_PRODUCT if self.device == "cpu" else None)
 
     def _gradient(
         self, seen: Any, contrast: Any, model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any

@@ -1,0 +1,169 @@
+"""Whether a sentence about a film likes it, told by an encoder that many readers tune together.
+
+Shapes: N sentences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.arrays import from_arrays
+from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.sources import Copy, DataSet, Official, find, opened
+from fedlearn.errors import DataError, did_you_mean, require
+from fedlearn.records import Examples
+from fedlearn.scenario import Scenario
+from simulations.models.encoder import Tuning, fine_tuned
+from simulations.models.text import READERS, reader
+from simulations.scenarios.minilm import minilm
+
+SST2 = DataSet(
+    name="sst2",
+    about="8,741 sentences of film reviews, 6,920 to learn from and 1,821 to test: positive or negative",
+    licence="not stated by its authors",
+    citation="Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, EMNLP 2013",
+    megabytes=0.9,
+    origins=(
+        Official(  # whole sentences that are not neutral, of the authors' parts
+            base_url="https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/"
+            "457ffd83de90a9d6d472d8ffc31bbffe40a8b236/data/SST2",
+            files={
+                "train.tsv": "sha256:ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920",
+                "test.tsv": "sha256:831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7",
+            },
+        ),
+        Copy(
+            files={
+                "train.tsv.gz": "sha256:6bd7ceeeb9eac01b55c854be40e71bdf4c54849638217b8b4fc2408bf17843af",
+                "test.tsv.gz": "sha256:e33b978bf9561af553946a8e7f30f945c46ca74a0c1e44c7b5a4cfc17ce22db3",
+            }
+        ),
+    ),
+)
+MODELS = ("minilm", *READERS)
+
+
+def sst2(
+    *,
+    framework: str = "torch",
+    model: Any = "minilm",
+    tuning: str = "lora",
+    layers: int = 3,
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
+    lora_on: Sequence[str] | None = None,
+    partition: str = "dirichlet",
+    num_clients: int = 10,
+    alpha: float = 1.0,
+    classes_per_client: int = 1,
+    length: int = 40,
+    test_share: float = 0.1,
+    seed: int = 1,
+    path: str | PathLike[str] | None = None,
+    encoder: str | PathLike[str] | None = None,
+    device: str = "cpu",
+) -> Scenario:
+    """Is a sentence of a film review positive or negative? 6,920 sentences to learn from, 1,821 to be judged on.
+
+    A pretrained encoder is tuned. With ``tuning=lora`` its own weights stay as they are, the same at every client and
+    once in memory: what is trained, travels, and is clipped, noised and compressed are the adapters and the head.
+
+    Args:
+        framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
+        model: ``minilm``; ``cnn``, ``bilstm``, ``transformer``, which begin from nothing and read the same word pieces;
+            or a module of your own that takes ``(B, length)`` token numbers and has one output.
+        tuning: of ``minilm``: ``lora``, or ``full``: the layers themselves.
+        layers: of ``minilm``, from the top, that are tuned, in 0..6; with ``full`` all six are tuned with the
+            embeddings, with 0 the head alone.
+        lora_rank: of adapters, >= 1.
+        lora_alpha: > 0; an adapter's output counts alpha / rank.
+        lora_on: which affine maps have adapters, some of ``query``, ``key``, ``value``, ``mix``, ``up``, ``down``;
+            None is the first and the third, as in the paper.
+        partition: ``dirichlet``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
+        num_clients: >= 1.
+        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
+        length: word pieces of a sentence that are read, in 3..512; 93 % of the sentences have no more than 40.
+        test_share: held out at each client, in [0, 1), for what is told client by client.
+        seed: of partition and split.
+        path: a folder with the sentences; None searches for them.
+        encoder: a folder with MiniLM's files; None searches for them.
+        device: where to compute.
+
+    Raises:
+        SettingError: a setting is out of range.
+        DataError: the sentences or the encoder cannot be had.
+
+    Reference: Socher et al., *Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank*, EMNLP
+    2013; Hu et al., *LoRA*, ICLR 2022, arXiv:2106.09685.
+    """
+    how = Partition(
+        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
+    )
+    known = not isinstance(model, str) or model in MODELS
+    guess = did_you_mean(str(model), MODELS) or "minilm"
+    require(known, "model", model, f"one of {', '.join(MODELS)}, or a module of your own", f"model={guess}")
+    projections = ("query", "value") if lora_on is None else lora_on
+    tuned = Tuning(kind=tuning, layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections)
+    (texts, positive_N), (test_texts, test_positive), place = reviews(path=path)
+    pretrained, pieces, its_place = minilm(length=length, path=encoder)
+    rows = partition_rows(how, positive_N)
+    tokens_NT = pieces.encode(texts)
+    data = from_arrays(tokens_NT, positive_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # as clients have theirs
+    data = replace(data, pooled_test=lambda: official, source=f"SST-2 from {place}")
+    where: dict[str, Any] = {"framework": framework, "device": device}
+    if model == "minilm":
+        fitted, line = fine_tuned(pretrained, tuned, data, **where)
+        line = f"{line}, from {its_place}"
+    else:
+        fitted, line = reader(model, data, num_tokens=pretrained.sizes.num_tokens, length=length, **where)
+    return Scenario(
+        name="sst2",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=str(how),
+        read=lambda file: pieces.encode(_lines(file)),
+        files={"tokenizer.json": pieces.to_json()},
+    )
+
+
+def reviews(
+    *, path: str | PathLike[str] | None = None
+) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray], str]:
+    """``((texts, positive), (test texts, test positive), place)``: 6,920 and 1,821 sentences, 1 for positive ones.
+
+    Raises:
+        DataError: the sentences cannot be had.
+    """
+    found = find(SST2, path=path)
+    parts = {name.partition(".")[0]: file for name, file in found.files.items()}
+    return _labelled(parts["train"]), _labelled(parts["test"]), found.place
+
+
+def _labelled(file: Path) -> tuple[list[str], np.ndarray]:
+    rows = [line.rpartition("\t") for line in _lines(file)]
+    return [text for text, _, _ in rows], np.array([int(label) for _, _, label in rows])
+
+
+def _lines(file: Path) -> list[str]:
+    """Of a text file.
+
+    Raises:
+        DataError: it is empty, cannot be read or is no UTF-8.
+    """
+    with opened(file) as raw:
+        try:
+            lines = [line for line in raw.read().decode("utf-8").split("\n") if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no text: {error}\n  try       a file in UTF-8, a sentence a line") from error
+    if not lines:
+        raise DataError(f"{file} holds no sentences\n  try       a file of sentences, one a line")
+    return lines
