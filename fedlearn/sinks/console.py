@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan
 from textwrap import indent
 from typing import Any, TextIO
 
@@ -179,7 +180,11 @@ def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
     if seen is None:
         return "–", "–", "–"
     worst = seen.worst(main, higher_is_better=higher_is_better(main))
-    return score("loss", seen.pooled["loss"]), score(main, seen.pooled[main]), score(main, worst)
+    return (
+        score("loss", seen.pooled["loss"]),
+        score(main, seen.pooled[main]),
+        "–" if isnan(worst) else score(main, worst),
+    )
 
 
 def row_step(rounds: int) -> int:
