@@ -68,9 +68,8 @@ def rounds_in(scenario, num_rounds=2, num_clients=3):
 
 
 def idx(array):
-    return gzip.compress(
-        struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    )
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(head + array.tobytes(), mtime=0)
 
 
 @pytest.fixture
