@@ -14,7 +14,7 @@ from fedlearn.data.federated import FederatedData
 from fedlearn.local import LocalRule
 from fedlearn.records import ClientId, Examples, Order, Updates, Work
 from fedlearn.seeds import Purpose, generator
-from fedlearn.trainers.base import AroundTrainer, Trainer
+from fedlearn.trainers.base import AroundTrainer, Trainer, round_of
 
 
 class FreshNegatives(AroundTrainer):
@@ -49,7 +49,7 @@ class FreshNegatives(AroundTrainer):
         if one.client not in self.data.clients:
             return one
         liked = one.examples.x[one.examples.y == 1]
-        rng = generator(order.seed, Purpose.AUGMENT, round=order.round, client=one.client)
+        rng = generator(order.seed, Purpose.AUGMENT, round=round_of(order, one), client=one.client)
         others = self._unseen(one.client, liked, len(one.examples) - len(liked), rng)
         return replace(one, examples=labelled(liked, others))
 
