@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ Array = Any  # any array of the array API standard: NumPy, torch, JAX
 ClientId = int  # stable: a partition number, never a connection
 Memory = Mapping[str, Any]  # named arrays that outlive a round
 
+NOTHING: Memory = {}
 OPTIMIZERS = ("sgd", "adamw")
 
 
@@ -133,8 +134,7 @@ class Flying:
     order: Order
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """One client's part of an order.
 
     Attributes:
@@ -147,7 +147,7 @@ class Work:
 
     client: ClientId
     examples: Examples
-    memory: Memory = field(default_factory=dict)
+    memory: Memory = NOTHING
     start_D: Array | None = None
     round: int | None = None
 

@@ -267,7 +267,7 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     assert np.array_equal(delta_KD, np.asarray(trainer.fit(order, plain, work).delta_KD)), "fit must be reproducible"
     alone_KD = [np.asarray(trainer.fit(order, plain, [one]).delta_KD)[0] for one in work]
     assert _close(delta_KD, np.stack(alone_KD), tolerance), "a client's update must not depend on its block"
-    aged = [replace(one, round=k) for k, one in enumerate(work)]
+    aged = [one._replace(round=k) for k, one in enumerate(work)]
     apart = [trainer.fit(replace(order, round=k), plain, [one]).delta_KD[0] for k, one in enumerate(work)]
     same = _close(trainer.fit(order, plain, aged).delta_KD, np.stack([np.asarray(one) for one in apart]), tolerance)
     assert same, "a client's random numbers must follow from the round that its work names"

@@ -83,8 +83,7 @@ def train_mixed(trainer: Trainer, rule: LocalRule, orders: Sequence[Order], work
     client's own, as its memory is.
     """
     there = [
-        replace(
-            one,
+        one._replace(
             round=order.round,
             start_D=order.params_D,
             memory={**one.memory, RECEIVED: order.params_D, **{name: order.broadcast[name] for name in rule.receives}},
@@ -111,7 +110,7 @@ def _beginning(rule: LocalRule, layout: Layout, order: Order, one: Work, name: s
     if name == GLOBAL and not rule.keeps:
         return one
     model_D = order.params_D if name == GLOBAL else order.broadcast[name]
-    return replace(one, start_D=_with_kept(rule, layout, model_D, one.memory))
+    return one._replace(start_D=_with_kept(rule, layout, model_D, one.memory))
 
 
 def _with_kept(rule: LocalRule, layout: Layout, params_D: Array, memory: Memory) -> np.ndarray:
@@ -158,7 +157,7 @@ def _in_parts(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Wo
     # weight decay would move what is held fast
     first = replace(first, delta_KD=first.delta_KD * like(kept_D, first.delta_KD))
     ends_KD = as_numpy(_ends(order, work, first))
-    work = [replace(one, start_D=ends_KD[k]) for k, one in enumerate(work)]
+    work = [one._replace(start_D=ends_KD[k]) for k, one in enumerate(work)]
     then = trainer.fit(_moving(order, rest_D), _held(rule), work)
     return replace(then, delta_KD=first.delta_KD + then.delta_KD * like(rest_D, then.delta_KD))
 
@@ -185,7 +184,7 @@ def _train_personal(trainer: Trainer, rule: LocalRule, order: Order, work: Seque
         return _ends(order, work, updates)
     own_KD = np.stack([as_numpy(one.memory[PERSONAL]) for one in work])
     start_KD = personal.start(own_KD, as_numpy(order.params_D))
-    there = [replace(one, start_D=start_KD[k]) for k, one in enumerate(work)]
+    there = [one._replace(start_D=start_KD[k]) for k, one in enumerate(work)]
     order = replace(order, local=replace(order.local, example_dp=None))
     delta_KD = trainer.fit(order, _alone(rule), there).delta_KD
     return personal.finish(like(own_KD, delta_KD), delta_KD)

@@ -20,7 +20,7 @@ def work_of(strategy, *clients):
 def spoil(one, value):
     x = one.examples.x.copy()
     x[2, 1] = value
-    return replace(one, examples=Examples(x, one.examples.y))
+    return one._replace(examples=Examples(x, one.examples.y))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

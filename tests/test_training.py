@@ -154,7 +154,7 @@ def test_in_parts_each_part_moves_in_its_own_passes_alone():
     assert np.allclose(updates.memory[KEPT], ORDER.params_D[:1] + first.delta_KD[:, :1], atol=1e-6)
     begin_D = ORDER.params_D + np.array([first.delta_KD[0, 0], 0, 0, 0], np.float32)
     only_rest = LocalRule(correct=lambda grad, w, w_global: grad * np.array([0, 1, 1, 1], np.float32))
-    then = TRAINER.fit(order, only_rest, [replace(work_of(in_parts, 2)[0], start_D=begin_D)])
+    then = TRAINER.fit(order, only_rest, [work_of(in_parts, 2)[0]._replace(start_D=begin_D)])
     assert np.allclose(updates.delta_KD, then.delta_KD[:, 1:], atol=1e-6)
     assert updates.num_steps_K.tolist() == then.num_steps_K.tolist()
 

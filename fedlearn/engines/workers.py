@@ -114,7 +114,7 @@ class _Team:
         np.copyto(self.params_D, as_numpy(order.params_D))
         told, number = replace(order, params_D=None), self.rules.index(rule)
         for pipe, rows in zip(self.pipes, shares[1:], strict=False):
-            pipe.send((told, number, [(int(k), replace(work[k], examples=NONE)) for k in rows]))
+            pipe.send((told, number, [(int(k), work[k]._replace(examples=NONE)) for k in rows]))
         parts = [self.trainer.fit(order, rule, [work[k] for k in shares[0]])]
         parts += [_received(pipe) for pipe, _ in zip(self.pipes, shares[1:], strict=False)]
         delta_KD = np.empty((len(work), self.delta_KD.shape[1]), np.float32)
@@ -158,7 +158,7 @@ class _Team:
                 return
             try:
                 order = replace(told, params_D=self.params_D.copy())
-                rows = [(k, replace(one, examples=self.data.train(one.client))) for k, one in told_work]
+                rows = [(k, one._replace(examples=self.data.train(one.client))) for k, one in told_work]
                 pipe.send(self._train(order, self.rules[number], rows))
             except Exception as error:
                 pipe.send(error)

@@ -6,7 +6,7 @@ Shapes: N images of H x W pixels and C channels, K clients in a block.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class AugmentedTrainer(AroundTrainer):
 
     def _distorted(self, order: Order, one: Work) -> Work:
         rng = generator(order.seed, Purpose.AUGMENT, round=round_of(order, one), client=one.client)
-        return replace(one, examples=Examples(distorted(one.examples.x, self.how, rng), one.examples.y))
+        return one._replace(examples=Examples(distorted(one.examples.x, self.how, rng), one.examples.y))
 
 
 def distorted(x_NHWC: np.ndarray, how: Distortion, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,6 @@ Shapes: M items.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -51,7 +50,7 @@ class FreshNegatives(AroundTrainer):
         liked = one.examples.x[one.examples.y == 1]
         rng = generator(order.seed, Purpose.AUGMENT, round=round_of(order, one), client=one.client)
         others = self._unseen(one.client, liked, len(one.examples) - len(liked), rng)
-        return replace(one, examples=labelled(liked, others))
+        return one._replace(examples=labelled(liked, others))
 
     def _unseen(self, client: ClientId, liked: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         rest = np.setdiff1d(np.arange(self.num_items), np.concatenate([liked, self.data.test(client).x]))

@@ -92,7 +92,7 @@ class Timeless(LinearTrainer):
     """Takes all of a block for clients of its own round."""
 
     def fit(self, order, rule, work):
-        return super().fit(order, rule, [replace(one, round=None) for one in work])
+        return super().fit(order, rule, [one._replace(round=None) for one in work])
 
 
 @pytest.mark.parametrize(

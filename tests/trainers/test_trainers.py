@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -374,7 +373,7 @@ def test_a_client_diverging_in_a_block_leaves_the_others_untouched(data, clients
         sound, _ = client_step(made, fedavg(), order, work)
         for k, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
             nan = Examples(work[k].examples.x * np.float32("nan"), work[k].examples.y)
-            mixed = [replace(one, examples=nan) if i == k else one for i, one in enumerate(work)]
+            mixed = [one._replace(examples=nan) if i == k else one for i, one in enumerate(work)]
             updates, failures = client_step(made, fedavg(), order, mixed)
             assert [f.client for f in failures] == [work[k].client]
             assert np.array_equal(np.asarray(updates.delta_KD), np.asarray(sound.delta_KD)[others])
