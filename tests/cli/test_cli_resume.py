@@ -246,7 +246,7 @@ def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here):
 
 def test_an_interrupt_before_the_first_round_leaves_nothing_behind(here):
     pytest.importorskip("torch")
-    argv = [sys.executable, "-m", "simulations.run", *LONG]
+    argv = [sys.executable, "-m", "simulations.run", *LONG, "rounds=2000"]  # this process may be kept waiting too
     process = subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not (here / "run/config.yaml").exists():
@@ -254,6 +254,6 @@ def test_an_interrupt_before_the_first_round_leaves_nothing_behind(here):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert not (here / "run").exists() or json.loads((here / "run/summary.json").read_text())["status"] == "stopped"

@@ -290,7 +290,7 @@ def test_f15_nothing_is_done_to_evaluation(rounds_of):
     """Stages see updates only; there is no message whose type could be mistaken."""
     stage = protected(central(noise_multiplier=1.0)).stages[-1]
     assert isinstance(stage, Stage)
-    assert set(stage._fields) == {"client", "server", "event", "contracts", "clips", "needs_sum", "codec"}
+    assert set(stage._fields) == {"client", "server", "event", "contracts", "clips", "needs_sum", "codec", "votes"}
 
 
 def test_f16_local_noise_is_calibrated_exactly_and_for_all_rounds():
