@@ -83,6 +83,11 @@ class LocalRule(NamedTuple):
     logits: Callable[[Any, Any], Any] | None = None
     contrast: Callable[[Any, Any, Any], Any] | None = None
 
+    @property
+    def changes_loss(self) -> bool:
+        """Whether clients train with another loss than the task's."""
+        return self.logits is not None or self.contrast is not None
+
 
 plain = LocalRule()
 

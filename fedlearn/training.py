@@ -51,9 +51,9 @@ def train(trainer: Trainer, rule: LocalRule, order: Order, work: Sequence[Work])
     Raises:
         SettingError: noise on examples' gradients is asked for, with a loss that it is not made for.
     """
-    dp, changed = order.local.example_dp, rule.logits is not None or rule.contrast is not None
+    dp = order.local.example_dp
     expected = "null with a strategy that trains with another loss than the task's"
-    require(dp is None or not changed, "local.example_dp", dp, expected, "strategy=fedavg")
+    require(dp is None or not rule.changes_loss, "local.example_dp", dp, expected, "strategy=fedavg")
     layout = trainer.layout
     told, best_K = _compare(trainer, rule, order, work)
     if rule.keeps or rule.compares:

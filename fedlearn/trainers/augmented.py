@@ -61,10 +61,6 @@ class AugmentedTrainer(AroundTrainer):
         """The same around the trainer batched so."""
         return AugmentedTrainer(self.trainer.batched(batching), self.how)
 
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
-        """How a block would be trained."""
-        return self.trainer.batching_of(num_clients, num_examples)
-
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients on distorted images; see `Trainer.fit`."""
         return self.trainer.fit(order, rule, [self._distorted(order, one) for one in work])

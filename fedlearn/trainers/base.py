@@ -107,6 +107,10 @@ class AroundTrainer:
         """Of the trainer."""
         return self.trainer.private
 
+    def batching_of(self, num_clients: int, num_examples: int) -> str:
+        """See `Trainer.batching_of`."""
+        return self.trainer.batching_of(num_clients, num_examples)
+
     def init(self, seed: int) -> np.ndarray:
         """See `Trainer.init`."""
         return self.trainer.init(seed)

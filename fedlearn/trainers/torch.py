@@ -214,8 +214,8 @@ class TorchTrainer:
         self._count_anew()
         step = _optimizer(self._leaves, job.order.local)
         gradient_of = self._privately(job, one) if job.order.local.example_dp else self._gradient
-        if known := self._known(job, k):
-            gradient_of = partial(self._gradient, losses=partial(self._ruled, job.rule, known))
+        if job.rule.changes_loss:
+            gradient_of = partial(self._gradient, losses=partial(self._ruled, job.rule, self._known(job, k)))
         x, y = self._to_device(one.examples.x), self._to_device(one.examples.y)
         total = torch.zeros((), device=self.device)
         for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
@@ -316,7 +316,8 @@ class TorchTrainer:
         flat = nn.Parameter(start_KD.clone())
         step, total_K = _optimizer([flat], job.order.local), torch.zeros(len(work), device=self.device)
         gradients = self._privately_together(job, work) if job.order.local.example_dp else self._gradients
-        if knowns := [known for k in range(len(job.work))[own] if (known := self._known(job, k))]:
+        if job.rule.changes_loss:
+            knowns = [self._known(job, k) for k in range(len(job.work))[own]]
             known_K = {name: torch.stack([known[name] for known in knowns]) for name in knowns[0]}
             gradients = partial(self._ruled_gradients, job.rule, known_K)
         for s in range(int(steps_K.max())):

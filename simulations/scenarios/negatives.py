@@ -36,10 +36,6 @@ class FreshNegatives(AroundTrainer):
         """The same around the trainer batched so."""
         return FreshNegatives(self.trainer.batched(batching), self.data, num_items=self.num_items)
 
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
-        """How a block would be trained."""
-        return self.trainer.batching_of(num_clients, num_examples)
-
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
         """Train K clients with new negatives; see `Trainer.fit`."""
         return self.trainer.fit(order, rule, [self._renewed(order, one) for one in work])
