@@ -8,7 +8,8 @@ from __future__ import annotations
 import mmap
 import multiprocessing
 import signal
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -92,7 +93,9 @@ class _Team:
     ) -> None:
         self.trainer, self.data, self.rules = trainer, data, tuple(rules)
         size = trainer.layout.num_parameters
-        self.params_D, self.delta_KD = _shared(size), _shared(room * size).reshape(room, size)
+        self.room, self.params_D = room, np.frombuffer(_shared(size), np.float32)
+        self.to_lend, self.to_copy = _shared(room * size), _shared(room * size)
+        self._lent: Callable[[], object] = lambda: None
         fork = multiprocessing.get_context("fork")
         self.pipes: list[Connection] = []
         self.children = []
@@ -107,20 +110,26 @@ class _Team:
     def fits(self, rule: LocalRule, num_clients: int) -> bool:
         """Whether these children can train such a block."""
         alive = all(child.is_alive() for child in self.children)
-        return alive and rule in self.rules and num_clients <= len(self.delta_KD)
+        return alive and rule in self.rules and num_clients <= self.room
 
     def fit(self, order: Order, rule: LocalRule, work: Sequence[Work], shares: Sequence[np.ndarray]) -> Updates:
-        """Share the block out, take part in it, and put the parts together in the order of ``work``."""
+        """Share the block out, take part in it, and put the parts together in the order of ``work``.
+
+        The updates lie where the children have put them, unless somebody still holds the last ones that lay there.
+        """
         np.copyto(self.params_D, as_numpy(order.params_D))
         told, number = replace(order, params_D=None), self.rules.index(rule)
+        held = self._lent() is not None
         for pipe, rows in zip(self.pipes, shares[1:], strict=False):
-            pipe.send((told, number, [(int(k), work[k]._replace(examples=NONE)) for k in rows]))
+            pipe.send((told, number, held, [(int(k), work[k]._replace(examples=NONE)) for k in rows]))
         parts = [self.trainer.fit(order, rule, [work[k] for k in shares[0]])]
         parts += [_received(pipe) for pipe, _ in zip(self.pipes, shares[1:], strict=False)]
-        delta_KD = np.empty((len(work), self.delta_KD.shape[1]), np.float32)
+        delta_KD = self._rows(held)[: len(work)]
         delta_KD[shares[0]] = parts[0].delta_KD
-        for rows in shares[1:]:
-            delta_KD[rows] = self.delta_KD[rows]
+        if held:
+            delta_KD = delta_KD.copy()
+        else:
+            self._lent = weakref.ref(delta_KD.base)  # every view of these rows keeps it alive
         back = np.argsort(np.concatenate(shares))
         names = parts[0].metrics
         return Updates(
@@ -139,10 +148,15 @@ class _Team:
             child.terminate()
             child.join(timeout=5)
 
-    def _train(self, order: Order, rule: LocalRule, rows: Sequence[tuple[int, Work]]) -> Updates:
+    def _rows(self, held: bool) -> np.ndarray:
+        """Shared memory for the updates of a block (room, D)."""
+        memory = self.to_copy if held else self.to_lend
+        return np.frombuffer(memory, np.float32).reshape(self.room, -1)
+
+    def _train(self, order: Order, rule: LocalRule, held: bool, rows: Sequence[tuple[int, Work]]) -> Updates:
         """In a child: train some clients, leaving their updates in the shared rows."""
         updates = self.trainer.fit(order, rule, [one for _, one in rows])
-        self.delta_KD[[k for k, _ in rows]] = updates.delta_KD
+        self._rows(held)[[k for k, _ in rows]] = updates.delta_KD
         return replace(updates, delta_KD=None)
 
     def _serve(self, pipe: Connection, others: Sequence[Connection]) -> None:
@@ -153,20 +167,20 @@ class _Team:
             other.close()
         while True:
             try:
-                told, number, told_work = pipe.recv()
+                told, number, held, told_work = pipe.recv()
             except (EOFError, OSError):
                 return
             try:
                 order = replace(told, params_D=self.params_D.copy())
                 rows = [(k, one._replace(examples=self.data.train(one.client))) for k, one in told_work]
-                pipe.send(self._train(order, self.rules[number], rows))
+                pipe.send(self._train(order, self.rules[number], held, rows))
             except Exception as error:
                 pipe.send(error)
 
 
-def _shared(size: int) -> np.ndarray:
-    """Float32 zeros that forked children share."""
-    return np.frombuffer(mmap.mmap(-1, max(4, 4 * size)), np.float32, count=size)
+def _shared(size: int) -> mmap.mmap:
+    """Memory for float32 numbers that forked children share; it takes up none until it is written to."""
+    return mmap.mmap(-1, 4 * size)
 
 
 def _received(pipe: Connection) -> Updates:

@@ -150,6 +150,33 @@ def test_a_worker_that_is_killed_costs_nothing_but_time():
     assert time.monotonic() - began < 30
 
 
+def test_updates_that_are_still_held_stay_as_they_are_and_memory_of_others_serves_again():
+    data = linear_problem()
+    workers = Workers(LinearTrainer(3), data, num_workers=3)
+    work = [Work(client=k, examples=data.train(k)) for k in range(4)]
+
+    def fitted(round):
+        return workers.fit(Order(round=round, seed=1, params_D=workers.init(round)), plain, work).delta_KD
+
+    def alone(round):
+        order = Order(round=round, seed=1, params_D=workers.init(round))
+        return workers.trainer.fit(order, plain, work).delta_KD
+
+    first = fitted(1)
+    row, place = first[2], first.ctypes.data
+    del first
+    second = fitted(2)
+    assert np.array_equal(row, alone(1)[2])
+    assert np.array_equal(second, alone(2))
+    assert second.ctypes.data != place
+    del row
+    third = fitted(3)
+    assert third.ctypes.data == place
+    assert np.array_equal(third, alone(3))
+    assert np.array_equal(second, alone(2))
+    workers.close()
+
+
 def test_children_end_when_the_workers_are_closed():
     data = linear_problem()
     workers = Workers(LinearTrainer(3), data, num_workers=3)
