@@ -5,6 +5,9 @@ Shapes: K clients in a block, D parameters laid flat, N examples, S local steps,
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
@@ -61,7 +64,9 @@ LOSSES: Mapping[Task, Loss] = {
 DRAWING = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers while they train
 TINY, MANY = 20_000, 32  # parameters, and clients in a block, where stepping together is faster on a CPU
 PRIVATE_BYTES = 2**28  # of per-example gradients that lie side by side
-GROUP = 64  # clients that step together on a CPU
+KEPT_BYTES = 2**30  # of freed memory
+PIECE_BYTES = 2**25  # which glibc maps one by one and returns when freed; it takes no larger number
+GROUP = 256  # clients that step together on a CPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +121,7 @@ class TorchTrainer:
         _require_device(device)
         if device == "cpu":
             torch.set_num_threads(1)  # small models: a second thread costs more than it brings
+            _keep_freed_memory()
         self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
         self._counters = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
@@ -443,6 +449,18 @@ def _require_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SettingError("device", device, f"a device of this machine ({reason})", "device=cpu") from error
+
+
+def _keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed: the next block needs it again, and each of its pages would be cleared anew.
+
+    Environment variables that say otherwise (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``) are obeyed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt(-1, KEPT_BYTES)  # M_TRIM_THRESHOLD
+    mallopt(-3, PIECE_BYTES)  # M_MMAP_THRESHOLD
 
 
 def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:

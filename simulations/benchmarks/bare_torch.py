@@ -117,7 +117,7 @@ class ClientLoop:
     def _batches(self, client: int, order_N: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         rows_N = torch.from_numpy(order_N + self._first_row(client))
         size = self.workload.batch_size
-        return zip(self.x[rows_N].split(size), self.y[rows_N].split(size), strict=True)
+        return zip(self.x.index_select(0, rows_N).split(size), self.y.index_select(0, rows_N).split(size), strict=True)
 
 
 class PrivateLoop(ClientLoop):
@@ -194,7 +194,7 @@ def _fit_chunk(
     bias_K = start_D[0].expand(len(rows_KN)).clone()
     weight_KF = start_D[1:].expand(len(rows_KN), -1).contiguous()
     for rows_KB in rows_KN.split(workload.batch_size, dim=1):
-        x_KBF = x[rows_KB]
+        x_KBF = x.index_select(0, rows_KB.reshape(-1)).view(*rows_KB.shape, -1)  # indexing takes twice as long
         logits_KB = torch.bmm(x_KBF, weight_KF[:, :, None])[:, :, 0] + bias_K[:, None]
         rate = workload.local.learning_rate / rows_KB.shape[1]
         step_KB = (torch.sigmoid(logits_KB) - y[rows_KB]).mul_(-rate)
