@@ -67,6 +67,7 @@ class ClippedGradient:
             for part in owners:
                 part.register_forward_hook(self._record)
 
+    @torch.no_grad()
     def __call__(
         self, x_B: torch.Tensor, y_B: torch.Tensor, *, scale: float = 1.0
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -89,15 +90,15 @@ class ClippedGradient:
         calls: list[_Call] = []
         self._calls = calls
         try:
-            loss_B = self.loss(self.module(x_B), y_B)
+            with torch.enable_grad():
+                loss_B = self.loss(self.module(x_B), y_B)
         finally:
             self._calls = None
         if not (len(calls) == self._num_layers == len({c.layer for c in calls}) and all(map(_is_intact, calls))):
             self._layerwise = False  # from now on
             return self._by_example(x_B, y_B)
         gradients = torch.autograd.grad(loss_B, [call.output for call in calls], torch.ones_like(loss_B))
-        with torch.no_grad():
-            shares = [_shares(c.layer, c.inputs[0], gradient) for c, gradient in zip(calls, gradients, strict=True)]
+        shares = [_shares(c.layer, c.inputs[0], gradient) for c, gradient in zip(calls, gradients, strict=True)]
         return [share for some in shares for share in some], loss_B.detach()
 
     def _record(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -190,9 +191,10 @@ def _affine_at_positions(layer: nn.Linear | nn.Conv2d, a_BTF: torch.Tensor, d_BT
 
 def _trained(layer: nn.Linear | nn.Conv2d) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """The weight and the bias, or nothing where there is none to train."""
-    weight: list[torch.Tensor] = [layer.weight] if layer.weight.requires_grad else []
-    bias: list[torch.Tensor] = [layer.bias] if layer.bias is not None and layer.bias.requires_grad else []
-    return weight, bias
+    weight, bias = layer.weight, layer.bias  # looked up once: a module searches for them
+    weights: list[torch.Tensor] = [weight] if weight.requires_grad else []
+    biases: list[torch.Tensor] = [bias] if bias is not None and bias.requires_grad else []
+    return weights, biases
 
 
 def _squared_norm_of_products(a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:

@@ -127,6 +127,7 @@ def test_the_sum_in_torch_is_that_of_gradients_clipped_one_by_one(name, clip):
             total += g * min(1.0, clip / float(norm))
     assert clipped._layerwise is (name not in WHOLE)
     assert torch.allclose(loss_B, losses(module(x), y), atol=1e-6)
+    assert not any(own.requires_grad for own in [*sums, loss_B])  # else a client's steps would pile up in memory
     for total, own in zip(expected, sums, strict=True):
         assert (total - own).abs().max() < 1e-6 * max(1.0, float(total.abs().max()))
 
