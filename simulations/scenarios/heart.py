@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.arrays import from_arrays
-from fedlearn.data.encode import numeric
+from fedlearn.data.encode import read_numbers
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.tables import read_table
-from fedlearn.errors import DataError, require
+from fedlearn.errors import require
 from fedlearn.scenario import Scenario
 from simulations.models import trainer
 from simulations.scenarios.uci_heart import COLUMNS, HOSPITALS, heart_disease
@@ -103,12 +102,8 @@ def read_patients(file: Path) -> np.ndarray:
     Raises:
         DataError: a column is absent, or a cell holds no number; names file, row and column.
     """
-    table = read_table(file)
-    for name in SCALES:
-        if name not in table.columns:
-            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(SCALES)}, in any order")
-    columns = [numeric(table, name) for name in SCALES]
-    return scaled(np.stack([*columns, np.full(len(table), np.nan)], axis=1))
+    table_N = read_numbers(file, tuple(SCALES))
+    return scaled(np.column_stack([table_N, np.full(len(table_N), np.nan)]))
 
 
 def scaled(table_N: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.arrays import from_arrays
+from fedlearn.data.encode import read_numbers
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.layout import Layout, default_initial
 from fedlearn.scenario import Scenario
@@ -128,7 +129,15 @@ def icu_mortality(
     shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
     first = initial if isinstance(model, str) else None
     fitted, line = trainer(model, data, framework=framework, device=device, initial=first, **shape)
-    return Scenario(name="icu_mortality", data=data, trainer=fitted, model=line, metric="auc", partition=str(how))
+    return Scenario(
+        name="icu_mortality",
+        data=data,
+        trainer=fitted,
+        model=line,
+        metric="auc",
+        partition=str(how),
+        read=lambda file: scaled(read_numbers(file, COLUMNS)),
+    )
 
 
 def initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:

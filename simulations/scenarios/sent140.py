@@ -21,7 +21,7 @@ from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
 from simulations.models.text import reader
-from simulations.scenarios.words import Words
+from simulations.scenarios.words import Words, lines
 
 FILE = "sent140_by_user.tsv.gz"
 SENT140 = DataSet(
@@ -90,4 +90,11 @@ def sent140(
     held_out = Examples(tokens_NT[tests_N], happy_N[tests_N])
     data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {found.place}")
     fitted, line = reader(model, data, num_tokens=num_tokens, length=length, framework=framework, device=device)
-    return Scenario(name="sent140", data=data, trainer=fitted, model=line, files={"words.json": words.to_json()})
+    return Scenario(
+        name="sent140",
+        data=data,
+        trainer=fitted,
+        model=line,
+        read=lambda file: words.encode(lines(file)),
+        files={"words.json": words.to_json()},
+    )

@@ -15,13 +15,14 @@ import numpy as np
 
 from fedlearn.data.arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.sources import Copy, DataSet, Official, find, opened
-from fedlearn.errors import DataError, did_you_mean, require
+from fedlearn.data.sources import Copy, DataSet, Official, find
+from fedlearn.errors import did_you_mean, require
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
 from simulations.models.encoder import Tuning, fine_tuned
 from simulations.models.text import READERS, reader
 from simulations.scenarios.minilm import minilm
+from simulations.scenarios.words import lines
 
 SST2 = DataSet(
     name="sst2",
@@ -130,7 +131,7 @@ def sst2(
         trainer=fitted,
         model=line,
         partition=str(how),
-        read=lambda file: pieces.encode(_lines(file)),
+        read=lambda file: pieces.encode(lines(file)),
         files={"tokenizer.json": pieces.to_json()},
     )
 
@@ -149,21 +150,5 @@ def reviews(
 
 
 def _labelled(file: Path) -> tuple[list[str], np.ndarray]:
-    rows = [line.rpartition("\t") for line in _lines(file)]
+    rows = [line.rpartition("\t") for line in lines(file)]
     return [text for text, _, _ in rows], np.array([int(label) for _, _, label in rows])
-
-
-def _lines(file: Path) -> list[str]:
-    """Of a text file.
-
-    Raises:
-        DataError: it is empty, cannot be read or is no UTF-8.
-    """
-    with opened(file) as raw:
-        try:
-            lines = [line for line in raw.read().decode("utf-8").split("\n") if line.strip()]
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is no text: {error}\n  try       a file in UTF-8, a sentence a line") from error
-    if not lines:
-        raise DataError(f"{file} holds no sentences\n  try       a file of sentences, one a line")
-    return lines

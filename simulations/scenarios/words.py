@@ -9,12 +9,30 @@ import json
 import zlib
 from collections.abc import Sequence as Several
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
-from fedlearn.errors import MissingExtra, is_count, require
+from fedlearn.data.sources import opened
+from fedlearn.errors import DataError, MissingExtra, is_count, require
 
 MARKS = {r"https?://\S+": "url", r"\d+": "0"}  # what stands for many words at once
+
+
+def lines(file: Path) -> list[str]:
+    """The texts of a file, one a line.
+
+    Raises:
+        DataError: it is empty, cannot be read or is no UTF-8.
+    """
+    with opened(file) as raw:
+        try:
+            texts = [line for line in raw.read().decode("utf-8").split("\n") if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no text: {error}\n  try       a file in UTF-8, a text a line") from error
+    if not texts:
+        raise DataError(f"{file} holds no texts\n  try       a file of texts, one a line")
+    return texts
 
 
 @dataclass(frozen=True, kw_only=True)

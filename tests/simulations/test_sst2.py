@@ -408,7 +408,7 @@ def test_an_unknown_model_is_named_with_those_there_are(shelf):
         sst2(model="minilmm", length=6, partition="iid", num_clients=2)
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"", "holds no sentences"), (b"\xff\xfe", "is no text")])
+@pytest.mark.parametrize(("content", "told"), [(b"", "holds no texts"), (b"\xff\xfe", "is no text")])
 def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
     from simulations.scenarios.sst2 import sst2
 

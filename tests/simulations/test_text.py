@@ -202,7 +202,7 @@ def one_round(scenario, local, strategy, *, clients):
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
-def test_airline_sentiment_runs_small(from_wheels, framework):
+def test_airline_sentiment_runs_small(from_wheels, framework, tmp_path):
     pytest.importorskip("tokenizers")
     pytest.importorskip(framework)
     import strategies
@@ -213,6 +213,9 @@ def test_airline_sentiment_runs_small(from_wheels, framework):
     assert [len(data.train(k)) + len(data.test(k)) for k in data.clients] == [515, 3841, 2417, 2203, 2932, 2517]
     assert sum(np.bincount(data.train(0).y)) == len(data.train(0).y)
     assert "words.json" in scenario.files
+    (tmp_path / "new.txt").write_text("@united thank you\n")
+    expected_NT = Words(num_tokens=500, length=20).encode(["@united thank you"])
+    assert np.array_equal(scenario.read(tmp_path / "new.txt"), expected_NT)
     local = LocalSettings(steps=2, optimizer="adamw", learning_rate=0.01)
     pooled = one_round(scenario, local, strategies.fedavg(), clients=2)
     assert 0.2 < pooled["accuracy"] < 1
@@ -287,6 +290,9 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
     assert len(data.clients) == 7
     assert len(data.pooled_test()) == 12
     assert sum(len(data.train(client)) + len(data.test(client)) for client in data.clients) == 28
+    (tmp_path / "new.txt").write_text('day 3 "was good"\n\nday 4 "was bad"\n')
+    expected_NT = Words(num_tokens=50, length=5).encode(['day 3 "was good"', 'day 4 "was bad"'])
+    assert np.array_equal(scenario.read(tmp_path / "new.txt"), expected_NT)
     import strategies
 
     pooled = one_round(scenario, LocalSettings(learning_rate=0.5), strategies.fedavg(), clients=7)

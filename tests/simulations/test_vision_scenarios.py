@@ -394,6 +394,20 @@ def test_scaling_puts_the_missing_and_the_healthy_at_zero_and_looks_at_no_other_
     assert scaled_stays(np.full((1, 196), 25.0))[:, counts].tolist() == [[1.0] * 48]
 
 
+def test_new_stays_are_read_from_a_table_as_the_scenario_has_its_own(stay_folder, tmp_path):
+    folder, _, _ = stay_folder
+    table_N, _, _, _ = icu_stays.icu_stays(path=folder)
+    read = icu_mortality(path=folder, partition="iid", num_clients=3).read
+    shuffled = RNG.permutation(196)
+    cells = np.where(np.isnan(table_N), "", table_N.astype(str))[:, shuffled]
+    names = np.array(icu_stays.COLUMNS)[shuffled]
+    (tmp_path / "new.csv").write_text("\n".join(",".join(row) for row in [names, *cells]))
+    np.testing.assert_array_equal(read(tmp_path / "new.csv"), scaled_stays(table_N))
+    (tmp_path / "new.csv").write_text("age,sex\n60,1\n")
+    with pytest.raises(DataError, match=r"new.csv has no column height\n  expected  age, sex, height, weight, "):
+        read(tmp_path / "new.csv")
+
+
 def test_a_model_of_mortality_starts_from_the_rate_that_is_known(stay_folder):
     from scipy.special import expit
 
