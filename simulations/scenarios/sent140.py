@@ -20,8 +20,8 @@ from fedlearn.errors import is_number, require
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
 from fedlearn.seeds import Purpose, generator
-from simulations.models.text import reader
-from simulations.scenarios.words import Words, lines
+from simulations.scenarios.reading import reading
+from simulations.scenarios.words import lines
 
 FILE = "sent140_by_user.tsv.gz"
 SENT140 = DataSet(
@@ -57,8 +57,9 @@ def sent140(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with one output.
-        num_tokens: numbers for words, >= 2.
+        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with one output; ``minilm``: adapters of a
+            pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
+        num_tokens: numbers for words, >= 2; ``minilm`` has its own.
         length: words of a tweet that are read, >= 1.
         held_out_users: share of users who only test, in (0, 1).
         test_share: held out at each client, in [0, 1), for what is told client by client.
@@ -75,7 +76,7 @@ def sent140(
     """
     share = is_number(held_out_users, at_least=0, below=1) and held_out_users > 0
     require(share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
-    words = Words(num_tokens=num_tokens, length=length)
+    words, fitted = reading(model, length=length, num_tokens=num_tokens, framework=framework, device=device)
     found = find(SENT140, path=path)
     with io.TextIOWrapper(gzip.open(found.files[FILE]), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -89,12 +90,12 @@ def sent140(
     tests_N = np.isin(user_N, testing)
     held_out = Examples(tokens_NT[tests_N], happy_N[tests_N])
     data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {found.place}")
-    fitted, line = reader(model, data, num_tokens=num_tokens, length=length, framework=framework, device=device)
+    trainer, line = fitted(data)
     return Scenario(
         name="sent140",
         data=data,
-        trainer=fitted,
+        trainer=trainer,
         model=line,
         read=lambda file: words.encode(lines(file)),
-        files={"words.json": words.to_json()},
+        files={words.file: words.to_json()},
     )

@@ -16,12 +16,10 @@ import numpy as np
 from fedlearn.data.arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.sources import Copy, DataSet, Official, find
-from fedlearn.errors import did_you_mean, require
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
-from simulations.models.encoder import Tuning, fine_tuned
-from simulations.models.text import READERS, reader
-from simulations.scenarios.minilm import minilm
+from simulations.models.encoder import Tuning
+from simulations.scenarios.reading import reading
 from simulations.scenarios.words import lines
 
 SST2 = DataSet(
@@ -47,7 +45,6 @@ SST2 = DataSet(
         ),
     ),
 )
-MODELS = ("minilm", *READERS)
 
 
 def sst2(
@@ -107,32 +104,24 @@ def sst2(
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
-    known = not isinstance(model, str) or model in MODELS
-    guess = did_you_mean(str(model), MODELS) or "minilm"
-    require(known, "model", model, f"one of {', '.join(MODELS)}, or a module of your own", f"model={guess}")
     projections = ("query", "value") if lora_on is None else lora_on
     tuned = Tuning(kind=tuning, layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections)
+    pieces, fitted = reading(model, length=length, tuning=tuned, encoder=encoder, framework=framework, device=device)
     (texts, positive_N), (test_texts, test_positive), place = reviews(path=path)
-    pretrained, pieces, its_place = minilm(length=length, path=encoder)
     rows = partition_rows(how, positive_N)
     tokens_NT = pieces.encode(texts)
     data = from_arrays(tokens_NT, positive_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
     official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # as clients have theirs
     data = replace(data, pooled_test=lambda: official, source=f"SST-2 from {place}")
-    where: dict[str, Any] = {"framework": framework, "device": device}
-    if model == "minilm":
-        fitted, line = fine_tuned(pretrained, tuned, data, **where)
-        line = f"{line}, from {its_place}"
-    else:
-        fitted, line = reader(model, data, num_tokens=pretrained.sizes.num_tokens, length=length, **where)
+    trainer, line = fitted(data)
     return Scenario(
         name="sst2",
         data=data,
-        trainer=fitted,
+        trainer=trainer,
         model=line,
         partition=str(how),
         read=lambda file: pieces.encode(lines(file)),
-        files={"tokenizer.json": pieces.to_json()},
+        files={pieces.file: pieces.to_json()},
     )
 
 

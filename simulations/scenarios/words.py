@@ -57,6 +57,7 @@ class Words:
 
     num_tokens: int = 8192
     length: int = 40
+    file = "words.json"  # where a run keeps it
 
     def __post_init__(self) -> None:
         at_least_two = is_count(self.num_tokens, at_least=2)

@@ -401,6 +401,19 @@ def test_models_that_begin_from_nothing_read_the_same_word_pieces(shelf, model):
     assert scenario.trainer.predict(scenario.trainer.init(1), test.x).shape == (20, 1)
 
 
+def test_scenarios_of_hashed_words_have_the_pretrained_encoder_too(shelf):
+    from simulations.scenarios.minilm import Pieces
+    from simulations.scenarios.reading import reading
+    from simulations.scenarios.words import Words
+
+    pieces, tuned = reading("minilm", num_tokens=50, length=6, tuning=Tuning(layers=2))
+    assert isinstance(pieces, Pieces)
+    assert tuned(at_two_clients())[1].startswith("minilm, lora 8 on query, value, 2 of 2 layers, from FEDLEARN_DATA")
+    words, begun = reading("cnn", num_tokens=50, length=6)
+    assert words == Words(num_tokens=50, length=6)
+    assert begun(at_two_clients())[1] == "cnn, 50 tokens, 1 output"
+
+
 def test_an_unknown_model_is_named_with_those_there_are(shelf):
     from simulations.scenarios.sst2 import sst2
 
