@@ -26,7 +26,7 @@ class Scenario:
         model: one line for the header, e.g. ``mlp 13-32-1``.
         metric: to lead with in tables and figures; None takes the task's (see `fedlearn.metrics.main_metric`).
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
-        read: the model's inputs ``(N, ...)`` from a file of new examples, in the form in which people have them.
+        read: the model's inputs ``(N, ...)`` from a file of new examples, or a folder of images, as people have them.
         told: what preparing the data has told of clients, in words; empty for nothing.
         ledger: what that has cost the clients, if noise covers each of their records; else empty.
         unit: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.

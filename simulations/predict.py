@@ -16,6 +16,7 @@ import numpy as np
 
 from fedlearn.checkpoint import write_atomically
 from fedlearn.data.federated import Task
+from fedlearn.data.folder import images_at
 from fedlearn.errors import DataError
 from simulations.exits import DONE, exit_code
 from simulations.trained import Trained, trained
@@ -26,8 +27,8 @@ def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
 
     Args:
         folder: of the run.
-        data: a file that the scenario reads as it does its own; or ``.npy``, ``.npz`` (its array ``x``) or a ``.csv``
-            of numbers, with the model's inputs as they are, a row for each example.
+        data: a file that the scenario reads as it does its own, or a folder of images; or ``.npy``, ``.npz`` (its array
+            ``x``) or a ``.csv`` of numbers, with the model's inputs as they are, a row for each example.
 
     Returns:
         ``prediction`` and ``probability`` (of class 1) for a binary task; ``prediction`` and the probability of each
@@ -60,8 +61,8 @@ def columns(outputs_NC: np.ndarray, task: Task) -> tuple[list[str], np.ndarray]:
 
 
 def _inputs(model: Trained, data: Path) -> np.ndarray:
-    if not data.is_file():
-        raise DataError(f"{data} is no file\n  try       --data with a file of examples")
+    if not data.is_file() and not images_at(data):
+        raise DataError(f"{data} is no file\n  try       --data with a file of examples, or a folder of images")
     if data.suffix not in (".npy", ".npz") and model.scenario.read is not None:
         return model.scenario.read(data)
     x = _array(data)
@@ -114,7 +115,7 @@ def main(words: Sequence[str] | None = None) -> int:
         prog="python -m simulations.predict", description="Predicts with the model that a run has trained."
     )
     parser.add_argument("run", type=Path, help="the folder that the run saved")
-    parser.add_argument("--data", type=Path, required=True, help="a file of examples")
+    parser.add_argument("--data", type=Path, required=True, help="a file of examples, or a folder of images")
     parser.add_argument("--out", type=Path, help="a CSV file; standard output without it")
     args = parser.parse_args(words)
     return exit_code(lambda: _told(args))
@@ -122,10 +123,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _told(args: argparse.Namespace) -> int:
     names, rows = predict(args.run, args.data)
+    cells = [[f"{value:.6g}" for value in row] for row in rows]
+    if args.data.is_dir():
+        names, cells = (
+            ["file", *names],
+            [[file.name, *row] for file, row in zip(images_at(args.data), cells, strict=True)],
+        )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([f"{value:.6g}" for value in row] for row in rows)
+    writer.writerows(cells)
     if args.out:
         write_atomically(args.out, text.getvalue())
         sys.stdout.write(f"{args.out}\n")

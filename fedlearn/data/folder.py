@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -148,10 +149,11 @@ def read_images(files: Sequence[Path | BinaryIO], names: Sequence[str], *, size:
         DataError: a file is no image, or of another size than the first.
         MissingExtra: Pillow is absent.
     """
-    first = _read_image(files[0], names[0], size, None)
+    pixels_of = partial(_read_image, size=(size, size) if size else None)
+    first = pixels_of(files[0], names[0])
     pixels = np.empty((len(files), *first.shape), np.uint8)
     for number, (file, name) in enumerate(zip(files, names, strict=True)):
-        image = _read_image(file, name, size, first.shape[-1])
+        image = pixels_of(file, name, channels=first.shape[-1])
         if image.shape != first.shape:
             shapes = " pixels, but the first image has ".join(f"{of.shape[1]} x {of.shape[0]}" for of in (image, first))
             raise DataError(f"{name} has {shapes}\n  try       scenario.image_size={min(first.shape[:2])}")
@@ -159,7 +161,28 @@ def read_images(files: Sequence[Path | BinaryIO], names: Sequence[str], *, size:
     return pixels
 
 
-def _read_image(file: Path | BinaryIO, name: str, size: int | None, channels: int | None) -> np.ndarray:
+def images_at(place: Path) -> list[Path]:
+    """The image there, or those of a folder in the order of their names."""
+    files = sorted(place.iterdir()) if place.is_dir() else [place]
+    return [file for file in files if file.suffix.lower() in IMAGES]
+
+
+def images_like(shape: Sequence[int], place: Path) -> np.ndarray:
+    """New images for a model of ``shape`` (height, width, channels): ``(N, *shape)`` uint8, scaled to it.
+
+    Raises:
+        DataError: there is no image at that place, or one cannot be read.
+        MissingExtra: Pillow is absent.
+    """
+    files, (height, width, channels) = images_at(place), shape
+    if not files:
+        raise DataError(f"{place} is no image, nor a folder of images\n  try       a {', '.join(IMAGES)} file")
+    return np.stack([_read_image(file, file.name, size=(width, height), channels=channels) for file in files])
+
+
+def _read_image(
+    file: Path | BinaryIO, name: str, *, size: tuple[int, int] | None, channels: int | None = None
+) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
@@ -168,7 +191,7 @@ def _read_image(file: Path | BinaryIO, name: str, size: int | None, channels: in
         with Image.open(file) as opened:
             grey = channels == 1 if channels else opened.mode in GREY
             image: Any = opened.convert("L" if grey else "RGB")
-            image = image.resize((size, size), Image.Resampling.BILINEAR) if size else image
+            image = image.resize(size, Image.Resampling.BILINEAR) if size else image
             pixels = np.asarray(image, np.uint8)
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} cannot be read as an image\n  try       removing the file") from error

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.arrays import from_arrays
+from fedlearn.data.folder import images_like
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
@@ -73,7 +74,14 @@ def cifar10(
     data = replace(data, pooled_test=lambda: official, source=source)
     fitted, line = trainer(model, data, input_shape=(32, 32, 3), hidden=(128, 64), framework=framework, device=device)
     distorting = AugmentedTrainer(fitted, how) if flip or shift or rotation else fitted
-    return Scenario(name="cifar10", data=data, trainer=distorting, model=line, partition=str(division))
+    return Scenario(
+        name="cifar10",
+        data=data,
+        trainer=distorting,
+        model=line,
+        partition=str(division),
+        read=lambda place: scaled(images_like((32, 32, 3), place)),
+    )
 
 
 def scaled(images_N: np.ndarray) -> np.ndarray:

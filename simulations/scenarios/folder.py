@@ -16,7 +16,7 @@ import numpy as np
 from fedlearn.data.arrays import from_rows, split_rows
 from fedlearn.data.encode import targets
 from fedlearn.data.federated import Task
-from fedlearn.data.folder import CLASS, Contents, read_contents
+from fedlearn.data.folder import CLASS, Contents, images_like, read_contents
 from fedlearn.data.hub import HUB, read_hub
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.prepare import Preparation, Prepared, prepare
@@ -140,6 +140,8 @@ def folder(
     fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
 
     def read(file: Path) -> np.ndarray:
+        if contents.images is not None:
+            return images_like(x.shape[1:], file).astype(np.float32) / 255
         new = read_table(file)
         return _features(Contents(table=new, clients=None, test_N=None), in_order(new, columns, file), text, made)[0]
 
@@ -151,7 +153,7 @@ def folder(
         partition=str(how),
         told=made.told,
         ledger=made.ledger,
-        read=None if contents.images is not None else read,
+        read=read,
         unit=made.encoding.scales.get(label, (0.0, 1.0)),
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.arrays import from_arrays
+from fedlearn.data.folder import images_like
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.records import Examples
 from fedlearn.scenario import Scenario
@@ -82,7 +83,14 @@ def mnist(
         data = replace(data, pooled_test=lambda: official)
     shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (128, 64)}
     fitted, line = trainer(model, data, framework=framework, device=device, **shape)
-    return Scenario(name="mnist", data=data, trainer=fitted, model=line, partition=str(how))
+    return Scenario(
+        name="mnist",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=str(how),
+        read=lambda place: scaled(images_like((28, 28, 1), place)[..., 0]),
+    )
 
 
 def scaled(images_N: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.arrays import from_arrays
+from fedlearn.data.folder import images_like
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.data.sources import Copy, DataSet, Official, find
 from fedlearn.records import Examples
@@ -83,7 +84,15 @@ def pneumonia(
     data = replace(data, pooled_test=lambda: official, source=f"PneumoniaMNIST (MedMNIST v2), from {place}")
     shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
     fitted, line = trainer(model, data, framework=framework, device=device, **shape)
-    return Scenario(name="pneumonia", data=data, trainer=fitted, model=line, metric="auc", partition=str(how))
+    return Scenario(
+        name="pneumonia",
+        data=data,
+        trainer=fitted,
+        model=line,
+        metric="auc",
+        partition=str(how),
+        read=lambda place: scaled(images_like((28, 28, 1), place)[..., 0]),
+    )
 
 
 def x_rays(

@@ -237,6 +237,33 @@ def test_images_of_classes_and_clients_are_learned_in_either_framework(tmp_path,
     assert scenario.model == "cnn 8x8x1-16-32-1"
 
 
+def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    from simulations.predict import main as predict
+    from simulations.run import main
+
+    for colour, kind in ((10, "cat"), (200, "dog")):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for number in range(8):
+            image.new("L", (8, 8), colour + number).save(tmp_path / "pets" / kind / f"{number}.png")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "notes.txt").write_text("not an image")
+    image.new("RGB", (30, 20), (205, 205, 205)).save(tmp_path / "new" / "a dog.jpg")  # other size, kind and mode
+    image.new("L", (8, 8), 12).save(tmp_path / "new" / "b.png")
+    run = str(tmp_path / "run")
+    words = [f"scenario.path={tmp_path / 'pets'}", "scenario.partition=iid", "scenario.num_clients=2", "model=linear"]
+    assert main(["scenario=folder", *words, "rounds=30", "report=false", f"hydra.run.dir={run}"]) == 0
+    capsys.readouterr()
+    assert predict([run, "--data", str(tmp_path / "new")]) == 0
+    told = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in told] == [["file", "prediction"], ["a dog.jpg", "1"], ["b.png", "0"]]
+    assert predict([run, "--data", str(tmp_path / "new" / "b.png")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split(",") == told[2][1:]
+    for wrong, why in (("new/notes.txt", "no image, nor a folder of images"), ("pets", "is no file")):
+        assert predict([run, "--data", str(tmp_path / wrong)]) == 2
+        assert why in capsys.readouterr().err
+
+
 def test_a_run_of_a_folder_learns(clinics, tmp_path, capfd):
     from simulations.run import main
 

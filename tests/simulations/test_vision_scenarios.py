@@ -305,6 +305,14 @@ def test_x_rays_lie_at_hospitals_and_other_patients_are_what_counts(x_ray_folder
     assert -1 <= scenario.data.train(0).x.min() < scenario.data.train(0).x.max() <= 1
 
 
+def test_a_new_x_ray_is_read_as_the_scenario_has_its_own(x_ray_folder, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    scenario = pneumonia.pneumonia(path=x_ray_folder, partition="iid", num_clients=5)
+    (x, *_) = scenario.data.pooled_test().x
+    image.fromarray(np.round(x[..., 0] * 127.5 + 127.5).astype(np.uint8)).save(tmp_path / "chest.png")
+    np.testing.assert_array_equal(scenario.read(tmp_path / "chest.png"), x[None])
+
+
 def test_twins_learn_alike_from_x_rays(x_ray_folder):
     pytest.importorskip("flax")
     one, other = (
