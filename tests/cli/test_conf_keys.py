@@ -23,11 +23,14 @@ FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_file_has_exactly_the_parameters_of_its_function_and_their_defaults(path: Path):
     given = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    given = given.get(path.parent.name, given)  # some scenarios bring settings of other groups
     parameters = dict(inspect.signature(get_object(given.pop("_target_"))).parameters)
     for name in GIVEN_AT_BUILD.get(path.parent.name, ()):
         parameters.pop(name, None)
     assert list(given) == list(parameters)
     shared = {name: f"${{{name}}}" for name in SHARED if name in parameters}
+    if given.get("clients_per_round") == "${cohort}":
+        shared["clients_per_round"] = parameters["clients_per_round"].default or "${cohort}"
     built = {name: value for name, value in given.items() if isinstance(value, dict) and "_target_" in value}
     assert given == {name: parameter.default for name, parameter in parameters.items()} | shared | built
 
@@ -47,24 +50,40 @@ def test_the_run_settings_are_those_of_the_records_with_their_defaults():
     assert {name: config[name] for name in schedule} == schedule
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("flamby_heart_fed*.yaml")))
-def test_every_flamby_experiment_composes_and_states_the_published_result(name):
+def settings(*words: str):
     from simulations.overrides import compose
     from simulations.run import arguments
 
-    (job,) = compose(arguments([f"experiment={name}"]))
-    assert job.cfg.scenario._target_.endswith("flamby_heart")
-    assert job.cfg.strategy._target_ == f"strategies.{name.rpartition('_')[2]}"
-    assert (job.cfg.rounds, job.cfg.local.steps, job.cfg.local.batch_size) == (15, 100, 4)
+    (job,) = compose(arguments([*words]))
+    return job.cfg
+
+
+def test_a_scenario_may_bring_settings_over_which_recipes_and_words_go():
+    assert settings("scenario=movielens").strategy._target_ == "strategies.fcf"
+    assert settings("scenario=movielens", "strategy=fedavg").strategy._target_ == "strategies.fedavg"
+    users = settings("scenario=sent140")
+    assert (users.strategy._target_, users.strategy.clients_per_round) == ("strategies.fedadam", 100)
+    assert (users.local.batch_size, users.local.learning_rate, users.local.epochs) == (8, 2.0, 1)
+    assert settings("scenario=sent140", "strategy=fedprox").strategy.clients_per_round == 100
+    assert "clients_per_round" not in settings("scenario=sent140", "strategy=afl").strategy
+    assert settings("scenario=sent140", "cohort=7", "rounds=3").strategy.clients_per_round == 7
+    assert settings("scenario=sent140", "strategy.clients_per_round=9").strategy.clients_per_round == 9
+    assert settings("experiment=movielens", "cohort=7").rounds == 32
+    assert settings("strategy=fedprox").strategy.clients_per_round is None
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("flamby_heart_fed*.yaml")))
+def test_every_flamby_experiment_composes_and_states_the_published_result(name):
+    cfg = settings(f"experiment={name}")
+    assert cfg.scenario._target_.endswith("flamby_heart")
+    assert cfg.strategy._target_ == f"strategies.{name.rpartition('_')[2]}"
+    assert (cfg.rounds, cfg.local.steps, cfg.local.batch_size) == (15, 100, 4)
     assert "Published pooled-test accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*_dp*.yaml")))
 def test_every_private_experiment_can_be_planned_and_states_the_accuracy_to_expect(name):
     from fedlearn.config import plan
-    from simulations.overrides import compose
-    from simulations.run import arguments
 
-    (job,) = compose(arguments([f"experiment={name}"]))
-    assert plan(job.cfg).privacy.kind in ("central", "example")
+    assert plan(settings(f"experiment={name}")).privacy.kind in ("central", "example")
     assert "# Accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()
