@@ -125,10 +125,8 @@ def _told(args: argparse.Namespace) -> int:
     names, rows = predict(args.run, args.data)
     cells = [[f"{value:.6g}" for value in row] for row in rows]
     if args.data.is_dir():
-        names, cells = (
-            ["file", *names],
-            [[file.name, *row] for file, row in zip(images_at(args.data), cells, strict=True)],
-        )
+        names = ["file", *names]
+        cells = [[file.name, *row] for file, row in zip(images_at(args.data), cells, strict=True)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)

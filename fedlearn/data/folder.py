@@ -164,7 +164,7 @@ def read_images(files: Sequence[Path | BinaryIO], names: Sequence[str], *, size:
 def images_at(place: Path) -> list[Path]:
     """The image there, or those of a folder in the order of their names."""
     files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [file for file in files if file.suffix.lower() in IMAGES]
+    return [file for file in files if file.suffix.lower() in IMAGES and file.is_file()]
 
 
 def images_like(shape: Sequence[int], place: Path) -> np.ndarray:

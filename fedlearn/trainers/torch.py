@@ -457,7 +457,7 @@ def _keep_freed_memory() -> None:
     Environment variables that say otherwise (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``) are obeyed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+    if mallopt is None or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
         return
     mallopt(-1, KEPT_BYTES)  # M_TRIM_THRESHOLD
     mallopt(-3, PIECE_BYTES)  # M_MMAP_THRESHOLD

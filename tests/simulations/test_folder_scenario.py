@@ -259,7 +259,11 @@ def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
     assert [row[:2] for row in told] == [["file", "prediction"], ["a dog.jpg", "1"], ["b.png", "0"]]
     assert predict([run, "--data", str(tmp_path / "new" / "b.png")]) == 0
     assert capsys.readouterr().out.splitlines()[1].split(",") == told[2][1:]
-    for wrong, why in (("new/notes.txt", "no image, nor a folder of images"), ("pets", "is no file")):
+    for wrong, why in (
+        ("new/notes.txt", "no image, nor a folder of images"),
+        ("pets", "is no file"),
+        ("no.png", "is no file"),
+    ):
         assert predict([run, "--data", str(tmp_path / wrong)]) == 2
         assert why in capsys.readouterr().err
 
