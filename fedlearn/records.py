@@ -47,7 +47,7 @@ class LocalSettings:
     """How a client trains: minibatch SGD or AdamW from the global model, with fresh optimiser state each round.
 
     Args:
-        epochs: passes over the client's examples, >= 1; not used when ``steps`` is given.
+        epochs: passes over the client's examples, >= 1; 1 when ``steps`` is given instead.
         steps: local steps instead of epochs, >= 1; the client's examples are reshuffled at each pass.
         batch_size: examples a step, >= 1; the last batch of a pass may be smaller.
         optimizer: ``sgd`` or ``adamw``.
@@ -69,6 +69,10 @@ class LocalSettings:
     def __post_init__(self) -> None:
         require(is_count(self.epochs), "epochs", self.epochs, "a whole number >= 1", "epochs=1")
         require(self.steps is None or is_count(self.steps), "steps", self.steps, "null, or >= 1", "steps=100")
+        either = self.steps is None or self.epochs == 1
+        require(
+            either, "epochs", self.epochs, f"1, as it is not used beside steps={self.steps}", "epochs=1, or steps=null"
+        )
         require(is_count(self.batch_size), "batch_size", self.batch_size, "a whole number >= 1", "batch_size=32")
         known = self.optimizer in OPTIMIZERS
         require(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}", "optimizer=sgd")

@@ -325,7 +325,7 @@ def test_sentences_are_numbered_as_the_encoder_knows_them(shelf):
 
 
 RUN = ["scenario=sst2", "scenario.length=6", "scenario.layers=2", "scenario.partition=iid", "scenario.num_clients=2"]
-RUN += ["local.optimizer=adamw", "local.learning_rate=0.02", "local.batch_size=4", "report=false"]
+RUN += ["local.optimizer=adamw", "local.learning_rate=0.02", "local.batch_size=4", "local.steps=null", "report=false"]
 
 
 def ran(folder: Path, *words: str) -> Path:
