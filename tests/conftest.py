@@ -18,6 +18,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named by their argument: an archive holds the time, and pytest-xdist wants fixed names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def digits():
     """The 1,797 scikit-learn digits as (x, y): float32 in [0, 1], N x 8 x 8 x 1."""
