@@ -81,6 +81,7 @@ class Tuning:
         rank: r, >= 1, of ``lora``.
         alpha: > 0, of ``lora``.
         projections: of ``lora``: which of ``PROJECTIONS`` have adapters, one at least.
+        dropout: share of what adapters and head read that is set to zero in training, in [0, 1).
 
     Raises:
         SettingError: a setting is out of range, by the name that it has in a scenario.
@@ -96,6 +97,7 @@ class Tuning:
     rank: int = 8
     alpha: float = 16.0
     projections: Sequence[str] = ("query", "value")
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         guess = did_you_mean(str(self.kind), KINDS) or "lora"
@@ -109,6 +111,8 @@ class Tuning:
         known = 0 < len(set(chosen) & set(PROJECTIONS)) == len(chosen)
         expected = f"a list of some of {', '.join(PROJECTIONS)}"
         require(known, "lora_on", self.projections, expected, "lora_on=[query,value]")
+        share = is_number(self.dropout, at_least=0, below=1)
+        require(share, "dropout", self.dropout, "a number in [0, 1)", "dropout=0.1")
 
     @property
     def scale(self) -> float:

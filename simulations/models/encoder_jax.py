@@ -29,6 +29,7 @@ class Layer(nn.Module):
     sizes: Sizes
     tuning: Tuning
     adapted: tuple[str, ...]
+    train: bool
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
@@ -47,7 +48,7 @@ class Layer(nn.Module):
         y_BTE = nn.Dense(outputs, name=name)(x_BTE)
         if name not in self.adapted:
             return y_BTE
-        low_BTR = nn.Dense(self.tuning.rank, use_bias=False, name=f"{name}_a")(x_BTE)
+        low_BTR = nn.Dense(self.tuning.rank, use_bias=False, name=f"{name}_a")(_dropped(x_BTE, self.tuning, self.train))
         return y_BTE + self.tuning.scale * nn.Dense(outputs, use_bias=False, name=f"{name}_b")(low_BTR)
 
 
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
     num_outputs: int
 
     @nn.compact
-    def __call__(self, x_BT: jax.Array) -> jax.Array:
+    def __call__(self, x_BT: jax.Array, train: bool = False) -> jax.Array:
         """``(B, T) -> (B, C)``."""
         sizes, real_BT = self.sizes, x_BT > 0
         places_BT = jnp.broadcast_to(jnp.arange(x_BT.shape[1]), x_BT.shape)
@@ -67,10 +68,16 @@ class Encoder(nn.Module):
         x_BTE = _norm("norm", sizes)(words_BTE + nn.Embed(sizes.length, sizes.width, name="places")(places_BT))
         for layer in range(sizes.depth):
             adapted = self.tuning.adapted(layer, depth=sizes.depth)
-            x_BTE = Layer(sizes, self.tuning, adapted, name=f"layer_{layer}")(x_BTE, real_BT)
+            x_BTE = Layer(sizes, self.tuning, adapted, train, name=f"layer_{layer}")(x_BTE, real_BT)
         total_BE = (x_BTE * real_BT[:, :, None]).sum(1)
         mean_BE = total_BE / jnp.maximum(real_BT.sum(1, keepdims=True), 1)
-        return nn.Dense(self.num_outputs, name="out")(mean_BE)
+        return nn.Dense(self.num_outputs, name="out")(_dropped(mean_BE, self.tuning, train))
+
+
+def _dropped(x: jax.Array, tuning: Tuning, train: bool) -> jax.Array:
+    """Called inside a compact method."""
+    dropped: jax.Array = nn.Dropout(tuning.dropout, deterministic=not train)(x)
+    return dropped
 
 
 def _norm(name: str, sizes: Sizes) -> nn.LayerNorm:
@@ -97,9 +104,9 @@ class Anchored:
     def __init__(self, module: nn.Module, frozen: Mapping[str, np.ndarray]) -> None:
         self.module, self._given, self._traced = module, dict(_to_flax(*one) for one in frozen.items()), local()
 
-    def __call__(self, x_BT: jax.Array) -> jax.Array:
+    def __call__(self, x_BT: jax.Array, train: bool = False) -> jax.Array:
         """What the module makes of its inputs, where it is bound."""
-        outputs: jax.Array = self.module(x_BT)
+        outputs: jax.Array = self.module(x_BT, train=train)
         return outputs
 
     def init(self, *args: Any) -> Any:

@@ -25,6 +25,7 @@ class Layer(nn.Module):
     def __init__(self, sizes: Sizes, tuning: Tuning, adapted: tuple[str, ...]) -> None:
         super().__init__()
         self.heads, self.scale, self.adapted = sizes.heads, tuning.scale, adapted
+        self.drop = dropout(tuning)
         for name, (inputs, outputs) in sizes.projections.items():
             self.add_module(name, nn.Linear(inputs, outputs))
             if name in adapted:
@@ -47,7 +48,7 @@ class Layer(nn.Module):
         y_BTE: torch.Tensor = self.get_submodule(name)(x_BTE)
         if name not in self.adapted:
             return y_BTE
-        low_BTR = self.get_submodule(f"{name}_a")(x_BTE)
+        low_BTR = self.get_submodule(f"{name}_a")(self.drop(x_BTE))
         return y_BTE + self.scale * self.get_submodule(f"{name}_b")(low_BTR)
 
 
@@ -65,6 +66,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(sizes.width, eps=sizes.epsilon)
         for layer in range(sizes.depth):
             self.add_module(f"layer_{layer}", Layer(sizes, tuning, tuning.adapted(layer, depth=sizes.depth)))
+        self.drop = dropout(tuning)
         self.out = nn.Linear(sizes.width, num_outputs)
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
@@ -87,7 +89,12 @@ class Encoder(nn.Module):
         for layer in range(self.depth):
             x_BTE = self.get_submodule(f"layer_{layer}")(x_BTE, real_BT)
         total_BE = (x_BTE * real_BT[:, :, None]).sum(1)
-        return self.out(total_BE / real_BT.sum(1, keepdim=True).clamp(min=1))
+        return self.out(self.drop(total_BE / real_BT.sum(1, keepdim=True).clamp(min=1)))
+
+
+def dropout(tuning: Tuning) -> nn.Module:
+    """A module that draws random numbers only where there is dropout: clients whose models draw train one by one."""
+    return nn.Dropout(tuning.dropout) if tuning.dropout else nn.Identity()
 
 
 def encoder(sizes: Sizes, tuning: Tuning, num_outputs: int, frozen: Mapping[str, np.ndarray]) -> nn.Module:

@@ -56,6 +56,7 @@ def sst2(
     lora_rank: int = 8,
     lora_alpha: float = 16.0,
     lora_on: Sequence[str] | None = None,
+    dropout: float = 0.0,
     partition: str = "dirichlet",
     num_clients: int = 10,
     alpha: float = 1.0,
@@ -83,6 +84,7 @@ def sst2(
         lora_alpha: > 0; an adapter's output counts alpha / rank.
         lora_on: which affine maps have adapters, some of ``query``, ``key``, ``value``, ``mix``, ``up``, ``down``;
             None is the first and the third, as in the paper.
+        dropout: of ``minilm``: share of what adapters and head read that is set to zero in training, in [0, 1).
         partition: ``dirichlet``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: >= 1.
         alpha: of ``dirichlet`` and ``quantity``, > 0.
@@ -105,7 +107,9 @@ def sst2(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     projections = ("query", "value") if lora_on is None else lora_on
-    tuned = Tuning(kind=tuning, layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections)
+    tuned = Tuning(
+        kind=tuning, layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections, dropout=dropout
+    )
     pieces, fitted = reading(model, length=length, tuning=tuned, encoder=encoder, framework=framework, device=device)
     (texts, positive_N), (test_texts, test_positive), place = reviews(path=path)
     rows = partition_rows(how, positive_N)

@@ -28,6 +28,8 @@ TUNINGS = {
     "full": Tuning(kind="full", layers=2),
     "the last layer": Tuning(kind="full", layers=1),
     "the head": Tuning(layers=0),
+    "the head, dropped out": Tuning(layers=0, dropout=0.75),
+    "lora, dropped out": Tuning(layers=2, rank=2, dropout=0.75),
 }
 
 
@@ -87,7 +89,7 @@ def updates(trainer, params_D, **local):
     """What two clients of uneven size send after a round."""
     data = at_two_clients()
     work = [Work(client=client, examples=data.train(client)) for client in data.clients]
-    settings = LocalSettings(batch_size=3, learning_rate=0.1, **local)
+    settings = LocalSettings(**{"batch_size": 3, "learning_rate": 0.1, **local})
     return np.asarray(trainer.fit(Order(round=1, seed=1, params_D=params_D, local=settings), plain, work).delta_KD)
 
 
@@ -126,6 +128,31 @@ def test_clients_that_step_together_tune_as_they_do_in_turn(framework):
     params_D = started(trainer)
     deltas = [updates(trainer.batched(how), params_D) for how in ("map", "vmap")]
     np.testing.assert_allclose(*deltas, atol=1e-5)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_dropout_sets_some_of_what_the_head_reads_to_zero_and_enlarges_the_rest(framework):
+    whole, dropped = made("the head", framework), made("the head, dropped out", framework)
+    nothing_D = np.zeros(whole.layout.num_parameters, np.float32)  # whose error does not depend on what is read
+    step = {"steps": 1, "batch_size": 1}
+    one, other = (whole.layout.unpack(updates(t, nothing_D, **step)[0])["out.weight"] for t in (whole, dropped))
+    np.testing.assert_allclose(other[other != 0], 4 * one[other != 0], rtol=1e-4)
+    assert 0 < (other == 0).mean() < 1
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_dropout_is_for_training_and_of_what_adapters_and_head_read_alone(framework):
+    whole, dropped = made("lora", framework), made("lora, dropped out", framework)
+    params_D, (x_NT, _) = started(whole), texts(9)
+    assert np.array_equal(whole.predict(params_D, x_NT), dropped.predict(params_D, x_NT))
+    assert np.array_equal(updates(dropped, params_D), updates(dropped, params_D))
+    assert not np.allclose(updates(dropped, params_D), updates(whole, params_D), atol=1e-3)
+    tensors = whole.layout.unpack(params_D.copy())
+    for name in tensors:
+        tensors[name][...] = 0 if name.endswith("_b.weight") or name == "out.weight" else tensors[name]
+    silent_D = whole.layout.pack(tensors)  # adapters and head that make nothing of what they read
+    bias = [whole.layout.unpack(updates(t, silent_D, steps=1, batch_size=1)[0])["out.bias"] for t in (whole, dropped)]
+    np.testing.assert_allclose(*bias, atol=1e-6)
 
 
 def test_with_adapters_only_they_and_the_head_travel():
@@ -237,6 +264,8 @@ def test_the_encoder_is_berts_with_loras_adapters():
         ("lora_on", {"projections": "query"}),
         ("lora_on", {"projections": []}),
         ("lora_on", {"projections": 2}),
+        ("dropout", {"dropout": 1.0}),
+        ("dropout", {"dropout": -0.1}),
     ],
 )
 def test_a_setting_of_tuning_out_of_range_is_named(setting, given):
