@@ -206,8 +206,11 @@ class JaxTrainer:
             delta_KD[rows], losses_K[rows] = np.asarray(delta)[: len(rows)], np.asarray(losses)[: len(rows)]
 
         # one device runs programs one after another, unless each has a thread of its own waiting for it
-        with ThreadPoolExecutor(self._num_shares) as threads:
-            list(threads.map(put, shares))
+        with ThreadPoolExecutor(len(shares) - 1) as threads:
+            others = [threads.submit(put, rows) for rows in shares[1:]]
+            put(shares[0])
+            for other in others:
+                other.result()
         return delta_KD, losses_K
 
     def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
