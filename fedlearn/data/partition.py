@@ -19,8 +19,8 @@ from fedlearn.seeds import Purpose, generator, integer_seed
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
 
-KINDS = ("natural", "iid", "dirichlet", "pathological", "shards", "quantity", "feature", "time")
-NEEDS_CLASSES = ("dirichlet", "pathological", "shards")
+KINDS = ("natural", "iid", "dirichlet", "dirichlet_equal", "pathological", "shards", "quantity", "feature", "time")
+NEEDS_CLASSES = ("dirichlet", "dirichlet_equal", "pathological", "shards")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,19 +29,21 @@ class Partition:
 
     Args:
         kind: ``natural`` (by who collected the data), ``iid`` (shuffled, equal sizes), ``dirichlet`` (each class is
-            divided in Dirichlet(alpha) shares), ``pathological`` (each client has a few classes only), ``shards`` (the
-            examples in order of class, cut into shards, a few for each client), ``quantity`` (shuffled, sizes in
-            Dirichlet(alpha) shares), ``feature`` (by the size of one feature) or ``time`` (one period after another).
+            divided in Dirichlet(alpha) shares), ``dirichlet_equal`` (equal sizes, each client's classes in
+            Dirichlet(alpha) shares), ``pathological`` (each client has a few classes only), ``shards`` (the examples in
+            order of class, cut into shards, a few for each client), ``quantity`` (shuffled, sizes in Dirichlet(alpha)
+            shares), ``feature`` (by the size of one feature) or ``time`` (one period after another).
         num_clients: >= 1; for ``natural`` it must be what the data say.
-        alpha: of ``dirichlet`` and ``quantity``, > 0; small means skewed, 100 is nearly ``iid``.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0; small means skewed, 100 is nearly ``iid``.
         classes_per_client: of ``pathological``, in 1..number of classes; of ``shards``, shards for each client.
         seed: of the random choices.
         strictness: of ``feature``, in [0, 1]: 0 is ``iid``, 1 the feature alone.
 
-    Reference: Hsu, Qi, Brown, *Measuring the Effects of Non-Identical Data Distribution for Federated Visual
-    Classification*, 2019, arXiv:1909.06335 (dirichlet); McMahan et al., AISTATS 2017, arXiv:1602.05629 (shards,
-    pathological); Li, Diao, Chen, He, *Federated Learning on Non-IID Data Silos: An Experimental Study*, ICDE 2022,
-    arXiv:2102.02079 (quantity).
+    Reference: Yurochkin et al., *Bayesian Nonparametric Federated Learning of Neural Networks*, ICML 2019,
+    arXiv:1905.12022 (dirichlet); Hsu, Qi, Brown, *Measuring the Effects of Non-Identical Data Distribution for
+    Federated Visual Classification*, 2019, arXiv:1909.06335 (dirichlet_equal); McMahan et al., AISTATS 2017,
+    arXiv:1602.05629 (shards, pathological); Li, Diao, Chen, He, *Federated Learning on Non-IID Data Silos: An
+    Experimental Study*, ICDE 2022, arXiv:2102.02079 (quantity).
 
     >>> print(Partition(kind="dirichlet", num_clients=20, alpha=0.3))
     dirichlet(0.3)
@@ -65,7 +67,7 @@ class Partition:
         require(share, "strictness", self.strictness, "a number in [0, 1]", "strictness=0.8")
 
     def __str__(self) -> str:
-        detail = dict.fromkeys(("dirichlet", "quantity"), f"({self.alpha:g})")
+        detail = dict.fromkeys(("dirichlet", "dirichlet_equal", "quantity"), f"({self.alpha:g})")
         detail |= dict.fromkeys(("pathological", "shards"), f"({self.classes_per_client})")
         return self.kind + (detail | {"feature": f"({self.strictness:g})"}).get(self.kind, "")
 
@@ -106,7 +108,8 @@ def partition_rows(
         shuffled_N = generator(how.seed, Purpose.PARTITION).permutation(num_examples)
         sizes = _sizes(how, num_examples) if how.kind == "quantity" else how.num_clients
         return list(np.array_split(shuffled_N, sizes))
-    return {"dirichlet": _dirichlet, "pathological": _pathological, "shards": _shards}[how.kind](how, labels_N)
+    ways = {"dirichlet": _dirichlet, "dirichlet_equal": _dirichlet_equal, "pathological": _pathological}
+    return (ways | {"shards": _shards})[how.kind](how, labels_N)
 
 
 def noisy_features(x: np.ndarray, rows_K: Sequence[np.ndarray], *, level: float, seed: int) -> np.ndarray:
@@ -196,7 +199,23 @@ def _dirichlet(how: Partition, labels_N: np.ndarray) -> list[np.ndarray]:
         return _load(partitioner, labels_N, how.num_clients)
     except ValueError as error:
         expected = f"large enough that each of {how.num_clients} clients gets {at_least} examples or more"
-        raise SettingError("alpha", how.alpha, expected, "alpha=0.5   (or fewer clients)") from error
+        raise SettingError("alpha", how.alpha, expected, "alpha=0.5   (or fewer clients, or partition=dirichlet_equal)") from error
+
+
+def _dirichlet_equal(how: Partition, labels_N: np.ndarray) -> list[np.ndarray]:
+    partitioner = _flwr_partitioners(how).InnerDirichletPartitioner(
+        partition_sizes=[len(rows) for rows in np.array_split(labels_N, how.num_clients)],
+        partition_by="label",
+        alpha=float(how.alpha),
+        shuffle=True,
+        seed=integer_seed(how.seed, Purpose.PARTITION),
+    )
+    classes_N = np.unique(labels_N, return_inverse=True)[1]  # numbered without gaps, as it wants them
+    try:
+        return _load(partitioner, classes_N, how.num_clients)
+    except ValueError as error:
+        expected = f"large enough that each of {how.num_clients} clients finds classes with examples left"
+        raise SettingError("alpha", how.alpha, expected, "alpha=0.5") from error
 
 
 def _pathological(how: Partition, labels_N: np.ndarray) -> list[np.ndarray]:

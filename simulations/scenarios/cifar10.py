@@ -45,9 +45,9 @@ def cifar10(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module of
             your own with ten outputs.
-        partition: ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``.
+        partition: ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: >= 1.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
         test_share: held out at each client, in [0, 1), to tell how each client fares.
         flip: every other image, left to right.

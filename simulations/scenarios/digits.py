@@ -35,9 +35,9 @@ def digits(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module of your own with ten outputs.
-        partition: ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``.
+        partition: ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: >= 1.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
         feature_noise: variance of noise on the pixels of the last client, >= 0; the others' grows up to it.
         test_share: held out at each client, in [0, 1).

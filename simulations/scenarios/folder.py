@@ -89,7 +89,7 @@ def folder(
         image_size: to which images are scaled, pixels; None takes them as they are.
         partition: ``natural`` (by client), or a way to divide rows whoever had them, see `fedlearn.data.partition`.
         num_clients: of other partitions, 10 unless said.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological`` and ``shards``.
         order_by: the column by which ``time`` and ``feature`` divide.
         strictness: of ``feature``, in [0, 1].

@@ -61,9 +61,10 @@ def heart(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (13-32-1), ``linear``, or a module of your own with one output.
-        partition: ``natural`` (hospitals), ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``.
+        partition: ``natural`` (hospitals), ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards``
+            or ``quantity``.
         num_clients: 4 for ``natural``.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
         test_share: held out at each client, in [0, 1).
         seed: of partition and split.

@@ -46,10 +46,10 @@ def mnist(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (784-128-64-10), ``linear``, ``cnn``, ``lenet``, ``gn_cnn``, ``vgg``, ``resnet8``, ``resnet20``,
             or a module of your own with an output for each class.
-        partition: ``natural`` (writers), ``iid``, ``dirichlet``, ``pathological``, ``shards`` or ``quantity``; None is
-            ``natural`` for ``femnist`` and ``dirichlet`` for all others.
+        partition: ``natural`` (writers), ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards``
+            or ``quantity``; None is ``natural`` for ``femnist`` and ``dirichlet`` for all others.
         num_clients: >= 1; None is as many as writers for ``natural``, else 20.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
         test_share: held out at each client, in [0, 1).
         seed: of partition and split.

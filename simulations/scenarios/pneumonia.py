@@ -58,9 +58,9 @@ def pneumonia(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn`` (three convolutions with group norm), ``resnet8``, ``resnet20``, ``lenet``, ``vgg``, ``cnn``,
             ``mlp``, ``linear``, or a module of your own with one output.
-        partition: ``dirichlet``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
+        partition: ``dirichlet``, ``dirichlet_equal``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: hospitals, >= 1.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each hospital.
         test_share: held out at each hospital, in [0, 1).
         seed: of partition and split.

@@ -85,9 +85,9 @@ def sst2(
         lora_on: which affine maps have adapters, some of ``query``, ``key``, ``value``, ``mix``, ``up``, ``down``;
             None is the first and the third, as in the paper.
         dropout: of ``minilm``: share of what adapters and head read that is set to zero in training, in [0, 1).
-        partition: ``dirichlet``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
+        partition: ``dirichlet``, ``dirichlet_equal``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
         num_clients: >= 1.
-        alpha: of ``dirichlet`` and ``quantity``, > 0.
+        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
         classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
         length: word pieces of a sentence that are read, in 3..512; 93 % of the sentences have no more than 40.
         test_share: held out at each client, in [0, 1), for what is told client by client.

@@ -18,7 +18,10 @@ needs_flwr_datasets = pytest.mark.skipif(
     importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed"
 )
 OWN = ("iid", "shards", "quantity", "feature", "time")
-KINDS = [*OWN, *(pytest.param(kind, marks=needs_flwr_datasets) for kind in ("dirichlet", "pathological"))]
+KINDS = [
+    *OWN,
+    *(pytest.param(kind, marks=needs_flwr_datasets) for kind in ("dirichlet", "dirichlet_equal", "pathological")),
+]
 
 
 def rows_of(kind: str, *, seed: int = 1, num_clients: int = 10, labels: np.ndarray = LABELS, **settings: float):
@@ -48,6 +51,7 @@ GOLDEN = {
     "feature": "01fe4a4905f3eec6",
     "time": "724562fd0539e7a3",
     "dirichlet": "6b5c915d7fbaac04",
+    "dirichlet_equal": "8aabf78a05bdf5f0",
     "pathological": "b4b808ca0558182d",
 }
 
@@ -58,16 +62,31 @@ def test_a_partition_is_the_same_on_every_machine(kind):
     assert hashlib.sha256(";".join(rows).encode()).hexdigest()[:16] == GOLDEN[kind]
 
 
-def test_iid_clients_are_equally_large():
-    assert {len(rows) for rows in rows_of("iid", num_clients=7)} == {57, 58}
+@pytest.mark.parametrize("kind", ["iid", pytest.param("dirichlet_equal", marks=needs_flwr_datasets)])
+def test_clients_are_equally_large(kind):
+    assert {len(rows) for rows in rows_of(kind, num_clients=7)} == {57, 58}
 
 
 @needs_flwr_datasets
-def test_smaller_alpha_is_more_skewed():
+def test_many_clients_of_very_unlike_classes_are_equally_large():
+    rows = rows_of("dirichlet_equal", num_clients=100, alpha=0.1)
+    assert {len(rows_k) for rows_k in rows} == {4}
+    assert np.mean([len(set(LABELS[rows_k].tolist())) for rows_k in rows]) < 2.5
+    with pytest.raises(SettingError, match="each of 100 clients"):
+        rows_of("dirichlet", num_clients=100, alpha=0.1)
+
+
+@needs_flwr_datasets
+def test_classes_may_be_numbered_with_gaps():
+    alike = [np.concatenate(rows_of("dirichlet_equal", labels=labels)).tolist() for labels in (LABELS, 3 * LABELS)]
+    assert alike[0] == alike[1]
+
+
+@needs_flwr_datasets
+@pytest.mark.parametrize("kind", ["dirichlet", "dirichlet_equal"])
+def test_smaller_alpha_is_more_skewed(kind):
     def skew(alpha: float) -> float:
-        return np.mean(
-            [np.bincount(LABELS[rows], minlength=10).max() / len(rows) for rows in rows_of("dirichlet", alpha=alpha)]
-        )
+        return np.mean([np.bincount(LABELS[rows]).max() / len(rows) for rows in rows_of(kind, alpha=alpha)])
 
     assert skew(0.1) > skew(1.0) > skew(100.0)
 
@@ -154,6 +173,7 @@ def test_natural_follows_the_data():
         ({"kind": "pathological", "classes_per_client": 0}, "classes_per_client"),
         ({"kind": "pathological", "classes_per_client": 11}, "classes_per_client"),
         pytest.param({"kind": "dirichlet", "alpha": 0.001, "num_clients": 100}, "alpha", marks=needs_flwr_datasets),
+        pytest.param({"kind": "dirichlet_equal", "alpha": 0.0001}, "alpha", marks=needs_flwr_datasets),
     ],
 )
 def test_an_impossible_setting_is_named(settings, setting):
@@ -162,7 +182,7 @@ def test_an_impossible_setting_is_named(settings, setting):
     assert caught.value.setting == setting
 
 
-@pytest.mark.parametrize("kind", ["dirichlet", "pathological", "shards"])
+@pytest.mark.parametrize("kind", ["dirichlet", "dirichlet_equal", "pathological", "shards"])
 def test_real_targets_have_no_classes_to_divide(kind):
     with pytest.raises(SettingError, match="not classes"):
         rows_of(kind, labels=np.linspace(0, 1, 50))
