@@ -199,7 +199,9 @@ def _dirichlet(how: Partition, labels_N: np.ndarray) -> list[np.ndarray]:
         return _load(partitioner, labels_N, how.num_clients)
     except ValueError as error:
         expected = f"large enough that each of {how.num_clients} clients gets {at_least} examples or more"
-        raise SettingError("alpha", how.alpha, expected, "alpha=0.5   (or fewer clients, or partition=dirichlet_equal)") from error
+        raise SettingError(
+            "alpha", how.alpha, expected, "alpha=0.5   (or fewer clients, or partition=dirichlet_equal)"
+        ) from error
 
 
 def _dirichlet_equal(how: Partition, labels_N: np.ndarray) -> list[np.ndarray]:

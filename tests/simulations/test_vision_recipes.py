@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 
+import numpy as np
 import pytest
 from hydra.utils import get_object
 
+from fedlearn.data.partition import Partition, partition_rows
 from simulations.overrides import CONF, compose
 from simulations.run import arguments
 
@@ -31,3 +33,12 @@ def test_a_recipe_composes_and_states_its_number(name):
     assert builder.__name__ == scenario
     assert chosen.keys() <= inspect.signature(builder).parameters.keys()
     assert says in (CONF / "experiment" / f"{name}.yaml").read_text()
+
+
+def test_500_clients_of_cifar10_have_100_images_each():
+    pytest.importorskip("flwr_datasets")
+    (job,) = compose(arguments(["experiment=cifar10_fedadam"]))
+    chosen = job.cfg.scenario
+    how = Partition(kind=chosen.partition, num_clients=chosen.num_clients, alpha=chosen.alpha)
+    rows = partition_rows(how, np.arange(50_000) % 10)
+    assert [len(rows_k) for rows_k in rows] == 500 * [100]
