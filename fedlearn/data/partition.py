@@ -108,8 +108,13 @@ def partition_rows(
         shuffled_N = generator(how.seed, Purpose.PARTITION).permutation(num_examples)
         sizes = _sizes(how, num_examples) if how.kind == "quantity" else how.num_clients
         return list(np.array_split(shuffled_N, sizes))
-    ways = {"dirichlet": _dirichlet, "dirichlet_equal": _dirichlet_equal, "pathological": _pathological}
-    return (ways | {"shards": _shards})[how.kind](how, labels_N)
+    by_class = {
+        "dirichlet": _dirichlet,
+        "dirichlet_equal": _dirichlet_equal,
+        "pathological": _pathological,
+        "shards": _shards,
+    }
+    return by_class[how.kind](how, labels_N)
 
 
 def noisy_features(x: np.ndarray, rows_K: Sequence[np.ndarray], *, level: float, seed: int) -> np.ndarray:

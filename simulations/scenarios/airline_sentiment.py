@@ -66,9 +66,9 @@ def airline_sentiment(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with three outputs; ``minilm``: adapters
             of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
-        partition: ``natural`` (airlines), ``iid``, ``dirichlet`` or ``pathological``.
+        partition: ``natural`` (airlines), ``iid``, ``dirichlet``, ``dirichlet_equal`` or ``pathological``.
         num_clients: 6 for ``natural``.
-        alpha: of ``dirichlet``, > 0.
+        alpha: of ``dirichlet`` and ``dirichlet_equal``, > 0.
         classes_per_client: of ``pathological``, in 1..3.
         num_tokens: numbers for words, >= 2; ``minilm`` has its own.
         length: words of a tweet that are read, >= 1; 99 % of the tweets have no more than 40.
