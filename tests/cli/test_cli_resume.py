@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -17,7 +15,8 @@ from fedlearn.history import read_history
 from simulations.resume import main as resume
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm")
-LONG = ["scenario=diabetes", "rounds=80", "local.epochs=5", "report=false", "hydra.run.dir=run"]
+ROUNDS = 10
+LONG = ["scenario=diabetes", f"rounds={ROUNDS}", "report=false", "hydra.run.dir=run"]
 
 
 @pytest.fixture
@@ -180,80 +179,120 @@ def test_a_folder_without_a_run_is_told(here, capsys, folder):
     assert list((here / "empty").iterdir()) == []
 
 
-def begin(words, here):
-    """A run in a process of its own, once it has done a round."""
-    argv = [sys.executable, "-m", "simulations.run", *LONG, *words]
-    process = subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not (here / "run/checkpoints").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    return process
+# A run in a process of its own that says when it is about to save round 2, or has done so, and then waits to be told.
+HELD = """
+import sys
+
+from fedlearn import checkpoint
+from simulations.run import main
+
+after = sys.argv[1] == "after"
+save = checkpoint.save
 
 
+def held(folder, state, *args, **options):
+    if state.round != 2 or after:
+        path = save(folder, state, *args, **options)
+    if state.round == 2:
+        print("holding", flush=True)
+        sys.stdin.readline()
+        if not after:
+            path = save(folder, state, *args, **options)
+    return path
+
+
+checkpoint.save = held
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture
+def begin(here):
+    """``begin(*words, when="before")``: a run that waits in its second round, until its input has a line."""
+    started = []
+
+    def run(*words, when="before"):
+        argv = [sys.executable, "-c", HELD, when, *LONG, *words]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(argv, cwd=here, text=True, **pipes))
+        said = iter(started[-1].stdout.readline, "")
+        assert "holding\n" in said, started[-1].stderr.read()
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, summary, strategy):
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, begin, summary, strategy, when):
     pytest.importorskip("torch")
     words = [f"strategy={strategy}", "strategy.clients_per_round=5"]
-    process = begin(words, here)
-    try:
-        assert resume(["run"]) == 2  # it is still going
-        time.sleep(random.uniform(0, 1))
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=30)
-    done = read_history(here / "run")[-1]["round"]
-    assert done < 80, "the run ended before it was killed"
+    process = begin(*words, when=when)
+    assert resume(["run"]) == 2  # it is still going
+    process.kill()
+    process.communicate(timeout=60)
+    done = checkpoint_rounds(here / "run")
+    assert done[-1] == (2 if when == "after" else 1)
+    assert not (here / "run/summary.json").exists()
     assert resume(["run"]) == 0
     _, whole = run(*LONG[:-1], *words, folder="whole")
     assert summary(here / "run")["parameters_sha256"] == summary(whole)["parameters_sha256"]
     assert facts(read_history(here / "run")) == facts(read_history(whole))
 
 
+def checkpoint_rounds(folder):
+    """The rounds that were saved, in order."""
+    return sorted(int(path.stem.removeprefix("round_")) for path in (folder / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(run, here, summary, number):
+def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(here, begin, summary, number):
     pytest.importorskip("torch")
-    process = begin([], here)
+    process = begin()
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    assert any("stopping after this round" in line for line in iter(process.stderr.readline, ""))
+    out, err = process.communicate("go on\n", timeout=60)
     assert process.returncode == 130
-    assert "stopping after this round" in err
     assert "python -m simulations.resume run" in out
     assert "Traceback" not in out + err
     stopped = summary(here / "run")
-    assert stopped["status"] == "stopped"
-    assert (here / f"run/checkpoints/round_{stopped['rounds']:06d}.safetensors").exists()
+    assert (stopped["status"], stopped["rounds"]) == ("stopped", 2)
+    assert checkpoint_rounds(here / "run") == [1, 2]
     assert resume(["run"]) == 0
-    assert summary(here / "run")["rounds"] == 80
+    assert summary(here / "run")["rounds"] == ROUNDS
 
 
-def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here):
+def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here, begin):
     pytest.importorskip("torch")
-    process = begin(["local.epochs=700"], here)  # a round of seconds
-    time.sleep(0.2)
+    process = begin()
     process.send_signal(signal.SIGINT)
-    while "stopping after this round" not in process.stderr.readline():
-        assert process.poll() is None
+    assert any("stopping after this round" in line for line in iter(process.stderr.readline, ""))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in out + err
     assert "python -m simulations.resume run goes on" in err
     assert not (here / "run/summary.json").exists()
-    assert [path.name for path in (here / "run/checkpoints").iterdir()] == ["round_000001.safetensors"]
+    assert checkpoint_rounds(here / "run") == [1]
 
 
 def test_an_interrupt_before_the_first_round_leaves_nothing_behind(here):
     pytest.importorskip("torch")
     argv = [sys.executable, "-m", "simulations.run", *LONG, "rounds=2000"]  # this process may be kept waiting too
     process = subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not (here / "run/config.yaml").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        until = time.monotonic() + 120
+        while not (here / "run/config.yaml").exists():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert not (here / "run").exists() or json.loads((here / "run/summary.json").read_text())["status"] == "stopped"

@@ -307,6 +307,8 @@ def test_sizes_of_ones_own_reach_the_workload():
 
 @pytest.mark.parametrize(("system", "package"), [("flower", "flwr"), ("pfl", "pfl")])
 def test_a_system_that_is_not_installed_says_how_to_install_it(system, package, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:  # whatever came before
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, f"simulations.benchmarks.{system}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     task = {"system": system, "framework": "torch", "began": 0.0, "workload": {"name": "w1"}}
