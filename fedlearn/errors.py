@@ -72,6 +72,26 @@ class MissingExtra(FedlearnError, ImportError):
         super().__init__(f"{needed_for} needs an optional dependency\n  try       pip install 'fedlearn[{extra}]'")
 
 
+class IncompatibleVersion(FedlearnError):
+    """An installed library differs from the versions that fedlearn works with.
+
+    Args:
+        library: name of the distribution on PyPI.
+        installed: version of it.
+        accepted: range of versions, as pip writes it.
+        tried: versions that fedlearn was tried with, the newest last.
+        missing: name that the installed version lacks; empty if the version itself is out of range.
+    """
+
+    def __init__(self, library: str, installed: str, accepted: str, tried: tuple[str, ...], missing: str = "") -> None:
+        because = f"  because   it has no {missing}\n" if missing else ""
+        super().__init__(
+            f"{library} {installed} does not work with this version of fedlearn\n{because}"
+            f"  expected  {library}{accepted}; tried with {', '.join(tried)}\n"
+            f'  try       pip install "{library}=={tried[-1]}"'
+        )
+
+
 def require(ok: bool, setting: str, value: object, expected: str, fix: str) -> None:
     """Raise a `SettingError` unless ``ok``."""
     if not ok:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-
-from flwr.cli.build import build_fab_from_files
-from flwr.supercore.fab import Fab
+from typing import Any
 
 import fedlearn
+from fedlearn.flower.compat import app_bundle
 
 ORDER = "order"  # the one setting of a run: JSON, see `fedlearn.deploy.server_app`
 ENDED = "fedlearn exit"  # and a number: how a run tells by way of Flower that it did not end well
@@ -41,10 +40,10 @@ clientapp = "fedlearn.flower.messenger:app"
 LICENSE = "Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
 
 
-def bundle() -> Fab:
+def bundle() -> Any:
     """The app bundle (FAB); equal versions of fedlearn give equal bytes."""
-    content, _ = build_fab_from_files({"pyproject.toml": PYPROJECT.encode(), "LICENSE": LICENSE.encode()})
-    return Fab(hashlib.sha256(content).hexdigest(), content, {})
+    content, record_of = app_bundle({"pyproject.toml": PYPROJECT.encode(), "LICENSE": LICENSE.encode()})
+    return record_of(hashlib.sha256(content).hexdigest())
 
 
 def ending(details: str) -> int | None:

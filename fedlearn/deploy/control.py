@@ -10,22 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    StreamLogsRequest,
-    UnregisterNodeRequest,
-)
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.deploy.tls import ConnectionProblem, explain, text_of
+from fedlearn.flower.compat import ControlClient
 
 
 @dataclass(frozen=True)
@@ -57,31 +45,25 @@ class Control:
     def __init__(self, address: str, keys: Path, *, token: str | None = None) -> None:
         self.address = address
         token = token or text_of(keys / TOKEN)
-        self._client = ControlHttpClient.from_server_address(
-            address,
-            insecure=False,
-            root_certificates=text_of(keys / CA).encode(),
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedlearn"), _Bearer(token)],
-        )
+        self._client = ControlClient(address, certificates=text_of(keys / CA).encode(), token=token)
 
-    def start(self, fab: Fab, config: Mapping[str, Any]) -> int:
+    def start(self, fab: Any, config: Mapping[str, Any]) -> int:
         """Start a run of an app bundle; its id."""
-        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
         with self._explained():
-            response = self._client.StartRun(request)
-        if not response.HasField("run_id"):
-            raise ConnectionProblem(f"{self.address} did not start the run: {response.note}")
-        return int(response.run_id)
+            run_id, note = self._client.start_run(fab, config)
+        if run_id is None:
+            raise ConnectionProblem(f"{self.address} did not start the run: {note}")
+        return run_id
 
     def stop(self, run_id: int) -> None:
         """Stop a run where it is."""
         with self._explained():
-            self._client.StopRun(StopRunRequest(run_id=run_id))
+            self._client.stop_run(run_id)
 
     def status(self, run_id: int) -> Status:
         """Where a run stands."""
         with self._explained():
-            runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+            runs = self._client.runs(run_id)
         if run_id not in runs:
             raise ConnectionProblem(f"{self.address} does not know run {run_id}: has its database been replaced?")
         found = runs[run_id].status
@@ -90,30 +72,30 @@ class Control:
     def going_on(self) -> list[int]:
         """The runs that have begun and not ended."""
         with self._explained():
-            runs = self._client.ListRuns(ListRunsRequest()).run_dict
+            runs = self._client.runs()
         return [run_id for run_id, run in runs.items() if run.status.status in ("starting", "running")]
 
     def log(self, run_id: int, after: float = 0.0) -> Iterator[tuple[str, float]]:
         """What a run prints, as it comes, each piece with its time; ends when the run does."""
         with self._explained():
-            for piece in self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after)):
+            for piece in self._client.logs(run_id, after):
                 yield piece.log_output, piece.latest_timestamp
 
     def nodes(self) -> dict[bytes, int]:
         """The nodes that may join: public key (PEM) to node id."""
         with self._explained():
-            found = self._client.ListNodes(ListNodesRequest()).nodes_info
+            found = self._client.nodes()
         return {node.public_key: node.node_id for node in found if node.status != "unregistered"}
 
     def admit(self, name: str, public_key: bytes) -> None:
         """Let a node join."""
         with self._explained():
-            self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+            self._client.register_node(name, public_key)
 
     def expel(self, node_id: int) -> None:
         """Let a node join no more."""
         with self._explained():
-            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+            self._client.unregister_node(node_id)
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -127,18 +109,6 @@ class Control:
             raise ConnectionProblem(_refusal(self.address, error.response)) from error
         except httpx.TransportError as error:
             raise ConnectionProblem(explain(self.address, error)) from error
-
-
-class _Bearer:
-    """Adds the operator's token to each request."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def intercept(self, context: Any, call_next: Any) -> Any:
-        """See flwr.supercore.protobuf.client.ProtobufClientInterceptor."""
-        context.request.headers["authorization"] = f"Bearer {self._token}"
-        return call_next(context)
 
 
 def _refusal(address: str, response: httpx.Response) -> str:

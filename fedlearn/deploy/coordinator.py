@@ -24,6 +24,7 @@ from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, T
 from fedlearn.deploy.superlink import TOKEN_FILE
 from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
 from fedlearn.errors import FedlearnError, is_count, require
+from fedlearn.flower.compat import START_SUPEREXEC
 from simulations.exits import DONE, exit_code
 from simulations.interrupt import terminate_as_interrupt
 
@@ -148,9 +149,8 @@ def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:
 
 
 def _superexec(keys: Path, address: str) -> list[str]:
-    start = "from flwr.supercore.cli import flower_superexec; flower_superexec()"
     return [
-        *(sys.executable, "-c", start, "--runtime-api-address", address),
+        *(sys.executable, "-c", START_SUPEREXEC, "--runtime-api-address", address),
         *("--root-certificates", str((keys / CA).resolve())),
         *("--superexec-auth-secret-file", str((keys / SECRET).resolve()), "--parent-pid", str(os.getpid())),
     ]

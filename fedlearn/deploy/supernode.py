@@ -25,29 +25,32 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
-from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
-
-from fedlearn.flower.pace import Clock, look_sooner, sleep_by
+from fedlearn.flower.compat import (
+    client_app_runner,
+    executor,
+    forget_exit_handlers,
+    retry_parts_after,
+    run_superexec,
+    run_supernode,
+)  # fmt: skip
+from fedlearn.flower.pace import FIRST_LOOK, Clock
 
 MESSENGERS = "messengers"  # the first word of this program's second process
-SUPEREXEC = "flwr.supercore.superexec.run_superexec"
 
 
-class Forks(SubprocessExecutor):
+class Forks:
     """Starts the program of each message as a copy of this process."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.run_clientapp = importlib.import_module("flwr.supernode.runtime.run_clientapp").run_clientapp
+        self.run_clientapp = client_app_runner()
         importlib.import_module("fedlearn.flower.messenger")
 
-    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+    def launch(self, spec: Any) -> None:
         """Start one; it ends when this process does."""
         self.clock.begin()
         if os.fork() == 0:
             self._carry(spec)
-        return LaunchResult.accepted()
 
     def reconcile(self) -> None:
         """Let go of those that have ended."""
@@ -55,12 +58,12 @@ class Forks(SubprocessExecutor):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
-    def _carry(self, spec: ExecutionSpec) -> None:
+    def _carry(self, spec: Any) -> None:
         code: Any = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
                 signal.signal(number, signal.SIG_DFL)
-            importlib.import_module("flwr.supercore.exit.exit_handler").registered_exit_handlers.clear()
+            forget_exit_handlers()
             self.run_clientapp(spec.runtime_api_address, spec.token, spec.insecure, parent_pid=spec.parent_pid)
         except SystemExit as end:
             code = end.code
@@ -86,23 +89,17 @@ def supernode(words: Sequence[str]) -> None:
         address = ["--runtime-api-address", f"{place.host}:{place.port}", "--insecure"]
         parent = ["--parent-pid", str(os.getpid())]
         subprocess.Popen([sys.executable, "-m", "fedlearn.deploy.supernode", MESSENGERS, *address, *shared, *parent])
-        look_sooner()
-        sleep_by(Clock(), "flwr.supernode.start_client_internal")
-        sys.argv = ["flower-supernode", *words, "--host", place.host, "--isolation", "process", *shared]
-        importlib.import_module("flwr.supernode.cli").flower_supernode()
+        retry_parts_after(FIRST_LOOK)
+        run_supernode([*words, "--host", place.host, "--isolation", "process", *shared], Clock())
 
 
 def messengers(words: Sequence[str]) -> None:
     """Flower's SuperExec, which asks the SuperNode for work and starts a copy of itself for each message."""
     clock = Clock()
     forks = Forks(clock)
-    look_sooner()
-    sleep_by(clock, SUPEREXEC)
-    superexec: Any = importlib.import_module(SUPEREXEC)
-    superexec.get_executor = lambda *args, **settings: forks
+    retry_parts_after(FIRST_LOOK)
     os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "2"  # seconds at most, see `Clock`
-    sys.argv = ["flower-superexec", *words]
-    importlib.import_module("flwr.supercore.cli").flower_superexec()
+    run_superexec(words, clock, executor(forks.launch, forks.reconcile))
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ try:
     from flwr.clientapp import ClientApp
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+    from fedlearn.flower.compat import identify_as_server
     from fedlearn.flower.grid import FIRST_NODE, InProcessGrid
     from fedlearn.flower.names import params_of, record_of
-    from fedlearn.flower.process import be_server, leave_the_terminal
+    from fedlearn.flower.process import leave_the_terminal
     from fedlearn.flower.remembered import restored, snapshot
 except ImportError as missing:
     raise MissingExtra("a strategy of Flower's", "flower") from missing
@@ -67,7 +68,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
         alone, "flower", type(flower).__name__, expected, "flower=... the one inside, and privacy as a stage of ours"
     )
     leave_the_terminal()
-    be_server()
+    identify_as_server()
     return Strategy(select=_as_flower_selects(flower), aggregate=_kept(), server=_Rounds(flower).as_transform())
 
 

@@ -1,16 +1,13 @@
 """Shorter waits for Flower: it polls at fixed, long intervals, and looks for a message's parts before they are there.
 
-All it changes is how long Flower sleeps. Where a version of Flower names these things otherwise nothing is changed, and
-a round takes as long as Flower likes.
+Only the time that Flower sleeps is changed; `fedlearn.flower.compat` puts these waits in place.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
 from typing import Any
 
-PARTS_MODULE = "flwr.supercore.inflatable.inflatable_utils"
 FIRST_LOOK = 0.05  # seconds until parts of a message that were not there are looked for again; twice that, and so on
 
 
@@ -49,22 +46,3 @@ class Clock:
     def begin(self) -> None:
         """Another wait begins."""
         self._waited = 0.0
-
-
-def sleep_by(clock: Clock, module: str) -> None:
-    """Let a module of Flower's sleep by this clock."""
-    found: Any = importlib.import_module(module)
-    found.time = clock
-
-
-def look_sooner() -> None:
-    """Look for parts of a message that were announced and are not there yet after 0.05 s, not after a second.
-
-    Flower announces a message first and uploads its parts then, so that whoever polls quickly meets it half-way: at
-    each of three stations a message waited for a second because of some milliseconds.
-    """
-    utils = importlib.import_module(PARTS_MODULE)
-    for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
-        defaults = getattr(getattr(utils, name, None), "__kwdefaults__", None) or {}
-        if "initial_backoff" in defaults:
-            defaults["initial_backoff"] = FIRST_LOOK

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
-from flwr.supercore.run import RunNotRunningException
 
 from fedlearn.errors import FedlearnError
+from fedlearn.flower.compat import retry_parts_after, run_stopped_error, upload_error
 from fedlearn.flower.envelope import disclose, enclose_each
-from fedlearn.flower.pace import look_sooner, pause
+from fedlearn.flower.pace import FIRST_LOOK, pause
 
 LONGEST = 3.0  # seconds between two looks
 MOST_REMEMBERED = 10_000  # messages whose answers may still come late, or twice
@@ -52,7 +51,7 @@ class Post:
     """
 
     def __init__(self, grid: Grid) -> None:
-        look_sooner()
+        retry_parts_after(FIRST_LOOK)
         self.grid = grid
         self.ignored: Counter[str] = Counter()
         self._late: dict[str, int] = {}  # message -> node; asked for, given up
@@ -111,7 +110,7 @@ class Post:
             try:
                 with _interruptible():
                     taken = list(self.grid.push_messages(messages))
-            except ObjectPushError as error:  # the SuperLink died between announcement and upload, and came back
+            except upload_error() as error:  # the SuperLink died between announcement and upload, and came back
                 log.warning("sending again: %s", error)
                 continue
             if len(taken) != len(messages):
@@ -159,7 +158,7 @@ def _interruptible() -> Iterator[None]:
     """``flwr stop`` means to a deployed run what Ctrl-C means to a simulation."""
     try:
         yield
-    except RunNotRunningException:
+    except run_stopped_error():
         raise KeyboardInterrupt("the run was stopped") from None
 
 

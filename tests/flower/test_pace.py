@@ -8,7 +8,7 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 
 from flwr.supercore.inflatable import inflatable_utils
 
-from fedlearn.flower import pace
+from fedlearn.flower import compat, pace
 
 
 @pytest.fixture
@@ -45,18 +45,21 @@ def test_a_clock_is_pythons_time_in_all_else():
 
 
 def test_this_flower_sleeps_where_we_think_it_does(monkeypatch):
-    for module in ("flwr.supernode.start_client_internal", "flwr.supercore.superexec.run_superexec"):
+    for module, set_clock in (
+        ("flwr.supernode.start_client_internal", compat.set_supernode_clock),
+        ("flwr.supercore.superexec.run_superexec", compat.set_superexec_clock),
+    ):
         found = pytest.importorskip(module)
         monkeypatch.setattr(found, "time", found.time)  # put back afterwards
         clock = pace.Clock()
-        pace.sleep_by(clock, module)
+        set_clock(clock)
         assert found.time is clock
 
 
 def test_parts_that_are_not_there_yet_are_looked_for_at_once(monkeypatch):
     defaults = dict(inflatable_utils.pull_objects.__kwdefaults__)
     monkeypatch.setattr(inflatable_utils.pull_objects, "__kwdefaults__", defaults)
-    pace.look_sooner()
+    compat.retry_parts_after(pace.FIRST_LOOK)
     missing = ["a", "b"]
 
     def pull(name):

@@ -1,0 +1,378 @@
+"""Flower's undocumented names: the only module that uses them.
+
+Flower documents ``flwr.app``, ``flwr.clientapp``, ``flwr.serverapp`` and ``flwr.simulation``. Each function below
+checks the installed version before it uses another name, and imports that name only then.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from fedlearn.private_names import PrivateNames
+
+SERVER = 1  # Flower's number for the node on which a ServerApp runs
+START_SUPEREXEC = "from flwr.supercore.cli import flower_superexec; flower_superexec()"  # for ``python -c``
+
+FLOWER = PrivateNames(
+    library="flwr",
+    tried=("1.41.0",),
+    lowest="1.41",
+    below="1.43",
+    extra="flower",
+    names={
+        "identity": tuple(f"flwr.supercore.task_identity:TaskIdentity.{name}_id" for name in ("run", "node", "task")),
+        "grid": ("flwr.supercore.run:Run.create_empty", "flwr.clientapp.client_app:ClientAppException"),
+        "messages": (
+            "flwr.supercore.inflatable.inflatable_utils:ObjectPushError",
+            "flwr.supercore.run:RunNotRunningException",
+        ),
+        "retries": (
+            "flwr.supercore.inflatable.inflatable_utils:pull_objects.__kwdefaults__",
+            "flwr.supercore.inflatable.inflatable_utils:pull_and_inflate_object_from_tree.__kwdefaults__",
+        ),
+        "supernode": ("flwr.supernode.start_client_internal:time.sleep", "flwr.supernode.cli:flower_supernode"),
+        "superexec": (
+            "flwr.supercore.cli:flower_superexec",
+            "flwr.supercore.superexec.run_superexec:get_executor",
+            "flwr.supercore.superexec.run_superexec:time.sleep",
+            "flwr.supercore.superexec.executor:LaunchResult.accepted",
+            "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.launch",
+            "flwr.supercore.superexec.executor.subprocess_executor:SubprocessExecutor.reconcile",
+        ),
+        "client app": (
+            "flwr.supernode.runtime.run_clientapp:run_clientapp",
+            "flwr.supercore.exit.exit_handler:registered_exit_handlers.clear",
+        ),
+        "superlink": (
+            "flwr.common.constant:ACCESS_TOKEN_KEY",
+            "flwr.superlink.auth_plugin:NoOpControlAuthnPlugin.validate_tokens_in_metadata",
+            "flwr.superlink.cli.flower_superlink",
+            "flwr.superlink.cli:flower_superlink",
+        ),
+        "bundle": ("flwr.cli.build:build_fab_from_files", "flwr.supercore.fab:Fab"),
+        "control": (
+            "flwr.common.serde:fab_to_proto",
+            "flwr.common.serde:user_config_to_proto",
+            "flwr.proto.control_pb2:ListNodesRequest",
+            "flwr.proto.control_pb2:ListRunsRequest",
+            "flwr.proto.control_pb2:RegisterNodeRequest",
+            "flwr.proto.control_pb2:StartRunRequest",
+            "flwr.proto.control_pb2:StopRunRequest",
+            "flwr.proto.control_pb2:StreamLogsRequest",
+            "flwr.proto.control_pb2:UnregisterNodeRequest",
+            "flwr.supercore.control:ControlHttpClient.from_server_address",
+            "flwr.supercore.interceptors:RuntimeVersionHttpInterceptor",
+        ),
+    },
+)
+
+
+def identify_as_server() -> None:
+    """Let this process make messages as a server, unless Flower has given it an identity."""
+    FLOWER.verify("identity")
+    from flwr.supercore.task_identity import TaskIdentity
+
+    try:
+        _ = TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id
+    except RuntimeError:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, SERVER, 1
+
+
+def empty_run() -> Any:
+    """Return the description of run 1, without an app."""
+    FLOWER.verify("grid")
+    from flwr.supercore.run import Run
+
+    return Run.create_empty(run_id=1)
+
+
+def client_app_error() -> type[Exception]:
+    """Return the error by which Flower reports an exception in a ClientApp."""
+    FLOWER.verify("grid")
+    from flwr.clientapp.client_app import ClientAppException
+
+    return ClientAppException
+
+
+def set_message_id(message: Any, number: str) -> None:
+    """Give a message its id, as Flower's links do."""
+    facts = vars(message.metadata)
+    if "_message_id" not in facts:
+        raise FLOWER.incompatible("flwr.app:Metadata._message_id")
+    facts["_message_id"] = number
+
+
+def copy_message(message: Any) -> Any:
+    """Return a message with metadata of its own; the content is shared."""
+    if "_metadata" not in vars(message):
+        raise FLOWER.incompatible("flwr.app:Message._metadata")
+    own = shallow_copy(message, type(message))
+    vars(own)["_metadata"] = shallow_copy(message.metadata, type(message.metadata))
+    return own
+
+
+def shallow_copy(value: Any, kind: type) -> Any:
+    """Return a copy of a message, its metadata or an array, three times as fast as Flower's."""
+    twin = object.__new__(kind)
+    twin.__dict__.update(value.__dict__)
+    return twin
+
+
+def upload_error() -> type[Exception]:
+    """Return the error by which Flower reports an upload that broke off."""
+    FLOWER.verify("messages")
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    return ObjectPushError
+
+
+def run_stopped_error() -> type[Exception]:
+    """Return the error by which Flower reports that a run was stopped."""
+    FLOWER.verify("messages")
+    from flwr.supercore.run import RunNotRunningException
+
+    return RunNotRunningException
+
+
+def retry_parts_after(seconds: float) -> None:
+    """Look again for parts of a message that are not there yet after so many seconds; Flower waits a second.
+
+    Flower announces a message before it uploads the parts. A receiver that polls quickly arrives in between: at each
+    of three stations a message waited a second because of some milliseconds.
+    """
+    FLOWER.verify("retries")
+    from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
+
+    for function in (pull_objects, pull_and_inflate_object_from_tree):
+        defaults: Any = function.__kwdefaults__
+        if "initial_backoff" not in (defaults or {}):
+            raise FLOWER.incompatible(f"{function.__module__}:{function.__name__}(initial_backoff=...)")
+        defaults["initial_backoff"] = seconds
+
+
+def run_supernode(arguments: Sequence[str], clock: Any) -> None:
+    """Run Flower's SuperNode, which sleeps by a clock.
+
+    Args:
+        arguments: of ``flower-supernode``.
+        clock: has the functions of Python's ``time``.
+    """
+    set_supernode_clock(clock)
+    from flwr.supernode.cli import flower_supernode
+
+    sys.argv = ["flower-supernode", *arguments]
+    flower_supernode()
+
+
+def set_supernode_clock(clock: Any) -> None:
+    """Let the loop of Flower's SuperNode sleep by a clock."""
+    FLOWER.verify("supernode")
+    from flwr.supernode import start_client_internal
+
+    start_client_internal.time = clock
+
+
+def run_superexec(arguments: Sequence[str], clock: Any, executor: Any) -> None:
+    """Run Flower's SuperExec, which sleeps by a clock and starts programs by an executor.
+
+    Args:
+        arguments: of ``flower-superexec``.
+        clock: has the functions of Python's ``time``.
+        executor: as `executor` makes it.
+    """
+    set_superexec_clock(clock)
+    from flwr.supercore.cli import flower_superexec
+    from flwr.supercore.superexec import run_superexec as loop
+
+    loop.get_executor = lambda *args, **settings: executor
+    sys.argv = ["flower-superexec", *arguments]
+    flower_superexec()
+
+
+def set_superexec_clock(clock: Any) -> None:
+    """Let the loop of Flower's SuperExec sleep by a clock."""
+    FLOWER.verify("superexec")
+    from flwr.supercore.superexec import run_superexec as loop
+
+    loop.time = clock
+
+
+def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> Any:
+    """Return an executor of Flower's SuperExec.
+
+    Args:
+        launch: starts the program of one message, by Flower's description of it.
+        reconcile: is called before each look for work.
+    """
+    FLOWER.verify("superexec")
+    from flwr.supercore.superexec.executor import LaunchResult
+    from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+
+    class Executor(SubprocessExecutor):
+        def launch(self, spec: Any) -> LaunchResult:
+            launch(spec)
+            return LaunchResult.accepted()
+
+        def reconcile(self) -> None:
+            reconcile()
+
+    return Executor()
+
+
+def client_app_runner() -> Callable[..., None]:
+    """Return the function by which Flower runs a ClientApp for one message."""
+    FLOWER.verify("client app")
+    from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+    return run_clientapp
+
+
+def forget_exit_handlers() -> None:
+    """Drop the exit handlers that a forked process has inherited."""
+    FLOWER.verify("client app")
+    from flwr.supercore.exit.exit_handler import registered_exit_handlers
+
+    registered_exit_handlers.clear()
+
+
+def run_superlink(accepts: Callable[[bytes], bool]) -> None:
+    """Run Flower's SuperLink with the arguments of this process.
+
+    Args:
+        accepts: whether a request to the Control API with this token is let in.
+    """
+    FLOWER.verify("superlink")
+    plugin, module = control_authentication(accepts), _superlink_module()
+    module.load_control_authn_plugin = lambda: plugin
+    module.flower_superlink()
+
+
+def control_authentication(accepts: Callable[[bytes], bool]) -> Any:
+    """Return the plugin by which Flower's SuperLink checks the token of a request."""
+    FLOWER.verify("superlink")
+    from flwr.common.constant import ACCESS_TOKEN_KEY
+    from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
+
+    class Authentication(NoOpControlAuthnPlugin):
+        def validate_tokens_in_metadata(self, metadata: Sequence[tuple[str, str | bytes]]) -> Any:
+            token = dict(metadata).get(ACCESS_TOKEN_KEY, "")
+            if not accepts(token.encode() if isinstance(token, str) else token):
+                return False, None
+            return super().validate_tokens_in_metadata(metadata)
+
+    return Authentication()
+
+
+def _superlink_module() -> Any:
+    """Return the module of the SuperLink's command; the package has a function of the same name."""
+    from flwr.superlink.cli import flower_superlink  # noqa: F401  (loads the module)
+
+    module: Any = sys.modules["flwr.superlink.cli.flower_superlink"]
+    for name in ("load_control_authn_plugin", "flower_superlink"):
+        if not hasattr(module, name):
+            raise FLOWER.incompatible(f"flwr.superlink.cli.flower_superlink:{name}")
+    return module
+
+
+def app_bundle(files: Mapping[str, bytes]) -> tuple[bytes, Callable[[str], Any]]:
+    """Return an app bundle (FAB) as bytes, and the function that makes Flower's record of it from their digest.
+
+    Args:
+        files: path in the bundle -> content.
+    """
+    FLOWER.verify("bundle")
+    from flwr.cli.build import build_fab_from_files
+    from flwr.supercore.fab import Fab
+
+    content, _ = build_fab_from_files(dict(files))
+    return content, lambda digest: Fab(digest, content, {})
+
+
+class ControlClient:
+    """A connection to the Control API of a SuperLink.
+
+    Args:
+        address: ``host:port``.
+        certificates: root certificates, PEM.
+        token: sent with each request.
+
+    Raises:
+        httpx.HTTPStatusError: from each method, if the SuperLink refuses.
+        httpx.TransportError: from each method, if the SuperLink cannot be reached.
+    """
+
+    def __init__(self, address: str, *, certificates: bytes, token: str) -> None:
+        FLOWER.verify("control")
+        from flwr.supercore.control import ControlHttpClient
+        from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+        self._client = ControlHttpClient.from_server_address(
+            address,
+            insecure=False,
+            root_certificates=certificates,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="fedlearn"), _Bearer(token)],
+        )
+
+    def start_run(self, fab: Any, config: Mapping[str, Any]) -> tuple[int | None, str]:
+        """Start a run of an app bundle; return its id, or None and a note."""
+        from flwr.common.serde import fab_to_proto, user_config_to_proto
+        from flwr.proto.control_pb2 import StartRunRequest
+
+        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(config)))
+        response = self._client.StartRun(request)
+        return int(response.run_id) if response.HasField("run_id") else None, str(response.note)
+
+    def stop_run(self, run_id: int) -> None:
+        """Stop a run."""
+        from flwr.proto.control_pb2 import StopRunRequest
+
+        self._client.StopRun(StopRunRequest(run_id=run_id))
+
+    def runs(self, run_id: int | None = None) -> Mapping[int, Any]:
+        """Return one run, or all runs, by id."""
+        from flwr.proto.control_pb2 import ListRunsRequest
+
+        request = ListRunsRequest() if run_id is None else ListRunsRequest(run_id=run_id)
+        return self._client.ListRuns(request).run_dict
+
+    def logs(self, run_id: int, after: float) -> Iterator[Any]:
+        """Return the pieces of a run's log as they come."""
+        from flwr.proto.control_pb2 import StreamLogsRequest
+
+        yield from self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after))
+
+    def nodes(self) -> Sequence[Any]:
+        """Return all nodes that were ever registered."""
+        from flwr.proto.control_pb2 import ListNodesRequest
+
+        return self._client.ListNodes(ListNodesRequest()).nodes_info
+
+    def register_node(self, name: str, public_key: bytes) -> None:
+        """Register a node."""
+        from flwr.proto.control_pb2 import RegisterNodeRequest
+
+        self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
+
+    def unregister_node(self, node_id: int) -> None:
+        """Remove a node."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class _Bearer:
+    """Adds a token to each request."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def intercept(self, context: Any, call_next: Any) -> Any:
+        """Add the token, as Flower's interceptors do."""
+        context.request.headers["authorization"] = f"Bearer {self._token}"
+        return call_next(context)

@@ -1,0 +1,71 @@
+"""Undocumented names of Flower."""
+
+import ast
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from fedlearn import private_names
+from fedlearn.errors import IncompatibleVersion
+from fedlearn.flower import compat
+
+PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.simulation")
+
+
+@pytest.mark.parametrize("feature", compat.FLOWER.names)
+def test_the_installed_flower_has_every_name(feature):
+    compat.FLOWER.verify(feature)
+
+
+def test_the_installed_version_was_tried():
+    assert version("flwr") in compat.FLOWER.tried
+
+
+def test_every_imported_name_is_verified():
+    verified = {name for names in compat.FLOWER.names.values() for name in names}
+    for node in ast.walk(ast.parse(Path(compat.__file__).read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flwr") and node.module not in PUBLIC:
+            for alias in node.names:
+                own = (f"{node.module}:{alias.name}", f"{node.module}.{alias.name}")
+                assert any(name.startswith(own) for name in verified), own
+
+
+@pytest.mark.parametrize("installed", ["1.40.2", "1.43.0", "2.0"])
+def test_another_version_is_refused_with_one_command_to_try(monkeypatch, installed):
+    monkeypatch.setattr(private_names, "version", lambda library: installed)
+    with pytest.raises(IncompatibleVersion) as refused:
+        compat.identify_as_server()
+    assert str(refused.value) == (
+        f"flwr {installed} does not work with this version of fedlearn\n"
+        "  expected  flwr>=1.41,<1.43; tried with 1.41.0\n"
+        '  try       pip install "flwr==1.41.0"'
+    )
+
+
+def test_a_missing_name_is_told(monkeypatch):
+    from flwr.supercore import run
+
+    monkeypatch.delattr(run.Run, "create_empty")
+    with pytest.raises(IncompatibleVersion, match=r"has no flwr\.supercore\.run\.Run\.create_empty"):
+        compat.empty_run()
+
+
+@pytest.mark.parametrize(("token", "accepted"), [(b"right", True), (b"wrong", False), (b"", False)])
+def test_the_superlink_lets_in_the_token_only(token, accepted):
+    plugin = compat.control_authentication(lambda given: given == b"right")
+    from flwr.common.constant import ACCESS_TOKEN_KEY
+
+    assert plugin.validate_tokens_in_metadata([(ACCESS_TOKEN_KEY, token)])[0] is accepted
+    assert plugin.validate_tokens_in_metadata([(ACCESS_TOKEN_KEY, token.decode())])[0] is accepted
+
+
+def test_the_command_of_the_superlink_takes_the_plugin(monkeypatch):
+    module = compat._superlink_module()
+    taken = []
+    monkeypatch.setattr(module, "load_control_authn_plugin", module.load_control_authn_plugin)
+    monkeypatch.setattr(module, "flower_superlink", lambda: taken.append(module.load_control_authn_plugin()))
+    compat.run_superlink(lambda token: False)
+    assert taken[0].validate_tokens_in_metadata([]) == (False, None)
