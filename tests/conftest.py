@@ -1,21 +1,33 @@
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import types
 
+import leftovers
 import pytest
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # many tests compile the same programs; pytest-xdist's workers share the folder that the first process makes
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="fedlearn-jax-"))
+CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="fedlearn-jax-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE or "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # in the background of a shell Ctrl-C is ignored, by children too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(leftovers)
+
+
+def pytest_unconfigure(config):
+    if CACHE:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 def pytest_make_parametrize_id(val, argname):
