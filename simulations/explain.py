@@ -6,19 +6,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from hydra._internal.hydra import Hydra
-from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fedlearn.errors import did_you_mean
+from fedlearn.hydra_compat import Composer
 
 Load = Callable[[list[str]], DictConfig]  # from overrides to a configuration
 NOT_SHOWN = ("hydra", "run_name")
 
 
-def explain(error: Exception, hydra: Hydra, words: Sequence[str], load: Load) -> str:
+def explain(error: Exception, hydra: Composer, words: Sequence[str], load: Load) -> str:
     """A message for one of Hydra's exceptions.
 
     Args:
@@ -46,12 +45,12 @@ def _place(error: BaseException) -> str:
     return f"\n  in        {mark.name}, line {mark.line + 1}" if mark else ""
 
 
-def _no_such_option(missing: str, hydra: Hydra, words: Sequence[str]) -> str:
+def _no_such_option(missing: str, hydra: Composer, words: Sequence[str]) -> str:
     group, _, option = missing.rpartition("/")
     if not group:
         fix = "--config-name with the name of a file, without .yaml"
         return f"there is no configuration called {option or 'config'}\n  try       {fix}"
-    known = sorted(hydra.config_loader.get_group_options(group, ObjectType.CONFIG))
+    known = sorted(hydra.options(group))
     typed = any(word.endswith(f"{group}={option}") for word in words)
     lines = [f"{group}={option} is not known" + ("" if typed else "   (a file asks for it)")]
     near = did_you_mean(option, known)
@@ -59,9 +58,9 @@ def _no_such_option(missing: str, hydra: Hydra, words: Sequence[str]) -> str:
     return "\n".join([*lines, f"  expected  one of {', '.join(known)}"])
 
 
-def _no_such_setting(key: str, hydra: Hydra, words: Sequence[str], load: Load) -> str:
+def _no_such_setting(key: str, hydra: Composer, words: Sequence[str], load: Load) -> str:
     typed = next((word for word in words if re.split("[=@]", word.lstrip("+~"))[0] == key), key)
-    groups = [group for group in hydra.list_all_config_groups() if not group.startswith("hydra")]
+    groups = [group for group in hydra.groups() if not group.startswith("hydra")]
     settings = _settings(words, groups, load)
     prefix, wrong, siblings = _leave(settings, key.replace("/", "."))
     known = [prefix + name for name in siblings if not name.startswith("_") and name not in NOT_SHOWN]

@@ -9,25 +9,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hydra import version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.errors import FedlearnError
+from fedlearn.hydra_compat import (
+    Composer,
+    ParsedOverride,
+    composer,
+    is_sweep,
+    parse_override,
+    use_for_interpolation,
+)  # fmt: skip
 from simulations.explain import explain
 
 CONF = Path(__file__).parents[1] / "conf"
-VERSION_BASE = "1.3"
 
 
 class UsageError(FedlearnError):
@@ -67,16 +65,16 @@ def compose(args: Namespace) -> list[Job]:
         return [_job(hydra, args, words) for words in _each_value(overrides, multirun=args.multirun)]
 
 
-def _job(hydra: Hydra, args: Namespace, words: list[str]) -> Job:
+def _job(hydra: Composer, args: Namespace, words: list[str]) -> Job:
     def load(words: list[str]) -> DictConfig:
         name = args.config_name or "config"
-        return hydra.compose_config(name, words, run_mode=RunMode.RUN, with_log_configuration=False)
+        return hydra.compose(name, words)
 
     try:
         cfg = load(words)
-        HydraConfig.instance().set_config(cfg)  # what the folder's name and run_name are made of
+        use_for_interpolation(cfg)  # what the folder's name and run_name are made of
         folder, sweep_folder = Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir)
-        swept = args.multirun or cfg.hydra.mode == RunMode.MULTIRUN
+        swept = args.multirun or is_sweep(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
@@ -87,29 +85,21 @@ def _job(hydra: Hydra, args: Namespace, words: list[str]) -> Job:
 
 
 @contextmanager
-def _hydra(args: Namespace) -> Iterator[Hydra]:
+def _hydra(args: Namespace) -> Iterator[Composer]:
     """Hydra as its own command line sets it up: ``--config-path`` instead of our folder, ``--config-dir`` beside it."""
-    version.setbase(VERSION_BASE)
     main, extra = args.config_path or str(CONF), args.config_dir
     for option, folder in (("--config-path", main), ("--config-dir", extra)):
         if folder and not Path(folder).is_dir():
             raise UsageError(f"{option} {folder} is not a folder\n  try       a path from {os.getcwd()}")
-    paths = create_config_search_path(os.path.abspath(main))
-    if extra:
-        here = f"file://{os.path.abspath(extra)}"
-        paths.prepend(provider="command-line", path=here, anchor=SearchPathQuery(provider="schema"))
-    try:
-        yield Hydra.create_main_hydra2(task_name="run", config_search_path=paths)
-    finally:
-        GlobalHydra.instance().clear()
+    with composer(main, beside=extra) as hydra:
+        yield hydra
 
 
-def _parsed(words: Sequence[str]) -> list[Override]:
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
+def _parsed(words: Sequence[str]) -> list[ParsedOverride]:
+    parsed: list[ParsedOverride] = []
     for word in words:
         try:
-            parsed += parser.parse_overrides([word])
+            parsed += parse_override(word)
         except OverrideParseException as error:
             detail = str(error).splitlines()[0]
             key, _, value = word.lstrip("-").partition("=")
@@ -120,10 +110,10 @@ def _parsed(words: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _each_value(overrides: Sequence[Override], *, multirun: bool) -> Iterator[list[str]]:
+def _each_value(overrides: Sequence[ParsedOverride], *, multirun: bool) -> Iterator[list[str]]:
     """The overrides as they stand; in a sweep once for each value, the others at their first."""
     if not multirun:
-        yield [override.input_line or "" for override in overrides]
+        yield [override.text for override in overrides]
         return
     values = [list(_values(override)) for override in overrides]
     first = [own[0] for own in values]
@@ -133,12 +123,11 @@ def _each_value(overrides: Sequence[Override], *, multirun: bool) -> Iterator[li
             yield [*first[:i], value, *first[i + 1 :]]
 
 
-def _values(override: Override) -> Iterator[str]:
-    if override.is_discrete_sweep():
-        for value in override.sweep_string_iterator():
-            yield f"{override.get_key_element()}={value}"
-    elif override.is_sweep_override():
-        fix = f"{override.key_or_group}=1,2,3"
-        raise UsageError(f"{override.input_line} is an interval, which has no steps to take\n  try       {fix}")
+def _values(override: ParsedOverride) -> Iterator[str]:
+    if override.is_discrete_sweep:
+        yield from override.choices()
+    elif override.is_interval:
+        fix = f"{override.setting}=1,2,3"
+        raise UsageError(f"{override.text} is an interval, which has no steps to take\n  try       {fix}")
     else:
-        yield override.input_line or ""
+        yield override.text

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,6 +16,7 @@ from fedlearn import checkpoint
 from fedlearn.config import Experiment, plan
 from fedlearn.errors import did_you_mean
 from fedlearn.history import History, read_history, resume_from
+from fedlearn.hydra_compat import parse_override
 from fedlearn.loop import start
 from fedlearn.records import State
 from simulations.describe import describe
@@ -84,13 +84,13 @@ def resume(folder: Path, changes: Sequence[str] = (), *, venue: Venue = HERE) ->
 def _changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
     for word in words:
         try:
-            (override,) = OverridesParser.create().parse_overrides([word])
+            (override,) = parse_override(word)
         except HydraException as error:
             raise UsageError(f"{word} cannot be read\n  expected  setting=value\n  try       rounds=100") from error
-        key = override.key_or_group
+        key = override.setting
         if key not in MAY_CHANGE:
             raise UsageError(_refusal(cfg, word, key))
-        OmegaConf.update(cfg, key, override.value())
+        OmegaConf.update(cfg, key, override.value)
     return cfg
 
 

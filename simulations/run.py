@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from hydra import version
-from hydra._internal.utils import _run_hydra, get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from platformdirs import user_cache_path
 
@@ -20,12 +17,13 @@ from fedlearn import start
 from fedlearn.config import Plan, plan
 from fedlearn.errors import FedlearnError
 from fedlearn.history import METRICS_FILE
+from fedlearn.hydra_compat import command_line_parser, run_command_line, run_folder
 from fedlearn.targets import BuildError
 from simulations.describe import describe
 from simulations.exits import BAD_CONFIGURATION, DONE, FAILED, STOPPED, exit_code
 from simulations.folder import LOG, at_work, claim, unused
 from simulations.interrupt import terminate_as_interrupt
-from simulations.overrides import CONF, VERSION_BASE, Job, UsageError, compose
+from simulations.overrides import CONF, Job, UsageError, compose
 from simulations.recipe import write_recipe
 from simulations.rounds import Outcome, conduct
 from simulations.venue import HERE, Venue
@@ -44,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def arguments(words: Sequence[str] | None) -> Namespace:
     """Hydra's own options, with paths as seen from here; all other words are overrides."""
-    args, unknown = get_args_parser().parse_known_args(words)
+    args, unknown = command_line_parser().parse_known_args(words)
     args.overrides += unknown  # refused later, in our words
     for option in ("config_path", "config_dir"):
         if getattr(args, option):
@@ -120,7 +118,7 @@ def _sweep(args: Namespace, first: Job) -> int:
     codes = [DONE]
 
     def job(cfg: DictConfig) -> float:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        folder = run_folder()
         outcome = Outcome(exit_code=FAILED)
 
         def body() -> int:
@@ -148,10 +146,9 @@ def _quoted(text: str) -> str:
 
 def _hydra(args: Namespace, job: Callable[[DictConfig], float | None]) -> int:
     """Hydra's own command line, for all that is not a single run."""
-    version.setbase(VERSION_BASE)
     sys.stdout.flush()
     try:
-        _run_hydra(args, get_args_parser(), job, config_path=str(CONF), config_name="config")
+        run_command_line(args, job, folder=CONF)
     except ValueError as error:  # flags that do not go together
         raise UsageError(str(error)) from error
     except SystemExit as error:

@@ -1,6 +1,7 @@
 """Who may know whom, and what must stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ HOMES = {
     "opacus": [*TRAINERS["torch"], *BENCHMARKS["torch"]],
     "jax": [*TRAINERS["jax"], *MODELS["jax"], "fedlearn/optim.py", "fedlearn/testing.py", *BENCHMARKS["jax"]],
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
-    "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/flower.py"],
+    "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/ray_compat.py", "fedlearn/engines/flower.py"],
     "tokenizers": ["simulations/scenarios/words.py", "simulations/scenarios/minilm.py"],
     "flwr_datasets": ["fedlearn/data/hub.py", "fedlearn/data/partition.py"],
     "matplotlib": [
@@ -101,8 +102,49 @@ def test_a_framework_lives_only_in_its_homes(package, homes):
 
 def test_hydra_lives_only_in_config_and_applications():
     found = {*files_that_import("hydra"), *files_that_import("omegaconf")}
-    homes = ("simulations/", "fedlearn/deploy/", "fedlearn/config.py")
+    homes = ("simulations/", "fedlearn/deploy/", "fedlearn/config.py", "fedlearn/hydra_compat.py")
     assert all(path.startswith(homes) for path in found), found
+
+
+COMPATIBILITY = {  # library -> its module, and packages that it documents
+    "flwr": ("fedlearn/flower/compat.py", {"app", "clientapp", "serverapp", "simulation"}),
+    "ray": ("fedlearn/engines/ray_compat.py", {"", "exceptions", "util"}),
+    "hydra": ("fedlearn/hydra_compat.py", {"errors", "types", "utils"}),
+    "omegaconf": (None, {"", "errors"}),
+}
+DOCUMENTED = {"flwr.serverapp.strategy", "flwr.clientapp.mod"}  # below the packages
+
+
+def names_of_libraries(path):
+    """Dotted names of libraries in imports, and in strings that are no documentation."""
+    tree = ast.parse(path.read_text())
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}:{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield from re.findall(r"(?:^|(?<=import )|(?<=from ))(?:flwr|ray)\.[\w.]+", node.value)
+
+
+def is_private(name):
+    module, _, imported = name.partition(":")
+    library, _, inner = module.partition(".")
+    if library not in COMPATIBILITY:
+        return False
+    public = COMPATIBILITY[library][1]
+    deeper = "." in inner and module not in DOCUMENTED
+    marked = any(part.startswith("_") for part in [*module.split("."), imported])
+    return marked or inner.split(".")[0] not in {"", *public} or deeper
+
+
+def test_undocumented_names_of_libraries_stand_in_one_module_each():
+    for folder in ("fedlearn", "strategies", "simulations"):
+        for path in (ROOT / folder).rglob("*.py"):
+            own = path.relative_to(ROOT).as_posix()
+            found = [name for name in names_of_libraries(path) if is_private(name)]
+            assert all(COMPATIBILITY[re.split("[.:]", name)[0]][0] == own for name in found), (own, found)
 
 
 def test_strategies_use_only_the_public_names_of_fedlearn():

@@ -34,6 +34,7 @@ from fedlearn.arrays import as_numpy
 from fedlearn.client import initial_memory
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.base import LocalEngine
+from fedlearn.engines.ray_compat import session_folder, verify_version, without_worker_notices
 from fedlearn.engines.vector import BLOCK_BYTES
 from fedlearn.errors import FedlearnError, MissingExtra, is_count, is_number, require
 from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Updates
@@ -390,7 +391,7 @@ class _Cluster:
             prefix="fl-", dir=root if len(root) <= SHORT else "/tmp", ignore_cleanup_errors=True
         )
         self._ending.callback(folder.cleanup)
-        self._connect("local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder.name)
+        self._connect("local", num_cpus=cpus, include_dashboard=False, **session_folder(folder.name))
 
     def _join(self, address: str, timeout: float) -> None:
         """Another's cluster, asked first whether it is there: Ray itself would try for minutes."""
@@ -407,7 +408,7 @@ class _Cluster:
 
     def _connect(self, address: str, **settings: Any) -> None:
         self._ending.callback(self._ray.shutdown)
-        _quieten(self._ray, self._ending)
+        _quieten(self._ending)
         try:
             self._ray.init(address=address, log_to_driver=False, configure_logging=False, **settings)
         except Exception as error:
@@ -519,19 +520,17 @@ def _library() -> Any:
         import ray
     except ImportError as missing:
         raise MissingExtra("engine=ray", "ray") from missing
+    verify_version()
     return ray
 
 
-def _quieten(library: Any, ending: ExitStack) -> None:
+def _quieten(ending: ExitStack) -> None:
     """Leave the terminal to the run: Ray's log lines go where others' go, its notices about workers nowhere."""
     logger = logging.getLogger("ray")
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.WARNING)
-    notices = library._private.worker  # what workers' deaths are printed by, whatever log_to_driver says
-    if hasattr(notices, "_worker_logs_enabled"):
-        notices._worker_logs_enabled = False
-        ending.callback(setattr, notices, "_worker_logs_enabled", True)
+    ending.enter_context(without_worker_notices())
 
 
 @contextmanager
