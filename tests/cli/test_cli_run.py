@@ -68,9 +68,14 @@ def test_two_runs_started_at_the_same_moment_never_share_a_folder(here):
     )
     argv = [sys.executable, "-c", script, "scenario=diabetes", "rounds=2", "report=false"]
     runs = [subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
-    for process in runs:
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, output
+    try:
+        for process in runs:
+            output, _ = process.communicate(timeout=120)
+            assert process.returncode == 0, output
+    finally:
+        for process in runs:
+            process.kill()
+            process.communicate()
     folders = list((here / "outputs/diabetes/fedavg").iterdir())
     assert len(folders) == 2
     assert all(len((folder / "metrics.jsonl").read_text().splitlines()) == 2 for folder in folders)
@@ -135,11 +140,15 @@ def test_both_frameworks_and_both_engines_start_from_the_same_words(run, summary
 def test_piped_output_is_one_plain_line_a_round_and_a_reader_that_leaves_does_not_end_the_run(command, here, summary):
     argv = [sys.executable, "-m", "simulations.run", "scenario=diabetes", "rounds=30", "hydra.run.dir=run"]
     process = subprocess.Popen([*argv, "report=false"], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    first = process.stdout.readline()
-    process.stdout.close()
-    assert b"\x1b" not in first
-    assert process.wait(timeout=120) == 0
-    assert process.stderr.read() == b""
+    try:
+        first = process.stdout.readline()
+        process.stdout.close()
+        assert b"\x1b" not in first
+        assert process.wait(timeout=120) == 0
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()
+        process.wait()
     assert summary(here / "run")["rounds"] == 30
 
 

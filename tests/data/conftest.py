@@ -85,7 +85,7 @@ def source() -> Iterator[Source]:
     def stop() -> None:
         server.shutdown()
         server.server_close()
-        thread.join(timeout=5)
+        thread.join(timeout=60)
 
     served.stop = stop
     yield served

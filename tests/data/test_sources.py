@@ -166,7 +166,12 @@ def test_two_processes_at_once_download_once(source, own_cache):
     )
     command = [sys.executable, "-c", code, source.url, sha256(source.content)]
     both = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
-    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    try:
+        assert [process.wait(timeout=120) for process in both] == [0, 0]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
     assert source.requests == 1
 
 

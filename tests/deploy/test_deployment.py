@@ -137,9 +137,10 @@ def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federatio
             seen.append(line)
             if line.startswith("round 2/6"):
                 started.send_signal(signal.SIGINT)
-        assert started.wait(30) == 130, "".join(seen)
+        assert started.wait(120) == 130, "".join(seen)
     finally:
         started.kill()
+        started.communicate()
     text = "".join(seen)
     assert "stopping after this round" in text
     assert shlex.join(["python", *federation.submit("--resume", "stopped")[1:]]) in text
@@ -186,6 +187,7 @@ def test_a_node_that_is_added_joins_and_one_that_is_revoked_is_out_at_once(feder
         assert "does not let this node's key in" in reason
     finally:
         node.kill()
+        node.communicate()
 
 
 def test_the_wrong_token_submits_nothing(federation, tmp_path):

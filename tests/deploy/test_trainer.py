@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -32,7 +33,14 @@ strategies: {strategies.fedavg: {}}
 reveal: {min_test_examples: 1}
 """
 DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "num_clients": 4}
-SLOW = "import time\n\n\ndef endless():\n    time.sleep(60)\n"
+SLOW = """
+import os, pathlib, time
+
+
+def endless():
+    pathlib.Path(os.environ["BEGUN"]).touch()
+    time.sleep(600)
+"""
 WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
 HELLO = Ask(kind="hello", run="run", round=0, id="1", words=WORDS)
 
@@ -44,7 +52,7 @@ def of(ask):
 def health(place):
     with grpc.insecure_channel(f"unix:{place}") as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=5).status
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=60).status
 
 
 @pytest.fixture
@@ -53,7 +61,7 @@ def echo(tmp_path):
     place = tmp_path / "s"
     server = serve(SimpleNamespace(answer=lambda payload: payload[::-1]), place)
     yield place
-    server.stop(0).wait(5)
+    server.stop(0).wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +74,13 @@ def trainer(tmp_path_factory):
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None and "answers at" not in (folder / "log").read_text():
         time.sleep(0.1)
     yield SimpleNamespace(process=process, socket=folder / "s", folder=folder, log=lambda: (folder / "log").read_text())
     if process.poll() is None:
         process.kill()
-    process.wait(10)
+    process.wait(60)
 
 
 def test_only_its_own_user_may_open_the_socket(echo):
@@ -86,7 +94,7 @@ def test_the_standard_health_service_answers(echo):
 @pytest.mark.parametrize("size", [0, 1, PART - 1, PART, 5 * PART + 3])
 def test_parcels_of_any_size_pass_in_parts(echo, size):
     payload = os.urandom(size)
-    assert ask(str(echo), payload, timeout=20) == payload[::-1]
+    assert ask(str(echo), payload, timeout=120) == payload[::-1]
 
 
 def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
@@ -97,8 +105,8 @@ def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_i
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(left_over))
     server = serve(site, left_over)
-    assert ask(str(left_over), b"x", timeout=5) == b"x"
-    server.stop(0).wait(5)
+    assert ask(str(left_over), b"x", timeout=60) == b"x"
+    server.stop(0).wait(60)
 
 
 def test_a_path_that_is_too_long_or_taken_is_refused_by_name(tmp_path):
@@ -114,14 +122,18 @@ def test_nobody_at_the_socket_is_told_within_the_timeout(tmp_path):
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"the trainer at .* gave no answer: UNAVAILABLE"):
         ask(str(tmp_path / "none"), b"x", timeout=2)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60
 
 
 def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
-    server = serve(SimpleNamespace(answer=lambda payload: time.sleep(3) or b""), tmp_path / "s")
-    with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
-        ask(str(tmp_path / "s"), b"x", timeout=0.5)
-    server.stop(0).wait(5)
+    over = threading.Event()
+    server = serve(SimpleNamespace(answer=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
+    try:
+        with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
+            ask(str(tmp_path / "s"), b"x", timeout=0.5)
+    finally:
+        over.set()
+        server.stop(0).wait(60)
 
 
 def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo, monkeypatch):
@@ -137,7 +149,7 @@ def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo
 
 def test_the_messenger_loads_no_framework():
     code = "import sys, fedlearn.flower.messenger; print([m for m in ('torch', 'jax', 'sklearn') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -172,14 +184,14 @@ def test_what_a_trainer_refuses_it_refuses_with_a_reason_that_both_sides_have(tr
 
 
 def test_bytes_that_are_no_parcel_are_refused_and_the_trainer_lives_on(trainer):
-    error = unpack(ask(str(trainer.socket), b"\x80\x04nonsense", timeout=20)).facts["error"]
+    error = unpack(ask(str(trainer.socket), b"\x80\x04nonsense", timeout=60)).facts["error"]
     assert "cannot be read" in error["reason"]
     assert health(trainer.socket) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_trainer_that_is_told_to_stop_takes_its_socket_along(trainer):
     trainer.process.send_signal(signal.SIGTERM)
-    assert trainer.process.wait(15) == 0
+    assert trainer.process.wait(60) == 0
     assert not trainer.socket.exists()
 
 
@@ -200,15 +212,20 @@ def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
     ]
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
-    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 60
-    while time.monotonic() < until and not (tmp_path / "s").exists():
-        time.sleep(0.1)
+    env["BEGUN"] = str(tmp_path / "begun")
     asked = Ask(kind="hello", run="run", round=0, id="1", words={**WORDS, "scenario": {"_target_": "slow.endless"}})
-    with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
-        ask(str(tmp_path / "s"), request(asked), timeout=3)
-    process.terminate()
-    assert process.wait(15) == 0
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 120
+        while not (tmp_path / "begun").exists():
+            assert time.monotonic() < until
+            with pytest.raises(RuntimeError, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
+                ask(str(tmp_path / "s"), request(asked), timeout=0.5)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait(60)
 
 
 def test_a_bad_setting_ends_the_trainer_with_2_and_the_reason(tmp_path, capsys):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+LIMIT_S = 120.0  # for what comes at once
 PROBLEM = """
 from fedlearn import Scenario
 from fedlearn.testing import LinearTrainer, linear_problem
@@ -57,7 +58,7 @@ class FakeGrid:
 
     Attributes:
         nodes: by id; None never answers.
-        replies: what was sent so far, for those who tamper.
+        gates: by id; what a node answers is held back until its gate is open.
     """
 
     def __init__(self, nodes):
@@ -65,7 +66,7 @@ class FakeGrid:
         self.lock = threading.Lock()
         self.inbox = {}
         self.twice = False
-        self.delays = {}
+        self.gates = {}
 
     def get_node_ids(self):
         return list(self.nodes)
@@ -86,13 +87,27 @@ class FakeGrid:
         from fedlearn.flower.envelope import disclose, enclose
 
         node = message.metadata.dst_node_id
-        time.sleep(self.delays.get(node, 0))
+        gate = self.gates.get(node)
+        if gate and not gate.wait(LIMIT_S):
+            return
         try:
             reply = Message(enclose(self.nodes[node](disclose(message.content))), reply_to=message)
         except Exception as error:
             reply = Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
         with self.lock:
             self.inbox.setdefault(name, []).extend([reply] * (2 if self.twice else 1))
+
+    def shut(self, node):
+        """Hold back what a node answers from now on; the event to be set in the end."""
+        self.gates[node] = threading.Event()
+        return self.gates[node]
+
+    def until_arrived(self):
+        """Wait for an answer that nobody has pulled."""
+        until = time.monotonic() + LIMIT_S
+        while not any(self.inbox.values()):
+            assert time.monotonic() < until, "no answer has arrived"
+            time.sleep(0.005)
 
     def pull_messages(self, ids):
         with self.lock:
@@ -127,6 +142,7 @@ def federation(problem, identity, tmp_path):
     from fedlearn.deploy.site import Own, Site
     from fedlearn.engines.grid import GridEngine
 
+    grids = []
     targets = [f"{problem}.{name}" for name in ("linear", "normed", "spoilt")]
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
     names += ("fedasync", "fedbuff")
@@ -152,13 +168,17 @@ def federation(problem, identity, tmp_path):
             own = Own(clients=tuple(here), signing=Signing(secrets[number], known) if masking else None)
             sites[101 + number] = Site(own, Policy(**accepts), memories)
         grid = FakeGrid({node: site.answer for node, site in sites.items()})
+        grids.append(grid)
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
         given = {"scenario": scenario_words, "strategy": strategy_words}
         given |= {group: words[group] for group in ("compress", "buffers") if group in (words or {})}
-        settings = {"run": "test-run", "nodes": len(sites), "join_timeout": 10, "deadline": 10, **settings}
+        settings = {"run": "test-run", "nodes": len(sites), "join_timeout": LIMIT_S, "deadline": LIMIT_S, **settings}
         return SimpleNamespace(
             engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, words=given, allow=(problem,)
         )
 
-    return make
+    yield make
+    for grid in grids:
+        for gate in grid.gates.values():
+            gate.set()

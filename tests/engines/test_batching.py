@@ -147,7 +147,7 @@ def test_an_error_in_a_worker_is_that_clients_failure():
 def test_a_worker_that_is_killed_costs_nothing_but_time():
     began = time.monotonic()
     assert np.array_equal(one_round(Dying(3)).state.params_D, one_round(LinearTrainer(3)).state.params_D)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
 
 
 def test_updates_that_are_still_held_stay_as_they_are_and_memory_of_others_serves_again():

@@ -31,7 +31,6 @@ from fedlearn import (
     uniform,
     vector,
 )  # fmt: skip
-from fedlearn.entropy import secret_normals
 from fedlearn.noise import normals, on_grid
 from fedlearn.privacy.accounting import epsilon
 from fedlearn.privacy.ledger import Event, spent
@@ -40,7 +39,7 @@ from fedlearn.privacy.mechanisms import central, example, ftrl, local
 from fedlearn.privacy.mechanisms.central import bounded
 from fedlearn.privacy.mechanisms.ftrl import correlation, toeplitz
 from fedlearn.records import ExampleDP, Updates
-from fedlearn.seeds import Purpose, generator
+from fedlearn.seeds import Purpose, generator, secret_normals
 from fedlearn.testing import LOCAL, check_strategy, linear_problem
 from fedlearn.transform import Context
 from strategies import fedadam, fedavg
