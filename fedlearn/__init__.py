@@ -17,7 +17,6 @@ from fedlearn.aggregate import (
 )
 from fedlearn.arrays import as_numpy, like
 from fedlearn.asynchrony import Asynchrony, hinge, polynomial, staleness_weight, unweighted
-from fedlearn.clip import clip, clip_norm
 from fedlearn.compress import signs
 from fedlearn.data.federated import FederatedData
 from fedlearn.engines.clocked import ClockedEngine
@@ -77,7 +76,7 @@ from fedlearn.select import (
 )
 from fedlearn.strategy import CompositionError, Strategy, buffered
 from fedlearn.system import System, constant, lognormal, trace
-from fedlearn.transform import Codec, Context, Stage, Transform, chain, identity
+from fedlearn.transform import Codec, Context, Stage, Transform, chain, clip, clip_norm, identity
 
 __version__ = "0.1.0"
 

@@ -19,7 +19,6 @@ import numpy as np
 
 from fedlearn.aggregate import Aggregator
 from fedlearn.arrays import as_numpy
-from fedlearn.clip import clip_norm as clipped
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.layout import Layout
 from fedlearn.privacy.secagg.cost import NoisySum
@@ -31,6 +30,7 @@ from fedlearn.records import Array, Memory, Updates
 from fedlearn.seeds import Purpose
 from fedlearn.strategy import CompositionError, Strategy, sent_beside
 from fedlearn.transform import Context, Stage, Transform
+from fedlearn.transform import clip_norm as clipped
 
 PROTOCOLS = ("sum", "full")
 NOISES = ("skellam", "discrete_gaussian")

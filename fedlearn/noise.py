@@ -16,9 +16,8 @@ from math import floor, log2
 import numpy as np
 
 from fedlearn.arrays import as_numpy, like
-from fedlearn.entropy import secret_normals
 from fedlearn.records import Array
-from fedlearn.seeds import Purpose, generator
+from fedlearn.seeds import Purpose, generator, secret_normals
 from fedlearn.transform import Context
 
 STEPS_PER_DEVIATION = 20  # bits

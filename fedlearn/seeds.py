@@ -1,7 +1,11 @@
-"""Where every random number comes from: one seed, split by round, client and purpose."""
+"""Random numbers: streams of one seed, split by round, client and purpose, and numbers from the operating system.
+
+Streams of the seed can be repeated. Numbers from the operating system's cryptographic generator cannot.
+"""
 
 from __future__ import annotations
 
+import os
 from enum import IntEnum
 
 import numpy as np
@@ -51,3 +55,17 @@ def integer_seed(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0
     """A 63-bit seed for a framework's own generator."""
     high, low = seed_sequence(seed, purpose, round=round, client=client).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
+
+
+def secret_uniforms(shape: tuple[int, ...]) -> np.ndarray:
+    """Return secret numbers, uniform in [0, 1): multiples of 2^-53, float64."""
+    bits = np.frombuffer(os.urandom(8 * int(np.prod(shape))), np.uint64)
+    return (bits >> np.uint64(11)).reshape(shape) * 2.0**-53
+
+
+def secret_normals(shape: tuple[int, ...]) -> np.ndarray:
+    """Return secret standard normal numbers, float64, by Box and Muller; none lies beyond 8.7 standard deviations."""
+    count = int(np.prod(shape))
+    radius, angle = secret_uniforms((2, (count + 1) // 2))
+    radius, angle = np.sqrt(-2 * np.log(radius + 2.0**-54)), 2 * np.pi * angle
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count].reshape(shape)

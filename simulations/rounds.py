@@ -22,13 +22,13 @@ from fedlearn.loop import federate
 from fedlearn.records import Round, State
 from fedlearn.scenario import judge
 from fedlearn.sinks.base import RunInfo, Sink
+from fedlearn.sinks.console import Unbreakable
 from fedlearn.sinks.files import RunFiles, partition_summary
 from fedlearn.sinks.wording import describe as in_words
 from simulations.baselines import baselines
 from simulations.exits import DONE, FAILED, STOPPED
 from simulations.folder import FolderLost
 from simulations.interrupt import Interrupt
-from simulations.pipe import Unbreakable
 from simulations.venue import HERE, Venue
 
 EXIT_CODES = {"done": DONE, "early_stopped": DONE, "budget_exhausted": DONE, "stopped": STOPPED, "failed": FAILED}

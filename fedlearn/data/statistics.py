@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fedlearn.data.tables import Table, numbers, words
-from fedlearn.entropy import secret_normals
 from fedlearn.errors import DataError, is_number, require
 from fedlearn.privacy.ledger import Event, Ledger
-from fedlearn.seeds import Purpose, generator
+from fedlearn.seeds import Purpose, generator, secret_normals
 
 
 @dataclass(frozen=True)

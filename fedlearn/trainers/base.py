@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fedlearn.entropy import secret_uniforms
 from fedlearn.errors import require
 from fedlearn.layout import Layout, default_initial
 from fedlearn.local import LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Updates, Work
-from fedlearn.seeds import Purpose, generator, seed_sequence
+from fedlearn.seeds import Purpose, generator, secret_uniforms, seed_sequence
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads neighbours
 MOST_RESIDENT_BYTES = 2**30  # of examples that are kept in one piece from round to round

@@ -26,12 +26,11 @@ from jax.experimental import io_callback
 
 from fedlearn.arrays import as_numpy
 from fedlearn.data.federated import Task
-from fedlearn.entropy import secret_normals
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.layout import MEAN, VARIANCE, Layout
 from fedlearn.local import LAST, LocalRule
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
-from fedlearn.seeds import Purpose, integer_seed
+from fedlearn.seeds import Purpose, integer_seed, secret_normals
 from fedlearn.trainers.base import (
     Initial,
     available_cores,

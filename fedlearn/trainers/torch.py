@@ -20,12 +20,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.data.federated import Task
-from fedlearn.entropy import secret_normals
 from fedlearn.errors import SettingError, require
 from fedlearn.layout import Layout
 from fedlearn.local import LAST, LocalRule, plain
 from fedlearn.records import Array, LocalSettings, Order, Sum, Updates, Work
-from fedlearn.seeds import Purpose, integer_seed
+from fedlearn.seeds import Purpose, integer_seed, secret_normals
 from fedlearn.trainers.base import (
     Initial,
     batch_plans,

@@ -6,21 +6,23 @@ Reference: Fielding, Nottingham, Reschke, *HTTP Semantics*, RFC 9110, sections 1
 from __future__ import annotations
 
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from fedlearn.data.sources.origins import fault
-from fedlearn.data.sources.progress import progress
 
 SILENCE_S = 30.0  # give up on a connection that says nothing for so long
 DEADLINE_S = 300.0  # and on any one try that takes so long
 PIECE = 1 << 16  # bytes
+Advance = Callable[[int, int | None], None]  # bytes so far, and of how many, where that is known
 
 
 class FetchError(Exception):
@@ -137,3 +139,18 @@ class Download:
         version = tag if tag.startswith('"') else reply.headers.get("Last-Modified")
         if version:
             self._version.write_text(version, encoding="latin-1")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Advance]:
+    """Return a function that shows the state of a transfer; it draws and loads rich on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)

@@ -14,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedlearn.data.sources.archives import unpack
-from fedlearn.data.sources.download import DEADLINE_S, SILENCE_S, Download, FetchError, RefusedError
+from fedlearn.data.sources.download import DEADLINE_S, SILENCE_S, Download, FetchError, RefusedError, progress
 from fedlearn.data.sources.origins import Archive, Official, Origin, Wheel, put
-from fedlearn.data.sources.progress import progress
 
 TRIES = 3
 PAUSE_S = 0.5  # before the second try; doubled before the third

@@ -14,7 +14,6 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.aggregate import expected_mean
-from fedlearn.clip import clip_norm as clipped
 from fedlearn.errors import SettingError, is_number, require
 from fedlearn.layout import Layout
 from fedlearn.noise import noisy, normals
@@ -39,6 +38,7 @@ from fedlearn.records import Array, ClientId, LocalSettings, Memory
 from fedlearn.select import SamplingLaw, Selector, poisson
 from fedlearn.strategy import Strategy
 from fedlearn.transform import Context, Stage, Transform
+from fedlearn.transform import clip_norm as clipped
 
 CLIPS = ("fixed", "adaptive")
 SAMPLINGS = ("poisson", "fixed_size")
