@@ -87,6 +87,19 @@ def slow_at(seconds, *clients):
     return linear(train=train)
 
 
+def held(folder):
+    """Workers say that they train, and go on once they are told to."""
+
+    def train(client):
+        (folder / str(os.getpid())).touch()
+        until = time.monotonic() + 120
+        while not (folder / "go").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return linear_problem().train(client)
+
+    return linear(train=train)
+
+
 def faulty():
     def train(client):
         if client == 3:
@@ -212,14 +225,22 @@ def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework)
     here.close()
 
 
-def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_result_is_the_same(made, caplog):
+def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_result_is_the_same(made, caplog, tmp_path):
     undisturbed = rounds_of(vector(linear_problem(), LinearTrainer(3)), scaffold(), rounds=3)
-    engine = made(partial(slow_at, 0.3))
+    engine = made(partial(held, tmp_path))
     before = sorted(engine.pids)
-    killer = threading.Timer(0.4, os.kill, (before[0], signal.SIGKILL))
+
+    def kill():
+        until = time.monotonic() + 120
+        while {path.name for path in tmp_path.iterdir()} != set(map(str, before)) and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(before[0], signal.SIGKILL)
+        (tmp_path / "go").touch()
+
+    killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     rounds = rounds_of(engine, scaffold(), rounds=3)
-    killer.join()
+    killer.join(120)
     assert before[0] not in engine.pids
     assert before[1] in engine.pids
     assert far(rounds, undisturbed) < 1e-6

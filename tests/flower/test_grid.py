@@ -172,9 +172,8 @@ def test_apps_share_nothing_that_can_be_changed():
 
 def test_waiting_ends_and_what_was_late_can_be_pulled(client):
     grid, content = InProcessGrid(client, 3), records(1.0, seconds=0.15)
-    began = time.monotonic()
     ids = list(grid.push_messages(to_all(grid, content=content)))
-    assert time.monotonic() - began < 0.1
+    assert not grid.outcomes  # nobody has worked yet
     got = list(grid.pull_messages(ids))
     assert [values_of(reply) for reply in got] == [[1.0]]
     late = list(grid.send_and_receive(to_all(grid, content=content), timeout=0.2))
