@@ -83,7 +83,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 def _of_class(kind: type, name: str) -> Any:
     """Return an attribute as it stands in the class: a property of a metaclass may refuse to be read."""
-    for owner in (*kind.__mro__, *type(kind).__mro__):
+    for owner in [*kind.__mro__, *type(kind).mro(type(kind))]:
         if name in vars(owner):
             return vars(owner)[name]
     raise AttributeError(f"{kind.__name__} has no {name}")

@@ -115,7 +115,7 @@ def copy_message(message: Any) -> Any:
 
 def shallow_copy(value: Any, kind: type) -> Any:
     """Return a copy of a message, its metadata or an array, three times as fast as Flower's."""
-    twin = object.__new__(kind)
+    twin: Any = object.__new__(kind)
     twin.__dict__.update(value.__dict__)
     return twin
 
@@ -128,7 +128,7 @@ def upload_error() -> type[Exception]:
     return ObjectPushError
 
 
-def run_stopped_error() -> type[Exception]:
+def run_stopped_error() -> type[BaseException]:
     """Return the error by which Flower reports that a run was stopped."""
     FLOWER.verify("messages")
     from flwr.supercore.run import RunNotRunningException
