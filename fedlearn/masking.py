@@ -1,4 +1,4 @@
-"""Updates that only their sum shows: `secagg` and `distributed` make a strategy work on masked integers.
+"""Masked updates: a strategy works on integers of which the server sees the sum only.
 
 Shapes: K clients in a block, D parameters laid flat, P of them after padding to a power of two for a rotation.
 
@@ -37,126 +37,30 @@ NOISES = ("skellam", "discrete_gaussian")
 SLACK = 1.01  # what random rounding may add to the norm; the noise is sized for it
 
 
-def secagg(
-    *,
-    clip_norm: float,
-    bits: int = 20,
-    threshold: int | None = None,
-    cohort: int | None = None,
-    modulus_bits: int = 32,
-    protocol: str = "sum",
-) -> Masking:
-    """Secure aggregation: the server learns the mean of a cohort's updates, and nothing else about them.
+@dataclass(frozen=True, kw_only=True)
+class Masking:
+    """The settings of masked updates; ``protect`` applies them to a strategy.
 
-    It is no differential privacy: what the mean itself gives away, it gives away.
-
-    Args:
-        clip_norm: L2 bound on an update, > 0; longer ones are scaled down. It also sets the scale of the integers.
-        bits: of one parameter of one client, sign included; rounding is to the nearest multiple of
-            ``clip_norm / 2**(bits - 1)``.
-        threshold: the fewest clients whose sum may be opened, more than half of the cohort; None takes the smallest
-            such number. A round with fewer is lost.
-        cohort: clients that a round asks, at most; None takes it from the strategy.
-        modulus_bits: of the integers that travel: 16, 32 or 64.
-        protocol: in a simulation, ``sum`` adds integers without masks, ``full`` runs the real protocol. The sum is the
-            same, bit for bit.
-
-    *Guarantees*: the sum is exact; it cannot wrap around, or this is refused; every client that delivers counts the
-    same (numbers of examples would have to leave in the clear).
+    `fedlearn.privacy.mechanisms.masked.secagg` and ``distributed`` make it and explain the settings.
 
     Raises:
         SettingError: a setting is out of range, or sums could wrap around.
-        MissingExtra: ``protocol=full`` without the cryptography it needs.
-
-    Reference: Bonawitz et al., *Practical Secure Aggregation for Privacy-Preserving Machine Learning*, CCS 2017.
+        MissingExtra: the cryptography for ``protocol=full`` or for noise is not installed.
     """
-    return Masking(
-        clip_norm=clip_norm,
-        bits=bits,
-        threshold=threshold,
-        cohort=cohort,
-        modulus_bits=modulus_bits,
-        protocol=protocol,
-    )
-
-
-def distributed(
-    *,
-    clip_norm: float,
-    noise_multiplier: float,
-    noise: str = "skellam",
-    bits: int = 14,
-    threshold: int | None = None,
-    cohort: int | None = None,
-    modulus_bits: int = 32,
-    flatten: float = 1.0,
-    protocol: str = "sum",
-) -> Masking:
-    """Distributed differential privacy: clients' own noise adds up, under secure aggregation, to that of a central one.
-
-    Each client clips to ``clip_norm``, rounds at random under a bound on the norm, and adds integer noise of
-    ``noise_multiplier * bound / sqrt(threshold)``: what is in the smallest sum that may be opened is enough.
-
-    Args:
-        clip_norm: as in `secagg`.
-        noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients, over the bound, > 0.
-        noise: ``skellam`` or ``discrete_gaussian``.
-        bits: as in `secagg`; rounding is random, and right on average. 14 serve models of up to five million
-            parameters, each bit more four times as many; noise is coarser than either.
-        threshold: as in `secagg`.
-        cohort: as in `secagg`; also what the sum is divided by, whoever answers.
-        modulus_bits: as in `secagg`.
-        flatten: 1 for none; more rotates updates at random, so that each parameter is at most ``clip_norm / flatten``
-            but for an event of probability 1e-9 (the rest is cut off), and as many bits make a scale so much finer.
-        protocol: as in `secagg`.
-
-    *Guarantees*: any sum that can be opened is differentially private against whoever sees it, server included, for
-    adding or removing one client's update; `Masking.release` says how much. The mean is over the cohort asked,
-    whoever answers. On real nodes noise comes from the operating system's entropy.
-
-    Raises:
-        SettingError: a setting is out of range; or, when applied to a strategy, a client's noise would be below one
-            integer or beyond what can be drawn, or sums could wrap around.
-        MissingExtra: the cryptography for random numbers is not installed.
-
-    References: Kairouz, Liu, Steinke, *The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
-    Aggregation*, ICML 2021, arXiv:2102.06387; Agarwal, Kairouz, Liu, *The Skellam Mechanism for Differentially Private
-    Federated Learning*, NeurIPS 2021, arXiv:2110.04995.
-    """
-    positive = is_number(noise_multiplier, at_least=0) and 0 < noise_multiplier < float("inf")
-    require(positive, "noise_multiplier", noise_multiplier, "a finite number > 0", "noise_multiplier=1.0")
-    require(noise in NOISES, "noise", noise, f"one of {', '.join(NOISES)}", "noise=skellam")
-    flat = is_number(flatten, at_least=1) and flatten < float("inf")
-    require(flat, "flatten", flatten, "a number >= 1", "flatten=1")
-    Stream.fresh()  # a missing package is told now
-    return Masking(
-        clip_norm=clip_norm,
-        bits=bits,
-        threshold=threshold,
-        cohort=cohort,
-        modulus_bits=modulus_bits,
-        protocol=protocol,
-        noise=noise,
-        noise_multiplier=noise_multiplier,
-        flatten=flatten,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Masking:
-    """The settings of `secagg` or `distributed`, which make it; ``protect`` applies them to a strategy."""
 
     clip_norm: float
-    bits: int
-    threshold: int | None
-    cohort: int | None
-    modulus_bits: int
-    protocol: str
+    bits: int = 20
+    threshold: int | None = None
+    cohort: int | None = None
+    modulus_bits: int = 32
+    protocol: str = "sum"
     noise: str | None = None
     noise_multiplier: float = 0.0
     flatten: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.noise is not None:
+            self._check_noise()
         known = self.protocol in PROTOCOLS
         require(known, "protocol", self.protocol, f"one of {', '.join(PROTOCOLS)}", "protocol=sum")
         given = self.cohort is None or is_count(self.cohort, at_least=2)
@@ -168,6 +72,14 @@ class Masking:
             self.threshold_of(self.cohort)
         if self.protocol == "full":
             _drill()
+
+    def _check_noise(self) -> None:
+        positive = is_number(self.noise_multiplier, at_least=0) and 0 < self.noise_multiplier < float("inf")
+        require(positive, "noise_multiplier", self.noise_multiplier, "a finite number > 0", "noise_multiplier=1.0")
+        require(self.noise in NOISES, "noise", self.noise, f"one of {', '.join(NOISES)}", "noise=skellam")
+        flat = is_number(self.flatten, at_least=1) and self.flatten < float("inf")
+        require(flat, "flatten", self.flatten, "a number >= 1", "flatten=1")
+        Stream.fresh()  # a missing package is told now
 
     def protect(self, strategy: Strategy, *, num_clients: int | None = None) -> Strategy:
         """The strategy with masked updates.

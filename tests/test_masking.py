@@ -2,6 +2,7 @@ import inspect
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,12 @@ from fedlearn.testing import LinearTrainer, linear_problem
 pytest.importorskip("cryptography", reason="masking needs the extra privacy")
 pytest.importorskip("Crypto", reason="masking needs the extra privacy")
 from fedlearn import masking
-from fedlearn.masking import distributed, integer_mean, secagg
+from fedlearn.masking import Masking, integer_mean
+from fedlearn.privacy.mechanisms import masked as mechanisms
 from fedlearn.privacy.secagg.errors import Aborted
 from fedlearn.privacy.secagg.fixed import FixedPoint
 
+noisy = partial(Masking, noise="skellam", bits=14)
 ROOT = Path(masking.__file__).parents[1]
 LAYOUT = Layout.of([("w", (5,))])
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
@@ -77,9 +80,9 @@ def blocks_of(size):
 
 
 KINDS = {
-    "secagg": secagg(clip_norm=10.0),
-    "skellam": distributed(clip_norm=1.0, noise_multiplier=0.1),
-    "discrete_gaussian": distributed(clip_norm=1.0, noise_multiplier=0.1, noise="discrete_gaussian"),
+    "secagg": Masking(clip_norm=10.0),
+    "skellam": noisy(clip_norm=1.0, noise_multiplier=0.1),
+    "discrete_gaussian": noisy(clip_norm=1.0, noise_multiplier=0.1, noise="discrete_gaussian"),
 }
 
 
@@ -99,9 +102,9 @@ def test_the_model_does_not_depend_on_engine_or_blocks(protection):
 
 
 def test_masked_means_are_plain_means_up_to_rounding():
-    masked, plain = trained(secagg(clip_norm=10.0, bits=28)).params_D, trained(None).params_D
+    masked, plain = trained(Masking(clip_norm=10.0, bits=28)).params_D, trained(None).params_D
     assert np.allclose(masked, plain, atol=1e-6)
-    assert not np.allclose(masked, trained(secagg(clip_norm=10.0, bits=6)).params_D, atol=1e-6)
+    assert not np.allclose(masked, trained(Masking(clip_norm=10.0, bits=6)).params_D, atol=1e-6)
 
 
 def test_a_round_below_the_threshold_gives_nothing_and_the_next_one_works():
@@ -114,7 +117,7 @@ def test_a_round_below_the_threshold_gives_nothing_and_the_next_one_works():
 
 
 def test_updates_from_torch_and_jax_are_masked_as_numpy_ones_are():
-    encode = secagg(clip_norm=1.0, cohort=3).protect(equal()).stages[-1].client.update
+    encode = Masking(clip_norm=1.0, cohort=3).protect(equal()).stages[-1].client.update
     delta_KD = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
     context = Context(round=1, seed=1, clients_K=np.arange(3))
     expected, _ = encode(delta_KD, {}, context)
@@ -175,7 +178,7 @@ def noise_in_the_sum(protection, *, size, delivered, length=100_000):
 def test_noise_after_dropouts_down_to_the_threshold_is_what_was_promised_within_2_percent(noise, flatten):
     bits = 14 if flatten == 1 else 11
     for z, delivered in [(0.8, 6), (0.8, 10), (3.0, 6)]:
-        protection = distributed(clip_norm=1.0, noise_multiplier=z, noise=noise, flatten=flatten, bits=bits)
+        protection = noisy(clip_norm=1.0, noise_multiplier=z, noise=noise, flatten=flatten, bits=bits)
         rest_D = noise_in_the_sum(protection, size=10, delivered=delivered)
         promised = z * masking.SLACK * np.sqrt(delivered / 6)
         assert rest_D.std() == pytest.approx(promised, rel=0.02)
@@ -198,7 +201,7 @@ def epsilon(release, *, rounds):
 
 def test_the_cost_of_a_round_is_that_of_a_gaussian_with_the_noise_of_the_smallest_sum():
     for noise, worst in (("skellam", 1.01), ("discrete_gaussian", 1.0001)):
-        release = distributed(clip_norm=0.3, noise_multiplier=1.0, noise=noise).release(100)
+        release = noisy(clip_norm=0.3, noise_multiplier=1.0, noise=noise).release(100)
         assert (release.quorum, release.max_clients) == (51, 100)
         assert release.noise_multiplier == pytest.approx(1.0)
         gaussian = 4.728507  # epsilon of one Gaussian release at noise multiplier 1, delta 1e-5, by Renyi divergences
@@ -214,7 +217,7 @@ def test_the_cost_of_a_round_is_that_of_a_gaussian_with_the_noise_of_the_smalles
     st.sampled_from([1.0, 2.0]),
 )
 def test_no_update_however_large_moves_the_sum_by_more_than_the_bound(seed, size, sparse, flatten):
-    protection = distributed(clip_norm=0.5, noise_multiplier=1.0, cohort=4, bits=12, flatten=flatten)
+    protection = noisy(clip_norm=0.5, noise_multiplier=1.0, cohort=4, bits=12, flatten=flatten)
     (stage,) = protection.protect(equal()).stages
     rng = np.random.default_rng(seed)
     delta_KD = (rng.normal(size=(2, 60)) * size).astype(np.float32)
@@ -255,31 +258,31 @@ def test_not_a_number_is_not_encoded():
 
 def test_sums_that_could_wrap_around_are_refused_when_the_strategy_is_built():
     with pytest.raises(SettingError, match=r"must stay below 2\*\*31") as refused:
-        secagg(clip_norm=1.0, bits=26, cohort=100)
+        Masking(clip_norm=1.0, bits=26, cohort=100)
     assert refused.value.fix == "bits=25"
-    secagg(clip_norm=1.0, bits=25, cohort=100)
+    Masking(clip_norm=1.0, bits=25, cohort=100)
     with pytest.raises(SettingError, match=r"must stay below 2\*\*31"):
-        secagg(clip_norm=1.0, bits=28).protect(strategies.fedavg(weighting="equal", clients_per_round=100))
+        Masking(clip_norm=1.0, bits=28).protect(strategies.fedavg(weighting="equal", clients_per_round=100))
     with pytest.raises(SettingError, match=r"must stay below 2\*\*15"):
-        distributed(clip_norm=1.0, noise_multiplier=1.0, bits=12, modulus_bits=16, cohort=10).protect(equal())
+        noisy(clip_norm=1.0, noise_multiplier=1.0, bits=12, modulus_bits=16, cohort=10).protect(equal())
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: secagg(clip_norm=float("nan")), "clip_norm is nan"),
-        (lambda: secagg(clip_norm=0), "clip_norm is 0"),
-        (lambda: secagg(clip_norm=1.0, bits=1), "bits is 1"),
-        (lambda: secagg(clip_norm=1.0, modulus_bits=31), "modulus_bits is 31"),
-        (lambda: secagg(clip_norm=1.0, cohort=1), "cohort is 1"),
-        (lambda: secagg(clip_norm=1.0, cohort=10, threshold=5), "threshold is 5"),
-        (lambda: secagg(clip_norm=1.0, cohort=10, threshold=0), "threshold is 0"),
-        (lambda: secagg(clip_norm=1.0, cohort=10, threshold=11), "threshold is 11"),
-        (lambda: secagg(clip_norm=1.0, protocol="half"), "protocol is half"),
-        (lambda: distributed(clip_norm=1.0, noise_multiplier=float("nan")), "noise_multiplier is nan"),
-        (lambda: distributed(clip_norm=1.0, noise_multiplier=0.0), "noise_multiplier is 0"),
-        (lambda: distributed(clip_norm=1.0, noise_multiplier=1.0, noise="laplace"), "noise is laplace"),
-        (lambda: distributed(clip_norm=1.0, noise_multiplier=1.0, flatten=0.5), "flatten is 0.5"),
+        (lambda: Masking(clip_norm=float("nan")), "clip_norm is nan"),
+        (lambda: Masking(clip_norm=0), "clip_norm is 0"),
+        (lambda: Masking(clip_norm=1.0, bits=1), "bits is 1"),
+        (lambda: Masking(clip_norm=1.0, modulus_bits=31), "modulus_bits is 31"),
+        (lambda: Masking(clip_norm=1.0, cohort=1), "cohort is 1"),
+        (lambda: Masking(clip_norm=1.0, cohort=10, threshold=5), "threshold is 5"),
+        (lambda: Masking(clip_norm=1.0, cohort=10, threshold=0), "threshold is 0"),
+        (lambda: Masking(clip_norm=1.0, cohort=10, threshold=11), "threshold is 11"),
+        (lambda: Masking(clip_norm=1.0, protocol="half"), "protocol is half"),
+        (lambda: noisy(clip_norm=1.0, noise_multiplier=float("nan")), "noise_multiplier is nan"),
+        (lambda: noisy(clip_norm=1.0, noise_multiplier=0.0), "noise_multiplier is 0"),
+        (lambda: noisy(clip_norm=1.0, noise_multiplier=1.0, noise="laplace"), "noise is laplace"),
+        (lambda: noisy(clip_norm=1.0, noise_multiplier=1.0, flatten=0.5), "flatten is 0.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(build, message):
@@ -290,46 +293,46 @@ def test_settings_out_of_range_are_refused(build, message):
 @pytest.mark.parametrize(("noise_multiplier", "bits", "fix"), [(1.0, 3, 5), (9.0, 20, 14)])
 def test_noise_below_one_integer_or_too_large_to_be_drawn_is_refused_with_bits_that_work(noise_multiplier, bits, fix):
     with pytest.raises(SettingError, match="between 1 and 16384") as refused:
-        distributed(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=bits, cohort=100).protect(equal())
+        noisy(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=bits, cohort=100).protect(equal())
     assert refused.value.fix == f"bits={fix}"
-    distributed(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=fix, cohort=100).protect(equal())
+    noisy(clip_norm=1.0, noise_multiplier=noise_multiplier, bits=fix, cohort=100).protect(equal())
 
 
 def test_an_unknown_number_of_clients_is_refused():
     with pytest.raises(SettingError, match="cohort is None"):
-        secagg(clip_norm=1.0).protect(Strategy(select=everyone(), aggregate=mean(weighting="equal")))
+        Masking(clip_norm=1.0).protect(Strategy(select=everyone(), aggregate=mean(weighting="equal")))
 
 
 @pytest.mark.parametrize("aggregate", [mean(), stacked(lambda updates_KD, weights_K: np.median(updates_KD, axis=0))])
 def test_what_is_not_an_equally_weighted_sum_cannot_be_masked(aggregate):
     with pytest.raises(CompositionError, match="equally weighted"):
-        secagg(clip_norm=1.0).protect(Strategy(select=uniform(5), aggregate=aggregate))
+        Masking(clip_norm=1.0).protect(Strategy(select=uniform(5), aggregate=aggregate))
 
 
 def test_vectors_that_would_leave_beside_the_masked_one_are_refused():
     rule = LocalRule(memory=("c",), finish=lambda delta, steps, rate, c: ({"c": c}, {"c_change": delta}))
     with pytest.raises(CompositionError, match="c_change"):
-        secagg(clip_norm=1.0).protect(Strategy(select=uniform(5), local=rule, aggregate=mean(weighting="equal")))
+        Masking(clip_norm=1.0).protect(Strategy(select=uniform(5), local=rule, aggregate=mean(weighting="equal")))
 
 
 def test_a_model_too_large_for_its_bits_is_refused_before_the_first_round():
-    strategy = distributed(clip_norm=1.0, noise_multiplier=1.0, bits=10, cohort=4).protect(equal())
+    strategy = noisy(clip_norm=1.0, noise_multiplier=1.0, bits=10, cohort=4).protect(equal())
     with pytest.raises(SettingError, match=r"privacy\.bits is 10"):
         strategy.stages[-1].server.init(Layout.of([("w", (100_000,))]))
-    strategy = distributed(clip_norm=1.0, noise_multiplier=1.0, cohort=4, flatten=50.0, bits=10).protect(equal())
+    strategy = noisy(clip_norm=1.0, noise_multiplier=1.0, cohort=4, flatten=50.0, bits=10).protect(equal())
     with pytest.raises(SettingError, match=r"privacy\.flatten is 50"):
         strategy.stages[-1].server.init(Layout.of([("w", (1000,))]))
 
 
 def test_more_clients_than_sums_were_made_for_are_not_added_up():
     with pytest.raises(Aborted, match="6 clients delivered, where 3 to 4 are due"):
-        trained(secagg(clip_norm=1.0, cohort=4))
+        trained(Masking(clip_norm=1.0, cohort=4))
 
 
 # how it is reached
 
 
-@pytest.mark.parametrize("builder", [secagg, distributed], ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize("builder", [mechanisms.secagg, mechanisms.distributed], ids=lambda builder: builder.__name__)
 def test_the_configuration_has_the_settings_of_the_builder(builder):
     given = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/privacy/{builder.__name__}.yaml"))
     assert set(inspect.signature(builder).parameters) <= set(given)

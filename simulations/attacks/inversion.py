@@ -216,7 +216,7 @@ def _judged(words: str, made: Experiment, delta_BD: np.ndarray, victims: Example
 
 def _masked(made: Experiment, bound: float, victims: Examples) -> Attacked:
     """The real protocol, and what its server holds of each client before it adds them up."""
-    settings = masking.secagg(clip_norm=bound, cohort=GROUP, protocol="full")
+    settings = masking.Masking(clip_norm=bound, cohort=GROUP, protocol="full")
     strategy = settings.protect(made.plan.strategy)
     integers_BD = uploads(made, strategy, made.plan.local)
     seen_BD = np.concatenate(

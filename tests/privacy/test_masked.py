@@ -31,10 +31,10 @@ def run(mechanism, rounds=4, planned=4):
 def test_what_is_booked_costs_at_least_what_the_integer_noise_does():
     from dp_accounting.rdp import compute_epsilon
 
-    from fedlearn.masking import distributed as masking
+    from fedlearn.masking import Masking
 
     _, rounds = run(distributed(noise_multiplier=2.0))
-    release = masking(clip_norm=1.0, noise_multiplier=2.0, bits=14, cohort=10).release(10)
+    release = Masking(clip_norm=1.0, noise="skellam", noise_multiplier=2.0, bits=14, cohort=10).release(10)
     orders = np.arange(2, 200)
     exact = compute_epsilon(orders, 4 * release.rdp(orders), 1e-5)[0]
     told = rounds[-1].privacy

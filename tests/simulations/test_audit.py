@@ -115,7 +115,7 @@ def test_the_jax_twin_of_dp_sgd_is_audited_as_well(audited):
 
 def masked(**settings) -> Mechanism:
     """Noise of the clients themselves, with the claim that its cost makes."""
-    made = masking.distributed(clip_norm=1.0, noise_multiplier=1.0, **settings)
+    made = masking.Masking(**{"clip_norm": 1.0, "noise": "skellam", "noise_multiplier": 1.0, "bits": 14, **settings})
 
     def protect(strategy, local, population):
         release = made.release(made.cohort_of(strategy, population.num_clients))

@@ -7,9 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from fedlearn.masking import Masking
-from fedlearn.masking import distributed as noisy_masking
-from fedlearn.masking import secagg as masking
+from fedlearn.errors import require
+from fedlearn.masking import NOISES, Masking
 from fedlearn.privacy.accounting import largest
 from fedlearn.privacy.ledger import Event, Ledger, Spent, spent
 from fedlearn.privacy.mechanism import (
@@ -40,11 +39,29 @@ def secagg(
     modulus_bits: int = 32,
     protocol: str = "sum",
 ) -> Mechanism:
-    """The server sees sums of updates; see `fedlearn.masking.secagg`, whose settings these are.
+    """Secure aggregation: the server learns the mean of a cohort's updates, and nothing else about them.
 
-    *Guarantees*: none of differential privacy. What the sum gives away, it gives away.
+    Args:
+        clip_norm: L2 bound on an update, > 0; longer updates are scaled down. It also sets the scale of the integers.
+        bits: of one parameter of one client, sign included; rounding is to the nearest multiple of
+            ``clip_norm / 2**(bits - 1)``.
+        threshold: the fewest clients whose sum may be opened, more than half of the cohort; None takes the smallest
+            such number. A round with fewer is lost.
+        cohort: clients that a round asks, at most; None takes it from the strategy.
+        modulus_bits: of the integers that travel: 16, 32 or 64.
+        protocol: in a simulation, ``sum`` adds integers without masks, ``full`` runs the real protocol. The sum is the
+            same, bit for bit.
+
+    *Guarantees*: the sum is exact; settings with which it could wrap around are refused; every client that delivers
+    counts the same. There is no differential privacy: the mean itself may tell about a client.
+
+    Raises:
+        SettingError: a setting is out of range, or sums could wrap around.
+        MissingExtra: ``protocol=full`` without the cryptography it needs.
+
+    Reference: Bonawitz et al., *Practical Secure Aggregation for Privacy-Preserving Machine Learning*, CCS 2017.
     """
-    masked = masking(
+    masked = Masking(
         clip_norm=clip_norm,
         bits=bits,
         threshold=threshold,
@@ -69,28 +86,44 @@ def distributed(
     flatten: float = 1.0,
     protocol: str = "sum",
 ) -> Mechanism:
-    """Clients' own integer noise adds up, under secure aggregation, to that of a central mechanism.
+    """Distributed differential privacy: the noise of the clients adds up, under secure aggregation, to central noise.
+
+    Each client clips to ``clip_norm``, rounds at random under a bound on the norm, and adds integer noise of
+    ``noise_multiplier * bound / sqrt(threshold)``: the noise in the smallest sum that may be opened is enough.
 
     Args:
-        clip_norm: as in `fedlearn.masking.distributed`, like all that is not named here.
-        noise_multiplier: of the noise in the smallest sum that may be opened, > 0; None: what ``epsilon`` takes for the
-            planned rounds.
+        clip_norm: as in `secagg`.
+        noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients, over the bound, > 0;
+            None: what ``epsilon`` takes for the planned rounds.
         epsilon: the run stops before a client passes this; None: no limit.
         delta: in (0, 1), below 1 over the number of clients.
         noise: ``skellam`` or ``discrete_gaussian``.
-        bits: of one parameter of one client.
-        threshold: the fewest clients whose sum may be opened.
-        cohort: clients that a round asks, at most.
-        modulus_bits: of the integers that travel.
-        flatten: above 1, updates are rotated.
-        protocol: ``sum``, or ``full`` for the real protocol.
+        bits: as in `secagg`; rounding is random, and right on average. 14 serve models of up to five million
+            parameters, each bit more four times as many; noise is coarser than either.
+        threshold: as in `secagg`.
+        cohort: as in `secagg`; also the divisor of the sum, for any number of answers.
+        modulus_bits: as in `secagg`.
+        flatten: 1 for none; more rotates updates at random, so that each parameter is at most ``clip_norm / flatten``
+            but for an event of probability 1e-9 (the rest is cut off), and as many bits make a scale so much finer.
+        protocol: as in `secagg`.
 
-    *Guarantees*: (epsilon, delta) for one client's update there or zero, against everyone who sees sums, the server
-    included; accounted by Renyi divergences at whole orders, without amplification (the server knows who took part),
-    each client for the rounds that it took part in. The ledger tells the largest.
+    *Guarantees*: any sum that can be opened is differentially private against all who see it, server included, for
+    one client's update, or zero in its place. On real nodes noise comes from the operating system's entropy. Renyi
+    divergences at whole orders give the cost, without amplification: the server knows the cohort. Each client pays for
+    the rounds that it took part in; the ledger tells the largest cost.
+
+    Raises:
+        SettingError: a setting is out of range; or, when applied to a strategy, a client's noise would be below one
+            integer or beyond what can be drawn, or sums could wrap around.
+        MissingExtra: the cryptography for random numbers is not installed.
+
+    References: Kairouz, Liu, Steinke, *The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
+    Aggregation*, ICML 2021, arXiv:2102.06387; Agarwal, Kairouz, Liu, *The Skellam Mechanism for Differentially Private
+    Federated Learning*, NeurIPS 2021, arXiv:2110.04995.
     """
     budget = Budget(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
-    masked = noisy_masking(
+    require(noise in NOISES, "noise", noise, f"one of {', '.join(NOISES)}", "noise=skellam")
+    masked = Masking(
         clip_norm=clip_norm,
         noise_multiplier=noise_multiplier or SMALLEST,
         noise=noise,
