@@ -252,10 +252,6 @@ def _on_the_wire(integers_KD: np.ndarray) -> np.ndarray:
     return np.stack([seen[client] for client in sorted(seen)])
 
 
-def _two_digits(value: float) -> str:
-    return f"{round(value, 2) + 0:.2f}"  # no -0.00
-
-
 def picture(results: Sequence[Attacked], victims: Examples) -> figures.Figure:
     """The first images, and what came back of them under each protection."""
     shown = min(SHOWN, len(victims))
