@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ if find_spec("flwr") and find_spec("cryptography"):
     from fedlearn.deploy.follow import Follower
     from fedlearn.deploy.local import Rehearsal
     from fedlearn.deploy.submit import experiment
+    from fedlearn.deploy.tls import ConnectionProblem, reach
 else:  # the extra flower is not installed
     collect_ignore_glob = ["test_*.py"]
 
@@ -27,9 +29,11 @@ FAULTS = Path(__file__).parent / "faults"
 ROOT = Path(fedlearn.__file__).parents[1]
 DIABETES = ["scenario=diabetes", "scenario.num_clients=4", "report=false"]
 WAITS = ["engine.join_timeout=90", "engine.deadline=60"]
+FAULTY = ("slow", "raising", "full", "held_node", "held_coordinator")
+LIMIT_S = 240.0  # for what is waited for; a run that has not ended by then is stopped
 POLICY = {
     "scenarios": {"simulations.scenarios.diabetes.diabetes": {}},
-    "strategies": {"strategies.fedavg": {}, "faulty.slow": {}, "faulty.raising": {}, "faulty.full": {}},
+    "strategies": {"strategies.fedavg": {}, **{f"faulty.{name}": {} for name in FAULTY}},
     "max_rounds": 1000,
     "allow_targets": ["faulty"],
 }
@@ -54,6 +58,14 @@ class Run:
         return json.loads((self.folder / "summary.json").read_text())
 
 
+Event = tuple[Callable[[Run], bool], Callable[[], None]]  # (has it come?, what to do then)
+
+
+def interrupt() -> None:
+    """What Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 class Federation:
     """Two nodes of two clients each and a coordinator, over TLS, for as many runs as there are tests."""
 
@@ -70,25 +82,41 @@ class Federation:
         place = ["--coordinator", self.address, "--keys", str(self.keys / "operator")]
         return [sys.executable, "-m", "fedlearn.deploy.submit", *place, *words]
 
-    def kill_link(self) -> None:
-        """Kill Flower's SuperLink, a child of the coordinator's."""
+    def replace_link(self) -> None:
+        """Kill Flower's SuperLink, a child of the coordinator's, and wait until the next one answers."""
+        before = self.children["coordinator"].said().count("the SuperLink ended")
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 words = path.read_bytes()
                 if b"fedlearn.deploy.superlink" in words and bytes(self.folder) in words:
                     os.kill(int(path.parent.name), signal.SIGKILL)
+        until = time.monotonic() + LIMIT_S
+        while self.children["coordinator"].said().count("the SuperLink ended") == before or not self.answers():
+            assert time.monotonic() < until, self.children["coordinator"].last_words()
+            time.sleep(0.05)
+
+    def answers(self) -> bool:
+        """Whether the coordinator takes connections."""
+        try:
+            reach(self.address, self.keys / "operator/ca.crt", seconds=2.0)
+        except ConnectionProblem:
+            return False
+        return True
 
     def found(self, name: str, code: int = 0, text: str = "") -> Run:
         """What a run left."""
         return Run(code, text, self.runs / name)
 
-    def run(self, *words: str, name: str, after_rounds: int = 0, strike: Callable[[], None] | None = None) -> Run:
-        """Submit and look on to the end; ``strike`` is called once so many rounds are done."""
-        left = [strike] if strike else []
+    def run(self, *words: str, name: str, events: Sequence[Event] = ()) -> Run:
+        """Submit and look on to the end; what is to be done at each event is done, one event after another."""
+        left, until = list(events), time.monotonic() + LIMIT_S
 
         def meanwhile() -> None:
-            if left and len(self.found(name).lines) >= after_rounds:
-                left.pop()()
+            if left and left[0][0](self.found(name)):
+                left.pop(0)[1]()
+            if time.monotonic() > until:
+                left.clear()
+                interrupt()
             self.rehearsal.tend()
 
         follower = Follower(self.address, self.keys / "operator", 90.0, meanwhile=meanwhile)

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,16 @@ def sha_of_simulation(folder, *words):
 
 def kill(child):
     os.kill(child.process.pid, signal.SIGKILL)
+
+
+def rounds_done(number):
+    """Whether a run has done so many rounds."""
+    return lambda run: len(run.lines) >= number
+
+
+def interrupt():
+    """What Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_deployed_vector_and_serial_end_with_the_same_bits(federation, tmp_path):
@@ -72,20 +83,28 @@ def test_compressed_updates_end_with_the_bits_of_a_simulation_and_are_counted_as
 
 
 def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
-    strike = lambda: kill(federation.children["node1"])  # noqa: E731
-    words = ("strategy=slow", "strategy.seconds=0.3", "rounds=12", "engine.deadline=20", "max_failures=0.6")
-    run = federation.run(*words, name="killed_node", after_rounds=1, strike=strike)
-    assert run.code == 0, run.text
-    updates = [line["num_updates"] for line in run.lines]
-    assert 2 in updates, run.text  # those of the node that was left
-    assert 4 in updates[updates.index(2) :], run.text
+    def back(run):
+        updates = [line["num_updates"] for line in run.lines]
+        return 2 in updates and 4 in updates[updates.index(2) :]  # the node that was left, and then both
+
+    events = [(rounds_done(1), lambda: kill(federation.children["node1"])), (back, interrupt)]
+    words = ("strategy=slow", "rounds=1000", "engine.deadline=20", "max_failures=0.6")
+    run = federation.run(*words, name="killed_node", events=events)
+    assert run.code == 130, run.text
+    assert back(run), run.text
     reasons = {failure["reason"] for line in run.lines for failure in line["failures"]}
     assert any("answer" in reason or "node" in reason for reason in reasons), reasons
 
 
 def test_a_coordinator_killed_in_a_run_comes_back_and_the_run_ends_as_it_would_have(federation, tmp_path):
-    strike = lambda: kill(federation.children["coordinator"])  # noqa: E731
-    run = federation.run("strategy=slow", "rounds=5", name="killed_coordinator", after_rounds=2, strike=strike)
+    go = tmp_path / "go"
+
+    def strike():
+        kill(federation.children["coordinator"])
+        go.touch()
+
+    words = ("strategy=held_coordinator", f"strategy.until={go}", "rounds=5")
+    run = federation.run(*words, name="killed_coordinator", events=[(rounds_done(2), strike)])
     assert run.code == 0, run.text
     assert "going on from its last checkpoint" in run.text
     assert [line["round"] for line in run.lines] == [1, 2, 3, 4, 5]
@@ -93,14 +112,25 @@ def test_a_coordinator_killed_in_a_run_comes_back_and_the_run_ends_as_it_would_h
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process by way of /proc")
-def test_a_run_lives_through_the_death_of_flowers_link(federation):
-    words = ("strategy=slow", "rounds=4", "max_failures=0.6", "engine.deadline=30")  # a message on its way may be lost
-    run = federation.run(*words, name="killed_link", after_rounds=1, strike=federation.kill_link)
-    assert run.code == 0, run.text
+def test_a_run_lives_through_the_death_of_flowers_link(federation, tmp_path):
+    go = tmp_path / "go"
+
+    def strike():
+        federation.replace_link()
+        go.touch()
+
+    def whole(run):
+        return any(line["round"] > 1 and line["num_updates"] == 4 for line in run.lines)
+
+    events = [(lambda run: Path(f"{go}.waiting").exists(), strike), (whole, interrupt)]
+    words = ("strategy=held_node", f"strategy.until={go}", "rounds=1000")
+    words += ("max_failures=0.6", "engine.deadline=60")  # a message on its way may be lost
+    run = federation.run(*words, name="killed_link", events=events)
+    assert run.code == 130, run.text
     assert "lost the coordinator" in run.text
     assert "cut off" not in run.text
-    assert [line["round"] for line in run.lines] == [1, 2, 3, 4]
-    assert run.lines[-1]["num_updates"] == 4, run.text
+    assert [line["round"] for line in run.lines] == list(range(1, len(run.lines) + 1))
+    assert whole(run), run.text
 
 
 def test_training_that_raises_is_told_at_the_coordinator_and_in_the_run_folder(federation):
@@ -128,7 +158,14 @@ def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):
 
 
 def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federation, tmp_path):
-    words = [*federation.words, "strategy=slow", "rounds=6", "hydra.run.dir=stopped"]
+    go = tmp_path / "go"
+    words = [
+        *federation.words,
+        "strategy=held_coordinator",
+        f"strategy.until={go}",
+        "rounds=6",
+        "hydra.run.dir=stopped",
+    ]
     command = federation.submit(*words)
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
@@ -137,6 +174,8 @@ def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federatio
             seen.append(line)
             if line.startswith("round 2/6"):
                 started.send_signal(signal.SIGINT)
+            if "stopping after this round" in line:
+                go.touch()
         assert started.wait(120) == 130, "".join(seen)
     finally:
         started.kill()
