@@ -33,7 +33,9 @@ def last_round(*words: str) -> Round:
 FLAMBY = {5: (0.733, 0.7036), 1: (0.736, 0.6853), 0.1: (0.662, 0.6056)}
 
 
-@pytest.mark.parametrize("epsilon", FLAMBY)
+@pytest.mark.parametrize(
+    "epsilon", [1, *(pytest.param(epsilon, marks=pytest.mark.slow) for epsilon in FLAMBY if epsilon != 1)]
+)
 def test_flamby_heart_with_dp_sgd_is_as_accurate_as_its_header_says_and_no_less_than_published(epsilon):
     words = ["experiment=flamby_heart_dp", f"privacy.epsilon={epsilon}"]
     done = [last_round(*words, f"seed={seed}") for seed in range(42, 47)]
@@ -44,7 +46,7 @@ def test_flamby_heart_with_dp_sgd_is_as_accurate_as_its_header_says_and_no_less_
     assert max(last.privacy.value for last in done) <= epsilon
 
 
-@pytest.mark.parametrize(("epsilon", "accuracy"), [(2.9, 0.935), (6.9, 0.934)])
+@pytest.mark.parametrize(("epsilon", "accuracy"), [(2.9, 0.935), pytest.param(6.9, 0.934, marks=pytest.mark.slow)])
 def test_dp_sgd_on_digits_is_as_accurate_as_its_header_says(epsilon, accuracy):
     last = last_round("experiment=digits_dp_sgd", f"privacy.epsilon={epsilon}")
     assert last.evaluation.pooled["accuracy"] == pytest.approx(accuracy, abs=0.03)

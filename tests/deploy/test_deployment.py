@@ -71,6 +71,7 @@ def test_masked_updates_add_up_to_the_bits_of_a_simulation(federation, tmp_path)
     assert deployed.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "masked", *words)
 
 
+@pytest.mark.slow
 def test_compressed_updates_end_with_the_bits_of_a_simulation_and_are_counted_as_there(federation, tmp_path):
     words = ("compress=topk", "compress.share=0.2", "rounds=2")  # nodes remember what they left out
     deployed = federation.run(*words, name="compressed")
@@ -82,6 +83,7 @@ def test_compressed_updates_end_with_the_bits_of_a_simulation_and_are_counted_as
     assert max(sent) < deployed.lines[0]["bytes_down"] / 2  # the model goes down as it is
 
 
+@pytest.mark.slow
 def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
     def back(run):
         updates = [line["num_updates"] for line in run.lines]
@@ -142,6 +144,7 @@ def test_training_that_raises_is_told_at_the_coordinator_and_in_the_run_folder(f
     assert failed == {1, 3}
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_by_name_and_keeps_the_last_checkpoint(federation):
     run = federation.run("strategy=full", "rounds=4", name="full")
     assert run.code == 3, run.text
@@ -157,6 +160,7 @@ def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):
     assert not run.folder.exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federation, tmp_path):
     go = tmp_path / "go"
     words = [

@@ -65,6 +65,7 @@ def last_parameters(folder):
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes by way of /proc")
 
 
+@pytest.mark.slow
 @linux
 def test_a_torch_node_and_a_jax_node_train_one_model_and_nothing_is_left_behind(start, tmp_path):
     process, folder = start("framework=mixed", "rounds=10", "hydra.run.dir=mixed")
@@ -87,6 +88,7 @@ def test_sigterm_saves_the_round_and_leaves_nothing_else(start):
     assert not list((folder / "t").glob("fedlearn-*"))
 
 
+@pytest.mark.slow
 @linux
 def test_no_process_outlives_a_rehearsal_that_is_killed(start):
     process, folder = start("rounds=1000", "hydra.run.dir=killed")

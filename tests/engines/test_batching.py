@@ -36,8 +36,15 @@ def trained(data, engine, strategy, *, rounds=20, **local):
     return state.params_D
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp"])
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize(
+    ("framework", "model"),
+    [
+        ("torch", "linear"),
+        pytest.param("torch", "mlp", marks=pytest.mark.slow),
+        pytest.param("jax", "linear", marks=pytest.mark.slow),
+        ("jax", "mlp"),
+    ],
+)
 def test_results_do_not_depend_on_batching_or_block_size(data, framework, model):
     pytest.importorskip(framework)
     trainer, _ = models.trainer(model, data, input_shape=(8, 8, 1), framework=framework)

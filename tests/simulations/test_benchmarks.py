@@ -357,6 +357,7 @@ def test_ratios_are_taken_within_a_repeat_and_the_first_round_stands_apart():
     assert "torch flower" not in "".join(tables.variants(runs))
 
 
+@pytest.mark.slow
 def test_flower_does_the_same_work():
     pytest.importorskip("flwr.simulation")
     pytest.importorskip("ray")

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from concurrent.futures import thread as futures
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ class Leftovers:
 
     def _threads(self) -> list[str]:
         left = [each for each in threading.enumerate() if each.is_alive() and not each.daemon]
-        return [f"thread {each.name}" for each in left if each not in self.threads]
+        return [f"thread {each.name}" for each in left if each not in self.threads and not _is_idle(each)]
 
     def _processes(self) -> list[Process]:
         everyone = [process for folder in Path("/proc").glob("[0-9]*") if (process := Process.read(folder))]
@@ -141,6 +142,12 @@ def end(processes: Iterable[Process]) -> None:
     for process in processes:
         with suppress(OSError):
             os.kill(process.pid, signal.SIGKILL)
+
+
+def _is_idle(thread: threading.Thread) -> bool:
+    """Whether it belongs to a pool and has nothing to do: Python ends such threads at its own end."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    return frame is not None and frame.f_code.co_name == "_worker" and frame.f_code.co_filename == futures.__file__
 
 
 def _words(path: Path) -> list[bytes]:
