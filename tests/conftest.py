@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 import shutil
@@ -6,6 +7,7 @@ import sys
 import tempfile
 import types
 
+import layers
 import leftovers
 import pytest
 
@@ -16,6 +18,11 @@ CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE or "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+# a process of pytest-xdist has a core of its own: threads that wait for each other would keep the others from theirs
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+
 # in the background of a shell Ctrl-C is ignored, by children too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,6 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_configure(config):
     config.pluginmanager.register(leftovers)
+    config.pluginmanager.register(layers)
 
 
 def pytest_unconfigure(config):
@@ -33,6 +41,15 @@ def pytest_unconfigure(config):
 def pytest_make_parametrize_id(val, argname):
     """Bytes are named by their argument: an archive holds the time, and pytest-xdist wants fixed names."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go():
+    """What JAX has compiled for one file is in memory no longer than that file's tests; on disk it stays."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,51 @@ OWN = ("fedlearn", "simulations", "strategies")  # whose docstrings are tested
 
 TABLE = {
     **dict.fromkeys(OWN, "unit"),
+    "tests": "unit",
+    "tests/cli": "cli",
+    "tests/contracts": "framework",
+    "tests/data/test_hub": "framework",
+    "tests/data/test_partition": "framework",
+    "tests/deploy/test_children": "process",
+    "tests/deploy/test_deployment": "process",
+    "tests/deploy/test_follow": "framework",
+    "tests/deploy/test_local": "process",
+    "tests/deploy/test_operators_page": "docs",
+    "tests/deploy/test_submit": "cli",
+    "tests/deploy/test_supernode": "process",
+    "tests/deploy/test_trainer": "process",
+    "tests/engines": "framework",
+    "tests/engines/test_batching": "process",
+    "tests/engines/test_clocked_engine": "unit",
+    "tests/engines/test_flower_engine": "process",
+    "tests/engines/test_ray_engine": "process",
+    "tests/flower": "framework",
+    "tests/flower/test_flower_from_the_command_line": "cli",
+    "tests/flower/test_flower_secagg": "unit",
+    "tests/flower/test_wire": "unit",
+    "tests/privacy/test_audit": "framework",
+    "tests/privacy/test_privacy_readme": "docs",
+    "tests/simulations": "framework",
+    "tests/simulations/test_attack": "cli",
+    "tests/simulations/test_audit": "cli",
+    "tests/simulations/test_baselines": "unit",
+    "tests/simulations/test_compare": "unit",
+    "tests/simulations/test_data": "unit",
+    "tests/simulations/test_privacy_utility": "cli",
+    "tests/simulations/test_report": "cli",
+    "tests/simulations/test_robustness": "cli",
+    "tests/simulations/test_secagg_benchmark": "cli",
+    "tests/strategies/test_heterogeneity": "framework",
+    "tests/strategies/test_moon": "framework",
+    "tests/strategies/test_personalisation": "framework",
+    "tests/test_architecture": "process",
+    "tests/test_buffers": "framework",
+    "tests/test_optim": "framework",
+    "tests/test_readme": "docs",
+    "tests/test_robust": "framework",
+    "tests/test_robust_rules": "framework",
+    "tests/test_root": "framework",
+    "tests/trainers": "framework",
 }
 
 
@@ -47,7 +92,7 @@ class Layers:
 
     def pytest_itemcollected(self, item):
         layer = self.layer_of(item.path)
-        if layer and not any(item.iter_markers(name) for name in NAMES if item.get_closest_marker(name)):
+        if layer and not any(item.get_closest_marker(name) for name in NAMES):
             item.add_marker(layer)
 
     @pytest.hookimpl(tryfirst=True)
