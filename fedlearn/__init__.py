@@ -2,81 +2,80 @@
 
 from array_api_compat import array_namespace
 
-from fedlearn.aggregate import (
+from fedlearn.algorithm.aggregation import (
     Aggregator,
     add_rows,
     add_totals,
-    after,
-    apart,
+    collect_updates,
+    collected_updates,
+    divide_total,
     expected_mean,
-    kept,
+    map_updates,
     mean,
+    per_model,
     stacked,
-    updates_of,
-    value,
 )
-from fedlearn.arrays import as_numpy, like
-from fedlearn.asynchrony import Asynchrony, hinge, polynomial, staleness_weight, unweighted
-from fedlearn.compress import signs
-from fedlearn.data.federated import FederatedData
-from fedlearn.engines.clocked import ClockedEngine
-from fedlearn.engines.serial import serial
-from fedlearn.engines.vector import vector
-from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
-from fedlearn.layout import Layout, first_parameters
-from fedlearn.local import LocalRule, Personal, patterns, plain, proximal
-from fedlearn.loop import Schedule, federate, start
-from fedlearn.optim import adaptive, from_optax, onto_simplex, sgd, zeros
-from fedlearn.premix import premixed, shuffled
-from fedlearn.records import (
+from fedlearn.algorithm.client_selection import (
+    SamplingLaw,
+    Selector,
+    everyone,
+    get_selector,
+    lookup_values,
+    min_separation,
+    poisson,
+    round_robin,
+    stateful_selector,
+    training_loss,
+    uniform,
+    update_values,
+    weighted,
+)
+from fedlearn.algorithm.local_rule import LocalRule, PersonalModel, parameter_patterns, plain_training, proximal
+from fedlearn.algorithm.server_optimizers import adaptive, from_optax, project_onto_simplex, sgd, zeros
+from fedlearn.algorithm.staleness import Asynchrony, hinge, polynomial, staleness_weight, unweighted
+from fedlearn.algorithm.strategy import CompositionError, RootDataset, Strategy, with_buffer_policy
+from fedlearn.algorithm.transforms import Codec, Context, Stage, Transform, chain, clip, clip_norm, identity
+from fedlearn.compression.codecs import signs
+from fedlearn.core.arrays import as_numpy, asarray_like
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.layout import Layout, random_parameters
+from fedlearn.core.records import (
     Array,
+    ClientWork,
     Evaluation,
     Examples,
     Failure,
     LocalSettings,
-    Memory,
-    Order,
     Predictions,
+    Request,
     Round,
+    ServerState,
     State,
     Updates,
-    Work,
 )
-from fedlearn.robust import (
-    buckets,
-    chosen_by_krum,
+from fedlearn.engines.base import serial, vector
+from fedlearn.engines.virtual_clock import VirtualClockEngine
+from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
+from fedlearn.loop.scenario import Scenario, judge
+from fedlearn.loop.system_model import SystemModel, constant, lognormal, trace
+from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.robust.pre_aggregation import random_permutation, with_pre_aggregation
+from fedlearn.robust.robust_aggregation import (
+    bucket_weights,
     coordinate_median,
     distances_to,
-    equal_mean,
     inner_products,
-    krum_order,
     mean_around_median,
-    nearest_neighbours,
+    nearest_neighbor_weights,
+    rank_by_krum,
+    resolve_num_malicious,
+    select_by_krum,
     squared_distances,
     trimmed_mean,
+    unweighted_mean,
     weighted_mean,
-    withstood,
 )
-from fedlearn.root import Root, with_root
-from fedlearn.scenario import Scenario, judge
-from fedlearn.select import (
-    SamplingLaw,
-    Selector,
-    everyone,
-    learning,
-    min_separation,
-    poisson,
-    round_robin,
-    selection,
-    training_loss,
-    uniform,
-    values_of,
-    weighted,
-    with_values,
-)
-from fedlearn.strategy import CompositionError, Strategy, buffered
-from fedlearn.system import System, constant, lognormal, trace
-from fedlearn.transform import Codec, Context, Stage, Transform, chain, clip, clip_norm, identity
+from fedlearn.robust.root_dataset import with_root_dataset
 
 __version__ = "0.1.0"
 
@@ -84,7 +83,7 @@ __all__ = [
     "Aggregator",
     "Array",
     "Asynchrony",
-    "ClockedEngine",
+    "VirtualClockEngine",
     "Codec",
     "CompositionError",
     "Context",
@@ -96,11 +95,11 @@ __all__ = [
     "Layout",
     "LocalRule",
     "LocalSettings",
-    "Memory",
-    "Order",
-    "Personal",
+    "State",
+    "Request",
+    "PersonalModel",
     "Predictions",
-    "Root",
+    "RootDataset",
     "Round",
     "SamplingLaw",
     "Scenario",
@@ -108,33 +107,33 @@ __all__ = [
     "Selector",
     "SettingError",
     "Stage",
-    "State",
+    "ServerState",
     "Strategy",
-    "System",
+    "SystemModel",
     "Transform",
     "Updates",
-    "Work",
+    "ClientWork",
     "adaptive",
     "add_rows",
     "add_totals",
-    "after",
-    "apart",
+    "map_updates",
+    "per_model",
     "array_namespace",
     "as_numpy",
-    "buckets",
-    "buffered",
+    "bucket_weights",
+    "with_buffer_policy",
     "chain",
-    "chosen_by_krum",
+    "select_by_krum",
     "clip",
     "clip_norm",
     "constant",
     "coordinate_median",
     "distances_to",
-    "equal_mean",
+    "unweighted_mean",
     "everyone",
     "expected_mean",
     "federate",
-    "first_parameters",
+    "random_parameters",
     "from_optax",
     "hinge",
     "identity",
@@ -142,28 +141,28 @@ __all__ = [
     "is_count",
     "is_number",
     "judge",
-    "kept",
-    "krum_order",
-    "learning",
-    "like",
+    "collect_updates",
+    "rank_by_krum",
+    "stateful_selector",
+    "asarray_like",
     "lognormal",
     "mean",
     "mean_around_median",
     "min_separation",
-    "nearest_neighbours",
-    "onto_simplex",
-    "patterns",
-    "plain",
+    "nearest_neighbor_weights",
+    "project_onto_simplex",
+    "parameter_patterns",
+    "plain_training",
     "poisson",
     "polynomial",
-    "premixed",
+    "with_pre_aggregation",
     "proximal",
     "require",
     "round_robin",
-    "selection",
+    "get_selector",
     "serial",
     "sgd",
-    "shuffled",
+    "random_permutation",
     "signs",
     "squared_distances",
     "stacked",
@@ -174,14 +173,14 @@ __all__ = [
     "trimmed_mean",
     "uniform",
     "unweighted",
-    "updates_of",
-    "value",
-    "values_of",
+    "collected_updates",
+    "divide_total",
+    "lookup_values",
     "vector",
     "weighted",
     "weighted_mean",
-    "with_root",
-    "with_values",
-    "withstood",
+    "with_root_dataset",
+    "update_values",
+    "resolve_num_malicious",
     "zeros",
 ]

@@ -33,7 +33,7 @@ class SettingError(FedlearnError, ValueError):
     def __str__(self) -> str:
         return f"{self.setting} is {self.value}\n  expected  {self.expected}\n  try       {self.fix}"
 
-    def within(self, group: str) -> SettingError:
+    def with_prefix(self, group: str) -> SettingError:
         """The same error, with the group that the setting was typed under in front of its name."""
         fix = f"{group}.{self.fix}" if self.fix.startswith(f"{self.setting}=") else self.fix
         return SettingError(f"{group}.{self.setting}", self.value, self.expected, fix)
@@ -92,9 +92,9 @@ class IncompatibleVersion(FedlearnError):
         )
 
 
-def require(ok: bool, setting: str, value: object, expected: str, fix: str) -> None:
-    """Raise a `SettingError` unless ``ok``."""
-    if not ok:
+def require(condition: bool, setting: str, value: object, expected: str, fix: str) -> None:
+    """Raise a `SettingError` unless ``condition``."""
+    if not condition:
         raise SettingError(setting, value, expected, fix)
 
 

@@ -18,18 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn import checkpoint
-from fedlearn.arrays import as_numpy
-from fedlearn.data.federated import FederatedData
-from fedlearn.engines.base import Engine
-from fedlearn.engines.serial import serial
-from fedlearn.engines.vector import vector
-from fedlearn.layout import Layout
-from fedlearn.local import LocalRule, plain
-from fedlearn.loop import Schedule, federate, start
-from fedlearn.records import Array, Examples, LocalSettings, Order, State, Sum, Updates, Work
-from fedlearn.strategy import Strategy
-from fedlearn.trainers.base import Trainer, batch_plans, initial_parameters, require_features, rounds_of
+from fedlearn.algorithm.local_rule import LocalRule, plain_training
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core import checkpoint
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, ServerState, Updates
+from fedlearn.engines.base import serial, vector
+from fedlearn.loop.protocols import Engine, Trainer
+from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.trainers.base import batch_plans, initial_parameters, require_features, rounds_of
 
 
 class LinearTrainer:
@@ -41,41 +40,41 @@ class LinearTrainer:
 
     framework = "numpy"
     device = "cpu"
-    private = False
+    supports_dp_sgd = False
 
     def __init__(self, num_features: int) -> None:
-        self.layout = Layout.of([("out.weight", (1, num_features)), ("out.bias", (1,))])
+        self.layout = Layout.from_shapes([("out.weight", (1, num_features)), ("out.bias", (1,))])
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
         return initial_parameters(self.layout, None, seed)
 
-    def batched(self, batching: str) -> LinearTrainer:
+    def with_batching(self, batching: str) -> LinearTrainer:
         """Itself: there is one way only."""
         return self
 
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
+    def describe_batching(self, num_clients: int, num_examples: int) -> str:
         """One client after another."""
         return "map"
 
-    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
+    def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Minibatch SGD on the squared error, client after client."""
-        if order.local.example_dp and not self.private:
+        if request.local.example_dp and not self.supports_dp_sgd:
             raise NotImplementedError("the linear trainer has no DP-SGD")
-        require_features(rule.contrast is None)
-        results = [self._fit_client(order, rule, one) for one in work]
+        require_features(rule.feature_penalty is None)
+        results = [self._fit_client(request, rule, one) for one in work]
         losses_K, counts_K, steps_K = (np.array(column) for column in list(zip(*results, strict=True))[1:])
         return Updates(
             clients_K=np.array([one.client for one in work], np.int64),
             delta_KD=np.stack([delta_D for delta_D, *_ in results]),
             num_examples_K=np.array([len(one.examples) for one in work], np.int64),
             num_steps_K=steps_K,
-            metrics={"loss": Sum(losses_K, counts_K)},
+            metrics={"loss": MetricSum(losses_K, counts_K)},
         )
 
-    def _fit_client(self, order: Order, rule: LocalRule, one: Work) -> tuple[np.ndarray, float, int, int]:
+    def _fit_client(self, order: Request, rule: LocalRule, one: ClientWork) -> tuple[np.ndarray, float, int, int]:
         w_global_D = np.asarray(order.params_D)
-        vectors = {name: one.memory[name] for name in rule.memory} | {
+        vectors = {name: one.client_state[name] for name in rule.client_state} | {
             n: as_numpy(order.broadcast[n]) for n in rule.receives
         }
         start_D = w_global_D if one.start_D is None else np.asarray(one.start_D)
@@ -110,7 +109,7 @@ def linear_problem(*, num_clients: int = 6, num_features: int = 3, seed: int = 0
 
 
 HALF = np.arange(7) < 3
-LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
+LOCAL_SETTINGS = LocalSettings(batch_size=4, learning_rate=0.05)
 
 
 def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, trainer: Trainer | None = None) -> None:
@@ -139,9 +138,11 @@ def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, tra
     _check_local_rule(strategy.local)
 
 
-def _run(strategy: Strategy, engine: Engine, trainer: Trainer, *, rounds: int, state: State | None = None) -> State:
+def _run(
+    strategy: Strategy, engine: Engine, trainer: Trainer, *, rounds: int, state: ServerState | None = None
+) -> ServerState:
     state = state or start(strategy, trainer.init(1), engine, seed=1)
-    for done in federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL):
+    for done in federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL_SETTINGS):
         before = np.array(state.params_D)
         assert done.number == state.round + 1, "rounds must follow each other"
         assert np.array_equal(before, np.asarray(state.params_D)), "a round must not change the state before it"
@@ -149,22 +150,22 @@ def _run(strategy: Strategy, engine: Engine, trainer: Trainer, *, rounds: int, s
     return state
 
 
-def _run_with_a_stop(strategy: Strategy, data: FederatedData, trainer: Trainer) -> State:
+def _run_with_a_stop(strategy: Strategy, data: FederatedData, trainer: Trainer) -> ServerState:
     """Two rounds, a checkpoint, and two more from the checkpoint with a new engine."""
     with TemporaryDirectory() as folder:
         first = serial(data, trainer)
         half = _run(strategy, first, trainer, rounds=2)
-        path = checkpoint.save(Path(folder), half, first.memories, layout=trainer.layout)
+        path = checkpoint.save(Path(folder), half, first.client_states, layout=trainer.layout)
         second = serial(data, trainer)
-        state, second.memories = checkpoint.load(path, trainer.layout)
+        state, second.client_states = checkpoint.load(path, trainer.layout)
         return _run(strategy, second, trainer, rounds=4, state=state)
 
 
 def _check_aggregator(strategy: Strategy) -> None:
     rng = np.random.default_rng(0)
-    layout = Layout.of([("w", (8,))])
+    layout = Layout.from_shapes([("w", (8,))])
     updates = _some_updates(rng, num_clients=7, size=8)
-    told = {f"loss/{name}": Sum(rng.uniform(1, 9, 7), np.full(7, 3)) for name in strategy.local.compares}
+    told = {f"loss/{name}": MetricSum(rng.uniform(1, 9, 7), np.full(7, 3)) for name in strategy.local.evaluate_models}
     updates = replace(updates, metrics=told)
     result_D = _aggregate(strategy, layout, updates)
     assert result_D.shape == (8,), f"an aggregate of 8 parameters must have shape (8,), not {result_D.shape}"
@@ -178,7 +179,7 @@ def _check_aggregator(strategy: Strategy) -> None:
         assert same, f"an aggregate must be the same on {as_library.__module__} arrays"
     if strategy.aggregate.merge is not None:
         folds = [strategy.aggregate.add(strategy.aggregate.init(layout), updates.rows(r)) for r in (HALF, ~HALF)]
-        merged_D = np.asarray(strategy.aggregate.done(strategy.aggregate.merge(*folds)))
+        merged_D = np.asarray(strategy.aggregate.finalize(strategy.aggregate.merge(*folds)))
         assert _close(merged_D, result_D, 1e-5), "two merged folds must give what one gives"
     if strategy.aggregate.sensitivity is not None:
         _check_sensitivity(strategy, layout, updates, clip=1.0)
@@ -200,16 +201,18 @@ def _check_sensitivity(strategy: Strategy, layout: Layout, updates: Updates, *, 
 
 def _check_local_rule(rule: LocalRule) -> None:
     rng = np.random.default_rng(0)
-    grad, w, w_global, *vectors = rng.normal(size=(3 + len(rule.memory) + len(rule.receives), 5)).astype(np.float32)
-    named = dict(zip((*rule.memory, *rule.receives), vectors, strict=True))
+    grad, w, w_global, *vectors = rng.normal(size=(3 + len(rule.client_state) + len(rule.receives), 5)).astype(
+        np.float32
+    )
+    named = dict(zip((*rule.client_state, *rule.receives), vectors, strict=True))
     expected = rule.correct(grad, w, w_global, **named)
     assert np.shape(expected) == (5,), "a local rule must keep the gradient's shape"
     for as_library in _libraries():
         theirs = {name: as_library(v) for name, v in named.items()}
         corrected = rule.correct(as_library(grad), as_library(w), as_library(w_global), **theirs)
         assert _close(corrected, expected, 1e-5), f"a local rule must be the same on {as_library.__module__} arrays"
-    if rule.contrast:
-        _check_contrast(rule.contrast, rng)
+    if rule.feature_penalty:
+        _check_contrast(rule.feature_penalty, rng)
 
 
 def _check_contrast(contrast: Callable[..., Any], rng: np.random.Generator) -> None:
@@ -235,7 +238,7 @@ def _aggregate(strategy: Strategy, layout: Layout, updates: Updates) -> np.ndarr
     fold, half = strategy.aggregate.init(layout), len(updates) // 2
     for rows in (np.arange(half), np.arange(half, len(updates))):
         fold = strategy.aggregate.add(fold, updates.rows(rows))
-    return np.asarray(strategy.aggregate.done(fold))
+    return np.asarray(strategy.aggregate.finalize(fold))
 
 
 def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: float = 1e-5) -> None:
@@ -254,39 +257,45 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     assert params_D.dtype == np.float32, f"init must give float32, not {params_D.dtype}"
     assert np.array_equal(params_D, trainer.init(1)), "init must be a function of the seed"
     given_D = params_D.copy()
-    work = [Work(client=3 * k, examples=examples) for k, examples in enumerate(clients)]
+    work = [ClientWork(client=3 * k, examples=examples) for k, examples in enumerate(clients)]
     local = LocalSettings(epochs=2, batch_size=7, learning_rate=0.05)
-    order = Order(round=2, seed=1, params_D=params_D, local=local)
-    updates = trainer.fit(order, plain, work)
+    order = Request(round=2, seed=1, params_D=params_D, local=local)
+    updates = trainer.fit(order, plain_training, work)
     delta_KD = np.asarray(updates.delta_KD)
     assert np.array_equal(params_D, given_D), "fit must not change the global model it was given"
     assert delta_KD.shape == (len(work), size), f"fit must give shape ({len(work)}, {size}), not {delta_KD.shape}"
     assert updates.clients_K.tolist() == [one.client for one in work], "fit must keep the order of its work"
     assert updates.num_examples_K.tolist() == [len(one.examples) for one in work], "fit must count its examples"
     assert updates.metrics["loss"].count_K.tolist() == [2 * len(one.examples) for one in work], "2 epochs see all twice"
-    assert np.array_equal(delta_KD, np.asarray(trainer.fit(order, plain, work).delta_KD)), "fit must be reproducible"
-    alone_KD = [np.asarray(trainer.fit(order, plain, [one]).delta_KD)[0] for one in work]
+    assert np.array_equal(delta_KD, np.asarray(trainer.fit(order, plain_training, work).delta_KD)), (
+        "fit must be reproducible"
+    )
+    alone_KD = [np.asarray(trainer.fit(order, plain_training, [one]).delta_KD)[0] for one in work]
     assert _close(delta_KD, np.stack(alone_KD), tolerance), "a client's update must not depend on its block"
     aged = [one._replace(round=k) for k, one in enumerate(work)]
-    apart = [trainer.fit(replace(order, round=k), plain, [one]).delta_KD[0] for k, one in enumerate(work)]
-    same = _close(trainer.fit(order, plain, aged).delta_KD, np.stack([np.asarray(one) for one in apart]), tolerance)
+    apart = [trainer.fit(replace(order, round=k), plain_training, [one]).delta_KD[0] for k, one in enumerate(work)]
+    same = _close(
+        trainer.fit(order, plain_training, aged).delta_KD, np.stack([np.asarray(one) for one in apart]), tolerance
+    )
     assert same, "a client's random numbers must follow from the round that its work names"
     _check_obedience(trainer, order, work, delta_KD)
     _check_predict(trainer, params_D, delta_KD, clients)
 
 
-def _check_obedience(trainer: Trainer, order: Order, work: Sequence[Work], delta_KD: np.ndarray) -> None:
+def _check_obedience(trainer: Trainer, order: Request, work: Sequence[ClientWork], delta_KD: np.ndarray) -> None:
     """The order's settings and the local rule reach every step."""
     still = replace(order, local=replace(order.local, learning_rate=0.0))
-    assert not np.asarray(trainer.fit(still, plain, work).delta_KD).any(), "learning_rate=0 must leave the model alone"
+    assert not np.asarray(trainer.fit(still, plain_training, work).delta_KD).any(), (
+        "learning_rate=0 must leave the model alone"
+    )
     frozen = LocalRule(correct=lambda grad, w, w_global: 0 * grad)
     assert not np.asarray(trainer.fit(order, frozen, work).delta_KD).any(), "the local rule must reach every step"
     doubled = trainer.fit(order, LocalRule(correct=lambda grad, w, w_global: 2 * grad), work).delta_KD
     faster = replace(order, local=replace(order.local, learning_rate=2 * order.local.learning_rate))
-    same = _close(doubled, trainer.fit(faster, plain, work).delta_KD, 1e-5)
+    same = _close(doubled, trainer.fit(faster, plain_training, work).delta_KD, 1e-5)
     assert same, "doubling the gradient must do what doubling the learning rate does"
     later = replace(order, round=order.round + 1)
-    moved = not np.array_equal(delta_KD, np.asarray(trainer.fit(later, plain, work).delta_KD))
+    moved = not np.array_equal(delta_KD, np.asarray(trainer.fit(later, plain_training, work).delta_KD))
     assert moved, "another round must draw other batches"
 
 
@@ -299,7 +308,9 @@ def _check_predict(trainer: Trainer, params_D: Array, delta_KD: np.ndarray, clie
     assert not np.array_equal(outputs, trainer.predict(params_D + delta_KD[0], x)), "outputs must follow the parameters"
 
 
-def check_twins(one: Trainer, other: Trainer, clients: Sequence[Examples], *, tolerance: float = 1e-5) -> None:
+def check_equivalent_trainers(
+    first: Trainer, second: Trainer, clients: Sequence[Examples], *, tolerance: float = 1e-5
+) -> None:
     """Hold two trainers to being the same model in two frameworks.
 
     Equal layouts, equal initial parameters, equal outputs and equal updates on the same ``params_D``, within
@@ -308,15 +319,15 @@ def check_twins(one: Trainer, other: Trainer, clients: Sequence[Examples], *, to
     Raises:
         AssertionError: naming what differs.
     """
-    assert one.layout == other.layout, _first_difference(one.layout, other.layout)
-    params_D = one.init(1)
-    assert np.array_equal(params_D, other.init(1)), "twins must start from the same parameters"
+    assert first.layout == second.layout, _first_difference(first.layout, second.layout)
+    params_D = first.init(1)
+    assert np.array_equal(params_D, second.init(1)), "twins must start from the same parameters"
     x = clients[0].x
-    outputs = one.predict(params_D, x), other.predict(params_D, x)
+    outputs = first.predict(params_D, x), second.predict(params_D, x)
     assert _close(*outputs, tolerance), f"twins' outputs differ by {np.abs(outputs[0] - outputs[1]).max():.2e}"
-    order = Order(round=1, seed=1, params_D=params_D, local=LocalSettings(batch_size=7, learning_rate=0.05))
-    work = [Work(client=k, examples=examples) for k, examples in enumerate(clients)]
-    a_KD, b_KD = (np.asarray(trainer.fit(order, plain, work).delta_KD) for trainer in (one, other))
+    order = Request(round=1, seed=1, params_D=params_D, local=LocalSettings(batch_size=7, learning_rate=0.05))
+    work = [ClientWork(client=k, examples=examples) for k, examples in enumerate(clients)]
+    a_KD, b_KD = (np.asarray(trainer.fit(order, plain_training, work).delta_KD) for trainer in (first, second))
     assert _close(a_KD, b_KD, tolerance), f"twins' updates differ by {np.abs(a_KD - b_KD).max():.2e}"
 
 

@@ -3,105 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.numpy import save as to_safetensors
-
-from fedlearn.checkpoint import write_atomically
-from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean
-from simulations.exits import DONE, exit_code
-from simulations.overrides import UsageError
-from simulations.trained import Trained, trained
-
-ENDINGS = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx"}
+from fedlearn.runner.compose import UsageError
+from fedlearn.runner.exit_codes import exit_code
+from simulations.analysis.export import _told
 
 
-def export(folder: Path, format: str = "safetensors", out: Path | None = None) -> Path:
-    """Write the newest model of a run.
-
-    Args:
-        folder: of the run.
-        format: ``safetensors`` (named arrays in torch's orientation, with facts about the run), ``torch`` (a state
-            dict, to be loaded with ``weights_only=True``) or ``onnx`` (the whole network). The last two are made by
-            the torch twin, whatever the run was trained with.
-        out: the file; ``model`` with the format's ending in the run folder where it is None.
-
-    *Guarantees*: the file is there as a whole, or as it was before.
-
-    Raises:
-        FedlearnError: there is no model, the format is not known, the network has no torch twin.
-        MissingExtra: the format needs a package that is not installed.
-    """
-    if format not in ENDINGS:
-        near = did_you_mean(format, ENDINGS) or "safetensors"
-        raise SettingError("format", format, f"one of {', '.join(ENDINGS)}", f"format={near}")
-    path = out or folder / f"model{ENDINGS[format]}"
-    _WRITERS[format](folder, path)
-    return path
-
-
-def _safetensors(folder: Path, path: Path) -> None:
-    model = trained(folder)
-    tensors = {name: array.copy() for name, array in model.scenario.trainer.layout.unpack(model.params_D).items()}
-    facts = {
-        "scenario": model.scenario.name,
-        "model": model.scenario.model,
-        "task": model.scenario.data.task,
-        "round": model.round,
-        "layout": model.scenario.trainer.layout.digest,
-    }
-    write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
-
-
-def _state_dict(folder: Path, path: Path) -> None:
-    model = _in_torch(folder)
-    from simulations.models.export_torch import save_state_dict
-
-    _atomically(path, lambda draft: save_state_dict(model.scenario.trainer, model.params_D, draft))
-
-
-def _onnx(folder: Path, path: Path) -> None:
-    model = _in_torch(folder)
-    from simulations.models.export_torch import save_onnx
-
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr):  # torch tells its steps
-        _atomically(path, lambda draft: save_onnx(model.scenario.trainer, model.params_D, model.example, draft))
-
-
-_WRITERS: Mapping[str, Callable[[Path, Path], None]] = {
-    "safetensors": _safetensors,
-    "torch": _state_dict,
-    "onnx": _onnx,
-}
-
-
-def _in_torch(folder: Path) -> Trained:
-    try:
-        return trained(folder, framework="torch")
-    except MissingExtra:
-        raise
-    except SettingError as error:
-        fix = "format=safetensors, which needs no twin"
-        raise FedlearnError(f"the model of {folder} has no torch twin: {error}\n  try       {fix}") from error
-
-
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says: 0 done, 2 for a folder without a model or a bad setting."""
     parser = argparse.ArgumentParser(
         prog="python -m simulations.export",
@@ -110,16 +21,8 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, help="the folder that the run saved")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="e.g. format=onnx")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     return exit_code(lambda: _told(args))
-
-
-def _told(args: argparse.Namespace) -> int:
-    given = dict(_pair(word) for word in args.settings)
-    out = given.pop("out", None)
-    path = export(args.run, out=Path(out) if out else None, **given)
-    sys.stdout.write(f"{path}\n")
-    return DONE
 
 
 def _pair(word: str) -> tuple[str, str]:

@@ -6,110 +6,15 @@ Shapes: N examples, C classes.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from fedlearn.checkpoint import write_atomically
-from fedlearn.data.federated import Task
-from fedlearn.data.folder import images_at
-from fedlearn.errors import DataError
-from simulations.exits import DONE, exit_code
-from simulations.trained import Trained, trained
+from fedlearn.runner.exit_codes import exit_code
+from simulations.analysis.prediction import _told
 
 
-def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
-    """The names of columns, and a row for each example.
-
-    Args:
-        folder: of the run.
-        data: a file that the scenario reads as it does its own, or a folder of images; or ``.npy``, ``.npz`` (its array
-            ``x``) or a ``.csv`` of numbers, with the model's inputs as they are, a row for each example.
-
-    Returns:
-        ``prediction`` and ``probability`` (of class 1) for a binary task; ``prediction`` and the probability of each
-        class; or ``prediction`` alone for regression.
-
-    Raises:
-        FedlearnError: there is no model, or the file does not hold such examples.
-    """
-    model = trained(folder)
-    outputs_NC = model.scenario.trainer.predict(model.params_D, _inputs(model, data))
-    names, rows = columns(outputs_NC, model.scenario.data.task)
-    if model.scenario.data.task == "regression":
-        centre, spread = model.scenario.unit
-        rows = centre + spread * rows
-    return names, rows
-
-
-def columns(outputs_NC: np.ndarray, task: Task) -> tuple[list[str], np.ndarray]:
-    """Predictions from a model's raw outputs."""
-    outputs_NC = np.asarray(outputs_NC, np.float64)
-    if task == "regression":
-        return ["prediction"], outputs_NC[:, :1]
-    if task == "binary":
-        probability_N = 1 / (1 + np.exp(-outputs_NC[:, 0]))
-        return ["prediction", "probability"], np.stack([probability_N > 0.5, probability_N], axis=1)
-    shifted_NC = np.exp(outputs_NC - outputs_NC.max(axis=1, keepdims=True))
-    probability_NC = shifted_NC / shifted_NC.sum(axis=1, keepdims=True)
-    names = ["prediction", *(f"probability_{label}" for label in range(outputs_NC.shape[1]))]
-    return names, np.column_stack([probability_NC.argmax(axis=1), probability_NC])
-
-
-def _inputs(model: Trained, data: Path) -> np.ndarray:
-    if not data.is_file() and not images_at(data):
-        raise DataError(f"{data} is no file\n  try       --data with a file of examples, or a folder of images")
-    if data.suffix not in (".npy", ".npz") and model.scenario.read is not None:
-        return model.scenario.read(data)
-    x = _array(data)
-    shape = model.input_shape
-    if x.shape[1:] != shape and x[0].size != int(np.prod(shape)):
-        expected = " x ".join(map(str, shape))
-        raise DataError(f"{data} has examples of shape {x.shape[1:]}\n  expected  {expected}, as the model takes them")
-    if not np.isfinite(x).all():
-        row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-        raise DataError(f"{data} has a value that is missing or not finite in row {row + 1}\n  try       another file")
-    return x.reshape(len(x), *shape).astype(model.example.dtype)
-
-
-def _array(data: Path) -> np.ndarray:
-    try:
-        if data.suffix == ".npy":
-            found = np.load(data, allow_pickle=False)
-        elif data.suffix == ".npz":
-            with np.load(data, allow_pickle=False) as arrays:
-                found = arrays["x"]
-        else:
-            found = _numbers(data)
-    except (OSError, KeyError, ValueError) as error:
-        fix = "a .npy file, a .npz file with an array x, or a .csv file of numbers"
-        raise DataError(f"{data} cannot be read: {error}\n  try       {fix}") from error
-    if found.ndim < 2 or not len(found):
-        raise DataError(f"{data} has shape {found.shape}\n  expected  a row for each example")
-    return np.asarray(found)
-
-
-def _numbers(data: Path) -> np.ndarray:
-    with data.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
-    if rows and not all(_is_number(cell) for cell in rows[0]):
-        del rows[0]  # names of columns
-    return np.array([[float(cell) for cell in row] for row in rows])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says: 0 done, 2 for a folder without a model or a file without examples."""
     parser = argparse.ArgumentParser(
         prog="python -m simulations.predict", description="Predicts with the model that a run has trained."
@@ -117,26 +22,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="the folder that the run saved")
     parser.add_argument("--data", type=Path, required=True, help="a file of examples, or a folder of images")
     parser.add_argument("--out", type=Path, help="a CSV file; standard output without it")
-    args = parser.parse_args(words)
+    args = parser.parse_args(argv)
     return exit_code(lambda: _told(args))
-
-
-def _told(args: argparse.Namespace) -> int:
-    names, rows = predict(args.run, args.data)
-    cells = [[f"{value:.6g}" for value in row] for row in rows]
-    if args.data.is_dir():
-        names = ["file", *names]
-        cells = [[file.name, *row] for file, row in zip(images_at(args.data), cells, strict=True)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(cells)
-    if args.out:
-        write_atomically(args.out, text.getvalue())
-        sys.stdout.write(f"{args.out}\n")
-    else:
-        sys.stdout.write(text.getvalue())
-    return DONE
 
 
 if __name__ == "__main__":

@@ -10,135 +10,31 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from fedlearn.errors import DataError, FedlearnError
-from fedlearn.history import METRICS_FILE
-from fedlearn.metrics import higher_is_better
-from fedlearn.sinks.wording import score
-from simulations import figures
-from simulations.report import DOTS_PER_INCH, read_run
-
-PICTURE = "privacy_utility.png"
-COLORS = (figures.POOLED, figures.WORST, "#009E73", "#CC79A7", "#E69F00")
+from fedlearn.callbacks import figures
+from fedlearn.callbacks.report import DOTS_PER_INCH
+from fedlearn.errors import FedlearnError
+from simulations.analysis.privacy_utility import FIGURE_FILE, plot_privacy_utility, read_points, table
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One run.
-
-    Attributes:
-        series: what it is compared within: scenario, strategy and mechanism.
-        epsilon: that it claims in the end; None without protection.
-        metric: the main one's name.
-        value: of that, in the end.
-    """
-
-    series: str
-    epsilon: float | None
-    metric: str
-    value: float
-
-
-def points(folders: Sequence[Path]) -> list[Point]:
-    """All finished runs below some folders.
-
-    Raises:
-        DataError: there are none, or they are not about one metric.
-    """
-    found = [_point(path.parent) for folder in folders for path in sorted(folder.rglob(METRICS_FILE))]
-    finished = [point for point in found if point is not None]
-    if not finished:
-        where = ", ".join(str(folder) for folder in folders)
-        raise DataError(f"{where} holds no finished run\n  try       the folder of a sweep, e.g. multirun/...")
-    metrics = sorted({point.metric for point in finished})
-    if len(metrics) > 1:
-        raise DataError(f"runs about {' and '.join(metrics)} cannot share a picture\n  try       one task at a time")
-    return finished
-
-
-def _point(folder: Path) -> Point | None:
-    run = read_run(folder)
-    value, promise = run.summary["final"].get(run.main), run.summary.get("privacy")
-    if value is None or (promise and promise["epsilon"] is None):
-        return None
-    kind = promise["kind"] if promise else "no protection"
-    series = " · ".join([str(run.summary.get("scenario", "")), str(run.summary.get("strategy", "")), kind])
-    return Point(series=series, epsilon=promise["epsilon"] if promise else None, metric=run.main, value=float(value))
-
-
-def by_epsilon(found: Sequence[Point]) -> Mapping[str, Mapping[float | None, list[float]]]:
-    """Values of each series at each epsilon, to two digits of it: seeds of one setting belong together."""
-    grouped: dict[str, dict[float | None, list[float]]] = {}
-    for point in found:
-        place = None if point.epsilon is None else float(f"{point.epsilon:.2g}")
-        grouped.setdefault(point.series, {}).setdefault(place, []).append(point.value)
-    return grouped
-
-
-def picture(found: Sequence[Point]) -> figures.Figure:
-    """The metric against epsilon, smaller and so more private to the left: each run, and means over seeds."""
-    metric = found[0].metric
-    figure = figures.blank(0.75 * figures.WIDTH, 3.4)
-    axis = figure.subplots()
-    for (series, values), color in zip(by_epsilon(found).items(), _colors(), strict=False):
-        bare, places = values.get(None), sorted(place for place in values if place is not None)
-        if bare is not None:
-            axis.axhline(float(np.mean(bare)), color=color, linewidth=1, linestyle=(0, (4, 2)), label=series)
-        if places:
-            means = [np.mean(values[place]) for place in places]
-            axis.plot(places, means, color=color, linewidth=1.8, marker="o", markersize=4, label=series)
-            for place in places:
-                axis.plot([place] * len(values[place]), values[place], ".", color=color, alpha=0.35, markersize=5)
-    places = sorted({place for values in by_epsilon(found).values() for place in values if place is not None})
-    axis.set_xscale("log")
-    if places:
-        axis.set_xticks(places, [f"{place:g}" for place in places])
-        axis.set_xticks([], minor=True)
-    axis.set(title="What privacy costs", xlabel="epsilon (smaller is more private)", ylabel=figures.metric_name(metric))
-    if metric == "accuracy":
-        axis.yaxis.set_major_formatter(lambda share, place: f"{100 * share:g} %")
-    axis.grid(axis="y")
-    axis.legend(loc="lower right" if higher_is_better(metric) else "upper right")
-    return figure
-
-
-def _colors() -> Sequence[str]:
-    return COLORS * 10
-
-
-def table(found: Sequence[Point]) -> str:
-    """A line for each setting: series, epsilon, mean, spread, number of runs."""
-    metric = found[0].metric
-    lines = [f"{'':40} {'epsilon':>8} {metric:>10} {'std':>8} {'runs':>5}"]
-    for series, values in by_epsilon(found).items():
-        for place in sorted(values, key=lambda place: (place is not None, place)):
-            told = "–" if place is None else f"{place:g}"
-            mean, std = (score(metric, float(f(values[place]))) for f in (np.mean, np.std))
-            lines.append(f"{series:40} {told:>8} {mean:>10} {std:>8} {len(values[place]):>5}")
-    return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 for folders without runs."""
     parser = argparse.ArgumentParser(
         prog="python -m simulations.privacy_utility", description="Draws the main metric of runs against epsilon."
     )
     parser.add_argument("folder", type=Path, nargs="+", help="of a sweep, or of single runs")
-    folders = parser.parse_args(arguments).folder
+    folders = parser.parse_args(argv).folder
     try:
-        found = points(folders)
+        found = read_points(folders)
         with figures.style():
-            figure = picture(found)
-            figure.savefig(folders[0] / PICTURE, dpi=DOTS_PER_INCH, facecolor="white")
+            figure = plot_privacy_utility(found)
+            figure.savefig(folders[0] / FIGURE_FILE, dpi=DOTS_PER_INCH, facecolor="white")
     except FedlearnError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(f"{table(found)}\n saved     {folders[0] / PICTURE}\n")
+    sys.stdout.write(f"{table(found)}\n saved     {folders[0] / FIGURE_FILE}\n")
     return 0
 
 

@@ -5,40 +5,12 @@ Shapes: R rules, A attacks.
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-from omegaconf import DictConfig, OmegaConf, open_dict
+from simulations.analysis.analysis_run import run_analysis_command
+from simulations.analysis.robustness import COMMAND_SETTINGS, DEFAULT_OVERRIDES, DEFAULTS, NUM_ROOT_EXAMPLES, _report
 
-import strategies
-from fedlearn.checkpoint import write_atomically
-from fedlearn.config import experiment, plan
-from fedlearn.errors import did_you_mean, is_count, is_number, require
-from fedlearn.loop import federate, start
-from fedlearn.scenario import judge
-from fedlearn.sinks.wording import near, score
-from simulations import figures
-from simulations.exits import DONE
-from simulations.inquiry import Inquiry, command, save, styled
-from simulations.overrides import CONF
-
-ATTACKS = ("none", "sign_flip", "gaussian", "label_flip", "alie", "inner_product", "min_max", "mimic", "backdoor")
-RULES = ("fedavg", "norm_bounding", "fedmedian", "fedtrimmedavg", "rfa", "centered_clipping", "krum", "nnm+krum")
-ROOT = 100  # examples that a server has of its own, as in the paper on FLTrust
-OWN = ("rules", "attacks", "fraction", "seeds")
-DEFAULTS: Mapping[str, Any] = {"rules": ",".join(RULES), "attacks": ",".join(ATTACKS), "fraction": 0.2, "seeds": 1}
-PRESET = (
-    "scenario=digits",
-    "scenario.alpha=0.3",
-    "rounds=50",
-    "local.epochs=2",
-    "local.learning_rate=0.3",
-    "evaluate_every=1000000",
-)
 USAGE = f"""Runs every rule under every attack, and shows what is left of the model.
 
   python -m simulations.robustness [rules=...] [attacks=...] [group=option ...] [setting=value ...]
@@ -46,12 +18,12 @@ USAGE = f"""Runs every rule under every attack, and shows what is left of the mo
 Words are those of python -m simulations.run (of strategy=, only strategy.clients_per_round counts), and
   rules      strategies, with commas; nnm+krum and bucketing+rfa put mixing before a rule
              ({DEFAULTS["rules"]})
-  attacks    files in conf/attack, with commas ({DEFAULTS["attacks"]})
+  attacks    files in conf/poisoning, with commas ({DEFAULTS["attacks"]})
   fraction   of all clients that attack (0.2); rules that ask for it are told how many that is
   seeds      runs of each pair, from seed on (1); their mean is shown
 
 Unless you say otherwise: scenario=digits scenario.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
-Client 0 never attacks, so that all rules face the same attackers: fltrust has {ROOT} examples of all clients there.
+Client 0 never attacks, so that all rules face the same attackers: fltrust has {NUM_ROOT_EXAMPLES} examples of all clients there.
 
 Examples
   python -m simulations.robustness
@@ -62,148 +34,13 @@ Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What became of one rule under one attack, averaged over seeds.
-
-    Attributes:
-        rule, attack: their names.
-        metric: the main one's name.
-        value: of that, in the end.
-        success: of a backdoor; None where there is none.
-    """
-
-    rule: str
-    attack: str
-    metric: str
-    value: float
-    success: float | None
-
-
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; exit codes as in ``USAGE``."""
-    given = list(sys.argv[1:] if words is None else words)
-    marked = [f"robustness.{word}" if word.partition("=")[0] in OWN else word for word in given]
-    return command(marked, name="robustness", usage=USAGE, defaults=DEFAULTS, preset=PRESET, body=_report)
-
-
-def cells(asked: Inquiry) -> list[Cell]:
-    """Run each pair.
-
-    Raises:
-        SettingError: a rule or attack is unknown, or a rule does not withstand so many attackers.
-    """
-    own, done = asked.own, []
-    rules, attacks, fraction, seeds = _names(own["rules"]), _names(own["attacks"]), own["fraction"], own["seeds"]
-    known = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
-    parts = [name for rule in rules for name in rule.split("+")]
-    for kind, names, options in (("rules", parts, strategies.__all__), ("attacks", attacks, known)):
-        for name in names:
-            near_by = did_you_mean(name, options) or options[0]
-            require(name in options, kind, name, f"of {', '.join(options)}", f"{kind}={near_by}")
-    require(is_number(fraction, at_least=0, below=0.5), "fraction", fraction, "a share in [0, 0.5)", "fraction=0.2")
-    require(is_count(seeds), "seeds", seeds, "a whole number >= 1", "seeds=3")
-    together = asked.cfg.strategy.get("clients_per_round")
-    num_malicious = int(fraction * (together or _population(asked)) + 0.5)
-    for rule in rules:
-        words = {**_words(rule.split("+"), fraction, num_malicious), "clients_per_round": together}
-        for attack in attacks:
-            ends = [_end(asked.cfg, words, _attack(attack, fraction), asked.plan.seed + i) for i in range(seeds)]
-            done.append(_cell(rule, attack, ends))
-            sys.stdout.write(f"{rule:>24}  {attack:<16} {_told(done[-1])}\n")
-            sys.stdout.flush()
-    return done
-
-
-def _population(asked: Inquiry) -> int:
-    made = experiment(asked.cfg, asked.plan)
-    made.engine.close()
-    return len(made.scenario.data.clients)
-
-
-def _attack(name: str, fraction: float) -> Any:
-    settings = OmegaConf.load(CONF / "attack" / f"{name}.yaml")
-    return settings if name == "none" else OmegaConf.merge(settings, {"fraction": fraction, "trusted": [0]})
-
-
-def _cell(rule: str, attack: str, ends: Sequence[Mapping[str, float]]) -> Cell:
-    metric = "accuracy" if "accuracy" in ends[0] else "rmse"
-    successes = [end["attack_success"] for end in ends if "attack_success" in end]
-    value = float(np.mean([end[metric] for end in ends]))
-    success = float(np.mean(successes)) if successes else None
-    return Cell(rule=rule, attack=attack, metric=metric, value=value, success=success)
-
-
-def _end(cfg: DictConfig, strategy: Mapping[str, Any], attack: Any, seed: int) -> Mapping[str, float]:
-    """The last evaluation of one run, which leaves no folder of its own."""
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        cfg.seed, cfg.strategy, cfg.attack = seed, dict(strategy), attack
-    made = experiment(cfg, plan(cfg))
-    planned, engine = made.plan, made.engine
-    state = start(planned.strategy, made.scenario.trainer.init(seed), engine, seed=seed)
-    rule, schedule, evaluate = planned.strategy, planned.schedule, judge(made.scenario)
-    try:
-        *_, last = federate(rule, engine, state, schedule=schedule, local=planned.local, evaluate=evaluate)
-    finally:
-        engine.close()
-    assert last.evaluation is not None
-    return last.evaluation.pooled
-
-
-def _words(names: Sequence[str], fraction: float, num_malicious: int) -> dict[str, Any]:
-    """The settings of a rule that knows how many attack; of ``nnm+krum``, those of ``krum`` within those of ``nnm``."""
-    first, *inner = names
-    takes = inspect.signature(getattr(strategies, first)).parameters
-    words: dict[str, Any] = {"_target_": f"strategies.{first}"}
-    words |= {"num_malicious": num_malicious} if "num_malicious" in takes else {}
-    words |= {"trim": fraction} if "trim" in takes else {}
-    words |= {"root_examples": ROOT} if "root_examples" in takes else {}
-    fix = f"rules={inner[0]}+{first}" if inner else ""
-    require(not inner or "rule" in takes, "rules", "+".join(names), "what mixes (nnm, bucketing) before a rule", fix)
-    return words | ({"rule": _words(inner, fraction, num_malicious)} if inner else {})
-
-
-def _names(listed: Any) -> list[str]:
-    return [str(name) for name in (listed if isinstance(listed, list) else str(listed).split(","))]
-
-
-def _told(cell: Cell) -> str:
-    success = "" if cell.success is None else f" ({score('attack_success', cell.success)})"
-    return f"{score(cell.metric, cell.value)}{success}"
-
-
-def _rows(found: Sequence[Cell]) -> list[list[str]]:
-    """Rules against attacks, with the worst of each rule; its first row heads the columns."""
-    attacks = list(dict.fromkeys(cell.attack for cell in found))
-    rows = [["rule", *(attack.replace("_", " ") for attack in attacks), "worst"]]
-    for rule in dict.fromkeys(cell.rule for cell in found):
-        own = [cell for cell in found if cell.rule == rule]
-        worst = (min if own[0].metric == "accuracy" else max)(cell.value for cell in own)
-        rows.append([rule, *(_told(cell) for cell in own), score(own[0].metric, worst)])
-    return rows
-
-
-def table(found: Sequence[Cell], *, title: str) -> str:
-    """The rows as Markdown."""
-    head, *rows = _rows(found)
-    lines = [head, ["---"] * len(head), *rows]
-    told = "In brackets: the share of held-out images that the backdoor's trigger turns into its target."
-    some = f"\n{told}\n" if any(cell.success is not None for cell in found) else ""
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{some}"
-
-
-def _report(asked: Inquiry) -> int:
-    found = cells(asked)
-    scenario, own = asked.cfg.scenario.get("_target_").rpartition(".")[2], asked.own
-    title = f"{found[0].metric.capitalize()} on {scenario} after {asked.plan.schedule.rounds} rounds, " + (
-        f"{100 * own['fraction']:g} % of clients malicious"
+    given = list(sys.argv[1:] if argv is None else argv)
+    marked = [f"robustness.{word}" if word.partition("=")[0] in COMMAND_SETTINGS else word for word in given]
+    return run_analysis_command(
+        marked, name="robustness", usage=USAGE, defaults=DEFAULTS, default_overrides=DEFAULT_OVERRIDES, action=_report
     )
-    figure = styled(lambda: figures.robustness([vars(cell) for cell in found], title))
-    write_atomically(asked.folder / "robustness.md", table(found, title=f"**{title}**"))
-    save(asked, "robustness", {"title": title, "cells": [vars(cell) for cell in found]}, {"robustness": figure})
-    sys.stdout.write(f"\n{table(found, title=title)}\n saved     {near(asked.folder)}\n")
-    return DONE
 
 
 if __name__ == "__main__":

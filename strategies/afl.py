@@ -6,18 +6,18 @@ from fedlearn import (
     Array,
     Context,
     LocalRule,
-    Memory,
     Stage,
+    State,
     Strategy,
     Transform,
     array_namespace,
     everyone,
     is_number,
+    lookup_values,
     mean,
-    onto_simplex,
+    project_onto_simplex,
     require,
-    values_of,
-    with_values,
+    update_values,
 )
 
 
@@ -40,21 +40,23 @@ def afl(*, learning_rate: float = 0.1) -> Strategy:
     ok = is_number(learning_rate, at_least=0)
     require(ok, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")
 
-    def weigh(delta_KD: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    def weigh(delta_KD: Array, memory: State, context: Context) -> tuple[Array, State]:
         clients_N, lambda_N = (np.asarray(context.broadcast[name]) for name in ("clients", "weights"))
-        times_K = values_of(context.clients_K, clients_N, len(lambda_N) * lambda_N, unknown=1)
+        times_K = lookup_values(context.clients_K, clients_N, len(lambda_N) * lambda_N, default=1)
         xp = array_namespace(delta_KD)
         return xp.asarray(times_K, dtype=delta_KD.dtype, device=delta_KD.device)[:, None] * delta_KD, memory
 
-    def ascend(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        lambda_K = values_of(context.clients_K, memory["clients"], memory["weights"], unknown=1 / context.num_clients)
+    def ascend(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        lambda_K = lookup_values(
+            context.clients_K, memory["clients"], memory["weights"], default=1 / context.num_clients
+        )
         raised_K = lambda_K + learning_rate * context.metrics["loss/w_global"]
-        raised = with_values(memory, {"clients": context.clients_K, "weights": raised_K}, of="clients")
-        return update_D, {**raised, "weights": onto_simplex(raised["weights"])}
+        raised = update_values(memory, {"clients": context.clients_K, "weights": raised_K}, key="clients")
+        return update_D, {**raised, "weights": project_onto_simplex(raised["weights"])}
 
     server = Transform(
         init=lambda layout: {"clients": np.zeros(0), "weights": np.zeros(0)}, update=ascend, broadcast=dict
     )
     stage = Stage(client=Transform(update=weigh), server=server)
-    local = LocalRule(compares=("w_global",))
+    local = LocalRule(evaluate_models=("w_global",))
     return Strategy(select=everyone(), local=local, stages=(stage,), aggregate=mean(weighting="equal"))

@@ -1,6 +1,6 @@
 """APFL: each client predicts with a mixture of its own model and the global one."""
 
-from fedlearn import LocalRule, Personal, Strategy, is_number, mean, require, uniform
+from fedlearn import LocalRule, PersonalModel, Strategy, is_number, mean, require, uniform
 
 
 def apfl(*, alpha: float = 0.5, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
@@ -20,10 +20,10 @@ def apfl(*, alpha: float = 0.5, clients_per_round: int | None = None, weighting:
     """
     share = is_number(alpha, at_least=0) and 0 < alpha <= 1
     require(share, "alpha", alpha, "a share in (0, 1]", "alpha=0.5")
-    personal = Personal(
+    personal = PersonalModel(
         correct=lambda grad, w, w_global: alpha**2 * grad,  # of the mixture, which moves by alpha times what v moves
         start=lambda own, w_global: alpha * own + (1 - alpha) * w_global,
-        finish=lambda own, delta: own + delta / alpha,
+        after_training=lambda own, delta: own + delta / alpha,
     )
     local = LocalRule(personal=personal)
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

@@ -1,6 +1,16 @@
 """Bucketing: before a robust rule, means of a few clients drawn at random."""
 
-from fedlearn import Array, Context, Strategy, Updates, buckets, is_count, premixed, require, shuffled
+from fedlearn import (
+    Array,
+    Context,
+    Strategy,
+    Updates,
+    bucket_weights,
+    is_count,
+    random_permutation,
+    require,
+    with_pre_aggregation,
+)
 from strategies.rfa import rfa
 
 
@@ -21,6 +31,6 @@ def bucketing(*, rule: Strategy | None = None, size: int = 2, clients_per_round:
     require(is_count(size), "size", size, "a whole number of clients >= 1", "size=2")
 
     def weights(updates: Updates, context: Context) -> Array:
-        return buckets(shuffled(updates.clients_K, context), size)
+        return bucket_weights(random_permutation(updates.clients_K, context), size)
 
-    return premixed(weights, rule or rfa(), clients_per_round=clients_per_round)
+    return with_pre_aggregation(weights, rule or rfa(), clients_per_round=clients_per_round)

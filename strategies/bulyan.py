@@ -1,17 +1,17 @@
 """Bulyan: Krum again and again, then a trimmed mean of what it chose."""
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Array,
     Strategy,
-    chosen_by_krum,
     mean_around_median,
+    resolve_num_malicious,
+    select_by_krum,
     squared_distances,
     stacked,
     uniform,
-    withstood,
-)  # fmt: skip
+)
 
-UNKNOWN = 2**31  # updates in a round: checked again when they are there
+UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are there
 
 
 def bulyan(*, num_malicious: int | None = None, clients_per_round: int | None = None) -> Strategy:
@@ -36,13 +36,13 @@ def bulyan(*, num_malicious: int | None = None, clients_per_round: int | None = 
     """
 
     def checked(num_updates: int) -> int:
-        return withstood(num_malicious, num_updates, per_malicious=4)
+        return resolve_num_malicious(num_malicious, num_updates, per_malicious=4)
 
     def rule(updates_KD: Array, num_examples_K: Array) -> Array:
         f = checked(len(updates_KD))
         theta = len(updates_KD) - 2 * f
-        chosen = chosen_by_krum(squared_distances(updates_KD), f, theta)
+        chosen = select_by_krum(squared_distances(updates_KD), f, theta)
         return mean_around_median(updates_KD[chosen], theta - 2 * f)
 
-    checked(clients_per_round or UNKNOWN)
+    checked(clients_per_round or UNKNOWN_NUM_UPDATES)
     return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

@@ -1,23 +1,23 @@
 """Centered clipping: updates are clipped about the last aggregate."""
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Array,
     Context,
-    Memory,
     Stage,
+    State,
     Strategy,
     Transform,
+    asarray_like,
+    collect_updates,
+    collected_updates,
     distances_to,
     is_count,
     is_number,
-    kept,
-    like,
     require,
     uniform,
-    updates_of,
     weighted_mean,
     zeros,
-)  # fmt: skip
+)
 
 
 def centered_clipping(
@@ -40,13 +40,13 @@ def centered_clipping(
     require(is_number(radius, at_least=0) and radius > 0, "radius", radius, "a number > 0", "radius=1.0")
     require(is_count(num_iterations), "num_iterations", num_iterations, "a whole number >= 1", "num_iterations=1")
 
-    def update(nothing_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        updates_KD = updates_of(context).delta_KD
-        v_D = like(memory["v"], updates_KD)
+    def update(nothing_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        updates_KD = collected_updates(context).delta_KD
+        v_D = asarray_like(memory["v"], updates_KD)
         for _ in range(num_iterations):
             scale_K = radius / distances_to(updates_KD, v_D).clip(radius)
             v_D = v_D + scale_K.mean() * (weighted_mean(updates_KD, scale_K) - v_D)
         return v_D, {"v": v_D}
 
     rule = Stage(server=Transform(init=lambda layout: {"v": zeros(layout)}, update=update))
-    return Strategy(select=uniform(clients_per_round), aggregate=kept(), stages=(rule,))
+    return Strategy(select=uniform(clients_per_round), aggregate=collect_updates(), stages=(rule,))

@@ -1,6 +1,6 @@
 """Ditto: a personal model at each client, pulled towards the global one."""
 
-from fedlearn import LocalRule, Personal, Strategy, is_number, mean, proximal, require, uniform
+from fedlearn import LocalRule, PersonalModel, Strategy, is_number, mean, proximal, require, uniform
 
 
 def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
@@ -19,5 +19,5 @@ def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighti
     arXiv:2012.04221, Algorithm 1.
     """
     require(is_number(penalty, at_least=0), "penalty", penalty, "a number >= 0", "penalty=0.1")
-    local = LocalRule(personal=Personal(correct=proximal(penalty).correct))
+    local = LocalRule(personal=PersonalModel(correct=proximal(penalty).correct))
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

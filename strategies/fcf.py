@@ -1,11 +1,11 @@
 """FCF: federated collaborative filtering."""
 
-from fedlearn import Array, LocalRule, Strategy, adaptive, mean, patterns, uniform
+from fedlearn import Array, LocalRule, Strategy, adaptive, mean, parameter_patterns, uniform
 
 
 def fcf(
     *,
-    keeps: str | tuple[str, ...] = "user.*",
+    personal_parameters: str | tuple[str, ...] = "user.*",
     learning_rate: float = 0.02,
     beta1: float = 0.9,
     beta2: float = 0.99,
@@ -19,7 +19,7 @@ def fcf(
     ``w <- w + learning_rate m / (sqrt(v) + tau)``. Clients weigh equally: sizes tell who rated how much.
 
     Args:
-        keeps: patterns of the names of parameters that describe a user.
+        personal_parameters: patterns of the names of parameters that describe a user.
         learning_rate: of the server, >= 0.
         beta1: decay of the first moment, in [0, 1).
         beta2: decay of the second moment, in [0, 1).
@@ -37,7 +37,7 @@ def fcf(
 
     return Strategy(
         select=uniform(clients_per_round),
-        local=LocalRule(keeps=patterns(keeps)),
+        local=LocalRule(personal_parameters=parameter_patterns(personal_parameters)),
         aggregate=mean(weighting="equal"),
         server=adaptive(second_moment, learning_rate=learning_rate, beta1=beta1, tau=tau),
     )

@@ -4,12 +4,12 @@ from fedlearn import (
     Array,
     Asynchrony,
     Context,
-    Memory,
+    State,
     Strategy,
     Transform,
+    asarray_like,
     everyone,
     is_number,
-    like,
     proximal,
     require,
     staleness_weight,
@@ -46,10 +46,10 @@ def fedasync(
     require(share, "mixing", mixing, "a share in (0, 1]", "mixing=0.6")
     s = staleness_weight(staleness, exponent=exponent, slope=slope, grace=grace)
 
-    def mix(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    def mix(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
         alpha = mixing * float(s(context.staleness_K)[0])  # of the one in the buffer
-        arrived_D = like(context.sent_D, update_D) + update_D
-        return alpha * (arrived_D - like(context.params_D, update_D)), memory
+        arrived_D = asarray_like(context.sent_D, update_D) + update_D
+        return alpha * (arrived_D - asarray_like(context.params_D, update_D)), memory
 
     return Strategy(
         select=everyone(),

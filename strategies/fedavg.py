@@ -1,6 +1,6 @@
 """Federated averaging."""
 
-from fedlearn import Strategy, mean, selection
+from fedlearn import Strategy, get_selector, mean
 
 
 def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples", select: str = "uniform") -> Strategy:
@@ -17,4 +17,4 @@ def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples",
     Reference: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, *Communication-Efficient Learning of Deep Networks from
     Decentralized Data*, AISTATS 2017, arXiv:1602.05629.
     """
-    return Strategy(select=selection(select, clients_per_round), aggregate=mean(weighting=weighting))
+    return Strategy(select=get_selector(select, clients_per_round), aggregate=mean(weighting=weighting))

@@ -1,17 +1,20 @@
 """FedBN: normalisation layers stay at the clients."""
 
-from fedlearn import LocalRule, Strategy, mean, patterns, uniform
+from fedlearn import LocalRule, Strategy, mean, parameter_patterns, uniform
 
 
 def fedbn(
-    *, keeps: str | tuple[str, ...] = "*norm*", clients_per_round: int | None = None, weighting: str = "examples"
+    *,
+    personal_parameters: str | tuple[str, ...] = "*norm*",
+    clients_per_round: int | None = None,
+    weighting: str = "examples",
 ) -> Strategy:
     """Clients whose features differ (scanners, devices) share all layers but those that normalise.
 
     ``w_l <- sum_k (n_k / n) w_k,l`` for every layer l but normalisation layers, which each client trains for itself
 
     Args:
-        keeps: patterns of the names of normalisation layers' parameters.
+        personal_parameters: patterns of the names of normalisation layers' parameters.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
@@ -22,5 +25,7 @@ def fedbn(
     Normalization*, ICLR 2021, arXiv:2102.07623, Algorithm 1.
     """
     return Strategy(
-        select=uniform(clients_per_round), local=LocalRule(keeps=patterns(keeps)), aggregate=mean(weighting=weighting)
+        select=uniform(clients_per_round),
+        local=LocalRule(personal_parameters=parameter_patterns(personal_parameters)),
+        aggregate=mean(weighting=weighting),
     )

@@ -32,5 +32,5 @@ def fedbuff(
         select=everyone(),
         aggregate=mean(weighting=weighting),
         server=sgd(learning_rate, momentum=momentum),
-        asynchrony=Asynchrony(buffer_size=buffer_size, concurrency=concurrency, weight=polynomial(exponent)),
+        asynchrony=Asynchrony(buffer_size=buffer_size, concurrency=concurrency, staleness_weight=polynomial(exponent)),
     )

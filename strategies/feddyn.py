@@ -4,11 +4,11 @@ from fedlearn import (
     Array,
     Context,
     LocalRule,
-    Memory,
+    State,
     Strategy,
     Transform,
+    asarray_like,
     is_number,
-    like,
     mean,
     require,
     uniform,
@@ -36,15 +36,15 @@ def feddyn(*, alpha: float = 0.1, clients_per_round: int | None = None) -> Strat
     def finish(delta_KD: Array, num_steps_K: Array, learning_rate: float, gradient: Array) -> tuple:
         return {"gradient": gradient - alpha * delta_KD}, {}
 
-    def step(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    def step(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
         share = context.cohort_size / context.num_clients
-        h_D = like(memory["h"], update_D) - alpha * share * update_D
+        h_D = asarray_like(memory["h"], update_D) - alpha * share * update_D
         return update_D - h_D / alpha, {"h": h_D}
 
     rule = LocalRule(
         correct=lambda grad, w, w_global, gradient: grad - gradient + alpha * (w - w_global),
-        memory=("gradient",),
-        finish=finish,
+        client_state=("gradient",),
+        after_training=finish,
     )
     server = Transform(init=lambda layout: {"h": zeros(layout)}, update=step)
     return Strategy(select=uniform(clients_per_round), local=rule, aggregate=mean(weighting="equal"), server=server)

@@ -3,7 +3,7 @@
 from fedlearn import (
     Aggregator,
     Array,
-    Memory,
+    State,
     Strategy,
     Updates,
     array_namespace,
@@ -33,22 +33,22 @@ def fedexp(*, epsilon: float = 0.001, clients_per_round: int | None = None) -> S
     require(positive, "epsilon", epsilon, "a number > 0", "epsilon=0.001")
     plainly = mean(weighting="equal")
 
-    def add(memory: Memory, updates: Updates) -> Memory:
+    def add(memory: State, updates: Updates) -> State:
         xp = array_namespace(updates.delta_KD)
         square_K = as_numpy(xp.sum(updates.delta_KD**2, axis=-1)).astype(float)
         return {**plainly.add(memory, updates), "squares": memory["squares"] + float(square_K.sum())}
 
-    def done(memory: Memory) -> Array:
-        mean_D = plainly.done(memory)
+    def done(memory: State) -> Array:
+        mean_D = plainly.finalize(memory)
         square = float(as_numpy(mean_D).astype(float) @ as_numpy(mean_D))
         return max(1.0, memory["squares"] / (2 * memory["weight"] * (square + epsilon))) * mean_D
 
-    def merge(one: Memory, other: Memory) -> Memory:
+    def merge(one: State, other: State) -> State:
         assert plainly.merge is not None
         return {**plainly.merge(one, other), "squares": one["squares"] + other["squares"]}
 
-    def empty(layout: object) -> Memory:
+    def empty(layout: object) -> State:
         return {"total": None, "weight": 0.0, "squares": 0.0}
 
-    aggregate = Aggregator(init=empty, add=add, done=done, merge=merge)
+    aggregate = Aggregator(init=empty, add=add, finalize=done, merge=merge)
     return Strategy(select=uniform(clients_per_round), aggregate=aggregate)

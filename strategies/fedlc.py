@@ -25,5 +25,5 @@ def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: 
             margin_C = margin_C[1:] - margin_C[:1]
         return outputs_BC - margin_C
 
-    local = LocalRule(logits=calibrated)
+    local = LocalRule(adjust_logits=calibrated)
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

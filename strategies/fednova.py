@@ -1,6 +1,6 @@
 """FedNova: updates are normalised by local steps before they are averaged."""
 
-from fedlearn import Aggregator, Array, Memory, Strategy, Updates, add_rows, add_totals, uniform, value
+from fedlearn import Aggregator, Array, State, Strategy, Updates, add_rows, add_totals, divide_total, uniform
 
 
 def fednova(*, clients_per_round: int | None = None) -> Strategy:
@@ -20,7 +20,7 @@ def fednova(*, clients_per_round: int | None = None) -> Strategy:
     Optimization*, NeurIPS 2020, arXiv:2007.07481, equation 9 and section 5.
     """
 
-    def add(memory: Memory, updates: Updates) -> Memory:
+    def add(memory: State, updates: Updates) -> State:
         examples_K, steps_K = updates.num_examples_K.astype(float), updates.num_steps_K.astype(float)
         return {
             "total": add_rows(memory["total"], updates.delta_KD, examples_K / steps_K),
@@ -28,16 +28,16 @@ def fednova(*, clients_per_round: int | None = None) -> Strategy:
             "examples": memory["examples"] + float(examples_K.sum()),
         }
 
-    def done(memory: Memory) -> Array:
+    def done(memory: State) -> Array:
         tau = memory["steps"] / memory["examples"]
-        return value(memory["total"], memory["examples"] / tau)
+        return divide_total(memory["total"], memory["examples"] / tau)
 
-    def merge(one: Memory, other: Memory) -> Memory:
+    def merge(one: State, other: State) -> State:
         counts = {name: one[name] + other[name] for name in ("steps", "examples")}
         return {"total": add_totals(one["total"], other["total"]), **counts}
 
-    def empty(layout: object) -> Memory:
+    def empty(layout: object) -> State:
         return {"total": None, "steps": 0.0, "examples": 0.0}
 
-    aggregate = Aggregator(init=empty, add=add, done=done, merge=merge, sums=True)
+    aggregate = Aggregator(init=empty, add=add, finalize=done, merge=merge, is_sum=True)
     return Strategy(select=uniform(clients_per_round), aggregate=aggregate)

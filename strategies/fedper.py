@@ -1,15 +1,18 @@
 """Federated learning with personalisation layers."""
 
-from fedlearn import LocalRule, Strategy, mean, patterns, uniform
+from fedlearn import LocalRule, Strategy, mean, parameter_patterns, uniform
 
 
 def fedper(
-    *, keeps: str | tuple[str, ...] = "out.*", clients_per_round: int | None = None, weighting: str = "examples"
+    *,
+    personal_parameters: str | tuple[str, ...] = "out.*",
+    clients_per_round: int | None = None,
+    weighting: str = "examples",
 ) -> Strategy:
     """Clients train a shared base with a head of their own: ``W_B <- sum_k (n_k / n) W_B,k; W_P,k`` stays at client k.
 
     Args:
-        keeps: patterns of the names of parameters that stay at the clients; all others are shared.
+        personal_parameters: patterns of the names of parameters that stay at the clients; all others are shared.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
@@ -19,5 +22,7 @@ def fedper(
     arXiv:1912.00818, Algorithms 1 and 2.
     """
     return Strategy(
-        select=uniform(clients_per_round), local=LocalRule(keeps=patterns(keeps)), aggregate=mean(weighting=weighting)
+        select=uniform(clients_per_round),
+        local=LocalRule(personal_parameters=parameter_patterns(personal_parameters)),
+        aggregate=mean(weighting=weighting),
     )

@@ -1,11 +1,11 @@
 """FedRep: a shared representation under heads that stay at the clients, trained one after the other."""
 
-from fedlearn import LocalRule, Strategy, is_count, mean, patterns, require, uniform
+from fedlearn import LocalRule, Strategy, is_count, mean, parameter_patterns, require, uniform
 
 
 def fedrep(
     *,
-    keeps: str | tuple[str, ...] = "out.*",
+    personal_parameters: str | tuple[str, ...] = "out.*",
     head_epochs: int = 5,
     clients_per_round: int | None = None,
     weighting: str = "examples",
@@ -16,7 +16,7 @@ def fedrep(
     ``phi <- sum_k (n_k / n) phi_k``
 
     Args:
-        keeps: patterns of the names of parameters that stay at the clients: the head.
+        personal_parameters: patterns of the names of parameters that stay at the clients: the head.
         head_epochs: passes for the head, >= 1.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
@@ -29,6 +29,6 @@ def fedrep(
     require(is_count(head_epochs), "head_epochs", head_epochs, "a whole number >= 1", "head_epochs=5")
     return Strategy(
         select=uniform(clients_per_round),
-        local=LocalRule(keeps=patterns(keeps), kept_epochs=head_epochs),
+        local=LocalRule(personal_parameters=parameter_patterns(personal_parameters), personal_epochs=head_epochs),
         aggregate=mean(weighting=weighting),
     )

@@ -1,27 +1,27 @@
 """FLTrust: updates count as far as they point where the server's own does."""
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Array,
     Context,
-    Memory,
-    Root,
+    RootDataset,
     Stage,
+    State,
     Strategy,
     Transform,
+    collect_updates,
+    collected_updates,
     distances_to,
     inner_products,
-    kept,
     sgd,
     uniform,
-    updates_of,
     weighted_mean,
-)  # fmt: skip
+)
 
 
 def fltrust(
     *,
     root_client: int = 0,
-    root_examples: int | None = None,
+    num_root_examples: int | None = None,
     learning_rate: float = 1.0,
     clients_per_round: int | None = None,
 ) -> Strategy:
@@ -31,8 +31,8 @@ def fltrust(
 
     Args:
         root_client: where the server's root data lie; its update ``g_0`` is compared with and not averaged.
-        root_examples: drawn uniformly from all clients' to be those data, as in the paper (simulations only, see
-            `Root`); None: what that client has. Root data in which classes are rare teach distrust of whoever has them.
+        num_root_examples: drawn uniformly from all clients' to be those data, as in the paper (simulations only, see
+            `RootDataset`); None: what that client has. Root data in which classes are rare teach distrust of whoever has them.
         learning_rate: >= 0.
         clients_per_round: cohort size, drawn uniformly, the root client not counted; None takes everyone.
 
@@ -42,11 +42,11 @@ def fltrust(
     Reference: Cao, Fang, Liu, Gong, *FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping*, NDSS 2021,
     arXiv:2012.13995, Algorithm 2.
     """
-    root = Root(client=root_client, examples=root_examples)
+    root = RootDataset(client=root_client, num_examples=num_root_examples)
 
-    def update(nothing_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        updates = updates_of(context)
-        is_root_K, g_KD = root.among(updates.clients_K), updates.delta_KD
+    def update(nothing_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        updates = collected_updates(context)
+        is_root_K, g_KD = root.is_root(updates.clients_K), updates.delta_KD
         g0_D = g_KD[is_root_K][0]
         norm_K = distances_to(g_KD, 0 * g0_D).clip(1e-30)
         norm0 = norm_K[is_root_K][0]
@@ -56,5 +56,5 @@ def fltrust(
             return 0 * g0_D, memory
         return weights_K.sum() / trust_K.sum() * weighted_mean(g_KD, weights_K), memory
 
-    select, rule = root.beside(uniform(clients_per_round)), Stage(server=Transform(update=update))
-    return Strategy(select=select, stages=(rule,), aggregate=kept(), server=sgd(learning_rate), root=root)
+    select, rule = root.add_to_cohorts(uniform(clients_per_round)), Stage(server=Transform(update=update))
+    return Strategy(select=select, stages=(rule,), aggregate=collect_updates(), server=sgd(learning_rate), root=root)

@@ -7,16 +7,16 @@ from fedlearn import (
     Context,
     Layout,
     LocalRule,
-    Memory,
-    Personal,
+    PersonalModel,
+    State,
     Strategy,
     Transform,
     Updates,
-    apart,
     as_numpy,
-    first_parameters,
     is_count,
     mean,
+    per_model,
+    random_parameters,
     require,
     uniform,
 )
@@ -45,16 +45,18 @@ def ifca(
     others = tuple(f"model_{j}" for j in range(1, num_clusters))
     models = ("w_global", *others)
 
-    def first(layout: Layout) -> Memory:
-        return {name: first_parameters(layout, seed, j) for j, name in enumerate(others, start=1)}
+    def first(layout: Layout) -> State:
+        return {name: random_parameters(layout, seed, j) for j, name in enumerate(others, start=1)}
 
     def choice(updates: Updates) -> np.ndarray:
-        return np.argmin([updates.metrics[f"loss/{name}"].means() for name in models], axis=0)
+        return np.argmin([updates.metrics[f"loss/{name}"].client_means() for name in models], axis=0)
 
-    def step(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
-        return update_D, {name: as_numpy(memory[name]) + as_numpy(moved(context.fold, name)) for name in others}
+    def step(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        return update_D, {
+            name: as_numpy(memory[name]) + as_numpy(moved(context.aggregator_state, name)) for name in others
+        }
 
-    aggregate, moved = apart(mean(weighting=weighting), models, choice)
-    server = Transform(init=first, update=step, broadcast=dict, from_fold=True)
-    local = LocalRule(receives=others, compares=models, personal=Personal())
+    aggregate, moved = per_model(mean(weighting=weighting), models, choice)
+    server = Transform(init=first, update=step, broadcast=dict, needs_aggregator_state=True)
+    local = LocalRule(receives=others, evaluate_models=models, personal=PersonalModel())
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate, server=server)

@@ -1,19 +1,19 @@
 """Krum and multi-Krum: the updates that have the most others close by."""
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Array,
     Strategy,
-    equal_mean,
     is_count,
-    krum_order,
+    rank_by_krum,
     require,
+    resolve_num_malicious,
     squared_distances,
     stacked,
     uniform,
-    withstood,
-)  # fmt: skip
+    unweighted_mean,
+)
 
-UNKNOWN = 2**31  # updates in a round: checked again when they are there
+UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are there
 
 
 def krum(*, num_malicious: int | None = None, num_to_keep: int = 1, clients_per_round: int | None = None) -> Strategy:
@@ -37,15 +37,15 @@ def krum(*, num_malicious: int | None = None, num_to_keep: int = 1, clients_per_
     require(is_count(num_to_keep), "num_to_keep", num_to_keep, "a whole number >= 1", "num_to_keep=1")
 
     def checked(num_updates: int) -> int:
-        f = withstood(num_malicious, num_updates, per_malicious=2)
+        f = resolve_num_malicious(num_malicious, num_updates, per_malicious=2)
         most = max(1, num_updates - f - 2)
         expected = f"at most n - num_malicious - 2 = {most} of {num_updates} updates"
         require(num_to_keep <= most, "strategy.num_to_keep", num_to_keep, expected, f"strategy.num_to_keep={most}")
         return f
 
     def rule(updates_KD: Array, num_examples_K: Array) -> Array:
-        order_K = krum_order(squared_distances(updates_KD), checked(len(updates_KD)))
-        return equal_mean(updates_KD[order_K[:num_to_keep]])
+        order_K = rank_by_krum(squared_distances(updates_KD), checked(len(updates_KD)))
+        return unweighted_mean(updates_KD[order_K[:num_to_keep]])
 
-    checked(clients_per_round or UNKNOWN)
+    checked(clients_per_round or UNKNOWN_NUM_UPDATES)
     return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

@@ -34,5 +34,5 @@ def moon(
         near, far = sim(z, z_glob) / tau, sim(z, z_prev) / tau
         return mu * (array_namespace(z).logaddexp(near, far) - near)
 
-    local = LocalRule(contrast=contrast if mu else None)
+    local = LocalRule(feature_penalty=contrast if mu else None)
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=mean(weighting=weighting))

@@ -1,18 +1,18 @@
 """Nearest neighbour mixing: before a robust rule, each update becomes the mean of those about it."""
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Array,
     Context,
     Strategy,
     Updates,
-    nearest_neighbours,
-    premixed,
+    nearest_neighbor_weights,
+    resolve_num_malicious,
     squared_distances,
-    withstood,
-)  # fmt: skip
+    with_pre_aggregation,
+)
 from strategies.fedtrimmedavg import fedtrimmedavg
 
-UNKNOWN = 2**31  # updates in a round: checked again when they are there
+UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are there
 
 
 def nnm(
@@ -34,11 +34,11 @@ def nnm(
     """
 
     def checked(num_updates: int) -> int:
-        return withstood(num_malicious, num_updates, per_malicious=2, more=1)
+        return resolve_num_malicious(num_malicious, num_updates, per_malicious=2, offset=1)
 
     def weights(updates: Updates, context: Context) -> Array:
         num = len(updates)
-        return nearest_neighbours(squared_distances(updates.delta_KD), num - checked(num))
+        return nearest_neighbor_weights(squared_distances(updates.delta_KD), num - checked(num))
 
-    checked(clients_per_round or UNKNOWN)
-    return premixed(weights, rule or fedtrimmedavg(), clients_per_round=clients_per_round)
+    checked(clients_per_round or UNKNOWN_NUM_UPDATES)
+    return with_pre_aggregation(weights, rule or fedtrimmedavg(), clients_per_round=clients_per_round)

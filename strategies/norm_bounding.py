@@ -1,6 +1,6 @@
 """Norm bounding: no update counts for more than a given length."""
 
-from fedlearn import Strategy, after, clip_norm, is_number, mean, require, uniform
+from fedlearn import Strategy, clip_norm, is_number, map_updates, mean, require, uniform
 
 
 def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -> Strategy:
@@ -21,5 +21,5 @@ def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -
     section 3.
     """
     require(is_number(bound, at_least=0) and 0 < bound < float("inf"), "bound", bound, "a number > 0", "bound=1.0")
-    bounded = after(lambda updates_KD: clip_norm(updates_KD, bound), mean(weighting="equal"))
+    bounded = map_updates(lambda updates_KD: clip_norm(updates_KD, bound), mean(weighting="equal"))
     return Strategy(select=uniform(clients_per_round), aggregate=bounded)

@@ -1,6 +1,6 @@
 """pFedMe: personal models as the Moreau envelope of each client's loss."""
 
-from fedlearn import Personal, Strategy, is_number, mean, proximal, require, sgd, uniform
+from fedlearn import PersonalModel, Strategy, is_number, mean, proximal, require, sgd, uniform
 
 
 def pfedme(
@@ -25,7 +25,7 @@ def pfedme(
         require(is_number(number, at_least=0), name, number, "a number >= 0", f"{name}=1.0")
     return Strategy(
         select=uniform(clients_per_round),
-        local=proximal(penalty)._replace(personal=Personal()),
+        local=proximal(penalty)._replace(personal=PersonalModel()),
         aggregate=mean(weighting="equal"),
         server=sgd(beta * learning_rate * penalty),
     )

@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from fedlearn import Array, Strategy, is_count, learning, mean, require, training_loss, values_of
+from fedlearn import Array, Strategy, is_count, lookup_values, mean, require, stateful_selector, training_loss
 
 
-def power_of_choice(*, clients_per_round: int = 10, candidates: int = 20, weighting: str = "examples") -> Strategy:
-    """FedAvg over the ``clients_per_round`` of ``candidates`` clients whose last training losses are the largest.
+def power_of_choice(*, clients_per_round: int = 10, num_candidates: int = 20, weighting: str = "examples") -> Strategy:
+    """FedAvg over the ``clients_per_round`` of ``num_candidates`` clients whose last training losses are the largest.
 
     The loss of a candidate is the one that it told when it last took part (rpow-d in the paper: nobody is asked twice);
     one that never has comes first.
 
     Args:
         clients_per_round: m, >= 1; all where there are fewer.
-        candidates: d, >= m, drawn uniformly; m is uniform selection, more are faster and less fair to small losses.
+        num_candidates: d, >= m, drawn uniformly; m is uniform selection, more are faster and less fair to small losses.
         weighting: ``examples`` or ``equal``.
 
     *Guarantees*: none for a privacy ledger: the choice follows from clients' losses.
@@ -22,15 +22,15 @@ def power_of_choice(*, clients_per_round: int = 10, candidates: int = 20, weight
     arXiv:2010.01243, sections 3 and 5.
     """
     require(is_count(clients_per_round), "clients_per_round", clients_per_round, "a whole number >= 1", "candidates=10")
-    enough = is_count(candidates, at_least=clients_per_round)
+    enough = is_count(num_candidates, at_least=clients_per_round)
     expected = f"a whole number >= clients_per_round={clients_per_round}"
-    require(enough, "candidates", candidates, expected, f"candidates={2 * clients_per_round}")
+    require(enough, "num_candidates", num_candidates, expected, f"num_candidates={2 * clients_per_round}")
 
     def choose(
         round: int, clients: Array, rng: np.random.Generator, clients_N: Array, value_N: Array, round_N: Array
     ) -> list[int]:
-        drawn = [clients[i] for i in rng.choice(len(clients), min(candidates, len(clients)), replace=False)]
-        loss = values_of(drawn, clients_N, value_N, unknown=np.inf)
+        drawn = [clients[i] for i in rng.choice(len(clients), min(num_candidates, len(clients)), replace=False)]
+        loss = lookup_values(drawn, clients_N, value_N, default=np.inf)
         return [drawn[i] for i in np.argsort(-loss, kind="stable")[:clients_per_round]]
 
-    return Strategy(select=learning(choose, training_loss), aggregate=mean(weighting=weighting))
+    return Strategy(select=stateful_selector(choose, training_loss), aggregate=mean(weighting=weighting))

@@ -2,21 +2,21 @@
 
 import numpy as np
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Aggregator,
     LocalRule,
-    Memory,
+    State,
     Strategy,
     Updates,
     add_rows,
     add_totals,
     array_namespace,
     as_numpy,
+    divide_total,
     is_number,
     require,
     uniform,
-    value,
-)  # fmt: skip
+)
 
 
 def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int | None = None) -> Strategy:
@@ -39,21 +39,23 @@ def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int |
     require(is_number(q, at_least=0), "q", q, "a number >= 0", "q=1.0   (0 is FedAvg)")
     require(is_number(lipschitz, at_least=0) and lipschitz > 0, "lipschitz", lipschitz, "a number > 0", "lipschitz=10")
 
-    def add(memory: Memory, updates: Updates) -> Memory:
+    def add(memory: State, updates: Updates) -> State:
         xp = array_namespace(updates.delta_KD)
         square_K = as_numpy(xp.sum(updates.delta_KD**2, axis=-1)).astype(float)
-        loss_K = np.maximum(updates.metrics["loss/w_global"].means(), 1e-10)
+        loss_K = np.maximum(updates.metrics["loss/w_global"].client_means(), 1e-10)
         h_K = loss_K**q + q * loss_K ** (q - 1) * lipschitz * square_K
         total = add_rows(memory["total"], updates.delta_KD, loss_K**q)
         return {"total": total, "h": memory["h"] + float(h_K.sum())}
 
-    def merge(one: Memory, other: Memory) -> Memory:
+    def merge(one: State, other: State) -> State:
         return {"total": add_totals(one["total"], other["total"]), "h": one["h"] + other["h"]}
 
     aggregate = Aggregator(
         init=lambda layout: {"total": None, "h": 0.0},
         add=add,
-        done=lambda memory: value(memory["total"], memory["h"]),
+        finalize=lambda memory: divide_total(memory["total"], memory["h"]),
         merge=merge,
     )
-    return Strategy(select=uniform(clients_per_round), local=LocalRule(compares=("w_global",)), aggregate=aggregate)
+    return Strategy(
+        select=uniform(clients_per_round), local=LocalRule(evaluate_models=("w_global",)), aggregate=aggregate
+    )

@@ -1,6 +1,6 @@
 """SCAFFOLD: control variates at clients and server remove client drift."""
 
-from fedlearn import Array, Context, LocalRule, Memory, Strategy, Transform, like, mean, uniform, zeros
+from fedlearn import Array, Context, LocalRule, State, Strategy, Transform, asarray_like, mean, uniform, zeros
 
 
 def scaffold(*, clients_per_round: int | None = None) -> Strategy:
@@ -25,15 +25,15 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
         change_KD = -server - delta_KD / (num_steps_K[:, None] * learning_rate)
         return {"own": own + change_KD}, {"change": change_KD}
 
-    def control(update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    def control(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
         share = context.cohort_size / context.num_clients
-        return update_D, {"server": like(memory["server"], update_D) + share * context.extra["change"]}
+        return update_D, {"server": asarray_like(memory["server"], update_D) + share * context.extra["change"]}
 
     rule = LocalRule(
         correct=lambda grad, w, w_global, own, server: grad - own + server,
-        memory=("own",),
+        client_state=("own",),
         receives=("server",),
-        finish=finish,
+        after_training=finish,
     )
     server = Transform(
         init=lambda layout: {"server": zeros(layout)},

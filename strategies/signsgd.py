@@ -3,7 +3,7 @@
 from fedlearn import (
     Array,
     Context,
-    Memory,
+    State,
     Strategy,
     Transform,
     array_namespace,
@@ -31,7 +31,7 @@ def signsgd(*, learning_rate: float = 0.01, clients_per_round: int | None = None
     """
     require(is_number(learning_rate, at_least=0), "learning_rate", learning_rate, ">= 0", "learning_rate=0.01")
 
-    def vote(mean_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    def vote(mean_D: Array, memory: State, context: Context) -> tuple[Array, State]:
         return learning_rate * array_namespace(mean_D).sign(mean_D), memory
 
     return Strategy(

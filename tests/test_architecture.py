@@ -78,20 +78,26 @@ FLOWER += [path.relative_to(ROOT).as_posix() for path in (ROOT / "simulations/be
 HOMES = {
     "torch": [*TRAINERS["torch"], *MODELS["torch"], "fedlearn/testing.py", *BENCHMARKS["torch"]],
     "opacus": [*TRAINERS["torch"], *BENCHMARKS["torch"]],
-    "jax": [*TRAINERS["jax"], *MODELS["jax"], "fedlearn/optim.py", "fedlearn/testing.py", *BENCHMARKS["jax"]],
+    "jax": [
+        *TRAINERS["jax"],
+        *MODELS["jax"],
+        "fedlearn/algorithm/server_optimizers.py",
+        "fedlearn/testing.py",
+        *BENCHMARKS["jax"],
+    ],
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
-    "ray": ["fedlearn/engines/ray.py", "fedlearn/engines/ray_compat.py", "fedlearn/engines/flower.py"],
-    "tokenizers": ["simulations/scenarios/words.py", "simulations/scenarios/minilm.py"],
-    "flwr_datasets": ["fedlearn/data/hub.py", "fedlearn/data/partition.py"],
+    "ray": ["fedlearn/engines/ray/engine.py", "fedlearn/engines/ray/compat.py", "fedlearn/engines/flower.py"],
+    "tokenizers": ["simulations/datasets/hashing_tokenizer.py", "simulations/datasets/minilm.py"],
+    "flwr_datasets": ["fedlearn/data/hugging_face.py", "fedlearn/data/partition.py"],
     "matplotlib": [
         "simulations/report.py",
-        "simulations/figures.py",
+        "fedlearn/callbacks/figures.py",
         "simulations/benchmarks/picture.py",
-        "fedlearn/privacy/plan.py",
+        "fedlearn/privacy/calculator.py",
     ],
     "dp_accounting": ["fedlearn/privacy/accounting.py"],
-    "jax_privacy": ["fedlearn/privacy/audit.py", "fedlearn/privacy/mechanisms/ftrl.py"],
-    "flwr": ["fedlearn/engines/grid.py", "fedlearn/engines/flower.py", *FLOWER],
+    "jax_privacy": ["fedlearn/privacy/audit.py", "fedlearn/privacy/mechanisms/dp_ftrl.py"],
+    "flwr": ["fedlearn/engines/deployed.py", "fedlearn/engines/flower.py", *FLOWER],
 }
 
 
@@ -102,14 +108,14 @@ def test_a_framework_lives_only_in_its_homes(package, homes):
 
 def test_hydra_lives_only_in_config_and_applications():
     found = {*files_that_import("hydra"), *files_that_import("omegaconf")}
-    homes = ("simulations/", "fedlearn/deploy/", "fedlearn/config.py", "fedlearn/hydra_compat.py")
+    homes = ("simulations/", "fedlearn/deploy/", "fedlearn/runner/config.py", "fedlearn/runner/compat.py")
     assert all(path.startswith(homes) for path in found), found
 
 
 COMPATIBILITY = {  # library -> its module, and packages that it documents
     "flwr": ("fedlearn/flower/compat.py", {"app", "clientapp", "serverapp", "simulation"}),
-    "ray": ("fedlearn/engines/ray_compat.py", {"", "exceptions", "util"}),
-    "hydra": ("fedlearn/hydra_compat.py", {"errors", "types", "utils"}),
+    "ray": ("fedlearn/engines/ray/compat.py", {"", "exceptions", "util"}),
+    "hydra": ("fedlearn/runner/compat.py", {"errors", "types", "utils"}),
     "omegaconf": (None, {"", "errors"}),
 }
 DOCUMENTED = {"flwr.serverapp.strategy", "flwr.clientapp.mod"}  # below the packages

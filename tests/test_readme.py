@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from fedlearn.config import plan
-from simulations.overrides import compose
-from simulations.run import arguments
+from fedlearn.runner.compose import compose
+from fedlearn.runner.config import build_plan
+from fedlearn.runner.start import parse_args
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,13 +60,13 @@ def in_shell(words: list[str], folder: Path) -> subprocess.CompletedProcess:
 
 
 def composed(*words: str) -> DictConfig:
-    return compose(arguments(words))[0].cfg
+    return compose(parse_args(words))[0].cfg
 
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
 def test_every_run_in_the_readmes_composes_and_its_settings_are_in_range(words):
-    for job in compose(arguments(words)):
-        plan(job.cfg)
+    for job in compose(parse_args(words)):
+        build_plan(job.cfg)
 
 
 def test_the_commands_of_the_readmes_were_found():
@@ -118,7 +118,7 @@ def test_the_settings_table_names_real_settings_with_their_defaults():
 
 def test_the_options_that_the_settings_table_lists_are_all_that_there_are():
     rows = {name: row[1] + row[2] for row in table("Settings") for name in re.findall(r"`([\w.]+)`", row[0])[:1]}
-    for group in ("scenario", "model", "privacy", "attack", "compress"):  # of strategies there is a catalogue
+    for group in ("scenario", "model", "privacy", "poisoning", "compress"):  # of strategies there is a catalogue
         options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
         assert options == options & set(re.findall(r"`(\w+)`", rows[group])), group
 

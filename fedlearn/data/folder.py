@@ -22,13 +22,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fedlearn.data.tables import Table, bare_name, is_table, joined, read_table, words
+from fedlearn.data.tables import Table, concat_tables, is_table, read_table, table_stem, to_categories
 from fedlearn.errors import DataError, MissingExtra
 
-SIDES = ("train", "test")
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-GREY = ("1", "L", "LA", "I", "I;16", "F")  # Pillow's modes
-CLASS = "class"  # the column that stands for an image's folder
+SPLITS = ("train", "test")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")  # Pillow's modes
+CLASS_COLUMN = "class"  # the column that stands for an image's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class Contents:
 
 
 def read_contents(
-    path: Path, *, client: str | None = None, ignore: Sequence[str] = (), image_size: int | None = None
+    path: Path, *, client_column: str | None = None, ignored_columns: Sequence[str] = (), image_size: int | None = None
 ) -> Contents:
     """What lies at a path, in one of the layouts above.
 
     Args:
         path: a file or a folder; hidden files and folders in it are passed over.
-        client: the column that says whose row it is; None goes by the names of files and folders.
-        ignore: columns to leave out.
+        client_column: the column that says whose row it is; None goes by the names of files and folders.
+        ignored_columns: columns to leave out.
         image_size: to which images are scaled, height and width alike; None takes them as they are.
 
     Raises:
@@ -66,20 +66,20 @@ def read_contents(
     if not path.exists():
         raise DataError(f"scenario.path is {path}: there is no such file or folder\n  try       an absolute path")
     if path.is_file():
-        return _tables([path], [""], client, ignore)
+        return _tables([path], [""], client_column, ignored_columns)
     files = sorted(file for file in path.rglob("*") if file.is_file() and not _hidden(file.relative_to(path)))
     tables = [file for file in files if is_table(file)]
-    pictures = [file for file in files if file.suffix.lower() in IMAGES]
+    pictures = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     if bool(tables) == bool(pictures):
         found = "both tables and images" if tables else "neither a CSV or Parquet file nor an image"
         fix = "a folder with a file for each client, or with images in folders by class"
         raise DataError(f"{path} holds {found}\n  try       {fix}")
-    if pictures and client is not None:
+    if pictures and client_column is not None:
         fix = "folders client/class/1.png, and scenario.client=null"
-        raise DataError(f"scenario.client is {client}, but images have no columns\n  try       {fix}")
+        raise DataError(f"scenario.client is {client_column}, but images have no columns\n  try       {fix}")
     if pictures:
         return _pictures(path, pictures, image_size)
-    return _tables(tables, [_owner(path, file) for file in tables], client, ignore)
+    return _tables(tables, [_owner(path, file) for file in tables], client_column, ignored_columns)
 
 
 def _hidden(path: Path) -> bool:
@@ -94,26 +94,26 @@ def _owner(path: Path, file: Path) -> str:
         raise DataError(f"{file.relative_to(path)} lies too deep to say which client has it\n  try       {fix}")
     if folders:
         return folders[0]
-    return "" if bare_name(file) in SIDES else bare_name(file)
+    return "" if table_stem(file) in SPLITS else table_stem(file)
 
 
 def _tables(files: Sequence[Path], owners: Sequence[str], client: str | None, ignore: Sequence[str]) -> Contents:
-    tables = [read_table(file, ignore=ignore) for file in files]
+    tables = [read_table(file, ignored_columns=ignore) for file in files]
     if client is None and any(owners) and not all(owners):
         stray = files[[bool(owner) for owner in owners].index(False)].name
         raise DataError(f"{stray} lies beside files of clients\n  try       a folder for each client, or another name")
-    table = joined(tables)
+    table = concat_tables(tables)
     sizes = [len(part) for part in tables]
     clients = np.repeat(np.array(owners, object), sizes) if any(owners) else None
     if client is not None:
-        clients = owners_of(table, client)
-    sides = np.repeat([bare_name(file) == "test" for file in files], sizes)
+        clients = clients_of_rows(table, client)
+    sides = np.repeat([table_stem(file) == "test" for file in files], sizes)
     return Contents(table=table, clients=clients, test_N=sides if sides.any() else None)
 
 
-def owners_of(table: Table, column: str) -> np.ndarray:
+def clients_of_rows(table: Table, column: str) -> np.ndarray:
     """Whose each row is by a column that says so; `DataError` where it does not."""
-    owners_N = words(table.column(column, "scenario.client"))
+    owners_N = to_categories(table.column(column, "scenario.client"))
     nobody_N = np.array([owner is None for owner in owners_N])
     table.refuse(nobody_N, column, "missing, but it says whose row it is", "removing the row, or naming a client")
     return owners_N
@@ -121,7 +121,7 @@ def owners_of(table: Table, column: str) -> np.ndarray:
 
 def _pictures(path: Path, files: Sequence[Path], size: int | None) -> Contents:
     places = [file.relative_to(path).parts[:-1] for file in files]
-    split = {place[0] for place in places if place} <= {*SIDES}
+    split = {place[0] for place in places if place} <= {*SPLITS}
     depths = {len(place) - split for place in places}
     if depths not in ({1}, {2}):
         fix = "client/class/1.png for all of them, or class/1.png, or train/class/1.png and test/class/1.png"
@@ -130,7 +130,7 @@ def _pictures(path: Path, files: Sequence[Path], size: int | None) -> Contents:
     classes = np.array([place[-1] for place in places], object)
     sides = np.array([place[0] == "test" for place in places])
     return Contents(
-        table=Table({CLASS: classes}, origins),
+        table=Table({CLASS_COLUMN: classes}, origins),
         clients=np.array([place[split] for place in places], object) if depths == {2} else None,
         test_N=sides if split and sides.any() else None,
         images=read_images(files, [name for name, _, _ in origins], size=size),
@@ -161,22 +161,22 @@ def read_images(files: Sequence[Path | BinaryIO], names: Sequence[str], *, size:
     return pixels
 
 
-def images_at(place: Path) -> list[Path]:
+def list_images(path: Path) -> list[Path]:
     """The image there, or those of a folder in the order of their names."""
-    files = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [file for file in files if file.suffix.lower() in IMAGES and file.is_file()]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
 
 
-def images_like(shape: Sequence[int], place: Path) -> np.ndarray:
+def read_images_for_shape(shape: Sequence[int], path: Path) -> np.ndarray:
     """New images for a model of ``shape`` (height, width, channels): ``(N, *shape)`` uint8, scaled to it.
 
     Raises:
         DataError: there is no image at that place, or one cannot be read.
         MissingExtra: Pillow is absent.
     """
-    files, (height, width, channels) = images_at(place), shape
+    files, (height, width, channels) = list_images(path), shape
     if not files:
-        raise DataError(f"{place} is no image, nor a folder of images\n  try       a {', '.join(IMAGES)} file")
+        raise DataError(f"{path} is no image, nor a folder of images\n  try       a {', '.join(IMAGE_SUFFIXES)} file")
     return np.stack([_read_image(file, file.name, size=(width, height), channels=channels) for file in files])
 
 
@@ -189,7 +189,7 @@ def _read_image(
         raise MissingExtra("reading images", "data") from error
     try:
         with Image.open(file) as opened:
-            grey = channels == 1 if channels else opened.mode in GREY
+            grey = channels == 1 if channels else opened.mode in GREY_MODES
             image: Any = opened.convert("L" if grey else "RGB")
             image = image.resize(size, Image.Resampling.BILINEAR) if size else image
             pixels = np.asarray(image, np.uint8)

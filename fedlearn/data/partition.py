@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedlearn.core.random import Purpose, generator, integer_seed
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, is_count, is_number, require
-from fedlearn.seeds import Purpose, generator, integer_seed
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -73,12 +73,16 @@ class Partition:
 
 
 def partition_rows(
-    how: Partition, labels_N: np.ndarray, natural_N: np.ndarray | None = None, *, order_N: np.ndarray | None = None
+    partition: Partition,
+    labels_N: np.ndarray,
+    natural_N: np.ndarray | None = None,
+    *,
+    order_N: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """The row numbers of each client.
 
     Args:
-        how: the way.
+        partition: the way.
         labels_N: class numbers (integers), or real targets, which only the kinds without classes can divide.
         natural_N: who each row belongs to (integers from 0), where the data know.
         order_N: by what ``feature`` and ``time`` order the rows, finite numbers.
@@ -94,19 +98,19 @@ def partition_rows(
     ...     Partition(kind="natural", num_clients=2), np.zeros(3), natural_N=np.array([1, 0, 1]))]
     [[1], [0, 2]]
     """
-    if how.kind == "natural":
-        return _natural(how, natural_N)
+    if partition.kind == "natural":
+        return _natural(partition, natural_N)
     num_examples = len(labels_N)
     expected = f"at most {num_examples}, one for each example"
-    require(how.num_clients <= num_examples, "num_clients", how.num_clients, expected, "num_clients=10")
-    classes = how.kind not in NEEDS_CLASSES or np.issubdtype(labels_N.dtype, np.integer)
+    require(partition.num_clients <= num_examples, "num_clients", partition.num_clients, expected, "num_clients=10")
+    classes = partition.kind not in NEEDS_CLASSES or np.issubdtype(labels_N.dtype, np.integer)
     expected = "natural, iid, quantity, feature or time, because the targets are not classes"
-    require(classes, "partition", how.kind, expected, "partition=iid")
-    if how.kind in ("feature", "time"):
-        return _ordered(how, order_N)
-    if how.kind in ("iid", "quantity"):
-        shuffled_N = generator(how.seed, Purpose.PARTITION).permutation(num_examples)
-        sizes = _sizes(how, num_examples) if how.kind == "quantity" else how.num_clients
+    require(classes, "partition", partition.kind, expected, "partition=iid")
+    if partition.kind in ("feature", "time"):
+        return _ordered(partition, order_N)
+    if partition.kind in ("iid", "quantity"):
+        shuffled_N = generator(partition.seed, Purpose.PARTITION).permutation(num_examples)
+        sizes = _sizes(partition, num_examples) if partition.kind == "quantity" else partition.num_clients
         return list(np.array_split(shuffled_N, sizes))
     by_class = {
         "dirichlet": _dirichlet,
@@ -114,10 +118,10 @@ def partition_rows(
         "pathological": _pathological,
         "shards": _shards,
     }
-    return by_class[how.kind](how, labels_N)
+    return by_class[partition.kind](partition, labels_N)
 
 
-def noisy_features(x: np.ndarray, rows_K: Sequence[np.ndarray], *, level: float, seed: int) -> np.ndarray:
+def add_feature_noise(x: np.ndarray, rows_K: Sequence[np.ndarray], *, level: float, seed: int) -> np.ndarray:
     """The features as worse and worse instruments would have measured them: client k's have noise of variance
     ``level (k + 1) / K`` on them.
 

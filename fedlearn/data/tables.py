@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.sources.opened import opened
+from fedlearn.data.download.decompress import open_decompressed
 from fedlearn.errors import DataError, MissingExtra, did_you_mean
 
-KINDS = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # in small letters
-COLUMN_LIMIT = 2**24  # characters in one cell
+MAX_CELL_CHARS = 2**24  # characters in one cell
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Table:
     def __len__(self) -> int:
         return sum(count for _, _, count in self.origins)
 
-    def place(self, row: int) -> str:
+    def row_location(self, row: int) -> str:
         """Where a row stands, for messages.
 
         >>> Table({}, (("a.csv", 2, 10), ("b.csv", 2, 5))).place(12)
@@ -54,10 +54,10 @@ class Table:
             row -= count
         raise IndexError("the table has no such row")
 
-    def refuse(self, wrong_N: np.ndarray, column: str, why: str, fix: str) -> None:
+    def refuse(self, wrong_N: np.ndarray, column: str, reason: str, fix: str) -> None:
         """Raise a `DataError` that names the first of the wrong cells of a column, if there is one."""
         if wrong_N.any():
-            raise DataError(f"{self.place(int(wrong_N.argmax()))}, column {column}: {why}\n  try       {fix}")
+            raise DataError(f"{self.row_location(int(wrong_N.argmax()))}, column {column}: {reason}\n  try       {fix}")
 
     def column(self, name: str, setting: str) -> np.ndarray:
         """A column that a setting names; `DataError` where there is none."""
@@ -68,11 +68,11 @@ class Table:
         return self.columns[name]
 
 
-def read_table(file: Path, *, ignore: Sequence[str] = ()) -> Table:
+def read_table(file: Path, *, ignored_columns: Sequence[str] = ()) -> Table:
     """A table from one file.
 
     Args:
-        ignore: columns to leave out, which need not be there and may hold anything.
+        ignored_columns: columns to leave out, which need not be there and may hold anything.
         file: ``.csv`` (commas, semicolons or tabs, as its header has them), ``.tsv`` (tabs), these gzipped
             (``.gz``), or ``.parquet``.
 
@@ -82,8 +82,14 @@ def read_table(file: Path, *, ignore: Sequence[str] = ()) -> Table:
     """
     if not is_table(file):
         fix = "saving it as CSV or Parquet"
-        raise DataError(f"{file.name} is no table: its name ends in none of {', '.join(KINDS)}\n  try       {fix}")
-    table = _read_parquet(file, ignore) if file.suffix.lower() == ".parquet" else without(_read_text(file), ignore)
+        raise DataError(
+            f"{file.name} is no table: its name ends in none of {', '.join(TABLE_SUFFIXES)}\n  try       {fix}"
+        )
+    table = (
+        _read_parquet(file, ignored_columns)
+        if file.suffix.lower() == ".parquet"
+        else drop_columns(_read_text(file), ignored_columns)
+    )
     if not len(table):
         raise DataError(f"{file.name} has no rows\n  try       removing it, or a file with a row for each example")
     return table
@@ -91,16 +97,16 @@ def read_table(file: Path, *, ignore: Sequence[str] = ()) -> Table:
 
 def is_table(file: Path) -> bool:
     """Whether a file is one that `read_table` reads, by its name."""
-    return file.name.lower().endswith(KINDS)
+    return file.name.lower().endswith(TABLE_SUFFIXES)
 
 
-def bare_name(file: Path) -> str:
+def table_stem(file: Path) -> str:
     """A table's name without what says that it is one."""
-    ending = max((kind for kind in KINDS if file.name.lower().endswith(kind)), key=len)
+    ending = max((kind for kind in TABLE_SUFFIXES if file.name.lower().endswith(kind)), key=len)
     return file.name[: -len(ending)]
 
 
-def joined(tables: Sequence[Table]) -> Table:
+def concat_tables(tables: Sequence[Table]) -> Table:
     """Tables one below the other; columns by name, in the order of the first. What holds numbers only becomes numbers.
 
     Raises:
@@ -117,13 +123,13 @@ def joined(tables: Sequence[Table]) -> Table:
     return Table(columns, tuple(origin for table in tables for origin in table.origins))
 
 
-def rows_of(table: Table, rows: np.ndarray) -> Table:
+def take_rows(table: Table, rows: np.ndarray) -> Table:
     """Some rows of a table, whose places are then no longer known."""
     columns = {name: cells[rows] for name, cells in table.columns.items()}
     return Table(columns, (("some rows", 1, len(rows)),))
 
 
-def in_order(table: Table, like: Table, file: Path) -> Table:
+def reorder_columns(table: Table, like: Table, file: Path) -> Table:
     """The columns of another table, in its order; `DataError` where one is not there."""
     for name in like.columns:
         if name not in table.columns:
@@ -131,12 +137,12 @@ def in_order(table: Table, like: Table, file: Path) -> Table:
     return Table({name: table.columns[name] for name in like.columns}, table.origins)
 
 
-def without(table: Table, names: Sequence[str]) -> Table:
+def drop_columns(table: Table, names: Sequence[str]) -> Table:
     """A table without some columns, which need not be there."""
     return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)
 
 
-def numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def to_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A column as float64 with NaN for what is missing, and a mask of the cells that are no numbers.
 
     >>> numbers(np.array(["1.5", None, "old"], object))
@@ -154,16 +160,16 @@ def numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([math.nan if value is None else value for value in values], np.float64), wrong_N
 
 
-def words(cells_N: np.ndarray) -> np.ndarray:
+def to_categories(cells_N: np.ndarray) -> np.ndarray:
     """A column as text in one form, None for what is missing: 1, 1.0 and "1" are the same category.
 
     >>> words(np.array(["1.0", "f", None], object)), words(np.array([1.0]))
     (array(['1', 'f', None], dtype=object), array(['1'], dtype=object))
     """
-    return np.array([None if _absent(cell) else word(cell) for cell in cells_N], object)
+    return np.array([None if _absent(cell) else to_category(cell) for cell in cells_N], object)
 
 
-def word(cell: Any) -> str:
+def to_category(cell: Any) -> str:
     """A category in the one form in which categories are compared."""
     value = _number(str(cell))
     return str(cell) if value is None or math.isnan(value) else f"{value:.15g}"
@@ -186,9 +192,9 @@ def _number(cell: str | None) -> float | None:
 
 def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
     if len({part.dtype for part in parts}) > 1:  # numbers of a Parquet file below text of a CSV file
-        parts = [words(part) if part.dtype != object else part for part in parts]
+        parts = [to_categories(part) if part.dtype != object else part for part in parts]
     together = np.concatenate(parts)
-    values_N, wrong_N = numbers(together)
+    values_N, wrong_N = to_numbers(together)
     return together if wrong_N.any() else values_N
 
 
@@ -197,7 +203,7 @@ def _read_text(file: Path) -> Table:
     if not text.strip():
         raise DataError(f"{file.name} is empty\n  try       a header with the names of the columns, then the rows")
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(file, text), strict=True)
-    csv.field_size_limit(COLUMN_LIMIT)
+    csv.field_size_limit(MAX_CELL_CHARS)
     try:
         header = [name.strip() for name in next(lines)]
         _check_header(file, header)
@@ -222,7 +228,7 @@ def _without_end(rows: list[list[str]]) -> list[list[str]]:
 
 def _text(file: Path) -> str:
     try:
-        with opened(file) as raw:
+        with open_decompressed(file) as raw:
             return raw.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -261,23 +267,23 @@ def _read_parquet(file: Path, ignore: Sequence[str]) -> Table:
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from error
     _check_header(file, read.column_names)
-    return from_arrow(read, file.name, ignore=ignore)
+    return from_arrow(read, file.name, ignored_columns=ignore)
 
 
-def from_arrow(read: Any, name: str, *, ignore: Sequence[str] = ()) -> Table:
+def from_arrow(arrow_table: Any, name: str, *, ignored_columns: Sequence[str] = ()) -> Table:
     """A table from one of Arrow's.
 
     Args:
-        read: a ``pyarrow.Table``.
+        arrow_table: a ``pyarrow.Table``.
         name: of where it came from, for messages.
-        ignore: columns to leave out.
+        ignored_columns: columns to leave out.
 
     Raises:
         DataError: a column holds neither numbers, text, dates nor truth values.
     """
-    wanted = [column for column in read.column_names if column not in ignore]
-    columns = {column: _from_arrow(name, column, read[column]) for column in wanted}
-    return Table(columns, ((name, 1, read.num_rows),))
+    wanted = [column for column in arrow_table.column_names if column not in ignored_columns]
+    columns = {column: _from_arrow(name, column, arrow_table[column]) for column in wanted}
+    return Table(columns, ((name, 1, arrow_table.num_rows),))
 
 
 def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:

@@ -18,30 +18,30 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization as formats
 from filelock import FileLock, Timeout
 
-from fedlearn.deploy.children import Child, Children, flower_environment, program
-from fedlearn.deploy.control import Control
+from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
+from fedlearn.deploy.coordinator_side.superlink import TOKEN_FILE_ENV
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry
-from fedlearn.deploy.superlink import TOKEN_FILE
-from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
+from fedlearn.deploy.processes import Child, Children, flower_environment, module_command
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.flower.compat import START_SUPEREXEC
-from simulations.exits import DONE, exit_code
-from simulations.interrupt import terminate_as_interrupt
+from fedlearn.runner.exit_codes import DONE, exit_code
+from fedlearn.runner.interrupt import terminate_as_interrupt
 
-RUNS, NODES = (
+RUNS_ENV, NODES_ENV = (
     "FEDLEARN_RUNS",
     "FEDLEARN_NODES",
 )  # environment: where run folders lie, and the keys of those who may join
-ADDRESS = "address"  # a file in the state folder: where the coordinator listens
-START_SECONDS = 60.0
-SYNC_SECONDS = 1.0  # between two looks at children and at who may join
+ADDRESS_FILE = "address"  # a file in the state folder: where the coordinator listens
+START_TIMEOUT_S = 60.0
+SYNC_INTERVAL_S = 1.0  # between two looks at children and at who may join
 
 
 class CoordinatorError(FedlearnError):
     """The coordinator cannot start."""
 
 
-def coordinate(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> None:
+def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> None:
     """Serve until interrupted.
 
     Args:
@@ -73,21 +73,21 @@ def coordinate(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> 
 
 
 def _serve(keys: Path, state: Path, runs: Path, host: str, port: int) -> None:
-    local = f"{reachable(host)}:{port}"
+    local = f"{local_host_of(host)}:{port}"
     env = flower_environment(state / "flower")
-    env |= {RUNS: str(runs.resolve()), NODES: str((keys / ALLOWED).resolve())}
-    env[TOKEN_FILE] = str((keys / TOKEN).resolve())
+    env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve())}
+    env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
-        children.wait_for(lambda: _answers(local, keys), "the SuperLink answers", seconds=START_SECONDS)
+        children.wait_for(lambda: _answers(local, keys), "the SuperLink answers", timeout_s=START_TIMEOUT_S)
         _refuse_if_open_to_all(local, keys)
-        control = Control(local, keys)
-        for run_id in control.going_on():  # its process ended with the coordinator before this one
+        control = CoordinatorClient(local, keys)
+        for run_id in control.list_running():  # its process ended with the coordinator before this one
             control.stop(run_id)
             sys.stdout.write(f"run {run_id} was cut off; python -m fedlearn.deploy.submit --resume FOLDER goes on\n")
-        sync(control, keys)
+        sync_nodes(control, keys)
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
-        (state / ADDRESS).write_text(f"{local}\n", encoding="ascii")
+        (state / ADDRESS_FILE).write_text(f"{local}\n", encoding="ascii")
         sys.stdout.write(
             f"coordinator   https://{host}:{port}   (health: /health)\n"
             f"runs          {runs.resolve()}\nlogs          {state.resolve()}\nready\n"
@@ -96,23 +96,23 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int) -> None:
         _watch([link, runner], control, keys)
 
 
-def _watch(children: Sequence[Child], control: Control, keys: Path) -> None:
+def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path) -> None:
     seen = None
     while True:
         for child in children:
-            if child.ended is not None:
-                sys.stderr.write(f"{child.name} ended with code {child.ended}; starting it again\n")
+            if child.exit_code is not None:
+                sys.stderr.write(f"{child.name} ended with code {child.exit_code}; starting it again\n")
                 child.restart()
                 seen = None
         files = sorted(path.name for path in (keys / ALLOWED).glob("*.pub"))
         if files != seen:
             with suppress(ConnectionProblem):  # it is starting again
-                sync(control, keys)
+                sync_nodes(control, keys)
                 seen = files
-        time.sleep(SYNC_SECONDS)
+        time.sleep(SYNC_INTERVAL_S)
 
 
-def sync(control: Control, keys: Path) -> None:
+def sync_nodes(control: CoordinatorClient, keys: Path) -> None:
     """Let exactly those nodes join whose public keys lie in ``keys/allowed``.
 
     Raises:
@@ -121,10 +121,10 @@ def sync(control: Control, keys: Path) -> None:
     wanted = {_pem(path): path.stem for path in sorted((keys / ALLOWED).glob("*.pub"))}
     known = control.nodes()
     for key in wanted.keys() - known.keys():
-        control.admit(wanted[key], key)
+        control.register_node(wanted[key], key)
         sys.stdout.write(f"node {wanted[key]} may join\n")
     for key in known.keys() - wanted.keys():
-        control.expel(known[key])
+        control.unregister_node(known[key])
         sys.stdout.write(f"node with id {known[key]} may join no more\n")
     sys.stdout.flush()
 
@@ -139,7 +139,7 @@ def _pem(path: Path) -> bytes:
 
 def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:
     return [
-        *program("fedlearn.deploy.superlink"),
+        *module_command("fedlearn.deploy.coordinator_side.superlink"),
         *("--ssl-ca-certfile", str(keys / CA), "--ssl-certfile", str(keys / CERTIFICATE)),
         *("--ssl-keyfile", str(keys / SERVER_KEY), "--enable-supernode-auth"),
         *("--database", str((state / "flower.db").resolve()), "--disable-runtime-dependency-installation"),
@@ -158,7 +158,7 @@ def _superexec(keys: Path, address: str) -> list[str]:
 
 def _answers(address: str, keys: Path) -> bool:
     try:
-        reach(address, keys / CA, seconds=2.0)
+        check_connection(address, keys / CA, timeout_s=2.0)
     except ConnectionProblem as error:
         if is_final(error):
             raise
@@ -168,7 +168,7 @@ def _answers(address: str, keys: Path) -> bool:
 
 def _refuse_if_open_to_all(address: str, keys: Path) -> None:
     """Try the door: a Flower that no longer asks our `OperatorToken` must not be served from."""
-    stranger = Control(address, keys, token="none")
+    stranger = CoordinatorClient(address, keys, token="none")
     try:
         stranger.nodes()
     except ConnectionProblem:
@@ -201,12 +201,12 @@ def _refuse_if_taken(host: str, port: int) -> None:
         raise CoordinatorError(f"{host}:{port} cannot be used: {error.strerror}\n  try       {fix}") from error
 
 
-def reachable(host: str) -> str:
+def local_host_of(host: str) -> str:
     """The name under which this machine reaches what listens on ``host``."""
     return {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fedlearn.deploy.coordinator", description="Where nodes and operators meet, and runs take place."
@@ -219,14 +219,14 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; 0 stopped by Ctrl-C or SIGTERM, 2 could not start."""
-    args = arguments().parse_args(words)
+    args = build_parser().parse_args(argv)
     terminate_as_interrupt()
 
     def served() -> int:
         try:
-            coordinate(args.keys, args.state, args.runs, host=args.host, port=args.port)
+            serve(args.keys, args.state, args.runs, host=args.host, port=args.port)
         except KeyboardInterrupt:
             sys.stdout.write("stopped\n")
         return DONE

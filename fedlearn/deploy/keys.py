@@ -28,10 +28,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedlearn.checkpoint import write_atomically
-from fedlearn.deploy.signing import IDENTITIES, MASKING_KEY, identity_lines, public_of, read_identities
+from fedlearn.core.checkpoint import write_atomically
+from fedlearn.deploy.node_side.masking_keys import (
+    IDENTITIES,
+    MASKING_KEY,
+    derive_public_key,
+    format_identities,
+    read_identities,
+)
 from fedlearn.errors import FedlearnError, is_count, require
-from simulations.exits import DONE, exit_code
+from fedlearn.runner.exit_codes import DONE, exit_code
 
 CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
 CERTIFICATE, SERVER_KEY, SECRET, NODE_KEY = "server.crt", "server.key", "executor.secret", "node.key"
@@ -88,7 +94,7 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
     """
     authority_key, authority = _load_authority(folder)
     target = folder / "coordinator"
-    hosts = hosts or names_in(x509.load_pem_x509_certificate(_read(target / CERTIFICATE)))
+    hosts = hosts or hosts_of(x509.load_pem_x509_certificate(_read(target / CERTIFICATE)))
     _check(hosts, days)
     hosts = [*dict.fromkeys([*hosts, "localhost"])]  # which is how the coordinator's own processes reach it
     key = ec.generate_private_key(ec.SECP384R1())
@@ -128,7 +134,7 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         shutil.copyfile(folder / CA, own / CA)
         secret = Ed25519PrivateKey.generate().private_bytes_raw()
         _private(own / MASKING_KEY, secret.hex().encode())
-        _publish(folder, {**_identities(folder), name: public_of(secret)})
+        _publish(folder, {**_identities(folder), name: derive_public_key(secret)})
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
         write_atomically(public[0], line + f" {name}\n".encode())
 
@@ -166,7 +172,7 @@ def expiry(certificate: Path) -> datetime:
         raise KeysError(f"{certificate} is not a certificate: {error}") from error
 
 
-def names_in(certificate: x509.Certificate) -> list[str]:
+def hosts_of(certificate: x509.Certificate) -> list[str]:
     """The hosts that a server certificate is for."""
     found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in found]
@@ -176,7 +182,7 @@ def describe(folder: Path) -> str:
     """Who may join, and how long the certificates last."""
     base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
     certificate = x509.load_pem_x509_certificate(_read(base / CERTIFICATE))
-    lines = [f"server    {', '.join(names_in(certificate))}   until {certificate.not_valid_after_utc:%Y-%m-%d}"]
+    lines = [f"server    {', '.join(hosts_of(certificate))}   until {certificate.not_valid_after_utc:%Y-%m-%d}"]
     lines += [f"authority until {expiry(base / CA):%Y-%m-%d}"]
     for kind in (ALLOWED, REVOKED):
         lines += [f"{kind:<9} {path.stem}" for path in sorted((base / kind).glob("*.pub"))]
@@ -190,7 +196,7 @@ def _identities(folder: Path) -> dict[str, bytes]:
 def _publish(folder: Path, identities: Mapping[str, bytes]) -> None:
     """Tell every part who may be in a masked sum."""
     for part in (folder, folder / "coordinator", *(folder / "nodes").iterdir()):
-        write_atomically(part / IDENTITIES, identity_lines(identities))
+        write_atomically(part / IDENTITIES, format_identities(identities))
 
 
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -272,7 +278,7 @@ def _check_name(name: str) -> None:
     require(ok, "--nodes", name, "letters, digits, - _ and .", "--nodes cleveland budapest")
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.keys", description=(__doc__ or "").split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -296,9 +302,9 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code is 0 done, 2 refused."""
-    args = arguments().parse_args(words)
+    args = build_parser().parse_args(argv)
     return exit_code(lambda: _command(args))
 
 

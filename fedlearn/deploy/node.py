@@ -18,17 +18,17 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedlearn.deploy.children import GRACE, Child, Children, flower_environment, program
+from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.keys import CA, NODE_KEY
-from fedlearn.deploy.tls import ConnectionProblem, free_port, is_final, reach
+from fedlearn.deploy.processes import GRACE_S, Child, Children, flower_environment, module_command
 from fedlearn.errors import FedlearnError
-from simulations.exits import DONE, exit_code
-from simulations.interrupt import terminate_as_interrupt
+from fedlearn.runner.exit_codes import DONE, exit_code
+from fedlearn.runner.interrupt import terminate_as_interrupt
 
-TRAINER_SECONDS = 60.0  # to become ready
-POLL = 0.5
-BEHIND = "Ignoring message"  # Flower's words; it then answers each message only when the next one comes
-JOINED, NOT_LET_IN = "SuperNode ID:", "Failed to activate SuperNode"  # in Flower's words
+TRAINER_TIMEOUT_S = 60.0  # to become ready
+POLL_INTERVAL_S = 0.5
+BACKLOG_MESSAGE = "Ignoring message"  # Flower's words; it then answers each message only when the next one comes
+JOINED_MESSAGE, REJECTED_MESSAGE = "SuperNode ID:", "Failed to activate SuperNode"  # in Flower's words
 
 
 class NodeError(FedlearnError):
@@ -44,18 +44,18 @@ class Node:
         keys: its private key and the root certificate.
         state: logs, Flower's files, the socket and what clients remember; made if absent.
         socket: where the trainer answers.
-        trainer: arguments for the trainer; None where it is somebody else's to run.
+        trainer_args: arguments for the trainer; None where it is somebody else's to run.
         port: on which Flower's processes of this node meet, local to this machine; 0 takes a free one.
-        patience: seconds to wait for the coordinator before giving up.
+        connect_timeout_s: seconds to wait for the coordinator before giving up.
     """
 
     coordinator: str
     keys: Path
     state: Path
     socket: Path
-    trainer: Sequence[str] | None
+    trainer_args: Sequence[str] | None
     port: int = 0
-    patience: float = 60.0
+    connect_timeout_s: float = 60.0
 
 
 def serve(node: Node) -> None:
@@ -74,55 +74,55 @@ def serve(node: Node) -> None:
             raise NodeError(f"{node.keys} has no {name}\n  try       {fix}")
     node.state.mkdir(parents=True, exist_ok=True)
     with Children() as children:
-        watched = [children.start(_trainer(node, node.trainer))] if node.trainer is not None else []
-        children.wait_for(lambda: serving(node.socket), f"the trainer at {node.socket}", seconds=TRAINER_SECONDS)
+        watched = [children.start(_trainer(node, node.trainer_args))] if node.trainer_args is not None else []
+        children.wait_for(lambda: is_serving(node.socket), f"the trainer at {node.socket}", timeout_s=TRAINER_TIMEOUT_S)
         _wait_for_coordinator(node)
         carrier = children.start(_supernode(node))
         told = False
         while True:
-            if not told and JOINED in carrier.said():
+            if not told and JOINED_MESSAGE in carrier.read_output():
                 sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
                 sys.stdout.flush()
                 told = True
             for child in watched:
                 _keep_going(child)
-            if BEHIND in carrier.said():
+            if BACKLOG_MESSAGE in carrier.read_output():
                 carrier.stop()
-                carrier.reap(time.monotonic() + GRACE)
-            if carrier.ended is not None:
+                carrier.reap(time.monotonic() + GRACE_S)
+            if carrier.exit_code is not None:
                 _refuse_if_not_let_in(carrier, node)
                 _wait_for_coordinator(node)
                 _keep_going(carrier)
-            time.sleep(POLL)
+            time.sleep(POLL_INTERVAL_S)
 
 
 def _keep_going(child: Child) -> None:
-    if child.ended is not None:
-        sys.stderr.write(f"{child.name} ended with code {child.ended}; starting it again\n")
+    if child.exit_code is not None:
+        sys.stderr.write(f"{child.name} ended with code {child.exit_code}; starting it again\n")
         child.restart()
 
 
 def _refuse_if_not_let_in(carrier: Child, node: Node) -> None:
-    if NOT_LET_IN in carrier.said():
+    if REJECTED_MESSAGE in carrier.read_output():
         fix = "ask whoever keeps the federation's keys: this one is revoked, or not among them"
         raise NodeError(f"{node.coordinator} does not let this node's key in\n  try       {fix}")
 
 
-def serving(socket: Path, *, seconds: float = 1.0) -> bool:
+def is_serving(socket: Path, *, timeout_s: float = 1.0) -> bool:
     """Whether a trainer answers there, by gRPC's standard health service."""
     with grpc.insecure_channel(f"unix:{socket.resolve()}") as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _wait_for_coordinator(node: Node) -> None:
-    until = time.monotonic() + node.patience
+    until = time.monotonic() + node.connect_timeout_s
     while True:
         try:
-            return reach(node.coordinator, node.keys / CA)
+            return check_connection(node.coordinator, node.keys / CA)
         except ConnectionProblem as error:
             if time.monotonic() > until or is_final(error):
                 raise
@@ -130,23 +130,23 @@ def _wait_for_coordinator(node: Node) -> None:
 
 
 def _trainer(node: Node, options: Sequence[str]) -> Child:
-    command = [*program("fedlearn.deploy.trainer"), "--socket", str(node.socket.resolve()), *options]
-    return Child("the trainer", command, node.state / "trainer.log", on_orphaned=signal.SIGTERM)
+    command = [*module_command("fedlearn.deploy.trainer"), "--socket", str(node.socket.resolve()), *options]
+    return Child("the trainer", command, node.state / "trainer.log", parent_death_signal=signal.SIGTERM)
 
 
 def _supernode(node: Node) -> Child:
     command = [
-        *program("fedlearn.deploy.supernode"),
+        *module_command("fedlearn.deploy.node_side.supernode"),
         *("--superlink", node.coordinator, "--root-certificates", str(node.keys / CA)),
         *("--auth-supernode-private-key", str(node.keys / NODE_KEY)),
         *("--host", "127.0.0.1", "--port", str(node.port or free_port())),
         *("--node-config", f'socket="{node.socket.resolve()}"'),
     ]
     env = flower_environment(node.state / "flower")
-    return Child("the SuperNode", command, node.state / "supernode.log", env, on_orphaned=signal.SIGTERM)
+    return Child("the SuperNode", command, node.state / "supernode.log", env, parent_death_signal=signal.SIGTERM)
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.node", description="One site of a federation.")
     parser.add_argument("--coordinator", required=True, metavar="HOST:PORT")
@@ -156,7 +156,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=0, help="local to this machine; 0 takes a free one")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for the coordinator at the start")
     own = parser.add_argument_group("the trainer (leave --policy out where it is run apart)")
-    own.add_argument("--policy", type=Path, help="what this node accepts: python -m fedlearn.deploy.policy prints one")
+    own.add_argument(
+        "--policy", type=Path, help="what this node accepts: python -m fedlearn.deploy.node_side.policy prints one"
+    )
     own.add_argument("--data", type=Path, help="a folder with the data; without it the scenario searches")
     own.add_argument("--client", type=int, action="append", default=[], help="a client that lives here; repeat")
     own.add_argument("--framework", choices=("torch", "jax"), help="to train with; the order's where it is left out")
@@ -165,7 +167,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def node_of(args: argparse.Namespace) -> Node:
+def node_from_args(args: argparse.Namespace) -> Node:
     """What the command line says.
 
     Raises:
@@ -177,9 +179,9 @@ def node_of(args: argparse.Namespace) -> Node:
         keys=args.keys,
         state=args.state,
         socket=socket,
-        trainer=_options(args) if args.policy else None,
+        trainer_args=_options(args) if args.policy else None,
         port=args.port,
-        patience=args.patience,
+        connect_timeout_s=args.patience,
     )
 
 
@@ -197,14 +199,14 @@ def _options(args: argparse.Namespace) -> list[str]:
     return options + (["--data", str(args.data.resolve())] if args.data else [])
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; 0 stopped by Ctrl-C or SIGTERM, 2 cannot take part."""
-    args = arguments().parse_args(words)
+    args = build_parser().parse_args(argv)
     terminate_as_interrupt()
 
     def served() -> int:
         try:
-            serve(node_of(args))
+            serve(node_from_args(args))
         except KeyboardInterrupt:
             sys.stdout.write("stopped\n")
         return DONE

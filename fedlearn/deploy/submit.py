@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedlearn.config import plan
-from fedlearn.deploy.follow import Follower
-from simulations.exits import exit_code
-from simulations.overrides import Job, UsageError, compose
-from simulations.recipe import plain_settings
-from simulations.run import arguments as simulation
-from simulations.run import main as simulate
+from fedlearn.deploy.run_log import Follower
+from fedlearn.runner.compose import Job, UsageError, compose
+from fedlearn.runner.config import build_plan
+from fedlearn.runner.exit_codes import exit_code
+from fedlearn.runner.run_config import config_to_dict
+from fedlearn.runner.start import main as simulate
+from fedlearn.runner.start import parse_args as simulation
 
-COORDINATOR, KEYS = "localhost:8000", Path("keys/operator")
+DEFAULT_COORDINATOR, DEFAULT_KEYS = "localhost:8000", Path("keys/operator")
 OUTPUTS = "outputs"  # what a simulation puts in front of its folder; here it is the coordinator's to choose
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; 0 done, 2 bad configuration, 3 failed, 130 stopped with a checkpoint."""
-    parser = arguments()
-    args, rest = parser.parse_known_args(words)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
     if args.help:
         parser.print_help()
         sys.stdout.write("\nwords are those of a simulation:\n\n")
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return exit_code(lambda: _submit(args, rest))
 
 
-def arguments() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """Our own part of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m fedlearn.deploy.submit",
@@ -41,8 +41,8 @@ def arguments() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--coordinator", default=COORDINATOR, metavar="HOST:PORT")
-    parser.add_argument("--keys", type=Path, default=KEYS, help="the operator's part of the keys")
+    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT")
+    parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="the operator's part of the keys")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with a run that was stopped; words: rounds=100 ...")
     parser.add_argument("--follow", type=int, metavar="ID", help="look on at a run that was submitted before")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a coordinator that is lost")
@@ -52,37 +52,37 @@ def arguments() -> argparse.ArgumentParser:
 
 def _submit(args: argparse.Namespace, words: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "fedlearn.deploy.submit", *_place(args)])
-    follower = Follower(args.coordinator, args.keys, args.patience, resume=f"{command} --resume {{folder}}")
+    follower = Follower(args.coordinator, args.keys, args.patience, resume_command=f"{command} --resume {{folder}}")
     if args.follow is not None:
         return follower.follow(args.follow)
     if args.resume is not None:
-        return follower.go_on(args.resume, words)
-    return follower.run({**experiment(words), "again": f"{command} {shlex.join(words)}".rstrip()})
+        return follower.resume_run(args.resume, words)
+    return follower.run({**compose_request(words), "again": f"{command} {shlex.join(words)}".rstrip()})
 
 
 def _place(args: argparse.Namespace) -> list[str]:
     """The options that say where the coordinator is, as far as they were needed."""
-    place = ["--coordinator", args.coordinator] if args.coordinator != COORDINATOR else []
-    return place + (["--keys", str(args.keys)] if args.keys != KEYS else [])
+    place = ["--coordinator", args.coordinator] if args.coordinator != DEFAULT_COORDINATOR else []
+    return place + (["--keys", str(args.keys)] if args.keys != DEFAULT_KEYS else [])
 
 
-def experiment(words: Sequence[str]) -> dict[str, Any]:
+def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
     """Settings, folder and whether the folder was chosen, from words that have been checked as the simulator does.
 
     Raises:
         FedlearnError: a word means nothing, a setting is out of range, or it asks for a simulation.
     """
-    chosen = any(word.startswith("engine=") for word in words)
-    args = simulation(words if chosen else ["engine=grid", *words])
+    chosen = any(word.startswith("engine=") for word in overrides)
+    args = simulation(overrides if chosen else ["engine=grid", *overrides])
     (job,) = compose(args) if not args.multirun else [None]
-    if job is None or job.swept:
+    if job is None or job.is_sweep:
         raise UsageError("-m asks for several runs\n  expected  one at a time\n  try       submit once for each")
     target = str(job.cfg.engine.get("_target_"))
     if not target.endswith("grid.grid"):
         name = target.rpartition(".")[2]
         raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       no engine=... at all")
-    plan(job.cfg)
-    return {"settings": plain_settings(job.cfg), "folder": _folder(job), "chosen": job.chosen}
+    build_plan(job.cfg)
+    return {"settings": config_to_dict(job.cfg), "folder": _folder(job), "chosen": job.chosen}
 
 
 def _folder(job: Job) -> str:

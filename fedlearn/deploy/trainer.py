@@ -23,25 +23,25 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from omegaconf import OmegaConf
 
-from fedlearn.deploy.memory import ClientMemories
-from fedlearn.deploy.policy import read_policy
-from fedlearn.deploy.signing import read_signing
-from fedlearn.deploy.site import Own, Site
+from fedlearn.deploy.node_side.client_states import ClientStates
+from fedlearn.deploy.node_side.masking_keys import read_masking_keys
+from fedlearn.deploy.node_side.policy import read_policy
+from fedlearn.deploy.node_side.service import NodeConfig, NodeService
 from fedlearn.errors import FedlearnError, SettingError, require
-from simulations.run import set_environment
+from fedlearn.runner.start import set_environment
 
 SERVICE = "fedlearn.Trainer"
-PART = 2**20  # bytes in one gRPC message
-LONGEST_PATH = 100  # bytes that a Unix socket's name may have, with some room
-GRACE = 5.0  # seconds for an answer under way when the trainer is told to stop
+CHUNK_BYTES = 2**20  # bytes in one gRPC message
+MAX_SOCKET_PATH_BYTES = 100  # bytes that a Unix socket's name may have, with some room
+GRACE_S = 5.0  # seconds for an answer under way when the trainer is told to stop
 log = logging.getLogger(__name__)
 
 
-def serve(site: Site, socket: Path, *, group: str | None = None) -> grpc.Server:
+def serve(service: NodeService, socket: Path, *, group: str | None = None) -> grpc.Server:
     """Answer at a Unix socket, until the server that is returned is stopped.
 
     Args:
-        site: what answers.
+        service: what answers.
         socket: its path; a socket left over by a trainer that was killed is replaced.
         group: which may open the socket too; None for this user only.
 
@@ -50,7 +50,7 @@ def serve(site: Site, socket: Path, *, group: str | None = None) -> grpc.Server:
     """
     _make_room(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
-    ask = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(site, request))
+    ask = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(service, request))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Ask": ask}),))
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
@@ -70,15 +70,21 @@ def serve(site: Site, socket: Path, *, group: str | None = None) -> grpc.Server:
     return server
 
 
-def _answer(site: Site, request: Iterator[bytes]) -> Iterator[bytes]:
-    answer = site.answer(b"".join(request))
-    for start in range(0, len(answer), PART):
-        yield answer[start : start + PART]
+def _answer(site: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
+    answer = site.handle_request(b"".join(request))
+    for start in range(0, len(answer), CHUNK_BYTES):
+        yield answer[start : start + CHUNK_BYTES]
 
 
 def _make_room(socket: Path) -> None:
-    short = len(os.fsencode(socket)) <= LONGEST_PATH
-    require(short, "--socket", socket, f"a path of at most {LONGEST_PATH} bytes", "--socket /run/fedlearn/trainer.sock")
+    short = len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES
+    require(
+        short,
+        "--socket",
+        socket,
+        f"a path of at most {MAX_SOCKET_PATH_BYTES} bytes",
+        "--socket /run/fedlearn/trainer.sock",
+    )
     if not socket.exists():
         socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return
@@ -92,20 +98,24 @@ def _make_room(socket: Path) -> None:
     raise SettingError("--socket", socket, "a socket that no other trainer answers at", "another path")
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Serve until told to stop; 0 then, 2 for a bad setting."""
-    args = _parser().parse_args(words)
+    args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
     set_environment(OmegaConf.create({"framework": args.framework or "jax"}))
     try:
-        signing = read_signing(args.keys) if args.keys else None
-        own = Own(
-            clients=tuple(args.client), data=args.data, framework=args.framework, device=args.device, signing=signing
+        signing = read_masking_keys(args.keys) if args.keys else None
+        own = NodeConfig(
+            clients=tuple(args.client),
+            data=args.data,
+            framework=args.framework,
+            device=args.device,
+            masking_keys=signing,
         )
-        site = Site(own, read_policy(args.policy), ClientMemories(args.memory))
+        site = NodeService(own, read_policy(args.policy), ClientStates(args.memory))
         for module in ("sklearn.metrics", *([f"fedlearn.trainers.{own.framework}"] if own.framework else [])):
             import_module(module)  # now, and not while a round waits
         server = serve(site, args.socket, group=args.group)
@@ -114,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     log.info("trainer of clients %s answers at %s", ", ".join(map(str, own.clients)), args.socket)
     stopped.wait()
-    server.stop(GRACE).wait(GRACE + 1)
+    server.stop(GRACE_S).wait(GRACE_S + 1)
     args.socket.unlink(missing_ok=True)
     log.info("trainer stopped")
     return 0

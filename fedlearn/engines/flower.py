@@ -16,21 +16,22 @@ from functools import lru_cache
 from typing import Any, cast
 from uuid import uuid4
 
-from fedlearn.data.federated import FederatedData
-from fedlearn.engines.base import LocalEngine
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.records import Array, ClientId, Failure, Predictions, Request, State, Updates
+from fedlearn.engines.base import InProcessEngine
 from fedlearn.errors import MissingExtra, is_count, is_number, require
-from fedlearn.flower.letters import (
+from fedlearn.loop.protocols import Trainer
+from fedlearn.protocol.flower_simulation_messages import (  # fmt: skip
     Result,
-    model_letter,
-    model_of,
-    order_letter,
-    order_of,
-    result_letter,
-    result_of,
-)  # fmt: skip
-from fedlearn.records import Array, ClientId, Failure, Memory, Order, Predictions, Updates
-from fedlearn.strategy import Strategy
-from fedlearn.trainers.base import Trainer, available_cores
+    deserialize_model,
+    deserialize_request,
+    deserialize_result,
+    serialize_model,
+    serialize_request,
+    serialize_result,
+)
+from fedlearn.trainers.base import available_cores
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when Flower is imported
 try:
@@ -38,12 +39,12 @@ try:
     from flwr.app import ConfigRecord, Context, Message, RecordDict
     from flwr.clientapp import ClientApp
 
-    from fedlearn.flower.envelope import disclose, enclose
-    from fedlearn.flower.simulation import Simulation, SimulationError
+    from fedlearn.engines.flower_simulation import Simulation, SimulationError
+    from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 except ImportError as missing:
     raise MissingExtra("engine=flower", "ray") from missing
 
-MOST_CLIENTS = 10_000  # Flower looks at every node ten times a second
+MAX_CLIENTS = 10_000  # Flower looks at every node ten times a second
 
 
 def flower(
@@ -74,8 +75,8 @@ def flower(
     require(ok, "num_workers", num_workers, "null (one a core), or a whole number >= 1", "num_workers=2")
     ok = is_number(timeout, at_least=0) and timeout > 0
     require(ok, "timeout", timeout, "seconds, > 0", "timeout=600")
-    most = f"a scenario of at most {MOST_CLIENTS} clients; this has {len(data.clients)}"
-    require(len(data.clients) <= MOST_CLIENTS, "engine", "flower", most, "engine=vector")
+    most = f"a scenario of at most {MAX_CLIENTS} clients; this has {len(data.clients)}"
+    require(len(data.clients) <= MAX_CLIENTS, "engine", "flower", most, "engine=vector")
     return FlowerEngine(data, trainer, rebuild, num_workers=num_workers or available_cores(), timeout=timeout)
 
 
@@ -92,31 +93,31 @@ class FlowerEngine:
         self, data: FederatedData, trainer: Trainer, rebuild: Callable[[], Any], *, num_workers: int, timeout: float
     ) -> None:
         self.clients, self.layout = data.clients, trainer.layout
-        self.memories: dict[ClientId, Memory] = {}
+        self.client_states: dict[ClientId, State] = {}
         self._num_workers, self._timeout = num_workers, timeout
         self._node = _Node(_Named(rebuild), _Named(None), tuple(data.clients))
-        self._simulation = Simulation(self._node.app(), len(data.clients), num_workers=num_workers, timeout=timeout)
+        self._simulation = Simulation(self._node.app(), len(data.clients), num_workers=num_workers, timeout_s=timeout)
         self._nodes: dict[ClientId, int] = {}
 
-    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
+    def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, each client in answer to a message to its node."""
         self._tell(strategy)
-        letters = {client: order_letter(order, self.memories.get(client, {})) for client in sorted(cohort)}
+        letters = {client: serialize_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
         for result in self._results("train", letters, stage="fit"):
-            if isinstance(result, Updates) and result.memory:
-                own = {name: rows_KD[0] for name, rows_KD in result.memory.items()}
-                self.memories[int(result.clients_K[0])] = own
+            if isinstance(result, Updates) and result.client_state:
+                own = {name: rows_KD[0] for name, rows_KD in result.client_state.items()}
+                self.client_states[int(result.clients_K[0])] = own
             if isinstance(result, Updates | Failure):
                 yield result
 
     def evaluate(
-        self, params_D: Array, cohort: Sequence[ClientId], own: Strategy | None = None
+        self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | Failure]:
         """The outputs of the model, or of each client's own, on the held-out part of each client, from its node."""
-        letters = dict.fromkeys(sorted(cohort), model_letter(params_D))
-        if own is not None:
-            self._tell(own)
-            letters = {client: model_letter(params_D, self.memories.get(client, {})) for client in letters}
+        letters = dict.fromkeys(sorted(cohort), serialize_model(params_D))
+        if personal_strategy is not None:
+            self._tell(personal_strategy)
+            letters = {client: serialize_model(params_D, self.client_states.get(client, {})) for client in letters}
         for result in self._results("evaluate", letters, stage="evaluate"):
             if isinstance(result, Predictions | Failure):
                 yield result
@@ -138,15 +139,15 @@ class FlowerEngine:
     def _results(self, kind: str, letters: Mapping[ClientId, bytes], *, stage: str) -> Iterator[Result]:
         """What each client's node brings back, in ascending order of clients; Flower's errors are failures."""
         if not self._nodes:
-            replies = self._simulation.replies("query", {node: RecordDict() for node in self._simulation.nodes()})
+            replies = self._simulation.exchange("query", {node: RecordDict() for node in self._simulation.node_ids()})
             self._nodes = {_whose(reply): node for node, reply in replies.items()}
-        contents = {self._nodes[client]: enclose(letter) for client, letter in letters.items()}
-        replies = self._simulation.replies(kind, contents)
+        contents = {self._nodes[client]: to_record_dict(letter) for client, letter in letters.items()}
+        replies = self._simulation.exchange(kind, contents)
         for client in letters:
             reply = replies[self._nodes[client]]
             if reply.has_error():
                 yield Failure(client=client, stage=stage, reason=f"{reply.error.reason}".strip())
-            elif result := result_of(disclose(reply.content), client):
+            elif result := deserialize_result(from_record_dict(reply.content), client):
                 yield result
 
 
@@ -181,29 +182,29 @@ class _Node:
     def train(self, message: Message, context: Context) -> Message:
         """Train this node's client."""
         client, engine = self._client(context), _engine(self.rebuild)
-        order, memory = order_of(disclose(message.content))
-        engine.memories = {client: memory} if memory else {}
+        order, memory = deserialize_request(from_record_dict(message.content))
+        engine.client_states = {client: memory} if memory else {}
         (result,) = engine.fit(order, _value(self.strategy), [client])
-        return Message(enclose(result_letter(result)), reply_to=message)
+        return Message(to_record_dict(serialize_result(result)), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Predict for this node's client; an empty letter if it has no held-out part."""
         client, engine = self._client(context), _engine(self.rebuild)
-        params_D, memory = model_of(disclose(message.content))
-        engine.memories = {client: memory} if memory else {}
+        params_D, memory = deserialize_model(from_record_dict(message.content))
+        engine.client_states = {client: memory} if memory else {}
         own = None if memory is None else _value(self.strategy)
         results = [*engine.evaluate(params_D, [client], own), None]
-        return Message(enclose(result_letter(results[0])), reply_to=message)
+        return Message(to_record_dict(serialize_result(results[0])), reply_to=message)
 
     def _client(self, context: Context) -> ClientId:
         return int(self.clients[int(context.node_config["partition-id"])])
 
 
 @lru_cache(maxsize=1)
-def _engine(rebuild: _Named) -> LocalEngine:
+def _engine(rebuild: _Named) -> InProcessEngine:
     """Built once in each of Ray's processes."""
     scenario = rebuild.value()
-    return LocalEngine(scenario.data, scenario.trainer, block_size=1)
+    return InProcessEngine(scenario.data, scenario.trainer, block_size=1)
 
 
 @lru_cache(maxsize=1)

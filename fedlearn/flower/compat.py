@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from fedlearn.private_names import PrivateNames
+from fedlearn.core.private_names import PrivateNames
 
 SERVER = 1  # Flower's number for the node on which a ServerApp runs
 START_SUPEREXEC = "from flwr.supercore.cli import flower_superexec; flower_superexec()"  # for ``python -c``

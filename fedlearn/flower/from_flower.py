@@ -13,25 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.aggregate import Aggregator
-from fedlearn.arrays import as_numpy
+from fedlearn.algorithm.aggregation import Aggregator
+from fedlearn.algorithm.client_selection import SamplingLaw, Selector
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.algorithm.transforms import Context, Transform
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Array, ClientId, State, Updates
 from fedlearn.errors import CheckpointError, FedlearnError, MissingExtra, require
-from fedlearn.layout import Layout
-from fedlearn.records import Array, ClientId, Memory, Updates
-from fedlearn.select import SamplingLaw, Selector
-from fedlearn.strategy import Strategy
-from fedlearn.transform import Context, Transform
 
 try:
     from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
+    from fedlearn.flower.array_records import params_from_record, to_array_record
     from fedlearn.flower.compat import identify_as_server
-    from fedlearn.flower.grid import FIRST_NODE, InProcessGrid
-    from fedlearn.flower.names import params_of, record_of
-    from fedlearn.flower.process import leave_the_terminal
-    from fedlearn.flower.remembered import restored, snapshot
+    from fedlearn.flower.in_process_grid import FIRST_NODE_ID, InProcessGrid
+    from fedlearn.flower.runtime import redirect_flower_log
+    from fedlearn.flower.strategy_state import restore, take_snapshot
 except ImportError as missing:
     raise MissingExtra("a strategy of Flower's", "flower") from missing
 
@@ -67,7 +67,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     require(
         alone, "flower", type(flower).__name__, expected, "flower=... the one inside, and privacy as a stage of ours"
     )
-    leave_the_terminal()
+    redirect_flower_log()
     identify_as_server()
     return Strategy(select=_as_flower_selects(flower), aggregate=_kept(), server=_Rounds(flower).as_transform())
 
@@ -91,42 +91,42 @@ def _as_flower_selects(strategy: Any) -> Selector:
 def _kept() -> Aggregator:
     """A fold that only keeps: Flower's strategies aggregate and step in one, in the server half."""
 
-    def add(memory: Memory, updates: Updates) -> Memory:
+    def add(memory: State, updates: Updates) -> State:
         return {**memory, "blocks": [*memory["blocks"], updates]}
 
-    def done(memory: Memory) -> Array:
+    def done(memory: State) -> Array:
         return np.zeros(memory["layout"].num_parameters, np.float32)
 
-    return Aggregator(init=lambda layout: {"layout": layout, "blocks": []}, add=add, done=done)
+    return Aggregator(init=lambda layout: {"layout": layout, "blocks": []}, add=add, finalize=done)
 
 
 class _Rounds:
     """Flower's rounds as a server optimiser."""
 
     def __init__(self, strategy: Any) -> None:
-        self.strategy, self.first = strategy, snapshot(strategy)
+        self.strategy, self.first = strategy, take_snapshot(strategy)
         self.lost: dict[str, Any] = {}  # attributes that no checkpoint holds
         self.round_of_lost = 0
 
     def as_transform(self) -> Transform:
         """What `Strategy.server` takes."""
-        return Transform(update=self.update, from_fold=True)
+        return Transform(update=self.update, needs_aggregator_state=True)
 
-    def update(self, update_D: Array, memory: Memory, context: Context) -> tuple[Array, Memory]:
+    def update(self, update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
         """One round of the strategy."""
-        layout, params_D = context.fold["layout"], np.asarray(as_numpy(context.params_D))
+        layout, params_D = context.aggregator_state["layout"], np.asarray(as_numpy(context.params_D))
         strategy = self._as_it_was(memory, context.round)
-        arrays, config = record_of(params_D, layout), ConfigRecord()
+        arrays, config = to_array_record(params_D, layout), ConfigRecord()
         replies = _replies(strategy, context, arrays, config, params_D)
         with _only_new_garbage():
             new, _ = strategy.aggregate_train(context.round, replies)
         if new is None:
             log.warning("round %d: %s kept the model as it is", context.round, type(strategy).__name__)
-        step_D = np.zeros_like(params_D) if new is None else params_of(new, layout) - params_D
+        step_D = np.zeros_like(params_D) if new is None else params_from_record(new, layout) - params_D
         return step_D, self._remember(strategy, context.round)
 
-    def _as_it_was(self, memory: Memory, round: int) -> Any:
-        strategy = restored(self.strategy, self.first, memory)
+    def _as_it_was(self, memory: State, round: int) -> Any:
+        strategy = restore(self.strategy, self.first, memory)
         if "lost" in memory:
             names = bytes(np.asarray(memory["lost"])).decode().split()
             if self.round_of_lost != round - 1:
@@ -139,12 +139,12 @@ class _Rounds:
                 setattr(strategy, name, self.lost[name])
         return strategy
 
-    def _remember(self, strategy: Any, round: int) -> Memory:
-        now = snapshot(strategy)
-        memory, lost = now.since(self.first)
+    def _remember(self, strategy: Any, round: int) -> State:
+        now = take_snapshot(strategy)
+        memory, lost = now.changes_since(self.first)
         if not lost:
             return memory
-        self.lost, self.round_of_lost = {name: now.others[name] for name in lost}, round
+        self.lost, self.round_of_lost = {name: now.unsupported[name] for name in lost}, round
         return {**memory, "lost": np.frombuffer(" ".join(lost).encode(), np.uint8)}
 
 
@@ -165,15 +165,19 @@ def _replies(
     strategy: Any, context: Context, arrays: ArrayRecord, config: ConfigRecord, params_D: np.ndarray
 ) -> list[Message]:
     """What the clients would have replied to the strategy's messages, in ascending order of clients."""
-    rows = {client: (block, k) for block in context.fold["blocks"] for k, client in enumerate(block.clients_K.tolist())}
+    rows = {
+        client: (block, k)
+        for block in context.aggregator_state["blocks"]
+        for k, client in enumerate(block.clients_K.tolist())
+    }
     replies = {}
     for message in _messages(strategy, sorted(rows), context, arrays, config):
         if any(record is not arrays for record in message.content.array_records.values()):
             kind = type(strategy).__name__
             raise FedlearnError(f"{kind} sends clients other arrays than the global model, which no engine here does")
-        client = message.metadata.dst_node_id - FIRST_NODE
+        client = message.metadata.dst_node_id - FIRST_NODE_ID
         block, k = rows[client]
-        replies[client] = _reply(strategy, message, block, k, params_D, context.fold["layout"])
+        replies[client] = _reply(strategy, message, block, k, params_D, context.aggregator_state["layout"])
     return [replies[client] for client in sorted(replies)]
 
 
@@ -186,7 +190,7 @@ def _messages(
     for name in own:
         setattr(strategy, name, drawn[name])
     try:
-        grid = InProcessGrid(ClientApp(), context.num_clients, present=cohort)
+        grid = InProcessGrid(ClientApp(), context.num_clients, available_partitions=cohort)
         return list(strategy.configure_train(context.round, arrays, config, grid))
     finally:
         for name, value in own.items():
@@ -200,4 +204,4 @@ def _reply(strategy: Any, message: Message, block: Updates, k: int, params_D: np
         loss = block.metrics["loss"]
         metrics[getattr(strategy, "train_loss_key", "train_loss")] = float(loss.total_K[k] / max(loss.count_K[k], 1))
     key = getattr(strategy, "arrayrecord_key", "arrays")
-    return Message(RecordDict({key: record_of(local_D, layout), "metrics": metrics}), reply_to=message)
+    return Message(RecordDict({key: to_array_record(local_D, layout), "metrics": metrics}), reply_to=message)

@@ -24,7 +24,7 @@ try:
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp
 
-    from fedlearn.flower.grid import InProcessGrid
+    from fedlearn.flower.in_process_grid import InProcessGrid
 except ImportError as missing:
     raise MissingExtra("running a Flower app", "flower") from missing
 
@@ -33,7 +33,7 @@ USAGE = "python -m fedlearn.flower.run path/to/app num_nodes=100"
 
 
 @dataclass(frozen=True, kw_only=True)
-class App:
+class FlowerApp:
     """A Flower app as its pyproject.toml describes it.
 
     Attributes:
@@ -46,15 +46,15 @@ class App:
     config: Mapping[str, Any]
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says."""
-    words = sys.argv[1:] if words is None else words
-    if not words or words[0] in ("-h", "--help"):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         sys.stdout.write(f"{__doc__}\n")
-        return DONE if words else BAD_CONFIGURATION
+        return DONE if argv else BAD_CONFIGURATION
     try:
-        num_nodes, changes = settings_of(words[1:])
-        app = load(Path(words[0]), changes)
+        num_nodes, changes = parse_settings(argv[1:])
+        app = load_app(Path(argv[0]), changes)
         return run(app, num_nodes)
     except FedlearnError as error:
         sys.stderr.write(f"{error}\n")
@@ -64,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return STOPPED
 
 
-def run(app: App, num_nodes: int) -> int:
+def run(app: FlowerApp, num_nodes: int) -> int:
     """Run an app on that many nodes and say how it went; the exit code.
 
     Raises:
@@ -90,7 +90,7 @@ def run(app: App, num_nodes: int) -> int:
     return code
 
 
-def load(folder: Path, changes: Mapping[str, Any] | None = None) -> App:
+def load_app(folder: Path, overrides: Mapping[str, Any] | None = None) -> FlowerApp:
     """The app in a folder, its configuration changed.
 
     Raises:
@@ -110,14 +110,16 @@ def load(folder: Path, changes: Mapping[str, Any] | None = None) -> App:
     except (KeyError, TypeError) as error:
         needs = "[tool.flwr.app.components] with serverapp and clientapp"
         raise FedlearnError(f"{project} describes no Flower app: it lacks {error}\n  expected  {needs}") from error
-    config = changed(flattened(described.get("config", {})), changes or {})
+    config = apply_overrides(flatten(described.get("config", {})), overrides or {})
     sys.path.insert(0, str(project.parent))
-    return App(
-        server=component(server, ServerApp, project), client=component(client, ClientApp, project), config=config
+    return FlowerApp(
+        server=load_component(server, ServerApp, project),
+        client=load_component(client, ClientApp, project),
+        config=config,
     )
 
 
-def component(reference: str, kind: type[Any], project: Path) -> Any:
+def load_component(reference: str, kind: type[Any], project: Path) -> Any:
     """What ``module:attribute`` stands for.
 
     Raises:
@@ -137,14 +139,14 @@ def component(reference: str, kind: type[Any], project: Path) -> Any:
     return found
 
 
-def settings_of(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
+def parse_settings(overrides: Sequence[str]) -> tuple[int, dict[str, Any]]:
     """``num_nodes``, and the rest as settings of the app; values as in TOML, or plain text.
 
     Raises:
         SettingError: a word is no ``key=value``, or ``num_nodes`` is out of range.
     """
     given: dict[str, Any] = {}
-    for word in words:
+    for word in overrides:
         key, equals, text = word.partition("=")
         require(bool(key and equals), word, "no setting", "key=value", USAGE)
         try:
@@ -156,27 +158,27 @@ def settings_of(words: Sequence[str]) -> tuple[int, dict[str, Any]]:
     return num_nodes, given
 
 
-def flattened(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, their names joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
-        flat |= flattened(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return flat
 
 
-def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def apply_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with some of its values changed.
 
     Raises:
         SettingError: there is no such setting.
     """
-    for name, value in changes.items():
+    for name, value in overrides.items():
         near = did_you_mean(name, config)
         expected = f"a setting of the app: {', '.join(config) or 'it has none'}"
         fix = f"{near}={value}" if near else f"[tool.flwr.app.config] of its pyproject.toml: {name} = ..."
         if name not in config:
             raise SettingError(name, value, expected, fix)
-    return {**config, **changes}
+    return {**config, **overrides}
 
 
 if __name__ == "__main__":

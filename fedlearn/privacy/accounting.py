@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.core.privacy_ledger import Epsilon, Event, EventHistory, Sampling, event_history
 from fedlearn.errors import MissingExtra, is_number, require
-from fedlearn.privacy.ledger import Epsilon, Event, Sampling, Spent, spent
 
-BY_RDP_ALONE = ("fixed_size", "renyi")  # laws for which there is no privacy loss distribution
-INTERVAL = 1e-4  # of the grid of privacy losses; rounding is upwards, so that a coarser grid would only claim more
-MOST_USEFUL = 100.0  # above this a tighter bound promises nothing either, and its grid would take gigabytes
+RDP_ONLY_SAMPLINGS = ("fixed_size", "renyi")  # laws for which there is no privacy loss distribution
+PLD_DISCRETIZATION_INTERVAL = (
+    1e-4  # of the grid of privacy losses; rounding is upwards, so that a coarser grid would only claim more
+)
+MAX_PLD_EPSILON = 100.0  # above this a tighter bound promises nothing either, and its grid would take gigabytes
 
 
 def require_delta(delta: float, setting: str = "delta") -> None:
@@ -34,7 +36,7 @@ def require_delta(delta: float, setting: str = "delta") -> None:
 
 
 @lru_cache(maxsize=4096)
-def epsilon(history: Spent, *, delta: float) -> Epsilon:
+def epsilon_bounds(history: EventHistory, *, delta: float) -> Epsilon:
     """Upper bounds on epsilon of all releases of a history together.
 
     *Guarantees*: 0 for an empty history; a function of the multiset of events alone, so that a ledger restored from a
@@ -48,12 +50,12 @@ def epsilon(history: Spent, *, delta: float) -> Epsilon:
     if not history:
         return Epsilon(0.0, 0.0)
     rdp = _rdp_epsilon(history, delta)
-    if any(event.sampling in BY_RDP_ALONE for event, _ in history):
+    if any(event.sampling in RDP_ONLY_SAMPLINGS for event, _ in history):
         return Epsilon(None, rdp)
-    return Epsilon(_pld_epsilon(history, delta) if rdp < MOST_USEFUL else rdp, rdp)
+    return Epsilon(_pld_epsilon(history, delta) if rdp < MAX_PLD_EPSILON else rdp, rdp)
 
 
-def largest(histories: Iterable[Spent], *, delta: float) -> Epsilon:
+def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Epsilon:
     """The largest epsilon of many histories: what a federation may claim whose clients pay for themselves.
 
     Data of clients are disjoint, so the claim for any one record is the one of the client that holds it: a maximum,
@@ -64,13 +66,15 @@ def largest(histories: Iterable[Spent], *, delta: float) -> Epsilon:
     if not ordered:
         return Epsilon(0.0, 0.0)
     rdp = _search(ordered, delta, tight=_rdp_epsilon)
-    if any(event.sampling in BY_RDP_ALONE for history in ordered for event, _ in history):
+    if any(event.sampling in RDP_ONLY_SAMPLINGS for history in ordered for event, _ in history):
         return Epsilon(None, rdp)
-    return Epsilon(_search(ordered, delta, tight=lambda history, delta: epsilon(history, delta=delta).value), rdp)
+    return Epsilon(
+        _search(ordered, delta, tight=lambda history, delta: epsilon_bounds(history, delta=delta).value), rdp
+    )
 
 
-def noise_multiplier_for(
-    histories_of: Callable[[float], Sequence[Spent]], *, epsilon: float, delta: float, method: str = "pld"
+def calibrate_noise_multiplier(
+    histories_of: Callable[[float], Sequence[EventHistory]], *, epsilon: float, delta: float, method: str = "pld"
 ) -> float:
     """The smallest noise multiplier, up to 1e-5 of it, at which no history costs more than ``epsilon``.
 
@@ -86,7 +90,9 @@ def noise_multiplier_for(
     require_delta(delta)
 
     def excess(noise: float, by: str) -> float:
-        seen = largest(histories_of(noise), delta=delta) if by == "pld" else _by_rdp(histories_of(noise), delta)
+        seen = (
+            max_epsilon_bounds(histories_of(noise), delta=delta) if by == "pld" else _by_rdp(histories_of(noise), delta)
+        )
         value = seen.value if by == "pld" else seen.rdp
         return log(max(value, 1e-12)) - log(epsilon) if isfinite(value) else 50.0
 
@@ -94,15 +100,17 @@ def noise_multiplier_for(
     return high if method == "rdp" else _root(lambda noise: excess(noise, "pld"), 0.8 * high, high)
 
 
-def rounds_for(histories_of: Callable[[int], Sequence[Spent]], *, epsilon: float, delta: float, most: int) -> int:
-    """The largest number of rounds, at most ``most``, that costs no more than ``epsilon``; 0 if there is none."""
+def calibrate_num_rounds(
+    histories_of: Callable[[int], Sequence[EventHistory]], *, epsilon: float, delta: float, max_rounds: int
+) -> int:
+    """The largest number of rounds, at most ``max_rounds``, that costs no more than ``epsilon``; 0 if there is none."""
     low, high = 0, 1
-    while high <= most and largest(histories_of(high), delta=delta).value <= epsilon:
+    while high <= max_rounds and max_epsilon_bounds(histories_of(high), delta=delta).value <= epsilon:
         low, high = high, 2 * high
-    high = min(high, most + 1)
+    high = min(high, max_rounds + 1)
     while high - low > 1:
         middle = (low + high) // 2
-        within = largest(histories_of(middle), delta=delta).value <= epsilon
+        within = max_epsilon_bounds(histories_of(middle), delta=delta).value <= epsilon
         low, high = (middle, high) if within else (low, middle)
     return low
 
@@ -113,11 +121,11 @@ def require_epsilon(epsilon: float, setting: str = "epsilon") -> None:
     require(ok, setting, epsilon, "a finite number > 0", f"{setting}=2.0")
 
 
-def _worst_rate(history: Spent) -> tuple[float, int]:
+def _worst_rate(history: EventHistory) -> tuple[float, int]:
     return max(event.rate for event, _ in history), sum(count for _, count in history)
 
 
-def _search(ordered: Sequence[Spent], delta: float, *, tight: Callable[[Spent, float], float]) -> float:
+def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[EventHistory, float], float]) -> float:
     """The cheap bound ranks sets, the tight one decides: it is computed for what comes out on top only."""
 
     def ranked(low: int, high: int) -> tuple[float, bool, int, int]:
@@ -137,7 +145,7 @@ def _search(ordered: Sequence[Spent], delta: float, *, tight: Callable[[Spent, f
                 heapq.heappush(heap, part)
 
 
-def _worse_than(histories: Sequence[Spent]) -> Spent:
+def _worse_than(histories: Sequence[EventHistory]) -> EventHistory:
     """A history that costs at least as much as each of these: the least noise, the highest rate, the most releases."""
     if len(histories) == 1:
         return histories[0]
@@ -148,10 +156,10 @@ def _worse_than(histories: Sequence[Spent]) -> Spent:
     rate = max(event.rate for event in events)
     law: Sampling = "renyi" if any(event.sampling == "renyi" for event in events) else "none"
     worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else law, rate)
-    return spent({worst: max(sum(count for _, count in history) for history in histories)})
+    return event_history({worst: max(sum(count for _, count in history) for history in histories)})
 
 
-def _by_rdp(histories: Iterable[Spent], delta: float) -> Epsilon:
+def _by_rdp(histories: Iterable[EventHistory], delta: float) -> Epsilon:
     ordered = sorted({history for history in histories if history}, key=_worst_rate)
     return Epsilon(None, _search(ordered, delta, tight=_rdp_epsilon) if ordered else 0.0)
 
@@ -172,7 +180,7 @@ def _root(excess: Callable[[float], float], low: float, high: float) -> float:
     return root
 
 
-def _pld_epsilon(history: Spent, delta: float) -> float:
+def _pld_epsilon(history: EventHistory, delta: float) -> float:
     accounting = _dp_accounting()
     gaussian = sum(count / event.noise_multiplier**2 for event, count in history if event.rate == 1)
     sampled = [(event, count) for event, count in history if event.rate < 1]
@@ -194,12 +202,12 @@ def _loss_distribution(noise_multiplier: float, rate: float) -> Any:
     from dp_accounting.pld import privacy_loss_distribution
 
     return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, sampling_prob=rate, value_discretization_interval=INTERVAL
+        noise_multiplier, sampling_prob=rate, value_discretization_interval=PLD_DISCRETIZATION_INTERVAL
     )
 
 
 @lru_cache(maxsize=4096)
-def _rdp_epsilon(history: Spent, delta: float) -> float:
+def _rdp_epsilon(history: EventHistory, delta: float) -> float:
     _dp_accounting()
     from dp_accounting.rdp import compute_epsilon
 

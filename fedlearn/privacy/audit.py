@@ -18,19 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.arrays import as_numpy, like
-from fedlearn.engines.base import Engine
+from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.arrays import as_numpy, asarray_like
+from fedlearn.core.layout import Layout
+from fedlearn.core.privacy_ledger import Ledger
+from fedlearn.core.random import Purpose, generator
+from fedlearn.core.records import Array, ClientId, ClientWork, Request, Updates
 from fedlearn.errors import MissingExtra
-from fedlearn.layout import Layout
-from fedlearn.local import LocalRule
-from fedlearn.privacy.ledger import Ledger
-from fedlearn.records import Array, ClientId, Order, Updates, Work
-from fedlearn.seeds import Purpose, generator
-from fedlearn.strategy import Strategy
-from fedlearn.trainers.base import Trainer
+from fedlearn.loop.protocols import Engine, Trainer
 
 SIGNIFICANCE = 0.05  # chance that a bound is above the truth, at most
-LENGTH = 1e3  # of a canary's update, before anything clips it: a clip that does not work shows
+CANARY_NORM = 1e3  # of a canary's update, before anything clips it: a clip that does not work shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,27 +38,27 @@ class Canaries:
 
     Attributes:
         included_M: by the flip of a fair coin each.
-        place_M: the parameter that each pushes; no two the same.
-        opposed: whether one that is out pushes the other way instead of staying away: for claims on replacement.
+        index_M: the parameter that each pushes; no two the same.
+        is_replacement: whether one that is out pushes the other way instead of staying away: for claims on replacement.
     """
 
     included_M: np.ndarray
-    place_M: np.ndarray
-    opposed: bool = False
+    index_M: np.ndarray
+    is_replacement: bool = False
 
     @property
-    def present(self) -> np.ndarray:
+    def participants(self) -> np.ndarray:
         """Numbers of those that take part."""
-        return np.arange(len(self.place_M)) if self.opposed else np.flatnonzero(self.included_M)
+        return np.arange(len(self.index_M)) if self.is_replacement else np.flatnonzero(self.included_M)
 
     @property
-    def push_M(self) -> np.ndarray:  # noqa: N802
+    def sign_M(self) -> np.ndarray:  # noqa: N802
         """Which way each pushes."""
-        return np.where(self.included_M, 1.0, -1.0 if self.opposed else 0.0)
+        return np.where(self.included_M, 1.0, -1.0 if self.is_replacement else 0.0)
 
-    def told_apart(self, seen_M: np.ndarray) -> Scores:
+    def split_scores(self, scores_M: np.ndarray) -> Scores:
         """What was seen of each canary, by whether it was in."""
-        return Scores(included=seen_M[self.included_M], excluded=seen_M[~self.included_M])
+        return Scores(included=scores_M[self.included_M], excluded=scores_M[~self.included_M])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,33 +70,33 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class AuditResult:
     """What an audit has found.
 
     Attributes:
-        bound: epsilon is at least this, with confidence ``1 - SIGNIFICANCE``.
-        most: the largest bound that so many canaries can give.
+        epsilon_lower_bound: epsilon is at least this, with confidence ``1 - SIGNIFICANCE``.
+        max_lower_bound: the largest bound that so many canaries can give.
         auc: area under the curve of true against false positives; 0.5 tells nothing.
         tpr: share of included canaries found where 1 % of the others are taken for included.
-        law: what the bound takes the mechanism for.
+        assumption: what the bound takes the mechanism for.
     """
 
-    bound: float
-    most: float
+    epsilon_lower_bound: float
+    max_lower_bound: float
     auc: float
     tpr: float
-    law: str
+    assumption: str
 
 
-def flip(count: int, num_parameters: int, *, seed: int, opposed: bool = False) -> Canaries:
-    """Fair coins for ``count`` canaries, and a parameter for each of them; ``count <= num_parameters``."""
+def draw_canaries(num_canaries: int, num_parameters: int, *, seed: int, is_replacement: bool = False) -> Canaries:
+    """Fair coins for ``num_canaries`` canaries, and a parameter for each of them; ``count <= num_parameters``."""
     rng = generator(seed, Purpose.CANARIES)
-    included_M = rng.integers(2, size=count).astype(bool)
-    place_M = rng.choice(num_parameters, count, replace=False)
-    return Canaries(included_M=included_M, place_M=place_M, opposed=opposed)
+    included_M = rng.integers(2, size=num_canaries).astype(bool)
+    place_M = rng.choice(num_parameters, num_canaries, replace=False)
+    return Canaries(included_M=included_M, index_M=place_M, is_replacement=is_replacement)
 
 
-def examine(scores: Scores, *, delta: float, gaussian: bool) -> Finding:
+def audit_scores(scores: Scores, *, delta: float, gaussian: bool) -> AuditResult:
     """The epsilon that scores refute.
 
     Args:
@@ -117,7 +116,7 @@ def examine(scores: Scores, *, delta: float, gaussian: bool) -> Finding:
     )
     law = "a Gaussian mechanism" if gaussian else "any (epsilon, delta)-private mechanism"
     auc, tpr = float(seen.attack_auroc()), float(seen.tpr_at_given_fpr(0.01))
-    return Finding(bound=float(bound), most=float(most), auc=auc, tpr=tpr, law=law)
+    return AuditResult(epsilon_lower_bound=float(bound), max_lower_bound=float(most), auc=auc, tpr=tpr, assumption=law)
 
 
 def is_gaussian(ledger: Ledger) -> bool:
@@ -153,66 +152,66 @@ class CanaryTrainer:
         return self.trainer.layout
 
     @property
-    def private(self) -> bool:  # noqa: D102
+    def supports_dp_sgd(self) -> bool:  # noqa: D102
         return False
 
     def init(self, seed: int) -> np.ndarray:
         """Zero: what a round releases is then the model, unrounded."""
         return np.zeros(self.layout.num_parameters, np.float32)
 
-    def batched(self, batching: str) -> CanaryTrainer:
-        """See `Trainer.batched`."""
-        return CanaryTrainer(self.trainer.batched(batching), self.canaries)
+    def with_batching(self, batching: str) -> CanaryTrainer:
+        """See `Trainer.with_batching`."""
+        return CanaryTrainer(self.trainer.with_batching(batching), self.canaries)
 
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
-        """See `Trainer.batching_of`."""
-        return self.trainer.batching_of(num_clients, num_examples)
+    def describe_batching(self, num_clients: int, num_examples: int) -> str:
+        """See `Trainer.describe_batching`."""
+        return self.trainer.describe_batching(num_clients, num_examples)
 
-    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
+    def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """The updates of K clients, with ``+-LENGTH`` at each one's own parameter instead of what it learned."""
-        updates = self.trainer.fit(order, rule, work)
+        updates = self.trainer.fit(request, rule, work)
         delta_KD = np.zeros((len(work), self.layout.num_parameters), np.float32)
         clients_K = updates.clients_K
-        delta_KD[np.arange(len(work)), self.canaries.place_M[clients_K]] = LENGTH * self.canaries.push_M[clients_K]
-        return replace(updates, delta_KD=like(delta_KD, updates.delta_KD))
+        delta_KD[np.arange(len(work)), self.canaries.index_M[clients_K]] = CANARY_NORM * self.canaries.sign_M[clients_K]
+        return replace(updates, delta_KD=asarray_like(delta_KD, updates.delta_KD))
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """See `Trainer.predict`."""
         return self.trainer.predict(params_D, x)
 
 
-class Overheard:
+class ObservingEngine:
     """An engine, and someone who listens to what leaves its clients.
 
     Args:
         engine: that carries out orders.
-        listen: is given all updates as they are sent.
+        on_updates: is given all updates as they are sent.
     """
 
-    def __init__(self, engine: Engine, listen: Callable[[Updates], None]) -> None:
-        self.engine, self.listen = engine, listen
+    def __init__(self, engine: Engine, on_updates: Callable[[Updates], None]) -> None:
+        self.engine, self.on_updates = engine, on_updates
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def fit(self, order: Order, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Any]:
+    def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Any]:
         """See `Engine.fit`."""
-        for result in self.engine.fit(order, strategy, cohort):
+        for result in self.engine.fit(request, strategy, cohort):
             if isinstance(result, Updates):
-                self.listen(result)
+                self.on_updates(result)
             yield result
 
 
-class Ear:
+class Observer:
     """Adds up what each canary's own upload holds at its own parameter."""
 
     def __init__(self, canaries: Canaries) -> None:
-        self.place_M, self.heard_M = canaries.place_M, np.zeros(len(canaries.place_M))
+        self.index_M, self.observed_M = canaries.index_M, np.zeros(len(canaries.index_M))
 
     def __call__(self, updates: Updates) -> None:
         """Listen to one block."""
         rows_KD, clients_K = as_numpy(updates.delta_KD), updates.clients_K
-        self.heard_M[clients_K] += rows_KD[np.arange(len(clients_K)), self.place_M[clients_K]]
+        self.observed_M[clients_K] += rows_KD[np.arange(len(clients_K)), self.index_M[clients_K]]
 
 
 def _auditing() -> Any:

@@ -8,75 +8,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from heapq import heappop, heapreplace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from fedlearn.core.layout import Layout, default_initial_parameters
+from fedlearn.core.random import Purpose, generator, secret_uniforms, seed_sequence
+from fedlearn.core.records import Array, ClientWork, LocalSettings, Request
 from fedlearn.errors import require
-from fedlearn.layout import Layout, default_initial
-from fedlearn.local import LocalRule
-from fedlearn.records import Array, LocalSettings, Order, Updates, Work
-from fedlearn.seeds import Purpose, generator, secret_uniforms, seed_sequence
+from fedlearn.loop.protocols import Trainer
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads neighbours
-MOST_RESIDENT_BYTES = 2**30  # of examples that are kept in one piece from round to round
-Initial = Callable[[Layout, np.random.Generator], np.ndarray]
+MAX_RESIDENT_BYTES = 2**30  # of examples that are kept in one piece from round to round
+Initializer = Callable[[Layout, np.random.Generator], np.ndarray]
 
 
-class Trainer(Protocol):
-    """The only thing that knows a framework.
-
-    Attributes:
-        framework: ``torch``, ``jax`` or ``numpy``, for the header.
-        device: where it computes, e.g. ``cpu``.
-        layout: of the model's trainable parameters, and of its buffers: statistics of batches.
-        private: whether it has DP-SGD, for orders with ``local.example_dp``.
-    """
-
-    @property
-    def framework(self) -> str: ...  # noqa: D102
-
-    @property
-    def device(self) -> str: ...  # noqa: D102
-
-    @property
-    def layout(self) -> Layout: ...  # noqa: D102
-
-    @property
-    def private(self) -> bool: ...  # noqa: D102
-
-    def init(self, seed: int) -> np.ndarray:
-        """Initial ``params_D``: equal for equal layouts and seeds, whatever the framework."""
-        ...
-
-    def batched(self, batching: str) -> Trainer:
-        """The same trainer with ``map``, ``vmap`` or ``auto`` as the way to train a block.
-
-        Raises:
-            SettingError: it cannot be had for this model.
-        """
-        ...
-
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
-        """How a block of so many clients, with so many examples together, would be trained."""
-        ...
-
-    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
-        """Train K clients, each from its `Work.start_D`, with the random numbers of its `Work.round`.
-
-        Row k of the result does not depend on the other clients.
-
-        Returns updates with clients in the order of ``work``, ``metrics["loss"]`` (total loss and number of the
-        examples seen), and without memory or extra, which `fedlearn.client.client_step` adds.
-        """
-        ...
-
-    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """Raw outputs ``(N, C)`` float32 of the model for ``x`` ``(N, ...)``, in evaluation mode."""
-        ...
-
-
-class AroundTrainer:
+class TrainerWrapper:
     """What a trainer around another one leaves to it.
 
     Args:
@@ -102,13 +49,13 @@ class AroundTrainer:
         return self.trainer.layout
 
     @property
-    def private(self) -> bool:
+    def supports_dp_sgd(self) -> bool:
         """Of the trainer."""
-        return self.trainer.private
+        return self.trainer.supports_dp_sgd
 
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
-        """See `Trainer.batching_of`."""
-        return self.trainer.batching_of(num_clients, num_examples)
+    def describe_batching(self, num_clients: int, num_examples: int) -> str:
+        """See `Trainer.describe_batching`."""
+        return self.trainer.describe_batching(num_clients, num_examples)
 
     def init(self, seed: int) -> np.ndarray:
         """See `Trainer.init`."""
@@ -119,24 +66,24 @@ class AroundTrainer:
         return self.trainer.predict(params_D, x)
 
 
-def round_of(order: Order, one: Work) -> int:
+def round_of(request: Request, work: ClientWork) -> int:
     """The round from which a client's random numbers follow."""
-    return order.round if one.round is None else one.round
+    return request.round if work.round is None else work.round
 
 
-def rounds_of(order: Order, work: Sequence[Work]) -> np.ndarray:
+def rounds_of(request: Request, work: Sequence[ClientWork]) -> np.ndarray:
     """The same of K clients (K)."""
-    return np.array([round_of(order, one) for one in work], np.int64)
+    return np.array([round_of(request, one) for one in work], np.int64)
 
 
-def by_round(rounds_K: np.ndarray, drawn: Callable[[int], Any]) -> np.ndarray:
+def draw_by_round(rounds_K: np.ndarray, draw: Callable[[int], Any]) -> np.ndarray:
     """What is drawn for the round of each client (K x ...), each round's once."""
     rounds, back_K = np.unique(rounds_K, return_inverse=True)
-    return np.array([drawn(round) for round in rounds.tolist()])[back_K]
+    return np.array([draw(round) for round in rounds.tolist()])[back_K]
 
 
 def batch_plans(
-    order: Order, clients_K: np.ndarray, sizes_K: np.ndarray, rounds_K: np.ndarray | None = None
+    request: Request, clients_K: np.ndarray, sizes_K: np.ndarray, rounds_K: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which examples make up each local step of K clients, for both frameworks and all engines.
 
@@ -151,14 +98,14 @@ def batch_plans(
     Reference: the hash is the finaliser of Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*,
     OOPSLA 2014.
     """
-    local, sizes_K = order.local, np.asarray(sizes_K, np.int64)
+    local, sizes_K = request.local, np.asarray(sizes_K, np.int64)
     batch_size, largest = min(local.batch_size, int(sizes_K.max())), int(sizes_K.max())
     batches_K = -(-sizes_K // batch_size)  # in one pass
-    steps_K = local.steps_of(sizes_K)
+    steps_K = local.num_steps(sizes_K)
     plan_KSB = np.full((len(sizes_K), int(steps_K.max()), batch_size), -1, np.int32)
     batch_in_pass = np.arange(int(batches_K.max()))
     for number in range(int((-(-steps_K // batches_K)).max())):
-        hash_KN = _hashes(order, clients_K, rounds_K, number, largest)
+        hash_KN = _hashes(request, clients_K, rounds_K, number, largest)
         hash_KN[np.arange(largest) >= sizes_K[:, None]] = np.iinfo(np.uint64).max  # sorts behind the examples
         pass_KN = np.argsort(hash_KN, axis=1).astype(np.int32)
         padded_KN = np.full((len(sizes_K), len(batch_in_pass) * batch_size), -1, np.int32)
@@ -171,7 +118,7 @@ def batch_plans(
 
 
 def poisson_plans(
-    order: Order, clients_K: np.ndarray, sizes_K: np.ndarray, rounds_K: np.ndarray | None = None
+    request: Request, clients_K: np.ndarray, sizes_K: np.ndarray, rounds_K: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `batch_plans`, for DP-SGD: each step takes each of N examples with probability ``min(1, batch_size / N)``,
     independently.
@@ -179,15 +126,15 @@ def poisson_plans(
     As many steps as plain training would take; a batch may be empty. Who is drawn must stay unknown for amplification
     to hold, so that real clients draw from the operating system's entropy instead of the run's seed.
     """
-    local, sizes_K, largest = order.local, np.asarray(sizes_K, np.int64), int(np.max(sizes_K))
-    steps_K = local.steps_of(sizes_K)
+    local, sizes_K, largest = request.local, np.asarray(sizes_K, np.int64), int(np.max(sizes_K))
+    steps_K = local.num_steps(sizes_K)
     rate_K1 = np.minimum(1.0, local.batch_size / sizes_K)[:, None]
     chosen: list[np.ndarray] = []
     for number in range(int(steps_K.max())):
-        if order.deployed:
+        if request.deployed:
             uniform_KN = secret_uniforms((len(sizes_K), largest))
         else:
-            uniform_KN = (_hashes(order, clients_K, rounds_K, number, largest) >> np.uint64(11)) * 2.0**-53
+            uniform_KN = (_hashes(request, clients_K, rounds_K, number, largest) >> np.uint64(11)) * 2.0**-53
         taken_KN = (uniform_KN < rate_K1) & (np.arange(largest) < sizes_K[:, None])
         chosen.append(taken_KN & (number < steps_K)[:, None])
     widest = max(1, max(int(taken_KN.sum(axis=1).max()) for taken_KN in chosen))
@@ -200,10 +147,10 @@ def poisson_plans(
 
 
 def _hashes(
-    order: Order, clients_K: np.ndarray, rounds_K: np.ndarray | None, number: int, num_examples: int
+    order: Request, clients_K: np.ndarray, rounds_K: np.ndarray | None, number: int, num_examples: int
 ) -> np.ndarray:
     """``(K, N)`` 64-bit hashes, a function of (seed, round, client, pass, example) alone."""
-    root_K = by_round(
+    root_K = draw_by_round(
         np.array([order.round]) if rounds_K is None else rounds_K,
         lambda round: seed_sequence(order.seed, Purpose.BATCHES, round=round).generate_state(1, np.uint64)[0],
     )
@@ -217,33 +164,33 @@ def _mixed(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def counts_of_classes(trainer: Trainer, task: str, order: Order, work: Sequence[Work]) -> np.ndarray:
-    """How many training examples of each class K clients have: ``(K, C)`` float32, C >= 2, for `LocalRule.logits`.
+def class_counts(trainer: Trainer, task: str, request: Request, work: Sequence[ClientWork]) -> np.ndarray:
+    """How many training examples of each class K clients have: ``(K, C)`` float32, C >= 2, for `LocalRule.adjust_logits`.
 
     Raises:
         SettingError: the task has no classes.
     """
     require(task != "regression", "strategy", "one that adjusts logits", "a scenario with classes", "strategy=fedavg")
-    num_classes = max(2, trainer.predict(order.params_D, work[0].examples.x[:1]).shape[1])
+    num_classes = max(2, trainer.predict(request.params_D, work[0].examples.x[:1]).shape[1])
     return np.stack([np.bincount(one.examples.y.astype(np.int64), minlength=num_classes) for one in work]).astype(
         np.float32
     )
 
 
-def require_features(there: bool) -> None:
-    """Refuse a model that has no features for `LocalRule.contrast`.
+def require_features(has_features: bool) -> None:
+    """Refuse a model that has no features for `LocalRule.feature_penalty`.
 
     Raises:
         SettingError: it has none.
     """
     expected = "a model that ends in one affine map (torch.nn.Linear, flax.linen.Dense) of features that it learns"
-    require(there, "strategy", "one that compares features", expected, "model=mlp, or strategy=fedprox")
+    require(has_features, "strategy", "one that compares features", expected, "model=mlp, or strategy=fedprox")
 
 
-def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray]:
+def shared_base_array(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray]:
     """The array of which all these are slices of whole rows, and where each starts; None if there is none."""
     whole = arrays[0].base
-    if not (isinstance(whole, np.ndarray) and whole.flags.c_contiguous and whole.nbytes <= MOST_RESIDENT_BYTES):
+    if not (isinstance(whole, np.ndarray) and whole.flags.c_contiguous and whole.nbytes <= MAX_RESIDENT_BYTES):
         return None, np.zeros(0)
     shape, dtype = whole.shape[1:], whole.dtype
     same = all(v.base is whole and v.shape[1:] == shape and v.dtype == dtype and v.flags.c_contiguous for v in arrays)
@@ -253,13 +200,13 @@ def slices_of_one(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.n
     return whole, offsets_K // whole.strides[0]
 
 
-def balanced(costs: Sequence[float], num_shares: int, *, most: int | None = None) -> list[np.ndarray]:
+def balance_shares(costs: Sequence[float], num_shares: int, *, max_size: int | None = None) -> list[np.ndarray]:
     """Row numbers for each worker, so that the sums of ``costs`` are close: the largest first, to the least laden.
 
     Args:
         costs: of each row.
         num_shares: >= 1; fewer where there are fewer rows.
-        most: rows in a share; None for no bound.
+        max_size: rows in a share; None for no bound.
 
     >>> [share.tolist() for share in balanced([5, 1, 1, 4], 2)]
     [[0, 1], [2, 3]]
@@ -269,7 +216,7 @@ def balanced(costs: Sequence[float], num_shares: int, *, most: int | None = None
     for k in np.argsort(costs, kind="stable")[::-1].tolist():
         total, least = load[0]
         shares[least].append(k)
-        if len(shares[least]) == most:
+        if len(shares[least]) == max_size:
             heappop(load)
         else:
             heapreplace(load, (total + costs[k], least))
@@ -282,14 +229,14 @@ def available_cores() -> int:
 
 
 def initial_parameters(
-    layout: Layout, initial: Initial | None, seed: int, buffers: Mapping[str, np.ndarray] | None = None
+    layout: Layout, initial: Initializer | None, seed: int, buffers: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """``initial(layout, rng)`` of the parameters, or torch's default law where it is None, beside the given buffers."""
-    first_D = (initial or default_initial)(layout.trained, generator(seed, Purpose.INIT))
-    return layout.pack({**layout.trained.unpack(first_D), **buffers}) if buffers else first_D
+    first_D = (initial or default_initial_parameters)(layout.trainable, generator(seed, Purpose.INIT))
+    return layout.pack({**layout.trainable.unpack(first_D), **buffers}) if buffers else first_D
 
 
-def refuse_private_buffers(layout: Layout, local: LocalSettings) -> None:
+def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:
     """Refuse DP-SGD for a model with statistics of batches.
 
     They make an example's output, and so its gradient, depend on the others in its batch: clipping bounds no single

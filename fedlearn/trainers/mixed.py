@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedlearn.arrays import as_numpy
+from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Array, ClientId, ClientWork, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError
-from fedlearn.layout import Layout
-from fedlearn.local import LocalRule
-from fedlearn.records import Array, ClientId, Order, Sum, Updates, Work
-from fedlearn.trainers.base import Trainer
+from fedlearn.loop.protocols import Trainer
 
 
 class MixedTrainer:
@@ -36,7 +36,7 @@ class MixedTrainer:
         self.trainers = tuple(trainers)
         self.layout: Layout = trainers[0].layout
         self.device = trainers[0].device
-        self.private = all(getattr(trainer, "private", False) for trainer in trainers)
+        self.supports_dp_sgd = all(getattr(trainer, "supports_dp_sgd", False) for trainer in trainers)
         for trainer in trainers[1:]:
             if trainer.layout != self.layout:
                 raise FedlearnError(f"{trainer.framework} and {trainers[0].framework} have models of different layouts")
@@ -45,28 +45,28 @@ class MixedTrainer:
         """Initial ``params_D``, the same in all of them."""
         return self.trainers[0].init(seed)
 
-    def batched(self, batching: str) -> MixedTrainer:
+    def with_batching(self, batching: str) -> MixedTrainer:
         """The same, each trainer batched so."""
-        return MixedTrainer([trainer.batched(batching) for trainer in self.trainers])
+        return MixedTrainer([trainer.with_batching(batching) for trainer in self.trainers])
 
-    def batching_of(self, num_clients: int, num_examples: int) -> str:
+    def describe_batching(self, num_clients: int, num_examples: int) -> str:
         """How a block of so many clients would be trained, framework by framework."""
         share = -(-num_clients // len(self.trainers))
         own = num_examples * share // num_clients
-        return " + ".join(f"{one.framework} {one.batching_of(share, own)}" for one in self.trainers)
+        return " + ".join(f"{one.framework} {one.describe_batching(share, own)}" for one in self.trainers)
 
-    def of(self, client: ClientId) -> Trainer:
+    def trainer_of(self, client: ClientId) -> Trainer:
         """The trainer of a client."""
         return self.trainers[client % len(self.trainers)]
 
-    def fit(self, order: Order, rule: LocalRule, work: Sequence[Work]) -> Updates:
+    def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients, each with its own trainer; updates come as NumPy arrays, in the order of ``work``."""
         rows, parts = [], []
         for trainer in self.trainers:
-            own = [k for k, one in enumerate(work) if self.of(one.client) is trainer]
+            own = [k for k, one in enumerate(work) if self.trainer_of(one.client) is trainer]
             if own:
                 rows += own
-                parts.append(trainer.fit(order, rule, [work[k] for k in own]))
+                parts.append(trainer.fit(request, rule, [work[k] for k in own]))
         return _end_to_end(parts).rows(np.argsort(rows))
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
@@ -82,7 +82,7 @@ def _end_to_end(parts: Sequence[Updates]) -> Updates:
         num_examples_K=np.concatenate([part.num_examples_K for part in parts]),
         num_steps_K=np.concatenate([part.num_steps_K for part in parts]),
         metrics={
-            name: Sum(
+            name: MetricSum(
                 np.concatenate([np.asarray(part.metrics[name].total_K) for part in parts]),
                 np.concatenate([np.asarray(part.metrics[name].count_K) for part in parts]),
             )

@@ -1,1 +1,1 @@
-"""Attacks on what clients send, one file each; ``python -m simulations.attack`` runs them."""
+"""Attacks on what clients send, one file each; ``python -m simulations.privacy_attack`` runs them."""

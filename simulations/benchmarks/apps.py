@@ -1,7 +1,7 @@
 """``python -m simulations.benchmarks.apps [num_nodes] [rounds] [repeats]``: one Flower app, without Ray and with it.
 
 The app is not changed for either. Its clients train and evaluate at next to no cost, so that what is measured is the
-runtime: ours in one process (`fedlearn.flower.grid`), and Flower's own simulation with an actor on each core. Each run
+runtime: ours in one process (`fedlearn.flower.in_process_grid`), and Flower's own simulation with an actor on each core. Each run
 is a process of its own, in turn. Told are the medians of a whole run, imports and the start of Ray included, of a round
 but the first, and of its processor time in the ServerApp's process, which other work on the machine does not touch.
 """
@@ -25,12 +25,12 @@ LONGEST = 600.0  # seconds of a run
 RUNTIMES = ("ours", "flower")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Measure both and print a table; in a child, run one of them and print when its rounds ended."""
-    if words[0:1] == ["--one"]:
-        sys.stdout.write(json.dumps(ends_of(words[1], int(words[2]), int(words[3]))))
+    if argv[0:1] == ["--one"]:
+        sys.stdout.write(json.dumps(ends_of(argv[1], int(argv[2]), int(argv[3]))))
         return 0
-    num_nodes, rounds, repeats = (int(word) for word in (words + ["100", "4", "3"][len(words) :]))
+    num_nodes, rounds, repeats = (int(word) for word in (argv + ["100", "4", "3"][len(argv) :]))
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in RUNTIMES}
     for _ in range(repeats):
         for name in RUNTIMES:
@@ -63,7 +63,7 @@ def ends_of(runtime: str, num_nodes: int, rounds: int) -> list[tuple[float, floa
     logging.disable(logging.CRITICAL)
     server, client, ends = app(rounds)
     if runtime == "ours":
-        from fedlearn.flower.grid import InProcessGrid
+        from fedlearn.flower.in_process_grid import InProcessGrid
 
         context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={})
         server(grid=InProcessGrid(client, num_nodes), context=context)

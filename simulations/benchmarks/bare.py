@@ -9,8 +9,8 @@ from importlib import import_module
 
 import numpy as np
 
-from fedlearn.layout import default_initial
-from fedlearn.seeds import Purpose, generator
+from fedlearn.core.layout import default_initial_parameters
+from fedlearn.core.random import Purpose, generator
 from simulations.benchmarks.clock import Clock, Done
 from simulations.benchmarks.synthetic import Orders, cohort_of, shuffled
 from simulations.benchmarks.workloads import SEED, Workload
@@ -19,16 +19,16 @@ from simulations.benchmarks.workloads import SEED, Workload
 def run(workload: Workload, framework: str, clock: Clock) -> Done:
     """Federated averaging, as fast as we can write it for this workload alone."""
     program = import_module(f"simulations.benchmarks.bare_{framework}").Bare(workload)
-    params_D = default_initial(program.layout, generator(SEED, Purpose.INIT))
+    params_D = default_initial_parameters(program.layout, generator(SEED, Purpose.INIT))
     clock.start()
     for round in range(1, workload.rounds + 1):
-        params_D, num_examples = one_round(program, workload, params_D, round=round)
+        params_D, num_examples = run_round(program, workload, params_D, round=round)
         clock.lap(num_examples)
     program.close()
     return Done(program.variant, params_D)
 
 
-def one_round(
+def run_round(
     program: object,
     workload: Workload,
     params_D: np.ndarray,

@@ -32,7 +32,7 @@ from simulations.benchmarks.workloads import Workload
 WIDEST = 56  # examples in a Poisson batch of w4, whose mean is 32: four standard deviations more
 
 
-def claim_devices(count: int) -> None:
+def set_num_devices(count: int) -> None:
     """Let XLA show this process so many CPU devices; has no effect once something was computed."""
     flag = f"--xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -49,7 +49,7 @@ class Bare:
     def __init__(self, workload: Workload, *, workers: int | None = None) -> None:
         count = workers or num_cores()
         if count > 1:
-            claim_devices(count)
+            set_num_devices(count)
         mesh = Mesh(np.array(jax.devices()[:count]), ("device",))
         self.workload, self.num_devices = workload, mesh.size
         self.variant = f"one compiled program, {mesh.size} device{'s' * (mesh.size > 1)}"
@@ -77,7 +77,7 @@ def layout_of(workload: Workload) -> Layout:
     x = jax.ShapeDtypeStruct((1, *workload.input_shape), jnp.float32)
     shapes = flatten_dict(jax.eval_shape(module(workload).init, jax.random.key(0), x)["params"])
     turned = {path: (leaf.shape[::-1][:2] + leaf.shape[:-2]) for path, leaf in shapes.items()}
-    return Layout.of((_torch_name(path), turned[path]) for path in shapes)
+    return Layout.from_shapes((_torch_name(path), turned[path]) for path in shapes)
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
@@ -147,7 +147,7 @@ def _private_gradient(workload: Workload, weights: Any, x_BF: Any, y_B: Any, rea
     return jax.tree.unflatten(tree, noised)
 
 
-def one_client(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
+def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
     """``(params_D, client, order_N) -> its new params_D``, for a framework that brings its own processes."""
     model, layout, pool = module(workload), layout_of(workload), pool_of(workload)
     x, y = jnp.asarray(pool.x), jnp.asarray(pool.y.astype(np.int32))

@@ -55,7 +55,7 @@ class Bare:
 
 def layout_of(workload: Workload) -> Layout:
     """Of the workload's model."""
-    return Layout.of((name, tuple(p.shape)) for name, p in module(workload).named_parameters())
+    return Layout.from_shapes((name, tuple(p.shape)) for name, p in module(workload).named_parameters())
 
 
 def loop(workload: Workload) -> Fit:
@@ -74,7 +74,7 @@ def loop(workload: Workload) -> Fit:
     return fit
 
 
-def one_client(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
+def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
     """``(params_D, client, order_N) -> its new params_D``, for a framework that brings its own processes."""
     torch.set_num_threads(1)
     local = ClientLoop(workload)

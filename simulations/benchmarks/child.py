@@ -27,11 +27,11 @@ PACKAGES = {  # module that is missing: what brings it
 }
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Do the task and print what came of it; what others print goes to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    out.write(json.dumps(outcome(json.loads(words[0]))) + "\n")
+    out.write(json.dumps(outcome(json.loads(argv[0]))) + "\n")
     out.flush()
     return 0
 
@@ -82,8 +82,8 @@ def loss_of(work: Workload, framework: str, done: Done) -> float:
     """The mean loss on a thousand examples after the last round: proof that the work was done."""
     import numpy as np
 
-    from fedlearn.metrics import evaluate
-    from fedlearn.records import Predictions
+    from fedlearn.core.metrics import evaluate
+    from fedlearn.core.records import Predictions
     from simulations.benchmarks.ours import trainer
     from simulations.benchmarks.synthetic import pool_of
 

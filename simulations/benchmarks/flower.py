@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.layout import default_initial
-from fedlearn.seeds import Purpose, generator
+from fedlearn.core.layout import default_initial_parameters
+from fedlearn.core.random import Purpose, generator
 from simulations.benchmarks.clock import Clock, Done
 from simulations.benchmarks.processes import num_cores
 from simulations.benchmarks.workloads import SEED, Workload
 
 ROUND_SECONDS = 600.0
-FitOne = Callable[[np.ndarray, int, np.ndarray], np.ndarray]  # (params_D, client, order_N) -> its new params_D
+ClientFit = Callable[[np.ndarray, int, np.ndarray], np.ndarray]  # (params_D, client, order_N) -> its new params_D
 
 
 def run(workload: Workload, framework: str, clock: Clock) -> Done:
@@ -64,10 +64,10 @@ def client_app(workload: Workload, framework: str) -> Any:
 
 
 @cache
-def _fit_one(workload: Workload, framework: str) -> FitOne:
+def _fit_one(workload: Workload, framework: str) -> ClientFit:
     """One client's training, prepared once in each of Ray's processes."""
     program = "opacus_torch" if workload.example_dp else f"bare_{framework}"
-    prepare: Callable[[Workload], FitOne] = import_module(f"simulations.benchmarks.{program}").one_client
+    prepare: Callable[[Workload], ClientFit] = import_module(f"simulations.benchmarks.{program}").one_client
     return prepare(workload)
 
 
@@ -77,7 +77,7 @@ class _Server:
     def __init__(self, workload: Workload, framework: str, clock: Clock) -> None:
         self.workload, self.clock = workload, clock
         layout = import_module(f"simulations.benchmarks.bare_{framework}").layout_of(workload)
-        self.params_D: np.ndarray = default_initial(layout, generator(SEED, Purpose.INIT))
+        self.params_D: np.ndarray = default_initial_parameters(layout, generator(SEED, Purpose.INIT))
         self._num_examples = 0
 
     def main(self, grid: Any, context: Any) -> None:

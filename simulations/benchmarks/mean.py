@@ -10,22 +10,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedlearn import Layout
-from fedlearn.aggregate import mean
+from fedlearn.algorithm.aggregation import mean
+from fedlearn.core.records import Updates
 from fedlearn.errors import FedlearnError, require
-from fedlearn.records import Updates
 
 SIZES = {"clients": 100, "parameters": 25_000_000}
 HELP = "python -m simulations.benchmarks.mean [clients=100] [parameters=25000000]\n"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code is 0 done, 2 bad setting."""
-    words = sys.argv[1:] if words is None else words
-    if {"--help", "-h", "help"} & set(words):
+    argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h", "help"} & set(argv):
         sys.stdout.write(HELP)
         return 0
     try:
-        sizes = SIZES | dict(_pair(word) for word in words)
+        sizes = SIZES | dict(_pair(word) for word in argv)
     except FedlearnError as error:
         sys.stderr.write(f"{error}\n")
         return 2
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def measure(num_clients: int, num_parameters: int) -> tuple[float, float]:
     """The peak of what the fold allocates, in float32 vectors, and its seconds; arriving updates do not count."""
-    aggregate, layout = mean(), Layout.of([("weight", (num_parameters,))])
+    aggregate, layout = mean(), Layout.from_shapes([("weight", (num_parameters,))])
     arriving_KD = np.full((1, num_parameters), 0.5, np.float32)
     tracemalloc.start()  # after the update, so that it is not counted
     began, fold = time.perf_counter(), aggregate.init(layout)
@@ -48,7 +48,7 @@ def measure(num_clients: int, num_parameters: int) -> tuple[float, float]:
         fold = aggregate.add(
             fold, Updates(clients_K=one, delta_KD=arriving_KD, num_examples_K=one + 1, num_steps_K=one)
         )
-    update_D = aggregate.done(fold)
+    update_D = aggregate.finalize(fold)
     seconds, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     if not (update_D == 0.5).all():

@@ -72,10 +72,10 @@ def run_all(settings: Settings) -> Iterator[Run]:
     pairs = [(framework, system) for framework in settings.frameworks for system in settings.systems]
     for repeat in range(1, settings.repeats + 1):
         for framework, system in pairs if repeat % 2 else reversed(pairs):
-            yield run_one(settings, framework, system, repeat=repeat)
+            yield run_system(settings, framework, system, repeat=repeat)
 
 
-def run_one(settings: Settings, framework: str, system: str, *, repeat: int) -> Run:
+def run_system(settings: Settings, framework: str, system: str, *, repeat: int) -> Run:
     """One system in a fresh process; what goes wrong is told in ``error``."""
     sizes = {**settings.sizes, "rounds": settings.rounds(system)}
     task = {"system": system, "framework": framework, "workload": {"name": settings.workload.name, **sizes}}

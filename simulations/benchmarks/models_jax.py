@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 
 from simulations.benchmarks.workloads import Workload
-from simulations.models.jax import Conv
+from simulations.models.basic.jax import Conv
 
 
 class Mlp(nn.Module):

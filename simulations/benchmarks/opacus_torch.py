@@ -19,7 +19,7 @@ from simulations.benchmarks.synthetic import examples_of
 from simulations.benchmarks.workloads import Workload
 
 
-def one_client(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
+def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
     """``(params_D, client, order_N) -> its new params_D``."""
     torch.set_num_threads(1)
     dp, local = workload.example_dp, workload.local

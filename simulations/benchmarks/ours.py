@@ -7,7 +7,7 @@ from importlib import import_module
 import numpy as np
 
 from fedlearn import Schedule, federate, start, vector
-from fedlearn.trainers.base import Trainer
+from fedlearn.loop.protocols import Trainer
 from simulations.benchmarks.clock import Clock, Done
 from simulations.benchmarks.synthetic import federated_data, pool_of
 from simulations.benchmarks.workloads import SEED, Workload

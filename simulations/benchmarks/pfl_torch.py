@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from fedlearn.layout import default_initial
-from fedlearn.seeds import Purpose, generator
+from fedlearn.core.layout import default_initial_parameters
+from fedlearn.core.random import Purpose, generator
 from simulations.benchmarks.bare_torch import layout_of
 from simulations.benchmarks.clock import Clock, Done
 from simulations.benchmarks.models_torch import module
@@ -96,7 +96,7 @@ def _model(workload: Workload) -> Any:
     from pfl.model.pytorch import PyTorchModel
 
     network, layout = module(workload), layout_of(workload)
-    start = layout.unpack(default_initial(layout, generator(SEED, Purpose.INIT)))
+    start = layout.unpack(default_initial_parameters(layout, generator(SEED, Purpose.INIT)))
     network.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in start.items()})
     binary = workload.task == "binary"
 

@@ -8,9 +8,9 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
+from fedlearn.callbacks.figures import CLIENTS_COLOR, POOLED_COLOR, TEXT_COLOR, WIDTH_INCHES, style
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.tables import groups
-from simulations.figures import CLIENTS, INK, POOLED, WIDTH, style
 
 
 def draw(path: Path, runs: Sequence[Run], *, title: str) -> None:
@@ -19,12 +19,14 @@ def draw(path: Path, runs: Sequence[Run], *, title: str) -> None:
     if not good:
         return
     with style():
-        figure = Figure(figsize=(WIDTH, 1.2 + 0.34 * len(good)), layout="constrained")
+        figure = Figure(figsize=(WIDTH_INCHES, 1.2 + 0.34 * len(good)), layout="constrained")
         axis = figure.subplots()
         for row, ((_, system), own) in enumerate(good.items()):
             seconds = [run.seconds_per_round for run in own]
-            axis.plot(median(seconds), row, "o", color=POOLED if system == "ours" else CLIENTS, markersize=10)
-            axis.plot(seconds, [row] * len(seconds), "|", color=INK, markersize=8)
+            axis.plot(
+                median(seconds), row, "o", color=POOLED_COLOR if system == "ours" else CLIENTS_COLOR, markersize=10
+            )
+            axis.plot(seconds, [row] * len(seconds), "|", color=TEXT_COLOR, markersize=8)
             axis.annotate(f"   {median(seconds):.3g} s", (max(seconds), row), va="center", fontsize=8)
         axis.set_yticks(range(len(good)), [f"{system} ({framework})" for framework, system in good])
         axis.set_ylim(len(good) - 0.5, -0.5)

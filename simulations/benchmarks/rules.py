@@ -32,22 +32,22 @@ RULES: Mapping[str, Callable[..., Strategy]] = {
 
 def seconds(strategy: Strategy, updates: Updates) -> float:
     """Wall time from the updates, in one block, to the aggregate."""
-    layout, began = Layout.of([("w", (updates.delta_KD.shape[1],))]), time.perf_counter()
+    layout, began = Layout.from_shapes([("w", (updates.delta_KD.shape[1],))]), time.perf_counter()
     fold = strategy.aggregate.add(strategy.aggregate.init(layout), updates)
-    update_D = strategy.aggregate.done(fold)
+    update_D = strategy.aggregate.finalize(fold)
     for stage in reversed(strategy.stages):
-        context = Context(round=1, seed=1, fold=fold)
+        context = Context(round=1, seed=1, aggregator_state=fold)
         update_D, _ = stage.server.update(update_D, stage.server.init(layout), context)
     return time.perf_counter() - began
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print a table: rule, and the least of a few measurements in seconds."""
     parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.rules", description=__doc__)
     parser.add_argument("--updates", type=int, default=100, help="K (default 100)")
     parser.add_argument("--parameters", type=int, default=1_000_000, help="D (default 1,000,000)")
     parser.add_argument("--repeat", type=int, default=3, help="measurements of each, the least of which is told")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_args(argv)
     rng, ones = np.random.default_rng(0), np.ones(asked.updates, np.int64)
     rows_KD = rng.standard_normal((asked.updates, asked.parameters), dtype=np.float32)
     updates = Updates(clients_K=np.arange(asked.updates), delta_KD=rows_KD, num_examples_K=ones, num_steps_K=ones)

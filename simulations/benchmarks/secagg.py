@@ -16,10 +16,10 @@ from statistics import median
 import numpy as np
 
 from fedlearn.errors import FedlearnError, require
-from fedlearn.privacy.secagg import drill
+from fedlearn.privacy.secagg import in_memory
 from fedlearn.privacy.secagg.client import Client
-from fedlearn.privacy.secagg.records import Session
-from fedlearn.privacy.secagg.server import Server, Stage
+from fedlearn.privacy.secagg.messages import Session
+from fedlearn.privacy.secagg.server import Server, ServerStage
 from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
 
 DEFAULTS = {"clients": 100, "length": 1_000_000, "dropouts": 5}
@@ -35,7 +35,7 @@ What does a round of secure aggregation cost? The whole protocol, in one process
 
 Exit codes: 0 done, 2 bad setting.
 """
-Column = defaultdict[Stage, list[float]]
+Column = defaultdict[ServerStage, list[float]]
 
 
 @dataclass
@@ -61,12 +61,12 @@ class Rehearsal:
     session: Session
     clients: Mapping[int, Client]
     server: Server
-    silent: Mapping[Stage, set[int]]
+    silent: Mapping[ServerStage, set[int]]
     costs: Costs = field(default_factory=Costs)
 
     def run(self) -> Costs:
         """All stages; the sum is checked."""
-        requests = self.server.open()
+        requests = self.server.start()
         while requests:
             requests = self._stage(requests)
         assert self.server.total is not None
@@ -80,9 +80,9 @@ class Rehearsal:
     def _stage(self, requests: Mapping[int, bytes]) -> dict[int, bytes]:
         stage, costs = self.server.stage, self.costs
         for client in sorted(set(requests) - self.silent.get(stage, set())):
-            vector = self._vector(client) if stage == Stage.MASK else None
+            vector = self._vector(client) if stage == ServerStage.MASK else None
             with _timed(costs.client[stage]):
-                reply = self.clients[client].answer(requests[client], lambda session, made=vector: made)  # type: ignore[misc]
+                reply = self.clients[client].respond(requests[client], lambda session, made=vector: made)  # type: ignore[misc]
             costs.down[stage].append(len(requests[client]))
             costs.up[stage].append(len(reply))
             with _timed(costs.server[stage]):
@@ -96,11 +96,11 @@ class Rehearsal:
 
 
 def rehearse(*, clients: int, length: int, dropouts: int) -> Costs:
-    """One round; `fedlearn.privacy.secagg.errors.Aborted` if more drop out than it can do without."""
-    everyone, registered = drill.strangers(range(clients))
+    """One round; `fedlearn.privacy.secagg.errors.SecAggAborted` if more drop out than it can do without."""
+    everyone, registered = in_memory.create_clients(range(clients))
     empty = np.zeros((1, length), np.uint32)
-    session = drill.session_of(empty, range(clients), threshold=clients // 2 + 1, round=1, run=b"benchmark")
-    silent = {Stage.MASK: set(range(dropouts)), Stage.OPEN: set(range(dropouts, 2 * dropouts))}
+    session = in_memory.create_session(empty, range(clients), threshold=clients // 2 + 1, round=1, run=b"benchmark")
+    silent = {ServerStage.MASK: set(range(dropouts)), ServerStage.OPEN: set(range(dropouts, 2 * dropouts))}
     return Rehearsal(session, everyone, Server(session, registered), silent).run()
 
 
@@ -117,14 +117,14 @@ def table(costs: Costs) -> Iterator[str]:
     yield f"{'all':<10} {1e3 * total[0]:>12.1f} ms {'':>15} {total[1]:>8.2f} s {ups:>11,.0f} B {downs:>11,.0f} B"
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure and show."""
-    words = sys.argv[1:] if words is None else words
-    if {"--help", "-h", "help"} & set(words):
+    argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h", "help"} & set(argv):
         sys.stdout.write(HELP)
         return DONE
     try:
-        settings = _read(words)
+        settings = _read(argv)
         costs = rehearse(**settings)
     except FedlearnError as error:
         sys.stderr.write(f"{error}\n")

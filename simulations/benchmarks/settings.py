@@ -13,7 +13,7 @@ FRAMEWORKS = ("torch", "jax")
 SYSTEMS = ("ours", "bare", "flower", "pfl")
 SLOW = ("flower", "pfl")
 COUNTS = (*SIZES, "repeats", "slow_rounds", "limit")
-WORDS = ("workload", "framework", "systems", *COUNTS, "out")
+SETTING_NAMES = ("workload", "framework", "systems", *COUNTS, "out")
 
 HELP = """\
 python -m simulations.benchmarks.speed workload=w1 [word=value ...]
@@ -72,13 +72,13 @@ class Settings:
         return min(self.workload.rounds, self.slow_rounds) if system in SLOW else self.workload.rounds
 
 
-def read(words: Sequence[str]) -> Settings:
+def read(argv: Sequence[str]) -> Settings:
     """Settings from ``word=value``.
 
     Raises:
         FedlearnError: a word or value means nothing here.
     """
-    given = dict(_pair(word) for word in words)
+    given = dict(_pair(word) for word in argv)
     counts = {word: _count(word, given[word]) for word in COUNTS if word in given}
     sizes = {word: counts.pop(word) for word in SIZES if word in counts}
     return Settings(
@@ -93,9 +93,11 @@ def read(words: Sequence[str]) -> Settings:
 
 def _pair(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
-    if key not in WORDS:
-        guess = did_you_mean(key, WORDS) or "workload"
-        raise FedlearnError(f"{word} is no setting here\n  expected  {', '.join(WORDS)}\n  try       {guess}={value}")
+    if key not in SETTING_NAMES:
+        guess = did_you_mean(key, SETTING_NAMES) or "workload"
+        raise FedlearnError(
+            f"{word} is no setting here\n  expected  {', '.join(SETTING_NAMES)}\n  try       {guess}={value}"
+        )
     if not (equals and value):
         raise FedlearnError(f"{word} cannot be read\n  expected  setting=value\n  try       {key}=...")
     return key, value

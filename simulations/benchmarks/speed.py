@@ -22,14 +22,14 @@ DONE, BAD_SETTING, FAILED, STOPPED = 0, 2, 3, 130
 PACKAGES = ("fedlearn", "numpy", "torch", "jax", "flax", "flwr", "ray", "pfl")
 
 
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, show, save; the exit code is 0 done, 2 bad setting, 3 nothing measured, 130 stopped."""
-    words = sys.argv[1:] if words is None else words
-    if {"--help", "-h", "help"} & set(words):
+    argv = sys.argv[1:] if argv is None else argv
+    if {"--help", "-h", "help"} & set(argv):
         sys.stdout.write(HELP)
         return DONE
     try:
-        return compare(read(words))
+        return compare(read(argv))
     except FedlearnError as error:
         sys.stderr.write(f"{error}\n")
         return BAD_SETTING

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from fedlearn import Examples, FederatedData
-from fedlearn.seeds import Purpose, generator
+from fedlearn.core.random import Purpose, generator
 from simulations.benchmarks.workloads import SEED, Workload
 
 POOL_BYTES = 192 * 2**20  # room for the 60,000 examples of w1

@@ -18,10 +18,10 @@ from math import log
 import numpy as np
 
 from fedlearn import LocalSettings, SettingError, is_count, require
-from fedlearn.data.federated import Task
+from fedlearn.core.federated_data import Task
+from fedlearn.core.random import Purpose, generator
+from fedlearn.core.records import ExampleDP
 from fedlearn.errors import did_you_mean
-from fedlearn.records import ExampleDP
-from fedlearn.seeds import Purpose, generator
 
 SEED = 1
 

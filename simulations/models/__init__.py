@@ -16,17 +16,18 @@ from math import prod
 from types import ModuleType
 from typing import Any
 
-from fedlearn.data.federated import FederatedData
+from fedlearn.core.federated_data import FederatedData
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
-from fedlearn.trainers.base import Initial, Trainer
+from fedlearn.loop.protocols import Trainer
+from fedlearn.trainers.base import Initializer
 from fedlearn.trainers.mixed import MixedTrainer
 from simulations.models import vision
 
-MODELS = ("linear", "mlp", "cnn", *vision.SMALLEST)
+MODELS = ("linear", "mlp", "cnn", *vision.MIN_IMAGE_SIZE)
 FRAMEWORKS = ("torch", "jax", "mixed")
 
 
-def trainer(
+def build_trainer(
     model: Any,
     data: FederatedData,
     *,
@@ -34,12 +35,12 @@ def trainer(
     hidden: Sequence[int] = (32,),
     framework: str = "torch",
     device: str = "cpu",
-    initial: Initial | None = None,
+    initial: Initializer | None = None,
 ) -> tuple[Trainer, str]:
     """A trainer of a model for some data, and one line that describes the model.
 
     Args:
-        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see `simulations.models.vision.build`), or a
+        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see `simulations.models.vision.build_network`), or a
             module of your own: an ``nn.Module`` for torch, a flax (linen) module for JAX, with one output for binary
             tasks and regression, else one for each class.
         data: for the task and the number of classes.
@@ -47,7 +48,7 @@ def trainer(
         hidden: widths of the hidden layers of ``mlp``.
         framework: ``torch``, ``jax``, or ``mixed``: clients with even numbers in torch, those with odd ones in JAX.
         device: where to compute, e.g. ``cpu`` or ``cuda:0``.
-        initial: law of the initial parameters; None is `fedlearn.layout.default_initial`.
+        initial: law of the initial parameters; None is `fedlearn.core.layout.default_initial_parameters`.
 
     Raises:
         SettingError: the model or framework is unknown, or the model is not for such inputs.
@@ -55,13 +56,15 @@ def trainer(
     """
     if framework == "mixed":
         require(isinstance(model, str), "model", model, f"one of {', '.join(MODELS)} for framework=mixed", "model=mlp")
-        in_one = partial(trainer, model, data, input_shape=input_shape, hidden=hidden, device=device, initial=initial)
+        in_one = partial(
+            build_trainer, model, data, input_shape=input_shape, hidden=hidden, device=device, initial=initial
+        )
         (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
         return MixedTrainer([one, other]), line
     modules, trainers = _load(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
-    if isinstance(model, str) and model in vision.SMALLEST:
-        module, line = vision.build(model, framework, input_shape=input_shape, num_outputs=num_outputs)
+    if isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:
+        module, line = vision.build_network(model, framework, input_shape=input_shape, num_outputs=num_outputs)
     else:
         module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":

@@ -6,58 +6,70 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from fedlearn.data.federated import FederatedData
+from fedlearn.core.federated_data import FederatedData
 from fedlearn.errors import SettingError, did_you_mean
-from fedlearn.trainers.base import Initial, Trainer
+from fedlearn.loop.protocols import Trainer
+from fedlearn.trainers.base import Initializer
 from fedlearn.trainers.mixed import MixedTrainer
 from simulations.models import _load
 
 
-def twins(
+def build_named_trainer(
     family: str,
     model: Any,
-    names: Sequence[str],
-    sizes: Sequence[Any],
+    model_names: Sequence[str],
+    model_args: Sequence[Any],
     data: FederatedData,
     *,
-    shape: tuple[int, ...],
+    input_shape: tuple[int, ...],
     framework: str,
     device: str,
-    loss: str = "",
-    initial: Initial | None = None,
+    loss_name: str = "",
+    initial: Initializer | None = None,
 ) -> Trainer:
     """A trainer of a family's model.
 
     Args:
         family: ``simulations.models.<family>_torch`` and ``..._jax`` hold it.
         model: the name of a function there, or a module of the framework.
-        names: of the family's models.
-        sizes: the function's arguments.
+        model_names: of the family's models.
+        model_args: the function's arguments.
         data: for the task.
-        shape: of one example.
+        input_shape: of one example.
         framework: ``torch``, ``jax`` or ``mixed``.
         device: where to compute.
-        loss: the name of a function there, instead of the task's loss.
+        loss_name: the name of a function there, instead of the task's loss.
         initial: law of the initial parameters.
 
     Raises:
         SettingError: the model or framework is unknown.
         MissingExtra: the framework is not installed.
     """
-    in_one = partial(twins, family, model, names, sizes, data, shape=shape, device=device, loss=loss, initial=initial)
-    if framework == "mixed" and model in names:
+    in_one = partial(
+        build_named_trainer,
+        family,
+        model,
+        model_names,
+        model_args,
+        data,
+        input_shape=input_shape,
+        device=device,
+        loss_name=loss_name,
+        initial=initial,
+    )
+    if framework == "mixed" and model in model_names:
         return MixedTrainer([in_one(framework="torch"), in_one(framework="jax")])
     modules, trainers = _load("torch" if framework == "mixed" else framework, f"{family}_")
-    if framework == "mixed" or not (model in names or isinstance(model, modules.Module)):
+    if framework == "mixed" or not (model in model_names or isinstance(model, modules.Module)):
         own = "" if framework == "mixed" else ", or a module of the chosen framework"
-        known = [name.removeprefix("next_") for name in names]
+        known = [name.removeprefix("next_") for name in model_names]
         guess = did_you_mean(str(model), known) or known[0]
         raise SettingError("model", model, f"one of {', '.join(known)}{own}", f"model={guess}")
-    module = getattr(modules, model)(*sizes) if isinstance(model, str) else model
+    module = getattr(modules, model)(*model_args) if isinstance(model, str) else model
     how: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}
-    how |= {"loss": getattr(modules, loss)} if loss else {}
+    how |= {"loss": getattr(modules, loss_name)} if loss_name else {}
     if framework == "torch":
         made: Trainer = trainers.TorchTrainer(module, **how)
         return made
-    made = trainers.JaxTrainer(module, input_shape=shape, **how)
+    made = trainers.JaxTrainer(module, input_shape=input_shape, **how)
     return made

@@ -1,1 +1,1 @@
-"""Reproducible problems: one builder a file, returning a `fedlearn.scenario.Scenario`."""
+"""Reproducible problems: one builder a file, returning a `fedlearn.loop.scenario.Scenario`."""

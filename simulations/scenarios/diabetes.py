@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_diabetes
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
+from fedlearn.loop.scenario import Scenario
+from simulations.models import build_trainer
 
 # the published features have unit length over all 442 patients: times sqrt(442) they have unit spread
-FEATURE_SPREAD = 442**-0.5
+FEATURE_SCALE = 442**-0.5
 # round public constants (the score runs from 25 to 346), not fitted to any client
-TARGET_CENTRE, TARGET_SPREAD = 150.0, 100.0
+TARGET_CENTER, TARGET_SCALE = 150.0, 100.0
 
 
 def diabetes(
@@ -52,11 +52,11 @@ def diabetes(
     arXiv:math/0406456.
     """
     bunch = load_diabetes()
-    features_N = (bunch.data / FEATURE_SPREAD).astype(np.float32)
-    target_N = ((bunch.target - TARGET_CENTRE) / TARGET_SPREAD).astype(np.float32)
+    features_N = (bunch.data / FEATURE_SCALE).astype(np.float32)
+    target_N = ((bunch.target - TARGET_CENTER) / TARGET_SCALE).astype(np.float32)
     how = Partition(kind=partition, num_clients=num_clients, seed=seed)
     rows = partition_rows(how, target_N)
     data = from_arrays(features_N, target_N, assignment=rows, task="regression", test_share=test_share, seed=seed)
     data = replace(data, source="diabetes progression (Efron et al. 2004), from scikit-learn")
-    fitted, line = trainer(model, data, input_shape=(10,), framework=framework, device=device)
+    fitted, line = build_trainer(model, data, input_shape=(10,), framework=framework, device=device)
     return Scenario(name="diabetes", data=data, trainer=fitted, model=line, partition=str(how))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.partition import Partition, noisy_features, partition_rows
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
+from fedlearn.data.from_arrays import from_arrays
+from fedlearn.data.partition import Partition, add_feature_noise, partition_rows
+from fedlearn.loop.scenario import Scenario
+from simulations.models import build_trainer
 
 
 def digits(
@@ -56,9 +56,9 @@ def digits(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     rows = partition_rows(how, digit_N)
-    images_N = noisy_features(images_N, rows, level=feature_noise, seed=seed)
+    images_N = add_feature_noise(images_N, rows, level=feature_noise, seed=seed)
     data = from_arrays(images_N, digit_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
     data = replace(data, source="UCI handwritten digits, from scikit-learn")
-    fitted, line = trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)
+    fitted, line = build_trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)
     lie = f"{how} · feature noise {feature_noise:g}" if feature_noise else str(how)
     return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=lie)

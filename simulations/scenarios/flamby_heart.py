@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from fedlearn.data.federated import FederatedData
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
-from simulations.scenarios.uci_heart import COLUMNS, HOSPITALS, heart_disease
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.records import Examples
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
+from simulations.models import build_trainer
 
 DROPPED = ("slope", "ca", "thal")
 ONE_HOT = {"cp": (2, 3, 4), "restecg": (1, 2)}  # the first code of each is the one left out
@@ -49,9 +49,9 @@ def flamby_heart(
     Reference: Ogier du Terrail et al., *FLamby: Datasets and Benchmarks for Cross-Silo Federated Learning in Realistic
     Healthcare Settings*, NeurIPS 2022, arXiv:2210.04620.
     """
-    table_N, hospital_N, place = heart_disease(path=path)
+    table_N, hospital_N, place = read_heart_disease(path=path)
     data = _benchmark(table_N, hospital_N, source=f"UCI heart disease (FLamby's 740 patients), from {place}")
-    fitted, line = trainer(model, data, input_shape=(13,), framework=framework, device=device)
+    fitted, line = build_trainer(model, data, input_shape=(13,), framework=framework, device=device)
     return Scenario(name="flamby_heart", data=data, trainer=fitted, model=line)
 
 

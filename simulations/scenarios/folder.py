@@ -13,20 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_rows, split_rows
-from fedlearn.data.encode import targets
-from fedlearn.data.federated import Task
-from fedlearn.data.folder import CLASS, Contents, images_like, read_contents
-from fedlearn.data.hub import HUB, read_hub
+from fedlearn.core.federated_data import Task
+from fedlearn.data.encoding import encode_targets
+from fedlearn.data.federated_statistics import Noise
+from fedlearn.data.folder import CLASS_COLUMN, Contents, read_contents, read_images_for_shape
+from fedlearn.data.from_arrays import from_rows, split_rows
+from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.prepare import Preparation, Prepared, prepare
-from fedlearn.data.statistics import Noise
-from fedlearn.data.tables import Table, in_order, numbers, read_table, without, word, words
+from fedlearn.data.preprocessing import PreprocessingResult, PreprocessingSettings, fit_preprocessing
+from fedlearn.data.tables import (
+    Table,
+    drop_columns,
+    read_table,
+    reorder_columns,
+    to_categories,
+    to_category,
+    to_numbers,
+)
 from fedlearn.errors import DataError, SettingError, require
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
+from fedlearn.loop.scenario import Scenario
+from simulations.models import build_trainer
 
-WORD_FEATURES = 4096  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
+NUM_TEXT_FEATURES = 4096  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
 
 
 def folder(
@@ -60,10 +68,10 @@ def folder(
 ) -> Scenario:
     """Your own tables (CSV, TSV, Parquet) or images: see `fedlearn.data.folder` for how a folder may look.
 
-    Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hub`.
+    Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hugging_face`.
 
     A missing value is put at the centre of its column. With ``scale=federated`` clients add up counts, sums and sums of
-    squares of their training rows, and the header says so (`fedlearn.data.statistics` tells what that reveals); nothing
+    squares of their training rows, and the header says so (`fedlearn.data.federated_statistics` tells what that reveals); nothing
     else is learned from pooled data but which classes there are. A real node has its own rows only and takes no part in
     such a round: there ``scale=constants``, ``classes`` and ``clients`` must be said.
 
@@ -105,12 +113,12 @@ def folder(
     """
     _require_said(path, clients, partition, deployed=deployed)
     noise = _noise(noise_multiplier, bounds, categories, seed)
-    preparation = Preparation(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
+    preparation = PreprocessingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
     contents = _read(str(path), client=client, ignore=ignore or (), image_size=image_size)
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
-    y_N, kind, known = targets(contents.table, label, task=task, classes=classes, whole=whole)
+    y_N, kind, known = encode_targets(contents.table, label, task=task, classes=classes, has_all_clients=whole)
     how = Partition(
         kind=partition,
         num_clients=num_clients or (len(names) or 1 if partition == "natural" else 10),
@@ -122,11 +130,15 @@ def folder(
     rows = _rows(how, contents, y_N, natural_N, names=names, order_by=order_by)
     train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
     left_out = (label, client, order_by if partition == "time" else None)
-    columns = without(contents.table, [name for name in left_out if name])
+    columns = drop_columns(contents.table, [name for name in left_out if name])
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind == "regression" and (scale == "federated" or label in preparation.scales):
         scaled[label] = contents.table.columns[label]
-    made = prepare(Table(scaled, contents.table.origins), train, preparation, whole=whole) if scaled else Prepared()
+    made = (
+        fit_preprocessing(Table(scaled, contents.table.origins), train, preparation, has_all_clients=whole)
+        if scaled
+        else PreprocessingResult()
+    )
     x, said = _features(contents, columns, text, made)
     if label in made.encoding.scales:
         centre, spread = made.encoding.scales[label]
@@ -137,13 +149,15 @@ def folder(
         names=dict(enumerate(names)) if partition == "natural" else {},
         source=" · ".join(part for part in (Path(str(path)).name, said) if part),
     )
-    fitted, line = trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
+    fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
 
     def read(file: Path) -> np.ndarray:
         if contents.images is not None:
-            return images_like(x.shape[1:], file).astype(np.float32) / 255
+            return read_images_for_shape(x.shape[1:], file).astype(np.float32) / 255
         new = read_table(file)
-        return _features(Contents(table=new, clients=None, test_N=None), in_order(new, columns, file), text, made)[0]
+        return _features(
+            Contents(table=new, clients=None, test_N=None), reorder_columns(new, columns, file), text, made
+        )[0]
 
     return Scenario(
         name="folder",
@@ -151,10 +165,10 @@ def folder(
         trainer=fitted,
         model=line,
         partition=str(how),
-        told=made.told,
+        disclosure=made.disclosure,
         ledger=made.ledger,
-        read=read,
-        unit=made.encoding.scales.get(label, (0.0, 1.0)),
+        read_inputs=read,
+        target_scale=made.encoding.scales.get(label, (0.0, 1.0)),
     )
 
 
@@ -166,7 +180,7 @@ def _require_said(path: Any, clients: Sequence[Any] | None, partition: str, *, d
 
 
 def _read(path: str, **how: Any) -> Contents:
-    return read_hub(path, **how) if path.startswith(HUB) else read_contents(Path(path).expanduser(), **how)
+    return read_hub(path, **how) if path.startswith(HUB_PREFIX) else read_contents(Path(path).expanduser(), **how)
 
 
 def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
@@ -176,7 +190,7 @@ def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[st
         require(said, "clients", clients, "nothing: these data do not say whose row is whose", "client=COLUMN")
         return (), np.zeros(0, np.int64)
     here, natural_N = np.unique(contents.clients.astype(str), return_inverse=True)
-    names = tuple(here.tolist()) if clients is None else tuple(word(name) for name in clients)
+    names = tuple(here.tolist()) if clients is None else tuple(to_category(name) for name in clients)
     if strangers := [name for name in here.tolist() if name not in names]:
         fix = f"'scenario.clients=[{','.join([*names, *strangers])}]'"
         raise SettingError("clients", list(names), f"all clients: {strangers[0]} is in the folder too", fix)
@@ -186,7 +200,7 @@ def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[st
 
 def _label(contents: Contents, target: str | None) -> str:
     if contents.images is not None:
-        return CLASS
+        return CLASS_COLUMN
     if target is None:
         has = list(contents.table.columns)
         raise SettingError("target", target, f"the column to predict, one of {', '.join(has)}", f"target={has[-1]}")
@@ -215,9 +229,9 @@ def _rows(
     order_N = None
     if order_by is not None:
         cells_N = contents.table.column(order_by, "scenario.order_by")
-        missing_N = np.array([cell is None for cell in words(cells_N)])
+        missing_N = np.array([cell is None for cell in to_categories(cells_N)])
         contents.table.refuse(missing_N, order_by, "missing, but rows are ordered by it", "removing the row")
-        values_N, wrong_N = numbers(cells_N)
+        values_N, wrong_N = to_numbers(cells_N)
         # text is ordered as text, which for dates as in 2026-01-31 is their order
         order_N = np.unique(cells_N.astype(str), return_inverse=True)[1] if wrong_N.any() else values_N
     return partition_rows(how, y_N, order_N=order_N)
@@ -241,11 +255,13 @@ def _noise(
     if multiplier is None:
         return None
     pairs = {name: (pair[0], pair[1]) for name, pair in (bounds or {}).items()}
-    known = {name: tuple(map(word, values)) for name, values in (categories or {}).items()}
+    known = {name: tuple(map(to_category, values)) for name, values in (categories or {}).items()}
     return Noise(multiplier=multiplier, bounds=pairs, categories=known, seed=seed)
 
 
-def _features(contents: Contents, columns: Table, text: str | None, made: Prepared) -> tuple[np.ndarray, str]:
+def _features(
+    contents: Contents, columns: Table, text: str | None, made: PreprocessingResult
+) -> tuple[np.ndarray, str]:
     """What to learn from, and what to say of it in the header."""
     if contents.images is not None:
         return contents.images.astype(np.float32) / 255, ""
@@ -253,7 +269,7 @@ def _features(contents: Contents, columns: Table, text: str | None, made: Prepar
         return _word_features(columns, text), f"words of {text}, hashed"
     if not columns.columns:
         raise DataError("no column is left to learn from\n  try       fewer names in scenario.ignore")
-    return made.encoding.features(columns), made.said
+    return made.encoding.features(columns), made.summary
 
 
 def _word_features(columns: Table, text: str) -> np.ndarray:
@@ -262,5 +278,5 @@ def _word_features(columns: Table, text: str) -> np.ndarray:
 
     cells_N = columns.column(text, "scenario.text")
     said = ["" if cell is None else str(cell) for cell in cells_N]
-    hashed = HashingVectorizer(n_features=WORD_FEATURES, dtype=np.float32).transform(said)
+    hashed = HashingVectorizer(n_features=NUM_TEXT_FEATURES, dtype=np.float32).transform(said)
     return np.asarray(hashed.toarray())

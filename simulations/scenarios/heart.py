@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.encode import read_numbers
+from fedlearn.data.encoding import read_numeric_columns
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.errors import require
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
-from simulations.scenarios.uci_heart import COLUMNS, HOSPITALS, heart_disease
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
+from simulations.models import build_trainer
 
 # (centre, spread) of each feature: round clinical reference values or the middle of a code's range, chosen without
 # looking at any hospital's data, so that scaling tells nothing about a patient and is the same at every node
@@ -79,8 +79,8 @@ def heart(
     Reference: Detrano et al., *International application of a new probability algorithm for the diagnosis of coronary
     artery disease*, American Journal of Cardiology 64, 1989.
     """
-    table_N, hospital_N, place = heart_disease(path=path)
-    features_N, disease_N = scaled(table_N), (table_N[:, -1] > 0).astype(np.int64)
+    table_N, hospital_N, place = read_heart_disease(path=path)
+    features_N, disease_N = scale_features(table_N), (table_N[:, -1] > 0).astype(np.int64)
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
@@ -93,8 +93,10 @@ def heart(
     names = dict(enumerate(HOSPITALS)) if partition == "natural" else {}
     only = f" of {', '.join(HOSPITALS[number] for number in np.unique(hospital_N))} only" if alone else ""
     data = replace(data, names=names, source=f"UCI heart disease{only}, from {place}")
-    fitted, line = trainer(model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device)
-    return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how), read=read_patients)
+    fitted, line = build_trainer(
+        model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device
+    )
+    return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how), read_inputs=read_patients)
 
 
 def read_patients(file: Path) -> np.ndarray:
@@ -103,11 +105,11 @@ def read_patients(file: Path) -> np.ndarray:
     Raises:
         DataError: a column is absent, or a cell holds no number; names file, row and column.
     """
-    table_N = read_numbers(file, tuple(SCALES))
-    return scaled(np.column_stack([table_N, np.full(len(table_N), np.nan)]))
+    table_N = read_numeric_columns(file, tuple(SCALES))
+    return scale_features(np.column_stack([table_N, np.full(len(table_N), np.nan)]))
 
 
-def scaled(table_N: np.ndarray) -> np.ndarray:
+def scale_features(table_N: np.ndarray) -> np.ndarray:
     """The features ``(N, 13)`` float32: less their centre, over their spread, zero where missing."""
     columns = []
     for feature, (centre, spread) in SCALES.items():

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.encode import read_numbers
+from fedlearn.core.layout import Layout, default_initial_parameters
+from fedlearn.data.encoding import read_numeric_columns
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.layout import Layout, default_initial
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
-from simulations.scenarios.icu_stays import BLOCKS, COLUMNS, icu_stays
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.icu import BLOCKS, COLUMNS, read_icu_stays
+from simulations.models import build_trainer
 
 # (centre, spread) of each value: the middle of the reference range of healthy adults and about half its width, as
 # laboratories and textbooks give them; chosen without looking at any stay, so that scaling tells nothing of a patient
@@ -76,8 +76,10 @@ SCALES = {
     "urine": (60, 40),  # ml/h
     "wbc": (7.5, 3.5),  # white cells, 1000/ul
 }
-HOURS = 25  # in which a value can have been measured
-MORTALITY = 0.1  # about what intensive care units report; a model starts from it, where it would first learn that alone
+NUM_HOURS = 25  # in which a value can have been measured
+PRIOR_MORTALITY = (
+    0.1  # about what intensive care units report; a model starts from it, where it would first learn that alone
+)
 
 
 def icu_mortality(
@@ -118,17 +120,19 @@ def icu_mortality(
     Reference: Pollard et al., *The eICU Collaborative Research Database*, Scientific Data 5, 2018; task as in van de
     Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109.
     """
-    table_N, died_N, block_N, place = icu_stays(path=path)
+    table_N, died_N, block_N, place = read_icu_stays(path=path)
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     rows = partition_rows(how, died_N, block_N)
-    data = from_arrays(scaled(table_N), died_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    data = from_arrays(
+        scale_features(table_N), died_N, assignment=rows, task="binary", test_share=test_share, seed=seed
+    )
     names = {block: f"block {block}" for block in range(len(BLOCKS))} if partition == "natural" else {}
     data = replace(data, names=names, source=f"eICU demo (YAIB's task mortality24), from {place}")
     shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
-    first = initial if isinstance(model, str) else None
-    fitted, line = trainer(model, data, framework=framework, device=device, initial=first, **shape)
+    first = initial_params if isinstance(model, str) else None
+    fitted, line = build_trainer(model, data, framework=framework, device=device, initial=first, **shape)
     return Scenario(
         name="icu_mortality",
         data=data,
@@ -136,18 +140,18 @@ def icu_mortality(
         model=line,
         metric="auc",
         partition=str(how),
-        read=lambda file: scaled(read_numbers(file, COLUMNS)),
+        read_inputs=lambda file: scale_features(read_numeric_columns(file, COLUMNS)),
     )
 
 
-def initial(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Parameters of a model that gives each patient the same chance, `MORTALITY`, and learns the rest from there."""
-    tensors = layout.unpack(default_initial(layout, rng))
-    odds = np.full(1, np.log(MORTALITY / (1 - MORTALITY)), np.float32)
+def initial_params(layout: Layout, rng: np.random.Generator) -> np.ndarray:
+    """Parameters of a model that gives each patient the same chance, `PRIOR_MORTALITY`, and learns the rest from there."""
+    tensors = layout.unpack(default_initial_parameters(layout, rng))
+    odds = np.full(1, np.log(PRIOR_MORTALITY / (1 - PRIOR_MORTALITY)), np.float32)
     return layout.pack({**tensors, "out.weight": np.zeros_like(tensors["out.weight"]), "out.bias": odds})
 
 
-def scaled(table_N: np.ndarray) -> np.ndarray:
+def scale_features(table_N: np.ndarray) -> np.ndarray:
     """The features ``(N, 196)`` float32: zero where nothing was measured, and in the middle of the reference range.
 
     Values become ``arcsinh((value - centre) / spread)``, which is linear within the range and logarithmic far from it;
@@ -159,7 +163,7 @@ def scaled(table_N: np.ndarray) -> np.ndarray:
 
 def _scaled(name: str, column_N: np.ndarray) -> np.ndarray:
     if name.endswith("_count"):
-        return np.log1p(column_N) / np.log1p(HOURS)
+        return np.log1p(column_N) / np.log1p(NUM_HOURS)
     value = name if name in SCALES else name.rpartition("_")[0]
     centre, spread = SCALES[value]
     return np.arcsinh((column_N - centre) / spread)

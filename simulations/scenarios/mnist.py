@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.folder import images_like
+from fedlearn.core.records import Examples
+from fedlearn.data.folder import read_images_for_shape
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
-from simulations.scenarios.mnist_images import images
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.mnist import read_images
+from simulations.models import build_trainer
 
 
 def mnist(
@@ -64,36 +64,36 @@ def mnist(
     of the IEEE 86, 1998 (CC BY-SA 3.0); Xiao, Rasul, Vollgraf, *Fashion-MNIST*, 2017, arXiv:1708.07747 (MIT); Caldas et
     al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097 (FEMNIST).
     """
-    found = images(variant, path=path)
+    found = read_images(variant, path=path)
     kind = partition or ("natural" if found.writer_N is not None else "dirichlet")
     how = Partition(
         kind=kind,
-        num_clients=num_clients or (len(found.writers) if kind == "natural" and found.writers else 20),
+        num_clients=num_clients or (len(found.writer_names) if kind == "natural" and found.writer_names else 20),
         alpha=alpha,
         classes_per_client=classes_per_client,
         seed=seed,
     )
     rows = partition_rows(how, found.y_N, found.writer_N)
-    x_N = scaled(found.x_N)
+    x_N = scale_images(found.x_N)
     data = from_arrays(x_N, found.y_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
-    names = dict(enumerate(found.writers)) if kind == "natural" else {}
+    names = dict(enumerate(found.writer_names)) if kind == "natural" else {}
     data = replace(data, names=names, source=found.source, num_classes=found.num_classes)
     if found.test:
-        official = Examples(scaled(found.test[0]), found.test[1])
+        official = Examples(scale_images(found.test[0]), found.test[1])
         data = replace(data, pooled_test=lambda: official)
     shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (128, 64)}
-    fitted, line = trainer(model, data, framework=framework, device=device, **shape)
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **shape)
     return Scenario(
         name="mnist",
         data=data,
         trainer=fitted,
         model=line,
         partition=str(how),
-        read=lambda place: scaled(images_like((28, 28, 1), place)[..., 0]),
+        read_inputs=lambda place: scale_images(read_images_for_shape((28, 28, 1), place)[..., 0]),
     )
 
 
-def scaled(images_N: np.ndarray) -> np.ndarray:
+def scale_images(images_N: np.ndarray) -> np.ndarray:
     """Bytes as float32 in [0, 1], ``(N, 28, 28, 1)``; floats are there already."""
     whole = np.float32(255 if images_N.dtype == np.uint8 else 1)
     return (images_N.astype(np.float32) / whole)[..., None]

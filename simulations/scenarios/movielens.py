@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.federated import FederatedData
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.random import Purpose, generator
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.errors import is_count, require
-from fedlearn.scenario import Scenario
-from fedlearn.seeds import Purpose, generator
-from simulations.models.recommend import recommender
-from simulations.scenarios.negatives import FreshNegatives, labelled
-from simulations.scenarios.ratings import ratings
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.movielens import read_ratings
+from simulations.models.recommendation import build_recommender
+from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer, label_items
 
-CENTRE = 3.5  # stars: a public guess at what a film gets
+GLOBAL_MEAN = 3.5  # stars: a public guess at what a film gets
 TASKS = ("rating", "ranking")
-NUM_OTHERS = 99  # films that the held-out one is ranked among
+NUM_TEST_NEGATIVES = 99  # films that the held-out one is ranked among
 
 
 def movielens(
@@ -41,7 +41,7 @@ def movielens(
     """How many stars does a user give a film; or, which film does he see next? Each user is a client.
 
     What a model knows of its user is in its parameters ``user.*``, which stay at the client under a strategy that keeps
-    them: ``strategy=fcf``, or ``strategy=fedper strategy.keeps=user.*``.
+    them: ``strategy=fcf``, or ``strategy=fedper strategy.personal_parameters=user.*``.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
@@ -66,7 +66,7 @@ def movielens(
     require(is_count(factors), "factors", factors, "a whole number >= 1", "factors=16")
     some = is_count(num_negatives)
     require(some, "num_negatives", num_negatives, "a whole number >= 1", "num_negatives=4")
-    user_R, item_R, stars_R, time_R, place = ratings(size, path=path)
+    user_R, item_R, stars_R, time_R, place = read_ratings(size, path=path)
     num_items = int(item_R.max()) + 1
     if task == "rating":
         data = from_arrays(item_R, stars_R, assignment=user_R, task="regression", test_share=test_share, seed=seed)
@@ -74,9 +74,9 @@ def movielens(
         data = leave_one_out(user_R, item_R, time_R, num_negatives=num_negatives, seed=seed)
     data = replace(data, source=f"MovieLens {size}, from {place}")
     how: dict[str, Any] = {"framework": framework, "device": device}
-    centre = CENTRE if task == "rating" else 0.0
-    fitted, line = recommender(model, data, num_items=num_items, factors=factors, centre=centre, **how)
-    fitted = FreshNegatives(fitted, data, num_items=num_items) if task == "ranking" else fitted
+    centre = GLOBAL_MEAN if task == "rating" else 0.0
+    fitted, line = build_recommender(model, data, num_items=num_items, num_factors=factors, global_mean=centre, **how)
+    fitted = NegativeSamplingTrainer(fitted, data, num_items=num_items) if task == "ranking" else fitted
     return Scenario(name="movielens", data=data, trainer=fitted, model=line)
 
 
@@ -98,12 +98,12 @@ def leave_one_out(
         rng = generator(seed, Purpose.SPLIT, client=user)
         seen = item_R[own]
         unseen = np.setdiff1d(np.arange(num_items), seen)
-        held_out = len(seen) > 1 and len(unseen) > NUM_OTHERS
-        others = rng.choice(unseen, NUM_OTHERS, replace=False) if held_out else unseen[:0]
+        held_out = len(seen) > 1 and len(unseen) > NUM_TEST_NEGATIVES
+        others = rng.choice(unseen, NUM_TEST_NEGATIVES, replace=False) if held_out else unseen[:0]
         liked, rest = (seen[:-1], np.setdiff1d(unseen, others)) if held_out else (seen, unseen)
         negatives = rng.choice(rest, num_negatives * len(liked)) if len(rest) else rest
-        train.append(labelled(liked, negatives))
-        test.append(labelled(seen[len(liked) :], others))
+        train.append(label_items(liked, negatives))
+        test.append(label_items(seen[len(liked) :], others))
     return FederatedData(
         task="ranking", clients=range(len(train)), train=train.__getitem__, test=test.__getitem__, num_classes=2
     )

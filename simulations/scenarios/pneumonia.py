@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
-from fedlearn.data.folder import images_like
+from fedlearn.core.records import Examples
+from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, find
+from fedlearn.data.folder import read_images_for_shape
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.sources import Copy, DataSet, Official, find
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from simulations.models import trainer
+from fedlearn.loop.scenario import Scenario
+from simulations.models import build_trainer
 
 FILE = "pneumoniamnist.npz"
 PNEUMONIA = DataSet(
@@ -27,11 +27,11 @@ PNEUMONIA = DataSet(
     citation="Yang et al., MedMNIST v2, Scientific Data 10, 2023; Kermany et al., Cell 172, 2018",
     megabytes=4.2,
     origins=(
-        Official(
+        OfficialSource(
             base_url="https://zenodo.org/records/10519652/files", files={FILE: "md5:28209eda62fecd6e6a2d98b1501bb15f"}
         ),
         # the same images in another order of rows
-        Copy(files={FILE: "sha256:31010242097ace3a3fe9b97190125695de381f11e8b5d74b7b9610ea6c6e4819"}),
+        LocalCopy(files={FILE: "sha256:31010242097ace3a3fe9b97190125695de381f11e8b5d74b7b9610ea6c6e4819"}),
     ),
 )
 
@@ -74,16 +74,16 @@ def pneumonia(
     Reference: Yang et al., *MedMNIST v2*, Scientific Data 10, 2023, arXiv:2110.14795; Kermany et al., *Identifying
     Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning*, Cell 172, 2018. CC BY 4.0.
     """
-    (images_N, ill_N), (test_images, test_ill), place = x_rays(path=path)
+    (images_N, ill_N), (test_images, test_ill), place = read_x_rays(path=path)
     how = Partition(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     rows = partition_rows(how, ill_N)
-    data = from_arrays(scaled(images_N), ill_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
-    official = Examples(scaled(test_images), test_ill)
+    data = from_arrays(scale_images(images_N), ill_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    official = Examples(scale_images(test_images), test_ill)
     data = replace(data, pooled_test=lambda: official, source=f"PneumoniaMNIST (MedMNIST v2), from {place}")
     shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
-    fitted, line = trainer(model, data, framework=framework, device=device, **shape)
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **shape)
     return Scenario(
         name="pneumonia",
         data=data,
@@ -91,11 +91,11 @@ def pneumonia(
         model=line,
         metric="auc",
         partition=str(how),
-        read=lambda place: scaled(images_like((28, 28, 1), place)[..., 0]),
+        read_inputs=lambda place: scale_images(read_images_for_shape((28, 28, 1), place)[..., 0]),
     )
 
 
-def x_rays(
+def read_x_rays(
     *, path: str | PathLike[str] | None = None
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], str]:
     """``((images, ill), (test images, test ill), place)``: 5,232 and 624 images of 28 x 28 bytes, 1 for pneumonia.
@@ -111,6 +111,6 @@ def x_rays(
     return (seen[0], seen[1]), (images["test"], ill["test"]), found.place
 
 
-def scaled(images_N: np.ndarray) -> np.ndarray:
+def scale_images(images_N: np.ndarray) -> np.ndarray:
     """Bytes as float32 in [-1, 1], ``(N, 28, 28, 1)``."""
     return ((images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5))[..., None]

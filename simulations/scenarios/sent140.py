@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_rows, split_rows
-from fedlearn.data.sources import DataSet, Official, find
+from fedlearn.core.random import Purpose, generator
+from fedlearn.core.records import Examples
+from fedlearn.data.download import DataSet, OfficialSource, find
+from fedlearn.data.from_arrays import from_rows, split_rows
 from fedlearn.errors import is_number, require
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from fedlearn.seeds import Purpose, generator
-from simulations.scenarios.reading import reading
-from simulations.scenarios.words import lines
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.hashing_tokenizer import read_lines
+from simulations.models.text.readers import build_text_pipeline
 
 FILE = "sent140_by_user.tsv.gz"
 SENT140 = DataSet(
@@ -31,7 +31,7 @@ SENT140 = DataSet(
     licence="research use",
     citation="Go, Bhayani, Huang, Twitter Sentiment Classification using Distant Supervision, Stanford, 2009",
     origins=(
-        Official(
+        OfficialSource(
             base_url="",
             files={FILE: "sha256:e94fa95aedaff3c2dee50ce98d6acea84e98cd29c1176abe92783277ce99834b"},
         ),
@@ -76,7 +76,7 @@ def sent140(
     """
     share = is_number(held_out_users, at_least=0, below=1) and held_out_users > 0
     require(share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
-    words, fitted = reading(model, length=length, num_tokens=num_tokens, framework=framework, device=device)
+    words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
     found = find(SENT140, path=path)
     with io.TextIOWrapper(gzip.open(found.files[FILE]), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -96,6 +96,6 @@ def sent140(
         data=data,
         trainer=trainer,
         model=line,
-        read=lambda file: words.encode(lines(file)),
-        files={words.file: words.to_json()},
+        read_inputs=lambda file: words.encode(read_lines(file)),
+        files={words.file_name: words.to_json()},
     )

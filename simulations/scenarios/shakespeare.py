@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.federated import FederatedData
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.records import Examples
 from fedlearn.errors import is_count, require
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from simulations.models.text import writer
-from simulations.scenarios.plays import roles
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.shakespeare import read_roles
+from simulations.models.text import build_language_model
 
 # public: printable ASCII, the end of a line, and one for all else; 0 pads
 ALPHABET = "\n" + "".join(map(chr, range(32, 127))) + "�"
-NUM_TOKENS = len(ALPHABET) + 1
+VOCAB_SIZE = len(ALPHABET) + 1
 
 
 def shakespeare(
@@ -64,16 +64,18 @@ def shakespeare(
     require(0 < test_share < 1, "test_share", test_share, "a share in (0, 1)", "test_share=0.2")
     some = test_windows is None or is_count(test_windows)
     require(some, "test_windows", test_windows, "null, or a whole number >= 1", "test_windows=2")
-    texts, place = roles(path=path)
+    texts, place = read_roles(path=path)
     texts = {role: text for role, text in texts.items() if len(text) >= min_characters}
-    data = of_texts(texts, length=length, test_share=test_share, test_windows=test_windows, source=place)
-    fitted, line = writer(model, data, num_tokens=NUM_TOKENS, length=length, framework=framework, device=device)
+    data = data_from_texts(texts, length=length, test_share=test_share, num_test_windows=test_windows, source=place)
+    fitted, line = build_language_model(
+        model, data, vocab_size=VOCAB_SIZE, length=length, framework=framework, device=device
+    )
     files = {"characters.txt": ALPHABET}
     return Scenario(name="shakespeare", data=data, trainer=fitted, model=line, partition="natural", files=files)
 
 
-def of_texts(
-    texts: dict[str, str], *, length: int, test_share: float, test_windows: int | None, source: str
+def data_from_texts(
+    texts: dict[str, str], *, length: int, test_share: float, num_test_windows: int | None, source: str
 ) -> FederatedData:
     """One client for each text, in windows."""
     train, test = [], []
@@ -82,14 +84,14 @@ def of_texts(
         split = 1 + round((1 - test_share) * len(text))
         train.append(_windows(tokens_T[:split], range(0, split - 1, length), length))
         starts = range(split - 1, len(text), length // 2)
-        chosen = np.unique(np.linspace(0, len(starts) - 1, test_windows or len(starts)).round().astype(int))
+        chosen = np.unique(np.linspace(0, len(starts) - 1, num_test_windows or len(starts)).round().astype(int))
         test.append(_tests(tokens_T, [starts[k] for k in chosen if len(starts)], length))
     return FederatedData(
         task="multiclass",
         clients=range(len(texts)),
         train=_laid_out(train).__getitem__,
         test=_laid_out(test).__getitem__,
-        num_classes=NUM_TOKENS,
+        num_classes=VOCAB_SIZE,
         names=dict(enumerate(texts)),
         source=f"Shakespeare's plays, from {source}",
     )

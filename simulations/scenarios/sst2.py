@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.core.records import Examples
+from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, find
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
-from fedlearn.data.sources import Copy, DataSet, Official, find
-from fedlearn.records import Examples
-from fedlearn.scenario import Scenario
-from simulations.models.encoder import Tuning
-from simulations.scenarios.reading import reading
-from simulations.scenarios.words import lines
+from fedlearn.loop.scenario import Scenario
+from simulations.datasets.hashing_tokenizer import read_lines
+from simulations.models.encoder import FineTuning
+from simulations.models.text.readers import build_text_pipeline
 
 SST2 = DataSet(
     name="sst2",
@@ -29,7 +29,7 @@ SST2 = DataSet(
     citation="Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, EMNLP 2013",
     megabytes=0.9,
     origins=(
-        Official(  # whole sentences that are not neutral, of the authors' parts
+        OfficialSource(  # whole sentences that are not neutral, of the authors' parts
             base_url="https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/"
             "457ffd83de90a9d6d472d8ffc31bbffe40a8b236/data/SST2",
             files={
@@ -37,7 +37,7 @@ SST2 = DataSet(
                 "test.tsv": "sha256:831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7",
             },
         ),
-        Copy(
+        LocalCopy(
             files={
                 "train.tsv.gz": "sha256:6bd7ceeeb9eac01b55c854be40e71bdf4c54849638217b8b4fc2408bf17843af",
                 "test.tsv.gz": "sha256:e33b978bf9561af553946a8e7f30f945c46ca74a0c1e44c7b5a4cfc17ce22db3",
@@ -107,11 +107,13 @@ def sst2(
         kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
     )
     projections = ("query", "value") if lora_on is None else lora_on
-    tuned = Tuning(
-        kind=tuning, layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections, dropout=dropout
+    tuned = FineTuning(
+        kind=tuning, num_tuned_layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections, dropout=dropout
     )
-    pieces, fitted = reading(model, length=length, tuning=tuned, encoder=encoder, framework=framework, device=device)
-    (texts, positive_N), (test_texts, test_positive), place = reviews(path=path)
+    pieces, fitted = build_text_pipeline(
+        model, length=length, tuning=tuned, encoder_path=encoder, framework=framework, device=device
+    )
+    (texts, positive_N), (test_texts, test_positive), place = read_reviews(path=path)
     rows = partition_rows(how, positive_N)
     tokens_NT = pieces.encode(texts)
     data = from_arrays(tokens_NT, positive_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
@@ -124,12 +126,12 @@ def sst2(
         trainer=trainer,
         model=line,
         partition=str(how),
-        read=lambda file: pieces.encode(lines(file)),
-        files={pieces.file: pieces.to_json()},
+        read_inputs=lambda file: pieces.encode(read_lines(file)),
+        files={pieces.file_name: pieces.to_json()},
     )
 
 
-def reviews(
+def read_reviews(
     *, path: str | PathLike[str] | None = None
 ) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray], str]:
     """``((texts, positive), (test texts, test positive), place)``: 6,920 and 1,821 sentences, 1 for positive ones.
@@ -143,5 +145,5 @@ def reviews(
 
 
 def _labelled(file: Path) -> tuple[list[str], np.ndarray]:
-    rows = [line.rpartition("\t") for line in lines(file)]
+    rows = [line.rpartition("\t") for line in read_lines(file)]
     return [text for text, _, _ in rows], np.array([int(label) for _, _, label in rows])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.run import main
+from fedlearn.runner.start import main
 
 QUICK = ["scenario=diabetes", "rounds=3", "report=false"]
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from simulations.run import main
+from fedlearn.runner.start import main
 
 pytest.importorskip("torch")
 DIGITS = ["scenario=digits", "scenario.num_clients=10", "rounds=2"]
@@ -14,9 +14,9 @@ DIGITS = ["scenario=digits", "scenario.num_clients=10", "rounds=2"]
 
 def test_the_header_says_who_attacks_and_the_report_how_well(tmp_path, capsys):
     folder = tmp_path / "run"
-    words = [*DIGITS, "attack=backdoor", "attack.fraction=0.2", f"hydra.run.dir={folder}"]
+    words = [*DIGITS, "poisoning=backdoor", "poisoning.fraction=0.2", f"hydra.run.dir={folder}"]
     assert main(words) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("attack"))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("poisoning"))
     assert "backdoor" in line
     assert "2 of 10 clients" in line
     found = json.loads((folder / "summary.json").read_text())["final"]
@@ -29,12 +29,12 @@ def test_the_header_says_who_attacks_and_the_report_how_well(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["attack=sign_flip", "engine=grid"], "attack is sign_flip"),
-        (["attack=sign_flip", "engine=ray"], "engine=vector"),
-        (["attack=sign_flip", "attack.fraction=1.5"], "attack.fraction is 1.5"),
-        (["attack=sign_flip", "strategy.weighting=equal", "privacy=secagg"], "masked update"),
-        (["attack=backdor"], "did you mean attack=backdoor"),
-        (["attack=label_flip", "scenario=diabetes"], "attack=sign_flip"),
+        (["poisoning=sign_flip", "engine=grid"], "poisoning is sign_flip"),
+        (["poisoning=sign_flip", "engine=ray"], "engine=vector"),
+        (["poisoning=sign_flip", "poisoning.fraction=1.5"], "poisoning.fraction is 1.5"),
+        (["poisoning=sign_flip", "strategy.weighting=equal", "privacy=secagg"], "masked update"),
+        (["poisoning=backdor"], "did you mean poisoning=backdoor"),
+        (["poisoning=label_flip", "scenario=diabetes"], "poisoning=sign_flip"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
@@ -47,7 +47,7 @@ def test_an_attack_that_cannot_be_simulated_is_refused(words, message, tmp_path,
 
 def test_a_run_without_attack_is_the_run_it_always_was(tmp_path):
     finals = []
-    for name, words in (("bare", []), ("nobody", ["attack=sign_flip", "attack.fraction=0.0"])):
+    for name, words in (("bare", []), ("nobody", ["poisoning=sign_flip", "poisoning.fraction=0.0"])):
         assert main([*DIGITS, *words, "report=false", f"hydra.run.dir={tmp_path / name}"]) == 0
         finals.append(json.loads((tmp_path / name / "summary.json").read_text())["parameters_sha256"])
     assert finals[0] == finals[1]

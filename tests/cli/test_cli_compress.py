@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from simulations.run import main
+from fedlearn.runner.start import main
 
 pytest.importorskip("torch")
 DIGITS = ["scenario=digits", "scenario.num_clients=5", "rounds=2"]

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from fedlearn import checkpoint
-from simulations.run import main
+from fedlearn.core import checkpoint
+from fedlearn.runner.start import main
 
 WRONG = {
     "strategy=fedadm": ["strategy=fedadm is not known", "did you mean strategy=fedadam?", "fedyogi"],
@@ -30,10 +30,10 @@ WRONG = {
     "strategy=fedprox strategy.mu=-1": ["strategy.mu is -1", "a number >= 0"],
     "strategy.weighting=size": ["strategy.weighting is size", "examples, equal"],
     "strategy=fedbuff strategy.buffer_size=11": ["strategy.buffer_size is 11", "at most 10"],
-    "strategy=fedbuff system=constant system.enough=2": ["system.enough is 2", "strategy.buffer_size"],
+    "strategy=fedbuff system=constant system.min_completed=2": ["system.min_completed is 2", "strategy.buffer_size"],
     "strategy=fedbuff privacy=central privacy.noise_multiplier=1": ["privacy is central", "by rounds"],
-    "system=constant system.enough=2 privacy=central privacy.epsilon=2": ["system.enough is 2", "who was drawn"],
-    "strategy=fedbuff attack=sign_flip": ["attack is sign_flip", "an attack on clients' data"],
+    "system=constant system.min_completed=2 privacy=central privacy.epsilon=2": ["system.min_completed is 2", "who was drawn"],
+    "strategy=fedbuff poisoning=sign_flip": ["poisoning is sign_flip", "an attack on clients' data"],
     "system=lognorml": ["did you mean system=lognormal?"],
     "system=lognormal system.sigma=-1": ["system.sigma is -1"],
     "system=trace": ["system.path is None", "system.path=devices.csv"],
@@ -154,7 +154,7 @@ def test_a_run_folder_that_disappears_ends_a_run_with_exit_code_3(run, monkeypat
 
 def test_too_many_failures_end_a_run_with_exit_code_3_and_keep_its_last_checkpoint(run, summary, capsys, monkeypatch):
     pytest.importorskip("torch")
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     fit = TorchTrainer.fit
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from fedlearn import checkpoint
-from fedlearn.history import read_history
+from fedlearn.callbacks.run_history import read_history
+from fedlearn.core import checkpoint
 from simulations.resume import main as resume
 
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm")

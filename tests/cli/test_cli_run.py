@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.run import main
+from fedlearn.runner.start import main
 
 pytest.importorskip("torch")
 
@@ -116,7 +116,7 @@ def test_checkpoint_every_saves_each_nth_round_and_the_last(run):
 
 
 def test_a_run_interrupted_between_checkpoints_saves_the_round_it_stops_at(run, summary, monkeypatch):
-    from simulations.interrupt import Interrupt
+    from fedlearn.runner.interrupt import Interrupt
 
     count = iter(range(100))
     monkeypatch.setattr(

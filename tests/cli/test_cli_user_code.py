@@ -7,17 +7,17 @@ from textwrap import dedent
 
 import pytest
 
-from fedlearn.config import build
 from fedlearn.errors import SettingError
-from fedlearn.targets import BuildError
+from fedlearn.runner.builders import BuildError
+from fedlearn.runner.config import build
+from fedlearn.runner.start import main
 from simulations.resume import main as resume
-from simulations.run import main
 
 CODE = """
     import numpy as np
     import torch
     from fedlearn import Scenario, Strategy, mean, uniform
-    from fedlearn.data.arrays import from_arrays
+    from fedlearn.data.from_arrays import from_arrays
     from simulations.models import trainer
 
     def halfway(*, clients_per_round=None, share=0.5):
@@ -131,16 +131,16 @@ def test_a_target_that_is_no_strategy_is_told(mine, capsys, strategy, phrase):
     [
         "os.system",
         "builtins.eval",
-        "fedlearn.config.os.system",
-        "fedlearn.checkpoint.os.remove",
-        "fedlearn.config.build",
-        "fedlearn.config.instantiate",
-        "fedlearn.targets.import_module",
-        "simulations.run.Path",
-        "simulations.run.sys.exit",
+        "fedlearn.runner.config.os.system",
+        "fedlearn.core.checkpoint.os.remove",
+        "fedlearn.runner.config.build",
+        "fedlearn.runner.config.instantiate",
+        "fedlearn.runner.builders.import_module",
+        "fedlearn.runner.start.Path",
+        "fedlearn.runner.start.sys.exit",
         "fedlearn",
         "fedlearn_evil.f",
-        "fedlearn.aggregate.WEIGHTINGS",
+        "fedlearn.algorithm.aggregation.WEIGHTINGS",
         3,
     ],
 )

@@ -10,14 +10,14 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from fedlearn.loop import Schedule
-from fedlearn.records import LocalSettings
-from simulations.overrides import CONF
+from fedlearn.core.records import LocalSettings
+from fedlearn.loop.training_loop import Schedule
+from fedlearn.runner.compose import CONF_DIR
 
 GIVEN_AT_BUILD = {"engine": ("data", "trainer", "rebuild")}
 SHARED = ("framework", "seed", "device")
-GROUPS = ("strategy", "scenario", "engine", "privacy", "attack", "compress", "system")
-FILES = sorted(path for group in GROUPS for path in (CONF / group).glob("*.yaml"))
+GROUPS = ("strategy", "scenario", "engine", "privacy", "poisoning", "compress", "system")
+FILES = sorted(path for group in GROUPS for path in (CONF_DIR / group).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -38,12 +38,12 @@ def test_a_file_has_exactly_the_parameters_of_its_function_and_their_defaults(pa
 def test_there_is_a_file_for_every_strategy():
     import strategies
 
-    files = {path.stem for path in (CONF / "strategy").glob("*.yaml")}
+    files = {path.stem for path in (CONF_DIR / "strategy").glob("*.yaml")}
     assert files == {*strategies.__all__, "flower"}  # which takes any of Flower's
 
 
 def test_the_run_settings_are_those_of_the_records_with_their_defaults():
-    config = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    config = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml"), resolve=False)
     ours = [field for field in fields(LocalSettings) if field.name != "example_dp"]  # set by privacy=example alone
     assert config["local"] == {field.name: field.default for field in ours}
     schedule = {field.name: field.default for field in fields(Schedule) if field.name != "rounds"}
@@ -51,10 +51,10 @@ def test_the_run_settings_are_those_of_the_records_with_their_defaults():
 
 
 def settings(*words: str):
-    from simulations.overrides import compose
-    from simulations.run import arguments
+    from fedlearn.runner.compose import compose
+    from fedlearn.runner.start import parse_args
 
-    (job,) = compose(arguments([*words]))
+    (job,) = compose(parse_args([*words]))
     return job.cfg
 
 
@@ -72,18 +72,18 @@ def test_a_scenario_may_bring_settings_over_which_recipes_and_words_go():
     assert settings("strategy=fedprox").strategy.clients_per_round is None
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("flamby_heart_fed*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "experiment").glob("flamby_heart_fed*.yaml")))
 def test_every_flamby_experiment_composes_and_states_the_published_result(name):
     cfg = settings(f"experiment={name}")
     assert cfg.scenario._target_.endswith("flamby_heart")
     assert cfg.strategy._target_ == f"strategies.{name.rpartition('_')[2]}"
     assert (cfg.rounds, cfg.local.steps, cfg.local.batch_size) == (15, 100, 4)
-    assert "Published pooled-test accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert "Published pooled-test accuracy" in (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*_dp*.yaml")))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "experiment").glob("*_dp*.yaml")))
 def test_every_private_experiment_can_be_planned_and_states_the_accuracy_to_expect(name):
-    from fedlearn.config import plan
+    from fedlearn.runner.config import build_plan
 
-    assert plan(settings(f"experiment={name}")).privacy.kind in ("central", "example")
-    assert "# Accuracy" in (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert build_plan(settings(f"experiment={name}")).privacy.kind in ("central", "example")
+    assert "# Accuracy" in (CONF_DIR / "experiment" / f"{name}.yaml").read_text()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fedlearn import federate, judge, start
-from fedlearn.config import experiment
 from fedlearn.errors import DataError
-from simulations.overrides import compose
-from simulations.run import arguments
+from fedlearn.runner.compose import compose
+from fedlearn.runner.config import build_experiment
+from fedlearn.runner.start import parse_args
 
 pytest.importorskip("torch")
 
@@ -20,9 +20,9 @@ SEEDS = (42, 43, 44, 45, 46)
 
 def final_accuracy(strategy: str, seed: int) -> float:
     words = [f"experiment=flamby_heart_{strategy}", f"seed={seed}", "evaluate_every=15"]
-    (job,) = compose(arguments(words))
+    (job,) = compose(parse_args(words))
     try:
-        made = experiment(job.cfg)
+        made = build_experiment(job.cfg)
     except DataError as error:
         pytest.skip(f"the heart disease data cannot be had here: {error}")
     plan, evaluate = made.plan, judge(made.scenario)

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from fedlearn import federate, judge, start
-from fedlearn.config import experiment
+from fedlearn.core.records import Round
 from fedlearn.errors import DataError
-from fedlearn.records import Round
-from simulations.overrides import compose
-from simulations.run import arguments
+from fedlearn.runner.compose import compose
+from fedlearn.runner.config import build_experiment
+from fedlearn.runner.start import parse_args
 
 pytest.importorskip("torch")
 pytest.importorskip("dp_accounting")
 
 
 def last_round(*words: str) -> Round:
-    (job,) = compose(arguments([*words, "evaluate_every=1000"]))
+    (job,) = compose(parse_args([*words, "evaluate_every=1000"]))
     try:
-        made = experiment(job.cfg)
+        made = build_experiment(job.cfg)
     except DataError as error:
         pytest.skip(f"the data cannot be had here: {error}")
     plan, evaluate = made.plan, judge(made.scenario)

@@ -8,14 +8,14 @@ import pytest
 
 import strategies
 from fedlearn import Examples, FederatedData, Schedule, as_numpy, federate, start, vector
-from fedlearn.testing import LOCAL, LinearTrainer, check_strategy, linear_problem
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, check_strategy, linear_problem
 from simulations import models
 
 BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
 NEED_MORE = (strategies.fedlc, strategies.moon)  # classes, a hidden layer
 OF_ALL_TASKS = [builder for builder in BUILDERS if builder not in NEED_MORE]
 VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
-SMALL = {"keeps": "out.bias"}  # of a model of one layer
+SMALL = {"personal_parameters": "out.bias"}  # of a model of one layer
 
 
 def taken(builder, settings):
@@ -50,13 +50,13 @@ def some_digits(digits, framework):
     data = FederatedData(
         task="multiclass", num_classes=10, clients=range(6), train=clients.__getitem__, test=clients.__getitem__
     )
-    return data, models.trainer("mlp", data, input_shape=(8, 8, 1), framework=framework)[0]
+    return data, models.build_trainer("mlp", data, input_shape=(8, 8, 1), framework=framework)[0]
 
 
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
-    check_strategy(builder(**taken(builder, {"clients_per_round": 4, "keeps": "out.*"})), data=data, trainer=trainer)
+    check_strategy(builder(**taken(builder, {"clients_per_round": 4, "personal_parameters": "out.*"})), data=data, trainer=trainer)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_what_clients_keep_and_choose_is_the_same_in_both_frameworks(builder, di
         data, trainer = some_digits(digits, framework)
         engine = vector(data, trainer, batching="map")
         state = start(builder(), trainer.init(1), engine, seed=1)
-        *_, last = federate(builder(), engine, state, schedule=Schedule(rounds=3), local=LOCAL)
-        memories = [v for client in data.clients for v in engine.memories[client].values()]
+        *_, last = federate(builder(), engine, state, schedule=Schedule(rounds=3), local=LOCAL_SETTINGS)
+        memories = [v for client in data.clients for v in engine.client_states[client].values()]
         ends.append(np.concatenate([as_numpy(last.state.params_D), *memories]))
     assert np.allclose(*ends, atol=1e-5)
 
@@ -95,6 +95,6 @@ def test_every_strategy_takes_updates_of_any_array_library(builder, library):
     for trainer in (LinearTrainer(3), ElsewhereTrainer(xp.asarray)):
         engine = vector(data, trainer, block_size=4)
         state = start(strategy, trainer.init(1), engine, seed=1)
-        *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=3), local=LOCAL)
+        *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=3), local=LOCAL_SETTINGS)
         ends.append(as_numpy(last.state.params_D))
     assert np.allclose(*ends, atol=1e-5)

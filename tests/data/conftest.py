@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.data.sources import DataSet, Official, fetch
+from fedlearn.data.download import DataSet, OfficialSource, fetch
 
 CONTENT = b"63,1,4,140\n44,1,4,130\n" * 500
 FILE = "processed.data"
@@ -31,7 +31,7 @@ class Source:
 
     def data_set(self, name: str = "set") -> DataSet:
         checksum = "sha256:" + hashlib.sha256(self.content).hexdigest()
-        return DataSet(name=name, origins=(Official(base_url=self.url, files={FILE: checksum}),))
+        return DataSet(name=name, origins=(OfficialSource(base_url=self.url, files={FILE: checksum}),))
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn.data.arrays import from_arrays, held_out
-from fedlearn.data.partition import Partition, noisy_features, partition_rows
+from fedlearn.data.from_arrays import from_arrays, held_out
+from fedlearn.data.partition import Partition, add_feature_noise, partition_rows
 from fedlearn.errors import DataError, MissingExtra, SettingError
 
 LABELS = np.arange(400) % 10
@@ -144,13 +144,13 @@ def test_what_has_no_order_cannot_be_divided_by_it(kind):
 
 def test_feature_noise_grows_from_client_to_client():
     x, rows = np.ones((4000, 10), np.float32), np.split(np.arange(4000), 4)
-    noisy = noisy_features(x, rows, level=0.4, seed=1)
+    noisy = add_feature_noise(x, rows, level=0.4, seed=1)
     for rows_k, variance in zip(rows, (0.1, 0.2, 0.3, 0.4), strict=True):
         assert noisy[rows_k].var() == pytest.approx(variance, rel=0.1)
-    assert np.array_equal(noisy, noisy_features(x, rows, level=0.4, seed=1))
-    assert noisy_features(x, rows, level=0.0, seed=1) is x
+    assert np.array_equal(noisy, add_feature_noise(x, rows, level=0.4, seed=1))
+    assert add_feature_noise(x, rows, level=0.0, seed=1) is x
     with pytest.raises(SettingError, match="feature_noise is -1"):
-        noisy_features(x, rows, level=-1, seed=1)
+        add_feature_noise(x, rows, level=-1, seed=1)
 
 
 def test_natural_follows_the_data():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedlearn.data.folder import read_contents
-from fedlearn.data.tables import joined, numbers, read_table, words
+from fedlearn.data.tables import concat_tables, read_table, to_categories, to_numbers
 from fedlearn.errors import DataError, MissingExtra
 
 
@@ -31,9 +31,9 @@ def write(path, text, *, encoding="utf-8"):
 def test_text_tables_are_read_as_spreadsheets_save_them(tmp_path, name, text):
     table = read_table(write(tmp_path / name, text))
     assert list(table.columns) == ["age", "sex"]
-    np.testing.assert_array_equal(numbers(table.columns["age"])[0], [63, np.nan])
-    assert words(table.columns["sex"]).tolist() == ["f", "m"]
-    assert table.place(1) == f"{name}, row 3"
+    np.testing.assert_array_equal(to_numbers(table.columns["age"])[0], [63, np.nan])
+    assert to_categories(table.columns["sex"]).tolist() == ["f", "m"]
+    assert table.row_location(1) == f"{name}, row 3"
 
 
 def test_a_file_of_another_kind_is_no_table(tmp_path):
@@ -44,7 +44,7 @@ def test_a_file_of_another_kind_is_no_table(tmp_path):
 
 def test_a_gzipped_table_is_read(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"age\n63\n"))
-    assert numbers(read_table(tmp_path / "a.csv.gz").columns["age"])[0].tolist() == [63]
+    assert to_numbers(read_table(tmp_path / "a.csv.gz").columns["age"])[0].tolist() == [63]
 
 
 @pytest.mark.parametrize(
@@ -71,22 +71,22 @@ def test_another_encoding_is_named_with_its_row(tmp_path):
 
 @pytest.mark.parametrize("cell", ["1_000", "inf", "12O", "1,5"])
 def test_what_only_looks_like_a_number_is_none(cell):
-    assert numbers(np.array([cell], object))[1].tolist() == [True]
+    assert to_numbers(np.array([cell], object))[1].tolist() == [True]
 
 
 def test_tables_are_joined_by_name_and_rows_keep_their_places(tmp_path):
     one = read_table(write(tmp_path / "one.csv", "age,sex\n1,f\n2,m\n"))
     two = read_table(write(tmp_path / "two.csv", "sex,age\nf,3\n"))
-    table = joined([one, two])
-    assert numbers(table.columns["age"])[0].tolist() == [1, 2, 3]
-    assert [table.place(row) for row in range(3)] == ["one.csv, row 2", "one.csv, row 3", "two.csv, row 2"]
+    table = concat_tables([one, two])
+    assert to_numbers(table.columns["age"])[0].tolist() == [1, 2, 3]
+    assert [table.row_location(row) for row in range(3)] == ["one.csv, row 2", "one.csv, row 3", "two.csv, row 2"]
 
 
 @pytest.mark.parametrize("text", ["age\n1\n", "age,sex,more\n1,f,2\n"])
 def test_a_column_that_not_all_files_have_is_named(tmp_path, text):
     one = read_table(write(tmp_path / "one.csv", "age,sex\n1,f\n"))
     with pytest.raises(DataError, match=r"(two\.csv has no column sex|one\.csv has no column more)"):
-        joined([one, read_table(write(tmp_path / "two.csv", text))])
+        concat_tables([one, read_table(write(tmp_path / "two.csv", text))])
 
 
 def parquet(path, columns):
@@ -108,10 +108,10 @@ def test_parquet_columns_of_each_type_are_read(tmp_path):
     }
     table = read_table(parquet(tmp_path / "a.parquet", columns))
     for name, value in {"age": 63, "weight": 70.5, "fee": 1.5}.items():
-        np.testing.assert_array_equal(numbers(table.columns[name])[0], [value, np.nan])
+        np.testing.assert_array_equal(to_numbers(table.columns[name])[0], [value, np.nan])
     for name, value in {"sex": "f", "smoker": "true", "day": "2026-01-31"}.items():
-        assert words(table.columns[name]).tolist() == [value, None]
-    assert table.place(1) == "a.parquet, row 2"
+        assert to_categories(table.columns[name]).tolist() == [value, None]
+    assert table.row_location(1) == "a.parquet, row 2"
 
 
 def test_parquet_that_cannot_be_used_is_named(tmp_path, monkeypatch):
@@ -126,13 +126,13 @@ def test_parquet_that_cannot_be_used_is_named(tmp_path, monkeypatch):
 
 
 def test_numbers_of_parquet_and_text_of_csv_are_one_column(tmp_path):
-    table = joined(
+    table = concat_tables(
         [
             read_table(parquet(tmp_path / "a.parquet", {"code": [1, 2]})),
             read_table(write(tmp_path / "b.csv", "code\n1.0\nx\n")),
         ]
     )
-    assert words(table.columns["code"]).tolist() == ["1", "2", "1", "x"]
+    assert to_categories(table.columns["code"]).tolist() == ["1", "2", "1", "x"]
 
 
 ROWS = "age,y\n1,0\n2,1\n"
@@ -163,12 +163,12 @@ def test_who_has_what_follows_from_names(tmp_path, files, clients, held_out):
 
 
 def test_a_column_may_say_whose_a_row_is(tmp_path):
-    contents = read_contents(write(tmp_path / "a.csv", "site,y\n2,0\n1.0,1\n"), client="site")
+    contents = read_contents(write(tmp_path / "a.csv", "site,y\n2,0\n1.0,1\n"), client_column="site")
     assert contents.clients.tolist() == ["2", "1"]
     with pytest.raises(DataError, match=r"scenario\.client is sight\n.*site, y\n.*scenario\.client=site"):
-        read_contents(tmp_path / "a.csv", client="sight")
+        read_contents(tmp_path / "a.csv", client_column="sight")
     with pytest.raises(DataError, match=r"a\.csv, row 3, column site: missing"):
-        read_contents(write(tmp_path / "a.csv", "site,y\n2,0\n,1\n"), client="site")
+        read_contents(write(tmp_path / "a.csv", "site,y\n2,0\n,1\n"), client_column="site")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_what_is_no_image_is_named(tmp_path):
         read_contents(tmp_path)
     (tmp_path / "cat/2.png").unlink()
     with pytest.raises(DataError, match="images have no columns"):
-        read_contents(tmp_path, client="site")
+        read_contents(tmp_path, client_column="site")
     picture(tmp_path / "1.png")
     with pytest.raises(DataError, match="folders of one depth"):
         read_contents(tmp_path)

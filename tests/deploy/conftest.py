@@ -17,11 +17,11 @@ import pytest
 import fedlearn
 
 if find_spec("flwr") and find_spec("cryptography"):
-    from fedlearn.deploy.children import GRACE, Children
-    from fedlearn.deploy.follow import Follower
-    from fedlearn.deploy.local import Rehearsal
-    from fedlearn.deploy.submit import experiment
-    from fedlearn.deploy.tls import ConnectionProblem, reach
+    from fedlearn.deploy.connectivity import ConnectionProblem, check_connection
+    from fedlearn.deploy.processes import GRACE_S, Children
+    from fedlearn.deploy.rehearse import Rehearsal
+    from fedlearn.deploy.run_log import Follower
+    from fedlearn.deploy.submit import compose_request
 else:  # the extra flower is not installed
     collect_ignore_glob = ["test_*.py"]
 
@@ -84,21 +84,21 @@ class Federation:
 
     def replace_link(self) -> None:
         """Kill Flower's SuperLink, a child of the coordinator's, and wait until the next one answers."""
-        before = self.children["coordinator"].said().count("the SuperLink ended")
+        before = self.children["coordinator"].read_output().count("the SuperLink ended")
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
                 words = path.read_bytes()
-                if b"fedlearn.deploy.superlink" in words and bytes(self.folder) in words:
+                if b"fedlearn.deploy.coordinator_side.superlink" in words and bytes(self.folder) in words:
                     os.kill(int(path.parent.name), signal.SIGKILL)
         until = time.monotonic() + LIMIT_S
-        while self.children["coordinator"].said().count("the SuperLink ended") == before or not self.answers():
-            assert time.monotonic() < until, self.children["coordinator"].last_words()
+        while self.children["coordinator"].read_output().count("the SuperLink ended") == before or not self.answers():
+            assert time.monotonic() < until, self.children["coordinator"].output_tail()
             time.sleep(0.05)
 
     def answers(self) -> bool:
         """Whether the coordinator takes connections."""
         try:
-            reach(self.address, self.keys / "operator/ca.crt", seconds=2.0)
+            check_connection(self.address, self.keys / "operator/ca.crt", timeout_s=2.0)
         except ConnectionProblem:
             return False
         return True
@@ -117,12 +117,12 @@ class Federation:
             if time.monotonic() > until:
                 left.clear()
                 interrupt()
-            self.rehearsal.tend()
+            self.rehearsal.restart_exited()
 
-        follower = Follower(self.address, self.keys / "operator", 90.0, meanwhile=meanwhile)
+        follower = Follower(self.address, self.keys / "operator", 90.0, on_idle=meanwhile)
         given = {word.partition("=")[0] for word in words}
         waits = [word for word in WAITS if word.partition("=")[0] not in given]
-        made = experiment([*self.words, *waits, *words, f"hydra.run.dir={name}"])
+        made = compose_request([*self.words, *waits, *words, f"hydra.run.dir={name}"])
         told = io.StringIO()
         with redirect_stdout(told), redirect_stderr(told):
             code = follower.run({**made, "again": "again"})
@@ -133,7 +133,7 @@ class Federation:
 def federation(tmp_path_factory):
     # a short path: a Unix socket's name has little room
     folder = tmp_path_factory.mktemp("f")
-    with pytest.MonkeyPatch.context() as patch, Children(grace=2 * GRACE) as children:
+    with pytest.MonkeyPatch.context() as patch, Children(grace_s=2 * GRACE_S) as children:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), str(ROOT), os.environ.get("PYTHONPATH", "")]))
         patch.syspath_prepend(str(FAULTS))
         rehearsal = Rehearsal(folder, folder / "runs", [[0, 2], [1, 3]], POLICY)

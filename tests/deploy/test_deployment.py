@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.deploy.follow import Follower
+from fedlearn.deploy.connectivity import ConnectionProblem
 from fedlearn.deploy.keys import add, create, revoke
-from fedlearn.deploy.tls import ConnectionProblem
-from simulations.run import main as simulate
+from fedlearn.deploy.run_log import Follower
+from fedlearn.runner.start import main as simulate
 
 
 def sha_of_simulation(folder, *words):
@@ -164,7 +164,7 @@ def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):
 def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federation, tmp_path):
     go = tmp_path / "go"
     words = [
-        *federation.words,
+        *federation.settings,
         "strategy=held_coordinator",
         f"strategy.until={go}",
         "rounds=6",
@@ -237,7 +237,7 @@ def test_the_wrong_token_submits_nothing(federation, tmp_path):
     (tmp_path / "token").write_text("guessed")
     shutil.copyfile(federation.keys / "ca.crt", tmp_path / "ca.crt")
     with pytest.raises(ConnectionProblem, match="does not accept this operator's token"):
-        Follower(federation.address, tmp_path, 1.0).order({"do": "stop", "run": 1})
+        Follower(federation.address, tmp_path, 1.0).submit({"do": "stop", "run": 1})
 
 
 def test_the_health_of_the_coordinator_is_told_to_anybody_who_trusts_it(federation):

@@ -10,8 +10,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization as formats
 
 from fedlearn.deploy import keys
-from fedlearn.deploy.signing import read_identities, read_signing
-from fedlearn.deploy.tls import ConnectionProblem, reach
+from fedlearn.deploy.connectivity import ConnectionProblem, check_connection
+from fedlearn.deploy.node_side.masking_keys import read_identities, read_masking_keys
 from fedlearn.errors import FedlearnError, SettingError
 
 HOSTS = ["localhost", "127.0.0.1", "::1", "coordinator.example.org"]
@@ -45,11 +45,11 @@ def test_all_parts_know_the_same_keys_for_masked_sums_and_a_node_its_own(made):
     keys.add(made, ["c"])
     lists = {path.read_text() for path in made.rglob("masking.pub")}
     assert len(lists) == 1
-    assert read_signing(made / "nodes/a").public in read_signing(made / "nodes/c").known
+    assert read_masking_keys(made / "nodes/a").public_key in read_masking_keys(made / "nodes/c").trusted_keys
     keys.revoke(made, ["b"])
     assert [*read_identities(made / "coordinator/masking.pub")] == ["a", "c"]
     with pytest.raises(FedlearnError, match="does not hold this node's own key"):
-        read_signing(made / "nodes/b")
+        read_masking_keys(made / "nodes/b")
 
 
 def test_a_node_has_a_p384_key_in_the_format_that_flower_reads(made):
@@ -74,7 +74,7 @@ def test_renewal_keeps_hosts_and_authority_and_nodes(made):
     keys.renew(made, days=90)
     certificate = keys.x509.load_pem_x509_certificate((made / "coordinator/server.crt").read_bytes())
     assert certificate.public_bytes(formats.Encoding.PEM) != old
-    assert keys.names_in(certificate) == HOSTS
+    assert keys.hosts_of(certificate) == HOSTS
     left = keys.expiry(made / "coordinator/server.crt") - datetime.now(UTC)
     assert timedelta(days=89) < left < timedelta(days=91)
     assert {path: path.read_bytes() for path in kept} == kept
@@ -153,7 +153,7 @@ def listen():
 def test_the_certificate_is_trusted_under_each_of_its_names(made, listen):
     port = listen(made / "coordinator")
     for host in ("localhost", "127.0.0.1"):
-        reach(f"{host}:{port}", made / "nodes/a/ca.crt", seconds=5)
+        check_connection(f"{host}:{port}", made / "nodes/a/ca.crt", timeout_s=5)
 
 
 def test_an_expired_certificate_is_named(made, listen, monkeypatch):
@@ -161,7 +161,7 @@ def test_an_expired_certificate_is_named(made, listen, monkeypatch):
     monkeypatch.setattr(keys, "datetime", LongAgo)
     keys.renew(made, days=1)
     with pytest.raises(ConnectionProblem, match="its certificate has expired"):
-        reach(f"localhost:{listen(made / 'coordinator')}", made / "ca.crt", seconds=5)
+        check_connection(f"localhost:{listen(made / 'coordinator')}", made / "ca.crt", timeout_s=5)
 
 
 class LongAgo(datetime):
@@ -173,22 +173,22 @@ class LongAgo(datetime):
 def test_the_wrong_authority_is_named(made, listen, tmp_path):
     keys.create(tmp_path / "others", HOSTS, [])
     with pytest.raises(ConnectionProblem, match="signed by another authority"):
-        reach(f"localhost:{listen(made / 'coordinator')}", tmp_path / "others/ca.crt", seconds=5)
+        check_connection(f"localhost:{listen(made / 'coordinator')}", tmp_path / "others/ca.crt", timeout_s=5)
 
 
 def test_the_wrong_name_is_named(tmp_path, listen):
     keys.create(tmp_path / "k", ["elsewhere.example.org"], [])
     with pytest.raises(ConnectionProblem, match="for other names"):
-        reach(f"127.0.0.1:{listen(tmp_path / 'k/coordinator')}", tmp_path / "k/ca.crt", seconds=5)
+        check_connection(f"127.0.0.1:{listen(tmp_path / 'k/coordinator')}", tmp_path / "k/ca.crt", timeout_s=5)
 
 
 def test_a_port_without_tls_is_named(made, listen):
     with pytest.raises(ConnectionProblem, match="does not speak TLS"):
-        reach(f"localhost:{listen()}", made / "ca.crt", seconds=5)
+        check_connection(f"localhost:{listen()}", made / "ca.crt", timeout_s=5)
 
 
 def test_nobody_there_is_named(made):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ConnectionProblem, match="nobody listens there"):
-        reach(f"127.0.0.1:{port}", made / "ca.crt", seconds=5)
+        check_connection(f"127.0.0.1:{port}", made / "ca.crt", timeout_s=5)

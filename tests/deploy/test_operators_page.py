@@ -40,15 +40,15 @@ def test_each_command_is_one_that_its_program_takes(words, tmp_path):
         module = {"keys": keys, "coordinator": coordinator, "trainer": trainer}[program]
         (getattr(module, "arguments", None) or module._parser)().parse_args(rest)
     elif program == "node":
-        made = node.node_of(node.arguments().parse_args(rest))
-        if made.trainer is not None:
-            trainer._parser().parse_args(["--socket", str(tmp_path / "s"), *made.trainer])
+        made = node.node_from_args(node.build_parser().parse_args(rest))
+        if made.trainer_args is not None:
+            trainer._parser().parse_args(["--socket", str(tmp_path / "s"), *made.trainer_args])
     elif program == "submit":
-        args, settings = submit.arguments().parse_known_args(rest)
+        args, settings = submit.build_parser().parse_known_args(rest)
         if args.resume is None and args.follow is None:
-            submit.experiment(settings)
+            submit.compose_request(settings)
     elif program == "local":
-        submit.experiment([word for word in rest if not word.startswith("nodes=")])
+        submit.compose_request([word for word in rest if not word.startswith("nodes=")])
 
 
 def test_links_lead_somewhere_and_lines_are_not_too_wide():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fedlearn.deploy import keys
-from fedlearn.deploy.bundle import bundle
-from fedlearn.deploy.local import main as rehearse
-from fedlearn.deploy.submit import experiment, main
+from fedlearn.deploy.coordinator_side.app_bundle import build_app_bundle
+from fedlearn.deploy.rehearse import main as rehearse
+from fedlearn.deploy.submit import compose_request, main
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def test_help_has_our_options_and_the_simulators_words(submit):
 
 
 def test_the_folder_is_the_coordinators_unless_it_was_named():
-    assert experiment(["scenario=diabetes"])["folder"].startswith("diabetes/fedavg/")
-    named = experiment(["scenario=diabetes", "hydra.run.dir=mine"])
+    assert compose_request(["scenario=diabetes"])["folder"].startswith("diabetes/fedavg/")
+    named = compose_request(["scenario=diabetes", "hydra.run.dir=mine"])
     assert (named["folder"], named["chosen"]) == ("mine", True)
 
 
 def test_the_bundle_is_small_and_the_same_each_time():
-    assert bundle().content == bundle().content
-    assert len(bundle().content) < 5000
+    assert build_app_bundle().content == build_app_bundle().content
+    assert len(build_app_bundle().content) < 5000
 
 
 def test_a_rehearsal_refuses_more_nodes_than_clients(capsys):

@@ -20,12 +20,12 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedlearn import FedlearnError, Order
+from fedlearn import FedlearnError, Request
+from fedlearn.core.serialization import Payload, pack, unpack
 from fedlearn.deploy.trainer import SERVICE, main, serve
-from fedlearn.flower.envelope import disclose, enclose
-from fedlearn.flower.messenger import PART, ask, forward
-from fedlearn.flower.parcel import Parcel, pack, unpack
-from fedlearn.flower.wire import Ask, layout_of, order_body, request
+from fedlearn.protocol.client_app import CHUNK_BYTES, call_trainer, forward
+from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
+from fedlearn.protocol.requests import RequestHeader, layout_from_json, pack_request, pack_request_body
 
 POLICY = """
 scenarios: {simulations.scenarios.diabetes.diabetes: {}}
@@ -42,7 +42,7 @@ def endless():
     time.sleep(600)
 """
 WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
-HELLO = Ask(kind="hello", run="run", round=0, id="1", words=WORDS)
+HELLO = RequestHeader(kind="hello", run="run", round=0, id="1", settings=WORDS)
 
 
 def of(ask):
@@ -91,10 +91,10 @@ def test_the_standard_health_service_answers(echo):
     assert health(echo) == health_pb2.HealthCheckResponse.SERVING
 
 
-@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, 5 * PART + 3])
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, 5 * CHUNK_BYTES + 3])
 def test_parcels_of_any_size_pass_in_parts(echo, size):
     payload = os.urandom(size)
-    assert ask(str(echo), payload, timeout=120) == payload[::-1]
+    assert call_trainer(str(echo), payload, timeout_s=120) == payload[::-1]
 
 
 def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
@@ -105,7 +105,7 @@ def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_i
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(left_over))
     server = serve(site, left_over)
-    assert ask(str(left_over), b"x", timeout=60) == b"x"
+    assert call_trainer(str(left_over), b"x", timeout_s=60) == b"x"
     server.stop(0).wait(60)
 
 
@@ -121,7 +121,7 @@ def test_a_path_that_is_too_long_or_taken_is_refused_by_name(tmp_path):
 def test_nobody_at_the_socket_is_told_within_the_timeout(tmp_path):
     began = time.monotonic()
     with pytest.raises(RuntimeError, match=r"the trainer at .* gave no answer: UNAVAILABLE"):
-        ask(str(tmp_path / "none"), b"x", timeout=2)
+        call_trainer(str(tmp_path / "none"), b"x", timeout_s=2)
     assert time.monotonic() - began < 60
 
 
@@ -130,7 +130,7 @@ def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
     server = serve(SimpleNamespace(answer=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
     try:
         with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
-            ask(str(tmp_path / "s"), b"x", timeout=0.5)
+            call_trainer(str(tmp_path / "s"), b"x", timeout_s=0.5)
     finally:
         over.set()
         server.stop(0).wait(60)
@@ -139,28 +139,32 @@ def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
 def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo, monkeypatch):
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    message = Message(enclose(b"question"), 7, "query", ttl=20)
+    message = Message(to_record_dict(b"question"), 7, "query", ttl=20)
     context = Context(run_id=1, node_id=7, node_config={"socket": str(echo)}, state=RecordDict(), run_config={})
-    assert disclose(forward(message, context).content) == b"noitseuq"
+    assert from_record_dict(forward(message, context).content) == b"noitseuq"
     context.node_config = {}
     with pytest.raises(RuntimeError, match="--node-config 'socket="):
         forward(message, context)
 
 
 def test_the_messenger_loads_no_framework():
-    code = "import sys, fedlearn.flower.messenger; print([m for m in ('torch', 'jax', 'sklearn') if m in sys.modules])"
+    code = (
+        "import sys, fedlearn.protocol.client_app; print([m for m in ('torch', 'jax', 'sklearn') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer):
-    hello = unpack(ask(str(trainer.socket), pack(Parcel(facts=of(HELLO))), timeout=60)).facts
+    hello = unpack(call_trainer(str(trainer.socket), pack(Payload(metadata=of(HELLO))), timeout_s=60)).metadata
     assert (hello["clients"], hello["framework"], hello["task"]) == ([1, 3], "torch", "regression")
-    layout = layout_of(hello["leaves"])
-    order = Order(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32))
-    asked = Ask(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
-    reply = unpack(ask(str(trainer.socket), request(asked, since=[0]) + order_body(order), timeout=60))
-    assert reply.facts["clients"] == [3]
+    layout = layout_from_json(hello["leaves"])
+    order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32))
+    asked = RequestHeader(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
+    reply = unpack(
+        call_trainer(str(trainer.socket), pack_request(asked, since=[0]) + pack_request_body(order), timeout_s=60)
+    )
+    assert reply.metadata["clients"] == [3]
     assert reply.arrays["num_examples"].tolist() == [hello["num_examples"][1]]
     assert np.isfinite(reply.arrays["delta"]).all()
 
@@ -177,14 +181,14 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
 )
 def test_what_a_trainer_refuses_it_refuses_with_a_reason_that_both_sides_have(trainer, changes, stage, reason):
     facts = {**of(HELLO), **changes}
-    error = unpack(ask(str(trainer.socket), pack(Parcel(facts=facts)), timeout=60)).facts["error"]
+    error = unpack(call_trainer(str(trainer.socket), pack(Payload(metadata=facts)), timeout_s=60)).metadata["error"]
     assert error["stage"] == stage
     assert reason in error["reason"]
     assert reason in trainer.log()
 
 
 def test_bytes_that_are_no_parcel_are_refused_and_the_trainer_lives_on(trainer):
-    error = unpack(ask(str(trainer.socket), b"\x80\x04nonsense", timeout=60)).facts["error"]
+    error = unpack(call_trainer(str(trainer.socket), b"\x80\x04nonsense", timeout_s=60)).metadata["error"]
     assert "cannot be read" in error["reason"]
     assert health(trainer.socket) == health_pb2.HealthCheckResponse.SERVING
 
@@ -213,14 +217,16 @@ def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     env["BEGUN"] = str(tmp_path / "begun")
-    asked = Ask(kind="hello", run="run", round=0, id="1", words={**WORDS, "scenario": {"_target_": "slow.endless"}})
+    asked = RequestHeader(
+        kind="hello", run="run", round=0, id="1", settings={**WORDS, "scenario": {"_target_": "slow.endless"}}
+    )
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < until
             with pytest.raises(RuntimeError, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
-                ask(str(tmp_path / "s"), request(asked), timeout=0.5)
+                call_trainer(str(tmp_path / "s"), pack_request(asked), timeout_s=0.5)
         process.terminate()
         assert process.wait(60) == 0
     finally:

@@ -33,7 +33,7 @@ class Spoilt(LinearTrainer):
 def normed(*, seed=0):
     from torch import nn
 
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     class Net(nn.Module):
         def __init__(self):
@@ -84,14 +84,14 @@ class FakeGrid:
     def _carry(self, message, name):
         from flwr.app import Error, Message
 
-        from fedlearn.flower.envelope import disclose, enclose
+        from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 
         node = message.metadata.dst_node_id
         gate = self.gates.get(node)
         if gate and not gate.wait(LIMIT_S):
             return
         try:
-            reply = Message(enclose(self.nodes[node](disclose(message.content))), reply_to=message)
+            reply = Message(to_record_dict(self.nodes[node](from_record_dict(message.content))), reply_to=message)
         except Exception as error:
             reply = Message(Error(code=0, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
         with self.lock:
@@ -136,11 +136,11 @@ def identity(monkeypatch):
 @pytest.fixture
 def federation(problem, identity, tmp_path):
     """``federation(scenario=..., strategy=..., clients=..., **engine) -> engine, grid, sites``."""
-    from fedlearn.deploy.memory import ClientMemories
-    from fedlearn.deploy.policy import Policy, Reveal
-    from fedlearn.deploy.signing import Signing, public_of
-    from fedlearn.deploy.site import Own, Site
-    from fedlearn.engines.grid import GridEngine
+    from fedlearn.deploy.node_side.client_states import ClientStates
+    from fedlearn.deploy.node_side.masking_keys import MaskingKeys, derive_public_key
+    from fedlearn.deploy.node_side.policy import Policy, Reveal
+    from fedlearn.deploy.node_side.service import NodeConfig, NodeService
+    from fedlearn.engines.deployed import GridEngine
 
     grids = []
     targets = [f"{problem}.{name}" for name in ("linear", "normed", "spoilt")]
@@ -161,13 +161,13 @@ def federation(problem, identity, tmp_path):
         accepts = {"scenarios": {name: {} for name in targets}, "strategies": {name: {} for name in strategies}}
         accepts |= {"allow_targets": [problem], "reveal": Reveal(min_test_examples=1), **(policy or {})}
         secrets = [bytes([7 + number]) * 32 for number in range(len(clients))]
-        known = frozenset(map(public_of, secrets))
+        known = frozenset(map(derive_public_key, secrets))
         sites = {}
         for number, here in enumerate(clients):
-            memories = ClientMemories(tmp_path / f"memory{number}")
-            own = Own(clients=tuple(here), signing=Signing(secrets[number], known) if masking else None)
-            sites[101 + number] = Site(own, Policy(**accepts), memories)
-        grid = FakeGrid({node: site.answer for node, site in sites.items()})
+            memories = ClientStates(tmp_path / f"memory{number}")
+            own = NodeConfig(clients=tuple(here), masking_keys=MaskingKeys(secrets[number], known) if masking else None)
+            sites[101 + number] = NodeService(own, Policy(**accepts), memories)
+        grid = FakeGrid({node: site.handle_request for node, site in sites.items()})
         grids.append(grid)
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}

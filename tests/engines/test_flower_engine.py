@@ -15,9 +15,9 @@ pytest.importorskip("torch", reason="torch is not installed")
 import ray
 
 import strategies
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     LocalSettings,
-    Order,
+    Request,
     Schedule,
     SettingError,
     Strategy,
@@ -25,11 +25,11 @@ from fedlearn import (
     federate,
     serial,
     start,
-)  # fmt: skip
-from fedlearn.config import rebuilt
+)
+from fedlearn.core.records import Failure
 from fedlearn.engines.flower import flower
-from fedlearn.flower.simulation import SimulationError
-from fedlearn.records import Failure
+from fedlearn.engines.flower_simulation import SimulationError
+from fedlearn.runner.config import rebuild_scenario
 
 DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "num_clients": 5}
 LOCAL = LocalSettings(learning_rate=0.1)
@@ -37,13 +37,13 @@ LOCAL = LocalSettings(learning_rate=0.1)
 
 @pytest.fixture(scope="module")
 def scenario():
-    return rebuilt(DIGITS, ())
+    return rebuild_scenario(DIGITS, ())
 
 
 @pytest.fixture(scope="module")
 def engine(scenario):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    made = flower(scenario.data, scenario.trainer, partial(rebuilt, DIGITS, ()), num_workers=2, timeout=300.0)
+    made = flower(scenario.data, scenario.trainer, partial(rebuild_scenario, DIGITS, ()), num_workers=2, timeout=300.0)
     yield made
     made.close()
     assert not made._simulation._thread.is_alive()
@@ -51,7 +51,7 @@ def engine(scenario):
 
 
 def rounds_of(engine, strategy, params_D):
-    engine.memories.clear()
+    engine.client_states.clear()
     state = start(strategy, params_D, engine, seed=1)
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=2), local=LOCAL))
 
@@ -69,9 +69,9 @@ def test_the_model_is_that_of_serial_bit_for_bit(engine, scenario, name):
         assert one.metrics == other.metrics
         for name in ("cohort", "failures", "num_examples", "bytes_up", "bytes_down"):
             assert getattr(one, name) == getattr(other, name)
-    assert here.memories.keys() == engine.memories.keys()
-    for client, memory in here.memories.items():
-        assert all(np.array_equal(memory[name], engine.memories[client][name]) for name in memory)
+    assert here.client_states.keys() == engine.client_states.keys()
+    for client, memory in here.client_states.items():
+        assert all(np.array_equal(memory[name], engine.client_states[client][name]) for name in memory)
     own = [list(each.evaluate(params_D, [0, 1, 2, 3, 4], strategy)) for each in (here, engine)]
     assert all(np.allclose(one.outputs, other.outputs, atol=1e-6) for one, other in zip(*own, strict=True))
 
@@ -88,7 +88,7 @@ def test_nodes_evaluate_what_serial_evaluates(engine, scenario):
 
 def test_a_client_that_fails_is_named_with_its_stage_and_reason(engine, scenario):
     params_D = np.full_like(scenario.trainer.init(1), np.nan)
-    order, strategy = Order(round=1, seed=1, params_D=params_D, local=LOCAL), Strategy(select=everyone())
+    order, strategy = Request(round=1, seed=1, params_D=params_D, local=LOCAL), Strategy(select=everyone())
     found = list(engine.fit(order, strategy, [3, 1]))
     expected = list(serial(scenario.data, scenario.trainer).fit(order, strategy, [3, 1]))
     assert found == expected
@@ -106,4 +106,4 @@ def test_waiting_ends_with_a_named_cause(engine, scenario, monkeypatch):
 @pytest.mark.parametrize(("name", "value"), [("num_workers", 0), ("timeout", 0)])
 def test_settings_out_of_range_are_refused_before_anything_starts(scenario, name, value):
     with pytest.raises(SettingError, match=name):
-        flower(scenario.data, scenario.trainer, partial(rebuilt, DIGITS, ()), **{name: value})
+        flower(scenario.data, scenario.trainer, partial(rebuild_scenario, DIGITS, ()), **{name: value})

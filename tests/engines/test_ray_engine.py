@@ -16,7 +16,7 @@ from inspect import signature
 import numpy as np
 import pytest
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     Examples,
     LocalRule,
     LocalSettings,
@@ -30,18 +30,18 @@ from fedlearn import (
     stacked,
     start,
     vector,
-)  # fmt: skip
-from fedlearn.aggregate import Gathered, add_rows, add_totals, gather, value
-from fedlearn.config import rebuilt
-from fedlearn.engines import ray as engine_module
-from fedlearn.engines.ray import ClusterError, owned
+)
+from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, add_rows, add_totals, divide_total
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Failure, MetricSum, Updates
+from fedlearn.engines.ray import engine as engine_module
+from fedlearn.engines.ray.engine import ClusterError, copy_arrays
 from fedlearn.errors import MissingExtra
-from fedlearn.layout import Layout
-from fedlearn.privacy.mechanism import Population
 from fedlearn.privacy.mechanisms import central, local
-from fedlearn.records import Failure, Sum, Updates
+from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.runner.config import rebuild_scenario
+from fedlearn.runner.start import main
 from fedlearn.testing import LinearTrainer, linear_problem
-from simulations.run import main
 
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
 
@@ -59,7 +59,7 @@ def published():
 
     names = set(strategies.__all__) - {"fedlc", "moon"}  # which need classes, or a hidden layer
     takes = {name: signature(getattr(strategies, name)).parameters for name in sorted(names)}
-    keeps = {name: {"keeps": "out.bias"} if "keeps" in taken else {} for name, taken in takes.items()}
+    keeps = {name: {"personal_parameters": "out.bias"} if "personal_parameters" in taken else {} for name, taken in takes.items()}
     return {name: partial(getattr(strategies, name), **settings) for name, settings in keeps.items()}
 
 
@@ -150,7 +150,7 @@ def made(cluster):
 
 
 def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
-    engine.memories.clear()
+    engine.client_states.clear()
     params_D = LinearTrainer(3).init(1) if params_D is None else params_D
     state = start(strategy, params_D, engine, seed=1)
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
@@ -170,9 +170,9 @@ def test_every_strategy_ends_with_the_model_of_vector(made):
         assert np.isclose(ours[-1].metrics["loss"], theirs[-1].metrics["loss"], rtol=1e-6), name
         for field in ("cohort", "num_examples", "bytes_up", "bytes_down", "num_updates"):
             assert getattr(ours[-1], field) == getattr(theirs[-1], field), (name, field)
-        assert engine.memories.keys() == here.memories.keys(), name
-        for client, memory in here.memories.items():
-            assert all(np.allclose(engine.memories[client][key], memory[key], atol=1e-4) for key in memory), name
+        assert engine.client_states.keys() == here.client_states.keys(), name
+        for client, memory in here.client_states.items():
+            assert all(np.allclose(engine.client_states[client][key], memory[key], atol=1e-4) for key in memory), name
 
 
 def test_protected_strategies_release_from_workers_what_they_release_here(made):
@@ -197,7 +197,7 @@ def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers
     assert far(once, again) == 0
     engine.close()
     alone = made(block_size=2, num_workers=1)
-    assert alone.num_workers == 1
+    assert alone.num_processes == 1
     assert far(once, rounds_of(alone, scaffold(), rounds=5)) == 0
 
 
@@ -205,12 +205,12 @@ def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers
 def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework):
     pytest.importorskip(framework)
     digits = {"_target_": "simulations.scenarios.digits.digits", "framework": framework, "num_clients": 6}
-    build = partial(rebuilt, digits, ())
+    build = partial(rebuild_scenario, digits, ())
     scenario = build()
     local = LocalSettings(learning_rate=0.1)
     here = vector(scenario.data, scenario.trainer)
     with closing(engine_module.ray(scenario.data, scenario.trainer, build, num_workers=2)) as engine:
-        for strategy in (scaffold(), published()["fedper"](keeps="out.*")):
+        for strategy in (scaffold(), published()["fedper"](personal_parameters="out.*")):
             params_D = scenario.trainer.init(1)
             theirs = rounds_of(here, strategy, params_D=params_D, local=local)
             assert far(rounds_of(engine, strategy, params_D=params_D, local=local), theirs) < 1e-5
@@ -308,7 +308,7 @@ def on_its_gpu(*, device):
 
 
 def test_workers_with_gpus_build_the_scenario_on_the_first_one_that_they_see(made):
-    assert made(on_its_gpu, gpus_per_worker=0.5).num_workers == 2
+    assert made(on_its_gpu, gpus_per_worker=0.5).num_processes == 2
     scenario = linear()
     scenario.trainer.device = "cuda:0"
     with pytest.raises(SettingError, match=r"gpus_per_worker is 0\n.*device=cuda:0\n.*gpus_per_worker=1"):
@@ -347,7 +347,7 @@ def test_without_ray_the_extra_to_install_is_named(monkeypatch):
 JOINS = """
 import sys
 from fedlearn import Scenario, Schedule, Strategy, everyone, federate, start
-from fedlearn.engines.ray import ray
+from fedlearn.engines.ray.engine import ray
 from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
 
 def linear():
@@ -403,7 +403,7 @@ def some_updates(first, last, *, seed=0):
         delta_KD=(scale * rng.normal(size=(num, 5))).astype(np.float32),
         num_examples_K=rng.integers(1, 50, num),
         num_steps_K=rng.integers(1, 9, num),
-        metrics={"loss": Sum(rng.random(num), np.ones(num))},
+        metrics={"loss": MetricSum(rng.random(num), np.ones(num))},
         extra={"change": rng.normal(size=(num, 5)).astype(np.float32)},
         num_bytes_K=np.full(num, 40),
     )
@@ -413,18 +413,20 @@ def some_updates(first, last, *, seed=0):
     "aggregate", [mean(), mean(weighting="equal"), median().aggregate], ids=["examples", "equal", "stacked"]
 )
 def test_folding_apart_and_gathering_is_folding_the_whole(aggregate):
-    layout = Layout.of([("w", (5,))])
+    layout = Layout.from_shapes([("w", (5,))])
     parts = [some_updates(0, 3), Failure(client=3, stage="fit", reason="gone"), some_updates(4, 9), some_updates(9, 10)]
-    empty = partial(Gathered, fold=aggregate.init(layout))
+    empty = partial(PartialAggregate, aggregator_state=aggregate.init(layout))
     whole, gathered = empty(), empty()
     for part in parts:
-        whole = gather(whole, aggregate, part)
+        whole = accumulate(whole, aggregate, part)
     for half in (parts[:2], parts[2:], []):
-        own = Gathered(fold=aggregate.init(layout))
+        own = PartialAggregate(aggregator_state=aggregate.init(layout))
         for part in half:
-            own = gather(own, aggregate, part)
-        gathered = gather(gathered, aggregate, own)
-    assert np.allclose(aggregate.done(gathered.fold), aggregate.done(whole.fold), rtol=1e-7, atol=0)
+            own = accumulate(own, aggregate, part)
+        gathered = accumulate(gathered, aggregate, own)
+    assert np.allclose(
+        aggregate.finalize(gathered.aggregator_state), aggregate.finalize(whole.aggregator_state), rtol=1e-7, atol=0
+    )
     assert np.allclose(gathered.extra["change"], whole.extra["change"], rtol=1e-12)
     assert np.allclose(gathered.metrics["loss"], whole.metrics["loss"], rtol=1e-12)
     for name in ("failures", "num_updates", "num_examples", "bytes_up"):
@@ -434,17 +436,17 @@ def test_folding_apart_and_gathering_is_folding_the_whole(aggregate):
 def test_compensated_totals_add_as_exactly_as_float64_ones():
     jnp = pytest.importorskip("jax.numpy")
     one, other = some_updates(0, 20).delta_KD, some_updates(20, 40).delta_KD
-    exact = value(add_totals(add_rows(None, one, np.ones(20)), add_rows(None, other, np.ones(20))), 40)
+    exact = divide_total(add_totals(add_rows(None, one, np.ones(20)), add_rows(None, other, np.ones(20))), 40)
     apart = [add_rows(None, jnp.asarray(rows_KD), np.ones(20)) for rows_KD in (one, other)]
-    assert np.allclose(value(add_totals(*apart), 40), exact, rtol=1e-6)
-    assert np.allclose(value(add_totals(*owned(apart)), 40), exact, rtol=1e-6)
+    assert np.allclose(divide_total(add_totals(*apart), 40), exact, rtol=1e-6)
+    assert np.allclose(divide_total(add_totals(*copy_arrays(apart)), 40), exact, rtol=1e-6)
     assert add_totals(None, apart[0]) is apart[0]
 
 
 def test_what_a_worker_owns_is_its_own_and_may_be_written_to():
     given = some_updates(0, 2)
     given.delta_KD.flags.writeable = False
-    copy = owned({"blocks": [given], "total": (given.delta_KD, 1.5), "none": None})
+    copy = copy_arrays({"blocks": [given], "total": (given.delta_KD, 1.5), "none": None})
     copy["blocks"][0].delta_KD[:] = 0
     copy["total"][0][:] = 0
     assert given.delta_KD.any()

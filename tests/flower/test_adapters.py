@@ -23,7 +23,6 @@ from fedlearn import (
     SettingError,
     Stage,
     Strategy,
-    checkpoint,
     clip,
     everyone,
     federate,
@@ -31,13 +30,14 @@ from fedlearn import (
     start,
     vector,
 )
+from fedlearn.algorithm.transforms import Transform
+from fedlearn.core import checkpoint
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee
 from fedlearn.errors import CheckpointError, FedlearnError
-from fedlearn.flower.as_flower import as_flower
 from fedlearn.flower.from_flower import from_flower
-from fedlearn.flower.grid import InProcessGrid
-from fedlearn.privacy.protection import Protection
+from fedlearn.flower.in_process_grid import InProcessGrid
+from fedlearn.flower.to_flower import to_flower
 from fedlearn.testing import LinearTrainer, check_strategy, linear_problem
-from fedlearn.transform import Transform
 
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
 STOCK = {
@@ -264,7 +264,7 @@ def zeros(dtype=np.float32):
 
 
 def test_one_of_ours_runs_in_a_server_app_with_its_evaluation(client):
-    result, grid = run_in_server_app(as_flower(strategies.fedavg()), client, zeros())
+    result, grid = run_in_server_app(to_flower(strategies.fedavg()), client, zeros())
     assert result.arrays["w"].numpy().tolist() == [[5.0, 5.0], [5.0, 5.0]]
     assert list(result.arrays) == ["w", "b"]
     assert result.train_metrics_clientapp[1]["loss"] == 1.5
@@ -274,7 +274,7 @@ def test_one_of_ours_runs_in_a_server_app_with_its_evaluation(client):
 
 def test_arrays_keep_names_order_and_dtypes(client):
     start = ArrayRecord({"z": Array(np.zeros(2)), "a": Array(np.zeros(1, np.float16)), "n": Array(np.array([7]))})
-    result, _ = run_in_server_app(as_flower(strategies.fedavg()), client, start, rounds=1)
+    result, _ = run_in_server_app(to_flower(strategies.fedavg()), client, start, rounds=1)
     assert {name: array.dtype for name, array in result.arrays.items()} == {
         "z": "float64",
         "a": "float16",
@@ -287,7 +287,7 @@ def test_arrays_keep_names_order_and_dtypes(client):
 
 def test_the_cohort_is_what_our_strategy_selects(client):
     _, grid = run_in_server_app(
-        as_flower(strategies.fedadam(clients_per_round=2), fraction_evaluate=0.0), client, zeros(), rounds=3
+        to_flower(strategies.fedadam(clients_per_round=2), fraction_evaluate=0.0), client, zeros(), rounds=3
     )
     assert grid.outcomes == {"reply": 6}
 
@@ -295,37 +295,37 @@ def test_the_cohort_is_what_our_strategy_selects(client):
 @pytest.mark.parametrize("fails", ["raises", "nan", "shape", "empty"])
 def test_a_bad_reply_is_logged_and_never_touches_the_model(client, fails, caplog):
     with caplog.at_level(logging.WARNING):
-        result, _ = run_in_server_app(as_flower(strategies.fedavg()), client, zeros(), rounds=1, fails=fails)
+        result, _ = run_in_server_app(to_flower(strategies.fedavg()), client, zeros(), rounds=1, fails=fails)
     assert result.arrays["b"].numpy().tolist() == [pytest.approx(8 / 3)] * 3
     assert "node 3 is left out" in caplog.text
 
 
 def test_too_few_nodes_end_the_wait_by_name(client):
-    strategy = as_flower(strategies.fedavg(), min_available_nodes=9, timeout=0.3)
+    strategy = to_flower(strategies.fedavg(), min_available_nodes=9, timeout_s=0.3)
     with pytest.raises(FedlearnError, match=r"4 nodes have come within 0.3 s, 9 are needed"):
         strategy.configure_train(1, zeros(), ConfigRecord(), InProcessGrid(client, 4))
 
 
 def test_work_at_clients_cannot_travel_and_is_refused():
     with pytest.raises(CompositionError, match="changes how clients train"):
-        as_flower(strategies.fedprox())
+        to_flower(strategies.fedprox())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
-        as_flower(strategies.signsgd())
+        to_flower(strategies.signsgd())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
-        as_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
-    promise = Protection(charge=lambda ledger, release: ledger, spent=lambda ledger: None, facts={})
+        to_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
+    promise = PrivacyGuarantee(charge=lambda ledger, release: ledger, epsilon_of=lambda ledger: None, description={})
     with pytest.raises(CompositionError, match="the strategy claims privacy"):
-        as_flower(replace(strategies.fedavg(), protection=promise))
+        to_flower(replace(strategies.fedavg(), privacy_guarantee=promise))
     with pytest.raises(SettingError, match="fraction_train is"):
-        as_flower(strategies.fedavg(), fraction_train=0.5)
+        to_flower(strategies.fedavg(), fraction_train=0.5)
 
 
 def test_a_stage_that_works_on_the_server_only_may_come_along(client):
     halved = Stage(server=Transform(update=lambda update_D, memory, context: (update_D / 2, memory)))
-    result, _ = run_in_server_app(as_flower(Strategy(select=everyone(), stages=(halved,))), client, zeros(), rounds=1)
+    result, _ = run_in_server_app(to_flower(Strategy(select=everyone(), stages=(halved,))), client, zeros(), rounds=1)
     assert result.arrays["b"].numpy().tolist() == [1.25] * 3
 
 
 def test_there_and_back_again_is_the_strategy_itself():
     ours = strategies.fedadam(learning_rate=0.05)
-    assert np.allclose(params_of(rounds_of(from_flower(as_flower(ours)))), params_of(rounds_of(ours)), atol=1e-6)
+    assert np.allclose(params_of(rounds_of(from_flower(to_flower(ours)))), params_of(rounds_of(ours)), atol=1e-6)

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
-from fedlearn import private_names
+from fedlearn.core import private_names
 from fedlearn.errors import IncompatibleVersion
 from fedlearn.flower import compat
 

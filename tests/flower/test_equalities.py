@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
 import strategies
-from fedlearn import chosen_by_krum, squared_distances
-from fedlearn.flower.as_flower import as_flower
-from fedlearn.flower.grid import InProcessGrid
+from fedlearn import select_by_krum, squared_distances
+from fedlearn.flower.in_process_grid import InProcessGrid
+from fedlearn.flower.to_flower import to_flower
 
 SHAPES = {"out.bias": (3,), "out.weight": (3, 4), "in.weight": (4, 5)}
 NUM_CLIENTS = 11
@@ -91,7 +91,7 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_ours_and_flowers_agree_after_three_rounds(client, name):
     ours, theirs = SAME[name]
-    assert far(after(as_flower(ours), client), after(theirs(), client)) < TOLERANCE
+    assert far(after(to_flower(ours), client), after(theirs(), client)) < TOLERANCE
 
 
 def start_at_tau(strategy, number):
@@ -110,7 +110,7 @@ ADAPTIVE = {
 def test_the_adaptive_ones_agree_once_flowers_second_moment_starts_as_in_the_paper(client, name):
     ours, theirs, betas = ADAPTIVE[name]
     flowers = {key.replace("beta", "beta_"): value for key, value in betas.items()}
-    a_D = after(as_flower(ours(learning_rate=0.03, tau=0.01, **betas)), client)
+    a_D = after(to_flower(ours(learning_rate=0.03, tau=0.01, **betas)), client)
     assert far(a_D, after(theirs(eta=0.03, tau=0.01, **flowers), client, before=start_at_tau)) < TOLERANCE
     assert far(a_D, after(theirs(eta=0.03, tau=0.01, **flowers), client)) > 100 * TOLERANCE
 
@@ -123,7 +123,7 @@ def test_flowers_adam_is_kingmas_whose_correction_the_paper_of_fedadam_does_not_
         start_at_tau(strategy, number)
         strategy.eta = eta * (1 - beta1 ** (number + 1)) / np.sqrt(1 - beta2 ** (number + 1))
 
-    ours_D = after(as_flower(strategies.fedadam(learning_rate=eta, beta1=beta1, beta2=beta2, tau=0.01)), client)
+    ours_D = after(to_flower(strategies.fedadam(learning_rate=eta, beta1=beta1, beta2=beta2, tau=0.01)), client)
 
     def theirs():
         return flower.FedAdam(eta=eta, beta_1=beta1, beta_2=beta2, tau=0.01)
@@ -136,7 +136,7 @@ def test_multi_krum_takes_equal_means_where_flowers_weighs_by_examples(client):
     """Blanchard et al., section 4: ``(1/m) sum`` of the chosen; a malicious client would choose its weight."""
     ours = strategies.krum(num_malicious=2, num_to_keep=3)
     theirs = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3)
-    ours_D, weighted_D = after(as_flower(ours), client), after(theirs, client)
+    ours_D, weighted_D = after(to_flower(ours), client), after(theirs, client)
     assert far(ours_D, weighted_D) > 100 * TOLERANCE
     equal = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3, weighted_by_key="weight")
     assert far(ours_D, after(equal, weightless(client))) < TOLERANCE
@@ -161,11 +161,11 @@ def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_s
 
     def again_and_again(contents, num_malicious, num_chosen):
         rows = [np.concatenate([a.numpy().ravel() for a in one["arrays"].values()]) for one in contents]
-        which = chosen_by_krum(squared_distances(np.stack(rows)), num_malicious, num_chosen)
+        which = select_by_krum(squared_distances(np.stack(rows)), num_malicious, num_chosen)
         chosen.append({contents[k]["metrics"]["num-examples"] - 10 for k in which})
         return [contents[k] for k in which]
 
-    ours_D = after(as_flower(strategies.bulyan(num_malicious=2)), client)
+    ours_D = after(to_flower(strategies.bulyan(num_malicious=2)), client)
     told = flower.Bulyan(num_malicious_nodes=2, selection_rule=again_and_again)
     assert far(ours_D, after(told, client)) < TOLERANCE
     assert all(len(which) == 7 and not {3, 8} & which for which in chosen)
@@ -186,5 +186,5 @@ def test_our_mean_of_equal_models_is_exact_where_flowers_is_not():
         messages = strategy.configure_train(1, ArrayRecord([np.zeros(5, np.float32)]), ConfigRecord(), grid)
         return strategy.aggregate_train(1, list(grid.send_and_receive(messages)))[0].to_numpy_ndarrays()[0]
 
-    assert mean_of(as_flower(strategies.fedavg())).tolist() == [3.0] * 5
+    assert mean_of(to_flower(strategies.fedavg())).tolist() == [3.0] * 5
     assert mean_of(flower.FedAvg()) == pytest.approx(3.0, abs=1e-5)

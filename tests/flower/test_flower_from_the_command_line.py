@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed")
 
-from simulations.run import main
+from fedlearn.runner.start import main
 
 FLOWER = "strategy.flower._target_=flwr.serverapp.strategy"
 SHORT = ("scenario=digits", "rounds=2", "report=false")

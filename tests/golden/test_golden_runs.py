@@ -58,7 +58,7 @@ def test_a_golden_run_ends_where_it_always_did(name):
     trainer = LinearTrainer(3)
     engine = serial(linear_problem(), trainer)
     builder = getattr(strategies, name)
-    settings = {"clients_per_round": 4, "keeps": "out.bias"}
+    settings = {"clients_per_round": 4, "personal_parameters": "out.bias"}
     taken = settings.keys() & signature(builder).parameters.keys()
     strategy = builder(**{setting: settings[setting] for setting in taken})
     state = start(strategy, trainer.init(1), engine, seed=1)

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from fedlearn import Layout, Schedule, federate, serial, start
-from fedlearn.privacy.mechanism import Population
-from fedlearn.records import Sum, Updates
-from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+from fedlearn.core.records import MetricSum, Updates
+from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 
 
 class Sender(LinearTrainer):
     """A trainer whose clients send what a test wants them to send."""
 
     def __init__(self, num_parameters: int, deltas) -> None:
-        self.layout = Layout.of([("w", (num_parameters,))])
+        self.layout = Layout.from_shapes([("w", (num_parameters,))])
         self.deltas = deltas  # client -> delta_D, or an exception to raise
 
     def init(self, seed):
@@ -30,7 +30,7 @@ class Sender(LinearTrainer):
             delta_KD=np.stack(sent)[:, : self.layout.num_parameters].astype(np.float32),
             num_examples_K=np.array([len(one.examples) for one in work]),
             num_steps_K=np.ones(count, np.int64),
-            metrics={"loss": Sum(np.ones(count), np.ones(count))},
+            metrics={"loss": MetricSum(np.ones(count), np.ones(count))},
         )
 
 
@@ -41,9 +41,9 @@ def rounds_of():
     def run(mechanism, strategy, deltas, *, size=4, num_clients=10, rounds=1, engine=serial, seed=1, deployed=False):
         data, trainer = linear_problem(num_clients=num_clients), Sender(size, deltas)
         population = Population(
-            clients=range(num_clients), rounds=rounds, size_of=lambda client: len(data.train(client))
+            clients=range(num_clients), rounds=rounds, num_examples_of=lambda client: len(data.train(client))
         )
-        strategy, local = mechanism.protect(strategy, LOCAL, population)
+        strategy, local = mechanism.protect(strategy, LOCAL_SETTINGS, population)
         made = engine(data, trainer)
         made.deployed = deployed
         state = start(strategy, trainer.init(1), made, seed=seed)

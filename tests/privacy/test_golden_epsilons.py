@@ -5,9 +5,9 @@ from math import ceil, log2, sqrt
 
 import pytest
 
-from fedlearn.privacy.accounting import epsilon, noise_multiplier_for, rounds_for
-from fedlearn.privacy.ledger import Event, spent
-from fedlearn.privacy.mechanisms.ftrl import toeplitz_sensitivity, tree_sensitivity
+from fedlearn.core.privacy_ledger import Event, event_history
+from fedlearn.privacy.accounting import calibrate_noise_multiplier, calibrate_num_rounds, epsilon_bounds
+from fedlearn.privacy.mechanisms.dp_ftrl import toeplitz_sensitivity, tree_sensitivity
 
 pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
 
@@ -15,7 +15,7 @@ MNIST, CIFAR = 256 / 60000, 512 / 50000
 
 
 def poisson(noise, rate, rounds):
-    return spent({Event(noise, "poisson", rate): rounds}) if rate < 1 else spent({Event(noise): rounds})
+    return event_history({Event(noise, "poisson", rate): rounds}) if rate < 1 else event_history({Event(noise): rounds})
 
 
 TABLE = [  # rate, noise, rounds, delta, RDP, PLD
@@ -41,7 +41,7 @@ TABLE = [  # rate, noise, rounds, delta, RDP, PLD
 
 @pytest.mark.parametrize(("rate", "noise", "rounds", "delta", "rdp", "pld"), TABLE)
 def test_epsilon_is_the_golden_one_by_both_accountants(rate, noise, rounds, delta, rdp, pld):
-    found = epsilon(poisson(noise, rate, rounds), delta=delta)
+    found = epsilon_bounds(poisson(noise, rate, rounds), delta=delta)
     assert found.pld == pytest.approx(pld, rel=1e-3)
     assert found.rdp == pytest.approx(rdp, rel=1e-3)
     assert found.pld <= found.rdp
@@ -51,7 +51,7 @@ def test_epsilon_is_the_golden_one_by_both_accountants(rate, noise, rounds, delt
 @pytest.mark.parametrize(("rate", "noise", "rounds", "delta", "rdp", "pld"), TABLE[:-1])
 def test_opacus_agrees(rate, noise, rounds, delta, rdp, pld):
     accountants = pytest.importorskip("opacus.accountants", reason="needs fedlearn[torch]")
-    found = epsilon(poisson(noise, rate, rounds), delta=delta)
+    found = epsilon_bounds(poisson(noise, rate, rounds), delta=delta)
     prv = accountants.PRVAccountant()
     prv.history = [(noise, rate, rounds)]
     theirs = prv.get_epsilon(delta=delta)
@@ -75,44 +75,47 @@ USERS = [  # clients, cohort, noise, rounds, RDP, PLD at delta = clients^-1.1
 
 @pytest.mark.parametrize(("clients", "cohort", "noise", "rounds", "rdp", "pld"), USERS)
 def test_the_user_level_table_is_reproduced(clients, cohort, noise, rounds, rdp, pld):
-    found = epsilon(poisson(float(noise), cohort / clients, rounds), delta=clients**-1.1)
+    found = epsilon_bounds(poisson(float(noise), cohort / clients, rounds), delta=clients**-1.1)
     assert found.rdp == pytest.approx(rdp, abs=1e-3)
     assert found.pld == pytest.approx(pld, abs=1e-4, rel=1e-3)
 
 
 def test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity():
     """Replacing a client's clipped update moves the sum by 2 C: noise of z C is a multiplier of z / 2."""
-    right = epsilon(spent({Event(2.0 / 2, "fixed_size", 0.1): 200}), delta=1e-3)
+    right = epsilon_bounds(event_history({Event(2.0 / 2, "fixed_size", 0.1): 200}), delta=1e-3)
     assert right.pld is None
     assert right.value == right.rdp == pytest.approx(16.109320, rel=1e-3)
-    as_if_once = epsilon(spent({Event(2.0, "fixed_size", 0.1): 200}), delta=1e-3)
+    as_if_once = epsilon_bounds(event_history({Event(2.0, "fixed_size", 0.1): 200}), delta=1e-3)
     assert as_if_once.rdp == pytest.approx(6.025125, rel=1e-3)
-    large = epsilon(spent({Event(1.0, "fixed_size", 1e-4): 1000}), delta=1e-6)
+    large = epsilon_bounds(event_history({Event(1.0, "fixed_size", 1e-4): 1000}), delta=1e-6)
     assert large.rdp == pytest.approx(0.586320, rel=1e-3)
 
 
 def test_both_accountants_read_a_replacement_alike():
     """dp-accounting's own differ by a factor of two there: 4.7285 by RDP, 9.9973 by PLD, for one and the same event."""
-    replaced = epsilon(spent({Event(1.0 / 2): 1}), delta=1e-5)
+    replaced = epsilon_bounds(event_history({Event(1.0 / 2): 1}), delta=1e-5)
     assert replaced.pld == pytest.approx(9.997256, rel=1e-6)
     assert replaced.pld <= replaced.rdp <= 1.1 * replaced.pld
 
 
 @pytest.mark.parametrize(("sigma", "value"), [(2.0, 1.993091), (0.5, 9.997256), (1.0, 4.377178)])
 def test_one_gaussian_is_exact(sigma, value):
-    assert epsilon(spent({Event(sigma): 1}), delta=1e-5).pld == pytest.approx(value, abs=1e-6)
+    assert epsilon_bounds(event_history({Event(sigma): 1}), delta=1e-5).pld == pytest.approx(value, abs=1e-6)
 
 
 def test_composition_adds_up():
     once, twice = poisson(1.0, 0.1, 50), poisson(1.0, 0.1, 100)
-    assert spent({Event(1.0, "poisson", 0.1): 50 + 50}) == twice
-    assert epsilon(twice, delta=1e-5).rdp == pytest.approx(7.903850, rel=1e-3)
-    assert epsilon(once, delta=1e-5).value < epsilon(twice, delta=1e-5).value
-    assert epsilon(poisson(10.0, 1, 100), delta=1e-5) == epsilon(poisson(1.0, 1, 1), delta=1e-5)
-    mixed = spent({Event(1.0, "poisson", 0.1): 50, Event(2.0): 1})
-    parts = [epsilon(poisson(1.0, 0.1, 50), delta=1e-5).value, epsilon(spent({Event(2.0): 1}), delta=1e-5).value]
-    assert max(parts) < epsilon(mixed, delta=1e-5).value < sum(parts)
-    assert epsilon((), delta=1e-5).value == 0
+    assert event_history({Event(1.0, "poisson", 0.1): 50 + 50}) == twice
+    assert epsilon_bounds(twice, delta=1e-5).rdp == pytest.approx(7.903850, rel=1e-3)
+    assert epsilon_bounds(once, delta=1e-5).value < epsilon_bounds(twice, delta=1e-5).value
+    assert epsilon_bounds(poisson(10.0, 1, 100), delta=1e-5) == epsilon_bounds(poisson(1.0, 1, 1), delta=1e-5)
+    mixed = event_history({Event(1.0, "poisson", 0.1): 50, Event(2.0): 1})
+    parts = [
+        epsilon_bounds(poisson(1.0, 0.1, 50), delta=1e-5).value,
+        epsilon_bounds(event_history({Event(2.0): 1}), delta=1e-5).value,
+    ]
+    assert max(parts) < epsilon_bounds(mixed, delta=1e-5).value < sum(parts)
+    assert epsilon_bounds((), delta=1e-5).value == 0
 
 
 CALIBRATED = [  # epsilon, rate, rounds, delta, noise by RDP, by PLD
@@ -128,29 +131,35 @@ def test_calibration_finds_the_golden_noise_and_keeps_the_budget(target, rate, r
     def planned(noise):
         return [poisson(noise, rate, rounds)]
 
-    assert noise_multiplier_for(planned, epsilon=target, delta=delta, method="rdp") == pytest.approx(by_rdp, rel=1e-3)
-    noise = noise_multiplier_for(planned, epsilon=target, delta=delta)
+    assert calibrate_noise_multiplier(planned, epsilon=target, delta=delta, method="rdp") == pytest.approx(
+        by_rdp, rel=1e-3
+    )
+    noise = calibrate_noise_multiplier(planned, epsilon=target, delta=delta)
     assert noise == pytest.approx(by_pld, rel=1e-3)
-    assert target * (1 - 1e-3) < epsilon(planned(noise)[0], delta=delta).value <= target
+    assert target * (1 - 1e-3) < epsilon_bounds(planned(noise)[0], delta=delta).value <= target
 
 
 @pytest.mark.parametrize(("target", "sigma"), [(1, 3.730632), (5, 0.891868), (8, 0.600229), (10, 0.499889)])
 def test_calibration_of_one_gaussian_is_exact_where_the_classical_formula_breaks_the_promise(target, sigma):
-    found = noise_multiplier_for(lambda noise: [spent({Event(noise): 1})], epsilon=target, delta=1e-5)
+    found = calibrate_noise_multiplier(lambda noise: [event_history({Event(noise): 1})], epsilon=target, delta=1e-5)
     assert found == pytest.approx(sigma, rel=1e-5)
     classical = sqrt(2 * math.log(1.25 / 1e-5)) / 10
-    assert epsilon(spent({Event(classical): 1}), delta=1e-5).value == pytest.approx(10.393882, rel=1e-5)
+    assert epsilon_bounds(event_history({Event(classical): 1}), delta=1e-5).value == pytest.approx(10.393882, rel=1e-5)
 
 
 def test_the_rounds_that_a_budget_allows():
     def after(rounds):
         return [poisson(1.0, 0.01, rounds)]
 
-    rounds = rounds_for(after, epsilon=1.828245, delta=1e-5, most=5000)
+    rounds = calibrate_num_rounds(after, epsilon=1.828245, delta=1e-5, max_rounds=5000)
     assert rounds == 1000
-    assert epsilon(after(rounds)[0], delta=1e-5).value <= 1.828245 < epsilon(after(rounds + 1)[0], delta=1e-5).value
-    assert rounds_for(after, epsilon=1.828245, delta=1e-5, most=600) == 600
-    assert rounds_for(after, epsilon=1e-3, delta=1e-5, most=600) == 0
+    assert (
+        epsilon_bounds(after(rounds)[0], delta=1e-5).value
+        <= 1.828245
+        < epsilon_bounds(after(rounds + 1)[0], delta=1e-5).value
+    )
+    assert calibrate_num_rounds(after, epsilon=1.828245, delta=1e-5, max_rounds=600) == 600
+    assert calibrate_num_rounds(after, epsilon=1e-3, delta=1e-5, max_rounds=600) == 0
 
 
 TREE = [(1, 1, 4.728507), (1, 16, 12.301691), (1, 100, 15.175420), (1, 1000, 19.053598), (1, 1024, 20.259187)]
@@ -161,7 +170,7 @@ TREE += [(1, 2048, 21.444852), (4, 1000, 3.617100)]
 def test_tree_aggregation_costs_one_gaussian_a_level(noise, rounds, rdp):
     moved = tree_sensitivity(rounds, rounds)  # who takes part once
     assert moved**2 == pytest.approx(ceil(log2(rounds + 1)))
-    assert epsilon(spent({Event(noise / moved): 1}), delta=1e-5).rdp == pytest.approx(rdp, rel=1e-3)
+    assert epsilon_bounds(event_history({Event(noise / moved): 1}), delta=1e-5).rdp == pytest.approx(rdp, rel=1e-3)
 
 
 def test_toeplitz_sensitivities_are_the_golden_ones_and_those_of_jax_privacy():

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn import (
+from fedlearn import (  # fmt: skip
     CompositionError,
     LocalRule,
     LocalSettings,
@@ -30,18 +30,18 @@ from fedlearn import (
     stacked,
     uniform,
     vector,
-)  # fmt: skip
-from fedlearn.noise import normals, on_grid
-from fedlearn.privacy.accounting import epsilon
-from fedlearn.privacy.ledger import Event, spent
-from fedlearn.privacy.mechanism import Population
+)
+from fedlearn.algorithm.transforms import Context
+from fedlearn.core.privacy_ledger import Event, event_history
+from fedlearn.core.random import Purpose, generator, secret_normals
+from fedlearn.core.records import ExampleDP, Updates
+from fedlearn.privacy.accounting import epsilon_bounds
+from fedlearn.privacy.gaussian_noise import round_to_grid, standard_normals
 from fedlearn.privacy.mechanisms import central, example, ftrl, local
-from fedlearn.privacy.mechanisms.central import bounded
-from fedlearn.privacy.mechanisms.ftrl import correlation, toeplitz
-from fedlearn.records import ExampleDP, Updates
-from fedlearn.seeds import Purpose, generator, secret_normals
-from fedlearn.testing import LOCAL, check_strategy, linear_problem
-from fedlearn.transform import Context
+from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.privacy.mechanisms.central_dp import clip_finite
+from fedlearn.privacy.mechanisms.dp_ftrl import noise_correlation, toeplitz_correlation
+from fedlearn.testing import LOCAL_SETTINGS, check_strategy, linear_problem
 from strategies import fedadam, fedavg
 
 pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
@@ -60,11 +60,11 @@ def unit(client, size=D):
 
 def people(num_clients=10, rounds=4):
     data = linear_problem(num_clients=num_clients)
-    return Population(clients=range(num_clients), rounds=rounds, size_of=lambda client: len(data.train(client)))
+    return Population(clients=range(num_clients), rounds=rounds, num_examples_of=lambda client: len(data.train(client)))
 
 
 def protected(mechanism, strategy=EQUAL, **population):
-    return mechanism.protect(strategy, LOCAL, people(**population))[0]
+    return mechanism.protect(strategy, LOCAL_SETTINGS, people(**population))[0]
 
 
 def noise_of(rounds, expected_D):
@@ -96,8 +96,10 @@ def test_the_noise_of_an_adaptive_clip_is_split_as_the_accounting_says(rounds_of
     std_bits = 10 / 20
     std_delta = (0.8**-2 - (2 * std_bits) ** -2) ** -0.5
     assert np.std(noise_D) == pytest.approx(std_delta * 2 / 10, rel=0.02)
-    joint = spent({Event(std_delta): 1, Event(2 * std_bits): 1})
-    assert epsilon(joint, delta=1e-5).value == pytest.approx(epsilon(spent({Event(0.8): 1}), delta=1e-5).value)
+    joint = event_history({Event(std_delta): 1, Event(2 * std_bits): 1})
+    assert epsilon_bounds(joint, delta=1e-5).value == pytest.approx(
+        epsilon_bounds(event_history({Event(0.8): 1}), delta=1e-5).value
+    )
 
 
 @pytest.mark.parametrize("failing", [0, 4, 8])
@@ -128,7 +130,7 @@ def test_folds_of_several_workers_merge_before_the_noise():
     folded = protected(central(noise_multiplier=1.0)).aggregate
     blocks = [np.full((k, 4), k, np.float32) for k in (2, 3)]
     parts = [folded.add(folded.init(Sized(4)), updates_of(block)) for block in blocks]
-    assert np.allclose(folded.done(folded.merge(*parts)), (2 * 2 + 3 * 3) / 10)
+    assert np.allclose(folded.finalize(folded.merge(*parts)), (2 * 2 + 3 * 3) / 10)
 
 
 class Sized:
@@ -155,7 +157,7 @@ def unnoised(strategy, deltas_KD, examples_K=None):
     if len(deltas_KD):
         clipped_KD, _ = strategy.stages[-1].client.update(deltas_KD, {}, context)
         fold = strategy.aggregate.add(fold, updates_of(clipped_KD, examples_K))
-    return np.asarray(strategy.aggregate.done(fold), np.float64)
+    return np.asarray(strategy.aggregate.finalize(fold), np.float64)
 
 
 @pytest.mark.parametrize("clip", ["fixed", "adaptive"])
@@ -184,7 +186,7 @@ def test_an_update_is_never_longer_than_the_clip_and_a_short_one_stays(values):
     """F19: what clipping promises is that the norm is at most C."""
     update_D = np.array(values, np.float32)
     with np.errstate(over="ignore"):
-        clipped_D = bounded(update_D, 1.5)
+        clipped_D = clip_finite(update_D, 1.5)
     assert np.linalg.norm(clipped_D.astype(np.float64)) <= 1.5 * (1 + 1e-5)
     if np.linalg.norm(update_D.astype(np.float64)) < 1.49:
         assert np.allclose(clipped_D, update_D, rtol=1e-6)
@@ -213,7 +215,7 @@ def test_f2_noise_has_the_clip_norm_that_the_updates_were_clipped_to(rounds_of):
 
 def test_f3_weights_by_examples_are_refused_with_the_setting_to_change():
     with pytest.raises(CompositionError, match=r"many examples(.|\n)*strategy.weighting=equal"):
-        central(noise_multiplier=1.0).refuse(fedavg(), LOCAL)
+        central(noise_multiplier=1.0).validate(fedavg(), LOCAL_SETTINGS)
 
 
 @pytest.mark.parametrize("clip", ["fixed", "adaptive"])
@@ -261,8 +263,8 @@ def test_f10_noise_comes_before_the_server_optimiser(rounds_of):
 def test_f11_amplification_is_accounted_for_every_server_optimiser(rounds_of):
     strategy = fedadam(weighting="equal", clients_per_round=1)
     rounds = rounds_of(central(noise_multiplier=2.0, delta=1e-3), strategy, unit, size=20, rounds=8)
-    assert rounds[-1].privacy == epsilon(spent({Event(2.0, "poisson", 0.1): 8}), delta=1e-3)
-    assert rounds[-1].privacy.value < 0.2 * epsilon(spent({Event(2.0): 8}), delta=1e-3).value
+    assert rounds[-1].privacy == epsilon_bounds(event_history({Event(2.0, "poisson", 0.1): 8}), delta=1e-3)
+    assert rounds[-1].privacy.value < 0.2 * epsilon_bounds(event_history({Event(2.0): 8}), delta=1e-3).value
 
 
 @pytest.mark.parametrize("mechanism", [central(noise_multiplier=1.0), local(noise_multiplier=1.0)])
@@ -270,8 +272,8 @@ def test_f13_metrics_and_counts_that_no_noise_covers_stay_at_the_clients(mechani
     (round,) = rounds_of(mechanism, EQUAL, unit, size=20)
     assert round.metrics == {}
     assert round.num_examples is None
-    assert {"metrics", "examples"} <= protected(mechanism).protection.withholds
-    assert any("held-out" in text for text in protected(mechanism).protection.facts["not_covered"])
+    assert {"metrics", "examples"} <= protected(mechanism).privacy_guarantee.withheld
+    assert any("held-out" in text for text in protected(mechanism).privacy_guarantee.facts["not_covered"])
 
 
 def test_f14_deployed_noise_does_not_follow_from_any_seed(rounds_of):
@@ -295,8 +297,10 @@ def test_f15_nothing_is_done_to_evaluation(rounds_of):
 def test_f16_local_noise_is_calibrated_exactly_and_for_all_rounds():
     for rounds in (1, 10):
         strategy = protected(local(clip_norm=10.0, epsilon=10.0), rounds=rounds)
-        multiplier = strategy.protection.facts["noise_multiplier"]
-        assert epsilon(spent({Event(multiplier / 2): rounds}), delta=1e-5).value == pytest.approx(10.0, rel=1e-4)
+        multiplier = strategy.privacy_guarantee.facts["noise_multiplier"]
+        assert epsilon_bounds(event_history({Event(multiplier / 2): rounds}), delta=1e-5).value == pytest.approx(
+            10.0, rel=1e-4
+        )
     assert 2 * 0.499889 * math.sqrt(10) == pytest.approx(multiplier, rel=1e-4)
 
 
@@ -324,39 +328,41 @@ def test_f18_engines_hand_over_generators_and_every_update_counts(rounds_of):
 
 
 def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
-    noise, local_rounds = central(noise_multiplier=1.0), LOCAL
+    noise, local_rounds = central(noise_multiplier=1.0), LOCAL_SETTINGS
     with pytest.raises(CompositionError, match=r"median(.|\n)*weighting=equal"):
-        noise.refuse(Strategy(select=everyone(), aggregate=stacked(lambda u, n: u[0])), local_rounds)
+        noise.validate(Strategy(select=everyone(), aggregate=stacked(lambda u, n: u[0])), local_rounds)
     anyhow = Selector(choose=lambda round, clients, rng: clients)
     for unknown in (anyhow, anyhow._replace(law=SamplingLaw(kind="min_separation", size=3, separation=2))):
         with pytest.raises(CompositionError, match=r"sampling law(.|\n)*clients_per_round"):
-            noise.refuse(Strategy(select=unknown, aggregate=mean(weighting="equal")), local_rounds)
-    sends = LocalRule(finish=lambda delta_KD, steps_K, rate: ({}, {"control": delta_KD}))
+            noise.validate(Strategy(select=unknown, aggregate=mean(weighting="equal")), local_rounds)
+    sends = LocalRule(after_training=lambda delta_KD, steps_K, rate: ({}, {"control": delta_KD}))
     for mechanism in (noise, local(noise_multiplier=1.0), ftrl(noise_multiplier=1.0)):
         with pytest.raises(CompositionError, match="also sends control"):
-            mechanism.refuse(replace(EQUAL, local=sends), local_rounds)
+            mechanism.validate(replace(EQUAL, local=sends), local_rounds)
         with pytest.raises(CompositionError, match="privacy=example"):
-            mechanism.refuse(EQUAL, LocalSettings(example_dp=ExampleDP()))
-    keeps = LocalRule(memory=("own",), finish=lambda delta_KD, steps_K, rate, own: ({"own": delta_KD}, {}))
-    noise.refuse(replace(EQUAL, local=keeps), local_rounds)
+            mechanism.validate(EQUAL, LocalSettings(example_dp=ExampleDP()))
+    keeps = LocalRule(
+        client_state=("own",), after_training=lambda delta_KD, steps_K, rate, own: ({"own": delta_KD}, {})
+    )
+    noise.validate(replace(EQUAL, local=keeps), local_rounds)
     with pytest.raises(CompositionError, match="sets local"):
-        example(noise_multiplier=1.0).refuse(EQUAL, LocalSettings(example_dp=ExampleDP()))
+        example(noise_multiplier=1.0).validate(EQUAL, LocalSettings(example_dp=ExampleDP()))
     strategy = protected(noise)
     with pytest.raises(CompositionError, match="lengthen"):
         replace(strategy, stages=(*strategy.stages, Stage()))
     with pytest.raises(CompositionError, match="whoever delivers"):
         replace(protected(noise), aggregate=mean(weighting="equal"))
     with pytest.raises(CompositionError, match="weighting=equal"):
-        local(noise_multiplier=1.0).refuse(fedavg(), local_rounds)
+        local(noise_multiplier=1.0).validate(fedavg(), local_rounds)
     with pytest.raises(SettingError, match="tenth of the expected cohort"):
         protected(central(noise_multiplier=1.0, clip="adaptive"))
-    local(noise_multiplier=1.0).refuse(Strategy(select=anyhow, aggregate=stacked(lambda u, n: u[0])), local_rounds)
+    local(noise_multiplier=1.0).validate(Strategy(select=anyhow, aggregate=stacked(lambda u, n: u[0])), local_rounds)
 
 
 def test_fixed_size_cohorts_are_accounted_under_replacement_at_half_the_multiplier():
     strategy = protected(central(noise_multiplier=2.0, sampling="fixed_size"), HALF)
     assert strategy.stages[-1].event == Event(1.0, "fixed_size", 0.5)
-    assert strategy.protection.facts["adjacency"] == "one client's data replaced"
+    assert strategy.privacy_guarantee.facts["adjacency"] == "one client's data replaced"
     assert strategy.aggregate.denominator == 5
     assert protected(central(noise_multiplier=2.0), HALF).stages[-1].event == Event(2.0, "poisson", 0.5)
     assert protected(central(noise_multiplier=2.0)).stages[-1].event == Event(2.0)
@@ -373,8 +379,8 @@ def test_the_law_that_is_accounted_for_stays_where_clients_go():
 
 
 def test_delta_that_lets_one_record_through_is_warned_of():
-    assert protected(central(noise_multiplier=1.0, delta=0.2)).protection.facts["warnings"]
-    assert not protected(central(noise_multiplier=1.0, delta=1e-5)).protection.facts["warnings"]
+    assert protected(central(noise_multiplier=1.0, delta=0.2)).privacy_guarantee.facts["warnings"]
+    assert not protected(central(noise_multiplier=1.0, delta=1e-5)).privacy_guarantee.facts["warnings"]
 
 
 @pytest.mark.parametrize(
@@ -389,7 +395,7 @@ def test_delta_that_lets_one_record_through_is_warned_of():
     ids=["central", "adaptive", "fixed size", "local", "tree"],
 )
 def test_protected_strategies_hold_what_all_strategies_hold(mechanism, strategy):
-    check_strategy(mechanism.protect(strategy, LOCAL, people(num_clients=6, rounds=4))[0])
+    check_strategy(mechanism.protect(strategy, LOCAL_SETTINGS, people(num_clients=6, rounds=4))[0])
 
 
 def test_secret_noise_is_gaussian():
@@ -404,13 +410,13 @@ def test_secret_noise_is_gaussian():
 
 
 def test_noise_of_clients_and_server_never_coincides():
-    draws = [normals((4,), CONTEXT, client=client) for client in (None, 0, 1)]
-    draws.append(normals((4,), replace(CONTEXT, round=2)))
+    draws = [standard_normals((4,), CONTEXT, client=client) for client in (None, 0, 1)]
+    draws.append(standard_normals((4,), replace(CONTEXT, round=2)))
     assert len({tuple(draw) for draw in draws}) == 4
 
 
 def test_releases_lie_on_a_grid_far_finer_than_the_noise():
-    values = on_grid(np.random.default_rng(0).normal(size=1000), 0.3)
+    values = round_to_grid(np.random.default_rng(0).normal(size=1000), 0.3)
     step = 2.0**-22
     assert np.array_equal(np.round(values / step) * step, values)
     assert step <= 0.3 * 2**-20
@@ -460,7 +466,7 @@ def prefix_errors(correlated, rounds):
 
 
 def test_a_tree_has_the_noise_of_as_many_nodes_as_binary_digits():
-    tree = correlation("tree", rounds=16, separation=16)
+    tree = noise_correlation("tree", rounds=16, separation=16)
     expected = [math.sqrt(round.bit_count() * 5) for round in range(1, 17)]
     assert np.allclose(prefix_errors(tree, 16), expected, rtol=0.03)
 
@@ -468,14 +474,14 @@ def test_a_tree_has_the_noise_of_as_many_nodes_as_binary_digits():
 @pytest.mark.parametrize("matrix", ["banded", "blt"])
 def test_correlated_noise_is_less_on_sums_than_independent_noise(matrix):
     pytest.importorskip("jax_privacy", reason="needs fedlearn[ftrl]")
-    correlated = correlation(matrix, rounds=32, separation=32)
+    correlated = noise_correlation(matrix, rounds=32, separation=32)
     independent = np.sqrt(np.arange(1, 33))
     assert np.mean(prefix_errors(correlated, 32) ** 2) < 0.35 * np.mean(independent**2)
 
 
 def test_streamed_noise_is_the_inverse_of_the_matrix_applied():
     coefficients = np.array([1, 0.5, 0.375])
-    correlated, rng = toeplitz(coefficients, 4), np.random.default_rng(0)
+    correlated, rng = toeplitz_correlation(coefficients, 4), np.random.default_rng(0)
     fresh_TD = rng.normal(size=(6, 3))
     buffers, noise = np.zeros((2, 3)), []
     for t in range(6):
@@ -489,7 +495,7 @@ def test_streamed_noise_is_the_inverse_of_the_matrix_applied():
 def test_tree_sensitivity_bounds_every_pattern_of_participation(separation):
     from itertools import product
 
-    from fedlearn.privacy.mechanisms.ftrl import tree_sensitivity
+    from fedlearn.privacy.mechanisms.dp_ftrl import tree_sensitivity
 
     for rounds in (1, 5, 8):
         worst = 0.0
@@ -512,7 +518,7 @@ def test_stopping_ftrl_early_costs_less_and_all_rounds_cost_the_claim(rounds_of)
     spent_so_far = [round.privacy.value for round in rounds]
     assert spent_so_far == sorted(spent_so_far)
     assert spent_so_far[0] < spent_so_far[-1]
-    assert rounds[-1].privacy == epsilon(spent({Event(2.0): 1}), delta=1e-5)
+    assert rounds[-1].privacy == epsilon_bounds(event_history({Event(2.0): 1}), delta=1e-5)
 
 
 def test_correlated_noise_cannot_be_stretched_to_more_rounds(rounds_of):
@@ -525,7 +531,7 @@ def test_correlated_noise_cannot_be_stretched_to_more_rounds(rounds_of):
     strategy = protected(ftrl(noise_multiplier=1.0, matrix="tree"), rounds=4)
     state = start(strategy, trainer.init(1), engine, seed=1)
     with pytest.raises(FedlearnError, match="another number of rounds"):
-        list(federate(strategy, engine, state, schedule=Schedule(rounds=5), local=LOCAL))
+        list(federate(strategy, engine, state, schedule=Schedule(rounds=5), local=LOCAL_SETTINGS))
 
 
 def test_ftrl_without_jax_says_what_to_install(monkeypatch):

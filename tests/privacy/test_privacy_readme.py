@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import fedlearn.privacy
-from fedlearn.config import plan
+from fedlearn.privacy.calculator import NAMES
 from fedlearn.privacy.mechanisms import __all__ as mechanisms
-from fedlearn.privacy.plan import NAMES
-from simulations.overrides import compose
-from simulations.run import arguments
+from fedlearn.runner.compose import compose
+from fedlearn.runner.config import build_plan
+from fedlearn.runner.start import parse_args
 
 TEXT = (Path(fedlearn.privacy.__file__).parent / "README.md").read_text(encoding="utf-8")
 
@@ -24,10 +24,10 @@ def fences(language):
 def test_every_command_is_one_that_runs(line):
     words = shlex.split(line)
     if words[:3] == ["python", "-m", "simulations.run"]:
-        (job,) = compose(arguments(words[3:]))
-        assert plan(job.cfg).privacy.kind in mechanisms
+        (job,) = compose(parse_args(words[3:]))
+        assert build_plan(job.cfg).privacy.kind in mechanisms
     else:
-        assert words[:3] == ["python", "-m", "fedlearn.privacy.plan"]
+        assert words[:3] == ["python", "-m", "fedlearn.privacy.calculator"]
         assert {word.partition("=")[0] for word in words[3:]} <= set(NAMES)
 
 
@@ -36,7 +36,7 @@ def test_the_code_does_what_it_says():
     names = {}
     (code,) = fences("python")
     exec(code, names)
-    assert names["strategy"].protection.facts["noise_multiplier"] == pytest.approx(2.6028, rel=1e-3)
+    assert names["strategy"].privacy_guarantee.facts["noise_multiplier"] == pytest.approx(2.6028, rel=1e-3)
 
 
 def test_every_mechanism_is_described():

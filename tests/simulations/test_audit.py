@@ -7,13 +7,13 @@ from importlib import import_module
 
 import pytest
 
-from fedlearn import masking
-from fedlearn.noise import noisy
-from fedlearn.privacy.accounting import largest
-from fedlearn.privacy.ledger import Event
-from fedlearn.privacy.mechanism import Mechanism, with_protection
-from fedlearn.privacy.protection import Protection
-from fedlearn.trainers.torch import TorchTrainer
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee
+from fedlearn.core.privacy_ledger import Event
+from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.privacy.gaussian_noise import add_gaussian_noise
+from fedlearn.privacy.mechanisms.base import Mechanism, replace_parts
+from fedlearn.privacy.secagg import masked_sum
+from fedlearn.trainers.torch.trainer import TorchTrainer
 from simulations.audit import main
 
 DIGITS = ["scenario=digits", "report=false"]
@@ -46,7 +46,7 @@ def weakened(monkeypatch):
     """A build whose noise is five times too small, everywhere."""
 
     def fifth(update, draws, std):
-        return noisy(update, draws, std / 5)
+        return add_gaussian_noise(update, draws, std / 5)
 
     for name in ("central", "local", "ftrl"):
         monkeypatch.setattr(import_module(f"fedlearn.privacy.mechanisms.{name}"), "noisy", fifth)
@@ -115,18 +115,18 @@ def test_the_jax_twin_of_dp_sgd_is_audited_as_well(audited):
 
 def masked(**settings) -> Mechanism:
     """Noise of the clients themselves, with the claim that its cost makes."""
-    made = masking.Masking(**{"clip_norm": 1.0, "noise": "skellam", "noise_multiplier": 1.0, "bits": 14, **settings})
+    made = masked_sum.Masking(**{"clip_norm": 1.0, "noise": "skellam", "noise_multiplier": 1.0, "bits": 14, **settings})
 
     def protect(strategy, local, population):
-        release = made.release(made.cohort_of(strategy, population.num_clients))
-        protection = Protection(
-            charge=lambda ledger, release_: ledger.charged(Event(release.gaussian)),
-            spent=lambda ledger: largest([ledger.federation], delta=1e-5),
-            facts={"delta": 1e-5, "adjacency": "one client more or less"},
+        release = made.noisy_sum(made.cohort_size(strategy, population.num_clients))
+        protection = PrivacyGuarantee(
+            charge=lambda ledger, release_: ledger.charge_federation(Event(release.equivalent_noise_multiplier)),
+            epsilon_of=lambda ledger: max_epsilon_bounds([ledger.federation], delta=1e-5),
+            description={"delta": 1e-5, "adjacency": "one client more or less"},
         )
-        return with_protection(made.protect(strategy, num_clients=population.num_clients), protection=protection), local
+        return replace_parts(made.protect(strategy, num_clients=population.num_clients), protection=protection), local
 
-    return Mechanism(refuse=lambda strategy, local: None, protect=protect, kind="distributed")
+    return Mechanism(validate=lambda strategy, local: None, protect=protect, kind="distributed")
 
 
 @pytest.mark.parametrize("noise", ["skellam", "discrete_gaussian"])
@@ -134,13 +134,13 @@ def test_the_bound_on_a_sum_with_distributed_noise_is_below_its_claim_and_weaker
     noise, audited, monkeypatch
 ):
     pytest.importorskip("cryptography")
-    monkeypatch.setattr("fedlearn.config.none", partial(masked, noise=noise))
+    monkeypatch.setattr("fedlearn.runner.config.none", partial(masked, noise=noise))
     words = [*EQUAL, "~privacy", "audit.canaries=1000"]
     code, found = audited(*words)
     assert code == 0
     assert 0.3 < found["bound"] < found["claimed_epsilon"] == pytest.approx(4.38, abs=0.05)
-    right = masking.draw
-    monkeypatch.setattr(masking, "draw", lambda kind, std, *args: right(kind, std / 8, *args))
+    right = masked_sum.draw_noise
+    monkeypatch.setattr(masked_sum, "draw", lambda kind, std, *args: right(kind, std / 8, *args))
     assert audited(*words, folder="weak")[0] == 3  # half the cohort may drop out: there is twice the variance claimed
 
 

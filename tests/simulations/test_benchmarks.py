@@ -11,24 +11,24 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from fedlearn import Examples, Order, SettingError, State, federate, plain, start, vector
+from fedlearn import Examples, Request, ServerState, SettingError, federate, plain_training, start, vector
+from fedlearn.core.records import ClientWork
 from fedlearn.errors import FedlearnError
-from fedlearn.loop import Schedule
-from fedlearn.records import Work
-from fedlearn.testing import check_twins
+from fedlearn.loop.training_loop import Schedule
+from fedlearn.testing import check_equivalent_trainers
 from fedlearn.trainers.base import batch_plans
 from simulations.benchmarks import bare, child, measure, speed, synthetic, tables
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.ours import trainer
 from simulations.benchmarks.settings import Settings, read
-from simulations.benchmarks.synthetic import (
+from simulations.benchmarks.synthetic import (  # fmt: skip
     cohort_of,
     examples_of,
     federated_data,
     poisson_batches,
     pool_of,
     shuffled,
-)  # fmt: skip
+)
 from simulations.benchmarks.workloads import SEED, W1, W2, W3, W4, W5, WORKLOADS, workload
 from strategies import fedavg
 
@@ -120,7 +120,7 @@ def test_the_twins_are_one_model(work):
     for size in (9, 20):
         x = rng.normal(size=(size, *small.input_shape)).astype(np.float32)
         examples.append(Examples(x, rng.integers(0, small.num_classes, size)))
-    check_twins(trainer(small, "torch"), trainer(small, "jax"), examples)
+    check_equivalent_trainers(trainer(small, "torch"), trainer(small, "jax"), examples)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -130,8 +130,10 @@ def test_dropout_is_on_in_training_only(framework):
     updates, outputs = [], []
     for work in (small, replace(small, dropout=False)):
         one = trainer(work, framework)
-        order = Order(round=1, seed=1, params_D=one.init(1), local=work.local)
-        updates.append(np.asarray(one.fit(order, plain, [Work(client=0, examples=examples_of(small, 0))]).delta_KD))
+        order = Request(round=1, seed=1, params_D=one.init(1), local=work.local)
+        updates.append(
+            np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=examples_of(small, 0))]).delta_KD)
+        )
         outputs.append(one.predict(one.init(1), examples_of(small, 0).x))
     assert not np.allclose(*updates, atol=1e-4)
     assert np.array_equal(*outputs)
@@ -142,7 +144,7 @@ def test_dropout_is_on_in_training_only(framework):
 
 def as_ours(work, round, cohort_K):
     """The batches that our engine draws."""
-    order = Order(round=round, seed=SEED, params_D=np.zeros(1), local=work.local)
+    order = Request(round=round, seed=SEED, params_D=np.zeros(1), local=work.local)
     plans_KSB, _ = batch_plans(order, cohort_K, np.array([work.size(client) for client in cohort_K.tolist()]))
     return [plan_SB[plan_SB >= 0] for plan_SB in plans_KSB]
 
@@ -158,15 +160,15 @@ def test_the_bare_programs_of_w4_clip_as_our_trainers_do(monkeypatch):
     for k, plan in enumerate(plans):
         for s, batch in enumerate(plan):
             plan_KSB[k, s, : len(batch)] = batch
-    work = [Work(client=client, examples=examples_of(quiet, client)) for client in cohort_K.tolist()]
+    work = [ClientWork(client=client, examples=examples_of(quiet, client)) for client in cohort_K.tolist()]
     for framework in ("torch", "jax"):
         program = import_module(f"simulations.benchmarks.bare_{framework}").Bare(quiet, workers=1)
-        bare_D, _ = bare.one_round(program, quiet, params_D, round=1, cohort_K=cohort_K)
+        bare_D, _ = bare.run_round(program, quiet, params_D, round=1, cohort_K=cohort_K)
         program.close()
         module = import_module(f"fedlearn.trainers.{framework}")
         monkeypatch.setattr(module, "poisson_plans", lambda *asked: (plan_KSB, np.full(2, len(plans[0]))))
-        asked = Order(round=1, seed=SEED, params_D=params_D, local=quiet.local)
-        ours_KD = np.asarray(trainer(quiet, framework).fit(asked, plain, work).delta_KD)
+        asked = Request(round=1, seed=SEED, params_D=params_D, local=quiet.local)
+        ours_KD = np.asarray(trainer(quiet, framework).fit(asked, plain_training, work).delta_KD)
         assert np.abs(ours_KD).max() > 1e-3
         assert np.abs(params_D + ours_KD.mean(axis=0) - bare_D).max() < 1e-6
 
@@ -181,10 +183,10 @@ def test_bare_and_ours_end_at_the_same_model_on_the_same_batches(name, framework
     fitted, strategy = trainer(work, framework), fedavg(clients_per_round=work.cohort_size)
     engine = vector(federated_data(work), fitted, batching="map")
     assert program.layout == fitted.layout
-    state: State = start(strategy, fitted.init(SEED), engine, seed=SEED)
+    state: ServerState = start(strategy, fitted.init(SEED), engine, seed=SEED)
     (done,) = federate(strategy, engine, state, schedule=Schedule(rounds=1), local=work.local)
     args = {"round": 1, "cohort_K": np.array(done.cohort), "orders": as_ours}
-    new_D, num_examples = bare.one_round(program, work, fitted.init(SEED), **args)
+    new_D, num_examples = bare.run_round(program, work, fitted.init(SEED), **args)
     moved = np.abs(np.asarray(done.state.params_D) - fitted.init(SEED)).max()
     assert moved > 1e-3
     np.testing.assert_allclose(new_D, np.asarray(done.state.params_D), atol=1e-4 * moved)
@@ -198,7 +200,7 @@ def test_uneven_clients_are_weighed_alike_by_both_bare_programs():
     work = replace(W2, input_shape=(8, 8, 1), dropout=False, num_clients=20, cohort_size=5)
     programs = [bare_torch.Bare(work, workers=1), bare_jax.Bare(work, workers=1)]
     params_D = trainer(work, "torch").init(1)
-    news = [bare.one_round(program, work, params_D, round=1)[0] for program in programs]
+    news = [bare.run_round(program, work, params_D, round=1)[0] for program in programs]
     assert np.abs(news[0] - params_D).max() > 1e-3
     np.testing.assert_allclose(*news, atol=1e-5)
 
@@ -324,14 +326,14 @@ def test_what_takes_too_long_is_given_up(monkeypatch):
     settings = Settings(workload=W1, sizes={}, limit=1)
     monkeypatch.setattr(measure, "environment", lambda framework, system: {**os.environ, "PYTHONSTARTUP": ""})
     began = time.perf_counter()
-    run = measure.run_one(settings, "torch", "bare", repeat=1)
+    run = measure.run_system(settings, "torch", "bare", repeat=1)
     assert run.error == "not done after 1 s (limit=1)"
     assert time.perf_counter() - began < 120
 
 
 def test_a_process_that_dies_leaves_its_last_words(monkeypatch):
     monkeypatch.setattr(measure.sys, "executable", "/bin/false")
-    run = measure.run_one(Settings(workload=W1, sizes={}), "torch", "bare", repeat=1)
+    run = measure.run_system(Settings(workload=W1, sizes={}), "torch", "bare", repeat=1)
     assert run.error.startswith("ended with exit code 1")
 
 
@@ -363,7 +365,7 @@ def test_flower_does_the_same_work():
     pytest.importorskip("ray")
     work = {"name": "w1", "clients": 4, "cohort": 2, "examples": 64, "rounds": 2}
     settings = Settings(workload=workload(**work), sizes={k: v for k, v in work.items() if k != "name"}, limit=240)
-    run = measure.run_one(settings, "torch", "flower", repeat=1)
+    run = measure.run_system(settings, "torch", "flower", repeat=1)
     assert not run.error
     assert run.examples == [128, 128]
 
@@ -371,6 +373,6 @@ def test_flower_does_the_same_work():
 def test_pfl_does_the_same_work():
     pytest.importorskip("pfl")
     sizes = {"clients": 4, "cohort": 2, "examples": 64, "rounds": 2}
-    run = measure.run_one(Settings(workload=workload("w1", **sizes), sizes=sizes), "torch", "pfl", repeat=1)
+    run = measure.run_system(Settings(workload=workload("w1", **sizes), sizes=sizes), "torch", "pfl", repeat=1)
     assert not run.error
     assert run.examples == [128, 128]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedlearn.data.sources import DataSet, Official
-from simulations import data as command
-from simulations.scenarios import uci_heart
+from fedlearn.data.download import DataSet, OfficialSource
+from simulations.datasets import registry as command
+from simulations.datasets import uci_heart
 
 CONTENT = b"1,2\n"
 
@@ -21,7 +21,7 @@ def tiny(tmp_path, monkeypatch):
     (tmp_path / "official" / "a.csv").write_bytes(CONTENT)
     monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FEDLEARN_DATA", raising=False)
-    origin = Official(
+    origin = OfficialSource(
         base_url=(tmp_path / "official").as_uri(), files={"a.csv": f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"}
     )
     made = DataSet(name="tiny", origins=(origin,), licence="CC0", clients="2 clinics", megabytes=0.001)

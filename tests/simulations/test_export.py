@@ -12,13 +12,13 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from simulations.export import export
+from fedlearn.runner.start import main as run_main
+from fedlearn.runner.trained_model import load_trained_model
+from simulations.analysis.export import export
 from simulations.export import main as export_main
 from simulations.models import vision
-from simulations.models.torch import mlp
+from simulations.models.basic.torch import mlp
 from simulations.predict import main as predict_main
-from simulations.run import main as run_main
-from simulations.trained import trained
 
 
 @pytest.fixture(scope="module", params=["torch", "jax"])
@@ -31,18 +31,18 @@ def digits(request, tmp_path_factory):
 
 
 def some_images(folder):
-    data = trained(folder).scenario.data
+    data = load_trained_model(folder).scenario.data
     return data.test(0).x
 
 
 def outputs(folder, x):
-    model = trained(folder)
+    model = load_trained_model(folder)
     return model.scenario.trainer.predict(model.params_D, x)
 
 
 def test_safetensors_hold_the_named_parameters_and_tell_of_the_run(digits):
     path = export(digits)
-    model = trained(digits)
+    model = load_trained_model(digits)
     held = load_file(path)
     assert np.array_equal(model.scenario.trainer.layout.pack(held), model.params_D)
     with safe_open(path, framework="numpy") as file:
@@ -63,7 +63,7 @@ def test_the_statistics_that_were_averaged_are_in_the_state_dict(tmp_path):
     run = tmp_path / "run"
     words = ["scenario=digits", "model=bn_cnn", "buffers=average", "rounds=1", "report=false"]
     assert run_main([*words, f"hydra.run.dir={run}"]) == 0
-    module, _ = vision.build("bn_cnn", "torch", input_shape=(8, 8, 1), num_outputs=10)
+    module, _ = vision.build_network("bn_cnn", "torch", input_shape=(8, 8, 1), num_outputs=10)
     module.load_state_dict(torch.load(export(run, "torch"), weights_only=True))
     assert (module.norm_0.running_var != 1).all()
     x = some_images(run)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlearn.core.privacy_ledger import Event, Ledger
 from fedlearn.errors import DataError, SettingError
-from fedlearn.privacy.ledger import Event, Ledger
+from fedlearn.runner.start import main as simulate
 from simulations.predict import main as predict
-from simulations.run import main as simulate
 from simulations.scenarios.folder import folder
 
 pytest.importorskip("torch")
@@ -239,8 +239,8 @@ def test_images_of_classes_and_clients_are_learned_in_either_framework(tmp_path,
 
 def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    from fedlearn.runner.start import main
     from simulations.predict import main as predict
-    from simulations.run import main
 
     for colour, kind in ((10, "cat"), (200, "dog")):
         (tmp_path / "pets" / kind).mkdir(parents=True)
@@ -269,7 +269,7 @@ def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
 
 
 def test_a_run_of_a_folder_learns(clinics, tmp_path, capfd):
-    from simulations.run import main
+    from fedlearn.runner.start import main
 
     words = [f"scenario.path={clinics}", "scenario.target=sick", "rounds=8", "report=false", "engine=serial"]
     assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
@@ -289,8 +289,8 @@ NOISY = {
 def test_noisy_statistics_are_paid_for_by_each_client(clinics):
     exact, noisy = folder(path=clinics, target="sick"), folder(path=clinics, target="sick", **NOISY)
     assert exact.ledger == Ledger()
-    assert exact.told.startswith("exact counts")
-    assert [noisy.ledger.of_client(client) for client in range(3)] == [((Event(0.5), 1),)] * 3
+    assert exact.disclosure.startswith("exact counts")
+    assert [noisy.ledger.client_history(client) for client in range(3)] == [((Event(0.5), 1),)] * 3
     assert "scaled by noisy statistics of 3 clients (noise multiplier 0.5)" in noisy.data.source
     little = folder(path=clinics, target="sick", **{**NOISY, "noise_multiplier": 0.02})
     near, far = little.data.train(0).x, exact.data.train(0).x
@@ -308,13 +308,13 @@ def test_noisy_statistics_need_public_bounds(clinics, left_out, setting):
 
 
 def protected_by(kind, scenario):
-    from fedlearn.config import plan, protected
-    from simulations.overrides import compose
-    from simulations.run import arguments
+    from fedlearn.runner.compose import compose
+    from fedlearn.runner.config import apply_privacy, build_plan
+    from fedlearn.runner.start import parse_args
 
     words = ["strategy.weighting=equal"] if kind == "central" else []
-    (job,) = compose(arguments(["scenario=folder", *words, f"privacy={kind}", "privacy.noise_multiplier=1"]))
-    return protected(plan(job.cfg), scenario).strategy.protection
+    (job,) = compose(parse_args(["scenario=folder", *words, f"privacy={kind}", "privacy.noise_multiplier=1"]))
+    return apply_privacy(build_plan(job.cfg), scenario).strategy.privacy_guarantee
 
 
 def test_a_promise_about_examples_covers_noisy_statistics_and_no_others(clinics):
@@ -322,17 +322,17 @@ def test_a_promise_about_examples_covers_noisy_statistics_and_no_others(clinics)
     exact, noisy = folder(path=clinics, target="sick"), folder(path=clinics, target="sick", **NOISY)
     for kind, scenario in (("example", exact), ("central", exact), ("central", noisy)):
         protection = protected_by(kind, scenario)
-        assert scenario.told in protection.facts["not_covered"]
-        assert protection.prior == Ledger()
+        assert scenario.disclosure in protection.description["not_covered"]
+        assert protection.initial_ledger == Ledger()
     protection = protected_by("example", noisy)
-    assert noisy.told not in protection.facts["not_covered"]
-    assert protection.spent(protection.prior).value > 1
+    assert noisy.disclosure not in protection.description["not_covered"]
+    assert protection.epsilon_of(protection.initial_ledger).value > 1
 
 
 def test_a_run_starts_with_what_its_statistics_have_cost(clinics, tmp_path, capfd):
     pytest.importorskip("opacus")
     pytest.importorskip("dp_accounting")
-    from simulations.run import main
+    from fedlearn.runner.start import main
 
     words = [f"scenario.path={clinics}", "scenario.target=sick", "rounds=1", "report=false", "engine=serial"]
     words += ["scenario.noise_multiplier=5", "scenario.bounds={age:[0,110],pressure:[50,250]}"]

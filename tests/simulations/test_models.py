@@ -5,11 +5,11 @@ import sys
 import numpy as np
 import pytest
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, Examples, LocalSettings, Request
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.errors import MissingExtra, SettingError
-from fedlearn.local import plain
-from fedlearn.records import Examples, LocalSettings, Order, Work
-from simulations.models import trainer
+from simulations.models import build_trainer
 
 pytest.importorskip("torch")
 IMAGES = [(8, 8, 1), (9, 7, 3)]
@@ -24,7 +24,7 @@ def images(shape, task="multiclass", num_examples=24):
 
 def twins(model, data, shape):
     pytest.importorskip("flax")
-    return [trainer(model, data, input_shape=shape, hidden=(5, 4), framework=f)[0] for f in ("torch", "jax")]
+    return [build_trainer(model, data, input_shape=shape, hidden=(5, 4), framework=f)[0] for f in ("torch", "jax")]
 
 
 @pytest.mark.parametrize("shape", IMAGES)
@@ -46,8 +46,10 @@ def test_twins_learn_alike(model, task):
     local = LocalSettings(epochs=2, batch_size=7, learning_rate=0.1)
     deltas = []
     for one in twins(model, data, (8, 8, 1)):
-        order = Order(round=1, seed=1, params_D=one.init(3), local=local)
-        deltas.append(np.asarray(one.fit(order, plain, [Work(client=0, examples=data.train(0))]).delta_KD))
+        order = Request(round=1, seed=1, params_D=one.init(3), local=local)
+        deltas.append(
+            np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=data.train(0))]).delta_KD)
+        )
     assert np.abs(deltas[0]).max() > 1e-3
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
@@ -57,8 +59,8 @@ def test_twins_learn_alike_on_flat_parts_of_an_image():
     flat = Examples(np.round(data.train(0).x), data.train(0).y)  # equal patches tie in the 2 x 2 maximum
     deltas = []
     for one in twins("cnn", data, (8, 8, 1)):
-        order = Order(round=1, seed=1, params_D=one.init(3), local=LocalSettings(batch_size=8))
-        deltas.append(np.asarray(one.fit(order, plain, [Work(client=0, examples=flat)]).delta_KD))
+        order = Request(round=1, seed=1, params_D=one.init(3), local=LocalSettings(batch_size=8))
+        deltas.append(np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=flat)]).delta_KD))
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 
@@ -67,7 +69,7 @@ def test_twins_learn_alike_on_flat_parts_of_an_image():
     [("linear", "linear 64-10", 650), ("mlp", "mlp 64-32-10", 2410), ("cnn", "cnn 8x8x1-16-32-10", 6090)],
 )
 def test_the_line_says_the_shape(model, line, num_parameters):
-    built, said = trainer(model, images((8, 8, 1)), input_shape=(8, 8, 1))
+    built, said = build_trainer(model, images((8, 8, 1)), input_shape=(8, 8, 1))
     assert said == line
     assert built.layout.num_parameters == num_parameters
 
@@ -75,13 +77,13 @@ def test_the_line_says_the_shape(model, line, num_parameters):
 @pytest.mark.parametrize(("task", "num_outputs"), [("binary", 1), ("multiclass", 10), ("regression", 1)])
 def test_outputs_follow_the_task(task, num_outputs):
     data = images((4,), task)
-    built, _ = trainer("linear", data, input_shape=(4,))
+    built, _ = build_trainer("linear", data, input_shape=(4,))
     assert built.predict(built.init(1), data.train(0).x).shape == (24, num_outputs)
 
 
 def test_a_flax_module_of_ones_own_is_taken_as_it_is():
     linen = pytest.importorskip("flax.linen")
-    built, line = trainer(linen.Dense(10), images((4,)), input_shape=(4,), framework="jax")
+    built, line = build_trainer(linen.Dense(10), images((4,)), input_shape=(4,), framework="jax")
     assert line == "Dense"
     assert built.layout.num_parameters == 50
 
@@ -89,7 +91,7 @@ def test_a_flax_module_of_ones_own_is_taken_as_it_is():
 @pytest.mark.parametrize("model", ["mpl", 3, None, object()])
 def test_an_unknown_model_is_named(model):
     with pytest.raises(SettingError) as caught:
-        trainer(model, images((4,)), input_shape=(4,))
+        build_trainer(model, images((4,)), input_shape=(4,))
     assert caught.value.setting == "model"
 
 
@@ -98,17 +100,17 @@ def test_a_module_of_the_other_framework_is_refused():
 
     pytest.importorskip("flax")
     with pytest.raises(SettingError, match="chosen framework"):
-        trainer(nn.Linear(4, 10), images((4,)), input_shape=(4,), framework="jax")
+        build_trainer(nn.Linear(4, 10), images((4,)), input_shape=(4,), framework="jax")
 
 
 @pytest.mark.parametrize("shape", [(64,), (3, 8, 1), (8, 8)])
 def test_a_cnn_needs_images(shape):
     with pytest.raises(SettingError, match="not images"):
-        trainer("cnn", images(shape), input_shape=shape)
+        build_trainer("cnn", images(shape), input_shape=shape)
 
 
 def test_an_absent_framework_names_the_extra(monkeypatch):
-    monkeypatch.delitem(sys.modules, "simulations.models.jax", raising=False)
+    monkeypatch.delitem(sys.modules, "simulations.models.basic.jax", raising=False)
     monkeypatch.setitem(sys.modules, "jax", None)
     with pytest.raises(MissingExtra, match=r"fedlearn\[jax\]"):
-        trainer("mlp", images((4,)), input_shape=(4,), framework="jax")
+        build_trainer("mlp", images((4,)), input_shape=(4,), framework="jax")

@@ -8,18 +8,18 @@ import pytest
 
 import strategies
 from fedlearn import start
-from fedlearn.data.sources import DataSet, Official
-from fedlearn.engines.vector import vector
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
+from fedlearn.data.download import DataSet, OfficialSource
+from fedlearn.engines.base import vector
 from fedlearn.errors import SettingError
-from fedlearn.local import plain
-from fedlearn.loop import Schedule, federate
-from fedlearn.records import ExampleDP, Examples, LocalSettings, Order, Work
-from fedlearn.scenario import judge
-from fedlearn.trainers.base import AroundTrainer
-from simulations.models.recommend import recommender
-from simulations.scenarios import ratings as sources
+from fedlearn.loop.scenario import judge
+from fedlearn.loop.training_loop import Schedule, federate
+from fedlearn.trainers.base import TrainerWrapper
+from simulations.datasets import movielens as sources
+from simulations.models.recommendation import build_recommender
+from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer
 from simulations.scenarios.movielens import leave_one_out, movielens
-from simulations.scenarios.negatives import FreshNegatives
 
 pytest.importorskip("torch")
 USERS, ITEMS = 12, 130
@@ -46,14 +46,14 @@ def layouts(tmp_path, monkeypatch):
     for size, (name, text) in files.items():
         (tmp_path / name).write_text(text)
         checksum = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-        sizes[size] = DataSet(name=f"ml-{size}", origins=(Official(base_url="", files={name: checksum}),))
+        sizes[size] = DataSet(name=f"ml-{size}", origins=(OfficialSource(base_url="", files={name: checksum}),))
     monkeypatch.setattr(sources, "SIZES", sizes)
     return tmp_path
 
 
 @pytest.mark.parametrize("size", ["100k", "1m"])
 def test_a_rating_is_read_from_each_official_layout(layouts, size):
-    user_R, item_R, stars_R, time_R, _ = sources.ratings(size, path=layouts)
+    user_R, item_R, stars_R, time_R, _ = sources.read_ratings(size, path=layouts)
     user, item, stars, time = fixture_ratings()
     assert np.array_equal(user_R, user - 1)
     assert np.array_equal(item_R, item - 1)
@@ -100,7 +100,7 @@ def test_of_films_seen_in_one_second_the_last_is_drawn_and_is_not_the_one_with_t
     assert last == [again.test(client).x[0] for client in again.clients]
 
 
-class Watching(AroundTrainer):
+class Watching(TrainerWrapper):
     """Remembers what it was given to train on."""
 
     def fit(self, order, rule, work):
@@ -111,11 +111,11 @@ def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
     user, item, _, time = fixture_ratings()
     data = leave_one_out(user - 1, item - 1, time, num_negatives=2, seed=1)
     within = Watching(None)
-    made = FreshNegatives(within, data, num_items=ITEMS)
-    work = [Work(client=k, examples=data.train(k)) for k in (0, 3)]
+    made = NegativeSamplingTrainer(within, data, num_items=ITEMS)
+    work = [ClientWork(client=k, examples=data.train(k)) for k in (0, 3)]
     seen = []
     for round in (1, 2, 1):
-        made.fit(Order(round=round, seed=1, params_D=None), plain, work[: round + 1])
+        made.fit(Request(round=round, seed=1, params_D=None), plain_training, work[: round + 1])
         seen.append(within.seen[0])
     own = data.train(0)
     for examples in seen:
@@ -125,15 +125,15 @@ def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
         assert not set(others.tolist()) & {*data.test(0).x.tolist(), *liked.tolist()}
     assert not np.array_equal(seen[0].x, seen[1].x)
     assert np.array_equal(seen[0].x, seen[2].x)  # whoever else is in the block
-    stranger = Work(client=len(data.clients), examples=own)
-    made.fit(Order(round=1, seed=1, params_D=None), plain, [stranger])
+    stranger = ClientWork(client=len(data.clients), examples=own)
+    made.fit(Request(round=1, seed=1, params_D=None), plain_training, [stranger])
     assert within.seen[stranger.client] is own
 
 
 def test_a_model_within_a_trainer_around_a_trainer_is_exported(layouts, tmp_path):
     import torch
 
-    from simulations.models.export_torch import save_state_dict
+    from simulations.analysis.export_torch import save_state_dict
 
     scenario = movielens(path=layouts, task="ranking", factors=2)
     save_state_dict(scenario.trainer, scenario.trainer.init(1), tmp_path / "model.pt")
@@ -147,16 +147,18 @@ def test_twins_of_recommenders_learn_alike(model, task):
     pytest.importorskip("flax")
     user, item, _, time = fixture_ratings()
     data = replace(leave_one_out(user - 1, item - 1, time, num_negatives=1, seed=1), task=task)
-    work = [Work(client=k, examples=Examples(data.train(k).x, data.train(k).y.astype(np.float32))) for k in range(2)]
+    work = [
+        ClientWork(client=k, examples=Examples(data.train(k).x, data.train(k).y.astype(np.float32))) for k in range(2)
+    ]
     sizes = {"num_items": ITEMS, "factors": 3, "centre": 0.5}
-    pair = [recommender(model, data, framework=framework, **sizes)[0] for framework in ("torch", "jax")]
+    pair = [build_recommender(model, data, framework=framework, **sizes)[0] for framework in ("torch", "jax")]
     assert pair[0].layout == pair[1].layout
     params_D = pair[0].init(1)
     assert not params_D[pair[0].layout.slices["user.vectors"]].any()
     for dp in (None, ExampleDP(clip=0.1, noise_multiplier=0.0)):
         local = LocalSettings(batch_size=8, epochs=2, learning_rate=0.1, example_dp=dp)
-        order = Order(round=1, seed=1, params_D=params_D, local=local)
-        deltas = [np.asarray(trainer.fit(order, plain, work).delta_KD) for trainer in pair]
+        order = Request(round=1, seed=1, params_D=params_D, local=local)
+        deltas = [np.asarray(trainer.fit(order, plain_training, work).delta_KD) for trainer in pair]
         assert np.abs(deltas[0]).max() > 1e-3
         np.testing.assert_allclose(*deltas, atol=1e-5)
 
@@ -174,7 +176,7 @@ def test_what_describes_a_user_never_leaves_the_client(layouts, model):
     tensors = layout.unpack(np.asarray(rounds[-1].state.params_D))
     assert kept == ["user.bias", "user.vectors"]
     assert not any(tensors[name].any() for name in kept)  # the server's are as they were
-    assert all(memory["local.kept"].any() for memory in engine.memories.values())
+    assert all(memory["local.kept"].any() for memory in engine.client_states.values())
     assert rounds[-1].evaluation.pooled["rmse"] < 1.5  # of stars that are 2 or 5
 
 

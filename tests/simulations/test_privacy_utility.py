@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from simulations.privacy_utility import by_epsilon, main, points
-from simulations.run import main as run
+from fedlearn.runner.start import main as run
+from simulations.analysis.privacy_utility import group_by_epsilon, read_points
+from simulations.privacy_utility import main
 
 pytest.importorskip("torch")
 pytest.importorskip("dp_accounting")
@@ -22,7 +23,7 @@ def sweep(tmp_path_factory):
 
 
 def test_every_run_of_a_sweep_is_a_point_and_seeds_belong_together(sweep):
-    grouped = by_epsilon(points([sweep]))
+    grouped = group_by_epsilon(read_points([sweep]))
     private, bare = grouped["digits · fedavg · example"], grouped["digits · fedavg · no protection"]
     assert sorted(private) == [1, 8]
     assert {len(values) for values in private.values()} == {2}

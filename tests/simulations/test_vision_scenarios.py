@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn.data.sources import Copy, DataSet
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, LocalSettings, Request
+from fedlearn.data.download import DataSet, LocalCopy
 from fedlearn.errors import DataError, SettingError
-from fedlearn.local import plain
-from fedlearn.records import LocalSettings, Order, Work
-from simulations.scenarios import cifar_images, icu_stays, mnist_images, pneumonia
+from simulations.datasets import cifar10 as cifar_images
+from simulations.datasets import icu
+from simulations.datasets import mnist as mnist_images
+from simulations.datasets.idx import read_idx
+from simulations.scenarios import pneumonia
 from simulations.scenarios.cifar10 import cifar10
-from simulations.scenarios.icu_mortality import MORTALITY, SCALES, icu_mortality
-from simulations.scenarios.icu_mortality import scaled as scaled_stays
-from simulations.scenarios.idx import read_idx
+from simulations.scenarios.icu_mortality import PRIOR_MORTALITY, SCALES, icu_mortality
+from simulations.scenarios.icu_mortality import scale_features as scaled_stays
 from simulations.scenarios.mnist import mnist
 
 pytest.importorskip("torch")
@@ -46,7 +49,7 @@ def shelf(name):
 def of_files(folder, *names):
     """A data set of files as they lie in a folder, verified like any other."""
     checksums = {name: "sha256:" + hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    return DataSet(name="fixture", origins=(Copy(files=checksums),))
+    return DataSet(name="fixture", origins=(LocalCopy(files=checksums),))
 
 
 def sizes(data):
@@ -58,9 +61,9 @@ def rounds_in(scenario, num_rounds=2, num_clients=3):
     made, clients = scenario.trainer, [k for k in scenario.data.clients if len(scenario.data.train(k))][:num_clients]
     params = made.init(1)
     for number in range(1, num_rounds + 1):
-        order = Order(round=number, seed=1, params_D=params, local=LocalSettings(steps=1, batch_size=4))
-        work = [Work(client=k, examples=scenario.data.train(k)) for k in clients]
-        params = params + np.asarray(made.fit(order, plain, work).delta_KD).mean(axis=0)
+        order = Request(round=number, seed=1, params_D=params, local=LocalSettings(steps=1, batch_size=4))
+        work = [ClientWork(client=k, examples=scenario.data.train(k)) for k in clients]
+        params = params + np.asarray(made.fit(order, plain_training, work).delta_KD).mean(axis=0)
     return params
 
 
@@ -225,7 +228,7 @@ def tarball(tmp_path, monkeypatch):
 
 def test_the_python_archive_is_read_without_running_what_is_in_it(tarball):
     folder, images, labels = tarball
-    (train, train_labels), (test, test_labels), source = cifar_images.cifar10_images(path=folder)
+    (train, train_labels), (test, test_labels), source = cifar_images.read_cifar10(path=folder)
     np.testing.assert_array_equal(train, images[:50])
     np.testing.assert_array_equal(test, images[50:])
     assert [*train_labels, *test_labels] == labels.tolist()
@@ -240,7 +243,7 @@ def test_a_batch_whose_parts_do_not_fit_is_refused(tmp_path, monkeypatch):
         archive.addfile(member, io.BytesIO(content))
     monkeypatch.setattr(cifar_images, "CIFAR10", of_files(tmp_path, cifar_images.TARBALL))
     with pytest.raises(DataError, match="data_batch_1 holds 6144 bytes of pixels and 3 labels"):
-        cifar_images.cifar10_images(path=tmp_path)
+        cifar_images.read_cifar10(path=tmp_path)
 
 
 def test_an_archive_that_lacks_a_batch_is_refused(tmp_path, monkeypatch):
@@ -248,7 +251,7 @@ def test_an_archive_that_lacks_a_batch_is_refused(tmp_path, monkeypatch):
         pass
     monkeypatch.setattr(cifar_images, "CIFAR10", of_files(tmp_path, cifar_images.TARBALL))
     with pytest.raises(DataError, match="data_batch_1 is not in the archive"):
-        cifar_images.cifar10_images(path=tmp_path)
+        cifar_images.read_cifar10(path=tmp_path)
 
 
 def test_cifar_is_judged_on_its_test_batch_and_distorts_training_images_only(tarball):
@@ -275,7 +278,7 @@ def test_jpegs_stand_in_for_the_archive_where_only_they_are(monkeypatch):
     pytest.importorskip("PIL")
     folder = shelf("cifar10-jpeg-12k")
     monkeypatch.setenv("FEDLEARN_DATA", str(folder.parent))
-    (train, train_labels), (test, _), source = cifar_images.cifar10_images()
+    (train, train_labels), (test, _), source = cifar_images.read_cifar10()
     assert (train.shape, test.shape) == ((10_000, 32, 32, 3), (2_000, 32, 32, 3))
     assert set(train_labels) == {*range(10)}
     assert "lossy" in source
@@ -310,7 +313,7 @@ def test_a_new_x_ray_is_read_as_the_scenario_has_its_own(x_ray_folder, tmp_path)
     scenario = pneumonia.pneumonia(path=x_ray_folder, partition="iid", num_clients=5)
     (x, *_) = scenario.data.pooled_test().x
     image.fromarray(np.round(x[..., 0] * 127.5 + 127.5).astype(np.uint8)).save(tmp_path / "chest.png")
-    np.testing.assert_array_equal(scenario.read(tmp_path / "chest.png"), x[None])
+    np.testing.assert_array_equal(scenario.read_inputs(tmp_path / "chest.png"), x[None])
 
 
 def test_twins_learn_alike_from_x_rays(x_ray_folder):
@@ -326,7 +329,7 @@ def test_twins_learn_alike_from_x_rays(x_ray_folder):
 
 def test_the_real_x_rays_are_those_that_medmnist_counts():
     folder = shelf("pneumoniamnist")
-    (images, ill), (test, test_ill), _ = pneumonia.x_rays(path=folder)
+    (images, ill), (test, test_ill), _ = pneumonia.read_x_rays(path=folder)
     assert (images.shape, test.shape) == ((5232, 28, 28), (624, 28, 28))
     assert (ill.sum(), test_ill.sum()) == (3883, 390)
 
@@ -344,8 +347,8 @@ def test_x_rays_lie_unevenly_at_twenty_hospitals_by_default():
 
 def stays(num_stays=30):
     """Hourly values in the benchmark's layout: a third of them not measured, one value never."""
-    ids = np.sort(RNG.choice(np.concatenate([np.arange(b, b + 40) for b in icu_stays.BLOCKS]), num_stays, False))
-    hours = {name: RNG.normal(SCALES[name][0], 1, (num_stays, 25)) for name in icu_stays.MEASURED}
+    ids = np.sort(RNG.choice(np.concatenate([np.arange(b, b + 40) for b in icu.BLOCKS]), num_stays, False))
+    hours = {name: RNG.normal(SCALES[name][0], 1, (num_stays, 25)) for name in icu.HOURLY_COLUMNS}
     for values in hours.values():
         values[RNG.random(values.shape) < 1 / 3] = np.nan
     hours["tnt"][:] = np.nan
@@ -368,17 +371,17 @@ def stay_folder(tmp_path, monkeypatch):
         ("outc", {"stay_id": ids, "label": (np.arange(30) % 5 == 0).astype(np.int32)}),
     ):
         parquet.write_table(pyarrow.table(columns), tmp_path / f"{name}.parquet")
-    monkeypatch.setattr(icu_stays, "ICU_STAYS", of_files(tmp_path, "dyn.parquet", "sta.parquet", "outc.parquet"))
+    monkeypatch.setattr(icu, "ICU_STAYS", of_files(tmp_path, "dyn.parquet", "sta.parquet", "outc.parquet"))
     return tmp_path, ids, hours
 
 
 def test_hourly_tables_become_one_row_for_each_stay(stay_folder):
     folder, ids, hours = stay_folder
-    table, died, block, _ = icu_stays.icu_stays(path=folder)
+    table, died, block, _ = icu.read_icu_stays(path=folder)
     assert table.shape == (30, 196)
     assert died.tolist() == [1, 0, 0, 0, 0] * 6
-    assert all(icu_stays.BLOCKS[b] <= stay < icu_stays.BLOCKS[b] + 40 for stay, b in zip(ids, block, strict=True))
-    of = dict(zip(icu_stays.COLUMNS, table.T, strict=True))
+    assert all(icu.BLOCKS[b] <= stay < icu.BLOCKS[b] + 40 for stay, b in zip(ids, block, strict=True))
+    of = dict(zip(icu.COLUMNS, table.T, strict=True))
     assert of["sex"].tolist() == [0, 1] * 15
     assert np.isnan(of["height"]).tolist() == [True] + [False] * 29
     np.testing.assert_allclose(of["hr_mean"], np.nanmean(hours["hr"], axis=1))
@@ -390,8 +393,8 @@ def test_hourly_tables_become_one_row_for_each_stay(stay_folder):
 
 
 def test_scaling_puts_the_missing_and_the_healthy_at_zero_and_looks_at_no_other_stay():
-    healthy = np.array([[SCALES.get(c, SCALES.get(c.rpartition("_")[0]))[0] for c in icu_stays.COLUMNS]], float)
-    counts = np.array([column.endswith("_count") for column in icu_stays.COLUMNS])
+    healthy = np.array([[SCALES.get(c, SCALES.get(c.rpartition("_")[0]))[0] for c in icu.COLUMNS]], float)
+    counts = np.array([column.endswith("_count") for column in icu.COLUMNS])
     healthy[:, counts] = 0
     assert not scaled_stays(healthy).any()
     missing = np.where(counts, 0, np.nan)[None]
@@ -404,11 +407,11 @@ def test_scaling_puts_the_missing_and_the_healthy_at_zero_and_looks_at_no_other_
 
 def test_new_stays_are_read_from_a_table_as_the_scenario_has_its_own(stay_folder, tmp_path):
     folder, _, _ = stay_folder
-    table_N, _, _, _ = icu_stays.icu_stays(path=folder)
-    read = icu_mortality(path=folder, partition="iid", num_clients=3).read
+    table_N, _, _, _ = icu.read_icu_stays(path=folder)
+    read = icu_mortality(path=folder, partition="iid", num_clients=3).read_inputs
     shuffled = RNG.permutation(196)
     cells = np.where(np.isnan(table_N), "", table_N.astype(str))[:, shuffled]
-    names = np.array(icu_stays.COLUMNS)[shuffled]
+    names = np.array(icu.COLUMNS)[shuffled]
     (tmp_path / "new.csv").write_text("\n".join(",".join(row) for row in [names, *cells]))
     np.testing.assert_array_equal(read(tmp_path / "new.csv"), scaled_stays(table_N))
     (tmp_path / "new.csv").write_text("age,sex\n60,1\n")
@@ -422,7 +425,7 @@ def test_a_model_of_mortality_starts_from_the_rate_that_is_known(stay_folder):
     for model in ("linear", "mlp"):
         scenario = icu_mortality(path=stay_folder[0], model=model, partition="iid", num_clients=3)
         chances = expit(scenario.trainer.predict(scenario.trainer.init(1), scenario.data.train(0).x))
-        np.testing.assert_allclose(chances, MORTALITY, rtol=1e-5)
+        np.testing.assert_allclose(chances, PRIOR_MORTALITY, rtol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp"])

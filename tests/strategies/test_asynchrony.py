@@ -11,11 +11,11 @@ import pytest
 
 from fedlearn import (
     Asynchrony,
-    ClockedEngine,
     CompositionError,
     Schedule,
     SettingError,
     Strategy,
+    VirtualClockEngine,
     constant,
     everyone,
     federate,
@@ -28,13 +28,13 @@ from fedlearn import (
     uniform,
     unweighted,
 )
-from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedasync, fedavg, fedbuff
 
 
-def steps(strategy, system, number, *, num_clients=6, local=LOCAL, **schedule):
+def steps(strategy, system, number, *, num_clients=6, local=LOCAL_SETTINGS, **schedule):
     data = linear_problem(num_clients=num_clients)
-    engine = ClockedEngine(serial(data, LinearTrainer(3)), system, lambda client: len(data.train(client)))
+    engine = VirtualClockEngine(serial(data, LinearTrainer(3)), system, lambda client: len(data.train(client)))
     state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=number, **schedule), local=local))
 
@@ -74,11 +74,11 @@ def test_fedbuff_steps_by_the_mean_of_its_buffer_weighted_by_staleness():
         seen.append(staleness_K.tolist())
         return polynomial(0.5)(staleness_K)
 
-    rule = Asynchrony(buffer_size=2, concurrency=4, weight=watched)
+    rule = Asynchrony(buffer_size=2, concurrency=4, staleness_weight=watched)
     rounds = steps(Strategy(select=everyone(), aggregate=mean(weighting="equal"), asynchrony=rule), lognormal(), 40)
     data, stale = linear_problem(), 0
     for (before, after), ages in zip(pairwise(rounds), seen[1:], strict=True):
-        under_way = {one.client: one.order for one in before.state.flying}
+        under_way = {one.client: one.request for one in before.state.in_flight}
         if not under_way.keys() >= set(after.cohort) or len(set(after.cohort)) < 2:
             continue  # somebody was sent out and landed within this step
         orders = [under_way[client] for client in after.cohort]
@@ -102,7 +102,7 @@ def test_fedasync_mixes_in_the_model_that_arrives_by_algorithm_1():
     data, checked = linear_problem(), 0
     for before, after in pairwise(rounds):
         (client,) = after.cohort
-        order = next((one.order for one in before.state.flying if one.client == client), None)
+        order = next((one.request for one in before.state.in_flight if one.client == client), None)
         if order is None:
             continue
         (updates,) = serial(data, LinearTrainer(3)).fit(order, fedavg(), [client])
@@ -134,7 +134,7 @@ def test_down_weighting_the_stale_keeps_fedasync_closer_to_the_optimum_than_mixi
 def test_no_client_gets_the_same_model_twice_and_none_two_orders_at_a_time():
     rounds = steps(fedbuff(buffer_size=4, concurrency=3), lognormal(sigma=2.0), 15)
     for done in rounds:
-        at_work = [one.client for one in done.state.flying]
+        at_work = [one.client for one in done.state.in_flight]
         assert len(set(at_work)) == len(at_work) <= 3
     landed = [client for done in rounds for client in done.cohort]
     assert set(landed) == set(range(6)), "somebody was never asked"
@@ -178,4 +178,4 @@ def test_cohorts_and_privacy_claims_are_refused_because_there_are_no_rounds():
     with pytest.raises(CompositionError, match="whoever is idle"):
         Strategy(select=uniform(2), asynchrony=rule)
     with pytest.raises(CompositionError, match="accounted"):
-        replace(fedbuff(), protection="a claim")
+        replace(fedbuff(), privacy_guarantee="a claim")

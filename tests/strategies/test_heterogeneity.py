@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 import strategies
-from fedlearn import Examples, FederatedData, LocalRule, LocalSettings, Order, SettingError, Strategy, Work, everyone
+from fedlearn import (
+    ClientWork,
+    Examples,
+    FederatedData,
+    LocalRule,
+    LocalSettings,
+    Request,
+    SettingError,
+    Strategy,
+    everyone,
+)
 from fedlearn.testing import LinearTrainer
 from simulations import models
 
@@ -28,8 +38,8 @@ def test_drift_is_removed_and_the_true_optimum_reached(small, strategy):
 def test_scaffold_remembers_each_client_s_gradient_at_the_optimum(small):
     """At rest c_k is the client's own gradient, 2 (w - 1) and 8 (w + 1), and c is their mean, zero."""
     last, engine = small.run(strategies.scaffold(), small.two_clients(), rounds=60, steps=20)
-    assert engine.memories[0]["own"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=1e-2)
-    assert engine.memories[1]["own"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=1e-2)
+    assert engine.client_states[0]["own"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=1e-2)
+    assert engine.client_states[1]["own"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=1e-2)
     assert last.state.server["server"][1] == pytest.approx(0, abs=1e-2)
     assert last.bytes_up == 2 * 2 * last.bytes_up // 4 == 2 * 2 * 2 * 4, "control changes are counted"
 
@@ -97,7 +107,7 @@ def test_the_extrapolated_step_is_never_shorter_than_the_mean():
         delta_KD = (1 + spread * rng.normal(size=(6, 5))).astype(np.float32)
         counts = np.ones(6, np.int64)
         updates = Updates(clients_K=np.arange(6), delta_KD=delta_KD, num_examples_K=counts, num_steps_K=counts)
-        step_D, mean_D = aggregate.done(aggregate.add(aggregate.init(None), updates)), delta_KD.mean(axis=0)
+        step_D, mean_D = aggregate.finalize(aggregate.add(aggregate.init(None), updates)), delta_KD.mean(axis=0)
         eta = np.sum(delta_KD**2) / (12 * (np.sum(mean_D**2) + 0.001))
         assert np.allclose(step_D, max(1, eta) * mean_D, rtol=1e-5)
 
@@ -123,14 +133,14 @@ def skewed(digits):
 
 def trainer_of(data, framework, *, model="linear"):
     pytest.importorskip(framework)
-    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
+    return models.build_trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_calibrated_logits_unlearn_no_class_that_a_client_has_not(skewed, framework):
     trainer = trainer_of(skewed, framework)
-    work = [Work(client=0, examples=skewed.train(0))]
-    order = Order(round=1, seed=1, params_D=trainer.init(1), local=LocalSettings(epochs=3, learning_rate=0.1))
+    work = [ClientWork(client=0, examples=skewed.train(0))]
+    order = Request(round=1, seed=1, params_D=trainer.init(1), local=LocalSettings(epochs=3, learning_rate=0.1))
 
     def moved(rule):
         delta_D = np.asarray(trainer.fit(order, rule, work).delta_KD)[0]
@@ -143,9 +153,9 @@ def test_calibrated_logits_unlearn_no_class_that_a_client_has_not(skewed, framew
 
 
 def test_calibrated_logits_are_the_same_in_both_frameworks_alone_and_together(skewed):
-    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "jax"), trainer_of(skewed, "torch").batched("vmap")]
-    work = [Work(client=k, examples=skewed.train(k)) for k in range(5)]
-    order = Order(round=1, seed=1, params_D=made[0].init(1), local=LocalSettings(learning_rate=0.1))
+    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "jax"), trainer_of(skewed, "torch").with_batching("vmap")]
+    work = [ClientWork(client=k, examples=skewed.train(k)) for k in range(5)]
+    order = Request(round=1, seed=1, params_D=made[0].init(1), local=LocalSettings(learning_rate=0.1))
     one, *others = [np.asarray(trainer.fit(order, strategies.fedlc().local, work).delta_KD) for trainer in made]
     assert all(np.allclose(one, other, atol=1e-5) for other in others)
 
@@ -161,26 +171,29 @@ def test_calibrated_logits_help_where_labels_are_skewed_and_clients_train_long(s
 
 
 def test_calibrated_logits_are_refused_where_there_are_no_classes(small):
-    from fedlearn.trainers.base import counts_of_classes
+    from fedlearn.trainers.base import class_counts
 
     with pytest.raises(SettingError, match="a scenario with classes"):
-        counts_of_classes(LinearTrainer(1), "regression", None, ())
+        class_counts(LinearTrainer(1), "regression", None, ())
 
 
 def test_where_training_begins_is_where_an_update_is_counted_from(skewed):
     """All trainers, all ways to train a block: a client that begins elsewhere moves as one that was sent that model."""
-    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "torch").batched("vmap"), trainer_of(skewed, "jax")]
+    made = [trainer_of(skewed, "torch"), trainer_of(skewed, "torch").with_batching("vmap"), trainer_of(skewed, "jax")]
     params_D = made[0].init(1)
     there_D = made[0].init(2)
     local = LocalSettings(learning_rate=0.1)
     for trainer in made:
-        order, other = (Order(round=1, seed=1, params_D=sent_D, local=local) for sent_D in (params_D, there_D))
-        mixed = [Work(client=0, examples=skewed.train(0)), Work(client=1, examples=skewed.train(1), start_D=there_D)]
-        plainly = [Work(client=k, examples=skewed.train(k)) for k in (0, 1)]
+        order, other = (Request(round=1, seed=1, params_D=sent_D, local=local) for sent_D in (params_D, there_D))
+        mixed = [
+            ClientWork(client=0, examples=skewed.train(0)),
+            ClientWork(client=1, examples=skewed.train(1), start_D=there_D),
+        ]
+        plainly = [ClientWork(client=k, examples=skewed.train(k)) for k in (0, 1)]
         found = np.asarray(trainer.fit(order, LocalRule(), mixed).delta_KD)
         assert np.allclose(found[0], np.asarray(trainer.fit(order, LocalRule(), plainly).delta_KD)[0], atol=1e-6)
         assert np.allclose(found[1], np.asarray(trainer.fit(other, LocalRule(), plainly).delta_KD)[1], atol=1e-6)
 
 
 def test_losses_are_told_to_the_aggregator_alone_without_protection():
-    assert Strategy(select=everyone(), local=strategies.qfedavg().local).local.compares == ("w_global",)
+    assert Strategy(select=everyone(), local=strategies.qfedavg().local).local.evaluate_models == ("w_global",)

@@ -7,27 +7,27 @@ import pytest
 
 import strategies
 from fedlearn import (
+    ClientWork,
     Examples,
     FederatedData,
     LocalSettings,
-    Order,
+    Request,
     Schedule,
     SettingError,
     Strategy,
-    Work,
     everyone,
     federate,
     serial,
     start,
     vector,
 )
-from fedlearn.local import LAST, LocalRule
-from fedlearn.privacy.mechanism import Population
+from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
+from fedlearn.algorithm.strategy import CompositionError
+from fedlearn.core.records import ExampleDP
+from fedlearn.loop.local_training import train
 from fedlearn.privacy.mechanisms import central, example
-from fedlearn.records import ExampleDP
-from fedlearn.strategy import CompositionError
+from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.testing import LinearTrainer, check_strategy, linear_problem
-from fedlearn.training import train
 from simulations import models
 
 LOCAL = LocalSettings(epochs=2, batch_size=8, learning_rate=0.1)
@@ -50,7 +50,7 @@ def data(digits):
 def trainer_of(data, framework="torch", *, model="mlp"):
     for name in FRAMEWORKS if framework == "mixed" else (framework,):
         pytest.importorskip(name)
-    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
+    return models.build_trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
 
 
 def end(strategy, engine, *, rounds=3):
@@ -62,8 +62,8 @@ def end(strategy, engine, *, rounds=3):
 
 def local_model(trainer, data, rule, *, model_D, last_D, client=0, **settings):
     """Where a client ends that trains from ``model_D`` and remembers ``last_D``."""
-    order = Order(round=1, seed=1, params_D=model_D, local=LocalSettings(batch_size=8, learning_rate=0.1, **settings))
-    work = Work(client=client, examples=data.train(client), memory={LAST: last_D})
+    order = Request(round=1, seed=1, params_D=model_D, local=LocalSettings(batch_size=8, learning_rate=0.1, **settings))
+    work = ClientWork(client=client, examples=data.train(client), client_state={PREVIOUS_MODEL: last_D})
     return model_D + np.asarray(trainer.fit(order, rule, [work]).delta_KD)[0]
 
 
@@ -91,7 +91,7 @@ def test_a_step_is_along_the_gradient_of_the_paper_s_loss(data, framework, model
         trainer, data, strategies.moon(mu=mu, tau=tau).local, model_D=global_D, last_D=last_D, steps=1
     )
 
-    order = Order(round=1, seed=1, params_D=global_D, local=LocalSettings(batch_size=8, learning_rate=0.1, steps=1))
+    order = Request(round=1, seed=1, params_D=global_D, local=LocalSettings(batch_size=8, learning_rate=0.1, steps=1))
     rows = batch_plans(order, np.array([0]), np.array([20]))[0][0, 0]
     x, y = (torch.from_numpy(part[rows]) for part in (data.train(0).x, data.train(0).y))
     nets, seen = [twin.network(v_D) for v_D in (global_D, global_D, last_D)], []
@@ -149,12 +149,14 @@ def test_a_client_compares_with_the_model_that_its_own_last_round_ended_with(dat
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=4), local=LOCAL):
         for client in done.cohort:
             rule, last_D = strategy.local, ended.get(client, state.params_D)
-            order = Order(round=done.number, seed=1, params_D=state.params_D, local=LOCAL)
-            work = Work(client=client, examples=data.train(client), memory={LAST: last_D})
+            order = Request(round=done.number, seed=1, params_D=state.params_D, local=LOCAL)
+            work = ClientWork(client=client, examples=data.train(client), client_state={PREVIOUS_MODEL: last_D})
             ended[client] = state.params_D + trainer.fit(order, rule, [work]).delta_KD[0]
         state = done.state
         assert done.bytes_up == 2 * 4 * trainer.layout.num_parameters
-        assert all(np.array_equal(memory[LAST], ended[client]) for client, memory in engine.memories.items())
+        assert all(
+            np.array_equal(memory[PREVIOUS_MODEL], ended[client]) for client, memory in engine.client_states.items()
+        )
     assert len(ended) >= 3, "clients have been away"
 
 
@@ -163,7 +165,7 @@ def test_representations_come_closer_to_the_global_model_s_than_to_the_last_one_
     trainer, x = trainer_of(data), digits[0][1200:]
     engine = serial(data, trainer)
     model_D = end(strategies.moon(mu=0.1), engine).state.params_D
-    last_D = engine.memories[0][LAST]
+    last_D = engine.client_states[0][PREVIOUS_MODEL]
     z_global, z_last = (features(data, v_D, x) for v_D in (model_D, last_D))
 
     def closer(mu):
@@ -188,8 +190,8 @@ def test_a_model_without_features_is_refused_by_name(data, framework):
 
 def test_other_layers_at_the_end_are_refused_in_both_frameworks(data):
     torch, nn = pytest.importorskip("torch"), pytest.importorskip("flax.linen")
-    from fedlearn.trainers.jax import JaxTrainer
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.jax.trainer import JaxTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     class Scaled(nn.Module):
         @nn.compact
@@ -221,7 +223,7 @@ def test_other_models_are_run_only_where_a_rule_asks_for_them(data):
 
 def test_the_models_it_compares_with_are_in_evaluation_mode(digits):
     torch = pytest.importorskip("torch")
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     modes = []
 
@@ -243,17 +245,17 @@ def test_the_models_it_compares_with_are_in_evaluation_mode(digits):
 def test_noise_on_updates_goes_with_it_and_noise_on_examples_gradients_is_refused(data):
     strategy = strategies.moon(weighting="equal")
     with pytest.raises(CompositionError, match="task's own loss"):
-        example(noise_multiplier=1.0).refuse(strategy, LOCAL)
-    order = Order(round=1, seed=1, params_D=trainer_of(data).init(1), local=LocalSettings(example_dp=ExampleDP()))
+        example(noise_multiplier=1.0).validate(strategy, LOCAL)
+    order = Request(round=1, seed=1, params_D=trainer_of(data).init(1), local=LocalSettings(example_dp=ExampleDP()))
     with pytest.raises(SettingError, match=r"local\.example_dp"):
         train(trainer_of(data), strategy.local, order, [])
     mechanism = central(noise_multiplier=1.0)
-    mechanism.refuse(strategy, LOCAL)
+    mechanism.validate(strategy, LOCAL)
     population = Population(clients=data.clients, rounds=2)
     private, _ = mechanism.protect(strategy, LOCAL, population)
     engine = serial(data, trainer_of(data))
     assert np.isfinite(end(private, engine, rounds=2).state.params_D).all()
-    assert set(engine.memories[0]) == {LAST}
+    assert set(engine.client_states[0]) == {PREVIOUS_MODEL}
 
 
 @pytest.mark.parametrize(("setting", "value"), [("mu", -1.0), ("tau", 0.0), ("tau", float("nan"))])
@@ -263,6 +265,8 @@ def test_settings_out_of_range_are_refused(setting, value):
 
 
 def test_the_kit_finds_a_contrast_that_is_not_one_number_an_example(data):
-    broken = Strategy(select=everyone(), local=LocalRule(contrast=lambda z, z_global, z_last: 0 * (z - z_global).sum()))
+    broken = Strategy(
+        select=everyone(), local=LocalRule(feature_penalty=lambda z, z_global, z_last: 0 * (z - z_global).sum())
+    )
     with pytest.raises(AssertionError, match="one number an example"):
         check_strategy(broken, data=data, trainer=trainer_of(data))

@@ -12,19 +12,19 @@ from fedlearn import (
     Schedule,
     SettingError,
     Strategy,
-    checkpoint,
     federate,
+    get_selector,
     poisson,
     round_robin,
-    selection,
     serial,
     start,
     uniform,
     weighted,
 )
-from fedlearn.privacy.mechanism import Population
+from fedlearn.core import checkpoint
 from fedlearn.privacy.mechanisms import local
-from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 
 TRAINER = LinearTrainer(3)
 
@@ -36,7 +36,7 @@ def rng(seed):
 def cohorts(strategy, data, *, rounds, engine=None, state=None):
     engine = engine or serial(data, TRAINER)
     state = state or start(strategy, TRAINER.init(1), engine, seed=1)
-    return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL))
+    return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL_SETTINGS))
 
 
 def test_round_robin_asks_all_equally_often_and_in_order():
@@ -65,7 +65,9 @@ def test_a_weighted_cohort_follows_the_numbers_of_examples_once_they_are_told():
     drawn = Counter(weighted(1).choose(2, range(6), rng(seed), **memory)[0] for seed in range(6000))
     shares = np.array([drawn[k] for k in range(6)]) / 6000
     assert np.abs(shares - memory["value_N"] / 90).max() < 0.025
-    fresh = Counter(weighted(1).choose(1, range(6), rng(seed), **strategy.select.memory)[0] for seed in range(6000))
+    fresh = Counter(
+        weighted(1).choose(1, range(6), rng(seed), **strategy.select.initial_state)[0] for seed in range(6000)
+    )
     assert max(fresh.values()) - min(fresh.values()) < 250
     assert weighted(1).law is None
 
@@ -84,7 +86,7 @@ def noisy(*clients):
 
 def test_power_of_choice_asks_everyone_once_and_then_those_with_large_losses():
     data = noisy(2, 7, 11)
-    strategy = strategies.power_of_choice(clients_per_round=3, candidates=12)
+    strategy = strategies.power_of_choice(clients_per_round=3, num_candidates=12)
     rounds = cohorts(strategy, data, rounds=12)
     first = [client for one in rounds[:4] for client in one.cohort]
     assert sorted(first) == list(range(12))
@@ -93,7 +95,7 @@ def test_power_of_choice_asks_everyone_once_and_then_those_with_large_losses():
 
 
 def test_power_of_choice_among_as_many_candidates_as_take_part_is_uniform():
-    select = strategies.power_of_choice(clients_per_round=3, candidates=3).select
+    select = strategies.power_of_choice(clients_per_round=3, num_candidates=3).select
     memory = {"clients_N": np.arange(10), "value_N": np.arange(10.0), "round_N": np.ones(10, int)}
     counts = Counter(k for seed in range(4000) for k in select.choose(5, range(10), rng(seed), **memory))
     assert max(abs(count - 1200) for count in counts.values()) < 5 * np.sqrt(1200 * 0.7)
@@ -102,7 +104,7 @@ def test_power_of_choice_among_as_many_candidates_as_take_part_is_uniform():
 
 def test_oort_prefers_useful_clients_and_goes_on_trying_new_ones():
     data = noisy(2, 7, 11)
-    strategy = strategies.oort(clients_per_round=4, exploration=0.5, least=0.0, decay=0.5)
+    strategy = strategies.oort(clients_per_round=4, exploration=0.5, min_exploration=0.0, decay=0.5)
     rounds = cohorts(strategy, data, rounds=30)
     assert len({client for one in rounds[:3] for client in one.cohort}) >= 6
     later = Counter(client for one in rounds[8:] for client in one.cohort)
@@ -111,7 +113,7 @@ def test_oort_prefers_useful_clients_and_goes_on_trying_new_ones():
 
 
 def test_oort_comes_back_to_a_client_that_was_not_asked_for_long():
-    select = strategies.oort(clients_per_round=1, exploration=0.0, least=0.0).select
+    select = strategies.oort(clients_per_round=1, exploration=0.0, min_exploration=0.0).select
     known = {"clients_N": np.arange(2), "value_N": np.array([1.0, 1.0]), "round_N": np.array([1, 900])}
     drawn = Counter(select.choose(1000, range(2), rng(seed), **known)[0] for seed in range(300))
     assert drawn[0] > 280
@@ -126,7 +128,7 @@ def test_what_a_selector_has_learnt_is_in_the_checkpoint(strategy, tmp_path):
     whole = cohorts(strategy, data, rounds=6)
     engine = serial(data, TRAINER)
     half = cohorts(strategy, data, rounds=3, engine=engine)[-1].state
-    path = checkpoint.save(tmp_path, half, engine.memories, layout=TRAINER.layout)
+    path = checkpoint.save(tmp_path, half, engine.client_states, layout=TRAINER.layout)
     state, _ = checkpoint.load(path, TRAINER.layout)
     resumed = cohorts(strategy, data, rounds=6, state=state)
     assert [one.cohort for one in resumed] == [one.cohort for one in whole[3:]]
@@ -141,8 +143,8 @@ def test_a_choice_by_losses_does_not_pass_a_protection():
 
 
 def test_a_selector_is_had_by_name():
-    assert selection("uniform", None).law.kind == "all"
-    assert selection("uniform", 3).law == uniform(3).law
-    assert selection("poisson", 3).law == poisson(3).law
+    assert get_selector("uniform", None).law.kind == "all"
+    assert get_selector("uniform", 3).law == uniform(3).law
+    assert get_selector("poisson", 3).law == poisson(3).law
     with pytest.raises(SettingError, match="uniform, poisson, weighted, round_robin"):
-        selection("best", 3)
+        get_selector("best", 3)

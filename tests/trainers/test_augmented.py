@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedlearn.data.arrays import from_arrays
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.records import ClientWork, LocalSettings, Request
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.errors import SettingError
-from fedlearn.local import plain
-from fedlearn.records import LocalSettings, Order, Work
-from fedlearn.trainers.augmented import AugmentedTrainer, Distortion, distorted
+from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer, augment
 from fedlearn.trainers.mixed import MixedTrainer
-from simulations.models import trainer
+from simulations.models import build_trainer
 
 SHAPE = (9, 8, 2)
-AS_IT_IS = Distortion(flip=False, shift=0, rotation=0)
+AS_IT_IS = Augmentation(flip=False, shift=0, rotation=0)
 
 
 def images(num_images=30):
@@ -28,12 +28,12 @@ def rng(seed=1):
 
 
 def test_nothing_asked_for_changes_nothing():
-    np.testing.assert_array_equal(distorted(images(), AS_IT_IS, rng()), images())
+    np.testing.assert_array_equal(augment(images(), AS_IT_IS, rng()), images())
 
 
 def test_a_flip_turns_about_half_of_the_images_around():
     before = images(200)
-    after = distorted(before, Distortion(flip=True, shift=0, rotation=0), rng())
+    after = augment(before, Augmentation(flip=True, shift=0, rotation=0), rng())
     kept = (after == before).all(axis=(1, 2, 3))
     np.testing.assert_array_equal(after[~kept], before[~kept, :, ::-1])
     assert 70 < kept.sum() < 130
@@ -41,7 +41,7 @@ def test_a_flip_turns_about_half_of_the_images_around():
 
 def test_a_shift_moves_whole_pixels_and_leaves_black_behind():
     before, seen = images(400), set()
-    for image, moved in zip(before, distorted(before, Distortion(flip=False, shift=1, rotation=0), rng()), strict=True):
+    for image, moved in zip(before, augment(before, Augmentation(flip=False, shift=1, rotation=0), rng()), strict=True):
         padded = np.pad(image, ((1, 1), (1, 1), (0, 0)))
         places = [(i, j) for i in range(3) for j in range(3) if np.array_equal(padded[i : i + 9, j : j + 8], moved)]
         seen.update(places)
@@ -52,7 +52,7 @@ def test_a_shift_moves_whole_pixels_and_leaves_black_behind():
 def test_a_rotation_goes_both_ways_about_the_centre_and_no_further_than_asked():
     dot = np.zeros((300, 41, 41, 1), np.float32)
     dot[:, 20, 35] = 1  # 15 pixels to the right of the centre
-    turned = distorted(dot, Distortion(flip=False, shift=0, rotation=15), rng())[..., 0]
+    turned = augment(dot, Augmentation(flip=False, shift=0, rotation=15), rng())[..., 0]
     rows, columns = np.mgrid[:41, :41]
     mass = turned.sum(axis=(1, 2))
     down, right = ((turned * at).sum(axis=(1, 2)) / mass - 20 for at in (rows, columns))
@@ -64,14 +64,14 @@ def test_a_rotation_goes_both_ways_about_the_centre_and_no_further_than_asked():
 @given(seed=st.integers(0, 1000), few=st.integers(1, 29))
 @settings(max_examples=20, deadline=None)
 def test_what_happens_to_an_image_does_not_depend_on_the_others(seed, few):
-    how = Distortion(shift=2, rotation=30)
-    np.testing.assert_array_equal(distorted(images()[:few], how, rng(seed)), distorted(images(), how, rng(seed))[:few])
+    how = Augmentation(shift=2, rotation=30)
+    np.testing.assert_array_equal(augment(images()[:few], how, rng(seed)), augment(images(), how, rng(seed))[:few])
 
 
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
 def test_no_pixel_leaves_the_range_of_the_image_and_of_black(seed):
-    after = distorted(images(), Distortion(), rng(seed))
+    after = augment(images(), Augmentation(), rng(seed))
     assert after.dtype == np.float32
     assert after.min() >= 0
     assert after.max() <= images().max() + 1e-6
@@ -80,7 +80,7 @@ def test_no_pixel_leaves_the_range_of_the_image_and_of_black(seed):
 @pytest.mark.parametrize(("name", "value"), [("shift", -1), ("shift", 1.5), ("rotation", -1), ("rotation", 181)])
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(SettingError) as caught:
-        Distortion(**{name: value})
+        Augmentation(**{name: value})
     assert caught.value.setting == name
 
 
@@ -90,18 +90,20 @@ def data():
 
 
 def of(framework, data, how):
-    return AugmentedTrainer(trainer("mlp", data, input_shape=SHAPE, framework=framework)[0], how)
+    return AugmentedTrainer(build_trainer("mlp", data, input_shape=SHAPE, framework=framework)[0], how)
 
 
 def fit(made, data, *, clients=(0, 1), round=1):
-    order = Order(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=4))
-    return np.asarray(made.fit(order, plain, [Work(client=k, examples=data.train(k)) for k in clients]).delta_KD)
+    order = Request(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=4))
+    return np.asarray(
+        made.fit(order, plain_training, [ClientWork(client=k, examples=data.train(k)) for k in clients]).delta_KD
+    )
 
 
 def test_both_frameworks_train_on_the_same_pixels(data):
     pytest.importorskip("torch")
     pytest.importorskip("flax")
-    how = Distortion(shift=2)
+    how = Augmentation(shift=2)
     one, other = (of(framework, data, how) for framework in ("torch", "jax"))
     np.testing.assert_allclose(fit(one, data), fit(other, data), atol=1e-5)
     mixed = AugmentedTrainer(MixedTrainer([one.trainer, other.trainer]), how)
@@ -110,14 +112,14 @@ def test_both_frameworks_train_on_the_same_pixels(data):
 
 def test_a_client_trains_alike_alone_and_among_others_and_differently_in_each_round(data):
     pytest.importorskip("torch")
-    made = of("torch", data, Distortion(shift=2))
+    made = of("torch", data, Augmentation(shift=2))
     np.testing.assert_array_equal(fit(made, data)[1], fit(made, data, clients=(1,))[0])
     assert np.abs(fit(made, data) - fit(made, data, round=2)).max() > 1e-4
 
 
 def test_without_distortion_it_is_the_trainer_itself_and_it_predicts_as_that_does(data):
     pytest.importorskip("torch")
-    bare = trainer("mlp", data, input_shape=SHAPE)[0]
+    bare = build_trainer("mlp", data, input_shape=SHAPE)[0]
     np.testing.assert_array_equal(fit(AugmentedTrainer(bare, AS_IT_IS), data), fit(bare, data))
     x, params = data.train(0).x, bare.init(1)
-    np.testing.assert_array_equal(AugmentedTrainer(bare, Distortion()).predict(params, x), bare.predict(params, x))
+    np.testing.assert_array_equal(AugmentedTrainer(bare, Augmentation()).predict(params, x), bare.predict(params, x))

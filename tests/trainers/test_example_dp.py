@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedlearn import Examples, LocalRule, LocalSettings, Order, Work, plain
-from fedlearn.records import ExampleDP
+from fedlearn import ClientWork, Examples, LocalRule, LocalSettings, Request, plain_training
+from fedlearn.core.records import ExampleDP
 from fedlearn.trainers.base import poisson_plans
 from strategies.fedprox import proximal
 
@@ -18,11 +18,11 @@ from flax import linen  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
-from fedlearn.trainers.dp_jax import clipped_gradient  # noqa: E402
-from fedlearn.trainers.dp_torch import ClippedGradient  # noqa: E402
-from fedlearn.trainers.jax import JaxTrainer  # noqa: E402
-from fedlearn.trainers.torch import TorchTrainer  # noqa: E402
-from simulations.models.jax import cnn  # noqa: E402
+from fedlearn.trainers.jax.dp_sgd import clipped_gradient  # noqa: E402
+from fedlearn.trainers.jax.trainer import JaxTrainer  # noqa: E402
+from fedlearn.trainers.torch.dp_sgd import ClippedGradient  # noqa: E402
+from fedlearn.trainers.torch.trainer import TorchTrainer  # noqa: E402
+from simulations.models.basic.jax import cnn  # noqa: E402
 
 B, CLASSES = 12, 3
 
@@ -228,11 +228,11 @@ def examples(num=50, features=20, seed=0):
 def order(made, *, clip=1.0, noise_multiplier=1.0, round=1, deployed=False, **local):
     dp = ExampleDP(clip=clip, noise_multiplier=noise_multiplier)
     settings = LocalSettings(**{"batch_size": 16, "learning_rate": 0.1, "example_dp": dp, **local})
-    return Order(round=round, seed=1, params_D=made.init(1), local=settings, deployed=deployed)
+    return Request(round=round, seed=1, params_D=made.init(1), local=settings, deployed=deployed)
 
 
-def fitted(made, asked, clients=(0,), data=None, rule=plain):
-    work = [Work(client=c, examples=data or examples(seed=c)) for c in clients]
+def fitted(made, asked, clients=(0,), data=None, rule=plain_training):
+    work = [ClientWork(client=c, examples=data or examples(seed=c)) for c in clients]
     return np.asarray(made.fit(asked, rule, work).delta_KD)
 
 
@@ -280,9 +280,9 @@ def test_noise_is_fresh_for_each_client_round_and_step(framework):
 def test_a_client_trains_the_same_alone_in_a_block_and_together(framework):
     made = trainer(framework)
     asked = order(made, epochs=2)
-    block = fitted(made.batched("map"), asked, (0, 1, 2, 3, 4))
-    together = fitted(made.batched("vmap"), asked, (0, 1, 2, 3, 4))
-    alone = np.concatenate([fitted(made.batched("map"), asked, (client,)) for client in range(5)])
+    block = fitted(made.with_batching("map"), asked, (0, 1, 2, 3, 4))
+    together = fitted(made.with_batching("vmap"), asked, (0, 1, 2, 3, 4))
+    alone = np.concatenate([fitted(made.with_batching("map"), asked, (client,)) for client in range(5)])
     assert np.abs(block - alone).max() <= (0 if framework == "torch" else 1e-6)
     assert np.abs(block - together).max() < 1e-5
 
@@ -291,7 +291,7 @@ def test_a_client_trains_the_same_alone_in_a_block_and_together(framework):
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 3e38])
 def test_an_example_of_any_value_moves_a_step_by_no_more_than_the_clip(framework, batching, poison):
-    made, data = trainer(framework).batched(batching), examples(num=16)
+    made, data = trainer(framework).with_batching(batching), examples(num=16)
     asked = order(made, clip=0.5, noise_multiplier=0.0, steps=1, learning_rate=1.0)  # rate 1: all are drawn
     spoilt = Examples(data.x.copy(), data.y)
     spoilt.x[3] = poison
@@ -327,7 +327,7 @@ def test_what_a_rule_adds_to_a_gradient_is_not_clipped(framework):
 
 
 def test_poisson_batches_take_each_example_at_the_rate_and_independently():
-    asked = Order(round=1, seed=1, params_D=np.zeros(1), local=LocalSettings(batch_size=20, steps=400))
+    asked = Request(round=1, seed=1, params_D=np.zeros(1), local=LocalSettings(batch_size=20, steps=400))
     plan_KSB, steps_K = poisson_plans(asked, np.array([3, 4]), np.array([100, 10]))
     sizes_S = (plan_KSB[0] >= 0).sum(axis=1)
     assert sizes_S.mean() == pytest.approx(20, rel=0.05)
@@ -339,7 +339,7 @@ def test_poisson_batches_take_each_example_at_the_rate_and_independently():
 
 
 def test_real_clients_draw_batches_that_do_not_follow_from_the_seed():
-    asked = Order(round=1, seed=1, params_D=np.zeros(1), local=LocalSettings(batch_size=20, steps=5), deployed=True)
+    asked = Request(round=1, seed=1, params_D=np.zeros(1), local=LocalSettings(batch_size=20, steps=5), deployed=True)
     one, other = (poisson_plans(asked, np.array([3]), np.array([100]))[0] for _ in range(2))
     assert one.shape != other.shape or not np.array_equal(one, other)
 
@@ -347,7 +347,7 @@ def test_real_clients_draw_batches_that_do_not_follow_from_the_seed():
 @pytest.mark.parametrize("batching", ["map", "vmap"])
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_noise_of_real_clients_does_not_follow_from_the_seed(framework, batching):
-    made, data = trainer(framework, (400, 50, CLASSES)).batched(batching), examples(num=16, features=400)
+    made, data = trainer(framework, (400, 50, CLASSES)).with_batching(batching), examples(num=16, features=400)
     asked = order(made, clip=0.01, noise_multiplier=2.0, steps=3, learning_rate=1.0, deployed=True)
     one, other = (fitted(made, asked, (0, 1), data) for _ in range(2))
     drawn = np.stack([*one, *other]) - fitted(made, replace(asked, local=quiet(asked.local)), (0,), data)

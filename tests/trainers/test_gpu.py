@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedlearn import LocalSettings, Order, Schedule, federate, plain, start, vector
-from fedlearn.records import ExampleDP, Work
+from fedlearn import LocalSettings, Request, Schedule, federate, plain_training, start, vector
+from fedlearn.core.records import ClientWork, ExampleDP
 from fedlearn.testing import check_trainer
 from simulations import models
 from strategies import ditto, fedadam, fedlc, fedprox, fedrep, ifca, qfedavg, scaffold
@@ -35,14 +35,14 @@ def framework(request):
 
 @pytest.fixture
 def data(digits):
-    from fedlearn.data.arrays import from_arrays
+    from fedlearn.data.from_arrays import from_arrays
 
     x, y = digits
     return from_arrays(x[:600], y[:600], assignment=np.arange(600) % 12, task="multiclass")
 
 
 def trainer(data, framework, device, model="mlp"):
-    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework, device=device)[0]
+    return models.build_trainer(model, data, input_shape=(8, 8, 1), framework=framework, device=device)[0]
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
@@ -81,9 +81,9 @@ def test_clipped_gradients_on_a_gpu_are_those_of_the_cpu(data, framework):
     for device in ("cpu", "cuda:0"):
         made = trainer(data, framework, device)
         dp = ExampleDP(clip=0.5, noise_multiplier=0.0)
-        order = Order(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16, example_dp=dp))
-        work = [Work(client=client, examples=data.train(client)) for client in range(4)]
-        updates = replace(made.fit(order, plain, work), metrics={})
+        order = Request(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16, example_dp=dp))
+        work = [ClientWork(client=client, examples=data.train(client)) for client in range(4)]
+        updates = replace(made.fit(order, plain_training, work), metrics={})
         deltas.append(np.asarray(updates.delta_KD.cpu() if hasattr(updates.delta_KD, "cpu") else updates.delta_KD))
     assert np.abs(deltas[0] - deltas[1]).max() < 1e-5
 

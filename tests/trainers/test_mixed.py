@@ -5,7 +5,18 @@ import sys
 import numpy as np
 import pytest
 
-from fedlearn import FedlearnError, LocalSettings, Order, Schedule, Work, federate, plain, serial, start, vector
+from fedlearn import (
+    ClientWork,
+    FedlearnError,
+    LocalSettings,
+    Request,
+    Schedule,
+    federate,
+    plain_training,
+    serial,
+    start,
+    vector,
+)
 from fedlearn.testing import LinearTrainer
 from fedlearn.trainers.mixed import MixedTrainer
 from strategies import fedavg, fedprox
@@ -38,20 +49,20 @@ def test_engines_agree_on_a_mixed_federation():
 def test_each_client_trains_in_its_own_framework_whoever_else_is_in_the_block():
     scenario = digits(framework="mixed", num_clients=4)
     one, other = scenario.trainer.trainers
-    order = Order(round=1, seed=1, params_D=scenario.trainer.init(1), local=LOCAL)
-    work = [Work(client=client, examples=scenario.data.train(client)) for client in (3, 0, 1)]
-    mixed = scenario.trainer.fit(order, plain, work)
+    order = Request(round=1, seed=1, params_D=scenario.trainer.init(1), local=LOCAL)
+    work = [ClientWork(client=client, examples=scenario.data.train(client)) for client in (3, 0, 1)]
+    mixed = scenario.trainer.fit(order, plain_training, work)
     assert mixed.clients_K.tolist() == [3, 0, 1]
     assert mixed.num_examples_K.tolist() == [len(item.examples) for item in work]
     for row, trainer in ((0, other), (1, one), (2, other)):
-        alone = trainer.fit(order, plain, [work[row]])
+        alone = trainer.fit(order, plain_training, [work[row]])
         assert np.array_equal(np.asarray(alone.delta_KD)[0], mixed.delta_KD[row])
         assert alone.metrics["loss"].total_K[0] == mixed.metrics["loss"].total_K[row]
     assert {"torch", "jax"} <= sys.modules.keys()
 
 
 def test_the_header_says_who_trains_how():
-    assert "torch" in digits(framework="mixed", num_clients=4).trainer.batching_of(4, 100)
+    assert "torch" in digits(framework="mixed", num_clients=4).trainer.describe_batching(4, 100)
 
 
 def test_trainers_of_different_models_do_not_mix():

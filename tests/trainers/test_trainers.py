@@ -9,25 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlearn import (
+    ClientWork,
     Examples,
     FederatedData,
     FedlearnError,
     LocalRule,
     LocalSettings,
-    Order,
+    Request,
     Schedule,
     Strategy,
-    Work,
     everyone,
     federate,
-    plain,
+    plain_training,
     start,
 )
-from fedlearn.client import client_step, client_steps
-from fedlearn.engines.serial import serial
-from fedlearn.engines.vector import vector
-from fedlearn.layout import Layout
-from fedlearn.testing import check_trainer, check_twins
+from fedlearn.core.layout import Layout
+from fedlearn.engines.base import serial, vector
+from fedlearn.loop.client_update import client_step, client_step_mixed_rounds
+from fedlearn.testing import check_equivalent_trainers, check_trainer
 from fedlearn.trainers.base import batch_plans
 from simulations import models
 
@@ -54,7 +53,7 @@ def data(clients):
 
 
 def trainer(data, framework, model):
-    return models.trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
+    return models.build_trainer(model, data, input_shape=(8, 8, 1), framework=framework)[0]
 
 
 @pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
@@ -69,7 +68,7 @@ def test_jax_keeps_the_trainer_contract(data, clients, model):
 
 @pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
 def test_the_models_are_twins(data, clients, model):
-    check_twins(trainer(data, "torch", model), trainer(data, "jax", model), clients)
+    check_equivalent_trainers(trainer(data, "torch", model), trainer(data, "jax", model), clients)
 
 
 def run(data, made, engine, strategy, *, rounds=20, **local):
@@ -112,24 +111,24 @@ def test_after_20_rounds_frameworks_and_engines_agree(data, name, model):
 )
 def test_local_optimisers_mean_the_same_in_both_frameworks(data, clients, local):
     settings = LocalSettings(**{"batch_size": 16, **local})
-    work = [Work(client=k, examples=examples) for k, examples in enumerate(clients)]
+    work = [ClientWork(client=k, examples=examples) for k, examples in enumerate(clients)]
     ends = []
     for framework in ("torch", "jax"):
         made = trainer(data, framework, "mlp")
-        order = Order(round=1, seed=1, params_D=made.init(1), local=settings)
-        ends.append(np.asarray(made.fit(order, plain, work).delta_KD))
+        order = Request(round=1, seed=1, params_D=made.init(1), local=settings)
+        ends.append(np.asarray(made.fit(order, plain_training, work).delta_KD))
     assert np.abs(ends[0] - ends[1]).max() <= 1e-5
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.01), (0.9, 0.01)])
 def test_local_sgd_is_torch_optim_sgd(clients, momentum, weight_decay):
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     local = LocalSettings(steps=5, batch_size=100, learning_rate=0.1, momentum=momentum, weight_decay=weight_decay)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     made = TorchTrainer(module, task="multiclass")
-    order = Order(round=1, seed=1, params_D=made.init(1), local=local)
-    ours = made.fit(order, plain, [Work(client=0, examples=clients[4])]).delta_KD[0]
+    order = Request(round=1, seed=1, params_D=made.init(1), local=local)
+    ours = made.fit(order, plain_training, [ClientWork(client=0, examples=clients[4])]).delta_KD[0]
     weights = made.layout.unpack(made.init(1))
     theirs = nn.Linear(64, 10)
     theirs.load_state_dict({name: torch.from_numpy(weights[f"1.{name}"]) for name in ("weight", "bias")})
@@ -166,15 +165,15 @@ def test_clients_that_were_sent_different_models_train_in_one_block_as_each_alon
 ):
     rule = LocalRule(
         correct=lambda grad, w, w_global, past, pull: grad + 0.1 * past + pull * (w - w_global),
-        memory=("past",),
+        client_state=("past",),
         receives=("pull",),
     )
     strategy = Strategy(select=everyone(), local=rule)
-    made = trainer(data, framework, "mlp").batched(batching)
+    made = trainer(data, framework, "mlp").with_batching(batching)
     some_8D = np.random.default_rng(1).normal(0, 0.1, (8, made.layout.num_parameters)).astype(np.float32)
-    orders = [Order(round=k + 1, seed=1, params_D=made.init(k), broadcast={"pull": some_8D[k]}) for k in range(4)]
-    work = [Work(client=k, examples=clients[k], memory={"past": some_8D[4 + k]}) for k in range(4)]
-    together = client_steps(made, strategy, orders, work)
+    orders = [Request(round=k + 1, seed=1, params_D=made.init(k), broadcast={"pull": some_8D[k]}) for k in range(4)]
+    work = [ClientWork(client=k, examples=clients[k], client_state={"past": some_8D[4 + k]}) for k in range(4)]
+    together = client_step_mixed_rounds(made, strategy, orders, work)
     for order, one, mixed in zip(orders, work, together, strict=True):
         alone, _ = client_step(made, strategy, order, [one])
         assert np.allclose(mixed.delta_KD, alone.delta_KD, rtol=0, atol=tolerance)
@@ -182,26 +181,31 @@ def test_clients_that_were_sent_different_models_train_in_one_block_as_each_alon
 
 def test_sizes_from_1_to_200_give_the_same_in_one_block_as_alone(digits, data):
     x, y = digits
-    work = [Work(client=n, examples=Examples(x[:n], y[:n])) for n in (*range(1, 12), 31, 32, 33, 64, 65, 127, 200)]
+    work = [
+        ClientWork(client=n, examples=Examples(x[:n], y[:n])) for n in (*range(1, 12), 31, 32, 33, 64, 65, 127, 200)
+    ]
     for framework, tolerance in (("torch", 0), ("jax", 1e-6)):
         made = trainer(data, framework, "mlp")
-        order = Order(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16))
-        together = np.asarray(made.fit(order, plain, work).delta_KD)
-        alone = np.stack([np.asarray(made.fit(order, plain, [one]).delta_KD)[0] for one in work])
+        order = Request(round=1, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=16))
+        together = np.asarray(made.fit(order, plain_training, work).delta_KD)
+        alone = np.stack([np.asarray(made.fit(order, plain_training, [one]).delta_KD)[0] for one in work])
         assert np.abs(together - alone).max() <= tolerance
 
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(digits, data, apart):
     x, y = digits
-    made, rng, seen = trainer(data, "jax", "linear").batched("map"), np.random.default_rng(0), set()
+    made, rng, seen = trainer(data, "jax", "linear").with_batching("map"), np.random.default_rng(0), set()
     for round in range(1, 21):  # 30 clients or so, as drawn by Poisson sampling
         sizes = np.minimum(200, rng.lognormal(3, 0.7, rng.poisson(30)).astype(int) + 1)
-        work = [Work(client=k, examples=Examples(x[:n].copy() if apart else x[:n], y[:n])) for k, n in enumerate(sizes)]
-        order = Order(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=10))
-        made.fit(order, plain, work)
+        work = [
+            ClientWork(client=k, examples=Examples(x[:n].copy() if apart else x[:n], y[:n]))
+            for k, n in enumerate(sizes)
+        ]
+        order = Request(round=round, seed=1, params_D=made.init(1), local=LocalSettings(batch_size=10))
+        made.fit(order, plain_training, work)
         seen.add((len(work), -(-max(sizes) // 10)))
-    programs = made._block(plain, order.local, False)._cache_size()
+    programs = made._block(plain_training, order.local, False)._cache_size()
     assert len(seen) > 15
     assert programs <= 8  # a growing number of steps twice at most, and 13 to 22 clients a core rounded up
 
@@ -217,12 +221,12 @@ class TorchDropout(nn.Module):
 
 def with_dropout(framework):
     if framework == "torch":
-        from fedlearn.trainers.torch import TorchTrainer
+        from fedlearn.trainers.torch.trainer import TorchTrainer
 
         return TorchTrainer(TorchDropout(), task="multiclass")
     from flax import linen
 
-    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.jax.trainer import JaxTrainer
 
     class Dropout(linen.Module):
         @linen.compact
@@ -237,27 +241,27 @@ def with_dropout(framework):
 def test_dropout_draws_per_client_and_round_whatever_the_block(clients, framework):
     made = with_dropout(framework)
     check_trainer(made, clients[2:5], tolerance=1e-6)
-    twice = [Work(client=client, examples=clients[4]) for client in (1, 2)]
+    twice = [ClientWork(client=client, examples=clients[4]) for client in (1, 2)]
     local = LocalSettings(steps=1, batch_size=100)  # one full batch: only dropout tells the clients apart
-    order = Order(round=1, seed=1, params_D=made.init(1), local=local)
-    one, other = np.asarray(made.fit(order, plain, twice).delta_KD)
+    order = Request(round=1, seed=1, params_D=made.init(1), local=local)
+    one, other = np.asarray(made.fit(order, plain_training, twice).delta_KD)
     assert not np.array_equal(one, other)
 
 
 def test_torchs_global_generator_is_left_as_it_was(clients):
     made = with_dropout("torch")
-    order = Order(round=1, seed=1, params_D=made.init(1))
+    order = Request(round=1, seed=1, params_D=made.init(1))
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    made.fit(order, plain, [Work(client=0, examples=clients[2])])
+    made.fit(order, plain_training, [ClientWork(client=0, examples=clients[2])])
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_state_that_no_policy_knows_is_refused():
     from flax import linen
 
-    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.jax.trainer import JaxTrainer
 
     class Counting(linen.Module):
         @linen.compact
@@ -270,20 +274,20 @@ def test_state_that_no_policy_knows_is_refused():
 
 
 def test_frozen_torch_parameters_do_not_travel_and_do_not_move(clients):
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     body, head = nn.Linear(64, 16), nn.Linear(16, 10)
     for parameter in body.parameters():
         parameter.requires_grad = False
     before = body.weight.detach().clone()
     made = TorchTrainer(nn.Sequential(nn.Flatten(), body, nn.ELU(), head), task="multiclass")
-    assert made.layout == Layout.of([("3.bias", (10,)), ("3.weight", (10, 16))])
+    assert made.layout == Layout.from_shapes([("3.bias", (10,)), ("3.weight", (10, 16))])
     check_trainer(made, clients[2:5], tolerance=0)
     assert torch.equal(body.weight, before)
 
 
 def test_a_modules_own_parameters_can_be_the_initial_ones():
-    from fedlearn.trainers.torch import TorchTrainer
+    from fedlearn.trainers.torch.trainer import TorchTrainer
 
     module = nn.Linear(3, 1)
     own = torch.cat([module.bias.detach(), module.weight.detach().flatten()]).numpy().copy()
@@ -293,7 +297,7 @@ def test_a_modules_own_parameters_can_be_the_initial_ones():
 
 
 def plans(sizes, *, clients=None, round=1, **local):
-    order = Order(round=round, seed=1, params_D=None, local=LocalSettings(**local))
+    order = Request(round=round, seed=1, params_D=None, local=LocalSettings(**local))
     return batch_plans(order, np.arange(len(sizes)) if clients is None else np.array(clients), np.array(sizes))
 
 
@@ -338,8 +342,8 @@ def test_the_loss_reported_is_the_mean_over_the_examples_seen(data, clients):
     for framework in ("torch", "jax"):
         made = trainer(data, framework, "linear")
         still = LocalSettings(learning_rate=0.0, batch_size=16)
-        order = Order(round=1, seed=1, params_D=made.init(1), local=still)
-        loss = made.fit(order, plain, [Work(client=0, examples=clients[4])]).metrics["loss"]
+        order = Request(round=1, seed=1, params_D=made.init(1), local=still)
+        loss = made.fit(order, plain_training, [ClientWork(client=0, examples=clients[4])]).metrics["loss"]
         logits = made.predict(made.init(1), clients[4].x).astype(np.float64)
         log_probability = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
         expected = -log_probability[np.arange(100), clients[4].y].mean()
@@ -363,13 +367,13 @@ def test_each_framework_trains_without_the_other_being_imported():
 
 
 def test_a_client_diverging_in_a_block_leaves_the_others_untouched(data, clients):
-    from fedlearn.client import client_step
+    from fedlearn.loop.client_update import client_step
     from strategies import fedavg
 
     for framework in ("torch", "jax"):
         made = trainer(data, framework, "mlp")
-        order = Order(round=1, seed=1, params_D=made.init(1))
-        work = [Work(client=k, examples=clients[k]) for k in (2, 3, 4)]
+        order = Request(round=1, seed=1, params_D=made.init(1))
+        work = [ClientWork(client=k, examples=clients[k]) for k in (2, 3, 4)]
         sound, _ = client_step(made, fedavg(), order, work)
         for k, others in ((0, [1, 2]), (1, [0, 2]), (2, [0, 1])):
             nan = Examples(work[k].examples.x * np.float32("nan"), work[k].examples.y)

@@ -1,10 +1,10 @@
-"""One file for each way of keeping a promise; `fedlearn.privacy.mechanism` says what they share."""
+"""One file for each way of keeping a promise; `fedlearn.privacy.mechanisms.base` says what they share."""
 
-from fedlearn.privacy.mechanism import none
-from fedlearn.privacy.mechanisms.central import central
-from fedlearn.privacy.mechanisms.example import example
-from fedlearn.privacy.mechanisms.ftrl import ftrl
-from fedlearn.privacy.mechanisms.local import local
-from fedlearn.privacy.mechanisms.masked import distributed, secagg
+from fedlearn.privacy.mechanisms.base import none
+from fedlearn.privacy.mechanisms.central_dp import central
+from fedlearn.privacy.mechanisms.dp_ftrl import ftrl
+from fedlearn.privacy.mechanisms.dp_sgd import example
+from fedlearn.privacy.mechanisms.local_dp import local
+from fedlearn.privacy.mechanisms.secure_aggregation import distributed, secagg
 
 __all__ = ["central", "distributed", "example", "ftrl", "local", "none", "secagg"]

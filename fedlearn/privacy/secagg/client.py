@@ -16,29 +16,29 @@ from enum import IntEnum
 
 import numpy as np
 
-from fedlearn.privacy.secagg import keys as crypto
-from fedlearn.privacy.secagg.errors import Refused, refuse
-from fedlearn.privacy.secagg.keys import SECRET_BYTES, Identity
-from fedlearn.privacy.secagg.records import (
+from fedlearn.privacy.secagg import crypto
+from fedlearn.privacy.secagg.crypto import SECRET_BYTES, Identity
+from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
+from fedlearn.privacy.secagg.messages import (
+    ClientState,
     Confirmation,
-    Inbox,
-    Keys,
-    Masked,
-    Notes,
-    Opening,
-    Reveal,
-    Roster,
+    EncryptedShares,
+    KeyDirectory,
+    MaskedVector,
+    PublicKeys,
+    ReceivedShares,
     Session,
-    Shares,
     Survivors,
+    UnmaskRequest,
+    UnmaskShares,
     decode,
     encode,
 )
 
-Vector = Callable[[Session], np.ndarray]
+VectorProvider = Callable[[Session], np.ndarray]
 
 
-class Stage(IntEnum):
+class ClientStage(IntEnum):
     """What a client has done; the next message must be the one that follows."""
 
     NONE = 0
@@ -46,7 +46,7 @@ class Stage(IntEnum):
     SHARED = 2
     MASKED = 3
     CONFIRMED = 4
-    OVER = 5
+    DONE = 5
 
 
 class Client:
@@ -55,11 +55,11 @@ class Client:
     Args:
         identity: signs for this client.
         registered: client -> public key of its identity, agreed on outside the protocol; this client's own included.
-        kept: ``kept`` of the object that handled the previous message, if it was another one.
-        least: the smallest threshold that this client accepts: it is never in a sum of fewer.
+        state: ``state`` of the object that handled the previous message, if it was another one.
+        min_threshold: the smallest threshold that this client accepts: it is never in a sum of fewer.
 
     Attributes:
-        kept: what must be remembered until the next message: secret, at this client only, and to be saved before the
+        state: what must be remembered until the next message: secret, at this client only, and to be saved before the
             reply leaves, or a crash could make it answer twice.
 
     *Guarantees*: whatever arrives, a client gives away, for any other client of a session, a share of either the seed
@@ -69,17 +69,17 @@ class Client:
     """
 
     def __init__(
-        self, identity: Identity, registered: Mapping[int, bytes], *, kept: bytes = b"", least: int = 2
+        self, identity: Identity, registered: Mapping[int, bytes], *, state: bytes = b"", min_threshold: int = 2
     ) -> None:
-        self.identity, self.registered, self.least = identity, registered, least
-        self._notes: Notes = decode(kept, Notes) if kept else Notes()
+        self.identity, self.registered, self.min_threshold = identity, registered, min_threshold
+        self._notes: ClientState = decode(state, ClientState) if state else ClientState()
 
     @property
-    def kept(self) -> bytes:
+    def state(self) -> bytes:
         """What to remember."""
         return encode(self._notes)
 
-    def answer(self, message: bytes, vector: Vector | None = None) -> bytes:
+    def respond(self, message: bytes, vector: VectorProvider | None = None) -> bytes:
         """The reply to any message of the server.
 
         Args:
@@ -89,169 +89,179 @@ class Client:
         Raises:
             Refused: the message is not acceptable; the state is what it was.
         """
-        request = decode(message, Session, Roster, Inbox, Survivors, Opening)
+        request = decode(message, Session, KeyDirectory, ReceivedShares, Survivors, UnmaskRequest)
         if isinstance(request, Session):
             return self._advertise(request)
-        if isinstance(request, Roster):
+        if isinstance(request, KeyDirectory):
             return self._share(request)
-        if isinstance(request, Inbox):
+        if isinstance(request, ReceivedShares):
             return self._mask(request, vector)
         return self._confirm(request) if isinstance(request, Survivors) else self._open(request)
 
-    def forget(self) -> None:
+    def discard_secrets(self) -> None:
         """Drop the secrets of a round that was not finished; it cannot be opened any more with this client's help."""
-        self._notes = Notes(run=self._notes.run, round=self._notes.round, stage=Stage.OVER)
+        self._notes = ClientState(run=self._notes.run, round=self._notes.round, stage=ClientStage.DONE)
 
     def _advertise(self, session: Session) -> bytes:
-        session.check()
+        session.validate()
         notes, me = self._notes, self.identity.client
-        refuse(me not in session.clients, f"client {me} is not in the cohort")
-        refuse(
-            session.threshold < self.least,
-            f"threshold {session.threshold}: this client is in no sum of fewer than {self.least}",
+        reject_if(me not in session.clients, f"client {me} is not in the cohort")
+        reject_if(
+            session.threshold < self.min_threshold,
+            f"threshold {session.threshold}: this client is in no sum of fewer than {self.min_threshold}",
         )
         same_run = notes.run == session.run
-        refuse(same_run and session.round < notes.round, f"round {session.round} after round {notes.round}")
-        over = same_run and session.round == notes.round and notes.stage == Stage.OVER
-        refuse(over, f"round {session.round} is over: it is opened at most once")
-        seal_secret, mask_secret = crypto.fresh_secret(), crypto.fresh_secret()
-        public = Keys(
+        reject_if(same_run and session.round < notes.round, f"round {session.round} after round {notes.round}")
+        over = same_run and session.round == notes.round and notes.stage == ClientStage.DONE
+        reject_if(over, f"round {session.round} is over: it is opened at most once")
+        seal_secret, mask_secret = crypto.generate_secret(), crypto.generate_secret()
+        public = PublicKeys(
             session=crypto.digest(session),
             client=me,
-            seal=crypto.public_of(seal_secret),
-            mask=crypto.public_of(mask_secret),
+            encryption_key=crypto.derive_public_key(seal_secret),
+            mask_key=crypto.derive_public_key(mask_secret),
         )
-        signed = encode(self.identity.signed(public))
-        self._notes = Notes(
+        signed = encode(self.identity.sign_keys(public))
+        self._notes = ClientState(
             run=session.run,
             round=session.round,
-            stage=Stage.ADVERTISED,
+            stage=ClientStage.ADVERTISED,
             session=encode(session),
-            seal_secret=seal_secret,
+            encryption_secret=seal_secret,
             mask_secret=mask_secret,
-            seed=crypto.fresh_secret(),
+            seed=crypto.generate_secret(),
             roster={me: signed},
         )
         return signed
 
-    def _share(self, roster: Roster) -> bytes:
-        session, me = self._at(Stage.ADVERTISED, roster.session), self.identity.client
-        refuse(roster.keys.get(me) != self._notes.roster[me], "the keys of this client were changed on their way")
-        everyone = checked_roster(session, roster.keys, self.registered)
+    def _share(self, roster: KeyDirectory) -> bytes:
+        session, me = self._at(ClientStage.ADVERTISED, roster.session), self.identity.client
+        reject_if(roster.keys.get(me) != self._notes.roster[me], "the keys of this client were changed on their way")
+        everyone = verify_directory(session, roster.keys, self.registered)
         size, t = len(session.clients), session.threshold
         seed_shares = crypto.split(self._notes.seed, threshold=t, num_shares=size)
         key_shares = crypto.split(self._notes.mask_secret, threshold=t, num_shares=size)
         both = {c: seed_shares[i] + key_shares[i] for i, c in enumerate(session.clients)}
         sealed = {c: self._seal(keys, both[c]) for c, keys in everyone.items() if c != me}
-        self._notes = replace(self._notes, stage=Stage.SHARED, roster=roster.keys, shares={me: both[me]})
-        return encode(Shares(session=roster.session, client=me, sealed=sealed))
+        self._notes = replace(self._notes, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
+        return encode(EncryptedShares(session=roster.session, client=me, encrypted=sealed))
 
-    def _mask(self, inbox: Inbox, vector: Vector | None) -> bytes:
-        session, me = self._at(Stage.SHARED, inbox.session), self.identity.client
-        refuse(inbox.client != me or me in inbox.sealed, "these shares are meant for another client")
-        refuse(bool(set(inbox.sealed) - set(self._notes.roster)), "shares from a client that is not on the roster")
-        sharers = len(inbox.sealed) + 1
-        refuse(sharers < session.threshold, f"{sharers} clients have shared, fewer than threshold {session.threshold}")
-        everyone = {c: decode(data, Keys) for c, data in self._notes.roster.items()}
-        shares = {c: self._unseal(everyone[c], sealed) for c, sealed in inbox.sealed.items()}
+    def _mask(self, inbox: ReceivedShares, vector: VectorProvider | None) -> bytes:
+        session, me = self._at(ClientStage.SHARED, inbox.session), self.identity.client
+        reject_if(inbox.client != me or me in inbox.encrypted, "these shares are meant for another client")
+        reject_if(
+            bool(set(inbox.encrypted) - set(self._notes.roster)), "shares from a client that is not on the roster"
+        )
+        sharers = len(inbox.encrypted) + 1
+        reject_if(
+            sharers < session.threshold, f"{sharers} clients have shared, fewer than threshold {session.threshold}"
+        )
+        everyone = {c: decode(data, PublicKeys) for c, data in self._notes.roster.items()}
+        shares = {c: self._unseal(everyone[c], sealed) for c, sealed in inbox.encrypted.items()}
         if vector is None:
-            raise Refused("there is nothing to mask")
+            raise ProtocolError("there is nothing to mask")
         masked = _checked(vector(session), session)
-        crypto.add_mask(masked, crypto.own_key(self._notes.seed, inbox.session, me), sign=1)
-        for other in inbox.sealed:
-            key = crypto.pair_key(self._notes.mask_secret, everyone[other].mask, inbox.session, me, other)
+        crypto.add_mask(masked, crypto.self_mask_key(self._notes.seed, inbox.session, me), sign=1)
+        for other in inbox.encrypted:
+            key = crypto.pairwise_mask_key(self._notes.mask_secret, everyone[other].mask, inbox.session, me, other)
             crypto.add_mask(masked, key, sign=1 if me < other else -1)
         self._notes = replace(
             self._notes,
-            stage=Stage.MASKED,
-            seal_secret=b"",
+            stage=ClientStage.MASKED,
+            encryption_secret=b"",
             mask_secret=b"",
             shares={**self._notes.shares, **shares},
         )
-        return encode(Masked(session=inbox.session, client=me, vector=masked.tobytes()))
+        return encode(MaskedVector(session=inbox.session, client=me, vector=masked.tobytes()))
 
     def _confirm(self, shown: Survivors) -> bytes:
-        session, me = self._at(Stage.MASKED, shown.session), self.identity.client
+        session, me = self._at(ClientStage.MASKED, shown.session), self.identity.client
         survivors, dropped, sharers = set(shown.survivors), set(shown.dropped), set(self._notes.shares)
-        refuse(bool(survivors & dropped), f"clients {sorted(survivors & dropped)} are said to be both there and gone")
-        refuse(survivors | dropped != sharers, "survivors and dropped clients are not those who shared")
-        refuse(me not in survivors, "this client's own vector is not in the sum")
+        reject_if(
+            bool(survivors & dropped), f"clients {sorted(survivors & dropped)} are said to be both there and gone"
+        )
+        reject_if(survivors | dropped != sharers, "survivors and dropped clients are not those who shared")
+        reject_if(me not in survivors, "this client's own vector is not in the sum")
         few = f"{len(survivors)} survivors, fewer than threshold {session.threshold}"
-        refuse(len(survivors) < session.threshold, few)
-        signature = self.identity.sign(crypto.statement(shown))
+        reject_if(len(survivors) < session.threshold, few)
+        signature = self.identity.sign(crypto.survivors_statement(shown))
         self._notes = replace(
-            self._notes, stage=Stage.CONFIRMED, survivors=tuple(shown.survivors), dropped=tuple(shown.dropped)
+            self._notes, stage=ClientStage.CONFIRMED, survivors=tuple(shown.survivors), dropped=tuple(shown.dropped)
         )
         return encode(Confirmation(session=shown.session, client=me, signature=signature))
 
-    def _open(self, opening: Opening) -> bytes:
-        session, me = self._at(Stage.CONFIRMED, opening.session), self.identity.client
+    def _open(self, opening: UnmaskRequest) -> bytes:
+        session, me = self._at(ClientStage.CONFIRMED, opening.session), self.identity.client
         agreed = (self._notes.survivors, self._notes.dropped)
-        refuse(
+        reject_if(
             (opening.survivors, opening.dropped) != agreed, "the survivors are not those that this client has signed"
         )
         self._check_signatures(opening, session)
         shares = self._notes.shares
-        reveal = Reveal(
+        reveal = UnmaskShares(
             session=opening.session,
             client=me,
             seed=self._notes.seed,
             seed_shares={c: shares[c][:SECRET_BYTES] for c in opening.survivors},
             key_shares={c: shares[c][SECRET_BYTES:] for c in opening.dropped},
         )
-        self.forget()
+        self.discard_secrets()
         return encode(reveal)
 
-    def _check_signatures(self, opening: Opening, session: Session) -> None:
+    def _check_signatures(self, opening: UnmaskRequest, session: Session) -> None:
         signers = set(opening.signatures)
-        refuse(bool(signers - set(opening.survivors)), "a signature under the survivors is from someone else")
+        reject_if(bool(signers - set(opening.survivors)), "a signature under the survivors is from someone else")
         few = f"{len(signers)} signatures under the survivors, fewer than threshold {session.threshold}"
-        refuse(len(signers) < session.threshold, few)
+        reject_if(len(signers) < session.threshold, few)
         shown = Survivors(session=opening.session, survivors=opening.survivors, dropped=opening.dropped)
         for client, signature in opening.signatures.items():
             whose = f"client {client} under the survivors"
-            crypto.verify(self.registered[client], signature, crypto.statement(shown), whose=whose)
+            crypto.verify(self.registered[client], signature, crypto.survivors_statement(shown), signer=whose)
 
-    def _at(self, stage: Stage, session: bytes) -> Session:
+    def _at(self, stage: ClientStage, session: bytes) -> Session:
         """The session, if the message belongs to it and to this stage of it."""
-        now = Stage(self._notes.stage)
-        refuse(
+        now = ClientStage(self._notes.stage)
+        reject_if(
             now != stage,
             f"a message for a client that has {stage.name.lower()}; this one's stage is {now.name.lower()}",
         )
         current: Session = decode(self._notes.session, Session)
-        refuse(crypto.digest(current) != session, "a message of another session")
+        reject_if(crypto.digest(current) != session, "a message of another session")
         return current
 
-    def _seal(self, receiver: Keys, shares: bytes) -> bytes:
+    def _seal(self, receiver: PublicKeys, shares: bytes) -> bytes:
         context = _context(receiver.session, self.identity.client, receiver.client)
-        return crypto.seal(crypto.agree(self._notes.seal_secret, receiver.seal, context), shares, context)
+        return crypto.encrypt(
+            crypto.agree_key(self._notes.encryption_secret, receiver.encryption_key, context), shares, context
+        )
 
-    def _unseal(self, sender: Keys, sealed: bytes) -> bytes:
+    def _unseal(self, sender: PublicKeys, sealed: bytes) -> bytes:
         context = _context(sender.session, sender.client, self.identity.client)
-        key = crypto.agree(self._notes.seal_secret, sender.seal, context)
-        shares = crypto.unseal(key, sealed, context, sender=sender.client)
-        refuse(len(shares) != 2 * SECRET_BYTES, f"the shares from client {sender.client} have a wrong size")
+        key = crypto.agree_key(self._notes.encryption_secret, sender.encryption_key, context)
+        shares = crypto.decrypt(key, sealed, context, sender=sender.client)
+        reject_if(len(shares) != 2 * SECRET_BYTES, f"the shares from client {sender.client} have a wrong size")
         return shares
 
 
-def checked_roster(session: Session, roster: Mapping[int, bytes], registered: Mapping[int, bytes]) -> dict[int, Keys]:
+def verify_directory(
+    session: Session, directory: Mapping[int, bytes], registered: Mapping[int, bytes]
+) -> dict[int, PublicKeys]:
     """The keys on a roster, by client.
 
     Raises:
         Refused: too few, someone from outside the cohort, a signature that is not the registered identity's, keys of
             another session, or the same key twice.
     """
-    refuse(bool(set(roster) - set(session.clients)), "a client on the roster is not in the cohort")
-    few = f"{len(roster)} clients have advertised keys, fewer than threshold {session.threshold}"
-    refuse(len(roster) < session.threshold, few)
-    everyone: dict[int, Keys] = {client: decode(data, Keys) for client, data in roster.items()}
+    reject_if(bool(set(directory) - set(session.clients)), "a client on the roster is not in the cohort")
+    few = f"{len(directory)} clients have advertised keys, fewer than threshold {session.threshold}"
+    reject_if(len(directory) < session.threshold, few)
+    everyone: dict[int, PublicKeys] = {client: decode(data, PublicKeys) for client, data in directory.items()}
     for client, keys in everyone.items():
-        refuse(keys.client != client, f"the keys of client {keys.client} are shown as those of client {client}")
-        refuse(keys.session != crypto.digest(session), f"the keys of client {client} are of another session")
+        reject_if(keys.client != client, f"the keys of client {keys.client} are shown as those of client {client}")
+        reject_if(keys.session != crypto.digest(session), f"the keys of client {client} are of another session")
         crypto.verify_keys(keys, registered)
-    public = [key for keys in everyone.values() for key in (keys.seal, keys.mask)]
-    refuse(len(set(public)) < len(public), "a public key appears twice")
+    public = [key for keys in everyone.values() for key in (keys.encryption_key, keys.mask_key)]
+    reject_if(len(set(public)) < len(public), "a public key appears twice")
     return everyone
 
 

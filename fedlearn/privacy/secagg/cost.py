@@ -12,7 +12,7 @@ from math import ceil, exp, pi, sqrt
 
 import numpy as np
 
-LARGEST_MODEL = 2.0**40  # numbers; what a bound that grows with the dimension is computed for
+MAX_DIMENSION = 2.0**40  # numbers; what a bound that grows with the dimension is computed for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,23 +23,23 @@ class NoisySum:
         kind: ``skellam`` or ``discrete_gaussian``.
         std: of one client's noise on each number.
         norm: L2 bound on one client's vector of integers.
-        quorum: the fewest clients in a sum: only so much noise is sure to be there.
+        min_clients: the fewest clients in a sum: only so much noise is sure to be there.
         max_clients: the most.
     """
 
     kind: str
     std: float
     norm: float
-    quorum: int
+    min_clients: int
     max_clients: int
 
     @property
     def noise_multiplier(self) -> float:
         """Standard deviation of the noise in the smallest sum, over the norm bound."""
-        return self.std * sqrt(self.quorum) / self.norm
+        return self.std * sqrt(self.min_clients) / self.norm
 
     @property
-    def gaussian(self) -> float:
+    def equivalent_noise_multiplier(self) -> float:
         """Noise multiplier of a Gaussian release that costs at least as much at every whole order.
 
         A ledger of Gaussian releases may book that one, if it looks at Renyi divergences of whole orders only: relative
@@ -50,10 +50,10 @@ class NoisySum:
     def rdp(self, orders: Sequence[float] | np.ndarray) -> np.ndarray:
         """Renyi divergence of one release, at orders > 1; adds up over releases."""
         if self.kind == "skellam":
-            variance = self.quorum * self.std**2
+            variance = self.min_clients * self.std**2
             return np.array([skellam_rdp(order, variance=variance, l2=self.norm, l1=self.norm**2) for order in orders])
-        size = {"num_clients": self.quorum, "most": self.max_clients}
-        epsilon = discrete_gaussian_cdp(std=self.std, l2=self.norm, dimension=LARGEST_MODEL, **size)
+        size = {"num_clients": self.min_clients, "most": self.max_clients}
+        epsilon = discrete_gaussian_cdp(std=self.std, l2=self.norm, dimension=MAX_DIMENSION, **size)
         return 0.5 * epsilon**2 * np.asarray(orders, np.float64)
 
 
@@ -77,7 +77,7 @@ def skellam_rdp(order: float, *, variance: float, l2: float, l1: float) -> float
 
 
 def discrete_gaussian_cdp(
-    *, num_clients: int, std: float, l2: float, dimension: float, most: int | None = None
+    *, num_clients: int, std: float, l2: float, dimension: float, max_clients: int | None = None
 ) -> float:
     """An epsilon such that the sum of ``num_clients`` discrete Gaussians is ``epsilon**2 / 2``-zCDP.
 
@@ -90,10 +90,10 @@ def discrete_gaussian_cdp(
         std: s, of one client's noise on each number.
         l2: bound on one client's vector.
         dimension: d.
-        most: clients at most, for tau, which grows with them; None takes ``num_clients``.
+        max_clients: clients at most, for tau, which grows with them; None takes ``num_clients``.
 
     Reference: Kairouz, Liu, Steinke, ICML 2021, arXiv:2102.06387, Theorem 1.
     """
-    tau = 10 * sum(exp(-2 * pi**2 * std**2 * k / (k + 1)) for k in range(1, most or num_clients))
+    tau = 10 * sum(exp(-2 * pi**2 * std**2 * k / (k + 1)) for k in range(1, max_clients or num_clients))
     central = l2 / (sqrt(num_clients) * std)
     return min(sqrt(central**2 + tau * dimension / 2), central + tau * sqrt(dimension))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from fedlearn.core.records import Failure
 from fedlearn.errors import FedlearnError, TooManyFailures
-from fedlearn.records import Failure
 
 
-class Refused(FedlearnError):
+class ProtocolError(FedlearnError):
     """One side does not accept what the other one sent; it has given nothing away and stays where it was."""
 
 
-class Aborted(TooManyFailures):
+class SecAggAborted(TooManyFailures):
     """A round ended without a sum: nothing was released, and the next round is not affected.
 
     Args:
@@ -24,7 +24,7 @@ class Aborted(TooManyFailures):
         self.stage, self.cause = stage, cause
 
 
-def refuse(bad: bool, cause: str) -> None:
-    """Raise `Refused` if ``bad``."""
-    if bad:
-        raise Refused(cause)
+def reject_if(condition: bool, cause: str) -> None:
+    """Raise `Refused` if ``condition``."""
+    if condition:
+        raise ProtocolError(cause)

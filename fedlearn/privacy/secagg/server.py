@@ -21,26 +21,26 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.privacy.secagg import keys as crypto
-from fedlearn.privacy.secagg.errors import Aborted, refuse
-from fedlearn.privacy.secagg.keys import SECRET_BYTES
-from fedlearn.privacy.secagg.records import (
+from fedlearn.privacy.secagg import crypto
+from fedlearn.privacy.secagg.crypto import SECRET_BYTES
+from fedlearn.privacy.secagg.errors import SecAggAborted, reject_if
+from fedlearn.privacy.secagg.messages import (
     Confirmation,
-    Inbox,
-    Keys,
-    Masked,
-    Opening,
-    Reveal,
-    Roster,
+    EncryptedShares,
+    KeyDirectory,
+    MaskedVector,
+    PublicKeys,
+    ReceivedShares,
     Session,
-    Shares,
     Survivors,
+    UnmaskRequest,
+    UnmaskShares,
     decode,
     encode,
 )
 
 
-class Stage(IntEnum):
+class ServerStage(IntEnum):
     """Whose replies the server is waiting for."""
 
     ADVERTISE = 0
@@ -51,12 +51,12 @@ class Stage(IntEnum):
     DONE = 5
 
 
-REPLY = {
-    Stage.ADVERTISE: Keys,
-    Stage.SHARE: Shares,
-    Stage.MASK: Masked,
-    Stage.CONFIRM: Confirmation,
-    Stage.OPEN: Reveal,
+RESPONSE_TYPES = {
+    ServerStage.ADVERTISE: PublicKeys,
+    ServerStage.SHARE: EncryptedShares,
+    ServerStage.MASK: MaskedVector,
+    ServerStage.CONFIRM: Confirmation,
+    ServerStage.OPEN: UnmaskShares,
 }
 
 
@@ -73,42 +73,42 @@ class Server:
         total: the sum modulo ``2**bits``; None before the end, and for ever if the round was aborted.
 
     *Guarantees*: if at least ``threshold`` clients answer each stage, ``total`` is the exact sum of the survivors'
-    vectors modulo ``2**bits``, whichever clients fell silent at which stage; otherwise `Aborted` and no total. Memory:
+    vectors modulo ``2**bits``, whichever clients fell silent at which stage; otherwise `SecAggAborted` and no total. Memory:
     one vector, however many clients there are.
     """
 
     def __init__(self, session: Session, registered: Mapping[int, bytes]) -> None:
-        session.check()
+        session.validate()
         self.session, self.registered = session, registered
-        self.stage = Stage.ADVERTISE
+        self.stage = ServerStage.ADVERTISE
         self.survivors: tuple[int, ...] = ()
         self.dropped: tuple[int, ...] = ()
         self.total: np.ndarray | None = None
         self._digest = crypto.digest(session)
         self._asked: set[int] = set(session.clients)
         self._replies: dict[int, Any] = {}
-        self._roster: dict[int, Keys] = {}
+        self._roster: dict[int, PublicKeys] = {}
         self._sum = np.zeros(session.length, session.dtype)
 
-    def open(self) -> dict[int, bytes]:
+    def start(self) -> dict[int, bytes]:
         """The first messages: client -> message."""
         return dict.fromkeys(self.session.clients, encode(self.session))
 
-    def add(self, client: int, reply: bytes) -> None:
+    def add(self, client: int, response: bytes) -> None:
         """Take in one reply.
 
         Args:
             client: from whom, as the transport has authenticated it.
-            reply: as it arrived.
+            response: as it arrived.
 
         Raises:
             Refused: it is late, a repetition, or not what this client was asked for; nothing has changed.
         """
-        refuse(self.stage == Stage.DONE, "the round is over")
-        record = decode(reply, REPLY[self.stage])
-        refuse(record.client != client, f"client {client} speaks for client {record.client}")
-        refuse(record.session != self._digest, f"client {client} speaks of another session")
-        refuse(client not in self._asked or client in self._replies, f"client {client} was not asked, or not twice")
+        reject_if(self.stage == ServerStage.DONE, "the round is over")
+        record = decode(response, RESPONSE_TYPES[self.stage])
+        reject_if(record.client != client, f"client {client} speaks for client {record.client}")
+        reject_if(record.session != self._digest, f"client {client} speaks of another session")
+        reject_if(client not in self._asked or client in self._replies, f"client {client} was not asked, or not twice")
         self._replies[client] = _ACCEPT[self.stage](self, record)
 
     def advance(self) -> dict[int, bytes]:
@@ -122,45 +122,51 @@ class Server:
             raise self._abort(f"{count} of {due} clients answered, fewer than threshold {least}")
         stage, replies = self.stage, dict(sorted(self._replies.items()))
         requests = _NEXT[stage](self, replies)
-        self.stage, self._asked, self._replies = Stage(stage + 1), set(requests), {}
+        self.stage, self._asked, self._replies = ServerStage(stage + 1), set(requests), {}
         return requests
 
-    def _abort(self, cause: str) -> Aborted:
-        stage, self.stage = self.stage, Stage.DONE
+    def _abort(self, cause: str) -> SecAggAborted:
+        stage, self.stage = self.stage, ServerStage.DONE
         self.total, self._replies = None, {}
         self._sum = np.zeros(0, self.session.dtype)
-        return Aborted(stage.name.lower(), cause)
+        return SecAggAborted(stage.name.lower(), cause)
 
-    def _accept_keys(self, keys: Keys) -> Keys:
+    def _accept_keys(self, keys: PublicKeys) -> PublicKeys:
         crypto.verify_keys(keys, self.registered)
         known = {key for other in self._replies.values() for key in (other.seal, other.mask)}
-        refuse(keys.seal == keys.mask or bool(known & {keys.seal, keys.mask}), "a public key appears twice")
-        for key in (keys.seal, keys.mask):  # one that is no good would make every other client refuse the round
-            crypto.agree(crypto.fresh_secret(), key, b"check")
+        reject_if(
+            keys.encryption_key == keys.mask_key or bool(known & {keys.encryption_key, keys.mask_key}),
+            "a public key appears twice",
+        )
+        for key in (
+            keys.encryption_key,
+            keys.mask_key,
+        ):  # one that is no good would make every other client refuse the round
+            crypto.agree_key(crypto.generate_secret(), key, b"check")
         return keys
 
-    def _accept_shares(self, shares: Shares) -> Shares:
+    def _accept_shares(self, shares: EncryptedShares) -> EncryptedShares:
         due = set(self._roster) - {shares.client}
-        refuse(set(shares.sealed) != due, f"client {shares.client} has not sealed a share for everyone")
+        reject_if(set(shares.encrypted) != due, f"client {shares.client} has not sealed a share for everyone")
         return shares
 
-    def _accept_vector(self, masked: Masked) -> bool:
+    def _accept_vector(self, masked: MaskedVector) -> bool:
         fits = len(masked.vector) == self._sum.nbytes
-        refuse(not fits, f"client {masked.client} sent a vector of another length")
+        reject_if(not fits, f"client {masked.client} sent a vector of another length")
         self._sum += np.frombuffer(masked.vector, self.session.dtype)
         return True
 
     def _accept_confirmation(self, confirmation: Confirmation) -> bytes:
         client = confirmation.client
-        message = crypto.statement(self._shown)
-        crypto.verify(self.registered[client], confirmation.signature, message, whose=f"client {client}")
+        message = crypto.survivors_statement(self._shown)
+        crypto.verify(self.registered[client], confirmation.signature, message, signer=f"client {client}")
         return confirmation.signature
 
-    def _accept_reveal(self, reveal: Reveal) -> Reveal:
+    def _accept_reveal(self, reveal: UnmaskShares) -> UnmaskShares:
         whole = tuple(reveal.seed_shares) == self.survivors and tuple(reveal.key_shares) == self.dropped
-        refuse(not whole, f"client {reveal.client} has not revealed what it was asked for")
+        reject_if(not whole, f"client {reveal.client} has not revealed what it was asked for")
         values = [reveal.seed, *reveal.seed_shares.values(), *reveal.key_shares.values()]
-        refuse(
+        reject_if(
             any(len(value) != SECRET_BYTES for value in values), f"a share from client {reveal.client} has a wrong size"
         )
         return reveal
@@ -169,18 +175,20 @@ class Server:
     def _shown(self) -> Survivors:
         return Survivors(session=self._digest, survivors=self.survivors, dropped=self.dropped)
 
-    def _roster_out(self, replies: Mapping[int, Keys]) -> dict[int, bytes]:
+    def _roster_out(self, replies: Mapping[int, PublicKeys]) -> dict[int, bytes]:
         encoded, self._roster = {client: encode(keys) for client, keys in replies.items()}, dict(replies)
-        return dict.fromkeys(replies, encode(Roster(session=self._digest, keys=encoded)))
+        return dict.fromkeys(replies, encode(KeyDirectory(session=self._digest, keys=encoded)))
 
-    def _inboxes_out(self, replies: Mapping[int, Shares]) -> dict[int, bytes]:
+    def _inboxes_out(self, replies: Mapping[int, EncryptedShares]) -> dict[int, bytes]:
         self._roster = {client: self._roster[client] for client in replies}
         return {
             client: encode(
-                Inbox(
+                ReceivedShares(
                     session=self._digest,
                     client=client,
-                    sealed={sender: shares.sealed[client] for sender, shares in replies.items() if sender != client},
+                    encrypted={
+                        sender: shares.encrypted[client] for sender, shares in replies.items() if sender != client
+                    },
                 )
             )
             for client in replies
@@ -193,13 +201,15 @@ class Server:
 
     def _opening_out(self, replies: Mapping[int, bytes]) -> dict[int, bytes]:
         shown = self._shown
-        opening = Opening(session=shown.session, survivors=shown.survivors, dropped=shown.dropped, signatures=replies)
+        opening = UnmaskRequest(
+            session=shown.session, survivors=shown.survivors, dropped=shown.dropped, signatures=replies
+        )
         return dict.fromkeys(replies, encode(opening))
 
-    def _total_out(self, replies: Mapping[int, Reveal]) -> dict[int, bytes]:
+    def _total_out(self, replies: Mapping[int, UnmaskShares]) -> dict[int, bytes]:
         for client in self.survivors:
             seed = replies[client].seed if client in replies else self._combined(client, replies, "seed_shares")
-            crypto.add_mask(self._sum, crypto.own_key(seed, self._digest, client), sign=-1)
+            crypto.add_mask(self._sum, crypto.self_mask_key(seed, self._digest, client), sign=-1)
         for gone in self.dropped:
             self._remove_pairs(gone, self._combined(gone, replies, "key_shares"))
         self.total = self._sum
@@ -207,28 +217,30 @@ class Server:
 
     def _remove_pairs(self, gone: int, secret: bytes) -> None:
         """Take the masks between a dropped client and each survivor out of the sum."""
-        if crypto.public_of(secret) != self._roster[gone].mask:
+        if crypto.derive_public_key(secret) != self._roster[gone].mask_key:
             raise self._abort(f"the shares of client {gone} do not give the secret of its key")
         for client in self.survivors:
-            key = crypto.pair_key(secret, self._roster[client].mask, self._digest, gone, client)
+            key = crypto.pairwise_mask_key(secret, self._roster[client].mask_key, self._digest, gone, client)
             crypto.add_mask(self._sum, key, sign=-1 if client < gone else 1)
 
-    def _combined(self, client: int, replies: Mapping[int, Reveal], which: str) -> bytes:
-        shares = {self.session.point(holder): getattr(reveal, which)[client] for holder, reveal in replies.items()}
+    def _combined(self, client: int, replies: Mapping[int, UnmaskShares], which: str) -> bytes:
+        shares = {
+            self.session.share_index(holder): getattr(reveal, which)[client] for holder, reveal in replies.items()
+        }
         return crypto.combine(shares, threshold=self.session.threshold)
 
 
-_ACCEPT: Mapping[Stage, Any] = {
-    Stage.ADVERTISE: Server._accept_keys,
-    Stage.SHARE: Server._accept_shares,
-    Stage.MASK: Server._accept_vector,
-    Stage.CONFIRM: Server._accept_confirmation,
-    Stage.OPEN: Server._accept_reveal,
+_ACCEPT: Mapping[ServerStage, Any] = {
+    ServerStage.ADVERTISE: Server._accept_keys,
+    ServerStage.SHARE: Server._accept_shares,
+    ServerStage.MASK: Server._accept_vector,
+    ServerStage.CONFIRM: Server._accept_confirmation,
+    ServerStage.OPEN: Server._accept_reveal,
 }
-_NEXT: Mapping[Stage, Any] = {
-    Stage.ADVERTISE: Server._roster_out,
-    Stage.SHARE: Server._inboxes_out,
-    Stage.MASK: Server._survivors_out,
-    Stage.CONFIRM: Server._opening_out,
-    Stage.OPEN: Server._total_out,
+_NEXT: Mapping[ServerStage, Any] = {
+    ServerStage.ADVERTISE: Server._roster_out,
+    ServerStage.SHARE: Server._inboxes_out,
+    ServerStage.MASK: Server._survivors_out,
+    ServerStage.CONFIRM: Server._opening_out,
+    ServerStage.OPEN: Server._total_out,
 }

@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from fedlearn import LocalRule, Strategy, checkpoint, uniform
+from fedlearn import LocalRule, Strategy, uniform
+from fedlearn.core import checkpoint
 
 LIMIT_S = 240.0  # for those who wait for a file
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fedlearn import SettingError
-from fedlearn.privacy.secagg.fixed import FixedPoint
-from fedlearn.privacy.secagg.rotate import largest_flattening, padded, rotate, unrotate
+from fedlearn.privacy.secagg.fixed_point import FixedPoint
+from fedlearn.privacy.secagg.rotation import max_flattening, next_power_of_two, rotate, unrotate
 
 floats = st.floats(-4.0, 4.0)
 
@@ -25,7 +25,7 @@ def test_the_largest_sum_that_is_allowed_does_not_wrap_around_and_one_client_mor
     for sign in (1, -1):
         rows_KD = np.tile(code.wrap(code.encode(np.full(1, sign * 9.0))), (size, 1))
         assert code.decode(rows_KD.sum(axis=0, dtype=code.dtype))[0] == pytest.approx(sign * size, rel=1e-12)
-    most = (2 ** (modulus_bits - 1) - 1) // code.levels
+    most = (2 ** (modulus_bits - 1) - 1) // code.max_integer
     FixedPoint(bound=1.0, bits=bits, modulus_bits=modulus_bits, max_clients=most)
     with pytest.raises(SettingError, match="must stay below"):
         FixedPoint(bound=1.0, bits=bits, modulus_bits=modulus_bits, max_clients=most + 1)
@@ -41,7 +41,7 @@ def test_noise_needs_room_too():
 def test_a_rotation_keeps_norms_and_is_undone(length):
     rng = np.random.default_rng(length)
     x_KD = rng.normal(size=(3, length))
-    signs_P = rng.choice([-1.0, 1.0], padded(length))
+    signs_P = rng.choice([-1.0, 1.0], next_power_of_two(length))
     y_KP = rotate(x_KD, signs_P)
     assert np.allclose(np.linalg.norm(y_KP, axis=1), np.linalg.norm(x_KD, axis=1))
     assert np.allclose(unrotate(y_KP[1], signs_P, length), x_KD[1])
@@ -55,4 +55,4 @@ def test_a_rotation_spreads_the_worst_vector_as_evenly_as_it_says():
         for seed in range(20)
         for noise in (0, np.eye(1, length, k=7))
     )
-    assert worst <= np.sqrt(2) / largest_flattening(length)
+    assert worst <= np.sqrt(2) / max_flattening(length)

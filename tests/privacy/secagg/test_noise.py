@@ -6,13 +6,13 @@ from scipy import stats
 from scipy.special import ive, logsumexp
 
 pytest.importorskip("cryptography", reason="random numbers need the extra privacy")
+from fedlearn.core.random import Purpose
 from fedlearn.privacy.secagg.cost import NoisySum, discrete_gaussian_cdp, skellam_rdp
-from fedlearn.privacy.secagg.discrete import LARGEST_STD, Stream, draw, round_within
-from fedlearn.seeds import Purpose
+from fedlearn.privacy.secagg.discrete_noise import MAX_STD, RandomStream, conditional_round, draw_noise
 
 
 def stream(seed=0):
-    return Stream.seeded(seed, Purpose.NOISE, round=1)
+    return RandomStream.from_seed(seed, Purpose.NOISE, round=1)
 
 
 def probabilities(kind, std, k):
@@ -27,7 +27,7 @@ def probabilities(kind, std, k):
 @pytest.mark.parametrize("std", [0.5, 1.0, 3.7, 40.0])
 def test_noise_follows_its_law(kind, std):
     size = 400_000
-    drawn = draw(kind, std, size, stream())
+    drawn = draw_noise(kind, std, size, stream())
     edge = int(3.5 * std) + 1
     k = np.arange(-edge, edge + 1)
     expected = size * probabilities(kind, std, k)
@@ -38,18 +38,18 @@ def test_noise_follows_its_law(kind, std):
 
 
 @pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian"])
-@pytest.mark.parametrize("std", [1.0, 30.0, 5000.0, LARGEST_STD])
+@pytest.mark.parametrize("std", [1.0, 30.0, 5000.0, MAX_STD])
 def test_noise_has_its_variance_and_its_tails(kind, std):
-    drawn = draw(kind, std, 1_000_000, stream(1)).astype(np.float64)
+    drawn = draw_noise(kind, std, 1_000_000, stream(1)).astype(np.float64)
     assert drawn.std() == pytest.approx(std, rel=0.01)
     assert abs(drawn.mean()) < 5 * std / 1000
     assert np.mean(np.abs(drawn) > 3 * std) == pytest.approx(2 * stats.norm.sf(3), rel=0.1 if std > 1 else 1)
 
 
 def test_streams_are_repeatable_when_seeded_and_never_otherwise():
-    assert np.array_equal(stream(3).words(10), stream(3).words(10))
-    assert not np.array_equal(stream(3).words(10), stream(4).words(10))
-    assert not np.array_equal(Stream.fresh().words(10), Stream.fresh().words(10))
+    assert np.array_equal(stream(3).uint64(10), stream(3).uint64(10))
+    assert not np.array_equal(stream(3).uint64(10), stream(4).uint64(10))
+    assert not np.array_equal(RandomStream.from_system().uint64(10), RandomStream.from_system().uint64(10))
     uniform = stream().uniform(100_000)
     assert uniform.min() >= 0
     assert uniform.max() < 1
@@ -61,14 +61,14 @@ def test_streams_are_repeatable_when_seeded_and_never_otherwise():
 def test_rounding_keeps_the_norm_and_moves_no_number_by_one(length, norm, seed):
     x_D = np.random.default_rng(seed).normal(size=length)
     x_D *= norm / np.linalg.norm(x_D)
-    rounded_D = round_within(x_D, norm=norm * 1.0001, stream=stream(seed))
+    rounded_D = conditional_round(x_D, norm=norm * 1.0001, stream=stream(seed))
     assert np.linalg.norm(rounded_D) <= norm * 1.0001
     assert np.all(np.abs(rounded_D - x_D) < 1)
 
 
 def test_rounding_is_right_on_average():
     x_D = np.full(200_000, 0.3)
-    rounded_D = round_within(x_D, norm=1e9, stream=stream())
+    rounded_D = conditional_round(x_D, norm=1e9, stream=stream())
     assert set(np.unique(rounded_D)) == {0, 1}
     assert rounded_D.mean() == pytest.approx(0.3, abs=5 * 0.46 / np.sqrt(len(x_D)))
 
@@ -125,16 +125,16 @@ def test_with_fine_integers_skellam_noise_costs_what_gaussian_noise_costs():
 @pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian"])
 def test_the_gaussian_that_a_ledger_may_book_instead_costs_no_less_and_hardly_more(kind):
     for std, norm in [(2.0, 9.0), (100.0, 700.0)]:
-        release = NoisySum(kind=kind, std=std, norm=norm, quorum=51, max_clients=100)
+        release = NoisySum(kind=kind, std=std, norm=norm, min_clients=51, max_clients=100)
         orders = np.arange(2, 513)
-        gaussian = orders / (2 * release.gaussian**2)
+        gaussian = orders / (2 * release.equivalent_noise_multiplier**2)
         assert np.all(release.rdp(orders) <= gaussian * (1 + 1e-12))
         assert np.all(gaussian <= release.rdp(orders) * (1.05 if std < 10 else 1.0001))
 
 
 @pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian"])
 def test_more_clients_than_the_quorum_cost_no_more(kind):
-    small = NoisySum(kind=kind, std=100.0, norm=700.0, quorum=51, max_clients=100)
-    large = NoisySum(kind=kind, std=100.0, norm=700.0, quorum=80, max_clients=100)
+    small = NoisySum(kind=kind, std=100.0, norm=700.0, min_clients=51, max_clients=100)
+    large = NoisySum(kind=kind, std=100.0, norm=700.0, min_clients=80, max_clients=100)
     assert np.all(large.rdp([1.5, 2, 8]) < small.rdp([1.5, 2, 8]))
     assert np.all(np.diff(small.rdp([1.5, 2, 3, 8, 64])) >= 0)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 pytest.importorskip("Crypto", reason="secure aggregation needs the extra privacy")
-from fedlearn.privacy.secagg import drill
+from fedlearn.privacy.secagg import in_memory
 from fedlearn.privacy.secagg.client import Client
-from fedlearn.privacy.secagg.errors import Aborted
-from fedlearn.privacy.secagg.records import Masked, decode
-from fedlearn.privacy.secagg.server import Server, Stage
+from fedlearn.privacy.secagg.errors import SecAggAborted
+from fedlearn.privacy.secagg.messages import MaskedVector, decode
+from fedlearn.privacy.secagg.server import Server, ServerStage
 
-STAGES = [Stage.ADVERTISE, Stage.SHARE, Stage.MASK, Stage.CONFIRM, Stage.OPEN]
+STAGES = [ServerStage.ADVERTISE, ServerStage.SHARE, ServerStage.MASK, ServerStage.CONFIRM, ServerStage.OPEN]
 
 
 def vectors_of(num_clients, length, dtype=np.uint32, seed=0):
@@ -25,11 +25,11 @@ def vectors_of(num_clients, length, dtype=np.uint32, seed=0):
 
 def exchange(vectors_KD, threshold, silent, replies=None):
     ids = range(len(vectors_KD))
-    clients, registered = drill.strangers(ids)
+    clients, registered = in_memory.create_clients(ids)
     if replies is not None:
         clients = {client: Tapped(clients[client], replies.setdefault(client, [])) for client in ids}
-    session = drill.session_of(vectors_KD, ids, threshold=threshold, round=1, run=b"test")
-    return drill.run(session, clients, registered, dict(enumerate(vectors_KD)), silent=silent)
+    session = in_memory.create_session(vectors_KD, ids, threshold=threshold, round=1, run=b"test")
+    return in_memory.run_protocol(session, clients, registered, dict(enumerate(vectors_KD)), dropouts=silent)
 
 
 class Tapped:
@@ -39,13 +39,15 @@ class Tapped:
         self.client, self.replies = client, replies
 
     def answer(self, message, vector):
-        self.replies.append(self.client.answer(message, vector))
+        self.replies.append(self.client.respond(message, vector))
         return self.replies[-1]
 
 
 def plain_sum(vectors_KD, silent):
     """Of those who were still there when masked vectors were due."""
-    gone = set(chain(*(silent.get(stage, ()) for stage in (Stage.ADVERTISE, Stage.SHARE, Stage.MASK))))
+    gone = set(
+        chain(*(silent.get(stage, ()) for stage in (ServerStage.ADVERTISE, ServerStage.SHARE, ServerStage.MASK)))
+    )
     there = [k for k in range(len(vectors_KD)) if k not in gone]
     return vectors_KD[there].sum(axis=0, dtype=vectors_KD.dtype), tuple(there)
 
@@ -86,33 +88,33 @@ def test_dropouts_spread_over_all_stages_leave_the_exact_sum(data):
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name.lower())
 def test_below_the_threshold_a_round_gives_nothing_and_the_next_one_works(stage):
     vectors_KD = vectors_of(5, 6)
-    clients, registered = drill.strangers(range(5))
+    clients, registered = in_memory.create_clients(range(5))
     vectors = dict(enumerate(vectors_KD))
 
     def session(round):
-        return drill.session_of(vectors_KD, range(5), threshold=4, round=round, run=b"test")
+        return in_memory.create_session(vectors_KD, range(5), threshold=4, round=round, run=b"test")
 
     def lose(server):
         requests = server.open()
         while requests:
             silent = {0, 1} if server.stage >= stage else set()
             for client in set(requests) - silent:
-                server.add(client, clients[client].answer(requests[client], lambda _, c=client: vectors[c]))
+                server.add(client, clients[client].respond(requests[client], lambda _, c=client: vectors[c]))
             requests = server.advance()
 
     server = Server(session(1), registered)
-    with pytest.raises(Aborted, match="fewer than threshold 4") as aborted:
+    with pytest.raises(SecAggAborted, match="fewer than threshold 4") as aborted:
         lose(server)
     assert aborted.value.stage == stage.name.lower()
     assert server.total is None
     assert not np.any(server._sum)
-    total = drill.run(session(2), clients, registered, vectors)
+    total = in_memory.run_protocol(session(2), clients, registered, vectors)
     assert np.array_equal(total.sum, vectors_KD.sum(axis=0, dtype=np.uint32))
 
 
 def test_a_client_may_live_in_another_process_for_every_message():
     vectors_KD = vectors_of(4, 5)
-    first, registered = drill.strangers(range(4))
+    first, registered = in_memory.create_clients(range(4))
     kept = dict.fromkeys(first, b"")
 
     class Reborn:
@@ -120,14 +122,16 @@ def test_a_client_may_live_in_another_process_for_every_message():
             self.client = client
 
         def answer(self, message, vector):
-            client = Client(first[self.client].identity, registered, kept=kept[self.client])
-            reply = client.answer(message, vector)
-            kept[self.client] = client.kept
+            client = Client(first[self.client].identity, registered, state=kept[self.client])
+            reply = client.respond(message, vector)
+            kept[self.client] = client.state
             return reply
 
-    session = drill.session_of(vectors_KD, range(4), threshold=3, round=1, run=b"test")
+    session = in_memory.create_session(vectors_KD, range(4), threshold=3, round=1, run=b"test")
     reborn = {client: Reborn(client) for client in first}
-    total = drill.run(session, reborn, registered, dict(enumerate(vectors_KD)), silent={Stage.MASK: [2]})
+    total = in_memory.run_protocol(
+        session, reborn, registered, dict(enumerate(vectors_KD)), dropouts={ServerStage.MASK: [2]}
+    )
     assert np.array_equal(total.sum, vectors_KD[[0, 1, 3]].sum(axis=0, dtype=np.uint32))
 
 
@@ -135,7 +139,7 @@ def masked_upload(vectors_KD):
     """What client 0 sends in the third stage."""
     replies = {}
     exchange(vectors_KD, len(vectors_KD) // 2 + 1, {}, replies)
-    return np.frombuffer(decode(replies[0][Stage.MASK], Masked).vector, vectors_KD.dtype)
+    return np.frombuffer(decode(replies[0][ServerStage.MASK], MaskedVector).vector, vectors_KD.dtype)
 
 
 def test_a_single_masked_upload_is_uniform():

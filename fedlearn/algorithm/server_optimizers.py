@@ -1,0 +1,113 @@
+"""Server optimisers: from the aggregated update to the step that the global model takes.
+
+Shapes: D parameters laid flat.
+
+Written out in array-API arithmetic so that they run wherever the update lies and need neither torch nor JAX; where
+optax has the same rule the tests hold the two equal. `from_optax` takes any other optimiser from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from fedlearn.algorithm.transforms import Context, Transform
+from fedlearn.core.arrays import as_numpy, asarray_like
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Array, State
+from fedlearn.errors import MissingExtra, is_number, require
+
+
+def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0) -> Transform:
+    """Server SGD with heavy-ball momentum: ``v = momentum v + update; step = learning_rate v``.
+
+    Equal to ``optax.sgd(learning_rate, momentum)`` and to ``torch.optim.SGD``.
+    """
+    require(is_number(momentum, at_least=0, below=1), "momentum", momentum, "in [0, 1)", "momentum=0.9")
+    _require_rate(learning_rate)
+    if not momentum:
+        return Transform(update=lambda update_D, memory, context: (learning_rate * update_D, memory))
+
+    def update(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        v_D = momentum * asarray_like(memory["v"], update_D) + update_D
+        return learning_rate * v_D, {"v": v_D}
+
+    return Transform(init=lambda layout: {"v": zeros(layout)}, update=update)
+
+
+SecondMoment = Callable[[Array, Array], Array]  # (v, update) -> v
+
+
+def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float, tau: float) -> Transform:
+    """FedOpt's adaptive step: ``m = beta1 m + (1 - beta1) update; v = second_moment(v, update); m / (sqrt(v) + tau)``.
+
+    There is no bias correction, and ``v`` starts at ``tau^2``.
+
+    Reference: Reddi et al., *Adaptive Federated Optimization*, ICLR 2021, arXiv:2003.00295, Algorithm 2.
+    """
+    _require_rate(learning_rate)
+    require(is_number(beta1, at_least=0, below=1), "beta1", beta1, "in [0, 1)", "beta1=0.9")
+    require(is_number(tau, at_least=0) and tau > 0, "tau", tau, "a number > 0", "tau=0.001")
+
+    def init(layout: Layout) -> State:
+        return {"m": zeros(layout), "v": zeros(layout) + np.float32(tau**2)}
+
+    def update(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        xp = array_namespace(update_D)
+        m_D = beta1 * asarray_like(memory["m"], update_D) + (1 - beta1) * update_D
+        v_D = second_moment(asarray_like(memory["v"], update_D), update_D)
+        return learning_rate * m_D / (xp.sqrt(v_D) + tau), {"m": m_D, "v": v_D}
+
+    return Transform(init=init, update=update)
+
+
+def from_optax(optimizer: Any) -> Transform:
+    """Any optax optimiser as a server optimiser on the flat vector, e.g. ``from_optax(optax.yogi(1e-2))``.
+
+    The gradient that it sees is minus the update.
+
+    Raises:
+        MissingExtra: if JAX is not installed.
+    """
+    try:
+        import jax
+    except ImportError as missing:
+        raise MissingExtra("an optax server optimiser", "jax") from missing
+
+    def init(layout: Layout) -> State:
+        return {f"{i}": as_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(optimizer.init(zeros(layout))))}
+
+    def update(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        gradient_D = -as_numpy(update_D)
+        treedef: Any = jax.tree.structure(optimizer.init(gradient_D))
+        state = jax.tree.unflatten(treedef, [memory[f"{i}"] for i in range(treedef.num_leaves)])
+        step_D, state = optimizer.update(gradient_D, state, None)
+        return asarray_like(step_D, update_D), {f"{i}": as_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+
+    return Transform(init=init, update=update)
+
+
+def project_onto_simplex(weights_N: np.ndarray) -> np.ndarray:
+    """The closest non-negative weights that add up to one.
+
+    >>> onto_simplex(np.array([0.9, 0.5, -1.0]))
+    array([0.7, 0.3, 0. ])
+
+    Reference: Duchi, Shalev-Shwartz, Singer, Chandra, *Efficient Projections onto the l1-Ball*, ICML 2008, figure 1.
+    """
+    descending_N = np.sort(weights_N)[::-1]
+    excess_N = (np.cumsum(descending_N) - 1) / np.arange(1, len(weights_N) + 1)
+    return np.maximum(weights_N - excess_N[np.flatnonzero(descending_N > excess_N)[-1]], 0)
+
+
+def zeros(layout: Layout) -> np.ndarray:
+    """``D`` float32 zeros."""
+    return np.zeros(layout.num_parameters, np.float32)
+
+
+def _require_rate(learning_rate: float) -> None:
+    ok = is_number(learning_rate, at_least=0)
+    require(ok, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")

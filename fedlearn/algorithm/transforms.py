@@ -1,0 +1,175 @@
+"""Pure, stateful maps on updates, and the stages that pair a client half with a server half.
+
+Shapes: K clients in a block, D parameters laid flat; a transform works on ``(..., D)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Array, State
+from fedlearn.errors import is_number, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """What a transform may know besides the update.
+
+    Attributes:
+        round: from 1.
+        seed: of the run.
+        clients_K: the clients of the block, for a client half; on the server those that delivered.
+        num_examples_K: their training examples; on the server only.
+        metrics: each training metric of theirs, by name, K each; NaN where one did not tell it; on the server only.
+        num_clients: size of the population.
+        cohort_size: clients asked in this round.
+        extra: mean over the cohort of what else clients sent, D each; on the server only.
+        broadcast: what the server half of this stage sends to its client half; on clients only.
+        params_D: the global model that the round began with; on the server only.
+        aggregator_state: the aggregator's, of the whole round, for a rule that aggregates and steps in one; on the server only.
+        deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
+        staleness_K: server steps since each of those clients was sent its model; asynchronous strategies only.
+        sent_D: the mean of the models that they were sent; asynchronous strategies only.
+    """
+
+    round: int
+    seed: int
+    clients_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    num_examples_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    num_clients: int = 0
+    cohort_size: int = 0
+    extra: Mapping[str, Array] = field(default_factory=dict)
+    broadcast: Mapping[str, Array] = field(default_factory=dict)
+    params_D: Array = None
+    aggregator_state: State = field(default_factory=dict)
+    deployed: bool = False
+    staleness_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    sent_D: Array = None
+
+
+def no_state(layout: Layout) -> State:
+    """Nothing to remember."""
+    return {}
+
+
+def no_broadcast(state: State) -> Mapping[str, Array]:
+    """Nothing to send."""
+    return {}
+
+
+def _unchanged(update: Array, memory: State, context: Context) -> tuple[Array, State]:
+    return update, memory
+
+
+class Transform(NamedTuple):
+    """A map on updates with a memory, as in optax.
+
+    Attributes:
+        update: ``(update, memory, context) -> (update, memory)``, on ``(..., D)`` arrays of any array library.
+        init: the memory before the first round: named arrays of D (or scalars), held once on the server, and once
+            per client in a client half, where ``update`` gets them stacked, K x D.
+        broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
+            from the optimiser, anything small for its own client half from a stage.
+        needs_aggregator_state: of a server's optimiser, whether its step is made of ``Context.aggregator_state`` and not of the update alone,
+            so that no rule can go before it that changes the updates.
+    """
+
+    update: Callable[[Array, State, Context], tuple[Array, State]] = _unchanged
+    init: Callable[[Layout], State] = no_state
+    broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast
+    needs_aggregator_state: bool = False
+
+
+identity = Transform()
+
+
+class Codec(NamedTuple):
+    """One client's update as bytes, and back. Both are given the layout and a generator seeded alike.
+
+    Attributes:
+        encode: ``(vector_D, layout, rng) -> bytes``, of a float32 NumPy vector.
+        decode: ``(bytes, layout, rng) -> vector_D``; raises `ValueError` for bytes that `encode` cannot have written.
+    """
+
+    encode: Callable[[np.ndarray, Layout, np.random.Generator], bytes]
+    decode: Callable[[bytes, Layout, np.random.Generator], np.ndarray]
+
+
+class Stage(NamedTuple):
+    """Both halves of one idea: clip and noise, encode and decode, mask and unmask.
+
+    Attributes:
+        client: applied before an update leaves the client, in the order of the stages.
+        server: applied after aggregation, in reverse order.
+        event: what one round of the noise that its server half adds costs in privacy, or None; it needs a clip before
+            it, an aggregator of known sensitivity and fixed denominator, and a selector with a known sampling law.
+            (Noise that a client half adds needs none of these.)
+        is_nonexpansive: whether the client half (and the codec) never lengthens an update; after a clip only such may follow.
+        has_norm_bound: whether the client half bounds the norm of an update.
+        needs_sum: whether the server half only works on a sum or mean (masking).
+        codec: how the update is written, in the last stage only: what the client half returns is encoded, and what a
+            reader decodes takes its place. Where the client's memory has an ``error``, it is added before, and what
+            the bytes leave out becomes the next one.
+        is_sign_only: whether what arrives of a number is its sign alone.
+    """
+
+    client: Transform = identity
+    server: Transform = identity
+    event: Any | None = None
+    is_nonexpansive: bool = False
+    has_norm_bound: bool = False
+    needs_sum: bool = False
+    codec: Codec | None = None
+    is_sign_only: bool = False
+
+
+def chain(*transforms: Transform) -> Transform:
+    """Apply transforms one after another; each keeps its memory under its own number."""
+
+    def init(layout: Layout) -> State:
+        return {f"{i}.{name}": v for i, t in enumerate(transforms) for name, v in t.init(layout).items()}
+
+    def own(memory: State, number: int) -> State:
+        prefix = f"{number}."
+        return {name.removeprefix(prefix): v for name, v in memory.items() if name.startswith(prefix)}
+
+    def update(update: Array, memory: State, context: Context) -> tuple[Array, State]:
+        after: dict[str, Any] = {}
+        for i, transform in enumerate(transforms):
+            update, kept = transform.update(update, own(memory, i), context)
+            after |= {f"{i}.{name}": v for name, v in kept.items()}
+        return update, after
+
+    def broadcast(memory: State) -> Mapping[str, Array]:
+        return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(own(memory, i)).items()}
+
+    from_fold = any(transform.needs_aggregator_state for transform in transforms)
+    return Transform(init=init, update=update, broadcast=broadcast, needs_aggregator_state=from_fold)
+
+
+def clip_norm(update: Array, bound: float) -> Array:
+    """Scale each vector of ``(..., D)`` down to an L2 norm of at most ``bound``; shorter ones stay as they are.
+
+    Guarantees: idempotent up to rounding; zero stays zero; NaN stays NaN (the client step refuses it before).
+    """
+    xp = array_namespace(update)
+    norm = xp.linalg.vector_norm(update, axis=-1, keepdims=True)
+    return update * (bound / xp.where(norm > bound, norm, xp.full_like(norm, bound)))
+
+
+def clip(bound: float) -> Stage:
+    """Bound the L2 norm of every update on the client. Bounds influence; protects no one by itself."""
+    positive = is_number(bound, at_least=0) and 0 < bound < float("inf")
+    require(positive, "clip", bound, "a finite number > 0", "clip=1.0")
+
+    def update(update: Array, memory: State, context: Context) -> tuple[Array, State]:
+        return clip_norm(update, bound), memory
+
+    return Stage(client=Transform(update=update), is_nonexpansive=True, has_norm_bound=True)

@@ -1,0 +1,268 @@
+"""What a run looks like while it goes: a header, then a table on a terminal or one plain line a round on a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from math import isnan
+from textwrap import indent
+from typing import Any, TextIO
+
+from rich.console import Console as Terminal
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from fedlearn.callbacks.formatting import (  # fmt: skip
+    failure_notice,
+    format_epsilon,
+    format_metric,
+    header_lines,
+    human_bytes,
+    human_seconds,
+    relative_path,
+    summary_lines,
+)
+from fedlearn.callbacks.run_history import totals
+from fedlearn.callbacks.run_info import RunInfo
+from fedlearn.core.metrics import higher_is_better
+from fedlearn.core.records import Round
+
+COLUMN_WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # of the table's columns: with the note behind it a row fits 80 characters
+MAX_ROWS = 20
+MAX_HEADER_WIDTH = 100
+
+
+class Console:
+    """Shows a run.
+
+    Args:
+        file: where to; standard output where it is None.
+        terminal: draw for a terminal (True) or for a pipe (False); found out where it is None.
+        width: in characters; found out where it is None.
+        live: keep a moving last line on a terminal; not for text that reaches one by way of a log.
+    """
+
+    def __init__(
+        self,
+        file: TextIO | None = None,
+        *,
+        terminal: bool | None = None,
+        width: int | None = None,
+        live: bool = True,
+    ) -> None:
+        self._live = live
+        self._out = Terminal(file=file, force_terminal=terminal, width=width, highlight=False, markup=False)
+        self._run: RunInfo | None = None
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._sent = 0
+        self._num_failures = 0
+        self._due = 1
+        self._pending: Round | None = None
+
+    def on_run_start(self, run: RunInfo) -> None:
+        """Print the header, and the head of the table on a terminal."""
+        self._run = run
+        before = totals(run.history)
+        self._sent = before["bytes_up"] + before["bytes_down"]
+        self._due = run.start_round + 1
+        if not self._out.is_terminal:
+            self._plain("\n".join([_title(), *(f"{word:<10} {text}" for word, text in header_lines(run))]))
+            return
+        self._out.print(_panel(run, min(self._out.width, MAX_HEADER_WIDTH)))
+        self._out.print(Text(_row(table_header(run)), style="bold"), no_wrap=True, overflow="ignore", crop=False)
+        self._progress = _progress(self._out)
+        self._task = self._progress.add_task("", total=run.rounds, completed=run.start_round)
+        if self._live:
+            self._progress.start()
+
+    def on_round_end(self, round: Round) -> None:
+        """Show the round, or only move the last line when it is not one of the twenty or so that get a row."""
+        run = self._started()
+        self._sent += round.bytes_up + round.bytes_down
+        self._tell_failures(round, run)
+        if self._progress is None:
+            self._plain(plain_line(round, run, self._sent))
+            return
+        self._progress.update(self._task, completed=round.number)
+        step = row_interval(run.rounds)
+        self._pending = round
+        patience = 0 if round.evaluation or step == 1 else step  # a row without scores waits for one that has some
+        if round.number == run.rounds or round.number >= self._due + patience:
+            self._show(round, run)
+            self._due = (round.number // step + 1) * step
+
+    def on_run_end(self, summary: Mapping[str, Any]) -> None:
+        """Say how it ended, where the files are, and how to run it again."""
+        run = self._started()
+        if self._pending is not None:
+            self._show(self._pending, run)
+        self.close()
+        lines = [*summary_lines(summary), ("saved", relative_path(run.folder))]
+        report = run.folder / "report.html"
+        lines += [("report", relative_path(report))] if report.exists() else []
+        lines += [("again", run.rerun_command)] if run.rerun_command else []
+        self._plain("\n" * self._out.is_terminal + "\n".join(f" {word:<9} {text}" for word, text in lines))
+
+    def close(self) -> None:
+        """Take the moving last line away."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _started(self) -> RunInfo:
+        if self._run is None:
+            raise RuntimeError("start() comes first")
+        return self._run
+
+    def _show(self, round: Round, run: RunInfo) -> None:
+        note = " compiled" if run.framework == "jax" and round.number == run.start_round + 1 else ""
+        row = Text(_row(table_row(round, run, self._sent)) + note)
+        self._out.print(row, no_wrap=True, overflow="ignore", crop=False)
+        self._pending = None
+
+    def _tell_failures(self, round: Round, run: RunInfo) -> None:
+        if not round.failures:
+            return
+        notice, trace = failure_notice(round, run), round.failures[0].traceback
+        if self._num_failures == 0 and trace:
+            self._plain(f"{notice}\n{indent(trace.rstrip(), '   ')}\n   (later ones without traceback)", "red")
+        else:
+            self._plain(_cut(notice, self._out.width) if self._out.is_terminal else notice, "yellow")
+        self._num_failures += len(round.failures)
+
+    def _plain(self, text: str, style: str = "") -> None:
+        """Text as it is, whatever the encoding of the stream can hold: a run must not die of a dash."""
+        encoding = self._out.encoding or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
+        self._out.print(Text(text, style=style), soft_wrap=True)
+
+
+def table_header(run: RunInfo) -> list[str]:
+    """The names of the columns; with a model of clients' speed its clock takes the place of the wall's."""
+    time = "clock" if run.system else "time"
+    return ["round", "loss", run.main_metric, "worst 10 %", "clients", "sent", "ε", time]
+
+
+def table_row(round: Round, run: RunInfo, sent_bytes: int) -> list[str]:
+    """One row; ``sent_bytes`` is the payload so far in bytes, both ways."""
+    clients = f"{round.num_updates}/{len(round.cohort)}"
+    return [
+        str(round.number),
+        *_scores(round, run),
+        clients,
+        human_bytes(sent_bytes),
+        _epsilon(round),
+        human_seconds(round.clock if run.system and round.clock is not None else round.seconds),
+    ]
+
+
+def plain_line(round: Round, run: RunInfo, sent_bytes: int) -> str:
+    """One round as one line for a pipe or a log."""
+    loss, main, worst = _scores(round, run)
+    scores = f"loss {loss}  {run.main_metric} {main}  worst 10 % {worst}  " if round.evaluation else ""
+    if round.evaluation and round.evaluation.personal:
+        main = run.main_metric
+        scores += f"personal {format_metric(main, round.evaluation.personal.pooled[main])}  "
+    clients = f"clients {round.num_updates}/{len(round.cohort)}"
+    spent = f"  epsilon {_epsilon(round)}" if round.privacy else ""
+    clock = "" if round.clock is None else f"  clock {human_seconds(round.clock)}"
+    told = f"{clients}  sent {human_bytes(sent_bytes)}{spent}{clock}  time {human_seconds(round.seconds)}"
+    return f"round {round.number}/{run.rounds}  {scores}{told}"
+
+
+def _epsilon(round: Round) -> str:
+    return format_epsilon(round.privacy and round.privacy.value)
+
+
+def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
+    seen, main = round.evaluation, run.main_metric
+    if seen is None:
+        return "–", "–", "–"
+    worst = seen.worst(main, higher_is_better=higher_is_better(main))
+    return (
+        format_metric("loss", seen.pooled["loss"]),
+        format_metric(main, seen.pooled[main]),
+        "–" if isnan(worst) else format_metric(main, worst),
+    )
+
+
+def row_interval(rounds: int) -> int:
+    """Every how many rounds a row is shown: the smallest of 1, 2, 5, 10, 20, 50 ... that gives at most twenty.
+
+    >>> [row_step(rounds) for rounds in (5, 20, 21, 100, 1000)]
+    [1, 1, 2, 5, 50]
+    """
+    step, factors = 1, (2.0, 2.5, 2.0)
+    number = 0
+    while rounds / step > MAX_ROWS:
+        step, number = int(step * factors[number % 3]), number + 1
+    return step
+
+
+def _title() -> str:
+    import fedlearn
+
+    return f"fedlearn {getattr(fedlearn, '__version__', '')}".rstrip()
+
+
+def _panel(run: RunInfo, width: int) -> Panel:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for word, text in header_lines(run):
+        grid.add_row(word, Text(text))
+    return Panel(grid, title=_title(), title_align="left", width=width, border_style="dim")
+
+
+def _progress(out: Terminal) -> Progress:
+    bar = BarColumn(bar_width=30, complete_style="default", finished_style="default")
+    words = TextColumn("round {task.completed:.0f} of {task.total:.0f}", style="dim")
+    return Progress(SpinnerColumn(), words, bar, TimeRemainingColumn(), console=out, transient=True)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) < width else f"{text[: width - 2]}…"
+
+
+def _row(texts: list[str]) -> str:
+    return "".join(text.rjust(width) for text, width in zip(texts, COLUMN_WIDTHS, strict=True))
+
+
+class PipeSafeConsole:
+    """Passes everything on to a console until its reader goes away (``| head``), which does not end the run."""
+
+    def __init__(self, console: Console) -> None:
+        self._console: Console | None = console
+
+    def on_run_start(self, run: RunInfo) -> None:
+        """See `Console.on_run_start`."""
+        self._try(lambda console: console.on_run_start(run))
+
+    def on_round_end(self, round: Round) -> None:
+        """See `Console.on_round_end`."""
+        self._try(lambda console: console.on_round_end(round))
+
+    def on_run_end(self, summary: Mapping[str, Any]) -> None:
+        """See `Console.on_run_end`."""
+        self._try(lambda console: console.on_run_end(summary))
+
+    def close(self) -> None:
+        """See `Console.close`."""
+        self._try(lambda console: console.close())
+
+    def write_line(self, line: str) -> None:
+        """One more line, as it is."""
+        self._try(lambda console: sys.stdout.write(f"{line}\n"))
+
+    def _try(self, tell: Callable[[Console], object]) -> None:
+        if self._console is None:
+            return
+        try:
+            tell(self._console)
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # rich makes the one into the other
+            self._console = None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not stumble over it

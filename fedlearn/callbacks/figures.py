@@ -1,0 +1,321 @@
+"""The figures of a report: how a run converged, how it treats its clients, and how the data lie at them.
+
+Every function returns a matplotlib figure and touches neither pyplot nor the process-wide settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedlearn.callbacks.run_history import History
+from fedlearn.core.metrics import higher_is_better
+from fedlearn.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette: told apart under the common kinds of colour blindness, and in grey.
+POOLED_COLOR, WORST_COLOR, CLIENTS_COLOR, TEXT_COLOR = "#0072B2", "#D55E00", "#56B4E9", "#333333"
+CENTRAL_COLOR, LOCAL_COLOR = "#009E73", "#CC79A7"
+WIDTH_INCHES = 7.6  # inches
+BYTE_UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
+MAX_NAMED_BARS = 40  # beyond that, names would be too small to read
+MAX_ANNOTATED_CELLS = (24, 12)  # rows and columns of a heat map that still has room for numbers
+METRIC_NAMES = {
+    "auc": "AUC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "rmse": "RMSE",
+    "mae": "MAE",
+    "r2": "R²",
+    "attack_success": "Attack success",
+}
+STYLE: Mapping[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9,
+    "axes.labelcolor": TEXT_COLOR,
+    "axes.edgecolor": "#999999",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": TEXT_COLOR,
+    "ytick.color": TEXT_COLOR,
+    "legend.frameon": False,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+}
+
+
+def style() -> AbstractContextManager[None]:
+    """The look of all figures, for the time of a ``with`` block."""
+    try:
+        import matplotlib
+    except ImportError as missing:
+        raise MissingExtra("report.html", "report") from missing
+    return matplotlib.rc_context(dict(STYLE))
+
+
+def new_figure(width_inches: float, height_inches: float) -> Figure:
+    """An empty figure of so many inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), layout="constrained")
+
+
+def metric_name(metric: str, *, inline: bool = False) -> str:
+    """A metric's name as readers know it, within a sentence or by itself.
+
+    >>> metric_name("accuracy"), metric_name("accuracy", inline=True), metric_name("auc", inline=True)
+    ('Accuracy', 'accuracy', 'AUC')
+    """
+    return METRIC_NAMES.get(metric, metric if inline else metric.capitalize())
+
+
+def convergence(history: History, main_metric: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
+    """Loss and main metric over rounds: all test examples together, how the clients spread around them, and what the
+    federation is held against.
+    """
+    return _two_curves(history, main_metric, baselines, over="round")
+
+
+def time_to_accuracy(history: History, main_metric: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
+    """The same over the clock of a run that has one, in the unit that suits it."""
+    return _two_curves(history, main_metric, baselines, over="clock")
+
+
+def _two_curves(history: History, main: str, baselines: Mapping[str, Any], *, over: str) -> Figure:
+    figure = new_figure(WIDTH_INCHES, 3.3)
+    axes = figure.subplots(1, 2)
+    for axis, metric in zip(axes, ("loss", main), strict=True):
+        _curves(axis, [line for line in history if line["test"]], metric, over)
+        for (name, one), color in zip(baselines.items(), (CENTRAL_COLOR, LOCAL_COLOR), strict=False):
+            if one["test"].get(metric) is not None:
+                axis.axhline(one["test"][metric], color=color, linewidth=1.2, linestyle=":", label=f"{name} training")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=3 if baselines else 4, columnspacing=1.6, handlelength=1.6
+    )
+    return figure
+
+
+def time_unit(seconds: float) -> tuple[str, float]:
+    """The unit that suits a time, and its seconds.
+
+    >>> clock_unit(90), clock_unit(600), clock_unit(86400)
+    (('seconds', 1.0), ('minutes', 60.0), ('hours', 3600.0))
+    """
+    return ("seconds", 1.0) if seconds < 120 else ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)
+
+
+def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:
+    unit, size = ("", 1) if over == "round" else time_unit(evaluated[-1]["clock"])
+    rounds = [line[over] / size if unit else line[over] for line in evaluated]
+    pooled = _numbers(line["test"][metric] for line in evaluated)
+    mean, std, worst = (
+        _numbers(line["clients"][metric][key] for line in evaluated) for key in ("mean", "std", "worst10")
+    )
+    low, high = (0.0, 1.0) if metric == "accuracy" else (0.0, math.inf)
+    marker = "o" if len(rounds) <= 12 else None
+    band = (np.clip(mean - std, low, high), np.clip(mean + std, low, high))
+    axis.fill_between(rounds, *band, color=CLIENTS_COLOR, alpha=0.25, linewidth=0, label="clients, mean ± std")
+    axis.plot(rounds, mean, color=CLIENTS_COLOR, linewidth=1.2, linestyle=(0, (4, 2)), label="clients, mean")
+    axis.plot(
+        rounds, worst, color=WORST_COLOR, linewidth=1.4, marker=marker, markersize=3, label="worst 10 % of clients"
+    )
+    axis.plot(
+        rounds, pooled, color=POOLED_COLOR, linewidth=1.9, marker=marker, markersize=3.5, label="all test examples"
+    )
+    axis.set(title=metric_name(metric), xlabel=f"{unit} on the clock" if unit else "round")
+    axis.margins(x=0.02)
+    axis.grid(axis="y")
+    axis.locator_params(axis="x", integer=not unit)
+    _as_percent(axis.yaxis, metric)
+
+
+def traffic(history: History, metric: str) -> Figure:
+    """The main metric against what clients have sent until then."""
+    sent, points = 0, []
+    for line in history:
+        sent += line["bytes_up"]
+        if line["test"] and line["test"].get(metric) is not None:
+            points.append((sent, line["test"][metric]))
+    unit, name = next((2**power, name) for power, name in BYTE_UNITS if points[-1][0] >= 2**power)
+    figure = new_figure(WIDTH_INCHES * 0.62, 2.7)
+    axis = figure.subplots()
+    axis.plot(
+        [x / unit for x, _ in points],
+        [y for _, y in points],
+        color=POOLED_COLOR,
+        linewidth=1.8,
+        marker="o",
+        markersize=2.5,
+    )
+    axis.set(title=f"{metric_name(metric)} against bytes", xlabel=f"sent by clients so far, {name}")
+    axis.set_ylabel(metric_name(metric))
+    axis.set_xlim(left=0)
+    axis.grid(axis="y")
+    _as_percent(axis.yaxis, metric)
+    return figure
+
+
+def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str) -> Figure:
+    """The main metric of each client where it is defined, worst first, and the mean over clients."""
+    defined = [row for row in clients if row[main_metric] is not None]
+    ordered = sorted(defined, key=lambda row: row[main_metric], reverse=not higher_is_better(main_metric))
+    values = _numbers(row[main_metric] for row in ordered)
+    num_worst = max(1, math.ceil(0.1 * len(values)))
+    colors = [WORST_COLOR if k < num_worst else POOLED_COLOR for k in range(len(values))]
+    named = len(ordered) <= MAX_NAMED_BARS
+    figure = new_figure(WIDTH_INCHES, 1.3 + 0.24 * len(ordered) if named else 3.3)
+    axis = figure.subplots()
+    (_named_bars if named else _thin_bars)(axis, ordered, values, colors, main_metric)
+    axis.set_title(f"{metric_name(main_metric)} by client")
+    return figure
+
+
+def _named_bars(
+    axis: Axes, ordered: Sequence[Mapping[str, Any]], values: np.ndarray, colors: list[str], main: str
+) -> None:
+    from fedlearn.callbacks.formatting import format_metric
+
+    places = np.arange(len(ordered))
+    axis.barh(places, values, color=colors, height=0.68)
+    for place, value in zip(places, values, strict=True):
+        axis.annotate(
+            format_metric(main, value), (1, place), xycoords=("axes fraction", "data"),
+            xytext=(46, 0), textcoords="offset points", ha="right", va="center", color=TEXT_COLOR,
+        )  # fmt: skip
+    axis.set_yticks(places, [f"{_short(row['name'])}  (n = {row['num_examples']})" for row in ordered])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(ordered) - 0.5, -0.5)
+    axis.axvline(values.mean(), color=TEXT_COLOR, linewidth=1, linestyle=(0, (4, 2)))
+    axis.annotate(
+        f"mean {format_metric(main, values.mean())}", (values.mean(), 1), xycoords=("data", "axes fraction"),
+        xytext=(0, 3), textcoords="offset points", ha="center", color=TEXT_COLOR,
+    )  # fmt: skip
+    axis.set_xlim(min(0, values.min()), 1.0 if main == "accuracy" else None)
+    axis.set_xlabel(metric_name(main))
+    _as_percent(axis.xaxis, main)
+
+
+def _thin_bars(
+    axis: Axes, ordered: Sequence[Mapping[str, Any]], values: np.ndarray, colors: list[str], main: str
+) -> None:
+    from fedlearn.callbacks.formatting import format_metric
+
+    axis.bar(np.arange(1, len(values) + 1), values, color=colors, width=1.0, linewidth=0)
+    axis.axhline(values.mean(), color=TEXT_COLOR, linewidth=1, linestyle=(0, (4, 2)))
+    below = 0 if higher_is_better(main) else 1  # the side where bars end below the line, so that its label is on white
+    axis.annotate(
+        f"mean {format_metric(main, values.mean())}", (below, values.mean()), xycoords=("axes fraction", "data"),
+        xytext=(6 - 12 * below, 4), textcoords="offset points", ha="right" if below else "left", color=TEXT_COLOR,
+    )  # fmt: skip
+    axis.set(xlabel="client, worst first", ylabel=metric_name(main), xlim=(0.5, len(values) + 0.5))
+    axis.set_ylim(min(0, values.min()), 1.0 if main == "accuracy" else None)
+    _as_percent(axis.yaxis, main)
+
+
+def partition(summary: Mapping[str, Any]) -> Figure:
+    """How many training examples of each class, or range of the target, lie at each client, and how many in all."""
+    rows, labelled = summary["clients"], summary["kind"] == "labels"
+    counts = np.array([row["counts"] for row in rows])
+    num_columns = counts.shape[1]
+    height = 1.3 + max(1.2, min(7.0, 0.27 * len(rows)))
+    figure = new_figure(WIDTH_INCHES, height)
+    axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+    image = axis.imshow(counts, cmap="Blues", vmin=0, vmax=max(1, counts.max(initial=0)), aspect="auto")
+    axis.set(title="Training examples by client", xlabel="class" if labelled else "target", ylabel="client")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    _sparse_ticks(axis.xaxis, [f"{column:.4g}" for column in summary["columns"]], 16, shift=0 if labelled else -0.5)
+    _sparse_ticks(axis.yaxis, [_short(row["name"]) for row in rows], MAX_NAMED_BARS)
+    axis.set_xticks(np.arange(-0.5, num_columns), minor=True)
+    axis.set_yticks(np.arange(-0.5, len(rows)), minor=True)
+    if len(rows) <= MAX_NAMED_BARS:
+        axis.grid(which="minor", color="white", linewidth=1.5)
+    axis.tick_params(which="minor", length=0)
+    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.05, aspect=24)
+    bar.ax.locator_params(axis="y", integer=True)
+    bar.outline.set_visible(False)
+    if len(rows) <= MAX_ANNOTATED_CELLS[0] and num_columns <= MAX_ANNOTATED_CELLS[1]:
+        _annotate(axis, counts)
+    _sizes(beside, [row["num_examples"] for row in rows])
+    return figure
+
+
+def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
+    axis.barh(np.arange(len(sizes)), sizes, color=CLIENTS_COLOR, height=0.68 if len(sizes) <= MAX_NAMED_BARS else 1.0)
+    axis.set(title="In all", xlabel="examples", xlim=(0, 1.05 * max(1, *sizes)))
+    axis.tick_params(axis="y", which="both", length=0, labelleft=False)
+    axis.spines["left"].set_visible(False)
+    axis.locator_params(axis="x", nbins=3, integer=True)
+
+
+def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
+    """What is left of a model for each rule (rows) under each attack (columns); beneath, how well a backdoor works."""
+    from fedlearn.callbacks.formatting import format_metric
+
+    rules, attacks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("rule", "attack"))
+    metric = cells[0]["metric"]
+    values = np.array([cell["value"] for cell in cells]).reshape(len(rules), len(attacks))
+    figure = new_figure(max(WIDTH_INCHES * 0.7, 1.9 + 0.92 * len(attacks)), 1.5 + 0.42 * len(rules))
+    axis = figure.subplots()
+    better = higher_is_better(metric)
+    low, high = (0.0, 1.0) if metric == "accuracy" else (values.min(), values.max())
+    image = axis.imshow(values, cmap="YlGnBu" if better else "YlGnBu_r", vmin=low, vmax=high, aspect="auto")
+    axis.set(title=title)
+    axis.set_xticks(range(len(attacks)), [attack.replace("_", "\n") for attack in attacks])
+    axis.set_yticks(range(len(rules)), rules)
+    axis.xaxis.tick_bottom()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    for place, cell in enumerate(cells):
+        row, column = divmod(place, len(attacks))
+        backdoor = "" if cell["success"] is None else f"\nattack {format_metric('attack_success', cell['success'])}"
+        shade = (cell["value"] - low) / max(high - low, 1e-12)
+        dark = shade > 0.55 if better else shade < 0.45
+        told = f"{format_metric(metric, cell['value'])}{backdoor}"
+        axis.text(column, row, told, ha="center", va="center", color="white" if dark else TEXT_COLOR, fontsize=8)
+    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04, aspect=24)
+    bar.outline.set_visible(False)
+    bar.set_label(metric_name(metric))
+    _as_percent(bar.ax.yaxis, metric)
+    return figure
+
+
+def _annotate(axis: Axes, counts: np.ndarray) -> None:
+    dark = 0.55 * counts.max(initial=1)
+    for (row, column), count in np.ndenumerate(counts):
+        axis.text(column, row, f"{count}", ha="center", va="center", color="white" if count > dark else TEXT_COLOR)
+
+
+def _sparse_ticks(axis: Any, names: Sequence[str], most: int, *, shift: float = 0.0) -> None:
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(names)) if len(names) <= step * most)
+    places = range(0, len(names), step)
+    axis.set_ticks([place + shift for place in places], names[::step])
+
+
+def _as_percent(axis: Any, metric: str) -> None:
+    if metric == "accuracy":
+        from matplotlib.ticker import PercentFormatter
+
+        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+
+
+def _numbers(values: Any) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"

@@ -1,0 +1,178 @@
+"""The words and units in which the console and the report speak of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlearn.callbacks.run_info import RunInfo
+from fedlearn.core.metrics import main_metric
+from fedlearn.core.records import Failure, Round
+
+BASELINES = {"central": "one model of all data together", "local": "a model of each client alone"}
+NO_GUARANTEE = "no differential privacy"
+
+
+def header_lines(run: RunInfo) -> list[tuple[str, str]]:
+    """(word, text) of each line of the header."""
+    sent = run.bytes_per_update if run.bytes_per_update is not None else 4 * run.num_parameters
+    model = f"{run.model} · {run.num_parameters:,} parameters · {human_bytes(sent)} per update"
+    data = [run.scenario, f"{run.num_clients:,} clients", _range(run.examples_per_client), run.source]
+    lines = [
+        ("scenario", data),
+        ("model", [model]),
+        ("strategy", [run.strategy, run.strategy_settings, run.cohort]),
+        ("protect", guarantee_parts(run.privacy)),
+        ("engine", [run.engine, run.machine, f"seed {run.seed}"]),
+    ]
+    lines += [("system", [run.system])] if run.system else []
+    at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
+    lines[at:at] = [(word, [text]) for word, text in limitation_lines(run.privacy)]
+    beside = (("compress", run.compress), ("poisoning", run.poisoning))
+    lines[at:at] = [(word, [text]) for word, text in beside if text]
+    lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
+    return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
+
+
+def guarantee_parts(privacy: Mapping[str, Any]) -> list[str]:
+    """What a protection promises, in the parts of one line; ``none`` where there is none."""
+    if not privacy:
+        return ["none"]
+    budget = f"epsilon at most {privacy['budget']:g}, " if privacy.get("budget") else ""
+    if privacy["delta"] is None:
+        return [f"{privacy['kind']}: {privacy['adjacency']}", f"clip {privacy['clip_norm']:g}", NO_GUARANTEE]
+    return [
+        f"{privacy['kind']}: {privacy['adjacency']}",
+        f"{budget}delta {privacy['delta']:g}",
+        f"clip {privacy['clip_norm']:g}{' (adaptive)' * (privacy['clip'] == 'adaptive')}",
+        f"noise multiplier {privacy['noise_multiplier']:.4g} {privacy['noise']}",
+        f"sampling {privacy['sampling']}",
+    ]
+
+
+def limitation_lines(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(word, text) of the lines on what a protection does not promise."""
+    if not privacy:
+        return []
+    covered = f"{'; '.join(privacy['not_covered'])} (not sent: {privacy['withheld']})"
+    return [("uncovered", covered), *(("warning", text) for text in privacy["warnings"])]
+
+
+def format_epsilon(value: float | None) -> str:
+    """An epsilon in four characters, never less than it is.
+
+    >>> [epsilon_in_short(value) for value in (None, 0.0, 0.00123, 0.0155, 2.3817, 17.86, 153.1)]
+    ['–', '0.00', '<.01', '0.02', '2.39', '17.9', '154']
+    """
+    if value is None:
+        return "–"
+    if math.isinf(value):
+        return "inf"
+    if 0 < value < 0.01:
+        return "<.01"
+    digits = 2 if value < 10 else 1 if value < 100 else 0
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def format_metric(metric: str, value: float | None) -> str:
+    """A value as tables show it: accuracy in per cent, all else with four digits.
+
+    >>> score("accuracy", 0.6123), score("loss", 0.6814), score("rmse", 53.8), score("loss", 2937.2), score("auc", None)
+    ('61.2 %', '0.681', '53.80', '2937', 'nan')
+    """
+    if value is None or math.isnan(value):
+        return "nan"
+    if metric in ("accuracy", "attack_success"):
+        return f"{100 * value:.1f} %"
+    if abs(value) >= 1000:
+        return f"{value:.4g}"
+    return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}"
+
+
+def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(word, text) of the lines on how a run ended, from its summary."""
+    main = summary.get("metric") or main_metric(summary["task"])
+    rounds, failures = summary["rounds"], summary["client_failures"]
+    parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
+    parts += [f"{human_seconds(summary['clock'])} on the clock"] if "clock" in summary else []
+    if main in summary["final"]:
+        parts.append(f"{main} {format_metric(main, summary['final'][main])}")
+    if main in summary.get("personal", {}):
+        parts.append(f"personal models {format_metric(main, summary['personal'][main])}")
+    if main in summary["best"]:
+        best = summary["best"][main]
+        parts.append(f"best {format_metric(main, best['value'])} at round {best['round']}")
+    status = "done" if summary["status"] in ("early_stopped", "budget_exhausted") else str(summary["status"])
+    lines = [(status, " · ".join(parts))]
+    for name, one in summary.get("baselines", {}).items():
+        lines.append((name, f"{main} {format_metric(main, one['test'].get(main))} · {BASELINES[name]}"))
+    lines += [("privacy", format_privacy_spent(summary["privacy"]))] if summary.get("privacy") else []
+    lines += [("because", summary["reason"])] if summary["reason"] else []
+    lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
+    return lines
+
+
+def format_privacy_spent(privacy: Mapping[str, Any]) -> str:
+    """What a run came to: epsilon, by which accountant, for what."""
+    if privacy["delta"] is None:
+        return f"{privacy['kind']}: {privacy['adjacency']}, {NO_GUARANTEE}"
+    value, rdp = privacy["epsilon"], privacy["epsilon_rdp"]
+    amount = "epsilon without bound" if value is None else f"epsilon {value:.4g}"
+    beside = f" ({rdp:.4g} by RDP)" if rdp is not None and rdp != value else ""
+    return f"{amount}{beside} at delta {privacy['delta']:g} for {privacy['adjacency']}"
+
+
+def describe_failure(failure: Failure, run: RunInfo) -> str:
+    """Which client failed where: its name, its id, the stage and the reason."""
+    name = run.name(failure.client)
+    who = f"client {failure.client}" if name == str(failure.client) else f"{name} (client {failure.client})"
+    return f"{who} failed in {failure.stage}: {failure.reason}"
+
+
+def failure_notice(round: Round, run: RunInfo) -> str:
+    """One line on the failures of a round."""
+    others = len(round.failures) - 1
+    more = f" (and {others} more)" if others else ""
+    return f" round {round.number}: {describe_failure(round.failures[0], run)}{more}"
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes in binary units.
+
+    >>> [human_bytes(count) for count in (0, 999, 1924, 7696, 76960, 5 * 2**30)]
+    ['0 B', '999 B', '1.9 KiB', '7.5 KiB', '75 KiB', '5.0 GiB']
+    """
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1000 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration in the unit that suits it.
+
+    >>> [human_seconds(seconds) for seconds in (0.0124, 0.94, 41.7, 250, 8000)]
+    ['0.01 s', '0.9 s', '42 s', '4.2 min', '2.2 h']
+    """
+    if seconds < 0.1:
+        return f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _range(examples: tuple[int, int] | None) -> str:
+    if examples is None:
+        return ""
+    low, high = examples
+    return f"{low:,} examples each" if low == high else f"{low:,}-{high:,} examples"
+
+
+def relative_path(path: Path) -> str:
+    """As short as the user can type it: relative to the current folder where it lies below."""
+    here = Path.cwd()
+    full = path.resolve()
+    return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)

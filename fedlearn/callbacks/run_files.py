@@ -1,0 +1,174 @@
+"""The run folder: what a run leaves behind, safe against being killed at any moment.
+
+``metrics.jsonl`` grows by a line a round and is flushed each time; everything else is small and replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fedlearn.callbacks.formatting import header_lines
+from fedlearn.callbacks.run_history import METRICS_FILE, finite_or_none, history_entry, to_json_line, truncate_history
+from fedlearn.callbacks.run_info import RunInfo
+from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.records import ClientId, Evaluation, Round
+
+PACKAGES = ("fedlearn", "numpy", "scikit-learn", "torch", "jax", "jaxlib", "flax", "optax", "opacus", "safetensors")
+MAX_CLIENTS_SHOWN = 100
+NUM_BINS = 10
+
+
+class RunFiles:
+    """Writes ``metrics.jsonl``, ``clients.csv``, ``environment.json``, ``partition.json`` and ``summary.json``.
+
+    Args:
+        folder: made if absent. Rounds after ``RunInfo.start_round`` that an earlier, killed run left in it are dropped.
+        partition: what `partition_summary` gives, or None to leave the file out.
+
+    Attributes:
+        history: the lines of all rounds so far, those before a resume included.
+    """
+
+    def __init__(self, folder: Path, *, partition: Mapping[str, Any] | None = None) -> None:
+        self.folder = Path(folder)
+        self.history: list[Mapping[str, Any]] = []
+        self._partition = partition
+        self._run: RunInfo | None = None
+        self._lines: TextIO | None = None
+
+    def on_run_start(self, run: RunInfo) -> None:
+        """Make the folder, note the environment and open the log of rounds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._run = run
+        self.history[:] = truncate_history(self.folder, run.start_round)
+        _note_environment(self.folder / "environment.json", environment(run))
+        if self._partition is not None:
+            write_atomically(self.folder / "partition.json", json.dumps(self._partition, indent=1) + "\n")
+        self._lines = (self.folder / METRICS_FILE).open("a", encoding="utf-8", newline="")
+
+    def on_round_end(self, round: Round) -> None:
+        """Add the round's line, and the clients' table if the round was evaluated."""
+        if self._lines is None or self._run is None:
+            raise RuntimeError("start() comes before round()")
+        line = history_entry(round)
+        self._lines.write(to_json_line(line) + "\n")
+        self._lines.flush()
+        self.history.append(line)
+        if round.evaluation is not None:
+            write_atomically(self.folder / "clients.csv", clients_table(round.evaluation, self._run))
+
+    def on_run_end(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Close the log of rounds."""
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
+
+
+def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
+    """The last evaluation client by client, as CSV: client, name, num_examples, then each metric (empty for NaN).
+
+    Where clients keep models beside the global one, theirs follow as ``personal_METRIC``.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    columns = dict(evaluation.per_client)
+    if evaluation.personal:
+        columns |= {f"personal_{name}": values_K for name, values_K in evaluation.personal.per_client.items()}
+    table.writerow(["client", "name", "num_examples", *columns])
+    for k, client in enumerate(evaluation.clients):
+        values = [finite_or_none(values_K[k]) for values_K in columns.values()]
+        table.writerow([client, run.name(client), int(evaluation.num_examples_K[k]), *values])
+    return text.getvalue()
+
+
+def environment(run: RunInfo) -> dict[str, Any]:
+    """What a run was and where it took place: its header, machine, package versions, commit, and its command."""
+    return {
+        "header": dict(header_lines(run)),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+        "git_commit": _commit(Path(__file__)),
+        "command": shlex.join(sys.argv),
+        "again": run.rerun_command,
+        "start_round": run.start_round,
+    }
+
+
+def _note_environment(path: Path, now: Mapping[str, Any]) -> None:
+    """The first environment stays on top; each resumption is noted below it, as the machine may be another one."""
+    if path.exists() and now["start_round"]:
+        first = json.loads(path.read_text(encoding="utf-8"))
+        now = first | {"resumed": [*first.get("resumed", []), now]}
+    write_atomically(path, json.dumps(now, indent=2) + "\n")
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit(source: Path) -> str | None:
+    """The commit of a checkout that tracks ``source``, ending in -dirty if files were changed since, else None."""
+    git = ["git", "-C", str(source.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", source.name], capture_output=True, check=True, timeout=10)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, check=True, timeout=10, text=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def partition_summary(data: FederatedData) -> dict[str, Any]:
+    """How the training examples lie at the clients, for figures: the first 100 clients at most.
+
+    Returns:
+        ``kind`` (``labels`` or ``targets``), ``columns`` (class numbers, or the edges of equally wide bins of the
+        target, one more than there are bins), ``num_clients`` (of the population), and ``clients``:
+        ``client``, ``name``, ``num_examples`` and ``counts`` (examples by class or bin) of each client shown.
+    """
+    shown = [int(data.clients[k]) for k in range(min(len(data.clients), MAX_CLIENTS_SHOWN))]
+    targets = {client: np.asarray(data.train(client).y) for client in shown}
+    labelled = data.task != "regression"
+    count, columns = _by_label(data.num_classes) if labelled else _by_bin(targets)
+    return {
+        "kind": "labels" if labelled else "targets",
+        "columns": columns,
+        "num_clients": len(data.clients),
+        "clients": [
+            {"client": client, "name": data.name(client), "num_examples": len(y), "counts": count(y).tolist()}
+            for client, y in targets.items()
+        ],
+    }
+
+
+def _by_label(num_classes: int) -> tuple[Any, list[int]]:
+    return lambda y: np.bincount(y[y >= 0].astype(np.int64), minlength=num_classes), list(range(num_classes))
+
+
+def _by_bin(targets: Mapping[ClientId, np.ndarray]) -> tuple[Any, list[float]]:
+    together = np.concatenate([*targets.values(), np.zeros(0)])
+    edges = np.histogram_bin_edges(together, bins=NUM_BINS)
+    return lambda y: np.histogram(y, bins=edges)[0], edges.tolist()

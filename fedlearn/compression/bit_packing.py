@@ -1,0 +1,138 @@
+"""Numbers as few bytes: bits side by side, gaps between indices in Rice's code, and deflate where it pays.
+
+Shapes: N numbers.
+
+Readers are given how many numbers to expect, and raise `ValueError` for anything else: bytes may come from anyone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from math import log, log2
+
+import numpy as np
+
+
+def pack_bits(numbers_N: np.ndarray, width: int) -> bytes:
+    """The ``width`` lowest bits of each number, one after another.
+
+    >>> len(pack_bits(np.arange(8), 3)), unpack_bits(pack_bits(np.arange(8), 3), 8, 3).tolist()
+    (3, [0, 1, 2, 3, 4, 5, 6, 7])
+    """
+    bits_NW = (np.asarray(numbers_N)[:, None] >> np.arange(width)) & 1
+    return np.packbits(bits_NW.astype(np.uint8)).tobytes()
+
+
+def unpack_bits(payload: bytes, count: int, width: int) -> np.ndarray:
+    """The numbers that `pack_bits` wrote, int64."""
+    require_valid(len(payload) == -(-count * width // 8), "bits")
+    bits_NW = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * width).reshape(count, width)
+    numbers_N = np.zeros(count, np.int64)
+    for place in range(width):
+        numbers_N |= bits_NW[:, place].astype(np.int64) << place
+    return numbers_N
+
+
+def pack_levels(levels_N: np.ndarray, base: int) -> bytes:
+    """Numbers in ``[0, base)``, base at most 256, by whichever is shortest: bits, digits of a byte, or deflate.
+
+    >>> ternary = np.array([0, 1, 2, 1, 0] * 200)
+    >>> bool((unpack_levels(pack_levels(ternary, 3), 1000, 3) == ternary).all()), len(pack_levels(ternary, 3)) < 200
+    (True, True)
+    """
+    raw_N, per_byte = np.asarray(levels_N).astype(np.uint8), _digits(base)
+    padded_N = np.concatenate([raw_N, np.zeros(-len(raw_N) % per_byte, np.uint8)])
+    bytes_M = padded_N.reshape(-1, per_byte).astype(np.int64) @ base ** np.arange(per_byte)
+    digits = bytes_M.astype(np.uint8).tobytes()
+    ways = (pack_bits(raw_N, _width(base)), digits, _deflated(digits))
+    shortest = min(range(3), key=lambda way: len(ways[way]))
+    return bytes([shortest]) + ways[shortest]
+
+
+def unpack_levels(payload: bytes, count: int, base: int) -> np.ndarray:
+    """The numbers that `pack_levels` wrote, int64, each below ``base``."""
+    require_valid(len(payload) > 0 and payload[0] < 3, "levels")
+    way, rest, per_byte = payload[0], payload[1:], _digits(base)
+    if way == 0:
+        levels_N = unpack_bits(rest, count, _width(base))
+    elif way == 1:
+        levels_N = _of_digits(rest, count, base)
+    else:
+        levels_N = _of_digits(inflate(rest, -(-count // per_byte)), count, base)
+    require_valid(bool((levels_N < base).all()), "levels")
+    return levels_N
+
+
+def _of_digits(payload: bytes, count: int, base: int) -> np.ndarray:
+    per_byte = _digits(base)
+    require_valid(len(payload) == -(-count // per_byte), "digits")
+    bytes_M = np.frombuffer(payload, np.uint8).astype(np.int64)
+    levels_N: np.ndarray = (bytes_M[:, None] // base ** np.arange(per_byte) % base).reshape(-1)[:count]
+    return levels_N
+
+
+def _deflated(payload: bytes) -> bytes:
+    """By how often bytes occur alone: there are no patterns in noise, and looking takes a hundred times longer."""
+    writer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+    return writer.compress(payload) + writer.flush()
+
+
+def inflate(payload: bytes, size: int) -> bytes:
+    """What deflate made shorter, of exactly this size, without ever holding more."""
+    reader = zlib.decompressobj()
+    try:
+        found = reader.decompress(payload, size + 1)
+    except zlib.error as error:
+        raise ValueError(f"deflated bytes are damaged: {error}") from error
+    require_valid(len(found) == size and reader.eof, "deflated bytes")
+    return found
+
+
+def pack_indices(indices_N: np.ndarray, size: int) -> bytes:
+    """Ascending indices below ``size``: their gaps in Rice's code, about ``log2(size / N) + 1.5`` bits each.
+
+    >>> some = np.array([3, 4, 90, 700])
+    >>> unpack_indices(pack_indices(some, 1000), 4, 1000).tolist()
+    [3, 4, 90, 700]
+
+    Reference: Rice, Plaunt, *Adaptive Variable-Length Coding for Efficient Compression of Spacecraft Television Data*,
+    IEEE Transactions on Communication Technology 1971.
+    """
+    gaps_N = np.diff(indices_N, prepend=-1) - 1
+    low = _low_bits(len(indices_N), size)
+    ends_N = np.cumsum((gaps_N >> low) + 1)
+    unary = np.zeros(int(ends_N[-1]) if len(ends_N) else 0, np.uint8)
+    unary[ends_N - 1] = 1
+    return pack_bits(gaps_N, low) + np.packbits(unary).tobytes()
+
+
+def unpack_indices(payload: bytes, count: int, size: int) -> np.ndarray:
+    """The indices that `pack_indices` wrote, int64, ascending and below ``size``."""
+    low = _low_bits(count, size)
+    cut = -(-count * low // 8)
+    require_valid(len(payload) >= cut and count <= size, "indices")
+    ends_N = np.flatnonzero(np.unpackbits(np.frombuffer(payload[cut:], np.uint8)))
+    require_valid(len(ends_N) == count, "indices")
+    gaps_N = (np.diff(ends_N, prepend=-1) - 1 << low) + unpack_bits(payload[:cut], count, low)
+    indices_N = np.cumsum(gaps_N + 1) - 1
+    require_valid(not count or int(indices_N[-1]) < size, "indices")
+    return indices_N
+
+
+def require_valid(condition: bool, content: str) -> None:
+    """Raise a `ValueError` unless ``condition``."""
+    if not condition:
+        raise ValueError(f"{content} that arrived are not those of such an update")
+
+
+def _low_bits(count: int, size: int) -> int:
+    return max(0, int(log2(max(1.0, size / max(1, count) * log(2)))))
+
+
+def _width(base: int) -> int:
+    return max(1, (base - 1).bit_length())
+
+
+def _digits(base: int) -> int:
+    """How many digits of this base a byte can hold."""
+    return next(count for count in range(8, 0, -1) if base**count <= 256)

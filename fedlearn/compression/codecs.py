@@ -1,0 +1,363 @@
+"""Updates in fewer bytes: what a client writes, and what everyone reads from it.
+
+Shapes: D parameters laid flat, M blocks of them, B numbers in a block.
+
+A codec is two functions, one client's vector at a time. The client goes on with what it has just written as a reader
+reads it, so that what is simulated is what a receiver of these bytes gets, bit for bit. Randomness that both sides need
+(which coordinates, which rotation) follows from the order's seed, round and client, and is not sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, lru_cache
+from math import prod
+from statistics import NormalDist
+
+import numpy as np
+
+from fedlearn.algorithm.server_optimizers import zeros
+from fedlearn.algorithm.transforms import Codec, Stage, Transform
+from fedlearn.compression.bit_packing import pack_indices, pack_levels, unpack_indices, unpack_levels
+from fedlearn.compression.bit_packing import require_valid as expect
+from fedlearn.core.layout import Layout, Leaf
+from fedlearn.core.random import Purpose, generator
+from fedlearn.errors import is_count, is_number, require
+
+Rng = np.random.Generator
+FORMATS = ("float16", "bfloat16")
+BLOCK_SIZE = 4096  # numbers that are rotated together
+
+
+@lru_cache(maxsize=16)
+def estimate_bytes(codec: Codec, layout: Layout) -> int:
+    """What a codec makes of Gaussian numbers, for whoever must know the size of an update before there is one."""
+    typical_D = generator(0, Purpose.COMPRESS).standard_normal(layout.num_parameters, dtype=np.float32)
+    return len(codec.encode(typical_D, layout, generator(0, Purpose.COMPRESS)))
+
+
+def none() -> Stage:
+    """Updates leave as they are: four bytes a parameter."""
+    return Stage()
+
+
+def topk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
+    """The largest numbers of an update, and where they stand.
+
+    Args:
+        share: of the parameters that are sent, in (0, 1]; at least one is.
+        error_feedback: a client keeps what it did not send and adds it to its next update.
+
+    *Guarantees*: what is left out is no longer than ``sqrt(1 - share)`` times the update. Never lengthens an update; so
+    without error feedback it may follow a clip.
+
+    Reference: Stich, Cordonnier, Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv:1809.07599.
+    """
+    _share(share)
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        kept = _count(share, len(vector_D))
+        largest = np.sort(np.argpartition(np.abs(vector_D), len(vector_D) - kept)[len(vector_D) - kept :])
+        return vector_D[largest].astype("<f4").tobytes() + pack_indices(largest, len(vector_D))
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        size = layout.num_parameters
+        kept = _count(share, size)
+        vector_D = np.zeros(size, np.float32)
+        vector_D[unpack_indices(payload[4 * kept :], kept, size)] = _floats(payload[: 4 * kept], kept)
+        return vector_D
+
+    return _stage(Codec(encode, decode), error_feedback=error_feedback, contracts=not error_feedback)
+
+
+def randomk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
+    """Numbers at places drawn anew for each client and round; both sides know which, so that only values are sent.
+
+    Args:
+        share: of the parameters that are sent, in (0, 1]; at least one is.
+        error_feedback: a client keeps what it did not send and adds it to its next update. Without it values are
+            multiplied by ``1 / share``.
+
+    *Guarantees*: unbiased without error feedback.
+
+    Reference: Stich, Cordonnier, Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv:1809.07599; unbiased:
+    Wangni, Wang, Liu, Zhang, *Gradient Sparsification*, NeurIPS 2018, arXiv:1710.09854.
+    """
+    _share(share)
+
+    def places(size: int, rng: Rng) -> np.ndarray:
+        return np.sort(rng.choice(size, _count(share, size), replace=False))
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        return vector_D[places(len(vector_D), rng)].astype("<f4").tobytes()
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        vector_D = np.zeros(layout.num_parameters, np.float32)
+        here = places(len(vector_D), rng)
+        scale = 1.0 if error_feedback else len(vector_D) / len(here)
+        vector_D[here] = _floats(payload, len(here)) * np.float32(scale)
+        return vector_D
+
+    return _stage(Codec(encode, decode), error_feedback=error_feedback)
+
+
+def qsgd(*, levels: int = 16, bucket: int = 512) -> Stage:
+    """Each number rounded at random to one of its two neighbours among ``levels`` even steps of its bucket's L2 norm.
+
+    Args:
+        levels: ``s``, in 1..127.
+        bucket: numbers that share a norm, >= 1.
+
+    *Guarantees*: unbiased; the variance is at most ``min(bucket / s^2, sqrt(bucket) / s)`` times the squared norm.
+
+    Reference: Alistarh, Grubic, Li, Tomioka, Vojnovic, *QSGD: Communication-Efficient SGD via Gradient Quantization and
+    Encoding*, NeurIPS 2017, arXiv:1610.02132. Levels are packed or deflated where the paper takes Elias' code.
+    """
+    require(is_count(levels) and levels <= 127, "levels", levels, "a whole number in 1..127", "levels=16")
+    require(is_count(bucket), "bucket", bucket, "a whole number >= 1", "bucket=512")
+
+    def bounds(layout: Layout) -> np.ndarray:
+        return np.arange(0, layout.num_parameters, bucket)
+
+    return _stage(_rounded_at_random(levels, bounds, lambda part: float(np.linalg.norm(part.astype(np.float64)))))
+
+
+def terngrad() -> Stage:
+    """Each number becomes minus, zero or plus the largest of its tensor, at random.
+
+    *Guarantees*: unbiased.
+
+    Reference: Wen, Xu, Yan, Wu, Wang, Chen, Li, *TernGrad: Ternary Gradients to Reduce Communication in Distributed
+    Deep Learning*, NeurIPS 2017, arXiv:1705.07878 (layer by layer, without its clipping, which would bias).
+    """
+
+    def bounds(layout: Layout) -> np.ndarray:
+        return np.cumsum([0, *(leaf.size for leaf in layout.leaves)])[:-1]
+
+    return _stage(_rounded_at_random(1, bounds, lambda part: float(np.abs(part).max(initial=0))))
+
+
+def half(*, format: str = "float16") -> Stage:
+    """Two bytes a number.
+
+    Args:
+        format: ``float16`` (11 bits of precision, up to 65,504; larger numbers become that) or ``bfloat16`` (8 bits,
+            any size).
+
+    *Guarantees*: to the nearest, ties to even: within ``2^-11`` of a number's size, or ``2^-8``, in the normal range.
+
+    Reference: IEEE 754-2019, binary16; for the other, Kalamkar et al., *A Study of BFLOAT16 for Deep Learning
+    Training*, 2019, arXiv:1905.12322.
+    """
+    require(format in FORMATS, "format", format, f"one of {', '.join(FORMATS)}", "format=float16")
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        if format == "float16":
+            return np.clip(vector_D, -65504, 65504).astype("<f2").tobytes()
+        bits_D = vector_D.astype("<f4").view("<u4").astype(np.uint64)
+        rounded_D = np.minimum((bits_D + 0x7FFF + ((bits_D >> 16) & 1)) >> 16, (bits_D >> 31 << 15) + 0x7F7F)
+        return rounded_D.astype("<u2").tobytes()  # the bound keeps what rounds up beyond the largest number finite
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        expect(len(payload) == 2 * layout.num_parameters, "numbers")
+        if format == "float16":
+            return np.frombuffer(payload, "<f2").astype(np.float32)
+        return (np.frombuffer(payload, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+    return _stage(Codec(encode, decode))
+
+
+def powersgd(*, rank: int = 2, error_feedback: bool = True) -> Stage:
+    """Each matrix as a product of two thin ones; vectors, and matrices that would not get smaller, go as they are.
+
+    ``M ~ P Q^T`` with orthonormal ``P`` of ``rank`` columns, after two subspace iterations from a random start. (In the
+    paper the start is the last round's ``Q``, and one iteration is enough.)
+
+    Args:
+        rank: >= 1.
+        error_feedback: a client keeps what it did not send and adds it to its next update.
+
+    Reference: Vogels, Karimireddy, Jaggi, *PowerSGD: Practical Low-Rank Gradient Compression for Distributed
+    Optimization*, NeurIPS 2019, arXiv:1905.13727, Algorithm 1.
+    """
+    require(is_count(rank), "rank", rank, "a whole number >= 1", "rank=2")
+
+    def form(leaf: Leaf) -> tuple[int, int] | None:
+        rows, columns = (leaf.shape or (1,))[0], prod(leaf.shape[1:])
+        return (rows, columns) if rank * (rows + columns) < rows * columns else None
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        parts = []
+        for leaf in layout.leaves:
+            tensor, shape = vector_D[layout.slices[leaf.name]], form(leaf)
+            if shape is None:
+                parts.append(tensor)
+                continue
+            matrix, q = tensor.reshape(shape).astype(np.float64), rng.standard_normal((shape[1], rank))
+            for _ in range(2):
+                p, _ = np.linalg.qr(matrix @ q)
+                q = matrix.T @ p
+            parts += [p.ravel(), q.ravel()]
+        return np.concatenate(parts).astype("<f4").tobytes()
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        sizes = [leaf.size if (shape := form(leaf)) is None else rank * sum(shape) for leaf in layout.leaves]
+        parts = np.split(_floats(payload, sum(sizes)), np.cumsum(sizes)[:-1])
+        return np.concatenate(
+            [_product(part, form(leaf), rank) for part, leaf in zip(parts, layout.leaves, strict=True)]
+        )
+
+    return _stage(Codec(encode, decode), error_feedback=error_feedback)
+
+
+def eden(*, bits: int = 1) -> Stage:
+    """Rotated at random, where every vector looks Gaussian, then each number becomes one of ``2^bits`` levels.
+
+    Each block of 4096 numbers is rotated by a Hadamard matrix after random signs, which both sides know, twice (once
+    left a bias of some deviations in a test with one number far larger than the others); levels are those that Lloyd
+    and Max found best for a Gaussian; a scale for each block makes the result unbiased. With one bit it is DRIVE.
+
+    Args:
+        bits: of each number, in 1..8.
+
+    *Guarantees*: unbiased over uniform rotations, to which these come close; with one bit the squared error is about
+    ``pi / 2 - 1`` times the squared norm.
+
+    References: Vargaftik et al., *DRIVE: One-bit Distributed Mean Estimation*, NeurIPS 2021, arXiv:2105.08339;
+    Vargaftik et al., *EDEN: Communication-Efficient and Robust Distributed Mean Estimation for Federated Learning*,
+    ICML 2022, arXiv:2108.08842.
+    """
+    require(is_count(bits) and bits <= 8, "bits", bits, "a whole number in 1..8", "bits=1")
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        first_MB, second_MB = _signs(len(vector_D), rng), _signs(len(vector_D), rng)
+        padded = np.zeros(first_MB.size)
+        padded[: len(vector_D)] = vector_D
+        rotated_MB = _hadamard(_hadamard(padded.reshape(first_MB.shape) * first_MB) * second_MB)
+        norm_M1 = np.linalg.norm(rotated_MB, axis=1, keepdims=True)
+        like_normal_MB = rotated_MB * np.sqrt(rotated_MB.shape[1]) / np.maximum(norm_M1, 1e-300)
+        centroids, levels_MB = _centroids(bits), np.searchsorted(_edges(bits), like_normal_MB)
+        products_M = (rotated_MB * centroids[levels_MB]).sum(axis=1)
+        scale_M = norm_M1[:, 0] ** 2 / np.maximum(products_M, 1e-300)
+        return scale_M.astype("<f4").tobytes() + pack_levels(levels_MB.reshape(-1), 2**bits)
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        first_MB, second_MB = _signs(layout.num_parameters, rng), _signs(layout.num_parameters, rng)
+        cut = 4 * len(first_MB)
+        scale_M1 = _floats(payload[:cut], len(first_MB))[:, None].astype(np.float64)
+        levels_MB = unpack_levels(payload[cut:], first_MB.size, 2**bits).reshape(first_MB.shape)
+        vector = _hadamard(_hadamard(scale_M1 * _centroids(bits)[levels_MB]) * second_MB) * first_MB
+        return vector.reshape(-1)[: layout.num_parameters].astype(np.float32)
+
+    return _stage(Codec(encode, decode))
+
+
+def signs() -> Stage:
+    """One bit a number: plus one, or minus one for those below zero."""
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        return np.packbits(vector_D < 0).tobytes()
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        size = layout.num_parameters
+        expect(len(payload) == -(-size // 8), "signs")
+        negative_D = np.unpackbits(np.frombuffer(payload, np.uint8), count=size)
+        return 1 - 2 * negative_D.astype(np.float32)
+
+    return _stage(Codec(encode, decode))._replace(is_sign_only=True)
+
+
+def _stage(codec: Codec, *, error_feedback: bool = False, contracts: bool = False) -> Stage:
+    keeps = Transform(init=lambda layout: {"error": zeros(layout)}) if error_feedback else Transform()
+    return Stage(client=keeps, codec=codec, is_nonexpansive=contracts)
+
+
+def _rounded_at_random(
+    levels: int, starts: Callable[[Layout], np.ndarray], scale: Callable[[np.ndarray], float]
+) -> Codec:
+    """Parts of the vector, each with a scale of its own, of which every number is a random whole number of steps."""
+
+    def spread(scales_M: np.ndarray, layout: Layout) -> np.ndarray:
+        sizes_M = np.diff(np.append(starts(layout), layout.num_parameters))
+        return np.repeat(scales_M / np.float32(levels), sizes_M)
+
+    def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
+        parts = np.split(vector_D, starts(layout)[1:])
+        scales_M = np.array([scale(part) for part in parts]).astype("<f4")
+        step_D = spread(scales_M, layout).astype(np.float64)
+        ratio_D = np.abs(vector_D) / np.where(step_D > 0, step_D, 1)
+        number_D = np.minimum(np.floor(ratio_D + rng.random(len(vector_D))), levels).astype(np.int64)
+        return scales_M.tobytes() + pack_levels(levels + np.where(vector_D < 0, -number_D, number_D), 2 * levels + 1)
+
+    def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
+        count = len(starts(layout))
+        scales_M = _floats(payload[: 4 * count], count)
+        levels_D = unpack_levels(payload[4 * count :], layout.num_parameters, 2 * levels + 1) - levels
+        return spread(scales_M, layout) * levels_D.astype(np.float32)
+
+    return Codec(encode, decode)
+
+
+def _product(part: np.ndarray, shape: tuple[int, int] | None, rank: int) -> np.ndarray:
+    if shape is None:
+        return part
+    p, q = part[: shape[0] * rank].reshape(shape[0], rank), part[shape[0] * rank :].reshape(shape[1], rank)
+    product: np.ndarray = (p.astype(np.float64) @ q.T.astype(np.float64)).astype(np.float32).ravel()
+    return product
+
+
+def _signs(size: int, rng: Rng) -> np.ndarray:
+    """Random signs for the blocks that hold so many numbers, M x B, B a power of two."""
+    width = min(BLOCK_SIZE, 1 << (size - 1).bit_length())
+    return 1.0 - 2.0 * rng.integers(0, 2, (-(-size // width), width))
+
+
+def _hadamard(blocks_MB: np.ndarray) -> np.ndarray:
+    """Each row times the orthonormal Hadamard matrix, which is its own inverse."""
+    height, width = blocks_MB.shape
+    step = 1
+    while step < width:
+        pairs = blocks_MB.reshape(height, width // (2 * step), 2, step)
+        blocks_MB = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
+        step *= 2
+    return blocks_MB.reshape(height, width) / np.sqrt(width)
+
+
+@cache
+def _centroids(bits: int) -> np.ndarray:
+    """The levels that are best for a standard normal number: each the mean of what is closest to it.
+
+    >>> np.round(_centroids(1), 4), np.round(_centroids(2), 3)
+    (array([-0.7979,  0.7979]), array([-1.51 , -0.453,  0.453,  1.51 ]))
+
+    Reference: Max, *Quantizing for Minimum Distortion*, IRE Transactions on Information Theory 1960, Table I.
+    """
+    normal = NormalDist()
+    levels = np.array([normal.inv_cdf((i + 0.5) / 2**bits) for i in range(2**bits)])
+    for _ in range(5000):
+        edges = [-np.inf, *(levels[1:] + levels[:-1]) / 2, np.inf]
+        density = np.array([0.0, *map(normal.pdf, edges[1:-1]), 0.0])
+        below = np.array([0.0, *map(normal.cdf, edges[1:-1]), 1.0])
+        before, levels = levels, -np.diff(density) / np.diff(below)
+        if np.abs(levels - before).max() < 1e-9:
+            break
+    return (levels - levels[::-1]) / 2
+
+
+def _edges(bits: int) -> np.ndarray:
+    levels = _centroids(bits)
+    return (levels[1:] + levels[:-1]) / 2
+
+
+def _floats(payload: bytes, count: int) -> np.ndarray:
+    expect(len(payload) == 4 * count, "numbers")
+    return np.frombuffer(payload, "<f4").astype(np.float32)
+
+
+def _count(share: float, size: int) -> int:
+    return max(1, round(share * size))
+
+
+def _share(share: float) -> None:
+    ok = is_number(share, at_least=0) and 0 < share <= 1
+    require(ok, "share", share, "a share in (0, 1]", "share=0.01")

@@ -1,0 +1,189 @@
+"""What a run needs to go on: one safetensors file a round, written atomically, with its facts as JSON in the header.
+
+Shapes: K clients with a memory, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.layout import Layout
+from fedlearn.core.privacy_ledger import Ledger
+from fedlearn.core.records import ClientId, InFlight, Request, ServerState, State
+from fedlearn.errors import CheckpointError
+
+VERSION, VERSION_WITHOUT_CLOCK = 4, 3  # what has no clock is written as before there was one
+READABLE_VERSIONS = (1, 2, 3, 4)  # 1 had no privacy ledger, 2 no selector's memory, 3 no clock
+LEDGER = "ledger"
+
+
+def save(
+    folder: Path, state: ServerState, client_states: Mapping[ClientId, State], *, layout: Layout, keep: int = 2
+) -> Path:
+    """Write ``folder/round_000012.safetensors`` and drop all but the newest ``keep``.
+
+    Guarantees: at every moment the folder holds a whole checkpoint (once it has held one); `load` gives back
+    bit-identical arrays.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; older checkpoints then stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = _tensors(state, client_states)
+    facts = {
+        "version": VERSION if "clock" in tensors else VERSION_WITHOUT_CLOCK,
+        "round": state.round,
+        "seed": state.seed,
+        "layout": layout.digest,
+    }
+    facts |= {"num_stages": len(state.stages), "sha256": _digest(tensors)}
+    path = folder / f"round_{state.round:06d}.safetensors"
+    write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
+    for old in _newest_first(folder)[keep:]:
+        old.unlink()
+    return path
+
+
+def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]]:
+    """The state and the clients' memories.
+
+    Raises:
+        CheckpointError: if the file is damaged, or belongs to a model with another layout.
+    """
+    facts, tensors = _read(path)
+    if facts["layout"] != layout.digest:
+        raise CheckpointError(f"{path} belongs to a model with other parameters\n  try       the run's own config.yaml")
+    stages = tuple(_group(tensors, f"stage/{i}/") for i in range(facts["num_stages"]))
+    state = ServerState(
+        round=facts["round"],
+        seed=facts["seed"],
+        params_D=tensors["params"],
+        server=_group(tensors, "server/"),
+        stages=stages,
+        select=_group(tensors, "select/"),
+        ledger=_ledger(tensors),
+        clock=float(tensors["clock"][0]) if "clock" in tensors else 0.0,
+        in_flight=_flying(tensors, facts["seed"]),
+    )
+    memory_KD = _group(tensors, "client/")
+    clients = tensors.get("clients", np.zeros(0, np.int64)).tolist()
+    return state, {client: {name: v[k] for name, v in memory_KD.items()} for k, client in enumerate(clients)}
+
+
+def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State], list[str]]:
+    """The newest whole checkpoint of a folder, and a line for each damaged one that was passed over.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    passed_over: list[str] = []
+    for path in _newest_first(folder):
+        try:
+            return *load(path, layout), passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    found = "\n  ".join(passed_over) or "the folder holds none"
+    raise CheckpointError(f"no usable checkpoint in {folder}\n  {found}\n  try       start the run again")
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Replace a file in one step, on disk before this returns: a crash leaves the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(draft, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _tensors(state: ServerState, memories: Mapping[ClientId, State]) -> dict[str, np.ndarray]:
+    tensors: dict[str, Any] = {"params": state.params_D}
+    tensors |= {f"server/{name}": v for name, v in state.server.items()}
+    tensors |= {f"stage/{i}/{name}": v for i, memory in enumerate(state.stages) for name, v in memory.items()}
+    tensors |= {f"select/{name}": v for name, v in state.select.items()}
+    if memories:
+        clients = sorted(memories)
+        tensors["clients"] = np.array(clients, np.int64)
+        names = memories[clients[0]]
+        tensors |= {f"client/{name}": np.stack([memories[client][name] for client in clients]) for name in names}
+    if state.ledger != Ledger():
+        tensors[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
+    if state.clock or state.in_flight:
+        tensors |= {"clock": np.array([state.clock], np.float64), **_under_way(state.in_flight)}
+    return {name: np.ascontiguousarray(as_numpy(v)) for name, v in tensors.items()}
+
+
+def _under_way(flying: Sequence[InFlight]) -> dict[str, Any]:
+    """Orders under way: who has which, and each model that was sent once."""
+    tensors: dict[str, Any] = {
+        "flying/client": np.array([one.client for one in flying], np.int64),
+        "flying/round": np.array([one.request.round for one in flying], np.int64),
+        "flying/clock": np.array([one.request.clock for one in flying], np.float64),
+    }
+    for number, order in {one.request.round: one.request for one in flying}.items():
+        tensors[f"sent/{number}/params"] = order.params_D
+        tensors |= {f"sent/{number}/broadcast/{name}": vector for name, vector in order.broadcast.items()}
+    return tensors
+
+
+def _flying(tensors: Mapping[str, np.ndarray], seed: int) -> tuple[InFlight, ...]:
+    columns = _group(tensors, "flying/")
+    if not columns:
+        return ()
+    orders = {}
+    for number in set(columns["round"].tolist()):
+        sent = _group(tensors, f"sent/{number}/")
+        broadcast = _group(sent, "broadcast/")
+        orders[number] = Request(round=number, seed=seed, params_D=sent["params"], broadcast=broadcast)
+    rows = zip(*(columns[name].tolist() for name in ("client", "round", "clock")), strict=True)
+    return tuple(
+        InFlight(client=client, request=replace(orders[number], clock=clock)) for client, number, clock in rows
+    )
+
+
+def _ledger(tensors: Mapping[str, np.ndarray]) -> Ledger:
+    return Ledger.from_json(json.loads(tensors[LEDGER].tobytes())) if LEDGER in tensors else Ledger()
+
+
+def _group(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = json.loads((file.metadata() or {})["fedlearn"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if facts["version"] not in READABLE_VERSIONS:
+        raise CheckpointError(f"{path} has format {facts['version']}, expected {VERSION}")
+    if facts["sha256"] != _digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its content does not match its digest")
+    return facts, tensors
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("round_*.safetensors"), reverse=True)

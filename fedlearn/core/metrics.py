@@ -1,0 +1,296 @@
+"""What a model is worth on held-out examples, pooled and client by client.
+
+Shapes: K clients, N examples, C model outputs.
+
+Metrics are scikit-learn's, imported at the first evaluation because XX
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import numpy as np
+
+from fedlearn.core.federated_data import Task
+from fedlearn.core.records import ClientEvaluation, Evaluation, Predictions
+
+METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
+    {
+        "binary": ("loss", "accuracy", "auc", "auprc", "precision", "recall", "f1"),
+        "multiclass": ("loss", "accuracy", "auc", "precision", "recall", "f1"),
+        "regression": ("loss", "rmse", "mae", "r2"),
+        "ranking": ("loss", "hr@10", "ndcg@10"),
+    }
+)
+Auc = Callable[[np.ndarray, np.ndarray], float]  # (positive_N, score_N) -> area under the ROC curve, NaN if undefined
+RANKING_CUTOFF = 10  # places of a ranking that count
+_LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "attack_success"})
+
+
+def main_metric(task: Task) -> str:
+    """The metric that tables and figures lead with: ``accuracy``, ``rmse`` for regression, ``hr@10`` for ranking."""
+    return {"regression": "rmse", "ranking": "hr@10"}.get(task, "accuracy")
+
+
+def higher_is_better(metric: str) -> bool:
+    """False for losses and errors, True for all others.
+
+    >>> higher_is_better("accuracy"), higher_is_better("rmse")
+    (True, False)
+    """
+    return metric not in _LOWER_IS_BETTER
+
+
+def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predictions | None = None) -> Evaluation:
+    """Judge one model's outputs.
+
+    ``loss`` is the log loss in nats (mean squared error for regression). Multiclass ``precision``, ``recall`` and
+    ``f1`` are macro averages over the classes that occur among targets or predictions (0 where nothing was
+    predicted); ``auc`` is the macro average, one class versus the rest, over the classes for which it exists, so that
+    a client which lacks some classes still has one. Binary ``auprc`` is the average precision, the area under the curve
+    of precision and recall as a sum of steps; by chance it is the share of positives.
+
+    A client's part of a ``ranking`` is one list, with one example of target 1: ``hr@10`` is 1 if fewer than ten others
+    have outputs as high, ``ndcg@10`` is then ``1 / log2(1 + place)``; of all clients together, means over the lists.
+
+    Args:
+        predictions: one per client, outputs ``(N, C)``: C = 1 logit for ``binary`` (positive means class 1), one
+            logit a class for ``multiclass``, C = 1 value for ``regression``; targets ``(N,)``. N may be 0. Sequences
+            have outputs ``(N, T, C)`` and targets ``(N, T)``: each position is an example, save those of target -1.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
+
+    *Guarantees*: what is undefined is NaN, never an error or a warning: anything without examples, AUC with one class
+    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an
+    output is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives names and order.
+    """
+    from sklearn import config_context
+
+    ordered = [_by_position(part) for part in sorted(predictions, key=lambda part: part.client)]
+    with config_context(assume_finite=True, skip_parameter_validation=True), np.errstate(all="ignore"):
+        rows = [_judge(part.outputs, part.targets, task) for part in ordered]
+        whole = _by_position(pooled) if pooled is not None else _end_to_end(ordered)
+        of_all = _judge(whole.outputs, whole.targets, task, auc=_roc_auc)
+        if task == "ranking" and pooled is None:  # lists of different clients are not one list
+            of_all |= {metric: _mean_of_defined([row[metric] for row in rows]) for metric in METRICS[task][1:]}
+    return Evaluation(
+        pooled=of_all,
+        clients=tuple(part.client for part in ordered),
+        num_examples_K=np.array([len(part.targets) for part in ordered], np.int64),
+        per_client={metric: np.array([row[metric] for row in rows], np.float64) for metric in METRICS[task]},
+    )
+
+
+def evaluate_client(predictions: Predictions, *, task: Task, num_classes: int) -> ClientEvaluation:
+    """What one client may tell of its outputs: its own metrics, and the sums from which `combine` has those of all.
+
+    The sums are the total ``loss`` and the ``confusion`` of classes (targets x predictions, counts), or for regression
+    the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``; of a ranking the totals of
+    the loss and of the metrics, and the number of ``lists``. No output and no target is
+    among them; but a count of one tells about one example, so whoever sends tallies demands a least number of examples.
+
+    Args:
+        predictions: outputs and targets, as for `evaluate`.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        num_classes: of the task, whether they occur here or not.
+    """
+    predictions = _by_position(predictions)
+    own = evaluate([predictions], task=task).per_client
+    outputs_NC, targets_N = np.asarray(predictions.outputs, np.float64), predictions.targets
+    if task == "regression":
+        sums = _error_sums(outputs_NC, targets_N)
+    elif task == "ranking":
+        sums = _list_sums(own, len(targets_N))
+    else:
+        sums = _counts(own, outputs_NC, targets_N, num_classes)
+    return ClientEvaluation(
+        client=predictions.client,
+        num_examples=len(targets_N),
+        metrics={metric: float(values_K[0]) for metric, values_K in own.items()},
+        sums=sums,
+    )
+
+
+def _error_sums(outputs_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, np.ndarray]:
+    error_N, targets_N = outputs_NC[:, 0] - targets_N, np.asarray(targets_N, np.float64)
+    columns = {"squared_error": error_N**2, "absolute_error": abs(error_N)}
+    columns |= {"target": targets_N, "target_squared": targets_N**2}
+    return {name: np.asarray(column_N.sum(), np.float64) for name, column_N in columns.items()}
+
+
+def _list_sums(own: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    judged = {metric: np.nan_to_num(values_K[0]) for metric, values_K in own.items()}
+    judged |= {"loss": judged["loss"] * count, "lists": float(np.isfinite(own["hr@10"][0]))}
+    return {name: np.asarray(value, np.float64) for name, value in judged.items()}
+
+
+def _counts(
+    own: Mapping[str, np.ndarray], outputs_NC: np.ndarray, targets_N: np.ndarray, num_classes: int
+) -> dict[str, np.ndarray]:
+    predicted_N = outputs_NC[:, 0] > 0 if outputs_NC.shape[1] == 1 else outputs_NC.argmax(axis=1)
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(confusion, (np.asarray(targets_N, np.int64), predicted_N.astype(np.int64)), 1)
+    total = own["loss"][0] * len(targets_N) if len(targets_N) else 0.0
+    return {"loss": np.asarray(total, np.float64), "confusion": confusion}
+
+
+def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task: Task) -> Evaluation:
+    """The evaluation of clients that told sums instead of outputs.
+
+    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC and AUPRC, which are
+    NaN: they rank examples of different clients against each other, and a histogram of scores fine enough to replace
+    that would show single patients of a small hospital. Each client's own are there, and with them mean, spread and
+    worst tenth.
+    """
+    ordered = sorted(client_evaluations, key=lambda one: one.client)
+    count_K = np.array([one.num_examples for one in ordered], np.int64)
+    judged = [one for one in ordered if one.num_examples]
+    values = dict.fromkeys(METRICS[task], float("nan"))
+    if judged:
+        sums = {name: np.sum([one.sums[name] for one in judged], axis=0) for name in judged[0].sums}
+        with np.errstate(all="ignore"):
+            values |= _FROM_SUMS.get(task, _from_counts)(sums, int(count_K.sum()))
+    return Evaluation(
+        pooled=values,
+        clients=tuple(one.client for one in ordered),
+        num_examples_K=count_K,
+        per_client={metric: np.array([one.metrics[metric] for one in ordered]) for metric in METRICS[task]},
+    )
+
+
+def _from_error_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+    mse, mae = sums["squared_error"] / count, sums["absolute_error"] / count
+    spread = sums["target_squared"] - sums["target"] ** 2 / count
+    r2 = 1 - sums["squared_error"] / spread if count >= 2 and spread > 0 else np.nan
+    return {"loss": float(mse), "rmse": float(np.sqrt(mse)), "mae": float(mae), "r2": float(r2)}
+
+
+def _from_counts(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+    confusion = sums["confusion"]
+    hit_C, target_C, predicted_C = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    shares = {"precision": (hit_C, predicted_C), "recall": (hit_C, target_C), "f1": (2 * hit_C, target_C + predicted_C)}
+    occurs_C = np.array([False, True]) if len(confusion) == 2 else (target_C + predicted_C) > 0
+    found = {name: np.nan_to_num(part_C / of_C)[occurs_C].mean() for name, (part_C, of_C) in shares.items()}
+    found |= {"loss": sums["loss"] / count, "accuracy": hit_C.sum() / count}
+    return {name: float(value) for name, value in found.items()}
+
+
+def _by_position(part: Predictions) -> Predictions:
+    if part.targets.ndim == 1:
+        return part
+    real_NT = part.targets >= 0
+    return replace(part, outputs=part.outputs[real_NT], targets=part.targets[real_NT])
+
+
+def _from_list_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+    means = {name: float(sums[name] / sums["lists"]) for name in METRICS["ranking"][1:]}
+    return {"loss": float(sums["loss"] / count)} | means
+
+
+_FROM_SUMS: Mapping[Task, Callable[..., dict[str, float]]] = MappingProxyType(
+    {"regression": _from_error_sums, "ranking": _from_list_sums}
+)
+
+
+def _end_to_end(parts: Sequence[Predictions]) -> Predictions:
+    if not parts:
+        return Predictions(client=-1, outputs=np.zeros((0, 1)), targets=np.zeros(0))
+    outputs, targets = (np.concatenate(arrays) for arrays in zip(*((p.outputs, p.targets) for p in parts), strict=True))
+    return Predictions(client=-1, outputs=outputs, targets=targets)
+
+
+def _judge(outputs: np.ndarray, targets: np.ndarray, task: Task, *, auc: Auc | None = None) -> dict[str, float]:
+    outputs_NC = np.asarray(outputs, np.float64)
+    if not len(targets) or not np.isfinite(outputs_NC).all():
+        return dict.fromkeys(METRICS[task], float("nan"))
+    if task == "regression":
+        values = _regression(outputs_NC, np.asarray(targets, np.float64))
+    elif task == "ranking":
+        values = _ranking(outputs_NC[:, 0], np.asarray(targets) == 1)
+    else:
+        classify = _binary if task == "binary" else _multiclass
+        # a client without examples may have brought floats into the targets of all
+        values = classify(outputs_NC, np.asarray(targets, np.int64), auc or _pairs_ranked_right)
+    return {metric: float(values[metric]) for metric in METRICS[task]}
+
+
+def _binary(outputs_NC: np.ndarray, targets: np.ndarray, auc: Auc) -> dict[str, float]:
+    logits, positive = outputs_NC[:, 0], targets == 1
+    loss = np.logaddexp(0, np.where(positive, -logits, logits)).mean()
+    hits = _hits(positive.astype(int), (logits > 0).astype(int), "binary")
+    ranked = {"auc": auc(positive, logits), "auprc": _average_precision(positive, logits)}
+    return {"loss": loss} | ranked | hits
+
+
+def _multiclass(outputs_NC: np.ndarray, targets: np.ndarray, auc: Auc) -> dict[str, float]:
+    log_p_NC = _log_softmax(outputs_NC)
+    loss = -log_p_NC[np.arange(len(targets)), targets].mean()
+    areas = [auc(targets == label, log_p_NC[:, label]) for label in np.unique(targets)]
+    return {"loss": loss, "auc": float(np.mean(areas))} | _hits(targets, outputs_NC.argmax(axis=1), "macro")
+
+
+def _regression(outputs_NC: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+
+    values = outputs_NC[:, 0]
+    mse = mean_squared_error(targets, values)
+    explainable = len(targets) >= 2 and np.ptp(targets) > 0
+    r2 = r2_score(targets, values) if explainable else float("nan")
+    return {"loss": mse, "rmse": np.sqrt(mse), "mae": mean_absolute_error(targets, values), "r2": r2}
+
+
+def _ranking(score_N: np.ndarray, wanted_N: np.ndarray) -> dict[str, float]:
+    loss = np.logaddexp(0, np.where(wanted_N, -score_N, score_N)).mean()
+    if wanted_N.sum() != 1:
+        return {"loss": loss, "hr@10": np.nan, "ndcg@10": np.nan}
+    place = 1 + int((score_N[~wanted_N] >= score_N[wanted_N]).sum())  # equal outputs are no merit
+    found = place <= RANKING_CUTOFF
+    return {"loss": loss, "hr@10": float(found), "ndcg@10": found / np.log2(1 + place)}
+
+
+def _mean_of_defined(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def _hits(targets: np.ndarray, predicted: np.ndarray, average: str) -> dict[str, float]:
+    from sklearn.metrics import precision_recall_fscore_support
+
+    scores = precision_recall_fscore_support(targets, predicted, average=average, zero_division=0.0)
+    return dict(zip(("precision", "recall", "f1"), scores, strict=False)) | {"accuracy": np.mean(targets == predicted)}
+
+
+def _roc_auc(positive: np.ndarray, score: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return roc_auc_score(positive, score) if 0 < positive.sum() < len(positive) else float("nan")
+
+
+def _pairs_ranked_right(positive: np.ndarray, score: np.ndarray) -> float:
+    """AUC as the share of (positive, negative) pairs ranked right, ties counting half (Mann and Whitney, 1947)."""
+    right, wrong = score[positive], np.sort(score[~positive])
+    if not len(right) or not len(wrong):
+        return float("nan")
+    twice_below = np.searchsorted(wrong, right, "left") + np.searchsorted(wrong, right, "right")
+    return float(twice_below.mean() / (2 * len(wrong)))
+
+
+def _average_precision(positive: np.ndarray, score: np.ndarray) -> float:
+    """The mean, over positive examples, of the share of positive ones among all that are ranked as high or higher."""
+    found, ranked = np.sort(score[positive]), np.sort(score)
+    if not len(found):
+        return float("nan")
+    right, all_N = (len(scores) - np.searchsorted(scores, found, "left") for scores in (found, ranked))
+    return float(np.mean(right / all_N))
+
+
+def _log_softmax(logits_NC: np.ndarray) -> np.ndarray:
+    """Log-probabilities that stay distinct near 0: the largest term is left out of the sum and given to log1p, so that
+    confident examples do not tie in a ranking.
+    """
+    shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
+    others_NC = np.exp(shifted_NC)
+    np.put_along_axis(others_NC, logits_NC.argmax(axis=1)[:, None], 0.0, axis=1)
+    return shifted_NC - np.log1p(others_NC.sum(axis=1, keepdims=True))

@@ -1,0 +1,81 @@
+"""Members of archives, zip or tar, which come from elsewhere and are not trusted."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from fedlearn.data.download.catalog import file_problem
+from fedlearn.data.download.http import FetchError, PermanentFetchError
+
+ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+
+
+def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> None:
+    """Copy members into a folder, each under the last part of its path.
+
+    Args:
+        archive: zip or tar (plain, gz, bz2, xz).
+        members: path in the archive -> checksum, None for no check.
+        folder: that belongs to the caller, who throws it away if this fails.
+
+    *Guarantees*: nothing is written but the members asked for, and under no other names. An archive with a member,
+    asked for or not, that points outside of it is refused whole.
+
+    Raises:
+        FetchError: the archive is damaged.
+        RefusedError: a member points outside, is missing, no plain file, or has another checksum.
+    """
+    missing = dict(members)
+    try:
+        with closing(_entries(archive)) as entries:
+            for name, content_of in entries:
+                _refuse_outside(archive, name)
+                if name in missing:
+                    _copy(content_of(), folder / PurePosixPath(name).name, missing.pop(name))
+    except ARCHIVE_ERRORS as error:
+        raise FetchError(f"{archive.name} is not a whole archive: {error}") from error
+    if missing:
+        raise PermanentFetchError(f"{archive.name} has no member {', '.join(missing)}")
+
+
+def _entries(archive: Path) -> Generator[tuple[str, Callable[[], IO[bytes] | None]], None, None]:
+    """Name of each member, and what opens it: to None where it is no plain file."""
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            for entry in tar:
+                yield entry.name.removeprefix("./"), partial(_opened, tar, entry)
+    else:
+        with zipfile.ZipFile(archive) as packed:
+            for name in packed.namelist():
+                _refuse_outside(archive, name)
+            for name in packed.namelist():
+                yield name, partial(packed.open, name)
+
+
+def _opened(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes] | None:
+    return tar.extractfile(entry) if entry.isreg() else None
+
+
+def _refuse_outside(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    drive = bool(path.parts) and path.parts[0].endswith(":")
+    if path.is_absolute() or ".." in path.parts or drive:
+        raise PermanentFetchError(f"{archive.name} is refused: its member {name!r} points outside")
+
+
+def _copy(content: IO[bytes] | None, target: Path, checksum: str | None) -> None:
+    if content is None:
+        raise PermanentFetchError(f"{target.name} is no plain file in its archive")
+    with content, target.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    if checksum and (why := file_problem(target, checksum)):
+        raise PermanentFetchError(why)

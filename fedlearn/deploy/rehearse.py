@@ -1,0 +1,194 @@
+"""``python -m fedlearn.deploy.rehearse``: a whole federation on this machine, for the time of one run.
+
+Temporary keys, a coordinator, nodes and a submission, all as they would be on machines of their own, with TLS and node
+authentication over the loopback interface; nothing is left behind but the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fedlearn.deploy.connectivity import free_port
+from fedlearn.deploy.keys import create
+from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command
+from fedlearn.deploy.run_log import Follower
+from fedlearn.deploy.submit import compose_request
+from fedlearn.errors import require
+from fedlearn.runner.exit_codes import exit_code
+from fedlearn.runner.interrupt import terminate_as_interrupt
+
+START_TIMEOUT_S = 90.0
+NOT_RESUMABLE = "a rehearsal cannot be gone on with: its nodes are gone"
+SHORT_TIMEOUTS = {"engine.join_timeout": 60, "engine.deadline": 120}  # seconds; everything is near
+
+
+class Rehearsal:
+    """A coordinator and nodes in a folder of their own.
+
+    Args:
+        folder: for keys, logs and state; its path must be short enough for Unix sockets.
+        runs: where runs leave their folders.
+        clients: for each node the clients that live there.
+        policy: what the nodes accept, as settings.
+        data: where all nodes find their data; None lets the scenario search.
+
+    Attributes:
+        children: the processes, by name.
+        address: of the coordinator, ``host:port``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        runs: Path,
+        clients: Sequence[Sequence[int]],
+        policy: Mapping[str, Any],
+        data: str | None = None,
+    ) -> None:
+        self.folder, self.runs, self.clients = folder.resolve(), runs.resolve(), clients
+        self.keys, self.data = self.folder / "keys", data
+        self.policy = self.folder / "policy.yaml"
+        self.policy.write_text(json.dumps(policy), encoding="utf-8")  # which is YAML too
+        self.children: dict[str, Child] = {}
+        self.address = f"localhost:{free_port()}"
+
+    def start(self, children: Children) -> None:
+        """Make keys and start all processes; returns when the coordinator and every trainer are ready.
+
+        Raises:
+            ChildError: one ended, or was not ready within a minute and a half.
+        """
+        names = [f"node{number}" for number in range(len(self.clients))]
+        create(self.keys, ["localhost", "127.0.0.1"], names, days=2)
+        self._add(children, self._coordinator())
+        for name, clients in zip(names, self.clients, strict=True):
+            self._add(children, self._node(name, clients))
+        for child in self.children.values():
+            children.wait_for(partial(_ready, child), f"{child.name} is ready", timeout_s=START_TIMEOUT_S)
+
+    def restart_exited(self) -> None:
+        """Start again whatever has ended, as an init system would.
+
+        Raises:
+            ChildError: something ends again and again.
+        """
+        for child in self.children.values():
+            if child.exit_code is not None:
+                sys.stderr.write(f"{child.name} ended with code {child.exit_code}; starting it again\n")
+                child.restart()
+
+    def follower(self, *, reconnect_timeout_s: float = 60.0) -> Follower:
+        """Who submits runs here and looks on."""
+        return Follower(
+            self.address,
+            self.keys / "operator",
+            reconnect_timeout_s,
+            on_idle=self.restart_exited,
+            resume_command=NOT_RESUMABLE,
+        )
+
+    def _add(self, children: Children, child: Child) -> None:
+        self.children[child.name] = children.start(child)
+
+    def _coordinator(self) -> Child:
+        state, port = self.folder / "coordinator", self.address.rpartition(":")[2]
+        command = [
+            *module_command("fedlearn.deploy.coordinator"),
+            *("--keys", str(self.keys / "coordinator"), "--state", str(state)),
+            *("--runs", str(self.runs), "--port", port),
+        ]
+        return Child("coordinator", command, self.folder / "coordinator.log", parent_death_signal=signal.SIGTERM)
+
+    def _node(self, name: str, clients: Sequence[int]) -> Child:
+        command = [
+            *module_command("fedlearn.deploy.node"),
+            *("--coordinator", self.address, "--keys", str(self.keys / "nodes" / name)),
+            *("--state", str(self.folder / name), "--policy", str(self.policy)),
+            *(word for client in clients for word in ("--client", str(client))),
+            *(("--data", self.data) if self.data else ()),
+        ]
+        return Child(name, command, self.folder / f"{name}.log", parent_death_signal=signal.SIGTERM)
+
+
+def _ready(child: Child) -> bool:
+    return "\nready\n" in child.read_output()
+
+
+def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
+    """Clients dealt out to nodes in turn.
+
+    >>> dealt(4, 3)
+    [[0, 3], [1], [2]]
+    """
+    return [list(range(node, num_clients, num_nodes)) for node in range(num_nodes)]
+
+
+def minimal_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy that accepts what these settings ask for, and nothing else."""
+    return {
+        "scenarios": {settings["scenario"]["_target_"]: {}},
+        "strategies": {settings["strategy"]["_target_"]: {}},
+        "max_rounds": 1_000_000,
+        "allow_targets": list(settings.get("allow_targets") or []),
+    }
+
+
+def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
+    """One run on a federation of this machine's own; the exit code of the run.
+
+    Args:
+        overrides: of a simulation, and ``nodes=4``.
+        keep: a folder for keys and logs; a temporary one where it is None.
+
+    Raises:
+        FedlearnError: a word means nothing, or a process cannot be started.
+    """
+    nodes, overrides = _nodes(overrides)
+    given = {word.partition("=")[0] for word in overrides}
+    order = compose_request(
+        [*overrides, *(f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in given)]
+    )
+    num_clients = order["settings"]["scenario"].get("num_clients") or nodes
+    require(nodes <= num_clients, "nodes", nodes, f"at most {num_clients}, one client each", f"nodes={num_clients}")
+    again = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"nodes={nodes}", *overrides])
+    with ExitStack() as stack:
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        policy, path = minimal_policy(order["settings"]), order["settings"]["scenario"].get("path")
+        rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, nodes), policy, path)
+        rehearsal.start(stack.enter_context(Children(grace_s=2 * GRACE_S)))
+        return rehearsal.follower().run({**order, "again": again})
+
+
+def _nodes(words: Sequence[str]) -> tuple[int, list[str]]:
+    values = [word.removeprefix("nodes=") for word in words if word.startswith("nodes=")] or ["2"]
+    ok = values[-1].isdigit() and int(values[-1]) >= 1
+    require(ok, "nodes", values[-1], "a whole number >= 1", "nodes=4")
+    return int(values[-1]), [word for word in words if not word.startswith("nodes=")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; exit codes as those of a simulation."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fedlearn.deploy.rehearse",
+        description="Rehearses a deployment on this machine: keys, coordinator, nodes, run; and cleans up.",
+        usage="%(prog)s [--keep DIR] [nodes=4] [word ...]   (words: see python -m simulations.run --help)",
+    )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep keys, logs and state there")
+    args, rest = parser.parse_known_args(argv)
+    terminate_as_interrupt()
+    return exit_code(lambda: rehearse(rest, keep=args.keep))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Client-level differential privacy by noise that is correlated over rounds, without any assumption on sampling.
+
+Shapes: D parameters laid flat, T rounds, B buffers.
+
+With independent noise a sum over t rounds carries t times the variance. Here what is private is ``C x`` for a lower
+triangular T x T matrix C and the rounds' sums x, and round t adds the t-th row of ``C^-1 xi``: noise that later rounds
+partly take back, as each model depends on the sum of all rounds so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, log2, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedlearn.algorithm.aggregation import expected_mean
+from fedlearn.algorithm.client_selection import min_separation
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.algorithm.transforms import Context, Stage, Transform
+from fedlearn.core.layout import Layout
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
+from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
+from fedlearn.core.records import Array, LocalSettings, State
+from fedlearn.errors import FedlearnError, MissingExtra, SettingError, is_count, require
+from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.privacy.gaussian_noise import add_gaussian_noise, standard_normals
+from fedlearn.privacy.mechanisms.base import (
+    EVALUATION_NOT_COVERED,
+    FAILURES_NOT_COVERED,
+    Mechanism,
+    NoiseCalibration,
+    Population,
+    delta_warnings,
+    refuse_example_dp,
+    refuse_extra_uploads,
+    refuse_if,
+    refuse_unequal_weights,
+    replace_parts,
+    require_clip_norm,
+)
+from fedlearn.privacy.mechanisms.central_dp import clip_finite
+
+MATRICES = ("tree", "banded", "blt")
+
+
+class NoiseCorrelation(NamedTuple):
+    """A way to correlate noise.
+
+    Attributes:
+        num_buffers: D-vectors that it remembers.
+        draw: ``(round, fresh_D, buffers_BD) -> (noise_D, buffers_BD)`` of unit scale.
+        sensitivity: ``rounds -> float``: how far one client moves what the first so many rounds release, for a clip
+            norm of 1.
+    """
+
+    num_buffers: int
+    draw: Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    sensitivity: Callable[[int], float]
+
+
+def ftrl(
+    *,
+    clip_norm: float = 1.0,
+    noise_multiplier: float | None = None,
+    epsilon: float | None = None,
+    delta: float = 1e-5,
+    matrix: str = "banded",
+    separation: int = 1,
+    bands: int | None = None,
+) -> Mechanism:
+    """``delta_t = (sum_k clip(delta_k, C) + z C s (C_matrix^-1 xi)_t) / cohort``, s the sensitivity of all T rounds.
+
+    No luck of the draw is assumed of cohorts, only that a client waits for ``separation`` rounds before it takes part
+    again, which the selector that this puts in place enforces.
+
+    Args:
+        clip_norm: C, > 0.
+        noise_multiplier: z, > 0; the whole run costs what one Gaussian release of multiplier z does. None: what
+            ``epsilon`` takes.
+        epsilon: the run stops before it passes this; None: no limit.
+        delta: in (0, 1), below 1 over the number of clients.
+        matrix: ``tree`` (binary tree of partial sums; needs no JAX), ``banded`` (Toeplitz with optimal coefficients)
+            or ``blt`` (buffered linear Toeplitz: two or three buffers instead of ``bands``); both from jax-privacy.
+        separation: rounds from one participation of a client to its next, >= 1.
+        bands: of ``banded``; None: ``separation``, or the number of rounds if that is less; at least 2.
+
+    *Guarantees*: (epsilon, delta) as the ledger says for one client more or less (its updates count as zero), for all
+    models. Stopping early costs less: what t rounds release is a prefix, whose sensitivity is that of t rows.
+
+    References: Kairouz, McMahan, Song, Thakkar, Thakurta, Xu, *Practical and Private (Deep) Learning without Sampling
+    or Shuffling*, ICML 2021, arXiv:2103.00039; Choquette-Choo et al., *(Amplified) Banded Matrix Factorization*,
+    NeurIPS 2023, arXiv:2306.08153; McMahan, Xu, Zhang, *A Hassle-free Algorithm for Private Learning in Practice*,
+    2024, arXiv:2408.08868.
+
+    Raises:
+        SettingError: a number is out of range (NaN is).
+    """
+    require_clip_norm(clip_norm)
+    budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
+    require(matrix in MATRICES, "matrix", matrix, f"one of {', '.join(MATRICES)}", "matrix=tree")
+    require(is_count(separation), "separation", separation, "a whole number of rounds >= 1", "separation=10")
+    fits = bands is None or is_count(bands, at_least=2)
+    require(fits, "bands", bands, "null, or a whole number >= 2", "bands=8")
+    settings = FtrlSettings(clip_norm=clip_norm, calibration=budget, matrix=matrix, separation=separation, bands=bands)
+    return Mechanism(validate=_refuse, protect=partial(_protect, settings), kind="ftrl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FtrlSettings:
+    """What `ftrl` was given, checked."""
+
+    clip_norm: float
+    calibration: NoiseCalibration
+    matrix: str
+    separation: int
+    bands: int | None
+
+
+def noise_correlation(matrix: str, *, rounds: int, separation: int, bands: int | None = None) -> NoiseCorrelation:
+    """Tree aggregation, or a matrix that jax-privacy optimises for the planned rounds.
+
+    Raises:
+        MissingExtra: ``banded`` or ``blt``, and jax-privacy is not installed.
+    """
+    if matrix == "tree":
+        return _tree(rounds, separation)
+    if matrix == "blt":
+        return _buffered(rounds, separation)
+    width = min(max(2, bands or separation), rounds)
+    return toeplitz_correlation(_optimal_bands(rounds, width), separation)
+
+
+def toeplitz_correlation(coefficients: np.ndarray, separation: int) -> NoiseCorrelation:
+    """Noise ``C^-1 xi`` for a banded lower triangular Toeplitz matrix with these first entries of a column."""
+    coefficients = np.asarray(coefficients, np.float64)
+    num_buffers = len(coefficients) - 1
+
+    def draw(round: int, fresh_D: np.ndarray, buffers_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        noise_D = (fresh_D - coefficients[1:] @ buffers_BD) / coefficients[0]
+        return noise_D, np.concatenate([noise_D[None], buffers_BD])[:num_buffers]
+
+    return NoiseCorrelation(num_buffers, draw, partial(toeplitz_sensitivity, coefficients, separation))
+
+
+def toeplitz_sensitivity(coefficients: np.ndarray, separation: int, rounds: int) -> float:
+    """The norm of ``C u`` for the worst participations u that lie ``separation`` rounds apart.
+
+    For coefficients that are >= 0 and do not increase the worst is to take part in rounds 1, 1 + separation, ...
+
+    Reference: Kalinin, Lampert, *Banded Square Root Matrix Factorization for Differentially Private Model Training*,
+    NeurIPS 2024, arXiv:2405.13763, Theorem 2.
+    """
+    if np.any(coefficients < 0) or np.any(np.diff(coefficients) > 0):
+        raise FedlearnError("the coefficients of a Toeplitz matrix must be >= 0 and must not increase")
+    column = np.zeros(rounds)
+    column[: len(coefficients)] = coefficients[:rounds]
+    moved = sum(np.concatenate([np.zeros(start), column[: rounds - start]]) for start in range(0, rounds, separation))
+    return float(np.linalg.norm(moved))
+
+
+def _tree(rounds: int, separation: int) -> NoiseCorrelation:
+    """The t-th prefix carries the noise of the nodes that make up the binary digits of t."""
+    height = ceil(log2(rounds + 1))
+
+    def draw(round: int, fresh_D: np.ndarray, buffers_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        level = (round & -round).bit_length() - 1  # the node that is finished now, in place of those below it
+        after_BD = buffers_BD.copy()
+        after_BD[:level], after_BD[level] = 0, fresh_D
+        return fresh_D - buffers_BD[:level].sum(axis=0), after_BD
+
+    return NoiseCorrelation(height, draw, partial(tree_sensitivity, separation))
+
+
+def tree_sensitivity(separation: int, rounds: int) -> float:
+    """Of all nodes that t rounds touch: one on each of ``ceil(log2(t + 1))`` levels for a client that takes part once.
+
+    A client that takes part k times moves a node on level l by at most ``m_l = min(k, ceil(2^l / separation))``, and
+    all nodes of the level together by k, so that their squares sum to at most ``k m_l``.
+    """
+    times = ceil(rounds / separation)
+    levels = range(ceil(log2(rounds + 1)))
+    return sqrt(sum(times * min(times, ceil(2**level / separation)) for level in levels))
+
+
+def _buffered(rounds: int, separation: int) -> NoiseCorrelation:
+    matrix = _optimal_buffers(rounds, separation)
+    decay_B1, scale_B = np.asarray(matrix.buf_decay, np.float64)[:, None], np.asarray(matrix.output_scale, np.float64)
+    powers_BT = decay_B1 ** np.arange(rounds - 1)
+    coefficients = np.concatenate([[1.0], scale_B @ powers_BT])
+
+    def draw(round: int, fresh_D: np.ndarray, buffers_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        noise_D = fresh_D - scale_B @ buffers_BD
+        return noise_D, decay_B1 * buffers_BD + noise_D
+
+    return NoiseCorrelation(len(scale_B), draw, partial(toeplitz_sensitivity, coefficients, separation))
+
+
+def _optimal_bands(rounds: int, bands: int) -> np.ndarray:
+    """Coefficients of least mean error over prefix sums; made to not increase, which the last digits may."""
+    factorization = _matrix_factorization()
+    found = np.asarray(factorization.toeplitz.optimize_banded_toeplitz(n=rounds, bands=bands), np.float64)
+    return np.minimum.accumulate(np.maximum(found, 0.0))
+
+
+def _optimal_buffers(rounds: int, separation: int) -> Any:
+    """Of least largest error over prefix sums. At 200 rounds a third buffer gains less than 1 %, and takes as long."""
+    times, buffers = ceil(rounds / separation), 2 if rounds <= 200 else 3
+    return _matrix_factorization().buffered_toeplitz.optimize(
+        n=rounds,
+        min_sep=separation,
+        max_participations=times,
+        error="max",
+        min_buffers=buffers,
+        max_buffers=buffers,
+    )
+
+
+def _matrix_factorization() -> Any:
+    try:
+        from jax_privacy import matrix_factorization
+        from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # noqa: F401
+    except ImportError as missing:
+        raise MissingExtra("privacy.matrix=banded or blt (privacy.matrix=tree does without)", "ftrl") from missing
+    return matrix_factorization
+
+
+def _refuse(strategy: Strategy, local: LocalSettings) -> None:
+    refuse_example_dp(local, "ftrl")
+    refuse_unequal_weights(strategy, "ftrl")
+    refuse_extra_uploads(strategy, "ftrl")
+    law = strategy.select.law
+    known = law is not None and law.kind in ("all", "fixed_size", "min_separation")
+    reason = "privacy=ftrl draws cohorts of a fixed size from those who have waited, in place of this selector"
+    refuse_if(not known, reason, "a strategy with clients_per_round")
+
+
+def _protect(
+    settings: FtrlSettings, strategy: Strategy, local: LocalSettings, population: Population
+) -> tuple[Strategy, LocalSettings]:
+    law, rounds, separation = strategy.select.law, population.rounds, settings.separation
+    assert law is not None
+    asked = int(population.num_clients if law.kind == "all" else law.size or 0)
+    most = population.num_clients // separation
+    name = "strategy.clients_per_round"
+    reason = f"at most {most}: of {population.num_clients} clients one in {separation} has its turn in a round"
+    if asked > most:
+        raise SettingError(name, asked, reason, f"{name}={most}" if most else "a smaller privacy.separation")
+
+    def planned(noise: float) -> list[EventHistory]:
+        return [event_history({Event(noise): 1})]
+
+    noise = settings.calibration.resolve_noise_multiplier(planned)
+    correlated = noise_correlation(settings.matrix, rounds=rounds, separation=separation, bands=settings.bands)
+    stage = _stage(settings.clip_norm, noise, asked, correlated, rounds)
+    return replace_parts(
+        strategy,
+        select=min_separation(asked, separation),
+        stages=(*strategy.stages, stage),
+        aggregate=expected_mean(asked),
+        protection=_promise(settings, noise, correlated, population),
+    ), local
+
+
+def _stage(clip_norm: float, noise: float, cohort: int, correlated: NoiseCorrelation, rounds: int) -> Stage:
+    std = noise * correlated.sensitivity(rounds) * clip_norm / cohort
+
+    def clip(update: Array, memory: State, context: Context) -> tuple[Array, State]:
+        return clip_finite(update, clip_norm), memory
+
+    def add_noise(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+        if context.round > rounds or not np.isclose(float(memory["std"][0]), std, rtol=1e-6):
+            reason = "noise that is correlated over rounds was planned for another number of rounds than now"
+            raise FedlearnError(f"privacy=ftrl: {reason} ({rounds})\n  try       the rounds that the run began with")
+        fresh_D = standard_normals(update_D.shape, context)
+        noise_D, buffers_BD = correlated.draw(context.round, fresh_D, np.asarray(memory["buffers"]))
+        return add_gaussian_noise(update_D, noise_D, std), {**memory, "buffers": buffers_BD}
+
+    def first(layout: Layout) -> State:
+        return {"buffers": np.zeros((correlated.num_buffers, layout.num_parameters)), "std": np.array([std])}
+
+    server = Transform(update=add_noise, init=first)
+    return Stage(
+        client=Transform(update=clip), server=server, event=Event(noise), is_nonexpansive=True, has_norm_bound=True
+    )
+
+
+def _promise(
+    settings: FtrlSettings, noise: float, correlated: NoiseCorrelation, population: Population
+) -> PrivacyGuarantee:
+    delta, whole = settings.calibration.delta, correlated.sensitivity(population.rounds)
+
+    def charge(ledger: Ledger, release: Release) -> Ledger:
+        """All rounds together are one Gaussian release; of its first t rows a client moves less."""
+        return ledger.replace_federation(Event(noise * whole / correlated.sensitivity(release.round)))
+
+    return PrivacyGuarantee(
+        charge=charge,
+        epsilon_of=lambda ledger: max_epsilon_bounds([ledger.federation], delta=delta),
+        max_epsilon=settings.calibration.epsilon,
+        description={
+            "kind": "ftrl",
+            "unit": "client",
+            "adjacency": "one client more or less",
+            "sampling": f"none assumed; a client waits {settings.separation} rounds, which the selector enforces",
+            "delta": delta,
+            "noise_multiplier": noise,
+            "clip_norm": settings.clip_norm,
+            "clip": "fixed",
+            "matrix": settings.matrix,
+            "budget": settings.calibration.epsilon,
+            "withheld": "training metrics and example counts",
+            "not_covered": [
+                EVALUATION_NOT_COVERED,
+                FAILURES_NOT_COVERED,
+                "a server that looks at single updates before it adds them up",
+            ],
+            "warnings": delta_warnings(delta, population.num_clients),
+        },
+    )

@@ -1,0 +1,158 @@
+"""Example-level differential privacy: clients train with DP-SGD, and each pays for its own steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
+from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
+from fedlearn.core.records import ExampleDP, LocalSettings
+from fedlearn.errors import SettingError
+from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.privacy.mechanisms.base import (
+    EVALUATION_NOT_COVERED,
+    FAILURES_NOT_COVERED,
+    Mechanism,
+    NoiseCalibration,
+    Population,
+    delta_warnings,
+    refuse_if,
+    replace_parts,
+    require_clip_norm,
+)
+
+MAX_COUNTED_CLIENTS = 10_000  # clients whose examples are counted for a warning
+
+
+def example(
+    *,
+    clip: float = 1.0,
+    noise_multiplier: float | None = None,
+    epsilon: float | None = None,
+    delta: float = 1e-5,
+) -> Mechanism:
+    """One example at one client is protected against everyone but the client that holds it.
+
+    A client of N examples draws Poisson batches of rate ``q = min(1, batch_size / N)`` and takes
+    ``epochs * ceil(N / batch_size)`` steps a round (or ``steps``). It pays for all steps of all rounds that it took
+    part in, and for those only: clients hold different examples, so the claim for the federation is the largest epsilon
+    of a client, not the sum, and the choice of clients amplifies nothing.
+
+    Args:
+        clip: L2 bound on an example's gradient, > 0.
+        noise_multiplier: noise on the sum of clipped gradients over ``clip``, > 0; None: what ``epsilon`` takes for the
+            client that it costs most, were that to take part in every planned round.
+        epsilon: the run stops before a client passes this; None: no limit.
+        delta: in (0, 1), below 1 over the number of examples of a client.
+
+    *Guarantees*: (epsilon, delta) for adding or removing one example, for all that a client sends, as trained by a
+    trainer that keeps the contract of `fedlearn.ExampleDP`. Numbers of examples are taken as public.
+
+    Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.
+
+    Raises:
+        SettingError: a number is out of range (NaN is).
+    """
+    ExampleDP(clip=clip)
+    require_clip_norm(clip)
+    budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
+    return Mechanism(validate=_refuse, protect=partial(_protect, clip, budget), kind="example")
+
+
+def sampling_rate(local: LocalSettings, num_examples: int) -> float:
+    """The probability with which an example is in a batch."""
+    return min(1.0, local.batch_size / num_examples)
+
+
+def _refuse(strategy: Strategy, local: LocalSettings) -> None:
+    given = local.example_dp is not None
+    reason = "privacy=example sets local.example_dp itself, so that what is trained is what is accounted for"
+    refuse_if(given, reason, "privacy.clip=... privacy.noise_multiplier=...")
+    reason = "privacy=example accounts for the steps of local.epochs, but this strategy takes others besides"
+    refuse_if(bool(strategy.local.personal_epochs), reason, "strategy=fedper, or privacy=central")
+    reason = "privacy=example clips gradients of the task's own loss, but this strategy trains with another"
+    changed = strategy.local.adjust_logits is not None or strategy.local.feature_penalty is not None
+    refuse_if(changed, reason, "strategy=fedavg, or privacy=central")
+
+
+def _protect(
+    clip: float, budget: NoiseCalibration, strategy: Strategy, local: LocalSettings, population: Population
+) -> tuple[Strategy, LocalSettings]:
+    sizes = _sizes(population) if budget.epsilon is not None else ()
+    if budget.epsilon is not None and not sizes:
+        expected = "null where nobody knows how many examples clients have: their sampling rates depend on it"
+        raise SettingError(
+            "privacy.epsilon", budget.epsilon, expected, "privacy.epsilon=null privacy.noise_multiplier=1"
+        )
+
+    def planned(noise: float) -> list[EventHistory]:
+        return [
+            event_history({_event(local, noise, size): population.rounds * local.num_steps(size)}) for size in sizes
+        ]
+
+    noise = budget.resolve_noise_multiplier(planned)
+    private = replace(local, example_dp=ExampleDP(clip=clip, noise_multiplier=noise))
+    promise = _promise(clip, noise, budget, private, population)
+    return replace_parts(strategy, protection=promise), private
+
+
+def _sizes(population: Population) -> tuple[int, ...]:
+    """The numbers of examples that clients have, each once."""
+    if population.num_examples_of is None:
+        return ()
+    return tuple(sorted({population.num_examples_of(client) for client in population.clients} - {0}))
+
+
+def _event(local: LocalSettings, noise: float, num_examples: int) -> Event:
+    rate = sampling_rate(local, num_examples)
+    return Event(noise, "poisson", rate) if rate < 1 else Event(noise)
+
+
+def _promise(
+    clip: float, noise: float, budget: NoiseCalibration, local: LocalSettings, population: Population
+) -> PrivacyGuarantee:
+    delta, size_of = budget.delta, population.num_examples_of
+
+    def cost(size: int, steps: int) -> tuple[Event, int]:
+        return _event(local, noise, size), steps
+
+    def charge(ledger: Ledger, release: Release) -> Ledger:
+        reported = zip(
+            release.clients, release.num_examples or (), release.num_steps or (), strict=release.num_steps is not None
+        )
+        charges = {client: cost(size, steps) for client, size, steps in reported}
+        if size_of is not None:  # those who have not said, before the round and where a reply was lost
+            expected = {
+                client: size_of(client) for client in (*release.clients, *release.dropouts) if client not in charges
+            }
+            charges |= {client: cost(size, local.num_steps(size)) for client, size in expected.items() if size}
+        return ledger.charge_clients(charges)
+
+    return PrivacyGuarantee(
+        charge=charge,
+        epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=delta),
+        max_epsilon=budget.epsilon,
+        withheld=frozenset({"metrics"}),
+        description={
+            "kind": "example",
+            "unit": "example",
+            "adjacency": "one example more or less",
+            "sampling": "Poisson batches at each client; the client that pays most is told",
+            "delta": delta,
+            "noise_multiplier": noise,
+            "clip_norm": clip,
+            "clip": "per example",
+            "budget": budget.epsilon,
+            "withheld": "training metrics",
+            "not_covered": [EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED, "how many examples each client has"],
+            "warnings": _warnings(delta, population),
+        },
+    )
+
+
+def _warnings(delta: float, population: Population) -> list[str]:
+    """Against the client with the most examples, for whom a delta is hardest to keep small."""
+    few = population.num_examples_of is not None and population.num_clients <= MAX_COUNTED_CLIENTS
+    return delta_warnings(delta, max(_sizes(population), default=1)) if few else []

@@ -1,0 +1,119 @@
+"""Local differential privacy: each client noises its own update, so that nobody need be trusted with it.
+
+Shapes: K clients in a block, D parameters laid flat.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.algorithm.transforms import Context, Stage, Transform
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
+from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
+from fedlearn.core.records import Array, LocalSettings, State
+from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.privacy.gaussian_noise import add_gaussian_noise, standard_normals
+from fedlearn.privacy.mechanisms.base import (
+    EVALUATION_NOT_COVERED,
+    FAILURES_NOT_COVERED,
+    Mechanism,
+    NoiseCalibration,
+    Population,
+    delta_warnings,
+    refuse_example_dp,
+    refuse_extra_uploads,
+    refuse_if,
+    replace_parts,
+    require_clip_norm,
+)
+from fedlearn.privacy.mechanisms.central_dp import clip_finite
+
+
+def local(
+    *,
+    clip_norm: float = 1.0,
+    noise_multiplier: float | None = None,
+    epsilon: float | None = None,
+    delta: float = 1e-5,
+) -> Mechanism:
+    """Every upload is ``clip(delta_k, C) + N(0, (z C)^2 I)``; what the server does with it costs nothing more.
+
+    Any data of a client may be replaced by any other, which moves a clipped update by up to ``2 C``: an upload costs
+    what a Gaussian mechanism with multiplier ``z / 2`` does (exactly, not by the classical formula, which only holds
+    below epsilon 1), composed over the rounds that the client took part in.
+
+    Args:
+        clip_norm: C, > 0.
+        noise_multiplier: z, > 0; None: what ``epsilon`` takes for a client that takes part in every planned round.
+        epsilon: of one client in the whole run; it stops before a client passes this. None: no limit.
+        delta: in (0, 1).
+
+    *Guarantees*: (epsilon, delta) for each client against everyone, the server included; the ledger tells the largest.
+
+    References: Balle, Wang, *Improving the Gaussian Mechanism for Differential Privacy*, ICML 2018, arXiv:1805.06530.
+
+    Raises:
+        SettingError: a number is out of range (NaN is).
+    """
+    require_clip_norm(clip_norm)
+    budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
+    return Mechanism(validate=_refuse, protect=partial(_protect, clip_norm, budget), kind="local")
+
+
+def _refuse(strategy: Strategy, local: LocalSettings) -> None:
+    refuse_example_dp(local, "local")
+    refuse_extra_uploads(strategy, "local")
+    weighted = strategy.aggregate.is_sum and strategy.aggregate.sensitivity is None
+    reason = "privacy=local keeps example counts at the clients, so that nothing can be weighted by them"
+    refuse_if(weighted, reason, "strategy.weighting=equal")
+
+
+def _protect(
+    clip_norm: float, budget: NoiseCalibration, strategy: Strategy, local: LocalSettings, population: Population
+) -> tuple[Strategy, LocalSettings]:
+    def planned(noise: float) -> list[EventHistory]:
+        return [event_history({Event(noise / 2): population.rounds})]
+
+    noise = budget.resolve_noise_multiplier(planned)
+    stage = _noised_at_the_client(clip_norm, noise * clip_norm)
+    promise = _promise(clip_norm, noise, budget, population)
+    return replace_parts(strategy, stages=(*strategy.stages, stage), protection=promise), local
+
+
+def _noised_at_the_client(bound: float, std: float) -> Stage:
+    def clip_and_noise(update_KD: Array, memory: State, context: Context) -> tuple[Array, State]:
+        clients, num_parameters = context.clients_K.tolist(), update_KD.shape[-1]
+        draws_KD = np.stack([standard_normals((num_parameters,), context, client=client) for client in clients])
+        return add_gaussian_noise(clip_finite(update_KD, bound), draws_KD, std), memory
+
+    return Stage(client=Transform(update=clip_and_noise))
+
+
+def _promise(clip_norm: float, noise: float, budget: NoiseCalibration, population: Population) -> PrivacyGuarantee:
+    event, delta = Event(noise / 2), budget.delta
+
+    def charge(ledger: Ledger, release: Release) -> Ledger:
+        return ledger.charge_clients(dict.fromkeys((*release.clients, *release.dropouts), (event, 1)))
+
+    return PrivacyGuarantee(
+        charge=charge,
+        epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=delta),
+        max_epsilon=budget.epsilon,
+        description={
+            "kind": "local",
+            "unit": "client",
+            "adjacency": "one client's data replaced",
+            "sampling": "none assumed; each client pays for the rounds it took part in, the largest is told",
+            "delta": delta,
+            "noise_multiplier": noise,
+            "clip_norm": clip_norm,
+            "clip": "fixed",
+            "budget": budget.epsilon,
+            "withheld": "training metrics and example counts",
+            "not_covered": [EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED],
+            "warnings": delta_warnings(delta, population.num_clients),
+        },
+    )

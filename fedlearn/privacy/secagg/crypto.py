@@ -1,0 +1,153 @@
+"""The cryptography under the protocol; nothing here is home-made: `cryptography` and PyCryptodome do the work.
+
+X25519 for agreement, HKDF-SHA256 for keys, ChaCha20-Poly1305 for shares, Ed25519 for signatures, AES-256 in counter
+mode for masks, Shamir's scheme over GF(2^128) for shares of 16-byte secrets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from Crypto.Protocol.SecretSharing import Shamir
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256, Hash
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
+from fedlearn.privacy.secagg.messages import INT64, PublicKeys, Session, Survivors, encode
+
+SECRET_BYTES = 16  # what Shamir's scheme of PyCryptodome shares; X25519 has a strength of 128 bits as well
+CHUNK_BYTES = 1 << 20  # of key stream at a time: it stays in the cache until it is added
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A client's long-lived signing key; its public half is registered with everyone beforehand."""
+
+    client: int
+    secret: bytes = field(repr=False, default_factory=lambda: Ed25519PrivateKey.generate().private_bytes_raw())
+
+    @property
+    def public_key(self) -> bytes:
+        """32 bytes, to be registered."""
+        return Ed25519PrivateKey.from_private_bytes(self.secret).public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes."""
+        return Ed25519PrivateKey.from_private_bytes(self.secret).sign(message)
+
+    def sign_keys(self, keys: PublicKeys) -> PublicKeys:
+        """The keys with this identity's signature."""
+        return replace(keys, signature=self.sign(encode(replace(keys, signature=b""))))
+
+
+def verify(public_key: bytes, signature: bytes, message: bytes, *, signer: str) -> None:
+    """Raise `Refused` unless the signature is that key's under that message."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        raise ProtocolError(f"the signature of {signer} is not valid") from None
+
+
+def verify_keys(keys: PublicKeys, registered: Mapping[int, bytes]) -> None:
+    """Raise `Refused` unless keys are signed by the identity that is registered for their client."""
+    reject_if(keys.client not in registered, f"no identity is registered for client {keys.client}")
+    unsigned = encode(replace(keys, signature=b""))
+    verify(registered[keys.client], keys.signature, unsigned, signer=f"client {keys.client} under its keys")
+
+
+def survivors_statement(survivors: Survivors) -> bytes:
+    """What a survivor signs in the consistency round."""
+    return b"survivors" + encode(survivors)
+
+
+def digest(session: Session) -> bytes:
+    """32 bytes that stand for a session."""
+    hashing = Hash(SHA256())
+    hashing.update(encode(session))
+    return hashing.finalize()
+
+
+def generate_secret() -> bytes:
+    """From the operating system's generator."""
+    return os.urandom(SECRET_BYTES)
+
+
+def derive_public_key(secret: bytes) -> bytes:
+    """The X25519 public key of a 16-byte secret."""
+    return _private(secret).public_key().public_bytes_raw()
+
+
+def derive(secret: bytes, *purpose: bytes | int) -> bytes:
+    """32 bytes for one purpose, by HKDF."""
+    parts = (INT64.pack(part) if isinstance(part, int) else part for part in purpose)
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedlearn secagg 1 " + b" ".join(parts)).derive(secret)
+
+
+def agree_key(secret: bytes, public_key: bytes, *purpose: bytes | int) -> bytes:
+    """A key that the holders of both secrets share, for one purpose."""
+    try:
+        return derive(_private(secret).exchange(X25519PublicKey.from_public_bytes(public_key)), *purpose)
+    except ValueError:
+        raise ProtocolError("a public key is not one of X25519's, or of low order") from None
+
+
+def encrypt(key: bytes, plaintext: bytes, context: bytes) -> bytes:
+    """Encrypt and authenticate; ``context`` is authenticated too."""
+    nonce = os.urandom(12)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, context)
+
+
+def decrypt(key: bytes, ciphertext: bytes, context: bytes, *, sender: int) -> bytes:
+    """Undo `seal`; `Refused` if key, text or context are not the same."""
+    try:
+        return ChaCha20Poly1305(key).decrypt(ciphertext[:12], ciphertext[12:], context)
+    except (InvalidTag, ValueError):
+        raise ProtocolError(
+            f"the shares from client {sender} are damaged, or not meant for this client and round"
+        ) from None
+
+
+def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
+    """Shares of a 16-byte secret; share ``i`` lies at point ``i + 1``, and any ``threshold`` of them give it back."""
+    return [share for _, share in Shamir.split(threshold, num_shares, secret, False)]
+
+
+def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
+    """The secret that at least ``threshold`` shares (point -> share) come from."""
+    assert len(shares) >= threshold
+    return bytes(Shamir.combine(list(shares.items())[:threshold], False))
+
+
+def pairwise_mask_key(secret: bytes, public_key: bytes, session: bytes, client: int, peer: int) -> bytes:
+    """The key of the mask between two clients: the same from either side."""
+    return agree_key(secret, public_key, b"mask", session, min(client, peer), max(client, peer))
+
+
+def self_mask_key(seed: bytes, session: bytes, client: int) -> bytes:
+    """The key of a client's own mask."""
+    return derive(seed, b"own", session, client)
+
+
+def add_mask(vector: np.ndarray, key: bytes, *, sign: int) -> None:
+    """Add or subtract a mask in place; arithmetic wraps.
+
+    The mask is AES-256's key stream in counter mode from zero, read as little-endian integers. A key serves one mask.
+    """
+    stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+    add = np.add if sign > 0 else np.subtract
+    per_chunk = CHUNK_BYTES // vector.itemsize
+    for start in range(0, len(vector), per_chunk):
+        part = vector[start : start + per_chunk]
+        add(part, np.frombuffer(stream.update(bytes(part.nbytes)), vector.dtype), out=part)
+
+
+def _private(secret: bytes) -> X25519PrivateKey:
+    return X25519PrivateKey.from_private_bytes(derive(secret, b"x25519"))

@@ -1,0 +1,63 @@
+"""The Flower `ClientApp` of a node: a messenger between Flower and the node's trainer, and nothing else.
+
+Flower starts a process for each message and brings the code that runs in it from the coordinator. Therefore this
+process gets neither data nor a framework: it hands the request's bytes to the trainer, a process of the node's operator
+that answers on a Unix socket, and takes the answer's bytes back. The node's configuration names the socket:
+``--node-config 'socket="/run/fedlearn/trainer.sock"'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import grpc
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
+
+METHOD = "/fedlearn.Trainer/Ask"
+CHUNK_BYTES = 2**20  # bytes in one gRPC message: a parcel of any size passes below gRPC's limits
+CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
+
+app = ClientApp()
+
+
+@app.query()
+def forward(message: Message, context: Context) -> Message:
+    """Hand a request to the trainer and bring back its answer."""
+    socket = context.node_config.get("socket")
+    if not isinstance(socket, str):
+        raise RuntimeError("the node's configuration names no trainer: --node-config 'socket=\"/path/trainer.sock\"'")
+    answer = call_trainer(socket, from_record_dict(message.content), timeout_s=message.metadata.ttl)
+    return Message(to_record_dict(answer), reply_to=message)
+
+
+def call_trainer(socket: str, payload: bytes, *, timeout_s: float) -> bytes:
+    """The trainer's answer to a request.
+
+    Args:
+        socket: path of the trainer's Unix socket.
+        payload: the request.
+        timeout_s: seconds until the answer must be there.
+
+    Raises:
+        RuntimeError: nobody answers at the socket, or not in time.
+    """
+    with grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS) as channel:
+        call = channel.stream_stream(METHOD)
+        try:
+            return b"".join(call(split_chunks(payload), timeout=timeout_s))
+        except grpc.RpcError as error:
+            raise RuntimeError(f"the trainer at {socket} gave no answer: {_reason(error)}") from None
+
+
+def split_chunks(payload: bytes) -> Iterator[bytes]:
+    """A parcel in pieces of 1 MiB."""
+    for start in range(0, len(payload), CHUNK_BYTES):
+        yield payload[start : start + CHUNK_BYTES]
+
+
+def _reason(error: grpc.RpcError) -> str:
+    code = error.code() if isinstance(error, grpc.Call) else None
+    return f"{code.name if code else 'error'}: {error.details() if isinstance(error, grpc.Call) else error}"

@@ -1,0 +1,105 @@
+"""Why a configuration cannot be composed, and what was meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fedlearn.errors import did_you_mean
+from fedlearn.runner.compat import Composer
+
+ComposeFunction = Callable[[list[str]], DictConfig]  # from overrides to a configuration
+HIDDEN_KEYS = ("hydra", "run_name")
+
+
+def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[str], compose: ComposeFunction) -> str:
+    """A message for one of Hydra's exceptions.
+
+    Args:
+        error: what composing raised.
+        hydra: that raised it.
+        overrides: the overrides as typed.
+        compose: composes again with other overrides, to find what there would have been to choose from.
+    """
+    if isinstance(error, MissingConfigException):
+        return _no_such_option(str(error.missing_cfg_file or ""), hydra, overrides)
+    unknown = re.search(r"Could not override '([^']+)'|config group '([^']+)' does not exist", str(error))
+    if unknown:
+        return _no_such_setting(unknown[1] or unknown[2], hydra, overrides, compose)
+    several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]+)=([^']+)'", str(error))
+    if several:
+        key, value = several.groups()
+        fix = f"-m {key}={value}   (a sweep), or '{key}=[{value}]'   (a list)"
+        return f"{key}={value} names several values\n  try       {fix}"
+    first = next((line for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()), repr(error))
+    return f"the configuration cannot be composed\n  because   {first.strip()}{_place(error)}"
+
+
+def _place(error: BaseException) -> str:
+    mark = getattr(error, "problem_mark", None)
+    return f"\n  in        {mark.name}, line {mark.line + 1}" if mark else ""
+
+
+def _no_such_option(missing: str, hydra: Composer, words: Sequence[str]) -> str:
+    group, _, option = missing.rpartition("/")
+    if not group:
+        fix = "--config-name with the name of a file, without .yaml"
+        return f"there is no configuration called {option or 'config'}\n  try       {fix}"
+    known = sorted(hydra.options(group))
+    typed = any(word.endswith(f"{group}={option}") for word in words)
+    lines = [f"{group}={option} is not known" + ("" if typed else "   (a file asks for it)")]
+    near = did_you_mean(option, known)
+    lines += [f"  did you mean {group}={near}?"] if near else []
+    return "\n".join([*lines, f"  expected  one of {', '.join(known)}"])
+
+
+def _no_such_setting(key: str, hydra: Composer, words: Sequence[str], load: ComposeFunction) -> str:
+    typed = next((word for word in words if re.split("[=@]", word.lstrip("+~"))[0] == key), key)
+    groups = [group for group in hydra.groups() if not group.startswith("hydra")]
+    settings = _settings(words, groups, load)
+    prefix, wrong, siblings = _leave(settings, key.replace("/", "."))
+    known = [prefix + name for name in siblings if not name.startswith("_") and name not in HIDDEN_KEYS]
+    known = sorted({*known, *groups}) if not prefix else known
+    elsewhere = [path for path in _paths(settings) if path.endswith(f".{wrong}")] if not prefix else []
+    names = {path.removeprefix(prefix): path for path in known}  # a prefix that is right would make all names alike
+    near = elsewhere[0] if elsewhere else names.get(did_you_mean(wrong, names) or "")
+    lines = [f"{typed} is not a setting"]
+    lines += [f"  did you mean {near}={typed.partition('=')[2]}?"] if near else []
+    lines += [f"  expected  one of {', '.join(known)}"] if known else []
+    return "\n".join(lines)
+
+
+def _settings(words: Sequence[str], groups: Sequence[str], load: ComposeFunction) -> dict[str, Any]:
+    """What there is to set with the groups chosen on the command line, or by default if those do not compose."""
+    chosen = [word for word in words if re.split("[=@]", word.lstrip("+"))[0] in groups]
+    for choices in (chosen, []):
+        try:
+            return OmegaConf.to_container(load(choices), resolve=False)  # type: ignore[return-value]
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return {}
+
+
+def _leave(settings: Mapping[str, Any], key: str) -> tuple[str, str, list[str]]:
+    """Follow a dotted path until it leaves the settings: the prefix, the wrong part, and what there is instead."""
+    prefix, here = "", settings
+    for part in key.split("."):
+        child = here.get(part)
+        if not isinstance(child, Mapping):
+            return prefix, part, list(here)
+        prefix, here = f"{prefix}{part}.", child
+    return prefix, "", list(here)
+
+
+def _paths(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in settings.items():
+        if name in HIDDEN_KEYS or name.startswith("_"):
+            continue
+        yield prefix + name
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")

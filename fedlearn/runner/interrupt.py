@@ -1,0 +1,39 @@
+"""Ctrl-C with manners: the first lets the round finish, the second does not."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """While entered, notes the first SIGINT or SIGTERM in ``is_requested`` and raises KeyboardInterrupt at the second."""
+
+    def __init__(self) -> None:
+        self.is_requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():  # only it may set handlers
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.is_requested:
+            raise KeyboardInterrupt
+        self.is_requested = True
+        sys.stderr.write("\n stopping after this round (once more stops at once)\n")
+
+
+def terminate_as_interrupt() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, also before the first round."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,0 +1,133 @@
+"""``python -m simulations.resume FOLDER``: go on with a run that was stopped, to the end it would have had."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from fedlearn.callbacks.run_history import History, read_history, truncate_history
+from fedlearn.core import checkpoint
+from fedlearn.core.records import ServerState
+from fedlearn.errors import did_you_mean
+from fedlearn.loop.training_loop import start
+from fedlearn.runner.compat import parse_override
+from fedlearn.runner.compose import UsageError
+from fedlearn.runner.config import Experiment, build_plan
+from fedlearn.runner.exit_codes import DONE
+from fedlearn.runner.rounds import CHECKPOINT_FOLDER, RunOutcome, run_rounds
+from fedlearn.runner.run_config import read_run_config, write_run_config
+from fedlearn.runner.run_description import build_run_info
+from fedlearn.runner.run_folder import locked_run_folder
+from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.start import set_environment
+
+EARLY_STOP_SETTINGS = ("early_stop.metric", "early_stop.patience", "early_stop.min_delta")
+CHANGEABLE_SETTINGS = ("rounds", "max_failures", "checkpoint_every", "report", *EARLY_STOP_SETTINGS)
+SUMMARY_FILE = "summary.json"
+
+
+def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = SIMULATION) -> RunOutcome:
+    """Go on with a run.
+
+    Args:
+        folder: of the run.
+        overrides: ``setting=value`` words, of `CHANGEABLE_SETTINGS` only.
+        run_mode: where it takes place.
+
+    *Guarantees*: the final parameters are those of an uninterrupted run, bit for bit, wherever it was stopped.
+
+    Raises:
+        FedlearnError: the folder holds no run, or one that is still going; its checkpoints are all damaged; a change
+            would falsify what was done so far.
+    """
+    cfg = _changed(read_run_config(folder), overrides)
+    planned = build_plan(cfg)
+    set_environment(cfg)
+    with locked_run_folder(folder):
+        made = run_mode.build_experiment(cfg, planned, folder)
+        state = _last_state(made, folder)
+        why = _complete(made, folder, state)
+        if why:
+            made.engine.close()
+            sys.stdout.write(f"{folder} is complete: {why}\n")
+            return RunOutcome(exit_code=DONE)
+        if overrides:
+            write_run_config(folder, cfg)
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it tells of a run that ends elsewhere
+        history = truncate_history(folder, state.round)
+        run = build_run_info(
+            made, cfg, folder, rerun_command=run_mode.rerun_command(folder), start_round=state.round, history=history
+        )
+        return run_rounds(made, run, state, report=bool(cfg.get("report", True)), run_mode=run_mode)
+
+
+def _changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
+    for word in words:
+        try:
+            (override,) = parse_override(word)
+        except HydraException as error:
+            raise UsageError(f"{word} cannot be read\n  expected  setting=value\n  try       rounds=100") from error
+        key = override.setting
+        if key not in CHANGEABLE_SETTINGS:
+            raise UsageError(_refusal(cfg, word, key))
+        OmegaConf.update(cfg, key, override.value)
+    return cfg
+
+
+def _refusal(cfg: DictConfig, word: str, key: str) -> str:
+    may = f"  expected  one of {', '.join(CHANGEABLE_SETTINGS)}"
+    if OmegaConf.select(cfg, key) is not None:
+        return (
+            f"{word} would make the rounds to come another experiment than those already done\n{may}\n"
+            f"  try       python -m simulations.run ... {word}   (a new run)"
+        )
+    near = did_you_mean(key, CHANGEABLE_SETTINGS)
+    return f"{word} is not a setting" + (f"\n  did you mean {near}?" if near else "") + f"\n{may}"
+
+
+def _last_state(made: Experiment, folder: Path) -> ServerState:
+    """From the newest whole checkpoint, or the beginning if the run was stopped before its first one."""
+    checkpoints = folder / CHECKPOINT_FOLDER
+    if not any(checkpoints.glob("round_*")):
+        seed = made.plan.seed
+        sys.stdout.write("no checkpoint yet: starting from the beginning\n")
+        return start(made.plan.strategy, made.scenario.trainer.init(seed), made.engine, seed=seed)
+    state, memories, damaged = checkpoint.load_latest(checkpoints, made.engine.layout)
+    for line in damaged:
+        sys.stdout.write(f"passed over: {line}\n")
+    made.engine.client_states.update(memories)
+    return state
+
+
+def _complete(made: Experiment, folder: Path, state: ServerState) -> str | None:
+    """Why there is nothing left to do; None for a run that was stopped, even between its last round and its summary."""
+    summary = _summary(folder)
+    if summary.get("rounds") != state.round:
+        return None
+    history: History = [line for line in read_history(folder) if line["round"] <= state.round]
+    early = made.early_stop and made.early_stop.reason(history)
+    if early and summary.get("status") == "early_stopped":
+        return f"{early}\n  try       early_stop.metric=null, or more early_stop.patience"
+    protection = made.plan.strategy.privacy_guarantee
+    if summary.get("status") == "budget_exhausted" and protection and protection.max_epsilon == _budget(summary):
+        return f"{summary['reason']}\n  try       a new run with more noise, or a larger privacy.epsilon"
+    if state.round >= made.plan.schedule.rounds and summary.get("status") == "done":
+        return f"all {state.round} rounds are done\n  try       rounds={2 * state.round}   (to go on for longer)"
+    return None
+
+
+def _budget(summary: dict[str, Any]) -> Any:
+    return (summary.get("privacy") or {}).get("budget")
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,179 @@
+"""An experiment in the words of its header."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedlearn.callbacks.run_history import History
+from fedlearn.callbacks.run_info import RunInfo
+from fedlearn.compression.codecs import estimate_bytes
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.runner.config import Experiment
+
+MAX_CLIENTS_COUNTED = 10_000
+MAX_CLIENTS_NAMED = 20
+HIDDEN_SETTINGS = ("_target_", "clients_per_round")
+OMITTED_DEFAULTS = {"weighting": "examples", "select": "uniform"}
+
+
+def build_run_info(
+    experiment: Experiment,
+    cfg: DictConfig,
+    folder: Path,
+    *,
+    rerun_command: str,
+    start_round: int = 0,
+    history: History = (),
+) -> RunInfo:
+    """What the onlookers are told before the first round."""
+    scenario, trainer = experiment.scenario, experiment.scenario.trainer
+    data = scenario.data
+    settings = OmegaConf.to_container(cfg.strategy, resolve=True)
+    assert isinstance(settings, dict)
+    return RunInfo(
+        scenario=scenario.name,
+        task=data.task,
+        metric=scenario.metric or "",
+        source=" · ".join(part for part in (_partition(scenario.partition), data.source) if part),
+        num_clients=len(data.clients),
+        client_names=data.names,
+        examples_per_client=_examples(data),
+        model=scenario.model + f" · statistics {experiment.plan.buffers}" * bool(trainer.layout.buffers),
+        num_parameters=trainer.layout.num_parameters,
+        strategy=_name(cfg, settings),
+        strategy_settings=_in_words(settings),
+        cohort=_cohort(experiment),
+        privacy=_promise(experiment),
+        poisoning=_attack(experiment, cfg),
+        compress=_compress(experiment, cfg),
+        bytes_per_update=_bytes_per_update(experiment),
+        engine=_last(cfg.engine._target_),
+        system=_system(cfg, experiment),
+        machine=" · ".join(
+            [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
+        ),
+        framework=trainer.framework,
+        seed=experiment.plan.seed,
+        rounds=experiment.plan.schedule.rounds,
+        folder=folder,
+        start_round=start_round,
+        history=history,
+        rerun_command=rerun_command,
+    )
+
+
+def _promise(experiment: Experiment) -> Mapping[str, Any]:
+    protection = experiment.plan.strategy.privacy_guarantee
+    if protection is None:
+        return {}
+    source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
+    return {**protection.description, "noise": source}
+
+
+def _attack(experiment: Experiment, cfg: DictConfig) -> str:
+    """Who attacks, how, and with which settings."""
+    who = sorted(experiment.malicious_clients)
+    if not who:
+        return ""
+    names = ", ".join(experiment.scenario.data.name(client) for client in who[:MAX_CLIENTS_NAMED])
+    settings = OmegaConf.to_container(cfg.attack, resolve=True)
+    assert isinstance(settings, dict)
+    how = _in_words({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
+    some = (
+        f"{len(who):,} of {len(experiment.engine.clients):,} clients: {names}{', ...' * (len(who) > MAX_CLIENTS_NAMED)}"
+    )
+    return " · ".join(part for part in (experiment.plan.poisoning.kind.replace("_", " "), how, some) if part)
+
+
+def _compress(experiment: Experiment, cfg: DictConfig) -> str:
+    """The codec and its settings; empty where updates leave as they are."""
+    if experiment.plan.compress.codec is None:
+        return ""
+    settings = OmegaConf.to_container(cfg.compress, resolve=True)
+    assert isinstance(settings, dict)
+    return " · ".join(part for part in (_last(settings["_target_"]), _in_words(settings)) if part)
+
+
+def _bytes_per_update(experiment: Experiment) -> int:
+    """With a codec about so many; how it does with updates is told each round."""
+    strategy = experiment.plan.strategy
+    layout, codec = strategy.shared_layout(experiment.scenario.trainer.layout), strategy.codec
+    return 4 * layout.num_parameters if codec is None else estimate_bytes(codec, layout)
+
+
+def _system(cfg: DictConfig, experiment: Experiment) -> str:
+    name = experiment.plan.system.name
+    settings = OmegaConf.to_container(cfg.system, resolve=True) if name != "none" else {}
+    assert isinstance(settings, dict)
+    return " · ".join(part for part in (name, _in_words(settings)) if part) if settings else ""
+
+
+def _partition(partition: str) -> str:
+    return "" if partition == "natural" else partition
+
+
+def _name(cfg: DictConfig, settings: Mapping[Any, Any]) -> str:
+    """As the user chose it (a file in conf/strategy), or the builder's where that is not known."""
+    return str(cfg.get("run_name") or settings["_target_"].replace(".", "/")).rpartition("/")[2]
+
+
+def _last(dotted: str) -> str:
+    return dotted.rpartition(".")[2]
+
+
+def _in_words(settings: Mapping[Any, Any]) -> str:
+    shown = {key: value for key, value in settings.items() if key not in HIDDEN_SETTINGS and value is not None}
+    shown = {key: value for key, value in shown.items() if OMITTED_DEFAULTS.get(key) != value}
+    return " · ".join(f"{str(key).replace('_', ' ')} {_value(value)}" for key, value in shown.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict) and "_target_" in value:
+        return _last(str(value["_target_"]))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cohort(experiment: Experiment) -> str:
+    num_clients, size = len(experiment.engine.clients), _expected_size(experiment)
+    law = experiment.plan.strategy.select.law
+    rule = experiment.plan.strategy.asynchrony
+    if rule is not None:
+        return f"{min(rule.concurrency, num_clients):,} of {num_clients:,} clients at work, {rule.buffer_size:,} a step"
+    if law is None:
+        return f"chosen from {num_clients:,} clients each round"
+    average = " on average" if law.kind == "poisson" else ""
+    return f"{'all ' * (size == num_clients)}{size:,.10g} of {num_clients:,} clients a round{average}"
+
+
+def _expected_size(experiment: Experiment) -> float:
+    num_clients, law = len(experiment.engine.clients), experiment.plan.strategy.select.law
+    if law is not None and law.rate is not None:
+        return law.rate * num_clients
+    return num_clients if law is None or law.size is None else law.size
+
+
+def _cohort_size(experiment: Experiment) -> int:
+    rule, engine = experiment.plan.strategy.asynchrony, experiment.engine
+    if rule is not None:
+        return min(rule.concurrency, len(engine.clients), getattr(engine, "mixed_block_size", 1))
+    return ceil(round(_expected_size(experiment), 6))
+
+
+def _examples(data: FederatedData) -> tuple[int, int] | None:
+    if data.num_train is not None:
+        return (min(data.num_train.values()), max(data.num_train.values())) if data.num_train else None
+    if len(data.clients) > MAX_CLIENTS_COUNTED:
+        return None
+    counts = [len(data.train(client)) for client in data.clients]
+    return min(counts), max(counts)
+
+
+def _device(device: str) -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{device}, {cores} core{'s' * (cores != 1)}" if device == "cpu" else device

@@ -1,0 +1,160 @@
+"""``python -m simulations.run``: one experiment, or a sweep of them, from settings to a folder of results."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from omegaconf import DictConfig
+from platformdirs import user_cache_path
+
+from fedlearn import start
+from fedlearn.callbacks.run_history import METRICS_FILE
+from fedlearn.errors import FedlearnError
+from fedlearn.runner.builders import BuildError
+from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
+from fedlearn.runner.compose import CONF_DIR, Job, UsageError, compose
+from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.exit_codes import BAD_CONFIGURATION, DONE, FAILED, STOPPED, exit_code
+from fedlearn.runner.interrupt import terminate_as_interrupt
+from fedlearn.runner.rounds import RunOutcome, run_rounds
+from fedlearn.runner.run_config import write_run_config
+from fedlearn.runner.run_description import build_run_info
+from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
+from fedlearn.runner.run_mode import SIMULATION, RunMode
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit code is 0 done, 2 bad configuration, 3 failed, 130 stopped."""
+    args = parse_args(argv)
+    if args.help or args.hydra_help or args.shell_completion:
+        return _hydra(args, lambda cfg: None)
+    terminate_as_interrupt()
+    return exit_code(lambda: _asked_for(args))
+
+
+def parse_args(argv: Sequence[str] | None) -> Namespace:
+    """Hydra's own options, with paths as seen from here; all other words are overrides."""
+    args, unknown = command_line_parser().parse_known_args(argv)
+    args.overrides += unknown  # refused later, in our words
+    for option in ("config_path", "config_dir"):
+        if getattr(args, option):
+            setattr(args, option, os.path.abspath(getattr(args, option)))
+    return args
+
+
+def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION) -> RunOutcome:
+    """One experiment, from its settings to its folder.
+
+    Raises:
+        FedlearnError: a setting is bad, data are missing, the folder cannot be used; no folder is left behind, save
+            where code that the settings name failed: then its run.log has the traceback.
+    """
+    set_environment(job.cfg)
+    claimed = reserve_run_folder(job.folder, chosen=job.chosen)
+    try:
+        with locked_run_folder(claimed.path):
+            return _in_folder(job.cfg, claimed.path, planned, run_mode)
+    except BuildError:
+        sys.stderr.write(f"see {claimed.path / LOG_FILE}\n")
+        raise
+    except (FedlearnError, KeyboardInterrupt) as error:
+        if not (claimed.path / METRICS_FILE).exists():
+            claimed.discard()
+        elif isinstance(error, KeyboardInterrupt):
+            sys.stderr.write(f"{run_mode.resume_command(claimed.path)} goes on\n")
+        raise
+
+
+def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMode) -> RunOutcome:
+    write_run_config(folder, cfg)
+    try:
+        made = venue.build_experiment(cfg, planned, folder)
+    except BuildError:
+        log.exception("the experiment cannot be built")
+        raise
+    for name, text in made.scenario.files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    params_D = made.scenario.trainer.init(made.plan.seed)
+    state = start(made.plan.strategy, params_D, made.engine, seed=made.plan.seed)
+    info = build_run_info(made, cfg, folder, rerun_command=venue.rerun_command(folder))
+    return run_rounds(made, info, state, report=bool(cfg.get("report", True)), run_mode=venue)
+
+
+def set_environment(cfg: DictConfig) -> None:
+    """What must be said before a framework is loaded; whatever the user has set stays."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    if cfg.get("framework") in ("jax", "mixed"):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory of a GPU to others
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def _asked_for(args: Namespace) -> int:
+    jobs = compose(args)
+    if args.cfg or args.info:
+        return _hydra(args, lambda cfg: None)
+    plans = [_planned(job.cfg) for job in jobs]
+    return _sweep(args, jobs[0]) if jobs[0].is_sweep else run(jobs[0], plans[0]).exit_code
+
+
+def _planned(cfg: DictConfig) -> Plan | None:
+    """The plan, or None where the user's own code fails: that is told once there is a log for its traceback."""
+    try:
+        return build_plan(cfg)
+    except BuildError:
+        return None
+
+
+def _sweep(args: Namespace, first: Job) -> int:
+    """Run one job after another; one that fails does not stop the others, Ctrl-C does."""
+    codes = [DONE]
+
+    def job(cfg: DictConfig) -> float:
+        folder = run_folder()
+        outcome = RunOutcome(exit_code=FAILED)
+
+        def body() -> int:
+            nonlocal outcome
+            outcome = run(Job(cfg=cfg, folder=folder, chosen=True))
+            return outcome.exit_code
+
+        codes.append(exit_code(body))
+        if codes[-1] == STOPPED:
+            raise KeyboardInterrupt
+        with suppress(OSError):  # Hydra made the folder, whether there was anything to run or not
+            folder.rmdir()
+        return outcome.score
+
+    folder = reserve_sweep_folder(first.sweep_folder, chosen=first.chosen)
+    args.overrides.append(f"hydra.sweep.dir={_quoted(str(folder))}")
+    return max(_hydra(args, job), *codes)
+
+
+def _quoted(text: str) -> str:
+    """A value that Hydra's grammar takes as it is."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _hydra(args: Namespace, job: Callable[[DictConfig], float | None]) -> int:
+    """Hydra's own command line, for all that is not a single run."""
+    sys.stdout.flush()
+    try:
+        run_command_line(args, job, folder=CONF_DIR)
+    except ValueError as error:  # flags that do not go together
+        raise UsageError(str(error)) from error
+    except SystemExit as error:
+        return BAD_CONFIGURATION if error.code else DONE
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""What audits and attacks share: words of their own beside the simulator's, a folder, numbers and a page in it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedlearn.callbacks import figures
+from fedlearn.callbacks.report import DOTS_PER_INCH, data_uri, load_template
+from fedlearn.core.checkpoint import write_atomically
+from fedlearn.errors import FedlearnError, require
+from fedlearn.runner.builders import BuildError, refuse_unknown_keys
+from fedlearn.runner.compose import Job, UsageError, compose
+from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.exit_codes import exit_code
+from fedlearn.runner.interrupt import terminate_as_interrupt
+from fedlearn.runner.run_config import write_run_config
+from fedlearn.runner.run_folder import locked_run_folder, reserve_run_folder
+from fedlearn.runner.start import parse_args, set_environment
+
+REPORT_FILE = "report.html"
+IN_PROCESS_ENGINES = ("serial", "vector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalysisRun:
+    """What was asked for.
+
+    Attributes:
+        cfg: the simulator's settings.
+        plan: of these.
+        settings: the settings that the simulator does not have.
+        folder: for the results.
+        command_line: that asked.
+    """
+
+    cfg: DictConfig
+    plan: Plan
+    settings: Mapping[str, Any]
+    folder: Path
+    command_line: str
+
+
+def run_analysis_command(
+    argv: Sequence[str] | None,
+    *,
+    name: str,
+    usage: str,
+    defaults: Mapping[str, Any],
+    default_overrides: Sequence[str] = (),
+    action: Callable[[AnalysisRun], int],
+) -> int:
+    """Run a command whose words are the simulator's and ``name.setting=value``; the exit code.
+
+    Args:
+        argv: of the command line; None takes them from there.
+        name: of the command.
+        usage: what ``--help`` says.
+        defaults: the settings that only this command has.
+        default_overrides: words of the simulator that hold unless the user says otherwise.
+        action: what the command does, in the folder that it was given.
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(given):
+        sys.stdout.write(usage)
+        return 0
+    terminate_as_interrupt()
+    own = [word for word in given if word.startswith(f"{name}.")]
+    args = parse_args([word for word in given if word not in own and not word.startswith("kind=")])
+
+    def act() -> int:
+        settings = _settings(name, own, defaults)
+        job, chosen = _composed(args, name, default_overrides)
+        _require_engine(job.cfg)
+        planned = build_plan(job.cfg)
+        set_environment(job.cfg)
+        claimed = reserve_run_folder(job.folder, chosen=chosen)
+        again = shlex.join(["python", "-m", f"simulations.{name}", *given])
+        try:
+            with locked_run_folder(claimed.path):
+                write_run_config(claimed.path, job.cfg)
+                return action(
+                    AnalysisRun(cfg=job.cfg, plan=planned, settings=settings, folder=claimed.path, command_line=again)
+                )
+        except BuildError:  # its traceback is in the log
+            raise
+        except (FedlearnError, KeyboardInterrupt):
+            claimed.discard()
+            raise
+
+    return exit_code(act)
+
+
+def save_results(
+    analysis: AnalysisRun, name: str, results: Mapping[str, Any], named_figures: Mapping[str, figures.Figure]
+) -> None:
+    """Write ``name.json`` and each figure as a PNG."""
+    write_atomically(analysis.folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
+    for title, figure in named_figures.items():
+        figure.savefig(analysis.folder / f"{title}.png", dpi=DOTS_PER_INCH, facecolor="white")
+
+
+def write_report_page(
+    analysis: AnalysisRun,
+    *,
+    title: str,
+    verdict: str,
+    is_alarm: bool,
+    rows: Sequence[tuple[str, str]],
+    table: Sequence[Sequence[str]],
+    captions: Mapping[str, str],
+) -> Path:
+    """Write ``report.html``: the verdict, what was asked, the numbers, the figures, and the command.
+
+    Args:
+        analysis: the inquiry.
+        title: of the page.
+        verdict: a sentence or two.
+        is_alarm: whether it is bad news.
+        rows: (what, how much) of the settings.
+        table: of numbers; its first row heads the columns.
+        captions: of the figures, by the names that they were saved under.
+    """
+    images = {name: data_uri(analysis.folder / f"{name}.png") for name in captions}
+    text = load_template("inquiry.html").render(
+        title=title,
+        verdict=verdict,
+        alarm=is_alarm,
+        rows=rows,
+        table=table,
+        images=images,
+        captions=captions,
+        command=analysis.command_line,
+    )
+    write_atomically(analysis.folder / REPORT_FILE, text)
+    return analysis.folder / REPORT_FILE
+
+
+def draw_with_style(draw: Callable[[], figures.Figure]) -> figures.Figure:
+    """A figure in the look of the report's."""
+    with figures.style():
+        figure = draw()
+        figure.canvas.draw()  # text takes its look when it is drawn
+        return figure
+
+
+def _settings(name: str, words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        given = OmegaConf.to_container(OmegaConf.from_dotlist([word.partition(".")[2] for word in words]))
+    except Exception as error:  # whatever YAML has against a value
+        fix = f"{name}.{next(iter(defaults))}=..."
+        raise UsageError(f"{' '.join(words)} cannot be read: {error}\n  try       {fix}") from error
+    assert isinstance(given, dict)
+    refuse_unknown_keys({str(key): value for key, value in given.items()}, list(defaults), name)
+    return {**defaults, **{str(key): value for key, value in given.items()}}
+
+
+def _require_engine(cfg: DictConfig) -> None:
+    engine = str(cfg.engine.get("_target_")).rpartition(".")[2]
+    expected = "serial or vector: what is put among the clients lives in this process"
+    require(engine in IN_PROCESS_ENGINES, "engine", engine, expected, "engine=vector")
+
+
+def _composed(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
+    """The settings, and whether the user chose the folder."""
+    if args.multirun:
+        raise UsageError(f"-m sweeps runs, not what simulations.{name} does\n  try       one after another")
+    said = {word.lstrip("+").partition("=")[0] for word in args.overrides}
+    presets = [] if args.config_path else [word for word in preset if word.partition("=")[0] not in said]
+    chosen = "hydra.run.dir" in said
+    folder = [] if chosen else [f"hydra.run.dir=outputs/{name}/${{run_name}}/${{now:%Y-%m-%d_%H-%M-%S}}"]
+    args.overrides = [*presets, *folder, *args.overrides]
+    return compose(args)[0], chosen

@@ -1,0 +1,54 @@
+"""``python -m simulations.sample RUN``: text that a run's model writes, one character after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fedlearn.core import checkpoint
+from fedlearn.core.random import Purpose, generator
+from fedlearn.errors import SettingError, is_count, is_number, require
+from fedlearn.loop.scenario import Scenario
+from fedlearn.runner.config import build
+from fedlearn.runner.rounds import CHECKPOINT_FOLDER
+from fedlearn.runner.run_config import read_run_config
+from fedlearn.runner.start import set_environment
+from simulations.scenarios.shakespeare import ALPHABET, encode
+
+SUPPORTED_SCENARIO = "shakespeare"
+
+
+def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: float) -> str:
+    """What the model of a run's newest checkpoint writes; the same for the same arguments.
+
+    Raises:
+        FedlearnError: the folder holds no run of such a scenario, its data are gone, or an argument is out of range.
+    """
+    require(is_count(num_characters), "--length", num_characters, "a whole number >= 1", "--length 300")
+    require(bool(prompt), "--start", repr(prompt), "one character or more", "--start O")
+    require(is_number(temperature, at_least=0), "--temperature", temperature, "a number >= 0", "--temperature 0.6")
+    cfg = read_run_config(folder)
+    set_environment(cfg)
+    scenario: Scenario = build(cfg.scenario, "scenario", allow=cfg.get("allow_targets") or [])
+    if scenario.name != SUPPORTED_SCENARIO:
+        raise SettingError(
+            "the run's scenario", scenario.name, SUPPORTED_SCENARIO, f"a run of scenario={SUPPORTED_SCENARIO}"
+        )
+    state, _, _ = checkpoint.load_latest(folder / CHECKPOINT_FOLDER, scenario.trainer.layout)
+    rng, text = generator(state.seed, Purpose.EVALUATE), prompt
+    window = int(cfg.scenario.length)
+    for _ in range(num_characters):
+        tokens_T = encode(text[-window:])
+        x = np.zeros((1, window), np.int32)
+        x[0, : len(tokens_T)] = tokens_T
+        logits_C = scenario.trainer.predict(state.params_D, x)[0, len(tokens_T) - 1].astype(np.float64)
+        text += ALPHABET[_drawn(logits_C[1:], temperature, rng)]
+    return text
+
+
+def _drawn(logits_C: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(logits_C.argmax())
+    p_C = np.exp((logits_C - logits_C.max()) / temperature)
+    return int(rng.choice(len(p_C), p=p_C / p_C.sum()))

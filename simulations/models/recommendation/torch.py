@@ -1,0 +1,79 @@
+"""Recommenders in PyTorch. Each has a twin of the same name in `simulations.models.recommendation.jax`.
+
+A model is one user's: its leaves ``user.*`` are that user's own, all others are about the items.
+
+Shapes: B batch, F factors, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+Module = nn.Module
+
+
+class User(nn.Module):
+    """What is known of one user: vectors of F numbers, and a bias."""
+
+    def __init__(self, num_factors: int, num_vectors: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.zeros(num_vectors, num_factors))
+        self.bias = nn.Parameter(torch.zeros(1))
+
+
+class MatrixFactorization(nn.Module):
+    """``mu + b_u + b_i + p_u q_i``: biased matrix factorisation.
+
+    Koren, Bell, Volinsky, *Matrix Factorization Techniques for Recommender Systems*, IEEE Computer 42, 2009.
+    """
+
+    def __init__(self, num_items: int, num_factors: int, global_mean: float) -> None:
+        super().__init__()
+        self.global_mean = global_mean
+        self.user = User(num_factors, 1)
+        self.items, self.item_bias = nn.Embedding(num_items, num_factors), nn.Embedding(num_items, 1)
+
+    def forward(self, x_B: torch.Tensor) -> torch.Tensor:
+        """Item numbers ``(B,)`` to ``(B, 1)``."""
+        item_B = x_B.long()
+        match_B1 = self.items(item_B) @ self.user.vectors.t()
+        return self.global_mean + self.user.bias + self.item_bias(item_B) + match_B1
+
+
+class NeuralCollaborativeFiltering(nn.Module):
+    """An affine map of products of factors (GMF) beside a perceptron on a second pair of vectors (MLP).
+
+    He, Liao, Zhang, Nie, Hu, Chua, *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031.
+    """
+
+    def __init__(self, num_items: int, num_factors: int, global_mean: float) -> None:
+        super().__init__()
+        self.global_mean = global_mean
+        self.user = User(num_factors, 2)
+        self.items, self.item_bias = nn.Embedding(num_items, 2 * num_factors), nn.Embedding(num_items, 1)
+        self.hidden_0, self.hidden_1 = (
+            nn.Linear(2 * num_factors, 2 * num_factors),
+            nn.Linear(2 * num_factors, num_factors),
+        )
+        self.out = nn.Linear(2 * num_factors, 1)
+
+    def forward(self, x_B: torch.Tensor) -> torch.Tensor:
+        """Item numbers ``(B,)`` to ``(B, 1)``."""
+        item_B = x_B.long()
+        product_BF, beside_BF = self.items(item_B).chunk(2, dim=1)
+        gmf_BF = product_BF * self.user.vectors[0]
+        pair_BF = torch.cat([beside_BF, self.user.vectors[1].expand_as(beside_BF)], dim=1)
+        mlp_BF = F.elu(self.hidden_1(F.elu(self.hidden_0(pair_BF))))
+        return self.global_mean + self.user.bias + self.item_bias(item_B) + self.out(torch.cat([gmf_BF, mlp_BF], dim=1))
+
+
+def mf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
+    """Biased matrix factorisation."""
+    return MatrixFactorization(num_items, num_factors, global_mean)
+
+
+def ncf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
+    """Neural collaborative filtering."""
+    return NeuralCollaborativeFiltering(num_items, num_factors, global_mean)

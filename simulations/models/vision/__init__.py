@@ -1,0 +1,46 @@
+"""Which networks there are for images, for either framework.
+
+Shapes: H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from fedlearn.errors import SettingError
+
+MIN_IMAGE_SIZE = {"gn_cnn": 8, "bn_cnn": 8, "lenet": 12, "vgg": 8}  # pixels high and wide
+MIN_IMAGE_SIZE |= {"resnet8": 4, "resnet20": 4, "resnet8_bn": 4, "resnet20_bn": 4}
+
+
+def build_network(name: str, framework: str, *, input_shape: tuple[int, ...], num_outputs: int) -> tuple[Any, str]:
+    """A module of a framework, and one line that describes it.
+
+    Args:
+        name: ``gn_cnn`` (convolutions of 16, 32 and 64 channels with group norm), ``lenet``, ``vgg`` (twice as many
+            convolutions and a hidden layer), ``resnet8`` or ``resnet20`` (residual, with group norm); ``bn_cnn``,
+            ``resnet8_bn`` and ``resnet20_bn`` have batch norm instead, and so buffers (`fedlearn.algorithm.strategy.with_buffer_policy`).
+        framework: ``torch`` or ``jax``.
+        input_shape: of one example.
+        num_outputs: of the network.
+
+    Raises:
+        SettingError: the examples are not images, or too small.
+    """
+    least = MIN_IMAGE_SIZE[name]
+    if len(input_shape) != 3 or min(input_shape[:2]) < least:
+        expected = f"linear or mlp: these examples are not images of {least} x {least} or more"
+        raise SettingError("model", name, expected, "model=mlp")
+    networks = import_module(f"simulations.models.vision_{framework}")
+    size = "x".join(map(str, input_shape))
+    if name in ("gn_cnn", "bn_cnn"):
+        norm = "batch" if name == "bn_cnn" else "group"
+        return networks.PlainNet(input_shape, ((16,), (32,), (64,)), (), num_outputs, norm), f"{name} {size}-16-32-64"
+    if name == "vgg":
+        stages = ((16, 16), (32, 32), (64, 64))
+        return networks.PlainNet(input_shape, stages, (128,), num_outputs), f"vgg {size}-16x2-32x2-64x2-128"
+    if name == "lenet":
+        return networks.LeNet(input_shape, num_outputs), f"lenet {size}-6-16-120-84"
+    num_blocks, norm = 1 if name.startswith("resnet8") else 3, "batch" if name.endswith("_bn") else "group"
+    return networks.ResNet(input_shape, num_blocks, num_outputs, norm), f"{name} {size}-16-32-64"

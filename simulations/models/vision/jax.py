@@ -1,0 +1,111 @@
+"""Networks for images in JAX (flax linen). Each has a twin of the same name in `simulations.models.vision.torch`.
+
+Shapes: B batch, H height, W width, C channels, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+from flax import linen as nn
+
+from simulations.models.basic.jax import Conv, avg_pool_2x2, flatten
+
+
+class PlainNet(nn.Module):
+    """Stages of 3 x 3 convolutions, each normalised and with ELU; a 2 x 2 mean ends a stage; affine maps end it all.
+
+    Args:
+        image_HWC: shape of an image, at least ``2 ** len(stages)`` pixels high and wide.
+        stages: channels of each convolution, stage by stage.
+        hidden: widths of the affine maps before the last.
+        num_outputs: O.
+        norm: ``group`` or ``batch``.
+    """
+
+    image_HWC: Sequence[int]
+    stages: Sequence[Sequence[int]]
+    hidden: Sequence[int]
+    num_outputs: int
+    norm: str = "group"
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        """``(B, H, W, C) -> (B, O)``."""
+        x, number, norm = x_BHWC, 0, partial(_norm, self.norm, train)
+        for stage in self.stages:
+            for num_channels in stage:
+                x = norm(num_channels, f"norm_{number}")(Conv(num_channels, name=f"conv_{number}")(x))
+                x, number = nn.elu(x), number + 1
+            x = avg_pool_2x2(x)
+        x = _flattened_as_in_torch(x)
+        for layer, width in enumerate(self.hidden):
+            x = nn.elu(nn.Dense(width, name=f"hidden_{layer}")(x))
+        return nn.Dense(self.num_outputs, name="out")(x)
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with ELU and full connections: two 5 x 5 convolutions with 2 x 2 means, then 120-84-O."""
+
+    image_HWC: Sequence[int]
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        """``(B, H, W, C) -> (B, O)``."""
+        x = avg_pool_2x2(nn.elu(Conv(6, kernel_size=5, padding=2, name="conv_0")(x_BHWC)))
+        x = avg_pool_2x2(nn.elu(Conv(16, kernel_size=5, padding=0, name="conv_1")(x)))
+        x = nn.elu(nn.Dense(120, name="hidden_0")(_flattened_as_in_torch(x)))
+        return nn.Dense(self.num_outputs, name="out")(nn.elu(nn.Dense(84, name="hidden_1")(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where shapes change."""
+
+    num_channels: int
+    stride: int
+    norm: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """``(B, H, W, C) -> (B, H', W', C')``."""
+        num_channels, stride, norm = self.num_channels, self.stride, partial(_norm, self.norm, train)
+        change = norm(num_channels, "norm_0")(Conv(num_channels, stride=stride, name="conv_0")(x))
+        change = norm(num_channels, "norm_1")(Conv(num_channels, name="conv_1")(nn.elu(change)))
+        if stride > 1 or x.shape[-1] != num_channels:
+            x = Conv(num_channels, kernel_size=1, stride=stride, padding=0, name="shortcut")(x)
+        return nn.elu(change + x)
+
+
+class ResNet(nn.Module):
+    """A residual network for small images: ``3 x num_blocks`` blocks of 16, 32 and 64 channels."""
+
+    image_HWC: Sequence[int]
+    num_blocks: int
+    num_outputs: int
+    norm: str = "group"
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        """``(B, H, W, C) -> (B, O)``."""
+        channels = 16
+        x = nn.elu(_norm(self.norm, train, channels, "norm")(Conv(channels, name="conv")(x_BHWC)))
+        for number in range(3 * self.num_blocks):
+            num_channels = 16 << (number // self.num_blocks)
+            stride = 2 if num_channels > channels else 1
+            x = ResidualBlock(num_channels, stride, self.norm, name=f"block_{number}")(x, train=train)
+            channels = num_channels
+        return nn.Dense(self.num_outputs, name="out")(x.mean((1, 2)))
+
+
+def _norm(norm: str, train: bool, num_channels: int, name: str) -> nn.Module:
+    # torch's epsilon, and the variance as it is defined: a difference of squares would be rounded otherwise
+    if norm == "batch":  # 0.9 is torch's momentum of 0.1
+        return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name=name)
+    return nn.GroupNorm(num_channels // 8, epsilon=1e-5, use_fast_variance=False, name=name)
+
+
+def _flattened_as_in_torch(x_BHWC: jax.Array) -> jax.Array:
+    return flatten(x_BHWC.transpose(0, 3, 1, 2))

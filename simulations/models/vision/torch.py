@@ -1,0 +1,133 @@
+"""Networks for images in PyTorch. Each has a twin of the same name in `simulations.models.vision.jax`.
+
+Shapes: B batch, H height, W width, C channels, O outputs.
+
+Normalisation is by groups of channels within one image (Wu, He, *Group Normalization*, ECCV 2018, arXiv:1803.08494):
+statistics of a batch would travel with the model, differ between clients, and tell one example of another. Where
+``norm`` is ``batch`` they are what it takes (Ioffe, Szegedy, *Batch Normalization*, ICML 2015, arXiv:1502.03167).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class PlainNet(nn.Module):
+    """Stages of 3 x 3 convolutions, each normalised and with ELU; a 2 x 2 mean ends a stage; affine maps end it all.
+
+    Args:
+        image_HWC: shape of an image, at least ``2 ** len(stages)`` pixels high and wide.
+        stages: channels of each convolution, stage by stage.
+        hidden: widths of the affine maps before the last.
+        num_outputs: O.
+        norm: ``group`` or ``batch``.
+    """
+
+    def __init__(
+        self,
+        image_HWC: Sequence[int],
+        stages: Sequence[Sequence[int]],
+        hidden: Sequence[int],
+        num_outputs: int,
+        norm: str = "group",
+    ) -> None:
+        super().__init__()
+        height, width, channels = image_HWC
+        self.stages, self.num_hidden, number = stages, len(hidden), 0
+        for num_channels in [c for stage in stages for c in stage]:
+            self.add_module(f"conv_{number}", nn.Conv2d(channels, num_channels, 3, padding=1))
+            self.add_module(f"norm_{number}", _norm(num_channels, norm))
+            channels, number = num_channels, number + 1
+        widths = [channels * (height >> len(stages)) * (width >> len(stages)), *hidden]
+        for layer in range(self.num_hidden):
+            self.add_module(f"hidden_{layer}", nn.Linear(widths[layer], widths[layer + 1]))
+        self.out = nn.Linear(widths[-1], num_outputs)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C) -> (B, O)``."""
+        x, number = x_BHWC.permute(0, 3, 1, 2), 0
+        for stage in self.stages:
+            for _ in stage:
+                x = self.get_submodule(f"norm_{number}")(self.get_submodule(f"conv_{number}")(x))
+                x, number = F.elu(x), number + 1
+            x = F.avg_pool2d(x, 2)
+        x = x.flatten(1)
+        for layer in range(self.num_hidden):
+            x = F.elu(self.get_submodule(f"hidden_{layer}")(x))
+        return self.out(x)
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with ELU and full connections: two 5 x 5 convolutions with 2 x 2 means, then 120-84-O.
+
+    Reference: LeCun, Bottou, Bengio, Haffner, *Gradient-Based Learning Applied to Document Recognition*, Proceedings
+    of the IEEE 86, 1998.
+    """
+
+    def __init__(self, image_HWC: Sequence[int], num_outputs: int) -> None:
+        super().__init__()
+        height, width, channels = image_HWC
+        self.conv_0 = nn.Conv2d(channels, 6, 5, padding=2)
+        self.conv_1 = nn.Conv2d(6, 16, 5)
+        self.hidden_0 = nn.Linear(16 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2), 120)
+        self.hidden_1 = nn.Linear(120, 84)
+        self.out = nn.Linear(84, num_outputs)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C) -> (B, O)``."""
+        x = F.avg_pool2d(F.elu(self.conv_0(x_BHWC.permute(0, 3, 1, 2))), 2)
+        x = F.avg_pool2d(F.elu(self.conv_1(x)), 2).flatten(1)
+        return self.out(F.elu(self.hidden_1(F.elu(self.hidden_0(x)))))
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where shapes change."""
+
+    def __init__(self, num_inputs: int, num_channels: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv_0 = nn.Conv2d(num_inputs, num_channels, 3, stride=stride, padding=1)
+        self.norm_0 = _norm(num_channels, norm)
+        self.conv_1 = nn.Conv2d(num_channels, num_channels, 3, padding=1)
+        self.norm_1 = _norm(num_channels, norm)
+        changes = stride > 1 or num_inputs != num_channels
+        self.shortcut = nn.Conv2d(num_inputs, num_channels, 1, stride=stride) if changes else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W) -> (B, C', H', W')``."""
+        change = self.norm_1(self.conv_1(F.elu(self.norm_0(self.conv_0(x)))))
+        return F.elu(change + (x if self.shortcut is None else self.shortcut(x)))
+
+
+class ResNet(nn.Module):
+    """A residual network for small images: ``3 x num_blocks`` blocks of 16, 32 and 64 channels.
+
+    Reference: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv:1512.03385,
+    section 4.2, with group norm (or batch norm, as there), ELU and 1 x 1 shortcuts.
+    """
+
+    def __init__(self, image_HWC: Sequence[int], num_blocks: int, num_outputs: int, norm: str = "group") -> None:
+        super().__init__()
+        self.num_blocks, channels = 3 * num_blocks, 16
+        self.conv = nn.Conv2d(image_HWC[-1], channels, 3, padding=1)
+        self.norm = _norm(channels, norm)
+        for number in range(self.num_blocks):
+            num_channels = 16 << (number // num_blocks)
+            stride = 2 if num_channels > channels else 1
+            self.add_module(f"block_{number}", ResidualBlock(channels, num_channels, stride, norm))
+            channels = num_channels
+        self.out = nn.Linear(channels, num_outputs)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, C) -> (B, O)``."""
+        x = F.elu(self.norm(self.conv(x_BHWC.permute(0, 3, 1, 2))))
+        for number in range(self.num_blocks):
+            x = self.get_submodule(f"block_{number}")(x)
+        return self.out(x.mean((2, 3)))
+
+
+def _norm(num_channels: int, norm: str) -> nn.Module:
+    return nn.BatchNorm2d(num_channels) if norm == "batch" else nn.GroupNorm(num_channels // 8, num_channels)

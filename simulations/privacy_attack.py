@@ -1,0 +1,73 @@
+"""``python -m simulations.privacy_attack kind=...``: measure what a server learns from the updates of clients."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fedlearn.errors import did_you_mean
+from fedlearn.runner.compose import UsageError
+from fedlearn.runner.exit_codes import exit_code
+from simulations.analysis.analysis_run import AnalysisRun, run_analysis_command
+from simulations.attacks import gradient_inversion, membership_inference
+
+KINDS: Mapping[str, tuple[Mapping[str, Any], Sequence[str], Callable[[AnalysisRun], int]]] = {
+    "gradient_inversion": (
+        gradient_inversion.DEFAULTS,
+        gradient_inversion.DEFAULT_OVERRIDES,
+        gradient_inversion.run_gradient_inversion,
+    ),
+    "membership_inference": (
+        membership_inference.DEFAULTS,
+        membership_inference.DEFAULT_OVERRIDES,
+        membership_inference.run_membership_inference,
+    ),
+}
+USAGE = """Attacks what clients send, with and without protection, and shows what comes out.
+
+  python -m simulations.privacy_attack kind=gradient_inversion  [group=option ...] [setting=value ...]
+  python -m simulations.privacy_attack kind=membership_inference [group=option ...] [setting=value ...]
+
+Words are those of python -m simulations.run, and
+  gradient_inversion: an image and its label, from the update of a client with one example
+    privacy_attack.victims      how many updates are attacked (200)
+    privacy_attack.clip         L2 norm that updates are clipped to (1)
+    privacy_attack.noise        noise multipliers to try on top ([0.01,0.1,0.5,1])
+  membership_inference: was an example in a client's training set? (LiRA with shadow models, and the loss alone)
+    privacy_attack.members      training examples of a client (300)
+    privacy_attack.shadows      models to learn from (24)
+    privacy_attack.label_noise  share of labels that are wrong (0.15)
+
+Examples
+  python -m simulations.privacy_attack kind=gradient_inversion
+  python -m simulations.privacy_attack kind=membership_inference privacy=example privacy.noise_multiplier=1 privacy.delta=1e-3
+
+Leaves privacy_attack.json, a picture and report.html in outputs/privacy_attack/...
+Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; exit codes as in ``USAGE``."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    kinds = [word.removeprefix("kind=") for word in given if word.startswith("kind=")]
+    if {"-h", "--help"} & set(given):
+        kinds = ["gradient_inversion"]
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        return exit_code(lambda: _refuse(kinds))
+    defaults, preset, body = KINDS[kinds[0]]
+    return run_analysis_command(
+        given, name="privacy_attack", usage=USAGE, defaults=defaults, default_overrides=preset, action=body
+    )
+
+
+def _refuse(kinds: Sequence[str]) -> int:
+    typed = " ".join(f"kind={kind}" for kind in kinds)
+    near = did_you_mean(kinds[0], KINDS) if kinds else None
+    why = f"{typed} is not known" if kinds else "kind is missing"
+    raise UsageError(f"{why}\n  expected  one of {', '.join(KINDS)}\n  try       kind={near or 'gradient_inversion'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

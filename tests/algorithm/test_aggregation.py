@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fedlearn import Layout, SettingError, Updates, mean, per_model, stacked
+from simulations.benchmarks.mean import measure
+
+LAYOUT = Layout.from_shapes([("w", (5,))])
+floats = st.floats(-1e3, 1e3, width=32)
+blocks = st.integers(1, 9).flatmap(lambda k: arrays(np.float32, (k, 5), elements=floats))
+
+
+def updates_of(delta_KD, num_examples_K=None):
+    k = len(delta_KD)
+    counts = np.arange(1, k + 1) if num_examples_K is None else np.array(num_examples_K)
+    return Updates(clients_K=np.arange(k), delta_KD=delta_KD, num_examples_K=counts, num_steps_K=np.ones(k, int))
+
+
+def folded(aggregator, updates, cut=()):
+    memory = aggregator.init(LAYOUT)
+    for rows in np.split(np.arange(len(updates)), cut):
+        if len(rows):
+            memory = aggregator.add(memory, updates.rows(rows))
+    return memory
+
+
+def fold(aggregator, updates, cut=()):
+    return np.asarray(aggregator.finalize(folded(aggregator, updates, cut)))
+
+
+@given(blocks, st.lists(st.integers(0, 9), max_size=3).map(sorted))
+def test_a_mean_does_not_depend_on_how_the_cohort_is_cut_into_blocks(delta_KD, cut):
+    updates = updates_of(delta_KD)
+    assert np.array_equal(fold(mean(), updates, cut), fold(mean(), updates))
+
+
+@given(blocks, st.randoms(use_true_random=False))
+def test_a_mean_does_not_depend_on_the_order_of_clients(delta_KD, random):
+    updates = updates_of(delta_KD)
+    order = random.sample(range(len(delta_KD)), len(delta_KD))
+    assert np.allclose(fold(mean(), updates), fold(mean(), updates.rows(np.array(order))), atol=1e-4)
+
+
+@given(arrays(np.float32, 5, elements=floats), st.integers(1, 20))
+def test_a_mean_of_equal_updates_is_that_update_exactly(delta_D, k):
+    assert np.array_equal(fold(mean(), updates_of(np.tile(delta_D, (k, 1)))), delta_D)
+
+
+@given(blocks)
+def test_a_mean_agrees_with_numpy(delta_KD):
+    counts = np.arange(1, len(delta_KD) + 1)
+    expected = np.average(delta_KD.astype(np.float64), axis=0, weights=counts)
+    assert np.allclose(fold(mean(), updates_of(delta_KD)), expected, rtol=1e-6, atol=1e-6)
+    equal = fold(mean(weighting="equal"), updates_of(delta_KD))
+    assert np.allclose(equal, delta_KD.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-6)
+
+
+def test_a_long_sum_loses_nothing_to_float32_in_any_library():
+    rng = np.random.default_rng(0)
+    delta_KD = (rng.normal(size=(3000, 5)) * 10.0 ** rng.integers(-4, 4, (3000, 1))).astype(np.float32)
+    exact = delta_KD.astype(np.float64).mean(axis=0)
+    updates = updates_of(delta_KD)
+    for convert in libraries():
+        ours = fold(mean(weighting="equal"), replace(updates, delta_KD=convert(delta_KD)))
+        assert np.abs(ours - exact).max() <= 1e-6 * np.abs(exact).max(), convert
+
+
+def libraries():
+    torch = pytest.importorskip("torch")
+    jnp = pytest.importorskip("jax.numpy")
+    return [np.asarray, torch.from_numpy, jnp.asarray]
+
+
+def test_a_mean_takes_memory_for_one_vector_however_many_clients_there_are():
+    memory = mean().init(LAYOUT)
+    for _ in range(100):
+        memory = mean().add(memory, updates_of(np.ones((3, 5), np.float32)))
+    assert memory["total"].shape == (5,)
+
+
+def test_a_stacked_rule_sees_all_clients_at_once():
+    updates = updates_of(np.arange(20, dtype=np.float32).reshape(4, 5))
+    median = stacked(lambda updates_KD, counts_K: np.median(updates_KD, axis=0))
+    assert np.array_equal(fold(median, updates, [1, 3]), np.median(updates.delta_KD, axis=0))
+
+
+def test_an_unknown_weighting_is_refused():
+    with pytest.raises(SettingError, match="weighting is exampels"):
+        mean(weighting="exampels")
+
+
+def test_a_mean_takes_less_than_four_vectors_whatever_the_number_of_clients():
+    few, _ = measure(2, 4_000_000)
+    many, _ = measure(12, 4_000_000)
+    assert many < few + 0.01
+    assert many < 4
+
+
+def test_updates_of_several_models_are_folded_apart_however_the_cohort_is_cut():
+    rng = np.random.default_rng(0)
+    updates = updates_of(rng.normal(size=(7, 5)).astype(np.float32))
+    owner_K = np.array([0, 2, 0, 0, 2, 2, 0])
+    aggregate, of = per_model(mean(), ("first", "unused", "last"), lambda block: owner_K[block.clients_K])
+    for cuts in ((), (1, 4), (3,)):
+        memory = folded(aggregate, updates, cuts)
+        assert np.array_equal(aggregate.finalize(memory), fold(mean(), updates.rows(owner_K == 0)))
+        assert np.array_equal(of(memory, "last"), fold(mean(), updates.rows(owner_K == 2)))
+        assert np.array_equal(of(memory, "unused"), np.zeros(5, np.float32))

@@ -1,0 +1,47 @@
+import pytest
+
+from fedlearn import CompositionError, Selector, Stage, Strategy, clip, everyone, expected_mean, mean, stacked
+
+NOISE = Stage(event="gaussian", is_nonexpansive=True)
+EQUAL, FIXED = mean(weighting="equal"), expected_mean(10)
+
+
+def test_a_privacy_claim_needs_an_aggregator_of_known_sensitivity():
+    with pytest.raises(CompositionError, match=r"sensitivity(.|\n)*weighting='equal'"):
+        Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=mean())
+    with pytest.raises(CompositionError, match="sensitivity"):
+        Strategy(select=everyone(), stages=(NOISE,), aggregate=stacked(lambda u, n: u[0]))
+    Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=FIXED)
+
+
+def test_a_privacy_claim_needs_a_denominator_that_does_not_shrink_with_those_who_drop_out():
+    with pytest.raises(CompositionError, match=r"whoever delivers(.|\n)*expected_mean"):
+        Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=EQUAL)
+
+
+def test_a_privacy_claim_needs_a_clip_before_the_noise():
+    with pytest.raises(CompositionError, match=r"bounds an update(.|\n)*clip"):
+        Strategy(select=everyone(), stages=(NOISE,), aggregate=FIXED)
+
+
+def test_a_privacy_claim_needs_a_known_sampling_law():
+    anyhow = Selector(choose=lambda round, clients, rng: clients)
+    with pytest.raises(CompositionError, match=r"sampling law(.|\n)*uniform"):
+        Strategy(select=anyhow, stages=(clip(1.0), NOISE), aggregate=FIXED)
+
+
+def test_masking_needs_a_sum():
+    with pytest.raises(CompositionError, match="mask"):
+        Strategy(select=everyone(), stages=(Stage(needs_sum=True),), aggregate=stacked(lambda u, n: u[0]))
+
+
+def test_what_follows_a_clip_must_not_lengthen_updates_again():
+    with pytest.raises(CompositionError, match=r"clip(.|\n)*after it"):
+        Strategy(select=everyone(), stages=(clip(1.0), Stage()))
+    Strategy(select=everyone(), stages=(Stage(), clip(1.0), clip(0.5)))
+
+
+def test_a_strategy_cannot_be_changed_after_it_was_checked():
+    strategy = Strategy(select=everyone())
+    with pytest.raises(AttributeError):
+        strategy.aggregate = mean(weighting="equal")

@@ -1,0 +1,64 @@
+"""Without the Hub: data sets in its formats, in folders of this machine."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from fedlearn.data.hugging_face import parse_hub_path, read_hub
+from fedlearn.errors import DataError, MissingExtra
+
+datasets = pytest.importorskip("datasets", reason="flwr-datasets is not installed")
+pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
+
+
+def saved(folder, features, splits):
+    folder.mkdir()
+    for name, columns in splits.items():
+        made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        made.to_parquet(str(folder / f"{name}.parquet"))
+    return f"hf://{folder}"
+
+
+def test_a_table_has_its_splits_and_classes_by_name(tmp_path, own_cache):
+    features = {
+        "site": datasets.Value("string"),
+        "age": datasets.Value("int32"),
+        "visits": datasets.List(datasets.Value("int32")),
+        "label": datasets.ClassLabel(names=["no", "yes"]),
+    }
+    train = {"site": ["a", "b", "a"], "age": [1, None, 3], "visits": [[1], [], [2]], "label": [0, 1, -1]}
+    test = {name: cells[:1] for name, cells in train.items()}
+    path = saved(tmp_path / "set", features, {"train": train, "test": test})
+    contents = read_hub(path, client_column="site", ignored_columns=["visits"])
+    np.testing.assert_array_equal(contents.table.columns["age"], [1, np.nan, 3, 1])
+    assert contents.table.columns["label"].tolist() == ["no", "yes", None, "no"]
+    assert contents.clients.tolist() == ["a", "b", "a", "a"]
+    assert contents.test_N.tolist() == [False, False, False, True]
+    assert contents.table.row_location(3) == f"{path} (test), row 1"
+    assert (own_cache / "huggingface").is_dir()
+    with pytest.raises(DataError, match=r"column visits holds list.*\n.*scenario\.ignore=\[visits\]"):
+        read_hub(path)
+
+
+def test_images_are_read_with_their_classes(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    pictures = [image.new("L", (4, 3), colour) for colour in (1, 2)]
+    contents = read_hub(saved(tmp_path / "set", features, {"train": {"image": pictures, "label": [1, 0]}}))
+    assert contents.images.shape == (2, 3, 4, 1)
+    assert contents.images[:, 0, 0, 0].tolist() == [1, 2]
+    assert contents.table.columns["class"].tolist() == ["dog", "cat"]
+    assert contents.test_N is None
+
+
+def test_what_cannot_be_had_is_said(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"hf:///nowhere cannot be had: .*\n  try       an internet connection"):
+        read_hub("hf:///nowhere")
+    with pytest.raises(DataError, match="expected  hf://owner/name"):
+        parse_hub_path("hf://a/b/c/d")
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    with pytest.raises(MissingExtra, match=r"fedlearn\[data\]"):
+        read_hub("hf://owner/name")

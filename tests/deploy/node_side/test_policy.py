@@ -1,0 +1,170 @@
+"""What a node accepts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedlearn import FedlearnError, LocalSettings, Request, SettingError
+from fedlearn.core.records import ExampleDP
+from fedlearn.deploy.node_side.policy import (
+    EXAMPLE_POLICY,
+    Policy,
+    PolicyViolation,
+    RequiredPrivacy,
+    Reveal,
+    read_policy,
+)
+
+HEART = {"_target_": "simulations.scenarios.heart.heart", "model": "mlp", "path": "/anywhere"}
+FEDPROX = {"_target_": "strategies.fedprox", "mu": 0.1, "weighting": "examples"}
+WORDS = {"scenario": HEART, "strategy": FEDPROX}
+ORDER = Request(round=1, seed=1, params_D=np.zeros(3, np.float32), local=LocalSettings(batch_size=32))
+
+
+@pytest.fixture
+def example(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(EXAMPLE_POLICY)
+    return read_policy(path)
+
+
+def test_the_example_that_is_printed_is_a_policy_that_accepts_what_it_says(example):
+    example.check_settings(WORDS)
+    example.check_request(ORDER, {}, orders_of_run=199, orders_in_all=10_000)
+    assert example.reveal.min_test_examples == 10
+
+
+@pytest.mark.parametrize(
+    ("group", "settings", "reason"),
+    [
+        ("scenario", {"_target_": "simulations.scenarios.digits.digits"}, "scenario .*digits is not accepted here"),
+        ("scenario", {**HEART, "model": "cnn"}, "scenario.model is cnn; this node accepts one of mlp, linear"),
+        ("scenario", None, "scenario None is not accepted"),
+        ("strategy", {"_target_": "os.system"}, "strategy os.system is not accepted"),
+        ("strategy", {**FEDPROX, "mu": 11}, "strategy.mu is 11; this node accepts 0 to 10"),
+        ("strategy", {**FEDPROX, "mu": "0.1"}, "strategy.mu is 0.1; this node accepts 0 to 10"),
+        ("strategy", {**FEDPROX, "mu": True}, "strategy.mu is True"),
+        ("strategy", {"_target_": "strategies.fedprox"}, "strategy.mu is None"),
+    ],
+)
+def test_words_outside_the_policy_are_refused_with_the_setting_and_what_is_accepted(example, group, settings, reason):
+    with pytest.raises(PolicyViolation, match=reason):
+        example.check_settings({**WORDS, group: settings})
+
+
+def test_training_outside_the_bounds_is_refused(example):
+    with pytest.raises(PolicyViolation, match=r"local\.batch_size is 1; this node accepts 8 to 512"):
+        example.check_request(replace(ORDER, local=LocalSettings(batch_size=1)), {}, orders_of_run=0, orders_in_all=0)
+    with pytest.raises(PolicyViolation, match=r"local\.epochs is 6"):
+        example.check_request(replace(ORDER, local=LocalSettings(epochs=6)), {}, orders_of_run=0, orders_in_all=0)
+
+
+def test_more_rounds_than_accepted_are_refused_in_a_run_and_in_all(example):
+    with pytest.raises(PolicyViolation, match="trained 200 rounds of this run; it accepts max_rounds=200"):
+        example.check_request(ORDER, {}, orders_of_run=200, orders_in_all=200)
+    bounded = replace(example, max_rounds_in_all=300)
+    bounded.check_request(ORDER, {}, orders_of_run=0, orders_in_all=299)
+    with pytest.raises(PolicyViolation, match="trained 300 rounds in all"):
+        bounded.check_request(ORDER, {}, orders_of_run=0, orders_in_all=300)
+
+
+@pytest.mark.parametrize(
+    ("private", "reason"),
+    [
+        (None, "trains without DP-SGD"),
+        (ExampleDP(clip=2.0, noise_multiplier=1.0), "clips to 2.0; this node accepts at most 1.0"),
+        (ExampleDP(clip=1.0, noise_multiplier=0.5), "is 0.5; this node accepts at least 0.8"),
+        (ExampleDP(clip=1.0, noise_multiplier=0.8), None),
+    ],
+)
+def test_the_minimum_protection_is_demanded_of_every_order(example, private, reason):
+    strict = replace(example, protection=RequiredPrivacy(minimum="example", max_clip=1.0, min_noise_multiplier=0.8))
+    order = replace(ORDER, local=LocalSettings(example_dp=private))
+    if reason is None:
+        strict.check_request(order, {}, orders_of_run=0, orders_in_all=0)
+        return
+    with pytest.raises(PolicyViolation, match=reason):
+        strict.check_request(order, {}, orders_of_run=0, orders_in_all=0)
+
+
+LOCAL_DP = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "noise_multiplier": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "reason"),
+    [
+        (None, "without noise of their own"),
+        ({**LOCAL_DP, "_target_": "fedlearn.privacy.mechanisms.central"}, "without noise of their own"),
+        ({**LOCAL_DP, "clip_norm": 3.0}, "clips to 3.0; this node accepts at most 1.0"),
+        ({**LOCAL_DP, "noise_multiplier": 1.0}, "is 1.0; this node accepts at least 2.0"),
+        ({**LOCAL_DP, "noise_multiplier": float("nan")}, "expected numbers"),
+        ({**LOCAL_DP, "clip_norm": None}, "expected numbers"),
+        (LOCAL_DP, None),
+    ],
+)
+def test_a_node_may_ask_that_no_update_leaves_without_noise(example, privacy, reason):
+    strict = replace(example, protection=RequiredPrivacy(minimum="local", max_clip=1.0, min_noise_multiplier=2.0))
+    if reason is None:
+        strict.check_request(ORDER, {"privacy": privacy}, orders_of_run=0, orders_in_all=0)
+        return
+    with pytest.raises(PolicyViolation, match=reason):
+        strict.check_request(ORDER, {"privacy": privacy}, orders_of_run=0, orders_in_all=0)
+
+
+def test_privacy_is_one_of_ours_and_fits_what_the_node_tells(example):
+    with pytest.raises(PolicyViolation, match="is not accepted here"):
+        example.check_settings({**WORDS, "privacy": {"_target_": "os.system"}})
+    rounding = replace(example, reveal=Reveal(num_examples="rounded"))
+    rounding.check_settings({**WORDS, "privacy": LOCAL_DP})
+    with pytest.raises(PolicyViolation, match="exact numbers of examples"):
+        rounding.check_settings({**WORDS, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example"}})
+
+
+def test_a_node_that_hides_its_number_of_examples_trains_only_where_clients_weigh_the_same(example):
+    hiding = replace(example, reveal=Reveal(num_examples="none"))
+    with pytest.raises(PolicyViolation, match=r"strategy\.weighting=equal"):
+        hiding.check_settings(WORDS)
+    hiding.check_settings({**WORDS, "strategy": {**FEDPROX, "weighting": "equal"}})
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, 0), (1, 1), (9, 9), (14, 10), (227, 200), (951, 1000)])
+def test_a_rounded_number_of_examples_has_one_digit(count, told):
+    assert Reveal(num_examples="rounded").reported_count(count) == told
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("scenarios: {}", "which strategies it accepts"),
+        ("[1, 2]", "holds no settings"),
+        ("scenarios: {a: {b: [2, 1, 3]}}\nstrategies: {}", r"scenarios.a.b is \[2, 1, 3\]"),
+        ("scenarios: {}\nstrategies: {}\nmax_round: 3", "max_rounds"),
+        ("scenarios: {}\nstrategies: {}\nlocal: {epoch: [1, 2]}", "local.epoch"),
+        ("scenarios: {}\nstrategies: {}\nprotection: {minimum: central}", "protection.minimum is central"),
+        ("scenarios: {}\nstrategies: {}\nprotection: {max_clip: 1.0}", "null where no protection is asked for"),
+        ("scenarios: {}\nstrategies: {}\nreveal: {metrics: 1}", "reveal.metrics is 1"),
+        ("scenarios: {}\nstrategies: {}\nmax_rounds: 0", "max_rounds is 0"),
+        ("scenarios: [", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused_with_what_is_wrong(tmp_path, text, reason):
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(FedlearnError, match=reason):
+        read_policy(path)
+
+
+def test_a_policy_that_names_nothing_accepts_nothing():
+    with pytest.raises(PolicyViolation, match="this node accepts none"):
+        Policy(scenarios={}, strategies={}).check_settings(WORDS)
+
+
+def test_a_missing_file_says_how_to_make_one(tmp_path):
+    with pytest.raises(FedlearnError, match=r"python -m fedlearn\.deploy\.policy > policy\.yaml"):
+        read_policy(tmp_path / "none.yaml")
+
+
+def test_settings_errors_of_a_policy_are_setting_errors():
+    with pytest.raises(SettingError):
+        Reveal(num_examples="some")

@@ -1,0 +1,115 @@
+"""What an operator's site does with orders, whatever they say."""
+
+import numpy as np
+import pytest
+
+from fedlearn import Request, Scenario, Stage, Strategy, Transform, everyone
+from fedlearn.core.serialization import Payload, pack, unpack
+from fedlearn.deploy.node_side import service as sites
+from fedlearn.deploy.node_side.client_states import ClientStates
+from fedlearn.deploy.node_side.policy import Policy, Reveal
+from fedlearn.deploy.node_side.service import NodeConfig, NodeService
+from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+from fedlearn.testing import LinearTrainer, linear_problem
+
+WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
+SEEN = []
+
+
+def problem(*, path=None, framework="torch", device="cpu"):
+    SEEN.append({"path": path, "framework": framework, "device": device})
+    data = linear_problem(num_clients=3)
+    return Scenario(name="linear", data=data, trainer=LinearTrainer(3), model="linear")
+
+
+def noting():
+    """A strategy whose client half notes whether it was told that clients are real."""
+
+    def update(delta_KD, memory, context):
+        SEEN.append(context.deployed)
+        return delta_KD, memory
+
+    return Strategy(select=everyone(), stages=(Stage(client=Transform(update=update)),))
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """``make(own, policy) -> site``, whose builders are those above: how names become code is told elsewhere."""
+    SEEN.clear()
+    built = {"scenario": problem, "strategy": noting}
+
+    def build(words, group, allow=()):
+        return built[group](**{key: value for key, value in words.items() if key != "_target_"})
+
+    monkeypatch.setattr(sites, "build", build)
+    monkeypatch.setattr(sites, "get_object", lambda name: problem)
+
+    def of(own=None, **policy):
+        accepted = {"scenarios": {"fedlearn.testing.problem": {}}, "strategies": {"mine": {}}, **policy}
+        return NodeService(own or NodeConfig(clients=(0, 2)), Policy(**accepted), ClientStates(tmp_path / "memory"))
+
+    return of
+
+
+def fit(site, *, clients=(0,), round=1, deployed=True, run="run"):
+    layout = LinearTrainer(3).layout
+    order = Request(round=round, seed=1, params_D=np.zeros(4, np.float32), deployed=deployed)
+    ask = RequestHeader(kind="fit", run=run, round=round, id="1", settings=WORDS, clients=clients, layout=layout.digest)
+    return unpack(site.handle_request(pack_request(ask, since=[0] * len(clients)) + pack_request_body(order)))
+
+
+def test_data_framework_and_device_are_the_operators_whatever_an_order_says(make, tmp_path):
+    fit(make(NodeConfig(clients=(0,), data=tmp_path, framework="jax", device="cuda:1")))
+    assert SEEN[0] == {"path": str(tmp_path), "framework": "jax", "device": "cuda:1"}
+
+
+def test_without_data_of_its_own_a_site_searches_and_does_not_open_what_an_order_names(make):
+    fit(make())
+    assert SEEN[0]["path"] is None
+
+
+def test_clients_are_real_even_if_an_order_denies_it_so_that_their_noise_cannot_follow_from_its_seed(make):
+    fit(make(), deployed=False)
+    assert SEEN[1] is True
+
+
+def test_scenario_and_strategy_are_built_once(make):
+    site = make()
+    for round in (1, 2, 3):
+        fit(site, round=round)
+    assert sum(isinstance(one, dict) for one in SEEN) == 1
+
+
+def test_numbers_of_examples_are_told_as_the_policy_says(make):
+    exact = fit(make(), clients=(0, 2)).arrays["num_examples"]
+    assert exact.tolist() == [5, 13]
+    rounded = fit(make(reveal=Reveal(num_examples="rounded")), clients=(0, 2)).arrays
+    assert rounded["num_examples"].tolist() == [5, 10]
+    assert rounded["count/loss"].tolist() == [5, 10]
+    exact = fit(make(), clients=(0, 2)).arrays
+    assert np.allclose(rounded["total/loss"] / rounded["count/loss"], exact["total/loss"] / exact["count/loss"])
+
+
+def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, caplog):
+    site = make()
+    broken = {"kind": "fit", "run": "run", "round": 1, "id": "1", "words": WORDS, "clients": [0], "layout": "x"}
+    error = unpack(site.handle_request(pack(Payload(metadata=broken)))).metadata["error"]
+    assert "expected int" in error["reason"] or "layout" in error["reason"]
+    assert fit(site).metadata["clients"] == [0]
+
+
+def test_a_site_that_is_busy_says_so_instead_of_piling_requests_up(make, monkeypatch):
+    site = make()
+    monkeypatch.setattr(sites, "PATIENCE", 0.1)
+    with site._lock:
+        assert "still busy" in fit(site).metadata["error"]["reason"]
+    assert fit(site).metadata["clients"] == [0]
+
+
+def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make, tmp_path):
+    site = make(max_rounds=2)
+    for _ in range(2):
+        assert "error" not in fit(site).metadata
+    assert "max_rounds=2" in fit(site).metadata["error"]["reason"]
+    assert "error" not in fit(site, run="another").facts
+    assert ClientStates(tmp_path / "memory").request_counts("run") == (2, 3)

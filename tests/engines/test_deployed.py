@@ -1,0 +1,490 @@
+"""Real sites behind a Flower `Grid`: the same model as in simulation, and faults made on purpose."""
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedlearn import Schedule, federate, judge, serial, start, with_buffer_policy
+from fedlearn.core import checkpoint
+from fedlearn.errors import SettingError, TooManyFailures
+from fedlearn.runner.config import build
+from fedlearn.testing import LOCAL_SETTINGS
+from simulations.datasets.uci_heart import UCI_FILES
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee
+from fedlearn.core.serialization import pack, unpack
+from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.node_side.policy import Reveal
+from fedlearn.protocol.membership import FederationError
+
+
+def simulated(made, rounds=3, buffers="refuse", **schedule):
+    scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    strategy = with_buffer_policy(strategy, scenario.trainer.layout, buffers)
+    engine = serial(scenario.data, scenario.trainer)
+    state = start(strategy, scenario.trainer.init(1), engine, seed=1)
+    plan = Schedule(rounds=rounds, **schedule)
+    return list(federate(strategy, engine, state, schedule=plan, local=LOCAL_SETTINGS, evaluate=judge(scenario)))
+
+
+def deployed(made, rounds=3, state=None, evaluate=True, buffers="refuse", **schedule):
+    engine, scenario = made.engine, remote_scenario(made.engine)
+    strategy = with_buffer_policy(build(made.settings["strategy"], "strategy", allow=made.allow), engine.layout, buffers)
+    state = state or start(strategy, scenario.trainer.init(1), engine, seed=1)
+    plan = Schedule(rounds=rounds, **schedule)
+    judged = judge(scenario) if evaluate else None
+    return list(federate(strategy, engine, state, schedule=plan, local=LOCAL_SETTINGS, evaluate=judged))
+
+
+def tampered(site, change, *, kind="fit"):
+    """A node whose replies of one kind are changed on their way: ``change(parcel) -> parcel or bytes``."""
+
+    def answer(payload):
+        reply = site.handle_request(payload)
+        parcel = unpack(reply)
+        if parcel.metadata["kind"] != kind:
+            return reply
+        changed = change(parcel)
+        return changed if isinstance(changed, bytes) else pack(changed)
+
+    return answer
+
+
+def until_called(made, there):
+    """Call the roll until it is as it should be."""
+    ends = time.monotonic() + 120
+    while not there(made.engine.membership.members_by_client()):
+        assert time.monotonic() < ends
+        made.engine.membership.call(0)
+        time.sleep(0.05)
+
+
+def with_array(name, change):
+    return lambda parcel: replace(parcel, arrays={**parcel.arrays, name: change(parcel.arrays[name])})
+
+
+@pytest.mark.parametrize("policy", ["average", "local"])
+def test_statistics_of_batches_are_averaged_or_kept_at_real_nodes_as_in_simulation(federation, policy):
+    pytest.importorskip("torch")
+    made = federation(scenario="normed", words={"buffers": policy}, strategy="strategies.fedadam")
+    there, here = (run(made, rounds=2, buffers=policy) for run in (deployed, simulated))
+    assert np.array_equal(there[-1].state.params_D, here[-1].state.params_D)
+    assert made.engine.layout.buffers == ("norm.running_mean", "norm.running_var")
+    for metric in ("loss", "rmse"):
+        assert there[-1].evaluation.pooled[metric] == pytest.approx(here[-1].evaluation.pooled[metric], rel=1e-6)
+
+
+NAMES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, name):
+    words = {"strategy": {"personal_parameters": "out.bias"}} if name == "fedper" else {}
+    made = federation(strategy=f"strategies.{name}", words=words)
+    there, here = deployed(made)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert there.metrics == here.metrics
+    assert (there.bytes_up, there.bytes_down, there.num_examples) == (here.bytes_up, here.bytes_down, here.num_examples)
+    for metric, value in here.evaluation.pooled.items():
+        assert there.evaluation.pooled[metric] == pytest.approx(value, rel=1e-6, nan_ok=True)
+        assert np.allclose(there.evaluation.per_client[metric], here.evaluation.per_client[metric], equal_nan=True)
+    assert (there.evaluation.personal is None) == (name not in ("ditto", "ifca"))
+    if there.evaluation.personal:
+        found, expected = (one.evaluation.personal.per_client["loss"] for one in (there, here))
+        assert np.allclose(found, expected)
+
+
+def test_clients_spread_over_nodes_in_any_way_give_the_same_model(federation):
+    made = federation(clients=((3,), (0, 2), (1,)))
+    assert np.array_equal(deployed(made)[-1].state.params_D, simulated(made)[-1].state.params_D)
+
+
+def test_the_coordinator_learns_the_problem_from_its_nodes(federation):
+    made = federation()
+    scenario = remote_scenario(made.engine)
+    assert (scenario.name, scenario.model, scenario.data.task) == ("linear", "linear 3-1", "regression")
+    assert made.engine.clients == (0, 1, 2, 3)
+    assert scenario.data.num_train == {0: 5, 1: 9, 2: 13, 3: 17}
+    assert scenario.trainer.framework == "numpy"
+    assert "2 nodes" in made.engine.describe(4)
+
+
+def test_a_raising_training_is_that_clients_failure_and_its_reason_arrives(federation, caplog):
+    made = federation(scenario="spoilt", words={"scenario": {"how": "raises"}})
+    (one,) = deployed(made, rounds=1, evaluate=False)
+    (failure,) = one.failures
+    assert (failure.client, failure.stage) == (1, "fit")
+    assert failure.reason == "RuntimeError: the scanner is offline"
+    assert failure.traceback == ""  # stays in the node's own log
+    assert "Traceback" in caplog.text
+    assert one.num_updates == 3
+
+
+def test_an_update_that_is_not_finite_never_touches_the_model(federation):
+    made = federation()
+
+    def nan_in_first(delta_KD):
+        return np.where(np.arange(len(delta_KD))[:, None] == 0, np.nan, delta_KD).astype(np.float32)
+
+    made.grid.nodes[102] = tampered(made.sites[102], with_array("delta", nan_in_first))
+    (one,) = deployed(made, rounds=1, evaluate=False)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "update")]
+    assert "not finite" in one.failures[0].reason
+    assert np.isfinite(one.state.params_D).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (with_array("delta", lambda v: v[:, :-1]), "shape"),
+        (with_array("delta", lambda v: v.astype(np.float64)), "float64"),
+        (with_array("delta", lambda v: v[:1]), "shape"),
+        (with_array("num_examples", lambda v: v.astype(np.int32)), "int32"),
+        (lambda p: replace(p, arrays={k: v for k, v in p.arrays.items() if k != "delta"}), "no delta"),
+        (lambda p: replace(p, arrays={**p.arrays, "extra/more": p.arrays["delta"]}), "besides updates"),
+        (lambda p: replace(p, facts={**p.metadata, "layout": "0" * 64}), "layout"),
+        (lambda p: replace(p, facts={**p.metadata, "round": 7}), "round"),
+        (lambda p: replace(p, facts={**p.metadata, "run": "another"}), "run"),
+        (lambda p: replace(p, facts={**p.metadata, "clients": [0, 2]}), "clients"),
+        (lambda p: replace(p, facts={**p.metadata, "clients": [2, 2]}), "clients"),
+        (lambda p: replace(p, facts={**p.metadata, "failures": "none"}), "failures"),
+        (lambda p: b"\x80\x04nonsense", "cannot be read"),
+        (lambda p: pack(p)[:-3], "cannot be read"),
+        (lambda p: pack(p).replace(b'\\"version\\": 1', b'\\"version\\": 2'), "format 2"),
+        (with_array("delta", lambda v: np.zeros((2, 2**19), np.float32)), "bytes"),
+    ],
+    ids=["shape", "dtype", "rows", "count dtype", "no delta", "extra", "layout", "round", "run", "stranger", "twice",
+         "facts", "no parcel", "cut short", "version", "oversize"],
+)  # fmt: skip
+def test_a_malformed_reply_is_refused_before_it_touches_the_model(federation, change, reason):
+    made = federation()
+    made.grid.nodes[102] = tampered(made.sites[102], change)
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "reply"), (3, "reply")]
+    assert reason in one.failures[0].reason
+    assert made.engine.num_malformed == 1
+    alone = federation(clients=((0, 1),))
+    assert np.array_equal(one.state.params_D, deployed(alone, rounds=1, evaluate=False)[0].state.params_D)
+
+
+def test_a_reply_replayed_from_an_earlier_round_is_refused(federation):
+    made = federation()
+    first = []
+
+    def replay(payload):
+        reply = made.sites[102].handle_request(payload)
+        if unpack(reply).metadata["kind"] == "fit":
+            first.append(reply)
+            return first[0]
+        return reply
+
+    made.grid.nodes[102] = replay
+    rounds = deployed(made, rounds=2, evaluate=False, max_failures=0.5)
+    assert rounds[0].failures == ()
+    assert {f.client for f in rounds[1].failures} == {2, 3}
+    assert "answers another request" in rounds[1].failures[0].reason
+
+
+def test_an_update_may_not_weigh_more_than_its_node_said(federation):
+    made = federation()
+    made.grid.nodes[102] = tampered(made.sites[102], with_array("num_examples", lambda v: v * 1000))
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert {f.client for f in one.failures} == {2, 3}
+    assert "13000 training examples; the node told 13" in one.failures[0].reason
+
+
+@pytest.mark.parametrize("tell", [lambda v: v * 0, None], ids=["nothing counted", "absent"])
+def test_an_update_without_the_loss_that_it_is_weighed_by_is_refused(federation, tell):
+    def change(parcel):
+        kept = {k: v for k, v in parcel.arrays.items() if k != "count/loss/w_global" or tell}
+        kept = {k: v for k, v in kept.items() if k != "total/loss/w_global" or tell}
+        return replace(parcel, arrays={k: tell(v) if k == "count/loss/w_global" else v for k, v in kept.items()})
+
+    made = federation(strategy="strategies.qfedavg")
+    made.grid.nodes[102] = tampered(made.sites[102], change)
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "update"), (3, "update")]
+    assert "loss of w_global" in one.failures[0].reason
+    assert np.isfinite(one.state.params_D).all()
+
+
+def test_answers_that_come_twice_are_counted_once(federation):
+    made = federation()
+    made.grid.twice = True
+    there = deployed(made)
+    assert np.array_equal(there[-1].state.params_D, simulated(made)[-1].state.params_D)
+    assert made.engine.grid_client.num_ignored["duplicate"] > 0
+
+
+@pytest.mark.parametrize("deaths", [1, 99], ids=["once", "always"])
+def test_a_message_whose_link_dies_during_the_upload_is_sent_again_so_often(federation, deaths):
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
+
+    made = federation()
+    made.engine.open()
+    push, died = made.grid.push_messages, []
+
+    def dies_first(messages):
+        if len(died) < deaths:
+            died.append(messages)
+            raise ObjectPushError("part", 1, "session")
+        return push(messages)
+
+    made.grid.push_messages = dies_first
+    if deaths == 1:
+        assert np.array_equal(deployed(made)[-1].state.params_D, simulated(made)[-1].state.params_D)
+    else:
+        with pytest.raises(FederationError, match="Flower did not take the message"):
+            deployed(made)
+
+
+def test_a_node_that_never_answers_costs_a_deadline_and_is_named(federation):
+    made = federation(deadline=0.5)
+    made.engine.open()
+    made.grid.nodes[102] = None
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "node"), (3, "node")]
+    assert one.failures[0].reason == "no answer within 0.5 s"
+
+
+def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(federation):
+    made = federation(strategy="strategies.scaffold", deadline=2.0)
+    made.engine.open()
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    plan = Schedule(rounds=3, max_failures=0.5)
+    gate = made.grid.shut(102)
+    rounds = federate(strategy, made.engine, state, schedule=plan, local=LOCAL_SETTINGS)
+    assert {f.client for f in next(rounds).failures} == {2, 3}
+    gate.set()
+    made.grid.until_arrived()  # when nobody waits for it
+    made.engine.deadline = 120.0
+    second = next(rounds)
+    assert second.failures == ()
+    assert made.engine.grid_client.num_ignored["late"] == 1
+    # the clients whose first update was lost start the second round as if there had been no first
+    assert made.engine.client_states[2]["round"] == 2
+
+
+def test_too_few_updates_by_the_deadline_stop_the_run_by_name(federation):
+    made = federation(deadline=0.5, min_updates=3)
+    made.engine.open()
+    made.grid.nodes[102] = None
+    with pytest.raises(
+        FederationError, match=r"2 updates, fewer than engine.min_updates=3 .*client 2.*no answer within"
+    ):
+        deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+
+
+def test_a_round_closes_with_enough_updates_and_spares_do_not_count_as_failures(federation):
+    made = federation(clients=((0,), (1,), (2,), (3,)), enough=3)
+    made.engine.open()
+    gate = made.grid.shut(103)
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.0)
+    assert not gate.is_set()
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "spare")]
+    assert one.num_updates == 3
+
+
+def test_closing_early_is_refused_where_a_privacy_claim_rests_on_the_draw(federation):
+    made = federation(enough=1)
+    strategy = build(made.settings["strategy"], "strategy")
+    promise = PrivacyGuarantee(charge=lambda ledger, release: ledger, epsilon_of=lambda ledger: None, description={})
+    private = replace(strategy, protection=promise)
+    with pytest.raises(SettingError, match=r"engine\.enough"):
+        list(made.engine.fit(None, private, [0]))
+
+
+def test_a_node_that_disappears_fails_by_name_and_one_that_comes_back_takes_part_again(federation):
+    made = federation()
+    made.engine.open()
+    strategy = build(made.settings["strategy"], "strategy")
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    rounds = federate(strategy, made.engine, state, schedule=Schedule(rounds=4, max_failures=0.5), local=LOCAL_SETTINGS)
+    assert next(rounds).failures == ()
+    node = made.grid.nodes.pop(102)
+    second = next(rounds)
+    assert [(f.client, f.stage) for f in second.failures] == [(2, "node"), (3, "node")]
+    assert "connected" in second.failures[0].reason
+    made.grid.nodes[205] = node  # as another node id: clients are known by their own
+    until_called(made, lambda homes: 2 in homes)
+    assert next(rounds).failures == ()
+
+
+def test_a_new_client_takes_part_from_the_next_round_on(federation):
+    made = federation(clients=((0, 1), (2,), (3,)))
+    late = made.grid.nodes.pop(103)
+    made.engine.num_nodes = 2
+    made.engine.open()
+    assert made.engine.clients == (0, 1, 2)
+    made.grid.nodes[103] = late
+    until_called(made, lambda homes: 3 in homes)
+    (one,) = deployed(made, rounds=1, evaluate=False)
+    assert one.cohort == (0, 1, 2)  # chosen before the roll was called
+    assert made.engine.clients == (0, 1, 2, 3)
+
+
+def test_two_nodes_that_claim_the_same_client_are_refused_by_name(federation):
+    made = federation(clients=((0, 1), (1, 2)))
+    with pytest.raises(FederationError, match=r"nodes 10\d and 10\d both claim client 1"):
+        made.engine.open()
+
+
+def test_the_node_with_another_model_is_named(federation):
+    made = federation(clients=((0,), (1,), (2,)))
+    odd = made.sites[102]
+    odd._own_words = lambda words: {**words, "num_features": 5}
+    with pytest.raises(FederationError, match=r"the node of client 1 does not fit .*out.weight 1x5 where .*1x3"):
+        made.engine.open()
+
+
+def test_missing_nodes_end_the_wait_by_name(federation):
+    made = federation(nodes=3, join_timeout=0.5)
+    with pytest.raises(FederationError, match=r"2 of 3 nodes joined within 0.5 s"):
+        made.engine.open()
+
+
+def test_an_order_outside_a_nodes_policy_is_refused_with_its_reason(federation, caplog):
+    made = federation(policy={"strategies": {"strategies.fedprox": {"mu": [0, 1]}}})
+    with pytest.raises(FederationError, match=r"strategy strategies.fedavg is not accepted here"):
+        made.engine.open()
+    assert "refused a hello of run test-run" in caplog.text  # on the node's side too
+
+
+def test_a_refused_order_reaches_the_rounds_failures(federation):
+    made = federation()
+    made.sites[102].policy = replace(made.sites[102].policy, max_rounds=1)
+    with pytest.raises(TooManyFailures, match=r"client 2, at stage policy: .*max_rounds=1"):
+        deployed(made, rounds=2, evaluate=False)
+    _, second = deployed(federation(run="another"), rounds=2, evaluate=False, max_failures=0.5)
+    assert second.failures == ()
+
+
+def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation, tmp_path):
+    """The coordinator dies after two more rounds than its checkpoint knows; the nodes live on and repeat them."""
+    made = federation(strategy="strategies.scaffold")
+    whole = simulated(made, rounds=5)[-1].state
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    for done in federate(strategy, made.engine, state, schedule=Schedule(rounds=4), local=LOCAL_SETTINGS):
+        if done.number == 2:
+            path = checkpoint.save(tmp_path / "saved", done.state, made.engine.client_states, layout=made.engine.layout)
+    again = type(made.engine)(made.grid, made.settings, run="test-run", nodes=2, join_timeout=120, deadline=120)
+    again.open()
+    state, memories = checkpoint.load(path, again.layout)
+    again.client_states.update(memories)
+    *_, last = federate(strategy, again, state, schedule=Schedule(rounds=5), local=LOCAL_SETTINGS)
+    assert np.array_equal(last.state.params_D, whole.params_D)
+
+
+def test_memory_that_a_node_has_lost_is_told_instead_of_started_anew(federation, tmp_path):
+    made = federation(strategy="strategies.scaffold")
+    deployed(made, rounds=1, evaluate=False)
+    for path in tmp_path.glob("memory1/test-run/client_000003/*"):
+        path.unlink()
+    made.engine.client_states[3] = {"round": np.array(1)}
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    state = replace(start(strategy, made.engine.initial_parameters(1), made.engine, seed=1), round=1)
+    (one,) = federate(strategy, made.engine, state, schedule=Schedule(rounds=2), local=LOCAL_SETTINGS)
+    assert [(f.client, f.stage) for f in one.failures] == [(3, "memory")]
+    assert "after round 1" in one.failures[0].reason
+
+
+@pytest.mark.parametrize("stage", ["spare", "evaluate"])
+def test_a_node_cannot_fail_in_a_way_that_counts_as_no_failure(federation, stage):
+    made = federation()
+    shirks = [{"client": client, "stage": stage, "reason": "not today"} for client in (2, 3)]
+    shirking = lambda parcel: replace(parcel, facts={**parcel.metadata, "clients": [], "failures": shirks}, arrays={})  # noqa: E731
+    made.grid.nodes[102] = tampered(made.sites[102], shirking)
+    with pytest.raises(TooManyFailures, match="2 of 4 clients failed"):
+        deployed(made, rounds=1, evaluate=False)
+
+
+def test_a_client_that_its_nodes_answer_leaves_out_is_a_failure(federation):
+    made = federation()
+    made.grid.nodes[102] = tampered(
+        made.sites[102], lambda parcel: replace(parcel, facts={**parcel.metadata, "clients": []}, arrays={})
+    )
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "reply"), (3, "reply")]
+    assert "leaves it out" in one.failures[0].reason
+
+
+def test_a_node_started_again_with_other_clients_is_asked_anew_who_lives_there(federation):
+    made = federation(clients=((0, 1), (2, 3)))
+    made.engine.open()
+    made.sites[102].config = replace(made.sites[102].config, clients=(2,))
+    strategy = build(made.settings["strategy"], "strategy")
+    state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
+    rounds = federate(strategy, made.engine, state, schedule=Schedule(rounds=3, max_failures=0.5), local=LOCAL_SETTINGS)
+    assert [(f.client, f.stage) for f in next(rounds).failures] == [(2, "request"), (3, "request")]
+    until_called(made, lambda homes: 2 in homes)
+    assert [(f.client, f.stage) for f in next(rounds).failures] == [(3, "node")]
+
+
+def test_a_node_may_keep_its_metrics_to_itself(federation):
+    made = federation(policy={"reveal": Reveal(min_test_examples=10)})
+    (one,) = deployed(made, rounds=1)
+    assert one.evaluation.clients == (2, 3)  # the others have 5 and 9 held-out examples
+    assert one.failures == ()
+
+
+def test_a_messenger_that_cannot_reach_its_trainer_is_a_failure_with_its_reason(federation):
+    made = federation()
+    made.engine.open()
+
+    def broken(payload):
+        raise RuntimeError("the trainer at /x/trainer.sock gave no answer: UNAVAILABLE")
+
+    made.grid.nodes[102] = broken
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [f.stage for f in one.failures] == ["node", "node"]
+    assert "/x/trainer.sock" in one.failures[0].reason
+
+
+def test_the_command_line_of_a_simulation_says_how_to_deploy():
+    from fedlearn.engines.deployed import grid
+
+    with pytest.raises(SettingError, match=r"fedlearn\.deploy\.submit"):
+        grid(None, None)
+
+
+@pytest.mark.parametrize("strategy", ["strategies.fedavg"])
+def test_nodes_in_torch_and_nodes_in_jax_train_the_model_of_an_all_torch_simulation(federation, strategy):
+    pytest.importorskip("torch", reason="the extra torch is not installed")
+    pytest.importorskip("jax", reason="the extra jax is not installed")
+    digits = "simulations.scenarios.digits.digits"
+    made = federation(strategy=strategy, policy={"scenarios": {digits: {}}}, deadline=60, join_timeout=60)
+    made.settings["scenario"] = {"_target_": digits, "num_clients": 4}
+    made.engine._words = made.settings
+    for site, framework in zip(made.sites.values(), ("torch", "jax"), strict=True):
+        site.config = replace(site.config, framework=framework)
+    there, here = deployed(made, rounds=10, evaluate=False)[-1], simulated(made, rounds=10, evaluate_every=10)[-1]
+    assert made.engine.describe(4).startswith("2 nodes (1 with jax, 1 with torch)")
+    assert np.abs(there.state.params_D - here.state.params_D).max() < 1e-4
+
+
+def test_hospitals_that_each_have_their_own_file_only_train_the_model_of_a_simulation(federation, tmp_path):
+    pytest.importorskip("torch", reason="the extra torch is not installed")
+    shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "heart-disease-uci"
+    if not shelf.is_dir():
+        pytest.skip("UCI's own heart disease files are not here (set FEDLEARN_DATA)")
+    heart = "simulations.scenarios.heart.heart"
+    made = federation(clients=((0,), (1,), (2,), (3,)), policy={"scenarios": {heart: {}}}, deadline=60, join_timeout=60)
+    for site, name in zip(made.sites.values(), UCI_FILES, strict=True):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes((shelf / name).read_bytes())
+        site.config = replace(site.config, data=folder)
+    made.settings["scenario"] = {"_target_": heart, "path": str(shelf)}  # for the simulation; no node believes it
+    made.engine._words = made.settings
+    there, here = deployed(made)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert there.evaluation.pooled["accuracy"] == here.evaluation.pooled["accuracy"]

@@ -1,0 +1,138 @@
+"""Real sites behind a Flower `Grid`, under a privacy setting: what leaves a node, and that its noise is its own."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedlearn import Request, Schedule, federate, start
+from fedlearn.errors import FedlearnError, TooManyFailures
+from fedlearn.runner.config import build
+from fedlearn.testing import LOCAL_SETTINGS
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+
+from fedlearn.core.records import ExampleDP
+from fedlearn.core.serialization import unpack
+from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.node_side.policy import RequiredPrivacy
+from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
+from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+
+EQUAL = {"strategy": {"weighting": "equal"}}
+
+
+def told(made):
+    """A node's answers to orders to train, as they leave it."""
+    kept = []
+    for node, site in made.sites.items():
+
+        def answer(payload, site=site):
+            reply = site.handle_request(payload)
+            parcel = unpack(reply)
+            kept.extend([parcel] if parcel.metadata["kind"] == "fit" else [])
+            return reply
+
+        made.grid.nodes[node] = answer
+    return kept
+
+
+def run(made, kind, rounds=3, **settings):
+    words = {"_target_": f"fedlearn.privacy.mechanisms.{kind}", **settings}
+    scenario = remote_scenario(made.engine)
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    population = Population(clients=made.engine.clients, rounds=rounds)
+    strategy, local = build(words, "privacy").protect(strategy, LOCAL_SETTINGS, population)
+    found = {"noise_multiplier": strategy.privacy_guarantee.facts["noise_multiplier"], "epsilon": None}
+    made.engine.set_privacy({**words, **found}, rounds=rounds)
+    state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
+    return list(federate(strategy, made.engine, state, schedule=Schedule(rounds=rounds), local=local))
+
+
+@pytest.mark.parametrize("clip", ["fixed", "adaptive"])
+def test_updates_are_clipped_before_they_leave_and_counts_and_metrics_stay(federation, clip):
+    made = federation(words=EQUAL)
+    left = told(made)
+    rounds = run(made, "central", clip_norm=0.05, noise_multiplier=0.1, clip=clip)
+    deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
+    size = made.engine.layout.num_parameters
+    assert deltas_KD.shape == (12, size + (clip == "adaptive"))
+    bound = 0.05 if clip == "fixed" else 0.05 * 1.3**3
+    assert 0.04 < np.linalg.norm(deltas_KD[:, :size], axis=1).max() <= bound * (1 + 1e-5)
+    for parcel in left:
+        assert set(parcel.arrays["num_examples"].tolist()) == {1}
+        assert not [name for name in parcel.arrays if name.startswith(("total/", "count/"))]
+    assert [done.privacy.value for done in rounds] == sorted(done.privacy.value for done in rounds)
+
+
+def test_noise_that_is_added_at_nodes_or_coordinator_does_not_follow_from_the_seed(federation):
+    for kind in ("central", "local"):
+        one, other = (run(federation(words=EQUAL), kind, rounds=1, noise_multiplier=1.0) for _ in range(2))
+        assert not np.array_equal(one[-1].state.params_D, other[-1].state.params_D)
+
+
+def test_local_noise_is_there_when_an_update_leaves(federation):
+    made = federation(words={**EQUAL, "scenario": {"num_features": 5000}})
+    left = told(made)
+    run(made, "local", rounds=1, clip_norm=0.5, noise_multiplier=4.0)
+    deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
+    assert deltas_KD.std() == pytest.approx(4.0 * 0.5, rel=0.02)
+    assert np.abs(np.corrcoef(deltas_KD)[np.triu_indices(4, 1)]).max() < 0.1
+
+
+def test_a_node_that_asks_for_noise_refuses_an_order_without(federation):
+    strict = {"protection": RequiredPrivacy(minimum="local", min_noise_multiplier=2.0)}
+    made = federation(words=EQUAL, policy=strict)
+    with pytest.raises((FedlearnError, TooManyFailures), match="this node asks for privacy=local"):
+        run(made, "central", rounds=1, noise_multiplier=1.0)
+    assert len(run(federation(words=EQUAL, policy=strict), "local", rounds=1, clip_norm=1.0, noise_multiplier=2.0)) == 1
+
+
+def test_an_empty_poisson_cohort_is_a_round_that_releases_noise(federation):
+    made = federation(words={"strategy": {"weighting": "equal", "clients_per_round": 1}})
+    rounds = run(made, "central", rounds=12, noise_multiplier=1.0)
+    assert min(len(done.cohort) for done in rounds) == 0
+    quiet = next(i for i, done in enumerate(rounds) if not done.cohort)
+    before = rounds[quiet - 1].state.params_D if quiet else None
+    assert before is None or not np.array_equal(before, rounds[quiet].state.params_D)
+
+
+def test_a_nodes_own_ledger_outlives_runs_and_refuses_what_would_pass_its_limit(federation, tmp_path):
+    limit = {"protection": RequiredPrivacy(minimum="local", max_epsilon=2.5)}
+    noise = {"clip_norm": 1.0, "noise_multiplier": 8.0}
+    first = run(federation(words=EQUAL, policy=limit), "local", rounds=2, **noise)
+    assert (tmp_path / "memory0/ledger.json").exists()
+    again = federation(words=EQUAL, policy=limit, run="another-run")
+    with pytest.raises((FedlearnError, TooManyFailures), match=r"epsilon at this node to .* this node accepts 2\.5"):
+        run(again, "local", rounds=9, **noise)
+    spent = PrivacyBudget(tmp_path / "memory0").ledger()
+    ((_, rounds),) = spent.client_history(0)
+    assert rounds > len(first) == 2
+    assert max_epsilon_bounds(spent.histories, delta=1e-5).value <= 2.5
+
+
+def test_a_damaged_ledger_is_no_empty_one(federation, tmp_path):
+    made = federation(words=EQUAL, policy={"protection": RequiredPrivacy(minimum="local", max_epsilon=2.5)})
+    for number in (0, 1):
+        (tmp_path / f"memory{number}/ledger.json").write_text("{")
+    with pytest.raises((FedlearnError, TooManyFailures), match=r"ledger\.json is damaged"):
+        run(made, "local", rounds=1, clip_norm=1.0, noise_multiplier=8.0)
+
+
+def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_orders_numbers(federation):
+    made = federation(words=EQUAL)
+    remote_scenario(made.engine)
+    site, seen = made.sites[101], []
+    words = {**made.settings, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example", "noise_multiplier": 3.0}}
+    words["population"] = {"num_clients": 4, "rounds": 1}
+    site._train = lambda scenario, strategy, order, *_: seen.append(order.local.example_dp)
+    quiet = replace(LOCAL_SETTINGS, example_dp=ExampleDP(clip=9.0, noise_multiplier=0.0))
+    layout = made.engine.layout
+    order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=quiet)
+    for asked in (words, made.settings):
+        ask = RequestHeader(kind="fit", run="r", round=1, id="1", settings=asked, clients=(0,), layout=layout.digest)
+        site.handle_request(pack_request(ask, since=[0]) + pack_request_body(order))
+    assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]

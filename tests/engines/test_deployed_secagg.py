@@ -1,0 +1,170 @@
+"""Real sites behind a Flower `Grid` whose updates only their sum shows."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fedlearn import Schedule, federate, serial, start
+from fedlearn.errors import FedlearnError, TooManyFailures
+from fedlearn.runner.config import build
+from fedlearn.testing import LOCAL_SETTINGS
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
+pytest.importorskip("Crypto", reason="the extra privacy is not installed")
+
+from fedlearn.core.records import Request
+from fedlearn.core.serialization import pack, unpack
+from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.node_side.policy import RequiredPrivacy
+from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.privacy.secagg.errors import SecAggAborted
+from fedlearn.protocol.membership import FederationError
+from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+
+SECAGG = {"_target_": "fedlearn.privacy.mechanisms.secagg", "clip_norm": 10.0}
+NOISY = {"_target_": "fedlearn.privacy.mechanisms.distributed", "noise_multiplier": 1.0, "clip_norm": 1.0}
+
+
+def masked(federation, strategy="strategies.fedavg", **settings):
+    return federation(strategy=strategy, words={"strategy": {"weighting": "equal"}}, masking=True, **settings)
+
+
+def protected(made, words, clients, rounds=3):
+    strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
+    return build(words, "privacy").protect(strategy, LOCAL_SETTINGS, Population(clients=clients, rounds=rounds))
+
+
+def run(made, words=SECAGG, rounds=3, **schedule):
+    scenario = remote_scenario(made.engine)
+    strategy, local = protected(made, words, made.engine.clients, rounds)
+    made.engine.set_privacy(words, rounds=rounds)
+    state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
+    return list(federate(strategy, made.engine, state, schedule=Schedule(rounds=rounds, **schedule), local=local))
+
+
+def simulated(made, words=SECAGG, rounds=3):
+    scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
+    engine = serial(scenario.data, scenario.trainer)
+    strategy, local = protected(made, words, engine.clients, rounds)
+    state = start(strategy, scenario.trainer.init(1), engine, seed=1)
+    return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
+
+
+def overheard(made, change=lambda node, asked, parcel: parcel):
+    """Every answer as it leaves a node, and a way to change it; None is silence."""
+    heard = []
+    for node, site in made.sites.items():
+
+        def answer(payload, node=node, site=site):
+            asked, parcel = unpack(payload), unpack(site.handle_request(payload))
+            heard.append(parcel)
+            changed = change(node, asked, parcel)
+            if changed is None:
+                raise RuntimeError("the line is dead")
+            return pack(changed)
+
+        made.grid.nodes[node] = answer
+    return heard
+
+
+@pytest.mark.parametrize("strategy", ["strategies.fedavg", "strategies.fedadam"])
+def test_a_masked_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, strategy):
+    made = masked(federation, strategy)
+    there, here = run(made)[-1], simulated(made)[-1]
+    assert np.array_equal(there.state.params_D, here.state.params_D)
+    assert not np.array_equal(there.state.params_D, run(masked(federation), rounds=1)[-1].state.params_D)
+
+
+def test_no_update_leaves_a_node_in_the_clear_and_no_count_or_metric_at_all(federation):
+    made = masked(federation)
+    heard = overheard(made)
+    rounds = run(made, rounds=1)
+    kinds = {parcel.metadata["kind"] for parcel in heard}
+    assert kinds == {"hello", "init", "mask"}
+    vectors = [
+        vector
+        for parcel in heard
+        if parcel.metadata["kind"] == "mask"
+        for vector in parcel.arrays.values()
+        if vector.dtype != np.uint8
+    ]
+    assert not vectors
+    assert rounds[0].metrics == {}
+    assert rounds[0].num_examples is None
+
+
+def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_others(federation):
+    made = masked(federation, clients=((0,), (1,), (2,), (3,)), deadline=2)
+
+    def silent_when_masked(node, asked, parcel):
+        return None if node == 104 and "params" in asked.arrays else parcel
+
+    overheard(made, silent_when_masked)
+    (one,) = run(made, rounds=1, max_failures=0.5)
+    assert [failure.client for failure in one.failures] == [3]
+    assert one.num_updates == 3
+    scenario = build(made.settings["scenario"], "scenario", allow=made.allow)
+    engine = serial(scenario.data, scenario.trainer)
+    strategy, local = protected(made, SECAGG, engine.clients)
+    three = strategy.select._replace(choose=lambda *_: (0, 1, 2))
+    state = start(strategy, scenario.trainer.init(1), engine, seed=1)
+    (expected,) = federate(replace(strategy, select=three), engine, state, schedule=Schedule(rounds=1), local=local)
+    assert np.array_equal(one.state.params_D, expected.state.params_D)
+
+
+def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(federation):
+    made = masked(federation, deadline=1)
+    overheard(made, lambda node, asked, parcel: None if node == 102 and "params" in asked.arrays else parcel)
+    with pytest.raises(SecAggAborted, match="2 of 4 clients answered, fewer than threshold 3"):
+        run(made, rounds=1)
+
+
+def test_noise_at_the_nodes_adds_up_and_does_not_follow_from_the_seed(federation):
+    one, other = (run(masked(federation), NOISY, rounds=2) for _ in range(2))
+    assert not np.array_equal(one[-1].state.params_D, other[-1].state.params_D)
+    assert one[-1].privacy.value == simulated(masked(federation), NOISY, rounds=2)[-1].privacy.value > 0
+
+
+def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(federation):
+    made = masked(federation)
+    remote_scenario(made.engine)
+    words = {**made.settings, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
+    layout = made.engine.layout
+    order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=LOCAL_SETTINGS)
+    ask = RequestHeader(kind="fit", run="r", round=1, id="1", settings=words, clients=(0,), layout=layout.digest)
+    answer = unpack(made.sites[101].handle_request(pack_request(ask, since=[0]) + pack_request_body(order)))
+    assert not answer.arrays
+    assert "through secure aggregation only" in answer.metadata["error"]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("protection", "words", "reason"),
+    [
+        ({"minimum": "secagg"}, None, "this node asks for privacy=secagg or distributed"),
+        ({"minimum": "secagg", "min_sum": 4}, SECAGG, "this client is in no sum of fewer than 4"),
+        ({"minimum": "secagg", "max_clip": 1.0}, {**SECAGG, "clip_norm": 5.0}, "this node accepts at most 1.0"),
+    ],
+    ids=["unmasked", "small sum", "clip"],
+)
+def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
+    made = masked(federation, policy={"protection": RequiredPrivacy(**protection)})
+    with pytest.raises((FedlearnError, TooManyFailures), match=reason):
+        run(made, words or {"_target_": "fedlearn.privacy.mechanisms.none"}, rounds=1)
+    fine = masked(federation, policy={"protection": RequiredPrivacy(minimum="secagg", min_clients_in_sum=3)})
+    assert len(run(fine, rounds=1)) == 1
+
+
+def test_a_node_is_in_no_sum_with_keys_that_were_not_agreed_upon(federation):
+    made = masked(federation)
+    stranger = made.sites[102]
+    stranger.config = replace(stranger.config, signing=replace(stranger.config.masking_keys, secret=b"s" * 32))
+    with pytest.raises(TooManyFailures, match=r"the keys of clients \[2, 3\] are not in this node's masking\.pub"):
+        run(made, rounds=1)
+
+
+def test_nodes_without_keys_are_named(federation):
+    made = federation(words={"strategy": {"weighting": "equal"}})
+    with pytest.raises(FederationError, match=r"the nodes of clients \[0, 1, 2, 3\] have no key"):
+        run(made, rounds=1)
