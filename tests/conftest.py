@@ -1,3 +1,5 @@
+import contextlib
+import ctypes
 import gc
 import importlib.util
 import os
@@ -23,6 +25,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
+MOST_MEGABYTES = 1000  # in a process, before what can be had again is let go
+
 # in the background of a shell Ctrl-C is ignored, by children too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,13 +47,36 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes) else None
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs_are_let_go():
-    """What JAX has compiled for one file is in memory no longer than that file's tests; on disk it stays."""
-    yield
+def let_go():
+    """Of what JAX has compiled; on disk it stays."""
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
+    with contextlib.suppress(AttributeError):  # not with every C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def megabytes():
+    """What this process has in memory, as far as the system tells."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        return 0.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_a_file_are_let_go():
+    yield
+    let_go()
+
+
+@pytest.fixture(autouse=True)
+def memory_is_bounded():
+    """Files with many models to compile would fill the memory before they end."""
+    yield
+    if megabytes() > MOST_MEGABYTES:
+        let_go()
 
 
 @pytest.fixture(scope="session")

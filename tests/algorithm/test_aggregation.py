@@ -59,6 +59,7 @@ def test_a_mean_agrees_with_numpy(delta_KD):
     assert np.allclose(equal, delta_KD.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.framework
 def test_a_long_sum_loses_nothing_to_float32_in_any_library():
     rng = np.random.default_rng(0)
     delta_KD = (rng.normal(size=(3000, 5)) * 10.0 ** rng.integers(-4, 4, (3000, 1))).astype(np.float32)

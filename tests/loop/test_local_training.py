@@ -107,7 +107,10 @@ def test_what_stays_is_in_the_checkpoint_of_a_simulation(tmp_path):
 
 
 def test_nothing_may_stay_that_is_not_there_and_something_must_leave():
-    for keeps, why in ((("body.*",), r"personal_parameters is body\.\*(.|\n)*out\.bias, out\.weight"), (("out.*",), "leave some")):
+    for keeps, why in (
+        (("body.*",), r"personal_parameters is body\.\*(.|\n)*out\.bias, out\.weight"),
+        (("out.*",), "leave some"),
+    ):
         with pytest.raises(SettingError, match=why):
             Strategy(select=everyone(), local=LocalRule(personal_parameters=keeps)).shared_layout(TRAINER.layout)
 
@@ -196,6 +199,7 @@ def test_strategies_that_keep_something_meet_the_contract(strategy):
     check_strategy(strategy)
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 def test_forked_workers_train_all_parts_as_one_process_does():
     rule = KEEPS._replace(personal_epochs=1, personal=DITTO.local.personal)

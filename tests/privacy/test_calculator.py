@@ -67,6 +67,7 @@ def test_the_plot_is_drawn(tmp_path, capsys):
     assert str(picture) in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_it_is_a_command():
     asked = [
         sys.executable,

@@ -48,6 +48,7 @@ def test_epsilon_is_the_golden_one_by_both_accountants(rate, noise, rounds, delt
     assert found.value == found.pld
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize(("rate", "noise", "rounds", "delta", "rdp", "pld"), TABLE[:-1])
 def test_opacus_agrees(rate, noise, rounds, delta, rdp, pld):
     accountants = pytest.importorskip("opacus.accountants", reason="needs fedlearn[torch]")
@@ -173,6 +174,7 @@ def test_tree_aggregation_costs_one_gaussian_a_level(noise, rounds, rdp):
     assert epsilon_bounds(event_history({Event(noise / moved): 1}), delta=1e-5).rdp == pytest.approx(rdp, rel=1e-3)
 
 
+@pytest.mark.framework
 def test_toeplitz_sensitivities_are_the_golden_ones_and_those_of_jax_privacy():
     toeplitz = pytest.importorskip("jax_privacy.matrix_factorization.toeplitz", reason="needs fedlearn[ftrl]")
     optimal = [1, 0.5, 0.375, 0.3125, 0.273438, 0.246094, 0.225586, 0.209473]

@@ -383,6 +383,7 @@ def test_delta_that_lets_one_record_through_is_warned_of():
     assert not protected(central(noise_multiplier=1.0, delta=1e-5)).privacy_guarantee.facts["warnings"]
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize(
     ("mechanism", "strategy"),
     [
@@ -471,6 +472,7 @@ def test_a_tree_has_the_noise_of_as_many_nodes_as_binary_digits():
     assert np.allclose(prefix_errors(tree, 16), expected, rtol=0.03)
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize("matrix", ["banded", "blt"])
 def test_correlated_noise_is_less_on_sums_than_independent_noise(matrix):
     pytest.importorskip("jax_privacy", reason="needs fedlearn[ftrl]")

@@ -40,6 +40,7 @@ def test_a_missing_name_is_told(monkeypatch):
         compat.command_line_parser()
 
 
+@pytest.mark.process
 def test_importing_the_module_does_not_import_hydra():
     code = "import sys, fedlearn.runner.compat; assert not {'hydra', 'omegaconf'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

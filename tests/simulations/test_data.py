@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedlearn.data.download import DataSet, OfficialSource
-from simulations.datasets import registry as command
-from simulations.datasets import uci_heart
+from simulations import data as command
+from simulations.datasets import registry, uci_heart
 
 CONTENT = b"1,2\n"
 
@@ -25,12 +25,12 @@ def tiny(tmp_path, monkeypatch):
         base_url=(tmp_path / "official").as_uri(), files={"a.csv": f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"}
     )
     made = DataSet(name="tiny", origins=(origin,), licence="CC0", clients="2 clinics", megabytes=0.001)
-    monkeypatch.setattr(command, "data_sets", lambda: {"tiny": made})
+    monkeypatch.setattr(registry, "data_sets", lambda: {"tiny": made})
     return made
 
 
 def test_every_data_set_of_the_scenarios_is_found_and_says_under_which_licence():
-    found = command.data_sets()
+    found = registry.data_sets()
     assert found["heart-disease-uci"] is uci_heart.HEART_DISEASE
     assert [name for name, data in found.items() if not (data.licence and data.about and data.citation)] == []
 
@@ -64,6 +64,7 @@ def test_an_unknown_name_is_guessed(tiny, capsys):
     assert capsys.readouterr().err == "NAME is tyny\n  expected  one of tiny\n  try       fetch tiny\n"
 
 
+@pytest.mark.process
 def test_the_list_is_there_at_once_and_loads_no_framework(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path))
     code = (

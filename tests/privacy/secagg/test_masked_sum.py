@@ -42,7 +42,7 @@ from fedlearn.privacy.secagg.fixed_point import FixedPoint
 from fedlearn.privacy.secagg.masked_sum import Masking, integer_mean
 
 noisy = partial(Masking, noise="skellam", bits=14)
-ROOT = Path(masked_sum.__file__).parents[1]
+ROOT = Path(masked_sum.__file__).parents[3]
 LAYOUT = Layout.from_shapes([("w", (5,))])
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
 
@@ -227,7 +227,7 @@ def test_no_update_however_large_moves_the_sum_by_more_than_the_bound(seed, size
         delta_KD[:, 1:] = 0
     context = Context(round=1, seed=seed, clients_K=np.arange(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masked_sum, "draw", lambda kind, std, size, stream: 0)
+        patch.setattr(masked_sum, "draw_noise", lambda kind, std, size, stream: 0)
         sent_KD, _ = stage.client.update(delta_KD, {}, context)
     norms_K = np.linalg.norm(sent_KD.view(np.int32).astype(np.float64), axis=1)
     assert np.all(norms_K <= protection.noisy_sum(4).norm)
@@ -340,6 +340,7 @@ def test_the_configuration_has_the_settings_of_the_builder(builder):
     assert set(inspect.signature(builder).parameters) <= set(given)
 
 
+@pytest.mark.process
 def test_importing_fedlearn_loads_no_cryptography():
     heavy = ("cryptography", "Crypto", "dp_accounting", "scipy")
     code = f"import fedlearn, strategies, fedlearn.privacy.secagg.masked_sum, sys; print([m for m in {heavy} if m in sys.modules])"

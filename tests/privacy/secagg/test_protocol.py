@@ -38,7 +38,7 @@ class Tapped:
     def __init__(self, client, replies):
         self.client, self.replies = client, replies
 
-    def answer(self, message, vector):
+    def respond(self, message, vector):
         self.replies.append(self.client.respond(message, vector))
         return self.replies[-1]
 
@@ -95,7 +95,7 @@ def test_below_the_threshold_a_round_gives_nothing_and_the_next_one_works(stage)
         return in_memory.create_session(vectors_KD, range(5), threshold=4, round=round, run=b"test")
 
     def lose(server):
-        requests = server.open()
+        requests = server.start()
         while requests:
             silent = {0, 1} if server.stage >= stage else set()
             for client in set(requests) - silent:
@@ -121,7 +121,7 @@ def test_a_client_may_live_in_another_process_for_every_message():
         def __init__(self, client):
             self.client = client
 
-        def answer(self, message, vector):
+        def respond(self, message, vector):
             client = Client(first[self.client].identity, registered, state=kept[self.client])
             reply = client.respond(message, vector)
             kept[self.client] = client.state
