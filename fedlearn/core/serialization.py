@@ -51,7 +51,7 @@ def unpack(data: bytes) -> Payload:
     """A parcel from bytes; or from those of a parcel without arrays, followed by one that several receivers share.
 
     >>> letter = pack(Parcel(facts={"to": 7})) + pack(Parcel(facts={"say": "hi"}, arrays={"w": np.ones(1)}))
-    >>> unpack(letter).facts["to"], unpack(letter).facts["say"], unpack(letter).arrays["w"]
+    >>> unpack(letter).metadata["to"], unpack(letter).metadata["say"], unpack(letter).arrays["w"]
     (7, 'hi', array([1.]))
 
     Raises:

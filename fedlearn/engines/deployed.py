@@ -225,7 +225,7 @@ class GridEngine:
             if isinstance(result, Updates):
                 delivered += 1
                 self._accepted(request, [_client(result)])
-            elif result.stage != "spare":
+            elif result.stage != "not_needed":
                 failures.append(result)
             yield result
         self._refuse_too_few(request, cohort, delivered, failures)
@@ -248,7 +248,7 @@ class GridEngine:
                 return Completion(place, lost, clock + time.monotonic() - began)
         name, ask, answer = self.in_flight.wait_for_next()
         one = in_flight[places[name]]
-        left_out = Failure(client=one.client, stage="reply", reason="the answer of its node leaves it out")
+        left_out = Failure(client=one.client, stage="response", reason="the answer of its node leaves it out")
         result = next(iter(self._read(answer, ask, *self._reading(strategy, one.request))), left_out)
         if isinstance(result, Updates):
             self._accepted(one.request, [one.client])
@@ -374,12 +374,12 @@ class GridEngine:
                 left -= isinstance(result, Updates)
                 yield result
             for client in missing.keys() & set(ask.clients):
-                missing[client] = ("reply", "the answer of its node leaves it out")
+                missing[client] = ("response", "the answer of its node leaves it out")
                 if kind == "evaluate":  # it has too few examples to tell of
                     del missing[client]
             if left <= 0:
                 exchange.close()
-                missing = dict.fromkeys(missing, ("spare", f"the round had its {enough} updates without it"))
+                missing = dict.fromkeys(missing, ("not_needed", f"the round had its {enough} updates without it"))
                 break
         yield from (Failure(client=client, stage=stage, reason=reason) for client, (stage, reason) in missing.items())
 
@@ -400,7 +400,7 @@ class GridEngine:
         except WireError as error:
             self.num_malformed += 1
             log.warning("ignored an answer of node %d: %s", answer.node_id, error)
-            return [Failure(client=client, stage="reply", reason=str(error)) for client in ask.clients]
+            return [Failure(client=client, stage="response", reason=str(error)) for client in ask.clients]
         return found
 
     def read_payload(self, response: ResponseMessage, header: RequestHeader, max_bytes: int) -> Payload:

@@ -91,7 +91,7 @@ class VirtualClockEngine:
             closed = max((fate.seconds for fate in fates.values()), default=0.0)
         self.elapsed_s = closed
         why = f"the round had its {wanted} updates without it"
-        yield from (Failure(client=client, stage="spare", reason=why) for _, client in arriving)
+        yield from (Failure(client=client, stage="not_needed", reason=why) for _, client in arriving)
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
         """The next of these clients finishes. It trains no earlier than it must, with others that will (`DeferredTraining`)."""

@@ -165,7 +165,7 @@ class InProcessGrid(Grid):
             if context.run_config != self.run_config:
                 raise ValueError("the ClientApp changed context.run_config, which must stay as it is")
             self._contexts[node] = context
-            self.outcomes["reply"] += 1
+            self.outcomes["response"] += 1
         except Exception as error:
             self.first_error = self.first_error or traceback.format_exc()
             log.error("node %d: %s", node, error, exc_info=error)

@@ -79,7 +79,7 @@ def run(app: FlowerApp, num_nodes: int) -> int:
     except Exception:
         traceback.print_exc()
         code = FAILED
-    replies, errors = grid.outcomes["reply"], grid.outcomes["error"]
+    replies, errors = grid.outcomes["response"], grid.outcomes["error"]
     if errors and not replies:
         code = FAILED
     if grid.first_error:

@@ -283,7 +283,7 @@ def _gather(strategy: Strategy, engine: Engine, order: Request, cohort: Sequence
 
 
 def _stop_if_too_many_failed(gathered: PartialAggregate, num_asked: int, max_failures: float) -> None:
-    failures = [failure for failure in gathered.failures if failure.stage != "spare"]
+    failures = [failure for failure in gathered.failures if failure.stage != "not_needed"]
     failed = len({failure.client for failure in failures})
     if failed > floor(max_failures * num_asked) or not gathered.num_updates:
         first = failures[0] if failures else None

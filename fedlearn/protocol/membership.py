@@ -164,8 +164,8 @@ def _member(answer: ResponseMessage, ask: RequestHeader) -> Member:
     if not isinstance(found, Payload):
         stage, reason = found
         raise WireError(f"it refuses ({stage}): {reason}")
-    words = dict.fromkeys(("name", "task", "model", "partition", "framework", "device", "masking"), str)
-    numbers = {"num_classes": int, "tells_metrics": bool}
+    words = dict.fromkeys(("name", "task", "model", "partition", "framework", "device", "masking_key"), str)
+    numbers = {"num_classes": int, "supports_metrics": bool}
     given = read_fields(found.metadata, clients=list, leaves=list, num_examples=list, names=dict, **numbers, **words)
     clients, counts = given.pop("clients"), given.pop("num_examples")
     whole = all(type(number) is int and number >= 0 for number in [*clients, *counts])

@@ -47,7 +47,7 @@ class RequestHeader:
         Raises:
             WireError: one is missing or of another kind.
         """
-        given = read_fields(metadata, kind=str, run=str, round=int, id=str, words=dict, clients=list, layout=str)
+        given = read_fields(metadata, kind=str, run=str, round=int, id=str, settings=dict, clients=list, layout=str)
         if given["kind"] not in REQUEST_KINDS:
             raise WireError(f"the request is a {given['kind']}, expected one of {', '.join(REQUEST_KINDS)}")
         clients = tuple(given.pop("clients"))

@@ -18,7 +18,7 @@ from fedlearn.core.serialization import Payload, WireError, pack, read_fields, r
 from fedlearn.errors import FedlearnError
 from fedlearn.protocol.requests import RequestHeader
 
-NODE_FAILURE_STAGES = ("data", "fit", "update", "memory", "policy", "request")
+NODE_FAILURE_STAGES = ("data", "fit", "update", "client_state", "policy", "request")
 MAX_EXAMPLES = 2**40
 Decode = Callable[[bytes, ClientId], np.ndarray]
 RESPONSE_OVERHEAD_BYTES = 2**20  # bytes of a reply that are not parameters

@@ -25,7 +25,7 @@ from fedlearn.runner.compat import (  # fmt: skip
 )
 from fedlearn.runner.config_errors import explain_config_error
 
-CONF_DIR = Path(__file__).parents[1] / "conf"
+CONF_DIR = Path(__file__).parents[2] / "conf"
 
 
 class UsageError(FedlearnError):

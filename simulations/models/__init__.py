@@ -61,7 +61,7 @@ def build_trainer(
         )
         (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
         return MixedTrainer([one, other]), line
-    modules, trainers = _load(framework)
+    modules, trainers = load_family(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     if isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:
         module, line = vision.build_network(model, framework, input_shape=input_shape, num_outputs=num_outputs)
@@ -73,13 +73,13 @@ def build_trainer(
     return made, line
 
 
-def _load(framework: str, family: str = "") -> tuple[ModuleType, ModuleType]:
-    """The models of a family (``text_``, ...; the general ones where it is empty) and the trainer of a framework."""
+def load_family(framework: str, family: str = "basic") -> tuple[ModuleType, ModuleType]:
+    """Return the module with the models of a family (``text``, ...) and the module with the trainer of a framework."""
     if framework not in FRAMEWORKS:
         guess = did_you_mean(str(framework), FRAMEWORKS) or "torch"
         raise SettingError("framework", framework, f"one of {', '.join(FRAMEWORKS)}", f"framework={guess}")
     try:
-        models = import_module(f"simulations.models.{family}{framework}")
+        models = import_module(f"simulations.models.{family}.{framework}")
         return models, import_module(f"fedlearn.trainers.{framework}")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("simulations", "fedlearn")):

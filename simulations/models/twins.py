@@ -11,7 +11,7 @@ from fedlearn.errors import SettingError, did_you_mean
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import Initializer
 from fedlearn.trainers.mixed import MixedTrainer
-from simulations.models import _load
+from simulations.models import load_family
 
 
 def build_named_trainer(
@@ -59,7 +59,7 @@ def build_named_trainer(
     )
     if framework == "mixed" and model in model_names:
         return MixedTrainer([in_one(framework="torch"), in_one(framework="jax")])
-    modules, trainers = _load("torch" if framework == "mixed" else framework, f"{family}_")
+    modules, trainers = load_family("torch" if framework == "mixed" else framework, family)
     if framework == "mixed" or not (model in model_names or isinstance(model, modules.Module)):
         own = "" if framework == "mixed" else ", or a module of the chosen framework"
         known = [name.removeprefix("next_") for name in model_names]

@@ -31,7 +31,7 @@ NAMES = {0: "Cleveland", 1: 'Long Beach, "VA"', 2: "Basel"}
 def about(folder, **changes):
     facts = {
         "scenario": "heart", "task": "binary", "num_clients": 3, "model": "logistic", "num_parameters": 14,
-        "names": NAMES, "strategy": "fedavg", "cohort": "all", "engine": "serial", "framework": "numpy",
+        "client_names": NAMES, "strategy": "fedavg", "cohort": "all", "engine": "serial", "framework": "numpy",
         "seed": 1, "rounds": 6,
     }  # fmt: skip
     return RunInfo(folder=folder, **(facts | changes))

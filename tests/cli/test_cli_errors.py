@@ -32,7 +32,10 @@ WRONG = {
     "strategy=fedbuff strategy.buffer_size=11": ["strategy.buffer_size is 11", "at most 10"],
     "strategy=fedbuff system=constant system.min_completed=2": ["system.min_completed is 2", "strategy.buffer_size"],
     "strategy=fedbuff privacy=central privacy.noise_multiplier=1": ["privacy is central", "by rounds"],
-    "system=constant system.min_completed=2 privacy=central privacy.epsilon=2": ["system.min_completed is 2", "who was drawn"],
+    "system=constant system.min_completed=2 privacy=central privacy.epsilon=2": [
+        "system.min_completed is 2",
+        "who was drawn",
+    ],
     "strategy=fedbuff poisoning=sign_flip": ["poisoning is sign_flip", "an attack on clients' data"],
     "system=lognorml": ["did you mean system=lognormal?"],
     "system=lognormal system.sigma=-1": ["system.sigma is -1"],

@@ -120,7 +120,7 @@ def test_a_run_interrupted_between_checkpoints_saves_the_round_it_stops_at(run, 
 
     count = iter(range(100))
     monkeypatch.setattr(
-        Interrupt, "asked", property(lambda self: next(count) >= 3, lambda self, value: None), raising=False
+        Interrupt, "is_requested", property(lambda self: next(count) >= 3, lambda self, value: None), raising=False
     )
     code, folder = run("rounds=9", "checkpoint_every=5")
     assert code == 130

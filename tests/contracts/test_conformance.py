@@ -56,7 +56,9 @@ def some_digits(digits, framework):
 @pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
-    check_strategy(builder(**taken(builder, {"clients_per_round": 4, "personal_parameters": "out.*"})), data=data, trainer=trainer)
+    check_strategy(
+        builder(**taken(builder, {"clients_per_round": 4, "personal_parameters": "out.*"})), data=data, trainer=trainer
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_noisy_statistics_are_near_the_exact_ones_and_cost_one_event():
     assert statistics["age"].mean == pytest.approx(np.nanmean(AGE), abs=1)
     assert statistics["age"].std == pytest.approx(np.nanstd(AGE), abs=2)
     assert statistics["sex"].counts["f"] == pytest.approx((SEX == "f").sum(), abs=2)
-    ledger = how.charged(range(3))
+    ledger = how.initial_ledger(range(3))
     assert [ledger.client_history(client) for client in range(3)] == [((Event(0.1), 1),)] * 3
 
 
@@ -76,7 +76,7 @@ def vector(statistics):
     age, sex = statistics["age"], statistics["sex"]
     sum_z = (age.total - 50 * age.num_present) / 50
     sum_zz = (age.sum_squares - 100 * age.total + 2500 * age.num_present) / 2500
-    return np.array([age.rows, age.num_present, sum_z, sum_zz, *(sex.counts.get(value, 0) for value in ("f", "m"))])
+    return np.array([age.num_rows, age.num_present, sum_z, sum_zz, *(sex.counts.get(value, 0) for value in ("f", "m"))])
 
 
 @pytest.mark.parametrize("age", [0.0, 100.0, 1e9, -1e9, 50.0, np.nan])
@@ -89,7 +89,7 @@ def test_one_record_changes_what_is_released_by_no_more_than_the_sensitivity(age
 
 
 def test_noise_has_the_deviation_that_the_ledger_is_charged_for():
-    rows = [released(table(), noise(2.0, seed=seed))["sex"].rows for seed in range(400)]
+    rows = [released(table(), noise(2.0, seed=seed))["sex"].num_rows for seed in range(400)]
     assert np.std(rows) == pytest.approx(2.0 * math.sqrt(1 + 3 + 1), rel=0.15)
     assert np.mean(rows) == pytest.approx(300, abs=1)
 

@@ -36,7 +36,9 @@ def simulated(made, rounds=3, buffers="refuse", **schedule):
 
 def deployed(made, rounds=3, state=None, evaluate=True, buffers="refuse", **schedule):
     engine, scenario = made.engine, remote_scenario(made.engine)
-    strategy = with_buffer_policy(build(made.settings["strategy"], "strategy", allow=made.allow), engine.layout, buffers)
+    strategy = with_buffer_policy(
+        build(made.settings["strategy"], "strategy", allow=made.allow), engine.layout, buffers
+    )
     state = state or start(strategy, scenario.trainer.init(1), engine, seed=1)
     plan = Schedule(rounds=rounds, **schedule)
     judged = judge(scenario) if evaluate else None

@@ -59,7 +59,10 @@ def published():
 
     names = set(strategies.__all__) - {"fedlc", "moon"}  # which need classes, or a hidden layer
     takes = {name: signature(getattr(strategies, name)).parameters for name in sorted(names)}
-    keeps = {name: {"personal_parameters": "out.bias"} if "personal_parameters" in taken else {} for name, taken in takes.items()}
+    keeps = {
+        name: {"personal_parameters": "out.bias"} if "personal_parameters" in taken else {}
+        for name, taken in takes.items()
+    }
     return {name: partial(getattr(strategies, name), **settings) for name, settings in keeps.items()}
 
 
@@ -149,7 +152,7 @@ def made(cluster):
         engine.close()
 
 
-def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
+def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL_SETTINGS):
     engine.client_states.clear()
     params_D = LinearTrainer(3).init(1) if params_D is None else params_D
     state = start(strategy, params_D, engine, seed=1)
@@ -197,7 +200,7 @@ def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers
     assert far(once, again) == 0
     engine.close()
     alone = made(block_size=2, num_workers=1)
-    assert alone.num_processes == 1
+    assert alone.num_workers == 1
     assert far(once, rounds_of(alone, scaffold(), rounds=5)) == 0
 
 
@@ -273,7 +276,7 @@ def test_clients_that_fail_are_named_as_they_are_here(made):
 
     def failures(engine):
         state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
-        (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL)
+        (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL_SETTINGS)
         return {(failure.client, failure.stage, failure.reason) for failure in one.failures}, one.num_updates
 
     found = failures(made(faulty))
@@ -308,7 +311,7 @@ def on_its_gpu(*, device):
 
 
 def test_workers_with_gpus_build_the_scenario_on_the_first_one_that_they_see(made):
-    assert made(on_its_gpu, gpus_per_worker=0.5).num_processes == 2
+    assert made(on_its_gpu, gpus_per_worker=0.5).num_workers == 2
     scenario = linear()
     scenario.trainer.device = "cuda:0"
     with pytest.raises(SettingError, match=r"gpus_per_worker is 0\n.*device=cuda:0\n.*gpus_per_worker=1"):
@@ -348,14 +351,14 @@ JOINS = """
 import sys
 from fedlearn import Scenario, Schedule, Strategy, everyone, federate, start
 from fedlearn.engines.ray.engine import ray
-from fedlearn.testing import LOCAL, LinearTrainer, linear_problem
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 
 def linear():
     return Scenario(name="linear", data=linear_problem(), trainer=LinearTrainer(3), model="linear")
 
 strategy, engine = Strategy(select=everyone()), ray(linear_problem(), LinearTrainer(3), linear, address=sys.argv[1])
 state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
-for done in federate(strategy, engine, state, schedule=Schedule(rounds=2), local=LOCAL):
+for done in federate(strategy, engine, state, schedule=Schedule(rounds=2), local=LOCAL_SETTINGS):
     pass
 engine.close()
 print(engine.num_workers, done.state.params_D.tobytes().hex())

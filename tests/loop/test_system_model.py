@@ -109,7 +109,7 @@ def test_a_trace_that_does_not_say_what_it_must_is_refused_by_name(tmp_path, tex
         (lambda: lognormal(available=0), "available"),
         (lambda: lognormal(dropout=1.0), "dropout"),
         (lambda: constant(deadline=0), "deadline"),
-        (lambda: constant(min_completed=0), "enough"),
+        (lambda: constant(min_completed=0), "min_completed"),
         (lambda: trace(), "path"),
         (lambda: trace(path="x", period=-1), "period"),
         (lambda: SystemModel(dropout=2), "dropout"),

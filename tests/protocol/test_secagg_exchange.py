@@ -57,7 +57,7 @@ def test_the_sum_is_exact():
     outcome = total(Clients())
     assert np.array_equal(outcome.sum, plain(range(SIZE)))
     assert (outcome.clients, outcome.failures) == (tuple(range(SIZE)), ())
-    assert outcome.bytes_up > SIZE * 4 * LENGTH
+    assert outcome.num_bytes_up > SIZE * 4 * LENGTH
 
 
 @pytest.mark.parametrize("stage", list(ServerStage)[:5], ids=lambda stage: stage.name.lower())

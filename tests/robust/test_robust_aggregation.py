@@ -109,7 +109,7 @@ def test_rules_are_the_same_on_every_array_library_and_over_any_number_of_column
         [column[np.argsort(np.abs(column - np.median(column)))[:4]].mean() for column in updates_KD.T],
     ]
     for most in (9 * 23, 9 * 5, 1):
-        monkeypatch.setattr(robust_aggregation, "MOST_ELEMENTS", most)
+        monkeypatch.setattr(robust_aggregation, "MAX_ELEMENTS", most)
         given_KD = xp.asarray(updates_KD)
         ours = [
             coordinate_median(given_KD),

@@ -48,8 +48,8 @@ def weakened(monkeypatch):
     def fifth(update, draws, std):
         return add_gaussian_noise(update, draws, std / 5)
 
-    for name in ("central", "local", "ftrl"):
-        monkeypatch.setattr(import_module(f"fedlearn.privacy.mechanisms.{name}"), "noisy", fifth)
+    for name in ("central_dp", "local_dp", "dp_ftrl"):
+        monkeypatch.setattr(import_module(f"fedlearn.privacy.mechanisms.{name}"), "add_gaussian_noise", fifth)
     right = TorchTrainer._noise
 
     def too_small(self, order, one):
@@ -79,8 +79,8 @@ def test_a_build_whose_noise_is_five_times_too_small_is_caught(words, audited, c
 
 
 def test_a_build_that_does_not_clip_is_caught(audited, monkeypatch):
-    central = import_module("fedlearn.privacy.mechanisms.central")
-    monkeypatch.setattr(central, "bounded", lambda update, bound: update)
+    central = import_module("fedlearn.privacy.mechanisms.central_dp")
+    monkeypatch.setattr(central, "clip_finite", lambda update, bound: update)
     assert audited(*MECHANISMS["central"])[0] == 3
 
 
@@ -140,7 +140,7 @@ def test_the_bound_on_a_sum_with_distributed_noise_is_below_its_claim_and_weaker
     assert code == 0
     assert 0.3 < found["bound"] < found["claimed_epsilon"] == pytest.approx(4.38, abs=0.05)
     right = masked_sum.draw_noise
-    monkeypatch.setattr(masked_sum, "draw", lambda kind, std, *args: right(kind, std / 8, *args))
+    monkeypatch.setattr(masked_sum, "draw_noise", lambda kind, std, *args: right(kind, std / 8, *args))
     assert audited(*words, folder="weak")[0] == 3  # half the cohort may drop out: there is twice the variance claimed
 
 

@@ -47,7 +47,7 @@ def layouts(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
         checksum = f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
         sizes[size] = DataSet(name=f"ml-{size}", origins=(OfficialSource(base_url="", files={name: checksum}),))
-    monkeypatch.setattr(sources, "SIZES", sizes)
+    monkeypatch.setattr(sources, "VARIANTS", sizes)
     return tmp_path
 
 

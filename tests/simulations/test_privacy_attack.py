@@ -24,7 +24,9 @@ def attacked(tmp_path, monkeypatch):
 
 def test_clipping_alone_protects_nothing_and_noise_or_masks_do(attacked):
     pytest.importorskip("cryptography")
-    code, found, folder = attacked("kind=gradient_inversion", "privacy_attack.victims=100", "privacy_attack.noise=[0.1,1]")
+    code, found, folder = attacked(
+        "kind=gradient_inversion", "privacy_attack.victims=100", "privacy_attack.noise=[0.1,1]"
+    )
     assert code == 0
     by = {result["protection"]: result for result in found["results"]}
     for bare in ("nothing", "clipped to 1"):
@@ -52,7 +54,13 @@ def test_central_noise_does_not_protect_an_upload_from_the_server(attacked):
 
 
 def test_dp_sgd_hides_an_example_from_inversion(attacked):
-    words = ["privacy=example", "privacy.noise_multiplier=1", "privacy_attack.victims=40", "privacy_attack.noise=[1]", "model=linear"]
+    words = [
+        "privacy=example",
+        "privacy.noise_multiplier=1",
+        "privacy_attack.victims=40",
+        "privacy_attack.noise=[1]",
+        "model=linear",
+    ]
     found = attacked("kind=gradient_inversion", *words)[1]
     private = found["results"][-1]
     assert private["labels"] < 0.5
@@ -62,7 +70,9 @@ def test_dp_sgd_hides_an_example_from_inversion(attacked):
 
 def test_members_are_found_without_protection_and_hardly_with_dp_sgd(attacked):
     private = ["privacy=example", "privacy.noise_multiplier=1", "privacy.delta=1e-3"]
-    code, found, folder = attacked("kind=membership_inference", *private, "privacy_attack.shadows=12", "local.epochs=20")
+    code, found, folder = attacked(
+        "kind=membership_inference", *private, "privacy_attack.shadows=12", "local.epochs=20"
+    )
     assert code == 0
     bare, dp = found["results"]
     assert bare["attacks"]["LiRA"]["auc"] > 0.68

@@ -408,7 +408,7 @@ def test_a_tuned_encoder_is_exported_whole_or_as_what_was_tuned(mixed_run, shelf
     tuned = load_file(export(mixed_run, "safetensors", tmp_path / "model.safetensors"))
     assert np.array_equal(model.scenario.trainer.layout.pack(tuned), model.params_D)
     whole = torch.load(export(mixed_run, "torch", tmp_path / "model.pt"), weights_only=True)
-    assert {*tuned, "words.weight", "layer_0.query.weight"} <= set(whole)
+    assert {*tuned, "token_embedding.weight", "layer_0.query.weight"} <= set(whole)
 
 
 def test_onnx_reads_any_number_of_sentences(mixed_run, shelf, tmp_path):

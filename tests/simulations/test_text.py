@@ -238,7 +238,7 @@ def test_shakespeare_runs_small(from_wheels, framework):
 
 def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys):
     from fedlearn.runner.start import main
-    from simulations.analysis import sampling
+    from simulations import sample as sampling
     from simulations.datasets.shakespeare import read_roles
 
     from_wheels(read_roles)

@@ -55,7 +55,9 @@ def offsets(small):
 
 @pytest.mark.parametrize("name", ["fedper", "fedrep"])
 def test_a_head_that_stays_beats_a_shared_one_on_conflicting_clients(small, name):
-    last, engine = small.run(getattr(strategies, name)(personal_parameters="out.bias"), offsets(small), rounds=30, epochs=5)
+    last, engine = small.run(
+        getattr(strategies, name)(personal_parameters="out.bias"), offsets(small), rounds=30, epochs=5
+    )
     shared, _ = small.run(strategies.fedavg(), offsets(small), rounds=30, epochs=5)
     assert (last.evaluation.per_client["loss"] < 0.1 * shared.evaluation.per_client["loss"]).all()
     assert [float(engine.client_states[k][PERSONAL_PARAMETERS][0]) for k in (0, 1)] == pytest.approx([-1, 1], abs=0.1)
@@ -102,7 +104,9 @@ def test_fedbn_keeps_normalisation_layers_at_their_clients(small, framework):
     assert own.evaluation.pooled["loss"] < 0.3 * shared.evaluation.pooled["loss"]
     norms = trainer.layout.positions(("norm.*",))
     assert np.array_equal(as_numpy(own.state.params_D)[norms], trainer.init(1)[norms])
-    assert not np.allclose(engine.client_states[0][PERSONAL_PARAMETERS], engine.client_states[1][PERSONAL_PARAMETERS], atol=0.1)
+    assert not np.allclose(
+        engine.client_states[0][PERSONAL_PARAMETERS], engine.client_states[1][PERSONAL_PARAMETERS], atol=0.1
+    )
     assert own.bytes_up == 2 * 4 * 5
 
 

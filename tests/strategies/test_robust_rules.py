@@ -224,9 +224,9 @@ def test_no_rule_needs_more_than_three_copies_of_the_matrix(name, monkeypatch):
     from fedlearn.robust import robust_aggregation
 
     monkeypatch.setattr(
-        robust_aggregation, "MOST_ELEMENTS", 2**14
+        robust_aggregation, "MAX_ELEMENTS", 2**14
     )  # as small beside this matrix as it is beside a large one
-    monkeypatch.setattr(folding, "TILE", 2**10)
+    monkeypatch.setattr(folding, "TILE_SIZE", 2**10)
     strategy = getattr(strategies, name)()
     tracemalloc.start()
     updates = [updates_from(np.ones((15, 20_000), np.float32), first=first) for first in (0, 15)]

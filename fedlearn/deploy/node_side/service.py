@@ -135,8 +135,8 @@ class NodeService:
             partition=scenario.partition,
             framework=trainer.framework,
             device=trainer.device,
-            tells_metrics=self.policy.reveal.metrics,
-            masking=self.config.masking_keys.public_key.hex() if self.config.masking_keys else "",
+            supports_metrics=self.policy.reveal.metrics,
+            masking_key=self.config.masking_keys.public_key.hex() if self.config.masking_keys else "",
         )
 
     def _init(self, ask: RequestHeader, parcel: Payload) -> bytes:
@@ -235,7 +235,7 @@ class NodeService:
             if isinstance(result, Updates) and initial:
                 self.client_states.save(run, client, order.round, engine.client_states[client])
         except (ClientStateError, OSError) as error:
-            result = failure(client, "memory", error)
+            result = failure(client, "client_state", error)
         if isinstance(result, Failure):
             log.error("client %d failed in %s: %s\n%s", client, result.stage, result.reason, result.traceback)
         return result
@@ -266,7 +266,7 @@ class NodeService:
             initial = initial_client_state(strategy, engine.layout, params_D)
             engine.client_states[client] = self.client_states.load(run, client, since, initial)
         except ClientStateError as error:
-            return failure(client, "memory", error)
+            return failure(client, "client_state", error)
         (one,) = engine.evaluate(params_D, [client], strategy)
         return one
 

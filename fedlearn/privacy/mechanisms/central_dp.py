@@ -155,7 +155,7 @@ def _protect(
         select=select,
         stages=(*strategy.stages, stage),
         aggregate=expected_mean(cohort, num_extra=settings.adaptive is not None),
-        protection=_promise(settings, noise, event_of(noise), law, cohort, population),
+        privacy_guarantee=_promise(settings, noise, event_of(noise), law, cohort, population),
     ), local
 
 

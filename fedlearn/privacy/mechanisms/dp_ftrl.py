@@ -261,7 +261,7 @@ def _protect(
         select=min_separation(asked, separation),
         stages=(*strategy.stages, stage),
         aggregate=expected_mean(asked),
-        protection=_promise(settings, noise, correlated, population),
+        privacy_guarantee=_promise(settings, noise, correlated, population),
     ), local
 
 

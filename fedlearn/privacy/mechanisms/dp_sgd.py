@@ -95,7 +95,7 @@ def _protect(
     noise = budget.resolve_noise_multiplier(planned)
     private = replace(local, example_dp=ExampleDP(clip=clip, noise_multiplier=noise))
     promise = _promise(clip, noise, budget, private, population)
-    return replace_parts(strategy, protection=promise), private
+    return replace_parts(strategy, privacy_guarantee=promise), private
 
 
 def _sizes(population: Population) -> tuple[int, ...]:

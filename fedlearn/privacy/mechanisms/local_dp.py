@@ -80,7 +80,7 @@ def _protect(
     noise = budget.resolve_noise_multiplier(planned)
     stage = _noised_at_the_client(clip_norm, noise * clip_norm)
     promise = _promise(clip_norm, noise, budget, population)
-    return replace_parts(strategy, stages=(*strategy.stages, stage), protection=promise), local
+    return replace_parts(strategy, stages=(*strategy.stages, stage), privacy_guarantee=promise), local
 
 
 def _noised_at_the_client(bound: float, std: float) -> Stage:

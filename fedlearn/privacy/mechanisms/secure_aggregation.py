@@ -157,7 +157,7 @@ def _mask(
             masked, size, kind="secagg", adjacency=f"only sums of {quorum} clients or more can be opened"
         ),
     )
-    return replace_parts(masked.protect(strategy, num_clients=population.num_clients), protection=promise), local
+    return replace_parts(masked.protect(strategy, num_clients=population.num_clients), privacy_guarantee=promise), local
 
 
 def _noise(
@@ -192,7 +192,7 @@ def _noise(
             "warnings": delta_warnings(budget.delta, population.num_clients),
         },
     )
-    return replace_parts(masked.protect(strategy, num_clients=population.num_clients), protection=promise), local
+    return replace_parts(masked.protect(strategy, num_clients=population.num_clients), privacy_guarantee=promise), local
 
 
 def _facts(masked: Masking, size: int, *, kind: str, adjacency: str) -> dict[str, Any]:

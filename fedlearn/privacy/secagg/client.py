@@ -163,7 +163,7 @@ class Client:
         masked = _checked(vector(session), session)
         crypto.add_mask(masked, crypto.self_mask_key(self._notes.seed, inbox.session, me), sign=1)
         for other in inbox.encrypted:
-            key = crypto.pairwise_mask_key(self._notes.mask_secret, everyone[other].mask, inbox.session, me, other)
+            key = crypto.pairwise_mask_key(self._notes.mask_secret, everyone[other].mask_key, inbox.session, me, other)
             crypto.add_mask(masked, key, sign=1 if me < other else -1)
         self._notes = replace(
             self._notes,

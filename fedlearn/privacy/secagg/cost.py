@@ -52,7 +52,7 @@ class NoisySum:
         if self.kind == "skellam":
             variance = self.min_clients * self.std**2
             return np.array([skellam_rdp(order, variance=variance, l2=self.norm, l1=self.norm**2) for order in orders])
-        size = {"num_clients": self.min_clients, "most": self.max_clients}
+        size = {"num_clients": self.min_clients, "max_clients": self.max_clients}
         epsilon = discrete_gaussian_cdp(std=self.std, l2=self.norm, dimension=MAX_DIMENSION, **size)
         return 0.5 * epsilon**2 * np.asarray(orders, np.float64)
 

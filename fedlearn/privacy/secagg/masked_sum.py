@@ -294,10 +294,10 @@ def partial_sum(total_D: np.ndarray, count: int) -> State:
 def _opened(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:
     """The sum, by the real protocol among clients in memory."""
     in_memory = _drill()
-    clients, registered = in_memory.strangers(rows)
+    clients, registered = in_memory.create_clients(rows)
     some = next(iter(rows.values()))
-    session = in_memory.session_of(some[None], rows, threshold=threshold, round=1, run=b"simulated")
-    total: np.ndarray = in_memory.run(session, clients, registered, rows).sum
+    session = in_memory.create_session(some[None], rows, threshold=threshold, round=1, run=b"simulated")
+    total: np.ndarray = in_memory.run_protocol(session, clients, registered, rows).sum
     return total
 
 

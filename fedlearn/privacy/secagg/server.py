@@ -2,7 +2,7 @@
 
 ```
 server = Server(session, registered)
-requests = server.open()
+requests = server.start()
 while requests:                                  # client -> message
     for client, reply in exchange(requests):     # whatever arrives in time
         server.add(client, reply)                # Refused: count that client as failed, and go on
@@ -133,7 +133,7 @@ class Server:
 
     def _accept_keys(self, keys: PublicKeys) -> PublicKeys:
         crypto.verify_keys(keys, self.registered)
-        known = {key for other in self._replies.values() for key in (other.seal, other.mask)}
+        known = {key for other in self._replies.values() for key in (other.encryption_key, other.mask_key)}
         reject_if(
             keys.encryption_key == keys.mask_key or bool(known & {keys.encryption_key, keys.mask_key}),
             "a public key appears twice",

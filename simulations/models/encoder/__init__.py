@@ -17,7 +17,7 @@ from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.errors import did_you_mean, is_count, is_number, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.mixed import MixedTrainer
-from simulations.models import _load
+from simulations.models import load_family
 
 TUNING_KINDS = ("lora", "full")
 PROJECTIONS = ("query", "key", "value", "mix", "up", "down")  # the affine maps of a layer
@@ -177,7 +177,7 @@ def build_fine_tuning_trainer(
 def _trainer(
     encoder: PretrainedEncoder, tuning: FineTuning, data: FederatedData, framework: str, device: str
 ) -> Trainer:
-    modules, trainers = _load(framework, "encoder_")
+    modules, trainers = load_family(framework, "encoder")
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     frozen = tuning.frozen_params(encoder)
     how: dict[str, Any] = {"task": data.task, "device": device, "initial": partial(_initial, encoder.weights)}

@@ -64,8 +64,8 @@ class Encoder(nn.Module):
         """``(B, T) -> (B, C)``."""
         sizes, real_BT = self.config, x_BT > 0
         places_BT = jnp.broadcast_to(jnp.arange(x_BT.shape[1]), x_BT.shape)
-        words_BTE = nn.Embed(sizes.vocab_size, sizes.width, name="words")(x_BT.astype(jnp.int32))
-        x_BTE = _norm("norm", sizes)(words_BTE + nn.Embed(sizes.length, sizes.width, name="places")(places_BT))
+        words_BTE = nn.Embed(sizes.vocab_size, sizes.width, name="token_embedding")(x_BT.astype(jnp.int32))
+        x_BTE = _norm("norm", sizes)(words_BTE + nn.Embed(sizes.length, sizes.width, name="position_embedding")(places_BT))
         for layer in range(sizes.num_layers):
             adapted = self.tuning.adapted_modules(layer, num_layers=sizes.num_layers)
             x_BTE = Layer(sizes, self.tuning, adapted, train, name=f"layer_{layer}")(x_BTE, real_BT)
@@ -151,6 +151,6 @@ def _to_flax(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]
     *path, kind = name.split(".")
     if kind == "bias":
         return (*path, kind), value
-    if path[0] in ("words", "places"):
+    if path[0] in ("token_embedding", "position_embedding"):
         return (*path, "embedding"), value
     return ((*path, "scale"), value) if value.ndim == 1 else ((*path, "kernel"), value.T)

@@ -32,7 +32,7 @@ def build_network(name: str, framework: str, *, input_shape: tuple[int, ...], nu
     if len(input_shape) != 3 or min(input_shape[:2]) < least:
         expected = f"linear or mlp: these examples are not images of {least} x {least} or more"
         raise SettingError("model", name, expected, "model=mlp")
-    networks = import_module(f"simulations.models.vision_{framework}")
+    networks = import_module(f"simulations.models.vision.{framework}")
     size = "x".join(map(str, input_shape))
     if name in ("gn_cnn", "bn_cnn"):
         norm = "batch" if name == "bn_cnn" else "group"

@@ -100,7 +100,7 @@ def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, ca
 
 def test_a_site_that_is_busy_says_so_instead_of_piling_requests_up(make, monkeypatch):
     site = make()
-    monkeypatch.setattr(sites, "PATIENCE", 0.1)
+    monkeypatch.setattr(sites, "LOCK_TIMEOUT_S", 0.1)
     with site._lock:
         assert "still busy" in fit(site).metadata["error"]["reason"]
     assert fit(site).metadata["clients"] == [0]
@@ -111,5 +111,5 @@ def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make
     for _ in range(2):
         assert "error" not in fit(site).metadata
     assert "max_rounds=2" in fit(site).metadata["error"]["reason"]
-    assert "error" not in fit(site, run="another").facts
+    assert "error" not in fit(site, run="another").metadata
     assert ClientStates(tmp_path / "memory").request_counts("run") == (2, 3)

@@ -46,7 +46,7 @@ class Round:
                 self.server.add(client, reply)
             self.requests = self.server.advance()
 
-    def answer(self, client, request=None):
+    def respond(self, client, request=None):
         return self.clients[client].respond(request or self.requests[client], lambda session: VECTORS[client])
 
     def refuses(self, request, because):
@@ -220,7 +220,7 @@ def test_a_public_key_of_low_order_is_refused():
     attack = Round(ServerStage.SHARE)
     roster = decode(attack.requests[0], KeyDirectory)
     one = decode(roster.keys[1], PublicKeys)
-    bad = attack.clients[1].identity.sign_keys(replace(one, seal=bytes(32)))
+    bad = attack.clients[1].identity.sign_keys(replace(one, encryption_key=bytes(32)))
     attack.refuses(replace(roster, keys={**roster.keys, 1: encode(bad)}), "low order")
 
 
@@ -243,7 +243,7 @@ def test_too_few_at_any_stage_are_refused():
     attack.refuses(replace(roster, keys={c: roster.keys[c] for c in (0, 1)}), "2 clients have advertised")
     attack = Round(ServerStage.MASK)
     inbox = decode(attack.requests[0], ReceivedShares)
-    attack.refuses(replace(inbox, sealed={1: inbox.encrypted[1]}), "2 clients have shared")
+    attack.refuses(replace(inbox, encrypted={1: inbox.encrypted[1]}), "2 clients have shared")
     attack = Round(ServerStage.CONFIRM)
     shown = decode(attack.requests[0], Survivors)
     attack.refuses(replace(shown, survivors=(0, 1), dropped=(2, 3, 4)), "2 survivors")
@@ -255,7 +255,7 @@ def test_too_few_at_any_stage_are_refused():
 def test_participants_do_not_change_between_stages():
     attack = Round(ServerStage.MASK)
     inbox = decode(attack.requests[0], ReceivedShares)
-    attack.refuses(replace(inbox, sealed={**inbox.encrypted, 9: b""}), "not on the roster")
+    attack.refuses(replace(inbox, encrypted={**inbox.encrypted, 9: b""}), "not on the roster")
     attack = Round(ServerStage.CONFIRM)
     shown = decode(attack.requests[0], Survivors)
     attack.refuses(replace(shown, survivors=(0, 1, 2, 3)), "not those who shared")
@@ -267,16 +267,16 @@ def test_shares_for_another_receiver_sender_or_round_are_refused():
     inbox, other = decode(attack.requests[0], ReceivedShares), decode(attack.requests[1], ReceivedShares)
     attack.refuses(other, "meant for another client")
     attack.refuses(
-        replace(inbox, sealed={**inbox.encrypted, 2: other.encrypted[2]}), "from client 2 are damaged, or not meant"
+        replace(inbox, encrypted={**inbox.encrypted, 2: other.encrypted[2]}), "from client 2 are damaged, or not meant"
     )
     swapped = {**inbox.encrypted, 1: inbox.encrypted[2], 2: inbox.encrypted[1]}
-    attack.refuses(replace(inbox, sealed=swapped), "from client 1 are damaged, or not meant")
+    attack.refuses(replace(inbox, encrypted=swapped), "from client 1 are damaged, or not meant")
     earlier = Round(ServerStage.MASK, clients=(attack.clients, attack.registered), number=2)
     attack.refuses(inbox, "another session")
     now = decode(earlier.requests[0], ReceivedShares)
-    attack.refuses(replace(now, sealed={**now.encrypted, 1: inbox.encrypted[1]}), "from client 1 are damaged")
+    attack.refuses(replace(now, encrypted={**now.encrypted, 1: inbox.encrypted[1]}), "from client 1 are damaged")
     flipped = bytes([now.encrypted[1][0] ^ 1]) + now.encrypted[1][1:]
-    attack.refuses(replace(now, sealed={**now.encrypted, 1: flipped}), "from client 1 are damaged")
+    attack.refuses(replace(now, encrypted={**now.encrypted, 1: flipped}), "from client 1 are damaged")
 
 
 def test_messages_out_of_turn_are_refused():
@@ -316,9 +316,9 @@ def test_a_server_passes_over_keys_that_are_none_or_not_the_clients():
     keys = decode(honest.answer(0), PublicKeys)
     sign = honest.clients[0].identity.sign_keys
     for bad, because in [
-        (sign(replace(keys, mask=bytes(32))), "low order"),
-        (sign(replace(keys, mask=keys.encryption_key)), "twice"),
-        (replace(keys, mask=derive_public_key(generate_secret())), "not valid"),
+        (sign(replace(keys, mask_key=bytes(32))), "low order"),
+        (sign(replace(keys, mask_key=keys.encryption_key)), "twice"),
+        (replace(keys, mask_key=derive_public_key(generate_secret())), "not valid"),
     ]:
         with pytest.raises(ProtocolError, match=because):
             honest.server.add(0, encode(bad))
@@ -329,7 +329,7 @@ def test_a_server_passes_over_what_does_not_fit():
     honest = Round(ServerStage.SHARE)
     shares = decode(honest.answer(0), EncryptedShares)
     with pytest.raises(ProtocolError, match="not sealed a share for everyone"):
-        honest.server.add(0, encode(replace(shares, sealed={1: shares.encrypted[1]})))
+        honest.server.add(0, encode(replace(shares, encrypted={1: shares.encrypted[1]})))
     honest = Round(ServerStage.MASK)
     masked = decode(honest.answer(0), RESPONSE_TYPES[ServerStage.MASK])
     with pytest.raises(ProtocolError, match="another length"):
