@@ -194,6 +194,7 @@ def test_a_client_begins_at_the_best_of_the_models_that_it_compares():
     assert np.abs(updates.delta_KD).max() < 1e-3
 
 
+@pytest.mark.framework
 @pytest.mark.parametrize("strategy", [BIAS, DITTO, replace(BIAS, local=KEEPS._replace(personal_epochs=1))])
 def test_strategies_that_keep_something_meet_the_contract(strategy):
     check_strategy(strategy)

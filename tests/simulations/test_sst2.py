@@ -109,10 +109,10 @@ def started(trainer):
     return params_D + 0.1 * np.random.default_rng(0).standard_normal(params_D.shape).astype(np.float32)
 
 
-TWINS = ("lora on all maps", "the last layer")
+SOME_TWINS = ["lora on all maps", pytest.param("the last layer", marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", SOME_TWINS)
 def test_twins_are_one_encoder_and_tune_alike(name):
     one, other = made(name), made(name, "jax")
     assert one.layout == other.layout
@@ -124,7 +124,7 @@ def test_twins_are_one_encoder_and_tune_alike(name):
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", SOME_TWINS)
 def test_twins_clip_each_text_alike(name):
     private = ExampleDP(clip=0.05, noise_multiplier=0.0)
     params_D = started(made(name))
@@ -150,7 +150,7 @@ def test_dropout_sets_some_of_what_the_head_reads_to_zero_and_enlarges_the_rest(
     assert 0 < (other == 0).mean() < 1
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_dropout_is_for_training_and_of_what_adapters_and_head_read_alone(framework):
     whole, dropped = made("lora", framework), made("lora, dropped out", framework)
     params_D, (x_NT, _) = started(whole), texts(9)

@@ -184,8 +184,13 @@ FLAX = {
 }
 
 
+LONG_TO_COMPILE = ("positions", "conv", "rnn", "twice")
+
+
 @pytest.mark.parametrize("clip", [0.05, 0.7, 100.0])
-@pytest.mark.parametrize("name", FLAX)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else []) for name in FLAX]
+)
 def test_the_sum_in_jax_is_that_of_gradients_clipped_one_by_one(name, clip):
     build, shape = FLAX[name]
     module, rng = build(), np.random.default_rng(0)
