@@ -109,7 +109,8 @@ def started(trainer):
     return params_D + 0.1 * np.random.default_rng(0).standard_normal(params_D.shape).astype(np.float32)
 
 
-SOME_TWINS = ["lora on all maps", pytest.param("the last layer", marks=pytest.mark.slow)]
+TWINS = ("lora on all maps", "the last layer")
+SOME_TWINS = [TWINS[0], pytest.param(TWINS[1], marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("name", SOME_TWINS)
