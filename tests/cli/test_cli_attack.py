@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from needs import needs
 
 from fedlearn.runner.start import main
 
-pytest.importorskip("torch")
+needs("torch")
+
 DIGITS = ["scenario=digits", "scenario.num_clients=10", "rounds=2"]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from needs import needs
 
 from simulations.resume import main as resume
 
-pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+needs("dp_accounting", reason="needs fedlearn[privacy]")
+
 
 CENTRAL = ["strategy.weighting=equal", "privacy=central"]
 

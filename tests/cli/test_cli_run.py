@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from needs import needs
 
 from fedlearn.runner.start import main
 
-pytest.importorskip("torch")
+needs("torch")
 
 
 def test_a_run_leaves_its_files_and_says_where(run, summary, capsys):

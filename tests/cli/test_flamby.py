@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import federate, judge, start
 from fedlearn.errors import DataError
@@ -11,7 +12,8 @@ from fedlearn.runner.compose import compose
 from fedlearn.runner.config import build_experiment
 from fedlearn.runner.start import parse_args
 
-pytest.importorskip("torch")
+needs("torch")
+
 
 # pooled-test accuracy, mean of five seeds: Ogier du Terrail et al., NeurIPS 2022, arXiv:2210.04620
 PUBLISHED = {"fedavg": 0.748, "fedprox": 0.748, "fedadam": 0.779}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import federate, judge, start
 from fedlearn.core.records import Round
@@ -12,8 +13,8 @@ from fedlearn.runner.compose import compose
 from fedlearn.runner.config import build_experiment
 from fedlearn.runner.start import parse_args
 
-pytest.importorskip("torch")
-pytest.importorskip("dp_accounting")
+needs("torch")
+needs("dp_accounting")
 
 
 def last_round(*words: str) -> Round:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import LocalSettings, Schedule, SettingError, Strategy, everyone, federate, mean, poisson, serial, start
 from fedlearn.core import checkpoint as checkpoints
@@ -21,7 +22,8 @@ from fedlearn.privacy.mechanisms.dp_sgd import sampling_rate
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedavg
 
-pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+needs("dp_accounting", reason="needs fedlearn[privacy]")
+
 
 EQUAL = Strategy(select=everyone(), aggregate=mean(weighting="equal"))
 TRAINER = LinearTrainer(3)

@@ -6,15 +6,17 @@ import sys
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.data.hugging_face import parse_hub_path, read_hub
 from fedlearn.errors import DataError, MissingExtra
 
-datasets = pytest.importorskip("datasets", reason="flwr-datasets is not installed")
-pytest.importorskip("flwr_datasets", reason="flwr-datasets is not installed")
+needs("datasets", "flwr_datasets", reason="flwr-datasets is not installed")
 
 
 def saved(folder, features, splits):
+    import datasets
+
     folder.mkdir()
     for name, columns in splits.items():
         made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
@@ -23,6 +25,8 @@ def saved(folder, features, splits):
 
 
 def test_a_table_has_its_splits_and_classes_by_name(tmp_path, own_cache):
+    import datasets
+
     features = {
         "site": datasets.Value("string"),
         "age": datasets.Value("int32"),
@@ -45,6 +49,8 @@ def test_a_table_has_its_splits_and_classes_by_name(tmp_path, own_cache):
 
 def test_images_are_read_with_their_classes(tmp_path):
     image = pytest.importorskip("PIL.Image")
+    import datasets
+
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     pictures = [image.new("L", (4, 3), colour) for colour in (1, 2)]
     contents = read_hub(saved(tmp_path / "set", features, {"train": {"image": pictures, "label": [1, 0]}}))

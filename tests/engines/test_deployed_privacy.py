@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import Request, Schedule, federate, start
 from fedlearn.errors import FedlearnError, TooManyFailures
@@ -11,7 +12,6 @@ from fedlearn.runner.config import build
 from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
-pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 
 from fedlearn.core.records import ExampleDP
 from fedlearn.core.serialization import unpack
@@ -21,6 +21,8 @@ from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+
+needs("dp_accounting", reason="the extra privacy is not installed")
 
 EQUAL = {"strategy": {"weighting": "equal"}}
 

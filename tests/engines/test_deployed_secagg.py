@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import Schedule, federate, serial, start
 from fedlearn.errors import FedlearnError, TooManyFailures
@@ -11,7 +12,6 @@ from fedlearn.runner.config import build
 from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
-pytest.importorskip("dp_accounting", reason="the extra privacy is not installed")
 pytest.importorskip("Crypto", reason="the extra privacy is not installed")
 
 from fedlearn.core.records import Request
@@ -22,6 +22,8 @@ from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.privacy.secagg.errors import SecAggAborted
 from fedlearn.protocol.membership import FederationError
 from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+
+needs("dp_accounting", reason="the extra privacy is not installed")
 
 SECAGG = {"_target_": "fedlearn.privacy.mechanisms.secagg", "clip_norm": 10.0}
 NOISY = {"_target_": "fedlearn.privacy.mechanisms.distributed", "noise_multiplier": 1.0, "clip_norm": 1.0}

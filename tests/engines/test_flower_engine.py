@@ -8,10 +8,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+from needs import needs
 
 pytest.importorskip("flwr", reason="Flower is not installed")
 pytest.importorskip("ray", reason="ray is not installed")
-pytest.importorskip("torch", reason="torch is not installed")
 import ray
 
 import strategies
@@ -30,6 +30,8 @@ from fedlearn.core.records import Failure
 from fedlearn.engines.flower import flower
 from fedlearn.engines.flower_simulation import SimulationError
 from fedlearn.runner.config import rebuild_scenario
+
+needs("torch", reason="torch is not installed")
 
 DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "num_clients": 5}
 LOCAL = LocalSettings(learning_rate=0.1)

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import pytest
+from needs import needs
 
 from fedlearn.privacy.calculator import PrivacyQuery, main, result_rows, solve
 
-pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+needs("dp_accounting", reason="needs fedlearn[privacy]")
+
 
 WORDS = ["clients=10000", "cohort=100", "delta=1e-5"]
 

@@ -4,12 +4,14 @@ import math
 from math import ceil, log2, sqrt
 
 import pytest
+from needs import needs
 
 from fedlearn.core.privacy_ledger import Event, event_history
 from fedlearn.privacy.accounting import calibrate_noise_multiplier, calibrate_num_rounds, epsilon_bounds
 from fedlearn.privacy.mechanisms.dp_ftrl import toeplitz_sensitivity, tree_sensitivity
 
-pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+needs("dp_accounting", reason="needs fedlearn[privacy]")
+
 
 MNIST, CIFAR = 256 / 60000, 512 / 50000
 

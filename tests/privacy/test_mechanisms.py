@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs
 
 from fedlearn import (  # fmt: skip
     CompositionError,
@@ -44,7 +45,8 @@ from fedlearn.privacy.mechanisms.dp_ftrl import noise_correlation, toeplitz_corr
 from fedlearn.testing import LOCAL_SETTINGS, check_strategy, linear_problem
 from strategies import fedadam, fedavg
 
-pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+needs("dp_accounting", reason="needs fedlearn[privacy]")
+
 D = 100_000
 EQUAL = fedavg(weighting="equal")
 HALF = fedavg(weighting="equal", clients_per_round=5)
@@ -291,7 +293,16 @@ def test_f15_nothing_is_done_to_evaluation(rounds_of):
     """Stages see updates only; there is no message whose type could be mistaken."""
     stage = protected(central(noise_multiplier=1.0)).stages[-1]
     assert isinstance(stage, Stage)
-    assert set(stage._fields) == {"client", "server", "event", "is_nonexpansive", "has_norm_bound", "needs_sum", "codec", "is_sign_only"}
+    assert set(stage._fields) == {
+        "client",
+        "server",
+        "event",
+        "is_nonexpansive",
+        "has_norm_bound",
+        "needs_sum",
+        "codec",
+        "is_sign_only",
+    }
 
 
 def test_f16_local_noise_is_calibrated_exactly_and_for_all_rounds():

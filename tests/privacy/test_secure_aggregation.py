@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import CompositionError, Schedule, SettingError, federate, serial, start
 from fedlearn.core.privacy_ledger import Event, Ledger, event_history
@@ -14,7 +15,8 @@ from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedavg, fedmedian
 
-pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
+needs("dp_accounting", reason="needs fedlearn[privacy]")
+
 pytest.importorskip("cryptography", reason="needs fedlearn[privacy]")
 EQUAL = fedavg(weighting="equal")
 

@@ -10,6 +10,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import Examples, Request, ServerState, SettingError, federate, plain_training, start, vector
 from fedlearn.core.records import ClientWork
@@ -32,7 +33,8 @@ from simulations.benchmarks.synthetic import (  # fmt: skip
 from simulations.benchmarks.workloads import SEED, W1, W2, W3, W4, W5, WORKLOADS, workload
 from strategies import fedavg
 
-pytest.importorskip("torch")
+needs("torch")
+
 TINY = {"w1": {"clients": 6, "cohort": 3, "examples": 70}, "w3": {"clients": 30, "cohort": 28, "examples": 20}}
 
 

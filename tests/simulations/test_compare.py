@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.errors import DataError
-
-pytest.importorskip("matplotlib", reason="needs the extra 'report'")
 from simulations.analysis.comparison import column_headings, comparison_rows, read_curves, to_markdown
 from simulations.compare import main
+
+needs("matplotlib", reason="needs the extra 'report'")
 
 
 def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", clock=None, **settings):

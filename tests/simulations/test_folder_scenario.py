@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.core.privacy_ledger import Event, Ledger
 from fedlearn.errors import DataError, SettingError
@@ -13,7 +14,8 @@ from fedlearn.runner.start import main as simulate
 from simulations.predict import main as predict
 from simulations.scenarios.folder import folder
 
-pytest.importorskip("torch")
+needs("torch")
+
 RNG = np.random.default_rng(11)
 SITES = ("north", "south", "west")
 CONSTANTS = {

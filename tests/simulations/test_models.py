@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, Examples, LocalSettings, Request
@@ -11,7 +12,8 @@ from fedlearn.data.from_arrays import from_arrays
 from fedlearn.errors import MissingExtra, SettingError
 from simulations.models import build_trainer
 
-pytest.importorskip("torch")
+needs("torch")
+
 IMAGES = [(8, 8, 1), (9, 7, 3)]
 
 

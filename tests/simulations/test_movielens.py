@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 import strategies
 from fedlearn import start
@@ -21,7 +22,8 @@ from simulations.models.recommendation import build_recommender
 from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer
 from simulations.scenarios.movielens import leave_one_out, movielens
 
-pytest.importorskip("torch")
+needs("torch")
+
 USERS, ITEMS = 12, 130
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
+from needs import needs
 
 from simulations.privacy_attack import main
 
-pytest.importorskip("torch")
+needs("torch")
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import pytest
+from needs import needs
 
 from fedlearn.runner.start import main as run
 from simulations.analysis.privacy_utility import group_by_epsilon, read_points
 from simulations.privacy_utility import main
 
-pytest.importorskip("torch")
-pytest.importorskip("dp_accounting")
+needs("torch")
+needs("dp_accounting")
+
 
 WORDS = ["-m", "scenario=digits", "scenario.num_clients=2", "scenario.partition=iid", "rounds=2", "report=false"]
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.callbacks.run_files import RunFiles
 from fedlearn.callbacks.run_info import RunInfo
@@ -15,9 +16,10 @@ from fedlearn.core.metrics import METRICS, evaluate
 from fedlearn.core.records import Failure, Predictions, Round, ServerState
 from fedlearn.errors import DataError, MissingExtra
 
-pytest.importorskip("matplotlib", reason="needs the extra 'report'")
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
 from fedlearn.callbacks import report
+
+needs("matplotlib", reason="needs the extra 'report'")
 
 HOSTILE = '<script>alert("x")</script>'
 

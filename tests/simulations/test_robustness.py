@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from needs import needs
 
 from simulations.robustness import main
 
-pytest.importorskip("torch")
+needs("torch")
+
 WORDS = ["scenario.num_clients=8", "scenario.partition=iid", "rounds=4", "fraction=0.25"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.errors import DataError, SettingError
 from simulations.datasets.uci_heart import COLUMNS, read_heart_disease
@@ -15,7 +16,8 @@ from simulations.scenarios.digits import digits
 from simulations.scenarios.flamby_heart import flamby_heart
 from simulations.scenarios.heart import SCALES, heart, scale_features
 
-pytest.importorskip("torch")
+needs("torch")
+
 FEATURES = list(SCALES)
 
 

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
 from fedlearn.errors import DataError, SettingError
 from simulations.datasets.hashing_tokenizer import HashingTokenizer
 
-pytest.importorskip("torch")
+needs("torch")
+
 TOKENS, LENGTH = 30, 7
 MODELS = {
     "cnn": ("TextCnn", {"num_outputs": 3, "width": 4, "hidden": 5}),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, LocalSettings, Request
@@ -28,7 +29,8 @@ from simulations.scenarios.icu_mortality import PRIOR_MORTALITY, SCALES, icu_mor
 from simulations.scenarios.icu_mortality import scale_features as scaled_stays
 from simulations.scenarios.mnist import mnist
 
-pytest.importorskip("torch")
+needs("torch")
+
 RNG = np.random.default_rng(0)
 SHELF = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

@@ -33,7 +33,7 @@ TABLE = {
     "tests/protocol/test_polling": "framework",
     "tests/engines": "framework",
     "tests/trainers/test_batching": "process",
-    "tests/engines/test_virtual_clock": "unit",
+    "tests/loop/test_virtual_clock": "unit",
     "tests/engines/test_flower_engine": "process",
     "tests/engines/test_ray_engine": "process",
     "tests/flower": "framework",

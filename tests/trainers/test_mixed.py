@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from needs import needs
 
 from fedlearn import (
     ClientWork,
@@ -19,12 +20,11 @@ from fedlearn import (
 )
 from fedlearn.testing import LinearTrainer
 from fedlearn.trainers.mixed import MixedTrainer
+from simulations.scenarios.digits import digits
 from strategies import fedavg, fedprox
 
-pytest.importorskip("torch", reason="the extra torch is not installed")
-pytest.importorskip("jax", reason="the extra jax is not installed")
-
-from simulations.scenarios.digits import digits
+needs("torch", reason="the extra torch is not installed")
+needs("jax", reason="the extra jax is not installed")
 
 LOCAL = LocalSettings(batch_size=32, learning_rate=0.1)
 
