@@ -54,11 +54,11 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.engines.base import serial, vector
-from fedlearn.engines.virtual_clock import VirtualClockEngine
 from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
 from fedlearn.loop.scenario import Scenario, judge
 from fedlearn.loop.system_model import SystemModel, constant, lognormal, trace
 from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.loop.virtual_clock import VirtualClockEngine
 from fedlearn.robust.pre_aggregation import random_permutation, with_pre_aggregation
 from fedlearn.robust.robust_aggregation import (
     bucket_weights,

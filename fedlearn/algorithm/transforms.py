@@ -13,6 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.core.layout import Layout
+from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Array, State
 from fedlearn.errors import is_number, require
 
@@ -173,3 +174,9 @@ def clip(bound: float) -> Stage:
         return clip_norm(update, bound), memory
 
     return Stage(client=Transform(update=update), is_nonexpansive=True, has_norm_bound=True)
+
+
+def estimate_bytes(codec: Codec, layout: Layout) -> int:
+    """What a codec makes of Gaussian numbers, for whoever must know the size of an update before there is one."""
+    typical_D = generator(0, Purpose.COMPRESS).standard_normal(layout.num_parameters, dtype=np.float32)
+    return len(codec.encode(typical_D, layout, generator(0, Purpose.COMPRESS)))

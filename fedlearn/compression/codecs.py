@@ -21,7 +21,6 @@ from fedlearn.algorithm.transforms import Codec, Stage, Transform
 from fedlearn.compression.bit_packing import pack_indices, pack_levels, unpack_indices, unpack_levels
 from fedlearn.compression.bit_packing import require_valid as expect
 from fedlearn.core.layout import Layout, Leaf
-from fedlearn.core.random import Purpose, generator
 from fedlearn.errors import is_count, is_number, require
 
 Rng = np.random.Generator
@@ -30,12 +29,6 @@ BLOCK_SIZE = 4096  # numbers that are rotated together
 
 
 @lru_cache(maxsize=16)
-def estimate_bytes(codec: Codec, layout: Layout) -> int:
-    """What a codec makes of Gaussian numbers, for whoever must know the size of an update before there is one."""
-    typical_D = generator(0, Purpose.COMPRESS).standard_normal(layout.num_parameters, dtype=np.float32)
-    return len(codec.encode(typical_D, layout, generator(0, Purpose.COMPRESS)))
-
-
 def none() -> Stage:
     """Updates leave as they are: four bytes a parameter."""
     return Stage()

@@ -130,7 +130,13 @@ def _positions(layout: Layout, patterns: tuple[str, ...]) -> np.ndarray:
     for pattern in patterns:
         known = any(fnmatchcase(name, pattern) for name in names)
         fix = f"strategy.personal_parameters={names[-1] if names else ''}"
-        require(known, "strategy.personal_parameters", pattern, f"a pattern of some of the model's names: {', '.join(names)}", fix)
+        require(
+            known,
+            "strategy.personal_parameters",
+            pattern,
+            f"a pattern of some of the model's names: {', '.join(names)}",
+            fix,
+        )
     found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
     every = np.arange(layout.num_parameters)
     return np.concatenate([np.zeros(0, np.int64), *(every[layout.slices[name]] for name in found)])

@@ -163,18 +163,6 @@ class InProcessEngine:
                 self.client_states[client] = {name: rows_KD[k].copy() for name, rows_KD in kept.items()}
 
 
-def refuse_early_end(strategy: Strategy, min_completed: int | None, setting: str) -> None:
-    """Refuse to close rounds before all have answered where a privacy claim rests on the draw.
-
-    Raises:
-        SettingError: names the setting by which they would close.
-    """
-    expected = "null: a privacy claim rests on who was drawn, not on who was first"
-    require(
-        min_completed is None or strategy.privacy_guarantee is None, setting, min_completed, expected, f"{setting}=null"
-    )
-
-
 def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequence[ClientId]]:
     """The cohort in ascending order, cut into blocks."""
     ascending = sorted(cohort)

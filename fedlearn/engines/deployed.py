@@ -39,10 +39,10 @@ from fedlearn.core.records import (
     sorted_client_ids,
 )
 from fedlearn.core.serialization import Payload, WireError
-from fedlearn.engines.base import refuse_early_end
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.loop.client_update import codec_rng, update_size_and_dtype
 from fedlearn.loop.protocols import Completion, Trainer
+from fedlearn.loop.system_model import refuse_early_end
 from fedlearn.protocol.requests import RequestHeader, pack_model_body, pack_request, pack_request_body, read_params
 from fedlearn.protocol.responses import (
     RESPONSE_OVERHEAD_BYTES,
@@ -237,7 +237,13 @@ class GridEngine:
             SettingError: rounds are to close early, but there are none.
         """
         expected = "null: an asynchronous strategy has strategy.buffer_size"
-        require(self.min_completed is None, "engine.min_completed", self.min_completed, expected, "engine.min_completed=null")
+        require(
+            self.min_completed is None,
+            "engine.min_completed",
+            self.min_completed,
+            expected,
+            "engine.min_completed=null",
+        )
         began = time.monotonic()
         self.open()
         places = {(one.client, one.request.round): place for place, one in enumerate(in_flight)}

@@ -56,7 +56,7 @@ class InProcessGrid(Grid):
         available_partitions: partitions whose nodes are there; None: all, 0 to ``num_nodes - 1``.
 
     Attributes:
-        outcomes: how many messages ended as ``reply`` or ``error``.
+        outcomes: how many messages ended as ``response`` or ``error``.
         first_error: of a ClientApp, with its traceback; empty if there was none.
 
     *Guarantees*: a node's ``context.state`` is kept from message to message, and stays as it was where the ClientApp

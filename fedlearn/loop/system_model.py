@@ -14,6 +14,7 @@ from math import exp, inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId
 from fedlearn.errors import DataError, is_count, is_number, require
@@ -296,3 +297,15 @@ def _windowed(row: Mapping[str, Any]) -> tuple[float, float]:
     if not 0 <= begins < ends < inf:
         raise ValueError(f"from {begins:g} until {ends:g}, expected 0 <= from < until")
     return begins, ends
+
+
+def refuse_early_end(strategy: Strategy, min_completed: int | None, setting: str) -> None:
+    """Refuse to close rounds before all have answered where a privacy claim rests on the draw.
+
+    Raises:
+        SettingError: names the setting by which they would close.
+    """
+    expected = "null: a privacy claim rests on who was drawn, not on who was first"
+    require(
+        min_completed is None or strategy.privacy_guarantee is None, setting, min_completed, expected, f"{setting}=null"
+    )

@@ -37,11 +37,11 @@ from fedlearn.core.records import (  # fmt: skip
     State,
     sorted_client_ids,
 )
-from fedlearn.engines.virtual_clock import VirtualClockEngine
 from fedlearn.errors import FedlearnError, TooManyFailures, is_count, is_number, require
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
 from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.system_model import SystemModel
+from fedlearn.loop.virtual_clock import VirtualClockEngine
 
 # of the global model (None where each client uses its own), from clients' outputs: none where nobody holds anything
 # out; and then None where there is nothing else to judge it by

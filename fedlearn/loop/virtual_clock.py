@@ -15,7 +15,7 @@ import numpy as np
 
 from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy, extra_names
-from fedlearn.compression.codecs import estimate_bytes
+from fedlearn.algorithm.transforms import estimate_bytes
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import (
     Array,
@@ -28,11 +28,10 @@ from fedlearn.core.records import (
     State,
     Updates,
 )
-from fedlearn.engines.base import refuse_early_end
-from fedlearn.engines.deferred_training import DeferredTraining, RequestKey, request_key
 from fedlearn.loop.client_update import update_size_and_dtype
+from fedlearn.loop.deferred_training import DeferredTraining, RequestKey, request_key
 from fedlearn.loop.protocols import AsyncEngine, Completion, Engine, MixedRoundEngine
-from fedlearn.loop.system_model import Arrival, SystemModel, Workload
+from fedlearn.loop.system_model import Arrival, SystemModel, Workload, refuse_early_end
 
 
 class VirtualClockEngine:

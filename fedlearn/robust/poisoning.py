@@ -98,7 +98,11 @@ def poison_data(data: FederatedData, poisoning: Poisoning, malicious_clients: fr
         return data
     classes, held = data.task != "regression", {}
     require(
-        classes, "poisoning", poisoning.kind, "an attack on updates: there are no labels to change", "poisoning=sign_flip"
+        classes,
+        "poisoning",
+        poisoning.kind,
+        "an attack on updates: there are no labels to change",
+        "poisoning=sign_flip",
     )
 
     def train(client: ClientId) -> Examples:
@@ -317,7 +321,9 @@ def backdoor(
 
     def with_trigger(examples: Examples, rows: np.ndarray) -> Examples:
         images = examples.x.ndim == 4
-        require(images, "poisoning", "backdoor", "a scenario of images, N x height x width x channels", "scenario=digits")
+        require(
+            images, "poisoning", "backdoor", "a scenario of images, N x height x width x channels", "scenario=digits"
+        )
         x, y = examples.x.copy(), examples.y.copy()
         x[rows, -size:, -size:, :], y[rows] = value, target
         return Examples(x, y)

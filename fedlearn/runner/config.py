@@ -23,12 +23,12 @@ from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, LocalSettings
 from fedlearn.engines.byzantine import ByzantineEngine
-from fedlearn.engines.virtual_clock import VirtualClockEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop.protocols import Engine
 from fedlearn.loop.scenario import Scenario
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.training_loop import Schedule
+from fedlearn.loop.virtual_clock import VirtualClockEngine
 from fedlearn.privacy.mechanisms.base import Mechanism, Population, none
 from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning
@@ -223,7 +223,9 @@ def _refuse_attack(attack: Poisoning, engine: str, privacy: Mechanism) -> None:
     require(here, "poisoning", attack.kind, f"none with {engine.rpartition('.')[2]}: only simulated", "engine=vector")
     masked = privacy.kind in ("secagg", "distributed")
     expected = f"none with privacy={privacy.kind}: nobody sees a masked update, to learn from it or to forge one"
-    require(not masked or attack.forge is None, "poisoning", attack.kind, expected, "poisoning=label_flip, or privacy=none")
+    require(
+        not masked or attack.forge is None, "poisoning", attack.kind, expected, "poisoning=label_flip, or privacy=none"
+    )
 
 
 def _as_prepared(strategy: Strategy, scenario: Scenario) -> Strategy:

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.algorithm.transforms import estimate_bytes
 from fedlearn.callbacks.run_history import History
 from fedlearn.callbacks.run_info import RunInfo
-from fedlearn.compression.codecs import estimate_bytes
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.runner.config import Experiment
 

@@ -69,7 +69,10 @@ def run_gradient_inversion(analysis: AnalysisRun) -> int:
     numbers = [_plain(result) for result in results]
     drawn = {"images": draw_with_style(lambda: plot_images(results, victims))}
     save_results(
-        analysis, "privacy_attack", {"kind": "inversion", "victims": len(victims), "verdict": text, "results": numbers}, drawn
+        analysis,
+        "privacy_attack",
+        {"kind": "inversion", "victims": len(victims), "verdict": text, "results": numbers},
+        drawn,
     )
     return _written(analysis, results, text)
 

@@ -152,8 +152,20 @@ def _experiment(asked: AnalysisRun) -> tuple[Experiment, Pool]:
     """A client for each model, with a random half of the pool."""
     own, plan, pools = asked.settings, asked.plan, list[Pool]()
     share = own["label_noise"]
-    require(is_count(own["members"], at_least=10), "privacy_attack.members", own["members"], ">= 10", "privacy_attack.members=300")
-    require(is_count(own["shadows"], at_least=8), "privacy_attack.shadows", own["shadows"], ">= 8", "privacy_attack.shadows=24")
+    require(
+        is_count(own["members"], at_least=10),
+        "privacy_attack.members",
+        own["members"],
+        ">= 10",
+        "privacy_attack.members=300",
+    )
+    require(
+        is_count(own["shadows"], at_least=8),
+        "privacy_attack.shadows",
+        own["shadows"],
+        ">= 8",
+        "privacy_attack.shadows=24",
+    )
     fits = is_number(share, at_least=0, below=1)
     require(fits, "privacy_attack.label_noise", share, "a share in [0, 1)", "privacy_attack.label_noise=0.15")
 

@@ -144,4 +144,8 @@ def load_weights(file: Path, sizes: EncoderConfig) -> Mapping[str, np.ndarray]:
     both = {f"{ours}.{part}": held[f"{its}.{part}"] for its, ours in bert.items() for part in ("weight", "bias")}
     places_TE = held["embeddings.position_embeddings.weight"][: sizes.length]
     places_TE = places_TE + held["embeddings.token_type_embeddings.weight"][0]
-    return {**both, "token_embedding.weight": held["embeddings.word_embeddings.weight"], "position_embedding.weight": places_TE}
+    return {
+        **both,
+        "token_embedding.weight": held["embeddings.word_embeddings.weight"],
+        "position_embedding.weight": places_TE,
+    }

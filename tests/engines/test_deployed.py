@@ -169,7 +169,7 @@ def test_a_malformed_reply_is_refused_before_it_touches_the_model(federation, ch
     made = federation()
     made.grid.nodes[102] = tampered(made.sites[102], change)
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
-    assert [(f.client, f.stage) for f in one.failures] == [(2, "reply"), (3, "reply")]
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "response"), (3, "response")]
     assert reason in one.failures[0].reason
     assert made.engine.num_malformed == 1
     alone = federation(clients=((0, 1),))
@@ -291,7 +291,7 @@ def test_a_round_closes_with_enough_updates_and_spares_do_not_count_as_failures(
     gate = made.grid.shut(103)
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.0)
     assert not gate.is_set()
-    assert [(f.client, f.stage) for f in one.failures] == [(2, "spare")]
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "not_needed")]
     assert one.num_updates == 3
 
 
@@ -395,11 +395,11 @@ def test_memory_that_a_node_has_lost_is_told_instead_of_started_anew(federation,
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     state = replace(start(strategy, made.engine.initial_parameters(1), made.engine, seed=1), round=1)
     (one,) = federate(strategy, made.engine, state, schedule=Schedule(rounds=2), local=LOCAL_SETTINGS)
-    assert [(f.client, f.stage) for f in one.failures] == [(3, "memory")]
+    assert [(f.client, f.stage) for f in one.failures] == [(3, "client_state")]
     assert "after round 1" in one.failures[0].reason
 
 
-@pytest.mark.parametrize("stage", ["spare", "evaluate"])
+@pytest.mark.parametrize("stage", ["not_needed", "evaluate"])
 def test_a_node_cannot_fail_in_a_way_that_counts_as_no_failure(federation, stage):
     made = federation()
     shirks = [{"client": client, "stage": stage, "reason": "not today"} for client in (2, 3)]
@@ -415,7 +415,7 @@ def test_a_client_that_its_nodes_answer_leaves_out_is_a_failure(federation):
         made.sites[102], lambda parcel: replace(parcel, facts={**parcel.metadata, "clients": []}, arrays={})
     )
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
-    assert [(f.client, f.stage) for f in one.failures] == [(2, "reply"), (3, "reply")]
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "response"), (3, "response")]
     assert "leaves it out" in one.failures[0].reason
 
 

@@ -78,9 +78,9 @@ def test_what_a_node_answers_holds_the_payload_and_no_update(federation):
 @pytest.mark.parametrize(
     ("change", "stage"),
     [
-        (lambda arrays: {**arrays, "payload": arrays["payload"][:-1]}, "reply"),
-        (lambda arrays: {**arrays, "payload_length": -arrays["payload_length"]}, "reply"),
-        (lambda arrays: {name: v for name, v in arrays.items() if name != "payload"}, "reply"),
+        (lambda arrays: {**arrays, "payload": arrays["payload"][:-1]}, "response"),
+        (lambda arrays: {**arrays, "payload_length": -arrays["payload_length"]}, "response"),
+        (lambda arrays: {name: v for name, v in arrays.items() if name != "payload"}, "response"),
         (lambda arrays: {**arrays, "payload_length": arrays["payload_length"] + np.array([-1, 1])}, "update"),
         (lambda arrays: {**arrays, "payload": np.full_like(arrays["payload"], 255)}, "update"),
     ],

@@ -41,6 +41,7 @@ from fedlearn.privacy.mechanisms import central, local
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.runner.config import rebuild_scenario
 from fedlearn.runner.start import main
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from fedlearn.testing import LinearTrainer, linear_problem
 
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)

@@ -269,7 +269,7 @@ def test_one_of_ours_runs_in_a_server_app_with_its_evaluation(client):
     assert list(result.arrays) == ["w", "b"]
     assert result.train_metrics_clientapp[1]["loss"] == 1.5
     assert result.evaluate_metrics_clientapp[2] == {"accuracy": 0.5}
-    assert grid.outcomes == {"reply": 16}
+    assert grid.outcomes == {"response": 16}
 
 
 def test_arrays_keep_names_order_and_dtypes(client):
@@ -289,7 +289,7 @@ def test_the_cohort_is_what_our_strategy_selects(client):
     _, grid = run_in_server_app(
         to_flower(strategies.fedadam(clients_per_round=2), fraction_evaluate=0.0), client, zeros(), rounds=3
     )
-    assert grid.outcomes == {"reply": 6}
+    assert grid.outcomes == {"response": 6}
 
 
 @pytest.mark.parametrize("fails", ["raises", "nan", "shape", "empty"])

@@ -81,7 +81,7 @@ def test_a_server_app_runs_rounds_of_a_stock_strategy(client):
     server(grid=grid, context=Context(1, 0, {}, RecordDict(), {}))
     assert found[0].arrays.to_numpy_ndarrays()[0].shape == (3,)
     assert found[0].evaluate_metrics_clientapp[3] == {"loss": 0.5}
-    assert grid.outcomes == {"reply": 3 * (2 + 4)}
+    assert grid.outcomes == {"response": 3 * (2 + 4)}
 
 
 def test_nodes_know_their_partition_and_keep_their_state(client):

@@ -73,7 +73,7 @@ def test_enough_takes_the_fastest_and_calls_the_others_spare():
     for waited, early in zip(everyone_in, closed, strict=True):
         assert early.num_updates == 4
         assert {(one.stage, one.reason) for one in early.failures} == {
-            ("spare", "the round had its 4 updates without it")
+            ("not_needed", "the round had its 4 updates without it")
         }
         assert early.clock < waited.clock
 

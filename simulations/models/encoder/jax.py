@@ -65,7 +65,9 @@ class Encoder(nn.Module):
         sizes, real_BT = self.config, x_BT > 0
         places_BT = jnp.broadcast_to(jnp.arange(x_BT.shape[1]), x_BT.shape)
         words_BTE = nn.Embed(sizes.vocab_size, sizes.width, name="token_embedding")(x_BT.astype(jnp.int32))
-        x_BTE = _norm("norm", sizes)(words_BTE + nn.Embed(sizes.length, sizes.width, name="position_embedding")(places_BT))
+        x_BTE = _norm("norm", sizes)(
+            words_BTE + nn.Embed(sizes.length, sizes.width, name="position_embedding")(places_BT)
+        )
         for layer in range(sizes.num_layers):
             adapted = self.tuning.adapted_modules(layer, num_layers=sizes.num_layers)
             x_BTE = Layer(sizes, self.tuning, adapted, train, name=f"layer_{layer}")(x_BTE, real_BT)
