@@ -41,7 +41,6 @@ from fedlearn.privacy.mechanisms import central, local
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.runner.config import rebuild_scenario
 from fedlearn.runner.start import main
-from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from fedlearn.testing import LinearTrainer, linear_problem
 
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
@@ -153,7 +152,7 @@ def made(cluster):
         engine.close()
 
 
-def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL_SETTINGS):
+def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
     engine.client_states.clear()
     params_D = LinearTrainer(3).init(1) if params_D is None else params_D
     state = start(strategy, params_D, engine, seed=1)
@@ -277,7 +276,7 @@ def test_clients_that_fail_are_named_as_they_are_here(made):
 
     def failures(engine):
         state = start(strategy, LinearTrainer(3).init(1), engine, seed=1)
-        (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL_SETTINGS)
+        (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL)
         return {(failure.client, failure.stage, failure.reason) for failure in one.failures}, one.num_updates
 
     found = failures(made(faulty))

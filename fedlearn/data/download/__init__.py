@@ -14,8 +14,8 @@ from fedlearn.data.download.locate import find, find_local
 
 __all__ = [
     "Archive",
-    "LocalCopy",
     "DataSet",
+    "LocalCopy",
     "LocatedFiles",
     "OfficialSource",
     "Wheel",
