@@ -127,12 +127,12 @@ class Composer:
 
 
 @contextmanager
-def composer(folder: str | Path, *, beside: str | Path | None = None) -> Iterator[Composer]:
+def composer(folder: str | Path, *, extra_folder: str | Path | None = None) -> Iterator[Composer]:
     """Set Hydra up as its own command line does.
 
     Args:
         folder: with the main file and the groups.
-        beside: a folder that is searched first.
+        extra_folder: a folder that is searched first.
     """
     HYDRA.verify("composition")
     from hydra import version
@@ -143,8 +143,8 @@ def composer(folder: str | Path, *, beside: str | Path | None = None) -> Iterato
 
     version.setbase(VERSION_BASE)
     paths = create_config_search_path(os.path.abspath(folder))
-    if beside:
-        here = f"file://{os.path.abspath(beside)}"
+    if extra_folder:
+        here = f"file://{os.path.abspath(extra_folder)}"
         paths.prepend(provider="command-line", path=here, anchor=SearchPathQuery(provider="schema"))
     try:
         yield Composer(Hydra.create_main_hydra2(task_name="run", config_search_path=paths))

@@ -91,7 +91,7 @@ def _hydra(args: Namespace) -> Iterator[Composer]:
     for option, folder in (("--config-path", main), ("--config-dir", extra)):
         if folder and not Path(folder).is_dir():
             raise UsageError(f"{option} {folder} is not a folder\n  try       a path from {os.getcwd()}")
-    with composer(main, beside=extra) as hydra:
+    with composer(main, extra_folder=extra) as hydra:
         yield hydra
 
 
