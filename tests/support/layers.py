@@ -66,6 +66,17 @@ TABLE = {
 }
 
 
+# these have clusters and federations of many processes: one at a time is as much as a small machine has memory for
+CROWDED = (
+    "tests/deploy/test_deployment",
+    "tests/deploy/test_rehearse",
+    "tests/deploy/test_trainer",
+    "tests/engines/test_flower_engine",
+    "tests/engines/test_ray_engine",
+    "tests/simulations/test_benchmarks",
+    "tests/trainers/test_batching",
+)
+
 FRAMEWORKS = {"torch", "jax", "flwr", "ray", "opacus", "flax"}
 STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn"}  # as Python's audit hooks call them
 started: list[str] = []
@@ -123,5 +134,13 @@ class Layers:
         if "slow" not in config.option.markexpr:  # -m "slow or not slow" runs all
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
             items[:] = [item for item in items if not item.get_closest_marker("slow")]
-        # long ones first, so that no process of pytest-xdist is left with them in the end
+        # crowded and long ones first, so that no process of pytest-xdist is left with them in the end
         items.sort(key=lambda item: next(NAMES[::-1].index(name) for name in NAMES if item.get_closest_marker(name)))
+        items.sort(key=lambda item: self.group_of(item.path) != "crowded")
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(self.group_of(item.path)))
+
+    def group_of(self, path: Path) -> str:
+        """What pytest-xdist keeps in one process: a file, or all the crowded ones."""
+        name = path.relative_to(self.root).with_suffix("").as_posix() if path.is_relative_to(self.root) else str(path)
+        return "crowded" if name in CROWDED else name
