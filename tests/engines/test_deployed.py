@@ -248,12 +248,12 @@ def test_a_message_whose_link_dies_during_the_upload_is_sent_again_so_often(fede
 
 
 def test_a_node_that_never_answers_costs_a_deadline_and_is_named(federation):
-    made = federation(deadline=0.5)
+    made = federation(deadline=2.0)
     made.engine.open()
     made.grid.nodes[102] = None
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
     assert [(f.client, f.stage) for f in one.failures] == [(2, "node"), (3, "node")]
-    assert one.failures[0].reason == "no answer within 0.5 s"
+    assert one.failures[0].reason == "no answer within 2 s"
 
 
 def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(federation):
@@ -276,7 +276,7 @@ def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(fede
 
 
 def test_too_few_updates_by_the_deadline_stop_the_run_by_name(federation):
-    made = federation(deadline=0.5, min_updates=3)
+    made = federation(deadline=2.0, min_updates=3)
     made.engine.open()
     made.grid.nodes[102] = None
     with pytest.raises(
@@ -348,8 +348,8 @@ def test_the_node_with_another_model_is_named(federation):
 
 
 def test_missing_nodes_end_the_wait_by_name(federation):
-    made = federation(nodes=3, join_timeout=0.5)
-    with pytest.raises(FederationError, match=r"2 of 3 nodes joined within 0.5 s"):
+    made = federation(nodes=3, join_timeout=2.0)
+    with pytest.raises(FederationError, match=r"2 of 3 nodes joined within 2 s"):
         made.engine.open()
 
 
