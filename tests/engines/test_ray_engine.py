@@ -35,7 +35,7 @@ from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, add_row
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Failure, MetricSum, Updates
 from fedlearn.engines.ray import engine as engine_module
-from fedlearn.engines.ray.engine import ClusterError, copy_arrays
+from fedlearn.engines.ray.cluster import ClusterError, copy_arrays
 from fedlearn.errors import MissingExtra
 from fedlearn.privacy.mechanisms import central, local
 from fedlearn.privacy.mechanisms.base import Population
