@@ -96,7 +96,7 @@ class Cluster:
         return found
 
     def actor(self, gpus: float) -> Any:
-        """Return the actor class of workers. Ray does not restart them: it gives up before it notices a lost machine."""
+        """Return the actor class of workers. Ray itself does not restart them: it gives up before it notices a loss."""
         return self._ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
 
     def put(self, value: Any, what: str) -> Any:

@@ -54,16 +54,16 @@ def ray(
         trainer: the trainer of the scenario; it gives the layout and evaluates a pooled test set.
         rebuild: function that builds the same `Scenario` in each worker; Ray must be able to send it. With GPUs it is
             called with ``device="cuda:0"``, the first GPU that Ray lets a worker see.
-        address: address of a cluster that this machine is part of: ``auto`` or ``host:port``. None takes the cluster that
-            this process is connected to, or starts one on this machine for the run.
+        address: address of a cluster that this machine is part of: ``auto`` or ``host:port``. None takes the cluster
+            that this process is connected to, or starts one on this machine for the run.
         num_workers: number of workers, >= 1; None takes all that fit on the cluster.
         gpus_per_worker: GPUs per worker; 0 computes on CPUs, a share in (0, 1) lets workers share a GPU.
         block_size: clients per block, >= 1. None gives each worker an equal share. Large cohorts on CPUs are then cut
             into up to four blocks per worker, which balances uneven clients.
         timeout: seconds for a worker to start, and for a block, > 0.
 
-    *Guarantees*: the model equals that of the engine ``vector``, up to the rounding of float64 sums. With ``block_size``
-    set it does not depend on the number of workers. A worker that dies is replaced, and its clients run again with the
+    *Guarantees*: the model equals that of the engine ``vector``, up to the rounding of float64 sums. With
+    ``block_size`` set it does not depend on the number of workers. A worker that dies is replaced, and its clients run again with the
     same result. Every wait is bounded by ``timeout``. `RayEngine.close` ends only processes that this engine started.
 
     All machines need the same versions of Python, ray and fedlearn, and the data in the place that the scenario reads.
