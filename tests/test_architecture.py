@@ -89,7 +89,7 @@ HOMES = {
         *BENCHMARKS["jax"],
     ],
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
-    "optax": [*TRAINERS["jax"], *BENCHMARKS["jax"]],
+    "optax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray/cluster.py", "fedlearn/engines/ray/compat.py", "fedlearn/engines/flower.py"],
     "tokenizers": ["simulations/datasets/hashing_tokenizer.py", "simulations/datasets/minilm.py"],
     "flwr_datasets": ["fedlearn/data/hugging_face.py", "fedlearn/data/partition.py"],
@@ -101,7 +101,12 @@ HOMES = {
     "dp_accounting": ["fedlearn/privacy/accounting.py"],
     "scipy": ["fedlearn/privacy/accounting.py", "fedlearn/privacy/secagg/discrete_noise.py"],
     "jax_privacy": ["fedlearn/privacy/audit.py", "fedlearn/privacy/mechanisms/dp_ftrl.py"],
-    "flwr": ["fedlearn/engines/deployed.py", "fedlearn/engines/flower.py", *FLOWER],
+    "flwr": [
+        "fedlearn/engines/deployed.py",
+        "fedlearn/engines/flower.py",
+        "fedlearn/engines/flower_simulation.py",
+        *FLOWER,
+    ],
 }
 
 

@@ -39,7 +39,7 @@ class Payload:
 def pack(payload: Payload) -> bytes:
     """A parcel as bytes.
 
-    >>> unpack(pack(Parcel(facts={"kind": "hello"}, arrays={"params": np.zeros(2)}))).arrays["params"]
+    >>> unpack(pack(Payload(metadata={"kind": "hello"}, arrays={"params": np.zeros(2)}))).arrays["params"]
     array([0., 0.])
     """
     arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in payload.arrays.items()}
@@ -50,7 +50,7 @@ def pack(payload: Payload) -> bytes:
 def unpack(data: bytes) -> Payload:
     """A parcel from bytes; or from those of a parcel without arrays, followed by one that several receivers share.
 
-    >>> letter = pack(Parcel(facts={"to": 7})) + pack(Parcel(facts={"say": "hi"}, arrays={"w": np.ones(1)}))
+    >>> letter = pack(Payload(metadata={"to": 7})) + pack(Payload(metadata={"say": "hi"}, arrays={"w": np.ones(1)}))
     >>> unpack(letter).metadata["to"], unpack(letter).metadata["say"], unpack(letter).arrays["w"]
     (7, 'hi', array([1.]))
 

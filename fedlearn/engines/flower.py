@@ -11,26 +11,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 from uuid import uuid4
 
+import numpy as np
+
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
-from fedlearn.core.records import Array, ClientId, Failure, Predictions, Request, State, Updates
+from fedlearn.core.records import (
+    Array,
+    ClientId,
+    ExampleDP,
+    Failure,
+    LocalSettings,
+    MetricSum,
+    Predictions,
+    Request,
+    State,
+    Updates,
+)
+from fedlearn.core.serialization import Payload, pack, select_prefix, unpack
 from fedlearn.engines.base import InProcessEngine
 from fedlearn.errors import MissingExtra, is_count, is_number, require
 from fedlearn.loop.protocols import Trainer
-from fedlearn.protocol.flower_simulation_messages import (  # fmt: skip
-    Result,
-    deserialize_model,
-    deserialize_request,
-    deserialize_result,
-    serialize_model,
-    serialize_request,
-    serialize_result,
-)
 from fedlearn.trainers.base import available_cores
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when Flower is imported
@@ -44,6 +49,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("engine=flower", "ray") from missing
 
+Result = Updates | Predictions | Failure
 MAX_CLIENTS = 10_000  # Flower looks at every node ten times a second
 
 
@@ -102,8 +108,8 @@ class FlowerEngine:
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, each client in answer to a message to its node."""
         self._tell(strategy)
-        letters = {client: serialize_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
-        for result in self._results("train", letters, stage="fit"):
+        requests = {client: pack_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
+        for result in self._results("train", requests, stage="fit"):
             if isinstance(result, Updates) and result.client_state:
                 own = {name: rows_KD[0] for name, rows_KD in result.client_state.items()}
                 self.client_states[int(result.clients_K[0])] = own
@@ -114,11 +120,11 @@ class FlowerEngine:
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | Failure]:
         """The outputs of the model, or of each client's own, on the held-out part of each client, from its node."""
-        letters = dict.fromkeys(sorted(cohort), serialize_model(params_D))
+        requests = dict.fromkeys(sorted(cohort), pack_model(params_D))
         if personal_strategy is not None:
             self._tell(personal_strategy)
-            letters = {client: serialize_model(params_D, self.client_states.get(client, {})) for client in letters}
-        for result in self._results("evaluate", letters, stage="evaluate"):
+            requests = {client: pack_model(params_D, self.client_states.get(client, {})) for client in requests}
+        for result in self._results("evaluate", requests, stage="evaluate"):
             if isinstance(result, Predictions | Failure):
                 yield result
 
@@ -136,18 +142,18 @@ class FlowerEngine:
         """End the simulation, and Ray with it; harmless when called twice."""
         self._simulation.close()
 
-    def _results(self, kind: str, letters: Mapping[ClientId, bytes], *, stage: str) -> Iterator[Result]:
+    def _results(self, kind: str, requests: Mapping[ClientId, bytes], *, stage: str) -> Iterator[Result]:
         """What each client's node brings back, in ascending order of clients; Flower's errors are failures."""
         if not self._nodes:
             replies = self._simulation.exchange("query", {node: RecordDict() for node in self._simulation.node_ids()})
             self._nodes = {_whose(reply): node for node, reply in replies.items()}
-        contents = {self._nodes[client]: to_record_dict(letter) for client, letter in letters.items()}
+        contents = {self._nodes[client]: to_record_dict(request) for client, request in requests.items()}
         replies = self._simulation.exchange(kind, contents)
-        for client in letters:
+        for client in requests:
             reply = replies[self._nodes[client]]
             if reply.has_error():
                 yield Failure(client=client, stage=stage, reason=f"{reply.error.reason}".strip())
-            elif result := deserialize_result(from_record_dict(reply.content), client):
+            elif result := unpack_result(from_record_dict(reply.content), client):
                 yield result
 
 
@@ -182,19 +188,19 @@ class _Node:
     def train(self, message: Message, context: Context) -> Message:
         """Train this node's client."""
         client, engine = self._client(context), _engine(self.rebuild)
-        order, memory = deserialize_request(from_record_dict(message.content))
+        order, memory = unpack_request(from_record_dict(message.content))
         engine.client_states = {client: memory} if memory else {}
         (result,) = engine.fit(order, _value(self.strategy), [client])
-        return Message(to_record_dict(serialize_result(result)), reply_to=message)
+        return Message(to_record_dict(pack_result(result)), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Predict for this node's client; an empty letter if it has no held-out part."""
+        """Predict for this node's client; an empty payload if it has no held-out part."""
         client, engine = self._client(context), _engine(self.rebuild)
-        params_D, memory = deserialize_model(from_record_dict(message.content))
+        params_D, memory = unpack_model(from_record_dict(message.content))
         engine.client_states = {client: memory} if memory else {}
         own = None if memory is None else _value(self.strategy)
         results = [*engine.evaluate(params_D, [client], own), None]
-        return Message(to_record_dict(serialize_result(results[0])), reply_to=message)
+        return Message(to_record_dict(pack_result(results[0])), reply_to=message)
 
     def _client(self, context: Context) -> ClientId:
         return int(self.clients[int(context.node_config["partition-id"])])
@@ -217,3 +223,85 @@ def _whose(reply: Message) -> ClientId:
     if reply.has_error():
         raise SimulationError(f"a node of Flower's simulation cannot say who it is: {reply.error.reason}")
     return int(cast(int, reply.content["about"]["client"]))
+
+
+def pack_request(request: Request, state: State) -> bytes:
+    """Return a request to one client with the client's state, as bytes."""
+    metadata = {"round": request.round, "seed": request.seed, "local": asdict(request.local)}
+    arrays = {
+        "params": request.params_D,
+        **_with_prefix("broadcast", request.broadcast),
+        **_with_prefix("state", state),
+    }
+    return pack(Payload(metadata=metadata, arrays=arrays))
+
+
+def unpack_request(data: bytes) -> tuple[Request, State]:
+    """Return the request and the client's state."""
+    payload = unpack(data)
+    settings = dict(payload.metadata["local"])
+    example_dp = settings.pop("example_dp")
+    request = Request(
+        round=payload.metadata["round"],
+        seed=payload.metadata["seed"],
+        params_D=payload.arrays["params"],
+        broadcast=select_prefix(payload.arrays, "broadcast/"),
+        local=LocalSettings(**settings, example_dp=ExampleDP(**example_dp) if example_dp else None),
+    )
+    return request, select_prefix(payload.arrays, "state/")
+
+
+def pack_model(params_D: Array, state: State | None = None) -> bytes:
+    """Return parameters to evaluate as bytes; a ``state``, also an empty one, asks for the client's personal model."""
+    arrays = {"params": params_D, **_with_prefix("state", state or {})}
+    return pack(Payload(metadata={"is_personal": state is not None}, arrays=arrays))
+
+
+def unpack_model(data: bytes) -> tuple[np.ndarray, State | None]:
+    """Return the parameters, and the client's state if the request is for its personal model."""
+    payload = unpack(data)
+    state = select_prefix(payload.arrays, "state/")
+    return payload.arrays["params"], state if payload.metadata["is_personal"] else None
+
+
+def pack_result(result: Result | None) -> bytes:
+    """Return the result of one client as bytes; None stands for a client without held-out examples."""
+    if isinstance(result, Failure):
+        metadata = {"stage": result.stage, "reason": result.reason, "traceback": result.traceback}
+        return pack(Payload(metadata={"failure": metadata}))
+    arrays: dict[str, Any] = {}
+    if isinstance(result, Predictions):
+        arrays = {"outputs": result.outputs, "targets": result.targets}
+    elif result is not None:
+        names = ("delta_KD", "num_examples_K", "num_steps_K", "num_bytes_K")
+        arrays = {name: getattr(result, name) for name in names}
+        arrays |= _with_prefix("state", result.client_state) | _with_prefix("extra", result.extra)
+        arrays |= _with_prefix("total", {name: metric.total_K for name, metric in result.metrics.items()})
+        arrays |= _with_prefix("count", {name: metric.count_K for name, metric in result.metrics.items()})
+    return pack(Payload(metadata={}, arrays=arrays))
+
+
+def unpack_result(data: bytes, client: ClientId) -> Result | None:
+    """Return the result of ``client``, None if it has no held-out examples."""
+    payload = unpack(data)
+    if "failure" in payload.metadata:
+        return Failure(client=client, **payload.metadata["failure"])
+    if "outputs" in payload.arrays:
+        return Predictions(client=client, **payload.arrays)
+    if not payload.arrays:
+        return None
+    totals, counts = (select_prefix(payload.arrays, prefix) for prefix in ("total/", "count/"))
+    return Updates(
+        clients_K=np.array([client]),
+        delta_KD=payload.arrays["delta_KD"],
+        num_examples_K=payload.arrays["num_examples_K"],
+        num_steps_K=payload.arrays["num_steps_K"],
+        num_bytes_K=payload.arrays["num_bytes_K"],
+        metrics={name: MetricSum(totals[name], counts[name]) for name in totals},
+        client_state=select_prefix(payload.arrays, "state/"),
+        extra=select_prefix(payload.arrays, "extra/"),
+    )
+
+
+def _with_prefix(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}

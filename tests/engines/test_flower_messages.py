@@ -1,4 +1,4 @@
-"""What is put into a letter comes out of it, bit for bit."""
+"""Requests and results of Flower's simulation survive their way as bytes, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed")
+pytest.importorskip("ray", reason="ray is not installed")
 
 from fedlearn import Failure, LocalSettings, Predictions, Request, Updates
 from fedlearn.core.records import ExampleDP, MetricSum
-from fedlearn.protocol.flower_simulation_messages import (
-    deserialize_request,
-    deserialize_result,
-    serialize_request,
-    serialize_result,
+from fedlearn.engines.flower import (
+    pack_request,
+    pack_result,
+    unpack_request,
+    unpack_result,
 )
 
 RNG = np.random.default_rng(0)
@@ -28,7 +29,7 @@ def test_an_order_and_a_memory(example_dp):
     local = LocalSettings(steps=3, learning_rate=0.1, example_dp=example_dp)
     order = Request(round=3, seed=7, params_D=vector(), broadcast={"control": vector()}, local=local)
     memory = {"own": vector(), "0.residual": vector()}
-    found, remembered = deserialize_request(serialize_request(order, memory))
+    found, remembered = unpack_request(pack_request(order, memory))
     assert (found.round, found.seed, found.local, found.deployed) == (3, 7, local, False)
     assert np.array_equal(found.params_D, order.params_D)
     assert np.array_equal(found.broadcast["control"], order.broadcast["control"])
@@ -47,7 +48,7 @@ def test_an_update_with_all_that_comes_along():
         extra={"change": vector()[None]},
         num_bytes_K=np.array([40]),
     )
-    found = deserialize_result(serialize_result(update), 4)
+    found = unpack_result(pack_result(update), 4)
     for name in ("clients_K", "delta_KD", "num_examples_K", "num_steps_K", "num_bytes_K"):
         assert np.array_equal(getattr(found, name), getattr(update, name))
         assert getattr(found, name).dtype == getattr(update, name).dtype
@@ -58,9 +59,9 @@ def test_an_update_with_all_that_comes_along():
 
 def test_a_failure_predictions_and_nothing():
     failure = Failure(client=2, stage="fit", reason="disk gone", traceback="line 1\nline 2")
-    assert deserialize_result(serialize_result(failure), 2) == failure
+    assert unpack_result(pack_result(failure), 2) == failure
     predictions = Predictions(client=1, outputs=vector(6).reshape(3, 2), targets=np.array([0, 1, 1]))
-    found = deserialize_result(serialize_result(predictions), 1)
+    found = unpack_result(pack_result(predictions), 1)
     assert np.array_equal(found.outputs, predictions.outputs)
     assert np.array_equal(found.targets, predictions.targets)
-    assert deserialize_result(serialize_result(None), 1) is None
+    assert unpack_result(pack_result(None), 1) is None
