@@ -41,7 +41,7 @@ class Round:
         self.replies = {}
         while self.server.stage < until:
             silenced = silent if self.server.stage == ServerStage.MASK else ()
-            self.replies = {c: self.answer(c) for c in self.requests if c not in silenced}
+            self.replies = {c: self.respond(c) for c in self.requests if c not in silenced}
             for client, reply in self.replies.items():
                 self.server.add(client, reply)
             self.requests = self.server.advance()
@@ -53,7 +53,7 @@ class Round:
         """Client 0 refuses, and goes on as if nothing had been."""
         before = self.clients[0].state
         with pytest.raises(ProtocolError, match=because):
-            self.answer(0, encode(request))
+            self.respond(0, encode(request))
         assert self.clients[0].state == before
 
 
@@ -70,7 +70,7 @@ def test_a_client_that_is_said_to_be_both_there_and_gone_is_not_opened():
 
 def test_no_two_sets_of_survivors_get_confirmed_by_one_client():
     attack = Round(ServerStage.CONFIRM)
-    attack.answer(0)
+    attack.respond(0)
     other = replace(decode(attack.requests[0], Survivors), survivors=(0, 1, 2), dropped=(3, 4))
     attack.refuses(other, "confirmed")
 
@@ -87,7 +87,7 @@ def test_survivors_that_only_some_clients_were_shown_are_not_opened():
     shown = decode(split.requests[0], Survivors)
     without = replace(shown, survivors=(0, 1, 2, 3), dropped=(4,))
     signatures = {
-        c: decode(split.answer(c, encode(without if c in (0, 1) else shown)), Confirmation).signature for c in range(5)
+        c: decode(split.respond(c, encode(without if c in (0, 1) else shown)), Confirmation).signature for c in range(5)
     }
     opening = UnmaskRequest(session=shown.session, survivors=without.survivors, dropped=(4,), signatures={})
     split.refuses(replace(opening, signatures={0: signatures[0], 1: signatures[1]}), "2 signatures")
@@ -110,14 +110,14 @@ def test_the_request_to_open_does_not_work_twice():
     done = Round(ServerStage.OPEN)
     request = done.requests[0]
     done.respond(0)
-    done.refuses(decode(request, UnmaskRequest), "stage is over")
+    done.refuses(decode(request, UnmaskRequest), "stage is done")
 
 
 def test_rounds_only_go_forward():
     later = Round(ServerStage.DONE, number=7)
     with pytest.raises(ProtocolError, match="round 6 after round 7"):
-        later.answer(0, encode(replace(later.session, round=6, nonce=os.urandom(16))))
-    assert later.answer(0, encode(replace(later.session, round=8, nonce=os.urandom(16))))
+        later.respond(0, encode(replace(later.session, round=6, nonce=os.urandom(16))))
+    assert later.respond(0, encode(replace(later.session, round=8, nonce=os.urandom(16))))
 
 
 def test_a_round_that_was_not_opened_may_be_tried_again():
@@ -300,7 +300,7 @@ def test_a_vector_of_another_length_or_type_is_an_error_of_this_client():
 )
 def test_a_server_refuses_repetitions_impostors_and_other_sessions(until):
     honest = Round(until)
-    reply = honest.answer(0)
+    reply = honest.respond(0)
     with pytest.raises(ProtocolError, match="speaks for"):
         honest.server.add(1, reply)
     record = decode(reply, RESPONSE_TYPES[until])
@@ -313,7 +313,7 @@ def test_a_server_refuses_repetitions_impostors_and_other_sessions(until):
 
 def test_a_server_passes_over_keys_that_are_none_or_not_the_clients():
     honest = Round()
-    keys = decode(honest.answer(0), PublicKeys)
+    keys = decode(honest.respond(0), PublicKeys)
     sign = honest.clients[0].identity.sign_keys
     for bad, because in [
         (sign(replace(keys, mask_key=bytes(32))), "low order"),
@@ -327,11 +327,11 @@ def test_a_server_passes_over_keys_that_are_none_or_not_the_clients():
 
 def test_a_server_passes_over_what_does_not_fit():
     honest = Round(ServerStage.SHARE)
-    shares = decode(honest.answer(0), EncryptedShares)
+    shares = decode(honest.respond(0), EncryptedShares)
     with pytest.raises(ProtocolError, match="not sealed a share for everyone"):
         honest.server.add(0, encode(replace(shares, encrypted={1: shares.encrypted[1]})))
     honest = Round(ServerStage.MASK)
-    masked = decode(honest.answer(0), RESPONSE_TYPES[ServerStage.MASK])
+    masked = decode(honest.respond(0), RESPONSE_TYPES[ServerStage.MASK])
     with pytest.raises(ProtocolError, match="another length"):
         honest.server.add(0, encode(replace(masked, vector=masked.vector[:-1])))
     assert not np.any(honest.server._sum)
