@@ -59,6 +59,7 @@ TABLE = {
     "tests/trainers/test_buffers": "framework",
     "tests/algorithm/test_server_optimizers": "framework",
     "tests/test_readme": "docs",
+    "tests/test_pages": "docs",
     "tests/robust/test_robust_aggregation": "framework",
     "tests/strategies/test_robust_rules": "framework",
     "tests/robust/test_root_dataset": "framework",
