@@ -28,7 +28,8 @@ from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, Me
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.protocols import Engine, Trainer
 from fedlearn.loop.training_loop import Schedule, federate, start
-from fedlearn.trainers.base import batch_plans, initial_parameters, require_features, rounds_of
+from fedlearn.trainers.base import initial_parameters, require_features
+from fedlearn.trainers.batching import batch_plans, rounds_of
 
 
 class LinearTrainer:

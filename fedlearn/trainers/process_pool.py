@@ -21,7 +21,8 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import ClientWork, Examples, MetricSum, Request, Updates
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import TrainerWrapper, balance_shares
+from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.trainers.batching import balance_shares
 
 MIN_PARALLEL_WORK = 10_000_000  # examples times parameters: a few milliseconds of training
 NO_EXAMPLES = Examples(np.zeros(0), np.zeros(0))  # children have their own

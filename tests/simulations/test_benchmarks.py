@@ -17,7 +17,7 @@ from fedlearn.core.records import ClientWork
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.training_loop import Schedule
 from fedlearn.testing import check_equivalent_trainers
-from fedlearn.trainers.base import batch_plans
+from fedlearn.trainers.batching import batch_plans
 from simulations.benchmarks import bare, child, measure, speed, synthetic, tables
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.ours import trainer

@@ -83,7 +83,7 @@ def test_a_step_is_along_the_gradient_of_the_paper_s_loss(data, framework, model
     trainer = trainer_of(data, framework, model=model)
     import torch
 
-    from fedlearn.trainers.base import batch_plans
+    from fedlearn.trainers.batching import batch_plans
 
     twin, mu, tau = trainer_of(data, model=model), 5.0, 0.5
     global_D, last_D = trainer.init(1), trainer.init(2)

@@ -39,7 +39,7 @@ from fedlearn.core.records import ExampleDP
 from fedlearn.privacy.mechanisms import central, secagg
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.testing import check_equivalent_trainers
-from fedlearn.trainers.base import batch_plans
+from fedlearn.trainers.batching import batch_plans
 from fedlearn.trainers.mixed import MixedTrainer
 
 torch = pytest.importorskip("torch")

@@ -8,7 +8,7 @@ import pytest
 
 from fedlearn import ClientWork, Examples, LocalRule, LocalSettings, Request, plain_training
 from fedlearn.core.records import ExampleDP
-from fedlearn.trainers.base import poisson_plans
+from fedlearn.trainers.batching import poisson_plans
 from strategies.fedprox import proximal
 
 torch = pytest.importorskip("torch")

@@ -27,7 +27,7 @@ from fedlearn.core.layout import Layout
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds
 from fedlearn.testing import check_equivalent_trainers, check_trainer
-from fedlearn.trainers.base import batch_plans
+from fedlearn.trainers.batching import batch_plans
 from simulations import models
 
 torch = pytest.importorskip("torch")

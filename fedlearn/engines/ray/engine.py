@@ -63,8 +63,9 @@ def ray(
         timeout: seconds for a worker to start, and for a block, > 0.
 
     *Guarantees*: the model equals that of the engine ``vector``, up to the rounding of float64 sums. With
-    ``block_size`` set it does not depend on the number of workers. A worker that dies is replaced, and its clients run again with the
-    same result. Every wait is bounded by ``timeout``. `RayEngine.close` ends only processes that this engine started.
+    ``block_size`` set it does not depend on the number of workers. A worker that dies is replaced, and its clients run
+    again with the same result. Every wait is bounded by ``timeout``. `RayEngine.close` ends only processes that this
+    engine started.
 
     All machines need the same versions of Python, ray and fedlearn, and the data in the place that the scenario reads.
 

@@ -36,8 +36,8 @@ class _Share(NamedTuple):
 def clipped_gradient(loss_of: LossOf, *, clip: float) -> Callable[..., tuple[Any, jax.Array]]:
     """``(params, x_B, y_B, real_B, key) -> sum_i g_i min(1, C / |g_i|)`` and the sum of the losses.
 
-    As `fedlearn.trainers.torch.dp_sgd`: one backward pass to the outputs of the layers gives, with their inputs, the norm
-    of every example's gradient g_i: of affine layers and embeddings by Gram matrices, of others by their own
+    As `fedlearn.trainers.torch.dp_sgd`: one backward pass to the outputs of the layers gives, with their inputs, the
+    norm of every example's gradient g_i: of affine layers and embeddings by Gram matrices, of others by their own
     vector-Jacobian products, one for each example. The sum is one more product for each layer, at output gradients
     scaled by the clipping factors. A model that uses a layer twice, or whose layers with parameters hold other such
     layers, is differentiated example by example.

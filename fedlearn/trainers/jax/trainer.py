@@ -31,16 +31,18 @@ from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout
 from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError, SettingError
-from fedlearn.trainers.base import (  # fmt: skip
+from fedlearn.trainers.base import (
     Initializer,
     available_cores,
+    class_counts,
+    initial_parameters,
+    refuse_dp_sgd_with_buffers,
+)
+from fedlearn.trainers.batching import (
     balance_shares,
     batch_plans,
-    class_counts,
     draw_by_round,
-    initial_parameters,
     poisson_plans,
-    refuse_dp_sgd_with_buffers,
     rounds_of,
     shared_base_array,
 )

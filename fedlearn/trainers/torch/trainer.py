@@ -25,17 +25,8 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import SettingError, require
-from fedlearn.trainers.base import (  # fmt: skip
-    Initializer,
-    batch_plans,
-    class_counts,
-    initial_parameters,
-    poisson_plans,
-    refuse_dp_sgd_with_buffers,
-    round_of,
-    rounds_of,
-    shared_base_array,
-)
+from fedlearn.trainers.base import Initializer, class_counts, initial_parameters, refuse_dp_sgd_with_buffers
+from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
 
@@ -94,7 +85,8 @@ class TorchTrainer:
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; parameters with ``requires_grad=False`` stay as they are.
         task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
-        initial: law of the initial parameters; None is `default_initial_parameters`. ``as_given`` keeps the module's own.
+        initial: law of the initial parameters; None is `default_initial_parameters`. ``as_given`` keeps those of the
+            module.
         device: ``cpu``, ``cuda:0``, ...
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
         batching: ``map`` (one client after another), ``vmap`` (all clients of a block step together, as one batch of

@@ -14,7 +14,8 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, ClientWork, Examples, Request, Updates
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import TrainerWrapper, round_of
+from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.trainers.batching import round_of
 
 
 class NegativeSamplingTrainer(TrainerWrapper):
