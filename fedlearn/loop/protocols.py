@@ -1,6 +1,9 @@
-"""What the loop asks of an engine, and what engines in this process share.
+"""Protocols that the training loop, engines and trainers share.
 
-Shapes: K clients in a block, D parameters laid flat.
+An `Engine` sends a request to a cohort of clients and returns their updates. A `Trainer` trains the model of those
+clients in one framework. `AsyncEngine` and `MixedRoundEngine` are optional capabilities of an engine.
+
+Shapes: K clients in a block, D parameters, N examples, C outputs.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ from fedlearn.core.records import (
 
 
 class Engine(Protocol):
-    """Takes an order to a cohort and brings back updates, in ascending order of client ids.
+    """Sends a request to a cohort and returns its updates, in ascending order of client ids.
 
     Attributes:
-        clients: all clients, sized and indexable.
-        layout: of the model that it trains.
-        client_states: what each client keeps for itself, by client; a checkpoint saves and restores it.
-        deployed: whether its clients are real ones: their noise must then not follow from the run's seed.
+        clients: ids of all clients, a sequence with a length.
+        layout: layout of the model.
+        client_states: state that each client keeps between rounds, by client id. Checkpoints save and restore it.
+        deployed: True for real clients, whose noise must not follow from the seed of the run.
     """
 
     clients: Sequence[ClientId]
@@ -46,34 +49,42 @@ class Engine(Protocol):
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
-        """Train the cohort; an engine may fold what its aggregator can merge (see `fedlearn.algorithm.aggregation.accumulate`)."""
+        """Train the cohort.
+
+        An engine may yield partial aggregates where the aggregator can merge them; see
+        `fedlearn.algorithm.aggregation.accumulate`.
+        """
         ...
 
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | ClientEvaluation | Failure]:
-        """The model's outputs on the held-out part of each client, or what a client tells of them.
+        """Yield predictions on the held-out data of each client, or metric sums that the client computed.
 
-        With ``personal_strategy``, a strategy, each client uses its own model: what it keeps under it, completed by ``params_D``.
+        Args:
+            params_D: the global model.
+            cohort: ids of the clients.
+            personal_strategy: strategy with personal parameters. Each client then evaluates its personal model: its
+                personal parameters, completed by ``params_D``.
         """
         ...
 
     def describe(self, cohort_size: int) -> str:
-        """How a cohort of so many clients is trained, for the header."""
+        """Return how a cohort of this size is trained, for the header."""
         ...
 
     def close(self) -> None:
-        """Let go of workers and connections."""
+        """Release workers and connections."""
         ...
 
 
 class Completion(NamedTuple):
-    """The end of an order that was under way.
+    """The completion of a request in flight.
 
     Attributes:
-        request_index: which of those that were handed over.
-        result: what the client brought, or why it brought nothing.
-        clock: when, in seconds since the run began.
+        request_index: position of the request among those passed to `AsyncEngine.wait_for_next`.
+        result: the update of the client, or its failure.
+        clock: time of the completion, in seconds since the run began.
     """
 
     request_index: int
@@ -83,40 +94,43 @@ class Completion(NamedTuple):
 
 @runtime_checkable
 class AsyncEngine(Protocol):
-    """What an asynchronous strategy asks of an engine besides."""
+    """An engine that can run asynchronous strategies."""
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
-        """Wait for the next of these orders, of one client each, to end.
+        """Wait until one of these requests, each to one client, completes.
 
-        Those that were not handed over before are sent out; what was, and is no longer among them, is given up. All
-        that matters is in the arguments, so that a run which goes on from a checkpoint finds the same orders under way.
+        Requests that were not passed before are sent. Requests that were passed before and are missing now are
+        abandoned. The arguments hold all state, so a resumed run has the same requests in flight.
         """
         ...
 
 
 @runtime_checkable
 class MixedRoundEngine(Protocol):
-    """An engine that trains clients as one block though their orders differ in age.
+    """An engine that trains clients as one block although their requests come from different rounds.
 
     Attributes:
-        mixed_block_size: clients in such a block at most.
+        mixed_block_size: maximum number of clients in such a block.
     """
 
     mixed_block_size: int
 
     def fit_mixed_rounds(self, strategy: Strategy, block: Sequence[InFlight]) -> Iterator[Updates | Failure]:
-        """Train a block under a rule that `fedlearn.loop.local_training.supports_mixed_rounds`; no client is there twice."""
+        """Train one block in which each client occurs once.
+
+        The local rule must satisfy `fedlearn.loop.local_training.supports_mixed_rounds`.
+        """
         ...
 
 
 class Trainer(Protocol):
-    """The only thing that knows a framework.
+    """Trains and evaluates one model in one framework; no other part of the library knows a framework.
 
     Attributes:
         framework: ``torch``, ``jax`` or ``numpy``, for the header.
-        device: where it computes, e.g. ``cpu``.
-        layout: of the model's trainable parameters, and of its buffers: statistics of batches.
-        supports_dp_sgd: whether it has DP-SGD, for orders with ``local.example_dp``.
+        device: device that computes, e.g. ``cpu``.
+        layout: layout of the trainable parameters and of the buffers (batch statistics) of the model.
+        supports_dp_sgd: whether the trainer has DP-SGD, for requests with ``local.example_dp``.
     """
 
     @property
@@ -132,31 +146,34 @@ class Trainer(Protocol):
     def supports_dp_sgd(self) -> bool: ...  # noqa: D102
 
     def init(self, seed: int) -> np.ndarray:
-        """Initial ``params_D``: equal for equal layouts and seeds, whatever the framework."""
+        """Return initial ``params_D``; equal layouts and seeds give equal parameters in every framework."""
         ...
 
     def with_batching(self, batching: str) -> Trainer:
-        """The same trainer with ``map``, ``vmap`` or ``auto`` as the way to train a block.
+        """Return this trainer with another way to train a block: ``map``, ``vmap`` or ``auto``.
 
         Raises:
-            SettingError: it cannot be had for this model.
+            SettingError: the model does not support it.
         """
         ...
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """How a block of so many clients, with so many examples together, would be trained."""
+        """Return how a block with this many clients and examples would be trained."""
         ...
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients, each from its `ClientWork.start_D`, with the random numbers of its `ClientWork.round`.
 
-        Row k of the result does not depend on the other clients.
+        Returns:
+            Updates with clients in the order of ``work``, and ``metrics["loss"]``: total loss and number of the
+            examples that were used. Client state and extra values are added by
+            `fedlearn.loop.client_update.client_step`.
 
-        Returns updates with clients in the order of ``work``, ``metrics["loss"]`` (total loss and number of the
-        examples seen), and without memory or extra, which `fedlearn.loop.client_update.client_step` adds.
+        Guarantees:
+            Row k of the result does not depend on the other clients.
         """
         ...
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """Raw outputs ``(N, C)`` float32 of the model for ``x`` ``(N, ...)``, in evaluation mode."""
+        """Return raw outputs ``(N, C)`` float32 of the model for ``x`` ``(N, ...)``, in evaluation mode."""
         ...
