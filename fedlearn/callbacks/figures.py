@@ -282,7 +282,7 @@ def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
     axis.spines[:].set_visible(False)
     for place, cell in enumerate(cells):
         row, column = divmod(place, len(attacks))
-        backdoor = "" if cell["success"] is None else f"\nattack {format_metric('attack_success', cell['success'])}"
+        backdoor = "" if cell["attack_success"] is None else f"\nattack {format_metric('attack_success', cell['attack_success'])}"
         shade = (cell["value"] - low) / max(high - low, 1e-12)
         dark = shade > 0.55 if better else shade < 0.45
         told = f"{format_metric(metric, cell['value'])}{backdoor}"

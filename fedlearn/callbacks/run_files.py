@@ -110,7 +110,7 @@ def environment(run: RunInfo) -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _installed(name))},
         "git_commit": _commit(Path(__file__)),
         "command": shlex.join(sys.argv),
-        "again": run.rerun_command,
+        "rerun_command": run.rerun_command,
         "start_round": run.start_round,
     }
 

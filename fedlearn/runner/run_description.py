@@ -82,7 +82,7 @@ def _attack(experiment: Experiment, cfg: DictConfig) -> str:
     if not who:
         return ""
     names = ", ".join(experiment.scenario.data.name(client) for client in who[:MAX_CLIENTS_NAMED])
-    settings = OmegaConf.to_container(cfg.attack, resolve=True)
+    settings = OmegaConf.to_container(cfg.poisoning, resolve=True)
     assert isinstance(settings, dict)
     how = _in_words({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
     some = (

@@ -121,7 +121,7 @@ def write_report_page(
     """Write ``report.html``: the verdict, what was asked, the numbers, the figures, and the command.
 
     Args:
-        analysis: the inquiry.
+        analysis: the run.
         title: of the page.
         verdict: a sentence or two.
         is_alarm: whether it is bad news.
@@ -130,7 +130,7 @@ def write_report_page(
         captions: of the figures, by the names that they were saved under.
     """
     images = {name: data_uri(analysis.folder / f"{name}.png") for name in captions}
-    text = load_template("inquiry.html").render(
+    text = load_template("analysis.html").render(
         title=title,
         verdict=verdict,
         alarm=is_alarm,

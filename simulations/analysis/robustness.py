@@ -110,7 +110,7 @@ def _end(cfg: DictConfig, strategy: Mapping[str, Any], attack: Any, seed: int) -
     """The last evaluation of one run, which leaves no folder of its own."""
     cfg = cfg.copy()
     with open_dict(cfg):
-        cfg.seed, cfg.strategy, cfg.attack = seed, dict(strategy), attack
+        cfg.seed, cfg.strategy, cfg.poisoning = seed, dict(strategy), attack
     made = build_experiment(cfg, build_plan(cfg))
     planned, engine = made.plan, made.engine
     state = start(planned.strategy, made.scenario.trainer.init(seed), engine, seed=seed)

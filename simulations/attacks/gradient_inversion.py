@@ -71,7 +71,7 @@ def run_gradient_inversion(analysis: AnalysisRun) -> int:
     save_results(
         analysis,
         "privacy_attack",
-        {"kind": "inversion", "victims": len(victims), "verdict": text, "results": numbers},
+        {"kind": "gradient_inversion", "victims": len(victims), "verdict": text, "results": numbers},
         drawn,
     )
     return _written(analysis, results, text)
@@ -121,7 +121,7 @@ def verdict(results: Sequence[InversionResult], clip_norm: float) -> str:
 
 
 def _plain(result: InversionResult) -> dict[str, Any]:
-    names = ("protection", "epsilon", "delta", "labels", "correlation")
+    names = ("defense", "epsilon", "delta", "label_accuracy", "image_correlation")
     return {name: getattr(result, name) for name in names}
 
 

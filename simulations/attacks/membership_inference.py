@@ -78,7 +78,7 @@ def run_membership_inference(analysis: AnalysisRun) -> int:
         made.engine.close()
     text = verdict(results)
     numbers = {
-        "kind": "membership",
+        "kind": "membership_inference",
         "verdict": text,
         **analysis.settings,
         "results": [_plain(result) for result in results],
@@ -107,7 +107,7 @@ def _plain(result: MembershipResult) -> dict[str, Any]:
     }
     allowed = None if result.epsilon is None else float(result.max_tpr(FPR))
     return {
-        "protection": result.defense,
+        "defense": result.defense,
         "epsilon": result.epsilon,
         "delta": result.delta,
         "allowed_tpr_at_1_percent": allowed,

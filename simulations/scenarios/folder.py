@@ -114,7 +114,7 @@ def folder(
     _require_said(path, clients, partition, deployed=deployed)
     noise = _noise(noise_multiplier, bounds, categories, seed)
     preparation = PreprocessingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
-    contents = _read(str(path), client=client, ignore=ignore or (), image_size=image_size)
+    contents = _read(str(path), client_column=client, ignored_columns=ignore or (), image_size=image_size)
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)

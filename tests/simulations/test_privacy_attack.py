@@ -29,14 +29,14 @@ def test_clipping_alone_protects_nothing_and_noise_or_masks_do(attacked):
         "kind=gradient_inversion", "privacy_attack.victims=100", "privacy_attack.noise=[0.1,1]"
     )
     assert code == 0
-    by = {result["protection"]: result for result in found["results"]}
+    by = {result["defense"]: result for result in found["results"]}
     for bare in ("nothing", "clipped to 1"):
-        assert by[bare]["labels"] == 1.0
-        assert by[bare]["correlation"] > 0.99
-    assert 0.6 < by["clipped, noise 0.1"]["labels"] < 1.0
+        assert by[bare]["label_accuracy"] == 1.0
+        assert by[bare]["image_correlation"] > 0.99
+    assert 0.6 < by["clipped, noise 0.1"]["label_accuracy"] < 1.0
     for covered in ("clipped, noise 1", "masked"):
-        assert by[covered]["labels"] < 0.3
-        assert abs(by[covered]["correlation"]) < 0.05
+        assert by[covered]["label_accuracy"] < 0.3
+        assert abs(by[covered]["image_correlation"]) < 0.05
     assert by["clipped, noise 1"]["epsilon"] == pytest.approx(9.997, rel=1e-3)  # sensitivity 2 C: multiplier 1/2
     assert by["nothing"]["epsilon"] is None
     assert by["masked"]["epsilon"] is None
@@ -49,9 +49,9 @@ def test_central_noise_does_not_protect_an_upload_from_the_server(attacked):
     words = ["privacy=central", "privacy.noise_multiplier=1", "privacy_attack.victims=20", "privacy_attack.noise=[1]"]
     found = attacked("kind=gradient_inversion", *words)[1]
     central = found["results"][-1]
-    assert central["protection"] == "privacy=central"
-    assert (central["labels"], central["epsilon"]) == (1.0, None)
-    assert central["correlation"] > 0.99
+    assert central["defense"] == "privacy=central"
+    assert (central["label_accuracy"], central["epsilon"]) == (1.0, None)
+    assert central["image_correlation"] > 0.99
 
 
 def test_dp_sgd_hides_an_example_from_inversion(attacked):
@@ -64,8 +64,8 @@ def test_dp_sgd_hides_an_example_from_inversion(attacked):
     ]
     found = attacked("kind=gradient_inversion", *words)[1]
     private = found["results"][-1]
-    assert private["labels"] < 0.5
-    assert private["correlation"] < 0.1
+    assert private["label_accuracy"] < 0.5
+    assert private["image_correlation"] < 0.1
     assert private["epsilon"] == pytest.approx(4.377, rel=1e-3)
 
 
