@@ -78,7 +78,7 @@ def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
     if job is None or job.is_sweep:
         raise UsageError("-m asks for several runs\n  expected  one at a time\n  try       submit once for each")
     target = str(job.cfg.engine.get("_target_"))
-    if not target.endswith("grid.grid"):
+    if not target.endswith(".deployed.grid"):
         name = target.rpartition(".")[2]
         raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       no engine=... at all")
     build_plan(job.cfg)
