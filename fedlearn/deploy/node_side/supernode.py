@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fedlearn.deploy.processes import die_with_parent
 from fedlearn.flower.compat import (  # fmt: skip
     client_app_runner,
     executor,
@@ -96,7 +97,13 @@ def start_supernode(argv: Sequence[str]) -> None:
 
 
 def run_messengers(argv: Sequence[str]) -> None:
-    """Flower's SuperExec, which asks the SuperNode for work and starts a copy of itself for each message."""
+    """Flower's SuperExec, which asks the SuperNode for work and starts a copy of itself for each message.
+
+    It ends with the SuperNode, however that ends (on Linux; elsewhere as soon as Flower sees that it is gone).
+    """
+    die_with_parent()
+    if str(os.getppid()) != argv[argv.index("--parent-pid") + 1]:  # it ended before the line above
+        return
     clock = PollingClock()
     forks = ForkExecutor(clock)
     retry_parts_after(INITIAL_BACKOFF_S)
