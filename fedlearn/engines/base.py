@@ -176,7 +176,7 @@ def failure(client: ClientId, stage: str, error: Exception) -> Failure:
     return Failure(client=client, stage=stage, reason=reason, traceback=traceback.format_exc())
 
 
-BATCHINGS = ("auto", "map", "vmap", "workers")
+BATCHINGS = ("auto", "map", "vmap", "process_pool")
 MAX_MIXED_BLOCK_SIZE = (
     31  # clients in a block of orders of different ages: few enough for ``auto`` to train them exactly as alone
 )
@@ -193,12 +193,12 @@ def vector(
         trainer: of the model.
         block_size: clients in a block, >= 1; None takes as many as keep their updates within 512 MiB, at most 1024.
         batching: how a block is trained. ``map``: one client after another (JAX: inside one program for each core).
-            ``vmap``: all clients step together, as one batch of models. ``workers``: processes, one a core, for torch
-            on the CPU of a Linux machine. ``auto``: what suits device, model and block; the header says what.
+            ``vmap``: all clients step together, as one batch of models. ``process_pool``: processes, one a core, for
+            torch on the CPU of a Linux machine. ``auto``: what suits device, model and block; the header says what.
 
     *Guarantees*: results do not depend on ``block_size``, nor on ``batching`` by more than 1e-5 after 20 rounds. In
-    torch ``map`` and ``workers`` are bit-identical to the serial engine, and so is ``auto`` for blocks of less than
-    32 clients or models of more than 20,000 parameters. Under an asynchronous strategy ``auto`` on a CPU keeps blocks
+    torch ``map`` and ``process_pool`` are bit-identical to the serial engine, and so is ``auto`` for blocks of less
+    than 32 clients or models of more than 20,000 parameters. Under an asynchronous strategy ``auto`` on a CPU keeps blocks
     below that, as what is under way together is not the same after a stop; ``vmap`` there repeats to rounding.
 
     Raises:
@@ -208,10 +208,12 @@ def vector(
     require(ok, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
     require(batching in BATCHINGS, "batching", batching, f"one of {', '.join(BATCHINGS)}", "batching=auto")
     can_fork = trainer.framework == "torch" and trainer.device == "cpu" and sys.platform == "linux"
-    require(can_fork or batching != "workers", "batching", batching, "workers for torch on a CPU", "batching=auto")
-    made = trainer.with_batching("map" if batching == "workers" else batching)
+    require(
+        can_fork or batching != "process_pool", "batching", batching, "process_pool for torch on a CPU", "batching=auto"
+    )
+    made = trainer.with_batching("map" if batching == "process_pool" else batching)
     safe = can_fork and available_cores() > 1 and "jax" not in sys.modules  # whose threads do not survive a fork
-    if batching == "workers" or (batching == "auto" and safe):
+    if batching == "process_pool" or (batching == "auto" and safe):
         made = ProcessPoolTrainer(made, data, num_processes=max(2, available_cores()), auto=batching == "auto")
     automatic = min(1024, max(1, MAX_BLOCK_BYTES // (4 * max(1, trainer.layout.num_parameters))))
     exactly = batching == "auto" and trainer.device == "cpu"

@@ -62,11 +62,11 @@ def test_results_do_not_depend_on_batching_or_block_size(data, framework, model)
     strategy = strategies.fedprox(mu=0.1, clients_per_round=34)
     one_by_one = trained(data, serial(data, trainer.with_batching("map")), strategy, learning_rate=0.05)
     ways = [("map", None), ("map", 7), ("vmap", None), ("vmap", 7), ("auto", None)]
-    ways += [("workers", None), ("workers", 7)] if framework == "torch" else []
+    ways += [("process_pool", None), ("process_pool", 7)] if framework == "torch" else []
     for batching, block_size in ways:
         engine = vector(data, trainer, batching=batching, block_size=block_size)
         end = trained(data, engine, strategy, learning_rate=0.05)
-        exact = framework == "torch" and batching in ("map", "workers")
+        exact = framework == "torch" and batching in ("map", "process_pool")
         assert np.abs(end - one_by_one).max() <= (0 if exact else 1e-5), (batching, block_size)
 
 
@@ -104,8 +104,8 @@ def test_settings_out_of_range_are_refused(setting, value):
 
 
 def test_workers_are_for_torch():
-    with pytest.raises(SettingError, match="batching is workers"):
-        vector(linear_problem(), LinearTrainer(3), batching="workers")
+    with pytest.raises(SettingError, match="batching is process_pool"):
+        vector(linear_problem(), LinearTrainer(3), batching="process_pool")
 
 
 def test_shares_are_balanced_by_size_and_lose_nobody():
