@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
+from fedlearn.runner.config_errors import new_name
 
 ALLOWED_MODULES = (
     "fedlearn",
@@ -62,8 +63,9 @@ def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], where
     for key, value in settings.items():
         if key not in known:
             prefix = f"{where}." if where else ""
-            near = did_you_mean(key, known)
-            fix = f"{prefix}{near}={value}" if near else f"without {prefix}{key}"
+            closest = did_you_mean(key, known)
+            near = new_name(f"{prefix}{key}") or (closest and f"{prefix}{closest}")
+            fix = f"{near}={value}" if near else f"without {prefix}{key}"
             expected = f"one of {', '.join(known)}: there is no {key}" if known else f"no settings: there is no {key}"
             raise SettingError(f"{prefix}{key}", value, expected, fix)
 

@@ -34,6 +34,7 @@ from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning
 from fedlearn.robust.root_dataset import with_root_dataset
 from fedlearn.runner.builders import BuildError, check_targets, refuse_unknown_keys
+from fedlearn.runner.config_errors import new_name
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
 
 BASELINES = ("central", "local")
@@ -77,6 +78,7 @@ def build_plan(cfg: DictConfig) -> Plan:
         BuildError: a builder failed.
     """
     plain = _plain(cfg, "the configuration")
+    _refuse_old_names(plain)
     allow = _allowed(plain)
     check_targets(_group(plain, "scenario"), "scenario", allow=allow, num_args=0)
     check_targets(_group(plain, "engine"), "engine", allow=allow)
@@ -113,6 +115,13 @@ def build_plan(cfg: DictConfig) -> Plan:
         system=system,
         buffers=buffers,
     )
+
+
+def _refuse_old_names(plain: Mapping[str, Any]) -> None:
+    """A file of the user's own, or ``+``, can bring an old name, which would have no effect."""
+    for key, value in plain.items():
+        if new := new_name(key):
+            raise SettingError(key, value, f"no setting: its name is {new}", f"{new}=...")
 
 
 def _refuse_what_needs_rounds(system: SystemModel, strategy: Strategy, privacy: Mechanism) -> None:

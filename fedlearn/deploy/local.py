@@ -1,0 +1,10 @@
+"""``python -m fedlearn.deploy.local``: the old name of `fedlearn.deploy.rehearse`; refused with the new one."""
+
+from __future__ import annotations
+
+import sys
+
+from fedlearn.runner.config_errors import refuse_renamed_command
+
+if __name__ == "__main__":
+    sys.exit(refuse_renamed_command("fedlearn.deploy.local"))
