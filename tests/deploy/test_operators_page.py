@@ -30,7 +30,11 @@ def from_pages():
 
 def test_the_commands_were_found():
     named = {words[0] for words in from_pages()}
-    assert named == {"local", "keys", "coordinator", "policy", "node", "submit", "trainer"}
+    assert named == {"rehearse", "keys", "coordinator", "node_side.policy", "node", "submit", "trainer"}
+
+
+def parser_of(module):
+    return (getattr(module, "build_parser", None) or module._parser)()
 
 
 @pytest.mark.parametrize("words", from_pages(), ids=" ".join)
@@ -38,16 +42,16 @@ def test_each_command_is_one_that_its_program_takes(words, tmp_path):
     program, *rest = words
     if program in ("keys", "coordinator", "trainer"):
         module = {"keys": keys, "coordinator": coordinator, "trainer": trainer}[program]
-        (getattr(module, "arguments", None) or module._parser)().parse_args(rest)
+        parser_of(module).parse_args(rest)
     elif program == "node":
         made = node.node_from_args(node.build_parser().parse_args(rest))
         if made.trainer_args is not None:
-            trainer._parser().parse_args(["--socket", str(tmp_path / "s"), *made.trainer_args])
+            parser_of(trainer).parse_args(["--socket", str(tmp_path / "s"), *made.trainer_args])
     elif program == "submit":
         args, settings = submit.build_parser().parse_known_args(rest)
         if args.resume is None and args.follow is None:
             submit.compose_request(settings)
-    elif program == "local":
+    elif program == "rehearse":
         submit.compose_request([word for word in rest if not word.startswith("nodes=")])
 
 
