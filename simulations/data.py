@@ -1,38 +1,40 @@
-"""``python -m simulations.data list | fetch NAME | check NAME``: the scenarios' data sets, and where they are here.
-
-Scenarios that ship with a dependency (digits, diabetes) have nothing to fetch and are not listed.
-"""
+"""``python -m simulations.data list | fetch NAME | check NAME``: list, download and verify the data sets of scenarios."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from fedlearn.runner.exit_codes import exit_code
-from fedlearn.runner.interrupt import terminate_as_interrupt
-from simulations.datasets.registry import _asked_for
+from fedlearn.runner.exit_codes import run_command
+from simulations.datasets.registry import check_data_set, fetch_data_set, list_data_sets
+
+ACTIONS = {"list": list_data_sets, "fetch": fetch_data_set, "check": check_data_set}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; 0 done, 2 no such data set, 3 it cannot be had or is not here."""
-    args = build_parser().parse_args(argv)
-    terminate_as_interrupt()
-    return exit_code(lambda: _asked_for(args))
+    """Run the command; return 0, 2 for an unknown data set, or 3 if files are not available."""
+    return run_command(build_parser(), manage_data_sets, argv)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m simulations.data", description="The data sets of the scenarios.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what there is, and where it is here")
-    fetch = commands.add_parser("fetch", help="bring a data set here, unless it is here")
-    fetch.add_argument("--base-url", help="a mirror of the official folder; FEDLEARN_MIRROR names one for all")
-    check = commands.add_parser("check", help="what is known of a data set, and whether its files here are right")
-    check.add_argument("--path", help="a folder with the files; without it where a scenario would look")
+    commands.add_parser("list", help="list all data sets, and their place on this machine")
+    fetch = commands.add_parser("fetch", help="download a data set unless it is on this machine")
+    fetch.add_argument("--base-url", help="a mirror of the official folder; FEDLEARN_MIRROR sets one for all data sets")
+    check = commands.add_parser("check", help="describe a data set and verify its files")
+    check.add_argument("--path", help="a folder with the files; default: where a scenario searches")
     for command in (fetch, check):
-        command.add_argument("name", metavar="NAME", help="of a data set, as list shows it")
+        command.add_argument("name", metavar="NAME", help="name of a data set, as in list")
     return parser
+
+
+def manage_data_sets(*, command: str, **options: Any) -> int:
+    """Run one of the subcommands; return the exit code."""
+    return ACTIONS[command](**options)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fedlearn.runner.config_errors import refuse_renamed_command
+from fedlearn.runner.renames import refuse_renamed_command
 
 if __name__ == "__main__":
     sys.exit(refuse_renamed_command("fedlearn.deploy.local"))

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
-from fedlearn.runner.config_errors import new_name
+from fedlearn.runner.renames import new_name
 
 ALLOWED_MODULES = (
     "fedlearn",

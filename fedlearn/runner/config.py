@@ -34,7 +34,7 @@ from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning
 from fedlearn.robust.root_dataset import with_root_dataset
 from fedlearn.runner.builders import BuildError, check_targets, refuse_unknown_keys
-from fedlearn.runner.config_errors import new_name
+from fedlearn.runner.renames import new_name
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
 
 BASELINES = ("central", "local")
@@ -145,7 +145,8 @@ def build_experiment(
     Args:
         cfg: all settings.
         plan: from `plan`.
-        transform_scenario: what to make of the scenario before it is protected and handed to the engine: an audit puts canaries in.
+        transform_scenario: changes the scenario before the strategy is protected and the engine is built; an audit adds
+            canaries here.
 
     Raises:
         FedlearnError: as `plan`; also if data or an optional dependency are missing.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,46 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fedlearn.errors import did_you_mean
 from fedlearn.runner.compat import Composer
+from fedlearn.runner.renames import new_name
 
 ComposeFunction = Callable[[list[str]], DictConfig]  # from overrides to a configuration
 HIDDEN_KEYS = ("hydra", "run_name")
-RENAMED: Mapping[str, str] = {  # old -> new name of a group, a setting or a command
-    "attack": "poisoning",
-    "attack.clip": "privacy_attack.clip",
-    "attack.label_noise": "privacy_attack.label_noise",
-    "attack.members": "privacy_attack.members",
-    "attack.noise": "privacy_attack.noise",
-    "attack.shadows": "privacy_attack.shadows",
-    "attack.victims": "privacy_attack.victims",
-    "engine.enough": "engine.min_completed",
-    "engine.nodes": "engine.num_nodes",
-    "fedlearn.deploy.local": "fedlearn.deploy.rehearse",
-    "simulations.attack": "simulations.privacy_attack",
-    "strategy.candidates": "strategy.num_candidates",
-    "strategy.keeps": "strategy.personal_parameters",
-    "strategy.least": "strategy.min_exploration",
-    "strategy.root_examples": "strategy.num_root_examples",
-    "system.enough": "system.min_completed",
-}
-
-
-def new_name(name: str) -> str | None:
-    """Return the present name of a group, a setting or a command that had another one; None for any other.
-
-    >>> new_name("system.enough"), new_name("attack.fraction"), new_name("rounds")
-    ('system.min_completed', 'poisoning.fraction', None)
-    """
-    parts = name.split(".")
-    for end in range(len(parts), 0, -1):
-        if new := RENAMED.get(".".join(parts[:end])):
-            return ".".join([new, *parts[end:]])
-    return None
-
-
-def refuse_renamed_command(name: str) -> int:
-    """Name the command that replaces an old one, and return the exit code of a wrong command line."""
-    sys.stderr.write(f"{name} is not a command\n  did you mean python -m {new_name(name)}?\n")
-    return 2
 
 
 def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[str], compose: ComposeFunction) -> str:

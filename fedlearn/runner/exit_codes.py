@@ -1,21 +1,23 @@
-"""How a command ends: a message for what went wrong, and an exit code."""
+"""Exit codes of commands, and the error messages that go with them."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from argparse import ArgumentParser
+from collections.abc import Callable, Sequence
 
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
+from fedlearn.runner.interrupt import terminate_as_interrupt
 from fedlearn.runner.run_folder import RunFolderWriteError
 
 DONE, BAD_CONFIGURATION, FAILED, STOPPED = 0, 2, 3, 130
 
 
 def exit_code(action: Callable[[], int]) -> int:
-    """Do what a command is for, turning what it raises into a message and an exit code."""
+    """Run ``action``; turn its exceptions into a message and an exit code."""
     # stray log lines before there is a run.log: Python would print them
     logging.getLogger().addHandler(logging.NullHandler())
     try:
@@ -26,6 +28,22 @@ def exit_code(action: Callable[[], int]) -> int:
         return _tell(error, BAD_CONFIGURATION)
     except KeyboardInterrupt:
         return _tell("stopped", STOPPED)
+
+
+def run_command(parser: ArgumentParser, action: Callable[..., int], argv: Sequence[str] | None = None) -> int:
+    """Parse a command line and run ``action``.
+
+    Args:
+        parser: the parser of the command; the name of each argument is a keyword of ``action``.
+        action: the command; returns an exit code.
+        argv: words of the command line; None takes those of this process.
+
+    Returns:
+        The exit code.
+    """
+    options = vars(parser.parse_args(argv))
+    terminate_as_interrupt()
+    return exit_code(lambda: action(**options))
 
 
 def _tell(message: object, code: int) -> int:

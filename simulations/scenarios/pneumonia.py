@@ -1,4 +1,4 @@
-"""Pneumonia in chest X-rays of children, at hospitals that see it more or less often.
+"""The scenario `pneumonia`: detect pneumonia in chest X-rays, at hospitals with different shares of cases.
 
 Shapes: N images of 28 x 28 x 1.
 """
@@ -12,28 +12,12 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.records import Examples
-from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, find
 from fedlearn.data.folder import read_images_for_shape
 from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.loop.scenario import Scenario
+from simulations.datasets.pneumonia import read_x_rays
 from simulations.models import build_trainer
-
-FILE = "pneumoniamnist.npz"
-PNEUMONIA = DataSet(
-    name="pneumoniamnist",
-    about="5,856 chest X-rays of children, 28 x 28 pixels: pneumonia or not?",
-    licence="CC BY 4.0",
-    citation="Yang et al., MedMNIST v2, Scientific Data 10, 2023; Kermany et al., Cell 172, 2018",
-    megabytes=4.2,
-    origins=(
-        OfficialSource(
-            base_url="https://zenodo.org/records/10519652/files", files={FILE: "md5:28209eda62fecd6e6a2d98b1501bb15f"}
-        ),
-        # the same images in another order of rows
-        LocalCopy(files={FILE: "sha256:31010242097ace3a3fe9b97190125695de381f11e8b5d74b7b9610ea6c6e4819"}),
-    ),
-)
 
 
 def pneumonia(
@@ -95,22 +79,6 @@ def pneumonia(
     )
 
 
-def read_x_rays(
-    *, path: str | PathLike[str] | None = None
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], str]:
-    """``((images, ill), (test images, test ill), place)``: 5,232 and 624 images of 28 x 28 bytes, 1 for pneumonia.
-
-    Raises:
-        DataError: the file cannot be had.
-    """
-    found = find(PNEUMONIA, path=path)
-    with np.load(found.files[FILE], allow_pickle=False) as kept:
-        images = {part: kept[f"{part}_images"] for part in ("train", "val", "test")}
-        ill = {part: kept[f"{part}_labels"].astype(np.int64).ravel() for part in images}
-    seen = tuple(np.concatenate([of["train"], of["val"]]) for of in (images, ill))
-    return (seen[0], seen[1]), (images["test"], ill["test"]), found.place
-
-
 def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Bytes as float32 in [-1, 1], ``(N, 28, 28, 1)``."""
+    """Return bytes as float32 in [-1, 1], ``(N, 28, 28, 1)``."""
     return ((images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5))[..., None]

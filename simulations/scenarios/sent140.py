@@ -1,13 +1,10 @@
-"""Whether somebody is happy.
+"""The scenario `sent140`: predict whether the author of a tweet is happy.
 
 Shapes: N tweets, T words.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -16,27 +13,12 @@ import numpy as np
 
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
-from fedlearn.data.download import DataSet, OfficialSource, find
 from fedlearn.data.from_arrays import from_rows, split_rows
 from fedlearn.errors import is_number, require
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.hashing_tokenizer import read_lines
+from simulations.datasets.sent140 import read_tweets
 from simulations.models.text.readers import build_text_pipeline
-
-FILE = "sent140_by_user.tsv.gz"
-SENT140 = DataSet(
-    name="sent140-by-user",
-    about="16,025 tweets: is the author happy?",
-    clients="2,875 users",
-    licence="research use",
-    citation="Go, Bhayani, Huang, Twitter Sentiment Classification using Distant Supervision, Stanford, 2009",
-    origins=(
-        OfficialSource(
-            base_url="",
-            files={FILE: "sha256:e94fa95aedaff3c2dee50ce98d6acea84e98cd29c1176abe92783277ce99834b"},
-        ),
-    ),
-)
 
 
 def sent140(
@@ -77,11 +59,8 @@ def sent140(
     share = is_number(held_out_users, at_least=0, below=1) and held_out_users > 0
     require(share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
     words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
-    found = find(SENT140, path=path)
-    with io.TextIOWrapper(gzip.open(found.files[FILE]), encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    user_N = np.unique([row["user"] for row in rows], return_inverse=True)[1].ravel()
-    tokens_NT, happy_N = words.encode([row["text"] for row in rows]), np.array([int(row["label"]) for row in rows])
+    texts, happy_N, user_N, place = read_tweets(path=path)
+    tokens_NT = words.encode(texts)
     users = generator(seed, Purpose.SPLIT).permutation(user_N.max() + 1)
     testing, training = np.split(users, [round(held_out_users * len(users))])
     of_users = [np.flatnonzero(user_N == user) for user in np.sort(training)]
@@ -89,7 +68,7 @@ def sent140(
     data = from_rows(tokens_NT, happy_N, train=train, test=test, task="binary")
     tests_N = np.isin(user_N, testing)
     held_out = Examples(tokens_NT[tests_N], happy_N[tests_N])
-    data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {found.place}")
+    data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {place}")
     trainer, line = fitted(data)
     return Scenario(
         name="sent140",

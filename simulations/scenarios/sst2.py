@@ -1,4 +1,4 @@
-"""Whether a sentence about a film likes it, told by an encoder that many readers tune together.
+"""The scenario `sst2`: fine-tune a pretrained encoder to classify the sentiment of film reviews.
 
 Shapes: N sentences, T tokens.
 """
@@ -8,43 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedlearn.core.records import Examples
-from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, find
 from fedlearn.data.from_arrays import from_arrays
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.hashing_tokenizer import read_lines
+from simulations.datasets.sst2 import read_reviews
 from simulations.models.encoder import FineTuning
 from simulations.models.text.readers import build_text_pipeline
-
-SST2 = DataSet(
-    name="sst2",
-    about="8,741 sentences of film reviews, 6,920 to learn from and 1,821 to test: positive or negative",
-    licence="not stated by its authors",
-    citation="Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, EMNLP 2013",
-    megabytes=0.9,
-    origins=(
-        OfficialSource(  # whole sentences that are not neutral, of the authors' parts
-            base_url="https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/"
-            "457ffd83de90a9d6d472d8ffc31bbffe40a8b236/data/SST2",
-            files={
-                "train.tsv": "sha256:ec192f833a64da08f475488a77b0d0b47db47acd0f458bd18433fc793b569920",
-                "test.tsv": "sha256:831169c7e2e429d6026e1bdbb542f33b636e3e596caad9602ebc953c205928b7",
-            },
-        ),
-        LocalCopy(
-            files={
-                "train.tsv.gz": "sha256:6bd7ceeeb9eac01b55c854be40e71bdf4c54849638217b8b4fc2408bf17843af",
-                "test.tsv.gz": "sha256:e33b978bf9561af553946a8e7f30f945c46ca74a0c1e44c7b5a4cfc17ce22db3",
-            }
-        ),
-    ),
-)
 
 
 def sst2(
@@ -129,21 +104,3 @@ def sst2(
         read_inputs=lambda file: pieces.encode(read_lines(file)),
         files={pieces.file_name: pieces.to_json()},
     )
-
-
-def read_reviews(
-    *, path: str | PathLike[str] | None = None
-) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray], str]:
-    """``((texts, positive), (test texts, test positive), place)``: 6,920 and 1,821 sentences, 1 for positive ones.
-
-    Raises:
-        DataError: the sentences cannot be had.
-    """
-    found = find(SST2, path=path)
-    parts = {name.partition(".")[0]: file for name, file in found.files.items()}
-    return _labelled(parts["train"]), _labelled(parts["test"]), found.place
-
-
-def _labelled(file: Path) -> tuple[list[str], np.ndarray]:
-    rows = [line.rpartition("\t") for line in read_lines(file)]
-    return [text for text, _, _ in rows], np.array([int(label) for _, _, label in rows])

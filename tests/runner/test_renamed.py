@@ -10,7 +10,7 @@ import pytest
 
 from fedlearn.runner.compose import UsageError, compose
 from fedlearn.runner.config import build_plan
-from fedlearn.runner.config_errors import RENAMED, new_name
+from fedlearn.runner.renames import RENAMED, new_name
 from fedlearn.runner.start import main, parse_args
 from simulations.privacy_attack import KINDS
 

@@ -25,7 +25,7 @@ def tiny(tmp_path, monkeypatch):
         base_url=(tmp_path / "official").as_uri(), files={"a.csv": f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"}
     )
     made = DataSet(name="tiny", origins=(origin,), licence="CC0", clients="2 clinics", megabytes=0.001)
-    monkeypatch.setattr(registry, "data_sets", lambda: {"tiny": made})
+    monkeypatch.setattr(registry, "DATA_SETS", (made,))
     return made
 
 

@@ -333,8 +333,7 @@ def shelf(tmp_path_factory) -> Path:
 @contextmanager
 def offline(folder: Path) -> Iterator[None]:
     """The scenario finds its files in a folder."""
-    from simulations.datasets import minilm
-    from simulations.scenarios import sst2
+    from simulations.datasets import minilm, sst2
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLEARN_DATA", str(folder))
@@ -542,7 +541,7 @@ def test_the_recipe_reaches_what_it_says(tmp_path):
 
 def test_the_sentences_are_those_of_the_paper():
     pytest.importorskip("tokenizers")
-    from simulations.scenarios.sst2 import read_reviews
+    from simulations.datasets.sst2 import read_reviews
 
     folder = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "sst2"
     if not folder.is_dir():

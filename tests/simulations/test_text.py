@@ -281,14 +281,15 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
     from dataclasses import replace
 
     pytest.importorskip("tokenizers")
+    from simulations.datasets import sent140 as tweets
     from simulations.scenarios import sent140 as module
 
     lines = [f'u{n % 10}\t{n % 2}\tday {n} "was {"good" if n % 2 else "bad"}' for n in range(40)]
     content = gzip.compress("\n".join(["user\tlabel\ttext", *lines]).encode())
-    (tmp_path / module.FILE).write_bytes(content)
-    (origin,) = module.SENT140.origins
-    origin = replace(origin, files={module.FILE: f"sha256:{hashlib.sha256(content).hexdigest()}"})
-    monkeypatch.setattr(module, "SENT140", replace(module.SENT140, origins=(origin,)))
+    (tmp_path / tweets.FILE).write_bytes(content)
+    (origin,) = tweets.SENT140.origins
+    origin = replace(origin, files={tweets.FILE: f"sha256:{hashlib.sha256(content).hexdigest()}"})
+    monkeypatch.setattr(tweets, "SENT140", replace(tweets.SENT140, origins=(origin,)))
     scenario = module.sent140(path=tmp_path, num_tokens=50, length=5, held_out_users=0.3, test_share=0.25)
     data = scenario.data
     assert len(data.clients) == 7

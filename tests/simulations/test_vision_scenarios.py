@@ -22,6 +22,7 @@ from fedlearn.errors import DataError, SettingError
 from simulations.datasets import cifar10 as cifar_images
 from simulations.datasets import icu
 from simulations.datasets import mnist as mnist_images
+from simulations.datasets import pneumonia as x_rays
 from simulations.datasets.idx import read_idx
 from simulations.scenarios import pneumonia
 from simulations.scenarios.cifar10 import cifar10
@@ -297,8 +298,8 @@ def x_ray_folder(tmp_path, monkeypatch):
     for part, number in (("train", 40), ("val", 10), ("test", 12)):
         parts[f"{part}_images"] = RNG.integers(0, 256, (number, 28, 28), np.uint8)
         parts[f"{part}_labels"] = (np.arange(number) % 4 > 0).astype(np.uint8)[:, None]
-    np.savez(tmp_path / pneumonia.FILE, **parts)
-    monkeypatch.setattr(pneumonia, "PNEUMONIA", of_files(tmp_path, pneumonia.FILE))
+    np.savez(tmp_path / x_rays.FILE, **parts)
+    monkeypatch.setattr(x_rays, "PNEUMONIA", of_files(tmp_path, x_rays.FILE))
     return tmp_path
 
 
@@ -331,7 +332,7 @@ def test_twins_learn_alike_from_x_rays(x_ray_folder):
 
 def test_the_real_x_rays_are_those_that_medmnist_counts():
     folder = shelf("pneumoniamnist")
-    (images, ill), (test, test_ill), _ = pneumonia.read_x_rays(path=folder)
+    (images, ill), (test, test_ill), _ = x_rays.read_x_rays(path=folder)
     assert (images.shape, test.shape) == ((5232, 28, 28), (624, 28, 28))
     assert (ill.sum(), test_ill.sum()) == (3883, 390)
 

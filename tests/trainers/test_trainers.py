@@ -353,7 +353,7 @@ def test_the_loss_reported_is_the_mean_over_the_examples_seen(data, clients):
 def test_each_framework_trains_without_the_other_being_imported():
     code = (
         "import sys, importlib; importlib.import_module('fedlearn.trainers.{}');"
-        "importlib.import_module('simulations.models.{}'); print('{}' in sys.modules)"
+        "importlib.import_module('simulations.models.basic.{}'); print('{}' in sys.modules)"
     )
     for own, other in (("torch", "jax"), ("jax", "torch")):
         done = subprocess.run(

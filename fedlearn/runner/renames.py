@@ -1,0 +1,44 @@
+"""Old names of settings and commands, and their new names; importing this loads no other library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+RENAMED: Mapping[str, str] = {  # old -> new name of a group, a setting or a command
+    "attack": "poisoning",
+    "attack.clip": "privacy_attack.clip",
+    "attack.label_noise": "privacy_attack.label_noise",
+    "attack.members": "privacy_attack.members",
+    "attack.noise": "privacy_attack.noise",
+    "attack.shadows": "privacy_attack.shadows",
+    "attack.victims": "privacy_attack.victims",
+    "engine.enough": "engine.min_completed",
+    "engine.nodes": "engine.num_nodes",
+    "fedlearn.deploy.local": "fedlearn.deploy.rehearse",
+    "simulations.attack": "simulations.privacy_attack",
+    "strategy.candidates": "strategy.num_candidates",
+    "strategy.keeps": "strategy.personal_parameters",
+    "strategy.least": "strategy.min_exploration",
+    "strategy.root_examples": "strategy.num_root_examples",
+    "system.enough": "system.min_completed",
+}
+
+
+def new_name(name: str) -> str | None:
+    """Return the present name of a group, a setting or a command that had another one; None for any other.
+
+    >>> new_name("system.enough"), new_name("attack.fraction"), new_name("rounds")
+    ('system.min_completed', 'poisoning.fraction', None)
+    """
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if new := RENAMED.get(".".join(parts[:end])):
+            return ".".join([new, *parts[end:]])
+    return None
+
+
+def refuse_renamed_command(name: str) -> int:
+    """Name the command that replaces an old one, and return the exit code of a wrong command line."""
+    sys.stderr.write(f"{name} is not a command\n  did you mean python -m {new_name(name)}?\n")
+    return 2
