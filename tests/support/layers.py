@@ -75,6 +75,7 @@ CROWDED = (
     "tests/engines/test_flower_engine",
     "tests/engines/test_ray_engine",
     "tests/simulations/test_benchmarks",
+    "tests/test_readme",
     "tests/trainers/test_batching",
 )
 
@@ -95,6 +96,11 @@ def a_unit_starts_nothing(request):
 
 
 def pytest_configure(config):
+    stale = [
+        row for row in (*TABLE, *CROWDED) if not any((config.rootpath / f"{row}{end}").exists() for end in ("", ".py"))
+    ]
+    if stale:
+        raise pytest.UsageError(f"there is no such file (tests/support/layers.py): {', '.join(stale)}")
     config.pluginmanager.register(Layers(config.rootpath), "layers of the tests")
 
 
