@@ -116,6 +116,7 @@ def test_a_round_below_the_threshold_gives_nothing_and_the_next_one_works():
     )
 
 
+@pytest.mark.framework
 def test_updates_from_torch_and_jax_are_masked_as_numpy_ones_are():
     encode = Masking(clip_norm=1.0, cohort=3).protect(equal()).stages[-1].client.update
     delta_KD = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
