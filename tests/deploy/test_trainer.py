@@ -59,7 +59,7 @@ def health(place):
 def echo(tmp_path):
     """A trainer whose site answers with what it was asked."""
     place = tmp_path / "s"
-    server = serve(SimpleNamespace(answer=lambda payload: payload[::-1]), place)
+    server = serve(SimpleNamespace(handle_request=lambda payload: payload[::-1]), place)
     yield place
     server.stop(0).wait(60)
 
@@ -98,7 +98,7 @@ def test_parcels_of_any_size_pass_in_parts(echo, size):
 
 
 def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
-    site = SimpleNamespace(answer=lambda payload: payload)
+    site = SimpleNamespace(handle_request=lambda payload: payload)
     with pytest.raises(FedlearnError, match="no other trainer answers"):
         serve(site, echo)
     left_over = tmp_path / "left"
@@ -127,7 +127,7 @@ def test_nobody_at_the_socket_is_told_within_the_timeout(tmp_path):
 
 def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
     over = threading.Event()
-    server = serve(SimpleNamespace(answer=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
+    server = serve(SimpleNamespace(handle_request=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
     try:
         with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
             call_trainer(str(tmp_path / "s"), b"x", timeout_s=0.5)
