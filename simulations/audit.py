@@ -1,11 +1,4 @@
-"""``python -m simulations.audit``: does a mechanism keep what its ledger says? Canaries give a lower bound on epsilon.
-
-Shapes: M canaries, D parameters laid flat.
-
-Where the unit of protection is a client, canaries are clients: they train, and then send one parameter, pushed hard,
-through the run's own stages, engine, aggregator and noise. Where it is an example, canaries are examples of one client,
-of a linear model whose gradient at each is one parameter, and it is the run's own DP-SGD that clips and noises them.
-"""
+"""``python -m simulations.audit``: measure a lower bound on epsilon with canaries, and compare it with the claim."""
 
 from __future__ import annotations
 
@@ -13,9 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from simulations.analysis.analysis_run import run_analysis_command
-from simulations.analysis.privacy_audit import DEFAULTS, _report
+from simulations.analysis.privacy_audit import DEFAULTS, run_audit
 
-# where nothing is claimed
 USAGE = """Measures a lower bound on epsilon with canaries and holds it against what the ledger claims.
 
   python -m simulations.audit [group=option ...] [setting=value ...] [audit.canaries=1000] [audit.rounds=1]
@@ -38,8 +30,8 @@ Exit codes: 0 the claim stands, 2 bad configuration, 3 the claim is refuted, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; exit codes as in ``USAGE``."""
-    return run_analysis_command(argv, name="audit", usage=USAGE, defaults=DEFAULTS, action=_report)
+    """Run the command; exit codes as in ``USAGE``."""
+    return run_analysis_command(argv, name="audit", usage=USAGE, defaults=DEFAULTS, action=run_audit)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""``python -m simulations.data list | fetch NAME | check NAME``: list, download and verify the data sets of scenarios."""
+"""``python -m simulations.data list | fetch NAME | check NAME``: list, download and verify data sets."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fedlearn.runner.exit_codes import run_command
 from simulations.datasets.registry import check_data_set, fetch_data_set, list_data_sets
 
-ACTIONS = {"list": list_data_sets, "fetch": fetch_data_set, "check": check_data_set}
+ACTIONS: Mapping[str, Callable[..., int]] = {"list": list_data_sets, "fetch": fetch_data_set, "check": check_data_set}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

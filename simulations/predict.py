@@ -1,7 +1,4 @@
-"""``python -m simulations.predict RUN --data FILE``: what a trained model says of new examples, one line each.
-
-Shapes: N examples, C classes.
-"""
+"""``python -m simulations.predict RUN --data FILE``: predict new examples with the model of a run, one line each."""
 
 from __future__ import annotations
 
@@ -10,20 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import exit_code
-from simulations.analysis.prediction import _told
+from fedlearn.runner.exit_codes import run_command
+from simulations.analysis.prediction import write_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says: 0 done, 2 for a folder without a model or a file without examples."""
+    """Run the command; return 0, or 2 for a folder without a model or a file without examples."""
     parser = argparse.ArgumentParser(
-        prog="python -m simulations.predict", description="Predicts with the model that a run has trained."
+        prog="python -m simulations.predict", description="Predicts new examples with the model of a run."
     )
-    parser.add_argument("run", type=Path, help="the folder that the run saved")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--data", type=Path, required=True, help="a file of examples, or a folder of images")
-    parser.add_argument("--out", type=Path, help="a CSV file; standard output without it")
-    args = parser.parse_args(argv)
-    return exit_code(lambda: _told(args))
+    parser.add_argument("--out", type=Path, help="a CSV file; default: standard output")
+    return run_command(parser, write_predictions, argv)
 
 
 if __name__ == "__main__":

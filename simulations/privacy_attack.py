@@ -1,4 +1,4 @@
-"""``python -m simulations.privacy_attack kind=...``: measure what a server learns from the updates of clients."""
+"""``python -m simulations.privacy_attack kind=...``: measure how much the updates of clients reveal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ Words are those of python -m simulations.run, and
 
 Examples
   python -m simulations.privacy_attack kind=gradient_inversion
-  python -m simulations.privacy_attack kind=membership_inference privacy=example privacy.noise_multiplier=1 privacy.delta=1e-3
+  python -m simulations.privacy_attack kind=membership_inference privacy=example privacy.noise_multiplier=1 \\
+      privacy.delta=1e-3
 
 Leaves privacy_attack.json, a picture and report.html in outputs/privacy_attack/...
 Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
@@ -49,7 +50,7 @@ Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; exit codes as in ``USAGE``."""
+    """Run the command; exit codes as in ``USAGE``."""
     given = list(sys.argv[1:] if argv is None else argv)
     kinds = [word.removeprefix("kind=") for word in given if word.startswith("kind=")]
     if {"-h", "--help"} & set(given):

@@ -1,7 +1,4 @@
-"""``report.html``: one file, readable offline, that shows what a run did and how to repeat it.
-
-Run ``python -m simulations.report RUN`` to draw it again from the files of a run folder; it needs nothing else.
-"""
+"""``python -m simulations.report RUN``: write ``report.html`` of a run again, from the files of its folder."""
 
 from __future__ import annotations
 
@@ -11,20 +8,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedlearn.callbacks.report import write_report
-from fedlearn.errors import FedlearnError
+from fedlearn.runner.exit_codes import DONE, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command ``python -m simulations.report RUN``: exit code 0, or 2 for a folder that is no run."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.report", description="Draw the report of a run again.")
-    parser.add_argument("run", type=Path, help="the folder that the run saved")
-    try:
-        path = write_report(parser.parse_args(argv).run)
-    except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{path}\n")
-    return 0
+    """Run the command; return 0, or 2 for a folder that is not a run folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m simulations.report", description="Writes the report of a run again."
+    )
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
+    return run_command(parser, print_report, argv)
+
+
+def print_report(folder: Path) -> int:
+    """Write the report and print its path; return the exit code."""
+    sys.stdout.write(f"{write_report(folder)}\n")
+    return DONE
 
 
 if __name__ == "__main__":

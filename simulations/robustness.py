@@ -1,7 +1,4 @@
-"""``python -m simulations.robustness``: what is left of a model under attack, for each rule and each attack.
-
-Shapes: R rules, A attacks.
-"""
+"""``python -m simulations.robustness``: train with every aggregation rule under every poisoning attack."""
 
 from __future__ import annotations
 
@@ -9,7 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from simulations.analysis.analysis_run import run_analysis_command
-from simulations.analysis.robustness import COMMAND_SETTINGS, DEFAULT_OVERRIDES, DEFAULTS, NUM_ROOT_EXAMPLES, _report
+from simulations.analysis.robustness import (
+    COMMAND_SETTINGS,
+    DEFAULT_OVERRIDES,
+    DEFAULTS,
+    NUM_ROOT_EXAMPLES,
+    run_robustness,
+)
 
 USAGE = f"""Runs every rule under every attack, and shows what is left of the model.
 
@@ -23,7 +26,8 @@ Words are those of python -m simulations.run (of strategy=, only strategy.client
   seeds      runs of each pair, from seed on (1); their mean is shown
 
 Unless you say otherwise: scenario=digits scenario.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
-Client 0 never attacks, so that all rules face the same attackers: fltrust has {NUM_ROOT_EXAMPLES} examples of all clients there.
+Client 0 never attacks, so all rules face the same attackers. It has the root data of fltrust: {NUM_ROOT_EXAMPLES}
+examples of all clients.
 
 Examples
   python -m simulations.robustness
@@ -35,11 +39,16 @@ Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; exit codes as in ``USAGE``."""
+    """Run the command; exit codes as in ``USAGE``."""
     given = list(sys.argv[1:] if argv is None else argv)
     marked = [f"robustness.{word}" if word.partition("=")[0] in COMMAND_SETTINGS else word for word in given]
     return run_analysis_command(
-        marked, name="robustness", usage=USAGE, defaults=DEFAULTS, default_overrides=DEFAULT_OVERRIDES, action=_report
+        marked,
+        name="robustness",
+        usage=USAGE,
+        defaults=DEFAULTS,
+        default_overrides=DEFAULT_OVERRIDES,
+        action=run_robustness,
     )
 
 

@@ -1,4 +1,4 @@
-"""``python -m simulations.sample RUN``: text that a run's model writes, one character after another."""
+"""``python -m simulations.sample RUN``: write text with the language model of a run, one character at a time."""
 
 from __future__ import annotations
 
@@ -7,35 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import DONE, exit_code
-from fedlearn.runner.interrupt import terminate_as_interrupt
+from fedlearn.runner.exit_codes import DONE, run_command
 from simulations.analysis.sampling import sample_text
-
-# the scenario whose models write
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; exit codes as those of ``simulations.run``."""
-    args = build_parser().parse_args(argv)
-    terminate_as_interrupt()
-
-    def act() -> int:
-        sys.stdout.write(
-            sample_text(args.run, prompt=args.start, num_characters=args.length, temperature=args.temperature) + "\n"
-        )
-        return DONE
-
-    return exit_code(act)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Run the command; exit codes are those of ``simulations.run``."""
     parser = argparse.ArgumentParser(prog="python -m simulations.sample", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder of a run of scenario=shakespeare")
-    parser.add_argument("--start", default="O ", help="what the text begins with (%(default)r)")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run of scenario=shakespeare")
+    parser.add_argument("--start", default="O ", help="first characters of the text (%(default)r)")
     parser.add_argument("--length", type=int, default=300, help="characters to write (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 always takes the likeliest (%(default)s)")
-    return parser
+    parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the most likely one (%(default)s)")
+    return run_command(parser, print_sample, argv)
+
+
+def print_sample(folder: Path, *, start: str, length: int, temperature: float) -> int:
+    """Print the text; return the exit code."""
+    text = sample_text(folder, prompt=start, num_characters=length, temperature=temperature)
+    sys.stdout.write(f"{text}\n")
+    return DONE
 
 
 if __name__ == "__main__":

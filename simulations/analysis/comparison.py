@@ -1,16 +1,12 @@
-"""``python -m simulations.compare RUN ...``: which settings were better, over seeds, from the folders of runs.
+"""Comparison of settings over seeds: a table, and the metric over rounds and over bytes.
 
-Sweep first, then compare; runs that differ in nothing but the seed belong together:
-
-  python -m simulations.run -m strategy=fedavg,fedprox seed=1,2,3 hydra.sweep.dir=sweep
-  python -m simulations.compare sweep --target 0.8
+Runs that differ only in ``seed`` are grouped. Differences between settings are paired by seed.
 
 Shapes: S runs of one setting (seeds), R evaluated rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -196,10 +192,10 @@ def _spread(metric: str, values: Sequence[float]) -> str:
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "nan"
-    return _pair(metric, known)
+    return _mean_and_std(metric, known)
 
 
-def _pair(metric: str, values: Sequence[float], sign: str = "") -> str:
+def _mean_and_std(metric: str, values: Sequence[float], sign: str = "") -> str:
     mean, percent = float(np.mean(values)), metric == "accuracy"
     scale, unit, digits = (100, " %", 1) if percent else (1, "", 4)
     beside = f" ± {scale * float(np.std(values, ddof=1)):.{digits}f}" if len(values) > 1 else ""
@@ -221,7 +217,7 @@ def _difference(metric: str, first: Sequence[RunCurve], other: Sequence[RunCurve
     ours, theirs = ({one.seed: float(one.values[-1]) for one in runs} for runs in (other, first))
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     pairs = [value for value in pairs if not math.isnan(value)]
-    return _pair(metric, pairs, sign="+") if pairs else "no seed in common"
+    return _mean_and_std(metric, pairs, sign="+") if pairs else "no seed in common"
 
 
 def column_headings(metric: str, target: float | None, *, has_clock: bool = False) -> dict[str, str]:
@@ -278,22 +274,32 @@ def _curve(runs: Sequence[RunCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray
     return rounds, values_SR.mean(axis=0), values_SR.std(axis=0), sent_SR.mean(axis=0)
 
 
-def _told(args: argparse.Namespace) -> int:
-    found, metric = read_curves(args.runs, args.metric)
-    clock = any(not np.isnan(one.clock).any() for runs in found.values() for one in runs)
-    rows, heads = (
-        comparison_rows(found, metric, target=args.target),
-        column_headings(metric, args.target, has_clock=clock),
-    )
-    out = args.out or args.runs[0]
+def compare_runs(
+    runs: Sequence[Path], *, metric: str | None = None, target: float | None = None, out: Path | None = None
+) -> int:
+    """Print a table of the settings, and write it with a figure; return the exit code.
+
+    Args:
+        runs: folders of runs or of sweeps.
+        metric: metric to compare; None takes the main metric of the runs.
+        target: value of the metric; the table then has the rounds, bytes and time to reach it.
+        out: folder for the files; None takes the first of ``runs``.
+
+    Raises:
+        DataError: the folders hold no evaluated runs, or the runs have no such metric in common.
+    """
+    curves, metric = read_curves(runs, metric)
+    clock = any(not np.isnan(one.clock).any() for curve in curves.values() for one in curve)
+    rows = comparison_rows(curves, metric, target=target)
+    heads = column_headings(metric, target, has_clock=clock)
+    out = out or runs[0]
     out.mkdir(parents=True, exist_ok=True)
     _show(rows, heads)
     write_atomically(out / f"{FILE_STEM}.md", to_markdown(rows, heads))
-    write_atomically(
-        out / f"{FILE_STEM}.json", json.dumps({"metric": metric, "target": args.target, "rows": rows}, indent=1)
-    )
+    results = {"metric": metric, "target": target, "rows": rows}
+    write_atomically(out / f"{FILE_STEM}.json", json.dumps(results, indent=1))
     with figures.style():
-        plot_curves(found, metric, args.target).savefig(out / f"{FILE_STEM}.png", dpi=DOTS_PER_INCH, facecolor="white")
+        plot_curves(curves, metric, target).savefig(out / f"{FILE_STEM}.png", dpi=DOTS_PER_INCH, facecolor="white")
     sys.stdout.write(f" saved     {out / f'{FILE_STEM}.png'}\n")
     return DONE
 

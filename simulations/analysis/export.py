@@ -1,8 +1,7 @@
-"""``python -m simulations.export RUN format=onnx``: the model that a run has trained, for use elsewhere."""
+"""Export of a trained model to safetensors, a torch state dict, or ONNX."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
@@ -15,27 +14,25 @@ from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean
-from fedlearn.runner.exit_codes import DONE
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
-from simulations.export import _pair
 
 FILE_SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx"}
 
 
 def export(folder: Path, format: str = "safetensors", out: Path | None = None) -> Path:
-    """Write the newest model of a run.
+    """Write the newest model of a run, and return the path of the file.
 
     Args:
-        folder: of the run.
-        format: ``safetensors`` (named arrays in torch's orientation, with facts about the run), ``torch`` (a state
-            dict, to be loaded with ``weights_only=True``) or ``onnx`` (the whole network). The last two are made by
-            the torch twin, whatever the run was trained with.
-        out: the file; ``model`` with the format's ending in the run folder where it is None.
+        folder: folder of the run.
+        format: ``safetensors`` (named arrays in torch's orientation, with metadata of the run), ``torch`` (a state
+            dict, to be loaded with ``weights_only=True``) or ``onnx`` (the whole network). The last two need a torch
+            version of the network, also for runs trained with JAX.
+        out: the file; None writes ``model`` with the suffix of the format into the run folder.
 
-    *Guarantees*: the file is there as a whole, or as it was before.
+    *Guarantees*: the file is written atomically.
 
     Raises:
-        FedlearnError: there is no model, the format is not known, the network has no torch twin.
+        FedlearnError: there is no model, the format is not known, or the network has no torch version.
         MissingExtra: the format needs a package that is not installed.
     """
     if format not in FILE_SUFFIXES:
@@ -99,11 +96,3 @@ def _atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _told(args: argparse.Namespace) -> int:
-    given = dict(_pair(word) for word in args.settings)
-    out = given.pop("out", None)
-    path = export(args.run, out=Path(out) if out else None, **given)
-    sys.stdout.write(f"{path}\n")
-    return DONE

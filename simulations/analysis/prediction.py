@@ -1,11 +1,10 @@
-"""``python -m simulations.predict RUN --data FILE``: what a trained model says of new examples, one line each.
+"""Predictions of a trained model for new examples.
 
 Shapes: N examples, C classes.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import sys
@@ -22,16 +21,16 @@ from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
 
 def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
-    """The names of columns, and a row for each example.
+    """Return column names, and a row for each example.
 
     Args:
-        folder: of the run.
-        data: a file that the scenario reads as it does its own, or a folder of images; or ``.npy``, ``.npz`` (its array
-            ``x``) or a ``.csv`` of numbers, with the model's inputs as they are, a row for each example.
+        folder: folder of the run.
+        data: a file in the format of the scenario, or a folder of images. A ``.npy`` file, the array ``x`` of a
+            ``.npz`` file, or a ``.csv`` file of numbers holds the inputs of the model, one row for each example.
 
     Returns:
-        ``prediction`` and ``probability`` (of class 1) for a binary task; ``prediction`` and the probability of each
-        class; or ``prediction`` alone for regression.
+        For a binary task ``prediction`` and ``probability`` (of class 1). For classes ``prediction`` and the
+        probability of each class. For regression ``prediction``.
 
     Raises:
         FedlearnError: there is no model, or the file does not hold such examples.
@@ -45,8 +44,34 @@ def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
     return names, rows
 
 
+def write_predictions(folder: Path, data: Path, *, out: Path | None = None) -> int:
+    """Write one line of CSV for each example; return the exit code.
+
+    Args:
+        folder: folder of the run.
+        data: examples, as in `predict`.
+        out: the CSV file; None writes to standard output.
+
+    Raises:
+        FedlearnError: there is no model, or the file does not hold such examples.
+    """
+    names, rows = predict(folder, data)
+    cells = [[f"{value:.6g}" for value in row] for row in rows]
+    if data.is_dir():
+        names = ["file", *names]
+        cells = [[file.name, *row] for file, row in zip(list_images(data), cells, strict=True)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(cells)
+    if out:
+        write_atomically(out, text.getvalue())
+    sys.stdout.write(f"{out}\n" if out else text.getvalue())
+    return DONE
+
+
 def prediction_columns(outputs_NC: np.ndarray, task: Task) -> tuple[list[str], np.ndarray]:
-    """Predictions from a model's raw outputs."""
+    """Return column names and predictions for raw outputs ``(N, C)`` of a model."""
     outputs_NC = np.asarray(outputs_NC, np.float64)
     if task == "regression":
         return ["prediction"], outputs_NC[:, :1]
@@ -106,21 +131,3 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _told(args: argparse.Namespace) -> int:
-    names, rows = predict(args.run, args.data)
-    cells = [[f"{value:.6g}" for value in row] for row in rows]
-    if args.data.is_dir():
-        names = ["file", *names]
-        cells = [[file.name, *row] for file, row in zip(list_images(args.data), cells, strict=True)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(cells)
-    if args.out:
-        write_atomically(args.out, text.getvalue())
-        sys.stdout.write(f"{args.out}\n")
-    else:
-        sys.stdout.write(text.getvalue())
-    return DONE

@@ -1,10 +1,10 @@
-"""``python -m simulations.audit``: does a mechanism keep what its ledger says? Canaries give a lower bound on epsilon.
+"""Audit of a privacy mechanism: canaries give a lower bound on epsilon, which is compared with the claimed epsilon.
 
-Shapes: M canaries, D parameters laid flat.
+Shapes: M canaries, D parameters.
 
-Where the unit of protection is a client, canaries are clients: they train, and then send one parameter, pushed hard,
-through the run's own stages, engine, aggregator and noise. Where it is an example, canaries are examples of one client,
-of a linear model whose gradient at each is one parameter, and it is the run's own DP-SGD that clips and noises them.
+If the privacy unit is a client, canaries are clients. They train, and each then sends one large parameter through the
+stages, engine, aggregator and noise of the run. If the unit is an example, canaries are examples of one client. The
+model is then linear, each canary has the gradient of one parameter, and the DP-SGD of the run clips and adds noise.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ DEFAULT_DELTA = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class AuditedRun:
-    """What was released, and what was claimed of it.
+    """An audited run and its claim.
 
     Attributes:
-        scores: of the canaries.
+        scores: scores of the canaries, from the released parameters.
         last_round: the last audited round.
         privacy_unit: ``client`` or ``example``.
-        delta: of the claim.
+        delta: delta of the claim.
     """
 
     scores: Scores
@@ -64,15 +64,15 @@ class AuditedRun:
 
     @property
     def claimed_epsilon(self) -> float | None:
-        """Epsilon by the ledger; None where nothing is promised."""
+        """Epsilon of the ledger; None for a run without a privacy guarantee."""
         return None if self.last_round.privacy is None else self.last_round.privacy.value
 
 
 def audit(analysis: AnalysisRun) -> tuple[AuditedRun, AuditResult]:
-    """Release, look, and conclude.
+    """Run the audited rounds and measure the lower bound.
 
     Raises:
-        SettingError: a setting is out of range, or there is nothing to audit in this combination.
+        SettingError: a setting is out of range, or the settings cannot be audited.
         MissingExtra: jax-privacy is not installed.
     """
     canaries, rounds = analysis.settings["canaries"], analysis.settings["rounds"]
@@ -176,7 +176,7 @@ def _run(made: Experiment, rounds: int, ear: Observer | None) -> tuple[Round, np
 
 
 def verdict(claimed_epsilon: float | None, result: AuditResult) -> str:
-    """What follows, in a sentence."""
+    """Return the conclusion, in one sentence."""
     confidence = f"{1 - SIGNIFICANCE:.0%} confidence"
     seen = f"epsilon is at least {result.epsilon_lower_bound:.3g}, with {confidence}"
     if claimed_epsilon is None:
@@ -189,17 +189,19 @@ def verdict(claimed_epsilon: float | None, result: AuditResult) -> str:
         return (
             f"No contradiction: {seen}; but so few canaries could not refute the {claimed_epsilon:.4g} that is claimed."
         )
-    return f"The claim stands: {seen}, and {claimed_epsilon:.4g} is claimed (what could be seen ends at {result.max_lower_bound:.3g})."
+    limit = f"what could be seen ends at {result.max_lower_bound:.3g}"
+    return f"The claim stands: {seen}, and {claimed_epsilon:.4g} is claimed ({limit})."
 
 
-def _report(asked: AnalysisRun) -> int:
-    seen, found = audit(asked)
+def run_audit(analysis: AnalysisRun) -> int:
+    """Audit, write the results and the report page; return the exit code: 3 if the claim is refuted."""
+    seen, found = audit(analysis)
     alarm = seen.claimed_epsilon is not None and found.epsilon_lower_bound > seen.claimed_epsilon
-    text, kind = verdict(seen.claimed_epsilon, found), asked.plan.privacy.kind
+    text, kind = verdict(seen.claimed_epsilon, found), analysis.plan.privacy.kind
     numbers = {
         "privacy": kind,
         "unit": seen.privacy_unit,
-        "canaries": asked.settings["canaries"],
+        "canaries": analysis.settings["canaries"],
         "rounds": seen.last_round.number,
         "delta": seen.delta,
         "claimed_epsilon": seen.claimed_epsilon,
@@ -208,14 +210,14 @@ def _report(asked: AnalysisRun) -> int:
         "alarm": alarm,
         "verdict": text,
     }
-    save_results(asked, "audit", numbers, {"scores": draw_with_style(lambda: plot_audit(seen, found))})
+    save_results(analysis, "audit", numbers, {"scores": draw_with_style(lambda: plot_audit(seen, found))})
     claim = "–" if seen.claimed_epsilon is None else f"{seen.claimed_epsilon:.4g}"
     written = write_report_page(
-        asked,
+        analysis,
         title=f"Audit of privacy={kind}",
         verdict=text,
         is_alarm=alarm,
-        rows=_rows(asked, seen, found),
+        rows=_rows(analysis, seen, found),
         table=[
             ("", "epsilon ≥", "claimed ≤", "could see", "AUC", "found at 1 % false"),
             (
@@ -229,7 +231,7 @@ def _report(asked: AnalysisRun) -> int:
         ],
         captions={"scores": caption(seen)},
     )
-    sys.stdout.write(f"{text}\n saved     {asked.folder}\n report    {written}\n")
+    sys.stdout.write(f"{text}\n saved     {analysis.folder}\n report    {written}\n")
     return FAILED if alarm else DONE
 
 
@@ -245,16 +247,16 @@ def _rows(asked: AnalysisRun, seen: AuditedRun, found: AuditResult) -> list[tupl
 
 
 def caption(audited: AuditedRun) -> str:
-    """What the figure shows."""
+    """Return the caption of the figure."""
     return (
-        f"Left: what was released where each canary {audited.privacy_unit} pushes, in units of what one that is in adds, for "
-        "those that were in and those that were out. Right: the epsilon that telling them apart proves, beside the one "
-        "claimed and the largest that so many canaries could prove."
+        f"Left: the released value at the parameter of each canary {audited.privacy_unit}, in multiples of the "
+        "contribution of an included canary, for included and excluded canaries. Right: the measured lower bound on epsilon, the "
+        "claimed epsilon, and the largest epsilon that this number of canaries can prove."
     )
 
 
 def plot_audit(audited: AuditedRun, result: AuditResult) -> figures.Figure:
-    """Scores of both kinds of canaries, and the bound beside the claim."""
+    """Draw the scores of included and excluded canaries, and the measured bound beside the claim."""
     figure = figures.new_figure(figures.WIDTH_INCHES, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     _histograms(left, audited.scores)

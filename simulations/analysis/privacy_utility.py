@@ -1,13 +1,8 @@
-"""``python -m simulations.privacy_utility FOLDER ...``: what privacy costs, from the runs of a sweep.
-
-Sweep first, with runs without protection to compare with, if you like; then draw:
-
-  python -m simulations.run -m experiment=flamby_heart_dp privacy.epsilon=0.1,1,5 seed=1,2,3 hydra.sweep.dir=sweep
-  python -m simulations.privacy_utility sweep
-"""
+"""The price of privacy: the main metric of runs against their epsilon."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +11,11 @@ import numpy as np
 
 from fedlearn.callbacks import figures
 from fedlearn.callbacks.formatting import format_metric
-from fedlearn.callbacks.report import read_run
+from fedlearn.callbacks.report import DOTS_PER_INCH, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
+from fedlearn.runner.exit_codes import DONE
 
 FIGURE_FILE = "privacy_utility.png"
 COLORS = (figures.POOLED_COLOR, figures.WORST_COLOR, "#009E73", "#CC79A7", "#E69F00")
@@ -121,3 +117,16 @@ def table(points: Sequence[Point]) -> str:
             mean, std = (format_metric(metric, float(f(values[place]))) for f in (np.mean, np.std))
             lines.append(f"{series:40} {told:>8} {mean:>10} {std:>8} {len(values[place]):>5}")
     return "\n".join(lines)
+
+
+def write_privacy_utility(folders: Sequence[Path]) -> int:
+    """Print the table of all finished runs, and draw the figure into the first folder; return the exit code.
+
+    Raises:
+        DataError: there are no runs, or they have different metrics.
+    """
+    points = read_points(folders)
+    with figures.style():
+        plot_privacy_utility(points).savefig(folders[0] / FIGURE_FILE, dpi=DOTS_PER_INCH, facecolor="white")
+    sys.stdout.write(f"{table(points)}\n saved     {folders[0] / FIGURE_FILE}\n")
+    return DONE

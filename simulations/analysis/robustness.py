@@ -1,4 +1,4 @@
-"""``python -m simulations.robustness``: what is left of a model under attack, for each rule and each attack.
+"""Robustness of aggregation rules: the final metric for each rule under each poisoning attack.
 
 Shapes: R rules, A attacks.
 """
@@ -43,13 +43,13 @@ DEFAULT_OVERRIDES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What became of one rule under one attack, averaged over seeds.
+    """Result of one rule under one attack, averaged over seeds.
 
     Attributes:
-        rule, attack: their names.
-        metric: the main one's name.
-        value: of that, in the end.
-        attack_success: of a backdoor; None where there is none.
+        rule, attack: names of the rule and the attack.
+        metric: name of the main metric.
+        value: final value of the metric.
+        attack_success: success rate of a backdoor; None for other attacks.
     """
 
     rule: str
@@ -60,7 +60,7 @@ class Cell:
 
 
 def run_cells(analysis: AnalysisRun) -> list[Cell]:
-    """Run each pair.
+    """Run each rule under each attack.
 
     Raises:
         SettingError: a rule or attack is unknown, or a rule does not withstand so many attackers.
@@ -82,7 +82,7 @@ def run_cells(analysis: AnalysisRun) -> list[Cell]:
         for attack in attacks:
             ends = [_end(analysis.cfg, words, _attack(attack, fraction), analysis.plan.seed + i) for i in range(seeds)]
             done.append(_cell(rule, attack, ends))
-            sys.stdout.write(f"{rule:>24}  {attack:<16} {_told(done[-1])}\n")
+            sys.stdout.write(f"{rule:>24}  {attack:<16} {_cell_text(done[-1])}\n")
             sys.stdout.flush()
     return done
 
@@ -140,7 +140,7 @@ def _names(listed: Any) -> list[str]:
     return [str(name) for name in (listed if isinstance(listed, list) else str(listed).split(","))]
 
 
-def _told(cell: Cell) -> str:
+def _cell_text(cell: Cell) -> str:
     success = "" if cell.attack_success is None else f" ({format_metric('attack_success', cell.attack_success)})"
     return f"{format_metric(cell.metric, cell.value)}{success}"
 
@@ -152,7 +152,7 @@ def _rows(found: Sequence[Cell]) -> list[list[str]]:
     for rule in dict.fromkeys(cell.rule for cell in found):
         own = [cell for cell in found if cell.rule == rule]
         worst = (min if own[0].metric == "accuracy" else max)(cell.value for cell in own)
-        rows.append([rule, *(_told(cell) for cell in own), format_metric(own[0].metric, worst)])
+        rows.append([rule, *(_cell_text(cell) for cell in own), format_metric(own[0].metric, worst)])
     return rows
 
 
@@ -165,14 +165,17 @@ def table(cells: Sequence[Cell], *, title: str) -> str:
     return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{some}"
 
 
-def _report(asked: AnalysisRun) -> int:
-    found = run_cells(asked)
-    scenario, own = asked.cfg.scenario.get("_target_").rpartition(".")[2], asked.settings
-    title = f"{found[0].metric.capitalize()} on {scenario} after {asked.plan.schedule.rounds} rounds, " + (
+def run_robustness(analysis: AnalysisRun) -> int:
+    """Run all pairs, write table, results and figure; return the exit code."""
+    cells = run_cells(analysis)
+    scenario, own = analysis.cfg.scenario.get("_target_").rpartition(".")[2], analysis.settings
+    title = f"{cells[0].metric.capitalize()} on {scenario} after {analysis.plan.schedule.rounds} rounds, " + (
         f"{100 * own['fraction']:g} % of clients malicious"
     )
-    figure = draw_with_style(lambda: figures.robustness([vars(cell) for cell in found], title))
-    write_atomically(asked.folder / "robustness.md", table(found, title=f"**{title}**"))
-    save_results(asked, "robustness", {"title": title, "cells": [vars(cell) for cell in found]}, {"robustness": figure})
-    sys.stdout.write(f"\n{table(found, title=title)}\n saved     {relative_path(asked.folder)}\n")
+    figure = draw_with_style(lambda: figures.robustness([vars(cell) for cell in cells], title))
+    write_atomically(analysis.folder / "robustness.md", table(cells, title=f"**{title}**"))
+    save_results(
+        analysis, "robustness", {"title": title, "cells": [vars(cell) for cell in cells]}, {"robustness": figure}
+    )
+    sys.stdout.write(f"\n{table(cells, title=title)}\n saved     {relative_path(analysis.folder)}\n")
     return DONE

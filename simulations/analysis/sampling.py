@@ -1,4 +1,4 @@
-"""``python -m simulations.sample RUN``: text that a run's model writes, one character after another."""
+"""Text that a trained language model writes, one character at a time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ SUPPORTED_SCENARIO = "shakespeare"
 
 
 def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: float) -> str:
-    """What the model of a run's newest checkpoint writes; the same for the same arguments.
+    """Return text that the newest model of a run writes; equal arguments give equal text.
+
+    Args:
+        folder: folder of a run of ``scenario=shakespeare``.
+        prompt: the first characters, at least one.
+        num_characters: characters to write, >= 1.
+        temperature: softmax temperature, >= 0; 0 always takes the most likely character.
 
     Raises:
-        FedlearnError: the folder holds no run of such a scenario, its data are gone, or an argument is out of range.
+        FedlearnError: the folder holds no such run, its data are missing, or an argument is out of range.
     """
     require(is_count(num_characters), "--length", num_characters, "a whole number >= 1", "--length 300")
     require(bool(prompt), "--start", repr(prompt), "one character or more", "--start O")

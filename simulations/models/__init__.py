@@ -40,9 +40,9 @@ def build_trainer(
     """A trainer of a model for some data, and one line that describes the model.
 
     Args:
-        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see `simulations.models.vision.build_network`), or a
-            module of your own: an ``nn.Module`` for torch, a flax (linen) module for JAX, with one output for binary
-            tasks and regression, else one for each class.
+        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see
+            `simulations.models.vision.build_network`), or a module of your own: an ``nn.Module`` for torch, a flax
+            (linen) module for JAX. It has one output for binary tasks and regression, else one for each class.
         data: for the task and the number of classes.
         input_shape: of one example.
         hidden: widths of the hidden layers of ``mlp``.

@@ -71,9 +71,9 @@ def folder(
     Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hugging_face`.
 
     A missing value is put at the centre of its column. With ``scale=federated`` clients add up counts, sums and sums of
-    squares of their training rows, and the header says so (`fedlearn.data.federated_statistics` tells what that reveals); nothing
-    else is learned from pooled data but which classes there are. A real node has its own rows only and takes no part in
-    such a round: there ``scale=constants``, ``classes`` and ``clients`` must be said.
+    squares of their training rows, and the header says so (`fedlearn.data.federated_statistics` tells what that
+    reveals); nothing else is learned from pooled data but which classes there are. A real node has its own rows only
+    and takes no part in such a round: there ``scale=constants``, ``classes`` and ``clients`` must be said.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).

@@ -145,7 +145,7 @@ def icu_mortality(
 
 
 def initial_params(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Parameters of a model that gives each patient the same chance, `PRIOR_MORTALITY`, and learns the rest from there."""
+    """Return parameters of a model that gives each patient the same probability, `PRIOR_MORTALITY`."""
     tensors = layout.unpack(default_initial_parameters(layout, rng))
     odds = np.full(1, np.log(PRIOR_MORTALITY / (1 - PRIOR_MORTALITY)), np.float32)
     return layout.pack({**tensors, "out.weight": np.zeros_like(tensors["out.weight"]), "out.bias": odds})

@@ -20,7 +20,8 @@ def build_network(name: str, framework: str, *, input_shape: tuple[int, ...], nu
     Args:
         name: ``gn_cnn`` (convolutions of 16, 32 and 64 channels with group norm), ``lenet``, ``vgg`` (twice as many
             convolutions and a hidden layer), ``resnet8`` or ``resnet20`` (residual, with group norm); ``bn_cnn``,
-            ``resnet8_bn`` and ``resnet20_bn`` have batch norm instead, and so buffers (`fedlearn.algorithm.strategy.with_buffer_policy`).
+            ``resnet8_bn`` and ``resnet20_bn`` have batch norm instead, and so buffers; see
+            `fedlearn.algorithm.strategy.with_buffer_policy`.
         framework: ``torch`` or ``jax``.
         input_shape: of one example.
         num_outputs: of the network.
