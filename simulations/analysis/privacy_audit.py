@@ -250,8 +250,8 @@ def caption(audited: AuditedRun) -> str:
     """Return the caption of the figure."""
     return (
         f"Left: the released value at the parameter of each canary {audited.privacy_unit}, in multiples of the "
-        "contribution of an included canary, for included and excluded canaries. Right: the measured lower bound on epsilon, the "
-        "claimed epsilon, and the largest epsilon that this number of canaries can prove."
+        "contribution of an included canary, for included and excluded canaries. Right: the measured lower bound on "
+        "epsilon, the claimed epsilon, and the largest epsilon that this number of canaries can prove."
     )
 
 

@@ -1,9 +1,10 @@
 """``python -m simulations.benchmarks.apps [num_nodes] [rounds] [repeats]``: one Flower app, without Ray and with it.
 
 The app is not changed for either. Its clients train and evaluate at next to no cost, so that what is measured is the
-runtime: ours in one process (`fedlearn.flower.in_process_grid`), and Flower's own simulation with an actor per core. Each
-run is a process of its own, in turn. Told are the medians of a whole run, imports and the start of Ray included, of a
-round but the first, and of its processor time in the ServerApp's process, which other work on the machine does not touch.
+runtime: ours in one process (`fedlearn.flower.in_process_grid`), and Flower's own simulation with an actor per core.
+Each run is a process of its own, in turn. Told are the medians of a whole run, imports and the start of Ray included,
+of a round but the first, and of its processor time in the ServerApp's process. Other work on the machine does not
+touch that.
 """
 
 from __future__ import annotations
