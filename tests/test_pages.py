@@ -37,7 +37,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\bmy_|\.\.\.|\*")  # NAME, my_code, ...
 def text_of(page: str) -> str:
     """Return a page. The first column of the changelog's tables holds names that are gone."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE) if page == "CHANGELOG.md" else text
+    return re.sub(r"^ *\|[^|]*\|", "|", text, flags=re.MULTILINE) if page == "CHANGELOG.md" else text
 
 
 def spans(page: str) -> list[str]:
