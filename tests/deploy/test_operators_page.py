@@ -52,7 +52,7 @@ def test_each_command_is_one_that_its_program_takes(words, tmp_path):
         if args.resume is None and args.follow is None:
             submit.compose_request(settings)
     elif program == "rehearse":
-        submit.compose_request([word for word in rest if not word.startswith("nodes=")])
+        submit.compose_request([word for word in rest if word.partition("=")[0] not in ("nodes", "num_nodes")])
 
 
 def test_links_lead_somewhere_and_lines_are_not_too_wide():
