@@ -183,7 +183,7 @@ def test_a_folder_without_a_run_is_told(here, capsys, folder):
 HELD = """
 import sys
 
-from fedlearn import checkpoint
+from fedlearn.core import checkpoint
 from simulations.run import main
 
 after = sys.argv[1] == "after"

@@ -18,7 +18,7 @@ CODE = """
     import torch
     from fedlearn import Scenario, Strategy, mean, uniform
     from fedlearn.data.from_arrays import from_arrays
-    from simulations.models import trainer
+    from simulations.models import build_trainer
 
     def halfway(*, clients_per_round=None, share=0.5):
         def shrunk(update_D, memory, context):
@@ -34,7 +34,7 @@ CODE = """
         x = rng.normal(size=(80, 2)).astype(np.float32)
         y = (x[:, 0] * x[:, 1] > 0).astype(np.int64)
         data = from_arrays(x, y, assignment=np.arange(80) % 4, task="binary", seed=seed)
-        fitted, line = trainer(model, data, input_shape=(2,), framework=framework)
+        fitted, line = build_trainer(model, data, input_shape=(2,), framework=framework)
         return Scenario(name="moons", data=data, trainer=fitted, model=line)
 
     def broken(*, depth=1):
