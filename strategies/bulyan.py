@@ -1,6 +1,6 @@
 """Bulyan: Krum again and again, then a trimmed mean of what it chose."""
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Array,
     Strategy,
     mean_around_median,

@@ -1,6 +1,6 @@
 """Centered clipping: updates are clipped about the last aggregate."""
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Array,
     Context,
     Stage,

@@ -1,6 +1,6 @@
 """FLTrust: updates count as far as they point where the server's own does."""
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Array,
     Context,
     RootDataset,

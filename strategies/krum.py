@@ -1,6 +1,6 @@
 """Krum and multi-Krum: the updates that have the most others close by."""
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Array,
     Strategy,
     is_count,

@@ -1,6 +1,6 @@
 """Nearest neighbour mixing: before a robust rule, each update becomes the mean of those about it."""
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Array,
     Context,
     Strategy,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Aggregator,
     LocalRule,
     State,

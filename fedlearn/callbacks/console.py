@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from fedlearn.callbacks.formatting import (  # fmt: skip
+from fedlearn.callbacks.formatting import (
     failure_notice,
     format_epsilon,
     format_metric,

@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fedlearn.errors import is_count, require
-from fedlearn.flower.compat import (  # fmt: skip
+from fedlearn.flower.compat import (
     SERVER,
     client_app_error,
     copy_message,

@@ -23,7 +23,7 @@ from fedlearn.core.layout import RUNNING_VARIANCE, Layout
 from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import (  # fmt: skip
+from fedlearn.core.records import (
     Array,
     ClientEvaluation,
     ClientId,

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.errors import FedlearnError
-from fedlearn.runner.compat import (  # fmt: skip
+from fedlearn.runner.compat import (
     Composer,
     ParsedOverride,
     composer,

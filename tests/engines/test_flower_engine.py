@@ -15,7 +15,7 @@ pytest.importorskip("ray", reason="ray is not installed")
 import ray
 
 import strategies
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     LocalSettings,
     Request,
     Schedule,

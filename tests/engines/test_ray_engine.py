@@ -16,7 +16,7 @@ from inspect import signature
 import numpy as np
 import pytest
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Examples,
     LocalRule,
     LocalSettings,

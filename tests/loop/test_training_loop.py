@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     Evaluation,
     Examples,
     LocalRule,

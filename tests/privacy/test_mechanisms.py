@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from needs import needs
 
-from fedlearn import (  # fmt: skip
+from fedlearn import (
     CompositionError,
     LocalRule,
     LocalSettings,

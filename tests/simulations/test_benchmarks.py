@@ -22,7 +22,7 @@ from simulations.benchmarks import bare, child, measure, speed, synthetic, table
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.ours import trainer
 from simulations.benchmarks.settings import Settings, read
-from simulations.benchmarks.synthetic import (  # fmt: skip
+from simulations.benchmarks.synthetic import (
     cohort_of,
     examples_of,
     federated_data,

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedlearn.deploy.processes import die_with_parent
-from fedlearn.flower.compat import (  # fmt: skip
+from fedlearn.flower.compat import (
     client_app_runner,
     executor,
     forget_exit_handlers,
