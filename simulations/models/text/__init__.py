@@ -48,7 +48,7 @@ def build_language_model(
     """
     named = f"next_{model}" if model in LANGUAGE_MODELS else model
     names = tuple(f"next_{name}" for name in LANGUAGE_MODELS)
-    how: dict[str, Any] = {"shape": (length,), "loss": "next_token_loss"}
+    how: dict[str, Any] = {"input_shape": (length,), "loss_name": "next_token_loss"}
     made = build_named_trainer("text", named, names, (vocab_size,), data, framework=framework, device=device, **how)
     return made, f"{_name(model)}, {vocab_size} tokens"
 
