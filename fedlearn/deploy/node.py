@@ -25,6 +25,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.runner.exit_codes import DONE, exit_code
 from fedlearn.runner.interrupt import terminate_as_interrupt
 
+CLIENT_STATES_FOLDER, OLD_CLIENT_STATES_FOLDER = "client_states", "memory"  # in a node's --state
 TRAINER_TIMEOUT_S = 60.0  # to become ready
 POLL_INTERVAL_S = 0.5
 BACKLOG_MESSAGE = "Ignoring message"  # Flower's words; it then answers each message only when the next one comes
@@ -154,7 +155,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, default=Path("node"), help="logs, and what clients remember")
     parser.add_argument("--socket", type=Path, help="where the trainer answers; STATE/trainer.sock")
     parser.add_argument("--port", type=int, default=0, help="local to this machine; 0 takes a free one")
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for the coordinator at the start")
+    parser.add_argument(
+        "--connect-timeout", type=float, default=60.0, help="seconds to wait for the coordinator at the start"
+    )
     own = parser.add_argument_group("the trainer (leave --policy out where it is run apart)")
     own.add_argument(
         "--policy", type=Path, help="what this node accepts: python -m fedlearn.deploy.node_side.policy prints one"
@@ -181,7 +184,7 @@ def node_from_args(args: argparse.Namespace) -> Node:
         socket=socket,
         trainer_args=_options(args) if args.policy else None,
         port=args.port,
-        connect_timeout_s=args.patience,
+        connect_timeout_s=args.connect_timeout,
     )
 
 
@@ -190,13 +193,21 @@ def _options(args: argparse.Namespace) -> list[str]:
         raise NodeError(
             "--client is missing\n  expected  the number of each client that lives here\n  try       --client 0"
         )
-    options = ["--policy", str(args.policy.resolve()), "--memory", str((args.state / "memory").resolve())]
+    options = ["--policy", str(args.policy.resolve()), "--client-states", str(_client_states_folder(args.state))]
     options += ["--keys", str(args.keys.resolve())]
     options += [word for client in args.client for word in ("--client", str(client))]
     for name in ("framework", "device", "group"):
         if getattr(args, name):
             options += [f"--{name}", getattr(args, name)]
     return options + (["--data", str(args.data.resolve())] if args.data else [])
+
+
+def _client_states_folder(state: Path) -> Path:
+    folder, old = state / CLIENT_STATES_FOLDER, state / OLD_CLIENT_STATES_FOLDER
+    if old.exists() and not folder.exists():  # it may hold what this node's data have paid for
+        expected = f"client states of this version in {folder}"
+        raise NodeError(f"{old} is of an earlier version\n  expected  {expected}\n  try       mv {old} {folder}")
+    return folder.resolve()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -50,8 +50,8 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
     """
     _make_room(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
-    ask = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(service, request))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Ask": ask}),))
+    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(service, request))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Call": call}),))
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     for name in ("", SERVICE):
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             device=args.device,
             masking_keys=signing,
         )
-        site = NodeService(own, read_policy(args.policy), ClientStates(args.memory))
+        site = NodeService(own, read_policy(args.policy), ClientStates(args.client_states))
         for module in ("sklearn.metrics", *([f"fedlearn.trainers.{own.framework}"] if own.framework else [])):
             import_module(module)  # now, and not while a round waits
         server = serve(site, args.socket, group=args.group)
@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to answer at")
     parser.add_argument("--client", type=int, action="append", required=True, help="a client that lives here; repeat")
     parser.add_argument("--policy", type=Path, required=True, help="what this node accepts")
-    parser.add_argument("--memory", type=Path, required=True, help="folder for what clients keep from round to round")
+    parser.add_argument(
+        "--client-states", type=Path, required=True, help="folder for what clients keep from round to round"
+    )
     parser.add_argument("--keys", type=Path, help="folder with masking.key and masking.pub; none: no masked sums")
     parser.add_argument("--data", type=Path, help="folder with the data; none: the scenario searches")
     parser.add_argument("--framework", choices=("torch", "jax"), help="whatever the order says")

@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 
-METHOD = "/fedlearn.Trainer/Ask"
+METHOD = "/fedlearn.Trainer/Call"
 CHUNK_BYTES = 2**20  # bytes in one gRPC message: a parcel of any size passes below gRPC's limits
 CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 

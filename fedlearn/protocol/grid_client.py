@@ -21,7 +21,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.flower.compat import retry_parts_after, run_stopped_error, upload_error
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
 
-RECORD, SHARED, PAYLOAD = "fedlearn", "fedlearn.shared", "parcel"
+RECORD, SHARED, PAYLOAD = "fedlearn", "fedlearn.shared", "payload"
 STYPE = "fedlearn.safetensors"
 MAX_INLINE_BYTES = 2**20  # bytes
 
@@ -186,7 +186,7 @@ class GridClient:
                     ResponseMessage(node_id=node, message_id=message, reason=_in_one_line(reply.error.reason))
                 )
             elif sender != node:
-                self._count("stranger", sender)
+                self._count("unknown_sender", sender)
             else:
                 del waiting[message]
                 self._answered.append(message)
@@ -197,9 +197,9 @@ class GridClient:
         if message in self._late:
             del self._late[message]
             self._answered.append(message)
-            self._count("late", sender)
+            self._count("expired", sender)
         else:
-            self._count("duplicate" if message in self._answered else "stranger", sender)
+            self._count("duplicate" if message in self._answered else "unknown_sender", sender)
 
     def _count(self, cause: str, sender: int) -> None:
         self.num_ignored[cause] += 1

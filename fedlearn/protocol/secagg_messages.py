@@ -45,7 +45,7 @@ def pack_mask_response(
     header: RequestHeader, responses: Mapping[ClientId, bytes], failures: Sequence[Failure]
 ) -> bytes:
     """What clients say."""
-    arrays = {f"answer/{client}": np.frombuffer(answer, np.uint8) for client, answer in responses.items()}
+    arrays = {f"response/{client}": np.frombuffer(answer, np.uint8) for client, answer in responses.items()}
     return pack_response(header, arrays, failures=failures_to_json(failures))
 
 
@@ -56,7 +56,7 @@ def read_mask_response(payload: Payload, header: RequestHeader) -> dict[ClientId
         WireError: the reply is not in the form of an answer to this request.
     """
     found: dict[ClientId, bytes | Failure] = {failure.client: failure for failure in read_failures(payload, header)}
-    for name, answer in select_prefix(payload.arrays, "answer/").items():
+    for name, answer in select_prefix(payload.arrays, "response/").items():
         if answer.dtype != np.uint8 or name not in map(str, header.clients) or int(name) in found:
             raise WireError(f"the reply speaks for client {name}, who was not asked, or speaks twice")
         found[int(name)] = answer.tobytes()

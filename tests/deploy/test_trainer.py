@@ -70,7 +70,7 @@ def trainer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trainer")
     (folder / "policy.yaml").write_text(POLICY)
     words = ["--socket", folder / "s", "--client", "1", "--client", "3", "--policy", folder / "policy.yaml"]
-    words += ["--memory", folder / "memory", "--framework", "torch"]
+    words += ["--client-states", folder / "client_states", "--framework", "torch"]
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
@@ -172,7 +172,7 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
 @pytest.mark.parametrize(
     ("changes", "stage", "reason"),
     [
-        ({"words": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
+        ({"settings": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
         ({"kind": "fit", "clients": [0]}, "request", "clients [0] do not live at this node"),
         ({"run": "../../etc"}, "hello", "the run is called"),
         ({"kind": "exec"}, "request", "expected one of hello"),
@@ -211,7 +211,7 @@ def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
         0,
         "--policy",
         tmp_path / "policy.yaml",
-        "--memory",
+        "--client-states",
         tmp_path / "m",
     ]
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
@@ -242,7 +242,7 @@ def test_a_bad_setting_ends_the_trainer_with_2_and_the_reason(tmp_path, capsys):
         "0",
         "--policy",
         str(tmp_path / "none"),
-        "--memory",
+        "--client-states",
         str(tmp_path),
     ]
     assert main([str(word) for word in words]) == 2

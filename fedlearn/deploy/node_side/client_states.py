@@ -24,8 +24,9 @@ from fedlearn.core.records import ClientId, State
 from fedlearn.errors import FedlearnError
 
 MAX_SAVED_ROUNDS = 10  # rounds; how far back a coordinator's checkpoint may lie
-REQUEST_COUNTS_FILE = "orders.json"
-SECAGG_STATE_FILE = "masking.notes"
+REQUEST_COUNTS_FILE = "requests.json"
+SECAGG_STATE_FILE = "secagg.state"
+OLD_NAMES = {"orders.json": REQUEST_COUNTS_FILE, "masking.notes": SECAGG_STATE_FILE}  # of earlier versions
 
 
 class ClientStateError(FedlearnError):
@@ -37,11 +38,18 @@ class ClientStates:
 
     Args:
         folder: made if absent, readable by the trainer's user only.
+
+    Raises:
+        ClientStateError: a file in the folder has the name that an earlier version gave it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in self.folder.rglob("*"):
+            if path.name in OLD_NAMES:  # it bounds what this node does; to start without would forget that
+                new = path.with_name(OLD_NAMES[path.name])
+                raise ClientStateError(f"{path} is called {new.name} in this version\n  try       mv {path} {new}")
 
     def load(self, run: str, client: ClientId, state_round: int, initial: State) -> State:
         """What a client remembers after round ``state_round``, or ``initial`` if it took part in none.

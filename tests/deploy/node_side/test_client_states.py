@@ -15,7 +15,7 @@ def at(round):
 
 @pytest.fixture
 def memories(tmp_path):
-    return ClientStates(tmp_path / "memory")
+    return ClientStates(tmp_path / "client_states")
 
 
 def test_a_client_goes_on_from_the_round_that_is_named_not_from_the_last(memories):
@@ -37,7 +37,7 @@ def test_a_repeated_round_forgets_the_future_that_was_given_up(memories, tmp_pat
 def test_only_so_many_rounds_are_kept(memories, tmp_path):
     for number in range(1, 30):
         memories.save("run", 7, number, at(number))
-    assert len(list((tmp_path / "memory").rglob("round_*"))) == MAX_SAVED_ROUNDS
+    assert len(list((tmp_path / "client_states").rglob("round_*"))) == MAX_SAVED_ROUNDS
 
 
 def test_memories_of_runs_and_clients_do_not_meet(memories):
@@ -50,7 +50,7 @@ def test_memories_of_runs_and_clients_do_not_meet(memories):
 
 def test_a_damaged_memory_or_one_of_another_strategy_is_told(memories, tmp_path):
     memories.save("run", 7, 1, at(1))
-    (path,) = (tmp_path / "memory").rglob("round_*")
+    (path,) = (tmp_path / "client_states").rglob("round_*")
     with pytest.raises(ClientStateError, match="not what this strategy keeps"):
         memories.load("run", 7, 1, {"other": np.zeros(3)})
     path.write_bytes(b"broken")
@@ -61,12 +61,25 @@ def test_a_damaged_memory_or_one_of_another_strategy_is_told(memories, tmp_path)
 def test_orders_are_counted_across_restarts_and_a_damaged_count_is_not_taken_for_none(memories, tmp_path):
     for run in ("one", "one", "two"):
         memories.count_request(run)
-    again = ClientStates(tmp_path / "memory")
+    again = ClientStates(tmp_path / "client_states")
     assert again.request_counts("one") == (2, 3)
     assert again.request_counts("new") == (0, 3)
-    (tmp_path / "memory" / "orders.json").write_text("{")
+    (tmp_path / "client_states" / "requests.json").write_text("{")
     with pytest.raises(ClientStateError, match="not known how often"):
         again.request_counts("one")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("orders.json", "requests.json"), ("run/client_000007/masking.notes", "secagg.state")]
+)
+def test_counts_and_keys_of_an_earlier_version_are_not_passed_over(tmp_path, old, new):
+    path = tmp_path / old
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    with pytest.raises(ClientStateError, match=f"is called {new} in this version"):
+        ClientStates(tmp_path)
+    path.rename(path.with_name(new))
+    ClientStates(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 101, "a b"])
@@ -76,4 +89,4 @@ def test_a_run_cannot_lead_out_of_the_folder(name):
 
 
 def test_the_folder_is_for_its_owner_alone(memories, tmp_path):
-    assert (tmp_path / "memory").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "client_states").stat().st_mode & 0o077 == 0
