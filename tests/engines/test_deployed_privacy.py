@@ -86,7 +86,7 @@ def test_local_noise_is_there_when_an_update_leaves(federation):
 
 
 def test_a_node_that_asks_for_noise_refuses_an_order_without(federation):
-    strict = {"protection": RequiredPrivacy(minimum="local", min_noise_multiplier=2.0)}
+    strict = {"required_privacy": RequiredPrivacy(minimum="local", min_noise_multiplier=2.0)}
     made = federation(words=EQUAL, policy=strict)
     with pytest.raises((FedlearnError, TooManyFailures), match="this node asks for privacy=local"):
         run(made, "central", rounds=1, noise_multiplier=1.0)
@@ -103,7 +103,7 @@ def test_an_empty_poisson_cohort_is_a_round_that_releases_noise(federation):
 
 
 def test_a_nodes_own_ledger_outlives_runs_and_refuses_what_would_pass_its_limit(federation, tmp_path):
-    limit = {"protection": RequiredPrivacy(minimum="local", max_epsilon=2.5)}
+    limit = {"required_privacy": RequiredPrivacy(minimum="local", max_epsilon=2.5)}
     noise = {"clip_norm": 1.0, "noise_multiplier": 8.0}
     first = run(federation(words=EQUAL, policy=limit), "local", rounds=2, **noise)
     assert (tmp_path / "memory0/ledger.json").exists()
@@ -117,7 +117,7 @@ def test_a_nodes_own_ledger_outlives_runs_and_refuses_what_would_pass_its_limit(
 
 
 def test_a_damaged_ledger_is_no_empty_one(federation, tmp_path):
-    made = federation(words=EQUAL, policy={"protection": RequiredPrivacy(minimum="local", max_epsilon=2.5)})
+    made = federation(words=EQUAL, policy={"required_privacy": RequiredPrivacy(minimum="local", max_epsilon=2.5)})
     for number in (0, 1):
         (tmp_path / f"memory{number}/ledger.json").write_text("{")
     with pytest.raises((FedlearnError, TooManyFailures), match=r"ledger\.json is damaged"):

@@ -26,6 +26,11 @@ REQUIRED_MECHANISMS = {
 }
 MECHANISM_PREFIX = "fedlearn.privacy.mechanisms."
 CODEC_PREFIX = "fedlearn.compression.codecs."
+RENAMED_KEYS = {  # of policies of earlier versions
+    "protection": "required_privacy",
+    "max_rounds_in_all": "max_rounds_total",
+    "required_privacy.min_sum": "min_clients_in_sum",
+}
 COUNT_PRECISIONS = ("exact", "rounded", "none")
 
 EXAMPLE_POLICY = """\
@@ -41,12 +46,12 @@ local: # of training at this node; what is not named here may have any value
   epochs: [1, 5]
   batch_size: [8, 512] # small batches tell more about single examples
 max_rounds: 200 # training orders of one run, repeated ones included
-max_rounds_in_all: null # of all runs together, counted on this node's disk
-protection:
+max_rounds_total: null # of all runs together, counted on this node's disk
+required_privacy:
   minimum: none # or example: training is DP-SGD; local: updates leave with noise enough for one alone; secagg: masked
   max_clip: null # of the minimum, e.g. 1.0
   min_noise_multiplier: null # of the minimum, e.g. 0.8
-  min_sum: 2 # the fewest clients in a masked sum that this node takes part in
+  min_clients_in_sum: 2 # the fewest clients in a masked sum that this node takes part in
   max_epsilon: null # of a client of this node, in all runs together, e.g. 5; the ledger is on this node's disk
   delta: 1.0e-5 # of max_epsilon
 reveal:
@@ -85,23 +90,23 @@ class RequiredPrivacy:
 
     def __post_init__(self) -> None:
         expected = f"one of {', '.join(PRIVACY_LEVELS)}"
-        require(self.minimum in PRIVACY_LEVELS, "protection.minimum", self.minimum, expected, "minimum: example")
+        require(self.minimum in PRIVACY_LEVELS, "required_privacy.minimum", self.minimum, expected, "minimum: example")
         inside = is_number(self.delta, at_least=0, below=1) and self.delta > 0
-        require(inside, "protection.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
+        require(inside, "required_privacy.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
         require(
             is_count(self.min_clients_in_sum, at_least=2),
-            "protection.min_sum",
+            "required_privacy.min_clients_in_sum",
             self.min_clients_in_sum,
             "a number >= 2",
-            "min_sum: 3",
+            "min_clients_in_sum: 3",
         )
         for name in ("max_clip", "min_noise_multiplier", "max_epsilon"):
             value = getattr(self, name)
             ok = value is None or is_number(value, at_least=0)
-            require(ok, f"protection.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
+            require(ok, f"required_privacy.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
             pointless = value is not None and self.minimum == "none"
             expected = "null where no protection is asked for"
-            require(not pointless, f"protection.{name}", value, expected, "minimum: example")
+            require(not pointless, f"required_privacy.{name}", value, expected, "minimum: example")
 
     def check(self, local: LocalSettings, privacy: Mapping[str, Any]) -> None:
         """Refuse an order that protects less.
@@ -171,7 +176,7 @@ class Reveal:
     def reported_count(self, num_examples: int) -> int:
         """What the coordinator hears of a number of examples.
 
-        >>> [Reveal(num_examples=how).told(227) for how in ("exact", "rounded", "none")]
+        >>> [Reveal(num_examples=how).reported_count(227) for how in ("exact", "rounded", "none")]
         [227, 200, 1]
         """
         if self.num_examples == "exact" or not num_examples:
@@ -205,14 +210,14 @@ class Policy:
         require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
         in_all = self.max_rounds_total
         ok = in_all is None or is_count(in_all)
-        require(ok, "max_rounds_in_all", in_all, "null, or a whole number >= 1", "max_rounds_in_all: 1000")
+        require(ok, "max_rounds_total", in_all, "null, or a whole number >= 1", "max_rounds_total: 1000")
 
     def check_settings(self, request_settings: Mapping[str, Any]) -> None:
         """Refuse scenarios and strategies that are not accepted.
 
         Args:
-            request_settings: of an order: ``scenario``, ``strategy`` and, if updates are protected or compressed, ``privacy`` and
-                ``compress``, each with its ``_target_``.
+            request_settings: of an order: ``scenario``, ``strategy`` and, if updates are protected or compressed,
+                ``privacy`` and ``compress``, each with its ``_target_``.
 
         Raises:
             Refused: one is not named in the policy, or a setting lies outside its bounds.
@@ -270,7 +275,7 @@ class Policy:
                 f"this node has trained {num_requests_of_run} rounds of this run; it accepts {accepts}"
             )
         if self.max_rounds_total is not None and num_requests_total >= self.max_rounds_total:
-            accepts = f"max_rounds_in_all={self.max_rounds_total}"
+            accepts = f"max_rounds_total={self.max_rounds_total}"
             raise PolicyViolation(f"this node has trained {num_requests_total} rounds in all; it accepts {accepts}")
 
 
@@ -293,7 +298,7 @@ def read_policy(path: Path) -> Policy:
     missing = [name for name in ("scenarios", "strategies") if name not in given]
     if missing:
         raise FedlearnError(f"the policy {path} does not say which {' and '.join(missing)} it accepts")
-    for name, kind in (("protection", RequiredPrivacy), ("reveal", Reveal)):
+    for name, kind in (("required_privacy", RequiredPrivacy), ("reveal", Reveal)):
         settings = given.get(name) or {}
         _refuse_unknown(settings, list(kind.__dataclass_fields__), name)
         given[name] = kind(**settings)
@@ -304,6 +309,8 @@ def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) 
     for key, value in given.items():
         if key not in known:
             name = f"{where}.{key}" if where else str(key)
+            if name in RENAMED_KEYS:
+                raise FedlearnError(f"{name} is called {RENAMED_KEYS[name]} now\n  try       {RENAMED_KEYS[name]}: ...")
             raise SettingError(name, value, f"one of {', '.join(known)}", did_you_mean(str(key), known) or known[0])
 
 

@@ -31,7 +31,7 @@ def example(tmp_path):
 
 def test_the_example_that_is_printed_is_a_policy_that_accepts_what_it_says(example):
     example.check_settings(WORDS)
-    example.check_request(ORDER, {}, orders_of_run=199, orders_in_all=10_000)
+    example.check_request(ORDER, {}, num_requests_of_run=199, num_requests_total=10_000)
     assert example.reveal.min_test_examples == 10
 
 
@@ -55,18 +55,22 @@ def test_words_outside_the_policy_are_refused_with_the_setting_and_what_is_accep
 
 def test_training_outside_the_bounds_is_refused(example):
     with pytest.raises(PolicyViolation, match=r"local\.batch_size is 1; this node accepts 8 to 512"):
-        example.check_request(replace(ORDER, local=LocalSettings(batch_size=1)), {}, orders_of_run=0, orders_in_all=0)
+        example.check_request(
+            replace(ORDER, local=LocalSettings(batch_size=1)), {}, num_requests_of_run=0, num_requests_total=0
+        )
     with pytest.raises(PolicyViolation, match=r"local\.epochs is 6"):
-        example.check_request(replace(ORDER, local=LocalSettings(epochs=6)), {}, orders_of_run=0, orders_in_all=0)
+        example.check_request(
+            replace(ORDER, local=LocalSettings(epochs=6)), {}, num_requests_of_run=0, num_requests_total=0
+        )
 
 
 def test_more_rounds_than_accepted_are_refused_in_a_run_and_in_all(example):
     with pytest.raises(PolicyViolation, match="trained 200 rounds of this run; it accepts max_rounds=200"):
-        example.check_request(ORDER, {}, orders_of_run=200, orders_in_all=200)
-    bounded = replace(example, max_rounds_in_all=300)
-    bounded.check_request(ORDER, {}, orders_of_run=0, orders_in_all=299)
+        example.check_request(ORDER, {}, num_requests_of_run=200, num_requests_total=200)
+    bounded = replace(example, max_rounds_total=300)
+    bounded.check_request(ORDER, {}, num_requests_of_run=0, num_requests_total=299)
     with pytest.raises(PolicyViolation, match="trained 300 rounds in all"):
-        bounded.check_request(ORDER, {}, orders_of_run=0, orders_in_all=300)
+        bounded.check_request(ORDER, {}, num_requests_of_run=0, num_requests_total=300)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +83,15 @@ def test_more_rounds_than_accepted_are_refused_in_a_run_and_in_all(example):
     ],
 )
 def test_the_minimum_protection_is_demanded_of_every_order(example, private, reason):
-    strict = replace(example, protection=RequiredPrivacy(minimum="example", max_clip=1.0, min_noise_multiplier=0.8))
+    strict = replace(
+        example, required_privacy=RequiredPrivacy(minimum="example", max_clip=1.0, min_noise_multiplier=0.8)
+    )
     order = replace(ORDER, local=LocalSettings(example_dp=private))
     if reason is None:
-        strict.check_request(order, {}, orders_of_run=0, orders_in_all=0)
+        strict.check_request(order, {}, num_requests_of_run=0, num_requests_total=0)
         return
     with pytest.raises(PolicyViolation, match=reason):
-        strict.check_request(order, {}, orders_of_run=0, orders_in_all=0)
+        strict.check_request(order, {}, num_requests_of_run=0, num_requests_total=0)
 
 
 LOCAL_DP = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "noise_multiplier": 2.0}
@@ -104,12 +110,12 @@ LOCAL_DP = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "
     ],
 )
 def test_a_node_may_ask_that_no_update_leaves_without_noise(example, privacy, reason):
-    strict = replace(example, protection=RequiredPrivacy(minimum="local", max_clip=1.0, min_noise_multiplier=2.0))
+    strict = replace(example, required_privacy=RequiredPrivacy(minimum="local", max_clip=1.0, min_noise_multiplier=2.0))
     if reason is None:
-        strict.check_request(ORDER, {"privacy": privacy}, orders_of_run=0, orders_in_all=0)
+        strict.check_request(ORDER, {"privacy": privacy}, num_requests_of_run=0, num_requests_total=0)
         return
     with pytest.raises(PolicyViolation, match=reason):
-        strict.check_request(ORDER, {"privacy": privacy}, orders_of_run=0, orders_in_all=0)
+        strict.check_request(ORDER, {"privacy": privacy}, num_requests_of_run=0, num_requests_total=0)
 
 
 def test_privacy_is_one_of_ours_and_fits_what_the_node_tells(example):
@@ -141,8 +147,8 @@ def test_a_rounded_number_of_examples_has_one_digit(count, told):
         ("scenarios: {a: {b: [2, 1, 3]}}\nstrategies: {}", r"scenarios.a.b is \[2, 1, 3\]"),
         ("scenarios: {}\nstrategies: {}\nmax_round: 3", "max_rounds"),
         ("scenarios: {}\nstrategies: {}\nlocal: {epoch: [1, 2]}", "local.epoch"),
-        ("scenarios: {}\nstrategies: {}\nprotection: {minimum: central}", "protection.minimum is central"),
-        ("scenarios: {}\nstrategies: {}\nprotection: {max_clip: 1.0}", "null where no protection is asked for"),
+        ("scenarios: {}\nstrategies: {}\nrequired_privacy: {minimum: central}", "required_privacy.minimum is central"),
+        ("scenarios: {}\nstrategies: {}\nrequired_privacy: {max_clip: 1.0}", "null where no protection is asked for"),
         ("scenarios: {}\nstrategies: {}\nreveal: {metrics: 1}", "reveal.metrics is 1"),
         ("scenarios: {}\nstrategies: {}\nmax_rounds: 0", "max_rounds is 0"),
         ("scenarios: [", "cannot be read"),
@@ -155,13 +161,28 @@ def test_a_file_that_is_no_policy_is_refused_with_what_is_wrong(tmp_path, text, 
         read_policy(path)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("protection: {minimum: secagg}", "protection is called required_privacy now"),
+        ("max_rounds_in_all: 3", "max_rounds_in_all is called max_rounds_total now"),
+        ("required_privacy: {min_sum: 3}", r"required_privacy\.min_sum is called min_clients_in_sum now"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path, old, new):
+    path = tmp_path / "policy.yaml"
+    path.write_text(f"scenarios: {{}}\nstrategies: {{}}\n{old}")
+    with pytest.raises(FedlearnError, match=new):
+        read_policy(path)
+
+
 def test_a_policy_that_names_nothing_accepts_nothing():
     with pytest.raises(PolicyViolation, match="this node accepts none"):
         Policy(scenarios={}, strategies={}).check_settings(WORDS)
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path):
-    with pytest.raises(FedlearnError, match=r"python -m fedlearn\.deploy\.policy > policy\.yaml"):
+    with pytest.raises(FedlearnError, match=r"python -m fedlearn\.deploy\.node_side\.policy > policy\.yaml"):
         read_policy(tmp_path / "none.yaml")
 
 

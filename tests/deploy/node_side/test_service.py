@@ -46,7 +46,9 @@ def make(tmp_path, monkeypatch):
 
     def of(own=None, **policy):
         accepted = {"scenarios": {"fedlearn.testing.problem": {}}, "strategies": {"mine": {}}, **policy}
-        return NodeService(own or NodeConfig(clients=(0, 2)), Policy(**accepted), ClientStates(tmp_path / "memory"))
+        return NodeService(
+            own or NodeConfig(clients=(0, 2)), Policy(**accepted), ClientStates(tmp_path / "client_states")
+        )
 
     return of
 
@@ -92,7 +94,7 @@ def test_numbers_of_examples_are_told_as_the_policy_says(make):
 
 def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, caplog):
     site = make()
-    broken = {"kind": "fit", "run": "run", "round": 1, "id": "1", "words": WORDS, "clients": [0], "layout": "x"}
+    broken = {"kind": "fit", "run": "run", "round": 1, "id": "1", "settings": WORDS, "clients": [0], "layout": "x"}
     error = unpack(site.handle_request(pack(Payload(metadata=broken)))).metadata["error"]
     assert "expected int" in error["reason"] or "layout" in error["reason"]
     assert fit(site).metadata["clients"] == [0]
@@ -112,4 +114,4 @@ def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make
         assert "error" not in fit(site).metadata
     assert "max_rounds=2" in fit(site).metadata["error"]["reason"]
     assert "error" not in fit(site, run="another").metadata
-    assert ClientStates(tmp_path / "memory").request_counts("run") == (2, 3)
+    assert ClientStates(tmp_path / "client_states").request_counts("run") == (2, 3)
