@@ -127,7 +127,7 @@ def _ready(child: Child) -> bool:
 def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
     """Clients dealt out to nodes in turn.
 
-    >>> dealt(4, 3)
+    >>> assign_clients(4, 3)
     [[0, 3], [1], [2]]
     """
     return [list(range(node, num_clients, num_nodes)) for node in range(num_nodes)]
@@ -147,7 +147,7 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     """One run on a federation of this machine's own; the exit code of the run.
 
     Args:
-        overrides: of a simulation, and ``nodes=4``.
+        overrides: of a simulation, and ``num_nodes=4``.
         keep: a folder for keys and logs; a temporary one where it is None.
 
     Raises:
@@ -159,22 +159,24 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
         [*overrides, *(f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in given)]
     )
     num_clients = order["settings"]["scenario"].get("num_clients") or nodes
-    require(nodes <= num_clients, "nodes", nodes, f"at most {num_clients}, one client each", f"nodes={num_clients}")
-    again = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"nodes={nodes}", *overrides])
+    require(
+        nodes <= num_clients, "num_nodes", nodes, f"at most {num_clients}, one client each", f"num_nodes={num_clients}"
+    )
+    again = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"num_nodes={nodes}", *overrides])
     with ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
         folder.mkdir(parents=True, exist_ok=True)
         policy, path = minimal_policy(order["settings"]), order["settings"]["scenario"].get("path")
         rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, nodes), policy, path)
         rehearsal.start(stack.enter_context(Children(grace_s=2 * GRACE_S)))
-        return rehearsal.follower().run({**order, "again": again})
+        return rehearsal.follower().run({**order, "rerun_command": again})
 
 
 def _nodes(words: Sequence[str]) -> tuple[int, list[str]]:
-    values = [word.removeprefix("nodes=") for word in words if word.startswith("nodes=")] or ["2"]
+    values = [word.removeprefix("num_nodes=") for word in words if word.startswith("num_nodes=")] or ["2"]
     ok = values[-1].isdigit() and int(values[-1]) >= 1
-    require(ok, "nodes", values[-1], "a whole number >= 1", "nodes=4")
-    return int(values[-1]), [word for word in words if not word.startswith("nodes=")]
+    require(ok, "num_nodes", values[-1], "a whole number >= 1", "num_nodes=4")
+    return int(values[-1]), [word for word in words if not word.startswith("num_nodes=")]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fedlearn.deploy.rehearse",
         description="Rehearses a deployment on this machine: keys, coordinator, nodes, run; and cleans up.",
-        usage="%(prog)s [--keep DIR] [nodes=4] [word ...]   (words: see python -m simulations.run --help)",
+        usage="%(prog)s [--keep DIR] [num_nodes=4] [word ...]   (words: see python -m simulations.run --help)",
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep keys, logs and state there")
     args, rest = parser.parse_known_args(argv)

@@ -73,13 +73,14 @@ class Follower:
         """Start a run and show it to its end; the exit code.
 
         Args:
-            request: ``settings``, ``folder``, ``chosen`` and ``again``, see `fedlearn.deploy.coordinator_side.server_app`.
+            request: ``settings``, ``folder``, ``chosen`` and ``rerun_command``, see
+                `fedlearn.deploy.coordinator_side.server_app`.
 
         Raises:
             ConnectionProblem: the coordinator cannot be reached, refuses, or is lost for good.
         """
         return self.follow(
-            self.submit({"do": "run", **request, "resume": self.resume_command, "width": terminal_width()})
+            self.submit({"do": "run", **request, "resume_command": self.resume_command, "width": terminal_width()})
         )
 
     def resume_run(self, folder: str, overrides: Sequence[str] = ()) -> int:
@@ -111,7 +112,7 @@ class Follower:
         """Show a run to its end, and go on with it if the coordinator was lost on the way; the exit code.
 
         Raises:
-            ConnectionProblem: the coordinator is not back within ``patience``.
+            ConnectionProblem: the coordinator is not back within ``reconnect_timeout_s``.
         """
         lost = False
         with self._stoppable():
@@ -130,8 +131,10 @@ class Follower:
                 lost = False
                 run_id = self._order_to_go_on()
 
-    def _order_to_go_on(self, changes: Sequence[str] = ()) -> int:
-        return self.submit({"do": "resume", "folder": self.folder, "changes": list(changes), "width": terminal_width()})
+    def _order_to_go_on(self, overrides: Sequence[str] = ()) -> int:
+        return self.submit(
+            {"do": "resume", "folder": self.folder, "overrides": list(overrides), "width": terminal_width()}
+        )
 
     def _how_to_go_on(self) -> str:
         return self.resume_command.replace("{folder}", shlex.quote(self.folder)) if self.folder else "submit it again"

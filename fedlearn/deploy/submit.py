@@ -45,19 +45,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="the operator's part of the keys")
     parser.add_argument("--resume", metavar="FOLDER", help="go on with a run that was stopped; words: rounds=100 ...")
     parser.add_argument("--follow", type=int, metavar="ID", help="look on at a run that was submitted before")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds to wait for a coordinator that is lost")
+    parser.add_argument(
+        "--reconnect-timeout", type=float, default=120.0, help="seconds to wait for a coordinator that is lost"
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this, and the words")
     return parser
 
 
 def _submit(args: argparse.Namespace, words: Sequence[str]) -> int:
     command = shlex.join(["python", "-m", "fedlearn.deploy.submit", *_place(args)])
-    follower = Follower(args.coordinator, args.keys, args.patience, resume_command=f"{command} --resume {{folder}}")
+    resume_command = f"{command} --resume {{folder}}"
+    follower = Follower(args.coordinator, args.keys, args.reconnect_timeout, resume_command=resume_command)
     if args.follow is not None:
         return follower.follow(args.follow)
     if args.resume is not None:
         return follower.resume_run(args.resume, words)
-    return follower.run({**compose_request(words), "again": f"{command} {shlex.join(words)}".rstrip()})
+    return follower.run({**compose_request(words), "rerun_command": f"{command} {shlex.join(words)}".rstrip()})
 
 
 def _place(args: argparse.Namespace) -> list[str]:

@@ -126,7 +126,7 @@ class GridEngine:
         min_updates: int = 1,
         min_completed: int | None = None,
     ) -> None:
-        for name, value in (("nodes", num_nodes), ("min_updates", min_updates)):
+        for name, value in (("num_nodes", num_nodes), ("min_updates", min_updates)):
             require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
         for name, seconds in (("join_timeout", join_timeout), ("deadline", deadline)):
             ok = is_number(seconds, at_least=0) and 0 < seconds < float("inf")

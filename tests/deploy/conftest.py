@@ -125,7 +125,7 @@ class Federation:
         made = compose_request([*self.words, *waits, *words, f"hydra.run.dir={name}"])
         told = io.StringIO()
         with redirect_stdout(told), redirect_stderr(told):
-            code = follower.run({**made, "again": "again"})
+            code = follower.run({**made, "rerun_command": "again"})
         return self.found(name, code, told.getvalue())
 
 

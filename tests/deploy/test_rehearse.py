@@ -26,7 +26,7 @@ def start(tmp_path_factory):
 
     def rehearse(*words):
         (folder / "t").mkdir()
-        command = [sys.executable, "-m", "fedlearn.deploy.rehearse", "nodes=2", *QUICK, *words]
+        command = [sys.executable, "-m", "fedlearn.deploy.rehearse", "num_nodes=2", *QUICK, *words]
         env = {**os.environ, "TMPDIR": str(folder / "t")}
         out = (folder / "out").open("w+")
         started.append(subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=env))

@@ -69,5 +69,5 @@ def test_the_bundle_is_small_and_the_same_each_time():
 
 
 def test_a_rehearsal_refuses_more_nodes_than_clients(capsys):
-    assert rehearse(["nodes=20", "scenario=diabetes"]) == 2
-    assert "nodes is 20\n  expected  at most 10" in capsys.readouterr().err
+    assert rehearse(["num_nodes=20", "scenario=diabetes"]) == 2
+    assert "num_nodes is 20\n  expected  at most 10" in capsys.readouterr().err

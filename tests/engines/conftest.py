@@ -173,9 +173,15 @@ def federation(problem, identity, tmp_path):
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
         given = {"scenario": scenario_words, "strategy": strategy_words}
         given |= {group: words[group] for group in ("compress", "buffers") if group in (words or {})}
-        settings = {"run": "test-run", "nodes": len(sites), "join_timeout": LIMIT_S, "deadline": LIMIT_S, **settings}
+        settings = {
+            "run": "test-run",
+            "num_nodes": len(sites),
+            "join_timeout": LIMIT_S,
+            "deadline": LIMIT_S,
+            **settings,
+        }
         return SimpleNamespace(
-            engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, words=given, allow=(problem,)
+            engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, settings=given, allow=(problem,)
         )
 
     yield make

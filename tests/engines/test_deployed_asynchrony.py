@@ -112,6 +112,6 @@ def test_orders_under_way_are_sent_again_after_a_restart(federation, tmp_path):
 
 
 def test_enough_is_refused_where_there_are_no_rounds(federation):
-    made = federation(strategy="strategies.fedbuff", clients=EACH, enough=2, words=words(buffer_size=2))
+    made = federation(strategy="strategies.fedbuff", clients=EACH, min_completed=2, words=words(buffer_size=2))
     with pytest.raises(SettingError, match=r"engine.min_completed is 2"):
         next(federated(made, made.engine, 1))

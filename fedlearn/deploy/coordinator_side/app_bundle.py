@@ -9,7 +9,7 @@ from typing import Any
 import fedlearn
 from fedlearn.flower.compat import app_bundle
 
-REQUEST_KEY = "order"  # the one setting of a run: JSON, see `fedlearn.deploy.coordinator_side.server_app`
+REQUEST_KEY = "request"  # the one setting of a run: JSON, see `fedlearn.deploy.coordinator_side.server_app`
 EXIT_MARKER = "fedlearn exit"  # and a number: how a run tells by way of Flower that it did not end well
 
 PYPROJECT = f"""\
@@ -49,7 +49,7 @@ def build_app_bundle() -> Any:
 def parse_exit_code(details: str) -> int | None:
     """The exit code in what Flower keeps about a run, None where there is none.
 
-    >>> ending("ServerApp failed with exception: fedlearn exit 130")
+    >>> parse_exit_code("ServerApp failed with exception: fedlearn exit 130")
     130
     """
     found = re.search(rf"{EXIT_MARKER} (\d+)", details)

@@ -3,12 +3,12 @@
 An order is one JSON object, the run's only setting::
 
     {"do": "run", "settings": {...}, "folder": "heart/fedavg/...", "chosen": false, "width": 100,
-     "again": "python -m ...", "resume": "python -m ... --resume {folder}"}
-    {"do": "resume", "folder": "heart/fedavg/...", "changes": ["rounds=50"], "width": null}
+     "rerun_command": "python -m ...", "resume_command": "python -m ... --resume {folder}"}
+    {"do": "resume", "folder": "heart/fedavg/...", "overrides": ["rounds=50"], "width": null}
     {"do": "stop", "run": 1234}
 
-``again`` and ``resume`` are commands for whoever looks on; ``width`` is that of the terminal to draw for, null for
-plain lines. How it ended is the last line of what Flower keeps about the run: ``fedlearn exit 130``.
+``rerun_command`` and ``resume_command`` are for whoever looks on; ``width`` is that of the terminal to draw for, null
+for plain lines. How it ended is the last line of what Flower keeps about the run: ``fedlearn exit 130``.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
     with _noted(runs / RUNNING_FOLDER / str(run_id)):
         if request["do"] == "resume":
             _tell_folder(folder, runs)
-            return resume(folder, request["changes"], run_mode=_venue(grid, request, runs)).exit_code
+            return resume(folder, request["overrides"], run_mode=_venue(grid, request, runs)).exit_code
         job = Job(cfg=config_from_dict(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
         return run(job, build_plan(job.cfg), run_mode=_venue(grid, request, runs)).exit_code
 
@@ -106,7 +106,7 @@ def _venue(grid: Grid, order: Mapping[str, Any], runs: Path) -> RunMode:
         if order["do"] == "resume":
             return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, _note(folder)["id"])
         _tell_folder(folder, runs)
-        note = {"id": uuid.uuid4().hex, "again": order["again"], "resume": order["resume"]}
+        note = {"id": uuid.uuid4().hex} | {name: order[name] for name in ("rerun_command", "resume_command")}
         (folder / DEPLOYMENT_FILE).write_text(
             json.dumps(note), encoding="utf-8"
         )  # now: a run can be cut off while nodes join
@@ -120,8 +120,8 @@ def _venue(grid: Grid, order: Mapping[str, Any], runs: Path) -> RunMode:
     return RunMode(
         build_experiment=build,
         create_console=lambda: Console(terminal=width is not None, width=width, live=False),
-        rerun_command=lambda folder: str(_note(folder)["again"]),
-        resume_command=lambda folder: str(_note(folder)["resume"]).replace(
+        rerun_command=lambda folder: str(_note(folder)["rerun_command"]),
+        resume_command=lambda folder: str(_note(folder)["resume_command"]).replace(
             "{folder}", shlex.quote(_name(folder, runs))
         ),
     )
@@ -147,8 +147,8 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     words["buffers"] = None if plan.buffers == "refuse" else plan.buffers
     words["compress"] = None if plan.compress.codec is None else settings["compress"]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
-    if options.get("nodes") is None:
-        options["nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
+    if options.get("num_nodes") is None:
+        options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
     engine = GridEngine(grid, words, run=run, **options)
     try:
         scenario = remote_scenario(engine)
@@ -190,10 +190,14 @@ def _tell_folder(folder: Path, runs: Path) -> None:
 
 def _note(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / DEPLOYMENT_FILE).read_text(encoding="utf-8")))
+        note = dict(json.loads((folder / DEPLOYMENT_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         fix = f"python -m simulations.resume {folder}, if it was a simulation"
         raise RunFolderError(f"{folder} holds no deployed run: {error}\n  try       {fix}") from error
+    if not {"id", "rerun_command", "resume_command"} <= note.keys():
+        fix = "resume with the version of fedlearn that wrote it, or start a new run"
+        raise RunFolderError(f"{folder / DEPLOYMENT_FILE} was written by another version\n  try       {fix}")
+    return note
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``python -m fedlearn.deploy.node_side.supernode``: Flower's SuperNode with shorter waits and messengers that start at once.
+"""``python -m fedlearn.deploy.node_side.supernode``: Flower's SuperNode with shorter waits and a fast start.
 
 It takes the arguments of ``flower-supernode``, and is that program but for three things:
 
