@@ -32,7 +32,7 @@ def fltrust(
     Args:
         root_client: where the server's root data lie; its update ``g_0`` is compared with and not averaged.
         num_root_examples: drawn uniformly from all clients' to be those data, as in the paper (simulations only, see
-            `RootDataset`); None: what that client has. Root data in which classes are rare teach distrust of whoever has them.
+            `RootDataset`); None: what that client has. Rare classes in root data cause distrust of clients with them.
         learning_rate: >= 0.
         clients_per_round: cohort size, drawn uniformly, the root client not counted; None takes everyone.
 

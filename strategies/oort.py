@@ -27,9 +27,9 @@ def oort(
 ) -> Strategy:
     """FedAvg over clients of high utility ``n_k loss_k + sqrt(0.1 log R / L_k)``, ``L_k`` the last round of client k.
 
-    A share ``exploration decay^R``, at least ``min_exploration``, are clients that never took part; the others are drawn, in
-    proportion to utility, from those within 95 % of what takes to be among the best. Unlike in the paper the loss is
-    the mean and not its quadratic one, and all clients are taken to be equally fast.
+    A share ``exploration decay^R``, at least ``min_exploration``, are clients that never took part; the others are
+    drawn, in proportion to utility, from those within 95 % of what takes to be among the best. Unlike in the paper the
+    loss is the mean and not its quadratic one, and all clients are taken to be equally fast.
 
     Args:
         clients_per_round: >= 1; all where there are fewer.

@@ -163,7 +163,8 @@ def stateful_selector(
 
     Args:
         choose: ``(round, clients, rng, clients_N, value_N, round_N) -> cohort``; ``clients_N`` ascend.
-        client_values: the number of each client that delivered, from a round's context; one that is not finite is left out.
+        client_values: value of each responding client, from the context of a round; values that are not finite are
+            ignored.
     """
 
     def learn(memory: State, context: Context) -> State:

@@ -54,19 +54,19 @@ class LocalRule(NamedTuple):
             below, by name.
         client_state: names of the D-vectors that each client keeps for itself; zero before its first round.
         receives: names of the D-vectors that the server broadcasts (see `Transform.broadcast`).
-        after_training: ``(delta_KD, num_steps_K, learning_rate, **vectors) -> (new memory, what else to send)``, K x D each,
-            on array-API arrays, after training; broadcasts come as D.
-        personal_parameters: patterns of names of parameters, e.g. ``head.*``, that never leave a client: they begin each round where
-            the client's last one left them, at first as the global model has them.
-        personal_epochs: passes in which only those are trained, before as many as the order says in which only the others
-            are; 0 trains all together.
+        after_training: ``(delta_KD, num_steps_K, learning_rate, **vectors) -> (new state, extra values to send)``, each
+            K x D, on array-API arrays, after training. Broadcast vectors have shape D.
+        personal_parameters: name patterns of parameters that never leave a client, e.g. ``head.*``. They keep their
+            values between rounds, and start at those of the global model.
+        personal_epochs: passes that train only the personal parameters, before the passes of the request, which then
+            train only the others. 0 trains all parameters together.
         personal: a model of each client's own beside the global one; None: there is none.
-        evaluate_models: received models (``w_global``, or names in ``receives``) whose mean loss on its examples each client
-            finds out before it trains, at the cost of a pass each. It begins at the best of them, and tells the losses
-            as the metrics ``loss/NAME``.
-        adjust_logits: ``(outputs, counts) -> outputs``: what the loss sees in training instead of the model's outputs (B x C),
-            given how many of the client's examples belong to each class (C; two where C is 1); arithmetic on torch
-            tensors and JAX arrays. None: the outputs. Only for classification.
+        evaluate_models: received models (``w_global``, or names in ``receives``) that each client evaluates before it
+            trains, at the cost of a pass each. Training starts at the model with the least loss. The losses are sent as
+            the metrics ``loss/NAME``.
+        adjust_logits: ``(outputs, counts) -> outputs``: changes the outputs of the model (B x C) before the training
+            loss, given the number of examples of each class (C; two where C is 1). Arithmetic on torch tensors and JAX
+            arrays. None: no change. Only for classification.
         feature_penalty: ``(features, of_global, of_last) -> penalty``: what is added to the loss of each example (B) in
             training, given its features (B x F) under the model that is trained, under the one that was received, and
             under the one with which the client's last round ended (in its first round: the one received). Features are

@@ -1,4 +1,4 @@
-"""An algorithm is data: five small pure parts, checked when they are put together."""
+"""The strategy: five small pure parts, checked together when it is built; its buffer policy and root dataset."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ BUFFER_POLICIES = ("refuse", "average", "local")  # for a model's buffers
 
 
 class CompositionError(FedlearnError, ValueError):
-    """Parts of a strategy that do not fit: which one to change, and how."""
+    """Parts of a strategy do not fit together; the message names the setting to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A federated algorithm; nothing to inherit.
+    """A federated algorithm as data; nothing to inherit.
 
     Args:
-        select: who takes part in a round.
-        local: how local training departs from plain SGD.
-        stages: what happens to an update on its way, client half and server half together.
-        aggregate: from many updates to one.
-        server: from the aggregated update to the step of the global model.
-        privacy_guarantee: what is promised to clients and what it costs, set by `fedlearn.privacy`; None promises nothing.
-        asynchrony: that the server does not wait for a cohort, and how; None: that it works in rounds.
-        root: where examples of the server's own lie; None: it has none.
-        buffers: what becomes of a model's buffers, set by `buffered`; ``refuse``: it must have none.
+        select: selects the cohort of a round.
+        local: difference of local training from plain SGD.
+        stages: transforms of each update between client and server, each with a client half and a server half.
+        aggregate: reduces many updates to one.
+        server: turns the aggregated update into the step of the global model.
+        privacy_guarantee: guarantee to clients and its cost, set by `fedlearn.privacy`; None for no guarantee.
+        asynchrony: settings of an asynchronous strategy; None works in rounds.
+        root: the root dataset of the server; None for none.
+        buffers: policy for the buffers of a model, set by `with_buffer_policy`; ``refuse`` allows no buffers.
 
     Raises:
-        CompositionError: if a privacy claim could not hold, or a part could not work, in this combination.
+        CompositionError: a privacy claim would not hold, or a part would not work, in this combination.
     """
 
     select: Selector
@@ -129,12 +129,14 @@ class Strategy:
         )
         _refuse_if(
             bool(rule.personal_parameters) and bool(extra_names(rule)),
-            f"keeps={rule.personal_parameters} stay at the clients, but what the local rule sends beside updates would hold them",
+            f"keeps={rule.personal_parameters} stay at the clients, "
+            "but what the local rule sends beside updates would hold them",
             "keeps=()",
         )
         _refuse_if(
             self.privacy_guarantee is not None and bool(rule.evaluate_models),
-            f"clients tell the loss of {', '.join(rule.evaluate_models)} on their examples, which would leave without noise",
+            f"clients tell the loss of {', '.join(rule.evaluate_models)} on their examples, "
+            "which would leave without noise",
             "privacy=none, or a strategy whose clients tell no losses",
         )
         _refuse_if(
@@ -246,12 +248,13 @@ def _refuse_if(unsound: bool, reason: str, fix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RootDataset:
-    """Where a server's root data lie, for strategies that trust nobody else (`Strategy.root`).
+    """The root dataset of the server, held by a client that its operator runs (`Strategy.root`).
 
     Args:
-        client: who holds them. It takes part in each round and trains as all others do; attacks spare it.
-        num_examples: what a simulation lays there in the place of the client's own examples: so many of all clients', see
-            `with_root_dataset`; None: its own are the root data.
+        client: id of the client that holds the examples. It takes part in each round and trains like all others;
+            poisoning spares it.
+        num_examples: in simulations, number of examples of all clients that replace its own; see `with_root_dataset`.
+            None: its own examples are the root dataset.
     """
 
     client: ClientId = 0
@@ -264,7 +267,7 @@ class RootDataset:
         require(counts, "root_examples", self.num_examples, expected, "root_examples=100")
 
     def add_to_cohorts(self, selector: Selector) -> Selector:
-        """Cohorts of ``selector``, and the root client."""
+        """Return a selector that adds the root client to each cohort of ``selector``."""
 
         def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
             return [*{self.client, *selector.choose(round, clients, rng)}]

@@ -33,7 +33,7 @@ class Context:
         extra: mean over the cohort of what else clients sent, D each; on the server only.
         broadcast: what the server half of this stage sends to its client half; on clients only.
         params_D: the global model that the round began with; on the server only.
-        aggregator_state: the aggregator's, of the whole round, for a rule that aggregates and steps in one; on the server only.
+        aggregator_state: final state of the aggregator, for rules that aggregate and step in one; on the server only.
         deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
         staleness_K: server steps since each of those clients was sent its model; asynchronous strategies only.
         sent_D: the mean of the models that they were sent; asynchronous strategies only.
@@ -78,8 +78,8 @@ class Transform(NamedTuple):
             per client in a client half, where ``update`` gets them stacked, K x D.
         broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
             from the optimiser, anything small for its own client half from a stage.
-        needs_aggregator_state: of a server's optimiser, whether its step is made of ``Context.aggregator_state`` and not of the update alone,
-            so that no rule can go before it that changes the updates.
+        needs_aggregator_state: whether the step of a server optimizer is computed from ``Context.aggregator_state``.
+            Nothing that changes updates can then stand before it.
     """
 
     update: Callable[[Array, State, Context], tuple[Array, State]] = _unchanged
@@ -112,7 +112,8 @@ class Stage(NamedTuple):
         event: what one round of the noise that its server half adds costs in privacy, or None; it needs a clip before
             it, an aggregator of known sensitivity and fixed denominator, and a selector with a known sampling law.
             (Noise that a client half adds needs none of these.)
-        is_nonexpansive: whether the client half (and the codec) never lengthens an update; after a clip only such may follow.
+        is_nonexpansive: whether the client half (and the codec) never increases the norm of an update; only such stages
+            may follow a clip.
         has_norm_bound: whether the client half bounds the norm of an update.
         needs_sum: whether the server half only works on a sum or mean (masking).
         codec: how the update is written, in the last stage only: what the client half returns is encoded, and what a

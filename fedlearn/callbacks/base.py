@@ -1,4 +1,4 @@
-"""What onlookers are told: the run before it starts, each round, and how it ended."""
+"""The protocol of callbacks: what the runner calls before, during and after a run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from fedlearn.core.records import Round
 
 
 class Callback(Protocol):
-    """Looks on and changes nothing: ``on_run_start`` once, ``on_round_end`` after each, ``on_run_end`` at the end, ``close`` always."""
+    """Observes a run and does not change it.
+
+    `on_run_start` is called once, `on_round_end` after each round, and `on_run_end` once at the end. `close` is always
+    called, also after an error.
+    """
 
     def on_run_start(self, run: RunInfo) -> None:
-        """Before the first round."""
+        """Handle the start of the run, before the first round."""
         ...
 
     def on_round_end(self, round: Round) -> None:
-        """After each round, before its checkpoint is written, so that no checkpoint is ahead of the files."""
+        """Handle one round, before its checkpoint is written, so that no checkpoint is ahead of the files."""
         ...
 
     def on_run_end(self, summary: Mapping[str, Any]) -> None:
-        """At the end, with what `fedlearn.callbacks.summary.summarise` gives."""
+        """Handle the end of the run, with the result of `fedlearn.callbacks.summary.summarise`."""
         ...
 
     def close(self) -> None:
-        """Let go of files and the terminal; also after an error, and harmless when called twice."""
+        """Release files and the terminal; a second call has no effect."""
         ...

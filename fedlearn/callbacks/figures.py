@@ -1,6 +1,6 @@
-"""The figures of a report: how a run converged, how it treats its clients, and how the data lie at them.
+"""Figures of reports: convergence, metrics per client, partition, and robustness.
 
-Every function returns a matplotlib figure and touches neither pyplot nor the process-wide settings.
+Each function returns a matplotlib figure, and uses neither pyplot nor process-wide settings.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ STYLE: Mapping[Any, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The look of all figures, for the time of a ``with`` block."""
+    """Return a context in which figures have the style of reports."""
     try:
         import matplotlib
     except ImportError as missing:
@@ -67,7 +67,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """An empty figure of so many inches."""
+    """Return an empty figure of this size."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
@@ -282,7 +282,8 @@ def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
     axis.spines[:].set_visible(False)
     for place, cell in enumerate(cells):
         row, column = divmod(place, len(attacks))
-        backdoor = "" if cell["attack_success"] is None else f"\nattack {format_metric('attack_success', cell['attack_success'])}"
+        success = cell["attack_success"]
+        backdoor = "" if success is None else f"\nattack {format_metric('attack_success', success)}"
         shade = (cell["value"] - low) / max(high - low, 1e-12)
         dark = shade > 0.55 if better else shade < 0.45
         told = f"{format_metric(metric, cell['value'])}{backdoor}"

@@ -1,6 +1,6 @@
-"""``report.html``: one file, readable offline, that shows what a run did and how to repeat it.
+"""The report of a run: ``report.html``, one file that is readable offline, from the files of a run folder.
 
-Run ``python -m simulations.report RUN`` to draw it again from the files of a run folder; it needs nothing else.
+``python -m simulations.report RUN`` writes it again.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ TARGET_FRACTIONS = (0.5, 0.9, 0.95, 1.0)  # of the way to the best value
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """All that a run left behind, as plain values; what is absent is empty.
+    """The files of a run folder as plain values; a missing file is empty.
 
     Attributes:
-        history: the lines of ``metrics.jsonl``.
-        summary: of ``summary.json``; worked out from the history, with status ``unfinished``, where there is none.
-        environment: of ``environment.json``.
-        clients: rows of ``clients.csv`` with numbers as numbers, None where a metric is undefined.
-        partition: of ``partition.json``.
-        config: the text of ``config.yaml``.
+        history: lines of ``metrics.jsonl``.
+        summary: contents of ``summary.json``; without that file, a summary of the history with status ``unfinished``.
+        environment: contents of ``environment.json``.
+        clients: rows of ``clients.csv``, with None for undefined metrics.
+        partition: contents of ``partition.json``.
+        config: text of ``config.yaml``.
     """
 
     history: Sequence[Mapping[str, Any]]
@@ -48,13 +48,17 @@ class RunResults:
 
     @property
     def main_metric(self) -> str:
-        """The metric to lead with."""
+        """The main metric."""
         known = self.summary["final"]
         return self.summary.get("metric") or next((m for m in ("rmse", "hr@10") if m in known), "accuracy")
 
 
 def read_run(folder: Path) -> RunResults:
-    """Read a run folder; `DataError` where it is none."""
+    """Read a run folder.
+
+    Raises:
+        DataError: the folder is not a run folder.
+    """
     if not (folder / METRICS_FILE).is_file():
         raise DataError(
             f"{folder} is no run folder: it holds no {METRICS_FILE}\n  try       the folder that a run saved"
@@ -85,7 +89,7 @@ def write_report(folder: Path) -> Path:
         The path of ``report.html``.
 
     Raises:
-        DataError: the folder is no run.
+        DataError: the folder is not a run folder.
         MissingExtra: matplotlib or Jinja2 is not installed.
     """
     folder = Path(folder)

@@ -1,7 +1,7 @@
-"""What a run has measured so far: one line a round, as ``metrics.jsonl`` holds it.
+"""The history of a run: one line per round, as ``metrics.jsonl`` holds it.
 
-Early stopping, the summary and the report all read these lines and nothing else, so that a resumed run decides and
-sums up as an uninterrupted one.
+Early stopping, the summary and the report read only these lines. So a resumed run decides and reports as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,15 +12,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import Evaluation, Round
-
-if TYPE_CHECKING:
-    pass
-
 
 HistoryEntry = Mapping[str, Any]
 History = Sequence[HistoryEntry]
@@ -28,7 +24,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def history_entry(round: Round) -> dict[str, Any]:
-    """One round as plain JSON values: NaN and infinity become None.
+    """Return one round as plain JSON values; NaN and infinity become None.
 
     Keys: ``round``, ``time`` (UTC, ISO 8601), ``train`` and ``test`` (metric -> value; ``test`` is None in a round
     without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``personal``
@@ -60,7 +56,7 @@ def history_entry(round: Round) -> dict[str, Any]:
 
 
 def client_statistics(evaluation: Evaluation, metric: str) -> dict[str, float | None]:
-    """How a metric differs between clients: mean, standard deviation, and mean over the worst tenth of them."""
+    """Return mean and standard deviation of a metric over clients, and the mean over the worst tenth of them."""
     worst = evaluation.worst(metric, higher_is_better=higher_is_better(metric))
     return {
         "mean": finite_or_none(evaluation.mean(metric)),

@@ -1,4 +1,4 @@
-"""What onlookers are told: the run before it starts, each round, and how it ended."""
+"""The description of a run before its first round, for callbacks."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from fedlearn.core.records import ClientId
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What is known before the first round, in the words that the header shows.
+    """A run before its first round, in the words of the header.
 
     Args:
-        scenario: its name.
+        scenario: name of the scenario.
         task: ``binary``, ``multiclass`` or ``regression``.
-        source: what the data are and where they came from; may be empty.
-        metric: to lead with; empty takes the task's.
+        source: the data and their origin; may be empty.
+        metric: main metric; empty takes the main metric of the task.
         num_clients: size of the population.
-        client_names: what to call clients; the id where absent.
-        examples_per_client: the smallest and the largest number of training examples at a client, or None if not counted.
+        client_names: names of clients by id; a client without a name is shown by its id.
+        examples_per_client: smallest and largest number of training examples at a client; None if not counted.
         model: e.g. ``mlp 13-32-1``.
-        num_parameters: D.
-        bytes_per_update: what one client sends a round (of a codec: about); four bytes a parameter where it is None.
-        strategy: its name.
-        strategy_settings: its settings in few words, e.g. ``mu 0.1``; may be empty.
+        num_parameters: number of parameters, D.
+        bytes_per_update: bytes that one client sends per round (approximate with a codec); None is four bytes per
+            parameter.
+        strategy: name of the strategy.
+        strategy_settings: short form of its settings, e.g. ``mu 0.1``; may be empty.
         cohort: e.g. ``all 4 of 4 clients a round``.
-        privacy: the facts of the protection, see `fedlearn.core.privacy_guarantee.PrivacyGuarantee`; empty for none.
-        poisoning: which clients attack and how; empty where none does.
-        compress: the codec that writes updates and its settings; empty for none.
-        engine: its name, e.g. ``vector``.
-        system: the model of clients' speed, in few words; empty for none.
-        machine: what it runs on and how, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
+        privacy: description of the guarantee, see `fedlearn.core.privacy_guarantee.PrivacyGuarantee`; empty for none.
+        poisoning: malicious clients and their attack; empty for none.
+        compress: codec of updates and its settings; empty for none.
+        engine: name of the engine, e.g. ``vector``.
+        system: short form of the system model; empty for none.
+        machine: hardware and batching, e.g. ``torch · cpu, 2 cores · map, 4 at a time in 7.5 KiB``.
         framework: ``torch``, ``jax`` or ``numpy``.
-        seed: of the run.
-        rounds: the last round planned.
-        folder: where the run leaves its files.
-        start_round: rounds that were done before, > 0 in a resumed run.
-        history: the lines of those rounds, see `fedlearn.callbacks.run_history.truncate_history`.
-        rerun_command: the command that repeats this run.
+        seed: seed of the run.
+        rounds: number of the last planned round.
+        folder: run folder.
+        start_round: rounds that were completed before, > 0 in a resumed run.
+        history: lines of those rounds, see `fedlearn.callbacks.run_history.truncate_history`.
+        rerun_command: command that repeats this run.
     """
 
     scenario: str

@@ -1,32 +1,27 @@
-"""What a run has measured so far: one line a round, as ``metrics.jsonl`` holds it.
-
-Early stopping, the summary and the report all read these lines and nothing else, so that a resumed run decides and
-sums up as an uninterrupted one.
-"""
+"""The summary of a run, as ``summary.json`` holds it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.callbacks.run_history import History, best_metrics, final_metrics, final_personal_metrics, totals
+from fedlearn.callbacks.run_info import RunInfo
 
 
 def summarise(
     run: RunInfo, history: History, *, status: str, reason: str = "", parameters_sha256: str | None = None
 ) -> dict[str, Any]:
-    """What ``summary.json`` holds.
+    """Return the contents of ``summary.json``.
 
     Args:
-        run: what was planned.
-        history: the lines of all rounds, those before a resume included.
+        run: description of the run.
+        history: lines of all rounds, including those before a resume.
         status: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``.
-        reason: why it ended early; empty for a run that ended as planned.
-        parameters_sha256: of the final model, so that two runs can be compared.
+        reason: cause of an early end; empty for a run that ended as planned.
+        parameters_sha256: digest of the final model, for comparison of runs.
 
-    *Guarantees*: a run that was resumed has the summary of one that was not, apart from its seconds.
+    *Guarantees*: a resumed run has the summary of an uninterrupted one, except for seconds.
     """
     return {
         "status": status,
@@ -53,7 +48,7 @@ def summarise(
 
 
 def privacy_summary(guarantee: Mapping[str, Any], history: History) -> dict[str, Any] | None:
-    """What was promised, and ``epsilon`` and ``epsilon_rdp`` after the last round; None where nothing was."""
+    """Return the guarantee with ``epsilon`` and ``epsilon_rdp`` after the last round; None without a guarantee."""
     if not guarantee:
         return None
     last = history[-1] if history else {"epsilon": 0.0, "epsilon_rdp": 0.0}

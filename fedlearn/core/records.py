@@ -308,8 +308,8 @@ def _over_defined(summary: Any, values_K: np.ndarray) -> float:
 class ServerState:
     """All that the server knows after ``round`` rounds; with the clients' memories it is what a checkpoint holds.
 
-    ``clock`` are the seconds since the run began, where there is a clock; ``in_flight`` are the orders of an asynchronous
-    strategy that clients are at work on, each with the model that it was sent.
+    ``clock`` is the time in seconds since the run began, where there is a clock. ``in_flight`` are the requests in
+    flight of an asynchronous strategy, each with the model that was sent.
     """
 
     round: int
@@ -338,8 +338,8 @@ class Round:
         privacy: epsilon of all rounds so far; None without protection.
         bytes_up, bytes_down: payload sent by clients, and to them.
         seconds: wall time of the round, evaluation included.
-        clock: seconds since the run began, evaluation left out, on the virtual clock of a model of clients' speed
-            (`fedlearn.loop.system_model`) or, for an asynchronous strategy with real clients, on the wall; None: no clock.
+        clock: seconds since the run began, without evaluation, on the virtual clock of a system model
+            (`fedlearn.loop.system_model`). For asynchronous strategies with real clients: wall time. None: no clock.
     """
 
     state: ServerState

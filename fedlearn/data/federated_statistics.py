@@ -146,7 +146,7 @@ def add_sums(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
 
 
 def add_noise(part: Statistics, noise: Noise, *, client: int = 0) -> dict[str, ColumnSums]:
-    """A client's part with noise of its own on it, so that it need trust nobody; what it costs says `Noise.initial_ledger`.
+    """Return the statistics of a client with noise of its own; `Noise.initial_ledger` has the privacy cost.
 
     Args:
         part: from `column_sums` with this noise.

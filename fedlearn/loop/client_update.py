@@ -61,9 +61,9 @@ def client_step(
 def client_step_mixed_rounds(
     trainer: Trainer, strategy: Strategy, requests: Sequence[Request], work: Sequence[ClientWork]
 ) -> list[Updates | Failure]:
-    """The same for K clients that answer an order of their own each, under a rule that `fedlearn.loop.local_training.supports_mixed_rounds`.
+    """Train K clients, each with a request of its own, as one block; return one result for each client.
 
-    They train as one block; there is one result for each.
+    The local rule must satisfy `fedlearn.loop.local_training.supports_mixed_rounds`.
     """
     trained, results = train_mixed_rounds(trainer, strategy.local, requests, work), []
     for k, (order, one) in enumerate(zip(requests, work, strict=True)):

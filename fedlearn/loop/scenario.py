@@ -26,7 +26,7 @@ class Scenario:
         model: one line for the header, e.g. ``mlp 13-32-1``.
         metric: to lead with in tables and figures; None takes the task's (see `fedlearn.core.metrics.main_metric`).
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
-        read_inputs: the model's inputs ``(N, ...)`` from a file of new examples, or a folder of images, as people have them.
+        read_inputs: reads model inputs ``(N, ...)`` from a file of new examples, or from a folder of images.
         disclosure: what preparing the data has told of clients, in words; empty for nothing.
         ledger: what that has cost the clients, if noise covers each of their records; else empty.
         target_scale: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.
@@ -53,7 +53,7 @@ def judge(scenario: Scenario) -> Evaluate:
 
     Where each client uses a model of its own, their examples together are what is pooled.
 
-    Clients that keep outputs to themselves send a `ClientEvaluation` each; then the clients' own examples are what is pooled.
+    Clients that do not send outputs send a `ClientEvaluation` each; their metric sums are then pooled.
 
     Where no client holds anything out, the global model is judged on the scenario's own test alone, if it has one.
     """

@@ -1,7 +1,7 @@
-"""How fast clients are, whether they are there, and how long a server waits: a model of it, on a virtual clock.
+"""The system model: speed and availability of clients, and deadlines of the server, on a virtual clock.
 
-Everything follows from the run's seed, the client and the number of the order (see `fedlearn.core.random`), so that a run
-repeats, and goes on after a stop, to the same virtual second. Times are virtual seconds, sizes are bytes.
+All draws follow from the seed of the run, the client and the number of the request (see `fedlearn.core.random`). So a
+run repeats, and resumes, to the same virtual second. Times are virtual seconds, sizes are bytes.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class SystemModel:
         available: chance that a client is there when it is asked, in (0, 1].
         dropout: chance that one that began never answers, in [0, 1).
         deadline: seconds that an order is waited for, > 0; None: for ever.
-        min_completed: close a round of a synchronous strategy after so many updates, >= 1; the other clients were asked in
-            case some are slow. None waits for all.
+        min_completed: number of updates that close a round of a synchronous strategy, >= 1; the other clients of the
+            cohort are spare. None waits for all.
 
     Raises:
         SettingError: a setting is out of range.

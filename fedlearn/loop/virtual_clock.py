@@ -1,4 +1,4 @@
-"""Any engine on a virtual clock: who comes late or not at all follows from a model of the clients (`fedlearn.loop.system_model`).
+"""A virtual clock around any engine: stragglers and dropouts follow from the system model.
 
 Shapes: K clients in a block.
 
@@ -93,7 +93,7 @@ class VirtualClockEngine:
         yield from (Failure(client=client, stage="not_needed", reason=why) for _, client in arriving)
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
-        """The next of these clients finishes. It trains no earlier than it must, with others that will (`DeferredTraining`)."""
+        """Return the next completion; training is deferred and batched with other clients (`DeferredTraining`)."""
         known = self._fates if strategy is self._strategy else {}
         self._strategy, names = strategy, [request_key(one) for one in in_flight]
         self._fates = {

@@ -29,7 +29,7 @@ class AttackView:
 
     Attributes:
         honest_HD: what the honest clients send, float64.
-        malicious_FD: what they would send themselves if they stopped at training, on their poisoned data if they have such.
+        malicious_FD: updates that malicious clients have trained, on their poisoned data if there are any.
         round, seed: of the run.
     """
 
@@ -65,8 +65,8 @@ class Poisoning(NamedTuple):
         trusted: clients that never are.
         forge: from what they see to what they send, F x D, or D for all alike; None: what they have trained.
         poison: ``(examples, num_classes) -> examples`` that they train on; None: their own.
-        backdoor_examples: ``examples -> examples`` that carry a backdoor's trigger and its target as label, those left out that
-            have this label anyway; None where there is no backdoor whose success could be measured.
+        backdoor_examples: ``examples -> examples`` with the trigger of a backdoor and its target as label, without
+            examples that have this label anyway. None without a backdoor.
     """
 
     kind: str

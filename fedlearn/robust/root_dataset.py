@@ -1,4 +1,4 @@
-"""Examples of the server's own, at a client that its operator runs.
+"""Root datasets in simulations: trusted examples at the root client.
 
 Shapes: K clients in a round.
 """
@@ -18,12 +18,13 @@ from fedlearn.errors import require
 
 
 def with_root_dataset(data: FederatedData, root: RootDataset, *, seed: int) -> FederatedData:
-    """The data, with ``root.examples`` drawn uniformly from all clients' training examples at the root client.
+    """Return the data with ``root.num_examples`` training examples at the root client.
 
-    Others keep what they have, the drawn examples included. Held-out examples stay as they are.
+    They are drawn uniformly from the training examples of all clients. The other clients keep their examples,
+    including the drawn ones. Held-out examples do not change.
 
     Raises:
-        SettingError: there are not so many examples.
+        SettingError: there are fewer examples.
     """
     if root.num_examples is None:
         return data

@@ -1,4 +1,4 @@
-"""``python -m simulations.resume FOLDER``: go on with a run that was stopped, to the end it would have had."""
+"""Resume a run that was stopped, with the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ SUMMARY_FILE = "summary.json"
 
 
 def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = SIMULATION) -> RunOutcome:
-    """Go on with a run.
+    """Resume a run from its newest checkpoint.
 
     Args:
-        folder: of the run.
-        overrides: ``setting=value`` words, of `CHANGEABLE_SETTINGS` only.
-        run_mode: where it takes place.
+        folder: run folder.
+        overrides: ``setting=value`` words, only for `CHANGEABLE_SETTINGS`.
+        run_mode: simulation or deployment.
 
-    *Guarantees*: the final parameters are those of an uninterrupted run, bit for bit, wherever it was stopped.
+    *Guarantees*: the final parameters equal those of an uninterrupted run, bit for bit, wherever it was stopped.
 
     Raises:
-        FedlearnError: the folder holds no run, or one that is still going; its checkpoints are all damaged; a change
-            would falsify what was done so far.
+        FedlearnError: the folder holds no run, or the run has not ended; all its checkpoints are damaged; or an
+            override is not allowed.
     """
     cfg = _changed(read_run_config(folder), overrides)
     planned = build_plan(cfg)
@@ -59,7 +59,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
             return RunOutcome(exit_code=DONE)
         if overrides:
             write_run_config(folder, cfg)
-        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it tells of a run that ends elsewhere
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it describes a run that ended earlier
         history = truncate_history(folder, state.round)
         run = build_run_info(
             made, cfg, folder, rerun_command=run_mode.rerun_command(folder), start_round=state.round, history=history

@@ -205,7 +205,7 @@ def _fixed(bound: float, noise: float, cohort: float, event: Event) -> Stage:
 
 
 def clip_finite(update: Array, clip_norm: float) -> Array:
-    """Clipped to ``clip_norm``; numbers that are not finite count as zero, as a NaN would otherwise switch clipping off."""
+    """Clip to ``clip_norm``; values that are not finite count as zero, because a NaN would disable clipping."""
     xp = array_namespace(update)
     return clipped(xp.where(xp.isfinite(update), update, xp.zeros_like(update)), clip_norm)
 

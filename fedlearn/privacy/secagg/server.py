@@ -73,8 +73,8 @@ class Server:
         total: the sum modulo ``2**bits``; None before the end, and for ever if the round was aborted.
 
     *Guarantees*: if at least ``threshold`` clients answer each stage, ``total`` is the exact sum of the survivors'
-    vectors modulo ``2**bits``, whichever clients fell silent at which stage; otherwise `SecAggAborted` and no total. Memory:
-    one vector, however many clients there are.
+    vectors modulo ``2**bits``, whichever clients dropped out at which stage; otherwise `SecAggAborted` and no total.
+    Memory: one vector, for any number of clients.
     """
 
     def __init__(self, session: Session, registered: Mapping[int, bytes]) -> None:
