@@ -198,8 +198,8 @@ def vector(
 
     *Guarantees*: results do not depend on ``block_size``, nor on ``batching`` by more than 1e-5 after 20 rounds. In
     torch ``map`` and ``process_pool`` are bit-identical to the serial engine, and so is ``auto`` for blocks of less
-    than 32 clients or models of more than 20,000 parameters. Under an asynchronous strategy ``auto`` on a CPU keeps blocks
-    below that, as what is under way together is not the same after a stop; ``vmap`` there repeats to rounding.
+    than 32 clients or models of more than 20,000 parameters. Under an asynchronous strategy ``auto`` on a CPU keeps
+    blocks below that, as what is under way together is not the same after a stop; ``vmap`` there repeats to rounding.
 
     Raises:
         SettingError: a setting is out of range, or the trainer cannot be batched so.
