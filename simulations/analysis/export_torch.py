@@ -11,7 +11,7 @@ import torch
 from fedlearn.errors import MissingExtra
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import TrainerWrapper
-from fedlearn.trainers.torch.trainer import TorchTrainer
+from fedlearn.trainers.torch import TorchTrainer
 
 
 def save_state_dict(trainer: Trainer, params_D: np.ndarray, path: Path) -> None:

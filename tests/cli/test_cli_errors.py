@@ -157,7 +157,7 @@ def test_a_run_folder_that_disappears_ends_a_run_with_exit_code_3(run, monkeypat
 
 def test_too_many_failures_end_a_run_with_exit_code_3_and_keep_its_last_checkpoint(run, summary, capsys, monkeypatch):
     pytest.importorskip("torch")
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     fit = TorchTrainer.fit
 

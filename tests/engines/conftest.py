@@ -33,7 +33,7 @@ class Spoilt(LinearTrainer):
 def normed(*, seed=0):
     from torch import nn
 
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     class Net(nn.Module):
         def __init__(self):

@@ -13,7 +13,7 @@ from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.gaussian_noise import add_gaussian_noise
 from fedlearn.privacy.mechanisms.base import Mechanism, replace_parts
 from fedlearn.privacy.secagg import masked_sum
-from fedlearn.trainers.torch.trainer import TorchTrainer
+from fedlearn.trainers.torch import TorchTrainer
 from simulations.audit import main
 
 DIGITS = ["scenario=digits", "report=false"]

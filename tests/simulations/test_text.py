@@ -31,13 +31,13 @@ def made(name, framework):
     """A small model of that name, in its trainer."""
     kind, sizes = MODELS[name]
     if framework == "torch":
-        from fedlearn.trainers.torch.trainer import TorchTrainer as Trainer
+        from fedlearn.trainers.torch import TorchTrainer as Trainer
         from simulations.models.text import torch as models
 
         shape = {}
     else:
         pytest.importorskip("flax")
-        from fedlearn.trainers.jax.trainer import JaxTrainer as Trainer
+        from fedlearn.trainers.jax import JaxTrainer as Trainer
         from simulations.models.text import jax as models
 
         shape = {"input_shape": (LENGTH,)}

@@ -191,8 +191,8 @@ def test_a_model_without_features_is_refused_by_name(data, framework):
 
 def test_other_layers_at_the_end_are_refused_in_both_frameworks(data):
     torch, nn = pytest.importorskip("torch"), pytest.importorskip("flax.linen")
-    from fedlearn.trainers.jax.trainer import JaxTrainer
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     class Scaled(nn.Module):
         @nn.compact
@@ -224,7 +224,7 @@ def test_other_models_are_run_only_where_a_rule_asks_for_them(data):
 
 def test_the_models_it_compares_with_are_in_evaluation_mode(digits):
     torch = pytest.importorskip("torch")
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     modes = []
 

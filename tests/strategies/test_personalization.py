@@ -70,7 +70,7 @@ def normed(framework) -> Trainer:
     if framework == "torch":
         from torch import nn
 
-        from fedlearn.trainers.torch.trainer import TorchTrainer
+        from fedlearn.trainers.torch import TorchTrainer
 
         module = nn.Sequential()
         module.add_module("norm", nn.LayerNorm(4))
@@ -78,7 +78,7 @@ def normed(framework) -> Trainer:
         return TorchTrainer(module, task="regression")
     from flax import linen
 
-    from fedlearn.trainers.jax.trainer import JaxTrainer
+    from fedlearn.trainers.jax import JaxTrainer
 
     class Normed(linen.Module):
         @linen.compact

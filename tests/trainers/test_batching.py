@@ -89,7 +89,7 @@ def test_a_client_that_is_done_earlier_stays_as_it_is(data, local):
 
 def test_a_model_that_draws_random_numbers_does_not_step_together():
     torch = pytest.importorskip("torch")
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     drawing = TorchTrainer(torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout()), task="regression")
     assert drawing.describe_batching(1000, 1000) == "map"

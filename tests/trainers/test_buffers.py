@@ -44,8 +44,8 @@ from fedlearn.trainers.mixed import MixedTrainer
 
 torch = pytest.importorskip("torch")
 linen = pytest.importorskip("flax.linen")
-JaxTrainer = pytest.importorskip("fedlearn.trainers.jax.trainer").JaxTrainer
-TorchTrainer = pytest.importorskip("fedlearn.trainers.torch.trainer").TorchTrainer
+JaxTrainer = pytest.importorskip("fedlearn.trainers.jax").JaxTrainer
+TorchTrainer = pytest.importorskip("fedlearn.trainers.torch").TorchTrainer
 
 nn = torch.nn
 SIZES, FEATURES, EPSILON = (6, 11, 12, 7), 3, 1e-5

@@ -18,10 +18,10 @@ from flax import linen  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
+from fedlearn.trainers.jax import JaxTrainer  # noqa: E402
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient  # noqa: E402
-from fedlearn.trainers.jax.trainer import JaxTrainer  # noqa: E402
+from fedlearn.trainers.torch import TorchTrainer  # noqa: E402
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient  # noqa: E402
-from fedlearn.trainers.torch.trainer import TorchTrainer  # noqa: E402
 from simulations.models.basic.jax import cnn  # noqa: E402
 
 B, CLASSES = 12, 3

@@ -122,7 +122,7 @@ def test_local_optimisers_mean_the_same_in_both_frameworks(data, clients, local)
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.0, 0.01), (0.9, 0.01)])
 def test_local_sgd_is_torch_optim_sgd(clients, momentum, weight_decay):
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     local = LocalSettings(steps=5, batch_size=100, learning_rate=0.1, momentum=momentum, weight_decay=weight_decay)
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
@@ -221,12 +221,12 @@ class TorchDropout(nn.Module):
 
 def with_dropout(framework):
     if framework == "torch":
-        from fedlearn.trainers.torch.trainer import TorchTrainer
+        from fedlearn.trainers.torch import TorchTrainer
 
         return TorchTrainer(TorchDropout(), task="multiclass")
     from flax import linen
 
-    from fedlearn.trainers.jax.trainer import JaxTrainer
+    from fedlearn.trainers.jax import JaxTrainer
 
     class Dropout(linen.Module):
         @linen.compact
@@ -261,7 +261,7 @@ def test_torchs_global_generator_is_left_as_it_was(clients):
 def test_state_that_no_policy_knows_is_refused():
     from flax import linen
 
-    from fedlearn.trainers.jax.trainer import JaxTrainer
+    from fedlearn.trainers.jax import JaxTrainer
 
     class Counting(linen.Module):
         @linen.compact
@@ -274,7 +274,7 @@ def test_state_that_no_policy_knows_is_refused():
 
 
 def test_frozen_torch_parameters_do_not_travel_and_do_not_move(clients):
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     body, head = nn.Linear(64, 16), nn.Linear(16, 10)
     for parameter in body.parameters():
@@ -287,7 +287,7 @@ def test_frozen_torch_parameters_do_not_travel_and_do_not_move(clients):
 
 
 def test_a_modules_own_parameters_can_be_the_initial_ones():
-    from fedlearn.trainers.torch.trainer import TorchTrainer
+    from fedlearn.trainers.torch import TorchTrainer
 
     module = nn.Linear(3, 1)
     own = torch.cat([module.bias.detach(), module.weight.detach().flatten()]).numpy().copy()
