@@ -64,7 +64,7 @@ def until_called(made, there):
     ends = time.monotonic() + 120
     while not there(made.engine.membership.members_by_client()):
         assert time.monotonic() < ends
-        made.engine.membership.call(0)
+        made.engine.membership.update(0)
         time.sleep(0.05)
 
 
@@ -151,12 +151,12 @@ def test_an_update_that_is_not_finite_never_touches_the_model(federation):
         (with_array("num_examples", lambda v: v.astype(np.int32)), "int32"),
         (lambda p: replace(p, arrays={k: v for k, v in p.arrays.items() if k != "delta"}), "no delta"),
         (lambda p: replace(p, arrays={**p.arrays, "extra/more": p.arrays["delta"]}), "besides updates"),
-        (lambda p: replace(p, facts={**p.metadata, "layout": "0" * 64}), "layout"),
-        (lambda p: replace(p, facts={**p.metadata, "round": 7}), "round"),
-        (lambda p: replace(p, facts={**p.metadata, "run": "another"}), "run"),
-        (lambda p: replace(p, facts={**p.metadata, "clients": [0, 2]}), "clients"),
-        (lambda p: replace(p, facts={**p.metadata, "clients": [2, 2]}), "clients"),
-        (lambda p: replace(p, facts={**p.metadata, "failures": "none"}), "failures"),
+        (lambda p: replace(p, metadata={**p.metadata, "layout": "0" * 64}), "layout"),
+        (lambda p: replace(p, metadata={**p.metadata, "round": 7}), "round"),
+        (lambda p: replace(p, metadata={**p.metadata, "run": "another"}), "run"),
+        (lambda p: replace(p, metadata={**p.metadata, "clients": [0, 2]}), "clients"),
+        (lambda p: replace(p, metadata={**p.metadata, "clients": [2, 2]}), "clients"),
+        (lambda p: replace(p, metadata={**p.metadata, "failures": "none"}), "failures"),
         (lambda p: b"\x80\x04nonsense", "cannot be read"),
         (lambda p: pack(p)[:-3], "cannot be read"),
         (lambda p: pack(p).replace(b'\\"version\\": 1', b'\\"version\\": 2'), "format 2"),
@@ -270,7 +270,7 @@ def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(fede
     made.engine.deadline = 120.0
     second = next(rounds)
     assert second.failures == ()
-    assert made.engine.grid_client.num_ignored["late"] == 1
+    assert made.engine.grid_client.num_ignored["expired"] == 1
     # the clients whose first update was lost start the second round as if there had been no first
     assert made.engine.client_states[2]["round"] == 2
 
@@ -286,7 +286,7 @@ def test_too_few_updates_by_the_deadline_stop_the_run_by_name(federation):
 
 
 def test_a_round_closes_with_enough_updates_and_spares_do_not_count_as_failures(federation):
-    made = federation(clients=((0,), (1,), (2,), (3,)), enough=3)
+    made = federation(clients=((0,), (1,), (2,), (3,)), min_completed=3)
     made.engine.open()
     gate = made.grid.shut(103)
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.0)
@@ -296,11 +296,11 @@ def test_a_round_closes_with_enough_updates_and_spares_do_not_count_as_failures(
 
 
 def test_closing_early_is_refused_where_a_privacy_claim_rests_on_the_draw(federation):
-    made = federation(enough=1)
+    made = federation(min_completed=1)
     strategy = build(made.settings["strategy"], "strategy")
     promise = PrivacyGuarantee(charge=lambda ledger, release: ledger, epsilon_of=lambda ledger: None, description={})
-    private = replace(strategy, protection=promise)
-    with pytest.raises(SettingError, match=r"engine\.enough"):
+    private = replace(strategy, privacy_guarantee=promise)
+    with pytest.raises(SettingError, match=r"engine\.min_completed"):
         list(made.engine.fit(None, private, [0]))
 
 
@@ -348,7 +348,7 @@ def test_the_node_with_another_model_is_named(federation):
 
 
 def test_missing_nodes_end_the_wait_by_name(federation):
-    made = federation(nodes=3, join_timeout=2.0)
+    made = federation(num_nodes=3, join_timeout=2.0)
     with pytest.raises(FederationError, match=r"2 of 3 nodes joined within 2 s"):
         made.engine.open()
 
@@ -378,7 +378,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation
     for done in federate(strategy, made.engine, state, schedule=Schedule(rounds=4), local=LOCAL_SETTINGS):
         if done.number == 2:
             path = checkpoint.save(tmp_path / "saved", done.state, made.engine.client_states, layout=made.engine.layout)
-    again = type(made.engine)(made.grid, made.settings, run="test-run", nodes=2, join_timeout=120, deadline=120)
+    again = type(made.engine)(made.grid, made.settings, run="test-run", num_nodes=2, join_timeout=120, deadline=120)
     again.open()
     state, memories = checkpoint.load(path, again.layout)
     again.client_states.update(memories)
@@ -403,7 +403,10 @@ def test_memory_that_a_node_has_lost_is_told_instead_of_started_anew(federation,
 def test_a_node_cannot_fail_in_a_way_that_counts_as_no_failure(federation, stage):
     made = federation()
     shirks = [{"client": client, "stage": stage, "reason": "not today"} for client in (2, 3)]
-    shirking = lambda parcel: replace(parcel, facts={**parcel.metadata, "clients": [], "failures": shirks}, arrays={})  # noqa: E731
+
+    def shirking(parcel):
+        return replace(parcel, metadata={**parcel.metadata, "clients": [], "failures": shirks}, arrays={})
+
     made.grid.nodes[102] = tampered(made.sites[102], shirking)
     with pytest.raises(TooManyFailures, match="2 of 4 clients failed"):
         deployed(made, rounds=1, evaluate=False)
@@ -412,7 +415,7 @@ def test_a_node_cannot_fail_in_a_way_that_counts_as_no_failure(federation, stage
 def test_a_client_that_its_nodes_answer_leaves_out_is_a_failure(federation):
     made = federation()
     made.grid.nodes[102] = tampered(
-        made.sites[102], lambda parcel: replace(parcel, facts={**parcel.metadata, "clients": []}, arrays={})
+        made.sites[102], lambda parcel: replace(parcel, metadata={**parcel.metadata, "clients": []}, arrays={})
     )
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
     assert [(f.client, f.stage) for f in one.failures] == [(2, "response"), (3, "response")]

@@ -145,23 +145,25 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
     ("protection", "words", "reason"),
     [
         ({"minimum": "secagg"}, None, "this node asks for privacy=secagg or distributed"),
-        ({"minimum": "secagg", "min_sum": 4}, SECAGG, "this client is in no sum of fewer than 4"),
+        ({"minimum": "secagg", "min_clients_in_sum": 4}, SECAGG, "this client is in no sum of fewer than 4"),
         ({"minimum": "secagg", "max_clip": 1.0}, {**SECAGG, "clip_norm": 5.0}, "this node accepts at most 1.0"),
     ],
     ids=["unmasked", "small sum", "clip"],
 )
 def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
-    made = masked(federation, policy={"protection": RequiredPrivacy(**protection)})
+    made = masked(federation, policy={"required_privacy": RequiredPrivacy(**protection)})
     with pytest.raises((FedlearnError, TooManyFailures), match=reason):
         run(made, words or {"_target_": "fedlearn.privacy.mechanisms.none"}, rounds=1)
-    fine = masked(federation, policy={"protection": RequiredPrivacy(minimum="secagg", min_clients_in_sum=3)})
+    fine = masked(federation, policy={"required_privacy": RequiredPrivacy(minimum="secagg", min_clients_in_sum=3)})
     assert len(run(fine, rounds=1)) == 1
 
 
 def test_a_node_is_in_no_sum_with_keys_that_were_not_agreed_upon(federation):
     made = masked(federation)
     stranger = made.sites[102]
-    stranger.config = replace(stranger.config, signing=replace(stranger.config.masking_keys, secret=b"s" * 32))
+    stranger.config = replace(
+        stranger.config, masking_keys=replace(stranger.config.masking_keys, private_key=b"s" * 32)
+    )
     with pytest.raises(TooManyFailures, match=r"the keys of clients \[2, 3\] are not in this node's masking\.pub"):
         run(made, rounds=1)
 
