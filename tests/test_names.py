@@ -13,7 +13,7 @@ ROOT = Path(fedlearn.__file__).parents[1]
 PACKAGES = ("fedlearn", "strategies", "simulations")
 BANNED = frozenset(
     # pronouns, question words and participles that say nothing about the thing
-    "one own made told seen found given words what who whom whose whoever whatever which how beside besides "
+    "one own made told seen found given words what who whom whose whoever whatever which how beside besides "  # noqa: SIM905
     # paraphrases, each replaced by a term of the vocabulary in CONTRIBUTING.md
     "ask asked answer reply replies letter letters parcel envelope post aloft landing landed lander flying flight "
     "fate tally claim claimed gathered folded memories venue ear overheard keeps leaving inquiry drill remembered "

@@ -1,12 +1,12 @@
-"""The engine for real clients: orders go out over a Flower `Grid`, and replies are checked before they are believed.
+"""The engine for real clients: it sends requests over a Flower `Grid`, and checks each response before use.
 
-Shapes: K clients of a node, C model outputs, D parameters laid flat.
+Shapes: K clients of a node, C model outputs, D parameters.
 
 The coordinator needs neither data nor a framework: layout, task, names and initial parameters come from the nodes.
-Every wait ends at a deadline with a named cause. Clients have stable ids, told by each node when it joins; Flower's
-node ids are only addresses. What clients remember stays on their nodes' disks; `GridEngine.client_states` holds for each
-client only the round whose update was the last to be accepted, from whose memory it goes on, so that a round that is
-repeated after a restart starts where it started the first time.
+Every wait ends at a deadline with a named cause. Clients have stable ids, which each node sends when it joins; Flower's
+node ids are only addresses. Client states stay on the disks of the nodes. `GridEngine.client_states` holds only the
+round of the last accepted update of each client. The client continues from its state of that round, so a round that is
+repeated after a restart starts from the same state.
 """
 
 from __future__ import annotations
@@ -95,18 +95,19 @@ def grid(
 
 
 class GridEngine:
-    """Trains on the clients of connected nodes.
+    """An engine that trains on the clients of connected nodes.
 
     Args:
         grid: Flower's way to the nodes.
-        settings: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own. With
-            ``compress``, the same; with ``buffers``, the policy for a model's; with ``privacy``, see `set_privacy`.
+        settings: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own.
+            Optional: ``compress``, the same; ``buffers``, the policy for buffers; ``privacy``, see `set_privacy`.
         run: names the run, the same after a restart of the coordinator: nodes file clients' memories under it.
         num_nodes: how many to wait for at the start, >= 1.
         join_timeout: seconds to wait for them, and later for clients that are needed and not connected.
         deadline: seconds for nodes to answer an order, and to answer an evaluation.
         min_updates: a round with fewer by its deadline stops the run, >= 1.
-        min_completed: close a round after so many updates; the other clients were asked in case some fail. None waits for all.
+        min_completed: number of updates that close a round; the other clients of the cohort are spare. None waits for
+            all.
 
     Raises:
         SettingError: a setting is out of range.

@@ -18,9 +18,11 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 def about(folder, **changes):
     facts = {
-        "scenario": "heart", "task": "binary", "source": "UCI heart disease", "num_clients": 2, "examples_per_client": (123, 303),
+        "scenario": "heart", "task": "binary", "source": "UCI heart disease", "num_clients": 2,
+        "examples_per_client": (123, 303),
         "client_names": {0: "Basel", 1: "Bern"}, "model": "mlp 13-32-1", "num_parameters": 481, "strategy": "fedprox",
-        "strategy_settings": "mu 0.1", "cohort": "all 2 of 2 clients a round", "engine": "vector", "machine": "torch · cpu",
+        "strategy_settings": "mu 0.1", "cohort": "all 2 of 2 clients a round",
+        "engine": "vector", "machine": "torch · cpu",
         "framework": "torch", "seed": 1, "rounds": 5, "rerun_command": "python -m simulations.run strategy=fedprox",
     }  # fmt: skip
     return RunInfo(folder=folder, **(facts | changes))

@@ -344,6 +344,7 @@ def test_the_configuration_has_the_settings_of_the_builder(builder):
 @pytest.mark.process
 def test_importing_fedlearn_loads_no_cryptography():
     heavy = ("cryptography", "Crypto", "dp_accounting", "scipy")
-    code = f"import fedlearn, strategies, fedlearn.privacy.secagg.masked_sum, sys; print([m for m in {heavy} if m in sys.modules])"
+    modules = "fedlearn, strategies, fedlearn.privacy.secagg.masked_sum, sys"
+    code = f"import {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
