@@ -30,6 +30,7 @@ PAGES = (
 )
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
 FOREIGN = {"FedAvg", "FedMedian", "FedTrimmedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SuperLink"}
+HYDRA_OPTIONS = {"--config-path", "--config-dir", "--config-name", "--cfg", "--help"}
 OTHERS = re.compile(r"--config-dir|is not known|did you mean")  # the reader's own options; what a message says
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\bmy_|\.\.\.|\*")  # NAME, my_code, ...: the reader's own
 
@@ -153,6 +154,23 @@ def test_every_identifier_is_a_word_of_the_source(page):
             identifiers = re.findall(r"[a-zA-Z]\w*_\w+|[A-Z]\w*[a-z]\w*[A-Z]\w*", span)
             missing += [name for name in identifiers if name not in known]
     assert not missing
+
+
+@cache
+def options_of_the_source() -> frozenset[str]:
+    """Return the options of all commands: the strings in the source that are one."""
+    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return frozenset(option for path in paths for option in re.findall(r"[\"'](--[a-z][a-z-]+)", path.read_text()))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_option_is_one_of_a_command(page):
+    known = options_of_the_source() | HYDRA_OPTIONS
+    codes = [code for code in code_of(page) if re.match(r"--|python -m (fedlearn|simulations)", code.strip())]
+    named = {option for code in codes for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", code.partition("#")[0])}
+    assert named <= known
+    if page in ("README.md", "fedlearn/deploy/README.md"):
+        assert named
 
 
 @pytest.mark.parametrize("page", PAGES)
