@@ -23,9 +23,9 @@ from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.records import ClientId, InFlight, Request, ServerState, State
 from fedlearn.errors import CheckpointError
 
-VERSION, VERSION_WITHOUT_CLOCK = 4, 3  # what has no clock is written as before there was one
-READABLE_VERSIONS = (1, 2, 3, 4)  # 1 had no privacy ledger, 2 no selector's memory, 3 no clock
+VERSION = 5  # before 5, arrays of strategies and the settings of a run had other names
 LEDGER = "ledger"
+DAMAGES = (SafetensorError, OSError, KeyError, ValueError)  # what reading a broken file raises
 
 
 def save(
@@ -42,7 +42,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _tensors(state, client_states)
     facts = {
-        "version": VERSION if "clock" in tensors else VERSION_WITHOUT_CLOCK,
+        "version": VERSION,
         "round": state.round,
         "seed": state.seed,
         "layout": layout.digest,
@@ -59,7 +59,7 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
     """The state and the clients' memories.
 
     Raises:
-        CheckpointError: if the file is damaged, or belongs to a model with another layout.
+        CheckpointError: if the file is damaged, of another format, or belongs to a model with another layout.
     """
     facts, tensors = _read(path)
     if facts["layout"] != layout.digest:
@@ -74,7 +74,7 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
         select=_group(tensors, "select/"),
         ledger=_ledger(tensors),
         clock=float(tensors["clock"][0]) if "clock" in tensors else 0.0,
-        in_flight=_flying(tensors, facts["seed"]),
+        in_flight=_in_flight(tensors, facts["seed"]),
     )
     memory_KD = _group(tensors, "client/")
     clients = tensors.get("clients", np.zeros(0, np.int64)).tolist()
@@ -85,8 +85,9 @@ def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientI
     """The newest whole checkpoint of a folder, and a line for each damaged one that was passed over.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if there is none, or they are of another format.
     """
+    check_format(folder)
     passed_over: list[str] = []
     for path in _newest_first(folder):
         try:
@@ -95,6 +96,21 @@ def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientI
             passed_over.append(str(error))
     found = "\n  ".join(passed_over) or "the folder holds none"
     raise CheckpointError(f"no usable checkpoint in {folder}\n  {found}\n  try       start the run again")
+
+
+def check_format(folder: Path) -> None:
+    """Refuse a folder with a checkpoint that another version of fedlearn wrote; `load_latest` tells of damaged ones.
+
+    Raises:
+        CheckpointError: there is one of another format.
+    """
+    for path in _newest_first(folder):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = _facts(file)
+        except DAMAGES:
+            continue
+        _require_format(path, facts)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -123,25 +139,25 @@ def _tensors(state: ServerState, memories: Mapping[ClientId, State]) -> dict[str
     if state.ledger != Ledger():
         tensors[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
     if state.clock or state.in_flight:
-        tensors |= {"clock": np.array([state.clock], np.float64), **_under_way(state.in_flight)}
+        tensors |= {"clock": np.array([state.clock], np.float64), **_in_flight_tensors(state.in_flight)}
     return {name: np.ascontiguousarray(as_numpy(v)) for name, v in tensors.items()}
 
 
-def _under_way(flying: Sequence[InFlight]) -> dict[str, Any]:
-    """Orders under way: who has which, and each model that was sent once."""
+def _in_flight_tensors(in_flight: Sequence[InFlight]) -> dict[str, Any]:
+    """Requests under way: who has which, and each model that was sent once."""
     tensors: dict[str, Any] = {
-        "flying/client": np.array([one.client for one in flying], np.int64),
-        "flying/round": np.array([one.request.round for one in flying], np.int64),
-        "flying/clock": np.array([one.request.clock for one in flying], np.float64),
+        "in_flight/client": np.array([one.client for one in in_flight], np.int64),
+        "in_flight/round": np.array([one.request.round for one in in_flight], np.int64),
+        "in_flight/clock": np.array([one.request.clock for one in in_flight], np.float64),
     }
-    for number, order in {one.request.round: one.request for one in flying}.items():
+    for number, order in {one.request.round: one.request for one in in_flight}.items():
         tensors[f"sent/{number}/params"] = order.params_D
         tensors |= {f"sent/{number}/broadcast/{name}": vector for name, vector in order.broadcast.items()}
     return tensors
 
 
-def _flying(tensors: Mapping[str, np.ndarray], seed: int) -> tuple[InFlight, ...]:
-    columns = _group(tensors, "flying/")
+def _in_flight(tensors: Mapping[str, np.ndarray], seed: int) -> tuple[InFlight, ...]:
+    columns = _group(tensors, "in_flight/")
     if not columns:
         return ()
     orders = {}
@@ -174,15 +190,27 @@ def _digest(tensors: Mapping[str, np.ndarray]) -> str:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         with safe_open(path, framework="numpy") as file:
-            facts = json.loads((file.metadata() or {})["fedlearn"])
+            facts = _facts(file)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except DAMAGES as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if facts["version"] not in READABLE_VERSIONS:
-        raise CheckpointError(f"{path} has format {facts['version']}, expected {VERSION}")
+    _require_format(path, facts)
     if facts["sha256"] != _digest(tensors):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")
     return facts, tensors
+
+
+def _facts(file: Any) -> dict[str, Any]:
+    return dict(json.loads((file.metadata() or {})["fedlearn"]))
+
+
+def _require_format(path: Path, facts: Mapping[str, Any]) -> None:
+    if facts["version"] != VERSION:
+        fix = "resume with the version of fedlearn that wrote it, or start a new run"
+        raise CheckpointError(
+            f"this version of fedlearn cannot read {path}\n"
+            f"  expected  a checkpoint of format {VERSION}, not {facts['version']}\n  try       {fix}"
+        )
 
 
 def _newest_first(folder: Path) -> list[Path]:

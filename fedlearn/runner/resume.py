@@ -43,9 +43,10 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     *Guarantees*: the final parameters equal those of an uninterrupted run, bit for bit, wherever it was stopped.
 
     Raises:
-        FedlearnError: the folder holds no run, or the run has not ended; all its checkpoints are damaged; or an
-            override is not allowed.
+        FedlearnError: the folder holds no run, or the run has not ended; all its checkpoints are damaged, or
+            one is of another format; or an override is not allowed.
     """
+    checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = _changed(read_run_config(folder), overrides)
     planned = build_plan(cfg)
     set_environment(cfg)

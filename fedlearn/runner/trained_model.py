@@ -54,6 +54,7 @@ def load_trained_model(folder: Path, *, framework: str | None = None) -> Trained
     Raises:
         FedlearnError: the folder holds no run, no whole checkpoint, or its data or framework are not here.
     """
+    checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = read_run_config(folder)
     if framework:
         cfg.framework = framework

@@ -1,10 +1,15 @@
+import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save as to_safetensors
 
-from fedlearn import Layout, ServerState
+from fedlearn import Layout, Request, ServerState
 from fedlearn.core import checkpoint
+from fedlearn.core.records import InFlight
 from fedlearn.errors import CheckpointError
 
 LAYOUT = Layout.from_shapes([("w", (4,))])
@@ -66,6 +71,46 @@ def test_no_usable_checkpoint_is_an_error_that_says_what_was_found(tmp_path):
     path.write_bytes(b"nonsense")
     with pytest.raises(CheckpointError, match=path.name):
         checkpoint.load_latest(tmp_path, LAYOUT)
+
+
+def of_version(path, version):
+    """The same file as an earlier version of fedlearn wrote it, as far as its header tells."""
+    with safe_open(path, framework="numpy") as file:
+        facts = json.loads(file.metadata()["fedlearn"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path.write_bytes(to_safetensors(tensors, metadata={"fedlearn": json.dumps({**facts, "version": version})}))
+
+
+@pytest.mark.parametrize("version", [1, 3, 4])
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_to_try(tmp_path, version):
+    checkpoint.save(tmp_path, state_of(1), {}, layout=LAYOUT)
+    path = checkpoint.save(tmp_path, state_of(2), {}, layout=LAYOUT)
+    of_version(path, version)
+    reason = (
+        rf"(?s)cannot read .*{path.name}.* not {version}\n  try       resume with the version .*, or start a new run"
+    )
+    for read in (lambda: checkpoint.load(path, LAYOUT), lambda: checkpoint.load_latest(tmp_path, LAYOUT)):
+        with pytest.raises(CheckpointError, match=reason):
+            read()
+
+
+def test_a_folder_of_this_version_passes_the_check_with_a_damaged_checkpoint_too(tmp_path):
+    checkpoint.check_format(tmp_path / "none")
+    checkpoint.save(tmp_path, state_of(1), {}, layout=LAYOUT)
+    checkpoint.save(tmp_path, state_of(2), {}, layout=LAYOUT).write_bytes(b"cut")
+    checkpoint.check_format(tmp_path)
+
+
+def test_requests_that_are_under_way_come_back_with_the_clock(tmp_path):
+    request = Request(round=2, seed=7, params_D=np.arange(4, dtype=np.float32), clock=1.5)
+    saved = replace(state_of(3), clock=2.5, in_flight=(InFlight(client=9, request=request),))
+    path = checkpoint.save(tmp_path, saved, {}, layout=LAYOUT)
+    with safe_open(path, framework="numpy") as file:
+        assert {"in_flight/client", "in_flight/round", "in_flight/clock"} <= set(file.keys())
+    state, _ = checkpoint.load(path, LAYOUT)
+    (one,) = state.in_flight
+    assert (state.clock, one.client, one.request.round, one.request.clock) == (2.5, 9, 2, 1.5)
+    assert np.array_equal(one.request.params_D, request.params_D)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
