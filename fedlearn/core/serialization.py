@@ -20,7 +20,7 @@ from safetensors.numpy import save as to_safetensors
 from fedlearn.core.arrays import as_numpy
 from fedlearn.errors import FedlearnError
 
-VERSION = 1
+VERSION = 2
 METADATA_KEY = "fedlearn"
 
 

@@ -159,7 +159,7 @@ def test_an_update_that_is_not_finite_never_touches_the_model(federation):
         (lambda p: replace(p, metadata={**p.metadata, "failures": "none"}), "failures"),
         (lambda p: b"\x80\x04nonsense", "cannot be read"),
         (lambda p: pack(p)[:-3], "cannot be read"),
-        (lambda p: pack(p).replace(b'\\"version\\": 1', b'\\"version\\": 2'), "format 2"),
+        (lambda p: pack(p).replace(b'\\"version\\": 2', b'\\"version\\": 3'), "format 3"),
         (with_array("delta", lambda v: np.zeros((2, 2**19), np.float32)), "bytes"),
     ],
     ids=["shape", "dtype", "rows", "count dtype", "no delta", "extra", "layout", "round", "run", "stranger", "twice",

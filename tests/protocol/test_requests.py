@@ -72,8 +72,8 @@ def test_any_other_bytes_are_refused_and_nothing_else_happens(junk):
 
 
 def test_another_version_is_refused_by_its_number():
-    changed = pack(Payload(metadata={})).replace(b'\\"version\\": 1', b'\\"version\\": 9')
-    with pytest.raises(WireError, match="format 9, expected 1"):
+    changed = pack(Payload(metadata={})).replace(b'\\"version\\": 2', b'\\"version\\": 9')
+    with pytest.raises(WireError, match="format 9, expected 2"):
         unpack(changed)
 
 
