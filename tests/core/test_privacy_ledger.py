@@ -32,7 +32,7 @@ TRAINER = LinearTrainer(3)
 class PrivateLinear(LinearTrainer):
     """Stands in for a trainer with DP-SGD: the ledger only sees who took how many steps on how many examples."""
 
-    private = True
+    supports_dp_sgd = True
 
 
 def population(rounds=10, num_clients=6, **kwargs):
@@ -262,7 +262,7 @@ def test_example_level_noise_is_calibrated_for_the_client_that_pays_most():
     more, why = run(strategy, rounds=5, trainer=PrivateLinear(3), settings=private, state=done[-1].state)
     assert more == []
     assert "round 5 would bring epsilon" in why
-    unknown = replace(population(), size_of=None)
+    unknown = replace(population(), num_examples_of=None)
     with pytest.raises(SettingError, match="sampling rates"):
         example(epsilon=3.0).protect(fedavg(), settings, unknown)
 
