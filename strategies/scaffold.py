@@ -21,17 +21,19 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
     Learning*, ICML 2020, arXiv:1910.06378, Algorithm 1.
     """
 
-    def finish(delta_KD: Array, num_steps_K: Array, learning_rate: float, own: Array, server: Array) -> tuple:
+    def finish(
+        delta_KD: Array, num_steps_K: Array, learning_rate: float, client_control: Array, server: Array
+    ) -> tuple:
         change_KD = -server - delta_KD / (num_steps_K[:, None] * learning_rate)
-        return {"own": own + change_KD}, {"change": change_KD}
+        return {"client_control": client_control + change_KD}, {"change": change_KD}
 
     def control(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
         share = context.cohort_size / context.num_clients
         return update_D, {"server": asarray_like(memory["server"], update_D) + share * context.extra["change"]}
 
     rule = LocalRule(
-        correct=lambda grad, w, w_global, own, server: grad - own + server,
-        client_state=("own",),
+        correct=lambda grad, w, w_global, client_control, server: grad - client_control + server,
+        client_state=("client_control",),
         receives=("server",),
         after_training=finish,
     )

@@ -200,18 +200,18 @@ def per_model(
     """
 
     def add(memory: State, updates: Updates) -> State:
-        folds, chosen_K = dict(memory["folds"]), assign(updates)
+        models, chosen_K = dict(memory["models"]), assign(updates)
         for j in np.unique(chosen_K).tolist():
-            fold = folds.get(model_names[j]) or aggregator.init(memory["layout"])
-            folds[model_names[j]] = aggregator.add(fold, updates.rows(chosen_K == j))
-        return {**memory, "folds": folds}
+            fold = models.get(model_names[j]) or aggregator.init(memory["layout"])
+            models[model_names[j]] = aggregator.add(fold, updates.rows(chosen_K == j))
+        return {**memory, "models": models}
 
     def of(memory: State, name: str) -> Array:
-        folds, size = memory["folds"], memory["layout"].num_parameters
-        return aggregator.finalize(folds[name]) if name in folds else np.zeros(size, np.float32)
+        models, size = memory["models"], memory["layout"].num_parameters
+        return aggregator.finalize(models[name]) if name in models else np.zeros(size, np.float32)
 
     def init(layout: Layout) -> State:
-        return {"folds": {}, "layout": layout}
+        return {"models": {}, "layout": layout}
 
     return Aggregator(init=init, add=add, finalize=lambda memory: of(memory, model_names[0])), of
 
@@ -239,18 +239,18 @@ def _end_to_end(blocks: Sequence[Updates]) -> Array:
 def collect_updates() -> Aggregator:
     """Nothing but the updates themselves, for a rule that remembers, draws lots or must know who sent what.
 
-    Such a rule is the server half of a strategy's last stage: it finds the updates with ``updates_of(context)`` and
-    returns the aggregate in the place of the zero that this gives.
+    Such a rule is the server half of a strategy's last stage: it finds the updates with
+    ``collected_updates(context)`` and returns the aggregate in the place of the zero that this gives.
     """
 
     def add(memory: State, updates: Updates) -> State:
-        return {**memory, "kept": (*memory["kept"], updates)}
+        return {**memory, "updates": (*memory["updates"], updates)}
 
     def merge(one: State, other: State) -> State:
-        return {**one, "kept": one["kept"] + other["kept"]}
+        return {**one, "updates": one["updates"] + other["updates"]}
 
     return Aggregator(
-        init=lambda layout: {"kept": (), "layout": layout},
+        init=lambda layout: {"updates": (), "layout": layout},
         add=add,
         finalize=lambda memory: np.zeros(memory["layout"].num_parameters, np.float32),
         merge=merge,
@@ -258,8 +258,8 @@ def collect_updates() -> Aggregator:
 
 
 def collected_updates(context: Context) -> Updates:
-    """All updates of the round, for a rule over `kept` ones: ids, update and number of examples of each client."""
-    blocks = context.aggregator_state["kept"]
+    """All updates of the round, as `collect_updates` holds them: ids, update and number of examples of each client."""
+    blocks = context.aggregator_state["updates"]
     return Updates(
         clients_K=np.concatenate([block.clients_K for block in blocks]),
         delta_KD=_end_to_end(blocks),

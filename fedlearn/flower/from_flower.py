@@ -35,6 +35,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("a strategy of Flower's", "flower") from missing
 
+UNSAVED_ATTRIBUTES = "unsaved_attributes"  # of a strategy's state: the names of what no checkpoint holds
 log = logging.getLogger(__name__)
 
 
@@ -127,8 +128,8 @@ class _Rounds:
 
     def _as_it_was(self, memory: State, round: int) -> Any:
         strategy = restore(self.strategy, self.first, memory)
-        if "lost" in memory:
-            names = bytes(np.asarray(memory["lost"])).decode().split()
+        if UNSAVED_ATTRIBUTES in memory:
+            names = bytes(np.asarray(memory[UNSAVED_ATTRIBUTES])).decode().split()
             if self.round_of_lost != round - 1:
                 kind = type(strategy).__name__
                 raise CheckpointError(
@@ -145,7 +146,7 @@ class _Rounds:
         if not lost:
             return memory
         self.lost, self.round_of_lost = {name: now.unsupported[name] for name in lost}, round
-        return {**memory, "lost": np.frombuffer(" ".join(lost).encode(), np.uint8)}
+        return {**memory, UNSAVED_ATTRIBUTES: np.frombuffer(" ".join(lost).encode(), np.uint8)}
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def population(rounds=10, num_clients=6, **kwargs):
     return Population(
         clients=data.clients,
         rounds=rounds,
-        num_examples_of=kwargs.get("size_of", lambda client: len(data.train(client))),
+        num_examples_of=kwargs.get("num_examples_of", lambda client: len(data.train(client))),
     )
 
 
@@ -224,7 +224,7 @@ def test_a_reply_that_may_have_been_read_is_paid_for():
 def test_f20_a_client_pays_for_all_steps_of_all_rounds_that_it_took_part_in():
     """Ten rounds of ten steps at q = 0.1, sigma = 1 are 7.90 by RDP; a ledger made anew each round says 3.44."""
     settings = LocalSettings(steps=10, batch_size=10)
-    people = population(rounds=10, num_clients=2, size_of=lambda client: 100)
+    people = population(rounds=10, num_clients=2, num_examples_of=lambda client: 100)
     strategy, private = example(noise_multiplier=1.0).protect(fedavg(), settings, people)
     assert private.example_dp.noise_multiplier == 1.0
     ledger = Ledger()

@@ -38,8 +38,8 @@ def test_drift_is_removed_and_the_true_optimum_reached(small, strategy):
 def test_scaffold_remembers_each_client_s_gradient_at_the_optimum(small):
     """At rest c_k is the client's own gradient, 2 (w - 1) and 8 (w + 1), and c is their mean, zero."""
     last, engine = small.run(strategies.scaffold(), small.two_clients(), rounds=60, steps=20)
-    assert engine.client_states[0]["own"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=1e-2)
-    assert engine.client_states[1]["own"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=1e-2)
+    assert engine.client_states[0]["client_control"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=1e-2)
+    assert engine.client_states[1]["client_control"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=1e-2)
     assert last.state.server["server"][1] == pytest.approx(0, abs=1e-2)
     assert last.bytes_up == 2 * 2 * last.bytes_up // 4 == 2 * 2 * 2 * 4, "control changes are counted"
 
