@@ -58,7 +58,7 @@ def test_a_run_lays_root_data_at_the_servers_own_client_and_attacks_spare_it():
 
 
 def test_root_data_are_not_drawn_where_nobody_has_all_examples():
-    with pytest.raises(SettingError, match=r"strategy\.root_examples=null"):
+    with pytest.raises(SettingError, match=r"strategy\.num_root_examples=null"):
         planned("strategy=fltrust", "strategy.num_root_examples=50", "engine=grid")
 
 
