@@ -97,7 +97,7 @@ plain_training = LocalRule()
 def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:
     """One pattern of names, or several, as `LocalRule.personal_parameters` takes them.
 
-    >>> patterns("out.*"), patterns(["norm*", "out.bias"])
+    >>> parameter_patterns("out.*"), parameter_patterns(["norm*", "out.bias"])
     (('out.*',), ('norm*', 'out.bias'))
 
     Raises:

@@ -93,7 +93,7 @@ def from_optax(optimizer: Any) -> Transform:
 def project_onto_simplex(weights_N: np.ndarray) -> np.ndarray:
     """The closest non-negative weights that add up to one.
 
-    >>> onto_simplex(np.array([0.9, 0.5, -1.0]))
+    >>> project_onto_simplex(np.array([0.9, 0.5, -1.0]))
     array([0.7, 0.3, 0. ])
 
     Reference: Duchi, Shalev-Shwartz, Singer, Chandra, *Efficient Projections onto the l1-Ball*, ICML 2008, figure 1.

@@ -192,7 +192,7 @@ def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
 def row_interval(rounds: int) -> int:
     """Every how many rounds a row is shown: the smallest of 1, 2, 5, 10, 20, 50 ... that gives at most twenty.
 
-    >>> [row_step(rounds) for rounds in (5, 20, 21, 100, 1000)]
+    >>> [row_interval(rounds) for rounds in (5, 20, 21, 100, 1000)]
     [1, 1, 2, 5, 50]
     """
     step, factors = 1, (2.0, 2.5, 2.0)

@@ -112,7 +112,7 @@ def _two_curves(history: History, main: str, baselines: Mapping[str, Any], *, ov
 def time_unit(seconds: float) -> tuple[str, float]:
     """The unit that suits a time, and its seconds.
 
-    >>> clock_unit(90), clock_unit(600), clock_unit(86400)
+    >>> time_unit(90), time_unit(600), time_unit(86400)
     (('seconds', 1.0), ('minutes', 60.0), ('hours', 3600.0))
     """
     return ("seconds", 1.0) if seconds < 120 else ("minutes", 60.0) if seconds < 7200 else ("hours", 3600.0)

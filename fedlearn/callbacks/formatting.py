@@ -63,7 +63,7 @@ def limitation_lines(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
 def format_epsilon(value: float | None) -> str:
     """An epsilon in four characters, never less than it is.
 
-    >>> [epsilon_in_short(value) for value in (None, 0.0, 0.00123, 0.0155, 2.3817, 17.86, 153.1)]
+    >>> [format_epsilon(value) for value in (None, 0.0, 0.00123, 0.0155, 2.3817, 17.86, 153.1)]
     ['–', '0.00', '<.01', '0.02', '2.39', '17.9', '154']
     """
     if value is None:
@@ -79,8 +79,9 @@ def format_epsilon(value: float | None) -> str:
 def format_metric(metric: str, value: float | None) -> str:
     """A value as tables show it: accuracy in per cent, all else with four digits.
 
-    >>> score("accuracy", 0.6123), score("loss", 0.6814), score("rmse", 53.8), score("loss", 2937.2), score("auc", None)
-    ('61.2 %', '0.681', '53.80', '2937', 'nan')
+    >>> values = (("accuracy", 0.6123), ("loss", 0.6814), ("rmse", 53.8), ("loss", 2937.2), ("auc", None))
+    >>> [format_metric(metric, value) for metric, value in values]
+    ['61.2 %', '0.681', '53.80', '2937', 'nan']
     """
     if value is None or math.isnan(value):
         return "nan"

@@ -47,7 +47,7 @@ class Layout:
 
     *Guarantees*: ``pack(unpack(v)) == v`` bit for bit, and two models with equal layouts can exchange vectors.
 
-    >>> layout = Layout.of([("out.weight", (1, 3)), ("out.bias", (1,))])
+    >>> layout = Layout.from_shapes([("out.weight", (1, 3)), ("out.bias", (1,))])
     >>> layout.num_parameters, [leaf.name for leaf in layout.leaves]
     (4, ['out.bias', 'out.weight'])
     >>> layout.unpack(np.arange(4.0, dtype=np.float32))["out.weight"]

@@ -84,7 +84,7 @@ def _load(path: str) -> dict[str, Any]:
 def parse_hub_path(path: str) -> tuple[str, str | None, str | None]:
     """Name, subset and revision of a path.
 
-    >>> parts("hf://nyu-mll/glue/sst2@main"), parts("hf:///my/folder")
+    >>> parse_hub_path("hf://nyu-mll/glue/sst2@main"), parse_hub_path("hf:///my/folder")
     (('nyu-mll/glue', 'sst2', 'main'), ('/my/folder', None, None))
     """
     rest = path.removeprefix(HUB_PREFIX)

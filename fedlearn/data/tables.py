@@ -45,7 +45,7 @@ class Table:
     def row_location(self, row: int) -> str:
         """Where a row stands, for messages.
 
-        >>> Table({}, (("a.csv", 2, 10), ("b.csv", 2, 5))).place(12)
+        >>> Table({}, (("a.csv", 2, 10), ("b.csv", 2, 5))).row_location(12)
         'b.csv, row 4'
         """
         for file, first, count in self.origins:
@@ -145,7 +145,7 @@ def drop_columns(table: Table, names: Sequence[str]) -> Table:
 def to_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A column as float64 with NaN for what is missing, and a mask of the cells that are no numbers.
 
-    >>> numbers(np.array(["1.5", None, "old"], object))
+    >>> to_numbers(np.array(["1.5", None, "old"], object))
     (array([1.5, nan, nan]), array([False, False,  True]))
     """
     if cells_N.dtype != object:
@@ -163,7 +163,7 @@ def to_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def to_categories(cells_N: np.ndarray) -> np.ndarray:
     """A column as text in one form, None for what is missing: 1, 1.0 and "1" are the same category.
 
-    >>> words(np.array(["1.0", "f", None], object)), words(np.array([1.0]))
+    >>> to_categories(np.array(["1.0", "f", None], object)), to_categories(np.array([1.0]))
     (array(['1', 'f', None], dtype=object), array(['1'], dtype=object))
     """
     return np.array([None if _absent(cell) else to_category(cell) for cell in cells_N], object)

@@ -48,7 +48,7 @@ def add_gaussian_noise(update: Array, noise: np.ndarray, std: float) -> Array:
 def round_to_grid(values: np.ndarray, std: float) -> np.ndarray:
     """The nearest multiples of the largest power of two that is at most ``std * 2^-20``.
 
-    >>> on_grid(np.array([0.3]), 1.0) * 2**20
+    >>> round_to_grid(np.array([0.3]), 1.0) * 2**20
     array([314573.])
     """
     step = 2.0 ** (floor(log2(std)) - GRID_BITS)

@@ -19,7 +19,7 @@ def poll_interval(waited_s: float, max_s: float) -> float:
     A twentieth of the time waited, but a fifteenth of ``max_s`` at least: what comes soon is found soon, what takes
     long costs few looks (each costs the SuperLink ten milliseconds), and no wait is much longer than it must be.
 
-    >>> [pause(waited, 3.0) for waited in (0, 1, 10, 60, 600)]
+    >>> [poll_interval(waited, 3.0) for waited in (0, 1, 10, 60, 600)]
     [0.2, 0.2, 0.5, 3.0, 3.0]
     """
     return min(max_s, max(max_s / 15, waited_s / 20))

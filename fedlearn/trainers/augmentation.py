@@ -75,7 +75,7 @@ class AugmentedTrainer(TrainerWrapper):
 def augment(x_NHWC: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
     """Images, each flipped, shifted and rotated about its centre; zero where nothing was. Bilinear between pixels.
 
-    >>> distorted(np.eye(3, dtype=np.float32)[None, :, :, None], Distortion(flip=False, shift=0, rotation=0),
+    >>> augment(np.eye(3, dtype=np.float32)[None, :, :, None], Augmentation(flip=False, shift=0, rotation=0),
     ...     np.random.default_rng(1))[0, :, :, 0].tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """

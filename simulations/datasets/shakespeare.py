@@ -111,7 +111,8 @@ def read_roles(*, path: str | PathLike[str] | None = None) -> tuple[dict[str, st
 def parse_play(play: str) -> Iterator[tuple[str, str]]:
     r"""Each line that is spoken in a play, and who speaks.
 
-    >>> list(spoken("## ACT I\n\n_Enter HAMLET,\nalone_\n\n**HAMLET**  \nTo be, or not to be.  \n_Exit_\n\nHe goes."))
+    >>> play = "## ACT I\n\n_Enter HAMLET,\nalone_\n\n**HAMLET**  \nTo be, or not to be.  \n_Exit_\n\nHe goes."
+    >>> list(parse_play(play))
     [('HAMLET', 'To be, or not to be.')]
     """
     role, directed = "", False

@@ -142,7 +142,7 @@ def file_problem(file: Path, checksum: str | None) -> str | None:
         file: to look at.
         checksum: ``algorithm:hex``; None takes the one that was noted when the file came out of a verified archive.
 
-    >>> fault(Path("nowhere.csv"), "md5:0")
+    >>> file_problem(Path("nowhere.csv"), "md5:0")
     'nowhere.csv is not there'
     """
     try:
