@@ -48,7 +48,7 @@ class HashingTokenizer:
     by batch (1 % of the positions of 32 tweets); for users of a few tweets it would save a fifth.
 
     Args:
-        vocab_size: 0 pads, words have 1..num_tokens - 1; >= 2.
+        vocab_size: 0 pads, words have 1..vocab_size - 1; >= 2.
         length: a longer text is cut there, a shorter one padded with 0; >= 1.
 
     Reference: Weinberger, Dasgupta, Langford, Smola, Attenberg, *Feature Hashing for Large Scale Multitask Learning*,
@@ -57,7 +57,7 @@ class HashingTokenizer:
 
     vocab_size: int = 8192
     length: int = 40
-    file_name = "words.json"  # where a run keeps it
+    file_name = "hashing_tokenizer.json"  # where a run keeps it
 
     def __post_init__(self) -> None:
         at_least_two = is_count(self.vocab_size, at_least=2)
@@ -91,7 +91,7 @@ class HashingTokenizer:
                 "kind": "hashed words",
                 "hash": "crc32",
                 "splitting": "bert uncased",
-                "marks": REPLACEMENTS,
+                "replacements": REPLACEMENTS,
                 **asdict(self),
             }
         )
@@ -100,8 +100,8 @@ class HashingTokenizer:
     def from_json(cls, text: str) -> HashingTokenizer:
         """From what `to_json` has written.
 
-        >>> Words.from_json(Words(num_tokens=100, length=5).to_json())
-        Words(num_tokens=100, length=5)
+        >>> HashingTokenizer.from_json(HashingTokenizer(vocab_size=100, length=5).to_json())
+        HashingTokenizer(vocab_size=100, length=5)
         """
         facts = json.loads(text)
-        return cls(vocab_size=facts["num_tokens"], length=facts["length"])
+        return cls(vocab_size=facts["vocab_size"], length=facts["length"])

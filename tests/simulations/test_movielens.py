@@ -152,7 +152,7 @@ def test_twins_of_recommenders_learn_alike(model, task):
     work = [
         ClientWork(client=k, examples=Examples(data.train(k).x, data.train(k).y.astype(np.float32))) for k in range(2)
     ]
-    sizes = {"num_items": ITEMS, "factors": 3, "centre": 0.5}
+    sizes = {"num_items": ITEMS, "num_factors": 3, "global_mean": 0.5}
     pair = [build_recommender(model, data, framework=framework, **sizes)[0] for framework in ("torch", "jax")]
     assert pair[0].layout == pair[1].layout
     params_D = pair[0].init(1)

@@ -18,6 +18,7 @@ from fedlearn.errors import DataError, MissingExtra
 
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
 from fedlearn.callbacks import report
+from simulations.report import main
 
 needs("matplotlib", reason="needs the extra 'report'")
 
@@ -27,7 +28,8 @@ HOSTILE = '<script>alert("x")</script>'
 def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=True, clock=False):
     columns = 3 if task == "multiclass" else 1
     about = RunInfo(
-        scenario="heart", task=task, num_clients=num_clients, model="logistic", num_parameters=14, client_names={1: HOSTILE},
+        scenario="heart", task=task, num_clients=num_clients, model="logistic", num_parameters=14,
+        client_names={1: HOSTILE},
         strategy="fedavg", cohort="all", engine="serial", framework="numpy", seed=1, rounds=num_rounds, folder=folder,
         rerun_command="python -m simulations.run scenario=heart",
     )  # fmt: skip
@@ -152,7 +154,7 @@ def test_a_run_without_any_evaluation_says_so(tmp_path):
 def test_a_folder_that_is_no_run_is_refused_with_exit_code_2(tmp_path, capsys):
     with pytest.raises(DataError, match=r"metrics\.jsonl"):
         report.write_report(tmp_path)
-    assert report.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err
 
 

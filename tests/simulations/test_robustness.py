@@ -23,8 +23,8 @@ def test_the_command_leaves_table_numbers_and_picture(tmp_path, capsys):
     assert len(by) == 6
     assert by["fedavg", "none"]["value"] > by["fedavg", "gaussian"]["value"] + 0.1
     assert by["nnm+krum", "gaussian"]["value"] > by["fedavg", "gaussian"]["value"]
-    assert by["fedavg", "backdoor"]["success"] is not None
-    assert by["fedavg", "none"]["success"] is None
+    assert by["fedavg", "backdoor"]["attack_success"] is not None
+    assert by["fedavg", "none"]["attack_success"] is None
     text = (tmp_path / "out" / "robustness.md").read_text()
     assert "| fedavg |" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]

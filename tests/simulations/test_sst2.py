@@ -267,7 +267,7 @@ def test_the_encoder_is_berts_with_loras_adapters():
     ("setting", "given"),
     [
         ("tuning", {"kind": "lorra"}),
-        ("layers", {"layers": -1}),
+        ("layers", {"num_tuned_layers": -1}),
         ("lora_rank", {"rank": 0}),
         ("lora_alpha", {"alpha": 0.0}),
         ("lora_on", {"projections": ["query", "query"]}),
@@ -314,8 +314,8 @@ def shelf(tmp_path_factory) -> Path:
     pieces.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    told = {"hidden_size": "width", "num_attention_heads": "heads", "num_hidden_layers": "depth"}
-    told |= {"intermediate_size": "hidden", "vocab_size": "num_tokens", "layer_norm_eps": "epsilon"}
+    told = {"hidden_size": "width", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
+    told |= {"intermediate_size": "hidden", "vocab_size": "vocab_size", "layer_norm_eps": "epsilon"}
     lines = [f"{'very ' * (n % 3)}{'good' if n % 2 else 'bad'} film\t{n % 2}" for n in range(60)]
     files = {
         "config.json": json.dumps({its: getattr(sizes, ours) for its, ours in told.items()}).encode(),
@@ -493,7 +493,7 @@ def test_minilm_finds_sentences_as_alike_as_its_authors_say(real, framework):
     encoder, pieces, _ = real
     x_NT = pieces.encode(["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."])
     assert x_NT[0].tolist() == [101, 1996, 4633, 2003, 8403, 2651, 1012, 102, *[0] * 8]
-    width = encoder.sizes.width
+    width = encoder.config.width
     data = from_arrays(x_NT, np.array([0, 1, width - 1]), assignment=np.zeros(3, int), task="multiclass")
     trainer, _ = build_fine_tuning_trainer(encoder, FineTuning(num_tuned_layers=0), data, framework=framework)
     shows = {"out.weight": np.eye(width, dtype=np.float32), "out.bias": np.zeros(width, np.float32)}

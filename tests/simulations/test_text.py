@@ -20,10 +20,13 @@ TOKENS, LENGTH = 30, 7
 MODELS = {
     "cnn": ("TextCnn", {"num_outputs": 3, "width": 4, "hidden": 5}),
     "bilstm": ("BiLstm", {"num_outputs": 3, "width": 4, "hidden": 3}),
-    "transformer": ("Encoder", {"num_outputs": 3, "width": 8, "heads": 2, "depth": 1, "causal": False}),
-    "next lstm": ("NextToken", {"width": 4, "hidden": 5, "depth": 2, "gates": 4}),
-    "next gru": ("NextToken", {"width": 4, "hidden": 5, "depth": 1, "gates": 3}),
-    "next transformer": ("Encoder", {"num_outputs": TOKENS, "width": 8, "heads": 2, "depth": 1, "causal": True}),
+    "transformer": ("Encoder", {"num_outputs": 3, "width": 8, "num_heads": 2, "num_layers": 1, "causal": False}),
+    "next lstm": ("NextToken", {"width": 4, "hidden": 5, "num_layers": 2, "num_gates": 4}),
+    "next gru": ("NextToken", {"width": 4, "hidden": 5, "num_layers": 1, "num_gates": 3}),
+    "next transformer": (
+        "Encoder",
+        {"num_outputs": TOKENS, "width": 8, "num_heads": 2, "num_layers": 1, "causal": True},
+    ),
 }
 
 
@@ -42,7 +45,7 @@ def made(name, framework):
 
         shape = {"input_shape": (LENGTH,)}
     loss = {"loss": models.next_token_loss} if name.startswith("next") else {}
-    return Trainer(getattr(models, kind)(num_tokens=TOKENS, **sizes), task="multiclass", **shape, **loss)
+    return Trainer(getattr(models, kind)(vocab_size=TOKENS, **sizes), task="multiclass", **shape, **loss)
 
 
 def texts(name, num_texts, seed=0):
@@ -129,10 +132,10 @@ def test_the_numbering_of_words_is_read_back_from_its_file():
     assert json.loads(words.to_json())["hash"] == "crc32"
 
 
-@pytest.mark.parametrize("setting", ["num_tokens", "length"])
-def test_a_setting_of_words_out_of_range_is_named(setting):
+@pytest.mark.parametrize(("argument", "setting"), [("vocab_size", "num_tokens"), ("length", "length")])
+def test_a_setting_of_words_out_of_range_is_named(argument, setting):
     with pytest.raises(SettingError) as caught:
-        HashingTokenizer(**{setting: 0})
+        HashingTokenizer(**{argument: 0})
     assert caught.value.setting == setting
 
 
@@ -216,10 +219,10 @@ def test_airline_sentiment_runs_small(from_wheels, framework, tmp_path):
     data = scenario.data
     assert [len(data.train(k)) + len(data.test(k)) for k in data.clients] == [515, 3841, 2417, 2203, 2932, 2517]
     assert sum(np.bincount(data.train(0).y)) == len(data.train(0).y)
-    assert "words.json" in scenario.files
+    assert "hashing_tokenizer.json" in scenario.files
     (tmp_path / "new.txt").write_text("@united thank you\n")
     expected_NT = HashingTokenizer(vocab_size=500, length=20).encode(["@united thank you"])
-    assert np.array_equal(scenario.read(tmp_path / "new.txt"), expected_NT)
+    assert np.array_equal(scenario.read_inputs(tmp_path / "new.txt"), expected_NT)
     local = LocalSettings(steps=2, optimizer="adamw", learning_rate=0.01)
     pooled = one_round(scenario, local, strategies.fedavg(), clients=2)
     assert 0.2 < pooled["accuracy"] < 1

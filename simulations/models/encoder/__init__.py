@@ -88,8 +88,8 @@ class FineTuning:
 
     Reference: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022, arXiv:2106.09685, section 4.
 
-    >>> Tuning(layers=1).adapted(4, depth=6), Tuning(layers=1).adapted(5, depth=6)
-    ((), ('query', 'value'))
+    >>> [FineTuning(num_tuned_layers=1).adapted_modules(layer, num_layers=6) for layer in (4, 5)]
+    [(), ('query', 'value')]
     """
 
     kind: str = "lora"
@@ -181,7 +181,7 @@ def _trainer(
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     frozen = tuning.frozen_params(encoder)
     how: dict[str, Any] = {"task": data.task, "device": device, "initial": partial(_initial, encoder.weights)}
-    module = modules.encoder(encoder.config, tuning, num_outputs, frozen)
+    module = modules.build_encoder(encoder.config, tuning, num_outputs, frozen)
     if framework == "torch":
         made: Trainer = trainers.TorchTrainer(module, **how)
         return made
