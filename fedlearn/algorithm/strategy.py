@@ -71,7 +71,11 @@ class Strategy:
         layout.positions(keeps)
         left = layout.without(keeps)
         require(
-            bool(left.leaves) or not keeps, "keeps", keeps, "patterns that leave some of the model to share", "out.*"
+            bool(left.leaves) or not keeps,
+            "personal_parameters",
+            keeps,
+            "patterns that leave some of the model to share",
+            "personal_parameters=out.*",
         )
         return left
 
@@ -124,14 +128,14 @@ class Strategy:
         rule = self.local
         _refuse_if(
             bool(rule.personal_epochs) and not rule.personal_parameters,
-            f"kept_epochs={rule.personal_epochs} trains parameters that stay at the clients, but none do",
-            "keeps=('out.*',)",
+            f"personal_epochs={rule.personal_epochs} trains parameters that stay at the clients, but none do",
+            "personal_parameters=out.*",
         )
         _refuse_if(
             bool(rule.personal_parameters) and bool(extra_names(rule)),
-            f"keeps={rule.personal_parameters} stay at the clients, "
+            f"personal_parameters={rule.personal_parameters} stay at the clients, "
             "but what the local rule sends beside updates would hold them",
-            "keeps=()",
+            "personal_parameters=()",
         )
         _refuse_if(
             self.privacy_guarantee is not None and bool(rule.evaluate_models),
@@ -264,7 +268,7 @@ class RootDataset:
         require(is_count(self.client, at_least=0), "root_client", self.client, "a client's number", "root_client=0")
         expected = "null (the client's own), or a whole number >= 1"
         counts = self.num_examples is None or is_count(self.num_examples)
-        require(counts, "root_examples", self.num_examples, expected, "root_examples=100")
+        require(counts, "num_root_examples", self.num_examples, expected, "num_root_examples=100")
 
     def add_to_cohorts(self, selector: Selector) -> Selector:
         """Return a selector that adds the root client to each cohort of ``selector``."""
