@@ -1,4 +1,4 @@
-"""What audits and attacks share: words of their own beside the simulator's, a folder, numbers and a page in it."""
+"""Shared parts of audits and attacks: settings of their own, a folder, results as JSON, and a report page."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ IN_PROCESS_ENGINES = ("serial", "vector")
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisRun:
-    """What was asked for.
+    """The settings of one audit or attack.
 
     Attributes:
-        cfg: the simulator's settings.
-        plan: of these.
-        settings: the settings that the simulator does not have.
-        folder: for the results.
-        command_line: that asked.
+        cfg: settings of the simulation.
+        plan: plan of the simulation.
+        settings: settings that only this command has.
+        folder: folder for the results.
+        command_line: command that repeats the analysis.
     """
 
     cfg: DictConfig
@@ -58,15 +58,15 @@ def run_analysis_command(
     default_overrides: Sequence[str] = (),
     action: Callable[[AnalysisRun], int],
 ) -> int:
-    """Run a command whose words are the simulator's and ``name.setting=value``; the exit code.
+    """Run a command with the settings of the simulation and ``name.setting=value``; return the exit code.
 
     Args:
-        argv: of the command line; None takes them from there.
-        name: of the command.
-        usage: what ``--help`` says.
-        defaults: the settings that only this command has.
-        default_overrides: words of the simulator that hold unless the user says otherwise.
-        action: what the command does, in the folder that it was given.
+        argv: words of the command line; None takes those of this process.
+        name: name of the command.
+        usage: text of ``--help``.
+        defaults: default values of the settings that only this command has.
+        default_overrides: overrides of the simulation that apply unless the user sets them.
+        action: the command; receives the settings and the folder, and returns an exit code.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(given):
@@ -102,7 +102,7 @@ def run_analysis_command(
 def save_results(
     analysis: AnalysisRun, name: str, results: Mapping[str, Any], named_figures: Mapping[str, figures.Figure]
 ) -> None:
-    """Write ``name.json`` and each figure as a PNG."""
+    """Write ``name.json``, and each figure as a PNG file."""
     write_atomically(analysis.folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
     for title, figure in named_figures.items():
         figure.savefig(analysis.folder / f"{title}.png", dpi=DOTS_PER_INCH, facecolor="white")
@@ -145,7 +145,7 @@ def write_report_page(
 
 
 def draw_with_style(draw: Callable[[], figures.Figure]) -> figures.Figure:
-    """A figure in the look of the report's."""
+    """Return the figure of ``draw``, in the style of reports."""
     with figures.style():
         figure = draw()
         figure.canvas.draw()  # text takes its look when it is drawn
@@ -170,7 +170,7 @@ def _require_engine(cfg: DictConfig) -> None:
 
 
 def _composed(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
-    """The settings, and whether the user chose the folder."""
+    """Return the settings, and whether the user chose the folder."""
     if args.multirun:
         raise UsageError(f"-m sweeps runs, not what simulations.{name} does\n  try       one after another")
     said = {word.lstrip("+").partition("=")[0] for word in args.overrides}
