@@ -121,7 +121,7 @@ def test_what_stays_must_not_leave_beside_the_update():
 
     with pytest.raises(CompositionError, match="beside updates"):
         Strategy(select=everyone(), local=KEEPS._replace(after_training=finish))
-    with pytest.raises(CompositionError, match="kept_epochs=2"):
+    with pytest.raises(CompositionError, match="personal_epochs=2"):
         Strategy(select=everyone(), local=LocalRule(personal_epochs=2))
 
 

@@ -39,7 +39,7 @@ class ClusterError(FedlearnError):
     """The cluster cannot be reached, a worker fails, or a worker exceeds its time limit."""
 
 
-class WorkerLost(ClusterError):
+class WorkerDied(ClusterError):
     """A worker process has ended before its task was done."""
 
 
@@ -99,19 +99,19 @@ class Cluster:
         """Return the actor class of workers. Ray itself does not restart them: it gives up before it notices a loss."""
         return self._ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
 
-    def put(self, value: Any, what: str) -> Any:
-        """Return a reference to a value; all workers of a machine share one copy."""
+    def put(self, value: Any, label: str) -> Any:
+        """Return a reference to a value; all workers of a machine share one copy. ``label`` names it in errors."""
         try:
             return self._ray.put(value)
         except (TypeError, AttributeError, ValueError) as error:
             fix = "let it refer to functions and settings, not to open files, locks or generators"
-            raise ClusterError(f"{what} cannot be sent to workers: {_first_line(error)}\n  try       {fix}") from error
+            raise ClusterError(f"{label} cannot be sent to workers: {_first_line(error)}\n  try       {fix}") from error
 
     def get(self, ref: Any, timeout: float, *, doing: str) -> Any:
         """Return the value of a reference.
 
         Raises:
-            WorkerLost: the worker process has ended.
+            WorkerDied: the worker process has ended.
             ClusterError: the worker raised an error.
         """
         try:
@@ -121,7 +121,7 @@ class Cluster:
             why = str(cause) if isinstance(cause, FedlearnError) else f"{type(cause).__name__}: {cause}"
             raise ClusterError(f"a worker failed at {doing}: {why}") from error
         except self._ray.exceptions.RayError as error:
-            raise WorkerLost(f"{doing}: {_first_line(error)}") from error
+            raise WorkerDied(f"{doing}: {_first_line(error)}") from error
 
     def wait(self, refs: Sequence[Any], timeout: float, *, count: int = 1) -> Sequence[Any]:
         """Return up to ``count`` references whose values are available; fewer after ``timeout`` seconds."""

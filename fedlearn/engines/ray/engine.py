@@ -24,7 +24,7 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Array, ClientId, Failure, Predictions, Request, State, Updates
-from fedlearn.engines.ray.cluster import Cluster, ClusterError, WorkerLost, WorkerResponse, copy_arrays
+from fedlearn.engines.ray.cluster import Cluster, ClusterError, WorkerDied, WorkerResponse, copy_arrays
 from fedlearn.errors import is_count, is_number, require
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.protocols import Trainer
@@ -215,7 +215,7 @@ class RayEngine:
                     try:
                         done[one.task.number] = self._cluster.get(ref, self._timeout, doing=str(one.task))
                         idle.append(one.worker)
-                    except WorkerLost as error:
+                    except WorkerDied as error:
                         waiting.appendleft(one.task.again(error))
                         idle.append(self._replaced(one))
                     del running[ref]
@@ -272,7 +272,7 @@ class _BlockTask:
     what: str
     attempt: int = 1
 
-    def again(self, error: WorkerLost) -> _BlockTask:
+    def again(self, error: WorkerDied) -> _BlockTask:
         """Return the next attempt at this task; raise after `MAX_ATTEMPTS`."""
         if self.attempt == MAX_ATTEMPTS:
             raise ClusterError(
