@@ -118,16 +118,16 @@ def write_report_page(
     table: Sequence[Sequence[str]],
     captions: Mapping[str, str],
 ) -> Path:
-    """Write ``report.html``: the verdict, what was asked, the numbers, the figures, and the command.
+    """Write ``report.html`` with verdict, settings, numbers, figures and command; return its path.
 
     Args:
-        analysis: the run.
-        title: of the page.
-        verdict: a sentence or two.
-        is_alarm: whether it is bad news.
-        rows: (what, how much) of the settings.
-        table: of numbers; its first row heads the columns.
-        captions: of the figures, by the names that they were saved under.
+        analysis: settings and folder.
+        title: title of the page.
+        verdict: one or two sentences.
+        is_alarm: whether the verdict is a failure.
+        rows: name and value of each setting.
+        table: numbers; the first row holds the column names.
+        captions: captions of the figures, by file name without suffix.
     """
     images = {name: data_uri(analysis.folder / f"{name}.png") for name in captions}
     text = load_template("analysis.html").render(
