@@ -23,12 +23,12 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core import checkpoint
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import FederatedData
-from fedlearn.core.layout import Layout
+from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, ServerState, Updates
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.protocols import Engine, Trainer
 from fedlearn.loop.training_loop import Schedule, federate, start
-from fedlearn.trainers.base import initial_parameters, require_features
+from fedlearn.trainers.base import DRAWN, initial_parameters, require_features
 from fedlearn.trainers.batching import batch_plans, rounds_of
 
 
@@ -42,13 +42,14 @@ class LinearTrainer:
     framework = "numpy"
     device = "cpu"
     supports_dp_sgd = False
+    initialization = DRAWN
 
     def __init__(self, num_features: int) -> None:
         self.layout = Layout.from_shapes([("out.weight", (1, num_features)), ("out.bias", (1,))])
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``."""
-        return initial_parameters(self.layout, None, seed)
+        return initial_parameters(self.layout, default_initial_parameters, seed)
 
     def with_batching(self, batching: str) -> LinearTrainer:
         """Itself: there is one way only."""

@@ -18,11 +18,11 @@ NO_GUARANTEE = "no differential privacy"
 def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     """(word, text) of each line of the header."""
     sent = run.bytes_per_update if run.bytes_per_update is not None else 4 * run.num_parameters
-    model = f"{run.model} · {run.num_parameters:,} parameters · {human_bytes(sent)} per update"
+    model = [run.model, f"{run.num_parameters:,} parameters", f"{human_bytes(sent)} per update", run.initialization]
     data = [run.scenario, f"{run.num_clients:,} clients", _range(run.examples_per_client), run.source]
     lines = [
         ("scenario", data),
-        ("model", [model]),
+        ("model", model),
         ("strategy", [run.strategy, run.strategy_settings, run.cohort]),
         ("protect", guarantee_parts(run.privacy)),
         ("engine", [run.engine, run.machine, f"seed {run.seed}"]),

@@ -44,6 +44,7 @@ class RunInfo:
         folder: run folder.
         start_round: rounds that were completed before, > 0 in a resumed run.
         history: lines of those rounds, see `fedlearn.callbacks.run_history.truncate_history`.
+        initialization: source of the initial parameters, e.g. ``weights drawn from the seed``; may be empty.
         rerun_command: command that repeats this run.
     """
 
@@ -73,6 +74,7 @@ class RunInfo:
     start_round: int = 0
     history: History = ()
     rerun_command: str = ""
+    initialization: str = ""
 
     @property
     def main_metric(self) -> str:

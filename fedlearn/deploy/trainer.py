@@ -21,14 +21,13 @@ from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from omegaconf import OmegaConf
 
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
 from fedlearn.deploy.node_side.policy import read_policy
 from fedlearn.deploy.node_side.service import NodeConfig, NodeService
 from fedlearn.errors import FedlearnError, SettingError, require
-from fedlearn.runner.start import set_environment
+from fedlearn.runner.environment import set_environment
 
 SERVICE = "fedlearn.Trainer"
 CHUNK_BYTES = 2**20  # bytes in one gRPC message
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    set_environment(OmegaConf.create({"framework": args.framework or "jax"}))
+    set_environment(args.framework or "mixed")
     try:
         signing = read_masking_keys(args.keys) if args.keys else None
         own = NodeConfig(

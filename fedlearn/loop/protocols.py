@@ -131,6 +131,8 @@ class Trainer(Protocol):
         device: device that computes, e.g. ``cpu``.
         layout: layout of the trainable parameters and of the buffers (batch statistics) of the model.
         supports_dp_sgd: whether the trainer has DP-SGD, for requests with ``local.example_dp``.
+        initialization: one phrase on the source of the initial parameters, for the header: drawn from the seed, or
+            kept as the user gave them.
     """
 
     @property
@@ -144,6 +146,9 @@ class Trainer(Protocol):
 
     @property
     def supports_dp_sgd(self) -> bool: ...  # noqa: D102
+
+    @property
+    def initialization(self) -> str: ...  # noqa: D102
 
     def init(self, seed: int) -> np.ndarray:
         """Return initial ``params_D``; equal layouts and seeds give equal parameters in every framework."""

@@ -155,6 +155,10 @@ class CanaryTrainer:
     def supports_dp_sgd(self) -> bool:  # noqa: D102
         return False
 
+    @property
+    def initialization(self) -> str:  # noqa: D102
+        return "weights are zero"
+
     def init(self, seed: int) -> np.ndarray:
         """Zero: what a round releases is then the model, unrounded."""
         return np.zeros(self.layout.num_parameters, np.float32)

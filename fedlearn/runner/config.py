@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -34,6 +35,7 @@ from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning
 from fedlearn.robust.root_dataset import with_root_dataset
 from fedlearn.runner.builders import BuildError, check_targets, refuse_unknown_keys
+from fedlearn.runner.environment import set_environment
 from fedlearn.runner.renames import new_name
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
 
@@ -270,6 +272,7 @@ def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine
 
 def rebuild_scenario(node: Mapping[str, Any], allow: Sequence[str], **changes: Any) -> Scenario:
     """The scenario of plain settings, some of them changed; for a process that has nothing but these."""
+    set_environment({**node, **changes}.get("framework"))
     scenario: Scenario = build({**node, **changes}, "scenario", allow=allow)
     return scenario
 
@@ -293,11 +296,22 @@ def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any
     plain = _plain(node, setting)
     check_targets(plain, setting, allow=allow, num_args=len(args))
     try:
-        return instantiate(plain, *args, _convert_="all")
+        with _seeded_modules(plain):
+            return instantiate(plain, *args, _convert_="all")
     except InstantiationException as error:
         nested = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
         where = f"{setting}.{nested[1]}" if nested else setting
         raise _explained(error.__cause__ or error, where, node) from error.__cause__
+
+
+def _seeded_modules(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Seed torch while a user's module is built, so that its initial weights are equal in every run and process."""
+    model = settings.get("model")
+    if not isinstance(model, Mapping) or settings.get("framework", "torch") != "torch":
+        return nullcontext()
+    from fedlearn.trainers.torch.random import seeded
+
+    return seeded(int(settings.get("seed") or 0))
 
 
 def _explained(error: BaseException, setting: str, node: Any) -> FedlearnError:

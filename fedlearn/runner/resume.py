@@ -15,17 +15,17 @@ from fedlearn.callbacks.run_history import History, read_history, truncate_histo
 from fedlearn.core import checkpoint
 from fedlearn.core.records import ServerState
 from fedlearn.errors import did_you_mean
-from fedlearn.loop.training_loop import start
 from fedlearn.runner.compat import parse_override
 from fedlearn.runner.compose import UsageError
 from fedlearn.runner.config import Experiment, build_plan
+from fedlearn.runner.environment import set_environment
 from fedlearn.runner.exit_codes import DONE
+from fedlearn.runner.initial_weights import first_state
 from fedlearn.runner.rounds import CHECKPOINT_FOLDER, RunOutcome, run_rounds
 from fedlearn.runner.run_config import read_run_config, write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import locked_run_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
-from fedlearn.runner.start import set_environment
 
 EARLY_STOP_SETTINGS = ("early_stop.metric", "early_stop.patience", "early_stop.min_delta")
 CHANGEABLE_SETTINGS = ("rounds", "max_failures", "checkpoint_every", "report", *EARLY_STOP_SETTINGS)
@@ -49,10 +49,10 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = _changed(read_run_config(folder), overrides)
     planned = build_plan(cfg)
-    set_environment(cfg)
+    set_environment(cfg.get("framework"))
     with locked_run_folder(folder):
         made = run_mode.build_experiment(cfg, planned, folder)
-        state = _last_state(made, folder)
+        state = _last_state(made, cfg, folder)
         why = _complete(made, folder, state)
         if why:
             made.engine.close()
@@ -92,13 +92,12 @@ def _refusal(cfg: DictConfig, word: str, key: str) -> str:
     return f"{word} is not a setting" + (f"\n  did you mean {near}?" if near else "") + f"\n{may}"
 
 
-def _last_state(made: Experiment, folder: Path) -> ServerState:
+def _last_state(made: Experiment, cfg: DictConfig, folder: Path) -> ServerState:
     """From the newest whole checkpoint, or the beginning if the run was stopped before its first one."""
     checkpoints = folder / CHECKPOINT_FOLDER
     if not any(checkpoints.glob("round_*")):
-        seed = made.plan.seed
         sys.stdout.write("no checkpoint yet: starting from the beginning\n")
-        return start(made.plan.strategy, made.scenario.trainer.init(seed), made.engine, seed=seed)
+        return first_state(made, cfg)
     state, memories, damaged = checkpoint.load_latest(checkpoints, made.engine.layout)
     for line in damaged:
         sys.stdout.write(f"passed over: {line}\n")

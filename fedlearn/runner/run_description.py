@@ -59,6 +59,7 @@ def build_run_info(
             [trainer.framework, _device(trainer.device), experiment.engine.describe(_cohort_size(experiment))]
         ),
         framework=trainer.framework,
+        initialization=f"weights from {cfg.init}" if cfg.get("init") else trainer.initialization,
         seed=experiment.plan.seed,
         rounds=experiment.plan.schedule.rounds,
         folder=folder,

@@ -11,16 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import DictConfig
-from platformdirs import user_cache_path
 
-from fedlearn import start
 from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
 from fedlearn.runner.compose import CONF_DIR, Job, UsageError, compose
 from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.environment import set_environment
 from fedlearn.runner.exit_codes import BAD_CONFIGURATION, DONE, FAILED, STOPPED, exit_code
+from fedlearn.runner.initial_weights import first_state, require_source
 from fedlearn.runner.interrupt import terminate_as_interrupt
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import write_run_config
@@ -57,7 +57,7 @@ def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION
         FedlearnError: a setting is bad, data are missing, the folder cannot be used; no folder is left behind, save
             where code that the settings name failed: then its run.log has the traceback.
     """
-    set_environment(job.cfg)
+    set_environment(job.cfg.get("framework"))
     claimed = reserve_run_folder(job.folder, chosen=job.chosen)
     try:
         with locked_run_folder(claimed.path):
@@ -74,6 +74,9 @@ def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION
 
 
 def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMode) -> RunOutcome:
+    if cfg.get("init"):
+        cfg.init = os.path.abspath(cfg.init)  # a later resume may start elsewhere
+    require_source(cfg.get("init"))
     write_run_config(folder, cfg)
     try:
         made = venue.build_experiment(cfg, planned, folder)
@@ -82,19 +85,9 @@ def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMo
         raise
     for name, text in made.scenario.files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    params_D = made.scenario.trainer.init(made.plan.seed)
-    state = start(made.plan.strategy, params_D, made.engine, seed=made.plan.seed)
+    state = first_state(made, cfg)
     info = build_run_info(made, cfg, folder, rerun_command=venue.rerun_command(folder))
     return run_rounds(made, info, state, report=bool(cfg.get("report", True)), run_mode=venue)
-
-
-def set_environment(cfg: DictConfig) -> None:
-    """What must be said before a framework is loaded; whatever the user has set stays."""
-    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    if cfg.get("framework") in ("jax", "mixed"):
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory of a GPU to others
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(user_cache_path("fedlearn") / "jax"))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _asked_for(args: Namespace) -> int:

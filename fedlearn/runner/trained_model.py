@@ -12,9 +12,9 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import build_scenario
+from fedlearn.runner.environment import set_environment
 from fedlearn.runner.rounds import CHECKPOINT_FOLDER
 from fedlearn.runner.run_config import read_run_config
-from fedlearn.runner.start import set_environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def load_trained_model(folder: Path, *, framework: str | None = None) -> Trained
         cfg.framework = framework
         if "framework" in cfg.scenario:
             cfg.scenario.framework = framework
-    set_environment(cfg)
+    set_environment(cfg.get("framework"))
     scenario = build_scenario(cfg)
     own = ", ".join(scenario.trainer.layout.buffers[:3]) if cfg.get("buffers") == "local" else ""
     if own:

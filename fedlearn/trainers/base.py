@@ -17,6 +17,9 @@ from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 
 Initializer = Callable[[Layout, np.random.Generator], np.ndarray]
+DRAWN = "weights drawn from the seed"  # values of `Trainer.initialization`
+GIVEN = "weights as given"
+CUSTOM = "weights from an initializer"
 
 
 class TrainerWrapper:
@@ -43,6 +46,11 @@ class TrainerWrapper:
     def layout(self) -> Layout:
         """The layout of the model."""
         return self.trainer.layout
+
+    @property
+    def initialization(self) -> str:
+        """The source of the initial parameters."""
+        return self.trainer.initialization
 
     @property
     def supports_dp_sgd(self) -> bool:
@@ -94,18 +102,38 @@ def available_cores() -> int:
 
 
 def initial_parameters(
-    layout: Layout, initial: Initializer | None, seed: int, buffers: Mapping[str, np.ndarray] | None = None
+    layout: Layout, initial: Initializer, seed: int, buffers: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """Return initial parameters beside the given buffers.
 
     Args:
         layout: layout of the model.
-        initial: draws the parameters from ``(layout, rng)``; None draws as `default_initial_parameters`.
+        initial: draws the parameters from ``(layout, rng)``.
         seed: seed of the run.
         buffers: values of the buffers, by name.
     """
-    first_D = (initial or default_initial_parameters)(layout.trainable, generator(seed, Purpose.INIT))
+    first_D = initial(layout.trainable, generator(seed, Purpose.INIT))
     return layout.pack({**layout.trainable.unpack(first_D), **buffers}) if buffers else first_D
+
+
+def keep_weights(weights: Mapping[str, np.ndarray]) -> Initializer:
+    """Return an initializer that gives the parameters these values, whatever the seed.
+
+    Args:
+        weights: value of each parameter, by its name in the layout. Other names are ignored.
+    """
+
+    def keep(layout: Layout, rng: np.random.Generator) -> np.ndarray:
+        return layout.pack({leaf.name: weights[leaf.name] for leaf in layout.leaves})
+
+    return keep
+
+
+def describe_initializer(initial: Initializer) -> str:
+    """Return one phrase on the source of the initial parameters, for the header of a run."""
+    if initial is default_initial_parameters:
+        return DRAWN
+    return CUSTOM
 
 
 def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:

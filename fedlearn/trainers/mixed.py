@@ -36,6 +36,7 @@ class MixedTrainer:
         self.trainers = tuple(trainers)
         self.layout: Layout = trainers[0].layout
         self.device = trainers[0].device
+        self.initialization = trainers[0].initialization
         self.supports_dp_sgd = all(getattr(trainer, "supports_dp_sgd", False) for trainer in trainers)
         for trainer in trainers[1:]:
             if trainer.layout != self.layout:

@@ -20,11 +20,12 @@ from fedlearn.errors import FedlearnError, require
 from fedlearn.runner.builders import BuildError, refuse_unknown_keys
 from fedlearn.runner.compose import Job, UsageError, compose
 from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.environment import set_environment
 from fedlearn.runner.exit_codes import exit_code
 from fedlearn.runner.interrupt import terminate_as_interrupt
 from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_folder import locked_run_folder, reserve_run_folder
-from fedlearn.runner.start import parse_args, set_environment
+from fedlearn.runner.start import parse_args
 
 REPORT_FILE = "report.html"
 IN_PROCESS_ENGINES = ("serial", "vector")
@@ -81,7 +82,7 @@ def run_analysis_command(
         job, chosen = _composed(args, name, default_overrides)
         _require_engine(job.cfg)
         planned = build_plan(job.cfg)
-        set_environment(job.cfg)
+        set_environment(job.cfg.get("framework"))
         claimed = reserve_run_folder(job.folder, chosen=chosen)
         again = shlex.join(["python", "-m", f"simulations.{name}", *given])
         try:

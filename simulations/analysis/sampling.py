@@ -11,9 +11,9 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.errors import SettingError, is_count, is_number, require
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import build
+from fedlearn.runner.environment import set_environment
 from fedlearn.runner.rounds import CHECKPOINT_FOLDER
 from fedlearn.runner.run_config import read_run_config
-from fedlearn.runner.start import set_environment
 from simulations.scenarios.shakespeare import ALPHABET, encode
 
 SUPPORTED_SCENARIO = "shakespeare"
@@ -35,7 +35,7 @@ def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: 
     require(bool(prompt), "--start", repr(prompt), "one character or more", "--start O")
     require(is_number(temperature, at_least=0), "--temperature", temperature, "a number >= 0", "--temperature 0.6")
     cfg = read_run_config(folder)
-    set_environment(cfg)
+    set_environment(cfg.get("framework"))
     scenario: Scenario = build(cfg.scenario, "scenario", allow=cfg.get("allow_targets") or [])
     if scenario.name != SUPPORTED_SCENARIO:
         raise SettingError(

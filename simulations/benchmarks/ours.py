@@ -7,7 +7,9 @@ from importlib import import_module
 import numpy as np
 
 from fedlearn import Schedule, federate, start, vector
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn.loop.protocols import Trainer
+from fedlearn.runner.environment import keep_freed_memory
 from simulations.benchmarks.clock import Clock, Done
 from simulations.benchmarks.synthetic import federated_data, pool_of
 from simulations.benchmarks.workloads import SEED, Workload
@@ -36,7 +38,8 @@ def trainer(workload: Workload, framework: str) -> Trainer:
     model = import_module(f"simulations.benchmarks.models_{framework}").module(workload)
     trainers = import_module(f"fedlearn.trainers.{framework}")
     if framework == "torch":
-        made: Trainer = trainers.TorchTrainer(model, task=workload.task)
+        keep_freed_memory()  # as a run does
+        made: Trainer = trainers.TorchTrainer(model, task=workload.task, initial=default_initial_parameters)
     else:
         made = trainers.JaxTrainer(model, task=workload.task, input_shape=workload.input_shape)
     return made

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import Initializer
@@ -48,7 +49,8 @@ def build_trainer(
         hidden: widths of the hidden layers of ``mlp``.
         framework: ``torch``, ``jax``, or ``mixed``: clients with even numbers in torch, those with odd ones in JAX.
         device: where to compute, e.g. ``cpu`` or ``cuda:0``.
-        initial: law of the initial parameters; None is `fedlearn.core.layout.default_initial_parameters`.
+        initial: draws the initial parameters. None is `fedlearn.core.layout.default_initial_parameters` for a model by
+            name, and keeps the weights of a module.
 
     Raises:
         SettingError: the model or framework is unknown, or the model is not for such inputs.
@@ -61,6 +63,7 @@ def build_trainer(
         )
         (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
         return MixedTrainer([one, other]), line
+    initial = initial or (default_initial_parameters if isinstance(model, str) else None)
     modules, trainers = load_family(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     if isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn.errors import SettingError, did_you_mean
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import Initializer
@@ -39,7 +40,8 @@ def build_named_trainer(
         framework: ``torch``, ``jax`` or ``mixed``.
         device: where to compute.
         loss_name: the name of a function there, instead of the task's loss.
-        initial: law of the initial parameters.
+        initial: draws the initial parameters. None is `fedlearn.core.layout.default_initial_parameters` for a model by
+            name, and keeps the weights of a module.
 
     Raises:
         SettingError: the model or framework is unknown.
@@ -66,6 +68,7 @@ def build_named_trainer(
         guess = did_you_mean(str(model), known) or known[0]
         raise SettingError("model", model, f"one of {', '.join(known)}{own}", f"model={guess}")
     module = getattr(modules, model)(*model_args) if isinstance(model, str) else model
+    initial = initial or (default_initial_parameters if isinstance(model, str) else None)
     how: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}
     how |= {"loss": getattr(modules, loss_name)} if loss_name else {}
     if framework == "torch":

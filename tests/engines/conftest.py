@@ -10,6 +10,7 @@ import pytest
 
 LIMIT_S = 120.0  # for what comes at once
 PROBLEM = """
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn import Scenario
 from fedlearn.testing import LinearTrainer, linear_problem
 
@@ -43,7 +44,7 @@ def normed(*, seed=0):
         def forward(self, x):
             return self.out(self.norm(x[:, None])[:, 0])
 
-    trainer = TorchTrainer(Net(), task="regression")
+    trainer = TorchTrainer(Net(), task="regression", initial=default_initial_parameters)
     return Scenario(name="normed", data=linear_problem(num_clients=4), trainer=trainer, model="norm 3-1")
 
 

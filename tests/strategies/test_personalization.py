@@ -5,6 +5,7 @@ import pytest
 
 import strategies
 from fedlearn import Examples, FederatedData, as_numpy
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn.loop.local_training import PERSONAL_MODEL, PERSONAL_PARAMETERS
 from fedlearn.loop.protocols import Trainer
 
@@ -75,7 +76,7 @@ def normed(framework) -> Trainer:
         module = nn.Sequential()
         module.add_module("norm", nn.LayerNorm(4))
         module.add_module("out", nn.Linear(4, 1))
-        return TorchTrainer(module, task="regression")
+        return TorchTrainer(module, task="regression", initial=default_initial_parameters)
     from flax import linen
 
     from fedlearn.trainers.jax import JaxTrainer

@@ -35,6 +35,7 @@ from fedlearn import (
     with_buffer_policy,
 )
 from fedlearn.core import checkpoint
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn.core.records import ExampleDP
 from fedlearn.privacy.mechanisms import central, secagg
 from fedlearn.privacy.mechanisms.base import Population
@@ -70,7 +71,7 @@ class FlaxNet(linen.Module):
 
 
 def in_torch():
-    return TorchTrainer(TorchNet(), task="regression")
+    return TorchTrainer(TorchNet(), task="regression", initial=default_initial_parameters)
 
 
 def in_jax():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fedlearn import ClientWork, Examples, LocalRule, LocalSettings, Request, plain_training
+from fedlearn.core.layout import default_initial_parameters
 from fedlearn.core.records import ExampleDP
 from fedlearn.trainers.batching import poisson_plans
 from strategies.fedprox import proximal
@@ -220,7 +221,7 @@ def test_the_sum_in_jax_is_that_of_gradients_clipped_one_by_one(name, clip):
 def trainer(framework, sizes=(20, 8, CLASSES)):
     if framework == "torch":
         module = nn.Sequential(*[nn.Linear(sizes[0], sizes[1]), nn.ELU(), nn.Linear(sizes[1], sizes[2])])
-        return TorchTrainer(module, task="multiclass")
+        return TorchTrainer(module, task="multiclass", initial=default_initial_parameters)
     module = linen.Sequential([linen.Dense(sizes[1]), linen.elu, linen.Dense(sizes[2])])
     return JaxTrainer(module, task="multiclass", input_shape=(sizes[0],))
 

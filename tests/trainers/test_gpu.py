@@ -96,8 +96,8 @@ def test_jax_leaves_memory_of_a_gpu_to_others():
         pytest.skip("jax sees no GPU")
     code = """
 from omegaconf import OmegaConf
-from simulations.run import set_environment
-set_environment(OmegaConf.create({"framework": "jax"}))
+from fedlearn.runner.environment import set_environment
+set_environment("jax")
 import jax
 device = jax.devices("cuda")[0]
 jax.numpy.zeros(10, device=device).block_until_ready()

@@ -23,7 +23,7 @@ from fedlearn import (
     plain_training,
     start,
 )
-from fedlearn.core.layout import Layout
+from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds
 from fedlearn.testing import check_equivalent_trainers, check_trainer
@@ -223,7 +223,7 @@ def with_dropout(framework):
     if framework == "torch":
         from fedlearn.trainers.torch import TorchTrainer
 
-        return TorchTrainer(TorchDropout(), task="multiclass")
+        return TorchTrainer(TorchDropout(), task="multiclass", initial=default_initial_parameters)
     from flax import linen
 
     from fedlearn.trainers.jax import JaxTrainer
@@ -291,7 +291,7 @@ def test_a_modules_own_parameters_can_be_the_initial_ones():
 
     module = nn.Linear(3, 1)
     own = torch.cat([module.bias.detach(), module.weight.detach().flatten()]).numpy().copy()
-    made = TorchTrainer(module, task="regression", initial="as_given")
+    made = TorchTrainer(module, task="regression")
     made.predict(np.zeros(4, np.float32), np.ones((2, 3), np.float32))
     assert np.array_equal(made.init(1), own)
 

@@ -55,6 +55,7 @@ class RemoteTrainer:
     framework: str
     device: str
     layout: Layout
+    initialization: str = "weights from a node"
     supports_dp_sgd: bool = True  # as far as the coordinator knows; nodes see to it
 
     def init(self, seed: int) -> np.ndarray:

@@ -27,15 +27,18 @@ from jax.experimental import io_callback
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import Task
-from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout
+from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
+    GIVEN,
     Initializer,
     available_cores,
     class_counts,
+    describe_initializer,
     initial_parameters,
+    keep_weights,
     refuse_dp_sgd_with_buffers,
 )
 from fedlearn.trainers.batching import (
@@ -83,7 +86,9 @@ class JaxTrainer:
             One that has a ``jit`` of its own is compiled by that: it hands values to programs besides the parameters.
         task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
         input_shape: of one example.
-        initial: law of the initial parameters; None is `default_initial_parameters`.
+        initial: draws the initial parameters from ``(layout, rng)``; None is `default_initial_parameters`, unless there
+            are ``variables``.
+        variables: weights to keep, as ``module.init`` returns them: ``params`` and, with batch norm, ``batch_stats``.
         device: ``cpu``, ``cuda:0``, ``tpu``, ...
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
         batching: ``map`` (one client after another inside the program), ``vmap`` (all step together), or ``auto``: map
@@ -108,26 +113,27 @@ class JaxTrainer:
         task: Task,
         input_shape: tuple[int, ...],
         initial: Initializer | None = None,
+        variables: Mapping[str, Any] | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
         batching: str = "auto",
     ) -> None:
         self.module, self.task, self.device = module, task, device
         self.loss = loss or LOSSES[task]
-        self._initial = initial
         _ = self._jax_device  # refuse a device that is not there before anything else
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        variables = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
-        if set(variables) - {"params", BATCH_STATS}:
-            unknown = ", ".join(sorted(set(variables) - {"params", BATCH_STATS}))
+        shapes = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+        if set(shapes) - {"params", BATCH_STATS}:
+            unknown = ", ".join(sorted(set(shapes) - {"params", BATCH_STATS}))
             raise FedlearnError(f"the model keeps state that would not travel: {unknown}\n  try       one without it")
-        self._turned, self._kept = (_torch_leaves(variables, kind) for kind in ("params", BATCH_STATS))
+        self._turned, self._kept = (_torch_leaves(shapes, kind) for kind in ("params", BATCH_STATS))
         self.layout = Layout.from_shapes(self._turned.values(), self._kept.values())
         self._buffers: dict[str, np.ndarray] = {}
         if self._kept:
-            first = flatten_dict(module.init(keys, jnp.zeros((1, *input_shape)))[BATCH_STATS])
-            self._buffers = {name: np.asarray(first[path]) for path, (name, _) in self._kept.items()}
+            given = variables if variables is not None else module.init(keys, jnp.zeros((1, *input_shape)))
+            self._buffers = _named_arrays(given, BATCH_STATS, self._kept)
+        self._set_initial(initial, variables)
         self._jit = getattr(module, "jit", jax.jit)
         self._predict = self._jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
@@ -135,6 +141,14 @@ class JaxTrainer:
         self._resident: tuple[np.ndarray, jax.Array] | None = None
         self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
         self._num_shares = available_cores() if device == "cpu" else 1
+
+    def _set_initial(self, initial: Initializer | None, variables: Mapping[str, Any] | None) -> None:
+        if initial is None and variables is not None:
+            self._initial = keep_weights(_named_arrays(variables, "params", self._turned))
+            self.initialization = GIVEN
+        else:
+            self._initial = initial or default_initial_parameters
+            self.initialization = describe_initializer(self._initial)
 
     def with_batching(self, batching: str) -> JaxTrainer:
         """The same trainer with another way to train a block."""
@@ -449,6 +463,24 @@ def _torch_leaves(variables: Mapping[str, Any], kind: str) -> dict[Path, NamedSh
         name = ".".join([*path[:-1], LEAF_NAMES[kind].get(path[-1], path[-1])])
         found[path] = name, tuple(np.empty(leaf.shape, np.bool_).transpose(_axes_to_torch(path, leaf.ndim)).shape)
     return found
+
+
+def _named_arrays(variables: Mapping[str, Any], kind: str, leaves: Mapping[Path, NamedShape]) -> dict[str, np.ndarray]:
+    """Return the arrays of a flax collection by their names and axes in torch.
+
+    Raises:
+        SettingError: the collection lacks a leaf of the module, or a shape differs.
+    """
+    given = flatten_dict(variables.get(kind, {}))
+    arrays = {}
+    for path, (name, shape) in leaves.items():
+        array = np.asarray(_to_torch(path, given[path]), np.float32) if path in given else None
+        found = "nothing" if array is None else f"shape {array.shape}"
+        expected = f"an array of shape {shape} at {'/'.join(path)}, as module.init returns it"
+        if array is None or array.shape != shape:
+            raise SettingError(f"variables[{kind!r}]", found, expected, "variables=module.init(key, x)")
+        arrays[name] = array
+    return arrays
 
 
 def _axes_to_torch(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:

@@ -5,14 +5,12 @@ Shapes: K clients in a block, D parameters laid flat, N examples, S local steps,
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,15 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import SettingError, require
-from fedlearn.trainers.base import Initializer, class_counts, initial_parameters, refuse_dp_sgd_with_buffers
+from fedlearn.trainers.base import (
+    GIVEN,
+    Initializer,
+    class_counts,
+    describe_initializer,
+    initial_parameters,
+    keep_weights,
+    refuse_dp_sgd_with_buffers,
+)
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
@@ -57,8 +63,6 @@ VMAP_MAX_PARAMETERS, VMAP_MIN_CLIENTS = (
     32,
 )  # parameters, and clients in a block, where stepping together is faster on a CPU
 MAX_PER_EXAMPLE_GRADIENT_BYTES = 2**28  # of per-example gradients that lie side by side
-MALLOC_TRIM_BYTES = 2**30  # of freed memory
-MALLOC_MMAP_BYTES = 2**25  # which glibc maps one by one and returns when freed; it takes no larger number
 VMAP_GROUP_SIZE = 256  # clients that step together on a CPU
 
 
@@ -85,8 +89,8 @@ class TorchTrainer:
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; parameters with ``requires_grad=False`` stay as they are.
         task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
-        initial: law of the initial parameters; None is `default_initial_parameters`. ``as_given`` keeps those of the
-            module.
+        initial: draws the initial parameters from ``(layout, rng)``, for example
+            `fedlearn.core.layout.default_initial_parameters`. None keeps the weights of the module.
         device: ``cpu``, ``cuda:0``, ...
         loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
         batching: ``map`` (one client after another), ``vmap`` (all clients of a block step together, as one batch of
@@ -107,15 +111,12 @@ class TorchTrainer:
         module: nn.Module,
         *,
         task: Task,
-        initial: Initializer | Literal["as_given"] | None = None,
+        initial: Initializer | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
         batching: str = "auto",
     ) -> None:
         _require_device(device)
-        if device == "cpu":
-            torch.set_num_threads(1)  # small models: a second thread costs more than it brings
-            _keep_freed_memory()
         self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
         self._counters = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
@@ -126,11 +127,8 @@ class TorchTrainer:
         shapes, of_buffers = ([(name, tuple(t.shape)) for name, t in ts.items()] for ts in (trainable, buffers))
         self.layout = Layout.from_shapes(shapes, of_buffers)
         given = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
-
-        def as_given(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-            return layout.pack({leaf.name: given[leaf.name] for leaf in layout.leaves})
-
-        self._initial: Initializer | None = as_given if initial == "as_given" else initial
+        self._initial = initial or keep_weights(given)
+        self.initialization = describe_initializer(initial) if initial else GIVEN
         self._buffers = {name: given[name] for name in buffers}
         self._flat_D = torch.from_numpy(self.layout.pack(given)).to(device)
         self._leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
@@ -166,6 +164,10 @@ class TorchTrainer:
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients; see `Trainer.fit`."""
+        with _one_thread(self.device):
+            return self._fit(request, rule, work)
+
+    def _fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         refuse_dp_sgd_with_buffers(self.layout, request.local)
         clients_K = np.array([one.client for one in work], np.int64)
         sizes_K = np.array([len(one.examples) for one in work], np.int64)
@@ -425,7 +427,7 @@ class TorchTrainer:
         """Outputs ``(N, C)`` in evaluation mode."""
         self._flat_D.copy_(self._to_device(params_D))
         self.module.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_thread(self.device):
             outputs = [self.module(self._to_device(part)) for part in np.array_split(x, max(1, len(x) // 4096))]
         return torch.cat(outputs).cpu().numpy()
 
@@ -459,16 +461,22 @@ def _require_device(device: str) -> None:
         raise SettingError("device", device, f"a device of this machine ({reason})", "device=cpu") from error
 
 
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: the next block needs it again, and each of its pages would be cleared anew.
+@contextmanager
+def _one_thread(device: str) -> Iterator[None]:
+    """Compute on one thread of this process, then restore the number of threads.
 
-    Environment variables that say otherwise (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``) are obeyed.
+    On a CPU the models are small, and clients run side by side in processes. A second thread costs more than it saves,
+    and sums would depend on the number of threads.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None or {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys():
-        return
-    mallopt(-1, MALLOC_TRIM_BYTES)  # M_TRIM_THRESHOLD
-    mallopt(-3, MALLOC_MMAP_BYTES)  # M_MMAP_THRESHOLD
+    num_threads = torch.get_num_threads()
+    if device == "cpu" and num_threads != 1:
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+    else:
+        yield
 
 
 def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> torch.Tensor:

@@ -39,9 +39,8 @@ def build_recommender(
     """
     sizes = (num_items, num_factors, global_mean)
     how = {"framework": framework, "device": device}
-    made = build_named_trainer(
-        "recommendation", model, MODELS, sizes, data, input_shape=(), initial=initial_params, **how
-    )
+    initial = initial_params if isinstance(model, str) else None
+    made = build_named_trainer("recommendation", model, MODELS, sizes, data, input_shape=(), initial=initial, **how)
     name = model if isinstance(model, str) else type(model).__name__
     return made, f"{name}, {num_items} items, {num_factors} factors"
 
