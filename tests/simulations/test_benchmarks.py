@@ -167,7 +167,7 @@ def test_the_bare_programs_of_w4_clip_as_our_trainers_do(monkeypatch):
         program = import_module(f"simulations.benchmarks.bare_{framework}").Bare(quiet, workers=1)
         bare_D, _ = bare.run_round(program, quiet, params_D, round=1, cohort_K=cohort_K)
         program.close()
-        module = import_module(f"fedlearn.trainers.{framework}")
+        module = import_module(f"fedlearn.trainers.{framework}.trainer")
         monkeypatch.setattr(module, "poisson_plans", lambda *asked: (plan_KSB, np.full(2, len(plans[0]))))
         asked = Request(round=1, seed=SEED, params_D=params_D, local=quiet.local)
         ours_KD = np.asarray(trainer(quiet, framework).fit(asked, plain_training, work).delta_KD)
