@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,19 +222,69 @@ class Updates:
         )
 
 
+class FailureStage(StrEnum):
+    """The stage at which a client failed. The values are those of ``metrics.jsonl``.
+
+    A node may name only the stages for which ``may_be_named_by_node`` is True; any other name counts as ``node``.
+    """
+
+    DATA = "data"  # the client has no usable examples
+    FIT = "fit"  # local training raised an error
+    UPDATE = "update"  # the update is not finite, or has a wrong shape
+    EVALUATE = "evaluate"  # the held-out part could not be evaluated
+    NODE = "node"  # not connected, dropped out, or missed the deadline
+    RESPONSE = "response"  # the response of the node cannot be read
+    REQUEST = "request"  # the node cannot read the request
+    POLICY = "policy"  # the policy of the node refuses the request
+    CLIENT_STATE = "client_state"  # the state of the client is lost or does not fit
+    NOT_NEEDED = "not_needed"  # the round closed without this client
+    SECAGG_ADVERTISE = "secagg.advertise"  # stages of secure aggregation, Bonawitz et al. 2017
+    SECAGG_SHARE = "secagg.share"
+    SECAGG_MASK = "secagg.mask"
+    SECAGG_CONFIRM = "secagg.confirm"
+    SECAGG_OPEN = "secagg.open"
+
+    @property
+    def counts_as_failure(self) -> bool:
+        """Whether the stage counts against ``max_failures``."""
+        return self is not FailureStage.NOT_NEEDED
+
+    @property
+    def is_before_sending(self) -> bool:
+        """Whether the client failed before anything was sent, so that its data were not released."""
+        return self in (FailureStage.DATA, FailureStage.FIT, FailureStage.UPDATE)
+
+    @property
+    def may_be_named_by_node(self) -> bool:
+        """Whether a coordinator accepts this stage from a node."""
+        return self.is_before_sending or self in (
+            FailureStage.CLIENT_STATE,
+            FailureStage.POLICY,
+            FailureStage.REQUEST,
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """One client that did not deliver: at which stage and why.
+    """A client that delivered no update or no evaluation.
 
-    Stages are ``data``, ``fit``, ``update``, ``evaluate``; of real clients also ``node`` (not reached, or no answer in
-    time), ``reply`` (its answer is not one), ``request`` and ``policy`` (its node refuses), ``memory``, and ``spare``:
-    asked in case others fail, and not needed, which does not count against a round.
+    Attributes:
+        client: id of the client.
+        stage: stage at which it failed; its value as a string is accepted.
+        reason: reason, one sentence.
+        traceback: traceback of the error; empty for a client on another machine.
+
+    Raises:
+        ValueError: ``stage`` is not a `FailureStage`.
     """
 
     client: ClientId
-    stage: str
+    stage: FailureStage
     reason: str
     traceback: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stage", FailureStage(self.stage))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -362,7 +413,9 @@ class Round:
     @property
     def num_updates(self) -> int:
         """Clients that delivered."""
-        return len(self.cohort) - len({failure.client for failure in self.failures if failure.stage != "evaluate"})
+        return len(self.cohort) - len(
+            {failure.client for failure in self.failures if failure.stage != FailureStage.EVALUATE}
+        )
 
 
 def sorted_client_ids(clients: Sequence[ClientId]) -> tuple[ClientId, ...]:

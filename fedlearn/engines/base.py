@@ -20,6 +20,7 @@ from fedlearn.core.records import (
     ClientWork,
     Examples,
     Failure,
+    FailureStage,
     InFlight,
     Predictions,
     Request,
@@ -63,7 +64,7 @@ class InProcessEngine:
                 try:
                     work.append(self._work(client, fresh))
                 except Exception as error:
-                    yield failure(client, "data", error)
+                    yield failure(client, FailureStage.DATA, error)
             if work:
                 yield from self._fit_block(request, strategy, work)
 
@@ -75,7 +76,7 @@ class InProcessEngine:
                 work.append(self._work(one.client, initial_client_state(strategy, self.layout, one.request.params_D)))
                 orders.append(one.request)
             except Exception as error:
-                yield failure(one.client, "data", error)
+                yield failure(one.client, FailureStage.DATA, error)
         if work:
             yield from self._fit_mixed(strategy, orders, work)
 
@@ -94,7 +95,7 @@ class InProcessEngine:
                 if np.isfinite(outputs).all():
                     yield Predictions(client=client, outputs=outputs, targets=test.y)
                 else:
-                    yield Failure(client=client, stage="evaluate", reason="predictions are not finite")
+                    yield Failure(client=client, stage=FailureStage.EVALUATE, reason="predictions are not finite")
 
     def _predict(
         self, params_D: Array, tests: Mapping[ClientId, Examples], own: Strategy | None
@@ -132,7 +133,7 @@ class InProcessEngine:
             updates, failures = client_step(self.trainer, strategy, order, work)
         except Exception as error:
             if len(work) == 1:
-                yield failure(work[0].client, "fit", error)
+                yield failure(work[0].client, FailureStage.FIT, error)
             else:  # one client spoilt the block: find it, and keep what the others did
                 for one in work:
                     yield from self._fit_block(order, strategy, [one])
@@ -170,7 +171,7 @@ def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequenc
         yield ascending[start : start + size]
 
 
-def failure(client: ClientId, stage: str, error: Exception) -> Failure:
+def failure(client: ClientId, stage: FailureStage, error: Exception) -> Failure:
     """A client's exception as a record."""
     reason = f"{type(error).__name__}: {error}"
     return Failure(client=client, stage=stage, reason=reason, traceback=traceback.format_exc())

@@ -31,6 +31,7 @@ from fedlearn.core.records import (
     ClientEvaluation,
     ClientId,
     Failure,
+    FailureStage,
     InFlight,
     Predictions,
     Request,
@@ -226,7 +227,7 @@ class GridEngine:
             if isinstance(result, Updates):
                 delivered += 1
                 self._accepted(request, [_client(result)])
-            elif result.stage != "not_needed":
+            elif result.stage.counts_as_failure:
                 failures.append(result)
             yield result
         self._refuse_too_few(request, cohort, delivered, failures)
@@ -251,11 +252,13 @@ class GridEngine:
         self.in_flight.cancel_except(places)
         for name, place in places.items():
             if name not in self.in_flight and not self._sent_out(in_flight[place]):
-                lost = Failure(client=name[0], stage="node", reason="no node with this client is connected")
+                lost = Failure(client=name[0], stage=FailureStage.NODE, reason="no node with this client is connected")
                 return Completion(place, lost, clock + time.monotonic() - began)
         name, ask, answer = self.in_flight.wait_for_next()
         one = in_flight[places[name]]
-        left_out = Failure(client=one.client, stage="response", reason="the answer of its node leaves it out")
+        left_out = Failure(
+            client=one.client, stage=FailureStage.RESPONSE, reason="the answer of its node leaves it out"
+        )
         result = next(iter(self._read(answer, ask, *self._reading(strategy, one.request))), left_out)
         if isinstance(result, Updates):
             self._accepted(one.request, [one.client])
@@ -334,7 +337,7 @@ class GridEngine:
             return read_evaluations(parcel, ask, like)
 
         for result in _ascending(cohort, self._results("evaluate", cohort, asking, pack_model_body(params_D), read)):
-            yield replace(result, stage="evaluate") if isinstance(result, Failure) else result
+            yield replace(result, stage=FailureStage.EVALUATE) if isinstance(result, Failure) else result
 
     def _asking(self, ask: RequestHeader) -> bytes:
         """A request that says which of its memories each client goes on from."""
@@ -366,7 +369,7 @@ class GridEngine:
     ) -> Iterator[Any]:
         """Results as they arrive, and a failure for every client of the cohort that has none."""
         homes = self.membership.members_by_client()
-        missing = dict.fromkeys(cohort, ("node", "no node with this client is connected"))
+        missing = dict.fromkeys(cohort, (FailureStage.NODE, "no node with this client is connected"))
         wanted: dict[int, list[ClientId]] = {}
         for client in missing.keys() & homes.keys():
             wanted.setdefault(homes[client].node_id, []).append(client)
@@ -381,12 +384,14 @@ class GridEngine:
                 left -= isinstance(result, Updates)
                 yield result
             for client in missing.keys() & set(ask.clients):
-                missing[client] = ("response", "the answer of its node leaves it out")
+                missing[client] = (FailureStage.RESPONSE, "the answer of its node leaves it out")
                 if kind == "evaluate":  # it has too few examples to tell of
                     del missing[client]
             if left <= 0:
                 exchange.close()
-                missing = dict.fromkeys(missing, ("not_needed", f"the round had its {enough} updates without it"))
+                missing = dict.fromkeys(
+                    missing, (FailureStage.NOT_NEEDED, f"the round had its {enough} updates without it")
+                )
                 break
         yield from (Failure(client=client, stage=stage, reason=reason) for client, (stage, reason) in missing.items())
 
@@ -401,13 +406,15 @@ class GridEngine:
             found = read(self.read_payload(answer, ask, self._most_bytes(len(ask.clients), num_extra)), ask)
         except InvalidResponse as error:
             log.warning("%s: %s", ask.kind, error)
-            if error.stage == "request":  # the node is not the one that said hello: started again, with other settings
+            if (
+                error.stage == FailureStage.REQUEST
+            ):  # the node is not the one that said hello: started again, with other settings
                 self.membership.request_hello(answer.node_id)
             return [Failure(client=client, stage=error.stage, reason=str(error)) for client in ask.clients]
         except WireError as error:
             self.num_malformed += 1
             log.warning("ignored an answer of node %d: %s", answer.node_id, error)
-            return [Failure(client=client, stage="response", reason=str(error)) for client in ask.clients]
+            return [Failure(client=client, stage=FailureStage.RESPONSE, reason=str(error)) for client in ask.clients]
         return found
 
     def read_payload(self, response: ResponseMessage, header: RequestHeader, max_bytes: int) -> Payload:
@@ -418,7 +425,7 @@ class GridEngine:
             WireError: it answers something else, or too much.
         """
         if response.payload is None:
-            raise InvalidResponse("node", response.reason)
+            raise InvalidResponse(FailureStage.NODE, response.reason)
         if len(response.payload) > max_bytes:
             raise WireError(f"the answer has {len(response.payload)} bytes, expected at most {max_bytes}")
         found = unpack_response(header, response.payload)
@@ -442,7 +449,7 @@ class GridEngine:
         if count == told:
             return result
         reason = f"the update claims {count} training examples; the node told {told} when it joined"
-        return Failure(client=client, stage="update", reason=reason)
+        return Failure(client=client, stage=FailureStage.UPDATE, reason=reason)
 
     def _muster(self, cohort: Sequence[ClientId]) -> None:
         """Call the roll; wait, for so long, while too few of the cohort are connected."""
@@ -486,7 +493,7 @@ def _with_losses(result: Updates | Failure, strategy: Strategy) -> Updates | Fai
     losses = {name: result.metrics.get(f"loss/{name}") for name in strategy.local.evaluate_models}
     missing = [name for name, loss in losses.items() if loss is None or not np.isfinite(loss.client_means()).all()]
     reason = f"the reply does not tell the loss of {', '.join(missing)}"
-    return Failure(client=_client(result), stage="update", reason=reason) if missing else result
+    return Failure(client=_client(result), stage=FailureStage.UPDATE, reason=reason) if missing else result
 
 
 def _client(result: Updates | ClientEvaluation | Failure) -> ClientId:

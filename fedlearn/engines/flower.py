@@ -25,6 +25,7 @@ from fedlearn.core.records import (
     ClientId,
     ExampleDP,
     Failure,
+    FailureStage,
     LocalSettings,
     MetricSum,
     Predictions,
@@ -109,7 +110,7 @@ class FlowerEngine:
         """Train the cohort, each client in answer to a message to its node."""
         self._tell(strategy)
         requests = {client: pack_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
-        for result in self._results("train", requests, stage="fit"):
+        for result in self._results("train", requests, stage=FailureStage.FIT):
             if isinstance(result, Updates) and result.client_state:
                 own = {name: rows_KD[0] for name, rows_KD in result.client_state.items()}
                 self.client_states[int(result.clients_K[0])] = own
@@ -124,7 +125,7 @@ class FlowerEngine:
         if personal_strategy is not None:
             self._tell(personal_strategy)
             requests = {client: pack_model(params_D, self.client_states.get(client, {})) for client in requests}
-        for result in self._results("evaluate", requests, stage="evaluate"):
+        for result in self._results("evaluate", requests, stage=FailureStage.EVALUATE):
             if isinstance(result, Predictions | Failure):
                 yield result
 
@@ -142,7 +143,7 @@ class FlowerEngine:
         """End the simulation, and Ray with it; harmless when called twice."""
         self._simulation.close()
 
-    def _results(self, kind: str, requests: Mapping[ClientId, bytes], *, stage: str) -> Iterator[Result]:
+    def _results(self, kind: str, requests: Mapping[ClientId, bytes], *, stage: FailureStage) -> Iterator[Result]:
         """What each client's node brings back, in ascending order of clients; Flower's errors are failures."""
         if not self._nodes:
             replies = self._simulation.exchange("query", {node: RecordDict() for node in self._simulation.node_ids()})
@@ -285,7 +286,8 @@ def unpack_result(data: bytes, client: ClientId) -> Result | None:
     """Return the result of ``client``, None if it has no held-out examples."""
     payload = unpack(data)
     if "failure" in payload.metadata:
-        return Failure(client=client, **payload.metadata["failure"])
+        failure = payload.metadata["failure"]
+        return Failure(client=client, **{**failure, "stage": FailureStage(failure["stage"])})
     if "outputs" in payload.arrays:
         return Predictions(client=client, **payload.arrays)
     if not payload.arrays:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.core.records import ClientId, Failure, Request
+from fedlearn.core.records import ClientId, Failure, FailureStage, Request
 from fedlearn.core.serialization import WireError
 from fedlearn.loop.client_update import update_size_and_dtype
 from fedlearn.privacy.secagg.masked_sum import partial_sum
@@ -44,7 +44,10 @@ def run_secure_round(
     """
     here = [client for client in cohort if client in engine.membership.members_by_client()]
     gone = set(cohort) - set(here)
-    yield from (Failure(client=client, stage="node", reason="no node with this client is connected") for client in gone)
+    yield from (
+        Failure(client=client, stage=FailureStage.NODE, reason="no node with this client is connected")
+        for client in gone
+    )
     registered = _registered(engine, here)
     length, dtype = update_size_and_dtype(strategy, request, engine.layout)
     assert strategy.privacy_guarantee is not None

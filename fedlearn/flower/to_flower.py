@@ -24,7 +24,7 @@ from fedlearn.algorithm.transforms import Context, identity
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Failure, ServerState, Updates
+from fedlearn.core.records import Failure, FailureStage, ServerState, Updates
 from fedlearn.errors import FedlearnError, is_count, is_number, require
 from fedlearn.flower.array_records import layout_from_record, params_from_record, to_array_record
 from fedlearn.loop.training_loop import initial_server_state, server_step
@@ -163,7 +163,7 @@ class _Ours(FedAvg):
             if not np.isfinite(delta_D).all():
                 raise ValueError("its model is not finite")
         except (ValueError, KeyError, TypeError) as error:
-            return Failure(client=node, stage="update", reason=f"{error}")
+            return Failure(client=node, stage=FailureStage.UPDATE, reason=f"{error}")
         return Updates(
             clients_K=np.array([node]),
             delta_KD=delta_D[None],

@@ -17,7 +17,7 @@ from fedlearn.algorithm.transforms import Context, Stage
 from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Array, ClientId, ClientWork, Examples, Failure, Request, State, Updates
+from fedlearn.core.records import Array, ClientId, ClientWork, Examples, Failure, FailureStage, Request, State, Updates
 from fedlearn.loop.local_training import initial_rule_state, train, train_mixed_rounds
 from fedlearn.loop.protocols import Trainer
 
@@ -107,7 +107,7 @@ def refuse_non_finite(updates: Updates, work: Sequence[ClientWork]) -> tuple[Upd
         return updates, []
     bad = set(updates.clients_K[~finite_K].tolist())
     failures = [
-        Failure(client=one.client, stage="update", reason=_why_not_finite(one.examples))
+        Failure(client=one.client, stage=FailureStage.UPDATE, reason=_why_not_finite(one.examples))
         for one in work
         if one.client in bad
     ]

@@ -267,8 +267,7 @@ def _broadcast(strategy: Strategy, state: ServerState) -> dict[str, Array]:
 
 def _release(number: int, gathered: PartialAggregate) -> Release:
     """What left the clients. One that failed before sending released nothing; a lost reply may have been read."""
-    before_sending = ("data", "fit", "update")
-    lost = {failure.client for failure in gathered.failures if failure.stage not in before_sending}
+    lost = {failure.client for failure in gathered.failures if not failure.stage.is_before_sending}
     sent, examples, steps = gathered.clients, gathered.num_examples_per_client, gathered.num_steps_per_client
     return Release(
         round=number, clients=sent, num_examples=examples, num_steps=steps, dropouts=tuple(sorted(lost - set(sent)))
@@ -283,7 +282,7 @@ def _gather(strategy: Strategy, engine: Engine, order: Request, cohort: Sequence
 
 
 def _stop_if_too_many_failed(gathered: PartialAggregate, num_asked: int, max_failures: float) -> None:
-    failures = [failure for failure in gathered.failures if failure.stage != "not_needed"]
+    failures = [failure for failure in gathered.failures if failure.stage.counts_as_failure]
     failed = len({failure.client for failure in failures})
     if failed > floor(max_failures * num_asked) or not gathered.num_updates:
         first = failures[0] if failures else None

@@ -22,6 +22,7 @@ from fedlearn.core.records import (
     ClientEvaluation,
     ClientId,
     Failure,
+    FailureStage,
     InFlight,
     Predictions,
     Request,
@@ -90,7 +91,7 @@ class VirtualClockEngine:
             closed = max((fate.seconds for fate in fates.values()), default=0.0)
         self.elapsed_s = closed
         why = f"the round had its {wanted} updates without it"
-        yield from (Failure(client=client, stage="not_needed", reason=why) for _, client in arriving)
+        yield from (Failure(client=client, stage=FailureStage.NOT_NEEDED, reason=why) for _, client in arriving)
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
         """Return the next completion; training is deferred and batched with other clients (`DeferredTraining`)."""
@@ -149,7 +150,7 @@ class VirtualClockEngine:
 
 
 def _missing(client: ClientId, why: str) -> Failure:
-    return Failure(client=client, stage="node", reason=why)
+    return Failure(client=client, stage=FailureStage.NODE, reason=why)
 
 
 def _update_bytes(strategy: Strategy, order: Request, layout: Layout) -> int:

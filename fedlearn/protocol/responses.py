@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.arrays import as_numpy
-from fedlearn.core.records import ClientEvaluation, ClientId, Failure, MetricSum, Updates
+from fedlearn.core.records import ClientEvaluation, ClientId, Failure, FailureStage, MetricSum, Updates
 from fedlearn.core.serialization import Payload, WireError, pack, read_fields, require_array, select_prefix, unpack
 from fedlearn.errors import FedlearnError
 from fedlearn.protocol.requests import RequestHeader
 
-NODE_FAILURE_STAGES = ("data", "fit", "update", "client_state", "policy", "request")
 MAX_EXAMPLES = 2**40
 Decode = Callable[[bytes, ClientId], np.ndarray]
 RESPONSE_OVERHEAD_BYTES = 2**20  # bytes of a reply that are not parameters
@@ -27,7 +26,7 @@ RESPONSE_OVERHEAD_BYTES = 2**20  # bytes of a reply that are not parameters
 class InvalidResponse(FedlearnError):
     """A node that did not answer, or said why it does not."""
 
-    def __init__(self, stage: str, reason: str) -> None:
+    def __init__(self, stage: FailureStage, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
 
@@ -44,7 +43,7 @@ def pack_refusal(metadata: Mapping[str, Any], stage: str, reason: str) -> bytes:
     return pack(Payload(metadata={**same, "error": {"stage": stage, "reason": reason}}))
 
 
-def unpack_response(header: RequestHeader, data: bytes) -> Payload | tuple[str, str]:
+def unpack_response(header: RequestHeader, data: bytes) -> Payload | tuple[FailureStage, str]:
     """The parcel that answers a request, or the stage and reason of a refusal.
 
     Raises:
@@ -144,7 +143,7 @@ def read_updates(
         num_bytes_K=lengths_K + 4 * (sum(sizes.values()) - sizes["delta"]),
     )
     garbled = "the update that arrived cannot be decoded"
-    results += [Failure(client=client, stage="update", reason=garbled) for client in unreadable]
+    results += [Failure(client=client, stage=FailureStage.UPDATE, reason=garbled) for client in unreadable]
     rows = [row for row, client in enumerate(clients) if client not in unreadable]
     return results + [_believed(whole.rows(np.array([row]))) for row in rows]
 
@@ -172,13 +171,13 @@ def _believed(one: Updates) -> Updates | Failure:
     vectors = {"update": one.delta_KD, **one.extra}
     broken = [name for name, rows_KD in vectors.items() if not np.isfinite(rows_KD).all()]
     if broken:
-        return Failure(client=client, stage="update", reason=f"the {broken[0]} that arrived is not finite")
+        return Failure(client=client, stage=FailureStage.UPDATE, reason=f"the {broken[0]} that arrived is not finite")
     count, steps = int(one.num_examples_K[0]), int(one.num_steps_K[0])
     if not (0 < count <= MAX_EXAMPLES and steps > 0):
         reason = f"the reply tells {count} training examples and {steps} steps, expected 1 or more"
-        return Failure(client=client, stage="update", reason=reason)
+        return Failure(client=client, stage=FailureStage.UPDATE, reason=reason)
     if not all(np.isfinite(s.total_K).all() and np.isfinite(s.count_K).all() for s in one.metrics.values()):
-        return Failure(client=client, stage="update", reason="a training metric that arrived is not finite")
+        return Failure(client=client, stage=FailureStage.UPDATE, reason="a training metric that arrived is not finite")
     return one
 
 
@@ -247,9 +246,10 @@ def read_failures(payload: Payload, header: RequestHeader) -> list[Failure]:
     return found
 
 
-def _stage(named: str) -> str:
-    """A stage that a node may name; not one by which a failure would count as none."""
-    return named if named in NODE_FAILURE_STAGES else "node"
+def _stage(named: str) -> FailureStage:
+    """Return the stage that a node names, `FailureStage.NODE` if a node may not name it."""
+    stage = FailureStage(named) if named in set(FailureStage) else FailureStage.NODE
+    return stage if stage.may_be_named_by_node else FailureStage.NODE
 
 
 def _clients_of(parcel: Payload, ask: RequestHeader, *, taken: set[ClientId]) -> list[ClientId]:

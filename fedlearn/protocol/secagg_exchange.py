@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedlearn.core.records import ClientId, Failure
+from fedlearn.core.records import ClientId, Failure, FailureStage
 from fedlearn.privacy.secagg.errors import ProtocolError, SecAggAborted
 from fedlearn.privacy.secagg.messages import Session
 from fedlearn.privacy.secagg.server import Server, ServerStage
@@ -65,7 +65,7 @@ def run_secure_sum(session: Session, registered: Mapping[ClientId, bytes], excha
             bytes_up += len(reply.payload)
             reason = reply.reason or _taken(server, reply)
             if reason:
-                stage = f"{NAME}.{server.stage.name.lower()}"
+                stage = FailureStage[f"SECAGG_{server.stage.name}"]
                 failures.append(Failure(client=reply.client, stage=stage, reason=reason))
         requests = _advanced(server, failures)
     assert server.total is not None

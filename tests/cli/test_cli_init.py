@@ -9,11 +9,12 @@ import pytest
 from needs import needs
 from safetensors.numpy import load_file, save_file
 
-needs("torch", reason="torch is not installed")
-
 from fedlearn.core import checkpoint
 from simulations import export, resume
 from simulations.run import main
+
+needs("torch", reason="torch is not installed")
+
 
 QUICK = ["scenario=diabetes", "report=false", "rounds=2"]
 

@@ -152,7 +152,7 @@ def test_a_codec_shortens_the_upload_and_with_it_the_round():
 
 
 def test_a_privacy_claim_does_not_rest_on_who_was_first():
-    private = SimpleNamespace(protection="a claim")
+    private = SimpleNamespace(privacy_guarantee="a claim")
     with pytest.raises(SettingError, match=r"system.min_completed is 2"):
         next(clocked(replace(SLOW, min_completed=2)).fit(None, private, range(4)))
 

@@ -73,7 +73,7 @@ def test_given_flax_variables_are_kept_on_torch_s_axes():
 def test_flax_variables_of_another_module_are_refused_by_the_first_leaf_that_differs(change):
     net = linen.Dense(1)
     kernel = {"kernel": np.zeros((5, 1))} if change == "shape" else {}
-    with pytest.raises(SettingError, match="kernel, as module.init returns it"):
+    with pytest.raises(SettingError, match=r"kernel, as module\.init returns it"):
         JaxTrainer(net, task="binary", input_shape=(4,), variables={"params": {"bias": np.zeros(1), **kernel}})
 
 

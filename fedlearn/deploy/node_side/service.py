@@ -27,6 +27,7 @@ from fedlearn.core.records import (
     ClientEvaluation,
     ClientId,
     Failure,
+    FailureStage,
     LocalSettings,
     MetricSum,
     Predictions,
@@ -109,10 +110,10 @@ class NodeService:
                 self._lock.release()
         except PolicyViolation as error:
             log.warning("refused a %s of run %s: %s", stage, facts.get("run"), error)
-            return pack_refusal(facts, "policy", str(error))
+            return pack_refusal(facts, FailureStage.POLICY, str(error))
         except (WireError, ClientStateError, NodeBusy) as error:
             log.warning("cannot answer a %s of run %s: %s", stage, facts.get("run"), error)
-            return pack_refusal(facts, "request", str(error))
+            return pack_refusal(facts, FailureStage.REQUEST, str(error))
         except Exception as error:
             log.exception("a %s of run %s failed", stage, facts.get("run"))
             reason = str(error) if isinstance(error, FedlearnError) else f"{type(error).__name__}: {error}"
@@ -220,7 +221,7 @@ class NodeService:
             answer = own.respond(message, lambda _: as_numpy(result.delta_KD)[0]) if result else own.respond(message)
         except RefusedMessage as error:
             log.warning("client %d refused a message of run %s: %s", client, run, error)
-            return Failure(client=client, stage="request", reason=str(error))
+            return Failure(client=client, stage=FailureStage.REQUEST, reason=str(error))
         self.client_states.save_secagg_state(run, client, own.state)
         return answer
 
@@ -235,7 +236,7 @@ class NodeService:
             if isinstance(result, Updates) and initial:
                 self.client_states.save(run, client, order.round, engine.client_states[client])
         except (ClientStateError, OSError) as error:
-            result = failure(client, "client_state", error)
+            result = failure(client, FailureStage.CLIENT_STATE, error)
         if isinstance(result, Failure):
             log.error("client %d failed in %s: %s\n%s", client, result.stage, result.reason, result.traceback)
         return result
@@ -266,7 +267,7 @@ class NodeService:
             initial = initial_client_state(strategy, engine.layout, params_D)
             engine.client_states[client] = self.client_states.load(run, client, since, initial)
         except ClientStateError as error:
-            return failure(client, "client_state", error)
+            return failure(client, FailureStage.CLIENT_STATE, error)
         (one,) = engine.evaluate(params_D, [client], strategy)
         return one
 
