@@ -164,7 +164,7 @@ def test_an_order_outside_the_policy_is_refused_with_the_reason(federation):
 def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federation, tmp_path):
     go = tmp_path / "go"
     words = [
-        *federation.settings,
+        *federation.words,
         "strategy=held_coordinator",
         f"strategy.until={go}",
         "rounds=6",

@@ -18,7 +18,7 @@ def test_what_clients_keep_lies_in_the_nodes_folder(made, tmp_path):
 
 def test_a_folder_of_an_earlier_version_is_not_passed_over(made, tmp_path):
     (tmp_path / "node" / "memory").mkdir(parents=True)
-    with pytest.raises(NodeError, match=r"memory is of an earlier version\n.*\n  try       mv .*memory .*client_states"):
+    with pytest.raises(NodeError, match=r"memory is of an earlier version\n.*\n  try       mv .*memory .*states"):
         made()
     (tmp_path / "node" / "memory").rename(tmp_path / "node" / "client_states")
     made()
