@@ -28,7 +28,7 @@ from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, Me
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.protocols import Engine, Trainer
 from fedlearn.loop.training_loop import Schedule, federate, start
-from fedlearn.trainers.base import DRAWN, initial_parameters, require_features
+from fedlearn.trainers.base import FROM_SEED, initial_parameters, require_features
 from fedlearn.trainers.batching import batch_plans, rounds_of
 
 
@@ -42,7 +42,7 @@ class LinearTrainer:
     framework = "numpy"
     device = "cpu"
     supports_dp_sgd = False
-    initialization = DRAWN
+    initialization = FROM_SEED
 
     def __init__(self, num_features: int) -> None:
         self.layout = Layout.from_shapes([("out.weight", (1, num_features)), ("out.bias", (1,))])

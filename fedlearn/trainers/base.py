@@ -17,9 +17,9 @@ from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 
 Initializer = Callable[[Layout, np.random.Generator], np.ndarray]
-DRAWN = "weights drawn from the seed"  # values of `Trainer.initialization`
-GIVEN = "weights as given"
-CUSTOM = "weights from an initializer"
+FROM_SEED = "weights drawn from the seed"  # values of `Trainer.initialization`
+FROM_MODULE = "weights as given"
+FROM_INITIALIZER = "weights from an initializer"
 
 
 class TrainerWrapper:
@@ -132,8 +132,8 @@ def keep_weights(weights: Mapping[str, np.ndarray]) -> Initializer:
 def describe_initializer(initial: Initializer) -> str:
     """Return one phrase on the source of the initial parameters, for the header of a run."""
     if initial is default_initial_parameters:
-        return DRAWN
-    return CUSTOM
+        return FROM_SEED
+    return FROM_INITIALIZER
 
 
 def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:

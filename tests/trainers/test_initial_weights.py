@@ -17,7 +17,7 @@ from fedlearn.core.layout import default_initial_parameters  # noqa: E402
 from fedlearn.data.from_arrays import from_arrays  # noqa: E402
 from fedlearn.errors import SettingError  # noqa: E402
 from fedlearn.runner.config import build  # noqa: E402
-from fedlearn.trainers.base import DRAWN, GIVEN  # noqa: E402
+from fedlearn.trainers.base import FROM_MODULE, FROM_SEED  # noqa: E402
 from fedlearn.trainers.jax import JaxTrainer  # noqa: E402
 from fedlearn.trainers.torch import TorchTrainer  # noqa: E402
 from simulations.models import build_trainer  # noqa: E402
@@ -42,18 +42,18 @@ def data():
 def test_a_given_torch_module_keeps_its_weights_and_statistics(seed):
     made = TorchTrainer(module(), task="binary")
     assert (made.init(seed) == 7.0).all()
-    assert made.initialization == GIVEN
+    assert made.initialization == FROM_MODULE
     drawn = TorchTrainer(module(), task="binary", initial=default_initial_parameters)
     assert not (drawn.init(seed)[made.layout.slices["0.weight"]] == 7.0).any()
-    assert drawn.initialization == DRAWN
+    assert drawn.initialization == FROM_SEED
 
 
 def test_a_module_that_a_scenario_is_given_keeps_its_weights_and_a_named_model_draws_them():
     given, _ = build_trainer(torch.nn.Linear(4, 1), data(), input_shape=(4,))
-    assert given.initialization == GIVEN
+    assert given.initialization == FROM_MODULE
     named, _ = build_trainer("linear", data(), input_shape=(4,))
     twin, _ = build_trainer("linear", data(), input_shape=(4,), framework="jax")
-    assert named.initialization == twin.initialization == DRAWN
+    assert named.initialization == twin.initialization == FROM_SEED
     assert np.array_equal(named.init(3), twin.init(3))
 
 
@@ -61,7 +61,7 @@ def test_given_flax_variables_are_kept_on_torch_s_axes():
     net = linen.Sequential([linen.Dense(3), linen.BatchNorm(use_running_average=True), linen.Dense(1)])
     variables = net.init(jax.random.key(5), np.zeros((1, 4), np.float32))
     made = JaxTrainer(net, task="binary", input_shape=(4,), variables=variables)
-    assert made.initialization == GIVEN
+    assert made.initialization == FROM_MODULE
     found = made.layout.unpack(made.init(9))
     kernel = np.asarray(variables["params"]["layers_0"]["kernel"])
     assert np.array_equal(found["layers_0.weight"], kernel.T)

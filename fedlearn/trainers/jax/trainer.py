@@ -32,7 +32,7 @@ from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
-    GIVEN,
+    FROM_MODULE,
     Initializer,
     available_cores,
     class_counts,
@@ -145,7 +145,7 @@ class JaxTrainer:
     def _set_initial(self, initial: Initializer | None, variables: Mapping[str, Any] | None) -> None:
         if initial is None and variables is not None:
             self._initial = keep_weights(_named_arrays(variables, "params", self._turned))
-            self.initialization = GIVEN
+            self.initialization = FROM_MODULE
         else:
             self._initial = initial or default_initial_parameters
             self.initialization = describe_initializer(self._initial)

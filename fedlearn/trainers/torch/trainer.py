@@ -24,7 +24,7 @@ from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import SettingError, require
 from fedlearn.trainers.base import (
-    GIVEN,
+    FROM_MODULE,
     Initializer,
     class_counts,
     describe_initializer,
@@ -128,7 +128,7 @@ class TorchTrainer:
         self.layout = Layout.from_shapes(shapes, of_buffers)
         given = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
         self._initial = initial or keep_weights(given)
-        self.initialization = describe_initializer(initial) if initial else GIVEN
+        self.initialization = describe_initializer(initial) if initial else FROM_MODULE
         self._buffers = {name: given[name] for name in buffers}
         self._flat_D = torch.from_numpy(self.layout.pack(given)).to(device)
         self._leaves = [trainable[leaf.name] for leaf in self.layout.trainable.leaves]
