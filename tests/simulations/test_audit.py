@@ -124,7 +124,8 @@ def masked(**settings) -> Mechanism:
             epsilon_of=lambda ledger: max_epsilon_bounds([ledger.federation], delta=1e-5),
             description={"delta": 1e-5, "adjacency": "one client more or less"},
         )
-        return replace_parts(made.protect(strategy, num_clients=population.num_clients), privacy_guarantee=protection), local
+        protected = made.protect(strategy, num_clients=population.num_clients)
+        return replace_parts(protected, privacy_guarantee=protection), local
 
     return Mechanism(validate=lambda strategy, local: None, protect=protect, kind="distributed")
 
