@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedlearn import LocalRule, Strategy, Transform, everyone, mean, stacked
-from fedlearn.testing import LinearTrainer, check_equivalent_trainers, check_strategy, check_trainer, linear_problem
+from fedlearn.testing import LinearTrainer, check_strategy, check_trainer, check_twins, linear_problem
 
 CLIENTS = [linear_problem().train(k) for k in range(4)]
 
@@ -108,8 +108,8 @@ def test_a_broken_trainer_is_caught(kind, promise):
 
 
 def test_twins_that_differ_are_caught():
-    check_equivalent_trainers(LinearTrainer(3), LinearTrainer(3), CLIENTS)
+    check_twins(LinearTrainer(3), LinearTrainer(3), CLIENTS)
     with pytest.raises(AssertionError, match="outputs"):
-        check_equivalent_trainers(LinearTrainer(3), Constant(3), CLIENTS)
+        check_twins(LinearTrainer(3), Constant(3), CLIENTS)
     with pytest.raises(AssertionError, match=r"layouts differ: out.weight\(1, 3\) and out.weight\(1, 2\)"):
-        check_equivalent_trainers(LinearTrainer(3), LinearTrainer(2), CLIENTS)
+        check_twins(LinearTrainer(3), LinearTrainer(2), CLIENTS)

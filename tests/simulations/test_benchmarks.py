@@ -16,7 +16,7 @@ from fedlearn import Examples, Request, ServerState, SettingError, federate, pla
 from fedlearn.core.records import ClientWork
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.training_loop import Schedule
-from fedlearn.testing import check_equivalent_trainers
+from fedlearn.testing import check_twins
 from fedlearn.trainers.batching import batch_plans
 from simulations.benchmarks import bare, child, measure, speed, synthetic, tables
 from simulations.benchmarks.measure import Run
@@ -122,7 +122,7 @@ def test_the_twins_are_one_model(work):
     for size in (9, 20):
         x = rng.normal(size=(size, *small.input_shape)).astype(np.float32)
         examples.append(Examples(x, rng.integers(0, small.num_classes, size)))
-    check_equivalent_trainers(trainer(small, "torch"), trainer(small, "jax"), examples)
+    check_twins(trainer(small, "torch"), trainer(small, "jax"), examples)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])

@@ -39,7 +39,7 @@ from fedlearn.core.layout import default_initial_parameters
 from fedlearn.core.records import ExampleDP
 from fedlearn.privacy.mechanisms import central, secagg
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.testing import check_equivalent_trainers
+from fedlearn.testing import check_twins
 from fedlearn.trainers.batching import batch_plans
 from fedlearn.trainers.mixed import MixedTrainer
 
@@ -136,7 +136,7 @@ def test_buffers_lie_in_the_vector_of_both_frameworks_as_a_model_begins_with_the
     first = named(TORCH.init(1))
     assert first["norm.running_mean"].tolist() == [0.0] * FEATURES
     assert first["norm.running_var"].tolist() == [1.0] * FEATURES
-    check_equivalent_trainers(TORCH, JAX, examples, tolerance=1e-5)
+    check_twins(TORCH, JAX, examples, tolerance=1e-5)
 
 
 def transcribed(examples, client, began, *, mu):

@@ -26,7 +26,7 @@ from fedlearn import (
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds
-from fedlearn.testing import check_equivalent_trainers, check_trainer
+from fedlearn.testing import check_trainer, check_twins
 from fedlearn.trainers.batching import batch_plans
 from simulations import models
 
@@ -68,7 +68,7 @@ def test_jax_keeps_the_trainer_contract(data, clients, model):
 
 @pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
 def test_the_models_are_twins(data, clients, model):
-    check_equivalent_trainers(trainer(data, "torch", model), trainer(data, "jax", model), clients)
+    check_twins(trainer(data, "torch", model), trainer(data, "jax", model), clients)
 
 
 def run(data, made, engine, strategy, *, rounds=20, **local):
