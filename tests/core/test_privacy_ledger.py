@@ -253,6 +253,7 @@ def test_example_level_epsilon_is_that_of_the_client_that_pays_most():
     assert done[-1].num_examples == sum(sizes)
 
 
+@pytest.mark.slow  # a search over noise multipliers: 5 s
 def test_example_level_noise_is_calibrated_for_the_client_that_pays_most():
     settings = LocalSettings(epochs=1, batch_size=4)
     strategy, private = example(epsilon=3.0).protect(fedavg(), settings, population(rounds=4))

@@ -15,6 +15,7 @@ OWN = ("fedlearn", "simulations", "strategies")  # whose docstrings are tested
 
 TABLE = {
     **dict.fromkeys(OWN, "unit"),
+    "fedlearn/testing": "framework",
     "tests": "unit",
     "tests/callbacks/test_run_files": "process",
     "tests/cli": "cli",
@@ -60,6 +61,7 @@ TABLE = {
     "tests/algorithm/test_server_optimizers": "framework",
     "tests/test_readme": "docs",
     "tests/test_pages": "docs",
+    "tests/robust/test_poisoning": "framework",
     "tests/robust/test_robust_aggregation": "framework",
     "tests/strategies/test_robust_rules": "framework",
     "tests/robust/test_root_dataset": "framework",
