@@ -146,10 +146,18 @@ class Layers:
         # crowded and long ones first, so that no process of pytest-xdist is left with them in the end
         items.sort(key=lambda item: next(NAMES[::-1].index(name) for name in NAMES if item.get_closest_marker(name)))
         items.sort(key=lambda item: self.group_of(item.path) != "crowded")
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(self.group_of(item.path)))
 
     def group_of(self, path: Path) -> str:
         """What pytest-xdist keeps in one process: a file, or all the crowded ones."""
         name = path.relative_to(self.root).with_suffix("").as_posix() if path.is_relative_to(self.root) else str(path)
         return "crowded" if name in CROWDED else name
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config, log):
+        from xdist.scheduler import LoadScopeScheduling
+
+        class ByGroup(LoadScopeScheduling):
+            def _split_scope(_, nodeid):  # noqa: N805
+                return self.group_of(self.root / nodeid.partition("::")[0])
+
+        return ByGroup(config, log)
