@@ -129,8 +129,9 @@ def test_the_catalogue_has_a_row_with_the_knobs_of_every_strategy():
     assert set(rows) == {path.stem for path in (ROOT / "conf/strategy").glob("*.yaml")}
     for name, row in rows.items():
         assert f"strategy={name}" in row
+        cfg = composed(f"strategy={name}")
         for knob in ("learning_rate", "beta1", "beta2", "tau", "momentum", "mu"):
-            default = OmegaConf.select(composed(f"strategy={name}"), f"strategy.{knob}")
+            default = OmegaConf.select(cfg, f"strategy.{knob}")
             if default is not None and "as `fedadam`" not in row:
                 assert f"`{knob}` ({default})" in row, f"{name}: {knob}"
 

@@ -190,5 +190,5 @@ def test_the_environment_of_a_run_turns_telemetry_off_unless_the_user_turned_it_
 
 def test_recorded_command_is_json(run):
     _, folder = run()
-    assert "simulations.run" in json.loads((folder / "environment.json").read_text())["again"]
+    assert "simulations.run" in json.loads((folder / "environment.json").read_text())["rerun_command"]
     assert Path(folder / "partition.json").exists()

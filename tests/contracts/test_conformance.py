@@ -36,7 +36,21 @@ def test_every_strategy_keeps_the_contract(builder, settings):
     check_strategy(builder(**settings, **taken(builder, SMALL)))
 
 
-@pytest.fixture(scope="module", params=["torch", "jax"])
+# strategies that change each part of a compiled program; the others are compiled in the slow run
+COMPILED = ("fedavg", "fedprox", "fedlc", "scaffold", "moon", "fedper", "ifca", "qfedavg")
+PAIRS = [
+    pytest.param(
+        framework,
+        builder,
+        id=f"{framework}-{builder.__name__}",
+        marks=[pytest.mark.slow] if framework == "jax" and builder.__name__ not in COMPILED else [],
+    )
+    for framework in ("torch", "jax")
+    for builder in BUILDERS
+]
+
+
+@pytest.fixture(scope="module")
 def problem(request, digits):
     pytest.importorskip(request.param)
     return some_digits(digits, request.param)
@@ -53,7 +67,7 @@ def some_digits(digits, framework):
     return data, models.build_trainer("mlp", data, input_shape=(8, 8, 1), framework=framework)[0]
 
 
-@pytest.mark.parametrize("builder", BUILDERS, ids=lambda builder: builder.__name__)
+@pytest.mark.parametrize(("problem", "builder"), PAIRS, indirect=["problem"])
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
     check_strategy(

@@ -113,6 +113,7 @@ def test_a_coordinator_killed_in_a_run_comes_back_and_the_run_ends_as_it_would_h
     assert run.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "whole", "rounds=5")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the process by way of /proc")
 def test_a_run_lives_through_the_death_of_flowers_link(federation, tmp_path):
     go = tmp_path / "go"

@@ -78,6 +78,7 @@ def test_a_torch_node_and_a_jax_node_train_one_model_and_nothing_is_left_behind(
 
 
 @linux
+@pytest.mark.slow
 def test_sigterm_saves_the_round_and_leaves_nothing_else(start):
     process, folder = start("rounds=1000", "hydra.run.dir=stopped")
     assert wait_for(lambda: "round 1/1000" in (folder / "out").read_text(), 120), (folder / "out").read_text()

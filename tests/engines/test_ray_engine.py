@@ -204,7 +204,8 @@ def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers
     assert far(once, rounds_of(alone, scaffold(), rounds=5)) == 0
 
 
-@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework):
     pytest.importorskip(framework)
     digits = {"_target_": "simulations.scenarios.digits.digits", "framework": framework, "num_clients": 6}

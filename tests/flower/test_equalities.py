@@ -88,7 +88,10 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
+LONG = ("bulyan without f",)  # Flower computes all pairs of distances in Python
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in SAME])
 def test_ours_and_flowers_agree_after_three_rounds(client, name):
     ours, theirs = SAME[name]
     assert far(after(to_flower(ours), client), after(theirs(), client)) < TOLERANCE
@@ -155,6 +158,7 @@ def weightless(client):
     return app
 
 
+@pytest.mark.slow
 def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_scores_at_once(client):
     """El Mhamdi et al., section 4: ``S`` is filled by one vector at a time, which leaves the received set."""
     chosen = []

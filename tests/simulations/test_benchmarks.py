@@ -234,6 +234,7 @@ def run(*words):
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.slow
 def test_a_comparison_leaves_a_table_ratios_json_markdown_and_a_figure(tmp_path):
     pytest.importorskip("flax")
     words = ["workload=w3", "clients=20", "cohort=4", "rounds=2", "repeats=2", "slow_rounds=1", f"out={tmp_path}"]

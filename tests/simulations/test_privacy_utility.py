@@ -24,6 +24,7 @@ def sweep(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_run_of_a_sweep_is_a_point_and_seeds_belong_together(sweep):
     grouped = group_by_epsilon(read_points([sweep]))
     private, bare = grouped["digits · fedavg · example"], grouped["digits · fedavg · no protection"]
@@ -33,6 +34,7 @@ def test_every_run_of_a_sweep_is_a_point_and_seeds_belong_together(sweep):
     assert all(0 <= value <= 1 for values in [*private.values(), *bare.values()] for value in values)
 
 
+@pytest.mark.slow
 def test_the_command_draws_a_picture_and_prints_a_table(sweep, capsys):
     assert main([str(sweep)]) == 0
     assert (sweep / "privacy_utility.png").stat().st_size > 10_000

@@ -45,6 +45,7 @@ def test_twins_are_one_network_on_images_of_odd_sizes(model):
     np.testing.assert_allclose(torch_one.predict(params, x), jax_one.predict(params, x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_twins_learn_alike():
     data = images((8, 8, 1))
     one, other = deltas(twins("resnet8_bn", data, (8, 8, 1)), data)

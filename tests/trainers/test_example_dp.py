@@ -185,10 +185,11 @@ FLAX = {
 }
 
 
-LONG_TO_COMPILE = ("positions", "conv", "rnn", "twice")
+LONG_TO_COMPILE = ("positions", "our cnn", "conv", "rnn", "twice")
+CLIPS = [pytest.param(clip, marks=[] if clip == 0.7 else [pytest.mark.slow]) for clip in (0.05, 0.7, 100.0)]
 
 
-@pytest.mark.parametrize("clip", [0.05, 0.7, 100.0])
+@pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG_TO_COMPILE else []) for name in FLAX]
 )

@@ -80,8 +80,14 @@ def run(data, made, engine, strategy, *, rounds=20, **local):
     return np.asarray(state.params_D)
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm"])
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+AGREE = [
+    pytest.param(model, name, marks=[pytest.mark.slow] if model == "cnn" and name != "fedavg" else [])
+    for model in ("mlp", "cnn")
+    for name in ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm")
+]
+
+
+@pytest.mark.parametrize(("model", "name"), AGREE)
 def test_after_20_rounds_frameworks_and_engines_agree(data, name, model):
     import strategies
 

@@ -176,10 +176,10 @@ def test_two_processes_at_once_download_once(source, own_cache):
     code = (
         "import sys; from fedlearn.data.download import *\n"
         "url, checksum = sys.argv[1:]\n"
-        f"find(DataSet(name='set', origins=(Official(base_url=url, files={{'{FILE}': checksum}}),)))\n"
+        f"find(DataSet(name='set', origins=(OfficialSource(base_url=url, files={{'{FILE}': checksum}}),)))\n"
     )
     command = [sys.executable, "-c", code, source.url, sha256(source.content)]
-    both = [subprocess.Popen(command, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    both = [subprocess.Popen(command, cwd=Path(__file__).parents[3]) for _ in range(2)]
     try:
         assert [process.wait(timeout=120) for process in both] == [0, 0]
     finally:
