@@ -226,10 +226,7 @@ def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strat
         require(not beside, "buffers", policy, expected, "buffers=average")
         keeps = dict.fromkeys((*strategy.local.personal_parameters, *layout.buffers))
         return replace(strategy, buffers=policy, local=strategy.local._replace(personal_parameters=tuple(keeps)))
-    noisy = (
-        strategy.privacy_guarantee is not None
-        and strategy.privacy_guarantee.description["noise_multiplier"] is not None
-    )
+    noisy = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.noise_multiplier is not None
     expected = "local: noise would make running variances negative, and they are of another scale than weights"
     require(not noisy, "buffers", policy, expected, "buffers=local")
     expected = "local: what clients make of models of different age is no mean of statistics"

@@ -41,15 +41,15 @@ def guarantee_parts(privacy: Mapping[str, Any]) -> list[str]:
     if not privacy:
         return ["none"]
     budget = f"epsilon at most {privacy['budget']:g}, " if privacy.get("budget") else ""
+    parts = [f"{privacy['kind']}: {privacy['adjacency']}"]
+    parts += [] if privacy["delta"] is None else [f"{budget}delta {privacy['delta']:g}"]
+    if privacy["clip_norm"] is not None:
+        parts.append(f"clip {privacy['clip_norm']:g}{' (adaptive)' * (privacy['clip'] == 'adaptive')}")
     if privacy["delta"] is None:
-        return [f"{privacy['kind']}: {privacy['adjacency']}", f"clip {privacy['clip_norm']:g}", NO_GUARANTEE]
-    return [
-        f"{privacy['kind']}: {privacy['adjacency']}",
-        f"{budget}delta {privacy['delta']:g}",
-        f"clip {privacy['clip_norm']:g}{' (adaptive)' * (privacy['clip'] == 'adaptive')}",
-        f"noise multiplier {privacy['noise_multiplier']:.4g} {privacy['noise']}",
-        f"sampling {privacy['sampling']}",
-    ]
+        return [*parts, NO_GUARANTEE]
+    if privacy["noise_multiplier"] is not None:
+        parts.append(f"noise multiplier {privacy['noise_multiplier']:.4g} {privacy['noise']}")
+    return [*parts, f"sampling {privacy['sampling']}"]
 
 
 def limitation_lines(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:

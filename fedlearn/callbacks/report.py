@@ -208,19 +208,23 @@ def privacy_rows(run: RunResults) -> list[tuple[str, str]]:
     if not seen:
         return []
     limits = [("Withheld", seen["withheld"]), ("Not covered", "; ".join(seen["not_covered"]))]
+    clip = "" if seen["clip_norm"] is None else f", clip {seen['clip_norm']:g}"
     if seen["delta"] is None:
-        clip = f"{seen['kind']}, clip {seen['clip_norm']:g}"
-        return [("Mechanism", clip), ("Protects", seen["adjacency"]), ("Epsilon", NO_GUARANTEE), *limits]
+        mechanism = f"{seen['kind']}{clip}"
+        return [("Mechanism", mechanism), ("Protects", seen["adjacency"]), ("Epsilon", NO_GUARANTEE), *limits]
     by_rdp = "–" if seen["epsilon_rdp"] is None else f"{seen['epsilon_rdp']:.6g}"
+    noise = []
+    if seen["noise_multiplier"] is not None:
+        noise = [("Noise", f"multiplier {seen['noise_multiplier']:.6g}, {seen['noise']}")]
     bound = "no bound" if seen["epsilon"] is None else f"{seen['epsilon']:.6g}"
     return [
-        ("Mechanism", f"{seen['kind']}, clip {seen['clip_norm']:g} ({seen['clip']})"),
+        ("Mechanism", f"{seen['kind']}{clip}" + f" ({seen['clip']})" * bool(clip)),
         ("Protects", f"one {seen['unit']}: {seen['adjacency']}"),
         ("Epsilon", f"{bound} at delta {seen['delta']:g}"),
         ("By RDP alone", by_rdp),
         ("Budget", "none" if seen["budget"] is None else f"{seen['budget']:g}"),
         ("Sampling", seen["sampling"]),
-        ("Noise", f"multiplier {seen['noise_multiplier']:.6g}, {seen['noise']}"),
+        *noise,
         *limits,
         *(("Warning", text) for text in seen["warnings"]),
     ]

@@ -1,4 +1,4 @@
-"""What a protected strategy carries through the loop: how to charge a round, and what is promised so far."""
+"""The privacy guarantee that a strategy carries through the training loop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlearn.core.privacy_ledger import Epsilon, Ledger
+from fedlearn.errors import is_number, require
 
 DEFAULT_WITHHELD = frozenset({"metrics", "examples"})
+WITHHELD_NAMES = {"metrics": "training metrics", "examples": "example counts"}
+UNITS = ("client", "example")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,28 +34,80 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyGuarantee:
-    """A promise, and how it is kept account of.
+    """The guarantee of a strategy, and the way to account for it.
+
+    A mechanism with other noise than Gaussian, or without clipping, leaves ``noise_multiplier`` or ``clip_norm`` at
+    None and states its parameters in ``settings``.
 
     Attributes:
-        charge: ``(ledger, release) -> ledger``. Asked before a round with what it may cost at most, and after it with
-            what it did; a round that released nothing is not charged.
-        epsilon_of: epsilon of a ledger; None where nothing of the kind is promised.
-        description: the promise as JSON values: ``kind``, ``unit``, ``adjacency``, ``sampling``, ``delta``, mechanism
-            settings, ``not_covered`` and ``warnings``. What a report says comes from here.
-        max_epsilon: epsilon that no round may pass; None for no limit.
-        withheld: what stays at the clients because no noise covers it: ``metrics`` of training, and their numbers of
+        kind: name of the mechanism, for example ``central``.
+        unit: privacy unit, ``client`` or ``example``.
+        adjacency: difference between two data sets that the guarantee hides, in words.
+        charge: ``(ledger, release) -> ledger``. It is called before a round with the largest possible release, and
+            after the round with the actual release. A round that released nothing is not charged.
+        epsilon_of: ``ledger -> epsilon``; None where no epsilon is promised.
+        sampling: assumption on the sampling of clients or examples, in words.
+        delta: delta of the guarantee, in (0, 1); None where no epsilon is promised.
+        noise_multiplier: standard deviation of the Gaussian noise divided by the clip norm; None without such noise.
+        clip_norm: largest L2 norm of a contribution; None without clipping.
+        clip: ``fixed``, ``adaptive`` or ``per example``.
+        max_epsilon: epsilon that no round may exceed; None for no limit.
+        threshold: smallest number of clients whose sum secure aggregation opens; None without secure aggregation.
+        withheld: values that stay at the clients because no noise covers them: ``metrics`` of training and numbers of
             ``examples``.
-        initial_ledger: what was paid before the first round: the ledger that a run starts with.
-        supports_empty_rounds: whether a round without clients is a round all the same, which releases noise.
+        not_covered: releases that the guarantee does not cover, each a phrase.
+        warnings: warnings for the reader of a report, each a sentence.
+        settings: further parameters of the mechanism as JSON values, for reports.
+        initial_ledger: ledger that a run starts with: releases before the first round.
+        supports_empty_rounds: whether a round without clients still releases noise.
     """
 
+    kind: str
+    unit: str
+    adjacency: str
     charge: Callable[[Ledger, Release], Ledger]
     epsilon_of: Callable[[Ledger], Epsilon | None]
-    description: Mapping[str, Any]
+    sampling: str = "none assumed"
+    delta: float | None = None
+    noise_multiplier: float | None = None
+    clip_norm: float | None = None
+    clip: str = "fixed"
     max_epsilon: float | None = None
+    threshold: int | None = None
     withheld: frozenset[str] = DEFAULT_WITHHELD
+    not_covered: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
     initial_ledger: Ledger = field(default_factory=Ledger)
     supports_empty_rounds: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.unit in UNITS, "unit", self.unit, f"one of {', '.join(UNITS)}", "unit='client'")
+        fits = self.delta is None or is_number(self.delta, at_least=0, below=1)
+        require(fits, "delta", self.delta, "None, or a number in [0, 1)", "delta=1e-5")
+        known = self.withheld <= WITHHELD_NAMES.keys()
+        require(known, "withheld", set(self.withheld), f"a set of {', '.join(WITHHELD_NAMES)}", "withheld=frozenset()")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the guarantee as JSON values, as ``summary.json`` and reports show it."""
+        withheld = " and ".join(text for name, text in WITHHELD_NAMES.items() if name in self.withheld)
+        secure = {} if self.threshold is None else {"threshold": self.threshold}
+        return {
+            "kind": self.kind,
+            "unit": self.unit,
+            "adjacency": self.adjacency,
+            "sampling": self.sampling,
+            "delta": self.delta,
+            "noise_multiplier": self.noise_multiplier,
+            "clip_norm": self.clip_norm,
+            "clip": self.clip,
+            "budget": self.max_epsilon,
+            **secure,
+            **self.settings,
+            "withheld": withheld or "nothing",
+            "not_covered": list(self.not_covered),
+            "warnings": list(self.warnings),
+        }
 
     def refusal_reason(self, ledger: Ledger, release: Release) -> str | None:
         """Why a round must not happen: it would overspend. None if it may."""
@@ -61,6 +116,6 @@ class PrivacyGuarantee:
         before, after = self.epsilon_of(ledger), self.epsilon_of(self.charge(ledger, release))
         if before is None or after is None or after.value <= self.max_epsilon:
             return None
-        now, delta = before.value, self.description["delta"]
+        now, delta = before.value, self.delta or 0.0
         would = f"round {release.round} would bring epsilon to {after.value:.4g}"
         return f"{would}, above privacy.epsilon={self.max_epsilon:g} at delta {delta:g} (now {now:.4g})"

@@ -51,12 +51,13 @@ def run_secure_round(
     registered = _registered(engine, here)
     length, dtype = update_size_and_dtype(strategy, request, engine.layout)
     assert strategy.privacy_guarantee is not None
+    assert strategy.privacy_guarantee.threshold is not None
     session = Session(
         run=f"{engine.run}/{engine.attempt_id}".encode(),
         round=request.round,
         nonce=os.urandom(16),
         clients=tuple(here),
-        threshold=strategy.privacy_guarantee.description["threshold"],
+        threshold=strategy.privacy_guarantee.threshold,
         length=length,
         bits=8 * dtype.itemsize,
     )

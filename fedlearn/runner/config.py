@@ -206,9 +206,7 @@ def apply_privacy(plan: Plan, scenario: Scenario) -> Plan:
     require(able, "privacy", plan.privacy.kind, expected, "privacy=central")
     refuse_dp_sgd_with_buffers(scenario.trainer.layout, local)
     strategy = with_buffer_policy(strategy, scenario.trainer.layout, plan.buffers)
-    adaptive = (
-        strategy.privacy_guarantee is not None and strategy.privacy_guarantee.description.get("clip") == "adaptive"
-    )
+    adaptive = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.clip == "adaptive"
     expected = "none with privacy.clip=adaptive, whose bit would be compressed with the update"
     fits = plan.compress.codec is None or not adaptive
     require(fits, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
@@ -245,10 +243,10 @@ def _as_prepared(strategy: Strategy, scenario: Scenario) -> Strategy:
     protection = strategy.privacy_guarantee
     if protection is None or not scenario.disclosure:
         return strategy
-    if protection.description["unit"] == "example" and scenario.ledger != Ledger():
+    if protection.unit == "example" and scenario.ledger != Ledger():
         return replace(strategy, privacy_guarantee=replace(protection, initial_ledger=scenario.ledger))
-    facts = {**protection.description, "not_covered": [*protection.description["not_covered"], scenario.disclosure]}
-    return replace(strategy, privacy_guarantee=replace(protection, description=facts))
+    not_covered = (*protection.not_covered, scenario.disclosure)
+    return replace(strategy, privacy_guarantee=replace(protection, not_covered=not_covered))
 
 
 def with_virtual_clock(engine: Engine, plan: Plan, scenario: Scenario) -> Engine:

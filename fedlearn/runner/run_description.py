@@ -74,7 +74,7 @@ def _promise(experiment: Experiment) -> Mapping[str, Any]:
     if protection is None:
         return {}
     source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
-    return {**protection.description, "noise": source}
+    return {**protection.to_json(), "noise": source}
 
 
 def _attack(experiment: Experiment, cfg: DictConfig) -> str:

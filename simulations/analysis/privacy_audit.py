@@ -86,7 +86,7 @@ def audit(analysis: AnalysisRun) -> tuple[AuditedRun, AuditResult]:
 
 def _audited(made: Experiment, scores: Scores, last: Round, unit: str) -> AuditedRun:
     protection = made.plan.strategy.privacy_guarantee
-    claimed = None if protection is None else protection.description["delta"]
+    claimed = None if protection is None else protection.delta
     delta = DEFAULT_DELTA if claimed is None else float(claimed)
     return AuditedRun(scores=scores, last_round=last, privacy_unit=unit, delta=delta)
 
@@ -97,7 +97,7 @@ def _clients(asked: AnalysisRun) -> AuditedRun:
     plan = replace(plan, strategy=replace(plan.strategy, server=sgd()), local=replace(plan.local, epochs=1, steps=1))
     population = Population(clients=range(count), rounds=plan.schedule.rounds)
     protection = plan.privacy.protect(plan.strategy, plan.local, population)[0].privacy_guarantee
-    replaced = protection is not None and "replaced" in str(protection.description["adjacency"])
+    replaced = protection is not None and "replaced" in protection.adjacency
     chosen: list[Canaries] = []
 
     def staged(scenario: Scenario) -> Scenario:

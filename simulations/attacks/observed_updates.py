@@ -41,7 +41,7 @@ def apply_mechanism(
     ledger = protection.charge(Ledger(), Release(round=1, clients=(experiment.engine.clients[0],)))
     spent = protection.epsilon_of(ledger)
     assert spent is not None  # every kind of `CLIENT_SIDE_MECHANISMS` promises one
-    return strategy, local, spent.value, float(protection.description["delta"])
+    return strategy, local, spent.value, float(protection.delta or 0.0)
 
 
 def observe_updates(experiment: Experiment, strategy: Strategy, local: LocalSettings) -> np.ndarray:

@@ -48,7 +48,7 @@ def run(made, kind, rounds=3, **settings):
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     population = Population(clients=made.engine.clients, rounds=rounds)
     strategy, local = build(words, "privacy").protect(strategy, LOCAL_SETTINGS, population)
-    found = {"noise_multiplier": strategy.privacy_guarantee.description["noise_multiplier"], "epsilon": None}
+    found = {"noise_multiplier": strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
     made.engine.set_privacy({**words, **found}, rounds=rounds)
     state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
     return list(federate(strategy, made.engine, state, schedule=Schedule(rounds=rounds), local=local))

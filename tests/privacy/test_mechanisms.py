@@ -275,7 +275,7 @@ def test_f13_metrics_and_counts_that_no_noise_covers_stay_at_the_clients(mechani
     assert round.metrics == {}
     assert round.num_examples is None
     assert {"metrics", "examples"} <= protected(mechanism).privacy_guarantee.withheld
-    assert any("held-out" in text for text in protected(mechanism).privacy_guarantee.description["not_covered"])
+    assert any("held-out" in text for text in protected(mechanism).privacy_guarantee.not_covered)
 
 
 def test_f14_deployed_noise_does_not_follow_from_any_seed(rounds_of):
@@ -308,7 +308,7 @@ def test_f15_nothing_is_done_to_evaluation(rounds_of):
 def test_f16_local_noise_is_calibrated_exactly_and_for_all_rounds():
     for rounds in (1, 10):
         strategy = protected(local(clip_norm=10.0, epsilon=10.0), rounds=rounds)
-        multiplier = strategy.privacy_guarantee.description["noise_multiplier"]
+        multiplier = strategy.privacy_guarantee.noise_multiplier
         assert epsilon_bounds(event_history({Event(multiplier / 2): rounds}), delta=1e-5).value == pytest.approx(
             10.0, rel=1e-4
         )
@@ -373,7 +373,7 @@ def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
 def test_fixed_size_cohorts_are_accounted_under_replacement_at_half_the_multiplier():
     strategy = protected(central(noise_multiplier=2.0, sampling="fixed_size"), HALF)
     assert strategy.stages[-1].event == Event(1.0, "fixed_size", 0.5)
-    assert strategy.privacy_guarantee.description["adjacency"] == "one client's data replaced"
+    assert strategy.privacy_guarantee.adjacency == "one client's data replaced"
     assert strategy.aggregate.denominator == 5
     assert protected(central(noise_multiplier=2.0), HALF).stages[-1].event == Event(2.0, "poisson", 0.5)
     assert protected(central(noise_multiplier=2.0)).stages[-1].event == Event(2.0)
@@ -390,8 +390,8 @@ def test_the_law_that_is_accounted_for_stays_where_clients_go():
 
 
 def test_delta_that_lets_one_record_through_is_warned_of():
-    assert protected(central(noise_multiplier=1.0, delta=0.2)).privacy_guarantee.description["warnings"]
-    assert not protected(central(noise_multiplier=1.0, delta=1e-5)).privacy_guarantee.description["warnings"]
+    assert protected(central(noise_multiplier=1.0, delta=0.2)).privacy_guarantee.warnings
+    assert not protected(central(noise_multiplier=1.0, delta=1e-5)).privacy_guarantee.warnings
 
 
 @pytest.mark.framework

@@ -58,13 +58,13 @@ def test_a_budget_finds_the_noise_and_stops_the_run_before_it_is_passed():
     assert len(rounds) == 4
     assert rounds[-1].privacy.value == pytest.approx(12.0, rel=1e-3)
     assert rounds[-1].privacy.value <= 12.0
-    assert strategy.privacy_guarantee.description["noise_multiplier"] > 0.5
+    assert strategy.privacy_guarantee.noise_multiplier > 0.5
 
 
 def test_sums_alone_promise_no_epsilon_and_keep_metrics_and_counts_at_home():
     strategy, rounds = run(secagg())
     assert [done.privacy for done in rounds] == [None] * 4
-    assert strategy.privacy_guarantee.description["delta"] is None
+    assert strategy.privacy_guarantee.delta is None
     assert all(done.metrics == {} and done.num_examples is None for done in rounds)
     plain = serial(linear_problem(num_clients=10), LinearTrainer(3))
     state = start(EQUAL, plain.trainer.init(1), plain, seed=1)

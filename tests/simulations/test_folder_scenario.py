@@ -324,10 +324,10 @@ def test_a_promise_about_examples_covers_noisy_statistics_and_no_others(clinics)
     exact, noisy = folder(path=clinics, target="sick"), folder(path=clinics, target="sick", **NOISY)
     for kind, scenario in (("example", exact), ("central", exact), ("central", noisy)):
         protection = protected_by(kind, scenario)
-        assert scenario.disclosure in protection.description["not_covered"]
+        assert scenario.disclosure in protection.not_covered
         assert protection.initial_ledger == Ledger()
     protection = protected_by("example", noisy)
-    assert noisy.disclosure not in protection.description["not_covered"]
+    assert noisy.disclosure not in protection.not_covered
     assert protection.epsilon_of(protection.initial_ledger).value > 1
 
 

@@ -155,7 +155,7 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
         plan = apply_privacy(plan, scenario)
         if plan.strategy.privacy_guarantee is not None:
             found = {
-                "noise_multiplier": plan.strategy.privacy_guarantee.description["noise_multiplier"],
+                "noise_multiplier": plan.strategy.privacy_guarantee.noise_multiplier,
                 "epsilon": None,
             }
             found = {name: value for name, value in found.items() if name in settings["privacy"]}

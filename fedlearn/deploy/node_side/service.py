@@ -373,7 +373,7 @@ def _threshold(strategy: Strategy) -> int:
     Raises:
         WireError: it does not mask.
     """
-    threshold = strategy.privacy_guarantee.description.get("threshold") if strategy.privacy_guarantee else None
+    threshold = strategy.privacy_guarantee.threshold if strategy.privacy_guarantee else None
     if threshold is None:
         raise WireError("the order's words mask no updates; expected privacy=secagg or privacy=distributed")
     return int(threshold)

@@ -151,11 +151,11 @@ def _mask(
     size = masked.cohort_size(strategy, population.num_clients)
     quorum = masked.threshold_of(size)
     promise = PrivacyGuarantee(
+        kind="secagg",
+        adjacency=f"only sums of {quorum} clients or more can be opened",
         charge=lambda ledger, release: ledger,
         epsilon_of=lambda ledger: None,
-        description=_facts(
-            masked, size, kind="secagg", adjacency=f"only sums of {quorum} clients or more can be opened"
-        ),
+        **_shared_parts(masked, size),
     )
     return replace_parts(masked.protect(strategy, num_clients=population.num_clients), privacy_guarantee=promise), local
 
@@ -179,39 +179,25 @@ def _noise(
     def charge(ledger: Ledger, release: Release) -> Ledger:
         return ledger.charge_clients(dict.fromkeys((*release.clients, *release.dropouts), (event, 1)))
 
-    facts = _facts(masked, size, kind="distributed", adjacency="one client's update, or zero in its place")
     promise = PrivacyGuarantee(
+        kind="distributed",
+        adjacency="one client's update, or zero in its place",
         charge=charge,
         epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=budget.delta),
         max_epsilon=budget.epsilon,
-        description={
-            **facts,
-            "delta": budget.delta,
-            "noise_multiplier": noise,
-            "budget": budget.epsilon,
-            "warnings": delta_warnings(budget.delta, population.num_clients),
-        },
+        delta=budget.delta,
+        noise_multiplier=noise,
+        warnings=tuple(delta_warnings(budget.delta, population.num_clients)),
+        **_shared_parts(masked, size),
     )
     return replace_parts(masked.protect(strategy, num_clients=population.num_clients), privacy_guarantee=promise), local
 
 
-def _facts(masked: Masking, size: int, *, kind: str, adjacency: str) -> dict[str, Any]:
+def _shared_parts(masked: Masking, size: int) -> dict[str, Any]:
+    revealed = "the sums themselves" if masked.noise is None else "who takes part"
     return {
-        "kind": kind,
         "unit": "client",
-        "adjacency": adjacency,
-        "sampling": "none assumed",
-        "delta": None,
-        "noise_multiplier": None,
         "clip_norm": masked.clip_norm,
-        "clip": "fixed",
-        "budget": None,
         "threshold": masked.threshold_of(size),
-        "withheld": "training metrics and example counts",
-        "not_covered": [
-            EVALUATION_NOT_COVERED,
-            FAILURES_NOT_COVERED,
-            "the sums themselves" if masked.noise is None else "who takes part",
-        ],
-        "warnings": [],
+        "not_covered": (EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED, revealed),
     }
