@@ -67,7 +67,7 @@ def client_app(workload: Workload, framework: str) -> Any:
 def _fit_one(workload: Workload, framework: str) -> ClientFit:
     """One client's training, prepared once in each of Ray's processes."""
     program = "opacus_torch" if workload.example_dp else f"bare_{framework}"
-    prepare: Callable[[Workload], ClientFit] = import_module(f"simulations.benchmarks.{program}").one_client
+    prepare: Callable[[Workload], ClientFit] = import_module(f"simulations.benchmarks.{program}").build_client_fit
     return prepare(workload)
 
 

@@ -122,7 +122,10 @@ def masked(**settings) -> Mechanism:
         protection = PrivacyGuarantee(
             charge=lambda ledger, release_: ledger.charge_federation(Event(release.equivalent_noise_multiplier)),
             epsilon_of=lambda ledger: max_epsilon_bounds([ledger.federation], delta=1e-5),
-            description={"delta": 1e-5, "adjacency": "one client more or less"},
+            kind="distributed",
+            unit="client",
+            adjacency="one client more or less",
+            delta=1e-5,
         )
         protected = made.protect(strategy, num_clients=population.num_clients)
         return replace_parts(protected, privacy_guarantee=protection), local
