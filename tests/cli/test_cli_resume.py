@@ -248,7 +248,7 @@ def checkpoint_rounds(folder):
     return sorted(int(path.stem.removeprefix("round_")) for path in (folder / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(here, begin, summary, number):
     pytest.importorskip("torch")
     process = begin()

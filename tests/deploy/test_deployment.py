@@ -63,6 +63,7 @@ def test_deployed_vector_and_serial_end_with_the_same_bits(federation, tmp_path)
     assert [line["num_updates"] for line in deployed.lines] == [4, 4, 4]
 
 
+@pytest.mark.slow
 def test_masked_updates_add_up_to_the_bits_of_a_simulation(federation, tmp_path):
     words = ("privacy=secagg", "strategy.weighting=equal", "rounds=2")
     deployed = federation.run(*words, name="masked")

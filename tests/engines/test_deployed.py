@@ -298,7 +298,13 @@ def test_a_round_closes_with_enough_updates_and_spares_do_not_count_as_failures(
 def test_closing_early_is_refused_where_a_privacy_claim_rests_on_the_draw(federation):
     made = federation(min_completed=1)
     strategy = build(made.settings["strategy"], "strategy")
-    promise = PrivacyGuarantee(charge=lambda ledger, release: ledger, epsilon_of=lambda ledger: None, description={})
+    promise = PrivacyGuarantee(
+        kind="test",
+        unit="client",
+        adjacency="one client more or less",
+        charge=lambda ledger, release: ledger,
+        epsilon_of=lambda ledger: None,
+    )
     private = replace(strategy, privacy_guarantee=promise)
     with pytest.raises(SettingError, match=r"engine\.min_completed"):
         list(made.engine.fit(None, private, [0]))

@@ -313,7 +313,13 @@ def test_work_at_clients_cannot_travel_and_is_refused():
         to_flower(strategies.signsgd())
     with pytest.raises(CompositionError, match="stage 0 of the strategy works at clients"):
         to_flower(Strategy(select=everyone(), stages=(clip(1.0),)))
-    promise = PrivacyGuarantee(charge=lambda ledger, release: ledger, epsilon_of=lambda ledger: None, description={})
+    promise = PrivacyGuarantee(
+        kind="test",
+        unit="client",
+        adjacency="one client more or less",
+        charge=lambda ledger, release: ledger,
+        epsilon_of=lambda ledger: None,
+    )
     with pytest.raises(CompositionError, match="the strategy claims privacy"):
         to_flower(replace(strategies.fedavg(), privacy_guarantee=promise))
     with pytest.raises(SettingError, match="fraction_train is"):

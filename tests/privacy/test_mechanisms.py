@@ -484,7 +484,7 @@ def test_a_tree_has_the_noise_of_as_many_nodes_as_binary_digits():
 
 
 @pytest.mark.framework
-@pytest.mark.parametrize("matrix", ["banded", "blt"])
+@pytest.mark.parametrize("matrix", ["banded", pytest.param("blt", marks=pytest.mark.slow)])
 def test_correlated_noise_is_less_on_sums_than_independent_noise(matrix):
     pytest.importorskip("jax_privacy", reason="needs fedlearn[ftrl]")
     correlated = noise_correlation(matrix, rounds=32, separation=32)

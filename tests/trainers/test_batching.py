@@ -70,7 +70,7 @@ def test_results_do_not_depend_on_batching_or_block_size(data, framework, model)
         assert np.abs(end - one_by_one).max() <= (0 if exact else 1e-5), (batching, block_size)
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_clients_stepping_together_keep_the_trainer_contract(data, framework):
     pytest.importorskip(framework)
     trainer, _ = models.build_trainer("mlp", data, input_shape=(8, 8, 1), framework=framework)

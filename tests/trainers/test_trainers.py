@@ -61,7 +61,7 @@ def test_torch_keeps_the_trainer_contract_bit_for_bit(data, clients, model):
     check_trainer(trainer(data, "torch", model), clients, tolerance=0)
 
 
-@pytest.mark.parametrize("model", ["linear", "mlp", "cnn"])
+@pytest.mark.parametrize("model", ["linear", "mlp", pytest.param("cnn", marks=pytest.mark.slow)])
 def test_jax_keeps_the_trainer_contract(data, clients, model):
     check_trainer(trainer(data, "jax", model), clients, tolerance=1e-6)
 
