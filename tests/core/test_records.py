@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedlearn import Evaluation, LocalSettings, SettingError
+from fedlearn import Evaluation, Failure, LocalSettings, SettingError
+from fedlearn.core.records import FailureStage
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,15 @@ def test_the_worst_tenth_is_the_low_end_of_a_score_and_the_high_end_of_an_error(
     assert one.worst("m", higher_is_better=True) == pytest.approx(0.025)
     assert one.worst("m", higher_is_better=False) == pytest.approx(0.925)
     assert evaluation([0.3, 0.9]).worst("m", higher_is_better=True) == 0.3
+
+
+def test_a_failure_takes_a_stage_or_its_value_and_no_other_name():
+    assert Failure(client=1, stage="fit", reason="x").stage is FailureStage.FIT
+    with pytest.raises(ValueError, match="spare"):
+        Failure(client=1, stage="spare", reason="x")
+
+
+def test_a_node_cannot_name_a_stage_that_does_not_count_as_a_failure():
+    assert not any(stage.may_be_named_by_node for stage in FailureStage if not stage.counts_as_failure)
+    assert [stage for stage in FailureStage if not stage.counts_as_failure] == [FailureStage.NOT_NEEDED]
+    assert all(stage.may_be_named_by_node for stage in FailureStage if stage.is_before_sending)
