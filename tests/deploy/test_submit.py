@@ -71,3 +71,20 @@ def test_the_bundle_is_small_and_the_same_each_time():
 def test_a_rehearsal_refuses_more_nodes_than_clients(capsys):
     assert rehearse(["num_nodes=20", "scenario=diabetes"]) == 2
     assert "num_nodes is 20\n  expected  at most 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("init", ["../secret.safetensors", "/etc/hostname", "link.safetensors"])
+def test_a_submitter_cannot_start_a_run_from_a_file_outside_the_coordinator_s_runs(tmp_path, init):
+    pytest.importorskip("flwr", reason="Flower is not installed")
+    from fedlearn.deploy.coordinator_side.server_app import execute
+    from fedlearn.runner.run_folder import RunFolderError
+
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (tmp_path / "secret.safetensors").write_bytes(b"not for submitters")
+    (runs / "link.safetensors").symlink_to(tmp_path / "secret.safetensors")
+    request = compose_request(["scenario=diabetes"])
+    request["settings"]["init"] = init
+    with pytest.raises(RunFolderError, match="outside the coordinator's runs"):
+        execute({**request, "do": "run"}, None, 1, runs)
+    assert not (runs / request["folder"]).exists()

@@ -97,7 +97,10 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         if request["do"] == "resume":
             _tell_folder(folder, runs)
             return resume(folder, request["overrides"], run_mode=_venue(grid, request, runs)).exit_code
-        job = Job(cfg=config_from_dict(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
+        settings = dict(request["settings"])
+        if settings.get("init"):  # a submitter must not read other files of the coordinator
+            settings["init"] = str(_inside(runs, str(settings["init"])))
+        job = Job(cfg=config_from_dict(settings), folder=folder, chosen=bool(request["chosen"]))
         return run(job, build_plan(job.cfg), run_mode=_venue(grid, request, runs)).exit_code
 
 
