@@ -78,8 +78,8 @@ def _from_run(folder: Path, layout: Layout) -> np.ndarray:
     try:
         state, _, _ = checkpoint.load_latest(folder / CHECKPOINT_FOLDER, layout)
     except CheckpointError as error:
-        fix = f"python -m simulations.export {folder}, then init={folder / 'model.safetensors'}"
-        raise SettingError("init", str(folder), f"a run of the same model ({error})", fix) from error
+        expected = "a run with a complete checkpoint of this model"
+        raise SettingError("init", str(folder), expected, "init=null, or the scenario and model of that run") from error
     return as_numpy(state.params_D)
 
 

@@ -86,3 +86,12 @@ def test_a_path_without_a_model_is_refused_before_anything_is_loaded(tmp_path, m
     assert main([*QUICK, f"init={init}", "hydra.run.dir=run"]) == 2
     assert "the folder of a run, or a .safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_model_is_refused_with_something_that_works(trained, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main(["scenario=digits", "rounds=1", "report=false", f"init={trained}", f"hydra.run.dir={folder}"]) == 2
+    said = capsys.readouterr().err
+    assert "a run with a complete checkpoint of this model" in said
+    assert "init=null" in said
+    assert not folder.exists()
