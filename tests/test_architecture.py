@@ -76,7 +76,7 @@ HOMES = {
     "torch": [
         *TRAINERS["torch"],
         *MODELS["torch"],
-        "fedlearn/testing.py",
+        "fedlearn/testing/comparison.py",
         "simulations/analysis/export_torch.py",
         *BENCHMARKS["torch"],
     ],
@@ -85,7 +85,7 @@ HOMES = {
         *TRAINERS["jax"],
         *MODELS["jax"],
         "fedlearn/algorithm/server_optimizers.py",
-        "fedlearn/testing.py",
+        "fedlearn/testing/comparison.py",
         *BENCHMARKS["jax"],
     ],
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],

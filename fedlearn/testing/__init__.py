@@ -1,0 +1,13 @@
+"""The conformance kit: checks for the parts that users bring.
+
+Each check raises `AssertionError` and names the guarantee that does not hold. Call the checks from a test:
+
+>>> from strategies import fedavg
+>>> check_strategy(fedavg(clients_per_round=3))
+"""
+
+from fedlearn.testing.problems import LOCAL_SETTINGS, LinearTrainer, linear_problem
+from fedlearn.testing.strategies import check_strategy
+from fedlearn.testing.trainers import check_trainer, check_twins
+
+__all__ = ["LOCAL_SETTINGS", "LinearTrainer", "check_strategy", "check_trainer", "check_twins", "linear_problem"]
