@@ -14,7 +14,7 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
 from fedlearn.errors import DataError, is_number, require
 
-Assignment = np.ndarray | Sequence[np.ndarray]
+Assignment = np.ndarray | Sequence[int] | Sequence[np.ndarray]
 
 
 def from_arrays(
@@ -25,8 +25,8 @@ def from_arrays(
     Args:
         x: ``(N, ...)`` numbers; kept as float32. Values are not looked at.
         y: ``(N,)`` class numbers from 0, or real targets for ``regression``.
-        assignment: the client of each row, ``(N,)``, or the row numbers of each client in turn. A client without rows
-            stays a client, with no examples; rows at no client are left out.
+        assignment: client of each row, ``(N,)`` integers, or one array of row numbers per client. A client without
+            rows is a client without examples. Rows without a client are left out.
         task: ``binary``, ``multiclass`` or ``regression``.
         test_share: held out at each client, in [0, 1): rounded, stratified by target, never a client's only example.
         seed: of the split; a client's part depends on its own rows and number alone.
@@ -84,19 +84,24 @@ def from_rows(
 
 
 def rows_of_clients(assignment: Assignment, *, num_examples: int) -> list[np.ndarray]:
-    """The row numbers of each client, from either form of an assignment.
+    """Return the row numbers of each client, from either form of an assignment.
 
-    >>> rows_of_clients(np.array([1, 1, 0]), num_examples=3)
+    >>> rows_of_clients([1, 1, 0], num_examples=3)
     [array([2]), array([0, 1])]
+
+    Raises:
+        DataError: A row number is out of range, or a row has no client number.
     """
-    if not (isinstance(assignment, np.ndarray) and assignment.ndim == 1 and assignment.dtype != object):
+    is_array = isinstance(assignment, np.ndarray) and assignment.dtype != object
+    if is_array or all(np.ndim(entry) == 0 for entry in assignment):
+        client_N = np.asarray(assignment)
+        if client_N.shape != (num_examples,) or not np.issubdtype(client_N.dtype, np.integer):
+            raise DataError(f"assignment needs one client number for each of the {num_examples} examples")
+        rows = [np.flatnonzero(client_N == client) for client in range(int(client_N.max(initial=-1)) + 1)]
+    else:
         rows = [np.asarray(rows_k, np.int64) for rows_k in assignment]
         if any(len(rows_k) and not 0 <= rows_k.min() <= rows_k.max() < num_examples for rows_k in rows):
-            raise DataError(f"assignment names rows outside 0..{num_examples - 1}")
-    elif len(assignment) != num_examples or not np.issubdtype(assignment.dtype, np.integer):
-        raise DataError(f"assignment needs one client number for each of the {num_examples} examples")
-    else:
-        rows = [np.flatnonzero(assignment == client) for client in range(int(assignment.max(initial=-1)) + 1)]
+            raise DataError(f"assignment has row numbers outside 0..{num_examples - 1}")
     if not rows:
         raise DataError("assignment names no client")
     return rows

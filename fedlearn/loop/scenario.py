@@ -23,7 +23,7 @@ class Scenario:
         name: short; names the run folder.
         data: examples by client.
         trainer: the model in its framework.
-        model: one line for the header, e.g. ``mlp 13-32-1``.
+        model: description of the model for the header, e.g. ``mlp 13-32-1``; empty for none.
         metric: to lead with in tables and figures; None takes the task's (see `fedlearn.core.metrics.main_metric`).
         partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
         read_inputs: reads model inputs ``(N, ...)`` from a file of new examples, or from a folder of images.
@@ -37,7 +37,7 @@ class Scenario:
     name: str
     data: FederatedData
     trainer: Trainer
-    model: str
+    model: str = ""
     metric: str | None = None
     partition: str = "natural"
     target_scale: tuple[float, float] = (0.0, 1.0)

@@ -285,6 +285,15 @@ def test_an_assignment_that_does_not_fit_is_refused(assignment):
         federated(assignment)
 
 
+def test_a_list_of_client_numbers_is_an_assignment():
+    x, y = np.eye(4), np.array([0, 1, 0, 1])
+    lists, arrays = (
+        from_arrays(x, y, assignment=assignment, task="binary") for assignment in ([1, 0, 1, 0], np.array([1, 0, 1, 0]))
+    )
+    for client in (0, 1):
+        assert np.array_equal(lists.train(client).x, arrays.train(client).x)
+
+
 @pytest.mark.parametrize("share", [-0.1, 1, float("nan"), "a"])
 def test_a_test_share_out_of_range_is_named(share):
     with pytest.raises(SettingError, match="test_share"):
