@@ -20,6 +20,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 SOURCES = ("fedlearn", "strategies", "simulations", "tests", "examples", "docs", "conf")
 PAGES = ("README.md", "README.zh.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "AGENTS.md")
+SUFFIXES = (".py", ".yaml", ".yml", ".toml", ".md")
+SKIPPED_FOLDERS = {"__pycache__", "_build", "generated"}
 MAX_WORDS = 25
 MIN_DOCSTRING_WORDS = 5
 
@@ -73,6 +75,8 @@ def findings(paths: Iterable[Path]) -> Iterator[Finding]:
 
 def texts(path: Path) -> Iterator[Text]:
     """Yield the prose of a Python, YAML or Markdown file."""
+    if path.suffix not in SUFFIXES:
+        return
     name, content = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path), path.read_text()
     if path.suffix == ".py":
         yield from _python_texts(name, content)
@@ -216,8 +220,14 @@ def project_files() -> list[Path]:
     """Return all files with prose, in order of their names."""
     found = [ROOT / page for page in PAGES if (ROOT / page).exists()]
     for folder in SOURCES:
-        found += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md")]
-    return sorted(path for path in found if "__pycache__" not in path.parts and "_build" not in path.parts)
+        found += files_in(ROOT / folder)
+    return sorted(found)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files with prose below a folder, without generated ones."""
+    found = (path for path in folder.rglob("*") if path.suffix in SUFFIXES)
+    return sorted(path for path in found if not SKIPPED_FOLDERS & set(path.parts))
 
 
 def counts(found: Iterable[Finding]) -> dict[str, Counter[str]]:
@@ -240,12 +250,10 @@ def main() -> int:
     parser.add_argument("paths", nargs="*", type=Path)
     parser.add_argument("--counts", action="store_true", help="print numbers by folder and rule")
     options = parser.parse_args()
-    chosen = [
-        path
-        for given in options.paths
-        for path in (sorted(given.resolve().rglob("*")) if given.is_dir() else [given.resolve()])
-    ]
-    found = list(findings(path for path in chosen or project_files() if path.is_file()))
+    chosen: list[Path] = []
+    for path in options.paths:
+        chosen += files_in(path.resolve()) if path.is_dir() else [path.resolve()]
+    found = list(findings(chosen or project_files()))
     if options.counts:
         for area, numbers in sorted(counts(found).items()):
             sys.stdout.write(f"{area:32} {sum(numbers.values()):5}  {dict(sorted(numbers.items()))}\n")
