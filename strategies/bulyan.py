@@ -2,7 +2,10 @@
 
 from fedlearn import (
     Array,
+    Context,
+    State,
     Strategy,
+    Updates,
     mean_around_median,
     resolve_num_malicious,
     select_by_krum,
@@ -38,11 +41,11 @@ def bulyan(*, num_malicious: int | None = None, clients_per_round: int | None = 
     def checked(num_updates: int) -> int:
         return resolve_num_malicious(num_malicious, num_updates, per_malicious=4)
 
-    def rule(updates_KD: Array, num_examples_K: Array) -> Array:
-        f = checked(len(updates_KD))
-        theta = len(updates_KD) - 2 * f
-        chosen = select_by_krum(squared_distances(updates_KD), f, theta)
-        return mean_around_median(updates_KD[chosen], theta - 2 * f)
+    def rule(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        f = checked(len(updates))
+        theta = len(updates) - 2 * f
+        chosen = select_by_krum(squared_distances(updates.delta_KD), f, theta)
+        return mean_around_median(updates.delta_KD[chosen], theta - 2 * f), state
 
     checked(clients_per_round or UNKNOWN_NUM_UPDATES)
     return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

@@ -3,17 +3,15 @@
 from fedlearn import (
     Array,
     Context,
-    Stage,
     State,
     Strategy,
-    Transform,
+    Updates,
     asarray_like,
-    collect_updates,
-    collected_updates,
     distances_to,
     is_count,
     is_number,
     require,
+    stacked,
     uniform,
     weighted_mean,
     zeros,
@@ -40,13 +38,13 @@ def centered_clipping(
     require(is_number(radius, at_least=0) and radius > 0, "radius", radius, "a number > 0", "radius=1.0")
     require(is_count(num_iterations), "num_iterations", num_iterations, "a whole number >= 1", "num_iterations=1")
 
-    def update(nothing_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        updates_KD = collected_updates(context).delta_KD
-        v_D = asarray_like(memory["v"], updates_KD)
+    def clipped_mean(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        updates_KD = updates.delta_KD
+        v_D = asarray_like(state["v"], updates_KD)
         for _ in range(num_iterations):
             scale_K = radius / distances_to(updates_KD, v_D).clip(radius)
             v_D = v_D + scale_K.mean() * (weighted_mean(updates_KD, scale_K) - v_D)
         return v_D, {"v": v_D}
 
-    rule = Stage(server=Transform(init=lambda layout: {"v": zeros(layout)}, update=update))
-    return Strategy(select=uniform(clients_per_round), aggregate=collect_updates(), stages=(rule,))
+    aggregate = stacked(clipped_mean, init=lambda layout: {"v": zeros(layout)})
+    return Strategy(select=uniform(clients_per_round), aggregate=aggregate)

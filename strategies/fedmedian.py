@@ -1,6 +1,6 @@
 """The coordinate-wise median of the clients' updates."""
 
-from fedlearn import Strategy, coordinate_median, stacked, uniform
+from fedlearn import Array, Context, State, Strategy, Updates, coordinate_median, stacked, uniform
 
 
 def fedmedian(*, clients_per_round: int | None = None) -> Strategy:
@@ -17,7 +17,8 @@ def fedmedian(*, clients_per_round: int | None = None) -> Strategy:
     Reference: Yin, Chen, Ramchandran, Bartlett, *Byzantine-Robust Distributed Learning: Towards Optimal Statistical
     Rates*, ICML 2018, arXiv:1803.01498, Definition 1.
     """
-    return Strategy(
-        select=uniform(clients_per_round),
-        aggregate=stacked(lambda updates_KD, num_examples_K: coordinate_median(updates_KD)),
-    )
+
+    def median(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        return coordinate_median(updates.delta_KD), state
+
+    return Strategy(select=uniform(clients_per_round), aggregate=stacked(median))

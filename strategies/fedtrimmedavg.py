@@ -1,6 +1,6 @@
 """The coordinate-wise trimmed mean of the clients' updates."""
 
-from fedlearn import Array, Strategy, is_number, require, stacked, trimmed_mean, uniform
+from fedlearn import Array, Context, State, Strategy, Updates, is_number, require, stacked, trimmed_mean, uniform
 
 
 def fedtrimmedavg(*, trim: float = 0.2, clients_per_round: int | None = None) -> Strategy:
@@ -24,7 +24,8 @@ def fedtrimmedavg(*, trim: float = 0.2, clients_per_round: int | None = None) ->
     within = is_number(trim, at_least=0, below=0.5)
     require(within, "trim", trim, "a share in [0, 0.5)", "trim=0.1   (leaves out 10 % of the clients at each end)")
 
-    def rule(updates_KD: Array, num_examples_K: Array) -> Array:
-        return trimmed_mean(updates_KD, int(trim * len(updates_KD) + 1e-9))  # 0.29 * 100 is a little less than 29
+    def rule(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        num_trimmed = int(trim * len(updates) + 1e-9)  # 0.29 * 100 is a little less than 29
+        return trimmed_mean(updates.delta_KD, num_trimmed), state
 
     return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

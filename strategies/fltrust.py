@@ -4,15 +4,13 @@ from fedlearn import (
     Array,
     Context,
     RootDataset,
-    Stage,
     State,
     Strategy,
-    Transform,
-    collect_updates,
-    collected_updates,
+    Updates,
     distances_to,
     inner_products,
     sgd,
+    stacked,
     uniform,
     weighted_mean,
 )
@@ -44,8 +42,7 @@ def fltrust(
     """
     root = RootDataset(client=root_client, num_examples=num_root_examples)
 
-    def update(nothing_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        updates = collected_updates(context)
+    def trusted_mean(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
         is_root_K, g_KD = root.is_root(updates.clients_K), updates.delta_KD
         g0_D = g_KD[is_root_K][0]
         norm_K = distances_to(g_KD, 0 * g0_D).clip(1e-30)
@@ -53,8 +50,12 @@ def fltrust(
         trust_K = (inner_products(g_KD, g0_D) / (norm_K * norm0)).clip(0) * ~is_root_K
         weights_K = trust_K * norm0 / norm_K
         if not trust_K.any():
-            return 0 * g0_D, memory
-        return weights_K.sum() / trust_K.sum() * weighted_mean(g_KD, weights_K), memory
+            return 0 * g0_D, state
+        return weights_K.sum() / trust_K.sum() * weighted_mean(g_KD, weights_K), state
 
-    select, rule = root.add_to_cohorts(uniform(clients_per_round)), Stage(server=Transform(update=update))
-    return Strategy(select=select, stages=(rule,), aggregate=collect_updates(), server=sgd(learning_rate), root=root)
+    return Strategy(
+        select=root.add_to_cohorts(uniform(clients_per_round)),
+        aggregate=stacked(trusted_mean, reads=("clients_K",)),
+        server=sgd(learning_rate),
+        root=root,
+    )

@@ -10,14 +10,14 @@ from fedlearn import (
     PersonalModel,
     State,
     Strategy,
-    Transform,
     Updates,
+    aggregate_updates,
     as_numpy,
     is_count,
     mean,
-    per_model,
     random_parameters,
     require,
+    stacked,
     uniform,
 )
 
@@ -48,15 +48,14 @@ def ifca(
     def first(layout: Layout) -> State:
         return {name: random_parameters(layout, seed, j) for j, name in enumerate(others, start=1)}
 
-    def choice(updates: Updates) -> np.ndarray:
-        return np.argmin([updates.metrics[f"loss/{name}"].client_means() for name in models], axis=0)
+    def move(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        chosen_K = np.argmin([updates.metrics[f"loss/{name}"].client_means() for name in models], axis=0)
+        moves = [0 * updates.delta_KD[0]] * num_clusters
+        for j in np.unique(chosen_K).tolist():
+            moves[j], _ = aggregate_updates(cluster_mean, updates.rows(chosen_K == j))
+        return moves[0], {name: as_numpy(state[name]) + as_numpy(moves[j]) for j, name in enumerate(others, start=1)}
 
-    def step(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        return update_D, {
-            name: as_numpy(memory[name]) + as_numpy(moved(context.aggregator_state, name)) for name in others
-        }
-
-    aggregate, moved = per_model(mean(weighting=weighting), models, choice)
-    server = Transform(init=first, update=step, broadcast=dict, needs_aggregator_state=True)
+    cluster_mean = mean(weighting=weighting)
     local = LocalRule(receives=others, evaluate_models=models, personal=PersonalModel())
-    return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate, server=server)
+    aggregate = stacked(move, init=first, broadcast=dict, reads=("metrics",))
+    return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate)

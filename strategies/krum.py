@@ -2,7 +2,10 @@
 
 from fedlearn import (
     Array,
+    Context,
+    State,
     Strategy,
+    Updates,
     is_count,
     rank_by_krum,
     require,
@@ -43,9 +46,9 @@ def krum(*, num_malicious: int | None = None, num_to_keep: int = 1, clients_per_
         require(num_to_keep <= most, "strategy.num_to_keep", num_to_keep, expected, f"strategy.num_to_keep={most}")
         return f
 
-    def rule(updates_KD: Array, num_examples_K: Array) -> Array:
-        order_K = rank_by_krum(squared_distances(updates_KD), checked(len(updates_KD)))
-        return unweighted_mean(updates_KD[order_K[:num_to_keep]])
+    def rule(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        order_K = rank_by_krum(squared_distances(updates.delta_KD), checked(len(updates)))
+        return unweighted_mean(updates.delta_KD[order_K[:num_to_keep]]), state
 
     checked(clients_per_round or UNKNOWN_NUM_UPDATES)
     return Strategy(select=uniform(clients_per_round), aggregate=stacked(rule))

@@ -1,6 +1,19 @@
 """RFA: the geometric median of the clients' updates."""
 
-from fedlearn import Array, Strategy, distances_to, is_count, is_number, require, stacked, uniform, weighted_mean
+from fedlearn import (
+    Array,
+    Context,
+    State,
+    Strategy,
+    Updates,
+    distances_to,
+    is_count,
+    is_number,
+    require,
+    stacked,
+    uniform,
+    weighted_mean,
+)
 
 
 def rfa(*, num_iterations: int = 8, smoothing: float = 1e-6, clients_per_round: int | None = None) -> Strategy:
@@ -25,10 +38,10 @@ def rfa(*, num_iterations: int = 8, smoothing: float = 1e-6, clients_per_round: 
     require(is_count(num_iterations), "num_iterations", num_iterations, "a whole number >= 1", "num_iterations=8")
     require(is_number(smoothing, at_least=0) and smoothing > 0, "smoothing", smoothing, "> 0", "smoothing=1e-6")
 
-    def geometric_median(updates_KD: Array, num_examples_K: Array) -> Array:
-        v_D = 0 * updates_KD[0]
+    def geometric_median(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        v_D = 0 * updates.delta_KD[0]
         for _ in range(num_iterations):
-            v_D = weighted_mean(updates_KD, 1 / distances_to(updates_KD, v_D).clip(smoothing))
-        return v_D
+            v_D = weighted_mean(updates.delta_KD, 1 / distances_to(updates.delta_KD, v_D).clip(smoothing))
+        return v_D, state
 
     return Strategy(select=uniform(clients_per_round), aggregate=stacked(geometric_median))

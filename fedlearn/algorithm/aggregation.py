@@ -1,4 +1,4 @@
-"""From the updates of many clients to one: folds, so that a mean streams and a robust rule may stack.
+"""Reduce the updates of many clients to one: means stream in constant memory, other rules see all updates at once.
 
 Shapes: K clients in a block, D parameters laid flat.
 """
@@ -12,38 +12,57 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array
 
-from fedlearn.algorithm.transforms import Context
+from fedlearn.algorithm.transforms import Context, no_broadcast, no_state
 from fedlearn.core.layout import Layout
-from fedlearn.core.records import Array, Failure, State, Updates
+from fedlearn.core.records import Array, Failure, MetricSum, State, Updates
 from fedlearn.errors import is_number, require
 
 WEIGHTINGS = ("examples", "equal")
+READABLE = ("clients_K", "metrics", "extra")  # fields of `Updates` that a rule declares
 TILE_SIZE = 2**17  # numbers that are added at a time: they stay in the cache
 
 
+Rule = Callable[[Any, State, Context], tuple[Array, State]]
+
+
 class Aggregator(NamedTuple):
-    """A fold over blocks of updates.
+    """Reduce the updates of a round to one update, block by block.
 
     Attributes:
-        init: the empty fold.
-        add: take in one block; may reuse the memory it is given.
-        finalize: ``update_D`` of all that was added.
-        sensitivity: how far the result moves, at most, when one client's clipped update changes:
+        init: returns the empty partial state of a round, ``(layout) -> partial``.
+        add: adds one block, ``(partial, updates) -> partial``; may reuse the memory of ``partial``.
+        finalize: returns ``update_D`` of all added updates, ``(partial) -> update_D``. With ``rule``, it returns the
+            first argument of the rule.
+        sensitivity: largest L2 change of the result when the clipped update of one client changes,
             ``(clip_norm, cohort_size) -> float``; None if unknown, so that no privacy claim may rest on it.
         is_sum: whether the result is a (weighted) sum of updates; masking needs one.
-        denominator: what a sum is divided by, where it is fixed before the round whoever delivers; else None. Noise on
-            the server needs one: where clients that drop out shrink it, each of the others counts for more.
-        merge: two folds as one, the clients of the first before those of the second, so that engines on several
-            machines may each fold their own; None: they send whole updates.
+        merge: joins two partial states, the clients of the first before those of the second. None: engines on several
+            machines send whole updates.
+        denominator: divisor of a sum that is fixed before the round; None if it depends on the responding clients.
+            Noise at the server needs one: after dropouts, a smaller divisor would enlarge the share of each client.
+        rule: last step of a round, ``(finalized, state, context) -> (update_D, state)``; None: there is no such step.
+        init_state: returns the state of the rule before the first round, ``(layout) -> state``: named arrays.
+            The server state and checkpoints hold it.
+        broadcast: returns the D-vectors of this state that the next request carries to the clients.
+        reads: fields of `Updates` about single clients that the rule needs: ``clients_K``, ``metrics``, ``extra``.
     """
 
     init: Callable[[Layout], State]
     add: Callable[[State, Updates], State]
-    finalize: Callable[[State], Array]
+    finalize: Callable[[State], Any]
     sensitivity: Callable[[float, int], float] | None = None
     is_sum: bool = False
     merge: Callable[[State, State], State] | None = None
     denominator: float | None = None
+    rule: Rule | None = None
+    init_state: Callable[[Layout], State] = no_state
+    broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast
+    reads: tuple[str, ...] = ()
+
+    def finish(self, partial: State, state: State, context: Context) -> tuple[Array, State]:
+        """Return the aggregate of a round, and the state of the rule after it."""
+        result = self.finalize(partial)
+        return (result, state) if self.rule is None else self.rule(result, state, context)
 
 
 def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
@@ -186,86 +205,116 @@ def map_updates(transform: Callable[[Array], Array], aggregator: Aggregator) -> 
     return Aggregator(init=aggregator.init, add=add, finalize=aggregator.finalize, merge=aggregator.merge)
 
 
-def per_model(
-    aggregator: Aggregator, model_names: Sequence[str], assign: Callable[[Updates], np.ndarray]
-) -> tuple[Aggregator, Callable[[State, str], Array]]:
-    """An aggregator of updates of several models, and what gives the aggregate of one of them: ``(fold, name)``.
+def stacked(
+    rule: Callable[[Updates, State, Context], tuple[Array, State]],
+    *,
+    init: Callable[[Layout], State] = no_state,
+    broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast,
+    reads: Sequence[str] = (),
+    sensitivity: Callable[[float, int], float] | None = None,
+) -> Aggregator:
+    """Return an aggregator from a rule that needs all updates of a round at once.
 
     Args:
-        aggregator: folds the updates of one model.
-        model_names: of the models; the aggregator's own result is that of the first.
-        assign: which model each of a block's K updates is of, by its place in ``model_names``.
+        rule: ``(updates, state, context) -> (update_D, state)``. ``updates`` has one row per responding client, in
+            ascending order of client ids: ``delta_KD``, ``num_examples_K``, ``num_steps_K``, ``clients_K`` and the
+            fields in ``reads``. ``context`` has the round, the model ``params_D`` and a random generator.
+        init: returns the state before the first round, named arrays. Checkpoints hold the state.
+        broadcast: returns the D-vectors of the state that the next request carries, see `LocalRule.receives`.
+        reads: fields of `Updates` about single clients that the rule needs: ``clients_K`` (the ids mean something to
+            the rule), ``metrics`` (losses) and ``extra``. Other metrics and extra vectors are dropped.
+        sensitivity: largest L2 change of the result when one clipped update changes,
+            ``(clip_norm, cohort_size) -> float``; None if unknown.
 
-    *Guarantees*: the aggregate of a model that no update is of is zero.
+    *Guarantees*: the rule runs once per round, after all blocks. Memory is that of all updates of the round.
+
+    Raises:
+        SettingError: ``reads`` names another field.
+
+    >>> def largest(updates, state, context):
+    ...     return updates.delta_KD.max(axis=0), state
+    >>> stacked(largest).reads
+    ()
     """
+    known = set(reads) <= set(READABLE)
+    require(known, "reads", tuple(reads), f"names among {', '.join(READABLE)}", 'reads=("metrics",)')
 
-    def add(memory: State, updates: Updates) -> State:
-        models, chosen_K = dict(memory["models"]), assign(updates)
-        for j in np.unique(chosen_K).tolist():
-            fold = models.get(model_names[j]) or aggregator.init(memory["layout"])
-            models[model_names[j]] = aggregator.add(fold, updates.rows(chosen_K == j))
-        return {**memory, "models": models}
+    def add(partial: State, updates: Updates) -> State:
+        return {"blocks": (*partial["blocks"], _readable(updates, reads))}
 
-    def of(memory: State, name: str) -> Array:
-        models, size = memory["models"], memory["layout"].num_parameters
-        return aggregator.finalize(models[name]) if name in models else np.zeros(size, np.float32)
+    def merge(first: State, second: State) -> State:
+        return {"blocks": first["blocks"] + second["blocks"]}
 
-    def init(layout: Layout) -> State:
-        return {"models": {}, "layout": layout}
-
-    return Aggregator(init=init, add=add, finalize=lambda memory: of(memory, model_names[0])), of
-
-
-def stacked(rule: Callable[[Array, np.ndarray], Array]) -> Aggregator:
-    """An aggregator from a rule that wants all updates at once: ``rule(updates_KD, num_examples_K) -> update_D``."""
-
-    def add(memory: State, updates: Updates) -> State:
-        return {"blocks": [*memory["blocks"], updates]}
-
-    def done(memory: State) -> Array:
-        return rule(_end_to_end(memory["blocks"]), np.concatenate([block.num_examples_K for block in memory["blocks"]]))
-
-    def merge(one: State, other: State) -> State:
-        return {"blocks": [*one["blocks"], *other["blocks"]]}
-
-    return Aggregator(init=lambda layout: {"blocks": []}, add=add, finalize=done, merge=merge)
-
-
-def _end_to_end(blocks: Sequence[Updates]) -> Array:
-    xp = array_namespace(blocks[0].delta_KD)
-    return xp.concat([block.delta_KD for block in blocks]) if len(blocks) > 1 else blocks[0].delta_KD
-
-
-def collect_updates() -> Aggregator:
-    """Nothing but the updates themselves, for a rule that remembers, draws lots or must know who sent what.
-
-    Such a rule is the server half of a strategy's last stage: it finds the updates with
-    ``collected_updates(context)`` and returns the aggregate in the place of the zero that this gives.
-    """
-
-    def add(memory: State, updates: Updates) -> State:
-        return {**memory, "updates": (*memory["updates"], updates)}
-
-    def merge(one: State, other: State) -> State:
-        return {**one, "updates": one["updates"] + other["updates"]}
+    def run(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        return rule(updates, state, replace(context, metrics={}))
 
     return Aggregator(
-        init=lambda layout: {"updates": (), "layout": layout},
+        init=lambda layout: {"blocks": ()},
         add=add,
-        finalize=lambda memory: np.zeros(memory["layout"].num_parameters, np.float32),
+        finalize=lambda partial: concat_updates(partial["blocks"]),
         merge=merge,
+        sensitivity=sensitivity,
+        rule=run,
+        init_state=init,
+        broadcast=broadcast,
+        reads=tuple(reads),
     )
 
 
-def collected_updates(context: Context) -> Updates:
-    """All updates of the round, as `collect_updates` holds them: ids, update and number of examples of each client."""
-    blocks = context.aggregator_state["updates"]
+def _readable(updates: Updates, reads: Sequence[str]) -> Updates:
+    """Return the updates without the fields that a rule does not need, so that they take no memory."""
+    return Updates(
+        clients_K=updates.clients_K,
+        delta_KD=updates.delta_KD,
+        num_examples_K=updates.num_examples_K,
+        num_steps_K=updates.num_steps_K,
+        metrics=updates.metrics if "metrics" in reads else {},
+        extra=updates.extra if "extra" in reads else {},
+    )
+
+
+def concat_updates(blocks: Sequence[Updates]) -> Updates:
+    """Return the blocks as one: rows, counts, metrics and extra vectors, without client states and payloads.
+
+    A metric that a block does not have is NaN for its clients.
+    """
+    if len(blocks) == 1:
+        return blocks[0]
+    xp = array_namespace(blocks[0].delta_KD)
+    metrics = dict.fromkeys(name for block in blocks for name in block.metrics)
     return Updates(
         clients_K=np.concatenate([block.clients_K for block in blocks]),
-        delta_KD=_end_to_end(blocks),
+        delta_KD=xp.concat([block.delta_KD for block in blocks]),
         num_examples_K=np.concatenate([block.num_examples_K for block in blocks]),
         num_steps_K=np.concatenate([block.num_steps_K for block in blocks]),
+        metrics={name: _concat_metric(name, blocks) for name in metrics},
+        extra={name: xp.concat([block.extra[name] for block in blocks]) for name in blocks[0].extra},
     )
+
+
+def _concat_metric(name: str, blocks: Sequence[Updates]) -> MetricSum:
+    sums = [block.metrics.get(name) or MetricSum(np.zeros(len(block)), np.zeros(len(block))) for block in blocks]
+    return MetricSum(np.concatenate([s.total_K for s in sums]), np.concatenate([s.count_K for s in sums]))
+
+
+def aggregate_updates(
+    aggregator: Aggregator, *blocks: Updates, state: State | None = None, context: Context | None = None
+) -> tuple[Array, State]:
+    """Return the aggregate of some blocks of updates, and the state of the aggregator after it.
+
+    Args:
+        aggregator: any aggregator.
+        blocks: updates of one round, at least one block.
+        state: state of the aggregator; None: the state before the first round.
+        context: context of the round; None: that of round 1 with seed 0. Its layout describes the updates.
+    """
+    context = context or Context(round=1, seed=0)
+    layout = context.layout or Layout.from_shapes([("updates", (int(blocks[0].delta_KD.shape[-1]),))])
+    partial = aggregator.init(layout)
+    for block in blocks:
+        partial = aggregator.add(partial, block)
+    state = aggregator.init_state(layout) if state is None else state
+    return aggregator.finish(partial, state, replace(context, layout=layout))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -59,6 +59,14 @@ class Strategy:
         """How updates are written as bytes, if they are: the last stage's."""
         return self.stages[-1].codec if self.stages else None
 
+    @property
+    def supports_partial_aggregates(self) -> bool:
+        """Whether engines may aggregate parts of a cohort.
+
+        An asynchronous strategy weighs updates by staleness, which only the training loop knows.
+        """
+        return self.aggregate.merge is not None and self.asynchrony is None
+
     def shared_layout(self, layout: Layout) -> Layout:
         """The layout of updates: that of the model without the parameters that stay at the clients.
 
@@ -120,8 +128,6 @@ class Strategy:
             "an asynchronous strategy asks whoever is idle, and draws no cohort",
             "select=everyone()",
         )
-        # how much an update counts is known when it lands: no engine may fold it before
-        object.__setattr__(self, "aggregate", self.aggregate._replace(merge=None))
 
     def _check_local(self) -> None:
         """What stays at the clients must stay there, and what they tell must not leave without noise."""
@@ -142,6 +148,13 @@ class Strategy:
             f"clients tell the loss of {', '.join(rule.evaluate_models)} on their examples, "
             "which would leave without noise",
             "privacy=none, or a strategy whose clients tell no losses",
+        )
+        _refuse_if(
+            self.privacy_guarantee is not None
+            and "metrics" in self.privacy_guarantee.withheld
+            and "metrics" in self.aggregate.reads,
+            "the aggregation rule reads the metrics of each client, and the privacy mechanism adds no noise to them",
+            "privacy=none, or an aggregation rule that reads updates only",
         )
         _refuse_if(
             self.privacy_guarantee is not None and self.select.update is not None,

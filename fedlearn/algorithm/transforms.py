@@ -5,6 +5,7 @@ Shapes: K clients in a block, D parameters laid flat; a transform works on ``(..
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class Context:
         extra: mean over the cohort of what else clients sent, D each; on the server only.
         broadcast: what the server half of this stage sends to its client half; on clients only.
         params_D: the global model that the round began with; on the server only.
-        aggregator_state: final state of the aggregator, for rules that aggregate and step in one; on the server only.
+        layout: layout of the updates; on the server only.
         deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
         staleness_K: server steps since each of those clients was sent its model; asynchronous strategies only.
         sent_D: the mean of the models that they were sent; asynchronous strategies only.
@@ -49,10 +50,20 @@ class Context:
     extra: Mapping[str, Array] = field(default_factory=dict)
     broadcast: Mapping[str, Array] = field(default_factory=dict)
     params_D: Array = None
-    aggregator_state: State = field(default_factory=dict)
+    layout: Layout | None = None
     deployed: bool = False
     staleness_K: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     sent_D: Array = None
+
+    def random_generator(self) -> np.random.Generator:
+        """Return a generator for random draws at the server.
+
+        In a simulation it follows from seed and round: each call in a round starts the same stream. In a deployment
+        the operating system seeds it, because clients know the seed of the run and could predict the draws.
+        """
+        if self.deployed:
+            return np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "big")))
+        return generator(self.seed, Purpose.MIXING, round=self.round)
 
 
 def no_state(layout: Layout) -> State:
@@ -78,14 +89,11 @@ class Transform(NamedTuple):
             per client in a client half, where ``update`` gets them stacked, K x D.
         broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
             from the optimiser, anything small for its own client half from a stage.
-        needs_aggregator_state: whether the step of a server optimizer is computed from ``Context.aggregator_state``.
-            Nothing that changes updates can then stand before it.
     """
 
     update: Callable[[Array, State, Context], tuple[Array, State]] = _unchanged
     init: Callable[[Layout], State] = no_state
     broadcast: Callable[[State], Mapping[str, Array]] = no_broadcast
-    needs_aggregator_state: bool = False
 
 
 identity = Transform()
@@ -152,8 +160,7 @@ def chain(*transforms: Transform) -> Transform:
     def broadcast(memory: State) -> Mapping[str, Array]:
         return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(own(memory, i)).items()}
 
-    from_fold = any(transform.needs_aggregator_state for transform in transforms)
-    return Transform(init=init, update=update, broadcast=broadcast, needs_aggregator_state=from_fold)
+    return Transform(init=init, update=update, broadcast=broadcast)
 
 
 def clip_norm(update: Array, bound: float) -> Array:

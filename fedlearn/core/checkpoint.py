@@ -23,7 +23,7 @@ from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.records import ClientId, InFlight, Request, ServerState, State
 from fedlearn.errors import CheckpointError
 
-VERSION = 5  # before 5, arrays of strategies and the settings of a run had other names
+VERSION = 6  # before 6, states of aggregation rules were among the states of stages
 LEDGER = "ledger"
 DAMAGES = (SafetensorError, OSError, KeyError, ValueError)  # what reading a broken file raises
 
@@ -71,6 +71,7 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
         params_D=tensors["params"],
         server=_group(tensors, "server/"),
         stages=stages,
+        aggregate=_group(tensors, "aggregate/"),
         select=_group(tensors, "select/"),
         ledger=_ledger(tensors),
         clock=float(tensors["clock"][0]) if "clock" in tensors else 0.0,
@@ -130,6 +131,7 @@ def _tensors(state: ServerState, memories: Mapping[ClientId, State]) -> dict[str
     tensors: dict[str, Any] = {"params": state.params_D}
     tensors |= {f"server/{name}": v for name, v in state.server.items()}
     tensors |= {f"stage/{i}/{name}": v for i, memory in enumerate(state.stages) for name, v in memory.items()}
+    tensors |= {f"aggregate/{name}": v for name, v in state.aggregate.items()}
     tensors |= {f"select/{name}": v for name, v in state.select.items()}
     if memories:
         clients = sorted(memories)

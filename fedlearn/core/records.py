@@ -368,6 +368,7 @@ class ServerState:
     params_D: Array
     server: State = field(default_factory=dict)
     stages: tuple[State, ...] = ()
+    aggregate: State = field(default_factory=dict)
     select: State = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     clock: float = 0.0

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.aggregation import Aggregator
+from fedlearn.algorithm.aggregation import Aggregator, stacked
 from fedlearn.algorithm.client_selection import SamplingLaw, Selector
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.algorithm.transforms import Context, Transform
+from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy
-from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array, ClientId, State, Updates
 from fedlearn.errors import CheckpointError, FedlearnError, MissingExtra, require
 
@@ -47,7 +46,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
 
     What differs: the cohort is drawn by the run's seed, as large as ``fraction_train`` and ``min_train_nodes`` say;
     Flower draws by Python's global generator. Clients train as ``local`` says, not by a message's configuration.
-    Evaluation is ours. Stages may work at clients, but their server halves have no aggregate to work on.
+    Evaluation is ours. Server halves of stages get the step of the strategy in place of an aggregate.
 
     Args:
         flower: `flwr.serverapp.strategy.Krum(...)`, or one of your own. It is not changed.
@@ -70,7 +69,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
     )
     redirect_flower_log()
     identify_as_server()
-    return Strategy(select=_as_flower_selects(flower), aggregate=_kept(), server=_Rounds(flower).as_transform())
+    return Strategy(select=_as_flower_selects(flower), aggregate=_Rounds(flower).as_aggregator())
 
 
 def _as_flower_selects(strategy: Any) -> Selector:
@@ -89,36 +88,25 @@ def _as_flower_selects(strategy: Any) -> Selector:
     return Selector(choose=choose, law=SamplingLaw(kind="all") if fraction == 1 else None)
 
 
-def _kept() -> Aggregator:
-    """A fold that only keeps: Flower's strategies aggregate and step in one, in the server half."""
-
-    def add(memory: State, updates: Updates) -> State:
-        return {**memory, "blocks": [*memory["blocks"], updates]}
-
-    def done(memory: State) -> Array:
-        return np.zeros(memory["layout"].num_parameters, np.float32)
-
-    return Aggregator(init=lambda layout: {"layout": layout, "blocks": []}, add=add, finalize=done)
-
-
 class _Rounds:
-    """Flower's rounds as a server optimiser."""
+    """Run rounds of a Flower strategy as an aggregation rule: Flower aggregates and steps in one call."""
 
     def __init__(self, strategy: Any) -> None:
         self.strategy, self.first = strategy, take_snapshot(strategy)
         self.lost: dict[str, Any] = {}  # attributes that no checkpoint holds
         self.round_of_lost = 0
 
-    def as_transform(self) -> Transform:
-        """What `Strategy.server` takes."""
-        return Transform(update=self.update, needs_aggregator_state=True)
+    def as_aggregator(self) -> Aggregator:
+        """Return the aggregator for `Strategy.aggregate`."""
+        return stacked(self.aggregate, reads=("clients_K", "metrics"))
 
-    def update(self, update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        """One round of the strategy."""
-        layout, params_D = context.aggregator_state["layout"], np.asarray(as_numpy(context.params_D))
-        strategy = self._as_it_was(memory, context.round)
+    def aggregate(self, updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+        """Run one round of the strategy. The update is the difference between its models after and before."""
+        layout, params_D = context.layout, np.asarray(as_numpy(context.params_D))
+        assert layout is not None
+        strategy = self._as_it_was(state, context.round)
         arrays, config = to_array_record(params_D, layout), ConfigRecord()
-        replies = _replies(strategy, context, arrays, config, params_D)
+        replies = _replies(strategy, updates, context, arrays, config)
         with _only_new_garbage():
             new, _ = strategy.aggregate_train(context.round, replies)
         if new is None:
@@ -163,22 +151,17 @@ def _only_new_garbage() -> Iterator[None]:
 
 
 def _replies(
-    strategy: Any, context: Context, arrays: ArrayRecord, config: ConfigRecord, params_D: np.ndarray
+    strategy: Any, updates: Updates, context: Context, arrays: ArrayRecord, config: ConfigRecord
 ) -> list[Message]:
-    """What the clients would have replied to the strategy's messages, in ascending order of clients."""
-    rows = {
-        client: (block, k)
-        for block in context.aggregator_state["blocks"]
-        for k, client in enumerate(block.clients_K.tolist())
-    }
+    """Return the responses of the clients to the messages of the strategy, in ascending order of clients."""
+    rows = {client: k for k, client in enumerate(updates.clients_K.tolist())}
     replies = {}
     for message in _messages(strategy, sorted(rows), context, arrays, config):
         if any(record is not arrays for record in message.content.array_records.values()):
             kind = type(strategy).__name__
             raise FedlearnError(f"{kind} sends clients other arrays than the global model, which no engine here does")
         client = message.metadata.dst_node_id - FIRST_NODE_ID
-        block, k = rows[client]
-        replies[client] = _reply(strategy, message, block, k, params_D, context.aggregator_state["layout"])
+        replies[client] = _reply(strategy, message, updates, rows[client], context)
     return [replies[client] for client in sorted(replies)]
 
 
@@ -198,11 +181,12 @@ def _messages(
             setattr(strategy, name, value)
 
 
-def _reply(strategy: Any, message: Message, block: Updates, k: int, params_D: np.ndarray, layout: Layout) -> Message:
-    local_D = params_D + np.asarray(as_numpy(block.delta_KD[k]), np.float32)
-    metrics = MetricRecord({getattr(strategy, "weighted_by_key", "num-examples"): int(block.num_examples_K[k])})
-    if "loss" in block.metrics:
-        loss = block.metrics["loss"]
+def _reply(strategy: Any, message: Message, updates: Updates, k: int, context: Context) -> Message:
+    assert context.layout is not None
+    local_D = np.asarray(as_numpy(context.params_D)) + np.asarray(as_numpy(updates.delta_KD[k]), np.float32)
+    metrics = MetricRecord({getattr(strategy, "weighted_by_key", "num-examples"): int(updates.num_examples_K[k])})
+    if "loss" in updates.metrics:
+        loss = updates.metrics["loss"]
         metrics[getattr(strategy, "train_loss_key", "train_loss")] = float(loss.total_K[k] / max(loss.count_K[k], 1))
     key = getattr(strategy, "arrayrecord_key", "arrays")
-    return Message(RecordDict({key: to_array_record(local_D, layout), "metrics": metrics}), reply_to=message)
+    return Message(RecordDict({key: to_array_record(local_D, context.layout), "metrics": metrics}), reply_to=message)

@@ -74,6 +74,11 @@ def _refuse_work_at_clients(strategy: Strategy) -> None:
             "the strategy selects by what clients told before, which no Flower strategy is told of\n"
             "  try       select=uniform(clients_per_round)"
         )
+    if set(strategy.aggregate.reads) & {"metrics", "extra"}:
+        raise CompositionError(
+            f"the aggregation rule reads {', '.join(strategy.aggregate.reads)}, but a ClientApp does not send that\n"
+            "  try       a rule that reads updates and numbers of examples only"
+        )
     if strategy.privacy_guarantee is not None or any(stage.event is not None for stage in strategy.stages):
         raise CompositionError(
             "the strategy claims privacy, which rests on bounds that nobody holds a ClientApp to\n"
@@ -138,12 +143,15 @@ class _Ours(FedAvg):
             num_clients=self.population,
             cohort_size=self.cohort,
             params_D=self.state.params_D,
-            aggregator_state=gathered.aggregator_state,
+            layout=layout,
             deployed=True,  # nodes may be real ones: noise must not follow from the seed
         )
-        update_D = self.strategy.aggregate.finalize(gathered.aggregator_state)
+        aggregator = self.strategy.aggregate
+        update_D, rule_state = aggregator.finish(gathered.aggregator_state, self.state.aggregate, context)
         params_D, server, stages = server_step(self.strategy, self.state, update_D, context, layout)
-        self.state = replace(self.state, round=server_round, params_D=params_D, server=server, stages=stages)
+        self.state = replace(
+            self.state, round=server_round, params_D=params_D, server=server, stages=stages, aggregate=rule_state
+        )
         dtypes = {name: array.dtype for name, array in self.sent.items()}
         named = to_array_record(np.asarray(as_numpy(params_D)), layout, dtypes)
         new = ArrayRecord({name: named[name] for name in self.sent})

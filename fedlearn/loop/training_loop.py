@@ -87,7 +87,14 @@ def initial_server_state(strategy: Strategy, params_D: Array, layout: Layout, *,
     server, select, protection = strategy.server.init(layout), strategy.select.initial_state, strategy.privacy_guarantee
     ledger = Ledger() if protection is None else protection.initial_ledger
     return ServerState(
-        round=0, seed=seed, params_D=params_D, server=server, stages=stages, select=select, ledger=ledger
+        round=0,
+        seed=seed,
+        params_D=params_D,
+        server=server,
+        stages=stages,
+        aggregate=strategy.aggregate.init_state(strategy.shared_layout(layout)),
+        select=select,
+        ledger=ledger,
     )
 
 
@@ -230,11 +237,11 @@ def _concluded(
         cohort_size=len(cohort),
         extra={name: divide_total(total, gathered.num_updates) for name, total in gathered.extra.items()},
         params_D=state.params_D,
-        aggregator_state=gathered.aggregator_state,
+        layout=strategy.shared_layout(engine.layout),
         deployed=engine.deployed,
         **known,
     )
-    update_D = strategy.aggregate.finalize(gathered.aggregator_state)
+    update_D, aggregate = strategy.aggregate.finish(gathered.aggregator_state, state.aggregate, context)
     params_D, server, stages = server_step(strategy, state, update_D, context, engine.layout)
     learn = strategy.select.update
     select = learn(state.select, context) if learn else state.select
@@ -243,7 +250,14 @@ def _concluded(
     sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in order.broadcast.values())
     return Round(
         state=replace(
-            state, round=number, params_D=params_D, server=server, stages=stages, select=select, ledger=ledger
+            state,
+            round=number,
+            params_D=params_D,
+            server=server,
+            stages=stages,
+            aggregate=aggregate,
+            select=select,
+            ledger=ledger,
         ),
         cohort=cohort,
         failures=gathered.failures,
@@ -256,13 +270,14 @@ def _concluded(
 
 
 def _broadcast(strategy: Strategy, state: ServerState) -> dict[str, Array]:
-    """What the order carries: vectors for the local rule, and what server halves send to their client halves."""
+    """Return the vectors of a request: those for the local rule, and those of stages for their client halves."""
     of_stages = (
         (f"stage/{i}/{name}", v)
         for i, stage in enumerate(strategy.stages)
         for name, v in stage.server.broadcast(state.stages[i]).items()
     )
-    return {**strategy.server.broadcast(state.server), **dict(of_stages)}
+    of_rule = strategy.aggregate.broadcast(state.aggregate)
+    return {**strategy.server.broadcast(state.server), **of_rule, **dict(of_stages)}
 
 
 def _release(number: int, gathered: PartialAggregate) -> Release:
@@ -303,7 +318,7 @@ def server_step(
     if strategy.local.personal_parameters:
         update_D = _filled_up(update_D, layout.positions(strategy.local.personal_parameters), layout.num_parameters)
     step_D, server = strategy.server.update(update_D, state.server, context)
-    if strategy.buffers == "average" and not strategy.server.needs_aggregator_state:
+    if strategy.buffers == "average":
         step_D = _averaged(step_D, update_D, layout)
     params_D = asarray_like(state.params_D, step_D) + step_D
     _refuse_negative_variances(params_D, layout)

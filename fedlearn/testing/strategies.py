@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.algorithm.aggregation import aggregate_updates
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.strategy import Strategy
+from fedlearn.algorithm.transforms import Context
 from fedlearn.core import checkpoint
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
@@ -81,7 +83,8 @@ def _check_aggregator(strategy: Strategy) -> None:
     rng = np.random.default_rng(0)
     layout = Layout.from_shapes([("w", (8,))])
     updates = _some_updates(rng, num_clients=7, size=8)
-    told = {f"loss/{name}": MetricSum(rng.uniform(1, 9, 7), np.full(7, 3)) for name in strategy.local.evaluate_models}
+    names = ("loss", *(f"loss/{name}" for name in strategy.local.evaluate_models))
+    told = {name: MetricSum(rng.uniform(1, 9, 7), np.full(7, 3)) for name in names}
     updates = replace(updates, metrics=told)
     result_D = _aggregate(strategy, layout, updates)
     assert result_D.shape == (8,), f"an aggregate of 8 parameters must have shape (8,), not {result_D.shape}"
@@ -95,7 +98,8 @@ def _check_aggregator(strategy: Strategy) -> None:
         assert same, f"an aggregate must be the same on {as_library.__module__} arrays"
     if strategy.aggregate.merge is not None:
         folds = [strategy.aggregate.add(strategy.aggregate.init(layout), updates.rows(r)) for r in (HALF, ~HALF)]
-        merged_D = np.asarray(strategy.aggregate.finalize(strategy.aggregate.merge(*folds)))
+        merged, context = strategy.aggregate.merge(*folds), _context_of(layout, updates)
+        merged_D = np.asarray(strategy.aggregate.finish(merged, strategy.aggregate.init_state(layout), context)[0])
         assert is_close(merged_D, result_D, 1e-5), "two merged folds must give what one gives"
     if strategy.aggregate.sensitivity is not None:
         _check_sensitivity(strategy, layout, updates, clip=1.0)
@@ -151,7 +155,19 @@ def _some_updates(rng: np.random.Generator, *, num_clients: int, size: int) -> U
 
 def _aggregate(strategy: Strategy, layout: Layout, updates: Updates) -> np.ndarray:
     """In two blocks, as an engine would hand them over."""
-    fold, half = strategy.aggregate.init(layout), len(updates) // 2
-    for rows in (np.arange(half), np.arange(half, len(updates))):
-        fold = strategy.aggregate.add(fold, updates.rows(rows))
-    return np.asarray(strategy.aggregate.finalize(fold))
+    half = len(updates) // 2
+    blocks = [updates.rows(rows) for rows in (np.arange(half), np.arange(half, len(updates)))]
+    return np.asarray(aggregate_updates(strategy.aggregate, *blocks, context=_context_of(layout, updates))[0])
+
+
+def _context_of(layout: Layout, updates: Updates) -> Context:
+    return Context(
+        round=1,
+        seed=0,
+        clients_K=updates.clients_K,
+        num_examples_K=updates.num_examples_K,
+        num_clients=len(updates),
+        cohort_size=len(updates),
+        params_D=np.zeros(layout.num_parameters, np.float32),
+        layout=layout,
+    )

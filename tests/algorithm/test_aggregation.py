@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedlearn import Layout, SettingError, Updates, mean, per_model, stacked
+from fedlearn import Context, Layout, SettingError, Updates, aggregate_updates, mean, stacked
+from fedlearn.core.records import MetricSum
 from simulations.benchmarks.mean import measure
 
 LAYOUT = Layout.from_shapes([("w", (5,))])
@@ -85,8 +86,49 @@ def test_a_mean_takes_memory_for_one_vector_however_many_clients_there_are():
 
 def test_a_stacked_rule_sees_all_clients_at_once():
     updates = updates_of(np.arange(20, dtype=np.float32).reshape(4, 5))
-    median = stacked(lambda updates_KD, counts_K: np.median(updates_KD, axis=0))
-    assert np.array_equal(fold(median, updates, [1, 3]), np.median(updates.delta_KD, axis=0))
+    rows = (updates.rows(np.arange(1)), updates.rows(np.arange(1, 4)))
+    seen = stacked(lambda updates, state, context: (np.median(updates.delta_KD, axis=0), state))
+    assert np.array_equal(aggregate_updates(seen, *rows)[0], np.median(updates.delta_KD, axis=0))
+
+
+def test_a_rule_gets_state_ids_losses_and_extra_vectors_as_declared():
+    def rule(updates, state, context):
+        rounds = state["rounds"] + 1
+        loss_K = updates.metrics["loss"].client_means()
+        return updates.extra["control"][np.argmax(loss_K)] + updates.clients_K.max(), {"rounds": rounds}
+
+    reads = ("clients_K", "metrics", "extra")
+    aggregate = stacked(rule, init=lambda layout: {"rounds": np.zeros(1)}, reads=reads)
+    rows_KD = np.arange(20, dtype=np.float32).reshape(4, 5)
+    loss = MetricSum(np.array([1.0, 9.0, 2.0, 3.0]), np.ones(4))
+    updates = replace(updates_of(rows_KD), metrics={"loss": loss}, extra={"control": 2 * rows_KD})
+    halves = (updates.rows(np.arange(2)), updates.rows(np.arange(2, 4)))
+    update_D, state = aggregate_updates(aggregate, *halves)
+    assert np.array_equal(update_D, 2 * rows_KD[1] + 3)
+    assert aggregate_updates(aggregate, *halves, state=state)[1]["rounds"] == 2
+
+
+def test_a_rule_does_not_get_what_it_does_not_declare():
+    fields = {}
+
+    def rule(updates, state, context):
+        fields.update(metrics=dict(updates.metrics), extra=dict(updates.extra), context=dict(context.metrics))
+        return updates.delta_KD[0], state
+
+    rows_KD = np.ones((2, 5), np.float32)
+    loss = MetricSum(np.ones(2), np.ones(2))
+    updates = replace(updates_of(rows_KD), metrics={"loss": loss}, extra={"control": rows_KD})
+    context = Context(round=1, seed=1, metrics={"loss": np.ones(2)})
+    aggregate_updates(stacked(rule), updates, context=context)
+    assert fields == {"metrics": {}, "extra": {}, "context": {}}
+    with pytest.raises(SettingError, match=r"reads(.|\n)*metrics"):
+        stacked(rule, reads=("losses",))
+
+
+def test_a_generator_of_a_round_follows_from_the_seed_and_is_secret_in_a_deployment():
+    draw = lambda **more: Context(**{"round": 1, "seed": 1, **more}).random_generator().random()  # noqa: E731
+    assert draw() == draw()
+    assert len({draw(), draw(round=2), draw(seed=2), draw(deployed=True), draw(deployed=True)}) == 5
 
 
 def test_an_unknown_weighting_is_refused():
@@ -99,15 +141,3 @@ def test_a_mean_takes_less_than_four_vectors_whatever_the_number_of_clients():
     many, _ = measure(12, 4_000_000)
     assert many < few + 0.01
     assert many < 4
-
-
-def test_updates_of_several_models_are_folded_apart_however_the_cohort_is_cut():
-    rng = np.random.default_rng(0)
-    updates = updates_of(rng.normal(size=(7, 5)).astype(np.float32))
-    owner_K = np.array([0, 2, 0, 0, 2, 2, 0])
-    aggregate, of = per_model(mean(), ("first", "unused", "last"), lambda block: owner_K[block.clients_K])
-    for cuts in ((), (1, 4), (3,)):
-        memory = folded(aggregate, updates, cuts)
-        assert np.array_equal(aggregate.finalize(memory), fold(mean(), updates.rows(owner_K == 0)))
-        assert np.array_equal(of(memory, "last"), fold(mean(), updates.rows(owner_K == 2)))
-        assert np.array_equal(of(memory, "unused"), np.zeros(5, np.float32))

@@ -6,11 +6,15 @@ NOISE = Stage(event="gaussian", is_nonexpansive=True)
 EQUAL, FIXED = mean(weighting="equal"), expected_mean(10)
 
 
+def first_update(updates, state, context):
+    return updates.delta_KD[0], state
+
+
 def test_a_privacy_claim_needs_an_aggregator_of_known_sensitivity():
     with pytest.raises(CompositionError, match=r"sensitivity(.|\n)*weighting='equal'"):
         Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=mean())
     with pytest.raises(CompositionError, match="sensitivity"):
-        Strategy(select=everyone(), stages=(NOISE,), aggregate=stacked(lambda u, n: u[0]))
+        Strategy(select=everyone(), stages=(NOISE,), aggregate=stacked(first_update))
     Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=FIXED)
 
 
@@ -32,7 +36,7 @@ def test_a_privacy_claim_needs_a_known_sampling_law():
 
 def test_masking_needs_a_sum():
     with pytest.raises(CompositionError, match="mask"):
-        Strategy(select=everyone(), stages=(Stage(needs_sum=True),), aggregate=stacked(lambda u, n: u[0]))
+        Strategy(select=everyone(), stages=(Stage(needs_sum=True),), aggregate=stacked(first_update))
 
 
 def test_what_follows_a_clip_must_not_lengthen_updates_again():

@@ -25,8 +25,16 @@ def remembers_outside():
     return Transform(update=update)
 
 
-def first_wins(updates_KD, counts_K):
-    return updates_KD[0]
+def first_wins(updates, state, context):
+    return updates.delta_KD[0], state
+
+
+def far_mean(updates, state, context):
+    return updates.delta_KD.mean(0) + 1, state
+
+
+def scalar_mean(updates, state, context):
+    return updates.delta_KD.mean(), state
 
 
 def doubling():
@@ -38,8 +46,8 @@ def doubling():
     [
         (broken(server=remembers_outside()), "equal seeds"),
         (broken(aggregate=stacked(first_wins)), "order of clients"),
-        (broken(aggregate=stacked(lambda u, n: u.mean(0) + 1)), "zero updates"),
-        (broken(aggregate=stacked(lambda u, n: u.mean())), "shape"),
+        (broken(aggregate=stacked(far_mean)), "zero updates"),
+        (broken(aggregate=stacked(scalar_mean)), "shape"),
         (broken(aggregate=doubling()), "declared"),
         (broken(aggregate=mean()._replace(merge=lambda one, other: one)), "merged"),
         (broken(local=LocalRule(correct=lambda g, w, w0: g * np.float32("inf"))), "failed"),

@@ -123,7 +123,7 @@ def test_the_cohort_is_as_large_as_flowers_settings_say():
 def test_what_a_strategy_remembers_lies_in_checkpoints_under_its_names(tmp_path):
     strategy, trainer = from_flower(flower.FedAdam()), LinearTrainer(3)
     state = rounds_of(strategy, rounds=2)[-1].state
-    assert {"m_t/out.bias", "m_t/out.weight", "v_t/out.bias", "v_t/out.weight"} <= set(state.server)
+    assert {"m_t/out.bias", "m_t/out.weight", "v_t/out.bias", "v_t/out.weight"} <= set(state.aggregate)
     path = checkpoint.save(tmp_path, state, {}, layout=trainer.layout)
     loaded, _ = checkpoint.load(path, trainer.layout)
     resumed = rounds_of(from_flower(flower.FedAdam()), state=loaded)

@@ -338,10 +338,20 @@ def test_f18_engines_hand_over_generators_and_every_update_counts(rounds_of):
     assert np.allclose(round.state.params_D[:10], 0.1, atol=1e-3)
 
 
+def first_update(updates, state, context):
+    return updates.delta_KD[0], state
+
+
+def test_a_rule_that_reads_losses_is_refused_with_privacy():
+    strategy = Strategy(select=everyone(), aggregate=stacked(first_update, reads=("metrics",)))
+    with pytest.raises(CompositionError, match=r"reads the metrics(.|\n)*privacy=none"):
+        protected(local(noise_multiplier=1.0), strategy)
+
+
 def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
     noise, local_rounds = central(noise_multiplier=1.0), LOCAL_SETTINGS
     with pytest.raises(CompositionError, match=r"median(.|\n)*weighting=equal"):
-        noise.validate(Strategy(select=everyone(), aggregate=stacked(lambda u, n: u[0])), local_rounds)
+        noise.validate(Strategy(select=everyone(), aggregate=stacked(first_update)), local_rounds)
     anyhow = Selector(choose=lambda round, clients, rng: clients)
     for unknown in (anyhow, anyhow._replace(law=SamplingLaw(kind="min_separation", size=3, separation=2))):
         with pytest.raises(CompositionError, match=r"sampling law(.|\n)*clients_per_round"):
@@ -367,7 +377,7 @@ def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
         local(noise_multiplier=1.0).validate(fedavg(), local_rounds)
     with pytest.raises(SettingError, match="tenth of the expected cohort"):
         protected(central(noise_multiplier=1.0, clip="adaptive"))
-    local(noise_multiplier=1.0).validate(Strategy(select=anyhow, aggregate=stacked(lambda u, n: u[0])), local_rounds)
+    local(noise_multiplier=1.0).validate(Strategy(select=anyhow, aggregate=stacked(first_update)), local_rounds)
 
 
 def test_fixed_size_cohorts_are_accounted_under_replacement_at_half_the_multiplier():

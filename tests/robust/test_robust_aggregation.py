@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import strategies
 from fedlearn import SettingError, coordinate_median, mean_around_median, squared_distances, trimmed_mean
-from fedlearn.core.layout import Layout
+from fedlearn.algorithm.aggregation import aggregate_updates
 from fedlearn.core.records import Updates
 from fedlearn.robust import robust_aggregation
 
@@ -18,8 +18,7 @@ def aggregate(strategy, updates_KD):
     num = len(updates_KD)
     ones = np.ones(num, np.int64)
     updates = Updates(clients_K=np.arange(num), delta_KD=updates_KD, num_examples_K=ones, num_steps_K=ones)
-    rule = strategy.aggregate
-    return np.asarray(rule.finalize(rule.add(rule.init(Layout.from_shapes([("w", (updates_KD.shape[1],))])), updates)))
+    return np.asarray(aggregate_updates(strategy.aggregate, updates)[0])
 
 
 def honest_and_malicious(seed, num_honest, num_malicious, size=6):

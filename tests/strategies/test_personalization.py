@@ -117,7 +117,7 @@ def test_ifca_recovers_two_planted_clusters(small):
     wanted = np.array([1.0, -2.0, 0.5])
     data = small.federation([(own, own @ (wanted if k % 2 else -wanted)) for k, own in enumerate(x)])
     last, engine = small.run(strategies.ifca(seed=1), data, rounds=30, steps=5, learning_rate=0.1)
-    ends = np.stack([last.state.params_D[1:], last.state.server["model_1"][1:]])
+    ends = np.stack([last.state.params_D[1:], last.state.aggregate["model_1"][1:]])
     assert np.allclose(np.sort(ends[:, 0]), [-1, 1], atol=0.05)
     assert np.allclose(ends[0], -ends[1], atol=0.1)
     assert last.evaluation.personal.worst("loss", higher_is_better=False) < 0.01

@@ -12,13 +12,13 @@ from fedlearn import (
     Context,
     FedlearnError,
     SettingError,
+    aggregate_updates,
     bucket_weights,
     nearest_neighbor_weights,
     random_permutation,
     rank_by_krum,
     squared_distances,
 )
-from fedlearn.core.layout import Layout
 from fedlearn.core.records import Updates
 
 FAR = 1e9
@@ -33,15 +33,9 @@ def updates_from(rows_KD, *, first=0):
 
 
 def aggregate(strategy, *blocks, memory=None, round=1, seed=1):
-    """The aggregate of a round as the loop finds it, and the memory of the rule."""
-    layout = Layout.from_shapes([("w", (blocks[0].delta_KD.shape[1],))])
-    fold = strategy.aggregate.init(layout)
-    for block in blocks:
-        fold = strategy.aggregate.add(fold, block)
-    update_D = strategy.aggregate.finalize(fold)
-    for stage in strategy.stages:
-        context = Context(round=round, seed=seed, aggregator_state=fold)
-        update_D, memory = stage.server.update(update_D, memory or stage.server.init(layout), context)
+    """Return the aggregate of a round, and the state of the rule."""
+    context = Context(round=round, seed=seed)
+    update_D, memory = aggregate_updates(strategy.aggregate, *blocks, state=memory, context=context)
     return np.asarray(update_D), memory
 
 

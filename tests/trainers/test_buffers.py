@@ -30,6 +30,7 @@ from fedlearn import (
     proximal,
     serial,
     sgd,
+    stacked,
     start,
     vector,
     with_buffer_policy,
@@ -248,9 +249,9 @@ def test_server_optimisers_leave_statistics_to_the_mean(data):
     assert not np.allclose(one.state.params_D, other.state.params_D)
 
 
-def test_a_server_that_steps_by_what_was_kept_of_updates_has_the_last_word(data):
-    still = Transform(update=lambda update_D, memory, context: (0 * update_D, memory), needs_aggregator_state=True)
-    (one,), _ = run(averaging(Strategy(select=everyone(), server=still)), data, rounds=1)
+def test_a_rule_on_all_updates_moves_statistics_too(data):
+    still = stacked(lambda updates, state, context: (0 * updates.delta_KD[0], state))
+    (one,), _ = run(averaging(Strategy(select=everyone(), aggregate=still)), data, rounds=1)
     assert np.array_equal(one.state.params_D, TORCH.init(1))
 
 

@@ -231,8 +231,8 @@ def copy_arrays(value: Any) -> Any:
 
 
 def _merged(strategy: Strategy, engine: InProcessEngine, results: Sequence[Updates | Failure]) -> Sequence[Any]:
-    """Return one partial aggregate of the block where the aggregator can merge, else the results."""
-    if strategy.aggregate.merge is None:
+    """Return one partial aggregate of the block if the strategy supports it, else the results."""
+    if not strategy.supports_partial_aggregates:
         return results
     gathered = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
     for result in results:

@@ -306,7 +306,7 @@ def test_an_unknown_number_of_clients_is_refused():
         Masking(clip_norm=1.0).protect(Strategy(select=everyone(), aggregate=mean(weighting="equal")))
 
 
-@pytest.mark.parametrize("aggregate", [mean(), stacked(lambda updates_KD, weights_K: np.median(updates_KD, axis=0))])
+@pytest.mark.parametrize("aggregate", [mean(), stacked(lambda updates, state, context: (updates.delta_KD[0], state))])
 def test_what_is_not_an_equally_weighted_sum_cannot_be_masked(aggregate):
     with pytest.raises(CompositionError, match="equally weighted"):
         Masking(clip_norm=1.0).protect(Strategy(select=uniform(5), aggregate=aggregate))
