@@ -85,10 +85,10 @@ def test_too_few_clients_give_no_sum_a_named_cause_and_a_next_round_that_works(s
 
 def test_a_refusal_is_a_failure_with_its_reason_and_the_others_go_on():
     clients = Clients()
-    clients.tampered = {(ServerStage.MASK, 1): b"fsa\1\1"}
+    clients.tampered = {(ServerStage.MASK, 1): b"fsa\2\1\x80"}
     outcome = total(clients)
     assert np.array_equal(outcome.sum, plain((0, 2, 3, 4)))
-    assert outcome.failures[0].reason == "the client refused: Session ends too early"
+    assert outcome.failures[0].reason == "the client refused: Session is not an array of 7 fields"
 
 
 def test_a_round_cannot_be_opened_twice():

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
-from fedlearn.privacy.secagg.messages import INT64, PublicKeys, Session, Survivors, encode
+from fedlearn.privacy.secagg.messages import VERSION, PublicKeys, Session, Survivors, encode
 
 SECRET_BYTES = 16  # what Shamir's scheme of PyCryptodome shares; X25519 has a strength of 128 bits as well
 CHUNK_BYTES = 1 << 20  # of key stream at a time: it stays in the cache until it is added
@@ -86,9 +86,10 @@ def derive_public_key(secret: bytes) -> bytes:
 
 
 def derive(secret: bytes, *purpose: bytes | int) -> bytes:
-    """32 bytes for one purpose, by HKDF."""
-    parts = (INT64.pack(part) if isinstance(part, int) else part for part in purpose)
-    return HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedlearn secagg 1 " + b" ".join(parts)).derive(secret)
+    """Return 32 bytes for one purpose, by HKDF."""
+    parts = [part.to_bytes(8, "big", signed=True) if isinstance(part, int) else part for part in purpose]
+    info = b"fedlearn secagg %d %b" % (VERSION, b" ".join(parts))
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
 
 
 def agree_key(secret: bytes, public_key: bytes, *purpose: bytes | int) -> bytes:

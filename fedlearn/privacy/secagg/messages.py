@@ -1,37 +1,43 @@
-"""What clients and server say to each other: frozen records with one canonical encoding.
+"""Messages of the secure aggregation protocol: frozen records with one canonical encoding.
 
-A record is ``fsa``, a version, its kind, then its fields in order. Whole numbers have eight bytes, byte strings four
-bytes of length before them, lists and mappings four bytes of count; mappings ascend strictly by key. There is one
-encoding of a record and `decode` takes no other, so that what was signed is what was read.
+A message starts with ``fsa``, the protocol version and the record type (one byte each). A CBOR array with the fields in
+order follows, in canonical form. `decode` accepts only bytes that `encode` produces, so that a signature covers exactly
+the record that was read.
+
+Reference: Bormann, Hoffman, *Concise Binary Object Representation (CBOR)*, RFC 8949, section 4.2.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from operator import index
+from typing import Any, NoReturn
 
+import cbor2
 import numpy as np
 
 from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
 
-MAGIC, VERSION = b"fsa", 1
-INT64, UINT32 = struct.Struct(">q"), struct.Struct(">I")
+MAGIC, VERSION = b"fsa", 2
+HEADER_BYTES = 5  # magic, version, record type
+MAX_MESSAGE_BYTES = 1 << 24  # masked vectors excepted; a cohort of 10,000 clients needs 2.5 MB
+MAX_DEPTH = 2  # the array of fields, and a list or mapping in it
+ARRAY_HEAD = 0x80  # first byte of an array of less than 24 items, together with their number
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """What all participants of one attempt at one round agree on; everything they sign or encrypt is bound to it.
+    """Settings of one attempt at one round; each signature and each ciphertext is bound to them.
 
     Attributes:
-        run: names the run.
-        round: from 1; within a run rounds only go forward.
-        nonce: 16 random bytes that tell attempts at the same round apart.
+        run: name of the run.
+        round: round number, >= 1; within a run it never decreases.
+        nonce: 16 random bytes, different for each attempt.
         clients: the cohort, ascending.
-        threshold: the fewest clients whose sum may be opened; more than half of the cohort.
-        length: numbers in a vector.
-        bits: the numbers are added modulo ``2**bits``; 16, 32 or 64.
+        threshold: least number of clients whose sum may be opened; more than half of the cohort.
+        length: number of integers in a vector.
+        bits: 16, 32 or 64; integers are added modulo ``2**bits``.
     """
 
     run: bytes
@@ -44,13 +50,13 @@ class Session:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of vectors: unsigned little-endian integers, whose arithmetic wraps as the protocol wants it."""
+        """The type of vectors: unsigned little-endian integers, whose arithmetic wraps."""
         return np.dtype(f"<u{self.bits // 8}")
 
     def validate(self) -> None:
-        """Raise `Refused` unless the settings are sound.
+        """Raise `ProtocolError` unless the settings are sound.
 
-        With a threshold of half the cohort or less a server could have two halves each open a sum of its own.
+        With a threshold of half the cohort or less, a server could let two halves open different sums.
         """
         size = len(self.clients)
         reject_if(
@@ -64,7 +70,7 @@ class Session:
         reject_if(self.round < 1 or len(self.nonce) != 16, "no round number >= 1, or no nonce of 16 bytes")
 
     def share_index(self, client: int) -> int:
-        """Where a client's shares lie on the sharing polynomials, from 1."""
+        """Return the point of a client's shares on the sharing polynomials, >= 1."""
         return self.clients.index(client) + 1
 
 
@@ -74,10 +80,10 @@ class PublicKeys:
 
     Attributes:
         session: digest of the session.
-        client: whose.
-        encryption_key: X25519 key that others encrypt shares to.
-        mask_key: X25519 key that pairwise masks come from.
-        signature: Ed25519, over all of the above.
+        client: id of the client.
+        encryption_key: X25519 key for the encryption of shares.
+        mask_key: X25519 key for pairwise masks.
+        signature: Ed25519 signature of the fields above.
     """
 
     session: bytes
@@ -89,7 +95,7 @@ class PublicKeys:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyDirectory:
-    """The signed keys of all who advertised: client -> encoded `PublicKeys`."""
+    """The signed keys of all clients that advertised keys: client -> encoded `PublicKeys`."""
 
     session: bytes
     keys: Mapping[int, bytes]
@@ -97,7 +103,7 @@ class KeyDirectory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncryptedShares:
-    """A client's sealed shares: receiver -> ciphertext."""
+    """The encrypted shares from one client: receiver -> ciphertext."""
 
     session: bytes
     client: int
@@ -106,7 +112,7 @@ class EncryptedShares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReceivedShares:
-    """The sealed shares for one client: sender -> ciphertext. Senders and receiver are those who will mask."""
+    """The encrypted shares for one client: sender -> ciphertext. Senders and receiver mask vectors next."""
 
     session: bytes
     client: int
@@ -115,7 +121,7 @@ class ReceivedShares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedVector:
-    """A client's masked vector, little-endian."""
+    """The masked vector of one client, as little-endian bytes."""
 
     session: bytes
     client: int
@@ -124,7 +130,7 @@ class MaskedVector:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survivors:
-    """Whose masked vectors the server has, and whose not, of those who shared: to be signed by every survivor."""
+    """The clients that sent a masked vector, and those that shared keys and dropped out; each survivor signs it."""
 
     session: bytes
     survivors: tuple[int, ...]
@@ -133,7 +139,7 @@ class Survivors:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Confirmation:
-    """A client's signature under the `Survivors` that it was shown."""
+    """The signature of one client over the `Survivors` that it received."""
 
     session: bytes
     client: int
@@ -142,7 +148,7 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnmaskRequest:
-    """The request to open the sum, with the signatures under its survivors: client -> signature."""
+    """The request to open the sum, with the signatures over its survivors: client -> signature."""
 
     session: bytes
     survivors: tuple[int, ...]
@@ -152,10 +158,10 @@ class UnmaskRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnmaskShares:
-    """What one survivor gives away.
+    """The secrets that one survivor reveals.
 
     Attributes:
-        seed: of its own mask.
+        seed: seed of its own mask.
         seed_shares: survivor -> share of the seed of that survivor's own mask.
         key_shares: dropped client -> share of the secret of its pairwise masks.
     """
@@ -169,15 +175,15 @@ class UnmaskShares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientState:
-    """What a client keeps between messages: secret until the round is over, then only which round it was.
+    """The state of a client between messages: secret during a round, and only the round number after it.
 
     Attributes:
-        run, round, stage: where it stands; see `Client`.
-        session: encoded, empty after the round.
-        seal_secret, mask_secret, seed: its secrets; each is dropped when it is not needed any more.
-        roster: of the round: client -> encoded `PublicKeys`.
-        shares: sender -> the two shares received from it, one after the other.
-        survivors, dropped: what it has signed.
+        run, round, stage: position in the protocol; see `Client`.
+        session: encoded `Session`, empty after the round.
+        encryption_secret, mask_secret, seed: secrets; each is dropped after its last use.
+        roster: keys of the round: client -> encoded `PublicKeys`.
+        shares: sender -> the two shares from this sender, concatenated.
+        survivors, dropped: the clients in the statement that this client signed.
     """
 
     run: bytes = b""
@@ -209,87 +215,80 @@ RECORD_TYPES: tuple[type, ...] = (
 
 
 def encode(record: Any) -> bytes:
-    """The canonical bytes of a record."""
-    parts = [MAGIC, bytes((VERSION, RECORD_TYPES.index(type(record)) + 1))]
-    for each in fields(record):
-        parts += WRITERS[str(each.type)](getattr(record, each.name))
-    return b"".join(parts)
+    """Return the canonical bytes of a record."""
+    header = MAGIC + bytes((VERSION, RECORD_TYPES.index(type(record)) + 1))
+    values = [getattr(record, each.name) for each in fields(record)]
+    return header + cbor2.dumps(values, canonical=True, default=_encode_integer)
 
 
-def decode(data: bytes, *kinds: type) -> Any:
-    """The record that ``data`` encodes.
+def decode(data: bytes, *expected: type) -> Any:
+    """Return the record that the bytes encode.
 
     Args:
-        data: from `encode`, or from someone who claims so.
-        kinds: of record that are expected here.
+        data: output of `encode`, or untrusted bytes.
+        expected: accepted record types.
 
     Raises:
-        Refused: the bytes are not the canonical encoding of a record of one of these kinds.
+        ProtocolError: the bytes are not the canonical encoding of a record of an expected type.
     """
-    reject_if(data[:3] != MAGIC or len(data) < 5, "not a message of secure aggregation")
-    reject_if(data[3] != VERSION, f"version {data[3]} of the protocol, where {VERSION} is spoken")
-    kind = RECORD_TYPES[data[4] - 1] if 1 <= data[4] <= len(RECORD_TYPES) else None
-    names = " or ".join(each.__name__ for each in kinds)
-    if kind not in kinds:
-        raise ProtocolError(f"{kind.__name__ if kind else 'something unknown'} where {names} was expected")
-    reader = _Reader(data)
-    try:
-        record = kind(**{each.name: READERS[str(each.type)](reader) for each in fields(kind)})
-    except struct.error:
-        raise ProtocolError(f"{kind.__name__} ends too early") from None
-    reject_if(reader.at != len(data), f"{kind.__name__} has bytes after its end")
+    record_type = _record_type(data, expected)
+    values = _decode_values(data, record_type)
+    for each, value in zip(fields(record_type), values, strict=True):
+        wrong = not TYPE_CHECKS[str(each.type)](value)
+        reject_if(wrong, f"{record_type.__name__}.{each.name} is not of type {each.type}")
+    plain = (tuple(value) if isinstance(value, list) else value for value in values)
+    record = record_type(**{each.name: value for each, value in zip(fields(record_type), plain, strict=True)})
+    reject_if(encode(record) != data, f"{record_type.__name__} is not in canonical form")
     return record
 
 
-class _Reader:
-    """A position in a message."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 5
-
-    def take(self, form: struct.Struct) -> int:
-        """The next number."""
-        (number,) = form.unpack_from(self.data, self.at)
-        self.at += form.size
-        return int(number)
-
-    def raw(self) -> bytes:
-        """The next byte string."""
-        size = self.take(UINT32)
-        reject_if(self.at + size > len(self.data), "a field is longer than its message")
-        self.at += size
-        return bytes(self.data[self.at - size : self.at])
-
-    def numbers(self) -> tuple[int, ...]:
-        """The next list."""
-        return tuple(self.take(INT64) for _ in range(self.take(UINT32)))
-
-    def mapping(self) -> dict[int, bytes]:
-        """The next mapping."""
-        pairs = [(self.take(INT64), self.raw()) for _ in range(self.take(UINT32))]
-        keys = [key for key, _ in pairs]
-        reject_if(keys != sorted(set(keys)), "a mapping does not ascend, or names a client twice")
-        return dict(pairs)
+def _encode_integer(encoder: cbor2.CBOREncoder, value: Any) -> None:
+    encoder.encode_int(index(value))  # NumPy's integers too
 
 
-def _raw(value: bytes) -> list[bytes]:
-    return [UINT32.pack(len(value)), value]
+def _record_type(data: bytes, expected: Sequence[type]) -> type:
+    reject_if(data[:3] != MAGIC or len(data) <= HEADER_BYTES, "not a message of secure aggregation")
+    reject_if(data[3] != VERSION, f"protocol version {data[3]}, expected {VERSION}")
+    found = dict(enumerate(RECORD_TYPES, 1)).get(data[4])
+    if found is None or found not in expected:
+        names = " or ".join(each.__name__ for each in expected)
+        raise ProtocolError(f"{found.__name__ if found else 'an unknown record type'}, expected {names}")
+    return found
 
 
-def _mapping(value: Mapping[int, bytes]) -> list[bytes]:
-    pairs = [part for key in sorted(value) for part in (INT64.pack(key), *_raw(value[key]))]
-    return [UINT32.pack(len(value)), *pairs]
+def _decode_values(data: bytes, record_type: type) -> list[Any]:
+    """Decode the fields in bounded memory: the first byte fixes their number, and nothing is nested deeper."""
+    name, num_fields = record_type.__name__, len(fields(record_type))
+    too_long = len(data) > MAX_MESSAGE_BYTES and record_type is not MaskedVector
+    reject_if(too_long, f"{name} has {len(data)} bytes, expected at most {MAX_MESSAGE_BYTES}")
+    reject_if(data[HEADER_BYTES] != ARRAY_HEAD | num_fields, f"{name} is not an array of {num_fields} fields")
+    try:
+        values: list[Any] = cbor2.loads(data[HEADER_BYTES:], max_depth=MAX_DEPTH, semantic_decoders=_NoTags())
+    except (cbor2.CBORDecodeError, ValueError, OverflowError) as error:
+        raise ProtocolError(f"{name} cannot be decoded: {error}") from None
+    return values
 
 
-WRITERS: Mapping[str, Any] = {
-    "int": lambda value: [INT64.pack(value)],
-    "bytes": _raw,
-    "tuple[int, ...]": lambda value: [UINT32.pack(len(value)), *map(INT64.pack, value)],
-    "Mapping[int, bytes]": _mapping,
-}
-READERS: Mapping[str, Any] = {
-    "int": lambda reader: reader.take(INT64),
-    "bytes": _Reader.raw,
-    "tuple[int, ...]": _Reader.numbers,
-    "Mapping[int, bytes]": _Reader.mapping,
+class _NoTags(dict[int, Any]):
+    """Refuse each CBOR tag: tags build dates, patterns, e-mails and cyclic values."""
+
+    def __missing__(self, tag: int) -> NoReturn:
+        raise cbor2.CBORDecodeError(f"tag {tag} is not allowed")
+
+
+def _is_int64(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_bytes(value: Any) -> bool:
+    return type(value) is bytes
+
+
+TYPE_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "int": _is_int64,
+    "bytes": _is_bytes,
+    "tuple[int, ...]": lambda value: type(value) is list and all(map(_is_int64, value)),
+    "Mapping[int, bytes]": lambda value: (
+        type(value) is dict and all(map(_is_int64, value)) and all(map(_is_bytes, value.values()))
+    ),
 }
