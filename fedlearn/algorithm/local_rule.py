@@ -86,6 +86,16 @@ class LocalRule(NamedTuple):
     feature_penalty: Callable[[Any, Any, Any], Any] | None = None
 
     @property
+    def supports_mixed_rounds(self) -> bool:
+        """Whether clients with different received models can train as one block.
+
+        Such a rule trains each client once, from the model that it received. Rules with personal parameters, a
+        personal model, a comparison of models or a feature penalty do not.
+        """
+        trains_again = self.personal_parameters or self.personal_epochs or self.personal or self.evaluate_models
+        return not trains_again and self.feature_penalty is None
+
+    @property
     def has_custom_loss(self) -> bool:
         """Whether clients train with another loss than the task's."""
         return self.adjust_logits is not None or self.feature_penalty is not None

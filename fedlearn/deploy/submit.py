@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
+
 from fedlearn.deploy.run_log import Follower
+from fedlearn.engines.deployed import grid
 from fedlearn.runner.compose import Job, UsageError, compose
 from fedlearn.runner.config import build_plan
 from fedlearn.runner.exit_codes import exit_code
@@ -80,11 +83,11 @@ def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
     (job,) = compose(args) if not args.multirun else [None]
     if job is None or job.is_sweep:
         raise UsageError("-m asks for several runs\n  expected  one at a time\n  try       submit once for each")
-    target = str(job.cfg.engine.get("_target_"))
-    if not target.endswith(".deployed.grid"):
+    build_plan(job.cfg)
+    target = job.cfg.engine["_target_"]
+    if get_object(target) is not grid:  # the coordinator has no other engine
         name = target.rpartition(".")[2]
         raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       no engine=... at all")
-    build_plan(job.cfg)
     return {"settings": config_to_dict(job.cfg), "folder": _folder(job), "chosen": job.chosen}
 
 

@@ -28,6 +28,7 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.errors import is_count, require
+from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds, initial_client_state
 from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.protocols import Trainer
@@ -35,7 +36,7 @@ from fedlearn.trainers.base import available_cores
 from fedlearn.trainers.process_pool import ProcessPoolTrainer
 
 
-class InProcessEngine:
+class InProcessEngine(BaseEngine):
     """Runs clients in this process, ``block_size`` at a time.
 
     Args:
@@ -45,15 +46,14 @@ class InProcessEngine:
         mixed_block_size: in a block of orders of different ages, whose clients are others after a stop; None: as many.
     """
 
-    deployed = False
+    in_process = True
 
     def __init__(
         self, data: FederatedData, trainer: Trainer, *, block_size: int, mixed_block_size: int | None = None
     ) -> None:
+        super().__init__(data.clients, trainer.layout)
         self.data, self.trainer, self.block_size = data, trainer, block_size
         self.mixed_block_size = min(block_size, mixed_block_size or block_size)
-        self.clients, self.layout = data.clients, trainer.layout
-        self.client_states: dict[ClientId, State] = {}
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, block after block."""
@@ -117,10 +117,8 @@ class InProcessEngine:
         return f"{how}, {block} at a time in {f'{kib / 1024:.0f} MiB' if kib > 1024 else f'{kib:.1f} KiB'}"
 
     def close(self) -> None:
-        """Let go of worker processes, if the trainer has any."""
-        close = getattr(self.trainer, "close", None)
-        if close:
-            close()
+        """Close the trainer, which may have started processes."""
+        self.trainer.close()
 
     def _work(self, client: ClientId, fresh: State) -> ClientWork:
         examples = self.data.train(client)
@@ -184,6 +182,7 @@ MAX_MIXED_BLOCK_SIZE = (
 MAX_BLOCK_BYTES = 512 * 2**20  # of updates held at once when the size is chosen automatically
 
 
+@engine_builder(in_process=True)
 def vector(
     data: FederatedData, trainer: Trainer, *, block_size: int | None = None, batching: str = "auto"
 ) -> InProcessEngine:
@@ -208,10 +207,9 @@ def vector(
     ok = block_size is None or is_count(block_size)
     require(ok, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
     require(batching in BATCHINGS, "batching", batching, f"one of {', '.join(BATCHINGS)}", "batching=auto")
-    can_fork = trainer.framework == "torch" and trainer.device == "cpu" and sys.platform == "linux"
-    require(
-        can_fork or batching != "process_pool", "batching", batching, "process_pool for torch on a CPU", "batching=auto"
-    )
+    can_fork = trainer.supports_process_pool and sys.platform == "linux"
+    expected = "another, because processes need Linux and a trainer that supports_process_pool (torch on a CPU)"
+    require(can_fork or batching != "process_pool", "batching", batching, expected, "batching=auto")
     made = trainer.with_batching("map" if batching == "process_pool" else batching)
     safe = can_fork and available_cores() > 1 and "jax" not in sys.modules  # whose threads do not survive a fork
     if batching == "process_pool" or (batching == "auto" and safe):
@@ -223,6 +221,7 @@ def vector(
     )
 
 
+@engine_builder(in_process=True)
 def serial(data: FederatedData, trainer: Trainer) -> InProcessEngine:
     """One client at a time."""
     return InProcessEngine(data, trainer, block_size=1)

@@ -13,16 +13,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy, asarray_like
-from fedlearn.core.layout import Layout
-from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, State, Updates
+from fedlearn.core.records import ClientId, Failure, Request, Updates
+from fedlearn.loop.base_engine import require_single_updates
 from fedlearn.loop.protocols import Engine
+from fedlearn.loop.wrappers import EngineWrapper
 from fedlearn.robust.poisoning import AttackView, Poisoning
 
 
-class ByzantineEngine:
+class ByzantineEngine(EngineWrapper):
     """Carries orders out as another engine does, and sends what an attack has malicious clients send.
 
     Args:
@@ -31,36 +31,16 @@ class ByzantineEngine:
         malicious_clients: the malicious clients.
     """
 
-    deployed = False
-
     def __init__(self, engine: Engine, poisoning: Poisoning, malicious_clients: frozenset[ClientId]) -> None:
-        self.engine, self.poisoning, self.malicious_clients = engine, poisoning, malicious_clients
-        self.clients: Sequence[ClientId] = engine.clients
-        self.layout: Layout = engine.layout
-        self.client_states: dict[ClientId, State] = engine.client_states
+        super().__init__(engine)
+        self.poisoning, self.malicious_clients = poisoning, malicious_clients
 
-    def fit(
-        self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
-    ) -> Iterator[Updates | PartialAggregate | Failure]:
+    def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, wait for all of it, forge. A round without honest updates is left alone."""
-        results = list(self.engine.fit(request, strategy, cohort))
+        results = [require_single_updates(result) for result in self.engine.fit(request, strategy, cohort)]
         blocks = [result for result in results if isinstance(result, Updates)]
         yield from (result for result in results if not isinstance(result, Updates))
         yield from self._forged(request, blocks)
-
-    def evaluate(
-        self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
-    ) -> Iterator[Predictions | ClientEvaluation | Failure]:
-        """As the other engine."""
-        return self.engine.evaluate(params_D, cohort, personal_strategy)
-
-    def describe(self, cohort_size: int) -> str:
-        """As the other engine."""
-        return self.engine.describe(cohort_size)
-
-    def close(self) -> None:
-        """The other engine."""
-        self.engine.close()
 
     def _forged(self, order: Request, blocks: Sequence[Updates]) -> Iterator[Updates]:
         bad = [np.isin(block.clients_K, list(self.malicious_clients)) for block in blocks]

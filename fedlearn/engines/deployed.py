@@ -35,12 +35,12 @@ from fedlearn.core.records import (
     InFlight,
     Predictions,
     Request,
-    State,
     Updates,
     sorted_client_ids,
 )
 from fedlearn.core.serialization import Payload, WireError
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
+from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import codec_rng, update_size_and_dtype
 from fedlearn.loop.protocols import Completion, Trainer
 from fedlearn.loop.system_model import refuse_early_end
@@ -67,6 +67,7 @@ Result = TypeVar("Result", Updates, ClientEvaluation)
 log = logging.getLogger(__name__)
 
 
+@engine_builder(deployed=True)
 def grid(
     data: FederatedData,
     trainer: Trainer,
@@ -95,7 +96,7 @@ def grid(
     raise SettingError("_target_", "grid", "serial, vector or ray in a simulation", fix)
 
 
-class GridEngine:
+class GridEngine(BaseEngine):
     """An engine that trains on the clients of connected nodes.
 
     Args:
@@ -142,9 +143,7 @@ class GridEngine:
         self.in_flight = InFlightRequests(self.grid_client, timeout_s=deadline)
         self.membership = Membership(self.grid_client, self._hello)
         self.num_malformed = 0
-        self.clients: Sequence[ClientId] = ()
-        self.layout = Layout(())
-        self.client_states: dict[ClientId, State] = {}
+        super().__init__((), Layout(()))
         self.attempt_id = secrets.token_hex(8)
         self._words = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
         self._round = 0

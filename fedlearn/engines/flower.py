@@ -36,6 +36,7 @@ from fedlearn.core.records import (
 from fedlearn.core.serialization import Payload, pack, select_prefix, unpack
 from fedlearn.engines.base import InProcessEngine
 from fedlearn.errors import MissingExtra, is_count, is_number, require
+from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import available_cores
 
@@ -54,6 +55,7 @@ Result = Updates | Predictions | Failure
 MAX_CLIENTS = 10_000  # Flower looks at every node ten times a second
 
 
+@engine_builder(rebuilds_scenario=True)
 def flower(
     data: FederatedData,
     trainer: Trainer,
@@ -87,20 +89,17 @@ def flower(
     return FlowerEngine(data, trainer, rebuild, num_workers=num_workers or available_cores(), timeout=timeout)
 
 
-class FlowerEngine:
+class FlowerEngine(BaseEngine):
     """Sends orders to the nodes of Flower's simulation; made by `flower`. Close it: Flower's threads outlive a program.
 
     Attributes:
         clients, layout, memories: as in every engine.
     """
 
-    deployed = False
-
     def __init__(
         self, data: FederatedData, trainer: Trainer, rebuild: Callable[[], Any], *, num_workers: int, timeout: float
     ) -> None:
-        self.clients, self.layout = data.clients, trainer.layout
-        self.client_states: dict[ClientId, State] = {}
+        super().__init__(data.clients, trainer.layout)
         self._num_workers, self._timeout = num_workers, timeout
         self._node = _Node(_Named(rebuild), _Named(None), tuple(data.clients))
         self._simulation = Simulation(self._node.app(), len(data.clients), num_workers=num_workers, timeout_s=timeout)

@@ -63,7 +63,7 @@ def client_step_mixed_rounds(
 ) -> list[Updates | Failure]:
     """Train K clients, each with a request of its own, as one block; return one result for each client.
 
-    The local rule must satisfy `fedlearn.loop.local_training.supports_mixed_rounds`.
+    The local rule must satisfy `LocalRule.supports_mixed_rounds`.
     """
     trained, results = train_mixed_rounds(trainer, strategy.local, requests, work), []
     for k, (order, one) in enumerate(zip(requests, work, strict=True)):

@@ -14,7 +14,6 @@ import numpy as np
 from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.records import ClientId, Failure, InFlight, LocalSettings, State, Updates
-from fedlearn.loop.local_training import supports_mixed_rounds
 from fedlearn.loop.protocols import Engine, MixedRoundEngine
 
 RequestKey = tuple[int, ClientId, int, float, int, LocalSettings]
@@ -51,7 +50,7 @@ class DeferredTraining:
         """Train the first and others: all of one version, or of any where engine and rule can do that."""
         engine, order = self.engine, untrained[0].request
         most = engine.mixed_block_size if isinstance(engine, MixedRoundEngine) else len(untrained)
-        if isinstance(engine, MixedRoundEngine) and supports_mixed_rounds(strategy.local):
+        if isinstance(engine, MixedRoundEngine) and strategy.local.supports_mixed_rounds:
             block = untrained[:most]
             found: Iterable[Any] = engine.fit_mixed_rounds(strategy, block)
         else:

@@ -69,17 +69,6 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     return replace(updates, client_state=memory, metrics={**updates.metrics, **told})
 
 
-def supports_mixed_rounds(rule: LocalRule) -> bool:
-    """Whether clients that were sent different models can train as one block: whatever trains once, and corrects."""
-    return rule == LocalRule(
-        correct=rule.correct,
-        client_state=rule.client_state,
-        receives=rule.receives,
-        after_training=rule.after_training,
-        adjust_logits=rule.adjust_logits,
-    )
-
-
 def train_mixed_rounds(
     trainer: Trainer, rule: LocalRule, requests: Sequence[Request], work: Sequence[ClientWork]
 ) -> Updates:

@@ -38,13 +38,35 @@ class Engine(Protocol):
         clients: ids of all clients, a sequence with a length.
         layout: layout of the model.
         client_states: state that each client keeps between rounds, by client id. Checkpoints save and restore it.
+        in_process: whether the clients train in this process on the data that were passed to the builder, and `fit`
+            yields `Updates`, not partial aggregates. Poisoning, root datasets and audits need such an engine.
         deployed: True for real clients, whose noise must not follow from the seed of the run.
+        elapsed_s: virtual seconds of the last `fit`; None without a virtual clock.
+        mixed_block_size: maximum number of clients that train together although their requests come from different
+            rounds; 1 for an engine that cannot do this.
+
+    `fedlearn.loop.base_engine.BaseEngine` has defaults for the optional members.
     """
 
-    clients: Sequence[ClientId]
-    layout: Layout
     client_states: dict[ClientId, State]
-    deployed: bool
+
+    @property
+    def clients(self) -> Sequence[ClientId]: ...  # noqa: D102
+
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+
+    @property
+    def in_process(self) -> bool: ...  # noqa: D102
+
+    @property
+    def deployed(self) -> bool: ...  # noqa: D102
+
+    @property
+    def elapsed_s(self) -> float | None: ...  # noqa: D102
+
+    @property
+    def mixed_block_size(self) -> int: ...  # noqa: D102
 
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
@@ -109,16 +131,13 @@ class AsyncEngine(Protocol):
 class MixedRoundEngine(Protocol):
     """An engine that trains clients as one block although their requests come from different rounds.
 
-    Attributes:
-        mixed_block_size: maximum number of clients in such a block.
+    `Engine.mixed_block_size` is the maximum number of clients in such a block.
     """
-
-    mixed_block_size: int
 
     def fit_mixed_rounds(self, strategy: Strategy, block: Sequence[InFlight]) -> Iterator[Updates | Failure]:
         """Train one block in which each client occurs once.
 
-        The local rule must satisfy `fedlearn.loop.local_training.supports_mixed_rounds`.
+        The local rule must satisfy `LocalRule.supports_mixed_rounds`.
         """
         ...
 
@@ -131,6 +150,7 @@ class Trainer(Protocol):
         device: device that computes, e.g. ``cpu``.
         layout: layout of the trainable parameters and of the buffers (batch statistics) of the model.
         supports_dp_sgd: whether the trainer has DP-SGD, for requests with ``local.example_dp``.
+        supports_process_pool: whether forked processes may train with this trainer, see ``batching=process_pool``.
         initialization: one phrase on the source of the initial parameters, for the header: drawn from the seed, or
             kept as the user gave them.
     """
@@ -146,6 +166,9 @@ class Trainer(Protocol):
 
     @property
     def supports_dp_sgd(self) -> bool: ...  # noqa: D102
+
+    @property
+    def supports_process_pool(self) -> bool: ...  # noqa: D102
 
     @property
     def initialization(self) -> str: ...  # noqa: D102
@@ -181,4 +204,8 @@ class Trainer(Protocol):
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Return raw outputs ``(N, C)`` float32 of the model for ``x`` ``(N, ...)``, in evaluation mode."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and memory; a closed trainer may be used again."""
         ...

@@ -39,6 +39,7 @@ from fedlearn.core.records import (
 )
 from fedlearn.errors import FedlearnError, TooManyFailures, is_count, is_number, require
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
+from fedlearn.loop.base_engine import require_engine
 from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.virtual_clock import VirtualClockEngine
@@ -131,6 +132,7 @@ def federate(
         TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
     """
     local = local or LocalSettings()
+    require_engine(engine)
     if strategy.asynchrony is not None and not isinstance(engine, AsyncEngine):
         engine = VirtualClockEngine(engine, SystemModel())
     while state.round < schedule.rounds:
@@ -178,7 +180,7 @@ def run_round(
     if cohort or not (strategy.privacy_guarantee and strategy.privacy_guarantee.supports_empty_rounds):
         _stop_if_too_many_failed(gathered, len(cohort), schedule.max_failures)
     done = _concluded(strategy, engine, state, order, gathered, cohort)
-    if not isinstance(engine, VirtualClockEngine):
+    if engine.elapsed_s is None:
         return done
     clock = state.clock + engine.elapsed_s
     return replace(done, state=replace(done.state, clock=clock), clock=clock)

@@ -17,54 +17,37 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy, extra_names
 from fedlearn.algorithm.transforms import estimate_bytes
 from fedlearn.core.layout import Layout
-from fedlearn.core.records import (
-    Array,
-    ClientEvaluation,
-    ClientId,
-    Failure,
-    FailureStage,
-    InFlight,
-    Predictions,
-    Request,
-    State,
-    Updates,
-)
+from fedlearn.core.records import ClientId, Failure, FailureStage, InFlight, Request, Updates
 from fedlearn.loop.client_update import update_size_and_dtype
 from fedlearn.loop.deferred_training import DeferredTraining, RequestKey, request_key
-from fedlearn.loop.protocols import AsyncEngine, Completion, Engine, MixedRoundEngine
+from fedlearn.loop.protocols import AsyncEngine, Completion, Engine
 from fedlearn.loop.system_model import Arrival, SystemModel, Workload, refuse_early_end
+from fedlearn.loop.wrappers import EngineWrapper
 
 
-class VirtualClockEngine:
+class VirtualClockEngine(EngineWrapper):
     """Runs another engine's clients on a virtual clock.
 
     Args:
         engine: which trains.
         system: the model.
         num_examples_of: training examples of a client, from which the steps that it takes follow.
-
-    Attributes:
-        elapsed_s: virtual seconds of the last `fit`.
     """
 
     def __init__(
         self, engine: Engine, system: SystemModel, num_examples_of: Callable[[ClientId], int] = lambda client: 1
     ) -> None:
-        self.engine, self.system, self.elapsed_s = engine, system, 0.0
-        self.clients, self.layout, self.deployed = engine.clients, engine.layout, engine.deployed
+        super().__init__(engine)
+        self.system, self._elapsed_s = system, 0.0
         self._size_of = num_examples_of
         self._strategy: Strategy | None = None
         self._fates: dict[RequestKey, Arrival] = {}
         self._ahead = DeferredTraining(engine)
 
     @property
-    def client_states(self) -> dict[ClientId, State]:
-        """What the engine's clients keep."""
-        return self.engine.client_states
-
-    @client_states.setter
-    def client_states(self, client_states: dict[ClientId, State]) -> None:
-        self.engine.client_states = client_states
+    def elapsed_s(self) -> float:
+        """Virtual seconds of the last `fit`."""
+        return self._elapsed_s
 
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
@@ -86,10 +69,9 @@ class VirtualClockEngine:
             for result in self.engine.fit(request, strategy, sorted(client for _, client in now)):
                 delivered -= isinstance(result, Failure)  # one of those who are still to come takes its place
                 yield result
-        self.clients = self.engine.clients
         if delivered < wanted or self.system.min_completed is None:
             closed = max((fate.seconds for fate in fates.values()), default=0.0)
-        self.elapsed_s = closed
+        self._elapsed_s = closed
         why = f"the round had its {wanted} updates without it"
         yield from (Failure(client=client, stage=FailureStage.NOT_NEEDED, reason=why) for _, client in arriving)
 
@@ -112,29 +94,6 @@ class VirtualClockEngine:
         else:
             result = self._ahead.next_result(strategy, [in_flight[i] for i in by_time if not fates[i].failure_reason])
         return Completion(first, result, max(clock, done[first]))
-
-    def evaluate(
-        self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
-    ) -> Iterator[Predictions | ClientEvaluation | Failure]:
-        """As the engine does; it takes no virtual time."""
-        return (
-            self.engine.evaluate(params_D, cohort, personal_strategy)
-            if personal_strategy
-            else self.engine.evaluate(params_D, cohort)
-        )
-
-    @property
-    def mixed_block_size(self) -> int:
-        """Clients of an asynchronous strategy that the engine trains at a time, at most."""
-        return self.engine.mixed_block_size if isinstance(self.engine, MixedRoundEngine) else 1
-
-    def describe(self, cohort_size: int) -> str:
-        """As the engine does."""
-        return self.engine.describe(cohort_size)
-
-    def close(self) -> None:
-        """Close the engine."""
-        self.engine.close()
 
     def _load_of(self, order: Request, strategy: Strategy) -> Callable[[ClientId], Workload]:
         """What this order costs each client."""

@@ -21,12 +21,13 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy, asarray_like
-from fedlearn.core.layout import Layout
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Array, ClientId, ClientWork, Request, Updates
+from fedlearn.core.records import ClientId, ClientWork, Request, Updates
 from fedlearn.errors import MissingExtra
+from fedlearn.loop.base_engine import require_single_updates
 from fedlearn.loop.protocols import Engine, Trainer
+from fedlearn.loop.wrappers import EngineWrapper, TrainerWrapper
 
 SIGNIFICANCE = 0.05  # chance that a bound is above the truth, at most
 CANARY_NORM = 1e3  # of a canary's update, before anything clips it: a clip that does not work shows
@@ -128,7 +129,7 @@ def is_gaussian(ledger: Ledger) -> bool:
     return all(event.rate == 1 for history in (ledger.federation, *ledger.histories) for event, _ in history)
 
 
-class CanaryTrainer:
+class CanaryTrainer(TrainerWrapper):
     """A trainer whose clients are canaries: they train as ever, and send something else.
 
     Args:
@@ -137,19 +138,8 @@ class CanaryTrainer:
     """
 
     def __init__(self, trainer: Trainer, canaries: Canaries) -> None:
-        self.trainer, self.canaries = trainer, canaries
-
-    @property
-    def framework(self) -> str:  # noqa: D102
-        return self.trainer.framework
-
-    @property
-    def device(self) -> str:  # noqa: D102
-        return self.trainer.device
-
-    @property
-    def layout(self) -> Layout:  # noqa: D102
-        return self.trainer.layout
+        super().__init__(trainer)
+        self.canaries = canaries
 
     @property
     def supports_dp_sgd(self) -> bool:  # noqa: D102
@@ -167,10 +157,6 @@ class CanaryTrainer:
         """See `Trainer.with_batching`."""
         return CanaryTrainer(self.trainer.with_batching(batching), self.canaries)
 
-    def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """See `Trainer.describe_batching`."""
-        return self.trainer.describe_batching(num_clients, num_examples)
-
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """The updates of K clients, with ``+-LENGTH`` at each one's own parameter instead of what it learned."""
         updates = self.trainer.fit(request, rule, work)
@@ -179,12 +165,8 @@ class CanaryTrainer:
         delta_KD[np.arange(len(work)), self.canaries.index_M[clients_K]] = CANARY_NORM * self.canaries.sign_M[clients_K]
         return replace(updates, delta_KD=asarray_like(delta_KD, updates.delta_KD))
 
-    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """See `Trainer.predict`."""
-        return self.trainer.predict(params_D, x)
 
-
-class ObservingEngine:
+class ObservingEngine(EngineWrapper):
     """An engine, and someone who listens to what leaves its clients.
 
     Args:
@@ -193,14 +175,12 @@ class ObservingEngine:
     """
 
     def __init__(self, engine: Engine, on_updates: Callable[[Updates], None]) -> None:
-        self.engine, self.on_updates = engine, on_updates
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
+        super().__init__(engine)
+        self.on_updates = on_updates
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Any]:
         """See `Engine.fit`."""
-        for result in self.engine.fit(request, strategy, cohort):
+        for result in map(require_single_updates, self.engine.fit(request, strategy, cohort)):
             if isinstance(result, Updates):
                 self.on_updates(result)
             yield result

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +35,7 @@ from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning
 from fedlearn.robust.root_dataset import with_root_dataset
 from fedlearn.runner.builders import BuildError, check_targets, refuse_unknown_keys
+from fedlearn.runner.engines import build_engine, require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.renames import new_name
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
@@ -94,8 +95,8 @@ def build_plan(cfg: DictConfig) -> Plan:
     _refuse_what_needs_rounds(system, strategy, privacy)
     privacy.validate(strategy, local)
     attack = _of_kind(Poisoning, cfg, "poisoning", allow) if "poisoning" in plain else poisoning.HONEST
-    attack = _sparing(strategy.root, attack, str(plain["engine"].get("_target_")))
-    _refuse_attack(attack, str(plain["engine"].get("_target_")), privacy)
+    attack = _sparing(strategy.root, attack, plain["engine"])
+    _refuse_attack(attack, plain["engine"], privacy)
     expected = "an attack on clients' data: one on updates needs those of a round, which this strategy does not have"
     forges = attack.forge is not None and strategy.asynchrony is not None
     require(not forges, "poisoning", attack.kind, expected, "poisoning=label_flip, or strategy=fedavg")
@@ -214,23 +215,22 @@ def apply_privacy(plan: Plan, scenario: Scenario) -> Plan:
     return replace(plan, strategy=strategy, local=local)
 
 
-def _sparing(root: RootDataset | None, attack: Poisoning, engine: str) -> Poisoning:
-    """The attack, but not on the server's own client, whose examples are drawn only where all are at hand."""
+def _sparing(root: RootDataset | None, attack: Poisoning, engine: Mapping[str, Any]) -> Poisoning:
+    """Return the attack, without the client that holds the root dataset."""
     if root is None:
         return attack
-    where = engine.rpartition(".")[2]
-    here = root.num_examples is None or where in ("serial", "vector")
-    expected = f"null with {where}, where the root data are what lies at client {root.client}"
-    require(here, "strategy.num_root_examples", root.num_examples, expected, "strategy.num_root_examples=null")
+    if root.num_examples is not None:
+        name, reason = "strategy.num_root_examples", "the examples are drawn from the data of all clients"
+        require_in_process(engine, name, root.num_examples, reason, f"{name}=null")
     return attack._replace(trusted=(*attack.trusted, root.client))
 
 
-def _refuse_attack(attack: Poisoning, engine: str, privacy: Mechanism) -> None:
-    """An attack is a simulation, of clients whose updates can be read and written in this process."""
+def _refuse_attack(attack: Poisoning, engine: Mapping[str, Any], privacy: Mechanism) -> None:
+    """Refuse an attack that the engine or the privacy mechanism makes impossible."""
     if attack.kind == "none":
         return
-    here = engine.rpartition(".")[2] in ("serial", "vector")
-    require(here, "poisoning", attack.kind, f"none with {engine.rpartition('.')[2]}: only simulated", "engine=vector")
+    reason = "an attack changes the data and the updates of simulated clients"
+    require_in_process(engine, "poisoning", attack.kind, reason, "engine=vector")
     masked = privacy.kind in ("secagg", "distributed")
     expected = f"none with privacy={privacy.kind}: nobody sees a masked update, to learn from it or to forge one"
     require(
@@ -260,12 +260,11 @@ def with_virtual_clock(engine: Engine, plan: Plan, scenario: Scenario) -> Engine
 
 
 def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:
-    """The engine; one that works in other processes is also told how to build the scenario there."""
-    parts: list[Any] = [scenario.data, scenario.trainer]
-    if "rebuild" in inspect.signature(get_object(cfg.engine["_target_"])).parameters:
-        parts.append(partial(rebuild_scenario, _plain(cfg.scenario, "scenario"), allow))
-    engine: Engine = build(cfg.engine, "engine", *parts, allow=allow)
-    return engine
+    """Build the engine for the data and the trainer of the scenario."""
+    rebuild = partial(rebuild_scenario, _plain(cfg.scenario, "scenario"), allow)
+    return build_engine(
+        cfg.engine, partial(build, cfg.engine, "engine", allow=allow), (scenario.data, scenario.trainer), rebuild
+    )
 
 
 def rebuild_scenario(node: Mapping[str, Any], allow: Sequence[str], **changes: Any) -> Scenario:

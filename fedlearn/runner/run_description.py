@@ -162,7 +162,7 @@ def _expected_size(experiment: Experiment) -> float:
 def _cohort_size(experiment: Experiment) -> int:
     rule, engine = experiment.plan.strategy.asynchrony, experiment.engine
     if rule is not None:
-        return min(rule.concurrency, len(engine.clients), getattr(engine, "mixed_block_size", 1))
+        return min(rule.concurrency, len(engine.clients), engine.mixed_block_size)
     return ceil(round(_expected_size(experiment), 6))
 
 

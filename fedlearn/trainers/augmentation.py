@@ -15,7 +15,7 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientWork, Examples, Request, Updates
 from fedlearn.errors import is_number, require
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.trainers.batching import round_of
 
 CHUNK_SIZE = 256  # images that are distorted together: their pixels stay in the cache

@@ -1,20 +1,25 @@
-"""Parts that all trainers share: a wrapper, initial parameters, and checks of what a model supports.
+"""Parts that all trainers share: a base class, a wrapper, initial parameters, and checks of a model.
 
-Shapes: K clients in a block, D parameters, C classes.
+Shapes: K clients in a block, D parameters, N examples, C outputs or classes.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from fedlearn.algorithm.local_rule import LocalRule
+from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Array, ClientWork, LocalSettings, Request
+from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.trainers.batching import batch_plans, poisson_plans, rounds_of
+from fedlearn.trainers.numpy_steps import noise_source, optimizer, private_gradient
 
 Initializer = Callable[[Layout, np.random.Generator], np.ndarray]
 FROM_SEED = "weights drawn from the seed"  # values of `Trainer.initialization`
@@ -22,52 +27,156 @@ FROM_MODULE = "weights as given"
 FROM_INITIALIZER = "weights from an initializer"
 
 
-class TrainerWrapper:
-    """A trainer around another one: it forwards every member that a subclass does not define.
+class LocalResult(NamedTuple):
+    """The result of local training of one client.
 
-    Args:
-        trainer: the inner trainer.
+    Attributes:
+        delta_D: final minus initial parameters.
+        loss: total loss of the examples that were used.
+        num_losses: number of the examples that were used; an example counts once per pass.
+        num_steps: local steps.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    delta_D: np.ndarray
+    loss: float
+    num_losses: int
+    num_steps: int
 
-    @property
-    def framework(self) -> str:
-        """The framework of the inner trainer."""
-        return self.trainer.framework
 
-    @property
-    def device(self) -> str:
-        """The device of the inner trainer."""
-        return self.trainer.device
+class BaseTrainer:
+    """A trainer in NumPy with defaults for all optional members; the base for trainers of other frameworks.
 
-    @property
-    def layout(self) -> Layout:
-        """The layout of the model."""
-        return self.trainer.layout
+    A subclass sets ``layout``, and defines `outputs` and one of `gradient` and `example_gradients`. The base then
+    trains with SGD or AdamW under any local rule that corrects gradients. With `example_gradients` and
+    ``supports_dp_sgd = True`` it also trains with DP-SGD. A solver without gradients overrides `fit_client`.
 
-    @property
-    def initialization(self) -> str:
-        """The source of the initial parameters."""
-        return self.trainer.initialization
+    *Guarantees*: a request, rule or model that the base does not support raises `SettingError`; nothing is ignored.
+    """
 
-    @property
-    def supports_dp_sgd(self) -> bool:
-        """Whether the inner trainer has DP-SGD."""
-        return self.trainer.supports_dp_sgd
+    framework = "numpy"
+    device = "cpu"
+    layout: Layout
+    supports_dp_sgd = False
+    supports_process_pool = False
+    initialization = FROM_SEED
+    max_predict_rows = 4096  # rows that `predict` passes to `outputs` at once
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.supports_dp_sgd and cls.example_gradients is BaseTrainer.example_gradients:
+            raise TypeError(f"{cls.__name__} states supports_dp_sgd=True, which needs the method example_gradients")
+
+    def outputs(self, params_D: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return the raw outputs ``(N, C)`` of the model in evaluation mode."""
+        raise NotImplementedError(f"{type(self).__name__} needs the method outputs(params_D, x)")
+
+    def gradient(self, params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the loss of each example, ``(N,)``, and the gradient of the mean loss, ``(D,)``."""
+        loss_N, grad_ND = self.example_gradients(params_D, x, y)
+        return loss_N, np.mean(grad_ND, axis=0)
+
+    def example_gradients(self, params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the loss of each example, ``(N,)``, and its gradient, ``(N, D)``; N may be 0."""
+        raise NotImplementedError(f"{type(self).__name__} needs the method gradient or example_gradients")
+
+    def init(self, seed: int) -> np.ndarray:
+        """Return initial parameters in torch's default distribution."""
+        return initial_parameters(self.layout, default_initial_parameters, seed)
+
+    def with_batching(self, batching: str) -> Self:
+        """Return this trainer, which trains one client after another.
+
+        Raises:
+            SettingError: ``batching`` is ``vmap``.
+        """
+        fits = batching in ("auto", "map")
+        expected = f"map: {type(self).__name__} trains one client after another"
+        require(fits, "batching", batching, expected, "batching=map")
+        return self
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
         """See `Trainer.describe_batching`."""
-        return self.trainer.describe_batching(num_clients, num_examples)
+        return "map"
 
-    def init(self, seed: int) -> np.ndarray:
-        """See `Trainer.init`."""
-        return self.trainer.init(seed)
+    def close(self) -> None:
+        """See `Trainer.close`."""
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """See `Trainer.predict`."""
-        return self.trainer.predict(params_D, x)
+        """See `Trainer.predict`; inputs pass through `outputs` in batches."""
+        batches = range(0, max(1, len(x)), self.max_predict_rows)
+        parts = [self.outputs(as_numpy(params_D), x[i : i + self.max_predict_rows]) for i in batches]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
+        """Train K clients, one after another; see `Trainer.fit`."""
+        self._refuse_unsupported(request, rule)
+        results = [self.fit_client(request, rule, one) for one in work]
+        delta_K, losses_K, counts_K, steps_K = zip(*results, strict=True)
+        return Updates(
+            clients_K=np.array([one.client for one in work], np.int64),
+            delta_KD=np.stack(delta_K).astype(np.float32),
+            num_examples_K=np.array([len(one.examples) for one in work], np.int64),
+            num_steps_K=np.array(steps_K, np.int64),
+            metrics={"loss": MetricSum(np.array(losses_K, np.float64), np.array(counts_K, np.int64))},
+        )
+
+    def fit_client(self, request: Request, rule: LocalRule, work: ClientWork) -> LocalResult:
+        """Train one client by minibatch gradients.
+
+        A subclass that overrides this method with a solver of its own must call `require_plain_training` first.
+        """
+        w_global_D = as_numpy(request.params_D)
+        start_D = w_D = w_global_D if work.start_D is None else as_numpy(work.start_D)
+        vectors = {name: as_numpy(work.client_state[name]) for name in rule.client_state}
+        vectors |= {name: as_numpy(request.broadcast[name]) for name in rule.receives}
+        plans = poisson_plans if request.local.example_dp else batch_plans
+        sizes = np.array([len(work.examples)])
+        (plan_SB,), (num_steps,) = plans(request, np.array([work.client]), sizes, rounds_of(request, [work]))
+        gradient, step, loss = self._gradient_of(request, work), optimizer(request.local), 0.0
+        for rows in plan_SB[:num_steps]:
+            rows = rows[rows >= 0]
+            loss_N, grad_D = gradient(w_D, work.examples.x[rows], work.examples.y[rows])
+            loss += float(np.sum(loss_N))
+            w_D = step(w_D, rule.correct(grad_D, w_D, w_global_D, **vectors))
+        return LocalResult(w_D - start_D, loss, int((plan_SB >= 0).sum()), int(num_steps))
+
+    def _gradient_of(
+        self, request: Request, work: ClientWork
+    ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        dp = request.local.example_dp
+        if dp is None:
+            return self.gradient
+        normals, expected = noise_source(request, work), min(request.local.batch_size, len(work.examples))
+
+        def gradient(params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            loss_N, grad_ND = self.example_gradients(params_D, x, y)
+            return loss_N, private_gradient(grad_ND, dp, expected, normals)
+
+        return gradient
+
+    def _refuse_unsupported(self, request: Request, rule: LocalRule) -> None:
+        name, dp = type(self).__name__, request.local.example_dp
+        expected = f"null, because {name} has no DP-SGD"
+        require(dp is None or self.supports_dp_sgd, "local.example_dp", dp, expected, "privacy=central")
+        require_features(rule.feature_penalty is None)
+        expected = f"one that does not change the loss, because {name} computes the gradient of its own loss"
+        changed = rule.adjust_logits is not None
+        require(not changed, "strategy", "one that adjusts logits", expected, "strategy=fedavg")
+        buffers = ", ".join(self.layout.buffers[:2])
+        require(not buffers, "model", f"one with buffers ({buffers})", f"one without, for {name}", "group norm")
+
+
+def require_plain_training(rule: LocalRule, request: Request) -> None:
+    """Refuse local rules and DP-SGD, for a trainer whose solver does not expose gradients.
+
+    Raises:
+        SettingError: the rule changes local training, or the request asks for DP-SGD.
+    """
+    plain = rule.correct is LocalRule().correct and not rule.has_custom_loss
+    expected = "one with plain local training: this trainer cannot correct gradients"
+    require(plain, "strategy", "one that changes local training", expected, "strategy=fedavg")
+    dp = request.local.example_dp
+    require(dp is None, "local.example_dp", dp, "null: this trainer has no DP-SGD", "privacy=central")
 
 
 def class_counts(trainer: Trainer, task: str, request: Request, work: Sequence[ClientWork]) -> np.ndarray:

@@ -31,13 +31,14 @@ class MixedTrainer:
     """
 
     framework = "mixed"
+    supports_process_pool = False
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
         self.trainers = tuple(trainers)
         self.layout: Layout = trainers[0].layout
         self.device = trainers[0].device
         self.initialization = trainers[0].initialization
-        self.supports_dp_sgd = all(getattr(trainer, "supports_dp_sgd", False) for trainer in trainers)
+        self.supports_dp_sgd = all(trainer.supports_dp_sgd for trainer in trainers)
         for trainer in trainers[1:]:
             if trainer.layout != self.layout:
                 raise FedlearnError(f"{trainer.framework} and {trainers[0].framework} have models of different layouts")
@@ -55,6 +56,11 @@ class MixedTrainer:
         share = -(-num_clients // len(self.trainers))
         own = num_examples * share // num_clients
         return " + ".join(f"{one.framework} {one.describe_batching(share, own)}" for one in self.trainers)
+
+    def close(self) -> None:
+        """Close all trainers."""
+        for trainer in self.trainers:
+            trainer.close()
 
     def trainer_of(self, client: ClientId) -> Trainer:
         """The trainer of a client."""

@@ -21,7 +21,7 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import ClientWork, Examples, MetricSum, Request, Updates
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.trainers.batching import balance_shares
 
 MIN_PARALLEL_WORK = 10_000_000  # examples times parameters: a few milliseconds of training

@@ -16,10 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from fedlearn.callbacks import figures
 from fedlearn.callbacks.report import DOTS_PER_INCH, data_uri, load_template
 from fedlearn.core.checkpoint import write_atomically
-from fedlearn.errors import FedlearnError, require
+from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError, refuse_unknown_keys
 from fedlearn.runner.compose import Job, UsageError, compose
 from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.engines import require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.exit_codes import exit_code
 from fedlearn.runner.interrupt import terminate_as_interrupt
@@ -28,7 +29,6 @@ from fedlearn.runner.run_folder import locked_run_folder, reserve_run_folder
 from fedlearn.runner.start import parse_args
 
 REPORT_FILE = "report.html"
-IN_PROCESS_ENGINES = ("serial", "vector")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +80,9 @@ def run_analysis_command(
     def act() -> int:
         settings = _settings(name, own, defaults)
         job, chosen = _composed(args, name, default_overrides)
-        _require_engine(job.cfg)
         planned = build_plan(job.cfg)
+        reason = f"simulations.{name} changes the clients and reads their updates"
+        require_in_process(job.cfg.engine, "engine", job.cfg.engine["_target_"], reason, "engine=vector")
         set_environment(job.cfg.get("framework"))
         claimed = reserve_run_folder(job.folder, chosen=chosen)
         again = shlex.join(["python", "-m", f"simulations.{name}", *given])
@@ -162,12 +163,6 @@ def _settings(name: str, words: Sequence[str], defaults: Mapping[str, Any]) -> d
     assert isinstance(given, dict)
     refuse_unknown_keys({str(key): value for key, value in given.items()}, list(defaults), name)
     return {**defaults, **{str(key): value for key, value in given.items()}}
-
-
-def _require_engine(cfg: DictConfig) -> None:
-    engine = str(cfg.engine.get("_target_")).rpartition(".")[2]
-    expected = "serial or vector: what is put among the clients lives in this process"
-    require(engine in IN_PROCESS_ENGINES, "engine", engine, expected, "engine=vector")
 
 
 def _composed(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:

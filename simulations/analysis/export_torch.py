@@ -10,7 +10,7 @@ import torch
 
 from fedlearn.errors import MissingExtra
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.trainers.torch import TorchTrainer
 
 

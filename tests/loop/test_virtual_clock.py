@@ -26,6 +26,7 @@ from fedlearn.algorithm.strategy import with_compression
 from fedlearn.compression.codecs import half, topk
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
+from fedlearn.loop.base_engine import BaseEngine
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedasync, fedavg, fedbuff
 
@@ -185,13 +186,12 @@ class Counting(LinearTrainer):
         return super().fit(order, rule, work)
 
 
-class Unmixed:
+class Unmixed(BaseEngine):
     """An engine that trains whoever has the same order, as those do whose clients live elsewhere."""
 
-    deployed = False
-
     def __init__(self, engine):
-        self.clients, self.layout, self.client_states = engine.clients, engine.layout, engine.client_states
+        super().__init__(engine.clients, engine.layout)
+        self.client_states = engine.client_states
         self.fit, self.evaluate = engine.fit, engine.evaluate
 
 

@@ -16,7 +16,7 @@ from fedlearn.engines.base import vector
 from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import Schedule, federate
-from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.loop.wrappers import TrainerWrapper
 from simulations.datasets import movielens as sources
 from simulations.models.recommendation import build_recommender
 from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer

@@ -20,6 +20,7 @@ TABLE = {
     "tests/callbacks/test_run_files": "process",
     "tests/cli": "cli",
     "tests/contracts": "framework",
+    "tests/docs": "docs",
     "tests/data/test_hugging_face": "framework",
     "tests/data/test_partition": "framework",
     "tests/deploy/test_processes": "process",

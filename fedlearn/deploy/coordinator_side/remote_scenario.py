@@ -57,6 +57,10 @@ class RemoteTrainer:
     layout: Layout
     initialization: str = "weights from a node"
     supports_dp_sgd: bool = True  # as far as the coordinator knows; nodes see to it
+    supports_process_pool: bool = False
+
+    def close(self) -> None:
+        """See `Trainer.close`; there is nothing to release."""
 
     def init(self, seed: int) -> np.ndarray:
         """Initial ``params_D``, from the node of the lowest client."""

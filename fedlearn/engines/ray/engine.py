@@ -26,6 +26,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Array, ClientId, Failure, Predictions, Request, State, Updates
 from fedlearn.engines.ray.cluster import Cluster, ClusterError, WorkerDied, WorkerResponse, copy_arrays
 from fedlearn.errors import is_count, is_number, require
+from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import available_cores
@@ -36,6 +37,7 @@ MIN_BLOCK_SIZE = 8  # clients; larger cohorts are cut into more blocks than work
 log = logging.getLogger(__name__)
 
 
+@engine_builder(rebuilds_scenario=True)
 def ray(
     data: FederatedData,
     trainer: Trainer,
@@ -87,15 +89,13 @@ def ray(
     return engine
 
 
-class RayEngine:
+class RayEngine(BaseEngine):
     """An engine that runs blocks of clients on the workers of a cluster; built by `ray`.
 
     Attributes:
         clients, layout, client_states: as in `fedlearn.loop.protocols.Engine`.
         num_workers: number of workers.
     """
-
-    deployed = False
 
     def __init__(
         self,
@@ -107,8 +107,7 @@ class RayEngine:
         block_size: int | None,
         timeout: float,
     ) -> None:
-        self.clients, self.layout = data.clients, trainer.layout
-        self.client_states: dict[ClientId, State] = {}
+        super().__init__(data.clients, trainer.layout)
         self.num_workers = 0
         self._cluster, self._rebuild = cluster, rebuild
         self._timeout, self._block_size = timeout, block_size

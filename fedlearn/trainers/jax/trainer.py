@@ -104,7 +104,7 @@ class JaxTrainer:
         FedlearnError: if the module keeps state besides ``params`` and ``batch_stats``.
     """
 
-    framework, supports_dp_sgd = "jax", True
+    framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # threads of JAX do not survive a fork
 
     def __init__(
         self,
@@ -156,6 +156,9 @@ class JaxTrainer:
         other.batching = batching if batching != "auto" else "map" if self.device == "cpu" else "vmap"
         other._block = lru_cache(maxsize=16)(other._compile)
         return other
+
+    def close(self) -> None:
+        """See `Trainer.close`; there is nothing to release."""
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
         """How a block would be trained."""

@@ -139,6 +139,14 @@ class TorchTrainer:
             _set_buffer(module, name, self._flat_D[self.layout.slices[name]].view(buffers[name].shape).data)
         self._clipped = lru_cache(maxsize=1)(partial(ClippedGradient, module, self.loss, self._leaves))
 
+    @property
+    def supports_process_pool(self) -> bool:
+        """Whether forked processes may train; only on a CPU."""
+        return self.device == "cpu"
+
+    def close(self) -> None:
+        """See `Trainer.close`; there is nothing to release."""
+
     def _split(self, vector_D: torch.Tensor) -> list[torch.Tensor]:
         """Views of a flat vector, one for each parameter."""
         return [vector_D[self.layout.slices[leaf.name]].view(leaf.shape) for leaf in self.layout.trainable.leaves]

@@ -14,7 +14,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, ClientWork, Examples, Request, Updates
 from fedlearn.loop.protocols import Trainer
-from fedlearn.trainers.base import TrainerWrapper
+from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.trainers.batching import round_of
 
 

@@ -1,0 +1,145 @@
+"""An engine around another engine, and a trainer around another trainer.
+
+Shapes: D parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedlearn.algorithm.aggregation import PartialAggregate
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, State, Updates
+from fedlearn.loop.protocols import Engine, Trainer
+
+
+class EngineWrapper:
+    """An engine around another one: it forwards every member that a subclass does not define.
+
+    Args:
+        engine: the inner engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def clients(self) -> Sequence[ClientId]:
+        """The clients of the inner engine."""
+        return self.engine.clients
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the model."""
+        return self.engine.layout
+
+    @property
+    def client_states(self) -> dict[ClientId, State]:
+        """The client states of the inner engine."""
+        return self.engine.client_states
+
+    @client_states.setter
+    def client_states(self, client_states: dict[ClientId, State]) -> None:
+        self.engine.client_states = client_states
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the inner engine trains in this process."""
+        return self.engine.in_process
+
+    @property
+    def deployed(self) -> bool:
+        """Whether the clients of the inner engine are real."""
+        return self.engine.deployed
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """Virtual seconds of the last round of the inner engine."""
+        return self.engine.elapsed_s
+
+    @property
+    def mixed_block_size(self) -> int:
+        """The largest block of requests from different rounds."""
+        return self.engine.mixed_block_size
+
+    def fit(
+        self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
+    ) -> Iterator[Updates | PartialAggregate | Failure]:
+        """See `Engine.fit`."""
+        return self.engine.fit(request, strategy, cohort)
+
+    def evaluate(
+        self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
+    ) -> Iterator[Predictions | ClientEvaluation | Failure]:
+        """See `Engine.evaluate`."""
+        if personal_strategy is None:
+            return self.engine.evaluate(params_D, cohort)
+        return self.engine.evaluate(params_D, cohort, personal_strategy)
+
+    def describe(self, cohort_size: int) -> str:
+        """See `Engine.describe`."""
+        return self.engine.describe(cohort_size)
+
+    def close(self) -> None:
+        """Close the inner engine."""
+        self.engine.close()
+
+
+class TrainerWrapper:
+    """A trainer around another one: it forwards every member that a subclass does not define.
+
+    Args:
+        trainer: the inner trainer.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def framework(self) -> str:
+        """The framework of the inner trainer."""
+        return self.trainer.framework
+
+    @property
+    def device(self) -> str:
+        """The device of the inner trainer."""
+        return self.trainer.device
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of the model."""
+        return self.trainer.layout
+
+    @property
+    def initialization(self) -> str:
+        """The source of the initial parameters."""
+        return self.trainer.initialization
+
+    @property
+    def supports_dp_sgd(self) -> bool:
+        """Whether the inner trainer has DP-SGD."""
+        return self.trainer.supports_dp_sgd
+
+    @property
+    def supports_process_pool(self) -> bool:
+        """Whether the inner trainer can train in forked processes."""
+        return self.trainer.supports_process_pool
+
+    def describe_batching(self, num_clients: int, num_examples: int) -> str:
+        """See `Trainer.describe_batching`."""
+        return self.trainer.describe_batching(num_clients, num_examples)
+
+    def close(self) -> None:
+        """Close the inner trainer."""
+        self.trainer.close()
+
+    def init(self, seed: int) -> np.ndarray:
+        """See `Trainer.init`."""
+        return self.trainer.init(seed)
+
+    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+        """See `Trainer.predict`."""
+        return self.trainer.predict(params_D, x)

@@ -1,0 +1,76 @@
+"""Steps of local training in NumPy, for `fedlearn.trainers.base.BaseTrainer`.
+
+Shapes: D parameters, N examples of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fedlearn.core.random import Purpose, generator, secret_normals
+from fedlearn.core.records import ClientWork, ExampleDP, LocalSettings, Request
+from fedlearn.trainers.batching import round_of
+
+Step = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (w_D, grad_D) -> w_D
+
+
+def optimizer(local: LocalSettings) -> Step:
+    """Return one step of ``torch.optim.SGD`` or ``torch.optim.AdamW``, with fresh state."""
+    return _adamw(local) if local.optimizer == "adamw" else _sgd(local)
+
+
+def _sgd(local: LocalSettings) -> Step:
+    velocity_D: np.ndarray | None = None
+
+    def step(w_D: np.ndarray, grad_D: np.ndarray) -> np.ndarray:
+        nonlocal velocity_D
+        if local.weight_decay:
+            grad_D = grad_D + local.weight_decay * w_D
+        if local.momentum:
+            velocity_D = grad_D if velocity_D is None else local.momentum * velocity_D + grad_D
+            grad_D = velocity_D
+        return np.asarray(w_D - local.learning_rate * grad_D)
+
+    return step
+
+
+def _adamw(local: LocalSettings, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Step:
+    first_D, second_D, t = np.zeros(1), np.zeros(1), 0
+
+    def step(w_D: np.ndarray, grad_D: np.ndarray) -> np.ndarray:
+        nonlocal first_D, second_D, t
+        t += 1
+        first_D = beta1 * first_D + (1 - beta1) * grad_D
+        second_D = beta2 * second_D + (1 - beta2) * grad_D**2
+        direction_D = first_D / (1 - beta1**t) / (np.sqrt(second_D / (1 - beta2**t)) + eps)
+        return np.asarray(w_D - local.learning_rate * (local.weight_decay * w_D + direction_D))
+
+    return step
+
+
+def clipped_sum(grad_ND: np.ndarray, clip: float) -> np.ndarray:
+    """Return the sum of the gradients of N examples, each clipped to ``clip``; gradients that are not finite add 0."""
+    norm_N = np.linalg.norm(grad_ND.astype(np.float64), axis=1)
+    factor_N = np.where(np.isfinite(norm_N), np.minimum(1, clip / np.maximum(norm_N, 1e-300)), 0)
+    return np.asarray(factor_N @ np.where(np.isfinite(norm_N)[:, None], grad_ND, 0))
+
+
+def noise_source(request: Request, work: ClientWork) -> Callable[[int], np.ndarray]:
+    """Return the standard normal numbers of a client: secret in a deployment, from the seed in a simulation."""
+    if request.deployed:
+        return lambda size: secret_normals((size,))
+    rng = generator(request.seed, Purpose.NOISE, round=round_of(request, work), client=work.client)
+    return lambda size: rng.standard_normal(size)
+
+
+def private_gradient(
+    grad_ND: np.ndarray, dp: ExampleDP, expected_batch: int, normals: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """Return the gradient of DP-SGD: ``(sum_n clip(grad_n, C) + N(0, (z C)^2 I)) / expected_batch``.
+
+    Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.
+    """
+    noise_D = dp.noise_multiplier * dp.clip * normals(grad_ND.shape[1])
+    return (clipped_sum(grad_ND, dp.clip) + noise_D) / expected_batch
