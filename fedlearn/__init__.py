@@ -1,182 +1,109 @@
-"""Federated, privacy-preserving learning: strategies are data, engines carry orders, the loop is a generator."""
+"""Federated, privacy-preserving learning: one experiment, simulated or deployed, in PyTorch or JAX.
 
-from array_api_compat import array_namespace
+The names here run experiments and write strategies. ``docs/api.md`` lists them, and the namespaces with all others.
+"""
 
-from fedlearn.algorithm.aggregation import (
-    Aggregator,
-    add_rows,
-    add_totals,
-    aggregate_updates,
-    divide_total,
-    expected_mean,
-    map_updates,
-    mean,
-    stacked,
-)
-from fedlearn.algorithm.client_selection import (
-    SamplingLaw,
-    Selector,
-    everyone,
-    get_selector,
-    lookup_values,
-    min_separation,
-    poisson,
-    round_robin,
-    stateful_selector,
-    training_loss,
-    uniform,
-    update_values,
-    weighted,
-)
-from fedlearn.algorithm.local_rule import LocalRule, PersonalModel, parameter_patterns, plain_training, proximal
-from fedlearn.algorithm.server_optimizers import adaptive, from_optax, project_onto_simplex, sgd, zeros
-from fedlearn.algorithm.staleness import Asynchrony, hinge, polynomial, staleness_weight, unweighted
-from fedlearn.algorithm.strategy import CompositionError, RootDataset, Strategy, with_buffer_policy
-from fedlearn.algorithm.transforms import Codec, Context, Stage, Transform, chain, clip, clip_norm, identity
-from fedlearn.compression.codecs import signs
-from fedlearn.core.arrays import as_numpy, asarray_like
+from typing import TYPE_CHECKING
+
+from fedlearn.algorithm.aggregation import Aggregator, expected_mean, mean, stacked
+from fedlearn.algorithm.client_selection import Selector, everyone, poisson, uniform
+from fedlearn.algorithm.local_rule import LocalRule, proximal
+from fedlearn.algorithm.server_optimizers import adaptive, sgd
+from fedlearn.algorithm.strategy import CompositionError, Strategy
+from fedlearn.algorithm.transforms import Context, Stage, Transform, chain, clip
 from fedlearn.core.federated_data import FederatedData
-from fedlearn.core.layout import Layout, random_parameters
-from fedlearn.core.records import (
-    Array,
-    ClientWork,
-    Evaluation,
-    Examples,
-    Failure,
-    LocalSettings,
-    Predictions,
-    Request,
-    Round,
-    ServerState,
-    State,
-    Updates,
-)
+from fedlearn.core.layout import Layout
+from fedlearn.core.lazy_names import LazyName, lazy_names
+from fedlearn.core.records import Array, Examples, LocalSettings, Round, State, Updates
+from fedlearn.data.from_arrays import from_arrays
 from fedlearn.engines.base import serial, vector
-from fedlearn.errors import FedlearnError, SettingError, is_count, is_number, require
+from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.loop.scenario import Scenario, judge
-from fedlearn.loop.system_model import SystemModel, constant, lognormal, trace
 from fedlearn.loop.training_loop import Schedule, federate, start
-from fedlearn.loop.virtual_clock import VirtualClockEngine
-from fedlearn.robust.pre_aggregation import random_permutation, with_pre_aggregation
-from fedlearn.robust.robust_aggregation import (
-    bucket_weights,
-    coordinate_median,
-    distances_to,
-    inner_products,
-    mean_around_median,
-    nearest_neighbor_weights,
-    rank_by_krum,
-    resolve_num_malicious,
-    select_by_krum,
-    squared_distances,
-    trimmed_mean,
-    unweighted_mean,
-    weighted_mean,
-)
-from fedlearn.robust.root_dataset import with_root_dataset
+
+if TYPE_CHECKING:
+    from fedlearn import algorithm as algorithm
+    from fedlearn import compression as compression
+    from fedlearn import core as core
+    from fedlearn import data as data
+    from fedlearn import engines as engines
+    from fedlearn import errors as errors
+    from fedlearn import extend as extend
+    from fedlearn import flower as flower
+    from fedlearn import loop as loop
+    from fedlearn import privacy as privacy
+    from fedlearn import robust as robust
+    from fedlearn import trainers as trainers
+    from fedlearn.data.hugging_face import from_datasets
+    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.torch import TorchTrainer
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "JaxTrainer": LazyName("fedlearn.trainers.jax", "jax"),
+            "TorchTrainer": LazyName("fedlearn.trainers.torch", "torch"),
+            "from_datasets": LazyName("fedlearn.data.hugging_face", "data"),
+        },
+        namespaces=(
+            "algorithm",
+            "callbacks",
+            "compression",
+            "core",
+            "data",
+            "engines",
+            "errors",
+            "extend",
+            "flower",
+            "loop",
+            "privacy",
+            "robust",
+            "testing",
+            "trainers",
+        ),
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Aggregator",
     "Array",
-    "Asynchrony",
-    "ClientWork",
-    "Codec",
     "CompositionError",
     "Context",
-    "Evaluation",
     "Examples",
-    "Failure",
     "FederatedData",
     "FedlearnError",
+    "JaxTrainer",
     "Layout",
     "LocalRule",
     "LocalSettings",
-    "PersonalModel",
-    "Predictions",
-    "Request",
-    "RootDataset",
     "Round",
-    "SamplingLaw",
     "Scenario",
     "Schedule",
     "Selector",
-    "ServerState",
     "SettingError",
     "Stage",
     "State",
     "Strategy",
-    "SystemModel",
+    "TorchTrainer",
     "Transform",
     "Updates",
-    "VirtualClockEngine",
     "adaptive",
-    "add_rows",
-    "add_totals",
-    "aggregate_updates",
-    "array_namespace",
-    "as_numpy",
-    "asarray_like",
-    "bucket_weights",
     "chain",
     "clip",
-    "clip_norm",
-    "constant",
-    "coordinate_median",
-    "distances_to",
-    "divide_total",
     "everyone",
     "expected_mean",
     "federate",
-    "from_optax",
-    "get_selector",
-    "hinge",
-    "identity",
-    "inner_products",
-    "is_count",
-    "is_number",
+    "from_arrays",
+    "from_datasets",
     "judge",
-    "lognormal",
-    "lookup_values",
-    "map_updates",
     "mean",
-    "mean_around_median",
-    "min_separation",
-    "nearest_neighbor_weights",
-    "parameter_patterns",
-    "plain_training",
     "poisson",
-    "polynomial",
-    "project_onto_simplex",
     "proximal",
-    "random_parameters",
-    "random_permutation",
-    "rank_by_krum",
-    "require",
-    "resolve_num_malicious",
-    "round_robin",
-    "select_by_krum",
     "serial",
     "sgd",
-    "signs",
-    "squared_distances",
     "stacked",
-    "staleness_weight",
     "start",
-    "stateful_selector",
-    "trace",
-    "training_loss",
-    "trimmed_mean",
     "uniform",
-    "unweighted",
-    "unweighted_mean",
-    "update_values",
     "vector",
-    "weighted",
-    "weighted_mean",
-    "with_buffer_policy",
-    "with_pre_aggregation",
-    "with_root_dataset",
-    "zeros",
 ]

@@ -6,6 +6,20 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "FedlearnError",
+    "IncompatibleVersion",
+    "MissingExtra",
+    "SettingError",
+    "TooManyFailures",
+    "did_you_mean",
+    "is_count",
+    "is_number",
+    "require",
+]
+
 
 class FedlearnError(Exception):
     """Root of every error that fedlearn raises on purpose."""

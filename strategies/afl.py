@@ -2,23 +2,9 @@
 
 import numpy as np
 
-from fedlearn import (
-    Array,
-    Context,
-    LocalRule,
-    Stage,
-    State,
-    Strategy,
-    Transform,
-    array_namespace,
-    everyone,
-    is_number,
-    lookup_values,
-    mean,
-    project_onto_simplex,
-    require,
-    update_values,
-)
+from fedlearn import Array, Context, LocalRule, Stage, State, Strategy, Transform, everyone, mean
+from fedlearn.algorithm import lookup_values, update_values
+from fedlearn.extend import array_namespace, is_number, require
 
 
 def afl(*, learning_rate: float = 0.1) -> Strategy:
@@ -60,3 +46,16 @@ def afl(*, learning_rate: float = 0.1) -> Strategy:
     stage = Stage(client=Transform(update=weigh), server=server)
     local = LocalRule(evaluate_models=("w_global",))
     return Strategy(select=everyone(), local=local, stages=(stage,), aggregate=mean(weighting="equal"))
+
+
+def project_onto_simplex(weights_N: Array) -> Array:
+    """Return the closest non-negative weights that add up to one.
+
+    >>> project_onto_simplex(np.array([0.9, 0.5, -1.0]))
+    array([0.7, 0.3, 0. ])
+
+    Reference: Duchi, Shalev-Shwartz, Singer, Chandra, *Efficient Projections onto the l1-Ball*, ICML 2008, figure 1.
+    """
+    descending_N = np.sort(weights_N)[::-1]
+    excess_N = (np.cumsum(descending_N) - 1) / np.arange(1, len(weights_N) + 1)
+    return np.maximum(weights_N - excess_N[np.flatnonzero(descending_N > excess_N)[-1]], 0)

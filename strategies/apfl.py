@@ -1,6 +1,8 @@
 """APFL: each client predicts with a mixture of its own model and the global one."""
 
-from fedlearn import LocalRule, PersonalModel, Strategy, is_number, mean, require, uniform
+from fedlearn import LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import PersonalModel
+from fedlearn.extend import is_number, require
 
 
 def apfl(*, alpha: float = 0.5, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:

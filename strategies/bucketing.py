@@ -1,16 +1,8 @@
 """Bucketing: before a robust rule, means of a few clients drawn at random."""
 
-from fedlearn import (
-    Array,
-    Context,
-    Strategy,
-    Updates,
-    bucket_weights,
-    is_count,
-    random_permutation,
-    require,
-    with_pre_aggregation,
-)
+from fedlearn import Array, Context, Strategy, Updates
+from fedlearn.extend import is_count, require
+from fedlearn.robust import bucket_weights, random_permutation, with_pre_aggregation
 from strategies.rfa import rfa
 
 

@@ -1,18 +1,7 @@
 """Bulyan: Krum again and again, then a trimmed mean of what it chose."""
 
-from fedlearn import (
-    Array,
-    Context,
-    State,
-    Strategy,
-    Updates,
-    mean_around_median,
-    resolve_num_malicious,
-    select_by_krum,
-    squared_distances,
-    stacked,
-    uniform,
-)
+from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
+from fedlearn.robust import mean_around_median, resolve_num_malicious, select_by_krum, squared_distances
 
 UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are there
 

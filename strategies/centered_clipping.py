@@ -1,21 +1,8 @@
 """Centered clipping: updates are clipped about the last aggregate."""
 
-from fedlearn import (
-    Array,
-    Context,
-    State,
-    Strategy,
-    Updates,
-    asarray_like,
-    distances_to,
-    is_count,
-    is_number,
-    require,
-    stacked,
-    uniform,
-    weighted_mean,
-    zeros,
-)
+from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
+from fedlearn.extend import asarray_like, is_count, is_number, require, zeros
+from fedlearn.robust import distances_to, weighted_mean
 
 
 def centered_clipping(

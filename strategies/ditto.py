@@ -1,6 +1,8 @@
 """Ditto: a personal model at each client, pulled towards the global one."""
 
-from fedlearn import LocalRule, PersonalModel, Strategy, is_number, mean, proximal, require, uniform
+from fedlearn import LocalRule, Strategy, mean, proximal, uniform
+from fedlearn.algorithm import PersonalModel
+from fedlearn.extend import is_number, require
 
 
 def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:

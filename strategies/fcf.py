@@ -1,6 +1,7 @@
 """FCF: federated collaborative filtering."""
 
-from fedlearn import Array, LocalRule, Strategy, adaptive, mean, parameter_patterns, uniform
+from fedlearn import Array, LocalRule, Strategy, adaptive, mean, uniform
+from fedlearn.algorithm import parameter_patterns
 
 
 def fcf(

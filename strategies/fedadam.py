@@ -1,6 +1,7 @@
 """FedAdam: an adaptive server optimiser."""
 
-from fedlearn import Array, Strategy, adaptive, is_number, mean, require, uniform
+from fedlearn import Array, Strategy, adaptive, mean, uniform
+from fedlearn.extend import is_number, require
 
 
 def fedadam(

@@ -1,19 +1,8 @@
 """FedAsync: the server mixes in each model as it arrives, the less the older it is."""
 
-from fedlearn import (
-    Array,
-    Asynchrony,
-    Context,
-    State,
-    Strategy,
-    Transform,
-    asarray_like,
-    everyone,
-    is_number,
-    proximal,
-    require,
-    staleness_weight,
-)
+from fedlearn import Array, Context, State, Strategy, Transform, everyone, proximal
+from fedlearn.algorithm import Asynchrony, staleness_weight
+from fedlearn.extend import asarray_like, is_number, require
 
 
 def fedasync(

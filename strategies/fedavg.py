@@ -1,6 +1,7 @@
 """Federated averaging."""
 
-from fedlearn import Strategy, get_selector, mean
+from fedlearn import Strategy, mean
+from fedlearn.algorithm import get_selector
 
 
 def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples", select: str = "uniform") -> Strategy:

@@ -1,6 +1,7 @@
 """FedBN: normalisation layers stay at the clients."""
 
-from fedlearn import LocalRule, Strategy, mean, parameter_patterns, uniform
+from fedlearn import LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import parameter_patterns
 
 
 def fedbn(

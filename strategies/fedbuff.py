@@ -1,6 +1,7 @@
 """FedBuff: the server steps whenever its buffer holds enough updates, whoever they are from and however old."""
 
-from fedlearn import Asynchrony, Strategy, everyone, mean, polynomial, sgd
+from fedlearn import Strategy, everyone, mean, sgd
+from fedlearn.algorithm import Asynchrony, polynomial
 
 
 def fedbuff(

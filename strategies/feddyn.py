@@ -1,19 +1,7 @@
 """FedDyn: each client's objective is regularised so that local and global optima agree."""
 
-from fedlearn import (
-    Array,
-    Context,
-    LocalRule,
-    State,
-    Strategy,
-    Transform,
-    asarray_like,
-    is_number,
-    mean,
-    require,
-    uniform,
-    zeros,
-)
+from fedlearn import Array, Context, LocalRule, State, Strategy, Transform, mean, uniform
+from fedlearn.extend import asarray_like, is_number, require, zeros
 
 
 def feddyn(*, alpha: float = 0.1, clients_per_round: int | None = None) -> Strategy:

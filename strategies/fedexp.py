@@ -1,18 +1,7 @@
 """FedExP: a server step as long as the clients' updates disagree."""
 
-from fedlearn import (
-    Aggregator,
-    Array,
-    State,
-    Strategy,
-    Updates,
-    array_namespace,
-    as_numpy,
-    is_number,
-    mean,
-    require,
-    uniform,
-)
+from fedlearn import Aggregator, Array, State, Strategy, Updates, mean, uniform
+from fedlearn.extend import array_namespace, as_numpy, is_number, require
 
 
 def fedexp(*, epsilon: float = 0.001, clients_per_round: int | None = None) -> Strategy:

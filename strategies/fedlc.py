@@ -1,6 +1,7 @@
 """FedLC: the loss of rare classes is calibrated to how rare they are at each client."""
 
-from fedlearn import Array, LocalRule, Strategy, is_number, mean, require, uniform
+from fedlearn import Array, LocalRule, Strategy, mean, uniform
+from fedlearn.extend import is_number, require
 
 
 def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:

@@ -1,6 +1,7 @@
 """The coordinate-wise median of the clients' updates."""
 
-from fedlearn import Array, Context, State, Strategy, Updates, coordinate_median, stacked, uniform
+from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
+from fedlearn.robust import coordinate_median
 
 
 def fedmedian(*, clients_per_round: int | None = None) -> Strategy:

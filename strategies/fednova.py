@@ -1,6 +1,7 @@
 """FedNova: updates are normalised by local steps before they are averaged."""
 
-from fedlearn import Aggregator, Array, State, Strategy, Updates, add_rows, add_totals, divide_total, uniform
+from fedlearn import Aggregator, Array, State, Strategy, Updates, uniform
+from fedlearn.extend import add_rows, add_totals, divide_total
 
 
 def fednova(*, clients_per_round: int | None = None) -> Strategy:

@@ -1,6 +1,7 @@
 """Federated learning with personalisation layers."""
 
-from fedlearn import LocalRule, Strategy, mean, parameter_patterns, uniform
+from fedlearn import LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import parameter_patterns
 
 
 def fedper(

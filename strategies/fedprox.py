@@ -1,6 +1,7 @@
 """Federated averaging with a proximal term at the clients."""
 
-from fedlearn import Strategy, is_number, mean, proximal, require, uniform
+from fedlearn import Strategy, mean, proximal, uniform
+from fedlearn.extend import is_number, require
 
 
 def fedprox(*, mu: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:

@@ -1,6 +1,8 @@
 """FedRep: a shared representation under heads that stay at the clients, trained one after the other."""
 
-from fedlearn import LocalRule, Strategy, is_count, mean, parameter_patterns, require, uniform
+from fedlearn import LocalRule, Strategy, mean, uniform
+from fedlearn.algorithm import parameter_patterns
+from fedlearn.extend import is_count, require
 
 
 def fedrep(

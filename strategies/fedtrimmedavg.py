@@ -1,6 +1,8 @@
 """The coordinate-wise trimmed mean of the clients' updates."""
 
-from fedlearn import Array, Context, State, Strategy, Updates, is_number, require, stacked, trimmed_mean, uniform
+from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
+from fedlearn.extend import is_number, require
+from fedlearn.robust import trimmed_mean
 
 
 def fedtrimmedavg(*, trim: float = 0.2, clients_per_round: int | None = None) -> Strategy:

@@ -1,6 +1,7 @@
 """FedYogi: an adaptive server optimiser."""
 
-from fedlearn import Array, Strategy, adaptive, array_namespace, is_number, mean, require, uniform
+from fedlearn import Array, Strategy, adaptive, mean, uniform
+from fedlearn.extend import array_namespace, is_number, require
 
 
 def fedyogi(

@@ -1,19 +1,8 @@
 """FLTrust: updates count as far as they point where the server's own does."""
 
-from fedlearn import (
-    Array,
-    Context,
-    RootDataset,
-    State,
-    Strategy,
-    Updates,
-    distances_to,
-    inner_products,
-    sgd,
-    stacked,
-    uniform,
-    weighted_mean,
-)
+from fedlearn import Array, Context, State, Strategy, Updates, sgd, stacked, uniform
+from fedlearn.algorithm import RootDataset
+from fedlearn.robust import distances_to, inner_products, weighted_mean
 
 
 def fltrust(

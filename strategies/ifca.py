@@ -2,24 +2,10 @@
 
 import numpy as np
 
-from fedlearn import (
-    Array,
-    Context,
-    Layout,
-    LocalRule,
-    PersonalModel,
-    State,
-    Strategy,
-    Updates,
-    aggregate_updates,
-    as_numpy,
-    is_count,
-    mean,
-    random_parameters,
-    require,
-    stacked,
-    uniform,
-)
+from fedlearn import Array, Context, Layout, LocalRule, State, Strategy, Updates, mean, stacked, uniform
+from fedlearn.algorithm import PersonalModel, aggregate_updates
+from fedlearn.core import random_parameters
+from fedlearn.extend import as_numpy, is_count, require
 
 
 def ifca(

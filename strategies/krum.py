@@ -1,20 +1,8 @@
 """Krum and multi-Krum: the updates that have the most others close by."""
 
-from fedlearn import (
-    Array,
-    Context,
-    State,
-    Strategy,
-    Updates,
-    is_count,
-    rank_by_krum,
-    require,
-    resolve_num_malicious,
-    squared_distances,
-    stacked,
-    uniform,
-    unweighted_mean,
-)
+from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
+from fedlearn.extend import is_count, require
+from fedlearn.robust import rank_by_krum, resolve_num_malicious, squared_distances, unweighted_mean
 
 UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are there
 

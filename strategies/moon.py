@@ -1,6 +1,7 @@
 """MOON: what a client's model makes of an example is to be what the global one does, not what its last one did."""
 
-from fedlearn import Array, LocalRule, Strategy, array_namespace, is_number, mean, require, uniform
+from fedlearn import Array, LocalRule, Strategy, mean, uniform
+from fedlearn.extend import array_namespace, is_number, require
 
 
 def moon(

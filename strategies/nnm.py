@@ -1,15 +1,7 @@
 """Nearest neighbour mixing: before a robust rule, each update becomes the mean of those about it."""
 
-from fedlearn import (
-    Array,
-    Context,
-    Strategy,
-    Updates,
-    nearest_neighbor_weights,
-    resolve_num_malicious,
-    squared_distances,
-    with_pre_aggregation,
-)
+from fedlearn import Array, Context, Strategy, Updates
+from fedlearn.robust import nearest_neighbor_weights, resolve_num_malicious, squared_distances, with_pre_aggregation
 from strategies.fedtrimmedavg import fedtrimmedavg
 
 UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are there

@@ -1,6 +1,8 @@
 """Norm bounding: no update counts for more than a given length."""
 
-from fedlearn import Strategy, clip_norm, is_number, map_updates, mean, require, uniform
+from fedlearn import Strategy, mean, uniform
+from fedlearn.algorithm import clip_norm, map_updates
+from fedlearn.extend import is_number, require
 
 
 def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -> Strategy:

@@ -2,17 +2,9 @@
 
 import numpy as np
 
-from fedlearn import (
-    Array,
-    Strategy,
-    is_count,
-    is_number,
-    lookup_values,
-    mean,
-    require,
-    stateful_selector,
-    training_loss,
-)
+from fedlearn import Array, Strategy, mean
+from fedlearn.algorithm import lookup_values, stateful_selector, training_loss
+from fedlearn.extend import is_count, is_number, require
 
 CUTOFF, CONFIDENCE, OUTLIER = 0.95, 0.1, 0.95  # as in the paper's implementation
 

@@ -1,6 +1,8 @@
 """pFedMe: personal models as the Moreau envelope of each client's loss."""
 
-from fedlearn import PersonalModel, Strategy, is_number, mean, proximal, require, sgd, uniform
+from fedlearn import Strategy, mean, proximal, sgd, uniform
+from fedlearn.algorithm import PersonalModel
+from fedlearn.extend import is_number, require
 
 
 def pfedme(

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from fedlearn import Array, Strategy, is_count, lookup_values, mean, require, stateful_selector, training_loss
+from fedlearn import Array, Strategy, mean
+from fedlearn.algorithm import lookup_values, stateful_selector, training_loss
+from fedlearn.extend import is_count, require
 
 
 def power_of_choice(*, clients_per_round: int = 10, num_candidates: int = 20, weighting: str = "examples") -> Strategy:

@@ -2,21 +2,8 @@
 
 import numpy as np
 
-from fedlearn import (
-    Aggregator,
-    LocalRule,
-    State,
-    Strategy,
-    Updates,
-    add_rows,
-    add_totals,
-    array_namespace,
-    as_numpy,
-    divide_total,
-    is_number,
-    require,
-    uniform,
-)
+from fedlearn import Aggregator, LocalRule, State, Strategy, Updates, uniform
+from fedlearn.extend import add_rows, add_totals, array_namespace, as_numpy, divide_total, is_number, require
 
 
 def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int | None = None) -> Strategy:

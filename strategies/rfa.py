@@ -1,19 +1,8 @@
 """RFA: the geometric median of the clients' updates."""
 
-from fedlearn import (
-    Array,
-    Context,
-    State,
-    Strategy,
-    Updates,
-    distances_to,
-    is_count,
-    is_number,
-    require,
-    stacked,
-    uniform,
-    weighted_mean,
-)
+from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
+from fedlearn.extend import is_count, is_number, require
+from fedlearn.robust import distances_to, weighted_mean
 
 
 def rfa(*, num_iterations: int = 8, smoothing: float = 1e-6, clients_per_round: int | None = None) -> Strategy:

@@ -1,6 +1,7 @@
 """SCAFFOLD: control variates at clients and server remove client drift."""
 
-from fedlearn import Array, Context, LocalRule, State, Strategy, Transform, asarray_like, mean, uniform, zeros
+from fedlearn import Array, Context, LocalRule, State, Strategy, Transform, mean, uniform
+from fedlearn.extend import asarray_like, zeros
 
 
 def scaffold(*, clients_per_round: int | None = None) -> Strategy:

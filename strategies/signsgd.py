@@ -1,18 +1,8 @@
 """SignSGD with majority vote: one bit a parameter."""
 
-from fedlearn import (
-    Array,
-    Context,
-    State,
-    Strategy,
-    Transform,
-    array_namespace,
-    is_number,
-    mean,
-    require,
-    signs,
-    uniform,
-)
+from fedlearn import Array, Context, State, Strategy, Transform, mean, uniform
+from fedlearn.compression import signs
+from fedlearn.extend import array_namespace, is_number, require
 
 
 def signsgd(*, learning_rate: float = 0.01, clients_per_round: int | None = None) -> Strategy:

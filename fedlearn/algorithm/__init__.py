@@ -1,0 +1,71 @@
+"""Parts of a strategy: selection, local training, stages, aggregation, server step and staleness."""
+
+from fedlearn.algorithm.aggregation import Aggregator, aggregate_updates, expected_mean, map_updates, mean, stacked
+from fedlearn.algorithm.client_selection import (
+    SamplingLaw,
+    Selector,
+    everyone,
+    get_selector,
+    lookup_values,
+    min_separation,
+    poisson,
+    round_robin,
+    stateful_selector,
+    training_loss,
+    uniform,
+    update_values,
+    weighted,
+)
+from fedlearn.algorithm.local_rule import LocalRule, PersonalModel, parameter_patterns, plain_training, proximal
+from fedlearn.algorithm.server_optimizers import adaptive, from_optax, sgd
+from fedlearn.algorithm.staleness import Asynchrony, hinge, polynomial, staleness_weight, unweighted
+from fedlearn.algorithm.strategy import CompositionError, RootDataset, Strategy, with_buffer_policy, with_compression
+from fedlearn.algorithm.transforms import Codec, Context, Stage, Transform, chain, clip, clip_norm, identity
+
+__all__ = [
+    "Aggregator",
+    "Asynchrony",
+    "Codec",
+    "CompositionError",
+    "Context",
+    "LocalRule",
+    "PersonalModel",
+    "RootDataset",
+    "SamplingLaw",
+    "Selector",
+    "Stage",
+    "Strategy",
+    "Transform",
+    "adaptive",
+    "aggregate_updates",
+    "chain",
+    "clip",
+    "clip_norm",
+    "everyone",
+    "expected_mean",
+    "from_optax",
+    "get_selector",
+    "hinge",
+    "identity",
+    "lookup_values",
+    "map_updates",
+    "mean",
+    "min_separation",
+    "parameter_patterns",
+    "plain_training",
+    "poisson",
+    "polynomial",
+    "proximal",
+    "round_robin",
+    "sgd",
+    "stacked",
+    "staleness_weight",
+    "stateful_selector",
+    "training_loss",
+    "uniform",
+    "unweighted",
+    "update_values",
+    "weighted",
+    "with_buffer_policy",
+    "with_compression",
+]

@@ -90,19 +90,6 @@ def from_optax(optimizer: Any) -> Transform:
     return Transform(init=init, update=update)
 
 
-def project_onto_simplex(weights_N: np.ndarray) -> np.ndarray:
-    """The closest non-negative weights that add up to one.
-
-    >>> project_onto_simplex(np.array([0.9, 0.5, -1.0]))
-    array([0.7, 0.3, 0. ])
-
-    Reference: Duchi, Shalev-Shwartz, Singer, Chandra, *Efficient Projections onto the l1-Ball*, ICML 2008, figure 1.
-    """
-    descending_N = np.sort(weights_N)[::-1]
-    excess_N = (np.cumsum(descending_N) - 1) / np.arange(1, len(weights_N) + 1)
-    return np.maximum(weights_N - excess_N[np.flatnonzero(descending_N > excess_N)[-1]], 0)
-
-
 def zeros(layout: Layout) -> np.ndarray:
     """``D`` float32 zeros."""
     return np.zeros(layout.num_parameters, np.float32)

@@ -113,6 +113,13 @@ class Strategy:
         self._check_order_of_stages()
         if self.asynchrony is not None:
             self._check_asynchrony()
+        _refuse_if(
+            self.privacy_guarantee is not None
+            and "metrics" in self.privacy_guarantee.withheld
+            and "metrics" in self.aggregate.reads,
+            "the aggregation rule reads the metrics of each client, and the privacy mechanism adds no noise to them",
+            "privacy=none, or an aggregation rule that reads updates only",
+        )
 
     def _check_asynchrony(self) -> None:
         """There is no cohort to draw, to mask or to account for."""
@@ -148,13 +155,6 @@ class Strategy:
             f"clients tell the loss of {', '.join(rule.evaluate_models)} on their examples, "
             "which would leave without noise",
             "privacy=none, or a strategy whose clients tell no losses",
-        )
-        _refuse_if(
-            self.privacy_guarantee is not None
-            and "metrics" in self.privacy_guarantee.withheld
-            and "metrics" in self.aggregate.reads,
-            "the aggregation rule reads the metrics of each client, and the privacy mechanism adds no noise to them",
-            "privacy=none, or an aggregation rule that reads updates only",
         )
         _refuse_if(
             self.privacy_guarantee is not None and self.select.update is not None,

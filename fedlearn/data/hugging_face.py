@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fedlearn.core.federated_data import FederatedData, Task
 from fedlearn.data.download.catalog import cache_folder
 from fedlearn.data.folder import CLASS_COLUMN, Contents, clients_of_rows, read_images
+from fedlearn.data.from_arrays import Assignment, from_arrays, from_rows, rows_of_clients
 from fedlearn.data.tables import Table, concat_tables, from_arrow
-from fedlearn.errors import DataError, MissingExtra
+from fedlearn.errors import DataError, MissingExtra, require
 
 HUB_PREFIX = "hf://"
 TRAIN, TEST = "train", "test"
@@ -81,6 +84,102 @@ def _load(path: str) -> dict[str, Any]:
     return {name: seen[name] for name in (TRAIN, TEST) if name in seen}
 
 
+def from_datasets(
+    dataset: Any,
+    *,
+    target: str,
+    client_column: str | None = None,
+    assignment: Assignment | None = None,
+    features: Sequence[str] | None = None,
+    task: Task = "multiclass",
+    test_share: float = 0.25,
+    seed: int = 1,
+) -> FederatedData:
+    """Return the data of clients from a data set of the Hugging Face library ``datasets``.
+
+    Args:
+        dataset: a ``datasets.Dataset``, a ``datasets.DatasetDict`` with the split ``train`` and perhaps ``test``, or a
+            path of the Hub, see the head of this module.
+        target: name of the column of targets.
+        client_column: name of the column that says which client has a row. Give this or ``assignment``.
+        assignment: client of each row, or rows of each client, as in `fedlearn.from_arrays`; rows of ``test`` follow
+            those of ``train``.
+        features: names of the columns of inputs: one column of images, or columns of numbers. Default: all others.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        test_share: share that each client holds out, in [0, 1); not used if there is a split ``test``.
+        seed: seed of the split.
+
+    Raises:
+        DataError: a column is missing or holds neither numbers nor images.
+        MissingExtra: flwr-datasets is not installed, and ``dataset`` is a path.
+        SettingError: not exactly one of ``client_column`` and ``assignment`` is given.
+    """
+    expected = "exactly one of client_column and assignment"
+    require(
+        (client_column is None) != (assignment is None), "client_column", client_column, expected, "assignment=None"
+    )
+    splits = _splits(dataset)
+    known = list(splits[TRAIN].column_names)
+    names = [name for name in known if name not in (target, client_column)] if features is None else list(features)
+    for name in (target, *names, *([client_column] if client_column else [])):
+        if name not in known:
+            raise DataError(f"the data set has no column {name}\n  expected  one of {', '.join(known)}")
+    x = _inputs(splits, names)
+    y = _column(splits, target)
+    if client_column:
+        clients, place_N = np.unique(_column(splits, client_column), return_inverse=True)
+        assignment = place_N.reshape(-1)
+    assert assignment is not None
+    data = _divided(splits, x, y, assignment, task=task, test_share=test_share, seed=seed)
+    return replace(data, names=dict(enumerate(map(str, clients)))) if client_column else data
+
+
+def _splits(dataset: Any) -> dict[str, Any]:
+    if isinstance(dataset, str):
+        return _load(dataset)
+    return (
+        {name: dataset[name] for name in (TRAIN, TEST) if name in dataset}
+        if hasattr(dataset, "keys")
+        else {TRAIN: dataset}
+    )
+
+
+def _column(splits: Mapping[str, Any], name: str) -> np.ndarray:
+    return np.concatenate([np.asarray(split.with_format(None)[name][:]) for split in splits.values()])
+
+
+def _inputs(splits: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
+    """Return images (N, height, width, channels), or columns of numbers side by side (N, columns)."""
+    if len(names) == 1 and type(splits[TRAIN].features[names[0]]).__name__ == "Image":
+        origins = [f"{name}, row {row + 1}" for name, split in splits.items() for row in range(len(split))]
+        return read_images(_image_files(list(splits.values()), names[0]), origins, size=None)
+    columns = {name: _column(splits, name) for name in names}
+    for name, cells in columns.items():
+        if not np.issubdtype(cells.dtype, np.number):
+            fix = f"features=[...] without {name}"
+            raise DataError(
+                f"column {name} holds no numbers\n  expected  numbers, or one column of images\n  try       {fix}"
+            )
+    return np.concatenate([cells.reshape(len(cells), -1) for cells in columns.values()], axis=1)
+
+
+def _divided(
+    splits: Mapping[str, Any],
+    x: np.ndarray,
+    y: np.ndarray,
+    assignment: Assignment,
+    *,
+    task: Task,
+    test_share: float,
+    seed: int,
+) -> FederatedData:
+    if TEST not in splits:
+        return from_arrays(x, y, assignment=assignment, task=task, test_share=test_share, seed=seed)
+    rows_K, num_train = rows_of_clients(assignment, num_examples=len(y)), len(splits[TRAIN])
+    train_K, test_K = ([rows[side(rows, num_train)] for rows in rows_K] for side in (np.less, np.greater_equal))
+    return from_rows(x, y, train=train_K, test=test_K, task=task)
+
+
 def parse_hub_path(path: str) -> tuple[str, str | None, str | None]:
     """Name, subset and revision of a path.
 
@@ -125,6 +224,12 @@ def _images(splits: Sequence[Any], table: Table, size: int | None) -> np.ndarray
     columns = [column for column, kind in splits[0].features.items() if isinstance(kind, Image)]
     if not columns:
         return None
-    cells = [cell for split in splits for cell in split.cast_column(columns[0], Image(decode=False))[columns[0]]]
-    files = [io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"]) for cell in cells]
+    files = _image_files(splits, columns[0])
     return read_images(files, [table.row_location(row) for row in range(len(files))], size=size)
+
+
+def _image_files(splits: Sequence[Any], column: str) -> list[io.BytesIO | Path]:
+    from datasets import Image
+
+    cells = [cell for split in splits for cell in split.cast_column(column, Image(decode=False))[column]]
+    return [io.BytesIO(cell["bytes"]) if cell["bytes"] else Path(cell["path"]) for cell in cells]

@@ -1,1 +1,40 @@
-"""What is promised to clients, what it costs, and what has been spent; start with README.md beside this file."""
+"""Privacy mechanisms, their accounting, and the calculator. The file README.md beside this one explains them."""
+
+from typing import TYPE_CHECKING
+
+from fedlearn.core.lazy_names import LazyName, lazy_names
+from fedlearn.privacy.accounting import calibrate_noise_multiplier, calibrate_num_rounds, epsilon_bounds
+from fedlearn.privacy.gaussian_noise import add_gaussian_noise, standard_normals
+from fedlearn.privacy.mechanisms import central, distributed, example, ftrl, local, secagg
+from fedlearn.privacy.mechanisms.base import Mechanism, Population
+
+if TYPE_CHECKING:
+    from fedlearn.privacy.calculator import PrivacyEstimate, PrivacyQuery, solve
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "PrivacyEstimate": LazyName("fedlearn.privacy.calculator"),
+            "PrivacyQuery": LazyName("fedlearn.privacy.calculator"),
+            "solve": LazyName("fedlearn.privacy.calculator"),
+        },
+    )
+
+__all__ = [
+    "Mechanism",
+    "Population",
+    "PrivacyEstimate",
+    "PrivacyQuery",
+    "add_gaussian_noise",
+    "calibrate_noise_multiplier",
+    "calibrate_num_rounds",
+    "central",
+    "distributed",
+    "epsilon_bounds",
+    "example",
+    "ftrl",
+    "local",
+    "secagg",
+    "solve",
+    "standard_normals",
+]

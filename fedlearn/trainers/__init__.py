@@ -1,0 +1,36 @@
+"""Trainers: local training of a model in PyTorch or JAX, and wrappers around trainers."""
+
+from typing import TYPE_CHECKING
+
+from fedlearn.core.lazy_names import LazyName, lazy_names
+from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
+from fedlearn.trainers.base import BaseTrainer, LocalResult, initial_parameters
+from fedlearn.trainers.batching import batch_plans, rounds_of
+from fedlearn.trainers.mixed import MixedTrainer
+from fedlearn.trainers.process_pool import ProcessPoolTrainer
+
+if TYPE_CHECKING:
+    from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.torch import TorchTrainer
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "JaxTrainer": LazyName("fedlearn.trainers.jax", "jax"),
+            "TorchTrainer": LazyName("fedlearn.trainers.torch", "torch"),
+        },
+    )
+
+__all__ = [
+    "Augmentation",
+    "AugmentedTrainer",
+    "BaseTrainer",
+    "JaxTrainer",
+    "LocalResult",
+    "MixedTrainer",
+    "ProcessPoolTrainer",
+    "TorchTrainer",
+    "batch_plans",
+    "initial_parameters",
+    "rounds_of",
+]

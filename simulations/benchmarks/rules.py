@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 import strategies
-from fedlearn import Strategy, Updates, aggregate_updates
+from fedlearn import Strategy, Updates
+from fedlearn.algorithm import aggregate_updates
 
 RULES: Mapping[str, Callable[..., Strategy]] = {
     "fedavg": strategies.fedavg,

@@ -17,11 +17,12 @@ from math import log
 
 import numpy as np
 
-from fedlearn import LocalSettings, SettingError, is_count, require
+from fedlearn import LocalSettings, SettingError
 from fedlearn.core.federated_data import Task
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ExampleDP
 from fedlearn.errors import did_you_mean
+from fedlearn.extend import is_count, require
 
 SEED = 1
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedlearn import Context, Layout, SettingError, Updates, aggregate_updates, mean, stacked
+from fedlearn import Context, Layout, SettingError, Updates, mean, stacked
+from fedlearn.algorithm import aggregate_updates
 from fedlearn.core.records import MetricSum
 from simulations.benchmarks.mean import measure
 

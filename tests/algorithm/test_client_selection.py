@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedlearn import SettingError, everyone, lookup_values, uniform, update_values
+from fedlearn import SettingError, everyone, uniform
+from fedlearn.algorithm import lookup_values, update_values
 
 
 def rng(seed=0):

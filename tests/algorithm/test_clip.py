@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedlearn import SettingError, clip, clip_norm
+from fedlearn import SettingError, clip
+from fedlearn.algorithm import clip_norm
 
 rows = arrays(np.float32, (4, 6), elements=st.floats(-1e4, 1e4, width=32))
 

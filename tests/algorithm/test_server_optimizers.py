@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedlearn import Context, Layout, SettingError, adaptive, chain, from_optax, sgd
+from fedlearn import Context, Layout, SettingError, adaptive, chain, sgd
+from fedlearn.algorithm import from_optax
 
 LAYOUT = Layout.from_shapes([("w", (6,))])
 CONTEXT = Context(round=1, seed=0)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import strategies
-from fedlearn import Examples, FederatedData, Schedule, as_numpy, federate, start, vector
+from fedlearn import Examples, FederatedData, Schedule, federate, start, vector
+from fedlearn.extend import as_numpy
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, check_strategy, linear_problem
 from simulations import models
 

@@ -7,8 +7,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save as to_safetensors
 
-from fedlearn import Layout, Request, ServerState
-from fedlearn.core import checkpoint
+from fedlearn import Layout
+from fedlearn.core import Request, ServerState, checkpoint
 from fedlearn.core.records import InFlight
 from fedlearn.errors import CheckpointError
 

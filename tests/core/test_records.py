@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from fedlearn import Evaluation, Failure, LocalSettings, SettingError
+from fedlearn import LocalSettings, SettingError
+from fedlearn.core import Evaluation, Failure
 from fedlearn.core.records import FailureStage
 
 

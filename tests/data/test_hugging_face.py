@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from needs import needs
 
-from fedlearn.data.hugging_face import parse_hub_path, read_hub
-from fedlearn.errors import DataError, MissingExtra
+from fedlearn.data.hugging_face import from_datasets, parse_hub_path, read_hub
+from fedlearn.errors import DataError, MissingExtra, SettingError
 
 needs("datasets", "flwr_datasets", reason="flwr-datasets is not installed")
 
@@ -68,3 +68,47 @@ def test_what_cannot_be_had_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     with pytest.raises(MissingExtra, match=r"fedlearn\[data\]"):
         read_hub("hf://owner/name")
+
+
+def table_of(**more):
+    import datasets
+
+    columns = {"site": ["b", "a", "b", "a"], "age": [1, 2, 3, 4], "dose": [[1.0, 2.0]] * 4, "label": [0, 1, 1, 0]}
+    return datasets.Dataset.from_dict({**columns, **more})
+
+
+def test_a_data_set_becomes_the_data_of_clients_by_a_column_or_an_assignment():
+    data = from_datasets(table_of(), target="label", client_column="site", task="binary", test_share=0)
+    assert [data.name(client) for client in data.clients] == ["a", "b"]
+    assert data.train(0).x.tolist() == [[2, 1, 2], [4, 1, 2]]
+    assert data.train(1).y.tolist() == [0, 1]
+    chosen = {"features": ["age"], "assignment": np.array([1, 1, 0, 0])}
+    data = from_datasets(table_of(), target="label", task="binary", test_share=0, **chosen)
+    assert data.train(0).x.tolist() == [[3], [4]]
+
+
+def test_a_split_named_test_is_held_out():
+    data = from_datasets({"train": table_of(), "test": table_of()}, target="label", client_column="site", task="binary")
+    assert [len(data.train(client)) for client in data.clients] == [2, 2]
+    assert [len(data.test(client)) for client in data.clients] == [2, 2]
+
+
+def test_images_of_a_data_set_become_pixels():
+    image = pytest.importorskip("PIL.Image")
+    import datasets
+
+    columns = {"image": [image.new("L", (4, 3), colour) for colour in (1, 2)], "label": [1, 0]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int32")})
+    made = datasets.Dataset.from_dict(columns, features=features)
+    data = from_datasets(made, target="label", assignment=np.array([0, 1]), task="binary", test_share=0)
+    assert data.train(1).x.shape == (1, 3, 4, 1)
+    assert data.train(1).x.max() == 2
+
+
+def test_columns_that_cannot_be_inputs_are_refused_by_name():
+    with pytest.raises(DataError, match=r"column site holds no numbers(.|\n)*without site"):
+        from_datasets(table_of(), target="label", assignment=np.zeros(4, int))
+    with pytest.raises(DataError, match=r"no column years(.|\n)*age"):
+        from_datasets(table_of(), target="years", client_column="site")
+    with pytest.raises(SettingError, match="exactly one"):
+        from_datasets(table_of(), target="label")

@@ -20,7 +20,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from fedlearn import FedlearnError, Request
+from fedlearn import FedlearnError
+from fedlearn.core import Request
 from fedlearn.core.serialization import Payload, pack, unpack
 from fedlearn.deploy.trainer import SERVICE, main, serve
 from fedlearn.protocol.client_app import CHUNK_BYTES, call_trainer, forward

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn import Schedule, federate, judge, serial, start, with_buffer_policy
+from fedlearn import Schedule, federate, judge, serial, start
+from fedlearn.algorithm import with_buffer_policy
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
 from fedlearn.runner.config import build

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from fedlearn import Schedule, VirtualClockEngine, federate, lognormal, serial, start
+from fedlearn import Schedule, federate, serial, start
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError
+from fedlearn.loop import VirtualClockEngine, lognormal
 from fedlearn.runner.config import build
 from fedlearn.testing import LOCAL_SETTINGS
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from needs import needs
 
-from fedlearn import Request, Schedule, federate, start
+from fedlearn import Schedule, federate, start
+from fedlearn.core import Request
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.runner.config import build
 from fedlearn.testing import LOCAL_SETTINGS

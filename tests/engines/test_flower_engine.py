@@ -15,17 +15,8 @@ pytest.importorskip("ray", reason="ray is not installed")
 import ray
 
 import strategies
-from fedlearn import (
-    LocalSettings,
-    Request,
-    Schedule,
-    SettingError,
-    Strategy,
-    everyone,
-    federate,
-    serial,
-    start,
-)
+from fedlearn import LocalSettings, Schedule, SettingError, Strategy, everyone, federate, serial, start
+from fedlearn.core import Request
 from fedlearn.core.records import Failure
 from fedlearn.engines.flower import flower
 from fedlearn.engines.flower_simulation import SimulationError

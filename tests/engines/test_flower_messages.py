@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed")
 pytest.importorskip("ray", reason="ray is not installed")
 
-from fedlearn import Failure, LocalSettings, Predictions, Request, Updates
+from fedlearn import LocalSettings, Updates
+from fedlearn.core import Failure, Predictions, Request
 from fedlearn.core.records import ExampleDP, MetricSum
 from fedlearn.engines.flower import (
     pack_request,

@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
 import strategies
-from fedlearn import select_by_krum, squared_distances
 from fedlearn.flower.in_process_grid import InProcessGrid
 from fedlearn.flower.to_flower import to_flower
+from fedlearn.robust import select_by_krum, squared_distances
 
 SHAPES = {"out.bias": (3,), "out.weight": (3, 4), "in.weight": (4, 5)}
 NUM_CLIENTS = 11

@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedlearn import LocalRule, Request, Stage, Strategy, Transform, clip, everyone
+from fedlearn import LocalRule, Stage, Strategy, Transform, clip, everyone
+from fedlearn.core import Request
 from fedlearn.core.records import ClientWork, Examples
 from fedlearn.loop.client_update import client_step, initial_client_state
 from fedlearn.testing import LinearTrainer, linear_problem

@@ -6,11 +6,8 @@ import numpy as np
 import pytest
 
 from fedlearn import (
-    ClientWork,
     CompositionError,
     LocalRule,
-    PersonalModel,
-    Request,
     Schedule,
     SettingError,
     Strategy,
@@ -22,7 +19,12 @@ from fedlearn import (
     start,
     vector,
 )
-from fedlearn.core import checkpoint  # fmt: skip
+from fedlearn.algorithm import PersonalModel
+from fedlearn.core import (
+    ClientWork,
+    Request,
+    checkpoint,  # fmt: skip
+)
 from fedlearn.engines.base import InProcessEngine
 from fedlearn.loop.client_update import client_step, initial_client_state
 from fedlearn.loop.local_training import PERSONAL_MODEL, PERSONAL_PARAMETERS

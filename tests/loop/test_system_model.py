@@ -5,8 +5,8 @@ from math import inf
 import numpy as np
 import pytest
 
-from fedlearn import SystemModel, constant, lognormal, trace
 from fedlearn.errors import DataError, SettingError
+from fedlearn.loop import SystemModel, constant, lognormal, trace
 from fedlearn.loop.system_model import NOT_CONNECTED, Arrival, Workload, none
 
 LOAD = Workload(num_steps=20, bytes_down=3000, bytes_up=500)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fedlearn import (
-    Evaluation,
     Examples,
     LocalRule,
     Scenario,
@@ -21,6 +20,7 @@ from fedlearn import (
     uniform,
     vector,
 )
+from fedlearn.core import Evaluation
 from fedlearn.core.records import Failure
 from fedlearn.errors import TooManyFailures
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem

@@ -6,26 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedlearn import (
-    Asynchrony,
-    LocalRule,
-    Schedule,
-    Strategy,
-    VirtualClockEngine,
-    constant,
-    everyone,
-    federate,
-    lognormal,
-    mean,
-    serial,
-    start,
-    trace,
-    vector,
-)
+from fedlearn import LocalRule, Schedule, Strategy, everyone, federate, mean, serial, start, vector
+from fedlearn.algorithm import Asynchrony
 from fedlearn.algorithm.strategy import with_compression
 from fedlearn.compression.codecs import half, topk
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
+from fedlearn.loop import VirtualClockEngine, constant, lognormal, trace
 from fedlearn.loop.base_engine import BaseEngine
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedasync, fedavg, fedbuff

@@ -16,7 +16,6 @@ from fedlearn import (
     CompositionError,
     LocalRule,
     LocalSettings,
-    SamplingLaw,
     Selector,
     SettingError,
     Stage,
@@ -25,13 +24,13 @@ from fedlearn import (
     everyone,
     expected_mean,
     mean,
-    min_separation,
     poisson,
     serial,
     stacked,
     uniform,
     vector,
 )
+from fedlearn.algorithm import SamplingLaw, min_separation
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.privacy_ledger import Event, event_history
 from fedlearn.core.random import Purpose, generator, secret_normals

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedlearn import Failure, LocalSettings, Request, Updates
+from fedlearn import LocalSettings, Updates
+from fedlearn.core import Failure, Request
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ExampleDP, MetricSum
 from fedlearn.core.serialization import Payload, WireError, pack, unpack

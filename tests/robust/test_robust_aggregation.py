@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import strategies
-from fedlearn import SettingError, coordinate_median, mean_around_median, squared_distances, trimmed_mean
+from fedlearn import SettingError
 from fedlearn.algorithm.aggregation import aggregate_updates
 from fedlearn.core.records import Updates
-from fedlearn.robust import robust_aggregation
+from fedlearn.robust import coordinate_median, mean_around_median, robust_aggregation, squared_distances, trimmed_mean
 
 FAR = 1e9
 

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from fedlearn import RootDataset, SettingError, federate, judge, start, with_root_dataset
+from fedlearn import SettingError, federate, judge, start
+from fedlearn.algorithm import RootDataset
+from fedlearn.robust import with_root_dataset
 from fedlearn.runner.config import build_experiment, build_plan
 from fedlearn.testing import linear_problem
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from needs import needs
 
-from fedlearn import Examples, Request, ServerState, SettingError, federate, plain_training, start, vector
+from fedlearn import Examples, SettingError, federate, start, vector
+from fedlearn.algorithm import plain_training
+from fedlearn.core import Request, ServerState
 from fedlearn.core.records import ClientWork
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.training_loop import Schedule

@@ -10,24 +10,19 @@ import numpy as np
 import pytest
 
 from fedlearn import (
-    Asynchrony,
     CompositionError,
     Schedule,
     SettingError,
     Strategy,
-    VirtualClockEngine,
-    constant,
     everyone,
     federate,
-    hinge,
-    lognormal,
     mean,
-    polynomial,
     serial,
     start,
     uniform,
-    unweighted,
 )
+from fedlearn.algorithm import Asynchrony, hinge, polynomial, unweighted
+from fedlearn.loop import VirtualClockEngine, constant, lognormal
 from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from strategies import fedasync, fedavg, fedbuff
 

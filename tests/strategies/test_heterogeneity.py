@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 
 import strategies
-from fedlearn import (
-    ClientWork,
-    Examples,
-    FederatedData,
-    LocalRule,
-    LocalSettings,
-    Request,
-    SettingError,
-    Strategy,
-    everyone,
-)
+from fedlearn import Examples, FederatedData, LocalRule, LocalSettings, SettingError, Strategy, everyone
+from fedlearn.core import ClientWork, Request
 from fedlearn.testing import LinearTrainer
 from simulations import models
 

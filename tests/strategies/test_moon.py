@@ -7,11 +7,9 @@ import pytest
 
 import strategies
 from fedlearn import (
-    ClientWork,
     Examples,
     FederatedData,
     LocalSettings,
-    Request,
     Schedule,
     SettingError,
     Strategy,
@@ -23,6 +21,7 @@ from fedlearn import (
 )
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.algorithm.strategy import CompositionError
+from fedlearn.core import ClientWork, Request
 from fedlearn.core.records import ExampleDP
 from fedlearn.loop.local_training import train
 from fedlearn.privacy.mechanisms import central, example

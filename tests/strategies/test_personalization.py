@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import strategies
-from fedlearn import Examples, FederatedData, as_numpy
+from fedlearn import Examples, FederatedData
 from fedlearn.core.layout import default_initial_parameters
+from fedlearn.extend import as_numpy
 from fedlearn.loop.local_training import PERSONAL_MODEL, PERSONAL_PARAMETERS
 from fedlearn.loop.protocols import Trainer
 

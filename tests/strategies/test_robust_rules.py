@@ -8,18 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import strategies
-from fedlearn import (
-    Context,
-    FedlearnError,
-    SettingError,
-    aggregate_updates,
+from fedlearn import Context, FedlearnError, SettingError
+from fedlearn.algorithm import aggregate_updates
+from fedlearn.core.records import Updates
+from fedlearn.robust import (
     bucket_weights,
     nearest_neighbor_weights,
     random_permutation,
     rank_by_krum,
     squared_distances,
 )
-from fedlearn.core.records import Updates
 
 FAR = 1e9
 RULES = ("rfa", "centered_clipping", "norm_bounding", "fltrust", "nnm", "bucketing")

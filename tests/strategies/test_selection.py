@@ -13,14 +13,12 @@ from fedlearn import (
     SettingError,
     Strategy,
     federate,
-    get_selector,
     poisson,
-    round_robin,
     serial,
     start,
     uniform,
-    weighted,
 )
+from fedlearn.algorithm import get_selector, round_robin, weighted
 from fedlearn.core import checkpoint
 from fedlearn.privacy.mechanisms import local
 from fedlearn.privacy.mechanisms.base import Population

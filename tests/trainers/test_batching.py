@@ -9,18 +9,9 @@ import numpy as np
 import pytest
 
 import strategies
-from fedlearn import (
-    ClientWork,
-    LocalSettings,
-    Request,
-    Schedule,
-    SettingError,
-    federate,
-    plain_training,
-    serial,
-    start,
-    vector,
-)
+from fedlearn import LocalSettings, Schedule, SettingError, federate, serial, start, vector
+from fedlearn.algorithm import plain_training
+from fedlearn.core import ClientWork, Request
 from fedlearn.data.from_arrays import from_arrays
 from fedlearn.testing import LinearTrainer, check_trainer, linear_problem
 from fedlearn.trainers.process_pool import ProcessPoolTrainer, balance_shares

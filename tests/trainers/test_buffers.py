@@ -9,13 +9,11 @@ import pytest
 
 import strategies
 from fedlearn import (
-    ClientWork,
     Examples,
     FederatedData,
     FedlearnError,
     LocalRule,
     LocalSettings,
-    Request,
     Scenario,
     Schedule,
     SettingError,
@@ -26,16 +24,15 @@ from fedlearn import (
     federate,
     judge,
     mean,
-    plain_training,
     proximal,
     serial,
     sgd,
     stacked,
     start,
     vector,
-    with_buffer_policy,
 )
-from fedlearn.core import checkpoint
+from fedlearn.algorithm import plain_training, with_buffer_policy
+from fedlearn.core import ClientWork, Request, checkpoint
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn.core.records import ExampleDP
 from fedlearn.privacy.mechanisms import central, secagg

@@ -6,7 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedlearn import ClientWork, Examples, LocalRule, LocalSettings, Request, plain_training
+from fedlearn import Examples, LocalRule, LocalSettings
+from fedlearn.algorithm import plain_training
+from fedlearn.core import ClientWork, Request
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn.core.records import ExampleDP
 from fedlearn.trainers.batching import poisson_plans

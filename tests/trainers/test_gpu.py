@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedlearn import LocalSettings, Request, Schedule, federate, plain_training, start, vector
+from fedlearn import LocalSettings, Schedule, federate, start, vector
+from fedlearn.algorithm import plain_training
+from fedlearn.core import Request
 from fedlearn.core.records import ClientWork, ExampleDP
 from fedlearn.testing import check_trainer
 from simulations import models

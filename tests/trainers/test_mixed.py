@@ -6,18 +6,9 @@ import numpy as np
 import pytest
 from needs import needs
 
-from fedlearn import (
-    ClientWork,
-    FedlearnError,
-    LocalSettings,
-    Request,
-    Schedule,
-    federate,
-    plain_training,
-    serial,
-    start,
-    vector,
-)
+from fedlearn import FedlearnError, LocalSettings, Schedule, federate, serial, start, vector
+from fedlearn.algorithm import plain_training
+from fedlearn.core import ClientWork, Request
 from fedlearn.testing import LinearTrainer
 from fedlearn.trainers.mixed import MixedTrainer
 from simulations.scenarios.digits import digits

@@ -9,20 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlearn import (
-    ClientWork,
     Examples,
     FederatedData,
     FedlearnError,
     LocalRule,
     LocalSettings,
-    Request,
     Schedule,
     Strategy,
     everyone,
     federate,
-    plain_training,
     start,
 )
+from fedlearn.algorithm import plain_training
+from fedlearn.core import ClientWork, Request
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.engines.base import serial, vector
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds

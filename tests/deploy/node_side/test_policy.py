@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedlearn import FedlearnError, LocalSettings, Request, SettingError
+from fedlearn import FedlearnError, LocalSettings, SettingError
+from fedlearn.core import Request
 from fedlearn.core.records import ExampleDP
 from fedlearn.deploy.node_side.policy import (
     EXAMPLE_POLICY,

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fedlearn import Request, Scenario, Stage, Strategy, Transform, everyone
+from fedlearn import Scenario, Stage, Strategy, Transform, everyone
+from fedlearn.core import Request
 from fedlearn.core.serialization import Payload, pack, unpack
 from fedlearn.deploy.node_side import service as sites
 from fedlearn.deploy.node_side.client_states import ClientStates
