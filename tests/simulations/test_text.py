@@ -274,7 +274,7 @@ def test_sent140_says_that_nobody_offers_it(tmp_path, monkeypatch):
 
     monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path))
     monkeypatch.delenv("FEDLEARN_DATA", raising=False)
-    with pytest.raises(DataError, match=r"nobody offers it in this form(.|\n)*set path="):
+    with pytest.raises(DataError, match=r"no server has it in this form(.|\n)*set path="):
         sent140()
 
 

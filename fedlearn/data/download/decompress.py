@@ -1,4 +1,4 @@
-"""Reading a file that may be compressed."""
+"""Read a file that may be compressed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import BinaryIO, cast
 
 from fedlearn.errors import DataError
 
-GZIP_MAGIC = b"\x1f\x8b"  # how such a file begins
+GZIP_MAGIC = b"\x1f\x8b"  # first bytes of a gzip file
 
 
 @contextmanager
 def open_decompressed(file: Path) -> Iterator[BinaryIO]:
-    """The bytes of a file, uncompressed if it is a gzip file, whatever it is called.
+    """Open a file for reading; decompress a gzip file, which is recognized by its first bytes.
 
     Raises:
-        DataError: it is not there, cannot be read, or is a gzip file that is cut off or damaged.
+        DataError: the file does not exist, cannot be read, or is a damaged gzip file.
     """
     try:
         with file.open("rb") as raw:
@@ -27,7 +27,7 @@ def open_decompressed(file: Path) -> Iterator[BinaryIO]:
             raw.seek(0)
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        fix = f"remove {file}, so that it is brought again"
+        fix = f"remove {file}, so that it is downloaded again"
         raise DataError(f"{file.name} is a damaged gzip file: {error}\n  try       {fix}") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error

