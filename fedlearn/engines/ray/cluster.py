@@ -96,7 +96,7 @@ class Cluster:
         return found
 
     def actor(self, gpus: float) -> Any:
-        """Return the actor class of workers. Ray itself does not restart them: it gives up before it notices a loss."""
+        """Return the actor class of workers; Ray does not restart them, see `fedlearn.engines.ray.engine`."""
         return self._ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
 
     def put(self, value: Any, label: str) -> Any:
@@ -134,7 +134,7 @@ class Cluster:
             self._ray.kill(worker)
 
     def close(self) -> None:
-        """Disconnect, and end the cluster if this connection started it."""
+        """Close the connection; end the cluster if this connection started it."""
         with _signals_kept():
             self._ending.close()
 
@@ -178,7 +178,7 @@ class Worker:
         block: Sequence[ClientId],
         client_states: Mapping[ClientId, State],
     ) -> WorkerResponse:
-        """Predict for one block; with ``strategy_ref``, each client uses its personal model."""
+        """Return the predictions for one block; with ``strategy_ref``, each client uses its personal model."""
         engine, strategy = self._local(), self._known(strategy_ref[0]) if strategy_ref else None
         engine.client_states = dict(copy_arrays(client_states))
         return WorkerResponse(results=list(engine.evaluate(copy_arrays(params_D), block, strategy)), client_states={})
@@ -222,9 +222,9 @@ def copy_arrays(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: copy_arrays(getattr(value, field.name)) for field in fields_of(value)})
     if isinstance(value, Mapping):
-        return {name: copy_arrays(one) for name, one in value.items()}
+        return {name: copy_arrays(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return getattr(value, "_make", type(value))([copy_arrays(one) for one in value])
+        return getattr(value, "_make", type(value))([copy_arrays(item) for item in value])
     if hasattr(value, "shape") and not isinstance(value, np.generic):
         return np.array(as_numpy(value))
     return value

@@ -42,7 +42,7 @@ def session_folder(folder: str) -> dict[str, Any]:
 def without_worker_notices() -> Iterator[None]:
     """Keep Ray's notices about dead workers from the terminal; ``log_to_driver=False`` does not stop them.
 
-    A version of Ray without this switch prints them: the cause goes to the log, and the run goes on.
+    A version of Ray without this switch prints the notices; a warning in the log gives the cause.
     """
     try:
         RAY.verify("worker notices")

@@ -5,6 +5,14 @@ Shapes: K clients in a block, D parameters.
 Each worker builds the scenario itself and keeps it, so no training data is sent. In a round a worker receives the
 request and the client states of its block. It returns one partial aggregate, or the updates where the aggregator cannot
 merge. A worker keeps nothing that a round depends on. If a worker dies, a new worker runs its block again.
+
+Scheduling and replacement are here, because Ray's own parts lose guarantees (ray 2.55.1, two workers):
+
+- `ray.util.ActorPool.map` returns an actor to the pool only when its result is read, in order. One block of 4 s and
+  eight of 0.5 s take 6 s, and 4 s if an idle worker gets the next block at once. The pool still sends blocks to an
+  actor that died: 3 of 6 fail.
+- ``max_task_retries`` runs the block of a hung worker again after ``ray.kill``, and the next block waits for it.
+  Without it, ``max_restarts`` saves four statements, and the model of the new process is not checked.
 """
 
 from __future__ import annotations
@@ -31,7 +39,7 @@ from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import available_cores
 
-MAX_ATTEMPTS = 3  # per block; after that the block itself is taken to end workers
+MAX_ATTEMPTS = 3  # per block; then the block itself is the probable cause
 MIN_BLOCK_SIZE = 8  # clients; larger cohorts are cut into more blocks than workers, to keep all busy
 
 log = logging.getLogger(__name__)
@@ -118,10 +126,10 @@ class RayEngine(BaseEngine):
     def start(self, num_workers: int | None, gpus_per_worker: float) -> None:
         """Start the workers; each builds the scenario. `ray` calls this once."""
         has, room = self._cluster.resources, _room(self._cluster.resources, gpus_per_worker)
-        all_there_is = f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+        capacity = f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
         fits = bool(room) or not gpus_per_worker
-        require(fits, "gpus_per_worker", gpus_per_worker, f"what fits on {all_there_is}", "gpus_per_worker=0")
-        expected = f"at most {room}, which is what fits on {all_there_is}"
+        require(fits, "gpus_per_worker", gpus_per_worker, f"a number that fits {capacity}", "gpus_per_worker=0")
+        expected = f"at most {room}, the capacity of {capacity}"
         require((num_workers or 1) <= room, "num_workers", num_workers, expected, f"num_workers={room}")
         self.num_workers = num_workers or min(room, len(self.clients))
         self._most_blocks = 1 if gpus_per_worker else 4  # a GPU trains all clients of a block at once
@@ -132,7 +140,7 @@ class RayEngine(BaseEngine):
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
         """Train the cohort; yield a partial aggregate for each block, or its updates, in order of client ids."""
-        sent, rule = self._cluster.put(copy_arrays(request), "the order"), self._reference(strategy)
+        sent, rule = self._cluster.put(copy_arrays(request), "the request"), self._reference(strategy)
         has_states = bool(initial_client_state(strategy, self.layout, request.params_D))
 
         def submit(worker: Any, block: Sequence[ClientId]) -> Any:
@@ -197,11 +205,11 @@ class RayEngine(BaseEngine):
         return [ascending[start:end] for start, end in pairwise(ends)]
 
     def _responses(
-        self, submit: Callable[[Any, Sequence[ClientId]], Any], blocks: Sequence[Sequence[ClientId]], what: str
+        self, submit: Callable[[Any, Sequence[ClientId]], Any], blocks: Sequence[Sequence[ClientId]], purpose: str
     ) -> Iterator[WorkerResponse]:
         """Yield responses in the order of the blocks; an idle worker gets the next block at once."""
         self._fill_up()
-        waiting, running, done = deque(_BlockTask(i, block, what) for i, block in enumerate(blocks)), {}, {}
+        waiting, running, done = deque(_BlockTask(i, block, purpose) for i, block in enumerate(blocks)), {}, {}
         idle = deque(self._pids)
         try:
             for number in range(len(blocks)):
@@ -210,21 +218,21 @@ class RayEngine(BaseEngine):
                         task, worker = waiting.popleft(), idle.popleft()
                         due = time.monotonic() + self._timeout
                         running[submit(worker, task.block)] = _RunningTask(task, worker, due)
-                    one = running[ref := self._first(running)]
+                    ended = running[ref := self._first(running)]
                     try:
-                        done[one.task.number] = self._cluster.get(ref, self._timeout, doing=str(one.task))
-                        idle.append(one.worker)
+                        done[ended.task.number] = self._cluster.get(ref, self._timeout, doing=str(ended.task))
+                        idle.append(ended.worker)
                     except WorkerDied as error:
-                        waiting.appendleft(one.task.again(error))
-                        idle.append(self._replaced(one))
+                        waiting.appendleft(ended.task.again(error))
+                        idle.append(self._replace_worker(ended))
                     del running[ref]
                 yield done.pop(number)
-        finally:  # nobody will read the results of tasks that still run
-            self._drop([one.worker for one in running.values()])
+        finally:  # the results of tasks that still run are not needed
+            self._drop([each.worker for each in running.values()])
 
     def _first(self, running: Mapping[Any, _RunningTask]) -> Any:
         """Wait for the first block to complete; return its reference."""
-        first_due = min(running.values(), key=lambda one: one.due)
+        first_due = min(running.values(), key=lambda each: each.due)
         ready = self._cluster.wait(list(running), max(0.0, first_due.due - time.monotonic()))
         if not ready:
             raise ClusterError(
@@ -233,10 +241,10 @@ class RayEngine(BaseEngine):
             )
         return ready[0]
 
-    def _replaced(self, one: _RunningTask) -> Any:
+    def _replace_worker(self, ended: _RunningTask) -> Any:
         """Start a worker in place of a lost one, and return it."""
-        log.warning("%s: worker process %d is gone; a new one runs it again", one.task, self._pids[one.worker])
-        self._drop([one.worker])
+        log.warning("%s: worker process %d is gone; a new worker runs it again", ended.task, self._pids[ended.worker])
+        self._drop([ended.worker])
         self._fill_up()
         return list(self._pids)[-1]
 
@@ -264,11 +272,18 @@ class RayEngine(BaseEngine):
 
 @dataclass(frozen=True, slots=True)
 class _BlockTask:
-    """A block to run, with the purpose for messages."""
+    """A block of clients to run.
+
+    Attributes:
+        number: position among the blocks.
+        block: its clients.
+        purpose: text for messages, such as ``round 3``.
+        attempt: from 1 to `MAX_ATTEMPTS`.
+    """
 
     number: int
     block: Sequence[ClientId]
-    what: str
+    purpose: str
     attempt: int = 1
 
     def again(self, error: WorkerDied) -> _BlockTask:
@@ -282,7 +297,7 @@ class _BlockTask:
 
     def __str__(self) -> str:
         ids = str(self.block[0]) if len(self.block) == 1 else f"{self.block[0]} to {self.block[-1]}"
-        return f"{self.what}, {len(self.block)} client{'s' * (len(self.block) != 1)} ({ids})"
+        return f"{self.purpose}, {len(self.block)} client{'s' * (len(self.block) != 1)} ({ids})"
 
 
 class _RunningTask(NamedTuple):
@@ -297,7 +312,7 @@ def _check(
     trainer: Trainer, num_workers: int | None, gpus_per_worker: float, block_size: int | None, timeout: float
 ) -> None:
     ok = num_workers is None or is_count(num_workers)
-    require(ok, "num_workers", num_workers, "null (all there is room for), or a whole number >= 1", "num_workers=2")
+    require(ok, "num_workers", num_workers, "null (all that fit), or a whole number >= 1", "num_workers=2")
     ok = is_number(gpus_per_worker, at_least=0) and (gpus_per_worker < 1 or gpus_per_worker == int(gpus_per_worker))
     require(ok, "gpus_per_worker", gpus_per_worker, "a whole number, or a share in [0, 1)", "gpus_per_worker=1")
     ok = bool(gpus_per_worker) or trainer.device == "cpu"
