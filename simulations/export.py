@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.compose import UsageError
-from fedlearn.runner.exit_codes import DONE, run_command
+from fedlearn.runner.exit_codes import DONE, parse_settings, run_command
 from simulations.analysis.export import export
 
 
@@ -17,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m simulations.export",
         description="Exports the model of a run.",
-        epilog="settings: format=safetensors|torch|onnx, out=FILE",
+        epilog="settings: format=safetensors|torch|onnx, checkpoint=last|best|ROUND, out=FILE",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("settings", nargs="*", metavar="setting=value", help="e.g. format=onnx")
@@ -26,22 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export_model(folder: Path, settings: Sequence[str]) -> int:
     """Export with ``setting=value`` words, and print the path of the file; return the exit code."""
-    options = dict(map(parse_setting, settings))
-    path = export(folder, options.get("format", "safetensors"), Path(options["out"]) if "out" in options else None)
+    options = parse_settings(settings, ("format", "checkpoint", "out"), example="format=onnx")
+    out = Path(options["out"]) if "out" in options else None
+    path = export(folder, options.get("format", "safetensors"), out, checkpoint=options.get("checkpoint", "last"))
     sys.stdout.write(f"{path}\n")
     return DONE
-
-
-def parse_setting(word: str) -> tuple[str, str]:
-    """Split ``format=...`` or ``out=...`` into name and value.
-
-    Raises:
-        UsageError: it is neither.
-    """
-    name, _, value = word.partition("=")
-    if name not in ("format", "out") or not value:
-        raise UsageError(f"{word} cannot be read\n  expected  format=... or out=...\n  try       format=onnx")
-    return name, value
 
 
 if __name__ == "__main__":

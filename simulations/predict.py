@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import run_command
+from fedlearn.runner.exit_codes import parse_settings, run_command
 from simulations.analysis.prediction import write_predictions
 
 
@@ -18,8 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--data", type=Path, required=True, help="a file of examples, or a folder of images")
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="checkpoint=last, best or a round")
     parser.add_argument("--out", type=Path, help="a CSV file; default: standard output")
-    return run_command(parser, write_predictions, argv)
+    return run_command(parser, predict_examples, argv)
+
+
+def predict_examples(folder: Path, data: Path, *, settings: Sequence[str], out: Path | None) -> int:
+    """Predict with the model of a checkpoint; return the exit code."""
+    options = parse_settings(settings, ("checkpoint",), example="checkpoint=best")
+    return write_predictions(folder, data, out=out, checkpoint=options.get("checkpoint", "last"))
 
 
 if __name__ == "__main__":

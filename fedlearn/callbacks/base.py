@@ -1,33 +1,53 @@
-"""The protocol of callbacks: what the runner calls before, during and after a run."""
+"""The base class of callbacks: what the runner calls before, during and after a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.records import Round
 
 
-class Callback(Protocol):
-    """Observes a run and does not change it.
+class Callback:
+    """Observe a run without changing it. A subclass implements the methods that it needs.
 
-    `on_run_start` is called once, `on_round_end` after each round, and `on_run_end` once at the end. `close` is always
-    called, also after an error.
+    The order of calls is `on_start`, then `on_round` after each round, then `on_end`, then `close`. A run that fails
+    at once has no `on_end`. `close` is always called.
+
+    The constructor only stores settings, because it also runs when settings are checked. Open files and connections
+    in `on_start`. All arrays of a round are read-only, and all its dicts are copies.
+
+    Attributes:
+        ends_run_on_error: False: a run goes on without a callback that raises an error. True: the error ends the run.
     """
 
-    def on_run_start(self, run: RunInfo) -> None:
-        """Handle the start of the run, before the first round."""
-        ...
+    ends_run_on_error: bool = False
 
-    def on_round_end(self, round: Round) -> None:
-        """Handle one round, before its checkpoint is written, so that no checkpoint is ahead of the files."""
-        ...
+    def on_start(self, run: RunInfo) -> str | None:
+        """Handle the start of the run, before the first round.
 
-    def on_run_end(self, summary: Mapping[str, Any]) -> None:
-        """Handle the end of the run, with the result of `fedlearn.callbacks.summary.summarise`."""
-        ...
+        Args:
+            run: description of the run. ``run.history`` has the rounds that a resumed run did earlier. Decide from
+                them as `on_round` would, so that a resumed run ends as an uninterrupted one.
+
+        Returns:
+            None, or the reason to end the run before the next round.
+        """
+        return None
+
+    def on_round(self, round: Round) -> str | None:
+        """Handle one round. ``round.evaluation`` is None in a round without evaluation.
+
+        The checkpoint of the round is written afterwards. After a crash, a resumed run may repeat the round.
+
+        Returns:
+            None, or the reason to end the run after this round.
+        """
+        return None
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Handle the end of the run. ``summary`` is the content of ``summary.json``."""
 
     def close(self) -> None:
-        """Release files and the terminal; a second call has no effect."""
-        ...
+        """Release files and connections. A second call has no effect."""

@@ -1,10 +1,11 @@
-"""What a run looks like while it goes: a header, then a table on a terminal or one plain line a round on a pipe."""
+"""The console of a run: a header, then a table on a terminal or one plain line per round on a pipe."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import wraps
 from math import isnan
 from textwrap import indent
 from typing import Any, TextIO
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.formatting import (
     failure_notice,
     format_epsilon,
@@ -29,20 +31,40 @@ from fedlearn.callbacks.run_history import totals
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import Round
+from fedlearn.errors import is_count, require
 
 COLUMN_WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # of the table's columns: with the note behind it a row fits 80 characters
 MAX_ROWS = 20
 MAX_HEADER_WIDTH = 100
 
 
-class Console:
-    """Shows a run.
+def _until_pipe_closes(method: Callable[..., None]) -> Callable[..., None]:
+    """Stop the output, and not the run, when the reader of a pipe goes away (``| head``)."""
+
+    @wraps(method)
+    def call(console: Console, *arguments: Any) -> None:
+        if console._pipe_closed:
+            return
+        try:
+            method(console, *arguments)
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit):  # rich turns the first into the second
+            console._pipe_closed = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit of Python fails
+
+    return call
+
+
+class Console(Callback):
+    """Show a run on standard output.
+
+    On a terminal, text that other callbacks print appears above the progress line.
 
     Args:
-        file: where to; standard output where it is None.
-        terminal: draw for a terminal (True) or for a pipe (False); found out where it is None.
-        width: in characters; found out where it is None.
-        live: keep a moving last line on a terminal; not for text that reaches one by way of a log.
+        file: stream; None is standard output.
+        terminal: draw for a terminal (True) or for a pipe (False); None detects it.
+        width: characters per line, >= 1; None detects it.
+        live: show a progress line on a terminal; False suits text that a terminal shows by way of a log.
     """
 
     def __init__(
@@ -53,7 +75,12 @@ class Console:
         width: int | None = None,
         live: bool = True,
     ) -> None:
+        flags = terminal is None or isinstance(terminal, bool)
+        require(flags, "terminal", terminal, "true, false or null", "terminal=null")
+        require(width is None or is_count(width), "width", width, "a whole number >= 1, or null", "width=null")
+        require(isinstance(live, bool), "live", live, "true or false", "live=true")
         self._live = live
+        self._pipe_closed = False
         self._out = Terminal(file=file, force_terminal=terminal, width=width, highlight=False, markup=False)
         self._run: RunInfo | None = None
         self._progress: Progress | None = None
@@ -63,7 +90,8 @@ class Console:
         self._due = 1
         self._pending: Round | None = None
 
-    def on_run_start(self, run: RunInfo) -> None:
+    @_until_pipe_closes
+    def on_start(self, run: RunInfo) -> None:
         """Print the header, and the head of the table on a terminal."""
         self._run = run
         before = totals(run.history)
@@ -79,8 +107,9 @@ class Console:
         if self._live:
             self._progress.start()
 
-    def on_round_end(self, round: Round) -> None:
-        """Show the round, or only move the last line when it is not one of the twenty or so that get a row."""
+    @_until_pipe_closes
+    def on_round(self, round: Round) -> None:
+        """Show the round. On a terminal only about twenty rounds get a row; the others move the progress line."""
         run = self._started()
         self._sent += round.bytes_up + round.bytes_down
         self._tell_failures(round, run)
@@ -95,8 +124,9 @@ class Console:
             self._show(round, run)
             self._due = (round.number // step + 1) * step
 
-    def on_run_end(self, summary: Mapping[str, Any]) -> None:
-        """Say how it ended, where the files are, and how to run it again."""
+    @_until_pipe_closes
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Print the result, the paths of the files, and the commands that repeat or resume the run."""
         run = self._started()
         if self._pending is not None:
             self._show(self._pending, run)
@@ -105,16 +135,19 @@ class Console:
         report = run.folder / "report.html"
         lines += [("report", relative_path(report))] if report.exists() else []
         lines += [("again", run.rerun_command)] if run.rerun_command else []
+        is_resumable = summary["status"] in ("stopped", "failed") and run.resume_command
+        lines += [("resume", run.resume_command)] if is_resumable else []
         self._plain("\n" * self._out.is_terminal + "\n".join(f" {word:<9} {text}" for word, text in lines))
 
+    @_until_pipe_closes
     def close(self) -> None:
-        """Take the moving last line away."""
+        """Remove the progress line."""
         if self._progress is not None:
             self._progress.stop()
 
     def _started(self) -> RunInfo:
         if self._run is None:
-            raise RuntimeError("start() comes first")
+            raise RuntimeError("on_start comes first")
         return self._run
 
     def _show(self, round: Round, run: RunInfo) -> None:
@@ -229,40 +262,3 @@ def _cut(text: str, width: int) -> str:
 
 def _row(texts: list[str]) -> str:
     return "".join(text.rjust(width) for text, width in zip(texts, COLUMN_WIDTHS, strict=True))
-
-
-class PipeSafeConsole:
-    """Passes everything on to a console until its reader goes away (``| head``), which does not end the run."""
-
-    def __init__(self, console: Console) -> None:
-        self._console: Console | None = console
-
-    def on_run_start(self, run: RunInfo) -> None:
-        """See `Console.on_run_start`."""
-        self._try(lambda console: console.on_run_start(run))
-
-    def on_round_end(self, round: Round) -> None:
-        """See `Console.on_round_end`."""
-        self._try(lambda console: console.on_round_end(round))
-
-    def on_run_end(self, summary: Mapping[str, Any]) -> None:
-        """See `Console.on_run_end`."""
-        self._try(lambda console: console.on_run_end(summary))
-
-    def close(self) -> None:
-        """See `Console.close`."""
-        self._try(lambda console: console.close())
-
-    def write_line(self, line: str) -> None:
-        """One more line, as it is."""
-        self._try(lambda console: sys.stdout.write(f"{line}\n"))
-
-    def _try(self, tell: Callable[[Console], object]) -> None:
-        if self._console is None:
-            return
-        try:
-            tell(self._console)
-            sys.stdout.flush()
-        except (BrokenPipeError, SystemExit):  # rich makes the one into the other
-            self._console = None
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not stumble over it

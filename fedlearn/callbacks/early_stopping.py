@@ -1,25 +1,28 @@
-"""When to stop: an onlooker that says so, and leaves the breaking to whoever runs the loop."""
+"""Early stopping: end a run whose metric no longer improves."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from fedlearn.callbacks.run_history import History, metric_values
+from fedlearn.callbacks.base import Callback
+from fedlearn.callbacks.run_history import History, HistoryEntry, finite_or_none, metric_values
+from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.federated_data import Task
 from fedlearn.core.metrics import METRICS, higher_is_better, main_metric
+from fedlearn.core.records import Round
 from fedlearn.errors import did_you_mean, is_count, is_number, require
 
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """Stop once a metric has gone ``patience`` evaluations without a gain.
+    """The rule: stop after ``patience`` evaluations of a metric without a gain.
 
     Args:
-        metric: of the pooled evaluation, one of ``METRICS[task]``.
+        metric: metric of the pooled evaluation, one of ``METRICS[task]``.
         patience: evaluations in a row without a gain, >= 1.
         min_delta: a gain counts when it is more than this, >= 0, in units of the metric.
-        task: tells which metrics there are.
+        task: task of the scenario, which determines the metrics.
 
     *Guarantees*: the decision is a function of the history alone, so a resumed run stops at the same round. A value
     that is NaN is no gain; the first value that is not NaN is one.
@@ -45,7 +48,7 @@ class EarlyStop:
         require(gain, "early_stop.min_delta", self.min_delta, "a number >= 0", "early_stop.min_delta=0.001")
 
     def reason(self, history: History) -> str | None:
-        """Why to stop after the last round of ``history``, or None to go on."""
+        """Return the reason to stop after the last round of ``history``, or None."""
         best, best_round, waited = math.nan, 0, 0
         for number, value in metric_values(history, self.metric):
             if self._gains(value, best):
@@ -62,3 +65,43 @@ class EarlyStop:
             return not math.isnan(value)
         gain = value - best if higher_is_better(self.metric) else best - value
         return gain > self.min_delta
+
+
+class EarlyStopping(Callback):
+    """End the run after ``patience`` evaluations of a metric without a gain, see `EarlyStop`.
+
+    Args:
+        metric: metric of the pooled evaluation; None: run all rounds.
+        patience: evaluations in a row without a gain, >= 1.
+        min_delta: a gain is larger than this, >= 0, in units of the metric.
+    """
+
+    ends_run_on_error = True
+
+    def __init__(self, *, metric: str | None = None, patience: int = 5, min_delta: float = 0.0) -> None:
+        EarlyStop("loss", patience, min_delta)
+        known = list(dict.fromkeys(name for names in METRICS.values() for name in names))
+        near = did_you_mean(str(metric), known) or "loss"
+        is_known = metric is None or metric in known
+        require(is_known, "early_stop.metric", metric, f"one of {', '.join(known)}", f"early_stop.metric={near}")
+        self._metric, self._patience, self._min_delta = metric, patience, min_delta
+        self._rule: EarlyStop | None = None
+        self._history: list[HistoryEntry] = []
+
+    def on_start(self, run: RunInfo) -> str | None:
+        """Read the rounds before a resume, which may already be reason enough to stop."""
+        if self._metric is not None:
+            self._rule = EarlyStop(self._metric, self._patience, self._min_delta, run.task)
+        self._history = list(run.history)
+        return self._reason()
+
+    def on_round(self, round: Round) -> str | None:
+        """Return the reason to stop, if there is one."""
+        if self._rule is not None and round.evaluation is not None:
+            pooled = round.evaluation.pooled
+            values = {name: finite_or_none(pooled[name]) for name in (self._rule.metric,) if name in pooled}
+            self._history.append({"round": round.number, "test": values})
+        return self._reason()
+
+    def _reason(self) -> str | None:
+        return self._rule.reason(self._history) if self._rule else None

@@ -9,21 +9,57 @@ import base64
 import csv
 import io
 import json
+import logging
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlearn.callbacks import figures
+from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.formatting import NO_GUARANTEE, format_metric, human_bytes, human_seconds
 from fedlearn.callbacks.run_history import METRICS_FILE, best_metrics, final_metrics, read_history, totals
+from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.metrics import higher_is_better
-from fedlearn.errors import DataError, MissingExtra
+from fedlearn.errors import DataError, MissingExtra, require
 
 DOTS_PER_INCH = 180
 TARGET_FRACTIONS = (0.5, 0.9, 0.95, 1.0)  # of the way to the best value
+
+log = logging.getLogger(__name__)
+
+
+class Report(Callback):
+    """Write ``report.html`` and its figures into the run folder at the end of a run that was not stopped.
+
+    A report that cannot be written is logged and does not count as a failure, because all its data are in the files.
+
+    Args:
+        enabled: False writes no report.
+    """
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        require(isinstance(enabled, bool), "enabled", enabled, "true or false", "enabled=true")
+        self._enabled = enabled
+        self._folder = Path()
+
+    def on_start(self, run: RunInfo) -> None:
+        """Note the run folder."""
+        self._folder = run.folder
+
+    def on_end(self, summary: Mapping[str, Any]) -> None:
+        """Write the report."""
+        if not self._enabled or summary["status"] == "stopped":
+            return
+        try:
+            write_report(self._folder)
+        except Exception as error:
+            log.exception("no report")
+            reason = error if isinstance(error, MissingExtra) else f"see {self._folder}/run.log"
+            sys.stderr.write(f" no report: {reason}\n")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The run folder: what a run leaves behind, safe against being killed at any moment.
+"""The files of a run folder, which stay readable if the run is killed at any moment.
 
-``metrics.jsonl`` grows by a line a round and is flushed each time; everything else is small and replaced as a whole.
+``metrics.jsonl`` grows by one line per round and is flushed each time. Each other file is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.formatting import header_lines
 from fedlearn.callbacks.run_history import METRICS_FILE, finite_or_none, history_entry, to_json_line, truncate_history
 from fedlearn.callbacks.run_info import RunInfo
@@ -32,54 +33,59 @@ MAX_CLIENTS_SHOWN = 100
 NUM_BINS = 10
 
 
-class RunFiles:
-    """Writes ``metrics.jsonl``, ``clients.csv``, ``environment.json``, ``partition.json`` and ``summary.json``.
+class RunFiles(Callback):
+    """Write ``metrics.jsonl``, ``clients.csv``, ``environment.json``, ``partition.json`` and ``summary.json``.
 
-    Args:
-        folder: made if absent. Rounds after ``RunInfo.start_round`` that an earlier, killed run left in it are dropped.
-        partition: what `partition_summary` gives, or None to leave the file out.
+    The run folder is created if absent. Rounds after ``RunInfo.start_round`` that a killed run left there are dropped.
 
     Attributes:
-        history: the lines of all rounds so far, those before a resume included.
+        history: lines of all rounds so far, also of those before a resume.
     """
 
-    def __init__(self, folder: Path, *, partition: Mapping[str, Any] | None = None) -> None:
-        self.folder = Path(folder)
+    ends_run_on_error = True
+
+    def __init__(self) -> None:
         self.history: list[Mapping[str, Any]] = []
-        self._partition = partition
         self._run: RunInfo | None = None
         self._lines: TextIO | None = None
 
-    def on_run_start(self, run: RunInfo) -> None:
-        """Make the folder, note the environment and open the log of rounds."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._run = run
-        self.history[:] = truncate_history(self.folder, run.start_round)
-        _note_environment(self.folder / "environment.json", environment(run))
-        if self._partition is not None:
-            write_atomically(self.folder / "partition.json", json.dumps(self._partition, indent=1) + "\n")
-        self._lines = (self.folder / METRICS_FILE).open("a", encoding="utf-8", newline="")
+    def on_start(self, run: RunInfo) -> None:
+        """Create the folder, write the environment and open ``metrics.jsonl``."""
+        folder, self._run = run.folder, run
+        folder.mkdir(parents=True, exist_ok=True)
+        self.history[:] = truncate_history(folder, run.start_round)
+        _note_environment(folder / "environment.json", environment(run))
+        if run.partition is not None:
+            write_atomically(folder / "partition.json", json.dumps(run.partition, indent=1) + "\n")
+        self._lines = (folder / METRICS_FILE).open("a", encoding="utf-8", newline="")
 
-    def on_round_end(self, round: Round) -> None:
-        """Add the round's line, and the clients' table if the round was evaluated."""
+    def on_round(self, round: Round) -> None:
+        """Add the line of the round, and write the table of clients if the round was evaluated."""
         if self._lines is None or self._run is None:
-            raise RuntimeError("start() comes before round()")
+            raise RuntimeError("on_start comes before on_round")
         line = history_entry(round)
         self._lines.write(to_json_line(line) + "\n")
         self._lines.flush()
         self.history.append(line)
         if round.evaluation is not None:
-            write_atomically(self.folder / "clients.csv", clients_table(round.evaluation, self._run))
+            write_atomically(self._run.folder / "clients.csv", clients_table(round.evaluation, self._run))
 
-    def on_run_end(self, summary: Mapping[str, Any]) -> None:
+    def on_end(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
-        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        if self._run is None:
+            raise RuntimeError("on_start comes before on_end")
+        write_summary(self._run.folder, summary)
 
     def close(self) -> None:
-        """Close the log of rounds."""
+        """Close ``metrics.jsonl``."""
         if self._lines is not None:
             self._lines.close()
             self._lines = None
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``."""
+    write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def clients_table(evaluation: Evaluation, run: RunInfo) -> str:

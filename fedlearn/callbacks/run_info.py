@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedlearn.callbacks.run_history import History
 from fedlearn.core.federated_data import Task
+from fedlearn.core.layout import Layout
 from fedlearn.core.metrics import main_metric
-from fedlearn.core.records import ClientId
+from fedlearn.core.records import ClientId, State
+from fedlearn.errors import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """A run before its first round, in the words of the header.
+    """The description of a run before its first round.
 
     Args:
         scenario: name of the scenario.
@@ -46,6 +48,11 @@ class RunInfo:
         history: lines of those rounds, see `fedlearn.callbacks.run_history.truncate_history`.
         initialization: source of the initial parameters, e.g. ``weights drawn from the seed``; may be empty.
         rerun_command: command that repeats this run.
+        resume_command: command that resumes this run.
+        config: all settings of the run as plain values.
+        layout: names and shapes of the parameters in ``params_D``.
+        partition: see `fedlearn.callbacks.run_files.partition_summary`; None in a deployment.
+        client_states: function that returns the client states after the last round; empty in a deployment.
     """
 
     scenario: str
@@ -75,12 +82,34 @@ class RunInfo:
     history: History = ()
     rerun_command: str = ""
     initialization: str = ""
+    resume_command: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    layout: Layout | None = None
+    partition: Mapping[str, Any] | None = None
+    client_states: Callable[[], Mapping[ClientId, State]] = dict
 
     @property
     def main_metric(self) -> str:
         """The metric to lead with."""
         return self.metric or main_metric(self.task)
 
+    @property
+    def selection_metric(self) -> str:
+        """The metric that selects the best checkpoint: ``early_stop.metric``, or else the main metric."""
+        return (self.config.get("early_stop") or {}).get("metric") or self.main_metric
+
     def name(self, client: ClientId) -> str:
-        """What to call a client."""
+        """Return the name of a client."""
         return self.client_names.get(client, str(client))
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the run folder.
+
+        Raises:
+            SettingError: the path would leave the run folder.
+        """
+        folder = self.folder.resolve()
+        path = (folder / name).resolve()
+        if path == folder or not path.is_relative_to(folder):
+            raise SettingError("file", name, "a path inside the run folder", f"{Path(name).name or 'losses.csv'}")
+        return path

@@ -23,6 +23,8 @@ def summarise(
 
     *Guarantees*: a resumed run has the summary of an uninterrupted one, except for seconds.
     """
+    best = best_metrics(history)
+    selected = {"metric": run.selection_metric, **best[run.selection_metric]} if run.selection_metric in best else None
     return {
         "status": status,
         "reason": reason,
@@ -39,7 +41,8 @@ def summarise(
         "num_parameters": run.num_parameters,
         "final": final_metrics(history),
         "personal": final_personal_metrics(history),
-        "best": best_metrics(history),
+        "best": best,
+        "best_checkpoint": selected,
         **totals(history),
         "epsilon": history[-1]["epsilon"] if history else None,
         "privacy": privacy_summary(run.privacy, history),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,15 @@ DAMAGES = (SafetensorError, OSError, KeyError, ValueError)  # what reading a bro
 
 
 def save(
-    folder: Path, state: ServerState, client_states: Mapping[ClientId, State], *, layout: Layout, keep: int = 2
+    folder: Path,
+    state: ServerState,
+    client_states: Mapping[ClientId, State],
+    *,
+    layout: Layout,
+    keep: int = 2,
+    keep_rounds: Collection[int] = (),
 ) -> Path:
-    """Write ``folder/round_000012.safetensors`` and drop all but the newest ``keep``.
+    """Write ``folder/round_000012.safetensors``; delete all but the newest ``keep`` and those of ``keep_rounds``.
 
     Guarantees: at every moment the folder holds a whole checkpoint (once it has held one); `load` gives back
     bit-identical arrays.
@@ -48,11 +54,23 @@ def save(
         "layout": layout.digest,
     }
     facts |= {"num_stages": len(state.stages), "sha256": _digest(tensors)}
-    path = folder / f"round_{state.round:06d}.safetensors"
+    path = checkpoint_path(folder, state.round)
     write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
+    kept = {checkpoint_path(folder, round) for round in keep_rounds}
     for old in _newest_first(folder)[keep:]:
-        old.unlink()
+        if old not in kept:
+            old.unlink()
     return path
+
+
+def checkpoint_path(folder: Path, round: int) -> Path:
+    """Return the file of a round."""
+    return folder / f"round_{round:06d}.safetensors"
+
+
+def saved_rounds(folder: Path) -> list[int]:
+    """Return the rounds that have a checkpoint, in ascending order."""
+    return sorted(int(path.stem.removeprefix("round_")) for path in _newest_first(folder))
 
 
 def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]]:

@@ -28,10 +28,8 @@ from fedlearn.flower.compat import START_SUPEREXEC
 from fedlearn.runner.exit_codes import DONE, exit_code
 from fedlearn.runner.interrupt import terminate_as_interrupt
 
-RUNS_ENV, NODES_ENV = (
-    "FEDLEARN_RUNS",
-    "FEDLEARN_NODES",
-)  # environment: where run folders lie, and the keys of those who may join
+# environment: where run folders lie, the keys of those who may join, and the modules that submitters may name
+RUNS_ENV, NODES_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_NODES", "FEDLEARN_ALLOW_TARGETS"
 ADDRESS_FILE = "address"  # a file in the state folder: where the coordinator listens
 START_TIMEOUT_S = 60.0
 SYNC_INTERVAL_S = 1.0  # between two looks at children and at who may join
@@ -41,7 +39,7 @@ class CoordinatorError(FedlearnError):
     """The coordinator cannot start."""
 
 
-def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> None:
+def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_targets: Sequence[str] = ()) -> None:
     """Serve until interrupted.
 
     Args:
@@ -50,6 +48,7 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> None:
         runs: a folder for each run; made if absent.
         host: the interface to listen on; ``0.0.0.0`` for all.
         port: 0 takes a free one, which is then found in ``state/address``.
+        allow_targets: modules, beside fedlearn's, whose code a submitter may name in settings.
 
     *Guarantees*: a child that ends is started again and finds all runs, nodes and messages in the database; one that
     ends again and again ends this process, with the reason. No child outlives it (on Linux however it ends).
@@ -69,13 +68,14 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int) -> None:
     with lock:
         port = port or free_port(host)
         _refuse_if_taken(host, port)
-        _serve(keys, state, runs, host, port)
+        _serve(keys, state, runs, host, port, allow_targets)
 
 
-def _serve(keys: Path, state: Path, runs: Path, host: str, port: int) -> None:
+def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targets: Sequence[str]) -> None:
     local = f"{local_host_of(host)}:{port}"
     env = flower_environment(state / "flower")
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve())}
+    env[ALLOW_ENV] = ",".join(allow_targets)
     env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
@@ -216,6 +216,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where runs leave their folders")
     parser.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one: see STATE/address")
+    parser.add_argument(
+        "--allow-targets", action="append", default=[], metavar="MODULE", help="a module that settings may name"
+    )
     return parser
 
 
@@ -226,7 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def served() -> int:
         try:
-            serve(args.keys, args.state, args.runs, host=args.host, port=args.port)
+            place = {"host": args.host, "port": args.port}
+            serve(args.keys, args.state, args.runs, **place, allow_targets=args.allow_targets)
         except KeyboardInterrupt:
             sys.stdout.write("stopped\n")
         return DONE

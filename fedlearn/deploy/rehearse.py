@@ -57,6 +57,7 @@ class Rehearsal:
     ) -> None:
         self.folder, self.runs, self.clients = folder.resolve(), runs.resolve(), clients
         self.keys, self.data = self.folder / "keys", data
+        self.allow_targets = policy.get("allow_targets", ())
         self.policy = self.folder / "policy.yaml"
         self.policy.write_text(json.dumps(policy), encoding="utf-8")  # which is YAML too
         self.children: dict[str, Child] = {}
@@ -106,6 +107,7 @@ class Rehearsal:
             *module_command("fedlearn.deploy.coordinator"),
             *("--keys", str(self.keys / "coordinator"), "--state", str(state)),
             *("--runs", str(self.runs), "--port", port),
+            *(word for module in self.allow_targets for word in ("--allow-targets", module)),
         ]
         return Child("coordinator", command, self.folder / "coordinator.log", parent_death_signal=signal.SIGTERM)
 

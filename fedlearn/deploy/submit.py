@@ -13,6 +13,7 @@ from hydra.utils import get_object
 
 from fedlearn.deploy.run_log import Follower
 from fedlearn.engines.deployed import grid
+from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compose import Job, UsageError, compose
 from fedlearn.runner.config import build_plan
 from fedlearn.runner.exit_codes import exit_code
@@ -88,6 +89,7 @@ def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
     if get_object(target) is not grid:  # the coordinator has no other engine
         name = target.rpartition(".")[2]
         raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       no engine=... at all")
+    build_callbacks(job.cfg)
     return {"settings": config_to_dict(job.cfg), "folder": _folder(job), "chosen": job.chosen}
 
 

@@ -51,7 +51,7 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
         if not _below(node["_target_"], allow):
             raise _refused(where, node["_target_"], node["_target_"], allow)
     for where, node in targets:
-        target = _found(node["_target_"], where)
+        target = find_target(node["_target_"], where)
         home = getattr(target, "__module__", None)
         if not callable(target) or not _below(home, allow) or home in FORBIDDEN_MODULES:
             raise _refused(where, node["_target_"], home, allow)
@@ -94,8 +94,8 @@ def _refused(where: str, name: Any, home: Any, allow: Sequence[str]) -> SettingE
     return SettingError(f"{where}._target_", seen, expected, fix)
 
 
-def _found(name: str, where: str) -> Any:
-    """What a dotted name stands for; an attribute comes before a module of the same name."""
+def find_target(name: str, where: str) -> Any:
+    """Return the object that a dotted name refers to; an attribute comes before a module of the same name."""
     first, *rest = name.split(".")
     found = _imported(first, name, where)
     for i, part in enumerate(rest, start=2):

@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlearn.algorithm.strategy import RootDataset, Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.callbacks.early_stopping import EarlyStop
+from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
-from fedlearn.core.metrics import METRICS
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, LocalSettings
@@ -53,8 +53,6 @@ class Plan:
     privacy: Mechanism
     poisoning: Poisoning = poisoning.HONEST
     compress: Stage = field(default_factory=Stage)
-    early_stop: Mapping[str, Any]
-    checkpoint_every: int
     seed: int
     baselines: tuple[str, ...] = ()
     system: SystemModel = field(default_factory=SystemModel)
@@ -68,7 +66,6 @@ class Experiment:
     plan: Plan
     scenario: Scenario
     engine: Engine
-    early_stop: EarlyStop | None
     malicious_clients: frozenset[ClientId] = frozenset()
 
 
@@ -82,12 +79,12 @@ def build_plan(cfg: DictConfig) -> Plan:
     """
     plain = _plain(cfg, "the configuration")
     _refuse_old_names(plain)
-    allow = _allowed(plain)
+    allow = allowed_modules(plain)
     check_targets(_group(plain, "scenario"), "scenario", allow=allow, num_args=0)
     check_targets(_group(plain, "engine"), "engine", allow=allow)
-    seed, every = plain.get("seed"), plain.get("checkpoint_every", 1)
+    refuse_unknown_keys(_group(plain, "early_stop"), ("metric", "patience", "min_delta"), "early_stop")
+    seed = plain.get("seed")
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
-    require(is_count(every), "checkpoint_every", every, "a whole number >= 1", "checkpoint_every=1")
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
     strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
     privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
@@ -111,8 +108,6 @@ def build_plan(cfg: DictConfig) -> Plan:
         privacy=privacy,
         poisoning=attack,
         compress=compress,
-        early_stop=_early_stop(_group(plain, "early_stop")),
-        checkpoint_every=every,
         seed=seed,
         baselines=_baselines(plain.get("baseline")),
         system=system,
@@ -155,7 +150,7 @@ def build_experiment(
         FedlearnError: as `plan`; also if data or an optional dependency are missing.
     """
     plan = plan or build_plan(cfg)
-    allow = _allowed(_plain(cfg, "the configuration"))
+    allow = allowed_modules(cfg)
     scenario = transform_scenario(build_scenario(cfg))
     if plan.strategy.root is not None:
         scenario = replace(scenario, data=with_root_dataset(scenario.data, plan.strategy.root, seed=plan.seed))
@@ -172,17 +167,17 @@ def build_experiment(
     select.choose(1, scenario.data.clients, rng, **select.initial_state)
     if plan.strategy.asynchrony is not None:
         plan.strategy.asynchrony.validate(len(scenario.data.clients))
-    stop = EarlyStop(**plan.early_stop, task=scenario.data.task) if plan.early_stop else None
+    check_early_stop(cfg, scenario.data.task)
     engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
     if attack.forge is not None and who:
         engine = ByzantineEngine(engine, attack, who)
     engine = with_virtual_clock(engine, plan, scenario)
-    return Experiment(plan=plan, scenario=scenario, engine=engine, early_stop=stop, malicious_clients=who)
+    return Experiment(plan=plan, scenario=scenario, engine=engine, malicious_clients=who)
 
 
 def build_scenario(cfg: DictConfig) -> Scenario:
     """The scenario alone, for whoever uses a model that is trained already."""
-    scenario: Scenario = _of_kind(Scenario, cfg, "scenario", _allowed(_plain(cfg, "the configuration")))
+    scenario: Scenario = _of_kind(Scenario, cfg, "scenario", allowed_modules(cfg))
     return scenario
 
 
@@ -350,18 +345,15 @@ def _local(given: Mapping[str, Any]) -> LocalSettings:
     return local
 
 
-def _early_stop(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, {} for none. Which metrics there are depends on the task: `experiment` checks the rest."""
-    settings: dict[str, Any] = {"metric": None, "patience": 5, "min_delta": 0.0}
-    refuse_unknown_keys(given, list(settings), "early_stop")
-    settings |= given
-    EarlyStop("loss", settings["patience"], settings["min_delta"])
-    metric, known = settings["metric"], list(dict.fromkeys(name for names in METRICS.values() for name in names))
-    if metric is None:
-        return {}
-    near = did_you_mean(str(metric), known) or "loss"
-    require(metric in known, "early_stop.metric", metric, f"one of {', '.join(known)}", f"early_stop.metric={near}")
-    return settings
+def check_early_stop(cfg: DictConfig, task: Task) -> None:
+    """Check ``early_stop.metric``, once the task is known.
+
+    Raises:
+        SettingError: the task has no such metric.
+    """
+    settings = _plain(_group(cfg, "early_stop"), "early_stop")
+    if settings.get("metric") is not None:
+        EarlyStop(**settings, task=task)
 
 
 def _baselines(given: Any) -> tuple[str, ...]:
@@ -373,7 +365,13 @@ def _baselines(given: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _allowed(plain: Mapping[str, Any]) -> tuple[str, ...]:
+def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
+    """Return the modules of the user that settings may name.
+
+    Raises:
+        SettingError: ``allow_targets`` is not a list of modules.
+    """
+    plain = _plain(cfg, "the configuration")
     modules = plain.get("allow_targets") or []
     ok = isinstance(modules, list) and all(isinstance(m, str) and re.fullmatch(r"\w+(\.\w+)*\.?", m) for m in modules)
     require(ok, "allow_targets", modules, "a list of modules", "'allow_targets=[my_strategies]'")

@@ -37,6 +37,10 @@ def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[
         key, value = several.groups()
         fix = f"-m {key}={value}   (a sweep), or '{key}=[{value}]'   (a list)"
         return f"{key}={value} names several values\n  try       {fix}"
+    if "callbacks=null" in overrides:
+        expected = "a list of option files, which it adds to the default callbacks"
+        fix = "callbacks.console=null   (removes one callback)"
+        return f"callbacks is null\n  expected  {expected}\n  try       {fix}"
     first = next((line for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()), repr(error))
     return f"the configuration cannot be composed\n  because   {first.strip()}{_place(error)}"
 
@@ -47,16 +51,25 @@ def _place(error: BaseException) -> str:
 
 
 def _no_such_option(missing: str, hydra: Composer, words: Sequence[str]) -> str:
+    """Return the message for an option without a file, which a list of options may contain."""
     group, _, option = missing.rpartition("/")
     if not group:
         fix = "--config-name with the name of a file, without .yaml"
         return f"there is no configuration called {option or 'config'}\n  try       {fix}"
-    known = sorted(hydra.options(group))
-    typed = any(word.endswith(f"{group}={option}") for word in words)
-    lines = [f"{group}={option} is not known" + ("" if typed else "   (a file asks for it)")]
+    known = sorted(set(hydra.options(group)) - ({"default"} if group == "callbacks" else set()))
+    typed = next((word for word in words if _names_option(word, group, option)), None)
+    lines = [f"{typed or f'{group}={option}'} is not known" + ("" if typed else "   (a file asks for it)")]
     near = did_you_mean(option, known)
-    lines += [f"  did you mean {group}={near}?"] if near else []
-    return "\n".join([*lines, f"  expected  one of {', '.join(known)}"])
+    if near:
+        fix = re.sub(rf"\b{re.escape(option)}\b(?!=)", near, typed) if typed else f"{group}={near}"
+        lines.append(f"  did you mean {fix}?")
+    expected = f"one of {', '.join(known)}" if known else f"a file {group}/{option}.yaml in the folder of --config-dir"
+    return "\n".join([*lines, f"  expected  {expected}"])
+
+
+def _names_option(word: str, group: str, option: str) -> bool:
+    key, _, value = word.lstrip("+").partition("=")
+    return key.endswith(group) and option in re.split(r"[\[\],\s]+", value)
 
 
 def _no_such_setting(key: str, hydra: Composer, words: Sequence[str], load: ComposeFunction) -> str:

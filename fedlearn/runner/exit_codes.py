@@ -8,7 +8,8 @@ import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 
-from fedlearn.errors import FedlearnError
+from fedlearn.callbacks.callback_list import CallbackError
+from fedlearn.errors import FedlearnError, did_you_mean
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.interrupt import terminate_as_interrupt
 from fedlearn.runner.run_folder import RunFolderWriteError
@@ -22,7 +23,7 @@ def exit_code(action: Callable[[], int]) -> int:
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         return action()
-    except (BuildError, RunFolderWriteError) as error:
+    except (BuildError, CallbackError, RunFolderWriteError) as error:
         return _tell(f"{error}{_place(error.__cause__)}", FAILED)
     except FedlearnError as error:
         return _tell(error, BAD_CONFIGURATION)
@@ -41,9 +42,30 @@ def run_command(parser: ArgumentParser, action: Callable[..., int], argv: Sequen
     Returns:
         The exit code.
     """
-    options = vars(parser.parse_args(argv))
+    options = vars(parser.parse_intermixed_args(argv))  # setting=value words may follow options
     terminate_as_interrupt()
     return exit_code(lambda: action(**options))
+
+
+def parse_settings(words: Sequence[str], known: Sequence[str], *, example: str) -> dict[str, str]:
+    """Return ``setting=value`` words as a dict.
+
+    Args:
+        words: words of a command line.
+        known: names of the settings of the command.
+        example: word that works, for the error.
+
+    Raises:
+        FedlearnError: a word has another form, or an unknown name.
+    """
+    pairs = [word.partition("=") for word in words]
+    for word, (name, _, value) in zip(words, pairs, strict=True):
+        if name not in known or not value:
+            near = did_you_mean(name, known)
+            fix = f"{near}={value}" if near and value and near != name else example
+            expected = " or ".join(f"{known_name}=..." for known_name in known)
+            raise FedlearnError(f"{word} cannot be read\n  expected  {expected}\n  try       {fix}")
+    return {name: value for name, _, value in pairs}
 
 
 def _tell(message: object, code: int) -> int:

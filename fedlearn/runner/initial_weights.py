@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER
 from fedlearn.core import checkpoint
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
@@ -20,7 +21,6 @@ from fedlearn.errors import CheckpointError, FedlearnError, SettingError
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import start
 from fedlearn.runner.config import Experiment
-from fedlearn.runner.rounds import CHECKPOINT_FOLDER
 from fedlearn.runner.run_folder import CONFIG_FILE
 
 EXPECTED = "the folder of a run, or a .safetensors file as python -m simulations.export writes it"

@@ -1,32 +1,31 @@
-"""From the first round to the last: onlookers, checkpoints, early stopping, and how it ended."""
+"""Run the rounds of an experiment, call its callbacks, and sum up."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fedlearn.callbacks.base import Callback
-from fedlearn.callbacks.console import PipeSafeConsole
-from fedlearn.callbacks.formatting import describe_failure as in_words
-from fedlearn.callbacks.run_files import RunFiles, partition_summary
-from fedlearn.callbacks.run_history import final_metrics, totals
+from fedlearn.callbacks.callback_list import CallbackError, CallbackList
+from fedlearn.callbacks.console import Console
+from fedlearn.callbacks.formatting import describe_failure
+from fedlearn.callbacks.run_files import RunFiles, write_summary
+from fedlearn.callbacks.run_history import History, final_metrics, totals
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.callbacks.summary import summarise
-from fedlearn.core import checkpoint
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.records import Round, ServerState
-from fedlearn.errors import FedlearnError, MissingExtra
-from fedlearn.loop.protocols import Engine
+from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import federate
 from fedlearn.runner.baselines import train_baselines
+from fedlearn.runner.callbacks import REQUIRED
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.exit_codes import DONE, FAILED, STOPPED
 from fedlearn.runner.interrupt import Interrupt
@@ -34,14 +33,17 @@ from fedlearn.runner.run_folder import RunFolderWriteError
 from fedlearn.runner.run_mode import SIMULATION, RunMode
 
 EXIT_CODES = {"done": DONE, "early_stopped": DONE, "budget_exhausted": DONE, "stopped": STOPPED, "failed": FAILED}
-CHECKPOINT_FOLDER = "checkpoints"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnding:
-    """How the rounds ended: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``, why, and the
-    last state.
+    """The end of the rounds.
+
+    Attributes:
+        status: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``.
+        state: last state.
+        reason: cause of an early end; empty otherwise.
     """
 
     status: str
@@ -51,97 +53,84 @@ class RunEnding:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """What a run is worth to whoever started it: an exit code, and the main metric at the end."""
+    """The exit code of a run, and its main metric at the last evaluation."""
 
     exit_code: int
     score: float = float("nan")
 
 
 def run_rounds(
-    experiment: Experiment, run: RunInfo, state: ServerState, *, report: bool = True, run_mode: RunMode = SIMULATION
+    experiment: Experiment,
+    run: RunInfo,
+    state: ServerState,
+    callbacks: Mapping[str, Callback],
+    *,
+    run_mode: RunMode = SIMULATION,
 ) -> RunOutcome:
-    """Run the rounds after ``state``, tell the onlookers, and sum up.
+    """Run the rounds after ``state`` with callbacks, and write the summary.
+
+    Args:
+        experiment: data, strategy and engine; the engine is closed at the end.
+        run: description of the run.
+        state: state before the next round.
+        callbacks: from `fedlearn.runner.callbacks.build_callbacks`.
+        run_mode: simulation or deployment.
 
     Raises:
-        FolderLost: the run folder can no longer be written; its last checkpoint stays.
+        RunFolderWriteError: the run folder can no longer be written; its last checkpoint stays.
+        CallbackError: a callback failed at the start or the end whose error ends the run.
         KeyboardInterrupt: at the second Ctrl-C.
     """
-    data = experiment.scenario.data
-    files = RunFiles(run.folder, partition=partition_summary(data) if data.num_train is None else None)
-    console = PipeSafeConsole(run_mode.create_console())
-    sinks: Sequence[Callback] = (files, console)
+    files = callbacks["files"]
+    assert isinstance(files, RunFiles)
+    called = CallbackList(_for_mode(callbacks, run_mode))
     try:
         with Interrupt() as interrupt:  # to the very end: an interrupt must not cost a finished run its summary
-            for sink in sinks:
-                sink.on_run_start(run)
-            ending = _rounds(experiment, run, state, files, sinks, interrupt)
-            beside = _baselines(experiment, ending, files, interrupt)
-            _sum_up(run, ending, files, console, beside, report=report)
-            if ending.status in ("stopped", "failed"):
-                console.write_line(f" resume    {run_mode.resume_command(run.folder)}")
-    except OSError as error:
+            ending = _run(experiment, run, state, called, interrupt)
+            baselines = _baselines(experiment, ending, files.history, interrupt)
+            summary = _summary(run, ending, files.history, baselines)
+            called.on_end(summary)
+    except CallbackError as error:
+        if not _is_write_error(error):
+            raise
         log.exception("the run folder failed")
-        fix = f"make room, then {run_mode.resume_command(run.folder)}"
-        raise RunFolderWriteError(
-            f"{run.folder} can no longer be written: {error.strerror}\n  try       {fix}"
-        ) from error
+        raise _write_error(error, run) from error.__cause__
     finally:
-        for sink in sinks:
-            sink.close()
+        called.close()
+    if called.failures:  # again: the report, the console and the closing come after the first summary
+        write_summary(run.folder, called.add_failures(summary))
     value = final_metrics(files.history).get(run.main_metric)
     return RunOutcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
 
 
-def _baselines(experiment: Experiment, ending: RunEnding, files: RunFiles, interrupt: Interrupt) -> dict[str, Any]:
-    """What the run is held against; a baseline that fails costs the run nothing."""
-    if not experiment.plan.baselines or EXIT_CODES[ending.status] != DONE:
-        return {}
-    updates = totals(files.history)["client_updates"]
-    try:
-        return train_baselines(experiment, num_client_updates=updates, should_stop=lambda: interrupt.is_requested)
-    except Exception as error:
-        log.exception("no baseline")
-        sys.stderr.write(f" no baseline: {type(error).__name__}: {error}\n")
-        return {}
-
-
-def _sum_up(
-    run: RunInfo,
-    ending: RunEnding,
-    files: RunFiles,
-    console: PipeSafeConsole,
-    beside: Mapping[str, Any],
-    *,
-    report: bool,
-) -> None:
-    digest = parameters_sha256(ending.state)
-    summary = summarise(run, files.history, status=ending.status, reason=ending.reason, parameters_sha256=digest)
-    summary |= {"baselines": beside} if beside else {}
-    files.on_run_end(summary)
-    if report and ending.status != "stopped":
-        _report(run.folder)
-    console.on_run_end(summary)
-
-
 def parameters_sha256(state: ServerState) -> str:
-    """Names the model: equal for two runs exactly if every parameter is equal, bit for bit."""
+    """Return a digest of the model: equal for two runs exactly if every parameter is equal, bit for bit."""
     return hashlib.sha256(as_numpy(state.params_D).astype(np.float32).tobytes()).hexdigest()
 
 
+def _for_mode(callbacks: Mapping[str, Callback], run_mode: RunMode) -> dict[str, Callback]:
+    """Return the callbacks with the console of a deployment, which draws for the terminal of the submitter."""
+    if run_mode.create_console is None or not isinstance(callbacks.get("console"), Console):
+        return dict(callbacks)
+    return {**callbacks, "console": run_mode.create_console()}
+
+
+def _run(
+    experiment: Experiment, run: RunInfo, state: ServerState, callbacks: CallbackList, interrupt: Interrupt
+) -> RunEnding:
+    try:
+        return _rounds(experiment, run, state, callbacks, interrupt)
+    finally:
+        experiment.engine.close()
+
+
 def _rounds(
-    experiment: Experiment,
-    run: RunInfo,
-    state: ServerState,
-    files: RunFiles,
-    sinks: Sequence[Callback],
-    interrupt: Interrupt,
+    experiment: Experiment, run: RunInfo, state: ServerState, callbacks: CallbackList, interrupt: Interrupt
 ) -> RunEnding:
     plan, engine = experiment.plan, experiment.engine
-    stop = experiment.early_stop
     evaluate = judge(experiment.scenario)
+    reason, exhausted = callbacks.on_start(run), None
     rounds = federate(plan.strategy, engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
-    reason, saved = stop and stop.reason(files.history), state.round
-    exhausted = None
     try:
         while not (reason or interrupt.is_requested):
             try:
@@ -150,22 +139,14 @@ def _rounds(
                 exhausted = end.value
                 break
             state = round.state
-            for sink in sinks:  # before the checkpoint, which must not be ahead of the files
-                sink.on_round_end(round)
+            reason = callbacks.on_round(round)
             _log_failures(round, run)
-            reason = stop and stop.reason(files.history)
-            if round.number % plan.checkpoint_every == 0:
-                saved = _save(run, state, engine)
-        if saved < state.round:  # however it came to be the last
-            _save(run, state, engine)
-    except OSError:
-        raise
     except Exception as error:
+        if _is_write_error(error):
+            raise
         log.exception("round %d failed", state.round + 1)
-        own = isinstance(error, FedlearnError)
-        return RunEnding(status="failed", state=state, reason=str(error) if own else f"{type(error).__name__}: {error}")
-    finally:
-        engine.close()
+        text = str(error) if isinstance(error, FedlearnError) else f"{type(error).__name__}: {error}"
+        return RunEnding(status="failed", state=state, reason=text)
     if reason:
         return RunEnding(status="early_stopped", state=state, reason=reason)
     if exhausted:
@@ -175,22 +156,36 @@ def _rounds(
     return RunEnding(status="done", state=state)
 
 
-def _save(run: RunInfo, state: ServerState, engine: Engine) -> int:
-    checkpoint.save(run.folder / CHECKPOINT_FOLDER, state, engine.client_states, layout=engine.layout)
-    return state.round
+def _is_write_error(error: Exception) -> bool:
+    required = isinstance(error, CallbackError) and error.callback in REQUIRED
+    return required and isinstance(error.__cause__, OSError)
+
+
+def _write_error(error: CallbackError, run: RunInfo) -> RunFolderWriteError:
+    assert isinstance(error.__cause__, OSError)
+    fix = f"make room, then {run.resume_command}"
+    return RunFolderWriteError(f"{run.folder} can no longer be written: {error.__cause__.strerror}\n  try       {fix}")
 
 
 def _log_failures(round: Round, run: RunInfo) -> None:
     for failure in round.failures:
-        log.warning("round %d: %s\n%s", round.number, in_words(failure, run), failure.traceback)
+        log.warning("round %d: %s\n%s", round.number, describe_failure(failure, run), failure.traceback)
 
 
-def _report(folder: Path) -> None:
-    """The report is made of files that are already safe, so its failure is not the run's."""
+def _baselines(experiment: Experiment, ending: RunEnding, history: History, interrupt: Interrupt) -> dict[str, Any]:
+    """Train the models that the run is compared with; a baseline that fails does not fail the run."""
+    if not experiment.plan.baselines or EXIT_CODES[ending.status] != DONE:
+        return {}
+    updates = totals(history)["client_updates"]
     try:
-        from fedlearn.callbacks.report import write_report
-
-        write_report(folder)
+        return train_baselines(experiment, num_client_updates=updates, should_stop=lambda: interrupt.is_requested)
     except Exception as error:
-        log.exception("no report")
-        sys.stderr.write(f" no report: {error if isinstance(error, MissingExtra) else f'see {folder}/run.log'}\n")
+        log.exception("no baseline")
+        sys.stderr.write(f" no baseline: {type(error).__name__}: {error}\n")
+        return {}
+
+
+def _summary(run: RunInfo, ending: RunEnding, history: History, baselines: Mapping[str, Any]) -> dict[str, Any]:
+    digest = parameters_sha256(ending.state)
+    summary = summarise(run, history, status=ending.status, reason=ending.reason, parameters_sha256=digest)
+    return summary | ({"baselines": baselines} if baselines else {})

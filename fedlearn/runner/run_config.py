@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.runner.compose import CONF_DIR
 from fedlearn.runner.run_folder import CONFIG_FILE, RunFolderError
+
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another setting; a resolver has a colon
 
 
 def write_run_config(folder: Path, cfg: DictConfig) -> None:
@@ -25,15 +28,32 @@ def write_run_config(folder: Path, cfg: DictConfig) -> None:
     write_atomically(folder / CONFIG_FILE, again + text)
 
 
-def config_to_dict(cfg: DictConfig) -> dict[str, Any]:
-    """All settings, resolved, as plain values that can travel."""
+def config_to_dict(cfg: DictConfig, *, resolve_callbacks: bool = False) -> dict[str, Any]:
+    """Return all settings as plain values.
+
+    Args:
+        cfg: all settings.
+        resolve_callbacks: False keeps references from callbacks to other settings, such as ``${early_stop.metric}``,
+            so that a callback follows a setting which a resume changes.
+    """
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
+    if "callbacks" in settings and not resolve_callbacks:
+        raw = OmegaConf.to_container(cfg.callbacks, resolve=False)
+        settings["callbacks"] = _keep_references(raw, settings["callbacks"])
     return {str(key): value for key, value in settings.items()}
 
 
+def _keep_references(raw: Any, resolved: Any) -> Any:
+    if isinstance(raw, str) and REFERENCE.fullmatch(raw):
+        return raw
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        return {key: _keep_references(raw[key], value) for key, value in resolved.items()}
+    return resolved
+
+
 def config_from_dict(settings: Mapping[str, Any]) -> DictConfig:
-    """The other way."""
+    """Return settings that `config_to_dict` made plain."""
     return OmegaConf.create(dict(settings))
 
 

@@ -1,4 +1,4 @@
-"""An experiment in the words of its header."""
+"""Build the description of a run, for the header and for callbacks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.algorithm.transforms import estimate_bytes
+from fedlearn.callbacks.run_files import partition_summary
 from fedlearn.callbacks.run_history import History
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.runner.config import Experiment
+from fedlearn.runner.run_config import config_to_dict
+from fedlearn.runner.run_mode import RunMode
 
 MAX_CLIENTS_COUNTED = 10_000
 MAX_CLIENTS_NAMED = 20
@@ -27,11 +30,11 @@ def build_run_info(
     cfg: DictConfig,
     folder: Path,
     *,
-    rerun_command: str,
+    run_mode: RunMode,
     start_round: int = 0,
     history: History = (),
 ) -> RunInfo:
-    """What the onlookers are told before the first round."""
+    """Return the description that callbacks get before the first round."""
     scenario, trainer = experiment.scenario, experiment.scenario.trainer
     data = scenario.data
     settings = OmegaConf.to_container(cfg.strategy, resolve=True)
@@ -65,7 +68,12 @@ def build_run_info(
         folder=folder,
         start_round=start_round,
         history=history,
-        rerun_command=rerun_command,
+        rerun_command=run_mode.rerun_command(folder),
+        resume_command=run_mode.resume_command(folder),
+        config=config_to_dict(cfg, resolve_callbacks=True),
+        layout=experiment.engine.layout,
+        partition=partition_summary(data) if data.num_train is None else None,
+        client_states=lambda: experiment.engine.client_states,
     )
 
 

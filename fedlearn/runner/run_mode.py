@@ -1,4 +1,4 @@
-"""Where a run takes place: what builds it, who shows it, and which commands repeat it and go on with it."""
+"""The differences between a simulation and a deployment: building, console, and commands to repeat and resume."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ class RunMode:
     """What differs between a simulation and a deployment; the rounds themselves do not.
 
     Args:
-        build_experiment: from settings, what was planned and the run's folder to all that the run needs.
-        create_console: who shows the run.
-        rerun_command: the command that repeats a run, from its folder.
-        resume_command: the command that goes on with a run, from its folder.
+        build_experiment: builds the experiment from settings, plan and run folder.
+        rerun_command: returns the command that repeats a run, from its folder.
+        resume_command: returns the command that resumes a run, from its folder.
+        create_console: creates the console that replaces the default console; None keeps the default.
+        check_settings: refuses settings of a submitter that the operator does not allow; accepts all by default.
     """
 
     build_experiment: Callable[[DictConfig, Plan | None, Path], Experiment]
-    create_console: Callable[[], Console]
     rerun_command: Callable[[Path], str]
     resume_command: Callable[[Path], str]
+    create_console: Callable[[], Console] | None = None
+    check_settings: Callable[[DictConfig], None] = lambda cfg: None
 
 
 SIMULATION = RunMode(
     build_experiment=lambda cfg, planned, folder: build_experiment(cfg, planned),
-    create_console=Console,
     rerun_command=lambda folder: (
         f"python -m simulations.run --config-path {shlex.quote(relative_path(folder))} --config-name config"
     ),

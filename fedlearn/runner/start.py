@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
+from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
 from fedlearn.runner.compose import CONF_DIR, Job, UsageError, compose
 from fedlearn.runner.config import Plan, build_plan
@@ -79,6 +80,7 @@ def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMo
     require_source(cfg.get("init"))
     write_run_config(folder, cfg)
     try:
+        callbacks = build_callbacks(cfg)
         made = venue.build_experiment(cfg, planned, folder)
     except BuildError:
         log.exception("the experiment cannot be built")
@@ -86,8 +88,7 @@ def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMo
     for name, text in made.scenario.files.items():
         (folder / name).write_text(text, encoding="utf-8")
     state = first_state(made, cfg)
-    info = build_run_info(made, cfg, folder, rerun_command=venue.rerun_command(folder))
-    return run_rounds(made, info, state, report=bool(cfg.get("report", True)), run_mode=venue)
+    return run_rounds(made, build_run_info(made, cfg, folder, run_mode=venue), state, callbacks, run_mode=venue)
 
 
 def _asked_for(args: Namespace) -> int:
@@ -99,9 +100,11 @@ def _asked_for(args: Namespace) -> int:
 
 
 def _planned(cfg: DictConfig) -> Plan | None:
-    """The plan, or None where the user's own code fails: that is told once there is a log for its traceback."""
+    """Return the plan; None if code of the user fails, because its traceback needs the log of a run folder."""
     try:
-        return build_plan(cfg)
+        plan = build_plan(cfg)
+        build_callbacks(cfg)
+        return plan
     except BuildError:
         return None
 

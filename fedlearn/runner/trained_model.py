@@ -1,35 +1,52 @@
-"""The model that a run has trained, taken from its folder."""
+"""Load the model of a run from one of its checkpoints."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf
 
-from fedlearn.core import checkpoint
+from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER
+from fedlearn.callbacks.formatting import format_metric
+from fedlearn.callbacks.run_history import best_metrics, metric_values, read_history
+from fedlearn.core import checkpoint as checkpoints
 from fedlearn.core.arrays import as_numpy
-from fedlearn.errors import FedlearnError
+from fedlearn.core.layout import Layout
+from fedlearn.core.metrics import main_metric
+from fedlearn.core.records import ServerState
+from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import build_scenario
 from fedlearn.runner.environment import set_environment
-from fedlearn.runner.rounds import CHECKPOINT_FOLDER
 from fedlearn.runner.run_config import read_run_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A run's last model.
+    """The model of a run after one of its rounds.
 
     Attributes:
-        scenario: rebuilt from the run's settings.
-        params_D: after the last round that was saved.
-        round: that round.
+        scenario: rebuilt from the settings of the run.
+        params_D: parameters after the round.
+        round: number of the round.
+        metric: metric that selects the best round.
+        value: value of the metric after the round; None if the round was not evaluated.
     """
 
     scenario: Scenario
     params_D: np.ndarray
     round: int
+    metric: str = ""
+    value: float | None = None
+
+    @property
+    def description(self) -> str:
+        """The round and its metric, as commands print them."""
+        value = "not evaluated" if self.value is None else f"{self.metric} {format_metric(self.metric, self.value)}"
+        return f"model of round {self.round} ({value})"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -44,17 +61,21 @@ class TrainedModel:
         return np.zeros_like(x[:1])
 
 
-def load_trained_model(folder: Path, *, framework: str | None = None) -> TrainedModel:
-    """The model of a run.
+def load_trained_model(folder: Path, *, checkpoint: str = "last", framework: str | None = None) -> TrainedModel:
+    """Return the model of a run.
 
     Args:
-        folder: of the run.
-        framework: instead of the run's: the flat vector of one is that of the other.
+        folder: run folder.
+        checkpoint: ``last``, ``best`` (see `fedlearn.callbacks.checkpoints.Checkpoints`) or the number of a round.
+        framework: replaces the framework of the run, as torch and JAX share the flat vector of parameters.
 
     Raises:
-        FedlearnError: the folder holds no run, no whole checkpoint, or its data or framework are not here.
+        SettingError: there is no such checkpoint.
+        FedlearnError: the folder holds no run or no whole checkpoint, or its data or framework are missing.
     """
-    checkpoint.check_format(folder / CHECKPOINT_FOLDER)
+    is_known = checkpoint in ("last", "best") or checkpoint.isdecimal()
+    require(is_known, "checkpoint", checkpoint, "last, best or the number of a round", "checkpoint=best")
+    checkpoints.check_format(folder / CHECKPOINT_FOLDER)
     cfg = read_run_config(folder)
     if framework:
         cfg.framework = framework
@@ -66,5 +87,31 @@ def load_trained_model(folder: Path, *, framework: str | None = None) -> Trained
     if own:
         why = f"the clients of {folder} kept their statistics ({own}, ...): the model without them predicts nothing"
         raise FedlearnError(f"{why}\n  try       a run with buffers=average")
-    state, _, _ = checkpoint.load_latest(folder / CHECKPOINT_FOLDER, scenario.trainer.layout)
-    return TrainedModel(scenario=scenario, params_D=as_numpy(state.params_D), round=state.round)
+    metric = OmegaConf.select(cfg, "early_stop.metric") or scenario.metric or main_metric(scenario.data.task)
+    state = _select(folder, checkpoint, metric, scenario.trainer.layout)
+    value = dict(metric_values(read_history(folder), metric)).get(state.round)
+    params_D = as_numpy(state.params_D)
+    return TrainedModel(scenario=scenario, params_D=params_D, round=state.round, metric=metric, value=value)
+
+
+def _select(folder: Path, name: str, metric: str, layout: Layout) -> ServerState:
+    path = folder / CHECKPOINT_FOLDER
+    if name == "last":
+        return checkpoints.load_latest(path, layout)[0]
+    saved = checkpoints.saved_rounds(path)
+    round = _best_round(folder, metric, saved) if name == "best" else int(name)
+    if round not in saved:
+        value = f"best, which is round {round} by {metric}" if name == "best" else name
+        expected = f"a saved round: {', '.join(map(str, saved)) or 'there is none'}"
+        raise SettingError("checkpoint", value, expected, "checkpoint=last")
+    return checkpoints.load(checkpoints.checkpoint_path(path, round), layout)[0]
+
+
+def _best_round(folder: Path, metric: str, saved: Sequence[int]) -> int:
+    """Return the best round up to the newest checkpoint: a killed run may have later rounds in its history."""
+    history = [line for line in read_history(folder) if saved and line["round"] <= saved[-1]]
+    best = best_metrics(history).get(metric)
+    if best is None:
+        expected = f"a round with a finite {metric}, but no round was evaluated with such a value"
+        raise SettingError("checkpoint", "best", expected, "checkpoint=last")
+    return int(best["round"])

@@ -42,6 +42,7 @@ IGNORED_SETTINGS = (
     "hydra",
     "defaults",
     "report",
+    "callbacks",
     "checkpoint_every",
 )  # settings that change no result
 FILE_STEM = "compare"  # of the files

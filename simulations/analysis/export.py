@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,8 +20,8 @@ from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 FILE_SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "onnx": ".onnx"}
 
 
-def export(folder: Path, format: str = "safetensors", out: Path | None = None) -> Path:
-    """Write the newest model of a run, and return the path of the file.
+def export(folder: Path, format: str = "safetensors", out: Path | None = None, *, checkpoint: str = "last") -> Path:
+    """Write a model of a run, print its round to standard error, and return the path of the file.
 
     Args:
         folder: folder of the run.
@@ -28,6 +29,7 @@ def export(folder: Path, format: str = "safetensors", out: Path | None = None) -
             dict, to be loaded with ``weights_only=True``) or ``onnx`` (the whole network). The last two need a torch
             version of the network, also for runs trained with JAX.
         out: the file; None writes ``model`` with the suffix of the format into the run folder.
+        checkpoint: ``last``, ``best`` or the number of a round.
 
     *Guarantees*: the file is written atomically.
 
@@ -39,32 +41,33 @@ def export(folder: Path, format: str = "safetensors", out: Path | None = None) -
         near = did_you_mean(format, FILE_SUFFIXES) or "safetensors"
         raise SettingError("format", format, f"one of {', '.join(FILE_SUFFIXES)}", f"format={near}")
     path = out or folder / f"model{FILE_SUFFIXES[format]}"
-    _WRITERS[format](folder, path)
+    model = _load(folder, checkpoint) if format == "safetensors" else _load_in_torch(folder, checkpoint)
+    _WRITERS[format](model, path)
+    sys.stderr.write(f"{model.description}\n")
     return path
 
 
-def _safetensors(folder: Path, path: Path) -> None:
-    model = load_trained_model(folder)
+def _safetensors(model: TrainedModel, path: Path) -> None:
     tensors = {name: array.copy() for name, array in model.scenario.trainer.layout.unpack(model.params_D).items()}
     facts = {
         "scenario": model.scenario.name,
         "model": model.scenario.model,
         "task": model.scenario.data.task,
         "round": model.round,
+        "metric": model.metric,
+        "value": None if model.value is None or not math.isfinite(model.value) else model.value,
         "layout": model.scenario.trainer.layout.digest,
     }
     write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
 
 
-def _state_dict(folder: Path, path: Path) -> None:
-    model = _in_torch(folder)
+def _state_dict(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_state_dict
 
     _atomically(path, lambda draft: save_state_dict(model.scenario.trainer, model.params_D, draft))
 
 
-def _onnx(folder: Path, path: Path) -> None:
-    model = _in_torch(folder)
+def _onnx(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_onnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -72,19 +75,25 @@ def _onnx(folder: Path, path: Path) -> None:
         _atomically(path, lambda draft: save_onnx(model.scenario.trainer, model.params_D, model.example, draft))
 
 
-_WRITERS: Mapping[str, Callable[[Path, Path], None]] = {
+_WRITERS: Mapping[str, Callable[[TrainedModel, Path], None]] = {
     "safetensors": _safetensors,
     "torch": _state_dict,
     "onnx": _onnx,
 }
 
 
-def _in_torch(folder: Path) -> TrainedModel:
+def _load(folder: Path, checkpoint: str) -> TrainedModel:
+    return load_trained_model(folder, checkpoint=checkpoint)
+
+
+def _load_in_torch(folder: Path, checkpoint: str) -> TrainedModel:
     try:
-        return load_trained_model(folder, framework="torch")
+        return load_trained_model(folder, checkpoint=checkpoint, framework="torch")
     except MissingExtra:
         raise
     except SettingError as error:
+        if error.setting == "checkpoint":
+            raise
         fix = "format=safetensors, which needs no twin"
         raise FedlearnError(f"the model of {folder} has no torch twin: {error}\n  try       {fix}") from error
 

@@ -20,11 +20,12 @@ from fedlearn.runner.exit_codes import DONE
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
 
-def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
-    """Return column names, and a row for each example.
+def predict(folder: Path, data: Path, *, checkpoint: str = "last") -> tuple[list[str], np.ndarray]:
+    """Return column names, and a row for each example. Print the round of the model to standard error.
 
     Args:
         folder: folder of the run.
+        checkpoint: ``last``, ``best`` or the number of a round.
         data: a file in the format of the scenario, or a folder of images. A ``.npy`` file, the array ``x`` of a
             ``.npz`` file, or a ``.csv`` file of numbers holds the inputs of the model, one row for each example.
 
@@ -35,7 +36,8 @@ def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
     Raises:
         FedlearnError: there is no model, or the file does not hold such examples.
     """
-    model = load_trained_model(folder)
+    model = load_trained_model(folder, checkpoint=checkpoint)
+    sys.stderr.write(f"{model.description}\n")
     outputs_NC = model.scenario.trainer.predict(model.params_D, _inputs(model, data))
     names, rows = prediction_columns(outputs_NC, model.scenario.data.task)
     if model.scenario.data.task == "regression":
@@ -44,18 +46,19 @@ def predict(folder: Path, data: Path) -> tuple[list[str], np.ndarray]:
     return names, rows
 
 
-def write_predictions(folder: Path, data: Path, *, out: Path | None = None) -> int:
+def write_predictions(folder: Path, data: Path, *, out: Path | None = None, checkpoint: str = "last") -> int:
     """Write one line of CSV for each example; return the exit code.
 
     Args:
         folder: folder of the run.
         data: examples, as in `predict`.
         out: the CSV file; None writes to standard output.
+        checkpoint: as in `predict`.
 
     Raises:
         FedlearnError: there is no model, or the file does not hold such examples.
     """
-    names, rows = predict(folder, data)
+    names, rows = predict(folder, data, checkpoint=checkpoint)
     cells = [[f"{value:.6g}" for value in row] for row in rows]
     if data.is_dir():
         names = ["file", *names]

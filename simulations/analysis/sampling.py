@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER
 from fedlearn.core import checkpoint
 from fedlearn.core.random import Purpose, generator
 from fedlearn.errors import SettingError, is_count, is_number, require
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import build
 from fedlearn.runner.environment import set_environment
-from fedlearn.runner.rounds import CHECKPOINT_FOLDER
 from fedlearn.runner.run_config import read_run_config
 from simulations.scenarios.shakespeare import ALPHABET, encode
 

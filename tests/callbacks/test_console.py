@@ -61,10 +61,10 @@ def broken(client):
 def shown(run, rounds, **options):
     file = io.StringIO()
     console = Console(file, **({"terminal": False, "width": 80} | options))
-    console.on_run_start(run)
+    console.on_start(run)
     for one in rounds:
-        console.on_round_end(one)
-    console.on_run_end(summarise(run, [history_entry(one) for one in rounds], status="done"))
+        console.on_round(one)
+    console.on_end(summarise(run, [history_entry(one) for one in rounds], status="done"))
     console.close()
     return file.getvalue()
 
@@ -147,15 +147,15 @@ def test_characters_that_the_stream_cannot_hold_do_not_stop_a_run(tmp_path):
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii")
     console = Console(file, terminal=False)
-    console.on_run_start(about(tmp_path))
-    console.on_round_end(a_round(1))
+    console.on_start(about(tmp_path))
+    console.on_round(a_round(1))
     file.flush()
     assert b"heart ? 2 clients" in raw.getvalue()
 
 
 def test_closing_twice_and_without_an_end_is_harmless(tmp_path):
     console = Console(io.StringIO(), terminal=True)
-    console.on_run_start(about(tmp_path))
+    console.on_start(about(tmp_path))
     console.close()
     console.close()
 

@@ -57,11 +57,11 @@ def a_round(number, *, evaluated=True, failed=()):
 
 
 def go(folder, numbers, start_round=0):
-    files, run = RunFiles(folder), about(folder, start_round=start_round)
-    files.on_run_start(run)
+    files, run = RunFiles(), about(folder, start_round=start_round)
+    files.on_start(run)
     for number in numbers:
-        files.on_round_end(a_round(number, evaluated=number % 2 == 0, failed=(1,) if number == 3 else ()))
-    files.on_run_end(summarise(run, files.history, status="done", parameters_sha256="00ff"))
+        files.on_round(a_round(number, evaluated=number % 2 == 0, failed=(1,) if number == 3 else ()))
+    files.on_end(summarise(run, files.history, status="done", parameters_sha256="00ff"))
     files.close()
     return files
 
@@ -74,10 +74,10 @@ def strict_json(text):
 
 
 def test_each_round_leaves_one_line_of_strict_json_as_soon_as_it_is_done(tmp_path):
-    files = RunFiles(tmp_path / "run")
-    files.on_run_start(about(tmp_path / "run"))
+    files = RunFiles()
+    files.on_start(about(tmp_path / "run"))
     for number in (1, 2, 3):
-        files.on_round_end(a_round(number, failed=(2,)))
+        files.on_round(a_round(number, failed=(2,)))
         lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == number
         line = strict_json(lines[-1])
@@ -184,7 +184,7 @@ def test_best_is_the_first_round_that_reached_it_and_skips_what_is_undefined():
 
 def test_files_ask_to_be_started_first(tmp_path):
     with pytest.raises(RuntimeError, match="start"):
-        RunFiles(tmp_path).on_round_end(a_round(1))
+        RunFiles().on_round(a_round(1))
 
 
 def data(task, targets, num_classes=2):
@@ -201,8 +201,8 @@ def test_the_partition_counts_labels_by_client(tmp_path):
     assert told["columns"] == [0, 1, 2]
     assert [row["counts"] for row in told["clients"]] == [[1, 0, 2], [0, 0, 0]]
     assert [row["name"] for row in told["clients"]] == ["Basel", "1"]
-    files = RunFiles(tmp_path, partition=told)
-    files.on_run_start(about(Path(tmp_path)))
+    files = RunFiles()
+    files.on_start(replace(about(Path(tmp_path)), partition=told))
     files.close()
     assert json.loads((tmp_path / "partition.json").read_text()) == told
 

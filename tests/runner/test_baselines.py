@@ -36,12 +36,10 @@ def experiment(data, *names, local=LOCAL, clients_per_round=None):
         schedule=Schedule(rounds=5),
         local=local,
         privacy=none(),
-        early_stop={},
-        checkpoint_every=1,
         seed=1,
         baselines=names,
     )
-    return Experiment(plan=plan, scenario=scenario, engine=serial(data, scenario.trainer), early_stop=None)
+    return Experiment(plan=plan, scenario=scenario, engine=serial(data, scenario.trainer))
 
 
 def federated(data, local, rounds):

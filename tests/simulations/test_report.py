@@ -37,13 +37,14 @@ def leave_a_run(folder, task="binary", num_clients=4, num_rounds=3, finished=Tru
         {"client": k, "name": about.name(k), "num_examples": 9, "counts": [k, 9 - k]} for k in range(num_clients)
     ]
     lie = {"kind": "targets" if task == "regression" else "labels", "num_clients": num_clients, "clients": clients}
-    files = RunFiles(folder, partition=lie | {"columns": [0.0, 1.0, 2.5] if task == "regression" else [0, 1]})
-    files.on_run_start(about)
+    lie |= {"columns": [0.0, 1.0, 2.5] if task == "regression" else [0, 1]}
+    files = RunFiles()
+    files.on_start(replace(about, partition=lie))
     for number in range(1, num_rounds + 1):
         one = a_round(number, task, columns, num_clients)
-        files.on_round_end(replace(one, clock=100.0 * number) if clock else one)
+        files.on_round(replace(one, clock=100.0 * number) if clock else one)
     if finished:
-        files.on_run_end(summarise(about, files.history, status="done", parameters_sha256="00ff"))
+        files.on_end(summarise(about, files.history, status="done", parameters_sha256="00ff"))
     files.close()
     (folder / "config.yaml").write_text(f"strategy: fedavg # {HOSTILE}\n")
     return folder

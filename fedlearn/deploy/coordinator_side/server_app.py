@@ -31,16 +31,23 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
 from fedlearn.callbacks.console import Console
-from fedlearn.callbacks.early_stopping import EarlyStop
 from fedlearn.core.random import Purpose, generator
 from fedlearn.deploy.coordinator import NODES_ENV, RUNS_ENV
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.coordinator_side.submitted_settings import check_submitted_settings
 from fedlearn.deploy.processes import die_with_parent
 from fedlearn.engines.deployed import GridEngine
 from fedlearn.errors import FedlearnError, require
 from fedlearn.runner.compose import Job
-from fedlearn.runner.config import Experiment, Plan, apply_privacy, build_plan, with_virtual_clock
+from fedlearn.runner.config import (
+    Experiment,
+    Plan,
+    apply_privacy,
+    build_plan,
+    check_early_stop,
+    with_virtual_clock,
+)
 from fedlearn.runner.exit_codes import DONE, FAILED, exit_code
 from fedlearn.runner.resume import resume
 from fedlearn.runner.run_config import config_from_dict, config_to_dict
@@ -101,6 +108,7 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         if settings.get("init"):  # a submitter must not read other files of the coordinator
             settings["init"] = str(_inside(runs, str(settings["init"])))
         job = Job(cfg=config_from_dict(settings), folder=folder, chosen=bool(request["chosen"]))
+        check_submitted_settings(job.cfg)
         return run(job, build_plan(job.cfg), run_mode=_venue(grid, request, runs)).exit_code
 
 
@@ -127,6 +135,7 @@ def _venue(grid: Grid, order: Mapping[str, Any], runs: Path) -> RunMode:
         resume_command=lambda folder: str(_note(folder)["resume_command"]).replace(
             "{folder}", shlex.quote(_name(folder, runs))
         ),
+        check_settings=check_submitted_settings,
     )
 
 
@@ -136,7 +145,7 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     Raises:
         FedlearnError: too few nodes join in time, or they do not fit together.
     """
-    metric = plan.early_stop.get("metric")
+    metric = cfg.early_stop.get("metric")
     expected = "a metric that adds up over clients: single predictions stay at the nodes"
     require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
     expected = "null: data stay at the nodes, and no model is trained besides the federation's"
@@ -167,12 +176,12 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
         select.choose(1, scenario.data.clients, rng, **select.initial_state)
         if plan.strategy.asynchrony is not None:
             plan.strategy.asynchrony.validate(len(scenario.data.clients))
-        stop = EarlyStop(**plan.early_stop, task=scenario.data.task) if plan.early_stop else None
+        check_early_stop(cfg, scenario.data.task)
     except BaseException:
         engine.close()
         raise
     on_clock = with_virtual_clock(engine, plan, scenario)
-    return Experiment(plan=plan, scenario=scenario, engine=on_clock, early_stop=stop)
+    return Experiment(plan=plan, scenario=scenario, engine=on_clock)
 
 
 def _inside(runs: Path, name: str) -> Path:

@@ -1,0 +1,129 @@
+"""Build the callbacks of a run from the group ``callbacks``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedlearn.callbacks.base import Callback
+from fedlearn.callbacks.checkpoints import Checkpoints
+from fedlearn.callbacks.run_files import RunFiles
+from fedlearn.errors import SettingError, require
+from fedlearn.runner.builders import check_targets, find_target
+from fedlearn.runner.compose import CONF_DIR
+from fedlearn.runner.config import allowed_modules, build
+from fedlearn.runner.run_config import REFERENCE
+
+CALLBACKS = "callbacks"
+REQUIRED: Mapping[str, type[Callback]] = {"files": RunFiles, "checkpoints": Checkpoints}
+REASONS = {
+    "files": "without its files a run cannot be resumed, reported or compared",
+    "checkpoints": "without checkpoints a run cannot be resumed, and predict and export have no model",
+}
+FIXES = {
+    "files": "callbacks.console=null, which can be removed",
+    "checkpoints": "callbacks.checkpoints.keep=1, which saves disk space",
+}
+FIRST, LAST = ("console", "report", "files", "early_stop"), ("checkpoints",)
+
+
+def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
+    """Build the callbacks in the order of their calls: callbacks of users stand before the checkpoints.
+
+    Args:
+        cfg: all settings. Without a group ``callbacks``, the default callbacks are built.
+
+    Raises:
+        SettingError: a callback is not a subclass of `fedlearn.callbacks.Callback`, its module is not allowed, one of
+            its settings is not accepted, or a required callback is missing.
+        BuildError: the constructor of a callback failed.
+    """
+    if CALLBACKS not in cfg:
+        cfg = OmegaConf.merge(cfg, {CALLBACKS: default_callbacks()})  # type: ignore[assignment]
+    raw: Any = cfg[CALLBACKS]
+    if not OmegaConf.is_dict(raw):
+        expected = "a group of callbacks: a list adds option files, but only where conf/ is the configuration"
+        raise SettingError(CALLBACKS, raw, expected, "+callbacks.mine._target_=my_code.MyTracker")
+    raw = OmegaConf.to_container(raw, resolve=False)
+    for name, kind in REQUIRED.items():
+        _require_present(name, kind, raw)
+    active = [name for name, node in raw.items() if node is not None]
+    _refuse_second_values(cfg)
+    return {name: _build(name, cfg, raw) for name in sorted(active, key=_position)}
+
+
+def default_callbacks() -> dict[str, Any]:
+    """Return the group of the default callbacks, with references to other settings."""
+    return _options(CONF_DIR / CALLBACKS / "default.yaml")
+
+
+def references(node: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys of a callback whose value is a reference, with the names of the other settings."""
+    found = {key: REFERENCE.fullmatch(value) for key, value in node.items() if isinstance(value, str)}
+    return {key: match[1] for key, match in found.items() if match}
+
+
+def _options(path: Any) -> dict[str, Any]:
+    options = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items()}
+
+
+def _position(name: str) -> int:
+    return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
+
+
+def _require_present(name: str, required: type[Callback], raw: Mapping[str, Any]) -> None:
+    target, node = f"{required.__module__}.{required.__qualname__}", raw.get(name)
+    setting, value = f"{CALLBACKS}.{name}", node
+    if isinstance(node, dict):
+        setting, value = f"{setting}._target_", node.get("_target_")
+    expected = f"{target}: {REASONS[name]}"
+    require(value == target, setting, "null" if value is None else value, expected, FIXES[name])
+
+
+def _refuse_second_values(cfg: DictConfig) -> None:
+    """Refuse a value that differs from the setting which an option file refers to: a setting has one name."""
+    for path in sorted((CONF_DIR / CALLBACKS).glob("*.yaml")):
+        for name, node in _options(path).items():
+            for key, setting in references(node).items():
+                current = OmegaConf.select(cfg, f"{CALLBACKS}.{name}")
+                if OmegaConf.is_dict(current) and key in current:
+                    value, fix = current[key], f"{setting}={current[key]}"
+                    same = value == OmegaConf.select(cfg, setting)
+                    require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value: the setting is {setting}", fix)
+
+
+def _build(name: str, cfg: DictConfig, raw: Mapping[str, Any]) -> Callback:
+    where, node = f"{CALLBACKS}.{name}", raw[name]
+    if not isinstance(node, dict) or "_target_" not in node:
+        expected = "a callback: a mapping with _target_, below its name in the option file"
+        raise SettingError(where, node, expected, f"+{CALLBACKS}.mine._target_=my_code.MyTracker")
+    allow = allowed_modules(cfg)
+    check_targets(OmegaConf.to_container(cfg[CALLBACKS][name], resolve=True), where, allow=allow, num_args=0)
+    kind = find_target(node["_target_"], where)
+    if not (isinstance(kind, type) and issubclass(kind, Callback)):
+        near = f"a subclass of fedlearn.callbacks.Callback, but it is {kind!r}"
+        raise SettingError(f"{where}._target_", node["_target_"], near, f"class {_class_name(node)}(Callback): ...")
+    try:
+        callback = build(cfg[CALLBACKS][name], where, allow=allow)
+    except SettingError as error:
+        raise _as_typed(error, name, references(node)) from None
+    if not isinstance(callback, Callback):  # _partial_ and __new__
+        expected = "an instance of fedlearn.callbacks.Callback"
+        raise SettingError(where, type(callback).__name__, expected, f"{where}=null")
+    return callback
+
+
+def _class_name(node: Mapping[str, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _as_typed(error: SettingError, name: str, known: Mapping[str, str]) -> SettingError:
+    """Return the error with the name of the setting that the user types: ``checkpoint_every``, not ``every``."""
+    key = error.setting.removeprefix(f"{CALLBACKS}.{name}.")
+    setting = known.get(key) or (key if key in known.values() else error.setting)
+    fix = error.fix.replace(error.setting, setting).replace(f"{CALLBACKS}.{name}.{setting}", setting)
+    return SettingError(setting, error.value, error.expected, fix)
