@@ -1,4 +1,4 @@
-"""The base class of callbacks: what the runner calls before, during and after a run."""
+"""The base class of callbacks, which the runner calls before, during and after a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Callback:
     in `on_start`. All arrays of a round are read-only, and all its dicts are copies.
 
     Attributes:
-        ends_run_on_error: False: a run goes on without a callback that raises an error. True: the error ends the run.
+        ends_run_on_error: False: a run continues without a callback that raises an error. True: the error ends the run.
     """
 
     ends_run_on_error: bool = False

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from types import FrameType
@@ -88,7 +88,7 @@ class CallbackList:
         return self._first_reason("on_start", lambda: read_only_run(run))
 
     def on_round(self, round: Round) -> str | None:
-        """Hand a round to all callbacks. Return the first reason to end the run, or None.
+        """Call all callbacks with a round. Return the first reason to end the run, or None.
 
         Raises:
             CallbackError: a callback failed whose error ends the run.
@@ -97,7 +97,7 @@ class CallbackList:
         return self._first_reason("on_round", lambda: read_only_round(round))
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Hand the summary to all callbacks, with the failures until then.
+        """Call all callbacks with the summary, which has the failures until then.
 
         Raises:
             CallbackError: a callback failed whose error ends the run.
@@ -106,7 +106,7 @@ class CallbackList:
             self._call(name, "on_end", deepcopy(self.add_failures(summary)))
 
     def close(self) -> None:
-        """Close all callbacks, also those that failed. Give each `CLOSE_TIMEOUT_S` in the main thread."""
+        """Close all callbacks, including failed callbacks. Give each `CLOSE_TIMEOUT_S` in the main thread."""
         with ExitStack() as stack:  # closes all of them, even if Ctrl-C interrupts one
             for name in self._callbacks:
                 stack.callback(self._close, name)
@@ -141,7 +141,8 @@ class CallbackList:
             self._active.remove(name)
         self.failures.append(CallbackFailure(callback=name, method=method, round=self._round, error=_describe(error)))
         log.error("callback %s failed %s", name, stage, exc_info=error)
-        sys.stderr.write(f" callback {name} failed {stage} and is switched off: {_describe(error)}\n")
+        with suppress(OSError):  # a closed pipe does not end a run
+            sys.stderr.write(f" callback {name} failed {stage} and is switched off: {_describe(error)}\n")
 
 
 def _require_reason(method: str, result: Any) -> str | None:
@@ -157,7 +158,7 @@ def _describe(error: BaseException) -> str:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in the body after so many seconds; without effect outside the main thread."""
+    """Raise `TimeoutError` in the body after ``seconds``; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

@@ -54,7 +54,7 @@ class Checkpoints(Callback):
             self._save(round.state)
 
     def on_end(self, summary: object) -> None:
-        """Save the last round."""
+        """Save the last round, unless it is already saved."""
         if self._last is not None and self._saved_round < self._last.round:
             self._save(self._last)
 

@@ -33,7 +33,7 @@ from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import Round
 from fedlearn.errors import is_count, require
 
-COLUMN_WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # of the table's columns: with the note behind it a row fits 80 characters
+COLUMN_WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # columns of the table; a row and its note fit 80 characters
 MAX_ROWS = 20
 MAX_HEADER_WIDTH = 100
 
@@ -141,7 +141,7 @@ class Console(Callback):
 
     @_until_pipe_closes
     def close(self) -> None:
-        """Remove the progress line."""
+        """Remove the progress line from the terminal."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -167,20 +167,20 @@ class Console(Callback):
         self._num_failures += len(round.failures)
 
     def _plain(self, text: str, style: str = "") -> None:
-        """Text as it is, whatever the encoding of the stream can hold: a run must not die of a dash."""
+        """Print text. Replace characters that the encoding of the stream lacks, because a run must not fail on them."""
         encoding = self._out.encoding or "utf-8"
         text = text.encode(encoding, "replace").decode(encoding)
         self._out.print(Text(text, style=style), soft_wrap=True)
 
 
 def table_header(run: RunInfo) -> list[str]:
-    """The names of the columns; with a model of clients' speed its clock takes the place of the wall's."""
+    """Return the names of the columns. With a system model, the virtual clock replaces the wall time."""
     time = "clock" if run.system else "time"
     return ["round", "loss", run.main_metric, "worst 10 %", "clients", "sent", "ε", time]
 
 
 def table_row(round: Round, run: RunInfo, sent_bytes: int) -> list[str]:
-    """One row; ``sent_bytes`` is the payload so far in bytes, both ways."""
+    """Return one row. ``sent_bytes`` is the payload so far in bytes, in both directions."""
     clients = f"{round.num_updates}/{len(round.cohort)}"
     return [
         str(round.number),
@@ -193,7 +193,7 @@ def table_row(round: Round, run: RunInfo, sent_bytes: int) -> list[str]:
 
 
 def plain_line(round: Round, run: RunInfo, sent_bytes: int) -> str:
-    """One round as one line for a pipe or a log."""
+    """Return one round as one line for a pipe or a log."""
     loss, main, worst = _scores(round, run)
     scores = f"loss {loss}  {run.main_metric} {main}  worst 10 % {worst}  " if round.evaluation else ""
     if round.evaluation and round.evaluation.personal:
@@ -223,7 +223,7 @@ def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
 
 
 def row_interval(rounds: int) -> int:
-    """Every how many rounds a row is shown: the smallest of 1, 2, 5, 10, 20, 50 ... that gives at most twenty.
+    """Return the rounds between two rows: the smallest of 1, 2, 5, 10, 20, 50 ... that gives at most twenty rows.
 
     >>> [row_interval(rounds) for rounds in (5, 20, 21, 100, 1000)]
     [1, 1, 2, 5, 50]

@@ -91,7 +91,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
     """The last evaluation client by client, as CSV: client, name, num_examples, then each metric (empty for NaN).
 
-    Where clients keep models beside the global one, theirs follow as ``personal_METRIC``.
+    The metrics of personal models follow as ``personal_METRIC``.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -106,7 +106,7 @@ def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
 
 
 def environment(run: RunInfo) -> dict[str, Any]:
-    """What a run was and where it took place: its header, machine, package versions, commit, and its command."""
+    """Return header, machine, package versions, commit and command of the run."""
     return {
         "header": dict(header_lines(run)),
         "python": platform.python_version(),
@@ -148,7 +148,7 @@ def _commit(source: Path) -> str | None:
 
 
 def partition_summary(data: FederatedData) -> dict[str, Any]:
-    """How the training examples lie at the clients, for figures: the first 100 clients at most.
+    """Return the number of training examples by class and client, for figures; the first 100 clients at most.
 
     Returns:
         ``kind`` (``labels`` or ``targets``), ``columns`` (class numbers, or the edges of equally wide bins of the

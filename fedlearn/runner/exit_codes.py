@@ -47,19 +47,19 @@ def run_command(parser: ArgumentParser, action: Callable[..., int], argv: Sequen
     return exit_code(lambda: action(**options))
 
 
-def parse_settings(words: Sequence[str], known: Sequence[str], *, example: str) -> dict[str, str]:
+def parse_settings(overrides: Sequence[str], known: Sequence[str], *, example: str) -> dict[str, str]:
     """Return ``setting=value`` words as a dict.
 
     Args:
-        words: words of a command line.
+        overrides: words of a command line.
         known: names of the settings of the command.
         example: word that works, for the error.
 
     Raises:
         FedlearnError: a word has another form, or an unknown name.
     """
-    pairs = [word.partition("=") for word in words]
-    for word, (name, _, value) in zip(words, pairs, strict=True):
+    pairs = [word.partition("=") for word in overrides]
+    for word, (name, _, value) in zip(overrides, pairs, strict=True):
         if name not in known or not value:
             near = did_you_mean(name, known)
             fix = f"{near}={value}" if near and value and near != name else example

@@ -16,7 +16,7 @@ from fedlearn.runner.config import Experiment, Plan, build_experiment
 
 @dataclass(frozen=True, kw_only=True)
 class RunMode:
-    """What differs between a simulation and a deployment; the rounds themselves do not.
+    """The differences between a simulation and a deployment; the rounds are the same.
 
     Args:
         build_experiment: builds the experiment from settings, plan and run folder.

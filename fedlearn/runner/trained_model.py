@@ -50,12 +50,12 @@ class TrainedModel:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one example."""
+        """The shape of one example."""
         return self.example.shape[1:]
 
     @property
     def example(self) -> np.ndarray:
-        """``(1, ...)``: what an example looks like, without being anybody's."""
+        """An example of zeros, ``(1, ...)``, with the shape and type of the data."""
         data = self.scenario.data
         x = next(x for x in (data.train(client).x for client in data.clients) if len(x))
         return np.zeros_like(x[:1])

@@ -20,7 +20,7 @@ REFERENCES = re.compile(r"\$\{[\w.]+\}")  # to other settings of the run: harmle
 
 
 def check_submitted_settings(cfg: DictConfig) -> None:
-    """Refuse settings that would run code or read data of the coordinator beyond what its operator allows.
+    """Refuse settings that run code or read data of the coordinator without permission of its operator.
 
     A ``_target_`` is an installed option, a strategy of Flower, or lies in a module of ``--allow-targets``. No value
     calls a resolver (``${oc.env:...}``). No value of a callback is a path outside the run folder.
