@@ -22,6 +22,7 @@ from fedlearn.callbacks import figures
 from fedlearn.callbacks.formatting import format_metric, human_bytes, human_seconds
 from fedlearn.callbacks.report import DOTS_PER_INCH, RunResults, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE, History
+from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
@@ -232,13 +233,9 @@ def column_headings(metric: str, target: float | None, *, has_clock: bool = Fals
     return {**own, **reach, "difference": "paired difference to the first"}
 
 
-def to_markdown(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> str:
-    """The table for a README."""
-    body = [[row.get(key, "") for key in headings] for row in rows]
-    return (
-        "\n".join("| " + " | ".join(cells) + " |" for cells in [[*headings.values()], ["---"] * len(headings), *body])
-        + "\n"
-    )
+def table_rows(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> list[list[str]]:
+    """Return the rows of the table, headings first; a missing value is empty."""
+    return [[*headings.values()], *([row.get(key, "") for key in headings] for row in rows)]
 
 
 def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = None) -> figures.Figure:
@@ -295,23 +292,12 @@ def compare_runs(
     heads = column_headings(metric, target, has_clock=clock)
     out = out or runs[0]
     out.mkdir(parents=True, exist_ok=True)
-    _show(rows, heads)
-    write_atomically(out / f"{FILE_STEM}.md", to_markdown(rows, heads))
+    table = table_rows(rows, heads)
+    print_table(table)
+    write_atomically(out / f"{FILE_STEM}.md", markdown_table(table))
     results = {"metric": metric, "target": target, "rows": rows}
     write_atomically(out / f"{FILE_STEM}.json", json.dumps(results, indent=1))
     with figures.style():
         plot_curves(curves, metric, target).savefig(out / f"{FILE_STEM}.png", dpi=DOTS_PER_INCH, facecolor="white")
     sys.stdout.write(f" saved     {out / f'{FILE_STEM}.png'}\n")
     return DONE
-
-
-def _show(rows: Sequence[Mapping[str, str]], heads: Mapping[str, str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for key, head in heads.items():
-        table.add_column(head, justify="left" if key == "setting" else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(row.get(key, "") for key in heads))
-    Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False).print(table)

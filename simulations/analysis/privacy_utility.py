@@ -13,6 +13,7 @@ from fedlearn.callbacks import figures
 from fedlearn.callbacks.formatting import format_metric
 from fedlearn.callbacks.report import DOTS_PER_INCH, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE
+from fedlearn.callbacks.tables import print_table
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
 from fedlearn.runner.exit_codes import DONE
@@ -107,16 +108,16 @@ def _colors() -> Sequence[str]:
     return COLORS * 10
 
 
-def table(points: Sequence[Point]) -> str:
-    """A line for each setting: series, epsilon, mean, spread, number of runs."""
+def table_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """Return a row for each setting: series, epsilon, mean, standard deviation, number of runs."""
     metric = points[0].metric
-    lines = [f"{'':40} {'epsilon':>8} {metric:>10} {'std':>8} {'runs':>5}"]
+    rows: list[tuple[str, ...]] = [("series", "epsilon", metric, "std", "runs")]
     for series, values in group_by_epsilon(points).items():
         for place in sorted(values, key=lambda place: (place is not None, place)):
-            told = "–" if place is None else f"{place:g}"
+            epsilon = "–" if place is None else f"{place:g}"
             mean, std = (format_metric(metric, float(f(values[place]))) for f in (np.mean, np.std))
-            lines.append(f"{series:40} {told:>8} {mean:>10} {std:>8} {len(values[place]):>5}")
-    return "\n".join(lines)
+            rows.append((series, epsilon, mean, std, str(len(values[place]))))
+    return rows
 
 
 def write_privacy_utility(folders: Sequence[Path]) -> int:
@@ -128,5 +129,6 @@ def write_privacy_utility(folders: Sequence[Path]) -> int:
     points = read_points(folders)
     with figures.style():
         plot_privacy_utility(points).savefig(folders[0] / FIGURE_FILE, dpi=DOTS_PER_INCH, facecolor="white")
-    sys.stdout.write(f"{table(points)}\n saved     {folders[0] / FIGURE_FILE}\n")
+    print_table(table_rows(points))
+    sys.stdout.write(f" saved     {folders[0] / FIGURE_FILE}\n")
     return DONE

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import strategies
 from fedlearn.callbacks import figures
 from fedlearn.callbacks.formatting import format_metric, relative_path
+from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.errors import did_you_mean, is_count, is_number, require
 from fedlearn.loop.scenario import judge
@@ -145,8 +146,8 @@ def _cell_text(cell: Cell) -> str:
     return f"{format_metric(cell.metric, cell.value)}{success}"
 
 
-def _rows(found: Sequence[Cell]) -> list[list[str]]:
-    """Rules against attacks, with the worst of each rule; its first row heads the columns."""
+def table_rows(found: Sequence[Cell]) -> list[list[str]]:
+    """Return a row for each rule: its name, the value under each attack, and the worst value."""
     attacks = list(dict.fromkeys(cell.attack for cell in found))
     rows = [["rule", *(attack.replace("_", " ") for attack in attacks), "worst"]]
     for rule in dict.fromkeys(cell.rule for cell in found):
@@ -156,13 +157,9 @@ def _rows(found: Sequence[Cell]) -> list[list[str]]:
     return rows
 
 
-def table(cells: Sequence[Cell], *, title: str) -> str:
-    """The rows as Markdown."""
-    head, *rows = _rows(cells)
-    lines = [head, ["---"] * len(head), *rows]
-    told = "In brackets: the share of held-out images that the backdoor's trigger turns into its target."
-    some = f"\n{told}\n" if any(cell.attack_success is not None for cell in cells) else ""
-    return f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n{some}"
+def _legend(cells: Sequence[Cell]) -> str:
+    text = "In brackets: the share of held-out images that the backdoor's trigger turns into its target."
+    return f"\n{text}\n" if any(cell.attack_success is not None for cell in cells) else ""
 
 
 def run_robustness(analysis: AnalysisRun) -> int:
@@ -173,9 +170,12 @@ def run_robustness(analysis: AnalysisRun) -> int:
         f"{100 * own['fraction']:g} % of clients malicious"
     )
     figure = draw_with_style(lambda: figures.robustness([vars(cell) for cell in cells], title))
-    write_atomically(analysis.folder / "robustness.md", table(cells, title=f"**{title}**"))
+    rows, legend = table_rows(cells), _legend(cells)
+    write_atomically(analysis.folder / "robustness.md", f"**{title}**\n\n{markdown_table(rows)}{legend}")
     save_results(
         analysis, "robustness", {"title": title, "cells": [vars(cell) for cell in cells]}, {"robustness": figure}
     )
-    sys.stdout.write(f"\n{table(cells, title=title)}\n saved     {relative_path(analysis.folder)}\n")
+    sys.stdout.write(f"\n{title}\n\n")
+    print_table(rows)
+    sys.stdout.write(f"{legend}\n saved     {relative_path(analysis.folder)}\n")
     return DONE

@@ -16,6 +16,7 @@ import numpy as np
 from fedlearn import clip, everyone, mean
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.callbacks import figures
+from fedlearn.callbacks.tables import print_table
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
@@ -94,12 +95,7 @@ def _written(asked: AnalysisRun, results: Sequence[InversionResult], text: str) 
         table=table,
         captions={"images": "Images that a server recovers from single updates, under each protection."},
     )
-    width = max(len(result.defense) for result in results)
-    for result in results:
-        sys.stdout.write(
-            f" {result.defense:<{width}}  labels {result.label_accuracy:6.1%}   images {result.image_correlation:6.3f}"
-            f"   epsilon {format_epsilon(result)}\n"
-        )
+    print_table(table)
     sys.stdout.write(f"{text}\n saved     {asked.folder}\n report    {written}\n")
     return 0
 

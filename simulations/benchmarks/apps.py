@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.callbacks.tables import print_table
 from simulations.benchmarks.processes import num_cores
 
 SIZE = 481  # parameters: the model of the scenario heart
@@ -37,9 +38,10 @@ def main(argv: list[str]) -> int:
         for name in RUNTIMES:
             seconds[name].append(measured(name, num_nodes, rounds))
     ours, theirs = (np.median(seconds[name], axis=0) for name in RUNTIMES)
-    sys.stdout.write(f"{num_nodes} nodes, {rounds} rounds  {'ours':>10} {'Flower':>10} {'ratio':>7}\n")
-    for i, what in enumerate(("a whole run, s", "a round, s", "its processor, s")):
-        sys.stdout.write(f"{what:20} {ours[i]:10.4g} {theirs[i]:10.4g} {theirs[i] / ours[i]:7.1f}\n")
+    names = ("whole run, s", "round, s", "processor time of a round, s")
+    rows = [(f"{num_nodes} nodes, {rounds} rounds", "ours", "Flower", "ratio")]
+    rows += [(name, f"{a:.4g}", f"{b:.4g}", f"{b / a:.1f}") for name, a, b in zip(names, ours, theirs, strict=True)]
+    print_table(rows)
     return 0
 
 

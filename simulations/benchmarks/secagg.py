@@ -15,6 +15,7 @@ from statistics import median
 
 import numpy as np
 
+from fedlearn.callbacks.tables import print_table
 from fedlearn.errors import FedlearnError, require
 from fedlearn.privacy.secagg import in_memory
 from fedlearn.privacy.secagg.client import Client
@@ -104,17 +105,15 @@ def rehearse(*, clients: int, length: int, dropouts: int) -> Costs:
     return Rehearsal(session, everyone, Server(session, registered), silent).run()
 
 
-def table(costs: Costs) -> Iterator[str]:
-    """Lines."""
-    yield f"{'stage':<10} {'client, median':>15} {'client, worst':>15} {'server':>10} {'up':>13} {'down':>13}"
-    for stage in costs.client:
-        seconds = costs.client[stage]
-        own = f"{1e3 * median(seconds):>12.1f} ms {1e3 * max(seconds):>12.1f} ms {sum(costs.server[stage]):>8.2f} s"
-        sent = f"{max(costs.up[stage]):>11,} B {max(costs.down[stage]):>11,} B"
-        yield f"{stage.name.lower():<10} {own} {sent}"
+def table_rows(costs: Costs) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each stage: time of the median and of the slowest client, time of the server, bytes."""
+    yield "stage", "client, median", "client, worst", "server", "up", "down"
+    for stage, seconds in costs.client.items():
+        times = f"{1e3 * median(seconds):.1f} ms", f"{1e3 * max(seconds):.1f} ms", f"{sum(costs.server[stage]):.2f} s"
+        yield stage.name.lower(), *times, f"{max(costs.up[stage]):,} B", f"{max(costs.down[stage]):,} B"
     total = [sum(median(costs.client[stage]) for stage in costs.client), sum(map(sum, costs.server.values()))]
     ups, downs = (sum(max(sizes) for sizes in each.values()) for each in (costs.up, costs.down))
-    yield f"{'all':<10} {1e3 * total[0]:>12.1f} ms {'':>15} {total[1]:>8.2f} s {ups:>11,.0f} B {downs:>11,.0f} B"
+    yield "all", f"{1e3 * total[0]:.1f} ms", "", f"{total[1]:.2f} s", f"{ups:,.0f} B", f"{downs:,.0f} B"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FedlearnError as error:
         sys.stderr.write(f"{error}\n")
         return BAD_SETTING
-    told = ", ".join(f"{name}={value}" for name, value in settings.items())
-    sys.stdout.write("\n".join([machine(), told, *table(costs), ""]))
+    sys.stdout.write(f"{machine()}\n{', '.join(f'{name}={value}' for name, value in settings.items())}\n")
+    print_table([*table_rows(costs)])
     return DONE
 
 

@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fedlearn.callbacks.tables import print_table
 from fedlearn.errors import FedlearnError
 from simulations.benchmarks import tables
 from simulations.benchmarks.measure import Run, run_all
@@ -124,23 +125,12 @@ def _draw(path: Path, runs: Sequence[Run], settings: Settings) -> None:
 
 
 def _show(runs: Sequence[Run], settings: Settings) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=str(settings.workload), title_justify="left")
-    for name in tables.COLUMNS:
-        table.add_column(name, justify="left" if name in tables.COLUMNS[:2] else "right", overflow="fold")
-    failed = []
-    for row in tables.rows(runs, settings.workload):
-        if len(row) == len(tables.COLUMNS):
-            table.add_row(*row)
-        else:
-            failed.append(" ".join(row[:2]) + ": " + row[2])
-            table.add_row(row[0], row[1], "-")
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.print(table)
-    for line in (*failed, *map(str, tables.ratios(runs)), *tables.variants(runs)):
-        console.print(line, markup=False)
+    rows = tables.rows(runs, settings.workload)
+    failed = [" ".join(row[:2]) + ": " + row[2] for row in rows if len(row) < len(tables.COLUMNS)]
+    shown = [row if len(row) == len(tables.COLUMNS) else (*row[:2], "-") for row in rows]
+    sys.stdout.write(f"{settings.workload}\n")
+    print_table([tables.COLUMNS, *shown], num_text_columns=2)
+    sys.stdout.writelines(f"{line}\n" for line in (*failed, *tables.ratios(runs), *tables.variants(runs)))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from fedlearn.callbacks.tables import markdown_table
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.workloads import Workload
 
@@ -112,10 +113,9 @@ def variants(runs: Sequence[Run]) -> list[str]:
 
 def markdown(runs: Sequence[Run], workload: Workload, *, machine: str) -> str:
     """The whole result as a page."""
-    lines = [f"# {workload}", "", machine, "", _line(COLUMNS), _line(("---",) * len(COLUMNS))]
-    lines += [_line((*row, *("",) * (len(COLUMNS) - len(row)))) for row in rows(runs, workload)]
+    padded = [(*row, *("",) * (len(COLUMNS) - len(row))) for row in rows(runs, workload)]
+    lines = [f"# {workload}", "", machine, "", markdown_table([COLUMNS, *padded])]
     lines += [
-        "",
         "Seconds a round, ours over the other's: median over repeats (range; ratio of the fastest rounds):",
         "",
     ]
@@ -130,7 +130,3 @@ NOTES = (
     "Memory is the peak of the process, plus that of the largest of its children; what they share counts twice.",
     "Loss is that of the model on a thousand examples after so many rounds.",
 )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

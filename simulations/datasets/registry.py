@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from fedlearn.callbacks.tables import print_table
 from fedlearn.data.download import DataSet, LocatedFiles, find, find_local
 from fedlearn.errors import DataError, SettingError, did_you_mean
 from fedlearn.runner.exit_codes import DONE, FAILED
@@ -52,7 +53,7 @@ def data_sets() -> Mapping[str, DataSet]:
 
 def list_data_sets() -> int:
     """Print a table of all data sets; return the exit code."""
-    sys.stdout.write(table([*data_sets().values()]))
+    print_table(data_set_rows([*data_sets().values()]), num_text_columns=5)
     return DONE
 
 
@@ -100,16 +101,13 @@ def check_data_set(name: str, *, path: str | None = None) -> int:
     return DONE if files else FAILED
 
 
-def table(sets: Sequence[DataSet]) -> str:
-    """Return a line for each data set: name, clients, download size, licence, and place on this machine."""
-    rows = [("data set", "clients", "size", "licence", "here")]
+def data_set_rows(sets: Sequence[DataSet]) -> list[tuple[str, ...]]:
+    """Return the table of data sets: name, clients, download size, licence, and place on this machine."""
+    rows: list[tuple[str, ...]] = [("data set", "clients", "size", "licence", "here")]
     for data in sets:
         here = find_local(data)
         rows.append((data.name, data.clients or "–", _size(data), data.licence or "–", here.place if here else "no"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
+    return rows
 
 
 def describe_data_set(data: DataSet, location: LocatedFiles | None) -> str:

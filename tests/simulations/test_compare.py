@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from needs import needs
 
+from fedlearn.callbacks.tables import markdown_table
 from fedlearn.errors import DataError
-from simulations.analysis.comparison import column_headings, comparison_rows, read_curves, to_markdown
+from simulations.analysis.comparison import column_headings, comparison_rows, read_curves, table_rows
 from simulations.compare import main
 
 needs("matplotlib", reason="needs the extra 'report'")
@@ -93,7 +94,7 @@ def test_the_command_leaves_a_table_a_figure_and_facts(tmp_path, capsys):
     assert (tmp_path / "compare.png").stat().st_size > 5000
     assert json.loads((tmp_path / "compare.json").read_text())["rows"][0]["rounds"] == "2"
     rows = comparison_rows(*read_curves([tmp_path]), target=0.7)
-    assert (tmp_path / "compare.md").read_text() == to_markdown(rows, column_headings("accuracy", 0.7))
+    assert (tmp_path / "compare.md").read_text() == markdown_table(table_rows(rows, column_headings("accuracy", 0.7)))
 
 
 @pytest.mark.parametrize(
