@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from fedlearn.core.privacy_ledger import Epsilon, Ledger
@@ -12,6 +13,16 @@ from fedlearn.errors import is_number, require
 DEFAULT_WITHHELD = frozenset({"metrics", "examples"})
 WITHHELD_NAMES = {"metrics": "training metrics", "examples": "example counts"}
 UNITS = ("client", "example")
+
+
+class Neighbors(StrEnum):
+    """The difference between two data sets that a guarantee hides.
+
+    A record that is replaced moves a sum twice as far as a record that is added, removed or set to zero.
+    """
+
+    ADD_OR_REMOVE = "add_or_remove"
+    REPLACE = "replace"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +54,7 @@ class PrivacyGuarantee:
         kind: name of the mechanism, for example ``central``.
         unit: privacy unit, ``client`` or ``example``.
         adjacency: difference between two data sets that the guarantee hides, in words.
+        neighbors: the same for programs: `Neighbors.REPLACE` if a record of the unit is replaced.
         charge: ``(ledger, release) -> ledger``. It is called before a round with the largest possible release, and
             after the round with the actual release. A round that released nothing is not charged.
         epsilon_of: ``ledger -> epsilon``; None where no epsilon is promised.
@@ -67,6 +79,7 @@ class PrivacyGuarantee:
     adjacency: str
     charge: Callable[[Ledger, Release], Ledger]
     epsilon_of: Callable[[Ledger], Epsilon | None]
+    neighbors: Neighbors = Neighbors.ADD_OR_REMOVE
     sampling: str = "none assumed"
     delta: float | None = None
     noise_multiplier: float | None = None

@@ -1,8 +1,21 @@
-"""From what was released to epsilon: dp-accounting, by privacy loss distributions and by Renyi divergences.
+"""Compute epsilon from the events of a ledger, by privacy loss distributions (PLD) and by Renyi divergences (RDP).
 
-The only home of dp-accounting, which is imported at the first epsilon because that takes a second.
+This is the only home of dp-accounting, which is imported at the first epsilon, because its import takes a second.
 
-References: Koskela, Jälkö, Honkela, *Computing Tight Differential Privacy Guarantees Using FFT*, AISTATS 2020,
+| event | PLD | RDP |
+|---|---|---|
+| Gaussian | all samplings but ``fixed_size`` | all samplings |
+| Laplace | exact; ``fixed_size`` by its amplified epsilon | exact without sampling, else by the amplified epsilon |
+| (epsilon, delta) | randomized response, which dominates every such mechanism | the same |
+| Renyi divergences | none | as stated |
+
+A delta of an event is subtracted from the delta of the claim: a mechanism is (epsilon, delta)-private if it is
+epsilon-private but for an event of probability delta. Pure epsilons also add up (basic composition), and the smallest
+of the bounds counts.
+
+References: Kairouz, Oh, Viswanath, *The Composition Theorem for Differential Privacy*, ICML 2015, arXiv:1311.0776
+(randomized response dominates); Balle, Barthe, Gaboardi, *Privacy Amplification by Subsampling*, NeurIPS 2018,
+arXiv:1807.01647; Koskela, Jälkö, Honkela, *Computing Tight Differential Privacy Guarantees Using FFT*, AISTATS 2020,
 arXiv:1906.03049; Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, *Connect the Dots*, PETS 2022, arXiv:2207.04380;
 Mironov, Talwar, Zhang, *Rényi Differential Privacy of the Sampled Gaussian Mechanism*, 2019, arXiv:1908.10530.
 """
@@ -14,15 +27,23 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from math import inf, isfinite, log, sqrt
+from math import expm1, inf, isfinite, log, log1p, sqrt
 from typing import Any
 
 import numpy as np
 
-from fedlearn.core.privacy_ledger import Epsilon, Event, EventHistory, Sampling, event_history
+from fedlearn.core.privacy_ledger import (
+    AnyEvent,
+    Epsilon,
+    EpsilonDeltaEvent,
+    Event,
+    EventHistory,
+    LaplaceEvent,
+    RenyiEvent,
+    event_history,
+)
 from fedlearn.errors import MissingExtra, is_number, require
 
-RDP_ONLY_SAMPLINGS = ("fixed_size", "renyi")  # laws for which there is no privacy loss distribution
 PLD_DISCRETIZATION_INTERVAL = (
     1e-4  # of the grid of privacy losses; rounding is upwards, so that a coarser grid would only claim more
 )
@@ -50,9 +71,17 @@ def epsilon_bounds(history: EventHistory, *, delta: float) -> Epsilon:
     if not history:
         return Epsilon(0.0, 0.0)
     rdp = _rdp_epsilon(history, delta)
-    if any(event.sampling in RDP_ONLY_SAMPLINGS for event, _ in history):
+    if not _has_loss_distributions(history):
         return Epsilon(None, rdp)
     return Epsilon(_pld_epsilon(history, delta) if rdp < MAX_PLD_EPSILON else rdp, rdp)
+
+
+def _has_loss_distributions(history: EventHistory) -> bool:
+    return all(not isinstance(event, RenyiEvent) and not _is_fixed_size_gaussian(event) for event, _ in history)
+
+
+def _is_fixed_size_gaussian(event: AnyEvent) -> bool:
+    return isinstance(event, Event) and event.sampling == "fixed_size"
 
 
 def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Epsilon:
@@ -62,11 +91,11 @@ def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Ep
     never a sum. The search is best-first over sets of histories, each bounded by a history worse than all of the set,
     so that a few dozen of thousands are computed.
     """
-    ordered = sorted({history for history in histories if history}, key=_worst_rate)
+    ordered = _candidates(histories)
     if not ordered:
         return Epsilon(0.0, 0.0)
     rdp = _search(ordered, delta, tight=_rdp_epsilon)
-    if any(event.sampling in RDP_ONLY_SAMPLINGS for history in ordered for event, _ in history):
+    if not all(map(_has_loss_distributions, ordered)):
         return Epsilon(None, rdp)
     return Epsilon(
         _search(ordered, delta, tight=lambda history, delta: epsilon_bounds(history, delta=delta).value), rdp
@@ -121,8 +150,29 @@ def require_epsilon(epsilon: float, setting: str = "epsilon") -> None:
     require(ok, setting, epsilon, "a finite number > 0", f"{setting}=2.0")
 
 
+def _candidates(histories: Iterable[EventHistory]) -> list[EventHistory]:
+    """Return histories among which the most expensive one is, in the order in which the search merges neighbors."""
+    most: dict[frozenset[AnyEvent], EventHistory] = {}
+    rest = []
+    for history in {history for history in histories if history}:
+        if len(history) > 1:
+            rest.append(history)
+        else:  # equal events: the higher count costs more
+            ((event, count),) = history
+            known = most.setdefault(frozenset([event]), history)
+            if count > known[0][1]:
+                most[frozenset([event])] = history
+    return sorted([*rest, *most.values()], key=_worst_rate)
+
+
 def _worst_rate(history: EventHistory) -> tuple[float, int]:
-    return max(event.rate for event, _ in history), sum(count for _, count in history)
+    sampled = (event.rate for event, _ in history if isinstance(event, Event | LaplaceEvent))
+    return max(sampled, default=1.0), sum(count for _, count in history)
+
+
+def _can_merge(history: EventHistory) -> bool:
+    """Return whether `_worse_than` knows a history that is worse than this one and others."""
+    return all(isinstance(event, Event) and event.sampling != "fixed_size" for event, _ in history)
 
 
 def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[EventHistory, float], float]) -> float:
@@ -131,7 +181,9 @@ def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[E
     def ranked(low: int, high: int) -> tuple[float, bool, int, int]:
         return -_rdp_epsilon(_worse_than(ordered[low:high]), delta), False, low, high
 
-    heap = [ranked(0, len(ordered))]
+    merges = all(map(_can_merge, ordered))
+    heap = [ranked(0, len(ordered))] if merges else [ranked(i, i + 1) for i in range(len(ordered))]
+    heapq.heapify(heap)
     while True:
         top, decided, low, high = heapq.heappop(heap)
         if not decided:
@@ -149,18 +201,14 @@ def _worse_than(histories: Sequence[EventHistory]) -> EventHistory:
     """A history that costs at least as much as each of these: the least noise, the highest rate, the most releases."""
     if len(histories) == 1:
         return histories[0]
-    events = [event for history in histories for event, _ in history]
-    assert all(event.sampling != "fixed_size" for event in events), (
-        "clients pay for their own events, which are not that"
-    )
+    events = [event for history in histories for event, _ in history if isinstance(event, Event)]
     rate = max(event.rate for event in events)
-    law: Sampling = "renyi" if any(event.sampling == "renyi" for event in events) else "none"
-    worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else law, rate)
+    worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else "none", rate)
     return event_history({worst: max(sum(count for _, count in history) for history in histories)})
 
 
 def _by_rdp(histories: Iterable[EventHistory], delta: float) -> Epsilon:
-    ordered = sorted({history for history in histories if history}, key=_worst_rate)
+    ordered = _candidates(histories)
     return Epsilon(None, _search(ordered, delta, tight=_rdp_epsilon) if ordered else 0.0)
 
 
@@ -180,34 +228,72 @@ def _root(excess: Callable[[float], float], low: float, high: float) -> float:
     return root
 
 
+def _remaining_delta(history: EventHistory, delta: float) -> float:
+    """Return the delta of the claim without the deltas of the events; 0 or less if they exceed it."""
+    stated = ((event, count) for event, count in history if isinstance(event, EpsilonDeltaEvent) and event.delta)
+    log_survival = sum(count * log1p(-event.delta) for event, count in stated)
+    return delta if log_survival == 0 else -expm1(log1p(-delta) - log_survival)
+
+
+def _pure_epsilon(event: AnyEvent) -> float:
+    """Return the epsilon at delta 0, after amplification by sampling and without a stated delta; infinite if none."""
+    if isinstance(event, EpsilonDeltaEvent):
+        return event.epsilon
+    if isinstance(event, LaplaceEvent):
+        epsilon = 1 / event.noise_multiplier
+        return log1p(event.rate * expm1(epsilon)) if event.rate < 1 and epsilon < 700 else epsilon
+    return inf
+
+
 def _pld_epsilon(history: EventHistory, delta: float) -> float:
-    accounting = _dp_accounting()
-    gaussian = sum(count / event.noise_multiplier**2 for event, count in history if event.rate == 1)
-    sampled = [(event, count) for event, count in history if event.rate < 1]
-    if not sampled:  # the exact curve of Balle and Wang, ICML 2018
+    accounting, delta = _dp_accounting(), _remaining_delta(history, delta)
+    if delta <= 0:
+        return inf
+    gaussians = [(event, count) for event, count in history if isinstance(event, Event) and event.rate == 1]
+    gaussian = sum(count / event.noise_multiplier**2 for event, count in gaussians)
+    others = [item for item in history if item not in gaussians]
+    if not others:  # the exact curve of Balle and Wang, ICML 2018
         return float(accounting.get_epsilon_gaussian(1 / sqrt(gaussian), delta))
     composed: Any = None
-    for event, count in sampled:
-        one = _loss_distribution(event.noise_multiplier, event.rate).self_compose(count)
-        composed = one if composed is None else composed.compose(one)
+    for event, count in others:
+        distribution = _loss_distribution(event).self_compose(count)
+        composed = distribution if composed is None else composed.compose(distribution)
     if gaussian:
-        composed = composed.compose(_loss_distribution(1 / sqrt(gaussian), 1.0))
+        composed = composed.compose(_loss_distribution(Event(1 / sqrt(gaussian))))
     return float(composed.get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=64)
-def _loss_distribution(noise_multiplier: float, rate: float) -> Any:
-    """Of one release under adding or removing one record, which a Poisson draw is amplified for."""
+def _loss_distribution(event: AnyEvent) -> Any:
+    """Return that of one release under adding or removing one record, for which Poisson sampling amplifies."""
     _dp_accounting()
-    from dp_accounting.pld import privacy_loss_distribution
+    from dp_accounting.pld import common
+    from dp_accounting.pld import privacy_loss_distribution as distributions
 
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, sampling_prob=rate, value_discretization_interval=PLD_DISCRETIZATION_INTERVAL
-    )
+    grid: dict[str, Any] = {"value_discretization_interval": PLD_DISCRETIZATION_INTERVAL}
+    if isinstance(event, Event):
+        return distributions.from_gaussian_mechanism(event.noise_multiplier, sampling_prob=event.rate, **grid)
+    if isinstance(event, LaplaceEvent) and (event.sampling != "fixed_size" or event.rate == 1):
+        return distributions.from_laplace_mechanism(event.noise_multiplier, sampling_prob=event.rate, **grid)
+    pure = common.DifferentialPrivacyParameters(_pure_epsilon(event), 0.0)
+    return distributions.from_privacy_parameters(pure, **grid)
 
 
 @lru_cache(maxsize=4096)
 def _rdp_epsilon(history: EventHistory, delta: float) -> float:
+    """Return the smaller of two bounds: all by Renyi divergences, or pure epsilons added to the rest by them."""
+    delta = _remaining_delta(history, delta)
+    if delta <= 0:
+        return inf
+    whole = _composed_rdp_epsilon(history, delta)
+    pure = sum(count * _pure_epsilon(event) for event, count in history if _pure_epsilon(event) < inf)
+    if not pure:
+        return whole
+    rest = tuple((event, count) for event, count in history if _pure_epsilon(event) == inf)
+    return min(whole, pure + (_composed_rdp_epsilon(rest, delta) if rest else 0.0))
+
+
+def _composed_rdp_epsilon(history: EventHistory, delta: float) -> float:
     _dp_accounting()
     from dp_accounting.rdp import compute_epsilon
 
@@ -216,8 +302,8 @@ def _rdp_epsilon(history: EventHistory, delta: float) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _rdp(event: Event) -> tuple[np.ndarray, np.ndarray]:
-    """(orders, Renyi divergences) of one release.
+def _rdp(event: AnyEvent) -> tuple[np.ndarray, np.ndarray]:
+    """Return orders and Renyi divergences of one release.
 
     dp-accounting's accountants read a noise multiplier under replacement in two ways (that of loss distributions
     doubles the sensitivity, this one does not). Ours is relative to the sensitivity under the stated adjacency, which
@@ -226,18 +312,42 @@ def _rdp(event: Event) -> tuple[np.ndarray, np.ndarray]:
     accounting = _dp_accounting()
     from dp_accounting.rdp import RdpAccountant
 
-    release: Any = accounting.GaussianDpEvent(event.noise_multiplier)
-    relation = accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    if event.sampling == "poisson":
-        release = accounting.PoissonSampledDpEvent(event.rate, release)
-    elif event.sampling == "fixed_size":
-        relation = accounting.NeighboringRelation.REPLACE_ONE
-        release = accounting.SampledWithoutReplacementDpEvent(1, event.rate, release)  # only their ratio is used
-    with _without_warnings():  # of orders that do not converge and are left out: what remains is a bound all the same
-        accountant = RdpAccountant(neighboring_relation=relation).compose(release)
-    if event.sampling == "renyi":  # known at whole orders, and no larger at smaller ones
-        return accountant.orders, np.ceil(accountant.orders) / (2 * event.noise_multiplier**2)
-    return accountant.orders, accountant.rdp
+    if isinstance(event, RenyiEvent):
+        orders = RdpAccountant().orders
+        return orders, _stated_divergences(event, orders)
+    relation, release = accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, None
+    if isinstance(event, Event):
+        release = accounting.GaussianDpEvent(event.noise_multiplier)
+        if event.sampling == "poisson":
+            release = accounting.PoissonSampledDpEvent(event.rate, release)
+        elif event.sampling == "fixed_size":
+            relation = accounting.NeighboringRelation.REPLACE_ONE
+            release = accounting.SampledWithoutReplacementDpEvent(1, event.rate, release)  # only their ratio is used
+    elif isinstance(event, LaplaceEvent):
+        release = accounting.LaplaceDpEvent(event.noise_multiplier)
+    accountant = RdpAccountant(neighboring_relation=relation)
+    if release is not None:
+        with _without_warnings():  # orders that do not converge are left out; the others still give a bound
+            accountant.compose(release)
+    if isinstance(event, Event):
+        return accountant.orders, accountant.rdp
+    pure = _randomized_response_divergences(_pure_epsilon(event), accountant.orders)
+    return accountant.orders, np.minimum(accountant.rdp, pure) if release is not None else pure
+
+
+def _stated_divergences(event: RenyiEvent, orders: np.ndarray) -> np.ndarray:
+    """Return bounds at these orders: the least bound of an order that is as large, infinite above the largest."""
+    stated, bounds = np.array(event.orders), np.minimum.accumulate(np.array(event.divergences)[::-1])[::-1]
+    place = np.searchsorted(stated, orders)  # the first stated order >= the order
+    return np.append(bounds, inf)[place]
+
+
+def _randomized_response_divergences(epsilon: float, orders: np.ndarray) -> np.ndarray:
+    """Return the largest Renyi divergences of any epsilon-private mechanism, those of randomized response."""
+    yes, no = -log1p(np.exp(-epsilon)), -epsilon - log1p(np.exp(-epsilon))  # logs of the two probabilities
+    orders = np.asarray(orders, np.float64)
+    both = np.logaddexp(orders * yes + (1 - orders) * no, orders * no + (1 - orders) * yes)
+    return np.asarray(np.maximum(both, 0.0) / (orders - 1))
 
 
 @contextmanager

@@ -21,7 +21,8 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy, asarray_like
-from fedlearn.core.privacy_ledger import Ledger
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee
+from fedlearn.core.privacy_ledger import Event, Ledger, RenyiEvent
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, ClientWork, Request, Updates
 from fedlearn.errors import MissingExtra
@@ -120,13 +121,16 @@ def audit_scores(scores: Scores, *, delta: float, gaussian: bool) -> AuditResult
     return AuditResult(epsilon_lower_bound=float(bound), max_lower_bound=float(most), auc=auc, tpr=tpr, assumption=law)
 
 
-def is_gaussian(ledger: Ledger) -> bool:
-    """Whether all that was paid for is Gaussian noise without sampling, so that all of it together is as well.
+def is_gaussian(ledger: Ledger, guarantee: PrivacyGuarantee) -> bool:
+    """Return whether all releases together are one release with Gaussian noise: none of them is sampled.
 
-    Integer noise of clients (Skellam, discrete Gaussian) counts: its sum spreads over hundreds of integers, where a
-    thousand canaries cannot tell it from Gaussian noise.
+    Integer noise of clients (Skellam, discrete Gaussian) is booked as `RenyiEvent` and counts: its sum spreads over
+    hundreds of integers, so a thousand canaries cannot distinguish it from Gaussian noise. A mechanism with such noise
+    states a noise multiplier.
     """
-    return all(event.rate == 1 for history in (ledger.federation, *ledger.histories) for event, _ in history)
+    events = [event for history in (ledger.federation, *ledger.histories) for event, _ in history]
+    integers = guarantee.noise_multiplier is not None
+    return all((isinstance(e, Event) and e.rate == 1) or (isinstance(e, RenyiEvent) and integers) for e in events)
 
 
 class CanaryTrainer(TrainerWrapper):

@@ -18,6 +18,7 @@ import numpy as np
 from fedlearn import everyone, mean, sgd
 from fedlearn.callbacks import figures
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.privacy_guarantee import Neighbors
 from fedlearn.core.records import Examples, Round
 from fedlearn.errors import SettingError, is_count, require
 from fedlearn.loop.scenario import Scenario
@@ -55,12 +56,14 @@ class AuditedRun:
         last_round: the last audited round.
         privacy_unit: ``client`` or ``example``.
         delta: delta of the claim.
+        is_gaussian: whether all releases together are one release with Gaussian noise.
     """
 
     scores: Scores
     last_round: Round
     privacy_unit: str
     delta: float
+    is_gaussian: bool = True
 
     @property
     def claimed_epsilon(self) -> float | None:
@@ -81,14 +84,15 @@ def audit(analysis: AnalysisRun) -> tuple[AuditedRun, AuditResult]:
     fits = is_count(rounds) and rounds <= planned
     require(fits, "audit.rounds", rounds, f"a whole number of rounds in 1..{planned}, which are planned", "rounds=20")
     seen = _examples(analysis) if analysis.plan.privacy.kind == "example" else _clients(analysis)
-    return seen, audit_scores(seen.scores, delta=seen.delta, gaussian=is_gaussian(seen.last_round.state.ledger))
+    return seen, audit_scores(seen.scores, delta=seen.delta, gaussian=seen.is_gaussian)
 
 
 def _audited(made: Experiment, scores: Scores, last: Round, unit: str) -> AuditedRun:
     protection = made.plan.strategy.privacy_guarantee
     claimed = None if protection is None else protection.delta
     delta = DEFAULT_DELTA if claimed is None else float(claimed)
-    return AuditedRun(scores=scores, last_round=last, privacy_unit=unit, delta=delta)
+    gaussian = protection is None or is_gaussian(last.state.ledger, protection)
+    return AuditedRun(scores=scores, last_round=last, privacy_unit=unit, delta=delta, is_gaussian=gaussian)
 
 
 def _clients(asked: AnalysisRun) -> AuditedRun:
@@ -97,7 +101,7 @@ def _clients(asked: AnalysisRun) -> AuditedRun:
     plan = replace(plan, strategy=replace(plan.strategy, server=sgd()), local=replace(plan.local, epochs=1, steps=1))
     population = Population(clients=range(count), rounds=plan.schedule.rounds)
     protection = plan.privacy.protect(plan.strategy, plan.local, population)[0].privacy_guarantee
-    replaced = protection is not None and "replaced" in protection.adjacency
+    replaced = protection is not None and protection.neighbors is Neighbors.REPLACE
     chosen: list[Canaries] = []
 
     def staged(scenario: Scenario) -> Scenario:

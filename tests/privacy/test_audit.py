@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedlearn.core.privacy_ledger import Event, Ledger
+from fedlearn.core.privacy_guarantee import PrivacyGuarantee
+from fedlearn.core.privacy_ledger import EpsilonDeltaEvent, Event, LaplaceEvent, Ledger, RenyiEvent
 from fedlearn.core.records import Updates
 from fedlearn.privacy.audit import CANARY_NORM, Canaries, Observer, Scores, audit_scores, draw_canaries, is_gaussian
 
@@ -75,7 +76,18 @@ def test_an_ear_adds_up_what_each_client_sent_at_its_own_parameter():
     assert ear.observed_M.tolist() == [2 * CANARY_NORM, 10.0]
 
 
+def guarantee(**parts):
+    texts = {"kind": "mine", "unit": "client", "adjacency": "one client more or less"}
+    return PrivacyGuarantee(charge=lambda ledger, release: ledger, epsilon_of=lambda ledger: None, **texts, **parts)
+
+
 def test_the_gaussian_law_is_assumed_only_where_nothing_was_sampled():
-    assert is_gaussian(Ledger().charge_federation(Event(1.0), 3).charge_clients({1: (Event(2.0), 1)}))
-    assert not is_gaussian(Ledger().charge_federation(Event(1.0), 3).charge_federation(Event(1.0, "poisson", 0.1)))
-    assert not is_gaussian(Ledger().charge_clients({4: (Event(1.0, "poisson", 0.5), 2)}))
+    some, known = guarantee(noise_multiplier=1.0), RenyiEvent((2.0,), (0.5,))
+    assert is_gaussian(Ledger().charge_federation(Event(1.0), 3).charge_clients({1: (Event(2.0), 1)}), some)
+    sampled = Ledger().charge_federation(Event(1.0), 3).charge_federation(Event(1.0, "poisson", 0.1))
+    assert not is_gaussian(sampled, some)
+    assert not is_gaussian(Ledger().charge_clients({4: (Event(1.0, "poisson", 0.5), 2)}), some)
+    assert not is_gaussian(Ledger().charge_federation(LaplaceEvent(1.0)), some)
+    assert not is_gaussian(Ledger().charge_federation(EpsilonDeltaEvent(1.0)), some)
+    assert is_gaussian(Ledger().charge_federation(known), some)
+    assert not is_gaussian(Ledger().charge_federation(known), guarantee())

@@ -19,7 +19,7 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context, Stage, Transform
 from fedlearn.algorithm.transforms import clip_norm as clipped
 from fedlearn.core.layout import Layout
-from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
+from fedlearn.core.privacy_guarantee import Neighbors, PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
 from fedlearn.core.records import Array, ClientId, LocalSettings, State
 from fedlearn.errors import SettingError, is_number, require
@@ -262,6 +262,7 @@ def _promise(
         supports_empty_rounds=law.kind == "poisson",
         kind="central",
         unit="client",
+        neighbors=Neighbors.REPLACE if replaced else Neighbors.ADD_OR_REMOVE,
         adjacency="one client's data replaced" if replaced else "one client more or less",
         sampling=words[event.sampling],
         delta=delta,

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context, Stage, Transform
-from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
+from fedlearn.core.privacy_guarantee import Neighbors, PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
 from fedlearn.core.records import Array, LocalSettings, State
 from fedlearn.privacy.accounting import max_epsilon_bounds
@@ -104,6 +104,7 @@ def _promise(clip_norm: float, noise: float, budget: NoiseCalibration, populatio
         max_epsilon=budget.epsilon,
         kind="local",
         unit="client",
+        neighbors=Neighbors.REPLACE,
         adjacency="one client's data replaced",
         sampling="none assumed; each client pays for the rounds it took part in, the largest is told",
         delta=delta,

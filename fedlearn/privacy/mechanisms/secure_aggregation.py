@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
-from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
+from fedlearn.core.privacy_ledger import WHOLE_ORDERS, EventHistory, Ledger, RenyiEvent, event_history
 from fedlearn.core.records import LocalSettings
 from fedlearn.errors import require
 from fedlearn.privacy.accounting import max_epsilon_bounds
@@ -165,10 +165,10 @@ def _noise(
 ) -> tuple[Strategy, LocalSettings]:
     size = masked.cohort_size(strategy, population.num_clients)
 
-    def event_of(noise: float) -> Event:
-        return Event(
-            replace(masked, noise_multiplier=noise).smallest_noisy_sum(size).equivalent_noise_multiplier, "renyi"
-        )
+    def event_of(noise: float) -> RenyiEvent:
+        """Return the divergences of whole orders, which are proved to be at most those of this Gaussian noise."""
+        z = replace(masked, noise_multiplier=noise).smallest_noisy_sum(size).equivalent_noise_multiplier
+        return RenyiEvent(WHOLE_ORDERS, tuple(order / (2 * z**2) for order in WHOLE_ORDERS))
 
     def planned(noise: float) -> Sequence[EventHistory]:
         return [event_history({event_of(noise): population.rounds})]
