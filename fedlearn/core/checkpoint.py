@@ -1,6 +1,6 @@
-"""What a run needs to go on: one safetensors file a round, written atomically, with its facts as JSON in the header.
+"""Save and load the state of a run: one safetensors file per round, written atomically, with a digest inside.
 
-Shapes: K clients with a memory, D parameters laid flat.
+Shapes: K clients with a client state, D parameters.
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.records import ClientId, InFlight, Request, ServerState, State
+from fedlearn.core.serialization import (
+    Payload,
+    WireError,
+    pack,
+    read_fields,
+    read_file,
+    read_file_metadata,
+    select_prefix,
+    with_prefix,
+)
 from fedlearn.errors import CheckpointError
 
 VERSION = 6  # before 6, states of aggregation rules were among the states of stages
 LEDGER = "ledger"
-DAMAGES = (SafetensorError, OSError, KeyError, ValueError)  # what reading a broken file raises
 
 
 def save(
@@ -39,23 +46,24 @@ def save(
 ) -> Path:
     """Write ``folder/round_000012.safetensors``; delete all but the newest ``keep`` and those of ``keep_rounds``.
 
-    Guarantees: at every moment the folder holds a whole checkpoint (once it has held one); `load` gives back
-    bit-identical arrays.
+    Guarantees:
+        The folder holds a complete checkpoint at every moment after the first. `load` returns the same bits.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written; older checkpoints then stay.
+        OSError: the disk is full or the folder cannot be written; older checkpoints then stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(state, client_states)
-    facts = {
+    arrays = _arrays(state, client_states)
+    metadata = {
         "version": VERSION,
         "round": state.round,
         "seed": state.seed,
         "layout": layout.digest,
+        "num_stages": len(state.stages),
+        "sha256": _digest(arrays),
     }
-    facts |= {"num_stages": len(state.stages), "sha256": _digest(tensors)}
     path = checkpoint_path(folder, state.round)
-    write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
+    write_atomically(path, pack(Payload(metadata=metadata, arrays=arrays)))
     kept = {checkpoint_path(folder, round) for round in keep_rounds}
     for old in _newest_first(folder)[keep:]:
         if old not in kept:
@@ -74,66 +82,67 @@ def saved_rounds(folder: Path) -> list[int]:
 
 
 def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]]:
-    """The state and the clients' memories.
+    """Return the server state and the client states.
 
     Raises:
-        CheckpointError: if the file is damaged, of another format, or belongs to a model with another layout.
+        CheckpointError: the file is damaged, has another format, or belongs to a model with another layout.
     """
-    facts, tensors = _read(path)
-    if facts["layout"] != layout.digest:
+    metadata, arrays = _read(path)
+    if metadata["layout"] != layout.digest:
         raise CheckpointError(f"{path} belongs to a model with other parameters\n  try       the run's own config.yaml")
-    stages = tuple(_group(tensors, f"stage/{i}/") for i in range(facts["num_stages"]))
     state = ServerState(
-        round=facts["round"],
-        seed=facts["seed"],
-        params_D=tensors["params"],
-        server=_group(tensors, "server/"),
-        stages=stages,
-        aggregate=_group(tensors, "aggregate/"),
-        select=_group(tensors, "select/"),
-        ledger=_ledger(tensors),
-        clock=float(tensors["clock"][0]) if "clock" in tensors else 0.0,
-        in_flight=_in_flight(tensors, facts["seed"]),
+        round=metadata["round"],
+        seed=metadata["seed"],
+        params_D=arrays["params"],
+        server=select_prefix(arrays, "server/"),
+        stages=tuple(select_prefix(arrays, f"stage/{i}/") for i in range(metadata["num_stages"])),
+        aggregate=select_prefix(arrays, "aggregate/"),
+        select=select_prefix(arrays, "select/"),
+        ledger=_ledger(arrays),
+        clock=float(arrays["clock"][0]) if "clock" in arrays else 0.0,
+        in_flight=_in_flight(arrays, metadata["seed"]),
     )
-    memory_KD = _group(tensors, "client/")
-    clients = tensors.get("clients", np.zeros(0, np.int64)).tolist()
-    return state, {client: {name: v[k] for name, v in memory_KD.items()} for k, client in enumerate(clients)}
+    rows_KD = select_prefix(arrays, "client/")
+    clients = arrays.get("clients", np.zeros(0, np.int64)).tolist()
+    return state, {client: {name: v[k] for name, v in rows_KD.items()} for k, client in enumerate(clients)}
 
 
 def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State], list[str]]:
-    """The newest whole checkpoint of a folder, and a line for each damaged one that was passed over.
+    """Return the newest complete checkpoint of a folder, and a line for each damaged file that was skipped.
 
     Raises:
-        CheckpointError: if there is none, or they are of another format.
+        CheckpointError: the folder has no usable checkpoint, or its checkpoints have another format.
     """
     check_format(folder)
-    passed_over: list[str] = []
+    skipped: list[str] = []
     for path in _newest_first(folder):
         try:
-            return *load(path, layout), passed_over
+            return *load(path, layout), skipped
         except CheckpointError as error:
-            passed_over.append(str(error))
-    found = "\n  ".join(passed_over) or "the folder holds none"
+            skipped.append(str(error))
+    found = "\n  ".join(skipped) or "the folder holds none"
     raise CheckpointError(f"no usable checkpoint in {folder}\n  {found}\n  try       start the run again")
 
 
 def check_format(folder: Path) -> None:
-    """Refuse a folder with a checkpoint that another version of fedlearn wrote; `load_latest` tells of damaged ones.
+    """Refuse a folder with a checkpoint of another format, from the headers of its files only.
+
+    A damaged file passes here, because `load_latest` skips it.
 
     Raises:
-        CheckpointError: there is one of another format.
+        CheckpointError: a checkpoint has another format.
     """
     for path in _newest_first(folder):
         try:
-            with safe_open(path, framework="numpy") as file:
-                facts = _facts(file)
-        except DAMAGES:
+            metadata = read_file_metadata(path)
+        except WireError:
             continue
-        _require_format(path, facts)
+        if "version" in metadata:
+            _require_format(path, metadata["version"])
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace a file in one step, on disk before this returns: a crash leaves the old one or the new one."""
+    """Replace a file in one step and flush it to disk; a crash leaves the old file or the new file."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(draft, "wb") as file:
@@ -145,91 +154,83 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def _tensors(state: ServerState, memories: Mapping[ClientId, State]) -> dict[str, np.ndarray]:
-    tensors: dict[str, Any] = {"params": state.params_D}
-    tensors |= {f"server/{name}": v for name, v in state.server.items()}
-    tensors |= {f"stage/{i}/{name}": v for i, memory in enumerate(state.stages) for name, v in memory.items()}
-    tensors |= {f"aggregate/{name}": v for name, v in state.aggregate.items()}
-    tensors |= {f"select/{name}": v for name, v in state.select.items()}
-    if memories:
-        clients = sorted(memories)
-        tensors["clients"] = np.array(clients, np.int64)
-        names = memories[clients[0]]
-        tensors |= {f"client/{name}": np.stack([memories[client][name] for client in clients]) for name in names}
+def _arrays(state: ServerState, client_states: Mapping[ClientId, State]) -> dict[str, np.ndarray]:
+    arrays: dict[str, Any] = {"params": state.params_D}
+    groups = {"server/": state.server, "aggregate/": state.aggregate, "select/": state.select}
+    for prefix, group in groups.items():
+        arrays |= with_prefix(prefix, group)
+    for i, stage_state in enumerate(state.stages):
+        arrays |= with_prefix(f"stage/{i}/", stage_state)
+    if client_states:
+        clients = sorted(client_states)
+        arrays["clients"] = np.array(clients, np.int64)
+        names = client_states[clients[0]]
+        arrays |= {f"client/{name}": np.stack([client_states[client][name] for client in clients]) for name in names}
     if state.ledger != Ledger():
-        tensors[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
+        arrays[LEDGER] = np.frombuffer(json.dumps(state.ledger.to_json()).encode(), np.uint8)
     if state.clock or state.in_flight:
-        tensors |= {"clock": np.array([state.clock], np.float64), **_in_flight_tensors(state.in_flight)}
-    return {name: np.ascontiguousarray(as_numpy(v)) for name, v in tensors.items()}
+        arrays |= {"clock": np.array([state.clock], np.float64), **_in_flight_arrays(state.in_flight)}
+    return {name: np.ascontiguousarray(as_numpy(array)) for name, array in arrays.items()}
 
 
-def _in_flight_tensors(in_flight: Sequence[InFlight]) -> dict[str, Any]:
-    """Requests under way: who has which, and each model that was sent once."""
-    tensors: dict[str, Any] = {
-        "in_flight/client": np.array([one.client for one in in_flight], np.int64),
-        "in_flight/round": np.array([one.request.round for one in in_flight], np.int64),
-        "in_flight/clock": np.array([one.request.clock for one in in_flight], np.float64),
+def _in_flight_arrays(in_flight: Sequence[InFlight]) -> dict[str, Any]:
+    """Return the requests in flight: client, round and clock of each, and each model that was sent once."""
+    arrays: dict[str, Any] = {
+        "in_flight/client": np.array([flight.client for flight in in_flight], np.int64),
+        "in_flight/round": np.array([flight.request.round for flight in in_flight], np.int64),
+        "in_flight/clock": np.array([flight.request.clock for flight in in_flight], np.float64),
     }
-    for number, order in {one.request.round: one.request for one in in_flight}.items():
-        tensors[f"sent/{number}/params"] = order.params_D
-        tensors |= {f"sent/{number}/broadcast/{name}": vector for name, vector in order.broadcast.items()}
-    return tensors
+    for round, request in {flight.request.round: flight.request for flight in in_flight}.items():
+        arrays[f"sent/{round}/params"] = request.params_D
+        arrays |= with_prefix(f"sent/{round}/broadcast/", request.broadcast)
+    return arrays
 
 
-def _in_flight(tensors: Mapping[str, np.ndarray], seed: int) -> tuple[InFlight, ...]:
-    columns = _group(tensors, "in_flight/")
+def _in_flight(arrays: Mapping[str, np.ndarray], seed: int) -> tuple[InFlight, ...]:
+    columns = select_prefix(arrays, "in_flight/")
     if not columns:
         return ()
-    orders = {}
-    for number in set(columns["round"].tolist()):
-        sent = _group(tensors, f"sent/{number}/")
-        broadcast = _group(sent, "broadcast/")
-        orders[number] = Request(round=number, seed=seed, params_D=sent["params"], broadcast=broadcast)
+    requests = {}
+    for round in set(columns["round"].tolist()):
+        sent = select_prefix(arrays, f"sent/{round}/")
+        broadcast = select_prefix(sent, "broadcast/")
+        requests[round] = Request(round=round, seed=seed, params_D=sent["params"], broadcast=broadcast)
     rows = zip(*(columns[name].tolist() for name in ("client", "round", "clock")), strict=True)
     return tuple(
-        InFlight(client=client, request=replace(orders[number], clock=clock)) for client, number, clock in rows
+        InFlight(client=client, request=replace(requests[round], clock=clock)) for client, round, clock in rows
     )
 
 
-def _ledger(tensors: Mapping[str, np.ndarray]) -> Ledger:
-    return Ledger.from_json(json.loads(tensors[LEDGER].tobytes())) if LEDGER in tensors else Ledger()
+def _ledger(arrays: Mapping[str, np.ndarray]) -> Ledger:
+    return Ledger.from_json(json.loads(arrays[LEDGER].tobytes())) if LEDGER in arrays else Ledger()
 
 
-def _group(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+def _digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(arrays):
         digest.update(name.encode())
-        digest.update(tensors[name].tobytes())
+        digest.update(arrays[name].tobytes())
     return digest.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(path: Path) -> tuple[dict[str, Any], Mapping[str, np.ndarray]]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            facts = _facts(file)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except DAMAGES as error:
+        payload = read_file(path)
+        _require_format(path, payload.metadata.get("version"))
+        fields = read_fields(payload.metadata, round=int, seed=int, layout=str, num_stages=int, sha256=str)
+    except WireError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    _require_format(path, facts)
-    if facts["sha256"] != _digest(tensors):
+    if fields["sha256"] != _digest(payload.arrays):
         raise CheckpointError(f"{path} is damaged: its content does not match its digest")
-    return facts, tensors
+    return fields, payload.arrays
 
 
-def _facts(file: Any) -> dict[str, Any]:
-    return dict(json.loads((file.metadata() or {})["fedlearn"]))
-
-
-def _require_format(path: Path, facts: Mapping[str, Any]) -> None:
-    if facts["version"] != VERSION:
+def _require_format(path: Path, version: Any) -> None:
+    if version != VERSION:
         fix = "resume with the version of fedlearn that wrote it, or start a new run"
         raise CheckpointError(
             f"this version of fedlearn cannot read {path}\n"
-            f"  expected  a checkpoint of format {VERSION}, not {facts['version']}\n  try       {fix}"
+            f"  expected  a checkpoint of format {VERSION}, not {version}\n  try       {fix}"
         )
 
 

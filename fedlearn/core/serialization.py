@@ -1,8 +1,9 @@
-"""Facts and arrays as bytes: safetensors in memory, with the facts as JSON in its header.
+"""Serialize arrays and JSON metadata as safetensors: the format of messages and checkpoints.
 
-Shapes: D parameters laid flat.
+Shapes: D parameters.
 
-Nothing in a parcel can be executed, whoever wrote it. `VERSION` tells two ends apart that are not of the same make.
+Nothing in a payload is executed. Reading untrusted bytes returns a `Payload` or raises `WireError`. The work is linear
+in the number of bytes, and JSON is limited in size, depth and range.
 """
 
 from __future__ import annotations
@@ -10,110 +11,191 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.arrays import as_numpy
 from fedlearn.errors import FedlearnError
 
-VERSION = 2
 METADATA_KEY = "fedlearn"
+LENGTH_BYTES = 8  # safetensors begins with the length of its header
+MAX_HEADER_BYTES = 8 * 2**20  # 8 MiB of JSON become at most some 200 MB of Python objects
+MAX_DIGITS = 100  # digits of an integer; readers check the range of each field
+UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class WireError(FedlearnError):
-    """A parcel is not what it must be: damaged, of another version, or an answer to something else."""
+    """Bytes are not a valid payload, or a payload does not have the expected content."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Payload:
-    """Facts, which JSON can hold, and arrays."""
+    """Named arrays, and metadata that JSON can represent."""
 
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def pack(payload: Payload) -> bytes:
-    """A parcel as bytes.
+    """Return a payload as bytes.
 
     >>> unpack(pack(Payload(metadata={"kind": "hello"}, arrays={"params": np.zeros(2)}))).arrays["params"]
     array([0., 0.])
+
+    Raises:
+        ValueError: a number in the metadata is NaN or infinite.
     """
     arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in payload.arrays.items()}
-    facts = json.dumps({**payload.metadata, "version": VERSION}, allow_nan=False)
-    return bytes(to_safetensors(arrays, metadata={METADATA_KEY: facts}))
+    metadata = json.dumps({**payload.metadata}, allow_nan=False)
+    return bytes(to_safetensors(arrays, metadata={METADATA_KEY: metadata}))
 
 
 def unpack(data: bytes) -> Payload:
-    """A parcel from bytes; or from those of a parcel without arrays, followed by one that several receivers share.
-
-    >>> letter = pack(Payload(metadata={"to": 7})) + pack(Payload(metadata={"say": "hi"}, arrays={"w": np.ones(1)}))
-    >>> unpack(letter).metadata["to"], unpack(letter).metadata["say"], unpack(letter).arrays["w"]
-    (7, 'hi', array([1.]))
+    """Return the payload in untrusted bytes.
 
     Raises:
-        WireError: the bytes are damaged, or of another version.
+        WireError: the bytes are damaged, or their JSON is malformed, too large, too deep or ambiguous.
     """
     try:
-        facts, end = _facts(data)
-        if end is None or end == len(data):
-            return Payload(metadata=facts, arrays=from_safetensors(data))
-        shared, _ = _facts(data[end:])
-        return Payload(metadata={**shared, **facts}, arrays=from_safetensors(data[end:]))
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WireError(f"the message cannot be read: {type(error).__name__}: {error}") from error
+        return Payload(metadata=_header_metadata(data), arrays=from_safetensors(data))
+    except UNREADABLE as error:
+        raise WireError(f"the payload cannot be read: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _facts(payload: bytes) -> tuple[dict[str, Any], int | None]:
-    """The facts in a header, and where the parcel ends if it has no arrays."""
-    end = 8 + int.from_bytes(payload[:8], "little")
-    header = json.loads(payload[8:end])
-    facts = json.loads(header["__metadata__"][METADATA_KEY])
-    if not isinstance(facts, dict) or facts.get("version") != VERSION:
-        found = facts.get("version") if isinstance(facts, dict) else None
-        raise WireError(f"the message has format {found}, expected {VERSION}: install the same fedlearn on both sides")
-    return facts, end if len(header) == 1 else None
-
-
-def read_fields(metadata: Any, **kinds: type) -> dict[str, Any]:
-    """Some of the facts, each of the kind that it must be.
+def read_file(path: Path) -> Payload:
+    """Return the payload in a file.
 
     Raises:
-        WireError: one is missing or of another kind.
+        WireError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Payload(metadata=_parse_object(file.metadata()[METADATA_KEY]), arrays=arrays)
+    except (OSError, *UNREADABLE) as error:
+        raise WireError(f"{path} cannot be read: {error}") from error
+
+
+def read_file_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a payload in a file, from its header only.
+
+    Raises:
+        WireError: the file cannot be read.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return _parse_object(file.metadata()[METADATA_KEY])
+    except (OSError, *UNREADABLE) as error:
+        raise WireError(f"{path} cannot be read: {error}") from error
+
+
+def read_fields(metadata: Any, **types: type) -> dict[str, Any]:
+    """Return some fields of the metadata, each checked for its type.
+
+    Raises:
+        WireError: a field is missing or has another type.
     """
     if not isinstance(metadata, dict):
-        raise WireError(f"the message has {metadata!r} where named facts belong")
-    for name, kind in kinds.items():
+        raise WireError(f"the message has {_short(metadata)} instead of named fields")
+    for name, kind in types.items():
         if type(metadata.get(name)) is not kind:
-            raise WireError(f"the message has {metadata.get(name)!r} as its {name}, expected {kind.__name__}")
-    return {name: metadata[name] for name in kinds}
+            raise WireError(f"the field {name} is {_short(metadata.get(name))}, expected {kind.__name__}")
+    return {name: metadata[name] for name in types}
+
+
+def read_text(value: Any, name: str, *, max_length: int = 200) -> str:
+    """Return untrusted text as one line of printable characters, so that it is safe in logs and on terminals.
+
+    Raises:
+        WireError: the value is not a string.
+    """
+    if not isinstance(value, str):
+        raise WireError(f"the field {name} is {_short(value)}, expected str")
+    return " ".join("".join(c if c.isprintable() else " " for c in value[: 2 * max_length]).split())[:max_length]
 
 
 def select_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose names begin so, by the rest of their names."""
+    """Return the arrays whose names start with a prefix, by the rest of their names."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def with_prefix(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays with a prefix before each name."""
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
 
 
 def require_array(array: np.ndarray, shape: tuple[int, ...], dtype: Any, name: str) -> None:
     """Refuse an array of another shape or dtype.
 
     Raises:
-        WireError: it is.
+        WireError: shape or dtype differ.
     """
     if array.shape != shape or array.dtype != dtype:
         expected = f"{shape} of {np.dtype(dtype).name}"
-        raise WireError(f"{name} arrived with shape {array.shape} of {array.dtype}, expected {expected}")
+        raise WireError(f"{name} has shape {array.shape} of {array.dtype}, expected {expected}")
 
 
 def require_vector(vector_D: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    """Refuse what is not a finite float32 vector of this shape.
+    """Refuse an array that is not finite float32 of this shape.
 
     Raises:
-        WireError: it is not.
+        WireError: shape or dtype differ, or a number is NaN or infinite.
     """
     require_array(vector_D, shape, np.float32, name)
     if not np.isfinite(vector_D).all():
-        raise WireError(f"{name} that arrived is not finite")
+        raise WireError(f"{name} is not finite")
+
+
+def _header_metadata(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    if length > min(MAX_HEADER_BYTES, len(data) - LENGTH_BYTES):
+        raise ValueError(f"a header of {length} bytes in a payload of {len(data)}")
+    header = _parse_object(data[LENGTH_BYTES : LENGTH_BYTES + length].decode())
+    return _parse_object(header["__metadata__"][METADATA_KEY])
+
+
+def _parse_object(text: str) -> dict[str, Any]:
+    """Parse a JSON object without duplicate keys, NaN, infinities, huge integers and lone surrogates."""
+    if len(text) > MAX_HEADER_BYTES:
+        raise ValueError(f"{len(text)} characters of JSON, expected at most {MAX_HEADER_BYTES}")
+    value = json.loads(
+        text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant
+    )
+    if not isinstance(value, dict):
+        raise ValueError(f"a {type(value).__name__}, expected an object")
+    json.dumps(value, ensure_ascii=False).encode()  # fails for lone surrogates, which no log file can hold
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits, expected at most {MAX_DIGITS}")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not np.isfinite(number):
+        raise ValueError(f"the number {text[:30]} is not finite")
+    return number
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"the number {text} is not finite")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

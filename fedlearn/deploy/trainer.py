@@ -1,8 +1,8 @@
-"""``python -m fedlearn.deploy.trainer``: a node's long-lived trainer, a process of the node's operator.
+"""Run a node's trainer: ``python -m fedlearn.deploy.trainer``, a long-lived process of the node's operator.
 
-It answers on a Unix socket that only its own user may open (or a group, so that the messenger may be another user),
-over gRPC, with the standard health service. Frameworks are imported once, data and compiled code stay from round to
-round.
+It serves requests on a Unix socket over gRPC, with the standard health service. Only its user may open the socket, or a
+group, so that the messenger may be another user. Frameworks are imported once. Data and compiled code stay in memory
+from round to round.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedlearn.deploy.node_side.client_states import ClientStates
+from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
 from fedlearn.deploy.node_side.policy import read_policy
-from fedlearn.deploy.node_side.service import NodeConfig, NodeService
+from fedlearn.deploy.node_side.service import NodeService
 from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.runner.environment import set_environment
 
 SERVICE = "fedlearn.Trainer"
 CHUNK_BYTES = 2**20  # bytes in one gRPC message
-MAX_SOCKET_PATH_BYTES = 100  # bytes that a Unix socket's name may have, with some room
-GRACE_S = 5.0  # seconds for an answer under way when the trainer is told to stop
+MAX_SOCKET_PATH_BYTES = 100  # limit of the path of a Unix socket, with some room
+GRACE_S = 5.0  # seconds for the response in progress when the trainer stops
 log = logging.getLogger(__name__)
 
 
 def serve(service: NodeService, socket: Path, *, group: str | None = None) -> grpc.Server:
-    """Answer at a Unix socket, until the server that is returned is stopped.
+    """Serve requests on a Unix socket, until the returned server is stopped.
 
     Args:
-        service: what answers.
-        socket: its path; a socket left over by a trainer that was killed is replaced.
-        group: which may open the socket too; None for this user only.
+        service: service that responds to requests.
+        socket: path of the socket; a socket that a killed trainer left is replaced.
+        group: group that may open the socket too; None for this user only.
 
     Raises:
-        FedlearnError: another trainer answers there already, or the socket cannot be made.
+        FedlearnError: another trainer uses the socket, or the socket cannot be created.
     """
-    _make_room(socket)
+    _remove_old_socket(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
-    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _answer(service, request))
+    call = grpc.stream_stream_rpc_method_handler(lambda request, context: _respond(service, request))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Call": call}),))
     state = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     for name in ("", SERVICE):
         state.set(name, health_pb2.HealthCheckResponse.SERVING)
-    before = os.umask(0o177)  # the socket is born closed: no moment at which others could open it
+    before = os.umask(0o177)  # other users can open the socket at no moment
     try:
         server.add_insecure_port(f"unix:{socket}")
         server.start()
     except RuntimeError as error:
-        raise FedlearnError(f"no socket can be made at {socket}: {error}") from error
+        raise FedlearnError(f"the socket {socket} cannot be created: {error}") from error
     finally:
         os.umask(before)
     if group is not None:
@@ -69,13 +70,13 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
     return server
 
 
-def _answer(site: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
-    answer = site.handle_request(b"".join(request))
-    for start in range(0, len(answer), CHUNK_BYTES):
-        yield answer[start : start + CHUNK_BYTES]
+def _respond(service: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
+    response = service.respond_to_bytes(b"".join(request))
+    for start in range(0, len(response), CHUNK_BYTES):
+        yield response[start : start + CHUNK_BYTES]
 
 
-def _make_room(socket: Path) -> None:
+def _remove_old_socket(socket: Path) -> None:
     short = len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES
     require(
         short,
@@ -87,18 +88,18 @@ def _make_room(socket: Path) -> None:
     if not socket.exists():
         socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return
-    require(socket.is_socket(), "--socket", socket, "a path where nothing else lies", "--socket trainer.sock")
+    require(socket.is_socket(), "--socket", socket, "a path without another file", "--socket trainer.sock")
     with grpc.insecure_channel(f"unix:{socket}") as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=1)
         except grpc.FutureTimeoutError:
             socket.unlink()
             return
-    raise SettingError("--socket", socket, "a socket that no other trainer answers at", "another path")
+    raise SettingError("--socket", socket, "a socket that no other trainer uses", "another path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until told to stop; 0 then, 2 for a bad setting."""
+    """Serve until a signal stops the process. Return 0 then, 2 for a bad setting."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stopped = threading.Event()
@@ -106,22 +107,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda *_: stopped.set())
     set_environment(args.framework or "mixed")
     try:
-        signing = read_masking_keys(args.keys) if args.keys else None
-        own = NodeConfig(
+        keys = read_masking_keys(args.keys) if args.keys else None
+        config = NodeConfig(
             clients=tuple(args.client),
             data=args.data,
             framework=args.framework,
             device=args.device,
-            masking_keys=signing,
+            masking_keys=keys,
         )
-        site = NodeService(own, read_policy(args.policy), ClientStates(args.client_states))
-        for module in ("sklearn.metrics", *([f"fedlearn.trainers.{own.framework}"] if own.framework else [])):
+        service = NodeService(config, read_policy(args.policy), ClientStates(args.client_states))
+        for module in ("sklearn.metrics", *([f"fedlearn.trainers.{config.framework}"] if config.framework else [])):
             import_module(module)  # now, and not while a round waits
-        server = serve(site, args.socket, group=args.group)
+        server = serve(service, args.socket, group=args.group)
     except (FedlearnError, OSError, KeyError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    log.info("trainer of clients %s answers at %s", ", ".join(map(str, own.clients)), args.socket)
+    log.info("trainer of clients %s serves requests at %s", ", ".join(map(str, config.clients)), args.socket)
     stopped.wait()
     server.stop(GRACE_S).wait(GRACE_S + 1)
     args.socket.unlink(missing_ok=True)
@@ -131,17 +132,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.trainer", description=__doc__)
-    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to answer at")
-    parser.add_argument("--client", type=int, action="append", required=True, help="a client that lives here; repeat")
-    parser.add_argument("--policy", type=Path, required=True, help="what this node accepts")
+    parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve requests on")
     parser.add_argument(
-        "--client-states", type=Path, required=True, help="folder for what clients keep from round to round"
+        "--client", type=int, action="append", required=True, help="id of a client of this node; repeat"
     )
-    parser.add_argument("--keys", type=Path, help="folder with masking.key and masking.pub; none: no masked sums")
-    parser.add_argument("--data", type=Path, help="folder with the data; none: the scenario searches")
-    parser.add_argument("--framework", choices=("torch", "jax"), help="whatever the order says")
+    parser.add_argument("--policy", type=Path, required=True, help="file with the policy of this node")
+    parser.add_argument("--client-states", type=Path, required=True, help="folder for the client states")
+    parser.add_argument(
+        "--keys", type=Path, help="folder with masking.key and masking.pub; without it, no secure aggregation"
+    )
+    parser.add_argument("--data", type=Path, help="folder with the data; default: the scenario searches")
+    parser.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
     parser.add_argument("--device", default="cpu", help="e.g. cpu or cuda:0")
-    parser.add_argument("--group", help="whose members may open the socket too")
+    parser.add_argument("--group", help="group that may open the socket too")
     return parser
 
 
@@ -149,4 +152,4 @@ if __name__ == "__main__":
     code = main()
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(code)  # a training that is under way would hold an ordinary exit up to its end
+    os._exit(code)  # an ordinary exit would wait for the end of a training

@@ -112,7 +112,7 @@ class SystemModel:
         if begins + lasts > ends:
             fate = Arrival(ends - clock, f"it left after {ends - clock:g} s, before it was done")
         if self.deadline is not None and fate.seconds > self.deadline:
-            return Arrival(self.deadline, f"no answer within {self.deadline:g} s")
+            return Arrival(self.deadline, f"no response within {self.deadline:g} s")
         return fate
 
 

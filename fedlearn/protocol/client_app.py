@@ -1,9 +1,9 @@
-"""The Flower `ClientApp` of a node: a messenger between Flower and the node's trainer, and nothing else.
+"""Carry messages between Flower and the trainer of a node; this is the node's Flower `ClientApp`.
 
 Flower starts a process for each message and brings the code that runs in it from the coordinator. Therefore this
-process gets neither data nor a framework: it hands the request's bytes to the trainer, a process of the node's operator
-that answers on a Unix socket, and takes the answer's bytes back. The node's configuration names the socket:
-``--node-config 'socket="/run/fedlearn/trainer.sock"'``.
+process has neither data nor a framework. It passes the bytes of the request to the trainer, a process of the node's
+operator that responds on a Unix socket, and returns the bytes of the response. The node's configuration names the
+socket: ``--node-config 'socket="/run/fedlearn/trainer.sock"'``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 
 METHOD = "/fedlearn.Trainer/Call"
-CHUNK_BYTES = 2**20  # bytes in one gRPC message: a parcel of any size passes below gRPC's limits
+CHUNK_BYTES = 2**20  # bytes in one gRPC message, below the limit of gRPC
 CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 app = ClientApp()
@@ -25,35 +25,35 @@ app = ClientApp()
 
 @app.query()
 def forward(message: Message, context: Context) -> Message:
-    """Hand a request to the trainer and bring back its answer."""
+    """Pass a request to the trainer and return its response."""
     socket = context.node_config.get("socket")
     if not isinstance(socket, str):
         raise RuntimeError("the node's configuration names no trainer: --node-config 'socket=\"/path/trainer.sock\"'")
-    answer = call_trainer(socket, from_record_dict(message.content), timeout_s=message.metadata.ttl)
-    return Message(to_record_dict(answer), reply_to=message)
+    response = call_trainer(socket, from_record_dict(message.content), timeout_s=message.metadata.ttl)
+    return Message(to_record_dict(response), reply_to=message)
 
 
 def call_trainer(socket: str, payload: bytes, *, timeout_s: float) -> bytes:
-    """The trainer's answer to a request.
+    """Return the trainer's response to a request, both as bytes.
 
     Args:
         socket: path of the trainer's Unix socket.
         payload: the request.
-        timeout_s: seconds until the answer must be there.
+        timeout_s: seconds until the response must be there, > 0.
 
     Raises:
-        RuntimeError: nobody answers at the socket, or not in time.
+        RuntimeError: no trainer uses the socket, or it does not respond in time.
     """
     with grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS) as channel:
         call = channel.stream_stream(METHOD)
         try:
             return b"".join(call(split_chunks(payload), timeout=timeout_s))
         except grpc.RpcError as error:
-            raise RuntimeError(f"the trainer at {socket} gave no answer: {_reason(error)}") from None
+            raise RuntimeError(f"the trainer at {socket} does not respond: {_reason(error)}") from None
 
 
 def split_chunks(payload: bytes) -> Iterator[bytes]:
-    """A parcel in pieces of 1 MiB."""
+    """Yield a message in pieces of 1 MiB."""
     for start in range(0, len(payload), CHUNK_BYTES):
         yield payload[start : start + CHUNK_BYTES]
 

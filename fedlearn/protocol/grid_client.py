@@ -1,7 +1,7 @@
-"""Bytes in Flower's records: the one place where a parcel meets a `RecordDict`.
+"""Send requests through Flower's `Grid` and receive the responses: the only place where a message is a `RecordDict`.
 
-A small parcel is a value in a config record: each further record of a message costs a request at each station. A large
-one is an array, which Flower cuts into objects of 5 MB on its way, so that no message has to fit the 2 GiB of one
+A small message is a value in a config record, because each further record of a message costs a request at each station.
+A large part is an array, which Flower cuts into objects of 5 MB, so that no message has to fit the 2 GiB of one
 protobuf.
 """
 
@@ -10,217 +10,244 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedlearn.core.records import FailureStage
+from fedlearn.core.serialization import WireError, pack, read_text
 from fedlearn.errors import FedlearnError
 from fedlearn.flower.compat import retry_parts_after, run_stopped_error, upload_error
+from fedlearn.protocol.messages import NodeRequest, NodeResponse
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
 
 RECORD, SHARED, PAYLOAD = "fedlearn", "fedlearn.shared", "payload"
 STYPE = "fedlearn.safetensors"
 MAX_INLINE_BYTES = 2**20  # bytes
-
-
-def to_record_dict(payload: bytes) -> RecordDict:
-    """A parcel as records."""
-    (content,) = to_record_dicts([payload])
-    return content
-
-
-def to_record_dicts(payloads: Sequence[bytes], body: bytes = b"") -> list[RecordDict]:
-    """Parcels for several receivers, each followed by the same body, of which Flower keeps and sends one copy."""
-    if len(body) <= MAX_INLINE_BYTES:
-        return [RecordDict({RECORD: _record(payload + body)}) for payload in payloads]
-    shared = ArrayRecord({PAYLOAD: _array(body)})
-    return [RecordDict({RECORD: _record(payload), SHARED: shared}) for payload in payloads]
-
-
-def from_record_dict(content: RecordDict) -> bytes:
-    """The parcel in records, with the body that follows it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    parts = [_bytes(content.get(name)) for name in (RECORD, SHARED) if name in content]
-    if not parts or None in parts:
-        raise ValueError(f"the message holds {sorted(content)}, expected a parcel of fedlearn")
-    return b"".join(part for part in parts if part is not None)
-
-
-def _record(payload: bytes) -> ConfigRecord | ArrayRecord:
-    return (
-        ConfigRecord({PAYLOAD: payload})
-        if len(payload) <= MAX_INLINE_BYTES
-        else ArrayRecord({PAYLOAD: _array(payload)})
-    )
-
-
-def _array(payload: bytes) -> Array:
-    return Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
-
-
-def _bytes(record: object) -> bytes | None:
-    found = record.get(PAYLOAD) if isinstance(record, ConfigRecord | ArrayRecord) else None
-    if isinstance(found, Array) and found.stype == STYPE:
-        return bytes(found.data)
-    return found if isinstance(found, bytes) else None
-
-
-MAX_POLL_INTERVAL_S = 3.0  # seconds between two looks
-MAX_TRACKED_MESSAGES = 10_000  # messages whose answers may still come late, or twice
-MAX_SEND_ATTEMPTS = 3  # to upload a message whose link goes down meanwhile
+MAX_POLL_INTERVAL_S = 3.0  # seconds between two polls
+MAX_TRACKED_MESSAGES = 10_000  # messages whose responses may still come, after the deadline or twice
+MAX_SEND_ATTEMPTS = 3  # attempts to upload messages while the SuperLink restarts
 log = logging.getLogger(__name__)
 
 
+def to_record_dict(data: bytes) -> RecordDict:
+    """Return a message as records of Flower."""
+    (content,) = to_record_dicts([data])
+    return content
+
+
+def to_record_dicts(heads: Sequence[bytes], shared: bytes = b"") -> list[RecordDict]:
+    """Return messages for several receivers as records; Flower stores and sends one copy of their shared part."""
+    if len(shared) <= MAX_INLINE_BYTES:
+        return [RecordDict({RECORD: _record(head + shared)}) for head in heads]
+    record = ArrayRecord({PAYLOAD: _array(shared)})
+    return [RecordDict({RECORD: _record(head), SHARED: record}) for head in heads]
+
+
+def from_record_dict(content: RecordDict) -> bytes:
+    """Return the message in records of Flower.
+
+    Raises:
+        ValueError: the records hold no message of fedlearn.
+    """
+    parts = [_bytes(content.get(name)) for name in (RECORD, SHARED) if name in content]
+    if not parts or None in parts:
+        raise ValueError(f"the records are {sorted(content)}, expected a message of fedlearn")
+    return b"".join(part for part in parts if part is not None)
+
+
+def _record(data: bytes) -> ConfigRecord | ArrayRecord:
+    return ConfigRecord({PAYLOAD: data}) if len(data) <= MAX_INLINE_BYTES else ArrayRecord({PAYLOAD: _array(data)})
+
+
+def _array(data: bytes) -> Array:
+    return Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
+
+
+def _bytes(record: object) -> bytes | None:
+    value = record.get(PAYLOAD) if isinstance(record, ConfigRecord | ArrayRecord) else None
+    if isinstance(value, Array) and value.stype == STYPE:
+        return bytes(value.data)
+    return value if isinstance(value, bytes) else None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ResponseMessage:
-    """What came of a request to a node.
+class InFlightRequest:
+    """A request to a node without a response so far.
 
     Attributes:
-        node_id: Flower's id of it.
-        message_id: the request that it answers.
-        payload: the answer's bytes; None if there is none.
-        reason: why there is none.
+        node_id: Flower's id of the node.
+        request: the request.
+        timeout_s: seconds after which the request counts as failed, > 0.
+        max_response_bytes: size limit of the response.
+        sent_at: time of sending, by the monotonic clock.
     """
 
     node_id: int
-    message_id: str = ""
-    payload: bytes | None = None
-    reason: str = ""
+    request: NodeRequest
+    timeout_s: float
+    max_response_bytes: int
+    sent_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline."""
+        return self.sent_at + self.timeout_s - time.monotonic()
 
 
 class GridClient:
-    """Sends requests to nodes and brings their answers.
+    """Sends requests to nodes and collects the responses; each request gets exactly one response.
+
+    A request fails without a response of its node: at the deadline, or when Flower reports an error. Its response is
+    then a refusal at stage ``node``. A response that cannot be read becomes a refusal at stage ``response``.
 
     Attributes:
-        num_ignored: how many answers were not taken, by cause: ``late``, ``duplicate``, ``stranger``.
+        num_ignored: number of responses that were ignored, by cause: ``expired``, ``duplicate``, ``unknown_sender``,
+            ``malformed``.
     """
 
     def __init__(self, grid: Grid) -> None:
         retry_parts_after(INITIAL_BACKOFF_S)
         self.grid = grid
         self.num_ignored: Counter[str] = Counter()
-        self._late: dict[str, int] = {}  # message -> node; asked for, given up
+        self._in_flight: dict[str, InFlightRequest] = {}  # by Flower's id of the message
+        self._completed: dict[str, NodeResponse] = {}  # by id of the request
+        self._expired: dict[str, None] = {}  # messages that were given up, in order
         self._answered: deque[str] = deque(maxlen=MAX_TRACKED_MESSAGES)
 
     def node_ids(self) -> set[int]:
-        """Flower's ids of the nodes that are connected."""
+        """Return Flower's ids of the connected nodes."""
         with _interruptible():
             return set(self.grid.get_node_ids())
 
-    def exchange(
-        self, requests: Mapping[int, bytes], body: bytes = b"", *, round: int, timeout_s: float
-    ) -> Generator[ResponseMessage]:
-        """One answer for each node, in order of arrival; after ``timeout_s`` those that did not come, with the reason.
+    def is_busy(self, node_id: int) -> bool:
+        """Return whether the node has an unanswered request. A node works on one request at a time."""
+        return any(sent.node_id == node_id for sent in self._in_flight.values())
 
-        Whoever stops listening gives the other nodes up: their answers are late then.
+    def send(self, requests: Sequence[InFlightRequest]) -> None:
+        """Send requests with the same shared content. A request that Flower does not accept completes with a refusal.
 
-        Args:
-            requests: what each node is asked.
-            body: what follows each request, the same for all.
-            round: for Flower's own log.
-            timeout_s: until answers must be there.
+        Raises:
+            FedlearnError: Flower accepts none, because they are too large or its SuperLink is down.
+        """
+        message_ids = self._push(requests) if requests else []
+        for sent, message_id in zip(requests, message_ids, strict=True):
+            if message_id:
+                self._in_flight[message_id] = sent
+            else:
+                self._refuse(sent, FailureStage.NODE, "Flower did not accept the message")
+
+    def take(self, ids: Collection[str]) -> list[NodeResponse]:
+        """Return the responses to these requests that have arrived, without waiting."""
+        self._poll()
+        return [self._completed.pop(id) for id in list(self._completed) if id in ids]
+
+    def wait(self, ids: Collection[str]) -> NodeResponse:
+        """Wait until one of these requests completes, and return its response.
+
+        Raises:
+            RuntimeError: none of these requests is in flight.
         """
         began = time.monotonic()
-        waiting = self.send(requests, body, round=round, timeout_s=timeout_s)
-        untaken = requests.keys() - waiting.values()
-        yield from (ResponseMessage(node_id=node, reason="Flower did not take the message") for node in untaken)
-        try:
-            while waiting:
-                yield from self.poll(waiting)
-                waited = time.monotonic() - began
-                if not waiting or waited >= timeout_s:
-                    break
-                time.sleep(min(poll_interval(waited, MAX_POLL_INTERVAL_S), timeout_s - waited))
-            for message in list(waiting):
-                self._late[message] = waiting.pop(message)
-                yield ResponseMessage(node_id=self._late[message], reason=f"no answer within {timeout_s:g} s")
-        finally:
-            self.cancel(waiting)
+        while True:
+            for id in (id for id in self._completed if id in ids):
+                return self._completed.pop(id)
+            if not self._poll():
+                remaining = [sent.remaining_s for sent in self._in_flight.values() if sent.request.id in ids]
+                if not remaining:
+                    raise RuntimeError("no request is in flight")
+                pause = poll_interval(time.monotonic() - began, MAX_POLL_INTERVAL_S)
+                time.sleep(max(0.0, min(pause, *remaining)))
 
-    def cancel(self, waiting: Mapping[str, int]) -> None:
-        """Wait no more for these messages: their answers are late from now on."""
-        self._late |= waiting
-        for message in list(self._late)[:-MAX_TRACKED_MESSAGES]:
-            del self._late[message]
+    def cancel(self, ids: Collection[str]) -> None:
+        """Cancel these requests; responses that still arrive are counted as expired."""
+        for message_id in [message_id for message_id, sent in self._in_flight.items() if sent.request.id in ids]:
+            self._give_up(message_id)
+        for id in ids:
+            self._completed.pop(id, None)
 
-    def send(self, requests: Mapping[int, bytes], body: bytes = b"", *, round: int, timeout_s: float) -> dict[str, int]:
-        """Push requests; the messages that Flower took, with their nodes."""
-        if not requests:
-            return {}
+    def _push(self, requests: Sequence[InFlightRequest]) -> Sequence[str | None]:
+        shared = pack(requests[0].request.shared)
+        heads = [sent.request.pack_head() for sent in requests]
         for _ in range(MAX_SEND_ATTEMPTS):
             messages = [
-                Message(content, node, "query", ttl=timeout_s, group_id=str(round))
-                for node, content in zip(requests, to_record_dicts(list(requests.values()), body), strict=True)
+                Message(content, sent.node_id, "query", ttl=sent.timeout_s, group_id=str(sent.request.round))
+                for sent, content in zip(requests, to_record_dicts(heads, shared), strict=True)
             ]
             try:
                 with _interruptible():
-                    taken = list(self.grid.push_messages(messages))
-            except upload_error() as error:  # the SuperLink died between announcement and upload, and came back
-                log.warning("sending again: %s", error)
+                    message_ids = list(self.grid.push_messages(messages))
+            except upload_error() as error:  # the SuperLink restarted between announcement and upload
+                log.warning("the messages are sent again: %s", error)
                 continue
-            if len(taken) != len(messages):
-                raise FedlearnError("Flower took none of the messages: they are too large, or its SuperLink has gone")
-            return {message: node for message, node in zip(taken, requests, strict=True) if message}
-        return {}
+            if len(message_ids) != len(messages):
+                raise FedlearnError("Flower accepted no message: they are too large, or its SuperLink is down")
+            return message_ids
+        return [None] * len(requests)
 
-    def poll(self, waiting: dict[str, int]) -> list[ResponseMessage]:
-        """The answers that have come, without waiting; they are taken off ``waiting``."""
-        answers = []
+    def _poll(self) -> int:
+        """Collect the responses that have arrived, and give up expired requests. Return the number of completions."""
+        before = len(self._completed)
         with _interruptible():
-            replies = list(self.grid.pull_messages([*waiting, *self._late]))
-        for reply in replies:
-            message, sender = reply.metadata.reply_to_message_id, reply.metadata.src_node_id
-            node = waiting.get(message)
-            if node is None:
-                self._ignore(message, sender)
-            elif reply.has_error():
-                del waiting[message]
-                self._answered.append(message)
-                answers.append(
-                    ResponseMessage(node_id=node, message_id=message, reason=_in_one_line(reply.error.reason))
-                )
-            elif sender != node:
+            arrived = list(self.grid.pull_messages([*self._in_flight, *self._expired]))
+        for message in arrived:
+            message_id, sender = message.metadata.reply_to_message_id, message.metadata.src_node_id
+            sent = self._in_flight.get(message_id)
+            if sent is None:
+                self._ignore(message_id, sender)
+            elif sender != sent.node_id and not message.has_error():
                 self._count("unknown_sender", sender)
             else:
-                del waiting[message]
-                self._answered.append(message)
-                answers.append(_opened(node, message, reply))
-        return answers
+                self._answered.append(message_id)
+                self._complete(self._in_flight.pop(message_id), message)
+        for message_id, sent in list(self._in_flight.items()):
+            if sent.remaining_s <= 0:
+                self._give_up(message_id)
+                self._refuse(sent, FailureStage.NODE, f"no response within {sent.timeout_s:g} s")
+        return len(self._completed) - before
 
-    def _ignore(self, message: str, sender: int) -> None:
-        if message in self._late:
-            del self._late[message]
-            self._answered.append(message)
+    def _complete(self, sent: InFlightRequest, message: Message) -> None:
+        if message.has_error():
+            reason = read_text(message.error.reason or "", "reason", max_length=2000)
+            self._refuse(sent, FailureStage.NODE, reason or "Flower reports an error without a reason")
+            return
+        try:
+            data = from_record_dict(message.content)
+            response = NodeResponse.unpack(data, sent.request, max_bytes=sent.max_response_bytes)
+            self._completed[sent.request.id] = response
+        except (WireError, ValueError) as error:
+            self._count("malformed", sent.node_id)
+            self._refuse(sent, FailureStage.RESPONSE, str(error))
+
+    def _refuse(self, sent: InFlightRequest, stage: FailureStage, reason: str) -> None:
+        self._completed[sent.request.id] = NodeResponse.refuse(sent.request, stage, reason)
+
+    def _give_up(self, message_id: str) -> None:
+        del self._in_flight[message_id]
+        self._expired[message_id] = None
+        for oldest in list(self._expired)[:-MAX_TRACKED_MESSAGES]:
+            del self._expired[oldest]
+
+    def _ignore(self, message_id: str, sender: int) -> None:
+        if message_id in self._expired:
+            del self._expired[message_id]
+            self._answered.append(message_id)
             self._count("expired", sender)
         else:
-            self._count("duplicate" if message in self._answered else "unknown_sender", sender)
+            self._count("duplicate" if message_id in self._answered else "unknown_sender", sender)
 
     def _count(self, cause: str, sender: int) -> None:
         self.num_ignored[cause] += 1
-        log.warning("ignored an answer of node %d: %s", sender, cause)
+        log.warning("ignored a response of node %d: %s", sender, cause)
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """``flwr stop`` means to a deployed run what Ctrl-C means to a simulation."""
+    """Raise `KeyboardInterrupt` for ``flwr stop``, so that it stops a deployed run as Ctrl-C stops a simulation."""
     try:
         yield
     except run_stopped_error():
         raise KeyboardInterrupt("the run was stopped") from None
-
-
-def _opened(node: int, message: str, reply: Message) -> ResponseMessage:
-    try:
-        return ResponseMessage(node_id=node, message_id=message, payload=from_record_dict(reply.content))
-    except ValueError as error:
-        return ResponseMessage(node_id=node, message_id=message, reason=str(error))
-
-
-def _in_one_line(reason: str | None) -> str:
-    return " ".join((reason or "Flower reports an error without a reason").split())[:2000]

@@ -1,49 +1,52 @@
-"""Who is in a federation: the nodes that have said which clients live with them and which model they train."""
+"""Keep the members of a federation: the nodes that described their clients and their model.
+
+Messages are sent elsewhere (`fedlearn.protocol.exchange`). This module writes and reads the description of a node, and
+decides about the admission of nodes.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from typing import Any
 
 from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout, Leaf
 from fedlearn.core.metrics import METRICS
 from fedlearn.core.records import ClientId
-from fedlearn.core.serialization import Payload, WireError, read_fields
+from fedlearn.core.serialization import Payload, WireError, read_fields, read_text
 from fedlearn.errors import FedlearnError
-from fedlearn.protocol.grid_client import GridClient, ResponseMessage
-from fedlearn.protocol.requests import RequestHeader, layout_from_json
-from fedlearn.protocol.responses import unpack_response
+from fedlearn.protocol.fields import read_number, read_numbers
 
-RETRY_INTERVAL_S = 30.0  # seconds after which a node that was refused is asked once more
-HELLO_TIMEOUT_S = 600.0  # for a node to import its framework and read its data
+RETRY_INTERVAL_S = 30.0  # seconds after which a refused node is asked again
+MAX_PARAMETERS = 2**40
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
 log = logging.getLogger(__name__)
 
 
 class FederationError(FedlearnError):
-    """The nodes that are needed did not come, or do not fit together."""
+    """Too few nodes joined, or their models differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A node that has said hello.
+    """A node as it describes itself.
 
     Attributes:
-        node_id: Flower's id of it.
-        layout: of its model.
-        num_examples: training examples of each of its clients, as told.
-        names: of its clients.
-        name, task, num_classes, model, partition: of its scenario.
-        framework, device: of its trainer.
+        layout: layout of its model.
+        num_examples: number of training examples of each of its clients.
+        names: name of each of its clients.
+        name, task, num_classes, model, partition: properties of its scenario.
+        framework, device: properties of its trainer.
         supports_metrics: whether its policy lets evaluation metrics leave.
-        masking_key: its public key for secure aggregation, in hexadecimal; empty if it has none.
+        masking_key: public key for secure aggregation, in hexadecimal; empty if the node has none.
+        node_id: Flower's id of the node; 0 at the node itself, which does not know it.
     """
 
-    node_id: int
     layout: Layout
     num_examples: Mapping[ClientId, int]
     names: Mapping[ClientId, str]
@@ -56,144 +59,173 @@ class Member:
     device: str
     supports_metrics: bool
     masking_key: str
+    node_id: int = 0
 
     @property
     def clients(self) -> tuple[ClientId, ...]:
-        """Who lives there, ascending."""
+        """Clients of the node, ascending."""
         return tuple(sorted(self.num_examples))
 
     def __str__(self) -> str:
         return f"the node of client{'s' * (len(self.clients) > 1)} {', '.join(map(str, self.clients))}"
 
+    def pack(self) -> Payload:
+        """Return the description as the content of a response to ``hello``, one value per client where it applies."""
+        names = ("name", "task", "num_classes", "model", "partition", "framework", "device", "supports_metrics")
+        metadata: dict[str, Any] = {name: getattr(self, name) for name in (*names, "masking_key")}
+        metadata["leaves"] = [list(asdict(leaf).values()) for leaf in self.layout.leaves]
+        metadata["num_examples"] = [self.num_examples[client] for client in self.clients]
+        metadata["names"] = [self.names[client] for client in self.clients]
+        return Payload(metadata=metadata)
 
-class Membership:
-    """Keeps the roll of nodes.
-
-    Args:
-        grid_client: how to reach them.
-        make_hello: makes the bytes of a hello, and what it asks.
-
-    Attributes:
-        present: nodes that are connected and fit in, by Flower's id.
-        refused: why others were not let in, by Flower's id.
-    """
-
-    def __init__(self, grid_client: GridClient, make_hello: Callable[[], tuple[RequestHeader, bytes]]) -> None:
-        self.grid_client, self.make_hello = grid_client, make_hello
-        self.present: dict[int, Member] = {}
-        self.refused: dict[int, str] = {}
-        self._asked: dict[str, int] = {}
-        self._asks: dict[int, RequestHeader] = {}
-        self._when: dict[int, float] = {}
-        self._model: Member | None = None
-
-    def update(self, round: int) -> None:
-        """Ask whoever is new, take in whoever has answered, and strike off who has gone; returns at once."""
-        connected = self.grid_client.node_ids()
-        for node in [node for node in self.present if node not in connected]:
-            log.warning("%s has gone", self.present.pop(node))
-        self._asked = {message: node for message, node in self._asked.items() if node in connected}
-        again = time.monotonic() - RETRY_INTERVAL_S
-        new = connected - self.present.keys() - set(self._asked.values())
-        requests = {}
-        for node in sorted(node for node in new if self._when.get(node, again) <= again):
-            self._asks[node], requests[node] = self.make_hello()
-        self._asked |= self.grid_client.send(requests, round=round, timeout_s=HELLO_TIMEOUT_S)
-        for answer in self.grid_client.poll(self._asked):
-            self._take_in(answer)
-
-    def require_same_model(self) -> Member:
-        """Hold all who are present to one model; it is what later comers must have too.
+    @classmethod
+    def read(cls, content: Payload, clients: Sequence[ClientId], node_id: int) -> Member:
+        """Return the member that an untrusted content describes.
 
         Raises:
-            FederationError: they do not agree; the odd one out is named.
+            WireError: a field is missing or has a wrong type or value.
         """
-        if self._model is None:
-            members = sorted(self.present.values(), key=lambda one: one.clients)
-            counts = Counter(_problem(one) for one in members)
-            self._model = next(one for one in members if _problem(one) == counts.most_common(1)[0][0])
-            for one in members:
-                if _problem(one) != _problem(self._model):
-                    raise FederationError(f"{one} does not fit {self._model}: {_difference(one, self._model)}")
-        return self._model
+        texts = ("name", "task", "model", "partition", "framework", "device", "masking_key")
+        lists = dict.fromkeys(("leaves", "num_examples", "names"), list)
+        fields = read_fields(content.metadata, num_classes=int, supports_metrics=bool, **lists)
+        fields |= {name: read_text(content.metadata.get(name), name) for name in texts}
+        counts, names = read_numbers(fields["num_examples"], "num_examples"), fields["names"]
+        if not clients or not len(clients) == len(counts) == len(names):
+            raise WireError(f"the node has {len(clients)} clients, {len(counts)} example counts, {len(names)} names")
+        if fields["task"] not in METRICS:
+            raise WireError(f"the task is {fields['task']}, expected one of {', '.join(METRICS)}")
+        _require_key(fields["masking_key"])
+        fields["num_classes"] = read_number(fields["num_classes"], "num_classes")
+        fields["num_examples"] = dict(zip(clients, counts, strict=True))
+        fields["names"] = {
+            client: read_text(name, "names", max_length=100) for client, name in zip(clients, names, strict=True)
+        }
+        return cls(node_id=node_id, layout=read_layout(fields.pop("leaves")), **fields)
 
-    def members_by_client(self) -> dict[ClientId, Member]:
-        """Where each client lives."""
-        return {client: member for member in self.present.values() for client in member.clients}
 
-    def request_hello(self, node_id: int) -> None:
-        """Have a node say hello anew, at the next call of the roll."""
-        self.present.pop(node_id, None)
+class Membership:
+    """The nodes of a federation.
 
-    def report(self) -> list[str]:
-        """Who has joined, who was refused and why, and who has not answered: a line each."""
-        lines = [f"  joined    {member}" for member in self.present.values()]
-        lines += [f"  refused   node {node}: {reason}" for node, reason in sorted(self.refused.items())]
-        silent = sorted(self._asked.values())
-        return lines + [f"  silent    node {node} is connected, its trainer has not answered" for node in silent]
+    Attributes:
+        present: connected nodes that were admitted, by Flower's id.
+        refused: reasons why other nodes were refused, by Flower's id.
+        pending: nodes that were asked and have not responded.
+    """
 
-    def _take_in(self, answer: ResponseMessage) -> None:
-        try:
-            member = _member(answer, self._asks.pop(answer.node_id))
-            self._refuse_claims(member)
-            if self._model is not None and _problem(member) != _problem(self._model):
-                raise WireError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
-        except WireError as error:
-            self.refused[answer.node_id] = str(error)
-            self._when[answer.node_id] = time.monotonic()
-            log.warning("node %d is not let in: %s", answer.node_id, error)
-            return
-        self.refused.pop(answer.node_id, None)
-        self.present[answer.node_id] = member
-        quiet = "" if member.supports_metrics else ", tells no metrics"
-        log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, quiet)
+    def __init__(self) -> None:
+        self.present: dict[int, Member] = {}
+        self.refused: dict[int, str] = {}
+        self.pending: set[int] = set()
+        self._refused_at: dict[int, float] = {}
+        self._model: Member | None = None
 
-    def _refuse_claims(self, member: Member) -> None:
+    def remove_except(self, connected: Collection[int]) -> None:
+        """Remove the nodes that are no longer connected."""
+        for node_id in [node_id for node_id in self.present if node_id not in connected]:
+            log.warning("%s is disconnected", self.present.pop(node_id))
+        self.pending &= set(connected)
+
+    def nodes_to_greet(self, connected: Collection[int]) -> list[int]:
+        """Return the nodes that need a hello request: new nodes, and refused nodes after some time."""
+        again = time.monotonic() - RETRY_INTERVAL_S
+        new = set(connected) - self.present.keys() - self.pending
+        return sorted(node_id for node_id in new if self._refused_at.get(node_id, again) <= again)
+
+    def admit(self, member: Member) -> None:
+        """Admit a node.
+
+        Raises:
+            WireError: another node has one of its clients, or its model differs from the model of the federation.
+        """
         homes = self.members_by_client()
         taken = [client for client in member.clients if client in homes]
         if taken:
-            other = homes[taken[0]].node_id
-            both = f"nodes {other} and {member.node_id} both claim client {taken[0]}"
-            raise WireError(f"{both}; give each client to one node")
+            nodes = f"nodes {homes[taken[0]].node_id} and {member.node_id}"
+            raise WireError(f"{nodes} both claim client {taken[0]}; give each client to one node")
+        if self._model is not None and _problem(member) != _problem(self._model):
+            raise WireError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
+        self.refused.pop(member.node_id, None)
+        self.present[member.node_id] = member
+        quiet = "" if member.supports_metrics else ", without metrics"
+        log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, quiet)
+
+    def refuse(self, node_id: int, reason: str) -> None:
+        """Refuse a node for some time."""
+        self.refused[node_id] = reason
+        self._refused_at[node_id] = time.monotonic()
+        log.warning("node %d is refused: %s", node_id, reason)
+
+    def forget_clients(self, clients: Collection[ClientId]) -> None:
+        """Remove the nodes of these clients, so that they receive a new hello request."""
+        for node_id in [node_id for node_id, member in self.present.items() if set(member.clients) & set(clients)]:
+            del self.present[node_id]
+
+    def require_same_model(self) -> Member:
+        """Return a member with the model that all present members have; later members need the same model.
+
+        Raises:
+            FederationError: the models differ; the error names a node of the minority.
+        """
+        if self._model is None:
+            members = sorted(self.present.values(), key=lambda member: member.clients)
+            counts = Counter(_problem(member) for member in members)
+            self._model = next(m for m in members if _problem(m) == counts.most_common(1)[0][0])
+            for member in members:
+                if _problem(member) != _problem(self._model):
+                    raise FederationError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
+        return self._model
+
+    def members_by_client(self) -> dict[ClientId, Member]:
+        """Return the member of each client."""
+        return {client: member for member in self.present.values() for client in member.clients}
+
+    def report(self) -> list[str]:
+        """Return a line for each node: joined, refused with the reason, or silent."""
+        lines = [f"  joined    {member}" for member in self.present.values()]
+        lines += [f"  refused   node {node_id}: {reason}" for node_id, reason in sorted(self.refused.items())]
+        silent = "is connected, but its trainer has not responded"
+        return lines + [f"  silent    node {node_id} {silent}" for node_id in sorted(self.pending)]
 
 
-def _member(answer: ResponseMessage, ask: RequestHeader) -> Member:
-    if answer.payload is None:
-        raise WireError(answer.reason)
-    found = unpack_response(ask, answer.payload)
-    if not isinstance(found, Payload):
-        stage, reason = found
-        raise WireError(f"it refuses ({stage}): {reason}")
-    words = dict.fromkeys(("name", "task", "model", "partition", "framework", "device", "masking_key"), str)
-    numbers = {"num_classes": int, "supports_metrics": bool}
-    given = read_fields(found.metadata, clients=list, leaves=list, num_examples=list, names=dict, **numbers, **words)
-    clients, counts = given.pop("clients"), given.pop("num_examples")
-    whole = all(type(number) is int and number >= 0 for number in [*clients, *counts])
-    if not clients or not whole or len(counts) != len(clients) or len(set(clients)) != len(clients):
-        raise WireError(f"it speaks for clients {clients} with {counts} examples")
-    if given["task"] not in METRICS:
-        raise WireError(f"its task is {given['task']}, expected one of {', '.join(METRICS)}")
-    names = given.pop("names")
-    return Member(
-        node_id=answer.node_id,
-        layout=layout_from_json(given.pop("leaves")),
-        num_examples=dict(zip(clients, counts, strict=True)),
-        names={client: str(names.get(str(client), client))[:100] for client in clients},
-        **given,
-    )
+def read_layout(values: Any) -> Layout:
+    """Return the layout in untrusted JSON.
+
+    Raises:
+        WireError: a leaf has a wrong form, or two leaves have the same name.
+    """
+    leaves = []
+    for value in values if type(values) is list else [None]:
+        if type(value) is not list or len(value) != 4 or type(value[3]) is not bool or value[2] not in DTYPES:
+            raise WireError(f"the leaf {value!r:.60} of a layout is not [name, shape, dtype, is_buffer]")
+        shape = tuple(read_number(size, "shape") for size in read_numbers(value[1], "shape"))
+        leaves.append(Leaf(read_text(value[0], "leaf", max_length=500), shape, value[2], value[3]))
+    layout = Layout(tuple(leaves))
+    names = [leaf.name for leaf in leaves]
+    if names != sorted(set(names)) or layout.num_parameters > MAX_PARAMETERS:
+        raise WireError("the leaves of a layout are not in order of their names, or have too many parameters")
+    return layout
+
+
+def _require_key(key: str) -> None:
+    try:
+        length = len(bytes.fromhex(key))
+    except ValueError:
+        length = -1
+    if length not in (0, 32):
+        raise WireError("the masking key is not 32 bytes in hexadecimal")
 
 
 def _problem(member: Member) -> tuple[str, str, int, str]:
     return member.name, member.task, member.num_classes, member.layout.digest
 
 
-def _difference(one: Member, other: Member) -> str:
-    """The first thing in which two members' models differ."""
-    for mine, theirs in zip_longest(one.layout.leaves, other.layout.leaves):
-        if mine != theirs:
-            return f"its model has {_in_words(mine)} where the other has {_in_words(theirs)}"
-    return f"it speaks of {one.name} ({one.task}, {one.num_classes}), the other of {other.name} ({other.task})"
+def _difference(member: Member, other: Member) -> str:
+    """Return the first difference between the models of two members."""
+    for leaf, expected in zip_longest(member.layout.leaves, other.layout.leaves):
+        if leaf != expected:
+            return f"its model has {_describe_leaf(leaf)} where the other has {_describe_leaf(expected)}"
+    return f"it has {member.name} ({member.task}, {member.num_classes}), the other {other.name} ({other.task})"
 
 
-def _in_words(leaf: Leaf | None) -> str:
+def _describe_leaf(leaf: Leaf | None) -> str:
     return f"{leaf.name} {'x'.join(map(str, leaf.shape))}" if leaf else "nothing"

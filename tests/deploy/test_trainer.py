@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,11 +23,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlearn import FedlearnError
 from fedlearn.core import Request
-from fedlearn.core.serialization import Payload, pack, unpack
+from fedlearn.core.serialization import unpack
 from fedlearn.deploy.trainer import SERVICE, main, serve
 from fedlearn.protocol.client_app import CHUNK_BYTES, call_trainer, forward
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
-from fedlearn.protocol.requests import RequestHeader, layout_from_json, pack_request, pack_request_body
+from fedlearn.protocol.membership import Member
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
 
 POLICY = """
 scenarios: {simulations.scenarios.diabetes.diabetes: {}}
@@ -43,11 +45,12 @@ def endless():
     time.sleep(600)
 """
 WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
-HELLO = RequestHeader(kind="hello", run="run", round=0, id="1", settings=WORDS)
+HELLO = NodeRequest(kind=RequestKind.HELLO, run="run", round=0, id="1", settings=WORDS)
 
 
-def of(ask):
-    return {name: getattr(ask, name) for name in ask.__dataclass_fields__}
+def call(trainer, request):
+    data = call_trainer(str(trainer.socket), request.pack(), timeout_s=60)
+    return NodeResponse.unpack(data, request, max_bytes=2**20)
 
 
 def health(place):
@@ -60,7 +63,7 @@ def health(place):
 def echo(tmp_path):
     """A trainer whose site answers with what it was asked."""
     place = tmp_path / "s"
-    server = serve(SimpleNamespace(handle_request=lambda payload: payload[::-1]), place)
+    server = serve(SimpleNamespace(respond_to_bytes=lambda payload: payload[::-1]), place)
     yield place
     server.stop(0).wait(60)
 
@@ -76,7 +79,7 @@ def trainer(tmp_path_factory):
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log)
     until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None and "answers at" not in (folder / "log").read_text():
+    while time.monotonic() < until and process.poll() is None and "serves requests" not in (folder / "log").read_text():
         time.sleep(0.1)
     yield SimpleNamespace(process=process, socket=folder / "s", folder=folder, log=lambda: (folder / "log").read_text())
     if process.poll() is None:
@@ -99,8 +102,8 @@ def test_parcels_of_any_size_pass_in_parts(echo, size):
 
 
 def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
-    site = SimpleNamespace(handle_request=lambda payload: payload)
-    with pytest.raises(FedlearnError, match="no other trainer answers"):
+    site = SimpleNamespace(respond_to_bytes=lambda payload: payload)
+    with pytest.raises(FedlearnError, match="no other trainer uses"):
         serve(site, echo)
     left_over = tmp_path / "left"
     with socket.socket(socket.AF_UNIX) as bound:
@@ -114,21 +117,21 @@ def test_a_path_that_is_too_long_or_taken_is_refused_by_name(tmp_path):
     with pytest.raises(FedlearnError, match="--socket"):
         serve(None, tmp_path / ("x" * 120))
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(FedlearnError, match="where nothing else lies"):
+    with pytest.raises(FedlearnError, match="without another file"):
         serve(None, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "precious"
 
 
 def test_nobody_at_the_socket_is_told_within_the_timeout(tmp_path):
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"the trainer at .* gave no answer: UNAVAILABLE"):
+    with pytest.raises(RuntimeError, match=r"the trainer at .* does not respond: UNAVAILABLE"):
         call_trainer(str(tmp_path / "none"), b"x", timeout_s=2)
     assert time.monotonic() - began < 60
 
 
 def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
     over = threading.Event()
-    server = serve(SimpleNamespace(handle_request=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
+    server = serve(SimpleNamespace(respond_to_bytes=lambda payload: b"" if over.wait(600) else None), tmp_path / "s")
     try:
         with pytest.raises(RuntimeError, match="DEADLINE_EXCEEDED"):
             call_trainer(str(tmp_path / "s"), b"x", timeout_s=0.5)
@@ -157,39 +160,36 @@ def test_the_messenger_loads_no_framework():
 
 
 def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer):
-    hello = unpack(call_trainer(str(trainer.socket), pack(Payload(metadata=of(HELLO))), timeout_s=60)).metadata
-    assert (hello["clients"], hello["framework"], hello["task"]) == ([1, 3], "torch", "regression")
-    layout = layout_from_json(hello["leaves"])
-    order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32))
-    asked = RequestHeader(**{**of(HELLO), "kind": "fit", "round": 1, "clients": (3,), "layout": layout.digest})
-    reply = unpack(
-        call_trainer(str(trainer.socket), pack_request(asked, since=[0]) + pack_request_body(order), timeout_s=60)
-    )
-    assert reply.metadata["clients"] == [3]
-    assert reply.arrays["num_examples"].tolist() == [hello["num_examples"][1]]
-    assert np.isfinite(reply.arrays["delta"]).all()
+    hello = call(trainer, HELLO)
+    member = Member.read(hello.content, hello.clients, 7)
+    assert (member.clients, member.framework, member.task) == ((1, 3), "torch", "regression")
+    order = Request(round=1, seed=1, params_D=np.zeros(member.layout.num_parameters, np.float32))
+    fields = {"kind": RequestKind.FIT, "round": 1, "clients": (3,), "state_rounds": (0,), "shared": pack_order(order)}
+    response = call(trainer, replace(HELLO, **fields, layout=member.layout.digest))
+    assert response.clients == (3,)
+    assert response.content.arrays["num_examples"].tolist() == [member.num_examples[3]]
+    assert np.isfinite(response.content.arrays["delta"]).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "stage", "reason"),
     [
         ({"settings": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
-        ({"kind": "fit", "clients": [0]}, "request", "clients [0] do not live at this node"),
-        ({"run": "../../etc"}, "hello", "the run is called"),
+        ({"kind": RequestKind.FIT, "clients": (0,)}, "request", "clients [0] are not at this node"),
+        ({"run": "../../etc"}, "node", "the run is called"),
         ({"kind": "exec"}, "request", "expected one of hello"),
     ],
     ids=["policy", "elsewhere", "path", "kind"],
 )
 def test_what_a_trainer_refuses_it_refuses_with_a_reason_that_both_sides_have(trainer, changes, stage, reason):
-    facts = {**of(HELLO), **changes}
-    error = unpack(call_trainer(str(trainer.socket), pack(Payload(metadata=facts)), timeout_s=60)).metadata["error"]
-    assert error["stage"] == stage
-    assert reason in error["reason"]
+    refusal = call(trainer, replace(HELLO, **changes)).refusal
+    assert refusal.stage == stage
+    assert reason in refusal.reason
     assert reason in trainer.log()
 
 
 def test_bytes_that_are_no_parcel_are_refused_and_the_trainer_lives_on(trainer):
-    error = unpack(call_trainer(str(trainer.socket), b"\x80\x04nonsense", timeout_s=60)).metadata["error"]
+    error = unpack(call_trainer(str(trainer.socket), b"\x80\x04nonsense", timeout_s=60)).metadata["refusal"]
     assert "cannot be read" in error["reason"]
     assert health(trainer.socket) == health_pb2.HealthCheckResponse.SERVING
 
@@ -218,16 +218,14 @@ def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     env["BEGUN"] = str(tmp_path / "begun")
-    asked = RequestHeader(
-        kind="hello", run="run", round=0, id="1", settings={**WORDS, "scenario": {"_target_": "slow.endless"}}
-    )
+    slow = replace(HELLO, settings={**WORDS, "scenario": {"_target_": "slow.endless"}})
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < until
             with pytest.raises(RuntimeError, match=r"DEADLINE_EXCEEDED|UNAVAILABLE"):
-                call_trainer(str(tmp_path / "s"), pack_request(asked), timeout_s=0.5)
+                call_trainer(str(tmp_path / "s"), slow.pack(), timeout_s=0.5)
         process.terminate()
         assert process.wait(60) == 0
     finally:

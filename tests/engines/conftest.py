@@ -1,9 +1,10 @@
-"""A Flower `Grid` within this process, whose nodes are real sites, for what a network cannot show on purpose."""
+"""A Flower `Grid` in this process with real node services, for faults that a network does not produce on demand."""
 
 import sys
 import threading
 import time
 import uuid
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,11 +56,11 @@ def spoilt(*, how, num_features=3):
 
 
 class FakeGrid:
-    """Nodes are functions from request bytes to reply bytes, each message in a thread of its own.
+    """Nodes are functions from the bytes of a request to the bytes of a response; each message has a thread.
 
     Attributes:
         nodes: by id; None never answers.
-        gates: by id; what a node answers is held back until its gate is open.
+        gates: by id; the responses of a node are held back until its gate is open.
     """
 
     def __init__(self, nodes):
@@ -99,15 +100,15 @@ class FakeGrid:
             self.inbox.setdefault(name, []).extend([reply] * (2 if self.twice else 1))
 
     def shut(self, node):
-        """Hold back what a node answers from now on; the event to be set in the end."""
+        """Hold back the responses of a node from now on; return the event to set in the end."""
         self.gates[node] = threading.Event()
         return self.gates[node]
 
     def until_arrived(self):
-        """Wait for an answer that nobody has pulled."""
+        """Wait for a response that was not pulled."""
         until = time.monotonic() + LIMIT_S
         while not any(self.inbox.values()):
-            assert time.monotonic() < until, "no answer has arrived"
+            assert time.monotonic() < until, "no response has arrived"
             time.sleep(0.005)
 
     def pull_messages(self, ids):
@@ -138,10 +139,11 @@ def identity(monkeypatch):
 def federation(problem, identity, tmp_path):
     """``federation(scenario=..., strategy=..., clients=..., **engine) -> engine, grid, sites``."""
     from fedlearn.deploy.node_side.client_states import ClientStates
+    from fedlearn.deploy.node_side.experiment import NodeConfig
     from fedlearn.deploy.node_side.masking_keys import MaskingKeys, derive_public_key
     from fedlearn.deploy.node_side.policy import Policy, Reveal
-    from fedlearn.deploy.node_side.service import NodeConfig, NodeService
-    from fedlearn.engines.deployed import GridEngine
+    from fedlearn.deploy.node_side.service import NodeService
+    from fedlearn.engines.deployed import DeployedEngine
 
     grids = []
     targets = [f"{problem}.{name}" for name in ("linear", "normed", "spoilt")]
@@ -168,7 +170,7 @@ def federation(problem, identity, tmp_path):
             memories = ClientStates(tmp_path / f"memory{number}")
             own = NodeConfig(clients=tuple(here), masking_keys=MaskingKeys(secrets[number], known) if masking else None)
             sites[101 + number] = NodeService(own, Policy(**accepts), memories)
-        grid = FakeGrid({node: site.handle_request for node, site in sites.items()})
+        grid = FakeGrid({node: site.respond_to_bytes for node, site in sites.items()})
         grids.append(grid)
         scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
         strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
@@ -181,8 +183,21 @@ def federation(problem, identity, tmp_path):
             "deadline": LIMIT_S,
             **settings,
         }
+
+        def restart(node, config=None, policy=None):
+            """Start a node again, with other settings of its operator."""
+            old = sites[node]
+            changed = {"config": replace(old.config, **(config or {})), "policy": replace(old.policy, **(policy or {}))}
+            sites[node] = NodeService(**changed, client_states=old.client_states)
+            grid.nodes[node] = sites[node].respond_to_bytes
+
         return SimpleNamespace(
-            engine=GridEngine(grid, given, **settings), grid=grid, sites=sites, settings=given, allow=(problem,)
+            restart=restart,
+            engine=DeployedEngine(grid, given, **settings),
+            grid=grid,
+            sites=sites,
+            settings=given,
+            allow=(problem,),
         )
 
     yield make

@@ -73,7 +73,7 @@ def test_a_site_that_does_not_answer_in_time_is_a_failure_and_the_run_goes_on(fe
     made.grid.nodes[102] = None
     rounds = list(federated(made, made.engine, 2))
     failures = [failure for done in rounds for failure in done.failures]
-    assert all((one.client, one.stage, one.reason) == (1, "node", "no answer within 3 s") for one in failures)
+    assert all((one.client, one.stage, one.reason) == (1, "node", "no response within 3 s") for one in failures)
     assert all(done.num_updates == 3 for done in rounds)
 
 

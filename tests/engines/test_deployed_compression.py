@@ -65,7 +65,7 @@ def test_what_a_node_answers_holds_the_payload_and_no_update(federation):
     made, seen = federation(words={"compress": TOPK}), []
 
     def noting(payload):
-        seen.append(unpack(made.sites[101].handle_request(payload)))
+        seen.append(unpack(made.sites[101].respond_to_bytes(payload)))
         return pack(seen[-1])
 
     made.grid.nodes[101] = noting
@@ -90,7 +90,7 @@ def test_a_payload_that_cannot_be_read_never_touches_the_model(federation, chang
     made = federation(words={"compress": TOPK})
 
     def answer(payload):
-        parcel = unpack(made.sites[101].handle_request(payload))
+        parcel = unpack(made.sites[101].respond_to_bytes(payload))
         fit = parcel.metadata["kind"] == "fit"
         return pack(replace(parcel, arrays=change(parcel.arrays)) if fit else parcel)
 

@@ -7,7 +7,7 @@ import pytest
 from needs import needs
 
 from fedlearn import Schedule, federate, start
-from fedlearn.core import Request
+from fedlearn.core import Failure, Request
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.runner.config import build
 from fedlearn.testing import LOCAL_SETTINGS
@@ -17,11 +17,12 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 from fedlearn.core.records import ExampleDP
 from fedlearn.core.serialization import unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
+from fedlearn.deploy.node_side.local_clients import LocalClients
 from fedlearn.deploy.node_side.policy import RequiredPrivacy
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+from fedlearn.protocol.messages import NodeRequest, RequestKind, pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
@@ -34,7 +35,7 @@ def told(made):
     for node, site in made.sites.items():
 
         def answer(payload, site=site):
-            reply = site.handle_request(payload)
+            reply = site.respond_to_bytes(payload)
             parcel = unpack(reply)
             kept.extend([parcel] if parcel.metadata["kind"] == "fit" else [])
             return reply
@@ -125,17 +126,32 @@ def test_a_damaged_ledger_is_no_empty_one(federation, tmp_path):
         run(made, "local", rounds=1, clip_norm=1.0, noise_multiplier=8.0)
 
 
-def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_orders_numbers(federation):
+def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_orders_numbers(federation, monkeypatch):
     made = federation(words=EQUAL)
     remote_scenario(made.engine)
     site, seen = made.sites[101], []
     words = {**made.settings, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example", "noise_multiplier": 3.0}}
     words["population"] = {"num_clients": 4, "rounds": 1}
-    site._train = lambda scenario, strategy, order, *_: seen.append(order.local.example_dp)
+
+    def train(self, strategy, order, client, state_round):
+        seen.append(order.local.example_dp)
+        return Failure(client=client, stage="fit", reason="not trained")
+
+    monkeypatch.setattr(LocalClients, "train", train)
     quiet = replace(LOCAL_SETTINGS, example_dp=ExampleDP(clip=9.0, noise_multiplier=0.0))
     layout = made.engine.layout
     order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=quiet)
     for asked in (words, made.settings):
-        ask = RequestHeader(kind="fit", run="r", round=1, id="1", settings=asked, clients=(0,), layout=layout.digest)
-        site.handle_request(pack_request(ask, since=[0]) + pack_request_body(order))
+        request = NodeRequest(
+            kind=RequestKind.FIT,
+            run="r",
+            round=1,
+            id="1",
+            settings=asked,
+            clients=(0,),
+            state_rounds=(0,),
+            layout=layout.digest,
+            shared=pack_order(order),
+        )
+        site.respond(request)
     assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]

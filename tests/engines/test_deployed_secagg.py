@@ -21,7 +21,7 @@ from fedlearn.deploy.node_side.policy import RequiredPrivacy
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.privacy.secagg.errors import SecAggAborted
 from fedlearn.protocol.membership import FederationError
-from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+from fedlearn.protocol.messages import NodeRequest, RequestKind, pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
@@ -60,7 +60,7 @@ def overheard(made, change=lambda node, asked, parcel: parcel):
     for node, site in made.sites.items():
 
         def answer(payload, node=node, site=site):
-            asked, parcel = unpack(payload), unpack(site.handle_request(payload))
+            asked, parcel = NodeRequest.unpack(payload), unpack(site.respond_to_bytes(payload))
             heard.append(parcel)
             changed = change(node, asked, parcel)
             if changed is None:
@@ -101,7 +101,7 @@ def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_
     made = masked(federation, clients=((0,), (1,), (2,), (3,)), deadline=2)
 
     def silent_when_masked(node, asked, parcel):
-        return None if node == 104 and "params" in asked.arrays else parcel
+        return None if node == 104 and "params" in asked.shared.arrays else parcel
 
     overheard(made, silent_when_masked)
     (one,) = run(made, rounds=1, max_failures=0.5)
@@ -118,7 +118,7 @@ def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_
 
 def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(federation):
     made = masked(federation, deadline=1)
-    overheard(made, lambda node, asked, parcel: None if node == 102 and "params" in asked.arrays else parcel)
+    overheard(made, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel)
     with pytest.raises(SecAggAborted, match="2 of 4 clients answered, fewer than threshold 3"):
         run(made, rounds=1)
 
@@ -135,10 +135,20 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
     words = {**made.settings, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
     layout = made.engine.layout
     order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=LOCAL_SETTINGS)
-    ask = RequestHeader(kind="fit", run="r", round=1, id="1", settings=words, clients=(0,), layout=layout.digest)
-    answer = unpack(made.sites[101].handle_request(pack_request(ask, since=[0]) + pack_request_body(order)))
-    assert not answer.arrays
-    assert "through secure aggregation only" in answer.metadata["error"]["reason"]
+    request = NodeRequest(
+        kind=RequestKind.FIT,
+        run="r",
+        round=1,
+        id="1",
+        settings=words,
+        clients=(0,),
+        state_rounds=(0,),
+        layout=layout.digest,
+        shared=pack_order(order),
+    )
+    response = made.sites[101].respond(request)
+    assert not response.content.arrays
+    assert "through secure aggregation only" in response.refusal.reason
 
 
 @pytest.mark.parametrize(
@@ -160,10 +170,8 @@ def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
 
 def test_a_node_is_in_no_sum_with_keys_that_were_not_agreed_upon(federation):
     made = masked(federation)
-    stranger = made.sites[102]
-    stranger.config = replace(
-        stranger.config, masking_keys=replace(stranger.config.masking_keys, private_key=b"s" * 32)
-    )
+    keys = made.sites[102].config.masking_keys
+    made.restart(102, config={"masking_keys": replace(keys, private_key=b"s" * 32)})
     with pytest.raises(TooManyFailures, match=r"the keys of clients \[2, 3\] are not in this node's masking\.pub"):
         run(made, rounds=1)
 

@@ -64,7 +64,7 @@ def test_whoever_is_absent_costs_no_time_and_a_dropout_as_much_as_its_answer_wou
 
 
 def test_nobody_is_waited_for_beyond_the_deadline():
-    assert constant(seconds_per_step=1, deadline=5.0).arrival(1, 0, 1, LOAD) == Arrival(5.0, "no answer within 5 s")
+    assert constant(seconds_per_step=1, deadline=5.0).arrival(1, 0, 1, LOAD) == Arrival(5.0, "no response within 5 s")
 
 
 def test_a_traced_device_has_the_speed_and_the_windows_of_its_rows(tmp_path):

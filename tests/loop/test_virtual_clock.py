@@ -68,14 +68,14 @@ def test_enough_takes_the_fastest_and_calls_the_others_spare():
 
 def test_spares_count_against_no_round_and_latecomers_do():
     assert rounds(fedavg(), clocked(replace(SLOW, min_completed=1)), max_failures=0)
-    with pytest.raises(TooManyFailures, match=r"no answer within 0\.3 s"):
+    with pytest.raises(TooManyFailures, match=r"no response within 0\.3 s"):
         rounds(fedavg(), clocked(replace(SLOW, deadline=0.3)), max_failures=0)
 
 
 def test_a_deadline_ends_the_round_and_leaves_the_late_out():
     for number, done in enumerate(rounds(fedavg(), clocked(replace(SLOW, deadline=0.5))), start=1):
         assert 0 < len(done.failures) < 6
-        assert {(one.stage, one.reason) for one in done.failures} == {("node", "no answer within 0.5 s")}
+        assert {(one.stage, one.reason) for one in done.failures} == {("node", "no response within 0.5 s")}
         assert done.clock == pytest.approx(0.5 * number)
 
 

@@ -1,4 +1,4 @@
-"""Parcels in Flower's records."""
+"""Messages in Flower's records."""
 
 import pytest
 
@@ -18,26 +18,26 @@ def identity_of_flower(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 5, MAX_INLINE_BYTES, MAX_INLINE_BYTES + 1, 12 * 2**20])
-def test_a_parcel_of_any_size_comes_out_as_it_went_in(size):
+def test_a_message_of_any_size_arrives_as_it_was_sent(size):
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
     assert from_record_dict(to_record_dict(payload)) == payload
 
 
-def test_a_large_parcel_travels_in_parts_so_that_it_need_not_fit_one_protobuf(identity_of_flower):
+def test_a_large_message_travels_in_parts_so_that_it_need_not_fit_one_protobuf(identity_of_flower):
     payload = bytes(12 * 2**20 - 7) + b"the end"
     message = Message(to_record_dict(payload), 1, "query")
     parts = [len(part.deflate()) for part in get_all_nested_objects(message).values()]
     assert max(parts) < 6 * 2**20
 
 
-@pytest.mark.parametrize("content", [{}, {"fedlearn": ConfigRecord({"parcel": "text"})}, {"arrays": ArrayRecord()}])
-def test_records_without_a_parcel_are_refused(content):
-    with pytest.raises(ValueError, match="expected a parcel of fedlearn"):
+@pytest.mark.parametrize("content", [{}, {"fedlearn": ConfigRecord({"other": "text"})}, {"arrays": ArrayRecord()}])
+def test_records_without_a_message_are_refused(content):
+    with pytest.raises(ValueError, match="expected a message of fedlearn"):
         from_record_dict(RecordDict(content))
 
 
 @pytest.mark.parametrize("size", [0, 9, MAX_INLINE_BYTES, MAX_INLINE_BYTES + 1])
-def test_a_body_follows_each_parcel(size):
+def test_the_shared_part_follows_each_message(size):
     body = bytes(size)
     assert [from_record_dict(content) for content in to_record_dicts([b"one", b"two"], body)] == [
         b"one" + body,
@@ -45,7 +45,7 @@ def test_a_body_follows_each_parcel(size):
     ]
 
 
-def test_flower_sees_one_copy_of_a_large_body_however_many_nodes_it_goes_to(identity_of_flower):
+def test_flower_stores_one_copy_of_a_large_shared_part_for_any_number_of_nodes(identity_of_flower):
     messages = [
         Message(content, 1, "query")
         for content in to_record_dicts([b"one", b"two", b"three"], bytes(10 * MAX_INLINE_BYTES))

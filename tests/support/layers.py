@@ -41,7 +41,6 @@ TABLE = {
     "tests/flower": "framework",
     "tests/flower/test_flower_from_the_command_line": "cli",
     "tests/protocol/test_secagg_exchange": "unit",
-    "tests/protocol/test_requests": "unit",
     "tests/privacy/test_audit": "framework",
     "tests/privacy/test_privacy_readme": "docs",
     "tests/simulations": "framework",

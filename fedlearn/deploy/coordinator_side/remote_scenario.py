@@ -15,12 +15,12 @@ from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array, ClientId, ClientWork, Request, Updates
-from fedlearn.engines.deployed import GridEngine
+from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import DataError
 from fedlearn.loop.scenario import Scenario
 
 
-def remote_scenario(engine: GridEngine) -> Scenario:
+def remote_scenario(engine: DeployedEngine) -> Scenario:
     """The scenario of connected nodes: its name, task, clients and model; its examples stay where they are."""
     engine.open()
     homes = engine.membership.members_by_client()
@@ -51,7 +51,7 @@ class RemoteTrainer:
         layout: of their model.
     """
 
-    engine: GridEngine
+    engine: DeployedEngine
     framework: str
     device: str
     layout: Layout

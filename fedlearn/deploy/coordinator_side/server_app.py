@@ -37,7 +37,7 @@ from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.submitted_settings import check_submitted_settings
 from fedlearn.deploy.processes import die_with_parent
-from fedlearn.engines.deployed import GridEngine
+from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import FedlearnError, require
 from fedlearn.runner.compose import Job
 from fedlearn.runner.config import (
@@ -161,7 +161,7 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     if options.get("num_nodes") is None:
         options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
-    engine = GridEngine(grid, words, run=run, **options)
+    engine = DeployedEngine(grid, words, run=run, **options)
     try:
         scenario = remote_scenario(engine)
         plan = apply_privacy(plan, scenario)

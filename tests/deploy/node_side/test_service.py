@@ -5,12 +5,13 @@ import pytest
 
 from fedlearn import Scenario, Stage, Strategy, Transform, everyone
 from fedlearn.core import Request
-from fedlearn.core.serialization import Payload, pack, unpack
-from fedlearn.deploy.node_side import service as sites
+from fedlearn.deploy.node_side import experiment as builders
+from fedlearn.deploy.node_side import service as services
 from fedlearn.deploy.node_side.client_states import ClientStates
+from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.policy import Policy, Reveal
-from fedlearn.deploy.node_side.service import NodeConfig, NodeService
-from fedlearn.protocol.requests import RequestHeader, pack_request, pack_request_body
+from fedlearn.deploy.node_side.service import NodeService
+from fedlearn.protocol.messages import NodeRequest, RequestKind, pack_order
 from fedlearn.testing import LinearTrainer, linear_problem
 
 WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
@@ -42,8 +43,8 @@ def make(tmp_path, monkeypatch):
     def build(words, group, allow=()):
         return built[group](**{key: value for key, value in words.items() if key != "_target_"})
 
-    monkeypatch.setattr(sites, "build", build)
-    monkeypatch.setattr(sites, "get_object", lambda name: problem)
+    monkeypatch.setattr(builders, "build", build)
+    monkeypatch.setattr(builders, "get_object", lambda name: problem)
 
     def of(own=None, **policy):
         accepted = {"scenarios": {"fedlearn.testing.problem": {}}, "strategies": {"mine": {}}, **policy}
@@ -54,11 +55,15 @@ def make(tmp_path, monkeypatch):
     return of
 
 
-def fit(site, *, clients=(0,), round=1, deployed=True, run="run"):
-    layout = LinearTrainer(3).layout
+def request_to_fit(*, clients=(0,), round=1, deployed=True, run="run", **changes):
     order = Request(round=round, seed=1, params_D=np.zeros(4, np.float32), deployed=deployed)
-    ask = RequestHeader(kind="fit", run=run, round=round, id="1", settings=WORDS, clients=clients, layout=layout.digest)
-    return unpack(site.handle_request(pack_request(ask, since=[0] * len(clients)) + pack_request_body(order)))
+    fields = {"kind": RequestKind.FIT, "run": run, "round": round, "id": "1", "settings": WORDS, "clients": clients}
+    fields |= {"state_rounds": (0,) * len(clients), "layout": LinearTrainer(3).layout.digest}
+    return NodeRequest(**{**fields, "shared": pack_order(order), **changes})
+
+
+def fit(site, **fields):
+    return site.respond(request_to_fit(**fields))
 
 
 def test_data_framework_and_device_are_the_operators_whatever_an_order_says(make, tmp_path):
@@ -84,35 +89,33 @@ def test_scenario_and_strategy_are_built_once(make):
 
 
 def test_numbers_of_examples_are_told_as_the_policy_says(make):
-    exact = fit(make(), clients=(0, 2)).arrays["num_examples"]
+    exact = fit(make(), clients=(0, 2)).content.arrays["num_examples"]
     assert exact.tolist() == [5, 13]
-    rounded = fit(make(reveal=Reveal(num_examples="rounded")), clients=(0, 2)).arrays
+    rounded = fit(make(reveal=Reveal(num_examples="rounded")), clients=(0, 2)).content.arrays
     assert rounded["num_examples"].tolist() == [5, 10]
     assert rounded["count/loss"].tolist() == [5, 10]
-    exact = fit(make(), clients=(0, 2)).arrays
+    exact = fit(make(), clients=(0, 2)).content.arrays
     assert np.allclose(rounded["total/loss"] / rounded["count/loss"], exact["total/loss"] / exact["count/loss"])
 
 
 def test_an_order_that_breaks_the_site_is_answered_and_the_next_one_too(make, caplog):
     site = make()
-    broken = {"kind": "fit", "run": "run", "round": 1, "id": "1", "settings": WORDS, "clients": [0], "layout": "x"}
-    error = unpack(site.handle_request(pack(Payload(metadata=broken)))).metadata["error"]
-    assert "expected int" in error["reason"] or "layout" in error["reason"]
-    assert fit(site).metadata["clients"] == [0]
+    assert "another layout" in fit(site, layout="x").refusal.reason
+    assert fit(site).clients == (0,)
 
 
 def test_a_site_that_is_busy_says_so_instead_of_piling_requests_up(make, monkeypatch):
     site = make()
-    monkeypatch.setattr(sites, "LOCK_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(services, "LOCK_TIMEOUT_S", 0.1)
     with site._lock:
-        assert "still busy" in fit(site).metadata["error"]["reason"]
-    assert fit(site).metadata["clients"] == [0]
+        assert "still busy" in fit(site).refusal.reason
+    assert fit(site).clients == (0,)
 
 
 def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make, tmp_path):
     site = make(max_rounds=2)
     for _ in range(2):
-        assert "error" not in fit(site).metadata
-    assert "max_rounds=2" in fit(site).metadata["error"]["reason"]
-    assert "error" not in fit(site, run="another").metadata
+        assert fit(site).refusal is None
+    assert "max_rounds=2" in fit(site).refusal.reason
+    assert fit(site, run="another").refusal is None
     assert ClientStates(tmp_path / "client_states").request_counts("run") == (2, 3)

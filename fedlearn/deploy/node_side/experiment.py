@@ -1,0 +1,115 @@
+"""Build scenario and strategy of a request at the node, under the node's policy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+
+from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
+from fedlearn.algorithm.transforms import Stage
+from fedlearn.core.records import ClientId, LocalSettings
+from fedlearn.core.serialization import WireError, read_fields
+from fedlearn.deploy.node_side.masking_keys import MaskingKeys
+from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.loop.scenario import Scenario
+from fedlearn.privacy.mechanisms.base import Mechanism, Population
+from fedlearn.runner.config import build
+
+MAX_CACHED = 8  # scenarios and strategies that stay built
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
+    """The operator's settings of a node, which no request can change.
+
+    Args:
+        clients: ids of the clients of this node.
+        data: folder with the data; None lets the builder of the scenario search.
+        framework: ``torch`` or ``jax``; None takes the framework of the request.
+        device: device that computes.
+        masking_keys: keys for secure aggregation; None refuses secure aggregation.
+    """
+
+    clients: tuple[ClientId, ...]
+    data: Path | None = None
+    framework: str | None = None
+    device: str = "cpu"
+    masking_keys: MaskingKeys | None = None
+
+
+class ExperimentBuilder:
+    """Builds scenarios and strategies from the settings of requests, and keeps the last ones.
+
+    Args:
+        config: the operator's settings.
+        policy: policy that the settings of a request must satisfy.
+    """
+
+    def __init__(self, config: NodeConfig, policy: Policy) -> None:
+        self.config, self.policy = config, policy
+        self._built: dict[str, Any] = {}
+
+    def scenario(self, settings: Mapping[str, Any]) -> Scenario:
+        """Return the scenario of a request.
+
+        Raises:
+            PolicyViolation: the policy does not accept the settings.
+            WireError: the settings build something else.
+        """
+        self.policy.check_settings(settings)
+        scenario: Scenario = self._cached("scenario", self._with_operator_settings(settings["scenario"]), Scenario)
+        return scenario
+
+    def strategy(
+        self, settings: Mapping[str, Any], scenario: Scenario, local: LocalSettings
+    ) -> tuple[Strategy, LocalSettings]:
+        """Return strategy and local settings of a request, protected by the mechanism that the settings name.
+
+        Numbers of a request that contradict its settings have no effect. For example, DP-SGD follows from the settings.
+
+        Raises:
+            WireError: the settings build something else, or have no valid population.
+        """
+        strategy, local = self._with_privacy(settings, replace(local, example_dp=None))
+        buffers = str(settings.get("buffers") or "refuse")
+        strategy = with_buffer_policy(strategy, scenario.trainer.layout, buffers)
+        compress = settings.get("compress")
+        if compress:
+            strategy = with_compression(strategy, self._cached("compress", compress, Stage))
+        return strategy, local
+
+    def _with_privacy(self, settings: Mapping[str, Any], local: LocalSettings) -> tuple[Strategy, LocalSettings]:
+        strategy: Strategy = self._cached("strategy", settings["strategy"], Strategy)
+        if not settings.get("privacy"):
+            return strategy, local
+        mechanism: Mechanism = self._cached("privacy", settings["privacy"], Mechanism)
+        numbers = read_fields(settings.get("population") or {}, num_clients=int, rounds=int)
+        if min(numbers.values()) < 1:
+            raise WireError(f"the population of the request is {numbers}, expected numbers >= 1")
+        population = Population(clients=range(numbers["num_clients"]), rounds=numbers["rounds"])
+        return mechanism.protect(strategy, local, population)
+
+    def _with_operator_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a scenario, with the values that only the operator may choose."""
+        accepted = inspect.signature(get_object(settings["_target_"])).parameters  # the policy has accepted this name
+        data = str(self.config.data) if self.config.data else None
+        values: dict[str, Any] = {"path": data, "device": self.config.device, "deployed": True}
+        values |= {"framework": self.config.framework} if self.config.framework else {}
+        return {**settings, **{name: value for name, value in values.items() if name in accepted}}
+
+    def _cached(self, group: str, settings: Mapping[str, Any], kind: type[Any]) -> Any:
+        key = f"{group} {json.dumps(settings, sort_keys=True)}"
+        if key not in self._built:
+            part = build(dict(settings), group, allow=self.policy.allow_targets)
+            if not isinstance(part, kind):
+                raise WireError(f"{settings['_target_']} builds a {type(part).__name__}, expected a {kind.__name__}")
+            while len(self._built) >= MAX_CACHED:
+                del self._built[next(iter(self._built))]
+            self._built[key] = part
+        return self._built[key]

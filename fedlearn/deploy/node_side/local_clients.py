@@ -1,0 +1,96 @@
+"""Train and evaluate the clients of a node, each from its client state of the round that the request names.
+
+The same code trains here as in a simulation: the serial engine, one client at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.metrics import evaluate_client
+from fedlearn.core.records import (
+    ClientEvaluation,
+    ClientId,
+    Failure,
+    FailureStage,
+    MetricSum,
+    Predictions,
+    Request,
+    Updates,
+)
+from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates
+from fedlearn.deploy.node_side.policy import Reveal
+from fedlearn.engines.base import failure, serial
+from fedlearn.loop.client_update import initial_client_state
+from fedlearn.loop.scenario import Scenario
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalClients:
+    """The clients of a node in one run.
+
+    Args:
+        scenario: data and trainer.
+        client_states: client states on disk.
+        run: name of the run.
+    """
+
+    scenario: Scenario
+    client_states: ClientStates
+    run: str
+
+    def train(self, strategy: Strategy, request: Request, client: ClientId, state_round: int) -> Updates | Failure:
+        """Train one client, and save its new client state."""
+        engine = serial(self.scenario.data, self.scenario.trainer)
+        try:
+            initial = initial_client_state(strategy, engine.layout, request.params_D)
+            engine.client_states[client] = self.client_states.load(self.run, client, state_round, initial)
+            (result,) = engine.fit(request, strategy, [client])
+            if isinstance(result, Updates) and initial:
+                self.client_states.save(self.run, client, request.round, engine.client_states[client])
+        except (ClientStateError, OSError) as error:
+            result = failure(client, FailureStage.CLIENT_STATE, error)
+        if isinstance(result, Failure):
+            log.error("client %d failed at stage %s: %s\n%s", client, result.stage, result.reason, result.traceback)
+        return result
+
+    def evaluate(self, params_D: np.ndarray, clients: Sequence[ClientId]) -> list[ClientEvaluation | Failure]:
+        """Evaluate the global model on the held-out part of each client."""
+        engine = serial(self.scenario.data, self.scenario.trainer)
+        return [self._summarize(result) for result in engine.evaluate(params_D, clients)]
+
+    def evaluate_personal(
+        self, strategy: Strategy, params_D: np.ndarray, client: ClientId, state_round: int
+    ) -> ClientEvaluation | Failure:
+        """Evaluate the personal model of one client, from its client state of a round."""
+        engine = serial(self.scenario.data, self.scenario.trainer)
+        try:
+            initial = initial_client_state(strategy, engine.layout, params_D)
+            engine.client_states[client] = self.client_states.load(self.run, client, state_round, initial)
+        except ClientStateError as error:
+            return failure(client, FailureStage.CLIENT_STATE, error)
+        (result,) = engine.evaluate(params_D, [client], strategy)
+        return self._summarize(result)
+
+    def _summarize(self, result: Predictions | Failure) -> ClientEvaluation | Failure:
+        if isinstance(result, Failure):
+            return result
+        data = self.scenario.data
+        return evaluate_client(result, task=data.task, num_classes=data.num_classes)
+
+
+def with_reported_counts(update: Updates, reveal: Reveal) -> Updates:
+    """Return an update with the example counts that the policy reveals, in its metric sums too."""
+    counts = [reveal.reported_count(int(count)) for count in update.num_examples_K]
+    reported_K = np.array(counts, np.int64)
+    if (reported_K == update.num_examples_K).all():
+        return update
+    metrics = {name: MetricSum(reported_K * (s.total_K / s.count_K), reported_K) for name, s in update.metrics.items()}
+    return replace(update, num_examples_K=reported_K, metrics=metrics)

@@ -1,0 +1,252 @@
+"""Exchange requests and responses with the nodes of a federation.
+
+`Exchange` divides a request to a cohort among the nodes, sends it, and reads the responses as they arrive. Each client
+of the cohort gets a result: its own, or a `Failure` with a named cause. Every wait ends at a deadline.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import ClientId, Failure, FailureStage, sorted_client_ids
+from fedlearn.core.serialization import Payload, WireError
+from fedlearn.protocol.fields import client_of
+from fedlearn.protocol.grid_client import GridClient, InFlightRequest
+from fedlearn.protocol.membership import FederationError, Member, Membership
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.responses import ParameterReader, ResponseReader
+
+HELLO_TIMEOUT_S = 600.0  # for a node to import its framework and to read its data
+MAX_HELLO_BYTES = 8 * 2**20
+NOT_CONNECTED = "no node with this client is connected"
+Result = TypeVar("Result")
+RequestKey = tuple[ClientId, int]  # client and round of a request of an asynchronous strategy
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortRequest(Generic[Result]):
+    """A request to the clients of a cohort, before it is divided among their nodes.
+
+    Args:
+        kind: task.
+        round: round, 0 before the first.
+        clients: the cohort.
+        reader: reader of the results.
+        shared: content that is equal for all nodes.
+        content_for: function from the clients of a node to the content for this node.
+        state_rounds: for each client, the round of the client state it continues from. None: client states are not
+            needed.
+        min_completed: number of results that close the round; None waits for all.
+    """
+
+    kind: RequestKind
+    round: int
+    clients: Sequence[ClientId]
+    reader: ResponseReader[Result]
+    shared: Payload = field(default_factory=Payload)
+    content_for: Callable[[Sequence[ClientId]], Payload] = lambda clients: Payload()
+    state_rounds: Mapping[ClientId, int] | None = None
+    min_completed: int | None = None
+
+
+class Exchange:
+    """Sends requests to the members of a federation and reads their responses.
+
+    Args:
+        grid_client: connection to the nodes.
+        settings: settings from which nodes build scenario and strategy.
+        run: name of the run.
+        timeout_s: seconds after which a request counts as failed, > 0.
+
+    Attributes:
+        membership: the nodes that have joined.
+        layout: layout of the model; empty until the nodes have joined.
+    """
+
+    def __init__(self, grid_client: GridClient, settings: Mapping[str, Any], *, run: str, timeout_s: float) -> None:
+        self.grid_client, self.settings, self.run, self.timeout_s = grid_client, settings, run, timeout_s
+        self.membership = Membership()
+        self.layout = Layout(())
+        self._hellos: dict[str, int] = {}  # id of the request -> node
+        self._in_flight: dict[RequestKey, tuple[NodeRequest, CohortRequest[Any]]] = {}
+
+    def update_members(self, round: int) -> None:
+        """Greet new nodes, admit nodes that have responded, and remove disconnected nodes; does not wait."""
+        connected, members = self.grid_client.node_ids(), self.membership
+        members.remove_except(connected)
+        gone = {id for id, node_id in self._hellos.items() if node_id not in connected}
+        self.grid_client.cancel(gone)
+        self._hellos = {id: node_id for id, node_id in self._hellos.items() if id not in gone}
+        requests = {node_id: self._request(RequestKind.HELLO, round) for node_id in members.nodes_to_greet(connected)}
+        self._send(requests, timeout_s=HELLO_TIMEOUT_S, max_bytes=lambda clients: MAX_HELLO_BYTES)
+        self._hellos |= {request.id: node_id for node_id, request in requests.items()}
+        members.pending |= requests.keys()
+        for response in self.grid_client.take(self._hellos.keys()):
+            self._admit(response, self._hellos.pop(response.id))
+
+    def initial_parameters(self, client: ClientId, seed: int, round: int) -> Any:
+        """Return ``params_D`` that the node of a client draws from a seed.
+
+        Raises:
+            FederationError: the node fails or refuses.
+        """
+        content = Payload(metadata={"seed": seed})
+        reader = ParameterReader(num_parameters=self.layout.num_parameters)
+        member = self.membership.members_by_client()[client]
+        request = self._request(RequestKind.INIT, round, clients=member.clients, content=content)
+        self._send({member.node_id: request}, max_bytes=reader.max_bytes)
+        response = self.grid_client.wait({request.id})
+        if response.refusal:
+            raise FederationError(f"{member} sends no initial parameters: {response.refusal.reason}")
+        try:
+            return reader.read(response.content, ())[0]
+        except WireError as error:
+            raise FederationError(f"{member} sends no initial parameters: {error}") from error
+
+    def run_cohort(self, cohort: CohortRequest[Result]) -> Iterator[Result | Failure]:
+        """Send a request to a cohort and yield one result per client, in ascending order of clients.
+
+        A result is yielded as soon as the results of all clients before it are there.
+        """
+        held: dict[ClientId, Result | Failure] = {}
+        queue = deque(sorted(cohort.clients))
+        for result in self._results(cohort):
+            held[client_of(result)] = result
+            while queue and queue[0] in held:
+                yield held.pop(queue.popleft())
+        yield from (held[client] for client in queue if client in held)
+
+    def start(self, key: RequestKey, cohort: CohortRequest[Any]) -> bool:
+        """Send a request to one client, unless its node is busy. Return False if no connected node has this client."""
+        member = self.membership.members_by_client().get(key[0])
+        if member is None or self.grid_client.is_busy(member.node_id):
+            return member is not None
+        ((node_id, request),) = self._divide(cohort).items()
+        self._send({node_id: request}, max_bytes=cohort.reader.max_bytes)
+        self._in_flight[key] = (request, cohort)
+        return True
+
+    def is_in_flight(self, key: RequestKey) -> bool:
+        """Return whether a request was started and its result was not taken."""
+        return key in self._in_flight
+
+    def cancel_except(self, keys: Collection[RequestKey]) -> None:
+        """Cancel all started requests but these."""
+        cancelled = [key for key in self._in_flight if key not in keys]
+        self.grid_client.cancel({self._in_flight.pop(key)[0].id for key in cancelled})
+
+    def wait_for_next(self) -> tuple[RequestKey, Any]:
+        """Wait until a started request completes. Return its key and the result of its client.
+
+        Raises:
+            RuntimeError: no request is in flight.
+        """
+        keys = {request.id: key for key, (request, _) in self._in_flight.items()}
+        response = self.grid_client.wait(keys.keys())
+        request, cohort = self._in_flight.pop(keys[response.id])
+        (result,) = self._read(request, response, cohort.reader)
+        return keys[response.id], result
+
+    def _results(self, cohort: CohortRequest[Result]) -> Iterator[Result | Failure]:
+        """Yield results as they arrive, then a failure for every client without one."""
+        requests = self._divide(cohort)
+        waiting = {request.id: request for request in requests.values()}
+        missing, num_completed, needed = set(cohort.clients), 0, cohort.min_completed
+        stage, reason = FailureStage.NODE, NOT_CONNECTED
+        self._send(requests, max_bytes=cohort.reader.max_bytes)
+        try:
+            while waiting:
+                response = self.grid_client.wait(waiting.keys())
+                request = waiting.pop(response.id)
+                missing -= set(request.clients)
+                for result in self._read(request, response, cohort.reader):
+                    num_completed += not isinstance(result, Failure)
+                    yield result
+                if needed is not None and num_completed >= needed:
+                    stage, reason = FailureStage.NOT_NEEDED, f"the round closed with {needed} other updates"
+                    break
+        finally:
+            self.grid_client.cancel(waiting.keys())
+        yield from (Failure(client=client, stage=stage, reason=reason) for client in missing)
+
+    def _read(
+        self, request: NodeRequest, response: NodeResponse, reader: ResponseReader[Result]
+    ) -> list[Result | Failure]:
+        """Return the results of the clients of one request; a client without one fails, unless it may be omitted."""
+        if response.refusal:
+            log.warning("%s: %s", request.kind, response.refusal.reason)
+            if response.refusal.stage == FailureStage.REQUEST:  # the node restarted, with other clients or settings
+                self.membership.forget_clients(request.clients)
+            return _failures(request.clients, response.refusal.stage, response.refusal.reason)
+        try:
+            results: list[Result | Failure] = [*response.failures, *reader.read(response.content, response.clients)]
+        except WireError as error:
+            self.grid_client.num_ignored["malformed"] += 1
+            log.warning("ignored a response to %s: %s", request.kind, error)
+            return _failures(request.clients, FailureStage.RESPONSE, str(error))
+        omitted = set() if reader.may_omit_clients else set(request.clients) - {client_of(result) for result in results}
+        return results + _failures(omitted, FailureStage.RESPONSE, "the response of its node leaves the client out")
+
+    def _divide(self, cohort: CohortRequest[Any]) -> dict[int, NodeRequest]:
+        """Return a request for each node that has clients of the cohort."""
+        homes, clients_of = self.membership.members_by_client(), dict[int, list[ClientId]]()
+        for client in cohort.clients:
+            if client in homes:
+                clients_of.setdefault(homes[client].node_id, []).append(client)
+        rounds, requests = cohort.state_rounds, {}
+        for node_id, clients in clients_of.items():
+            requests[node_id] = self._request(
+                cohort.kind,
+                cohort.round,
+                clients=(ascending := sorted_client_ids(clients)),
+                state_rounds=None if rounds is None else tuple(rounds[client] for client in ascending),
+                content=cohort.content_for(ascending),
+                shared=cohort.shared,
+            )
+        return requests
+
+    def _request(self, kind: RequestKind, round: int, **fields: Any) -> NodeRequest:
+        layout = self.layout.digest if self.layout.leaves and kind != RequestKind.HELLO else ""
+        id = secrets.token_hex(16)
+        return NodeRequest(kind=kind, run=self.run, round=round, id=id, settings=self.settings, layout=layout, **fields)
+
+    def _send(
+        self,
+        requests: Mapping[int, NodeRequest],
+        *,
+        max_bytes: Callable[[int], int],
+        timeout_s: float | None = None,
+    ) -> None:
+        """Send requests to nodes; ``max_bytes`` bounds a response by its number of clients."""
+        self.grid_client.send(
+            [
+                InFlightRequest(
+                    node_id=node_id,
+                    request=request,
+                    timeout_s=timeout_s or self.timeout_s,
+                    max_response_bytes=max_bytes(len(request.clients)),
+                )
+                for node_id, request in requests.items()
+            ]
+        )
+
+    def _admit(self, response: NodeResponse, node_id: int) -> None:
+        """Admit the node that a response to ``hello`` describes, or refuse it."""
+        self.membership.pending.discard(node_id)
+        try:
+            if response.refusal:
+                raise WireError(f"stage {response.refusal.stage}: {response.refusal.reason}")
+            self.membership.admit(Member.read(response.content, response.clients, node_id))
+        except WireError as error:
+            self.membership.refuse(node_id, str(error))
+
+
+def _failures(clients: Iterable[ClientId], stage: FailureStage, reason: str) -> list[Any]:
+    return [Failure(client=client, stage=stage, reason=reason) for client in sorted(clients)]

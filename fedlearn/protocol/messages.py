@@ -1,0 +1,257 @@
+"""Define the request to a node and the response of a node: the only two messages of a deployment.
+
+Shapes: D parameters.
+
+Both read themselves from untrusted bytes and check each field: reading returns a valid message or raises `WireError`.
+A request has two parts. The first part is for one node. The second part, `NodeRequest.shared`, is equal for all nodes
+of a cohort, so that Flower stores a large model once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import ClientId, ExampleDP, Failure, FailureStage, LocalSettings, Request
+from fedlearn.core.serialization import (
+    LENGTH_BYTES,
+    Payload,
+    WireError,
+    pack,
+    read_fields,
+    read_text,
+    require_vector,
+    select_prefix,
+    unpack,
+    with_prefix,
+)
+from fedlearn.protocol.fields import (
+    Refusal,
+    failure_to_json,
+    read_client_ids,
+    read_failures,
+    read_number,
+    read_numbers,
+    read_refusal,
+    require_requested,
+)
+
+VERSION = 3  # of the format; both sides need the same
+
+
+class RequestKind(StrEnum):
+    """The task of a request. The values are those on the wire."""
+
+    HELLO = "hello"  # describe the node: its clients, model and framework
+    INIT = "init"  # return initial parameters
+    FIT = "fit"  # train the clients and return their updates
+    MASK = "mask"  # answer a message of secure aggregation, and train the clients if an order comes along
+    EVALUATE = "evaluate"  # return metric sums over held-out examples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeRequest:
+    """A request to one node.
+
+    Attributes:
+        kind: task.
+        run: name of the federated run, equal after a restart of the coordinator.
+        round: round, from 1; 0 before the first.
+        id: random for each request, so that no earlier response can be taken for the response to it.
+        settings: settings from which the node builds scenario, strategy and mechanism.
+        clients: clients of the node, ascending; none for ``hello``.
+        state_rounds: for each client, the round whose client state it continues from; 0 for the initial state. None:
+            the request needs no client states.
+        layout: digest of the coordinator's layout; empty for ``hello``.
+        content: content for this node.
+        shared: content that is equal for all nodes, e.g. a training order (`pack_order`).
+    """
+
+    kind: RequestKind
+    run: str
+    round: int
+    id: str
+    settings: Mapping[str, Any]
+    clients: tuple[ClientId, ...] = ()
+    state_rounds: tuple[int, ...] | None = None
+    layout: str = ""
+    content: Payload = field(default_factory=Payload)
+    shared: Payload = field(default_factory=Payload)
+
+    def pack(self) -> bytes:
+        """Return the request as bytes."""
+        return self.pack_head() + pack(self.shared)
+
+    def pack_head(self) -> bytes:
+        """Return the first part of the request as bytes; `shared`, packed, follows it."""
+        names = ("kind", "run", "round", "id", "settings", "clients", "state_rounds", "layout")
+        head = _pack_with_content({name: getattr(self, name) for name in names}, self.content)
+        return len(head).to_bytes(LENGTH_BYTES, "little") + head
+
+    @classmethod
+    def unpack(cls, data: bytes) -> NodeRequest:
+        """Return the request in untrusted bytes.
+
+        Raises:
+            WireError: the bytes are damaged or of another version, or a field has a wrong type or value.
+        """
+        end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+        if len(data) < LENGTH_BYTES or end > len(data):
+            raise WireError(f"the payload cannot be read: {len(data)} bytes of a request of {end}")
+        types = {"settings": dict, "clients": list}
+        fields, content = _unpack_with_content(data[LENGTH_BYTES:end], {**types, "state_rounds": None})
+        clients, rounds = read_client_ids(fields.pop("clients")), fields.pop("state_rounds")
+        if list(clients) != sorted(clients):
+            raise WireError(f"the clients {list(clients)[:10]} are not in ascending order")
+        state_rounds = None if rounds is None else read_numbers(rounds, "state_rounds")
+        if state_rounds is not None and len(state_rounds) != len(clients):
+            raise WireError(f"the request has {len(clients)} clients and {len(state_rounds)} rounds of client states")
+        shared = unpack(data[end:])
+        return cls(**fields, clients=clients, state_rounds=state_rounds, content=content, shared=shared)
+
+    def states_by_client(self) -> dict[ClientId, int]:
+        """Return the round of the client state of each client.
+
+        Raises:
+            WireError: the request has none.
+        """
+        if self.state_rounds is None:
+            raise WireError("the request has no state_rounds")
+        return dict(zip(self.clients, self.state_rounds, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeResponse:
+    """A response of one node. It repeats ``kind``, ``run``, ``round``, ``id`` and ``layout`` of the request.
+
+    Attributes:
+        clients: clients with a result, in the order of the rows in ``content``.
+        failures: clients that failed, without tracebacks.
+        refusal: reason why the request has no results; None if it has.
+        content: the results.
+    """
+
+    kind: RequestKind
+    run: str
+    round: int
+    id: str
+    layout: str
+    clients: tuple[ClientId, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    refusal: Refusal | None = None
+    content: Payload = field(default_factory=Payload)
+
+    @classmethod
+    def to(cls, request: NodeRequest, **fields: Any) -> NodeResponse:
+        """Return a response to a request."""
+        return cls(**{name: getattr(request, name) for name in ("kind", "run", "round", "id", "layout")}, **fields)
+
+    @classmethod
+    def refuse(cls, request: NodeRequest | None, stage: FailureStage, reason: str) -> NodeResponse:
+        """Return a response without results; ``request`` is None if the node could not read it."""
+        refusal = Refusal(stage=stage, reason=reason)
+        if request is None:
+            return cls(kind=RequestKind.HELLO, run="", round=0, id="", layout="", refusal=refusal)
+        return cls.to(request, refusal=refusal)
+
+    def pack(self) -> bytes:
+        """Return the response as bytes."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in ("kind", "run", "round", "id", "layout")}
+        fields |= {"clients": self.clients, "failures": [failure_to_json(failure) for failure in self.failures]}
+        fields["refusal"] = failure_to_json(self.refusal) if self.refusal else None
+        return _pack_with_content(fields, self.content)
+
+    @classmethod
+    def unpack(cls, data: bytes, request: NodeRequest, *, max_bytes: int) -> NodeResponse:
+        """Return the response to ``request`` in untrusted bytes.
+
+        Raises:
+            WireError: the bytes are too many, damaged or of another version; a field has a wrong type or value; or
+                the response is for another request, or for clients that are not in the request.
+        """
+        if len(data) > max_bytes:
+            raise WireError(f"the response has {len(data)} bytes, expected at most {max_bytes}")
+        fields, content = _unpack_with_content(data, {"clients": list, "failures": list, "refusal": None})
+        refusal, unread = read_refusal(fields.pop("refusal")), not fields["id"]
+        for name in ("kind", "run", "round", "id", "layout"):
+            value, expected = fields[name], getattr(request, name)
+            if value != expected and not (refusal and unread):  # the node could not read the request
+                raise WireError(f"the response is to another request: its {name} is {value!r}, expected {expected!r}")
+        clients, failures = read_client_ids(fields.pop("clients")), read_failures(fields.pop("failures"))
+        if request.kind != RequestKind.HELLO:
+            require_requested(clients, failures, request.clients)
+        return cls(**fields, clients=clients, failures=failures, refusal=refusal, content=content)
+
+
+def pack_order(request: Request) -> Payload:
+    """Return a training order as the shared content of requests."""
+    arrays = {"params": request.params_D, **with_prefix("broadcast/", request.broadcast)}
+    return Payload(metadata={"seed": request.seed, "local": asdict(request.local)}, arrays=arrays)
+
+
+def read_order(payload: Payload, round: int) -> Request:
+    """Return the training order in the shared content of a request.
+
+    Raises:
+        WireError: an array is missing or unknown, or a setting is out of range.
+    """
+    fields = read_fields(payload.metadata, seed=int, local=dict)
+    arrays = dict(payload.arrays)
+    params_D = arrays.pop("params", None)
+    unknown = [name for name in arrays if not name.startswith("broadcast/")]
+    if params_D is None or unknown or fields["seed"] < 0:
+        raise WireError("the order needs parameters, broadcasts and a seed >= 0, and nothing more")
+    try:
+        private = fields["local"].get("example_dp")
+        local = LocalSettings(**{**fields["local"], "example_dp": ExampleDP(**private) if private else None})
+    except (TypeError, ValueError) as error:
+        raise WireError(f"the local settings cannot be read: {error}") from error
+    broadcast = select_prefix(arrays, "broadcast/")
+    return Request(round=round, seed=fields["seed"], params_D=params_D, broadcast=broadcast, local=local)
+
+
+def require_order_fits(request: Request, layout: Layout) -> None:
+    """Refuse a training order whose vectors do not fit a layout or are not finite.
+
+    Raises:
+        WireError: a vector has another shape or dtype, or is not finite.
+    """
+    require_vector(request.params_D, (layout.num_parameters,), "params")
+    for name, vector in request.broadcast.items():
+        if not name.startswith("stage/"):
+            require_vector(vector, (layout.num_parameters,), f"broadcast {name}")
+        elif vector.dtype.kind != "f" or not np.isfinite(vector).all():  # e.g. a clip norm, of any shape
+            raise WireError(f"broadcast {name} is not finite")
+
+
+def _pack_with_content(fields: Mapping[str, Any], content: Payload) -> bytes:
+    return pack(Payload(metadata={**fields, "version": VERSION, "content": content.metadata}, arrays=content.arrays))
+
+
+def _unpack_with_content(data: bytes, types: Mapping[str, type | None]) -> tuple[dict[str, Any], Payload]:
+    """Return the fields that requests and responses share, further fields, and the content."""
+    payload = unpack(data)
+    metadata = dict(payload.metadata)
+    version = metadata.pop("version", None)
+    if type(version) is not int or version != VERSION:
+        raise WireError(
+            f"the message has format {version!r:.20}, expected {VERSION}: install equal versions of fedlearn"
+        )
+    common = {"kind": str, "run": str, "round": int, "id": str, "layout": str, "content": dict}
+    if metadata.keys() != common.keys() | types.keys():
+        raise WireError(f"the message has other fields: {sorted(metadata.keys() ^ (common.keys() | types.keys()))[:5]}")
+    fields = read_fields(metadata, **common, **{name: kind for name, kind in types.items() if kind})
+    fields |= {name: metadata[name] for name, kind in types.items() if kind is None}
+    if fields["kind"] not in set(RequestKind):
+        raise WireError(f"the kind is {fields['kind']!r:.60}, expected one of {', '.join(RequestKind)}")
+    fields["kind"] = RequestKind(fields["kind"])
+    fields["round"] = read_number(fields["round"], "round")
+    for name in ("run", "id", "layout"):
+        if read_text(fields[name], name) != fields[name]:
+            raise WireError(f"the field {name} is {fields[name]!r:.60}, expected at most 200 printable characters")
+    return fields, Payload(metadata=fields.pop("content"), arrays=payload.arrays)
