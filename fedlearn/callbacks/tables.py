@@ -9,10 +9,10 @@ import io
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.text import Text
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 UNLIMITED = 1_000_000  # columns of a terminal without an end
 
@@ -38,9 +38,6 @@ def format_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1, wi
     東京      12
     Lyon       3
     """
-    from rich.console import Console
-    from rich.table import Table
-
     head, *body = rows
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column, name in enumerate(head):
@@ -55,8 +52,6 @@ def format_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1, wi
 
 def _plain(cell: str) -> Text:
     """Return a cell without control characters: names of other people may hold commands for terminals."""
-    from rich.text import Text
-
     return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in cell))
 
 
