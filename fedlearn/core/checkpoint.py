@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,12 +143,21 @@ def check_format(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace a file in one step and flush it to disk; a crash leaves the old file or the new file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    """Replace a file in one step; see `atomic_draft`."""
+    with atomic_draft(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_draft(path: Path) -> Iterator[Path]:
+    """Yield the path of a draft that replaces ``path`` at the end, or is deleted after an error.
+
+    *Guarantees*: the draft is on disk before it replaces the file, so a crash leaves the old file or the new one.
+    """
+    draft = path.with_name(f".{os.getpid()}.{path.name}")  # with the suffix of the file
     try:
-        with open(draft, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield draft
+        with draft.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
     finally:

@@ -51,11 +51,6 @@ class ColumnSums:
         )
 
     @property
-    def num_missing(self) -> float:
-        """How many values are missing."""
-        return max(0.0, self.num_rows - (self.num_present or sum(self.counts.values())))
-
-    @property
     def mean(self) -> float:
         """Of the values that are there; 0 where there are none."""
         return self.total / self.num_present if self.num_present > 0 else 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from safetensors.numpy import save as to_safetensors
 
-from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.checkpoint import atomic_draft, write_atomically
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
@@ -64,15 +63,16 @@ def _safetensors(model: TrainedModel, path: Path) -> None:
 def _state_dict(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_state_dict
 
-    _atomically(path, lambda draft: save_state_dict(model.scenario.trainer, model.params_D, draft))
+    with atomic_draft(path) as draft:
+        save_state_dict(model.scenario.trainer, model.params_D, draft)
 
 
 def _onnx(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_onnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr):  # torch tells its steps
-        _atomically(path, lambda draft: save_onnx(model.scenario.trainer, model.params_D, model.example, draft))
+    with redirect_stdout(sys.stderr), atomic_draft(path) as draft:  # torch prints its steps
+        save_onnx(model.scenario.trainer, model.params_D, model.example, draft)
 
 
 _WRITERS: Mapping[str, Callable[[TrainedModel, Path], None]] = {
@@ -96,12 +96,3 @@ def _load_in_torch(folder: Path, checkpoint: str) -> TrainedModel:
             raise
         fix = "format=safetensors, which needs no twin"
         raise FedlearnError(f"the model of {folder} has no torch twin: {error}\n  try       {fix}") from error
-
-
-def _atomically(path: Path, write: Callable[[Path], None]) -> None:
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -132,10 +132,6 @@ class Masking:
         require(ok, "threshold", self.threshold, expected, "threshold=null")
         return threshold
 
-    def vector_length(self, layout: Layout) -> int:
-        """Integers that a client sends for a model."""
-        return next_power_of_two(layout.num_parameters) if self.flatten > 1 else layout.num_parameters
-
     def fixed_point(self, size: int) -> FixedPoint:
         """How numbers become integers, for cohorts of ``size``."""
         release = self.noisy_sum(size)
