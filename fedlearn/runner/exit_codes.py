@@ -42,7 +42,10 @@ def run_command(parser: ArgumentParser, action: Callable[..., int], argv: Sequen
     Returns:
         The exit code.
     """
-    options = vars(parser.parse_intermixed_args(argv))  # setting=value words may follow options
+    try:
+        options = vars(parser.parse_intermixed_args(argv))  # setting=value words may follow options
+    except TypeError:  # argparse does not mix options and words of a parser with subcommands
+        options = vars(parser.parse_args(argv))
     terminate_as_interrupt()
     return exit_code(lambda: action(**options))
 

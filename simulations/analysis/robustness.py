@@ -146,12 +146,12 @@ def _cell_text(cell: Cell) -> str:
     return f"{format_metric(cell.metric, cell.value)}{success}"
 
 
-def table_rows(found: Sequence[Cell]) -> list[list[str]]:
+def table_rows(cells: Sequence[Cell]) -> list[list[str]]:
     """Return a row for each rule: its name, the value under each attack, and the worst value."""
-    attacks = list(dict.fromkeys(cell.attack for cell in found))
+    attacks = list(dict.fromkeys(cell.attack for cell in cells))
     rows = [["rule", *(attack.replace("_", " ") for attack in attacks), "worst"]]
-    for rule in dict.fromkeys(cell.rule for cell in found):
-        own = [cell for cell in found if cell.rule == rule]
+    for rule in dict.fromkeys(cell.rule for cell in cells):
+        own = [cell for cell in cells if cell.rule == rule]
         worst = (min if own[0].metric == "accuracy" else max)(cell.value for cell in own)
         rows.append([rule, *(_cell_text(cell) for cell in own), format_metric(own[0].metric, worst)])
     return rows
