@@ -15,6 +15,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
 from fedlearn.core.lazy_names import LazyName, lazy_names
 from fedlearn.core.records import Array, Examples, LocalSettings, Round, State, Updates
+from fedlearn.core.version import VERSION
 from fedlearn.data.from_arrays import from_arrays
 from fedlearn.engines.base import serial, vector
 from fedlearn.errors import FedlearnError, SettingError
@@ -63,7 +64,7 @@ else:
         ),
     )
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Aggregator",

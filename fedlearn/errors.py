@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 __all__ = [
     "CheckpointError",
@@ -22,7 +22,13 @@ __all__ = [
 
 
 class FedlearnError(Exception):
-    """Root of every error that fedlearn raises on purpose."""
+    """Root of every error that fedlearn raises on purpose.
+
+    Attributes:
+        exit_code: exit code of a command that ends with this error.
+    """
+
+    exit_code: ClassVar[int] = 2
 
 
 class SettingError(FedlearnError, ValueError):
@@ -122,11 +128,11 @@ def is_count(value: object, *, at_least: int = 1) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
-    """The known word closest to ``word``, if one is close.
+def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """Return the known word closest to ``word``, or None if the similarity is below ``cutoff``.
 
     >>> did_you_mean("fedadm", ["fedavg", "fedadam"])
     'fedadam'
     """
-    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return close[0] if close else None

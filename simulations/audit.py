@@ -31,7 +31,13 @@ Exit codes: 0 the claim stands, 2 bad configuration, 3 the claim is refuted, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit codes as in ``USAGE``."""
-    return run_analysis_command(argv, name="audit", usage=USAGE, defaults=DEFAULTS, action=run_audit)
+    return run_analysis_command(
+        argv,
+        name="audit",
+        usage=USAGE,
+        defaults={f"audit.{key}": value for key, value in DEFAULTS.items()},
+        action=run_audit,
+    )
 
 
 if __name__ == "__main__":

@@ -8,20 +8,19 @@ Sweep first, then compare; runs that differ only in ``seed`` are grouped:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import run_command
+from fedlearn.core.command_line import command_parser, run_command
 from simulations.analysis.comparison import compare_runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for folders without runs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.compare",
-        description="Compares settings over seeds: a table, a figure (compare.png), compare.md and compare.json.",
+    parser = command_parser(
+        "simulations.compare",
+        "Compare settings over seeds: a table, a figure (compare.png), compare.md and compare.json.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs or of sweeps")
     parser.add_argument("--metric", help="metric to compare, e.g. auc; default: the main metric of the runs")

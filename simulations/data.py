@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fedlearn.runner.exit_codes import run_command
+from fedlearn.core.command_line import CommandParser, command_parser, run_command
 from simulations.datasets.registry import check_data_set, fetch_data_set, list_data_sets
 
 ACTIONS: Mapping[str, Callable[..., int]] = {"list": list_data_sets, "fetch": fetch_data_set, "check": check_data_set}
@@ -18,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(build_parser(), manage_data_sets, argv)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.data", description="The data sets of the scenarios.")
+    parser = command_parser("simulations.data", "List, download and verify the data sets of the scenarios.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list all data sets, and their place on this machine")
     fetch = commands.add_parser("fetch", help="download a data set unless it is on this machine")

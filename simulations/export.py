@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import DONE, parse_settings, run_command
+from fedlearn.core.command_line import DONE, command_parser, read_settings, run_command
 from simulations.analysis.export import export
+
+EXAMPLES = {"format": "onnx", "checkpoint": "best", "out": Path("model.onnx")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a folder without a model or a wrong setting."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.export",
-        description="Exports the model of a run.",
+    parser = command_parser(
+        "simulations.export",
+        "Export the model of a run.",
         epilog="settings: format=safetensors|torch|onnx, checkpoint=last|best|ROUND, out=FILE",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
@@ -25,9 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export_model(folder: Path, settings: Sequence[str]) -> int:
     """Export with ``setting=value`` words, and print the path of the file; return the exit code."""
-    options = parse_settings(settings, ("format", "checkpoint", "out"), example="format=onnx")
-    out = Path(options["out"]) if "out" in options else None
-    path = export(folder, options.get("format", "safetensors"), out, checkpoint=options.get("checkpoint", "last"))
+    options = read_settings(settings, EXAMPLES)
+    path = export(
+        folder, options.get("format", "safetensors"), options.get("out"), checkpoint=options.get("checkpoint", "last")
+    )
     sys.stdout.write(f"{path}\n")
     return DONE
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import parse_settings, run_command
+from fedlearn.core.command_line import command_parser, read_settings, run_command
 from simulations.analysis.prediction import write_predictions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a folder without a model or a file without examples."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.predict", description="Predicts new examples with the model of a run."
-    )
+    parser = command_parser("simulations.predict", "Predict new examples with the model of a run.")
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("--data", type=Path, required=True, help="a file of examples, or a folder of images")
-    parser.add_argument("settings", nargs="*", metavar="setting=value", help="checkpoint=last, best or a round")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="setting=value", help="checkpoint=last, best or a round"
+    )
     parser.add_argument("--out", type=Path, help="a CSV file; default: standard output")
     return run_command(parser, predict_examples, argv)
 
 
 def predict_examples(folder: Path, data: Path, *, settings: Sequence[str], out: Path | None) -> int:
     """Predict with the model of a checkpoint; return the exit code."""
-    options = parse_settings(settings, ("checkpoint",), example="checkpoint=best")
+    options = read_settings(settings, {"checkpoint": "best"})
     return write_predictions(folder, data, out=out, checkpoint=options.get("checkpoint", "last"))
 
 

@@ -6,9 +6,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from fedlearn.core.command_line import UsageError, exit_code
 from fedlearn.errors import did_you_mean
-from fedlearn.runner.compose import UsageError
-from fedlearn.runner.exit_codes import exit_code
 from simulations.analysis.analysis_run import AnalysisRun, run_analysis_command
 from simulations.attacks import gradient_inversion, membership_inference
 
@@ -53,13 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit codes as in ``USAGE``."""
     given = list(sys.argv[1:] if argv is None else argv)
     kinds = [word.removeprefix("kind=") for word in given if word.startswith("kind=")]
-    if {"-h", "--help"} & set(given):
+    if {"-h", "--help", "--version"} & set(given):
         kinds = ["gradient_inversion"]
     if len(kinds) != 1 or kinds[0] not in KINDS:
         return exit_code(lambda: _refuse(kinds))
     defaults, preset, body = KINDS[kinds[0]]
     return run_analysis_command(
-        given, name="privacy_attack", usage=USAGE, defaults=defaults, default_overrides=preset, action=body
+        given,
+        name="privacy_attack",
+        usage=USAGE,
+        defaults={"kind": kinds[0], **{f"privacy_attack.{key}": value for key, value in defaults.items()}},
+        default_overrides=preset,
+        action=body,
     )
 
 

@@ -8,20 +8,17 @@ Sweep first, with unprotected runs to compare with if you like; then draw:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import run_command
+from fedlearn.core.command_line import command_parser, run_command
 from simulations.analysis.privacy_utility import write_privacy_utility
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for folders without runs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.privacy_utility", description="Draws the main metric of runs against epsilon."
-    )
+    parser = command_parser("simulations.privacy_utility", "Draw the main metric of runs against epsilon.")
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folders of sweeps or of single runs")
     return run_command(parser, write_privacy_utility, argv)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fedlearn.callbacks.report import write_report
-from fedlearn.runner.exit_codes import DONE, run_command
+from fedlearn.core.command_line import DONE, command_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 for a folder that is not a run folder."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.report", description="Writes the report of a run again."
-    )
+    parser = command_parser("simulations.report", "Write the report of a run again.")
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     return run_command(parser, print_report, argv)
 

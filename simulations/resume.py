@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import run_command
+from fedlearn.core.command_line import command_parser, run_command
 from fedlearn.runner.resume import CHANGEABLE_SETTINGS, resume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit codes are those of ``simulations.run``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.resume",
-        description="Resumes a run from its last checkpoint, in the same folder, with the same result.",
+    parser = command_parser(
+        "simulations.resume",
+        "Resume a run from its last checkpoint, in the same folder, with the same result.",
         epilog=f"settings that may change: {', '.join(CHANGEABLE_SETTINGS)}",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the run")

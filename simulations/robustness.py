@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from simulations.analysis.analysis_run import run_analysis_command
 from simulations.analysis.robustness import (
-    COMMAND_SETTINGS,
     DEFAULT_OVERRIDES,
     DEFAULTS,
     NUM_ROOT_EXAMPLES,
@@ -20,8 +19,8 @@ USAGE = f"""Runs every rule under every attack, and shows what is left of the mo
 
 Words are those of python -m simulations.run (of strategy=, only strategy.clients_per_round counts), and
   rules      strategies, with commas; nnm+krum and bucketing+rfa put mixing before a rule
-             ({DEFAULTS["rules"]})
-  attacks    files in conf/poisoning, with commas ({DEFAULTS["attacks"]})
+             ({",".join(DEFAULTS["rules"])})
+  attacks    files in conf/poisoning, with commas ({",".join(DEFAULTS["attacks"])})
   fraction   of all clients that attack (0.2); rules that ask for it are told how many that is
   seeds      runs of each pair, from seed on (1); their mean is shown
 
@@ -40,10 +39,8 @@ Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit codes as in ``USAGE``."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    marked = [f"robustness.{word}" if word.partition("=")[0] in COMMAND_SETTINGS else word for word in given]
     return run_analysis_command(
-        marked,
+        argv,
         name="robustness",
         usage=USAGE,
         defaults=DEFAULTS,

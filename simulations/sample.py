@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlearn.runner.exit_codes import DONE, run_command
+from fedlearn.core.command_line import DONE, command_parser, run_command
 from simulations.analysis.sampling import sample_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exit codes are those of ``simulations.run``."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.sample", description=__doc__)
+    parser = command_parser("simulations.sample", "Write text with the language model of a run, by characters.")
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run of scenario=shakespeare")
     parser.add_argument("--start", default="O ", help="first characters of the text (%(default)r)")
     parser.add_argument("--length", type=int, default=300, help="characters to write (%(default)s)")

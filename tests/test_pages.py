@@ -12,7 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlearn.runner.compose import CONF_DIR, UsageError, compose
+from fedlearn.core.command_line import UsageError
+from fedlearn.runner.compose import CONF_DIR, compose
 from fedlearn.runner.start import parse_args
 
 ROOT = Path(__file__).parents[1]

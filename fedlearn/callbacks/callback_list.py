@@ -33,6 +33,8 @@ class CallbackError(FedlearnError):
         message: the stage and the error.
     """
 
+    exit_code = 3
+
     def __init__(self, callback: str, message: str) -> None:
         super().__init__(message)
         self.callback = callback

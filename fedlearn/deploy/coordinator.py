@@ -6,7 +6,6 @@ for each run; both are watched, and end with this process.
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import sys
@@ -14,19 +13,19 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization as formats
 from filelock import FileLock, Timeout
 
+from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.superlink import TOKEN_FILE_ENV
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry
-from fedlearn.deploy.processes import Child, Children, flower_environment, module_command
+from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, python_command
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.flower.compat import START_SUPEREXEC
-from fedlearn.runner.exit_codes import DONE, exit_code
-from fedlearn.runner.interrupt import terminate_as_interrupt
 
 # environment: where run folders lie, the keys of those who may join, and the modules that submitters may name
 RUNS_ENV, NODES_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_NODES", "FEDLEARN_ALLOW_TARGETS"
@@ -150,7 +149,7 @@ def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:
 
 def _superexec(keys: Path, address: str) -> list[str]:
     return [
-        *(sys.executable, "-c", START_SUPEREXEC, "--runtime-api-address", address),
+        *(*python_command(), "-c", START_SUPEREXEC, "--runtime-api-address", address),
         *("--root-certificates", str((keys / CA).resolve())),
         *("--superexec-auth-secret-file", str((keys / SECRET).resolve()), "--parent-pid", str(os.getpid())),
     ]
@@ -206,11 +205,9 @@ def local_host_of(host: str) -> str:
     return {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlearn.deploy.coordinator", description="Where nodes and operators meet, and runs take place."
-    )
+def build_parser() -> CommandParser:
+    """Return the parser of the command line."""
+    parser = command_parser("fedlearn.deploy.coordinator", "Admit nodes, accept runs from operators, and conduct them.")
     parser.add_argument("--keys", type=Path, default=Path("keys/coordinator"), help="its part of the keys")
     parser.add_argument("--state", type=Path, default=Path("coordinator"), help="database and logs")
     parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where runs leave their folders")
@@ -223,19 +220,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; 0 stopped by Ctrl-C or SIGTERM, 2 could not start."""
-    args = build_parser().parse_args(argv)
-    terminate_as_interrupt()
+    """Run the command; return 0 stopped by Ctrl-C or SIGTERM, 2 could not start."""
+    return run_command(build_parser(), _serve_until_stopped, argv)
 
-    def served() -> int:
-        try:
-            place = {"host": args.host, "port": args.port}
-            serve(args.keys, args.state, args.runs, **place, allow_targets=args.allow_targets)
-        except KeyboardInterrupt:
-            sys.stdout.write("stopped\n")
-        return DONE
 
-    return exit_code(served)
+def _serve_until_stopped(**options: Any) -> int:
+    try:
+        serve(**options)
+    except KeyboardInterrupt:
+        sys.stdout.write("stopped\n")
+    return DONE
 
 
 if __name__ == "__main__":

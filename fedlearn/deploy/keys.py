@@ -10,7 +10,6 @@ One folder holds everything and splits into parts that travel separately::
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import re
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.node_side.masking_keys import (
     IDENTITIES,
     MASKING_KEY,
@@ -37,7 +37,6 @@ from fedlearn.deploy.node_side.masking_keys import (
     read_identities,
 )
 from fedlearn.errors import FedlearnError, is_count, require
-from fedlearn.runner.exit_codes import DONE, exit_code
 
 CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
 CERTIFICATE, SERVER_KEY, SECRET, NODE_KEY = "server.crt", "server.key", "executor.secret", "node.key"
@@ -278,18 +277,18 @@ def _check_name(name: str) -> None:
     require(ok, "--nodes", name, "letters, digits, - _ and .", "--nodes cleveland budapest")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.keys", description=(__doc__ or "").split("\n")[0])
+def build_parser() -> CommandParser:
+    """Return the parser of the command line."""
+    parser = command_parser("fedlearn.deploy.keys", "Create and renew keys; admit nodes and revoke them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    told = {
+    descriptions = {
         "create": "authority, server certificate, operator's token, and a key pair a node",
         "renew": "a new server certificate; restart the coordinator to use it",
         "add": "key pairs for further nodes",
         "revoke": "lock nodes out",
         "show": "who may join, and until when the certificates last",
     }
-    for command, text in told.items():
+    for command, text in descriptions.items():
         own = commands.add_parser(command, help=text, description=text)
         own.add_argument("folder", type=Path)
         if command in ("create", "renew"):
@@ -303,19 +302,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code is 0 done, 2 refused."""
-    args = build_parser().parse_args(argv)
-    return exit_code(lambda: _command(args))
+    """Run the command; return 0 done, 2 refused."""
+    return run_command(build_parser(), manage_keys, argv)
 
 
-def _command(args: argparse.Namespace) -> int:
-    if args.command == "create":
-        create(args.folder, args.host, args.nodes, days=args.days)
-    elif args.command == "renew":
-        renew(args.folder, args.host, days=args.days)
-    elif args.command in ("add", "revoke"):
-        {"add": add, "revoke": revoke}[args.command](args.folder, args.nodes)
-    sys.stdout.write(f"{describe(args.folder)}\n")
+def manage_keys(
+    *, command: str, folder: Path, host: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365
+) -> int:
+    """Run one of the subcommands, and print the keys; return the exit code."""
+    if command == "create":
+        create(folder, host, nodes, days=days)
+    elif command == "renew":
+        renew(folder, host, days=days)
+    elif command in ("add", "revoke"):
+        {"add": add, "revoke": revoke}[command](folder, nodes)
+    sys.stdout.write(f"{describe(folder)}\n")
     return DONE
 
 

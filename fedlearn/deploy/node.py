@@ -14,16 +14,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.keys import CA, NODE_KEY
 from fedlearn.deploy.processes import GRACE_S, Child, Children, flower_environment, module_command
 from fedlearn.errors import FedlearnError
-from fedlearn.runner.exit_codes import DONE, exit_code
-from fedlearn.runner.interrupt import terminate_as_interrupt
 
 CLIENT_STATES_FOLDER, OLD_CLIENT_STATES_FOLDER = "client_states", "memory"  # in a node's --state
 TRAINER_TIMEOUT_S = 60.0  # to become ready
@@ -147,9 +147,9 @@ def _supernode(node: Node) -> Child:
     return Child("the SuperNode", command, node.state / "supernode.log", env, parent_death_signal=signal.SIGTERM)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.node", description="One site of a federation.")
+def build_parser() -> CommandParser:
+    """Return the parser of the command line."""
+    parser = command_parser("fedlearn.deploy.node", "Take part in a federation with the data of this site.")
     parser.add_argument("--coordinator", required=True, metavar="HOST:PORT")
     parser.add_argument("--keys", type=Path, required=True, help="this node's part of the keys")
     parser.add_argument("--state", type=Path, default=Path("node"), help="logs, and what clients remember")
@@ -211,18 +211,16 @@ def _client_states_folder(state: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; 0 stopped by Ctrl-C or SIGTERM, 2 cannot take part."""
-    args = build_parser().parse_args(argv)
-    terminate_as_interrupt()
+    """Run the command; return 0 stopped by Ctrl-C or SIGTERM, 2 cannot take part."""
+    return run_command(build_parser(), _serve_until_stopped, argv)
 
-    def served() -> int:
-        try:
-            serve(node_from_args(args))
-        except KeyboardInterrupt:
-            sys.stdout.write("stopped\n")
-        return DONE
 
-    return exit_code(served)
+def _serve_until_stopped(**options: Any) -> int:
+    try:
+        serve(node_from_args(argparse.Namespace(**options)))
+    except KeyboardInterrupt:
+        sys.stdout.write("stopped\n")
+    return DONE
 
 
 if __name__ == "__main__":

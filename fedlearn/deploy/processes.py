@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from fedlearn.core.import_path import ROOT
 from fedlearn.errors import FedlearnError
 
 GRACE_S = 6.0  # seconds; whoever ends a process that has children of its own must wait longer
@@ -199,6 +200,11 @@ def _how(code: int) -> str:
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
 
 
+def python_command() -> list[str]:
+    """Return the command of this Python; it does not import from the working folder before installed packages."""
+    return [sys.executable] if Path.cwd() == ROOT else [sys.executable, "-P"]  # -P would hide a checkout
+
+
 def module_command(module: str) -> list[str]:
-    """The start of a command that runs a module of ours with this Python."""
-    return [sys.executable, "-m", module]
+    """Return the start of a command that runs a module of fedlearn with this Python."""
+    return [*python_command(), "-m", module]

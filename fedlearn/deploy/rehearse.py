@@ -6,7 +6,6 @@ authentication over the loopback interface; nothing is left behind but the run f
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import signal
@@ -18,15 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fedlearn.core.command_line import command_parser, exit_code, take_settings, terminate_as_interrupt
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command
 from fedlearn.deploy.run_log import Follower
 from fedlearn.deploy.submit import compose_request
-from fedlearn.errors import require
-from fedlearn.runner.exit_codes import exit_code
-from fedlearn.runner.interrupt import terminate_as_interrupt
+from fedlearn.errors import is_count, require
+from fedlearn.runner.compat import command_line_parser
 
+DEFAULT_NUM_NODES = 2
 START_TIMEOUT_S = 90.0
 NOT_RESUMABLE = "a rehearsal cannot be gone on with: its nodes are gone"
 SHORT_TIMEOUTS = {"engine.join_timeout": 60, "engine.deadline": 120}  # seconds; everything is near
@@ -155,7 +155,9 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     Raises:
         FedlearnError: a word means nothing, or a process cannot be started.
     """
-    nodes, overrides = _nodes(overrides)
+    own, overrides = take_settings(overrides, {"num_nodes": DEFAULT_NUM_NODES})
+    nodes = own.get("num_nodes", DEFAULT_NUM_NODES)
+    require(is_count(nodes), "num_nodes", nodes, "a whole number >= 1", "num_nodes=4")
     given = {word.partition("=")[0] for word in overrides}
     order = compose_request(
         [*overrides, *(f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in given)]
@@ -174,24 +176,22 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
         return rehearsal.follower().run({**order, "rerun_command": again})
 
 
-def _nodes(words: Sequence[str]) -> tuple[int, list[str]]:
-    values = [word.removeprefix("num_nodes=") for word in words if word.startswith("num_nodes=")] or ["2"]
-    ok = values[-1].isdigit() and int(values[-1]) >= 1
-    require(ok, "num_nodes", values[-1], "a whole number >= 1", "num_nodes=4")
-    return int(values[-1]), [word for word in words if not word.startswith("num_nodes=")]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; exit codes as those of a simulation."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlearn.deploy.rehearse",
-        description="Rehearses a deployment on this machine: keys, coordinator, nodes, run; and cleans up.",
-        usage="%(prog)s [--keep DIR] [num_nodes=4] [word ...]   (words: see python -m simulations.run --help)",
+    """Run the command; exit codes are those of a simulation."""
+    parser = command_parser(
+        "fedlearn.deploy.rehearse",
+        "Rehearse a deployment on this machine, with keys, coordinator, nodes and a run; then clean up.",
+        epilog="settings: num_nodes=4, and the settings of a simulation, see python -m simulations.run --help",
+        passes_on=command_line_parser(),
     )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep keys, logs and state there")
-    args, rest = parser.parse_known_args(argv)
+
+    def start() -> int:
+        args, settings = parser.parse_known_args(argv)
+        return rehearse(settings, keep=args.keep)
+
     terminate_as_interrupt()
-    return exit_code(lambda: rehearse(rest, keep=args.keep))
+    return exit_code(start)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from fedlearn.core.command_line import DONE, FAILED, STOPPED
 from fedlearn.deploy.connectivity import ConnectionProblem, is_final
 from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_bundle, parse_exit_code
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunStatus
 from fedlearn.errors import FedlearnError
-from fedlearn.runner.exit_codes import DONE, FAILED, STOPPED
 
 START_TIMEOUT_S = (
     180.0  # seconds for the coordinator to begin a run; what it takes to import everything, several times over

@@ -11,12 +11,13 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from fedlearn.core.command_line import CommandParser, UsageError, command_parser, exit_code
 from fedlearn.deploy.run_log import Follower
 from fedlearn.engines.deployed import grid
 from fedlearn.runner.callbacks import build_callbacks
-from fedlearn.runner.compose import Job, UsageError, compose
+from fedlearn.runner.compat import command_line_parser
+from fedlearn.runner.compose import Job, compose
 from fedlearn.runner.config import build_plan
-from fedlearn.runner.exit_codes import exit_code
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.start import main as simulate
 from fedlearn.runner.start import parse_args as simulation
@@ -26,33 +27,36 @@ OUTPUTS = "outputs"  # what a simulation puts in front of its folder; here it is
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; 0 done, 2 bad configuration, 3 failed, 130 stopped with a checkpoint."""
+    """Run the command; return 0 done, 2 bad configuration, 3 failed, 130 stopped with a checkpoint."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
-    if args.help:
-        parser.print_help()
-        sys.stdout.write("\nwords are those of a simulation:\n\n")
-        return simulate(["--help"])
-    return exit_code(lambda: _submit(args, rest))
+
+    def submit() -> int:
+        args, settings = parser.parse_known_args(argv)
+        if args.help:
+            parser.print_help()
+            return simulate(["--help"])
+        return _submit(args, settings)
+
+    return exit_code(submit)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Our own part of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlearn.deploy.submit",
-        description="Runs an experiment at the nodes of a federation and shows it as it goes.",
-        usage="%(prog)s [--coordinator HOST:PORT] [--keys DIR] [--resume FOLDER | --follow ID] [word ...]",
+def build_parser() -> CommandParser:
+    """Return the parser of the options that a simulation does not have."""
+    parser = command_parser(
+        "fedlearn.deploy.submit",
+        "Run an experiment at the nodes of a federation, and show its rounds.",
+        epilog="settings: as in a simulation, see below",
+        passes_on=command_line_parser(),
         add_help=False,
-        allow_abbrev=False,
     )
     parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT")
     parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="the operator's part of the keys")
-    parser.add_argument("--resume", metavar="FOLDER", help="go on with a run that was stopped; words: rounds=100 ...")
-    parser.add_argument("--follow", type=int, metavar="ID", help="look on at a run that was submitted before")
+    parser.add_argument("--resume", metavar="FOLDER", help="resume a run that was stopped; rounds=100 is possible")
+    parser.add_argument("--follow", type=int, metavar="ID", help="follow a run that was submitted before")
     parser.add_argument(
         "--reconnect-timeout", type=float, default=120.0, help="seconds to wait for a coordinator that is lost"
     )
-    parser.add_argument("-h", "--help", action="store_true", help="this, and the words")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help, and the settings")
     return parser
 
 

@@ -7,7 +7,6 @@ from round to round.
 
 from __future__ import annotations
 
-import argparse
 import grp
 import logging
 import os
@@ -18,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.masking_keys import read_masking_keys
@@ -99,40 +101,51 @@ def _remove_old_socket(socket: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until a signal stops the process. Return 0 then, 2 for a bad setting."""
-    args = _parser().parse_args(argv)
+    """Run the command; return 0 stopped by Ctrl-C or SIGTERM, 2 cannot start."""
+    return run_command(build_parser(), _serve_until_stopped, argv)
+
+
+def _serve_until_stopped(
+    *,
+    socket: Path,
+    clients: Sequence[int],
+    policy: Path,
+    client_states: Path,
+    keys: Path | None,
+    group: str | None,
+    **options: Any,
+) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    set_environment(args.framework or "mixed")
+    set_environment(options["framework"] or "mixed")
+    search_working_folder_last()
     try:
-        keys = read_masking_keys(args.keys) if args.keys else None
-        config = NodeConfig(
-            clients=tuple(args.client),
-            data=args.data,
-            framework=args.framework,
-            device=args.device,
-            masking_keys=keys,
-        )
-        service = NodeService(config, read_policy(args.policy), ClientStates(args.client_states))
+        masking_keys = read_masking_keys(keys) if keys else None
+        config = NodeConfig(clients=tuple(clients), masking_keys=masking_keys, **options)
+        service = NodeService(config, read_policy(policy), ClientStates(client_states))
         for module in ("sklearn.metrics", *([f"fedlearn.trainers.{config.framework}"] if config.framework else [])):
             import_module(module)  # now, and not while a round waits
-        server = serve(service, args.socket, group=args.group)
-    except (FedlearnError, OSError, KeyError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    log.info("trainer of clients %s serves requests at %s", ", ".join(map(str, config.clients)), args.socket)
+        server = serve(service, socket, group=group)
+    except (OSError, KeyError) as error:
+        raise FedlearnError(str(error)) from error
+    log.info("trainer of clients %s serves requests at %s", ", ".join(map(str, config.clients)), socket)
     stopped.wait()
     server.stop(GRACE_S).wait(GRACE_S + 1)
-    args.socket.unlink(missing_ok=True)
+    socket.unlink(missing_ok=True)
     log.info("trainer stopped")
-    return 0
+    return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fedlearn.deploy.trainer", description=__doc__)
+def build_parser() -> CommandParser:
+    """Return the parser of the command line."""
+    parser = command_parser("fedlearn.deploy.trainer", "Train with the data of this node, at the requests of a socket.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve requests on")
+    parser.add_argument(
+        "--client", type=int, action="append", required=True, dest="clients", help="a client that lives here; repeat"
+    )
+    parser.add_argument("--policy", type=Path, required=True, help="what this node accepts")
     parser.add_argument(
         "--client", type=int, action="append", required=True, help="id of a client of this node; repeat"
     )

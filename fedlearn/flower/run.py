@@ -1,8 +1,7 @@
 """``python -m fedlearn.flower.run path/to/app num_nodes=100``: a Flower app in this process, without Ray.
 
-Words after the path are ``num_nodes`` (2 where it is not given, as in Flower) and settings of the app's own
-``[tool.flwr.app.config]``, with dots for nesting: ``num-server-rounds=3 model.width=32``. The exit code is 0 done, 2
-the app or a setting cannot be used, 3 failed, 130 stopped.
+Settings after the path are ``num_nodes`` (default 2, as in Flower) and the settings of the app in
+``[tool.flwr.app.config]``, with dots for nesting: ``num-server-rounds=3 model.width=32``.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fedlearn.core.command_line import DONE, FAILED, command_parser, run_command, take_settings
 from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean, is_count, require
 
 try:
@@ -28,7 +28,7 @@ try:
 except ImportError as missing:
     raise MissingExtra("running a Flower app", "flower") from missing
 
-DONE, BAD_CONFIGURATION, FAILED, STOPPED = 0, 2, 3, 130
+DEFAULT_NUM_NODES = 2  # as in Flower
 USAGE = "python -m fedlearn.flower.run path/to/app num_nodes=100"
 
 
@@ -47,21 +47,21 @@ class FlowerApp:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says."""
-    argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"):
-        sys.stdout.write(f"{__doc__}\n")
-        return DONE if argv else BAD_CONFIGURATION
-    try:
-        num_nodes, changes = parse_settings(argv[1:])
-        app = load_app(Path(argv[0]), changes)
-        return run(app, num_nodes)
-    except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
-        return BAD_CONFIGURATION
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return STOPPED
+    """Run the command; return 0 done, 2 the app or a setting cannot be used, 3 failed, 130 stopped."""
+    parser = command_parser(
+        "fedlearn.flower.run",
+        "Run a Flower app in this process, without Ray.",
+        epilog="settings: num_nodes=100, and the settings of the app, e.g. num-server-rounds=3",
+    )
+    parser.add_argument("folder", type=Path, metavar="APP", help="folder of the app, with its pyproject.toml")
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="e.g. num_nodes=100")
+    return run_command(parser, run_app, argv)
+
+
+def run_app(folder: Path, settings: Sequence[str]) -> int:
+    """Run the app of a folder; return the exit code."""
+    num_nodes, changes = parse_settings(settings)
+    return run(load_app(folder, changes), num_nodes)
 
 
 def run(app: FlowerApp, num_nodes: int) -> int:
@@ -140,21 +140,22 @@ def load_component(reference: str, kind: type[Any], project: Path) -> Any:
 
 
 def parse_settings(overrides: Sequence[str]) -> tuple[int, dict[str, Any]]:
-    """``num_nodes``, and the rest as settings of the app; values as in TOML, or plain text.
+    """Return ``num_nodes``, and the settings of the app; values as in TOML, or plain text.
 
     Raises:
         SettingError: a word is no ``key=value``, or ``num_nodes`` is out of range.
     """
+    own, words = take_settings(overrides, {"num_nodes": DEFAULT_NUM_NODES})
+    num_nodes = own.get("num_nodes", DEFAULT_NUM_NODES)
+    require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
     given: dict[str, Any] = {}
-    for word in overrides:
+    for word in words:
         key, equals, text = word.partition("=")
         require(bool(key and equals), word, "no setting", "key=value", USAGE)
         try:
             given[key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             given[key] = text
-    num_nodes = given.pop("num_nodes", 2)
-    require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=10")
     return num_nodes, given
 
 

@@ -7,23 +7,29 @@ Of epsilon, noise_multiplier and rounds any two are given and the third is found
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf
 from pathlib import Path
 
+from fedlearn.core.command_line import DONE, command_parser, read_settings, run_command
 from fedlearn.core.privacy_ledger import Epsilon, Event, EventHistory, event_history
-from fedlearn.errors import FedlearnError, MissingExtra, SettingError, did_you_mean, is_count, is_number, require
+from fedlearn.errors import MissingExtra, is_count, is_number, require
 from fedlearn.privacy.accounting import calibrate_noise_multiplier, calibrate_num_rounds, require_delta, require_epsilon
 from fedlearn.privacy.accounting import epsilon_bounds as epsilon_of
 
-COUNTS = ("clients", "cohort", "rounds")
-NUMBERS = ("epsilon", "noise_multiplier", "delta")
 SAMPLINGS = ("poisson", "fixed_size", "none")
-NAMES = (*COUNTS, *NUMBERS, "sampling")
+EXAMPLES = {
+    "clients": 1000,
+    "cohort": 100,
+    "rounds": 1000,
+    "epsilon": 2.0,
+    "noise_multiplier": 1.0,
+    "delta": 1e-5,
+    "sampling": "poisson",
+}
 MAX_ROUNDS = 10**7
 
 
@@ -134,7 +140,7 @@ def result_rows(query: PrivacyQuery) -> list[tuple[str, str]]:
     return rows
 
 
-def plot(query: PrivacyQuery, path: Path) -> None:
+def draw(query: PrivacyQuery, path: Path) -> None:
     """Draw the noise on the mean against cohort and rounds, at the epsilon of the answer.
 
     Raises:
@@ -162,27 +168,30 @@ def plot(query: PrivacyQuery, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; exit code 0, or 2 for a question that has no answer."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedlearn.privacy.calculator",
-        description="Answers planning questions on client-level central privacy, without running anything.",
+    """Run the command; return 0, or 2 for a question that has no answer."""
+    parser = command_parser(
+        "fedlearn.privacy.calculator",
+        "Answer planning questions on client-level central privacy, without a run.",
         epilog="give two of epsilon, noise_multiplier and rounds, e.g. "
         "clients=1000000 cohort=1000 rounds=2000 epsilon=2 delta=1e-7",
     )
-    parser.add_argument("settings", nargs="+", help=f"name=value, names: {', '.join(NAMES)}")
+    parser.add_argument("settings", nargs="+", metavar="setting=value", help=f"settings: {', '.join(EXAMPLES)}")
     parser.add_argument("--plot", type=Path, help="also draw noise against cohort and rounds into this file")
-    args = parser.parse_args(argv)
-    try:
-        question = PrivacyQuery(**_read(args.settings))  # type: ignore[arg-type]
-        rows = result_rows(question)
-        if args.plot:
-            plot(question, args.plot)
-            rows.append(("plot", str(args.plot)))
-    except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.writelines(f"{what:<19}{value}\n" for what, value in rows)
-    return 0
+    return run_command(parser, print_solution, argv)
+
+
+def print_solution(settings: Sequence[str], *, plot: Path | None) -> int:
+    """Print the solution of a query; return the exit code."""
+    values = read_settings(settings, EXAMPLES)
+    for name in ("clients", "cohort", "delta"):
+        require(name in values, name, "missing", "a value", f"{name}={EXAMPLES[name]}")
+    query = PrivacyQuery(**values)
+    rows = result_rows(query)
+    if plot:
+        draw(query, plot)
+        rows.append(("plot", str(plot)))
+    sys.stdout.writelines(f"{label:<19}{value}\n" for label, value in rows)
+    return DONE
 
 
 def _cost(question: PrivacyQuery, noise: float, rounds: int) -> Epsilon:
@@ -191,29 +200,6 @@ def _cost(question: PrivacyQuery, noise: float, rounds: int) -> Epsilon:
 
 def _at_most(rounds: int) -> str:
     return " (the most that is looked for)" if rounds == MAX_ROUNDS else ""
-
-
-def _read(words: Sequence[str]) -> Mapping[str, int | float | str]:
-    given: dict[str, int | float | str] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        near = did_you_mean(name, NAMES) or "clients"
-        fix = f"{near}={text or '...'}"
-        require(bool(equals) and name in NAMES, word, "given", f"name=value, with one of {', '.join(NAMES)}", fix)
-        given[name] = _value(name, text)
-    for name in ("clients", "cohort", "delta"):
-        require(name in given, name, "missing", "a value", f"{name}={'1e-5' if name == 'delta' else '1000'}")
-    return given
-
-
-def _value(name: str, text: str) -> int | float | str:
-    if name == "sampling":
-        return text
-    try:
-        return int(text.replace("_", "")) if name in COUNTS else float(text)
-    except ValueError:
-        kind = "a whole number" if name in COUNTS else "a number"
-        raise SettingError(name, text, kind, f"{name}={'1000' if name in COUNTS else '1.0'}") from None
 
 
 if __name__ == "__main__":

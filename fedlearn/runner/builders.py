@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from fedlearn.core.import_path import require_not_shadowed, shadowing_folder
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
 from fedlearn.runner.renames import new_name
 
@@ -26,6 +27,8 @@ FORBIDDEN_MODULES = ("fedlearn.runner.config", __name__)  # a configuration must
 
 class BuildError(FedlearnError):
     """Code that a configuration names failed; its own exception is the cause."""
+
+    exit_code = 3
 
 
 def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_args: int | None = None) -> None:
@@ -97,6 +100,7 @@ def _refused(where: str, name: Any, home: Any, allow: Sequence[str]) -> SettingE
 def find_target(name: str, where: str) -> Any:
     """Return the object that a dotted name refers to; an attribute comes before a module of the same name."""
     first, *rest = name.split(".")
+    require_not_shadowed(first)
     found = _imported(first, name, where)
     for i, part in enumerate(rest, start=2):
         if hasattr(found, part):
@@ -125,6 +129,8 @@ def _imported(module: str, name: str, where: str) -> Any:
 
 def _not_found(name: str, where: str, why: str) -> SettingError:
     fix = "start from the folder that holds the module, and check the spelling"
+    if mine := shadowing_folder(name.partition(".")[0]):
+        why, fix = f"{why}; {mine} is not searched, as fedlearn has a package of this name", f"another name for {mine}"
     return SettingError(f"{where}._target_", name, f"a name that Python can import ({why})", fix)
 
 

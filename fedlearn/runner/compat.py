@@ -7,13 +7,14 @@ below checks the installed version before it uses another name, and imports that
 from __future__ import annotations
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedlearn.core.command_line import CommandParser, command_parser
 from fedlearn.core.private_names import PrivateNames
 
 if TYPE_CHECKING:
@@ -59,12 +60,12 @@ HYDRA = PrivateNames(
 )
 
 
-def command_line_parser() -> ArgumentParser:
-    """Return the parser of Hydra's own options."""
+def command_line_parser() -> CommandParser:
+    """Return a parser of Hydra's own options; its ``--version`` shows the version of fedlearn."""
     HYDRA.verify("command line")
     from hydra._internal.utils import get_args_parser
 
-    return get_args_parser()
+    return command_parser("simulations.run", "", parents=[get_args_parser()], add_help=False)
 
 
 def run_command_line(args: Namespace, job: Callable[[DictConfig], float | None], *, folder: Path) -> None:

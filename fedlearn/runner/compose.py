@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedlearn.errors import FedlearnError
+from fedlearn.core.command_line import UsageError
 from fedlearn.runner.compat import (
     Composer,
     ParsedOverride,
@@ -25,11 +25,8 @@ from fedlearn.runner.compat import (
 )
 from fedlearn.runner.config_errors import explain_config_error
 
-CONF_DIR = Path(__file__).parents[2] / "conf"
-
-
-class UsageError(FedlearnError):
-    """A command line that means nothing here."""
+PACKAGED_CONF_DIR, CHECKOUT_CONF_DIR = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
+CONF_DIR = PACKAGED_CONF_DIR if PACKAGED_CONF_DIR.is_dir() else CHECKOUT_CONF_DIR
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,3 @@ class Interrupt:
             raise KeyboardInterrupt
         self.is_requested = True
         sys.stderr.write("\n stopping after this round (once more stops at once)\n")
-
-
-def terminate_as_interrupt() -> None:
-    """Let SIGTERM end this process as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)

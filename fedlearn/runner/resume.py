@@ -14,14 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER
 from fedlearn.callbacks.run_history import truncate_history
 from fedlearn.core import checkpoint
+from fedlearn.core.command_line import DONE, UsageError
 from fedlearn.core.records import ServerState
 from fedlearn.errors import did_you_mean
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import parse_override
-from fedlearn.runner.compose import UsageError
 from fedlearn.runner.config import Experiment, build_plan
 from fedlearn.runner.environment import set_environment
-from fedlearn.runner.exit_codes import DONE
 from fedlearn.runner.initial_weights import first_state
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import read_run_config, write_run_config

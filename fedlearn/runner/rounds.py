@@ -20,6 +20,7 @@ from fedlearn.callbacks.run_history import History, final_metrics, totals
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.callbacks.summary import summarise
 from fedlearn.core.arrays import as_numpy
+from fedlearn.core.command_line import DONE, FAILED, STOPPED
 from fedlearn.core.records import Round, ServerState
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import judge
@@ -27,7 +28,6 @@ from fedlearn.loop.training_loop import federate
 from fedlearn.runner.baselines import train_baselines
 from fedlearn.runner.callbacks import REQUIRED
 from fedlearn.runner.config import Experiment
-from fedlearn.runner.exit_codes import DONE, FAILED, STOPPED
 from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.run_folder import RunFolderWriteError
 from fedlearn.runner.run_mode import SIMULATION, RunMode

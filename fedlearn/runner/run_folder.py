@@ -24,6 +24,8 @@ class RunFolderError(FedlearnError):
 class RunFolderWriteError(FedlearnError):
     """A run folder can no longer be written, in the middle of a run."""
 
+    exit_code = 3
+
 
 @dataclass(frozen=True)
 class RunFolderLock:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from fedlearn.callbacks.console import Console
 from fedlearn.callbacks.formatting import relative_path
+from fedlearn.core.command_line import as_called
 from fedlearn.runner.config import Experiment, Plan, build_experiment
 
 
@@ -38,5 +39,5 @@ SIMULATION = RunMode(
     rerun_command=lambda folder: (
         f"python -m simulations.run --config-path {shlex.quote(relative_path(folder))} --config-name config"
     ),
-    resume_command=lambda folder: f"python -m simulations.resume {shlex.quote(str(folder))}",
+    resume_command=lambda folder: as_called(f"python -m simulations.resume {shlex.quote(str(folder))}"),
 )

@@ -13,16 +13,23 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from fedlearn.callbacks.run_history import METRICS_FILE
+from fedlearn.core.command_line import (
+    BAD_CONFIGURATION,
+    DONE,
+    FAILED,
+    STOPPED,
+    UsageError,
+    exit_code,
+    terminate_as_interrupt,
+)
 from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
-from fedlearn.runner.compose import CONF_DIR, Job, UsageError, compose
+from fedlearn.runner.compose import CONF_DIR, Job, compose
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.environment import set_environment
-from fedlearn.runner.exit_codes import BAD_CONFIGURATION, DONE, FAILED, STOPPED, exit_code
 from fedlearn.runner.initial_weights import first_state, require_source
-from fedlearn.runner.interrupt import terminate_as_interrupt
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
@@ -33,18 +40,18 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code is 0 done, 2 bad configuration, 3 failed, 130 stopped."""
-    args = parse_args(argv)
-    if args.help or args.hydra_help or args.shell_completion:
-        return _hydra(args, lambda cfg: None)
+    """Run the command; return 0 done, 2 bad configuration, 3 failed, 130 stopped."""
     terminate_as_interrupt()
-    return exit_code(lambda: _asked_for(args))
+    return exit_code(lambda: _asked_for(parse_args(argv)))
 
 
 def parse_args(argv: Sequence[str] | None) -> Namespace:
-    """Hydra's own options, with paths as seen from here; all other words are overrides."""
-    args, unknown = command_line_parser().parse_known_args(argv)
-    args.overrides += unknown  # refused later, in our words
+    """Return Hydra's options, with absolute paths, and the overrides.
+
+    Raises:
+        UsageError: an option does not exist, or lacks its value.
+    """
+    args: Namespace = command_line_parser().parse_args(argv)
     for option in ("config_path", "config_dir"):
         if getattr(args, option):
             setattr(args, option, os.path.abspath(getattr(args, option)))
@@ -92,6 +99,8 @@ def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMo
 
 
 def _asked_for(args: Namespace) -> int:
+    if args.help or args.hydra_help or args.shell_completion:
+        return _hydra(args, lambda cfg: None)
     jobs = compose(args)
     if args.cfg or args.info:
         return _hydra(args, lambda cfg: None)

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fedlearn.callbacks import figures
 from fedlearn.callbacks.report import DOTS_PER_INCH, data_uri, load_template
 from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.command_line import UsageError, command_parser, exit_code, take_settings, terminate_as_interrupt
 from fedlearn.errors import FedlearnError
-from fedlearn.runner.builders import BuildError, refuse_unknown_keys
-from fedlearn.runner.compose import Job, UsageError, compose
+from fedlearn.runner.builders import BuildError
+from fedlearn.runner.compat import command_line_parser
+from fedlearn.runner.compose import Job, compose
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.engines import require_in_process
 from fedlearn.runner.environment import set_environment
-from fedlearn.runner.exit_codes import exit_code
-from fedlearn.runner.interrupt import terminate_as_interrupt
 from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_folder import locked_run_folder, reserve_run_folder
 from fedlearn.runner.start import parse_args
@@ -59,46 +59,47 @@ def run_analysis_command(
     default_overrides: Sequence[str] = (),
     action: Callable[[AnalysisRun], int],
 ) -> int:
-    """Run a command with the settings of the simulation and ``name.setting=value``; return the exit code.
+    """Run a command with the settings of the simulation and settings that only this command has.
 
     Args:
-        argv: words of the command line; None takes those of this process.
-        name: name of the command.
+        argv: words of the command line; None takes the words of this process.
+        name: name of the command, and of its folder in ``outputs``.
         usage: text of ``--help``.
-        defaults: default values of the settings that only this command has.
+        defaults: default values of the settings that only this command has, by full name.
         default_overrides: overrides of the simulation that apply unless the user sets them.
         action: the command; receives the settings and the folder, and returns an exit code.
-    """
-    given = list(sys.argv[1:] if argv is None else argv)
-    if {"-h", "--help"} & set(given):
-        sys.stdout.write(usage)
-        return 0
-    terminate_as_interrupt()
-    own = [word for word in given if word.startswith(f"{name}.")]
-    args = parse_args([word for word in given if word not in own and not word.startswith("kind=")])
 
-    def act() -> int:
-        settings = _settings(name, own, defaults)
-        job, chosen = _composed(args, name, default_overrides)
-        planned = build_plan(job.cfg)
+    Returns:
+        The exit code.
+    """
+    parser = command_parser(f"simulations.{name}", usage, passes_on=command_line_parser())
+    words = list(sys.argv[1:] if argv is None else argv)
+
+    def analyze() -> int:
+        _, rest = parser.parse_known_args(words)
+        own, overrides = take_settings(rest, defaults)
+        settings = {key.rpartition(".")[2]: value for key, value in {**defaults, **own}.items()}
+        job, chosen = _compose(parse_args(overrides), name, default_overrides)
+        plan = build_plan(job.cfg)
         reason = f"simulations.{name} changes the clients and reads their updates"
         require_in_process(job.cfg.engine, "engine", job.cfg.engine["_target_"], reason, "engine=vector")
         set_environment(job.cfg.get("framework"))
-        claimed = reserve_run_folder(job.folder, chosen=chosen)
-        again = shlex.join(["python", "-m", f"simulations.{name}", *given])
+        folder = reserve_run_folder(job.folder, chosen=chosen)
+        again = shlex.join(["python", "-m", f"simulations.{name}", *words])
         try:
-            with locked_run_folder(claimed.path):
-                write_run_config(claimed.path, job.cfg)
+            with locked_run_folder(folder.path):
+                write_run_config(folder.path, job.cfg)
                 return action(
-                    AnalysisRun(cfg=job.cfg, plan=planned, settings=settings, folder=claimed.path, command_line=again)
+                    AnalysisRun(cfg=job.cfg, plan=plan, settings=settings, folder=folder.path, command_line=again)
                 )
         except BuildError:  # its traceback is in the log
             raise
         except (FedlearnError, KeyboardInterrupt):
-            claimed.discard()
+            folder.discard()
             raise
 
-    return exit_code(act)
+    terminate_as_interrupt()
+    return exit_code(analyze)
 
 
 def save_results(
@@ -154,18 +155,7 @@ def draw_with_style(draw: Callable[[], figures.Figure]) -> figures.Figure:
         return figure
 
 
-def _settings(name: str, words: Sequence[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        given = OmegaConf.to_container(OmegaConf.from_dotlist([word.partition(".")[2] for word in words]))
-    except Exception as error:  # whatever YAML has against a value
-        fix = f"{name}.{next(iter(defaults))}=..."
-        raise UsageError(f"{' '.join(words)} cannot be read: {error}\n  try       {fix}") from error
-    assert isinstance(given, dict)
-    refuse_unknown_keys({str(key): value for key, value in given.items()}, list(defaults), name)
-    return {**defaults, **{str(key): value for key, value in given.items()}}
-
-
-def _composed(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
+def _compose(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
     """Return the settings, and whether the user chose the folder."""
     if args.multirun:
         raise UsageError(f"-m sweeps runs, not what simulations.{name} does\n  try       one after another")

@@ -24,9 +24,9 @@ from fedlearn.callbacks.report import DOTS_PER_INCH, RunResults, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE, History
 from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.command_line import DONE
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
-from fedlearn.runner.exit_codes import DONE
 
 COLORS = (
     figures.POOLED_COLOR,

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.command_line import DONE
 from fedlearn.core.federated_data import Task
 from fedlearn.data.folder import list_images
 from fedlearn.errors import DataError
-from fedlearn.runner.exit_codes import DONE
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedlearn import everyone, mean, sgd
 from fedlearn.callbacks import figures
+from fedlearn.core.command_line import DONE, FAILED
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.privacy_guarantee import Neighbors
 from fedlearn.core.records import Examples, Round
@@ -38,7 +39,6 @@ from fedlearn.privacy.audit import (
 )
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.runner.config import Experiment, build_experiment
-from fedlearn.runner.exit_codes import DONE, FAILED
 from simulations import models
 from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save_results, write_report_page
 

@@ -14,9 +14,9 @@ from fedlearn.callbacks.formatting import format_metric
 from fedlearn.callbacks.report import DOTS_PER_INCH, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE
 from fedlearn.callbacks.tables import print_table
+from fedlearn.core.command_line import DONE
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
-from fedlearn.runner.exit_codes import DONE
 
 FIGURE_FILE = "privacy_utility.png"
 COLORS = (figures.POOLED_COLOR, figures.WORST_COLOR, "#009E73", "#CC79A7", "#E69F00")

@@ -19,19 +19,18 @@ from fedlearn.callbacks import figures
 from fedlearn.callbacks.formatting import format_metric, relative_path
 from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.command_line import DONE
 from fedlearn.errors import did_you_mean, is_count, is_number, require
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import federate, start
 from fedlearn.runner.compose import CONF_DIR
 from fedlearn.runner.config import build_experiment, build_plan
-from fedlearn.runner.exit_codes import DONE
 from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save_results
 
 ATTACKS = ("none", "sign_flip", "gaussian", "label_flip", "alie", "inner_product", "min_max", "mimic", "backdoor")
 RULES = ("fedavg", "norm_bounding", "fedmedian", "fedtrimmedavg", "rfa", "centered_clipping", "krum", "nnm+krum")
 NUM_ROOT_EXAMPLES = 100  # examples that a server has of its own, as in the paper on FLTrust
-COMMAND_SETTINGS = ("rules", "attacks", "fraction", "seeds")
-DEFAULTS: Mapping[str, Any] = {"rules": ",".join(RULES), "attacks": ",".join(ATTACKS), "fraction": 0.2, "seeds": 1}
+DEFAULTS: Mapping[str, Any] = {"rules": [*RULES], "attacks": [*ATTACKS], "fraction": 0.2, "seeds": 1}
 DEFAULT_OVERRIDES = (
     "scenario=digits",
     "scenario.alpha=0.3",
@@ -67,13 +66,13 @@ def run_cells(analysis: AnalysisRun) -> list[Cell]:
         SettingError: a rule or attack is unknown, or a rule does not withstand so many attackers.
     """
     own, done = analysis.settings, []
-    rules, attacks, fraction, seeds = _names(own["rules"]), _names(own["attacks"]), own["fraction"], own["seeds"]
+    rules, attacks, fraction, seeds = (own[name] for name in ("rules", "attacks", "fraction", "seeds"))
     known = sorted(path.stem for path in (CONF_DIR / "poisoning").glob("*.yaml"))
     parts = [name for rule in rules for name in rule.split("+")]
     for kind, names, options in (("rules", parts, strategies.__all__), ("attacks", attacks, known)):
         for name in names:
             near_by = did_you_mean(name, options) or options[0]
-            require(name in options, kind, name, f"of {', '.join(options)}", f"{kind}={near_by}")
+            require(name in options, kind, name, f"one of {', '.join(options)}", f"{kind}={near_by}")
     require(is_number(fraction, at_least=0, below=0.5), "fraction", fraction, "a share in [0, 0.5)", "fraction=0.2")
     require(is_count(seeds), "seeds", seeds, "a whole number >= 1", "seeds=3")
     together = analysis.cfg.strategy.get("clients_per_round")
@@ -135,10 +134,6 @@ def _words(names: Sequence[str], fraction: float, num_malicious: int) -> dict[st
     fix = f"rules={inner[0]}+{first}" if inner else ""
     require(not inner or "rule" in takes, "rules", "+".join(names), "what mixes (nnm, bucketing) before a rule", fix)
     return words | ({"rule": _words(inner, fraction, num_malicious)} if inner else {})
-
-
-def _names(listed: Any) -> list[str]:
-    return [str(name) for name in (listed if isinstance(listed, list) else str(listed).split(","))]
 
 
 def _cell_text(cell: Cell) -> str:

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fedlearn.callbacks.tables import print_table
+from fedlearn.core.command_line import DONE, FAILED
 from fedlearn.data.download import DataSet, LocatedFiles, find, find_local
 from fedlearn.errors import DataError, SettingError, did_you_mean
-from fedlearn.runner.exit_codes import DONE, FAILED
 from simulations.datasets.airline_tweets import AIRLINE_TWEETS
 from simulations.datasets.cifar10 import CIFAR10, CIFAR10_JPEG
 from simulations.datasets.icu import ICU_STAYS

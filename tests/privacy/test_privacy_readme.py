@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import fedlearn.privacy
-from fedlearn.privacy.calculator import NAMES
+from fedlearn.privacy.calculator import EXAMPLES
 from fedlearn.privacy.mechanisms import __all__ as mechanisms
 from fedlearn.runner.compose import compose
 from fedlearn.runner.config import build_plan
@@ -28,7 +28,7 @@ def test_every_command_is_one_that_runs(line):
         assert build_plan(job.cfg).privacy.kind in mechanisms
     else:
         assert words[:3] == ["python", "-m", "fedlearn.privacy.calculator"]
-        assert {word.partition("=")[0] for word in words[3:]} <= set(NAMES)
+        assert {word.partition("=")[0] for word in words[3:]} <= set(EXAMPLES)
 
 
 def test_the_code_does_what_it_says():

@@ -8,7 +8,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from fedlearn.runner.compose import UsageError, compose
+from fedlearn.core.command_line import UsageError
+from fedlearn.runner.compose import compose
 from fedlearn.runner.config import build_plan
 from fedlearn.runner.renames import RENAMED, new_name
 from fedlearn.runner.start import main, parse_args

@@ -161,7 +161,7 @@ def test_missing_values_are_not_passed_on(digits, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("words", "reason"),
-    [(["format=onxx"], "try       format=onnx"), (["formt=onnx"], "cannot be read")],
+    [(["format=onxx"], "try       format=onnx"), (["formt=onnx"], "did you mean format=onnx?")],
 )
 def test_a_typo_is_told(digits, capsys, words, reason):
     assert export_main([str(digits), *words]) == 2

@@ -31,6 +31,7 @@ from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
 from fedlearn.callbacks.console import Console
+from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.random import Purpose, generator
 from fedlearn.deploy.coordinator import NODES_ENV, RUNS_ENV
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
@@ -48,7 +49,6 @@ from fedlearn.runner.config import (
     check_early_stop,
     with_virtual_clock,
 )
-from fedlearn.runner.exit_codes import DONE, FAILED, exit_code
 from fedlearn.runner.resume import resume
 from fedlearn.runner.run_config import config_from_dict, config_to_dict
 from fedlearn.runner.run_folder import RunFolderError

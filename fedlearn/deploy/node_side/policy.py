@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from fedlearn.core.command_line import DONE, command_parser, run_command
 from fedlearn.core.records import LocalSettings, Request
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, is_number, require
 
@@ -335,5 +336,16 @@ def _require_within(settings: Mapping[str, Any], bounds: Mapping[str, Any], grou
             raise PolicyViolation(f"{group}.{key} is {value}; this node accepts {accepts}")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print an example of a policy; return the exit code."""
+    parser = command_parser("fedlearn.deploy.node_side.policy", "Print an example of a policy, to narrow and to keep.")
+    return run_command(parser, _print_example, argv)
+
+
+def _print_example() -> int:
     sys.stdout.write(EXAMPLE_POLICY)
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

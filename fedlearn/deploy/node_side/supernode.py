@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from fedlearn.deploy.processes import die_with_parent
+from fedlearn.deploy.processes import die_with_parent, module_command
 from fedlearn.flower.compat import (
     client_app_runner,
     executor,
@@ -90,7 +90,7 @@ def start_supernode(argv: Sequence[str]) -> None:
         address = ["--runtime-api-address", f"{place.host}:{place.port}", "--insecure"]
         parent = ["--parent-pid", str(os.getpid())]
         subprocess.Popen(
-            [sys.executable, "-m", "fedlearn.deploy.node_side.supernode", MESSENGERS, *address, *shared, *parent]
+            [*module_command("fedlearn.deploy.node_side.supernode"), MESSENGERS, *address, *shared, *parent]
         )
         retry_parts_after(INITIAL_BACKOFF_S)
         run_supernode([*argv, "--host", place.host, "--isolation", "process", *shared], PollingClock())

@@ -1,0 +1,3 @@
+"""The version of fedlearn: the only place that states it."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,115 @@
+"""``fedlearn COMMAND ...``: the console command; each command is a module that ``python -m`` starts too.
+
+Listing the commands imports neither fedlearn nor a framework. Commands of `fedlearn.deploy` are named as text, so that
+this package does not import them.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+
+COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command -> module, description
+    "Experiments": {
+        "run": ("simulations.run", "run one experiment, or a sweep of experiments"),
+        "resume": ("simulations.resume", "resume a run that was stopped"),
+        "compare": ("simulations.compare", "compare settings over seeds, from the folders of runs"),
+        "report": ("simulations.report", "write the report of a run again"),
+        "robustness": ("simulations.robustness", "train with each aggregation rule under each attack"),
+        "data": ("simulations.data", "list, download and verify data sets"),
+    },
+    "Models": {
+        "predict": ("simulations.predict", "predict new examples with the model of a run"),
+        "export": ("simulations.export", "export the model of a run, e.g. as ONNX"),
+        "sample": ("simulations.sample", "write text with the language model of a run"),
+    },
+    "Privacy": {
+        "privacy calculator": ("fedlearn.privacy.calculator", "plan noise, rounds or epsilon without a run"),
+        "audit": ("simulations.audit", "measure a lower bound on epsilon, and compare it with the claim"),
+        "privacy-attack": ("simulations.privacy_attack", "measure how much the updates of clients reveal"),
+        "privacy-utility": ("simulations.privacy_utility", "draw the main metric of a sweep against epsilon"),
+    },
+    "Deployment": {
+        "deploy rehearse": ("fedlearn.deploy.rehearse", "rehearse a whole deployment on this machine"),
+        "deploy keys": ("fedlearn.deploy.keys", "create and renew keys; admit and revoke nodes"),
+        "deploy coordinator": ("fedlearn.deploy.coordinator", "run the coordinator"),
+        "deploy node": ("fedlearn.deploy.node", "run a node with its data"),
+        "deploy trainer": ("fedlearn.deploy.trainer", "run the trainer of a node apart"),
+        "deploy policy": ("fedlearn.deploy.node_side.policy", "print an example of a node's policy"),
+        "deploy submit": ("fedlearn.deploy.submit", "run, resume or follow an experiment at the nodes"),
+    },
+    "Flower": {
+        "flower run": ("fedlearn.flower.run", "run a Flower app in this process, without Ray"),
+    },
+}
+MODULES = {name: module for group in COMMANDS.values() for name, (module, _) in group.items()}
+HELP = ("-h", "--help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Start a command; return 0 for the list of commands, 2 for an unknown command, else the code of the command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in MODULES) else ""
+    rest = words[1:] if group else words
+    if not rest or rest[0] in HELP:
+        sys.stdout.write(overview(group))
+        return 0
+    name = f"{group} {rest[0]}".strip()
+    try:
+        if name in MODULES:
+            return _start(MODULES[name], rest[1:])
+        if not group and name == "--version":
+            return _show_version()
+        return _refuse(name, group)
+    except KeyboardInterrupt:  # before the command handles signals
+        sys.stderr.write("stopped\n")
+        return 130
+
+
+def overview(group: str = "") -> str:
+    """Return the list of all commands, or of the commands of a group such as ``deploy``."""
+    lines = ["usage: fedlearn COMMAND [--option ...] [setting=value ...]"]
+    width = max(map(len, MODULES))
+    for title, commands in COMMANDS.items():
+        shown = {name: text for name, (_, text) in commands.items() if name.startswith(f"{group} ".lstrip())}
+        lines += ["", title, *(f"  {name:<{width}}  {text}" for name, text in shown.items())] if shown else []
+    return "\n".join([*lines, "", "fedlearn COMMAND --help shows the options and settings of a command.", ""])
+
+
+def _start(module: str, words: Sequence[str]) -> int:
+    """Run a module as ``python -m`` does, in this process; the working folder comes last on the import path."""
+    from fedlearn.core.import_path import search_working_folder_last
+
+    search_working_folder_last()
+    before = sys.argv
+    sys.argv = [before[0], *words]
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _show_version() -> int:
+    from fedlearn.core.command_line import VERSION_LINE
+
+    sys.stdout.write(f"{VERSION_LINE}\n")
+    return 0
+
+
+def _refuse(name: str, group: str) -> int:
+    from fedlearn.errors import did_you_mean
+
+    known = [command for command in MODULES if command.startswith(f"{group} ".lstrip())]
+    near = did_you_mean(name, known)
+    hint = f"fedlearn {near}" if near else f"fedlearn {group} --help".replace("  ", " ")
+    kind = "an option" if name.startswith("-") else "a command"
+    sys.stderr.write(f"{name} is not {kind}\n  expected  one of {', '.join(known)}\n  try       {hint}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
