@@ -100,14 +100,16 @@ def _show_version() -> int:
     return 0
 
 
-def _refuse(name: str, group: str) -> int:
+def _refuse(typed: str, group: str) -> int:
     from fedlearn.errors import did_you_mean
 
-    known = [command for command in MODULES if command.startswith(f"{group} ".lstrip())]
-    near = did_you_mean(name, known)
-    hint = f"fedlearn {near}" if near else f"fedlearn {group} --help".replace("  ", " ")
-    kind = "an option" if name.startswith("-") else "a command"
-    sys.stderr.write(f"{name} is not {kind}\n  expected  one of {', '.join(known)}\n  try       {hint}\n")
+    prefix = f"{group} ".lstrip()
+    known = {name.removeprefix(prefix): name for name in MODULES if name.startswith(prefix)}
+    kind = "an option" if typed.startswith("-") else "a command"
+    near = known.get(did_you_mean(typed.removeprefix(prefix), known, cutoff=0.6) or "", f"{prefix}--help")
+    near = f"run {typed}" if "=" in typed else near
+    names = ", ".join(known.values())
+    sys.stderr.write(f"{typed} is not {kind}\n  expected  one of {names}\n  try       fedlearn {near}\n")
     return 2
 
 

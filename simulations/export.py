@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="settings: format=safetensors|torch|onnx, checkpoint=last|best|ROUND, out=FILE",
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
-    parser.add_argument("settings", nargs="*", metavar="setting=value", help="e.g. format=onnx")
+    parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. format=onnx")
     return run_command(parser, export_model, argv)
 
 

@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"settings that may change: {', '.join(CHANGEABLE_SETTINGS)}",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder of the run")
-    parser.add_argument("settings", nargs="*", metavar="setting=value", help="e.g. rounds=100 to train for longer")
+    parser.add_argument(
+        "settings", nargs="*", default=[], metavar="setting=value", help="e.g. rounds=100 to train for longer"
+    )
     return run_command(parser, lambda folder, settings: resume(folder, settings).exit_code, argv)
 
 

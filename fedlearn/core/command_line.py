@@ -44,6 +44,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *, passes_on: argparse.ArgumentParser | None = None, **options: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "exit_on_error": False, **options})
         self.passes_on = passes_on
+        self._typed: list[str] = []
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse all words. Words behind an option count as settings, if the command takes settings."""
@@ -59,6 +60,7 @@ class CommandParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
         """Parse the known words, and return the others; unknown options are refused."""
+        self._typed = list(sys.argv[1:] if args is None else args)
         try:
             parsed, rest = super().parse_known_args(args, namespace)
             parse = argparse.ArgumentParser.parse_known_args
@@ -71,7 +73,11 @@ class CommandParser(argparse.ArgumentParser):
         return parsed, rest
 
     def error(self, message: str) -> Any:
-        """Raise `UsageError` for a message of argparse."""
+        """Raise `UsageError` for a message of argparse. A misspelt option comes before a missing one."""
+        known = {*self._known_options(), "--help"}
+        for word in self._typed:
+            if word.startswith("--") and word.partition("=")[0] not in known:
+                raise UsageError(self._explain_unknown(word, accepts_settings=False))
         missing = MISSING_ARGUMENTS.match(message)
         what = f"{missing[1]} {'are' if ',' in missing[1] else 'is'} missing" if missing else message
         raise UsageError(f"{what}\n  expected  {self._usage()}\n  try       {self.prog} --help")
@@ -79,6 +85,9 @@ class CommandParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """Return the help, with commands as the user calls them."""
         return as_called(super().format_help())
+
+    def _known_options(self) -> list[str]:
+        return option_names(self) + (option_names(self.passes_on) if self.passes_on else [])
 
     def _usage(self) -> str:
         return " ".join(self.format_usage().removeprefix("usage: ").split())
@@ -98,7 +107,7 @@ class CommandParser(argparse.ArgumentParser):
         return f"{name}: {error.message}\n  expected  {self._usage()}\n  try       {fix}"
 
     def _explain_unknown(self, word: str, *, accepts_settings: bool) -> str:
-        known = option_names(self) + (option_names(self.passes_on) if self.passes_on else [])
+        known = self._known_options()
         settings = accepts_settings or self.passes_on is not None
         near = did_you_mean(word.partition("=")[0], known, cutoff=0.8 if settings else 0.5)
         if near is None and settings and "=" in word:

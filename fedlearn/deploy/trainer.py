@@ -163,6 +163,8 @@ def build_parser() -> CommandParser:
 
 if __name__ == "__main__":
     code = main()
+    if code != DONE:  # nothing was started
+        sys.exit(code)
     logging.shutdown()
     sys.stderr.flush()
     os._exit(code)  # an ordinary exit would wait for the end of a training

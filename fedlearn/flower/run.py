@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="settings: num_nodes=100, and the settings of the app, e.g. num-server-rounds=3",
     )
     parser.add_argument("folder", type=Path, metavar="APP", help="folder of the app, with its pyproject.toml")
-    parser.add_argument("settings", nargs="*", metavar="setting=value", help="e.g. num_nodes=100")
+    parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. num_nodes=100")
     return run_command(parser, run_app, argv)
 
 

@@ -159,7 +159,3 @@ def _hydra(args: Namespace, job: Callable[[DictConfig], float | None]) -> int:
     except SystemExit as error:
         return BAD_CONFIGURATION if error.code else DONE
     return DONE
-
-
-if __name__ == "__main__":
-    sys.exit(main())
