@@ -143,11 +143,7 @@ def build_parser() -> CommandParser:
     parser = command_parser("fedlearn.deploy.trainer", "Train with the data of this node, at the requests of a socket.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve requests on")
     parser.add_argument(
-        "--client", type=int, action="append", required=True, dest="clients", help="a client that lives here; repeat"
-    )
-    parser.add_argument("--policy", type=Path, required=True, help="what this node accepts")
-    parser.add_argument(
-        "--client", type=int, action="append", required=True, help="id of a client of this node; repeat"
+        "--client", type=int, action="append", required=True, dest="clients", help="id of a client of this node; repeat"
     )
     parser.add_argument("--policy", type=Path, required=True, help="file with the policy of this node")
     parser.add_argument("--client-states", type=Path, required=True, help="folder for the client states")
