@@ -5,169 +5,152 @@ Shapes: K clients in a block, D parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.aggregation import aggregate_updates
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.algorithm.transforms import Context
 from fedlearn.core import checkpoint
+from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import FederatedData
-from fedlearn.core.layout import Layout
-from fedlearn.core.records import MetricSum, ServerState, Updates
-from fedlearn.engines.base import serial, vector
-from fedlearn.loop.protocols import Engine, Trainer
+from fedlearn.core.records import ServerState
+from fedlearn.engines.base import InProcessEngine, serial, vector
+from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import Schedule, federate, start
+from fedlearn.testing.aggregation import check_aggregation
 from fedlearn.testing.comparison import installed_array_libraries, is_close
-from fedlearn.testing.problems import LOCAL_SETTINGS, LinearTrainer, linear_problem
-
-HALF = np.arange(7) < 3
+from fedlearn.testing.problems import LOCAL_SETTINGS, num_clients_for, problem_for
+from fedlearn.testing.selection import check_selection
 
 
 def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, trainer: Trainer | None = None) -> None:
-    """Hold a strategy to what the engines, checkpoints and privacy stages rely on.
+    """Check that a strategy keeps the guarantees that all engines and privacy mechanisms rely on.
 
-    It runs a few rounds on a small problem (yours, or a linear one in NumPy, which needs no framework) and checks that
-    the run is finite and reproducible, that it does not depend on the engine's blocks, that it can be stopped and
-    resumed with bit-identical results, that nothing it was given is changed in place, that its aggregator does not
-    depend on the order of clients and moves by no more than its declared sensitivity, and that its local rule means
-    the same for NumPy, torch and JAX (those that are installed).
+    It checks the aggregator, the selector and the local rule alone, and then runs a few rounds. The run must be finite
+    and reproducible, independent of the block size, equal to a resumed run bit for bit, and without changes in place.
+
+    Args:
+        strategy: the strategy to check.
+        data: data of a problem. Default: a small problem that meets the needs of the strategy.
+        trainer: trainer of the problem. Default: a trainer in NumPy that supports the local rule.
 
     Raises:
-        AssertionError: naming the promise that does not hold.
+        AssertionError: a guarantee does not hold; the message names it.
     """
-    data, trainer = data or linear_problem(), trainer or LinearTrainer(3)
-    whole = _run(strategy, serial(data, trainer), trainer, rounds=4)
-    again = _run(strategy, serial(data, trainer), trainer, rounds=4)
-    in_blocks = _run(strategy, vector(data, trainer, block_size=4), trainer, rounds=4)
-    assert np.isfinite(whole.params_D).all(), "the model must stay finite"
-    assert np.array_equal(whole.params_D, again.params_D), "equal seeds must give equal models"
-    tolerance = 0 if trainer.framework != "jax" else 1e-5
-    assert is_close(whole.params_D, in_blocks.params_D, tolerance), "the result must not depend on the engine's blocks"
-    resumed = _run_with_a_stop(strategy, data, trainer)
-    assert np.array_equal(whole.params_D, resumed.params_D), "a resumed run must end as an uninterrupted one"
-    _check_aggregator(strategy)
+    if data is None or trainer is None:
+        some_data, some_trainer = problem_for(strategy)
+        data, trainer = data or some_data, trainer or some_trainer
+    check_aggregation(strategy)
+    check_selection(strategy.select, num_clients=num_clients_for(strategy))
     _check_local_rule(strategy.local)
+    whole, memories = _run(strategy, serial(data, trainer), trainer, rounds=4)
+    again, _ = _run(strategy, serial(data, trainer), trainer, rounds=4)
+    in_blocks, _ = _run(strategy, vector(data, trainer, block_size=4), trainer, rounds=4)
+    assert np.isfinite(whole["params"]).all(), "the model must stay finite"
+    same = np.array_equal(whole["params"], again["params"])
+    assert same, "equal seeds must give equal models: no state outside the server state, no other random numbers"
+    tolerance = 0 if trainer.framework != "jax" else 1e-5
+    same = is_close(whole["params"], in_blocks["params"], tolerance)
+    assert same, "the result must not depend on the engine's blocks"
+    resumed, resumed_memories = _run_with_a_stop(strategy, data, trainer)
+    _check_resumed("model", {"params": whole["params"]}, {"params": resumed["params"]})
+    _check_resumed("client states", memories, resumed_memories)
+
+
+def _check_resumed(kind: str, whole: Mapping[str, np.ndarray], resumed: Mapping[str, np.ndarray]) -> None:
+    same = whole.keys() == resumed.keys() and all(np.array_equal(whole[n], resumed[n], equal_nan=True) for n in whole)
+    assert same, (
+        f"a resumed run must end as an uninterrupted one: a difference in the {kind} means that a state is not saved"
+    )
 
 
 def _run(
-    strategy: Strategy, engine: Engine, trainer: Trainer, *, rounds: int, state: ServerState | None = None
+    strategy: Strategy, engine: InProcessEngine, trainer: Trainer, *, rounds: int, state: ServerState | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return all arrays of the server and of the clients after some rounds."""
+    state = _last_state(strategy, engine, trainer, rounds=rounds, state=state)
+    memories = {f"{k}/{name}": v for k, one in engine.client_states.items() for name, v in one.items()}
+    return _arrays(state), {name: np.array(as_numpy(value)) for name, value in memories.items()}
+
+
+def _last_state(
+    strategy: Strategy, engine: InProcessEngine, trainer: Trainer, *, rounds: int, state: ServerState | None = None
 ) -> ServerState:
     state = state or start(strategy, trainer.init(1), engine, seed=1)
+    before = _arrays(state)
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=LOCAL_SETTINGS):
-        before = np.array(state.params_D)
         assert done.number == state.round + 1, "rounds must follow each other"
-        assert np.array_equal(before, np.asarray(state.params_D)), "a round must not change the state before it"
-        state = done.state
+        changed = [name for name, value in _arrays(state).items() if not np.array_equal(value, before[name])]
+        assert not changed, f"a round must not change the state before it in place: {', '.join(changed)}"
+        state, before = done.state, _arrays(done.state)
     return state
 
 
-def _run_with_a_stop(strategy: Strategy, data: FederatedData, trainer: Trainer) -> ServerState:
-    """Two rounds, a checkpoint, and two more from the checkpoint with a new engine."""
+def _arrays(state: ServerState) -> dict[str, np.ndarray]:
+    """Return copies of all arrays of a server state, by name."""
+    named: dict[str, Any] = {"params": state.params_D}
+    parts = {"server": state.server, "aggregate": state.aggregate, "select": state.select}
+    parts |= {f"stage {i}": stage for i, stage in enumerate(state.stages)}
+    named |= {f"{part} {name}": value for part, values in parts.items() for name, value in values.items()}
+    return {name: np.array(as_numpy(value)) for name, value in named.items()}
+
+
+def _run_with_a_stop(
+    strategy: Strategy, data: FederatedData, trainer: Trainer
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Run two rounds, save a checkpoint, and run two more from the checkpoint with a new engine."""
     with TemporaryDirectory() as folder:
         first = serial(data, trainer)
-        half = _run(strategy, first, trainer, rounds=2)
+        half = _last_state(strategy, first, trainer, rounds=2)
         path = checkpoint.save(Path(folder), half, first.client_states, layout=trainer.layout)
         second = serial(data, trainer)
         state, second.client_states = checkpoint.load(path, trainer.layout)
         return _run(strategy, second, trainer, rounds=4, state=state)
 
 
-def _check_aggregator(strategy: Strategy) -> None:
-    rng = np.random.default_rng(0)
-    layout = Layout.from_shapes([("w", (8,))])
-    updates = _some_updates(rng, num_clients=7, size=8)
-    names = ("loss", *(f"loss/{name}" for name in strategy.local.evaluate_models))
-    told = {name: MetricSum(rng.uniform(1, 9, 7), np.full(7, 3)) for name in names}
-    updates = replace(updates, metrics=told)
-    result_D = _aggregate(strategy, layout, updates)
-    assert result_D.shape == (8,), f"an aggregate of 8 parameters must have shape (8,), not {result_D.shape}"
-    shuffled_D = _aggregate(strategy, layout, updates.rows(rng.permutation(7)))
-    assert is_close(result_D, shuffled_D, 1e-5), "an aggregate must not depend on the order of clients"
-    zeros = replace(updates, delta_KD=np.zeros_like(updates.delta_KD))
-    assert is_close(_aggregate(strategy, layout, zeros), 0, 1e-7), "an aggregate of zero updates must be zero"
-    for as_library in installed_array_libraries():
-        other = replace(updates, delta_KD=as_library(updates.delta_KD))
-        same = is_close(_aggregate(strategy, layout, other), result_D, 1e-5)
-        assert same, f"an aggregate must be the same on {as_library.__module__} arrays"
-    if strategy.aggregate.merge is not None:
-        folds = [strategy.aggregate.add(strategy.aggregate.init(layout), updates.rows(r)) for r in (HALF, ~HALF)]
-        merged, context = strategy.aggregate.merge(*folds), _context_of(layout, updates)
-        merged_D = np.asarray(strategy.aggregate.finish(merged, strategy.aggregate.init_state(layout), context)[0])
-        assert is_close(merged_D, result_D, 1e-5), "two merged folds must give what one gives"
-    if strategy.aggregate.sensitivity is not None:
-        _check_sensitivity(strategy, layout, updates, clip=1.0)
-
-
-def _check_sensitivity(strategy: Strategy, layout: Layout, updates: Updates, *, clip: float) -> None:
-    """Replace one clipped update by its opposite: the worst that one client can do."""
-    assert strategy.aggregate.sensitivity is not None
-    norms_K1 = np.linalg.norm(updates.delta_KD, axis=1, keepdims=True)
-    clipped_KD = (clip * updates.delta_KD / norms_K1).astype(np.float32)
-    bound = strategy.aggregate.sensitivity(clip, len(updates))
-    for k in range(len(updates)):
-        other_KD = clipped_KD.copy()
-        other_KD[k] *= -1
-        a_D, b_D = (_aggregate(strategy, layout, replace(updates, delta_KD=v)) for v in (clipped_KD, other_KD))
-        moved = float(np.linalg.norm(a_D - b_D))
-        assert moved <= bound * (1 + 1e-5), f"one client moved the aggregate by {moved:.4g}, declared is {bound:.4g}"
-
-
 def _check_local_rule(rule: LocalRule) -> None:
     rng = np.random.default_rng(0)
-    grad, w, w_global, *vectors = rng.normal(size=(3 + len(rule.client_state) + len(rule.receives), 5)).astype(
-        np.float32
-    )
-    named = dict(zip((*rule.client_state, *rule.receives), vectors, strict=True))
+    names = (*rule.client_state, *rule.receives)
+    grad, w, w_global, *vectors = rng.normal(size=(3 + len(names), 5)).astype(np.float32)
+    named = dict(zip(names, vectors, strict=True))
+    _refuse_changes_in_place("a local rule", rule.correct, grad, w, w_global, **named)
     expected = rule.correct(grad, w, w_global, **named)
     assert np.shape(expected) == (5,), "a local rule must keep the gradient's shape"
     for as_library in installed_array_libraries():
         theirs = {name: as_library(v) for name, v in named.items()}
         corrected = rule.correct(as_library(grad), as_library(w), as_library(w_global), **theirs)
         assert is_close(corrected, expected, 1e-5), f"a local rule must be the same on {as_library.__module__} arrays"
+    _check_after_training(rule, rng)
     if rule.feature_penalty:
-        _check_contrast(rule.feature_penalty, rng)
+        _check_feature_penalty(rule.feature_penalty, rng)
 
 
-def _check_contrast(contrast: Callable[..., Any], rng: np.random.Generator) -> None:
+def _check_after_training(rule: LocalRule, rng: np.random.Generator) -> None:
+    vectors = {name: rng.normal(size=(4, 5)).astype(np.float32) for name in rule.client_state}
+    vectors |= {name: rng.normal(size=5).astype(np.float32) for name in rule.receives}
+    delta_KD, steps_K = rng.normal(size=(4, 5)).astype(np.float32), np.full(4, 3, np.float32)
+    _refuse_changes_in_place("after_training", rule.after_training, delta_KD, steps_K, 0.1, **vectors)
+    state, _ = rule.after_training(delta_KD, steps_K, 0.1, **vectors)
+    same = set(state) == set(rule.client_state)
+    assert same, f"after_training must return the client states {rule.client_state}, not {tuple(state)}"
+
+
+def _refuse_changes_in_place(name: str, function: Callable[..., Any], *arguments: Any, **vectors: Any) -> None:
+    values = [*arguments, *vectors.values()]
+    before = [np.array(value) for value in values]
+    function(*arguments, **vectors)
+    same = all(np.array_equal(now, then) for now, then in zip(values, before, strict=True))
+    assert same, f"{name} must not change its arguments in place"
+
+
+def _check_feature_penalty(penalty: Callable[..., Any], rng: np.random.Generator) -> None:
     features = rng.normal(size=(3, 4, 5)).astype(np.float32)
-    expected = contrast(*features)
+    expected = penalty(*features)
     assert np.shape(expected) == (4,), f"a contrast must be one number an example, not of shape {np.shape(expected)}"
     for as_library in installed_array_libraries():
-        same = is_close(contrast(*map(as_library, features)), expected, 1e-5)
+        same = is_close(penalty(*map(as_library, features)), expected, 1e-5)
         assert same, f"a contrast must be the same on {as_library.__module__} arrays"
-
-
-def _some_updates(rng: np.random.Generator, *, num_clients: int, size: int) -> Updates:
-    return Updates(
-        clients_K=np.arange(num_clients),
-        delta_KD=rng.normal(size=(num_clients, size)).astype(np.float32),
-        num_examples_K=rng.integers(1, 50, num_clients),
-        num_steps_K=rng.integers(1, 9, num_clients),
-    )
-
-
-def _aggregate(strategy: Strategy, layout: Layout, updates: Updates) -> np.ndarray:
-    """In two blocks, as an engine would hand them over."""
-    half = len(updates) // 2
-    blocks = [updates.rows(rows) for rows in (np.arange(half), np.arange(half, len(updates)))]
-    return np.asarray(aggregate_updates(strategy.aggregate, *blocks, context=_context_of(layout, updates))[0])
-
-
-def _context_of(layout: Layout, updates: Updates) -> Context:
-    return Context(
-        round=1,
-        seed=0,
-        clients_K=updates.clients_K,
-        num_examples_K=updates.num_examples_K,
-        num_clients=len(updates),
-        cohort_size=len(updates),
-        params_D=np.zeros(layout.num_parameters, np.float32),
-        layout=layout,
-    )
