@@ -1,6 +1,6 @@
-"""Secure aggregation: the server learns the sum of its clients' vectors, and nothing else about them.
+"""Secure aggregation: the server learns only the sum of the vectors of its clients.
 
-`Client` and `Server` (in ``client.py`` and ``server.py``) are the protocol of Bonawitz et al. 2017 with its consistency
-round, message in, message out; ``fixed.py`` turns real vectors into integers and back, ``discrete.py`` and ``cost.py``
-are noise for those integers and what it is worth. README.md says what is promised and what is not.
+`Client` and `Server` (in ``client.py`` and ``server.py``) run the protocol of Bonawitz et al. 2017 with its consistency
+round. They return a message for each message. ``fixed_point.py`` encodes real vectors as integers,
+``discrete_noise.py`` draws noise for them, and ``cost.py`` computes the privacy cost. README.md states the guarantees and their limits.
 """

@@ -1,8 +1,8 @@
-"""A client of secure aggregation: a message in, a message out, no input or output of its own.
+"""A client of secure aggregation; it returns a message for each message, without input or output.
 
 The stages are those of Bonawitz et al. 2017, Figure 4, with the consistency check: advertise keys, share, mask,
-confirm, open. Departures: keys are always signed; a survivor also hands in the seed of its own mask itself, so that
-the server needs no shares of it (it may open it then anyway, and is spared most of the work).
+confirm, open. There are two differences. Keys are always signed. A survivor sends the seed of its self mask, which the
+server could reconstruct from shares in the same step. This saves the server most of its work.
 
 Reference: Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth, *Practical Secure Aggregation for
 Privacy-Preserving Machine Learning*, CCS 2017.
@@ -39,7 +39,7 @@ VectorProvider = Callable[[Session], np.ndarray]
 
 
 class ClientStage(IntEnum):
-    """What a client has done; the next message must be the one that follows."""
+    """The last completed stage of a client; the next message must be that of the following stage."""
 
     NONE = 0
     ADVERTISED = 1
@@ -50,22 +50,25 @@ class ClientStage(IntEnum):
 
 
 class Client:
-    """One client; it outlives rounds, because it must know which of them it has helped to open.
+    """One client of all rounds; it opens each round at most once.
 
     Args:
-        identity: signs for this client.
-        registered: client -> public key of its identity, agreed on outside the protocol; this client's own included.
-        state: ``state`` of the object that handled the previous message, if it was another one.
-        min_threshold: the smallest threshold that this client accepts: it is never in a sum of fewer.
+        identity: signing key of this client.
+        registered: client -> public key of its identity, from outside the protocol; it includes this client.
+        state: ``state`` of the object that handled the previous message; empty for a new client.
+        min_threshold: smallest threshold that this client accepts.
 
     Attributes:
-        state: what must be remembered until the next message: secret, at this client only, and to be saved before the
-            reply leaves, or a crash could make it answer twice.
+        state: state until the next message. It is secret. The caller saves it before it sends the response, or a
+            crash could lead to a second response.
 
-    *Guarantees*: whatever arrives, a client gives away, for any other client of a session, a share of either the seed
-    or the pairwise secret, never both; opens a round at most once, and only if at least ``threshold`` clients have
-    signed the same survivors, itself among them; never goes back to an earlier round of a run. What it refuses does
-    not change its state. After it has opened a round it keeps no secret of it.
+    *Guarantees*, for all messages:
+
+    - For each other client, it reveals a share of the seed or of the pairwise secret, never of both.
+    - It opens a round at most once, and only if ``threshold`` clients signed the same survivors as itself.
+    - It never returns to an earlier round of a run.
+    - A refused message does not change its state.
+    - After a round it keeps no secret of it.
     """
 
     def __init__(
@@ -76,18 +79,19 @@ class Client:
 
     @property
     def state(self) -> bytes:
-        """What to remember."""
+        """Return the state as bytes, for the next object."""
         return encode(self._notes)
 
     def respond(self, message: bytes, vector: VectorProvider | None = None) -> bytes:
-        """The reply to any message of the server.
+        """Return the response to a message of the server.
 
         Args:
-            message: as it arrived.
-            vector: makes this client's vector when it is time to mask it: ``length`` integers of ``dtype``.
+            message: received bytes.
+            vector: function that returns the vector to mask: ``length`` integers of ``dtype``. Only the stage ``mask``
+                calls it.
 
         Raises:
-            Refused: the message is not acceptable; the state is what it was.
+            ProtocolError: the message is not acceptable; the state is unchanged.
         """
         request = decode(message, Session, KeyDirectory, ReceivedShares, Survivors, UnmaskRequest)
         if isinstance(request, Session):
@@ -99,7 +103,7 @@ class Client:
         return self._confirm(request) if isinstance(request, Survivors) else self._open(request)
 
     def discard_secrets(self) -> None:
-        """Drop the secrets of a round that was not finished; it cannot be opened any more with this client's help."""
+        """Delete the secrets of an unfinished round; this client then cannot help to open it."""
         self._notes = ClientState(run=self._notes.run, round=self._notes.round, stage=ClientStage.DONE)
 
     def _advertise(self, session: Session) -> bytes:
@@ -114,11 +118,11 @@ class Client:
         reject_if(same_run and session.round < notes.round, f"round {session.round} after round {notes.round}")
         over = same_run and session.round == notes.round and notes.stage == ClientStage.DONE
         reject_if(over, f"round {session.round} is over: it is opened at most once")
-        seal_secret, mask_secret = crypto.generate_secret(), crypto.generate_secret()
+        encryption_secret, mask_secret = crypto.generate_secret(), crypto.generate_secret()
         public = PublicKeys(
             session=crypto.digest(session),
             client=me,
-            encryption_key=crypto.derive_public_key(seal_secret),
+            encryption_key=crypto.derive_public_key(encryption_secret),
             mask_key=crypto.derive_public_key(mask_secret),
         )
         signed = encode(self.identity.sign_keys(public))
@@ -127,7 +131,7 @@ class Client:
             round=session.round,
             stage=ClientStage.ADVERTISED,
             session=encode(session),
-            encryption_secret=seal_secret,
+            encryption_secret=encryption_secret,
             mask_secret=mask_secret,
             seed=crypto.generate_secret(),
             roster={me: signed},
@@ -142,9 +146,9 @@ class Client:
         seed_shares = crypto.split(self._notes.seed, threshold=t, num_shares=size)
         key_shares = crypto.split(self._notes.mask_secret, threshold=t, num_shares=size)
         both = {c: seed_shares[i] + key_shares[i] for i, c in enumerate(session.clients)}
-        sealed = {c: self._seal(keys, both[c]) for c, keys in everyone.items() if c != me}
+        encrypted = {c: self._encrypt(keys, both[c]) for c, keys in everyone.items() if c != me}
         self._notes = replace(self._notes, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
-        return encode(EncryptedShares(session=roster.session, client=me, encrypted=sealed))
+        return encode(EncryptedShares(session=roster.session, client=me, encrypted=encrypted))
 
     def _mask(self, inbox: ReceivedShares, vector: VectorProvider | None) -> bytes:
         session, me = self._at(ClientStage.SHARED, inbox.session), self.identity.client
@@ -157,7 +161,7 @@ class Client:
             sharers < session.threshold, f"{sharers} clients have shared, fewer than threshold {session.threshold}"
         )
         everyone = {c: decode(data, PublicKeys) for c, data in self._notes.roster.items()}
-        shares = {c: self._unseal(everyone[c], sealed) for c, sealed in inbox.encrypted.items()}
+        shares = {c: self._decrypt(everyone[c], encrypted) for c, encrypted in inbox.encrypted.items()}
         if vector is None:
             raise ProtocolError("there is nothing to mask")
         masked = _checked(vector(session), session)
@@ -219,7 +223,7 @@ class Client:
             crypto.verify(self.registered[client], signature, crypto.survivors_statement(shown), signer=whose)
 
     def _at(self, stage: ClientStage, session: bytes) -> Session:
-        """The session, if the message belongs to it and to this stage of it."""
+        """Return the session; raise `ProtocolError` if the message belongs to another session or stage."""
         now = ClientStage(self._notes.stage)
         reject_if(
             now != stage,
@@ -229,16 +233,16 @@ class Client:
         reject_if(crypto.digest(current) != session, "a message of another session")
         return current
 
-    def _seal(self, receiver: PublicKeys, shares: bytes) -> bytes:
+    def _encrypt(self, receiver: PublicKeys, shares: bytes) -> bytes:
         context = _context(receiver.session, self.identity.client, receiver.client)
         return crypto.encrypt(
             crypto.agree_key(self._notes.encryption_secret, receiver.encryption_key, context), shares, context
         )
 
-    def _unseal(self, sender: PublicKeys, sealed: bytes) -> bytes:
+    def _decrypt(self, sender: PublicKeys, encrypted: bytes) -> bytes:
         context = _context(sender.session, sender.client, self.identity.client)
         key = crypto.agree_key(self._notes.encryption_secret, sender.encryption_key, context)
-        shares = crypto.decrypt(key, sealed, context, sender=sender.client)
+        shares = crypto.decrypt(key, encrypted, context, sender=sender.client)
         reject_if(len(shares) != 2 * SECRET_BYTES, f"the shares from client {sender.client} have a wrong size")
         return shares
 
@@ -246,11 +250,11 @@ class Client:
 def verify_directory(
     session: Session, directory: Mapping[int, bytes], registered: Mapping[int, bytes]
 ) -> dict[int, PublicKeys]:
-    """The keys on a roster, by client.
+    """Return the verified keys of a directory, by client.
 
     Raises:
-        Refused: too few, someone from outside the cohort, a signature that is not the registered identity's, keys of
-            another session, or the same key twice.
+        ProtocolError: too few keys, a client outside the cohort, a signature of another identity, keys of another
+            session, or a key that appears twice.
     """
     reject_if(bool(set(directory) - set(session.clients)), "a client on the roster is not in the cohort")
     few = f"{len(directory)} clients have advertised keys, fewer than threshold {session.threshold}"
@@ -270,7 +274,7 @@ def _context(session: bytes, sender: int, receiver: int) -> bytes:
 
 
 def _checked(vector: np.ndarray, session: Session) -> np.ndarray:
-    """A copy of the vector to be masked."""
+    """Return a copy of the vector after a check of its shape and type."""
     right = vector.shape == (session.length,) and vector.dtype == session.dtype
     if not right:
         raise ValueError(f"a vector of {vector.dtype} {vector.shape}, where {session.dtype} ({session.length},) is due")

@@ -1,7 +1,8 @@
-"""The cryptography under the protocol; nothing here is home-made: `cryptography` and PyCryptodome do the work.
+"""The cryptography of the protocol; all primitives are those of `cryptography` and PyCryptodome.
 
-X25519 for agreement, HKDF-SHA256 for keys, ChaCha20-Poly1305 for shares, Ed25519 for signatures, AES-256 in counter
-mode for masks, Shamir's scheme over GF(2^128) for shares of 16-byte secrets.
+- X25519 for key agreement, HKDF-SHA256 for derived keys, Ed25519 for signatures.
+- ChaCha20-Poly1305 for encrypted shares, AES-256 in counter mode for masks.
+- Shamir's scheme over GF(2^128) for shares of 16-byte secrets.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
 from fedlearn.privacy.secagg.messages import VERSION, PublicKeys, Session, Survivors, encode
 
-SECRET_BYTES = 16  # what Shamir's scheme of PyCryptodome shares; X25519 has a strength of 128 bits as well
-CHUNK_BYTES = 1 << 20  # of key stream at a time: it stays in the cache until it is added
+SECRET_BYTES = 16  # size of secrets of Shamir's scheme in PyCryptodome; X25519 has a strength of 128 bits too
+CHUNK_BYTES = 1 << 20  # bytes of key stream at a time, which fit the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +37,20 @@ class Identity:
 
     @property
     def public_key(self) -> bytes:
-        """32 bytes, to be registered."""
+        """Return the public key, 32 bytes, for registration."""
         return Ed25519PrivateKey.from_private_bytes(self.secret).public_key().public_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:
-        """64 bytes."""
+        """Return the signature of a message, 64 bytes."""
         return Ed25519PrivateKey.from_private_bytes(self.secret).sign(message)
 
     def sign_keys(self, keys: PublicKeys) -> PublicKeys:
-        """The keys with this identity's signature."""
+        """Return the keys with the signature of this identity."""
         return replace(keys, signature=self.sign(encode(replace(keys, signature=b""))))
 
 
 def verify(public_key: bytes, signature: bytes, message: bytes, *, signer: str) -> None:
-    """Raise `Refused` unless the signature is that key's under that message."""
+    """Raise `ProtocolError` unless the key signed the message."""
     try:
         Ed25519PublicKey.from_public_bytes(public_key).verify(signature, message)
     except (InvalidSignature, ValueError):
@@ -57,31 +58,31 @@ def verify(public_key: bytes, signature: bytes, message: bytes, *, signer: str) 
 
 
 def verify_keys(keys: PublicKeys, registered: Mapping[int, bytes]) -> None:
-    """Raise `Refused` unless keys are signed by the identity that is registered for their client."""
+    """Raise `ProtocolError` unless the registered identity of their client signed the keys."""
     reject_if(keys.client not in registered, f"no identity is registered for client {keys.client}")
     unsigned = encode(replace(keys, signature=b""))
     verify(registered[keys.client], keys.signature, unsigned, signer=f"client {keys.client} under its keys")
 
 
 def survivors_statement(survivors: Survivors) -> bytes:
-    """What a survivor signs in the consistency round."""
+    """Return the bytes that a survivor signs in the consistency round."""
     return b"survivors" + encode(survivors)
 
 
 def digest(session: Session) -> bytes:
-    """32 bytes that stand for a session."""
+    """Return the digest of a session, 32 bytes."""
     hashing = Hash(SHA256())
     hashing.update(encode(session))
     return hashing.finalize()
 
 
 def generate_secret() -> bytes:
-    """From the operating system's generator."""
+    """Return 16 bytes from the generator of the operating system."""
     return os.urandom(SECRET_BYTES)
 
 
 def derive_public_key(secret: bytes) -> bytes:
-    """The X25519 public key of a 16-byte secret."""
+    """Return the X25519 public key of a 16-byte secret."""
     return _private(secret).public_key().public_bytes_raw()
 
 
@@ -93,7 +94,7 @@ def derive(secret: bytes, *purpose: bytes | int) -> bytes:
 
 
 def agree_key(secret: bytes, public_key: bytes, *purpose: bytes | int) -> bytes:
-    """A key that the holders of both secrets share, for one purpose."""
+    """Return the key that the holders of both secrets share, for one purpose."""
     try:
         return derive(_private(secret).exchange(X25519PublicKey.from_public_bytes(public_key)), *purpose)
     except ValueError:
@@ -107,7 +108,7 @@ def encrypt(key: bytes, plaintext: bytes, context: bytes) -> bytes:
 
 
 def decrypt(key: bytes, ciphertext: bytes, context: bytes, *, sender: int) -> bytes:
-    """Undo `seal`; `Refused` if key, text or context are not the same."""
+    """Return the plaintext; raise `ProtocolError` unless key, ciphertext and context match."""
     try:
         return ChaCha20Poly1305(key).decrypt(ciphertext[:12], ciphertext[12:], context)
     except (InvalidTag, ValueError):
@@ -117,23 +118,23 @@ def decrypt(key: bytes, ciphertext: bytes, context: bytes, *, sender: int) -> by
 
 
 def split(secret: bytes, *, threshold: int, num_shares: int) -> list[bytes]:
-    """Shares of a 16-byte secret; share ``i`` lies at point ``i + 1``, and any ``threshold`` of them give it back."""
+    """Return shares of a 16-byte secret, at points 1, 2, ...; any ``threshold`` of them determine it."""
     return [share for _, share in Shamir.split(threshold, num_shares, secret, False)]
 
 
 def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
-    """The secret that at least ``threshold`` shares (point -> share) come from."""
+    """Return the secret of at least ``threshold`` shares (point -> share)."""
     assert len(shares) >= threshold
     return bytes(Shamir.combine(list(shares.items())[:threshold], False))
 
 
 def pairwise_mask_key(secret: bytes, public_key: bytes, session: bytes, client: int, peer: int) -> bytes:
-    """The key of the mask between two clients: the same from either side."""
+    """Return the key of the mask between two clients; both compute the same key."""
     return agree_key(secret, public_key, b"mask", session, min(client, peer), max(client, peer))
 
 
 def self_mask_key(seed: bytes, session: bytes, client: int) -> bytes:
-    """The key of a client's own mask."""
+    """Return the key of the self mask of a client."""
     return derive(seed, b"own", session, client)
 
 

@@ -1,4 +1,4 @@
-"""The two ways in which secure aggregation ends without a sum."""
+"""Exceptions of secure aggregation, for client and server."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from fedlearn.errors import FedlearnError, TooManyFailures
 
 
 class ProtocolError(FedlearnError):
-    """One side does not accept what the other one sent; it has given nothing away and stays where it was."""
+    """A message is not acceptable; its receiver has revealed nothing, and its state is unchanged."""
 
 
 class SecAggAborted(TooManyFailures):
-    """A round ended without a sum: nothing was released, and the next round is not affected.
+    """A round ended without a sum: nothing was released, and the next round is possible.
 
     Args:
-        stage: of the protocol, e.g. ``mask``.
-        cause: what was missing.
-        failures: of clients, as far as they are known.
+        stage: stage of the protocol, e.g. ``mask``.
+        cause: reason in one line.
+        failures: known failures of clients.
     """
 
     def __init__(self, stage: str, cause: str, failures: tuple[Failure, ...] = ()) -> None:
@@ -25,6 +25,6 @@ class SecAggAborted(TooManyFailures):
 
 
 def reject_if(condition: bool, cause: str) -> None:
-    """Raise `Refused` if ``condition``."""
+    """Raise `ProtocolError` if ``condition``."""
     if condition:
         raise ProtocolError(cause)

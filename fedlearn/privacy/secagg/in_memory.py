@@ -1,4 +1,4 @@
-"""The whole protocol in memory: for simulations that want the real thing, for tests and benchmarks."""
+"""Run the whole protocol in memory, for simulations, tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fedlearn.privacy.secagg.crypto import Identity
 from fedlearn.privacy.secagg.messages import Session
 from fedlearn.privacy.secagg.server import Server, ServerStage
 
-Dropouts = Mapping[ServerStage, Collection[int]]  # who stops answering, from which stage on
+Dropouts = Mapping[ServerStage, Collection[int]]  # stage -> clients that do not respond from this stage on
 
 
 class SecureSum(NamedTuple):
-    """What a round of secure aggregation gives.
+    """The result of a round of secure aggregation.
 
     Attributes:
-        sum: modulo ``2**bits``.
-        clients: whose vectors are in it.
+        sum: sum of the vectors modulo ``2**bits``.
+        clients: clients whose vectors are in the sum.
     """
 
     sum: np.ndarray
@@ -29,7 +29,7 @@ class SecureSum(NamedTuple):
 
 
 def create_clients(clients: Collection[int]) -> tuple[dict[int, Client], dict[int, bytes]]:
-    """Clients with fresh identities, and the public keys of these."""
+    """Return clients with new identities, and their public keys."""
     identities = {client: Identity(client) for client in clients}
     registered = {client: identity.public_key for client, identity in identities.items()}
     return {client: Client(identity, registered) for client, identity in identities.items()}, registered
@@ -38,7 +38,7 @@ def create_clients(clients: Collection[int]) -> tuple[dict[int, Client], dict[in
 def create_session(
     vectors_KD: np.ndarray, clients: Collection[int], *, threshold: int, round: int, run: bytes
 ) -> Session:
-    """The session that adds the rows of a matrix of unsigned integers."""
+    """Return the session that adds the rows of a matrix of unsigned integers."""
     return Session(
         run=run,
         round=round,
@@ -58,18 +58,18 @@ def run_protocol(
     *,
     dropouts: Dropouts | None = None,
 ) -> SecureSum:
-    """All stages.
+    """Run all stages in memory; return the sum.
 
     Args:
-        session: what to do.
-        clients: by id.
+        session: settings of the round.
+        clients: clients by id.
         registered: public keys of their identities.
-        vectors: of the cohort, by client.
-        dropouts: stage -> clients that do not answer from this stage on.
+        vectors: vectors of the cohort, by client.
+        dropouts: stage -> clients that do not respond from this stage on.
 
     Raises:
-        Aborted: too few clients are left.
-        Refused: a client does not accept what it was sent.
+        SecAggAborted: too few clients are left.
+        ProtocolError: a client refuses a message.
     """
     server, gone = Server(session, registered), set[int]()
     requests = server.start()

@@ -130,7 +130,7 @@ class MaskedVector:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survivors:
-    """The clients that sent a masked vector, and those that shared keys and dropped out; each survivor signs it."""
+    """Clients with a masked vector, and clients that dropped out after the stage ``share``; each survivor signs it."""
 
     session: bytes
     survivors: tuple[int, ...]
@@ -161,8 +161,8 @@ class UnmaskShares:
     """The secrets that one survivor reveals.
 
     Attributes:
-        seed: seed of its own mask.
-        seed_shares: survivor -> share of the seed of that survivor's own mask.
+        seed: seed of its self mask.
+        seed_shares: survivor -> share of the seed of that survivor's self mask.
         key_shares: dropped client -> share of the secret of its pairwise masks.
     """
 
@@ -236,14 +236,21 @@ def decode(data: bytes, *expected: type) -> Any:
     for each, value in zip(fields(record_type), values, strict=True):
         wrong = not TYPE_CHECKS[str(each.type)](value)
         reject_if(wrong, f"{record_type.__name__}.{each.name} is not of type {each.type}")
-    plain = (tuple(value) if isinstance(value, list) else value for value in values)
-    record = record_type(**{each.name: value for each, value in zip(fields(record_type), plain, strict=True)})
+    plain = {each.name: _frozen(value) for each, value in zip(fields(record_type), values, strict=True)}
+    record = record_type(**plain)
     reject_if(encode(record) != data, f"{record_type.__name__} is not in canonical form")
     return record
 
 
 def _encode_integer(encoder: cbor2.CBOREncoder, value: Any) -> None:
     encoder.encode_int(index(value))  # NumPy's integers too
+
+
+def _frozen(value: Any) -> Any:
+    """Return the value of a field: a tuple for a list, and a mapping in the order of its keys."""
+    if isinstance(value, dict):
+        return dict(sorted(value.items()))  # in CBOR, negative keys follow positive ones
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _record_type(data: bytes, expected: Sequence[type]) -> type:

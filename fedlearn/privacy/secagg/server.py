@@ -1,12 +1,12 @@
-"""The server of secure aggregation: collects one stage's replies, then says what to send for the next.
+"""The server of secure aggregation; it collects the responses of a stage and returns the messages of the next stage.
 
 ```
 server = Server(session, registered)
 requests = server.start()
 while requests:                                  # client -> message
-    for client, reply in exchange(requests):     # whatever arrives in time
-        server.add(client, reply)                # Refused: count that client as failed, and go on
-    requests = server.advance()                  # Aborted: too few are left
+    for client, response in exchange(requests):  # responses before the deadline
+        server.add(client, response)             # ProtocolError: this client failed; continue
+    requests = server.advance()                  # SecAggAborted: too few clients are left
 total = server.total
 ```
 
@@ -41,7 +41,7 @@ from fedlearn.privacy.secagg.messages import (
 
 
 class ServerStage(IntEnum):
-    """Whose replies the server is waiting for."""
+    """The stage whose responses the server expects."""
 
     ADVERTISE = 0
     SHARE = 1
@@ -61,20 +61,20 @@ RESPONSE_TYPES = {
 
 
 class Server:
-    """One attempt at one round.
+    """The server of one attempt at one round.
 
     Args:
-        session: what to ask for.
+        session: settings of the attempt.
         registered: client -> public key of its identity.
 
     Attributes:
-        stage: whose replies are due.
-        survivors: clients whose vectors are in the sum; known when masked vectors are in.
-        total: the sum modulo ``2**bits``; None before the end, and for ever if the round was aborted.
+        stage: stage whose responses are expected.
+        survivors: clients whose vectors are in the sum; known after the stage ``mask``.
+        total: the sum modulo ``2**bits``; None before the end, and after an abort.
 
-    *Guarantees*: if at least ``threshold`` clients answer each stage, ``total`` is the exact sum of the survivors'
-    vectors modulo ``2**bits``, whichever clients dropped out at which stage; otherwise `SecAggAborted` and no total.
-    Memory: one vector, for any number of clients.
+    *Guarantees*: if at least ``threshold`` clients respond in each stage, ``total`` is the exact sum of the survivors'
+    vectors modulo ``2**bits``, for all dropouts. Otherwise `SecAggAborted` is raised, and there is no total. The memory
+    is one vector for any number of clients.
     """
 
     def __init__(self, session: Session, registered: Mapping[int, bytes]) -> None:
@@ -91,18 +91,18 @@ class Server:
         self._sum = np.zeros(session.length, session.dtype)
 
     def start(self) -> dict[int, bytes]:
-        """The first messages: client -> message."""
+        """Return the first messages: client -> message."""
         return dict.fromkeys(self.session.clients, encode(self.session))
 
     def add(self, client: int, response: bytes) -> None:
-        """Take in one reply.
+        """Accept one response.
 
         Args:
-            client: from whom, as the transport has authenticated it.
-            response: as it arrived.
+            client: sender, which the transport has authenticated.
+            response: received bytes.
 
         Raises:
-            Refused: it is late, a repetition, or not what this client was asked for; nothing has changed.
+            ProtocolError: the response is late, repeated or not acceptable; the state is unchanged.
         """
         reject_if(self.stage == ServerStage.DONE, "the round is over")
         record = decode(response, RESPONSE_TYPES[self.stage])
@@ -112,10 +112,10 @@ class Server:
         self._replies[client] = _ACCEPT[self.stage](self, record)
 
     def advance(self) -> dict[int, bytes]:
-        """End the stage: the next stage's messages, client -> message; empty when the total is there.
+        """End the stage; return the messages of the next stage, client -> message, or nothing at the end.
 
         Raises:
-            Aborted: fewer than ``threshold`` clients have answered, or what they revealed does not fit.
+            SecAggAborted: fewer than ``threshold`` clients responded, or the revealed shares are inconsistent.
         """
         count, due, least = len(self._replies), len(self._asked), self.session.threshold
         if count < least:
@@ -138,16 +138,13 @@ class Server:
             keys.encryption_key == keys.mask_key or bool(known & {keys.encryption_key, keys.mask_key}),
             "a public key appears twice",
         )
-        for key in (
-            keys.encryption_key,
-            keys.mask_key,
-        ):  # one that is no good would make every other client refuse the round
+        for key in (keys.encryption_key, keys.mask_key):  # an invalid key would make all other clients refuse
             crypto.agree_key(crypto.generate_secret(), key, b"check")
         return keys
 
     def _accept_shares(self, shares: EncryptedShares) -> EncryptedShares:
         due = set(self._roster) - {shares.client}
-        reject_if(set(shares.encrypted) != due, f"client {shares.client} has not sealed a share for everyone")
+        reject_if(set(shares.encrypted) != due, f"client {shares.client} has not encrypted a share for each client")
         return shares
 
     def _accept_vector(self, masked: MaskedVector) -> bool:
@@ -216,7 +213,7 @@ class Server:
         return {}
 
     def _remove_pairs(self, gone: int, secret: bytes) -> None:
-        """Take the masks between a dropped client and each survivor out of the sum."""
+        """Remove the masks between a dropped client and each survivor from the sum."""
         if crypto.derive_public_key(secret) != self._roster[gone].mask_key:
             raise self._abort(f"the shares of client {gone} do not give the secret of its key")
         for client in self.survivors:

@@ -65,6 +65,11 @@ def test_a_record_survives_encoding(record):
     assert type(decoded) is type(record)
 
 
+def test_mappings_are_in_the_order_of_their_keys():
+    keys = {300: b"", -1: b"", 5: b"", -(2**40): b"", 24: b""}
+    assert [*decode(encode(replace(DIRECTORY, keys=keys)), KeyDirectory).keys] == sorted(keys)
+
+
 def test_integers_of_numpy_are_integers():
     assert encode(replace(SURVIVORS, survivors=tuple(np.array([1, 2, 300])))) == encode(SURVIVORS)
 

@@ -327,7 +327,7 @@ def test_a_server_passes_over_keys_that_are_none_or_not_the_clients():
 def test_a_server_passes_over_what_does_not_fit():
     honest = Round(ServerStage.SHARE)
     shares = decode(honest.respond(0), EncryptedShares)
-    with pytest.raises(ProtocolError, match="not sealed a share for everyone"):
+    with pytest.raises(ProtocolError, match="not encrypted a share for each client"):
         honest.server.add(0, encode(replace(shares, encrypted={1: shares.encrypted[1]})))
     honest = Round(ServerStage.MASK)
     masked = decode(honest.respond(0), RESPONSE_TYPES[ServerStage.MASK])
