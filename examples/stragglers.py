@@ -13,7 +13,7 @@ data = fedlearn.from_arrays(images / 16, labels, assignment=[i % 20 for i in ran
 trainer = fedlearn.TorchTrainer(nn.Linear(64, 10), task="multiclass")
 evaluate = fedlearn.judge(fedlearn.Scenario(name="digits", data=data, trainer=trainer))
 
-for deadline in (None, 2.0):
+for deadline in (None, 0.6):
     system = lognormal(sigma=1.0, deadline=deadline)
     engine = VirtualClockEngine(fedlearn.vector(data, trainer), system, lambda client: len(data.train(client)))
     strategy = fedavg(clients_per_round=10)
