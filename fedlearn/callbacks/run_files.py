@@ -13,7 +13,8 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
@@ -113,7 +114,7 @@ def environment(run: RunInfo) -> dict[str, Any]:
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+        "packages": installed_versions(PACKAGES),
         "git_commit": _commit(Path(__file__)),
         "command": shlex.join(sys.argv),
         "rerun_command": run.rerun_command,
@@ -129,11 +130,13 @@ def _note_environment(path: Path, now: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(now, indent=2) + "\n")
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of the packages that are installed."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _commit(source: Path) -> str | None:

@@ -7,11 +7,11 @@ import platform
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from fedlearn.callbacks.run_files import installed_versions
 from fedlearn.callbacks.tables import print_table
 from fedlearn.errors import FedlearnError
 from simulations.benchmarks import tables
@@ -60,17 +60,6 @@ def machine() -> str:
     return f"{_processor()}, {num_cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
-def versions() -> dict[str, str]:
-    """Of the packages that matter and are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -103,7 +92,7 @@ def _save(folder: Path, runs: Sequence[Run], settings: Settings) -> None:
         "workload": str(settings.workload),
         "sizes": settings.sizes,
         "machine": machine(),
-        "versions": versions(),
+        "versions": installed_versions(PACKAGES),
         "runs": [run.as_json() for run in runs],
         "ratios": [
             {"framework": r.framework, "ours_over": r.other, "values": r.values, "best": r.best}
