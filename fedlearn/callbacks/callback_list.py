@@ -135,7 +135,7 @@ class CallbackList:
             return None
 
     def _close(self, name: str) -> None:
-        with _time_limit(CLOSE_TIMEOUT_S):
+        with time_limit(CLOSE_TIMEOUT_S):
             self._call(name, "close")
 
     def _switch_off(self, name: str, method: str, stage: str, error: BaseException) -> None:
@@ -159,7 +159,7 @@ def _describe(error: BaseException) -> str:
 
 
 @contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TimeoutError` in the body after ``seconds``; without effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield

@@ -6,8 +6,17 @@ Each check raises `AssertionError` and names the guarantee that does not hold. C
 >>> check_strategy(fedavg(clients_per_round=3))
 """
 
+from fedlearn.testing.callbacks import check_callback
 from fedlearn.testing.problems import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from fedlearn.testing.strategies import check_strategy
 from fedlearn.testing.trainers import check_trainer, check_twins
 
-__all__ = ["LOCAL_SETTINGS", "LinearTrainer", "check_strategy", "check_trainer", "check_twins", "linear_problem"]
+__all__ = [
+    "LOCAL_SETTINGS",
+    "LinearTrainer",
+    "check_callback",
+    "check_strategy",
+    "check_trainer",
+    "check_twins",
+    "linear_problem",
+]
