@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 from fedlearn.callbacks.base import Callback
+from fedlearn.callbacks.formatting import format_callback_failure
 from fedlearn.callbacks.read_only import read_only_round, read_only_run
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.records import Round
@@ -21,7 +22,6 @@ from fedlearn.errors import FedlearnError
 
 CLOSE_TIMEOUT_S = 30.0
 MAX_ERROR_LENGTH = 300  # characters
-STAGES = {"on_start": "at the start", "on_end": "at the end", "close": "while it closed"}
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +55,9 @@ class CallbackFailure:
     method: str
     round: int
     error: str
+
+    def __str__(self) -> str:
+        return format_callback_failure(asdict(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``summary.json``."""
@@ -128,23 +131,23 @@ class CallbackList:
             result = getattr(callback, method)(*arguments)
             return _require_reason(method, result) if method in ("on_start", "on_round") else None
         except (Exception, SystemExit) as error:
-            stage = STAGES.get(method, f"in round {self._round}")
+            failure = CallbackFailure(callback=name, method=method, round=self._round, error=_describe(error))
             if callback.ends_run_on_error:
-                raise CallbackError(name, f"callback {name} failed {stage}: {_describe(error)}") from error
-            self._switch_off(name, method, stage, error)
+                raise CallbackError(name, f"callback {failure}") from error
+            self._switch_off(failure, error)
             return None
 
     def _close(self, name: str) -> None:
         with time_limit(CLOSE_TIMEOUT_S):
             self._call(name, "close")
 
-    def _switch_off(self, name: str, method: str, stage: str, error: BaseException) -> None:
-        if name in self._active:
-            self._active.remove(name)
-        self.failures.append(CallbackFailure(callback=name, method=method, round=self._round, error=_describe(error)))
-        log.error("callback %s failed %s", name, stage, exc_info=error)
+    def _switch_off(self, failure: CallbackFailure, error: BaseException) -> None:
+        if failure.callback in self._active:
+            self._active.remove(failure.callback)
+        self.failures.append(failure)
+        log.error("callback %s", failure, exc_info=error)
         with suppress(OSError):  # a closed pipe does not end a run
-            sys.stderr.write(f" callback {name} failed {stage} and is switched off: {_describe(error)}\n")
+            sys.stderr.write(f" callback {failure}\n   the run continues without it\n")
 
 
 def _require_reason(method: str, result: Any) -> str | None:
@@ -154,8 +157,10 @@ def _require_reason(method: str, result: Any) -> str | None:
 
 
 def _describe(error: BaseException) -> str:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
+    with suppress(Exception):  # an error of a user may fail to describe itself
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
+    return type(error).__name__
 
 
 @contextmanager

@@ -112,7 +112,15 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines += [("privacy", format_privacy_spent(summary["privacy"]))] if summary.get("privacy") else []
     lines += [("because", summary["reason"])] if summary["reason"] else []
     lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
+    lines += [("callbacks", format_callback_failure(one)) for one in summary.get("callback_failures", ())]
     return lines
+
+
+def format_callback_failure(failure: Mapping[str, Any]) -> str:
+    """Return a line on a callback that failed, from the summary."""
+    stages = {"on_start": "at the start", "on_end": "at the end", "close": "while it closed"}
+    stage = stages.get(failure["method"], f"in round {failure['round']}")
+    return f"{failure['callback']} failed {stage}: {failure['error']}"
 
 
 def format_privacy_spent(privacy: Mapping[str, Any]) -> str:

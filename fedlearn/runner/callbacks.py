@@ -91,8 +91,9 @@ def _refuse_second_values(cfg: DictConfig) -> None:
             for key, setting in references(node).items():
                 current = OmegaConf.select(cfg, f"{CALLBACKS}.{name}")
                 if OmegaConf.is_dict(current) and key in current:
-                    value, fix = current[key], f"{setting}={current[key]}"
-                    same = value == OmegaConf.select(cfg, setting)
+                    value = str(current[key]).lower() if isinstance(current[key], bool) else current[key]
+                    fix = f"{setting}={value}"
+                    same = current[key] == OmegaConf.select(cfg, setting)
                     require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value: the setting is {setting}", fix)
 
 
@@ -113,7 +114,7 @@ def _build(name: str, cfg: DictConfig, raw: Mapping[str, Any]) -> Callback:
         raise _as_typed(error, name, references(node)) from None
     if not isinstance(callback, Callback):  # _partial_ and __new__
         expected = "an instance of fedlearn.callbacks.Callback"
-        raise SettingError(where, type(callback).__name__, expected, f"{where}=null")
+        raise SettingError(where, node, expected, f"{where}=null")
     return callback
 
 

@@ -40,7 +40,8 @@ def check_callback(callback: Callback | Callable[[], Callback]) -> None:
     """Check that a callback observes a run, and neither changes nor endangers it.
 
     The check runs six rounds of a small federation, of which every second has an evaluation, without a terminal. It
-    resumes after each round, and ends early, without any round and after two rounds with undefined metrics. The model must be bit-identical with and without the callback.
+    resumes after each round. It ends early, without any round, and with undefined metrics. It calls ``close`` twice.
+    The model must be bit-identical with and without the callback.
 
     Args:
         callback: a function or class that creates the callback, or a new callback, which is copied.

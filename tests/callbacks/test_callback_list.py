@@ -84,7 +84,7 @@ def test_a_callback_that_fails_is_named_and_switched_off_and_the_others_go_on(tm
     assert failure.round == {"on_start": 0, "on_round": 1}.get(method, 2)
     assert failure.error.startswith(type(error).__name__)
     assert "\n" not in failure.error
-    (line,) = capsys.readouterr().err.splitlines()
+    line, _ = capsys.readouterr().err.splitlines()
     assert "callback tracker failed" in line
     assert failure.error in line
     assert "tracker" in caplog.text
@@ -110,13 +110,17 @@ def test_the_error_of_a_callback_that_asks_for_it_ends_the_run(tmp_path):
 def test_ctrl_c_inside_a_callback_passes_through_and_all_are_closed(tmp_path, method):
     log = []
     called = CallbackList({"other": Recorder("other", log), "tracker": Fails(method, KeyboardInterrupt())})
-    with pytest.raises(KeyboardInterrupt):
+
+    def until_interrupted():
         try:
             called.on_start(about(tmp_path))
             called.on_round(a_round(1))
             called.on_end({})
         finally:
             called.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        until_interrupted()
     assert log[-1] == "other.close"
 
 
