@@ -35,6 +35,18 @@ def test_a_file_has_exactly_the_parameters_of_its_function_and_their_defaults(pa
     assert given == {name: parameter.default for name, parameter in parameters.items()} | shared | built
 
 
+def test_each_callback_has_exactly_the_parameters_of_its_class_and_their_defaults():
+    from fedlearn.runner.callbacks import default_callbacks, references
+
+    cfg = OmegaConf.load(CONF_DIR / "config.yaml")
+    for name, node in default_callbacks().items():
+        parameters = dict(inspect.signature(get_object(node.pop("_target_"))).parameters)
+        parameters.pop("file", None)  # a stream, for tests
+        assert list(node) == list(parameters), name
+        given = node | {key: OmegaConf.select(cfg, setting) for key, setting in references(node).items()}
+        assert given == {key: parameter.default for key, parameter in parameters.items()}, name
+
+
 def test_there_is_a_file_for_every_strategy():
     import strategies
 
