@@ -193,3 +193,79 @@ def test_no_pickle_and_no_global_seed_anywhere():
         for path in (ROOT / folder).rglob("*.py"):
             assert not {"pickle", "dill", "cloudpickle", "joblib"} & {module for module, _ in imports_of(path)}, path
             assert "np.random.seed" not in path.read_text(), path
+
+
+MESSAGE_TYPES = {"NodeRequest", "NodeResponse"}
+BYTE_CARRIERS = {"to_record_dict", "to_record_dicts", "from_record_dict", "call_trainer", "respond_to_bytes"}
+DEPLOYED = ("fedlearn.engines.deployed", "fedlearn.protocol.client_app", "fedlearn.deploy.trainer")  # a process each
+TOUCH_A_REQUEST = {  # docs/architecture.md lists them; this set may only shrink
+    "fedlearn.protocol.messages",
+    "fedlearn.protocol.exchange",
+    "fedlearn.protocol.grid_client",
+    "fedlearn.protocol.client_app",
+    "fedlearn.deploy.trainer",
+    "fedlearn.deploy.node_side.service",
+}
+
+
+def path_of(module):
+    path = ROOT / module.replace(".", "/")
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.exists()), None)
+
+
+def modules_reachable_from(*modules):
+    """Return all modules of fedlearn that these modules import, directly or not, in functions too."""
+    found, waiting = set(), list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in found or not module.startswith("fedlearn") or path_of(module) is None:
+            continue
+        found.add(module)
+        for imported, names in imports_of(path_of(module)):
+            waiting += [imported, *(f"{imported}.{name}" for name in names)]
+    return found
+
+
+def touches_a_request(source):
+    """Return whether a module imports, defines or names the messages to and from a node, or passes their bytes on."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = {alias.name.rpartition(".")[2] for alias in node.names}
+            whole_module = "messages" in names and "protocol" in ast.unparse(node)
+            if whole_module or names & (MESSAGE_TYPES | BYTE_CARRIERS):
+                return True
+        named = getattr(node, "attr", getattr(node, "name", getattr(node, "id", None)))
+        if not isinstance(node, ast.alias) and named in MESSAGE_TYPES | BYTE_CARRIERS:
+            return True
+    return False
+
+
+def test_at_most_six_modules_touch_a_request_between_the_deployed_engine_and_the_trainer():
+    modules = modules_reachable_from(*DEPLOYED)
+    assert {"fedlearn.engines.secure_round", "fedlearn.loop.client_update", "fedlearn.trainers.base"} <= modules
+    touching = {module for module in modules if touches_a_request(path_of(module).read_text())}
+    assert touching <= TOUCH_A_REQUEST
+    assert len(TOUCH_A_REQUEST) <= 6
+
+
+def test_the_page_lists_the_modules_that_touch_a_request():
+    page = (ROOT / "docs/architecture.md").read_text()
+    table = page[page.index("modules touch the request") :].split("\n\n")[1]
+    listed = re.findall(r"^\| `([\w/]+)\.py` \|", table, re.MULTILINE)
+    assert {"fedlearn." + name.replace("/", ".") for name in listed} == TOUCH_A_REQUEST
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from fedlearn.protocol.messages import NodeRequest",
+        "from fedlearn.protocol import messages",
+        "import fedlearn.protocol.messages",
+        "def handle(request: NodeRequest): ...",
+        "def answer(data, service): return service.respond_to_bytes(data)",
+        "def f():\n    from fedlearn.protocol.grid_client import from_record_dict as read",
+    ],
+)
+def test_the_count_of_modules_sees_each_way_to_touch_a_request(source):
+    assert touches_a_request(source)
+    assert not touches_a_request("from fedlearn.core.records import Request")

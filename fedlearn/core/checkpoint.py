@@ -45,7 +45,7 @@ def save(
     keep: int = 2,
     keep_rounds: Collection[int] = (),
 ) -> Path:
-    """Write ``folder/round_000012.safetensors``; delete all but the newest ``keep`` and those of ``keep_rounds``.
+    """Write ``folder/round_000012.safetensors``; delete all but the newest ``keep`` files and ``keep_rounds``.
 
     Guarantees:
         The folder holds a complete checkpoint at every moment after the first. `load` returns the same bits.

@@ -24,7 +24,6 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
-from fedlearn.core.metrics import evaluate_client
 from fedlearn.core.records import (
     Array,
     ClientEvaluation,
@@ -32,12 +31,10 @@ from fedlearn.core.records import (
     Failure,
     FailureStage,
     InFlight,
-    Predictions,
     Request,
     Updates,
     sorted_client_ids,
 )
-from fedlearn.core.serialization import Payload
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.protocols import Completion, Trainer
@@ -46,13 +43,11 @@ from fedlearn.loop.system_model import refuse_early_end
 try:
     from flwr.serverapp import Grid
 
-    from fedlearn.protocol.exchange import NOT_CONNECTED, CohortRequest, Exchange
+    from fedlearn.protocol.cohort_request import CohortRequest, evaluation_request, training_request
+    from fedlearn.protocol.exchange import NOT_CONNECTED, Exchange
     from fedlearn.protocol.fields import client_of
     from fedlearn.protocol.grid_client import GridClient
-    from fedlearn.protocol.membership import FederationError, Member
-    from fedlearn.protocol.messages import RequestKind, pack_order
-    from fedlearn.protocol.responses import EvaluationReader
-    from fedlearn.protocol.updates import UpdateReader
+    from fedlearn.protocol.membership import FederationError
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
@@ -149,19 +144,10 @@ class DeployedEngine(BaseEngine):
         Raises:
             FederationError: too few nodes joined in time, a node refuses the settings, or the models differ.
         """
-        if self.clients:
-            return
-        deadline, pause = time.monotonic() + self.join_timeout, 0.05
-        while len(self.membership.present) < self.num_nodes:
-            self.exchange.update_members(self._round)
-            settled = len(self.membership.present) + len(self.membership.refused) >= self.num_nodes
-            if (self.membership.refused and settled) or time.monotonic() >= deadline:
-                few = f"{len(self.membership.present)} of {self.num_nodes} nodes joined within {self.join_timeout:g} s"
-                raise FederationError("\n".join([few, *self.membership.report()]))
-            time.sleep(pause)
-            pause = min(1.3 * pause, 1.0)
-        self.layout = self.exchange.layout = self.membership.require_same_model().layout
-        self._add_clients()
+        if not self.clients:
+            self.exchange.wait_for_nodes(self.num_nodes, timeout_s=self.join_timeout)
+            self.layout = self.exchange.layout
+            self._add_clients()
 
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
         """Send the privacy settings to nodes with each further request, so that they protect their updates.
@@ -196,12 +182,13 @@ class DeployedEngine(BaseEngine):
         refuse_early_end(strategy, self.min_completed, "engine.min_completed")
         self.open()
         self._round = request.round
-        self._wait_for_clients(cohort)
-        masked = any(stage.needs_sum for stage in strategy.stages)
+        needed = min(self.min_updates, len(cohort))  # a Poisson cohort may be empty
+        self.exchange.wait_for_clients(cohort, needed, round=request.round, timeout_s=self.join_timeout)
+        self._add_clients()
         results: Iterator[Any] = (
             self._fit_masked(request, strategy, cohort)
-            if masked
-            else self.exchange.run_cohort(self._cohort_request(request, strategy, cohort, self.min_completed))
+            if any(stage.needs_sum for stage in strategy.stages)
+            else self.exchange.run_cohort(self._training_request(request, strategy, cohort))
         )
         accepted, failures = 0, list[Failure]()
         for result in results:
@@ -212,7 +199,10 @@ class DeployedEngine(BaseEngine):
                 accepted += len(clients)
                 self._accept(request, clients)
             yield result
-        self._require_updates(request, cohort, accepted, failures)
+        if accepted < needed:
+            first = "; ".join(f"client {f.client}, at stage {f.stage}: {f.reason}" for f in failures[:5])
+            few = f"round {request.round} has {accepted} updates, fewer than engine.min_updates={self.min_updates}"
+            raise FederationError(f"{few} ({first})")
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
         """Send the new ones of these requests, and wait for the next completion, in wall-clock time.
@@ -240,13 +230,9 @@ class DeployedEngine(BaseEngine):
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[ClientEvaluation | Failure]:
         """Yield the metric sums of each client on its held-out part; outputs and targets stay at the node."""
-        request = CohortRequest(
-            kind=RequestKind.EVALUATE,
-            round=self._round,
-            clients=cohort,
-            reader=EvaluationReader(template=_evaluation_template(self.membership.require_same_model())),
-            shared=Payload(arrays={"params": params_D}),
-            state_rounds=self._state_rounds(cohort) if personal_strategy else None,
+        model, rounds = self.membership.require_same_model(), self._state_rounds(cohort)
+        request = evaluation_request(
+            params_D, cohort, model, round=self._round, state_rounds=rounds if personal_strategy else None
         )
         for result in self.exchange.run_cohort(request):
             yield replace(result, stage=FailureStage.EVALUATE) if isinstance(result, Failure) else result
@@ -263,19 +249,16 @@ class DeployedEngine(BaseEngine):
             causes = self.exchange.grid_client.num_ignored.items()
             log.warning("ignored responses: %s", ", ".join(f"{count} {cause}" for cause, count in causes))
 
-    def _cohort_request(
-        self, request: Request, strategy: Strategy, cohort: Sequence[ClientId], min_completed: int | None = None
+    def _training_request(
+        self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> CohortRequest[Updates | Failure]:
-        members = self.membership.members_by_client()
-        counts = {client: members[client].num_examples[client] for client in cohort if client in members}
-        return CohortRequest(
-            kind=RequestKind.FIT,
-            round=request.round,
-            clients=cohort,
-            reader=UpdateReader.of(strategy, request, self.layout, counts),
-            shared=pack_order(request),
+        return training_request(
+            request,
+            strategy,
+            self.layout,
+            members=self.membership.members_by_client(),
             state_rounds=self._state_rounds(cohort),
-            min_completed=min_completed,
+            min_completed=self.min_completed,
         )
 
     def _fit_masked(
@@ -297,18 +280,7 @@ class DeployedEngine(BaseEngine):
             self._round = flight.request.round
             self.exchange.update_members(self._round)
             self._add_clients()
-        return self.exchange.start(key, self._cohort_request(flight.request, strategy, [flight.client]))
-
-    def _wait_for_clients(self, cohort: Sequence[ClientId]) -> None:
-        """Wait until enough clients of the cohort are connected, at most ``join_timeout``; the round may then fail."""
-        deadline, needed = time.monotonic() + self.join_timeout, min(self.min_updates, len(cohort))
-        self.exchange.update_members(self._round)
-        while len(self.membership.members_by_client().keys() & set(cohort)) < needed:
-            if time.monotonic() >= deadline:
-                break
-            time.sleep(0.25)
-            self.exchange.update_members(self._round)
-        self._add_clients()
+        return self.exchange.start(key, self._training_request(flight.request, strategy, [flight.client]))
 
     def _add_clients(self) -> None:
         self.clients = sorted_client_ids(list({*self.clients, *self.membership.members_by_client()}))
@@ -320,18 +292,3 @@ class DeployedEngine(BaseEngine):
 
     def _accept(self, request: Request, clients: Iterable[ClientId]) -> None:
         self.client_states |= {client: {"round": np.array(request.round, np.int64)} for client in clients}
-
-    def _require_updates(
-        self, request: Request, cohort: Sequence[ClientId], accepted: int, failures: Sequence[Failure]
-    ) -> None:
-        if accepted < min(self.min_updates, len(cohort)):  # a Poisson cohort may be empty
-            first = "; ".join(f"client {f.client}, at stage {f.stage}: {f.reason}" for f in failures[:5])
-            few = f"round {request.round} has {accepted} updates, fewer than engine.min_updates={self.min_updates}"
-            raise FederationError(f"{few} ({first})")
-
-
-def _evaluation_template(model: Member) -> ClientEvaluation:
-    """Return an evaluation of the task of the model, for the names and shapes of its metrics."""
-    num_outputs = model.num_classes if model.task == "multiclass" else 1
-    example = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
-    return evaluate_client(example, task=model.task, num_classes=model.num_classes)

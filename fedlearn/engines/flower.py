@@ -1,17 +1,17 @@
-"""The engine for fidelity checks: clients train in Flower's own simulation runtime, each in answer to a message.
+"""Train clients in Flower's simulation runtime, one message per client, to compare Flower with the other engines.
 
-Shapes: K clients, C model outputs, D parameters laid flat.
+Shapes: K clients, C model outputs, D parameters.
 
-Flower runs in a thread of its own and starts Ray; its ServerApp only lends its `Grid` to the loop. In Ray's actors a
-ClientApp builds the scenario once and does for its node's client what the engine ``serial`` does. Order, update and
-memory travel in Flower's messages, as safetensors. It is as slow as Flower: for speed there is ``vector``.
+Flower runs in a thread and starts Ray; its ServerApp only lends its `Grid` to the loop. In Ray's actors a ClientApp
+builds the scenario once and trains the client of its node as the engine ``serial`` does. Request, update and client
+state travel in Flower's messages, as safetensors. The engine is as slow as Flower; ``vector`` is fast.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 from uuid import uuid4
@@ -23,21 +23,20 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import (
     Array,
     ClientId,
-    ExampleDP,
     Failure,
     FailureStage,
-    LocalSettings,
     MetricSum,
     Predictions,
     Request,
     State,
     Updates,
 )
-from fedlearn.core.serialization import Payload, pack, select_prefix, unpack
+from fedlearn.core.serialization import Payload, pack, select_prefix, unpack, with_prefix
 from fedlearn.engines.base import InProcessEngine
 from fedlearn.errors import MissingExtra, is_count, is_number, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.protocols import Trainer
+from fedlearn.protocol.messages import pack_order, read_order
 from fedlearn.trainers.base import available_cores
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when Flower is imported
@@ -52,7 +51,7 @@ except ImportError as missing:
     raise MissingExtra("engine=flower", "ray") from missing
 
 Result = Updates | Predictions | Failure
-MAX_CLIENTS = 10_000  # Flower looks at every node ten times a second
+MAX_CLIENTS = 10_000  # Flower polls every node ten times a second
 
 
 @engine_builder(rebuilds_scenario=True)
@@ -64,14 +63,14 @@ def flower(
     num_workers: int | None = None,
     timeout: float = 600.0,
 ) -> FlowerEngine:
-    """Flower's simulation runtime with its Ray backend, one node for each client.
+    """Return an engine on Flower's simulation runtime with its Ray backend, one node per client.
 
     Args:
-        data: the scenario's.
-        trainer: the scenario's; here it only tells the layout.
-        rebuild: builds the same `Scenario` in each of Ray's processes; a function that can be pickled.
-        num_workers: Ray actors of one core each; None takes one for each core.
-        timeout: seconds for a round's clients to answer, the start of Ray included; > 0.
+        data: data of the scenario.
+        trainer: trainer of the scenario; only its layout is used here.
+        rebuild: function that builds the same `Scenario` in each of Ray's processes; it can be pickled.
+        num_workers: number of Ray actors of one core each; None takes one per core.
+        timeout: seconds for the clients of a round to respond, the start of Ray included; > 0.
 
     *Guarantees*: the model of the engine ``serial``, bit for bit in torch. Waiting is bounded by ``timeout``.
 
@@ -107,7 +106,7 @@ class FlowerEngine(BaseEngine):
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, each client in answer to a message to its node."""
-        self._tell(strategy)
+        self._set_strategy(strategy)
         requests = {client: pack_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
         for result in self._results("train", requests, stage=FailureStage.FIT):
             if isinstance(result, Updates) and result.client_state:
@@ -119,31 +118,31 @@ class FlowerEngine(BaseEngine):
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | Failure]:
-        """The outputs of the model, or of each client's own, on the held-out part of each client, from its node."""
+        """Yield the outputs of the model, or of the personal model, on the held-out part of each client."""
         requests = dict.fromkeys(sorted(cohort), pack_model(params_D))
         if personal_strategy is not None:
-            self._tell(personal_strategy)
+            self._set_strategy(personal_strategy)
             requests = {client: pack_model(params_D, self.client_states.get(client, {})) for client in requests}
         for result in self._results("evaluate", requests, stage=FailureStage.EVALUATE):
             if isinstance(result, Predictions | Failure):
                 yield result
 
-    def _tell(self, strategy: Strategy) -> None:
-        """Send nodes this strategy from now on."""
+    def _set_strategy(self, strategy: Strategy) -> None:
+        """Send this strategy with each further message."""
         if strategy is not self._node.strategy.value:
             self._node.strategy = _Named(strategy)
 
     def describe(self, cohort_size: int) -> str:
-        """How a cohort of so many clients is trained, for the header."""
+        """Return how a cohort is trained, for the header."""
         number = self._num_workers
         return f"Flower's simulation, {number} Ray actor{'s' * (number != 1)}, a message a client"
 
     def close(self) -> None:
-        """End the simulation, and Ray with it; harmless when called twice."""
+        """End the simulation and Ray; a second call has no effect."""
         self._simulation.close()
 
     def _results(self, kind: str, requests: Mapping[ClientId, bytes], *, stage: FailureStage) -> Iterator[Result]:
-        """What each client's node brings back, in ascending order of clients; Flower's errors are failures."""
+        """Yield the result of each client, in ascending order of clients; errors of Flower are failures."""
         if not self._nodes:
             replies = self._simulation.exchange("query", {node: RecordDict() for node in self._simulation.node_ids()})
             self._nodes = {_whose(reply): node for node, reply in replies.items()}
@@ -159,7 +158,7 @@ class FlowerEngine(BaseEngine):
 
 @dataclass(frozen=True)
 class _Named:
-    """Something under a name of its own: what is pickled anew with each message is the same if its name is."""
+    """A value with a unique name; after pickling, two values are equal if their names are."""
 
     value: Any = field(compare=False)
     name: str = field(default_factory=lambda: uuid4().hex)
@@ -167,14 +166,14 @@ class _Named:
 
 @dataclass
 class _Node:
-    """What a node does. Flower pickles it with each message, so that it brings the strategy of the moment."""
+    """The work of a node. Flower pickles it with each message, so each message has the present strategy."""
 
     rebuild: _Named
     strategy: _Named
     clients: Sequence[ClientId]
 
     def app(self) -> ClientApp:
-        """As Flower calls it."""
+        """Return the app that Flower calls."""
         app = ClientApp()
         app.query()(self.about)
         app.train()(self.train)
@@ -182,24 +181,24 @@ class _Node:
         return app
 
     def about(self, message: Message, context: Context) -> Message:
-        """Which client lives here."""
+        """Return the client of this node."""
         return Message(RecordDict({"about": ConfigRecord({"client": self._client(context)})}), reply_to=message)
 
     def train(self, message: Message, context: Context) -> Message:
-        """Train this node's client."""
+        """Train the client of this node."""
         client, engine = self._client(context), _engine(self.rebuild)
-        order, memory = unpack_request(from_record_dict(message.content))
-        engine.client_states = {client: memory} if memory else {}
+        order, state = unpack_request(from_record_dict(message.content))
+        engine.client_states = {client: state} if state else {}
         (result,) = engine.fit(order, _value(self.strategy), [client])
         return Message(to_record_dict(pack_result(result)), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
-        """Predict for this node's client; an empty payload if it has no held-out part."""
+        """Return predictions for the client of this node; the payload is empty if it has no held-out part."""
         client, engine = self._client(context), _engine(self.rebuild)
-        params_D, memory = unpack_model(from_record_dict(message.content))
-        engine.client_states = {client: memory} if memory else {}
-        own = None if memory is None else _value(self.strategy)
-        results = [*engine.evaluate(params_D, [client], own), None]
+        params_D, state = unpack_model(from_record_dict(message.content))
+        engine.client_states = {client: state} if state else {}
+        personal = None if state is None else _value(self.strategy)
+        results = [*engine.evaluate(params_D, [client], personal), None]
         return Message(to_record_dict(pack_result(results[0])), reply_to=message)
 
     def _client(self, context: Context) -> ClientId:
@@ -208,14 +207,14 @@ class _Node:
 
 @lru_cache(maxsize=1)
 def _engine(rebuild: _Named) -> InProcessEngine:
-    """Built once in each of Ray's processes."""
+    """Build the scenario once in each of Ray's processes."""
     scenario = rebuild.value()
     return InProcessEngine(scenario.data, scenario.trainer, block_size=1)
 
 
 @lru_cache(maxsize=1)
 def _value(named: _Named) -> Any:
-    """The first of equal names: compiled programs are kept by a strategy's parts."""
+    """Return the first value with this name, because compiled programs are cached by the parts of a strategy."""
     return named.value
 
 
@@ -227,33 +226,23 @@ def _whose(reply: Message) -> ClientId:
 
 def pack_request(request: Request, state: State) -> bytes:
     """Return a request to one client with the client's state, as bytes."""
-    metadata = {"round": request.round, "seed": request.seed, "local": asdict(request.local)}
-    arrays = {
-        "params": request.params_D,
-        **_with_prefix("broadcast", request.broadcast),
-        **_with_prefix("state", state),
-    }
-    return pack(Payload(metadata=metadata, arrays=arrays))
+    order = pack_order(request)
+    arrays = {**order.arrays, **with_prefix("state/", state)}
+    return pack(Payload(metadata={**order.metadata, "round": request.round}, arrays=arrays))
 
 
 def unpack_request(data: bytes) -> tuple[Request, State]:
     """Return the request and the client's state."""
     payload = unpack(data)
-    settings = dict(payload.metadata["local"])
-    example_dp = settings.pop("example_dp")
-    request = Request(
-        round=payload.metadata["round"],
-        seed=payload.metadata["seed"],
-        params_D=payload.arrays["params"],
-        broadcast=select_prefix(payload.arrays, "broadcast/"),
-        local=LocalSettings(**settings, example_dp=ExampleDP(**example_dp) if example_dp else None),
-    )
+    state = with_prefix("state/", select_prefix(payload.arrays, "state/"))
+    order = {name: array for name, array in payload.arrays.items() if name not in state}
+    request = read_order(Payload(metadata=payload.metadata, arrays=order), payload.metadata["round"])
     return request, select_prefix(payload.arrays, "state/")
 
 
 def pack_model(params_D: Array, state: State | None = None) -> bytes:
     """Return parameters to evaluate as bytes; a ``state``, also an empty one, asks for the client's personal model."""
-    arrays = {"params": params_D, **_with_prefix("state", state or {})}
+    arrays = {"params": params_D, **with_prefix("state/", state or {})}
     return pack(Payload(metadata={"is_personal": state is not None}, arrays=arrays))
 
 
@@ -275,9 +264,9 @@ def pack_result(result: Result | None) -> bytes:
     elif result is not None:
         names = ("delta_KD", "num_examples_K", "num_steps_K", "num_bytes_K")
         arrays = {name: getattr(result, name) for name in names}
-        arrays |= _with_prefix("state", result.client_state) | _with_prefix("extra", result.extra)
-        arrays |= _with_prefix("total", {name: metric.total_K for name, metric in result.metrics.items()})
-        arrays |= _with_prefix("count", {name: metric.count_K for name, metric in result.metrics.items()})
+        arrays |= with_prefix("state/", result.client_state) | with_prefix("extra/", result.extra)
+        arrays |= with_prefix("total/", {name: metric.total_K for name, metric in result.metrics.items()})
+        arrays |= with_prefix("count/", {name: metric.count_K for name, metric in result.metrics.items()})
     return pack(Payload(metadata={}, arrays=arrays))
 
 
@@ -302,7 +291,3 @@ def unpack_result(data: bytes, client: ClientId) -> Result | None:
         client_state=select_prefix(payload.arrays, "state/"),
         extra=select_prefix(payload.arrays, "extra/"),
     )
-
-
-def _with_prefix(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}/{name}": array for name, array in arrays.items()}

@@ -15,15 +15,14 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, Failure, FailureStage, Request
-from fedlearn.core.serialization import Payload
 from fedlearn.loop.client_update import update_size_and_dtype
 from fedlearn.privacy.secagg.masked_sum import partial_sum
 from fedlearn.privacy.secagg.messages import Session
 from fedlearn.privacy.secagg.server import ServerStage
-from fedlearn.protocol.exchange import NOT_CONNECTED, CohortRequest, Result
+from fedlearn.protocol.cohort_request import CohortRequest, Result
+from fedlearn.protocol.exchange import NOT_CONNECTED
 from fedlearn.protocol.membership import FederationError, Membership
-from fedlearn.protocol.messages import RequestKind, pack_order
-from fedlearn.protocol.secagg_exchange import MaskReader, SecAggResponse, pack_mask_request, run_secure_sum
+from fedlearn.protocol.secagg_exchange import SecAggResponse, masking_request, run_secure_sum
 
 log = logging.getLogger(__name__)
 
@@ -70,18 +69,8 @@ def run_secure_round(
     session = _session(request, strategy, exchange.layout, present, session_name)
 
     def send(stage: ServerStage, messages: Mapping[ClientId, bytes]) -> Iterator[SecAggResponse]:
-        def content_for(clients: Sequence[ClientId]) -> Payload:
-            return pack_mask_request({client: messages[client] for client in clients}, registered)
-
-        masked = CohortRequest(
-            kind=RequestKind.MASK,
-            round=request.round,
-            clients=list(messages),
-            reader=MaskReader(session=session),
-            shared=pack_order(request) if stage == ServerStage.MASK else Payload(),
-            content_for=content_for,
-            state_rounds=state_rounds,
-        )
+        order = request if stage == ServerStage.MASK else None
+        masked = masking_request(session, messages, registered, order=order, state_rounds=state_rounds)
         for result in exchange.run_cohort(masked):
             if isinstance(result, Failure):
                 result = SecAggResponse(result.client, reason=f"{result.stage}: {result.reason}")

@@ -1,9 +1,9 @@
 """Carry messages between Flower and the trainer of a node; this is the node's Flower `ClientApp`.
 
 Flower starts a process for each message and brings the code that runs in it from the coordinator. Therefore this
-process has neither data nor a framework. It passes the bytes of the request to the trainer, a process of the node's
-operator that responds on a Unix socket, and returns the bytes of the response. The node's configuration names the
-socket: ``--node-config 'socket="/run/fedlearn/trainer.sock"'``.
+process has neither data nor a framework. It passes the bytes of a request to the trainer, a process of the node's
+operator, and returns the bytes of the response. The trainer has a Unix socket, which the node's configuration names:
+``--node-config 'socket="/run/fedlearn/trainer.sock"'``.
 """
 
 from __future__ import annotations

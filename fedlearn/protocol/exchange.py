@@ -1,21 +1,22 @@
 """Exchange requests and responses with the nodes of a federation.
 
 `Exchange` divides a request to a cohort among the nodes, sends it, and reads the responses as they arrive. Each client
-of the cohort gets a result: its own, or a `Failure` with a named cause. Every wait ends at a deadline.
+of the cohort gets a result, or a `Failure` with a named cause. Every wait ends at a deadline.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
 
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, Failure, FailureStage, sorted_client_ids
 from fedlearn.core.serialization import Payload, WireError
+from fedlearn.protocol.cohort_request import CohortRequest, Result
 from fedlearn.protocol.fields import client_of
 from fedlearn.protocol.grid_client import GridClient, InFlightRequest
 from fedlearn.protocol.membership import FederationError, Member, Membership
@@ -25,35 +26,8 @@ from fedlearn.protocol.responses import ParameterReader, ResponseReader
 HELLO_TIMEOUT_S = 600.0  # for a node to import its framework and to read its data
 MAX_HELLO_BYTES = 8 * 2**20
 NOT_CONNECTED = "no node with this client is connected"
-Result = TypeVar("Result")
 RequestKey = tuple[ClientId, int]  # client and round of a request of an asynchronous strategy
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CohortRequest(Generic[Result]):
-    """A request to the clients of a cohort, before it is divided among their nodes.
-
-    Args:
-        kind: task.
-        round: round, 0 before the first.
-        clients: the cohort.
-        reader: reader of the results.
-        shared: content that is equal for all nodes.
-        content_for: function from the clients of a node to the content for this node.
-        state_rounds: for each client, the round of the client state it continues from. None: client states are not
-            needed.
-        min_completed: number of results that close the round; None waits for all.
-    """
-
-    kind: RequestKind
-    round: int
-    clients: Sequence[ClientId]
-    reader: ResponseReader[Result]
-    shared: Payload = field(default_factory=Payload)
-    content_for: Callable[[Sequence[ClientId]], Payload] = lambda clients: Payload()
-    state_rounds: Mapping[ClientId, int] | None = None
-    min_completed: int | None = None
 
 
 class Exchange:
@@ -77,8 +51,33 @@ class Exchange:
         self._hellos: dict[str, int] = {}  # id of the request -> node
         self._in_flight: dict[RequestKey, tuple[NodeRequest, CohortRequest[Any]]] = {}
 
+    def wait_for_nodes(self, num_nodes: int, *, timeout_s: float) -> None:
+        """Wait until this number of nodes have joined with the same model.
+
+        Raises:
+            FederationError: too few nodes joined in time, a node refuses the settings, or the models differ.
+        """
+        deadline, pause, members = time.monotonic() + timeout_s, 0.05, self.membership
+        while len(members.present) < num_nodes:
+            self.update_members(0)
+            settled = len(members.present) + len(members.refused) >= num_nodes
+            if (members.refused and settled) or time.monotonic() >= deadline:
+                few = f"{len(members.present)} of {num_nodes} nodes joined within {timeout_s:g} s"
+                raise FederationError("\n".join([few, *members.report()]))
+            time.sleep(pause)
+            pause = min(1.3 * pause, 1.0)
+        self.layout = members.require_same_model().layout
+
+    def wait_for_clients(self, cohort: Collection[ClientId], needed: int, *, round: int, timeout_s: float) -> None:
+        """Wait until enough clients of a cohort are connected; return at the deadline in any case."""
+        deadline = time.monotonic() + timeout_s
+        self.update_members(round)
+        while len(self.membership.members_by_client().keys() & set(cohort)) < needed and time.monotonic() < deadline:
+            time.sleep(0.25)
+            self.update_members(round)
+
     def update_members(self, round: int) -> None:
-        """Greet new nodes, admit nodes that have responded, and remove disconnected nodes; does not wait."""
+        """Send hello requests to new nodes, read the responses, and remove disconnected nodes; return at once."""
         connected, members = self.grid_client.node_ids(), self.membership
         members.remove_except(connected)
         gone = {id for id, node_id in self._hellos.items() if node_id not in connected}
@@ -238,7 +237,7 @@ class Exchange:
         )
 
     def _admit(self, response: NodeResponse, node_id: int) -> None:
-        """Admit the node that a response to ``hello`` describes, or refuse it."""
+        """Add the node that a response to ``hello`` describes to the members, or refuse it."""
         self.membership.pending.discard(node_id)
         try:
             if response.refusal:

@@ -22,14 +22,14 @@ class Refusal:
 
 
 def read_number(value: Any, name: str, *, at_least: int = 0) -> int:
-    """Return a whole number."""
+    """Return a whole number from ``at_least`` to 2**53."""
     if type(value) is not int or not at_least <= value <= MAX_NUMBER:
         raise WireError(f"the field {name} has {value!r:.60}, expected a whole number from {at_least} to 2**53")
     return value
 
 
 def read_numbers(values: Any, name: str) -> tuple[int, ...]:
-    """Return a list of whole numbers."""
+    """Return a list of whole numbers >= 0."""
     if type(values) is not list:
         raise WireError(f"the field {name} is {values!r:.60}, expected a list")
     return tuple(read_number(value, name) for value in values)

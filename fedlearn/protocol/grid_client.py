@@ -1,8 +1,7 @@
 """Send requests through Flower's `Grid` and receive the responses: the only place where a message is a `RecordDict`.
 
 A small message is a value in a config record, because each further record of a message costs a request at each station.
-A large part is an array, which Flower cuts into objects of 5 MB, so that no message has to fit the 2 GiB of one
-protobuf.
+A large part is an array. Flower cuts it into objects of 5 MB, so no message has to fit the 2 GiB of one protobuf.
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class InFlightRequest:
 
     @property
     def remaining_s(self) -> float:
-        """Seconds until the deadline."""
+        """Seconds until the deadline, negative after it."""
         return self.sent_at + self.timeout_s - time.monotonic()
 
 

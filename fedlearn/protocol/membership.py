@@ -132,7 +132,7 @@ class Membership:
         return sorted(node_id for node_id in new if self._refused_at.get(node_id, again) <= again)
 
     def admit(self, member: Member) -> None:
-        """Admit a node.
+        """Add a node to the members.
 
         Raises:
             WireError: another node has one of its clients, or its model differs from the model of the federation.

@@ -41,7 +41,7 @@ from fedlearn.protocol.fields import (
     require_requested,
 )
 
-VERSION = 3  # of the format; both sides need the same
+VERSION = 3  # both sides need the same version of the format
 
 
 class RequestKind(StrEnum):
@@ -171,8 +171,8 @@ class NodeResponse:
         """Return the response to ``request`` in untrusted bytes.
 
         Raises:
-            WireError: the bytes are too many, damaged or of another version; a field has a wrong type or value; or
-                the response is for another request, or for clients that are not in the request.
+            WireError: the bytes are too many, damaged or of another version. Or a field has a wrong type or value.
+                Or the response is for another request, or has clients that are not in the request.
         """
         if len(data) > max_bytes:
             raise WireError(f"the response has {len(data)} bytes, expected at most {max_bytes}")

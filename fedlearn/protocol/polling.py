@@ -1,4 +1,4 @@
-"""Shorter waits for Flower: it polls at fixed, long intervals, and looks for a message's parts before they are there.
+"""Shorten the waits of Flower, which polls at long fixed intervals and looks for parts of a message too early.
 
 Only the time that Flower sleeps is changed; `fedlearn.flower.compat` puts these waits in place.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-INITIAL_BACKOFF_S = (
-    0.05  # seconds until parts of a message that were not there are looked for again; twice that, and so on
-)
+INITIAL_BACKOFF_S = 0.05  # seconds before missing parts of a message are requested again; doubled at each attempt
 
 
 def poll_interval(waited_s: float, max_s: float) -> float:
-    """Seconds until the next look, after ``waited_s`` seconds, where Flower would take ``max_s``.
+    """Return the seconds until the next poll, after ``waited_s`` seconds, where Flower would sleep ``max_s``.
 
-    A twentieth of the time waited, but a fifteenth of ``max_s`` at least: what comes soon is found soon, what takes
-    long costs few looks (each costs the SuperLink ten milliseconds), and no wait is much longer than it must be.
+    The interval is a twentieth of the time waited, and at least a fifteenth of ``max_s``. So a fast response is found
+    fast, and a slow response costs few polls (each costs the SuperLink ten milliseconds).
 
     >>> [poll_interval(waited, 3.0) for waited in (0, 1, 10, 60, 600)]
     [0.2, 0.2, 0.5, 3.0, 3.0]
@@ -26,25 +24,25 @@ def poll_interval(waited_s: float, max_s: float) -> float:
 
 
 class PollingClock:
-    """Python's ``time``, with pauses instead of sleeps, each at most as long as the sleep that was asked for.
+    """Python's ``time`` module with shorter sleeps.
 
     A wait is a series of sleeps of equal length; another length begins another wait.
     """
 
     def __init__(self) -> None:
-        self._asked, self._waited = 0.0, 0.0
+        self._requested_s, self._waited_s = 0.0, 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
 
     def sleep(self, seconds: float) -> None:
-        """At most ``seconds``."""
-        if seconds != self._asked:
-            self._asked, self._waited = seconds, 0.0
-        shorter = poll_interval(self._waited, seconds)
-        self._waited += shorter
+        """Wait at most ``seconds``, and less at the beginning of a series."""
+        if seconds != self._requested_s:
+            self._requested_s, self._waited_s = seconds, 0.0
+        shorter = poll_interval(self._waited_s, seconds)
+        self._waited_s += shorter
         time.sleep(shorter)
 
     def restart(self) -> None:
-        """Another wait begins."""
-        self._waited = 0.0
+        """Begin another wait with short sleeps."""
+        self._waited_s = 0.0

@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fedlearn.core.records import ClientId, Failure, FailureStage
+from fedlearn.core.records import ClientId, Failure, FailureStage, Request
 from fedlearn.core.serialization import Payload, WireError, read_fields, select_prefix, with_prefix
 from fedlearn.privacy.secagg.errors import ProtocolError, SecAggAborted
 from fedlearn.privacy.secagg.messages import Session
 from fedlearn.privacy.secagg.server import Server, ServerStage
+from fedlearn.protocol.cohort_request import CohortRequest
+from fedlearn.protocol.messages import RequestKind, pack_order
 from fedlearn.protocol.responses import RESPONSE_OVERHEAD_BYTES
 
 BYTES_PER_PEER = 256  # size limit of the part of a message that concerns another client
@@ -78,6 +80,30 @@ def run_secure_sum(
         messages = _advance(server, failures)
     assert server.total is not None
     return SecureSumResult(sum=server.total, clients=server.survivors, failures=tuple(failures), num_bytes_up=bytes_up)
+
+
+def masking_request(
+    session: Session,
+    messages: Mapping[ClientId, bytes],
+    registered: Mapping[ClientId, bytes],
+    *,
+    order: Request | None,
+    state_rounds: Mapping[ClientId, int],
+) -> CohortRequest[SecAggResponse]:
+    """Return the request that carries a message to each client, and at the stage ``mask`` the training order."""
+
+    def content_for(clients: Sequence[ClientId]) -> Payload:
+        return pack_mask_request({client: messages[client] for client in clients}, registered)
+
+    return CohortRequest(
+        kind=RequestKind.MASK,
+        round=session.round,
+        clients=list(messages),
+        reader=MaskReader(session=session),
+        shared=pack_order(order) if order else Payload(),
+        content_for=content_for,
+        state_rounds=state_rounds,
+    )
 
 
 def pack_mask_request(messages: Mapping[ClientId, bytes], registered: Mapping[ClientId, bytes]) -> Payload:

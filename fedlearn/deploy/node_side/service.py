@@ -193,7 +193,7 @@ class NodeService:
         require_order_fits(order, scenario.trainer.layout)
         request.states_by_client()
         strategy, local = self.builder.strategy(request.settings, scenario, order.local)
-        # the clients are real whatever the request says, so their noise must not follow from a seed that it knows
+        # the clients are real, also if the request denies it: their noise must not follow from the seed of the request
         order = replace(order, local=local, deployed=True)
         of_run, total = self.client_states.request_counts(request.run)
         self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)

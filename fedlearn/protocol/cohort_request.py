@@ -1,0 +1,98 @@
+"""Describe a request to a cohort, before an `Exchange` divides it among the nodes.
+
+Shapes: C model outputs, D parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.layout import Layout
+from fedlearn.core.metrics import evaluate_client
+from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, Updates
+from fedlearn.core.serialization import Payload
+from fedlearn.protocol.membership import Member
+from fedlearn.protocol.messages import RequestKind, pack_order
+from fedlearn.protocol.responses import EvaluationReader, ResponseReader
+from fedlearn.protocol.updates import UpdateReader
+
+Result = TypeVar("Result")
+
+
+def _no_content(clients: Sequence[ClientId]) -> Payload:
+    return Payload()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortRequest(Generic[Result]):
+    """A request to the clients of a cohort.
+
+    Args:
+        kind: task.
+        round: round, 0 before the first.
+        clients: the cohort.
+        reader: reader of the results.
+        shared: content that is equal for all nodes.
+        content_for: function from the clients of a node to the content for this node.
+        state_rounds: for each client, the round of the client state it continues from. None: client states are not
+            needed.
+        min_completed: number of results that close the round; None waits for all.
+    """
+
+    kind: RequestKind
+    round: int
+    clients: Sequence[ClientId]
+    reader: ResponseReader[Result]
+    shared: Payload = field(default_factory=Payload)
+    content_for: Callable[[Sequence[ClientId]], Payload] = _no_content
+    state_rounds: Mapping[ClientId, int] | None = None
+    min_completed: int | None = None
+
+
+def training_request(
+    request: Request,
+    strategy: Strategy,
+    layout: Layout,
+    *,
+    members: Mapping[ClientId, Member],
+    state_rounds: Mapping[ClientId, int],
+    min_completed: int | None = None,
+) -> CohortRequest[Updates | Failure]:
+    """Return the request to train the clients of ``state_rounds`` with a training order."""
+    counts = {client: members[client].num_examples[client] for client in state_rounds if client in members}
+    return CohortRequest(
+        kind=RequestKind.FIT,
+        round=request.round,
+        clients=list(state_rounds),
+        reader=UpdateReader.of(strategy, request, layout, counts),
+        shared=pack_order(request),
+        state_rounds=state_rounds,
+        min_completed=min_completed,
+    )
+
+
+def evaluation_request(
+    params_D: Array,
+    clients: Sequence[ClientId],
+    model: Member,
+    *,
+    round: int,
+    state_rounds: Mapping[ClientId, int] | None,
+) -> CohortRequest[ClientEvaluation]:
+    """Return the request to evaluate a model, or with ``state_rounds`` the personal model of each client."""
+    num_outputs = model.num_classes if model.task == "multiclass" else 1
+    example = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
+    template = evaluate_client(example, task=model.task, num_classes=model.num_classes)
+    return CohortRequest(
+        kind=RequestKind.EVALUATE,
+        round=round,
+        clients=clients,
+        reader=EvaluationReader(template=template),
+        shared=Payload(arrays={"params": params_D}),
+        state_rounds=state_rounds,
+    )
