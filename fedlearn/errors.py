@@ -22,7 +22,7 @@ __all__ = [
 
 
 class FedlearnError(Exception):
-    """Root of every error that fedlearn raises on purpose.
+    """Serve as the base class of all errors that fedlearn raises on purpose.
 
     Attributes:
         exit_code: exit code of a command that ends with this error.
@@ -32,7 +32,7 @@ class FedlearnError(Exception):
 
 
 class SettingError(FedlearnError, ValueError):
-    """A setting is out of range.
+    """Report a setting that is out of range.
 
     Args:
         setting: the name as the user types it, e.g. ``strategy.mu``.
@@ -60,15 +60,15 @@ class SettingError(FedlearnError, ValueError):
 
 
 class DataError(FedlearnError):
-    """Data cannot be had, or are not what a scenario needs."""
+    """Report data that are missing or do not fit the scenario."""
 
 
 class CheckpointError(FedlearnError):
-    """A checkpoint is missing, damaged, or belongs to another model."""
+    """Report a checkpoint that is missing, damaged, or of another model."""
 
 
 class TooManyFailures(FedlearnError):
-    """More clients failed in a round than ``max_failures`` allows, or none was left.
+    """Report a round in which more clients failed than ``max_failures`` allows, or all.
 
     Args:
         message: how many, and why the first.
@@ -81,7 +81,7 @@ class TooManyFailures(FedlearnError):
 
 
 class MissingExtra(FedlearnError, ImportError):
-    """An optional dependency is not installed.
+    """Report an optional dependency that is not installed.
 
     Args:
         needed_for: what the user asked for.
@@ -93,7 +93,7 @@ class MissingExtra(FedlearnError, ImportError):
 
 
 class IncompatibleVersion(FedlearnError):
-    """An installed library differs from the versions that fedlearn works with.
+    """Report an installed library of a version that fedlearn does not work with.
 
     Args:
         library: name of the distribution on PyPI.
@@ -119,12 +119,12 @@ def require(condition: bool, setting: str, value: object, expected: str, fix: st
 
 
 def is_number(value: object, *, at_least: float = float("-inf"), below: float = float("inf")) -> bool:
-    """True for an int or float (not bool, not NaN) in [at_least, below)."""
+    """Return True for an int or float (not bool, not NaN) in [at_least, below)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and at_least <= value < below
 
 
 def is_count(value: object, *, at_least: int = 1) -> bool:
-    """True for an int (not bool) of at least ``at_least``."""
+    """Return True for an int (not bool) of at least ``at_least``."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 

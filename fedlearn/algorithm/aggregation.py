@@ -66,7 +66,7 @@ class Aggregator(NamedTuple):
 
 
 def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
-    """``total + sum_k weights_k rows_k``, one row after another in float64 (in compensated float32 in JAX).
+    """Return ``total + sum_k weights_k rows_k``, added row by row in float64 (JAX: compensated float32).
 
     ``total`` is None or what an earlier call returned; hand it to `value`. Adding row by row makes the result
     independent of how the cohort was cut into blocks (of NumPy arrays: bit for bit). Besides the sum it takes the
@@ -109,7 +109,7 @@ def _add_compensated(xp: Any, total: tuple[Array, Array], term_D: Array) -> tupl
 
 
 def add_totals(first: Any, second: Any) -> Any:
-    """The sum of two results of `add_rows`, each of which may be None. Neither is changed."""
+    """Return the sum of two results of `add_rows`, each of which may be None. Neither is changed."""
     if first is None or second is None:
         return second if first is None else first
     if isinstance(first, tuple):
@@ -119,7 +119,7 @@ def add_totals(first: Any, second: Any) -> Any:
 
 
 def divide_total(total: Any, divisor: float) -> Array:
-    """The float32 vector ``total / divisor`` of a sum made by `add_rows`."""
+    """Return the float32 vector ``total / divisor`` of a sum from `add_rows`."""
     if isinstance(total, tuple):
         return (total[0] + total[1]) / divisor
     if isinstance(total, np.ndarray):  # without a second vector in float64
@@ -129,7 +129,7 @@ def divide_total(total: Any, divisor: float) -> Array:
 
 
 def mean(*, weighting: str = "examples") -> Aggregator:
-    """The mean of updates, weighted by training examples or equally.
+    """Return an aggregator for the mean of updates, weighted by training examples or equally.
 
     Guarantees: independent of the order of blocks' boundaries; lies in the convex hull of the updates; exact when all
     updates are equal. With equal weights one client moves it by at most ``2 clip / cohort``.
@@ -161,7 +161,7 @@ def mean(*, weighting: str = "examples") -> Aggregator:
 
 
 def expected_mean(denominator: float, *, num_extra: int = 0) -> Aggregator:
-    """The sum of updates, all of weight one, over the cohort that was to be expected.
+    """Return an aggregator that divides the sum of updates by the expected number of clients.
 
     ``sum_k delta_k / denominator``: clients that are missing count as zero and never shrink the denominator.
 
@@ -197,7 +197,7 @@ def expected_mean(denominator: float, *, num_extra: int = 0) -> Aggregator:
 
 
 def map_updates(transform: Callable[[Array], Array], aggregator: Aggregator) -> Aggregator:
-    """An aggregator whose updates the server transforms first: ``transform(updates_KD) -> updates_KD``, row by row."""
+    """Return an aggregator that first transforms each update: ``transform(updates_KD) -> updates_KD``."""
 
     def add(memory: State, updates: Updates) -> State:
         return aggregator.add(memory, replace(updates, delta_KD=transform(updates.delta_KD)))

@@ -20,7 +20,7 @@ from fedlearn.errors import SettingError, is_count, is_number, require
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingLaw:
-    """What a privacy ledger may assume of a selector.
+    """State the law of a selector, which a privacy ledger relies on.
 
     Attributes:
         kind: ``all`` clients each round; a ``fixed_size`` cohort drawn uniformly without replacement; ``poisson``, each
@@ -38,7 +38,7 @@ class SamplingLaw:
 
 
 class Selector(NamedTuple):
-    """A way to choose cohorts.
+    """Select the cohort of each round.
 
     Attributes:
         choose: ``(round, clients, rng, **memory) -> cohort``.
@@ -55,12 +55,12 @@ class Selector(NamedTuple):
 
 
 def everyone() -> Selector:
-    """All clients, each round."""
+    """Return a selector of all clients in each round."""
     return Selector(choose=lambda round, clients, rng: clients, law=SamplingLaw(kind="all"))
 
 
 def uniform(clients_per_round: int | None) -> Selector:
-    """A cohort of fixed size drawn uniformly without replacement; None means everyone.
+    """Return a selector of cohorts of fixed size, drawn uniformly without replacement; None selects all clients.
 
     Raises:
         SettingError: if ``clients_per_round`` is less than 1, or, on the first round, more than there are clients.
@@ -78,7 +78,8 @@ def uniform(clients_per_round: int | None) -> Selector:
 
 
 def poisson(clients_per_round: float | None = None, *, rate: float | None = None) -> Selector:
-    """Each client by itself with equal probability: what amplification by sampling assumes.
+    """Return a selector that takes each client independently with equal probability, as amplification by sampling
+    assumes.
 
     Cohorts differ in size and may be empty.
 
@@ -110,7 +111,7 @@ def poisson(clients_per_round: float | None = None, *, rate: float | None = None
 
 
 def min_separation(clients_per_round: int, separation: int) -> Selector:
-    """Cohorts of fixed size in which a client that took part waits for at least ``separation`` rounds.
+    """Return a selector of cohorts of fixed size; a client that took part waits for at least ``separation`` rounds.
 
     Round t draws uniformly from the clients whose id is t modulo ``separation``, so that the rule holds across
     resumptions without anyone keeping count.
@@ -133,7 +134,7 @@ def min_separation(clients_per_round: int, separation: int) -> Selector:
 
 
 def round_robin(clients_per_round: int) -> Selector:
-    """The next clients in the order of their ids, beginning anew behind the last: all take part equally often.
+    """Return a selector that takes the next clients in order of their ids, and starts again after the last.
 
     Nothing is drawn, so that there is no law by which sampling would amplify privacy.
 
@@ -159,7 +160,7 @@ NO_CLIENT_VALUES = MappingProxyType(
 def stateful_selector(
     choose: Callable[..., Sequence[ClientId]], client_values: Callable[[Context], np.ndarray]
 ) -> Selector:
-    """A selector that remembers a number of each client that took part, and the round in which it did last.
+    """Return a selector that stores a value of each client that took part, and the last round in which it did.
 
     Args:
         choose: ``(round, clients, rng, clients_N, value_N, round_N) -> cohort``; ``clients_N`` ascend.
@@ -178,12 +179,12 @@ def stateful_selector(
 
 
 def training_loss(context: Context) -> np.ndarray:
-    """The mean loss of each client's examples while it trained; NaN where it did not tell."""
+    """Return the mean training loss of each client; NaN if a client did not send it."""
     return context.metrics.get("loss", np.full(len(context.clients_K), np.nan))
 
 
 def weighted(clients_per_round: int) -> Selector:
-    """A cohort drawn without replacement in proportion to clients' training examples, as far as they told them.
+    """Return a selector that draws without replacement, in proportion to the known numbers of training examples.
 
     One that has not taken part counts as the mean of those that have. Costs O(population).
 
@@ -212,7 +213,7 @@ def weighted(clients_per_round: int) -> Selector:
 def lookup_values(
     clients: Sequence[ClientId] | np.ndarray, clients_N: np.ndarray, value_N: np.ndarray, *, default: float
 ) -> np.ndarray:
-    """What is remembered of some clients, ``default`` where that is nothing; ``clients_N`` ascend."""
+    """Return the stored value of each client, or ``default`` if there is none. ``clients_N`` must ascend."""
     wanted = np.asarray(clients, np.int64)
     if not len(clients_N):
         return np.full(len(wanted), default)
@@ -221,7 +222,7 @@ def lookup_values(
 
 
 def update_values(state: State, new: State, *, key: str) -> State:
-    """What is remembered of each client, with ``new`` in the place of what was remembered of the clients in it.
+    """Return the stored values of all clients after those in ``new`` replaced the old values of their clients.
 
     Args:
         state: arrays of one length by name.
@@ -240,7 +241,8 @@ SELECTORS: Mapping[str, Callable[[int], Selector]] = MappingProxyType(
 
 
 def get_selector(kind: str, clients_per_round: int | None) -> Selector:
-    """A selector by its name: ``uniform``, ``poisson``, ``weighted`` or ``round_robin``; None takes everyone.
+    """Return a selector by name: ``uniform``, ``poisson``, ``weighted`` or ``round_robin``; None as size selects all
+    clients.
 
     Raises:
         SettingError: there is no such selector, or it does not take that number of clients.

@@ -28,7 +28,8 @@ def _nothing(
 
 
 class PersonalModel(NamedTuple):
-    """A model of each client's own beside the global one. It never leaves the client; evaluation judges both.
+    """Describe a model that each client keeps beside the global one. It never leaves the client; evaluation judges
+    both.
 
     Before its client's first round it is the global model that the client receives. All three are array-API
     arithmetic: ``own`` and ``delta`` are K x D, ``w_global`` is D.
@@ -46,7 +47,7 @@ class PersonalModel(NamedTuple):
 
 
 class LocalRule(NamedTuple):
-    """A departure from plain local SGD.
+    """Describe how local training differs from plain SGD.
 
     Attributes:
         correct: ``(grad, w, w_global, **vectors) -> grad``, arithmetic only, applied to torch tensors and JAX arrays
@@ -105,7 +106,7 @@ plain_training = LocalRule()
 
 
 def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:
-    """One pattern of names, or several, as `LocalRule.personal_parameters` takes them.
+    """Return a pattern of names, or several, as a tuple for `LocalRule.personal_parameters`.
 
     >>> parameter_patterns("out.*"), parameter_patterns(["norm*", "out.bias"])
     (('out.*',), ('norm*', 'out.bias'))

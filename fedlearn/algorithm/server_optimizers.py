@@ -22,7 +22,7 @@ from fedlearn.errors import MissingExtra, is_number, require
 
 
 def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0) -> Transform:
-    """Server SGD with heavy-ball momentum: ``v = momentum v + update; step = learning_rate v``.
+    """Return server SGD with heavy-ball momentum: ``v = momentum v + update; step = learning_rate v``.
 
     Equal to ``optax.sgd(learning_rate, momentum)`` and to ``torch.optim.SGD``.
     """
@@ -42,7 +42,8 @@ SecondMoment = Callable[[Array, Array], Array]  # (v, update) -> v
 
 
 def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float, tau: float) -> Transform:
-    """FedOpt's adaptive step: ``m = beta1 m + (1 - beta1) update; v = second_moment(v, update); m / (sqrt(v) + tau)``.
+    """Return FedOpt's adaptive step: ``m = beta1 m + (1 - beta1) update; v = second_moment(v, update); m / (sqrt(v) +
+    tau)``.
 
     There is no bias correction, and ``v`` starts at ``tau^2``.
 
@@ -65,7 +66,7 @@ def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float,
 
 
 def from_optax(optimizer: Any) -> Transform:
-    """Any optax optimiser as a server optimiser on the flat vector, e.g. ``from_optax(optax.yogi(1e-2))``.
+    """Return an optax optimizer as a server optimizer on the flat vector, e.g. ``from_optax(optax.yogi(1e-2))``.
 
     The gradient that it sees is minus the update.
 
@@ -91,7 +92,7 @@ def from_optax(optimizer: Any) -> Transform:
 
 
 def zeros(layout: Layout) -> np.ndarray:
-    """``D`` float32 zeros."""
+    """Return ``D`` float32 zeros, the usual initial state of a server optimizer."""
     return np.zeros(layout.num_parameters, np.float32)
 
 

@@ -19,13 +19,13 @@ StalenessWeight = Callable[[np.ndarray], np.ndarray]  # of staleness_K: weight_K
 
 
 def unweighted(staleness_K: np.ndarray) -> np.ndarray:
-    """``s(tau) = 1``."""
+    """Return the weight ``s(tau) = 1`` of each update."""
     return np.ones(len(staleness_K))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asynchrony:
-    """A server that never waits for a cohort: it steps as soon as enough updates are there, however old.
+    """Set the buffer and the concurrency of a server that steps as soon as its buffer is full.
 
     Whoever has answered is followed by another client, which gets the newest model; no client gets the same one twice.
 
@@ -58,7 +58,7 @@ class Asynchrony:
 
 
 def polynomial(exponent: float = 0.5) -> StalenessWeight:
-    """``s(tau) = (1 + tau)^-a`` (Xie et al.; with a = 1/2 that of Nguyen et al.).
+    """Return the weight ``s(tau) = (1 + tau)^-a`` (Xie et al.; with a = 1/2 that of Nguyen et al.).
 
     >>> polynomial(0.5)(np.array([0, 3])).tolist()
     [1.0, 0.5]
@@ -68,7 +68,7 @@ def polynomial(exponent: float = 0.5) -> StalenessWeight:
 
 
 def hinge(slope: float = 10.0, grace: float = 4.0) -> StalenessWeight:
-    """``s(tau) = 1 if tau <= b else 1 / (a (tau - b) + 1)`` (Xie et al.).
+    """Return the weight ``s(tau) = 1 if tau <= b else 1 / (a (tau - b) + 1)`` (Xie et al.).
 
     >>> hinge(10, 4)(np.array([4, 5])).tolist()
     [1.0, 0.09090909090909091]
@@ -79,7 +79,7 @@ def hinge(slope: float = 10.0, grace: float = 4.0) -> StalenessWeight:
 
 
 def staleness_weight(kind: str, *, exponent: float = 0.5, slope: float = 10.0, grace: float = 4.0) -> StalenessWeight:
-    """One of the three by its name: ``constant``, ``polynomial`` or ``hinge``.
+    """Return a weight by name: ``constant``, ``polynomial`` or ``hinge``.
 
     Raises:
         SettingError: there is no such weight, or a number is out of range.

@@ -22,12 +22,12 @@ BUFFER_POLICIES = ("refuse", "average", "local")  # for a model's buffers
 
 
 class CompositionError(FedlearnError, ValueError):
-    """Parts of a strategy do not fit together; the message names the setting to change."""
+    """Report parts of a strategy that do not fit together. The message names the setting to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A federated algorithm as data; nothing to inherit.
+    """Describe a federated algorithm as data; nothing is inherited.
 
     Args:
         select: selects the cohort of a round.
@@ -197,12 +197,12 @@ def extra_names(rule: LocalRule) -> tuple[str, ...]:
 
 
 def with_compression(strategy: Strategy, compression: Stage) -> Strategy:
-    """The strategy, whose updates are written as bytes after all else that happens to them at a client."""
+    """Return the strategy with a compression as its last stage."""
     return strategy if compression.codec is None else replace(strategy, stages=(*strategy.stages, compression))
 
 
 def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strategy:
-    """The strategy, for a model that may have buffers: the statistics of its batch norms.
+    """Return the strategy for a model that may have buffers: the statistics of its batch norms.
 
     Args:
         strategy: with its protection, if it has one.
@@ -262,7 +262,7 @@ def _refuse_if(unsound: bool, reason: str, fix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RootDataset:
-    """The root dataset of the server, held by a client that its operator runs (`Strategy.root`).
+    """Describe the root dataset of the server, held by a client that its operator runs (`Strategy.root`).
 
     Args:
         client: id of the client that holds the examples. It takes part in each round and trains like all others;

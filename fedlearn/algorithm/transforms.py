@@ -21,7 +21,7 @@ from fedlearn.errors import is_number, require
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What a transform may know besides the update.
+    """Hold the information about a round that transforms and aggregation rules may use.
 
     Attributes:
         round: from 1.
@@ -81,7 +81,7 @@ def _unchanged(update: Array, memory: State, context: Context) -> tuple[Array, S
 
 
 class Transform(NamedTuple):
-    """A map on updates with a memory, as in optax.
+    """Map updates to updates with a state, as in optax.
 
     Attributes:
         update: ``(update, memory, context) -> (update, memory)``, on ``(..., D)`` arrays of any array library.
@@ -100,7 +100,7 @@ identity = Transform()
 
 
 class Codec(NamedTuple):
-    """One client's update as bytes, and back. Both are given the layout and a generator seeded alike.
+    """Encode the update of one client as bytes, and decode it. Both get the layout and equally seeded generators.
 
     Attributes:
         encode: ``(vector_D, layout, rng) -> bytes``, of a float32 NumPy vector.
@@ -112,7 +112,7 @@ class Codec(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """Both halves of one idea: clip and noise, encode and decode, mask and unmask.
+    """Combine a client half and a server half: clip and noise, encode and decode, mask and unmask.
 
     Attributes:
         client: applied before an update leaves the client, in the order of the stages.

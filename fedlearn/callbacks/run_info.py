@@ -17,7 +17,7 @@ from fedlearn.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """The description of a run before its first round.
+    """Describe a run before its first round.
 
     Args:
         scenario: name of the scenario.

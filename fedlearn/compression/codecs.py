@@ -35,7 +35,7 @@ def none() -> Stage:
 
 
 def topk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
-    """The largest numbers of an update, and where they stand.
+    """Return top-k: the largest numbers of an update, and their coordinates.
 
     Args:
         share: of the parameters that are sent, in (0, 1]; at least one is.
@@ -64,7 +64,7 @@ def topk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
 
 
 def randomk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
-    """Numbers at places drawn anew for each client and round; both sides know which, so that only values are sent.
+    """Return random-k: values at random coordinates, which both sides derive from the seed, so only values are sent.
 
     Args:
         share: of the parameters that are sent, in (0, 1]; at least one is.
@@ -95,7 +95,8 @@ def randomk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
 
 
 def qsgd(*, levels: int = 16, bucket: int = 512) -> Stage:
-    """Each number rounded at random to one of its two neighbours among ``levels`` even steps of its bucket's L2 norm.
+    """Return QSGD: round each number at random to one of its two neighbors among ``levels`` steps of its bucket's L2
+    norm.
 
     Args:
         levels: ``s``, in 1..127.
@@ -116,7 +117,7 @@ def qsgd(*, levels: int = 16, bucket: int = 512) -> Stage:
 
 
 def terngrad() -> Stage:
-    """Each number becomes minus, zero or plus the largest of its tensor, at random.
+    """Return TernGrad: each number becomes minus, zero or plus the largest of its tensor, at random.
 
     *Guarantees*: unbiased.
 
@@ -131,7 +132,7 @@ def terngrad() -> Stage:
 
 
 def half(*, format: str = "float16") -> Stage:
-    """Two bytes a number.
+    """Return half precision: two bytes per number.
 
     Args:
         format: ``float16`` (11 bits of precision, up to 65,504; larger numbers become that) or ``bfloat16`` (8 bits,
@@ -161,7 +162,7 @@ def half(*, format: str = "float16") -> Stage:
 
 
 def powersgd(*, rank: int = 2, error_feedback: bool = True) -> Stage:
-    """Each matrix as a product of two thin ones; vectors, and matrices that would not get smaller, go as they are.
+    """Return PowerSGD: each matrix as a product of two thin ones; all that would not get smaller is sent as it is.
 
     ``M ~ P Q^T`` with orthonormal ``P`` of ``rank`` columns, after two subspace iterations from a random start. (In the
     paper the start is the last round's ``Q``, and one iteration is enough.)
@@ -204,7 +205,8 @@ def powersgd(*, rank: int = 2, error_feedback: bool = True) -> Stage:
 
 
 def eden(*, bits: int = 1) -> Stage:
-    """Rotated at random, where every vector looks Gaussian, then each number becomes one of ``2^bits`` levels.
+    """Return EDEN: a random rotation, after which every vector looks Gaussian, then one of ``2^bits`` levels per
+    number.
 
     Each block of 4096 numbers is rotated by a Hadamard matrix after random signs, which both sides know, twice (once
     left a bias of some deviations in a test with one number far larger than the others); levels are those that Lloyd
@@ -246,7 +248,7 @@ def eden(*, bits: int = 1) -> Stage:
 
 
 def signs() -> Stage:
-    """One bit a number: plus one, or minus one for those below zero."""
+    """Return signs: one bit per number, plus one, or minus one for numbers below zero."""
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
         return np.packbits(vector_D < 0).tobytes()

@@ -9,14 +9,14 @@ from array_api_compat import array_namespace, to_device
 
 
 def as_numpy(array: Any) -> np.ndarray:
-    """The array in main memory; without a copy if it is there."""
+    """Return the array in main memory as NumPy, without a copy if it is there."""
     if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "device"):
         return np.asarray(array)
     return np.asarray(to_device(array, "cpu") if hasattr(array, "cpu") else array)
 
 
 def asarray_like(array: Any, reference: Any) -> Any:
-    """``array`` in the library and on the device of ``reference``: what comes from a checkpoint is NumPy."""
+    """Return ``array`` in the library and on the device of ``reference``. State from a checkpoint is NumPy."""
     if isinstance(array, type(reference)):
         return array
     return array_namespace(reference).asarray(as_numpy(array), device=reference.device)

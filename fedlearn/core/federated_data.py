@@ -16,7 +16,7 @@ Task = Literal["binary", "multiclass", "regression", "ranking"]
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
-    """Examples by client, asked for when they are needed.
+    """Hold the examples of each client, loaded on request.
 
     Args:
         task: ``binary`` (y in {0, 1}), ``multiclass`` (y in 0..num_classes-1), ``regression``, or ``ranking``

@@ -25,7 +25,7 @@ RUNNING_MEAN, RUNNING_VARIANCE = "running_mean", "running_var"  # how the names 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One tensor of a model: its dotted name, shape and dtype.
+    """Describe one tensor of a model: dotted name, shape and dtype.
 
     A ``is_buffer`` is no parameter: what a layer counts or averages while it trains, e.g. a running mean.
     """
@@ -43,7 +43,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes, dtypes and offsets of the leaves in ``params_D``.
+    """Describe the leaves in ``params_D``: names, shapes, dtypes and offsets.
 
     *Guarantees*: ``pack(unpack(v)) == v`` bit for bit, and two models with equal layouts can exchange vectors.
 
@@ -143,7 +143,7 @@ def _positions(layout: Layout, patterns: tuple[str, ...]) -> np.ndarray:
 
 
 def default_initial_parameters(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Initial parameters, the same for torch and JAX: torch's default for linear and convolution layers.
+    """Return initial parameters, equal for torch and JAX: torch's default for linear and convolution layers.
 
     Weights and biases of a layer with ``fan_in`` inputs are uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]``; a
     one-dimensional weight (a normalisation scale) is one, and its bias zero; so are running variances and means.
@@ -164,5 +164,5 @@ def default_initial_parameters(layout: Layout, rng: np.random.Generator) -> np.n
 
 
 def random_parameters(layout: Layout, seed: int, index: int) -> np.ndarray:
-    """Initial parameters by the default law, other ones for each ``index``: where one model is not enough."""
+    """Return initial parameters in the default distribution, different for each ``index``, for several models."""
     return default_initial_parameters(layout, generator(seed, Purpose.INIT, client=index))

@@ -27,7 +27,7 @@ class Neighbors(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
-    """What one round lets out, as far as a ledger must know.
+    """Describe the release of one round, as far as a ledger needs it.
 
     Attributes:
         round: from 1.
@@ -45,7 +45,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyGuarantee:
-    """The guarantee of a strategy, and the way to account for it.
+    """Describe the guarantee of a strategy, and the way to account for it.
 
     A mechanism with other noise than Gaussian, or without clipping, leaves ``noise_multiplier`` or ``clip_norm`` at
     None and states its parameters in ``settings``.

@@ -25,7 +25,7 @@ class LedgerError(FedlearnError, ValueError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Event:
-    """One release of a sum with Gaussian noise.
+    """Record one release of a sum with Gaussian noise.
 
     Args:
         noise_multiplier: standard deviation of the noise over the L2 sensitivity of the sum, > 0. The sensitivity is
@@ -159,7 +159,7 @@ def _require_sampling(sampling: str, rate: float) -> None:
 
 
 class Epsilon(NamedTuple):
-    """Upper bounds on epsilon at one delta.
+    """Hold upper bounds on epsilon at one delta.
 
     Attributes:
         pld: from privacy loss distributions; None for events without one.
@@ -177,7 +177,7 @@ class Epsilon(NamedTuple):
 
 @dataclass(frozen=True)
 class Ledger:
-    """All that a run has paid for. Charging returns a new ledger; what was is not changed.
+    """Record all events that a run has paid for. Charging returns a new ledger; the old one does not change.
 
     Attributes:
         federation: events that touched whoever took part, e.g. a noisy mean of clients.

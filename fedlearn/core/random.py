@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for. Values are stable: a checkpoint depends on them."""
+    """Number the purposes of random streams. The values are stable, because checkpoints depend on them."""
 
     INIT = 0
     SELECT = 1
@@ -42,7 +42,7 @@ def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 
 
 
 def generator(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.Generator:
-    """A NumPy generator for one purpose.
+    """Return a NumPy generator for one purpose.
 
     >>> a, b = (generator(1, Purpose.BATCHES, round=3, client=7) for _ in range(2))
     >>> bool(a.integers(100) == b.integers(100))

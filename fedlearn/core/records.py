@@ -25,7 +25,7 @@ OPTIMIZERS = ("sgd", "adamw")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleDP:
-    """Example-level differential privacy of local training: DP-SGD (Abadi et al., CCS 2016, arXiv:1607.00133).
+    """Set example-level differential privacy of local training: DP-SGD (Abadi et al., CCS 2016, arXiv:1607.00133).
 
     Args:
         clip: L2 bound on each example's gradient, > 0.
@@ -45,7 +45,7 @@ class ExampleDP:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSettings:
-    """How a client trains: minibatch SGD or AdamW from the global model, with fresh optimiser state each round.
+    """Set local training: minibatch SGD or AdamW from the global model, with a new optimizer state in each round.
 
     Args:
         epochs: passes over the client's examples, >= 1; 1 when ``steps`` is given instead.
@@ -90,7 +90,7 @@ class LocalSettings:
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Labelled examples.
+    """Hold labelled examples: inputs and targets.
 
     ``x`` is ``(N, ...)`` float32 (images are N x height x width x channels); ``y`` is ``(N,)``: int64 class numbers, or
     float32 targets for regression.
@@ -109,7 +109,7 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What a cohort is asked to do. Carries no code.
+    """Describe a request to a cohort. It carries no code.
 
     Attributes:
         round: from 1.
@@ -133,14 +133,14 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """An order that a client is at work on while the server goes on without it."""
+    """Hold a request that a client still works on, in an asynchronous strategy."""
 
     client: ClientId
     request: Request
 
 
 class ClientWork(NamedTuple):
-    """One client's part of an order.
+    """Hold the part of a request that concerns one client.
 
     Attributes:
         client: who.
@@ -159,7 +159,7 @@ class ClientWork(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MetricSum:
-    """A metric as totals and counts over K clients, so that it adds across clients and blocks."""
+    """Hold a metric as totals and counts over K clients, so that it adds across clients and blocks."""
 
     total_K: np.ndarray
     count_K: np.ndarray
@@ -178,7 +178,7 @@ class MetricSum:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Updates:
-    """What K clients bring back.
+    """Hold the updates of K clients.
 
     Attributes:
         clients_K: client ids.
@@ -223,7 +223,7 @@ class Updates:
 
 
 class FailureStage(StrEnum):
-    """The stage at which a client failed. The values are those of ``metrics.jsonl``.
+    """Name the stage at which a client failed. The values are those of ``metrics.jsonl``.
 
     A node may name only the stages for which ``may_be_named_by_node`` is True; any other name counts as ``node``.
     """
@@ -266,7 +266,7 @@ class FailureStage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A client that delivered no update or no evaluation.
+    """Record a client that delivered no update or no evaluation.
 
     Attributes:
         client: id of the client.
@@ -289,7 +289,7 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """A model's raw outputs ``(N, C)`` (logits, or values for regression) on one client's held-out part."""
+    """Hold raw outputs ``(N, C)`` of a model (logits, or values for regression) on the held-out part of one client."""
 
     client: ClientId
     outputs: np.ndarray
@@ -298,7 +298,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientEvaluation:
-    """One client's judged outputs, from a client that keeps outputs and targets to itself.
+    """Hold the metrics of one client that keeps outputs and targets to itself.
 
     Attributes:
         client: who.
@@ -316,7 +316,7 @@ class ClientEvaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What the model is worth on held-out examples: the global one, or where parts of it stay at the clients, theirs.
+    """Hold the metrics on held-out examples: of the global model, or of the models with personal parameters.
 
     Attributes:
         pooled: metric -> value on the examples of all clients together.
@@ -357,7 +357,7 @@ def _over_defined(summary: Any, values_K: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerState:
-    """All that the server knows after ``round`` rounds; with the clients' memories it is what a checkpoint holds.
+    """Hold the whole state of the server after ``round`` rounds. With the client states it makes a checkpoint.
 
     ``clock`` is the time in seconds since the run began, where there is a clock. ``in_flight`` are the requests in
     flight of an asynchronous strategy, each with the model that was sent.
@@ -377,7 +377,7 @@ class ServerState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """What one round did; the loop yields one after another and everyone else looks on.
+    """Hold the result of one round. The training loop yields one per round; callbacks consume it.
 
     Attributes:
         state: after the round.

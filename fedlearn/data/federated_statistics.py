@@ -27,7 +27,7 @@ from fedlearn.errors import DataError, is_number, require
 
 @dataclass(frozen=True)
 class ColumnSums:
-    """What clients add up about one column.
+    """Hold the sums of clients for one column.
 
     Args:
         num_rows: in all, missing values included.
@@ -113,7 +113,8 @@ class Noise:
 
 
 def column_sums(table: Table, *, noise: Noise | None = None) -> dict[str, ColumnSums]:
-    """One client's part: of numbers where a column holds numbers (at all clients, see `joined`), else of categories.
+    """Return the sums of one client: of numbers if a column holds numbers at all clients (`joined`), else of
+    categories.
 
     Args:
         table: the client's rows.

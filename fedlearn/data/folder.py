@@ -33,7 +33,7 @@ CLASS_COLUMN = "class"  # the column that stands for an image's folder
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a folder holds.
+    """Hold the contents of a folder.
 
     Args:
         table: a row for each example; of images, their class only.
@@ -51,7 +51,7 @@ class Contents:
 def read_contents(
     path: Path, *, client_column: str | None = None, ignored_columns: Sequence[str] = (), image_size: int | None = None
 ) -> Contents:
-    """What lies at a path, in one of the layouts above.
+    """Read a path in one of the layouts above.
 
     Args:
         path: a file or a folder; hidden files and folders in it are passed over.

@@ -32,7 +32,7 @@ TRAIN, TEST = "train", "test"
 def read_hub(
     path: str, *, client_column: str | None = None, ignored_columns: Sequence[str] = (), image_size: int | None = None
 ) -> Contents:
-    """The train and, if there is one, test split of a data set.
+    """Read the train split and, if there is one, the test split of a data set.
 
     Args:
         path: ``hf://owner/name[/subset][@revision]``, or ``hf:///folder``.

@@ -25,7 +25,7 @@ NEEDS_CLASSES = ("dirichlet", "dirichlet_equal", "pathological", "shards")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Partition:
-    """A way to lay rows at clients.
+    """Set the way in which rows are divided among clients.
 
     Args:
         kind: ``natural`` (by who collected the data), ``iid`` (shuffled, equal sizes), ``dirichlet`` (each class is
@@ -79,7 +79,7 @@ def partition_rows(
     *,
     order_N: np.ndarray | None = None,
 ) -> list[np.ndarray]:
-    """The row numbers of each client.
+    """Return the row numbers of each client.
 
     Args:
         partition: the way.
@@ -122,8 +122,7 @@ def partition_rows(
 
 
 def add_feature_noise(x: np.ndarray, rows_K: Sequence[np.ndarray], *, level: float, seed: int) -> np.ndarray:
-    """The features as worse and worse instruments would have measured them: client k's have noise of variance
-    ``level (k + 1) / K`` on them.
+    """Return features with measurement noise: client k gets noise of variance ``level (k + 1) / K``.
 
     Args:
         x: ``(N, ...)``, not changed.

@@ -37,7 +37,7 @@ from fedlearn.trainers.process_pool import ProcessPoolTrainer
 
 
 class InProcessEngine(BaseEngine):
-    """Runs clients in this process, ``block_size`` at a time.
+    """Run clients in this process, ``block_size`` at a time.
 
     Args:
         data: examples by client.
@@ -186,7 +186,7 @@ MAX_BLOCK_BYTES = 512 * 2**20  # of updates held at once when the size is chosen
 def vector(
     data: FederatedData, trainer: Trainer, *, block_size: int | None = None, batching: str = "auto"
 ) -> InProcessEngine:
-    """Blocks of clients at a time.
+    """Return an engine that runs blocks of clients.
 
     Args:
         data: examples by client.
@@ -223,5 +223,5 @@ def vector(
 
 @engine_builder(in_process=True)
 def serial(data: FederatedData, trainer: Trainer) -> InProcessEngine:
-    """One client at a time."""
+    """Return an engine that runs one client at a time."""
     return InProcessEngine(data, trainer, block_size=1)

@@ -33,7 +33,7 @@ ENGINE_MEMBERS = {  # member -> line that adds it to an engine of a user
 
 
 class BaseEngine:
-    """An engine with defaults for all optional members; a subclass adds `Engine.fit` and `Engine.evaluate`.
+    """Provide defaults for all optional members of an engine; a subclass adds `Engine.fit` and `Engine.evaluate`.
 
     Args:
         clients: ids of all clients.
@@ -60,7 +60,7 @@ class BaseEngine:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineCapabilities:
-    """The capabilities that a builder states; a builder that states nothing has none of them.
+    """State the capabilities of an engine builder; a builder that states nothing has none of them.
 
     Attributes:
         in_process: see `fedlearn.loop.protocols.Engine`.

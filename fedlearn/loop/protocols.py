@@ -32,7 +32,7 @@ from fedlearn.core.records import (
 
 
 class Engine(Protocol):
-    """Sends a request to a cohort and returns its updates, in ascending order of client ids.
+    """Send a request to a cohort and return its updates, in ascending order of client ids.
 
     Attributes:
         clients: ids of all clients, a sequence with a length.
@@ -101,7 +101,7 @@ class Engine(Protocol):
 
 
 class Completion(NamedTuple):
-    """The completion of a request in flight.
+    """Report the completion of a request in flight.
 
     Attributes:
         request_index: position of the request among those passed to `AsyncEngine.wait_for_next`.
@@ -116,7 +116,7 @@ class Completion(NamedTuple):
 
 @runtime_checkable
 class AsyncEngine(Protocol):
-    """An engine that can run asynchronous strategies."""
+    """Extend `Engine` for asynchronous strategies."""
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
         """Wait until one of these requests, each to one client, completes.
@@ -129,7 +129,7 @@ class AsyncEngine(Protocol):
 
 @runtime_checkable
 class MixedRoundEngine(Protocol):
-    """An engine that trains clients as one block although their requests come from different rounds.
+    """Extend `Engine` to train clients as one block although their requests come from different rounds.
 
     `Engine.mixed_block_size` is the maximum number of clients in such a block.
     """
@@ -143,7 +143,7 @@ class MixedRoundEngine(Protocol):
 
 
 class Trainer(Protocol):
-    """Trains and evaluates one model in one framework; no other part of the library knows a framework.
+    """Train and evaluate one model in one framework; no other part of the library knows a framework.
 
     Attributes:
         framework: ``torch``, ``jax`` or ``numpy``, for the header.

@@ -17,7 +17,7 @@ from fedlearn.loop.training_loop import Evaluate
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What an experiment is about, apart from the algorithm.
+    """Describe the problem of an experiment: data, trainer and metrics, without the algorithm.
 
     Args:
         name: short; names the run folder.
@@ -49,7 +49,7 @@ class Scenario:
 
 
 def judge(scenario: Scenario) -> Evaluate:
-    """How `federate` evaluates this scenario: pooled and by client, with the metrics of its task.
+    """Return the evaluation of a scenario, for `federate`: pooled and per client, with the metrics of its task.
 
     Where each client uses a model of its own, their examples together are what is pooled.
 

@@ -54,7 +54,7 @@ class Arrival(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SystemModel:
-    """Clients as a server sees them.
+    """Describe speed, network and availability of clients, as the server sees them.
 
     Args:
         name: of the model, for the header.
@@ -134,7 +134,7 @@ def constant(
     deadline: float | None = None,
     min_completed: int | None = None,
 ) -> SystemModel:
-    """All clients equally fast; they differ in how many steps they take and how much they send.
+    """Return a model of equally fast clients, which differ in local steps and bytes only.
 
     Args:
         seconds_per_step: of local training, >= 0.
@@ -168,7 +168,7 @@ def lognormal(
     deadline: float | None = None,
     min_completed: int | None = None,
 ) -> SystemModel:
-    """Clients whose computers and networks differ, each by a lognormal factor of its own: some are stragglers.
+    """Return a model of clients whose speed and network vary by lognormal factors, so that some are stragglers.
 
     ``seconds_per_step_k,t = seconds_per_step exp(sigma a_k + jitter e_k,t)``, and bandwidths likewise (both of a
     client by one factor), with standard normal ``a_k`` for the run and ``e_k,t`` for each order.
@@ -212,7 +212,7 @@ def trace(
     deadline: float | None = None,
     min_completed: int | None = None,
 ) -> SystemModel:
-    """Devices as they were measured, from a CSV file with a head line.
+    """Return a model of measured devices, from a CSV file with a header line.
 
     Columns: ``client`` (a number), ``seconds_per_step``, ``download`` and ``upload`` (bytes a second; empty for no
     time), and if wanted ``from`` and ``until``: when the device is there. A device with several such windows has

@@ -51,7 +51,7 @@ Evaluate = Callable[[Array | None, Sequence[Predictions] | Sequence[ClientEvalua
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Schedule:
-    """How long to go on, when to evaluate, and how much may fail.
+    """Set the number of rounds, the rounds that evaluate, and the tolerated failures.
 
     Args:
         rounds: in all, counted from the first, >= 1.
@@ -78,7 +78,7 @@ class Schedule:
 
 
 def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> ServerState:
-    """The state before the first round."""
+    """Return the server state before the first round."""
     return initial_server_state(strategy, params_D, engine.layout, seed=seed)
 
 

@@ -26,7 +26,7 @@ from fedlearn.loop.wrappers import EngineWrapper
 
 
 class VirtualClockEngine(EngineWrapper):
-    """Runs another engine's clients on a virtual clock.
+    """Run the clients of another engine on a virtual clock.
 
     Args:
         engine: which trains.

@@ -17,7 +17,7 @@ from fedlearn.loop.protocols import Engine, Trainer
 
 
 class EngineWrapper:
-    """An engine around another one: it forwards every member that a subclass does not define.
+    """Wrap an engine and forward every member that a subclass does not define.
 
     Args:
         engine: the inner engine.
@@ -89,7 +89,7 @@ class EngineWrapper:
 
 
 class TrainerWrapper:
-    """A trainer around another one: it forwards every member that a subclass does not define.
+    """Wrap a trainer and forward every member that a subclass does not define.
 
     Args:
         trainer: the inner trainer.

@@ -105,7 +105,7 @@ def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Ep
 def calibrate_noise_multiplier(
     histories_of: Callable[[float], Sequence[EventHistory]], *, epsilon: float, delta: float, method: str = "pld"
 ) -> float:
-    """The smallest noise multiplier, up to 1e-5 of it, at which no history costs more than ``epsilon``.
+    """Return the smallest noise multiplier, up to 1e-5 of it, at which no history costs more than ``epsilon``.
 
     Args:
         histories_of: from a noise multiplier to all that would be released.
@@ -132,7 +132,7 @@ def calibrate_noise_multiplier(
 def calibrate_num_rounds(
     histories_of: Callable[[int], Sequence[EventHistory]], *, epsilon: float, delta: float, max_rounds: int
 ) -> int:
-    """The largest number of rounds, at most ``max_rounds``, that costs no more than ``epsilon``; 0 if there is none."""
+    """Return the largest number of rounds up to ``max_rounds`` that costs at most ``epsilon``; 0 if there is none."""
     low, high = 0, 1
     while high <= max_rounds and max_epsilon_bounds(histories_of(high), delta=delta).value <= epsilon:
         low, high = high, 2 * high

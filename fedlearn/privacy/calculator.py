@@ -35,7 +35,7 @@ MAX_ROUNDS = 10**7
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyQuery:
-    """One planning question for client-level central privacy; what is None is sought.
+    """Ask a planning question for client-level central privacy; the value that is None is computed.
 
     Args:
         clients: in the population, >= 1.
@@ -88,7 +88,7 @@ class PrivacyQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyEstimate:
-    """A question with nothing left open, and what it costs."""
+    """Hold a privacy query with all values found, and its cost."""
 
     rounds: int
     noise_multiplier: float

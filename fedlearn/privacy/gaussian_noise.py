@@ -24,7 +24,7 @@ GRID_BITS = 20  # bits
 
 
 def standard_normals(shape: tuple[int, ...], context: Context, *, client: int | None = None) -> np.ndarray:
-    """Standard normal numbers, float64.
+    """Return standard normal numbers, float64.
 
     Args:
         shape: how many.
@@ -40,7 +40,9 @@ def standard_normals(shape: tuple[int, ...], context: Context, *, client: int | 
 
 
 def add_gaussian_noise(update: Array, noise: np.ndarray, std: float) -> Array:
-    """``update + std * noise``, summed in float64, rounded to the grid, in the library and precision of ``update``."""
+    """Return ``update + std * noise``, summed in float64 and rounded to the grid, in library and precision of
+    ``update``.
+    """
     exact = as_numpy(update).astype(np.float64) + std * noise
     return asarray_like(round_to_grid(exact, std).astype(np.float32), update)
 

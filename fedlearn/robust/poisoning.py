@@ -25,7 +25,7 @@ DIRECTIONS = ("std", "mean", "sign")
 
 @dataclass(frozen=True, kw_only=True)
 class AttackView:
-    """What the malicious clients of a round may look at.
+    """Hold the values that the malicious clients of a round may use.
 
     Attributes:
         honest_HD: what the honest clients send, float64.
@@ -57,7 +57,7 @@ class AttackView:
 
 
 class Poisoning(NamedTuple):
-    """Who attacks and how.
+    """Describe the malicious clients of a simulation, and their updates or data.
 
     Attributes:
         kind: its name.

@@ -37,17 +37,17 @@ def map_column_blocks(rule: Callable[[Array], Array], updates_KD: Array) -> Arra
 
 
 def unweighted_mean(updates_KD: Array) -> Array:
-    """The mean in which every client counts the same."""
+    """Return the mean with equal weights of all clients."""
     return divide_total(add_rows(None, updates_KD, np.ones(len(updates_KD))), len(updates_KD))
 
 
 def weighted_mean(updates_KD: Array, weights_K: np.ndarray) -> Array:
-    """``sum_k weights_k updates_k / sum_k weights_k``."""
+    """Return the weighted mean ``sum_k weights_k updates_k / sum_k weights_k``."""
     return divide_total(add_rows(None, updates_KD, weights_K), float(np.sum(weights_K)))
 
 
 def distances_to(updates_KD: Array, center_D: Array) -> np.ndarray:
-    """``||u_k - center||`` of each client, K; in float64 where the array library has it."""
+    """Return ``||u_k - center||`` of each client, K; in float64 if the array library has it."""
     squares_K, start = np.zeros(len(updates_KD)), 0
     for updates_KC in column_blocks(updates_KD):
         apart_KC = _wide(updates_KC - center_D[start : start + updates_KC.shape[1]])
@@ -57,7 +57,7 @@ def distances_to(updates_KD: Array, center_D: Array) -> np.ndarray:
 
 
 def inner_products(updates_KD: Array, vector_D: Array) -> np.ndarray:
-    """``<u_k, vector>`` of each client, K; in float64 where the array library has it."""
+    """Return ``<u_k, vector>`` of each client, K; in float64 if the array library has it."""
     products_K, start = np.zeros(len(updates_KD)), 0
     for updates_KC in column_blocks(updates_KD):
         products_K += as_numpy(_wide(updates_KC) @ _wide(vector_D[start : start + updates_KC.shape[1]]))
@@ -72,7 +72,7 @@ def _wide(array: Array) -> Array:
 
 
 def nearest_neighbor_weights(distances_KK: np.ndarray, num_nearest: int) -> np.ndarray:
-    """Weights, K x K, that put in the place of each update the mean of the ``num_nearest`` closest, itself among them.
+    """Return weights, K x K, that replace each update by the mean of its ``num_nearest`` closest, itself included.
 
     Reference: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, *Fixing by Mixing: A Recipe for Optimal Byzantine
     ML under Heterogeneity*, AISTATS 2023, arXiv:2302.01772, Algorithm 2.
@@ -84,7 +84,8 @@ def nearest_neighbor_weights(distances_KK: np.ndarray, num_nearest: int) -> np.n
 
 
 def bucket_weights(permutation_K: np.ndarray, size: int) -> np.ndarray:
-    """Weights, M x K, of the means of ``size`` clients at a time in the given order; the last of them may be fewer.
+    """Return weights, M x K, of the means of ``size`` clients at a time in the given order; the last bucket may be
+    smaller.
 
     Reference: Karimireddy, He, Jaggi, *Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing*, ICLR 2022,
     arXiv:2006.09365, Algorithm 1.
@@ -97,7 +98,7 @@ def bucket_weights(permutation_K: np.ndarray, size: int) -> np.ndarray:
 
 
 def coordinate_median(updates_KD: Array) -> Array:
-    """The median of each coordinate; of an even number of clients, the mean of the two in the middle.
+    """Return the median of each coordinate; of an even number of clients, the mean of the middle two.
 
     *Guarantees*: as long as fewer than half of the clients are malicious, each coordinate lies within the range of
     the honest ones.
@@ -113,7 +114,7 @@ def median_of_sorted(sorted_KC: Array) -> Array:
 
 
 def trimmed_mean(updates_KD: Array, num_trimmed: int) -> Array:
-    """The mean of each coordinate without its ``num_trimmed`` smallest and as many largest values.
+    """Return the mean of each coordinate without its ``num_trimmed`` smallest and its ``num_trimmed`` largest values.
 
     *Guarantees*: as long as at most ``num_trimmed`` clients are malicious, each coordinate lies within the range of
     the honest ones.
@@ -124,7 +125,7 @@ def trimmed_mean(updates_KD: Array, num_trimmed: int) -> Array:
 
 
 def mean_around_median(updates_KD: Array, num_closest: int) -> Array:
-    """The mean, in each coordinate, of the ``num_closest`` values closest to the median.
+    """Return the mean, in each coordinate, of the ``num_closest`` values closest to the median.
 
     Among sorted values those are neighbours, so that only ``K - num_closest + 1`` runs of them need to be looked at.
     """
@@ -147,7 +148,7 @@ def mean_around_median(updates_KD: Array, num_closest: int) -> Array:
 
 
 def squared_distances(updates_KD: Array) -> np.ndarray:
-    """``||u_i - u_j||^2`` of each pair of clients, K x K.
+    """Return ``||u_i - u_j||^2`` of each pair of clients, K x K.
 
     From inner products in float64, which leaves nothing of the distance between two honest updates to rounding, however
     far away a malicious one is. JAX, which has no float64 unless a global flag turns it on, lends its arrays to NumPy.
@@ -167,7 +168,7 @@ def squared_distances(updates_KD: Array) -> np.ndarray:
 
 
 def rank_by_krum(distances_KK: np.ndarray, num_malicious: int) -> np.ndarray:
-    """Clients from the lowest to the highest of Krum's scores.
+    """Return the row numbers of clients, from the lowest to the highest score of Krum.
 
     ``s(i) = sum_{i -> j} ||u_i - u_j||^2`` over the ``K - f - 2`` other clients ``j`` closest to ``i``. Where that is
     one, the two closest clients score the same; the one closer to all others comes first.
@@ -182,7 +183,7 @@ def rank_by_krum(distances_KK: np.ndarray, num_malicious: int) -> np.ndarray:
 
 
 def select_by_krum(distances_KK: np.ndarray, num_malicious: int, num_selected: int) -> np.ndarray:
-    """The clients that Krum chooses one after another, each among those not chosen yet; ascending.
+    """Return the clients that Krum chooses one after another, each among the remaining ones; ascending.
 
     Reference: El Mhamdi, Guerraoui, Rouault, *The Hidden Vulnerability of Distributed Learning in Byzantium*, ICML
     2018, arXiv:1802.07927, section 4: the first step of Bulyan.
@@ -194,7 +195,8 @@ def select_by_krum(distances_KK: np.ndarray, num_malicious: int, num_selected: i
 
 
 def resolve_num_malicious(num_malicious: int | None, num_updates: int, *, per_malicious: int, offset: int = 3) -> int:
-    """How many malicious clients to withstand: as given, or the most that ``n >= per_malicious f + more`` allows.
+    """Return the tolerated number of malicious clients: as given, or the largest with ``n >= per_malicious f +
+    offset``.
 
     Args:
         num_malicious: ``f``; None for the most.

@@ -24,7 +24,7 @@ from fedlearn.trainers.base import BaseTrainer
 
 
 class LinearTrainer(BaseTrainer):
-    """Linear regression in NumPy: the smallest trainer, and a reference for others.
+    """Train linear regression in NumPy: the smallest trainer, and a reference for others.
 
     Args:
         num_features: number of features of an example.

@@ -23,7 +23,7 @@ CHUNK_SIZE = 256  # images that are distorted together: their pixels stay in the
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What may happen to a training image.
+    """Set the augmentation of training images.
 
     Args:
         flip: left to right, for every other image.
@@ -43,7 +43,7 @@ class Augmentation:
 
 
 class AugmentedTrainer(TrainerWrapper):
-    """A trainer to whom each client's images come distorted, differently in every round.
+    """Wrap a trainer so that it gets the images of each client augmented, differently in each round.
 
     Args:
         trainer: of either framework, or mixed.

@@ -28,7 +28,7 @@ FROM_INITIALIZER = "weights from an initializer"
 
 
 class LocalResult(NamedTuple):
-    """The result of local training of one client.
+    """Hold the result of local training of one client.
 
     Attributes:
         delta_D: final minus initial parameters.
@@ -44,7 +44,7 @@ class LocalResult(NamedTuple):
 
 
 class BaseTrainer:
-    """A trainer in NumPy with defaults for all optional members; the base for trainers of other frameworks.
+    """Provide a trainer in NumPy with defaults for all optional members; the base for trainers of other frameworks.
 
     A subclass sets ``layout``, and defines `outputs` and one of `gradient` and `example_gradients`. The base then
     trains with SGD or AdamW under any local rule that corrects gradients. With `example_gradients` and

@@ -18,7 +18,7 @@ from fedlearn.loop.protocols import Trainer
 
 
 class MixedTrainer:
-    """Trains client ``c`` with trainer ``c mod n`` of n trainers of one model: with two, even and odd clients differ.
+    """Train client ``c`` with trainer ``c mod n`` of n trainers of one model: with two, even and odd clients differ.
 
     Args:
         trainers: of models with equal layouts, e.g. one in torch and its twin in JAX.

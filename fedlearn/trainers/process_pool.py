@@ -32,7 +32,7 @@ NO_EXAMPLES = Examples(np.zeros(0), np.zeros(0))  # children have their own
 
 
 class ProcessPoolTrainer(TrainerWrapper):
-    """A trainer whose `fit` is shared by this process and ``num_workers - 1`` forked ones.
+    """Wrap a trainer so that this process and ``num_workers - 1`` forked ones share each `fit`.
 
     Children are forked at the first block under a rule: they have data, model and local rules without any copying, and
     write updates where this process reads them.

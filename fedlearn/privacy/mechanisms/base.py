@@ -23,7 +23,7 @@ FAILURES_NOT_COVERED = "who failed and why, how many took part, and how long it 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """What a mechanism must know besides the strategy.
+    """Describe the population, as far as a mechanism needs it.
 
     Args:
         clients: that a cohort is drawn from.
@@ -42,7 +42,7 @@ class Population:
 
 
 class Mechanism(NamedTuple):
-    """A privacy setting, not yet applied.
+    """Describe a privacy mechanism before it is applied to a strategy.
 
     Attributes:
         validate: ``(strategy, local) -> None``; raises where the promise could not hold, before any data are loaded.

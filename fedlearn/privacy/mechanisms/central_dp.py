@@ -68,7 +68,7 @@ def central(
     target_quantile: float = 0.5,
     clip_learning_rate: float = 0.2,
 ) -> Mechanism:
-    """The server sees a noisy mean; what it does with it, the server optimiser included, costs nothing more.
+    """Return central privacy: the server sees a noisy mean. Later steps, such as its optimizer, cost nothing more.
 
     ``delta = (sum_k clip(delta_k, C) + N(0, (z C)^2 I)) / E[cohort]``
 

@@ -72,7 +72,8 @@ def ftrl(
     separation: int = 1,
     bands: int | None = None,
 ) -> Mechanism:
-    """``delta_t = (sum_k clip(delta_k, C) + z C s (C_matrix^-1 xi)_t) / cohort``, s the sensitivity of all T rounds.
+    """Return DP-FTRL: ``delta_t = (sum_k clip(delta_k, C) + z C s (C_matrix^-1 xi)_t) / cohort``, s the sensitivity of
+    all T rounds.
 
     No luck of the draw is assumed of cohorts, only that a client waits for ``separation`` rounds before it takes part
     again, which the selector that this puts in place enforces.

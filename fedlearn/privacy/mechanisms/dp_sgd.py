@@ -33,7 +33,7 @@ def example(
     epsilon: float | None = None,
     delta: float = 1e-5,
 ) -> Mechanism:
-    """One example at one client is protected against everyone but the client that holds it.
+    """Protect each example at each client against everyone except the client that holds it.
 
     A client of N examples draws Poisson batches of rate ``q = min(1, batch_size / N)`` and takes
     ``epochs * ceil(N / batch_size)`` steps a round (or ``steps``). It pays for all steps of all rounds that it took

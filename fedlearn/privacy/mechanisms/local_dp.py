@@ -39,7 +39,7 @@ def local(
     epsilon: float | None = None,
     delta: float = 1e-5,
 ) -> Mechanism:
-    """Every upload is ``clip(delta_k, C) + N(0, (z C)^2 I)``; what the server does with it costs nothing more.
+    """Return local privacy: each upload is ``clip(delta_k, C) + N(0, (z C)^2 I)``. Later steps cost nothing more.
 
     Any data of a client may be replaced by any other, which moves a clipped update by up to ``2 C``: an upload costs
     what a Gaussian mechanism with multiplier ``z / 2`` does (exactly, not by the classical formula, which only holds

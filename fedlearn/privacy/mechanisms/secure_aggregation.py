@@ -39,7 +39,7 @@ def secagg(
     modulus_bits: int = 32,
     protocol: str = "sum",
 ) -> Mechanism:
-    """Secure aggregation: the server learns the mean of a cohort's updates, and nothing else about them.
+    """Return secure aggregation: the server learns the mean of the updates of a cohort, and nothing more about them.
 
     Args:
         clip_norm: L2 bound on an update, > 0; longer updates are scaled down. It also sets the scale of the integers.
@@ -86,7 +86,8 @@ def distributed(
     flatten: float = 1.0,
     protocol: str = "sum",
 ) -> Mechanism:
-    """Distributed differential privacy: the noise of the clients adds up, under secure aggregation, to central noise.
+    """Return distributed differential privacy: under secure aggregation, the noise of the clients adds up to central
+    noise.
 
     Each client clips to ``clip_norm``, rounds at random under a bound on the norm, and adds integer noise of
     ``noise_multiplier * bound / sqrt(threshold)``: the noise in the smallest sum that may be opened is enough.

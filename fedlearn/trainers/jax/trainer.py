@@ -79,7 +79,7 @@ NamedShape = tuple[str, tuple[int, ...]]  # its name and shape in torch
 
 
 class JaxTrainer:
-    """Trains any flax (linen) module whose leaves are named and turned as its torch twin's.
+    """Train a flax (linen) module. Its leaves have the names and the orientation of its torch twin.
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``; takes ``train: bool`` if it behaves differently in training.

@@ -81,7 +81,7 @@ class _Job:
 
 
 class TorchTrainer:
-    """Trains any plain ``nn.Module``, one client after another, in a loop without a data loader.
+    """Train a plain ``nn.Module``, one client after another, in a loop without a data loader.
 
     The module's parameters, and its floating-point buffers, become views of one flat vector, so that the global model
     goes in and the local one comes out in one copy.
