@@ -99,9 +99,7 @@ def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path) ->
     seen = None
     while True:
         for child in children:
-            if child.exit_code is not None:
-                sys.stderr.write(f"{child.name} ended with code {child.exit_code}; starting it again\n")
-                child.restart()
+            if child.restart_if_ended():
                 seen = None
         files = sorted(path.name for path in (keys / ALLOWED).glob("*.pub"))
         if files != seen:

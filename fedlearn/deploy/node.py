@@ -86,21 +86,15 @@ def serve(node: Node) -> None:
                 sys.stdout.flush()
                 told = True
             for child in watched:
-                _keep_going(child)
+                child.restart_if_ended()
             if BACKLOG_MESSAGE in carrier.read_output():
                 carrier.stop()
                 carrier.reap(time.monotonic() + GRACE_S)
             if carrier.exit_code is not None:
                 _refuse_if_not_let_in(carrier, node)
                 _wait_for_coordinator(node)
-                _keep_going(carrier)
+                carrier.restart_if_ended()
             time.sleep(POLL_INTERVAL_S)
-
-
-def _keep_going(child: Child) -> None:
-    if child.exit_code is not None:
-        sys.stderr.write(f"{child.name} ended with code {child.exit_code}; starting it again\n")
-        child.restart()
 
 
 def _refuse_if_not_let_in(carrier: Child, node: Node) -> None:

@@ -100,11 +100,23 @@ class Child:
         """Its exit code, or None while it runs."""
         return self.process.poll() if self.process else None
 
-    def restart(self) -> None:
-        """Start it once more.
+    def restart_if_ended(self) -> bool:
+        """Start the process again if it has ended, and say so; return whether it had ended.
 
         Raises:
-            ChildError: that was done too often lately.
+            ChildError: the process ended too often within a short time.
+        """
+        if self.exit_code is None:
+            return False
+        sys.stderr.write(f"{self.name} ended with code {self.exit_code}; starting it again\n")
+        self.restart()
+        return True
+
+    def restart(self) -> None:
+        """Start the process again.
+
+        Raises:
+            ChildError: the process ended too often within a short time.
         """
         now = time.monotonic()
         if len(self.restarts) == MAX_RESTARTS and now - self.restarts[0] < RESTART_WINDOW_S:

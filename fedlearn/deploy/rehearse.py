@@ -78,15 +78,13 @@ class Rehearsal:
             children.wait_for(partial(_ready, child), f"{child.name} is ready", timeout_s=START_TIMEOUT_S)
 
     def restart_exited(self) -> None:
-        """Start again whatever has ended, as an init system would.
+        """Restart processes that ended, as an init system does.
 
         Raises:
-            ChildError: something ends again and again.
+            ChildError: a process ended too often within a short time.
         """
         for child in self.children.values():
-            if child.exit_code is not None:
-                sys.stderr.write(f"{child.name} ended with code {child.exit_code}; starting it again\n")
-                child.restart()
+            child.restart_if_ended()
 
     def follower(self, *, reconnect_timeout_s: float = 60.0) -> Follower:
         """Who submits runs here and looks on."""

@@ -82,3 +82,16 @@ def test_what_ends_again_and_again_is_given_up(tmp_path):
         child.process.wait(120)
     with pytest.raises(ChildError, match=f"flapping ended {MAX_RESTARTS + 1} times"):
         child.restart()
+
+
+def test_only_a_process_that_ended_is_started_again_and_the_message_names_it(tmp_path, capsys):
+    with Children(grace_s=1.0) as children:
+        child = children.start(Child("sleeper", SLEEP, tmp_path / "log"))
+        before = child.process.pid
+        assert not child.restart_if_ended()
+        child.process.kill()
+        child.process.wait(120)
+        assert child.restart_if_ended()
+        assert child.process.pid != before
+        assert child.exit_code is None
+    assert capsys.readouterr().err == "sleeper ended with code -9; starting it again\n"
