@@ -58,6 +58,7 @@ TABLE = {
     "tests/strategies/test_personalization": "framework",
     "tests/test_architecture": "process",
     "tests/test_public_api": "process",
+    "tests/test_typed_package": "process",
     "tests/trainers/test_buffers": "framework",
     "tests/algorithm/test_server_optimizers": "framework",
     "tests/test_readme": "docs",
