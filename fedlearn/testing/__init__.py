@@ -7,6 +7,7 @@ Each check raises `AssertionError` and names the guarantee that does not hold. C
 """
 
 from fedlearn.testing.callbacks import check_callback
+from fedlearn.testing.mechanisms import check_mechanism
 from fedlearn.testing.problems import LOCAL_SETTINGS, LinearTrainer, linear_problem
 from fedlearn.testing.strategies import check_strategy
 from fedlearn.testing.trainers import check_trainer, check_twins
@@ -15,6 +16,7 @@ __all__ = [
     "LOCAL_SETTINGS",
     "LinearTrainer",
     "check_callback",
+    "check_mechanism",
     "check_strategy",
     "check_trainer",
     "check_twins",
