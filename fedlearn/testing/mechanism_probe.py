@@ -166,7 +166,7 @@ class Probe:
         *,
         target: np.ndarray | Examples | None = None,
         others: np.ndarray | None = None,
-        is_absent: bool = False,
+        drops_out: bool = False,
         alternates: bool = False,
         deployed: bool = False,
     ) -> Releases:
@@ -176,7 +176,7 @@ class Probe:
             seed: seed of the noise.
             target: update of the target, or an example of it; None sends zero.
             others: update of all other clients; None sends zero.
-            is_absent: the target does not take part.
+            drops_out: the target does not take part.
             alternates: the update of the target changes its sign from round to round.
             deployed: clients are real, so noise comes from the operating system.
         """
@@ -189,7 +189,7 @@ class Probe:
         for cohort in self.cohorts:
             if isinstance(trainer, KnownUpdates):
                 trainer.failing = self.failing(cohort)
-            asked = tuple(sorted(client for client in cohort if not (is_absent and client == self.target)))
+            asked = tuple(sorted(client for client in cohort if not (drops_out and client == self.target)))
             done = run_round(self._unaccounted, engine, state, asked, schedule=schedule, local=self.local)
             aggregates.append(as_numpy(done.state.params_D).astype(np.float64) - as_numpy(state.params_D))
             uploads.append(engine.uploads)
@@ -263,7 +263,7 @@ class Probe:
         if can_leave and self.guarantee.neighbors is Neighbors.ADD_OR_REMOVE and min(map(len, self.cohorts)) > 1:
             others = FAR * np.ones(NUM_PARAMETERS)
             present = self.run(seed, target=-others, others=others)
-            found.append(self.observed(self.run(seed, others=others, is_absent=True)) - self.observed(present))
+            found.append(self.observed(self.run(seed, others=others, drops_out=True)) - self.observed(present))
         return found
 
     def noise(self, num_draws: int) -> tuple[np.ndarray, list[Ledger]]:

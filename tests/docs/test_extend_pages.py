@@ -19,7 +19,7 @@ from fedlearn.runner.compose import compose
 from fedlearn.runner.config import build_plan
 from fedlearn.runner.start import parse_args
 
-PAGES = sorted((Path(__file__).parents[2] / "docs/extend").glob("*.md"))
+PAGES = [p for p in sorted((Path(__file__).parents[2] / "docs/extend").glob("*.md")) if p.stem != "index"]
 BLOCK = re.compile(r"^(?:\*\*(?P<file>\S+)\*\*\n+)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = ["python", "-m", "simulations.run"]
 
