@@ -269,3 +269,17 @@ def test_the_page_lists_the_modules_that_touch_a_request():
 def test_the_count_of_modules_sees_each_way_to_touch_a_request(source):
     assert touches_a_request(source)
     assert not touches_a_request("from fedlearn.core.records import Request")
+
+
+def test_only_its_transport_knows_the_protocol_of_secure_aggregation():
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "fedlearn").rglob("*.py")
+        if any((module or "").startswith("fedlearn.privacy.secagg") for module, _ in imports_of(path))
+    }
+    outside = {name for name in found if not name.startswith("fedlearn/privacy/")}
+    assert outside == {
+        "fedlearn/protocol/secagg_exchange.py",  # the messages
+        "fedlearn/engines/secure_round.py",  # the coordinator's half
+        "fedlearn/deploy/node_side/masked_clients.py",  # the node's half
+    }

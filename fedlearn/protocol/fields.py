@@ -60,7 +60,8 @@ def read_refusal(value: Any) -> Refusal | None:
 def failure_to_json(failure: Failure | Refusal) -> dict[str, Any]:
     """Return stage and reason of a failure or refusal, and the client of a failure; a traceback stays at the node."""
     client = {"client": failure.client} if isinstance(failure, Failure) else {}
-    return {**client, "stage": failure.stage, "reason": failure.reason[:MAX_REASON_LENGTH]}
+    reason = read_text(failure.reason, "reason", max_length=MAX_REASON_LENGTH)
+    return {**client, "stage": failure.stage, "reason": reason}
 
 
 def require_requested(clients: Sequence[ClientId], failures: Sequence[Failure], requested: Sequence[ClientId]) -> None:

@@ -24,6 +24,7 @@ from fedlearn.protocol.fields import read_number, read_numbers
 
 RETRY_INTERVAL_S = 30.0  # seconds after which a refused node is asked again
 MAX_PARAMETERS = 2**40
+MAX_CLASSES = 2**14  # a confusion matrix of the coordinator then has at most 2 GiB
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class Member:
         if fields["task"] not in METRICS:
             raise WireError(f"the task is {fields['task']}, expected one of {', '.join(METRICS)}")
         _require_key(fields["masking_key"])
-        fields["num_classes"] = read_number(fields["num_classes"], "num_classes")
+        if read_number(fields["num_classes"], "num_classes") > MAX_CLASSES:
+            raise WireError(f"the task has {fields['num_classes']} classes, expected at most {MAX_CLASSES}")
         fields["num_examples"] = dict(zip(clients, counts, strict=True))
         fields["names"] = {
             client: read_text(name, "names", max_length=100) for client, name in zip(clients, names, strict=True)

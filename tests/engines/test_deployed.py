@@ -166,7 +166,7 @@ def test_an_update_that_is_not_finite_never_touches_the_model(federation):
     ids=["shape", "dtype", "rows", "count dtype", "no delta", "extra", "layout", "round", "run", "stranger", "twice",
          "facts", "no parcel", "cut short", "version", "oversize"],
 )  # fmt: skip
-def test_a_malformed_reply_is_refused_before_it_touches_the_model(federation, change, reason):
+def test_a_malformed_response_is_refused_before_it_touches_the_model(federation, change, reason):
     made = federation()
     made.grid.nodes[102] = tampered(made.sites[102], change)
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
@@ -177,7 +177,92 @@ def test_a_malformed_reply_is_refused_before_it_touches_the_model(federation, ch
     assert np.array_equal(one.state.params_D, deployed(alone, rounds=1, evaluate=False)[0].state.params_D)
 
 
-def test_a_reply_replayed_from_an_earlier_round_is_refused(federation):
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p: replace(p, metadata={**p.metadata, "clients": []}), "0 clients"),
+        (lambda p: replace(p, metadata={**p.metadata, "clients": [2, 2]}), "occurs twice"),
+        (lambda p: with_content(p, num_examples=[13]), "1 example counts"),
+        (lambda p: with_content(p, num_examples=[13, -1]), "num_examples"),
+        (lambda p: with_content(p, names={"2": "a"}), "names"),
+        (lambda p: with_content(p, task="guess"), "the task is guess"),
+        (lambda p: with_content(p, supports_metrics=1), "supports_metrics"),
+        (lambda p: with_content(p, num_classes=2**40), "classes, expected at most"),
+        (lambda p: with_content(p, leaves=[["w", [2**50, 2**50], "float32", False]]), "too many parameters"),
+        (lambda p: with_content(p, masking_key="ab"), "masking key"),
+        (lambda p: b"\x80\x04nonsense", "cannot be read"),
+        (lambda p: pack(p) + bytes(9 * 2**20), "expected at most"),
+    ],
+)
+def test_a_malformed_description_of_a_node_is_refused_by_name(federation, change, reason):
+    made = federation()
+    made.grid.nodes[102] = tampered(made.sites[102], change, kind="hello")
+    with pytest.raises(FederationError, match=rf"refused   node 102: .*{reason}"):
+        made.engine.open()
+
+
+def with_content(payload, **fields):
+    return replace(payload, metadata={**payload.metadata, "content": {**payload.metadata["content"], **fields}})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_array("params", lambda v: v * np.float32(np.nan)),
+        with_array("params", lambda v: v[:-1]),
+        lambda p: replace(p, arrays={}),
+        lambda p: replace(p, arrays={**p.arrays, "more": p.arrays["params"]}),
+    ],
+    ids=["nan", "shape", "none", "more"],
+)
+def test_malformed_initial_parameters_end_the_start_by_name(federation, change):
+    made = federation()
+    made.grid.nodes[101] = tampered(made.sites[101], change, kind="init")
+    with pytest.raises(
+        FederationError, match=r"the node of clients 0, 1 sends no initial parameters: .*params|no param"
+    ):
+        made.engine.initial_parameters(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_array("num_examples", lambda v: v * 0),
+        with_array("sum/squared_error", lambda v: v * np.inf),
+        with_array("sum/squared_error", lambda v: v[:1]),
+        lambda p: replace(p, arrays={name: v for name, v in p.arrays.items() if name != "sum/squared_error"}),
+        lambda p: replace(p, metadata={**p.metadata, "clients": [0, 2]}),
+    ],
+    ids=["count", "infinite", "rows", "missing", "clients"],
+)
+def test_a_malformed_evaluation_is_a_failure_of_its_clients(federation, change):
+    made = federation()
+    made.grid.nodes[102] = tampered(made.sites[102], change, kind="evaluate")
+    (done,) = deployed(made, rounds=1, max_failures=0.5)
+    assert done.evaluation.clients == (0, 1)
+    assert [(f.client, f.stage) for f in done.failures] == [(2, "evaluate"), (3, "evaluate")]
+    assert "KeyError" not in done.failures[0].reason
+
+
+def test_a_response_from_another_node_than_the_request_went_to_is_ignored(federation):
+    made = federation(deadline=2.0)
+    made.engine.open()
+    pull = made.grid.pull_messages
+
+    def forged(ids):
+        messages = pull(ids)
+        for message in messages:
+            if message.metadata.src_node_id == 102:
+                message.metadata.__dict__["_src_node_id"] = 101
+        return messages
+
+    made.grid.pull_messages = forged
+    (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
+    assert [(f.client, f.stage) for f in one.failures] == [(2, "node"), (3, "node")]
+    assert made.engine.exchange.grid_client.num_ignored["unknown_sender"] == 1
+
+
+def test_a_response_replayed_from_an_earlier_round_is_refused(federation):
     made = federation()
     first = []
 

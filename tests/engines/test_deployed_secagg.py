@@ -1,5 +1,6 @@
 """Real sites behind a Flower `Grid` whose updates only their sum shows."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -114,6 +115,37 @@ def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_
     state = start(strategy, scenario.trainer.init(1), engine, seed=1)
     (expected,) = federate(replace(strategy, select=three), engine, state, schedule=Schedule(rounds=1), local=local)
     assert np.array_equal(one.state.params_D, expected.state.params_D)
+
+
+def masked_arrays(change):
+    """Change the responses with masked vectors of node 104; return what `overheard` takes."""
+
+    def changed(node, asked, payload):
+        training = node == 104 and "params" in asked.shared.arrays
+        return replace(payload, arrays=change(payload.arrays)) if training else payload
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda arrays: {}, "there are messages"),
+        (lambda arrays: {"response/0": arrays["response/3"]}, "there are messages"),
+        (lambda arrays: {**arrays, "response/0": arrays["response/3"]}, "there are messages"),
+        (lambda arrays: {"response/3": arrays["response/3"].astype(np.float32)}, "not a vector of bytes"),
+        (lambda arrays: {"response/3": arrays["response/3"][:-1]}, "ends too early|malformed|CBOR|bytes"),
+        (lambda arrays: {"response/3": np.zeros(2**22, np.uint8)}, "expected at most"),
+    ],
+    ids=["none", "other client", "more", "dtype", "cut", "oversize"],
+)
+def test_a_malformed_masked_vector_is_a_failure_of_its_client_only(federation, change, reason):
+    made = masked(federation, clients=((0,), (1,), (2,), (3,)))
+    overheard(made, masked_arrays(change))
+    (one,) = run(made, rounds=1, max_failures=0.5)
+    assert [failure.client for failure in one.failures] == [3]
+    assert re.search(reason, one.failures[0].reason)
+    assert one.num_updates == 3
 
 
 def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(federation):

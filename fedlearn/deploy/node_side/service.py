@@ -53,7 +53,7 @@ class NodeService:
         client_states: client states on disk.
 
     Guarantees:
-        `respond` never raises. A response holds no example, label, prediction or traceback.
+        `respond` and `respond_to_bytes` never raise. A response holds no example, label, prediction or traceback.
     """
 
     def __init__(self, config: NodeConfig, policy: Policy, client_states: ClientStates) -> None:
@@ -96,7 +96,12 @@ class NodeService:
         except WireError as error:
             log.warning("cannot read a request: %s", error)
             return NodeResponse.refuse(None, FailureStage.REQUEST, str(error)).pack()
-        return self.respond(request).pack()
+        response = self.respond(request)
+        try:
+            return response.pack()
+        except Exception as error:  # e.g. a scenario whose number of classes is NaN
+            log.exception("the response to %s of run %s cannot be packed", request.kind, request.run)
+            return NodeResponse.refuse(request, FailureStage.NODE, f"{type(error).__name__}: {error}").pack()
 
     def _hello(self, request: NodeRequest) -> NodeResponse:
         scenario, keys = self.builder.scenario(request.settings), self.config.masking_keys

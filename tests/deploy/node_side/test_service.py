@@ -5,13 +5,14 @@ import pytest
 
 from fedlearn import Scenario, Stage, Strategy, Transform, everyone
 from fedlearn.core import Request
+from fedlearn.core.serialization import Payload
 from fedlearn.deploy.node_side import experiment as builders
 from fedlearn.deploy.node_side import service as services
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.policy import Policy, Reveal
 from fedlearn.deploy.node_side.service import NodeService
-from fedlearn.protocol.messages import NodeRequest, RequestKind, pack_order
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
 from fedlearn.testing import LinearTrainer, linear_problem
 
 WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
@@ -119,3 +120,58 @@ def test_each_order_counts_before_it_trains_and_repeated_rounds_count_again(make
     assert "max_rounds=2" in fit(site).refusal.reason
     assert fit(site, run="another").refusal is None
     assert ClientStates(tmp_path / "client_states").request_counts("run") == (2, 3)
+
+
+HOSTILE_VALUES = (
+    None,
+    True,
+    -1,
+    2**60,
+    0.5,
+    "x",
+    "../..",
+    [],
+    [[1]],
+    {},
+    {"_target_": "os.system"},
+    {"_target_": ["a"]},
+)
+GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers", "population")
+NO_MECHANISM = {"_target_": "fedlearn.privacy.mechanisms.none"}
+HOSTILE_FIELDS = [
+    *({"settings": {**WORDS, group: value}} for value in HOSTILE_VALUES for group in GROUPS),
+    *({"settings": {**WORDS, "privacy": NO_MECHANISM, "population": value}} for value in HOSTILE_VALUES),
+    *({"state_rounds": rounds} for rounds in (None, (2**50,), (7,))),
+    *({"run": run} for run in ("", "../etc", "a/b", "x" * 200, ".", "-")),
+    {"shared": Payload()},
+    {"shared": Payload(metadata={"seed": 1, "local": {"epochs": 10**90}}, arrays={"params": np.zeros(4, np.float32)})},
+    {"content": Payload(metadata={"registered": {"0": "zz"}, "seed": "1"})},
+    {"content": Payload(metadata={"seed": 10**90}, arrays={"message/0": np.zeros((2, 2), np.uint8)})},
+    {"clients": (), "state_rounds": ()},
+    {"clients": (0, 1, 2), "state_rounds": (0, 0, 0)},
+]  # fmt: skip
+
+
+def test_a_response_that_cannot_be_packed_is_refused(make, monkeypatch):
+    site, request = make(), request_to_fit()
+    broken = NodeResponse.to(request, content=Payload(metadata={"share": float("nan")}))
+    monkeypatch.setattr(site, "respond", lambda request: broken)
+    response = NodeResponse.unpack(site.respond_to_bytes(request.pack()), request, max_bytes=2**20)
+    assert "ValueError" in response.refusal.reason
+
+
+def test_a_reason_with_an_undecodable_file_name_reaches_the_coordinator(make):
+    request = request_to_fit()
+    refusal = NodeResponse.refuse(request, "policy", "no file \udcff.csv")
+    assert NodeResponse.unpack(refusal.pack(), request, max_bytes=2**20).refusal.reason == "no file .csv"
+
+
+@pytest.mark.parametrize("kind", RequestKind)
+def test_a_service_responds_to_any_request_with_results_or_a_refusal(make, kind):
+    site = make()
+    for changes in HOSTILE_FIELDS:
+        request = request_to_fit(**{"kind": kind, **changes})
+        response = NodeResponse.unpack(site.respond_to_bytes(request.pack()), request, max_bytes=2**20)
+        assert response.refusal is None or response.refusal.reason, changes
+        assert response.refusal is None or "Traceback" not in response.refusal.reason
+    assert fit(site).clients == (0,)
