@@ -179,12 +179,21 @@ def headline_rows(run: RunResults) -> list[tuple[str, str]]:
             format_metric(run.main_metric, last) if run.main_metric in seen["final"] else "–",
         ),
         ("Rounds", f"{seen['rounds']:,}"),
+        *_best_round(seen),
         ("Time", human_seconds(seen["seconds"])),
         *([("On the clock", human_seconds(seen["clock"]))] if "clock" in seen else []),
         ("Client updates", f"{seen['client_updates']:,}"),
         ("Sent by clients", human_bytes(seen["bytes_up"])),
         ("Sent to clients", human_bytes(seen["bytes_down"])),
     ]
+
+
+def _best_round(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    best = summary.get("best_checkpoint")
+    if not best:
+        return []
+    value = format_metric(best["metric"], best["value"])
+    return [("Best round", f"{best['round']:,} ({figures.metric_name(best['metric'], inline=True)} {value})")]
 
 
 def metric_rows(run: RunResults) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 import io
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -166,3 +167,18 @@ def test_steps_between_rows_are_round_numbers():
 
 def test_sizes_never_take_more_than_three_digits_and_a_unit():
     assert all(len(human_bytes(2**k - 1)) <= 8 for k in range(45))
+
+
+def test_text_that_another_callback_prints_does_not_break_the_progress_line(tmp_path):
+    file = io.StringIO()
+    console = Console(file, terminal=True, width=80)
+    console.on_start(about(tmp_path))
+    print("a message of a callback")  # noqa: T201
+    sys.stderr.write("a warning of a callback\n")
+    console.on_round(a_round(1))
+    console.close()
+    assert sys.stdout is not file
+    text = CONTROL.sub("", file.getvalue())
+    for message in ("a message of a callback", "a warning of a callback"):
+        assert re.search(rf"(^|[\n\r]){message} *\n", text)
+    console.close()
