@@ -24,7 +24,7 @@ Words are those of python -m simulations.run (of strategy=, only strategy.client
   fraction   of all clients that attack (0.2); rules that ask for it are told how many that is
   seeds      runs of each pair, from seed on (1); their mean is shown
 
-Unless you say otherwise: scenario=digits scenario.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
+Unless you say otherwise: scenario=digits partition.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
 Client 0 never attacks, so all rules face the same attackers. It has the root data of fltrust: {NUM_ROOT_EXAMPLES}
 examples of all clients.
 

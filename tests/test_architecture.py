@@ -94,7 +94,7 @@ HOMES = {
     "optax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray/cluster.py", "fedlearn/engines/ray/compat.py", "fedlearn/engines/flower.py"],
     "tokenizers": ["simulations/datasets/hashing_tokenizer.py", "simulations/datasets/minilm.py"],
-    "flwr_datasets": ["fedlearn/data/hugging_face.py", "fedlearn/data/partition.py"],
+    "flwr_datasets": ["fedlearn/data/flwr_partitions.py", "fedlearn/data/hugging_face.py"],
     "matplotlib": [
         "fedlearn/callbacks/figures.py",
         "fedlearn/privacy/calculator.py",

@@ -12,6 +12,7 @@ import numpy as np
 from fedlearn.core.federated_data import FederatedData, Task
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
+from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.errors import DataError, is_number, require
 
 Assignment = np.ndarray | Sequence[int] | Sequence[np.ndarray]
@@ -47,6 +48,40 @@ def from_arrays(
     rows = rows_of_clients(assignment, num_examples=len(y_N))
     train, test = split_rows(rows, y_N, test_share=test_share, seed=seed)
     return from_rows(x, y_N, train=train, test=test, task=task)
+
+
+def partition_arrays(
+    x: np.ndarray,
+    y: np.ndarray,
+    partition: Partition,
+    *,
+    task: Task,
+    natural_N: np.ndarray | None = None,
+    order_N: np.ndarray | None = None,
+    seed: int = 1,
+) -> FederatedData:
+    """Divide arrays among clients by a partition, and hold a part of each client's rows out.
+
+    Args:
+        x: see `from_arrays`.
+        y: see `from_arrays`; class numbers are integers.
+        partition: from `fedlearn.data.partition.as_partition`; it also has the test share.
+        task: see `from_arrays`.
+        natural_N: number of the client that collected each row, from 0; None if unknown.
+        order_N: finite numbers that order the rows; None if there are none.
+        seed: seed of the partition and of the split.
+
+    Raises:
+        SettingError: the partition is not possible with these data.
+        DataError: see `from_arrays`.
+
+    >>> from fedlearn.data.partition import Iid
+    >>> data = partition_arrays(np.eye(4), np.array([0, 1, 0, 1]), Iid(num_clients=2, test_share=0.5), task="binary")
+    >>> [len(data.train(client)) for client in data.clients]
+    [1, 1]
+    """
+    rows = partition_rows(partition, y, natural_N, order_N=order_N, seed=seed)
+    return from_arrays(x, y, assignment=rows, task=task, test_share=partition.held_out_share, seed=seed)
 
 
 def split_rows(

@@ -20,11 +20,14 @@ from typing import Any
 from fedlearn.core.command_line import command_parser, exit_code, take_settings, terminate_as_interrupt
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
+from fedlearn.deploy.node_side.scenario_policy import choice
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command
 from fedlearn.deploy.run_log import Follower
 from fedlearn.deploy.submit import compose_request
 from fedlearn.errors import is_count, require
+from fedlearn.runner.builders import SCENARIO_GROUPS
 from fedlearn.runner.compat import command_line_parser
+from fedlearn.runner.config import rebuild_scenario
 
 DEFAULT_NUM_NODES = 2
 START_TIMEOUT_S = 90.0
@@ -134,9 +137,11 @@ def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
 
 
 def minimal_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy that accepts what these settings ask for, and nothing else."""
+    """Return a policy that accepts the builders, the model and the partition of these settings, and no others."""
+    scenario = settings["scenario"]
+    bounds = {group: {"one_of": [choice(scenario[group])]} for group in SCENARIO_GROUPS if group in scenario}
     return {
-        "scenarios": {settings["scenario"]["_target_"]: {}},
+        "scenarios": {scenario["_target_"]: bounds},
         "strategies": {settings["strategy"]["_target_"]: {}},
         "max_rounds": 1_000_000,
         "allow_targets": list(settings.get("allow_targets") or []),
@@ -160,7 +165,7 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     order = compose_request(
         [*overrides, *(f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in given)]
     )
-    num_clients = order["settings"]["scenario"].get("num_clients") or nodes
+    num_clients = _num_clients(order["settings"])
     require(
         nodes <= num_clients, "num_nodes", nodes, f"at most {num_clients}, one client each", f"num_nodes={num_clients}"
     )
@@ -172,6 +177,13 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
         rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, nodes), policy, path)
         rehearsal.start(stack.enter_context(Children(grace_s=2 * GRACE_S)))
         return rehearsal.follower().run({**order, "rerun_command": again})
+
+
+def _num_clients(settings: Mapping[str, Any]) -> int:
+    """Return the number of clients; the scenario is built if its settings leave it to the data."""
+    scenario, allow = settings["scenario"], settings.get("allow_targets") or []
+    wanted = (scenario.get("partition") or {}).get("num_clients")
+    return int(wanted or len(rebuild_scenario(scenario, allow).data.clients))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

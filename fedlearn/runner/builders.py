@@ -22,6 +22,7 @@ ALLOWED_MODULES = (
     "simulations",
     "flwr.serverapp.strategy",
 )  # of Flower only what it aggregates by
+SCENARIO_GROUPS = ("model", "partition")  # top-level groups that a scenario receives
 FORBIDDEN_MODULES = ("fedlearn.runner.config", __name__)  # a configuration must not widen what configurations may do
 
 
@@ -61,6 +62,15 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
         _check_parameters(target, node, where, num_args=num_args if where == setting else 0)
 
 
+def setting_path(group: str, setting: str) -> str:
+    """Return the name of a setting as a user types it: settings of the model and the partition are top-level.
+
+    >>> setting_path("scenario", "path"), setting_path("scenario", "partition.alpha")
+    ('scenario.path', 'partition.alpha')
+    """
+    return setting if group == "scenario" and setting.split(".")[0] in SCENARIO_GROUPS else f"{group}.{setting}"
+
+
 def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     """Raise a `SettingError` for a key that is not among the known ones, naming the closest."""
     for key, value in settings.items():
@@ -81,7 +91,7 @@ def _targets(node: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if "_target_" in node:
             yield where, node
         for key, value in node.items():
-            yield from _targets(value, f"{where}.{key}")
+            yield from _targets(value, setting_path(where, str(key)))
 
 
 def _below(name: Any, allow: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.core.command_line import UsageError
+from fedlearn.runner.builders import SCENARIO_GROUPS
 from fedlearn.runner.compat import (
     Composer,
     ParsedOverride,
@@ -46,6 +47,25 @@ class Job:
     chosen: bool
     sweep_folder: Path = Path("multirun")
     is_sweep: bool = False
+
+
+def with_own_targets(words: Sequence[str]) -> list[str]:
+    """Return overrides in which ``model._target_=...`` and ``partition._target_=...`` replace the chosen option.
+
+    Hydra alone would add such a setting to those of the option, or refuse it.
+
+    >>> with_own_targets(["partition._target_=my_code.Mine", "model.hidden=3", "seed=2"])
+    ['partition=custom', '++partition._target_=my_code.Mine', '++model.hidden=3', 'seed=2']
+    """
+    keys = {_key(word) for word in words}
+    is_own = "partition._target_" in keys
+    open_groups = ("model.", "partition.") if is_own else ("model.",)
+    custom = ["partition=custom"] if is_own and "partition" not in keys else []
+    return [*custom, *(f"++{word.lstrip('+')}" if _key(word).startswith(open_groups) else word for word in words)]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0]
 
 
 def compose(args: Namespace) -> list[Job]:
@@ -104,6 +124,11 @@ def _parsed(words: Sequence[str]) -> list[ParsedOverride]:
             because = "" if detail.startswith("Error parsing") else f"   ({detail})"
             text = f"{word} cannot be read\n  expected  setting=value{because}\n  try       {fix}"
             raise UsageError(text) from error
+    for override in parsed:
+        # a scenario receives these by interpolation, so Hydra would accept the old name
+        if override.setting in {f"scenario.{group}" for group in SCENARIO_GROUPS}:
+            meant = override.text.removeprefix("scenario.")
+            raise UsageError(f"{override.text} is not a setting\n  did you mean {meant}?")
     return parsed
 
 

@@ -34,7 +34,13 @@ from fedlearn.privacy.mechanisms.base import Mechanism, Population, none
 from fedlearn.robust import poisoning
 from fedlearn.robust.poisoning import Poisoning
 from fedlearn.robust.root_dataset import with_root_dataset
-from fedlearn.runner.builders import BuildError, check_targets, refuse_unknown_keys
+from fedlearn.runner.builders import (
+    SCENARIO_GROUPS,
+    BuildError,
+    check_targets,
+    refuse_unknown_keys,
+    setting_path,
+)
 from fedlearn.runner.engines import build_engine, require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.renames import new_name
@@ -79,6 +85,7 @@ def build_plan(cfg: DictConfig) -> Plan:
     """
     plain = _plain(cfg, "the configuration")
     _refuse_old_names(plain)
+    _refuse_hidden_groups(plain)
     allow = allowed_modules(plain)
     check_targets(_group(plain, "scenario"), "scenario", allow=allow, num_args=0)
     check_targets(_group(plain, "engine"), "engine", allow=allow)
@@ -120,6 +127,22 @@ def _refuse_old_names(plain: Mapping[str, Any]) -> None:
     for key, value in plain.items():
         if new := new_name(key):
             raise SettingError(key, value, f"no setting: its name is {new}", f"{new}=...")
+
+
+def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
+    """Refuse a model or a partition that the scenario does not receive from the top level."""
+    scenario = _group(plain, "scenario")
+    for name in SCENARIO_GROUPS:
+        value, received = plain.get(name), scenario.get(name)
+        if isinstance(value, Mapping) and value.get("_target_") is None:
+            setting, given = next(((key, v) for key, v in value.items() if key != "_target_"), ("_target_", None))
+            expected = f"no setting without {name}._target_: a {name} of this name has no such setting"
+            raise SettingError(f"{name}.{setting}", given, expected, f"{name}._target_=my_code.My{name.capitalize()}")
+        if name in scenario and received != value:
+            raise SettingError(f"scenario.{name}", received, f"no setting: its name is {name}", f"{name}=...")
+        chosen = value["_target_"] if isinstance(value, Mapping) else value
+        expected = f"null: scenario {scenario.get('_target_')} has no {name} to choose"
+        require(name in scenario or value is None, name, chosen, expected, f"without {name}=...")
 
 
 def _refuse_what_needs_rounds(system: SystemModel, strategy: Strategy, privacy: Mechanism) -> None:
@@ -292,7 +315,7 @@ def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any
             return instantiate(plain, *args, _convert_="all")
     except InstantiationException as error:
         nested = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
-        where = f"{setting}.{nested[1]}" if nested else setting
+        where = setting_path(setting, nested[1]) if nested else setting
         raise _explained(error.__cause__ or error, where, node) from error.__cause__
 
 
@@ -308,7 +331,8 @@ def _seeded_modules(settings: Mapping[str, Any]) -> AbstractContextManager[None]
 
 def _explained(error: BaseException, setting: str, node: Any) -> FedlearnError:
     if isinstance(error, SettingError):
-        prefixed = error.setting.startswith(f"{setting}.") or _is_shared(node, error.setting)
+        is_top_level = setting_path(setting, error.setting) == error.setting or _is_shared(node, error.setting)
+        prefixed = error.setting.startswith(f"{setting}.") or is_top_level
         return error if prefixed else error.with_prefix(setting)
     if isinstance(error, FedlearnError):
         return error

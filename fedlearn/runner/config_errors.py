@@ -15,6 +15,13 @@ from fedlearn.runner.compat import Composer
 from fedlearn.runner.renames import new_name
 
 ComposeFunction = Callable[[list[str]], DictConfig]  # from overrides to a configuration
+PARTITION_WITH = {  # setting -> a partition that has it
+    "alpha": "dirichlet",
+    "classes_per_client": "pathological",
+    "num_clients": "dirichlet",
+    "strictness": "feature",
+    "test_share": "dirichlet",
+}
 HIDDEN_KEYS = ("hydra", "run_name")
 
 
@@ -82,11 +89,20 @@ def _no_such_setting(key: str, hydra: Composer, words: Sequence[str], load: Comp
     elsewhere = [path for path in _paths(settings) if path.endswith(f".{wrong}")] if not prefix else []
     names = {path.removeprefix(prefix): path for path in known}  # a prefix that is right would make all names alike
     closest = elsewhere[0] if elsewhere else names.get(did_you_mean(wrong, names) or "")
+    if not closest or not settings.get("partition"):
+        closest = _partition_with(key) or closest
     near, value = new_name(key.replace("/", ".")) or closest, typed.partition("=")[2]
     lines = [f"{typed} is not a setting"]
     lines += [f"  did you mean {near}={value}?" if value else f"  did you mean {near}?"] if near else []
     lines += [f"  expected  one of {', '.join(known)}"] if known else []
     return "\n".join(lines)
+
+
+def _partition_with(key: str) -> str | None:
+    """Return the overrides that choose a partition with this setting."""
+    group, _, setting = key.partition(".")
+    kind = PARTITION_WITH.get(setting) if group == "partition" else None
+    return kind and f"partition={kind} {key}"
 
 
 def _settings(words: Sequence[str], groups: Sequence[str], load: ComposeFunction) -> dict[str, Any]:

@@ -8,7 +8,9 @@ Each check raises `AssertionError` and names the guarantee that does not hold. C
 
 from fedlearn.testing.callbacks import check_callback
 from fedlearn.testing.mechanisms import check_mechanism
+from fedlearn.testing.partitions import check_partition
 from fedlearn.testing.problems import LOCAL_SETTINGS, LinearTrainer, linear_problem
+from fedlearn.testing.scenarios import check_scenario
 from fedlearn.testing.strategies import check_strategy
 from fedlearn.testing.trainers import check_trainer, check_twins
 
@@ -17,6 +19,8 @@ __all__ = [
     "LinearTrainer",
     "check_callback",
     "check_mechanism",
+    "check_partition",
+    "check_scenario",
     "check_strategy",
     "check_trainer",
     "check_twins",

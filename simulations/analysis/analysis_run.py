@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,12 +155,20 @@ def draw_with_style(draw: Callable[[], figures.Figure]) -> figures.Figure:
         return figure
 
 
+def _applies(preset: str, typed: Collection[str]) -> bool:
+    """Return True for a preset that the user did not replace; a scenario brings its own partition."""
+    setting = preset.partition("=")[0]
+    group = setting.partition(".")[0]
+    replaced = {setting, group, *(("scenario", "experiment") if group == "partition" else ())}
+    return not replaced & set(typed)
+
+
 def _compose(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
     """Return the settings, and whether the user chose the folder."""
     if args.multirun:
         raise UsageError(f"-m sweeps runs, not what simulations.{name} does\n  try       one after another")
     said = {word.lstrip("+").partition("=")[0] for word in args.overrides}
-    presets = [] if args.config_path else [word for word in preset if word.partition("=")[0] not in said]
+    presets = [] if args.config_path else [word for word in preset if _applies(word, said)]
     chosen = "hydra.run.dir" in said
     folder = [] if chosen else [f"hydra.run.dir=outputs/{name}/${{run_name}}/${{now:%Y-%m-%d_%H-%M-%S}}"]
     args.overrides = [*presets, *folder, *args.overrides]

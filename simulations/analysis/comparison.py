@@ -127,8 +127,11 @@ def _seen(run: RunResults, metric: str) -> RunCurve:
 
 
 def _settings(run: RunResults) -> dict[str, Any]:
-    """Every setting by its dotted name."""
-    return dict(_flat(OmegaConf.to_container(OmegaConf.create(run.config), resolve=False)))
+    """Return every setting by its dotted name, without the top-level settings that the scenario receives."""
+    settings: Any = OmegaConf.to_container(OmegaConf.create(run.config), resolve=False)
+    scenario = settings.get("scenario") or {}
+    settings["scenario"] = {name: value for name, value in scenario.items() if name not in settings}
+    return dict(_flat(settings))
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

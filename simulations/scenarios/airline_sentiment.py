@@ -9,8 +9,8 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Natural, Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.airline_tweets import AIRLINES, read_airline_tweets
 from simulations.datasets.hashing_tokenizer import read_lines
@@ -21,13 +21,9 @@ def airline_sentiment(
     *,
     framework: str = "torch",
     model: Any = "cnn",
-    partition: str = "natural",
-    num_clients: int = 6,
-    alpha: float = 0.5,
-    classes_per_client: int = 2,
+    partition: Partition | str = "natural",
     num_tokens: int = 8192,
     length: int = 40,
-    test_share: float = 0.2,
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -41,13 +37,9 @@ def airline_sentiment(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with three outputs; ``minilm``: adapters
             of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
-        partition: ``natural`` (airlines), ``iid``, ``dirichlet``, ``dirichlet_equal`` or ``pathological``.
-        num_clients: 6 for ``natural``.
-        alpha: of ``dirichlet`` and ``dirichlet_equal``, > 0.
-        classes_per_client: of ``pathological``, in 1..3.
+        partition: airlines if ``natural``; defaults: 6 clients, 2 classes per client, test share 0.2.
         num_tokens: numbers for words, >= 2; ``minilm`` has its own.
         length: words of a tweet that are read, >= 1; 99 % of the tweets have no more than 40.
-        test_share: held out at each client, in [0, 1).
         seed: of partition and split.
         path: a folder with the corpus, or the file; None searches for it.
         device: where to compute.
@@ -60,13 +52,10 @@ def airline_sentiment(
     """
     words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
     texts, sentiment_N, airline_N, place = read_airline_tweets(path=path)
-    how = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
-    rows = partition_rows(how, sentiment_N, airline_N)
+    partition = as_partition(partition, num_clients=6, test_share=0.2)
     tokens_NT = words.encode(texts)
-    data = from_arrays(tokens_NT, sentiment_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
-    names = dict(enumerate(AIRLINES)) if partition == "natural" else {}
+    data = partition_arrays(tokens_NT, sentiment_N, partition, task="multiclass", natural_N=airline_N, seed=seed)
+    names = dict(enumerate(AIRLINES)) if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=f"tweets to US airlines, from {place}")
     trainer, line = fitted(data)
     return Scenario(
@@ -74,7 +63,7 @@ def airline_sentiment(
         data=data,
         trainer=trainer,
         model=line,
-        partition=str(how),
+        partition=str(partition),
         read_inputs=lambda file: words.encode(read_lines(file)),
         files={words.file_name: words.to_json()},
     )

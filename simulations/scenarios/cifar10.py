@@ -13,8 +13,8 @@ import numpy as np
 
 from fedlearn.core.records import Examples
 from fedlearn.data.folder import read_images_for_shape
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
 from simulations.datasets.cifar10 import read_cifar10
@@ -25,11 +25,7 @@ def cifar10(
     *,
     framework: str = "torch",
     model: Any = "gn_cnn",
-    partition: str = "dirichlet",
-    num_clients: int = 20,
-    alpha: float = 0.5,
-    classes_per_client: int = 2,
-    test_share: float = 0.1,
+    partition: Partition | str = "dirichlet",
     flip: bool = True,
     shift: int = 4,
     rotation: float = 15.0,
@@ -45,11 +41,7 @@ def cifar10(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module of
             your own with ten outputs.
-        partition: ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards`` or ``quantity``.
-        num_clients: >= 1.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
-        test_share: held out at each client, in [0, 1), to tell how each client fares.
+        partition: a kind other than ``natural``; defaults: 20 clients, 2 classes per client, test share 0.1.
         flip: every other image, left to right.
         shift: pixels at most, up, down and sideways.
         rotation: degrees at most, either way.
@@ -65,13 +57,8 @@ def cifar10(
     """
     how = Augmentation(flip=flip, shift=shift, rotation=rotation)
     (images_N, label_N), (test_images, test_labels), source = read_cifar10(path=path)
-    division = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
-    rows = partition_rows(division, label_N)
-    data = from_arrays(
-        scale_images(images_N), label_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed
-    )
+    partition = as_partition(partition, num_clients=20, test_share=0.1)
+    data = partition_arrays(scale_images(images_N), label_N, partition, task="multiclass", seed=seed)
     official = Examples(scale_images(test_images), test_labels)
     data = replace(data, pooled_test=lambda: official, source=source)
     fitted, line = build_trainer(
@@ -83,7 +70,7 @@ def cifar10(
         data=data,
         trainer=distorting,
         model=line,
-        partition=str(division),
+        partition=str(partition),
         read_inputs=lambda place: scale_images(read_images_for_shape((32, 32, 3), place)),
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_diabetes
 
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.models import build_trainer
 
@@ -26,9 +26,7 @@ def diabetes(
     *,
     framework: str = "torch",
     model: Any = "linear",
-    partition: str = "iid",
-    num_clients: int = 10,
-    test_share: float = 0.25,
+    partition: Partition | str = "iid",
     seed: int = 1,
     device: str = "cpu",
 ) -> Scenario:
@@ -39,9 +37,7 @@ def diabetes(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (10-1), ``mlp`` (10-32-1), or a module of your own with one output.
-        partition: ``iid``; the others need classes or a natural division, which these data lack.
-        num_clients: in 1..442.
-        test_share: held out at each client, in [0, 1).
+        partition: a kind without classes; defaults: 10 clients, test share 0.25.
         seed: of partition and split.
         device: where to compute.
 
@@ -54,9 +50,8 @@ def diabetes(
     bunch = load_diabetes()
     features_N = (bunch.data / FEATURE_SCALE).astype(np.float32)
     target_N = ((bunch.target - TARGET_CENTER) / TARGET_SCALE).astype(np.float32)
-    how = Partition(kind=partition, num_clients=num_clients, seed=seed)
-    rows = partition_rows(how, target_N)
-    data = from_arrays(features_N, target_N, assignment=rows, task="regression", test_share=test_share, seed=seed)
+    partition = as_partition(partition, num_clients=10)
+    data = partition_arrays(features_N, target_N, partition, task="regression", seed=seed)
     data = replace(data, source="diabetes progression (Efron et al. 2004), from scikit-learn")
     fitted, line = build_trainer(model, data, input_shape=(10,), framework=framework, device=device)
-    return Scenario(name="diabetes", data=data, trainer=fitted, model=line, partition=str(how))
+    return Scenario(name="diabetes", data=data, trainer=fitted, model=line, partition=str(partition))

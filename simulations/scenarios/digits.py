@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, add_feature_noise, partition_rows
+from fedlearn.data.partition import Partition, add_feature_noise, as_partition, partition_rows
 from fedlearn.loop.scenario import Scenario
 from simulations.models import build_trainer
 
@@ -21,12 +21,8 @@ def digits(
     *,
     framework: str = "torch",
     model: Any = "mlp",
-    partition: str = "dirichlet",
-    num_clients: int = 20,
-    alpha: float = 0.5,
-    classes_per_client: int = 2,
+    partition: Partition | str = "dirichlet",
     feature_noise: float = 0.0,
-    test_share: float = 0.25,
     seed: int = 1,
     device: str = "cpu",
 ) -> Scenario:
@@ -35,12 +31,8 @@ def digits(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module of your own with ten outputs.
-        partition: ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards`` or ``quantity``.
-        num_clients: >= 1.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
+        partition: a kind other than ``natural``; defaults: 20 clients, 2 classes per client, test share 0.25.
         feature_noise: variance of noise on the pixels of the last client, >= 0; the others' grows up to it.
-        test_share: held out at each client, in [0, 1).
         seed: of partition and split.
         device: where to compute.
 
@@ -52,13 +44,13 @@ def digits(
     """
     bunch = load_digits()
     images_N, digit_N = (bunch.images / 16)[..., None].astype(np.float32), bunch.target.astype(np.int64)
-    how = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
-    rows = partition_rows(how, digit_N)
+    partition = as_partition(partition, num_clients=20)
+    rows = partition_rows(partition, digit_N, seed=seed)
     images_N = add_feature_noise(images_N, rows, level=feature_noise, seed=seed)
-    data = from_arrays(images_N, digit_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
+    data = from_arrays(
+        images_N, digit_N, assignment=rows, task="multiclass", test_share=partition.held_out_share, seed=seed
+    )
     data = replace(data, source="UCI handwritten digits, from scikit-learn")
     fitted, line = build_trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)
-    lie = f"{how} · feature noise {feature_noise:g}" if feature_noise else str(how)
-    return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=lie)
+    header = f"{partition} · feature noise {feature_noise:g}" if feature_noise else str(partition)
+    return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=header)

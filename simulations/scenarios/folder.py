@@ -19,7 +19,7 @@ from fedlearn.data.federated_statistics import Noise
 from fedlearn.data.folder import CLASS_COLUMN, Contents, read_contents, read_images_for_shape
 from fedlearn.data.from_arrays import from_rows, split_rows
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
 from fedlearn.data.preprocessing import PreprocessingResult, PreprocessingSettings, fit_preprocessing
 from fedlearn.data.tables import (
     Table,
@@ -41,6 +41,7 @@ def folder(
     *,
     framework: str = "torch",
     model: Any = "mlp",
+    partition: Partition | str = "natural",
     path: str | PathLike[str] | None = None,
     target: str | None = None,
     task: Task | None = None,
@@ -55,13 +56,7 @@ def folder(
     bounds: Mapping[str, Sequence[float]] | None = None,
     noise_multiplier: float | None = None,
     image_size: int | None = None,
-    partition: str = "natural",
-    num_clients: int | None = None,
-    alpha: float = 0.5,
-    classes_per_client: int = 2,
     order_by: str | None = None,
-    strictness: float = 0.8,
-    test_share: float = 0.25,
     seed: int = 1,
     device: str = "cpu",
     deployed: bool = False,
@@ -78,6 +73,8 @@ def folder(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (32 hidden units), ``linear``, ``cnn`` (images), or a module of your own.
+        partition: the clients in the data if ``natural``; defaults: 10 clients, 2 classes per client, test share 0.25,
+            unless files are called train and test.
         path: a file, a folder, or ``hf://owner/name``.
         target: the column to predict; of images it is their folder's name.
         task: ``binary``, ``multiclass`` or ``regression``; None goes by the target column.
@@ -95,13 +92,7 @@ def folder(
         noise_multiplier: Gaussian noise on each client's statistics over what a row changes them by, > 0; it pays
             for it in the ledger of ``privacy=example``. Bounds or categories of every column must be said. None: exact.
         image_size: to which images are scaled, pixels; None takes them as they are.
-        partition: ``natural`` (by client), or a way to divide rows whoever had them, see `fedlearn.data.partition`.
-        num_clients: of other partitions, 10 unless said.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological`` and ``shards``.
         order_by: the column by which ``time`` and ``feature`` divide.
-        strictness: of ``feature``, in [0, 1].
-        test_share: held out at each client, in [0, 1), unless files are called train and test.
         seed: of partition and split.
         device: where to compute.
         deployed: whether this is a real node, which says so itself.
@@ -111,6 +102,7 @@ def folder(
         DataError: the data cannot be read; names file, row and column.
         MissingExtra: Parquet or images need an optional dependency.
     """
+    partition = as_partition(partition)
     _require_said(path, clients, partition, deployed=deployed)
     noise = _noise(noise_multiplier, bounds, categories, seed)
     preparation = PreprocessingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
@@ -119,17 +111,9 @@ def folder(
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
     y_N, kind, known = encode_targets(contents.table, label, task=task, classes=classes, has_all_clients=whole)
-    how = Partition(
-        kind=partition,
-        num_clients=num_clients or (len(names) or 1 if partition == "natural" else 10),
-        alpha=alpha,
-        classes_per_client=classes_per_client,
-        seed=seed,
-        strictness=strictness,
-    )
-    rows = _rows(how, contents, y_N, natural_N, names=names, order_by=order_by)
-    train, test = _sides(contents, rows, y_N, test_share=test_share, seed=seed)
-    left_out = (label, client, order_by if partition == "time" else None)
+    rows = _rows(partition, contents, y_N, natural_N, names=names, order_by=order_by, seed=seed)
+    train, test = _sides(contents, rows, y_N, test_share=partition.held_out_share, seed=seed)
+    left_out = (label, client, order_by if isinstance(partition, Time) else None)
     columns = drop_columns(contents.table, [name for name in left_out if name])
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind == "regression" and (scale == "federated" or label in preparation.scales):
@@ -146,7 +130,7 @@ def folder(
     data = replace(
         from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(known) or 1,
-        names=dict(enumerate(names)) if partition == "natural" else {},
+        names=dict(enumerate(names)) if isinstance(partition, Natural) else {},
         source=" · ".join(part for part in (Path(str(path)).name, said) if part),
     )
     fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
@@ -164,7 +148,7 @@ def folder(
         data=data,
         trainer=fitted,
         model=line,
-        partition=str(how),
+        partition=str(partition),
         disclosure=made.disclosure,
         ledger=made.ledger,
         read_inputs=read,
@@ -172,11 +156,11 @@ def folder(
     )
 
 
-def _require_said(path: Any, clients: Sequence[Any] | None, partition: str, *, deployed: bool) -> None:
+def _require_said(path: Any, clients: Sequence[Any] | None, partition: Partition, *, deployed: bool) -> None:
     require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
-    alike = not deployed or (clients is not None and partition == "natural")
+    alike = not deployed or (clients is not None and isinstance(partition, Natural))
     expected = "the names of all clients in the order of their numbers, at real nodes"
-    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' scenario.partition=natural")
+    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' partition=natural")
 
 
 def _read(path: str, **how: Any) -> Contents:
@@ -208,23 +192,21 @@ def _label(contents: Contents, target: str | None) -> str:
 
 
 def _rows(
-    how: Partition,
+    partition: Partition,
     contents: Contents,
     y_N: np.ndarray,
     natural_N: np.ndarray,
     *,
     names: Sequence[str],
     order_by: str | None,
+    seed: int,
 ) -> list[np.ndarray]:
-    """The rows of each client; those of a client that is not here are none."""
-    expected = "iid, dirichlet, ..., where nothing says whose row is whose"
-    fix = "partition=iid   (or scenario.client=COLUMN, if a column says it)"
-    require(how.kind != "natural" or bool(names), "partition", how.kind, expected, fix)
-    if how.kind == "natural":
-        fits = how.num_clients == len(names)
-        require(
-            fits, "num_clients", how.num_clients, f"{len(names)}, as many as there are", f"num_clients={len(names)}"
-        )
+    """Return the rows of each client; a client whose data are at another node has none."""
+    if isinstance(partition, Natural):
+        expected = "iid, dirichlet, ...: these data have no natural clients"
+        fix = "partition=iid   (or scenario.client=COLUMN, if a column names the clients)"
+        require(bool(names), "partition", partition, expected, fix)
+        partition.require_num_clients(len(names))
         return [np.flatnonzero(natural_N == number) for number in range(len(names))]
     order_N = None
     if order_by is not None:
@@ -234,7 +216,7 @@ def _rows(
         values_N, wrong_N = to_numbers(cells_N)
         # text is ordered as text, which for dates as in 2026-01-31 is their order
         order_N = np.unique(cells_N.astype(str), return_inverse=True)[1] if wrong_N.any() else values_N
-    return partition_rows(how, y_N, order_N=order_N)
+    return partition_rows(partition, y_N, natural_N if names else None, order_N=order_N, seed=seed)
 
 
 def _sides(

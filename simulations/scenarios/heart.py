@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlearn.data.encoding import read_numeric_columns
 from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.partition import Natural, Partition, as_partition, partition_rows
 from fedlearn.errors import require
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
@@ -44,11 +44,7 @@ def heart(
     *,
     framework: str = "torch",
     model: Any = "mlp",
-    partition: str = "natural",
-    num_clients: int = 4,
-    alpha: float = 0.5,
-    classes_per_client: int = 1,
-    test_share: float = 0.25,
+    partition: Partition | str = "natural",
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -61,12 +57,7 @@ def heart(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (13-32-1), ``linear``, or a module of your own with one output.
-        partition: ``natural`` (hospitals), ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards``
-            or ``quantity``.
-        num_clients: 4 for ``natural``.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
-        test_share: held out at each client, in [0, 1).
+        partition: hospitals if ``natural``; defaults: 4 clients, 1 class per client, test share 0.25.
         seed: of partition and split.
         path: a folder with the files; None searches for them. One hospital's file alone will do at that hospital: its
             client has the examples that it has in a simulation, and the others have none.
@@ -81,22 +72,24 @@ def heart(
     """
     table_N, hospital_N, place = read_heart_disease(path=path)
     features_N, disease_N = scale_features(table_N), (table_N[:, -1] > 0).astype(np.int64)
-    how = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
-    alone = len(np.unique(hospital_N)) < len(HOSPITALS)
+    partition = as_partition(partition, num_clients=4, classes_per_client=1)
+    is_partial = len(np.unique(hospital_N)) < len(HOSPITALS)
     expected = "natural, where a folder does not hold all hospitals"
-    require(partition == "natural" or not alone, "partition", partition, expected, "partition=natural")
+    require(isinstance(partition, Natural) or not is_partial, "partition", partition, expected, "partition=natural")
     of_hospitals = [np.flatnonzero(hospital_N == number) for number in range(len(HOSPITALS))]
-    rows = of_hospitals if alone else partition_rows(how, disease_N, hospital_N)
-    data = from_arrays(features_N, disease_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
-    names = dict(enumerate(HOSPITALS)) if partition == "natural" else {}
-    only = f" of {', '.join(HOSPITALS[number] for number in np.unique(hospital_N))} only" if alone else ""
+    rows = of_hospitals if is_partial else partition_rows(partition, disease_N, hospital_N, seed=seed)
+    data = from_arrays(
+        features_N, disease_N, assignment=rows, task="binary", test_share=partition.held_out_share, seed=seed
+    )
+    names = dict(enumerate(HOSPITALS)) if isinstance(partition, Natural) else {}
+    only = f" of {', '.join(HOSPITALS[number] for number in np.unique(hospital_N))} only" if is_partial else ""
     data = replace(data, names=names, source=f"UCI heart disease{only}, from {place}")
     fitted, line = build_trainer(
         model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device
     )
-    return Scenario(name="heart", data=data, trainer=fitted, model=line, partition=str(how), read_inputs=read_patients)
+    return Scenario(
+        name="heart", data=data, trainer=fitted, model=line, partition=str(partition), read_inputs=read_patients
+    )
 
 
 def read_patients(file: Path) -> np.ndarray:

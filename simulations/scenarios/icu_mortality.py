@@ -13,8 +13,8 @@ import numpy as np
 
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.data.encoding import read_numeric_columns
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Natural, Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.icu import BLOCKS, COLUMNS, read_icu_stays
 from simulations.models import build_trainer
@@ -86,11 +86,7 @@ def icu_mortality(
     *,
     framework: str = "torch",
     model: Any = "linear",
-    partition: str = "natural",
-    num_clients: int = 13,
-    alpha: float = 0.5,
-    classes_per_client: int = 1,
-    test_share: float = 0.25,
+    partition: Partition | str = "natural",
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -103,12 +99,7 @@ def icu_mortality(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (196-1, logistic regression), ``mlp`` (196-32-1), or a module of your own with one output.
-        partition: ``natural`` (hospital blocks), ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``,
-            ``shards`` or ``quantity``.
-        num_clients: 13 for ``natural``.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
-        test_share: held out at each client, in [0, 1).
+        partition: blocks of hospitals if ``natural``; defaults: 13 clients, 1 class per client, test share 0.25.
         seed: of partition and split.
         path: a folder with the data; None searches for them.
         device: where to compute.
@@ -121,14 +112,9 @@ def icu_mortality(
     Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109.
     """
     table_N, died_N, block_N, place = read_icu_stays(path=path)
-    how = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
-    rows = partition_rows(how, died_N, block_N)
-    data = from_arrays(
-        scale_features(table_N), died_N, assignment=rows, task="binary", test_share=test_share, seed=seed
-    )
-    names = {block: f"block {block}" for block in range(len(BLOCKS))} if partition == "natural" else {}
+    partition = as_partition(partition, num_clients=13, classes_per_client=1)
+    data = partition_arrays(scale_features(table_N), died_N, partition, task="binary", natural_N=block_N, seed=seed)
+    names = {block: f"block {block}" for block in range(len(BLOCKS))} if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=f"eICU demo (YAIB's task mortality24), from {place}")
     shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
     first = initial_params if isinstance(model, str) else None
@@ -139,7 +125,7 @@ def icu_mortality(
         trainer=fitted,
         model=line,
         metric="auc",
-        partition=str(how),
+        partition=str(partition),
         read_inputs=lambda file: scale_features(read_numeric_columns(file, COLUMNS)),
     )
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from fedlearn.core.records import Examples
 from fedlearn.data.folder import read_images_for_shape
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Natural, Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.mnist import read_images
 from simulations.models import build_trainer
@@ -25,11 +25,7 @@ def mnist(
     variant: str = "small",
     framework: str = "torch",
     model: Any = "mlp",
-    partition: str | None = None,
-    num_clients: int | None = None,
-    alpha: float = 0.5,
-    classes_per_client: int = 2,
-    test_share: float = 0.2,
+    partition: Partition | str | None = None,
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -46,12 +42,8 @@ def mnist(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (784-128-64-10), ``linear``, ``cnn``, ``lenet``, ``gn_cnn``, ``vgg``, ``resnet8``, ``resnet20``,
             or a module of your own with an output for each class.
-        partition: ``natural`` (writers), ``iid``, ``dirichlet``, ``dirichlet_equal``, ``pathological``, ``shards``
-            or ``quantity``; None is ``natural`` for ``femnist`` and ``dirichlet`` for all others.
-        num_clients: >= 1; None is as many as writers for ``natural``, else 20.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, in 1..10; of ``shards``, shards for each client.
-        test_share: held out at each client, in [0, 1).
+        partition: None is ``natural`` (writers) for ``femnist``, else ``dirichlet``; defaults: 20 clients, 2 classes
+            per client, test share 0.2.
         seed: of partition and split.
         path: a folder with the variant's files (for ``small_10k``, the test files); None searches for them.
         device: where to compute.
@@ -65,18 +57,11 @@ def mnist(
     al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097 (FEMNIST).
     """
     found = read_images(variant, path=path)
-    kind = partition or ("natural" if found.writer_N is not None else "dirichlet")
-    how = Partition(
-        kind=kind,
-        num_clients=num_clients or (len(found.writer_names) if kind == "natural" and found.writer_names else 20),
-        alpha=alpha,
-        classes_per_client=classes_per_client,
-        seed=seed,
-    )
-    rows = partition_rows(how, found.y_N, found.writer_N)
+    default = "dirichlet" if found.writer_N is None else "natural"
+    partition = as_partition(partition or default, num_clients=20, test_share=0.2)
     x_N = scale_images(found.x_N)
-    data = from_arrays(x_N, found.y_N, assignment=rows, task="multiclass", test_share=test_share, seed=seed)
-    names = dict(enumerate(found.writer_names)) if kind == "natural" else {}
+    data = partition_arrays(x_N, found.y_N, partition, task="multiclass", natural_N=found.writer_N, seed=seed)
+    names = dict(enumerate(found.writer_names)) if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=found.source, num_classes=found.num_classes)
     if found.test:
         official = Examples(scale_images(found.test[0]), found.test[1])
@@ -88,7 +73,7 @@ def mnist(
         data=data,
         trainer=fitted,
         model=line,
-        partition=str(how),
+        partition=str(partition),
         read_inputs=lambda place: scale_images(read_images_for_shape((28, 28, 1), place)[..., 0]),
     )
 

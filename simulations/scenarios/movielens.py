@@ -14,6 +14,7 @@ import numpy as np
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.random import Purpose, generator
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.data.partition import Partition, natural_partition
 from fedlearn.errors import is_count, require
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.movielens import read_ratings
@@ -29,11 +30,11 @@ def movielens(
     *,
     framework: str = "torch",
     model: Any = "mf",
+    partition: Partition | str = "natural",
     size: str = "100k",
     task: str = "rating",
     factors: int = 16,
     num_negatives: int = 4,
-    test_share: float = 0.2,
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -46,12 +47,12 @@ def movielens(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mf`` (biased matrix factorisation), ``ncf`` (neural collaborative filtering), or a module of your own.
+        partition: ``natural``: each user is a client; default of ``rating``: test share 0.2.
         size: ``100k`` (943 users), ``latest-small`` (671) or ``1m`` (6,040).
         task: ``rating``: stars, by RMSE, on ``test_share`` of each user's films. ``ranking``: each user's last film
             among 99 that he has not seen, by HR@10 and NDCG@10.
         factors: numbers that describe a user or a film, >= 1.
         num_negatives: of ``ranking``: films not seen to train on, for each that was, other ones in each round, >= 1.
-        test_share: of ``rating``: held out at each client, in [0, 1).
         seed: of split and negatives.
         path: a folder with the data; None searches for them.
         device: where to compute.
@@ -62,6 +63,7 @@ def movielens(
 
     Reference: Harper, Konstan, *The MovieLens Datasets: History and Context*, ACM TiiS 5, 2015, doi:10.1145/2827872.
     """
+    partition = natural_partition("movielens", partition, test_share=0.2)
     require(task in TASKS, "task", task, f"one of {', '.join(TASKS)}", "task=rating")
     require(is_count(factors), "factors", factors, "a whole number >= 1", "factors=16")
     some = is_count(num_negatives)
@@ -69,7 +71,9 @@ def movielens(
     user_R, item_R, stars_R, time_R, place = read_ratings(size, path=path)
     num_items = int(item_R.max()) + 1
     if task == "rating":
-        data = from_arrays(item_R, stars_R, assignment=user_R, task="regression", test_share=test_share, seed=seed)
+        data = from_arrays(
+            item_R, stars_R, assignment=user_R, task="regression", test_share=partition.held_out_share, seed=seed
+        )
     else:
         data = leave_one_out(user_R, item_R, time_R, num_negatives=num_negatives, seed=seed)
     data = replace(data, source=f"MovieLens {size}, from {place}")

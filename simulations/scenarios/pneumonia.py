@@ -13,8 +13,8 @@ import numpy as np
 
 from fedlearn.core.records import Examples
 from fedlearn.data.folder import read_images_for_shape
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.pneumonia import read_x_rays
 from simulations.models import build_trainer
@@ -24,11 +24,7 @@ def pneumonia(
     *,
     framework: str = "torch",
     model: Any = "gn_cnn",
-    partition: str = "dirichlet",
-    num_clients: int = 20,
-    alpha: float = 0.5,
-    classes_per_client: int = 1,
-    test_share: float = 0.1,
+    partition: Partition | str = "dirichlet",
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -42,11 +38,7 @@ def pneumonia(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn`` (three convolutions with group norm), ``resnet8``, ``resnet20``, ``lenet``, ``vgg``, ``cnn``,
             ``mlp``, ``linear``, or a module of your own with one output.
-        partition: ``dirichlet``, ``dirichlet_equal``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
-        num_clients: hospitals, >= 1.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each hospital.
-        test_share: held out at each hospital, in [0, 1).
+        partition: a kind other than ``natural``; defaults: 20 clients, 1 class per client, test share 0.1.
         seed: of partition and split.
         path: a folder with ``pneumoniamnist.npz``; None searches for it.
         device: where to compute.
@@ -59,11 +51,8 @@ def pneumonia(
     Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning*, Cell 172, 2018. CC BY 4.0.
     """
     (images_N, ill_N), (test_images, test_ill), place = read_x_rays(path=path)
-    how = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
-    rows = partition_rows(how, ill_N)
-    data = from_arrays(scale_images(images_N), ill_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    partition = as_partition(partition, num_clients=20, classes_per_client=1, test_share=0.1)
+    data = partition_arrays(scale_images(images_N), ill_N, partition, task="binary", seed=seed)
     official = Examples(scale_images(test_images), test_ill)
     data = replace(data, pooled_test=lambda: official, source=f"PneumoniaMNIST (MedMNIST v2), from {place}")
     shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
@@ -74,7 +63,7 @@ def pneumonia(
         trainer=fitted,
         model=line,
         metric="auc",
-        partition=str(how),
+        partition=str(partition),
         read_inputs=lambda place: scale_images(read_images_for_shape((28, 28, 1), place)[..., 0]),
     )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Examples
+from fedlearn.data.partition import Partition, natural_partition
 from fedlearn.errors import is_count, require
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.shakespeare import read_roles
@@ -28,9 +29,9 @@ def shakespeare(
     *,
     framework: str = "torch",
     model: Any = "gru",
+    partition: Partition | str = "natural",
     length: int = 80,
     min_characters: int = 500,
-    test_share: float = 0.2,
     test_windows: int | None = 2,
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
@@ -44,9 +45,9 @@ def shakespeare(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``lstm`` (LEAF's: two layers of 256), ``gru`` (one of 256), ``transformer`` (causal), or a module of
             your own.
+        partition: ``natural``: each role is a client; default: test share 0.2, the last part of each role.
         length: of a window, even, >= 2; LEAF's is 80.
         min_characters: roles that say less are left out, >= 2.
-        test_share: the last part of each role, in (0, 1).
         test_windows: that many of a role's, spread over its last part, >= 1; None takes all.
         path: a folder with the plays, or with the roles in one file; None searches for the plays.
         device: where to compute.
@@ -57,16 +58,18 @@ def shakespeare(
 
     Reference: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097.
     """
+    partition = natural_partition("shakespeare", partition, test_share=0.2)
+    share = partition.held_out_share
     even = is_count(length) and length % 2 == 0
     require(even, "length", length, "an even number >= 2", "length=80")
     least = is_count(min_characters, at_least=2)
     require(least, "min_characters", min_characters, "a whole number >= 2", "min_characters=500")
-    require(0 < test_share < 1, "test_share", test_share, "a share in (0, 1)", "test_share=0.2")
+    require(share > 0, "partition.test_share", share, "a share in (0, 1)", "partition.test_share=0.2")
     some = test_windows is None or is_count(test_windows)
     require(some, "test_windows", test_windows, "null, or a whole number >= 1", "test_windows=2")
     texts, place = read_roles(path=path)
     texts = {role: text for role, text in texts.items() if len(text) >= min_characters}
-    data = data_from_texts(texts, length=length, test_share=test_share, num_test_windows=test_windows, source=place)
+    data = data_from_texts(texts, length=length, test_share=share, num_test_windows=test_windows, source=place)
     fitted, line = build_language_model(
         model, data, vocab_size=VOCAB_SIZE, length=length, framework=framework, device=device
     )

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.records import Examples
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.partition import Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.datasets.hashing_tokenizer import read_lines
 from simulations.datasets.sst2 import read_reviews
@@ -26,18 +26,14 @@ def sst2(
     *,
     framework: str = "torch",
     model: Any = "minilm",
+    partition: Partition | str = "dirichlet",
     tuning: str = "lora",
     layers: int = 3,
     lora_rank: int = 8,
     lora_alpha: float = 16.0,
     lora_on: Sequence[str] | None = None,
     dropout: float = 0.0,
-    partition: str = "dirichlet",
-    num_clients: int = 10,
-    alpha: float = 1.0,
-    classes_per_client: int = 1,
     length: int = 40,
-    test_share: float = 0.1,
     seed: int = 1,
     path: str | PathLike[str] | None = None,
     encoder: str | PathLike[str] | None = None,
@@ -52,6 +48,7 @@ def sst2(
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``minilm``; ``cnn``, ``bilstm``, ``transformer``, which begin from nothing and read the same word pieces;
             or a module of your own that takes ``(B, length)`` token numbers and has one output.
+        partition: a kind other than ``natural``; defaults: 10 clients, alpha 1, 1 class per client, test share 0.1.
         tuning: of ``minilm``: ``lora``, or ``full``: the layers themselves.
         layers: of ``minilm``, from the top, that are tuned, in 0..6; with ``full`` all six are tuned with the
             embeddings, with 0 the head alone.
@@ -60,12 +57,7 @@ def sst2(
         lora_on: which affine maps have adapters, some of ``query``, ``key``, ``value``, ``mix``, ``up``, ``down``;
             None is the first and the third, as in the paper.
         dropout: of ``minilm``: share of what adapters and head read that is set to zero in training, in [0, 1).
-        partition: ``dirichlet``, ``dirichlet_equal``, ``iid``, ``pathological``, ``shards`` or ``quantity``.
-        num_clients: >= 1.
-        alpha: of ``dirichlet``, ``dirichlet_equal`` and ``quantity``, > 0.
-        classes_per_client: of ``pathological``, 1 or 2; of ``shards``, shards for each client.
         length: word pieces of a sentence that are read, in 3..512; 93 % of the sentences have no more than 40.
-        test_share: held out at each client, in [0, 1), for what is told client by client.
         seed: of partition and split.
         path: a folder with the sentences; None searches for them.
         encoder: a folder with MiniLM's files; None searches for them.
@@ -78,9 +70,7 @@ def sst2(
     Reference: Socher et al., *Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank*, EMNLP
     2013; Hu et al., *LoRA*, ICLR 2022, arXiv:2106.09685.
     """
-    how = Partition(
-        kind=partition, num_clients=num_clients, alpha=alpha, classes_per_client=classes_per_client, seed=seed
-    )
+    partition = as_partition(partition, alpha=1.0, classes_per_client=1, test_share=0.1)
     projections = ("query", "value") if lora_on is None else lora_on
     tuned = FineTuning(
         kind=tuning, num_tuned_layers=layers, rank=lora_rank, alpha=lora_alpha, projections=projections, dropout=dropout
@@ -89,9 +79,8 @@ def sst2(
         model, length=length, tuning=tuned, encoder_path=encoder, framework=framework, device=device
     )
     (texts, positive_N), (test_texts, test_positive), place = read_reviews(path=path)
-    rows = partition_rows(how, positive_N)
     tokens_NT = pieces.encode(texts)
-    data = from_arrays(tokens_NT, positive_N, assignment=rows, task="binary", test_share=test_share, seed=seed)
+    data = partition_arrays(tokens_NT, positive_N, partition, task="binary", seed=seed)
     official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # as clients have theirs
     data = replace(data, pooled_test=lambda: official, source=f"SST-2 from {place}")
     trainer, line = fitted(data)
@@ -100,7 +89,7 @@ def sst2(
         data=data,
         trainer=trainer,
         model=line,
-        partition=str(how),
+        partition=str(partition),
         read_inputs=lambda file: pieces.encode(read_lines(file)),
         files={pieces.file_name: pieces.to_json()},
     )

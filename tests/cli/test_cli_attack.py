@@ -11,7 +11,7 @@ from fedlearn.runner.start import main
 
 needs("torch")
 
-DIGITS = ["scenario=digits", "scenario.num_clients=10", "rounds=2"]
+DIGITS = ["scenario=digits", "partition.num_clients=10", "rounds=2"]
 
 
 def test_the_header_says_who_attacks_and_the_report_how_well(tmp_path, capsys):

@@ -11,7 +11,7 @@ from fedlearn.runner.start import main
 
 needs("torch")
 
-DIGITS = ["scenario=digits", "scenario.num_clients=5", "rounds=2"]
+DIGITS = ["scenario=digits", "partition.num_clients=5", "rounds=2"]
 
 
 def test_updates_are_counted_as_they_are_written_and_the_header_says_how(tmp_path, capsys):

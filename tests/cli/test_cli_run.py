@@ -173,7 +173,7 @@ def test_looking_at_the_configuration_writes_nothing(command, here, words):
 
 
 def test_log_lines_and_warnings_go_to_run_log_and_not_to_the_terminal(run, capfd):
-    code, folder = run("scenario=digits", "scenario.partition=pathological", "scenario.num_clients=2", "rounds=1")
+    code, folder = run("scenario=digits", "partition=pathological", "partition.num_clients=2", "rounds=1")
     assert code == 0
     assert "leaves classes" in (folder / "run.log").read_text()
     told = capfd.readouterr()

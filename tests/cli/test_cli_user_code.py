@@ -49,8 +49,8 @@ FILES = {
     "strategy/wrong_kind": "_target_: my_code.wrong_kind\n",
     "strategy/missing": "_target_: my_code.nothing_here\n",
     "strategy/elsewhere": "_target_: my_cod.halfway\n",
-    "scenario/moons": "_target_: my_code.moons\nmodel: linear\nseed: ${seed}\nframework: ${framework}\n",
-    "model/net": "# @package scenario.model\n_target_: my_code.net\nhidden: 3\n",
+    "scenario/moons": "_target_: my_code.moons\nmodel: ${model}\nseed: ${seed}\nframework: ${framework}\n",
+    "model/net": "_target_: my_code.net\nhidden: 3\n",
     "experiment/mine": "# @package _global_\ndefaults:\n  - override /scenario: moons\n"
     "  - override /strategy: halfway\n  - override /model: net\n\nrounds: 2\nallow_targets: [my_code]\n",
 }

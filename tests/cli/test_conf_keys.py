@@ -15,9 +15,9 @@ from fedlearn.loop.training_loop import Schedule
 from fedlearn.runner.compose import CONF_DIR
 
 GIVEN_AT_BUILD = {"engine": ("data", "trainer", "rebuild")}
-SHARED = ("framework", "seed", "device")
-GROUPS = ("strategy", "scenario", "engine", "privacy", "poisoning", "compress", "system")
-FILES = sorted(path for group in GROUPS for path in (CONF_DIR / group).glob("*.yaml"))
+SHARED = ("framework", "seed", "device", "model", "partition")
+GROUPS = ("strategy", "scenario", "partition", "engine", "privacy", "poisoning", "compress", "system")
+FILES = sorted(path for group in GROUPS for path in (CONF_DIR / group).glob("*.yaml") if path.stem != "custom")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

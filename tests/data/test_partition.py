@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedlearn.data.from_arrays import from_arrays, held_out
-from fedlearn.data.partition import Partition, add_feature_noise, partition_rows
+from fedlearn.data.partition import PARTITIONS, Feature, Natural, Time, add_feature_noise, as_partition, partition_rows
 from fedlearn.errors import DataError, MissingExtra, SettingError
 
 LABELS = np.arange(400) % 10
@@ -25,8 +25,8 @@ KINDS = [
 
 
 def rows_of(kind: str, *, seed: int = 1, num_clients: int = 10, labels: np.ndarray = LABELS, **settings: float):
-    how = Partition(kind=kind, num_clients=num_clients, seed=seed, **settings)
-    return partition_rows(how, labels, order_N=np.sin(np.arange(len(labels))))
+    partition = PARTITIONS[kind](num_clients=num_clients, **settings)
+    return partition_rows(partition, labels, order_N=np.sin(np.arange(len(labels))), seed=seed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -120,7 +120,7 @@ def test_smaller_alpha_makes_sizes_more_unequal():
 
 def test_periods_follow_one_another():
     day = np.random.default_rng(3).permutation(400)
-    rows = partition_rows(Partition(kind="time", num_clients=4), LABELS, order_N=day)
+    rows = partition_rows(Time(num_clients=4), LABELS, order_N=day)
     assert [sorted(day[rows_k].tolist()) for rows_k in rows] == [[*range(k, k + 100)] for k in (0, 100, 200, 300)]
 
 
@@ -128,7 +128,7 @@ def test_stricter_is_more_by_the_feature_and_not_at_all_is_iid():
     feature = np.random.default_rng(3).standard_cauchy(400)  # outliers must not matter
 
     def between(strictness: float) -> float:
-        how = Partition(kind="feature", num_clients=4, strictness=strictness)
+        how = Feature(num_clients=4, strictness=strictness)
         ranks = feature.argsort().argsort()
         return float(np.std([ranks[rows_k].mean() for rows_k in partition_rows(how, LABELS, order_N=feature)]))
 
@@ -138,8 +138,8 @@ def test_stricter_is_more_by_the_feature_and_not_at_all_is_iid():
 
 @pytest.mark.parametrize("kind", ["time", "feature"])
 def test_what_has_no_order_cannot_be_divided_by_it(kind):
-    with pytest.raises(SettingError, match="by what to order them"):
-        partition_rows(Partition(kind=kind, num_clients=2), LABELS)
+    with pytest.raises(SettingError, match="no order of rows"):
+        partition_rows(PARTITIONS[kind](num_clients=2), LABELS)
 
 
 def test_feature_noise_grows_from_client_to_client():
@@ -154,26 +154,27 @@ def test_feature_noise_grows_from_client_to_client():
 
 
 def test_natural_follows_the_data():
-    rows = partition_rows(Partition(kind="natural", num_clients=2), LABELS, natural_N=LABELS % 2)
+    rows = partition_rows(Natural(), LABELS, natural_N=LABELS % 2)
     assert all((LABELS[rows_k] % 2 == k).all() for k, rows_k in enumerate(rows))
 
 
 @pytest.mark.parametrize(
     ("settings", "setting"),
     [
-        ({"kind": "diriclet"}, "partition"),
         ({"kind": "natural"}, "partition"),
         ({"kind": "dirichlet", "alpha": 0}, "alpha"),
         ({"kind": "feature", "strictness": 1.1}, "strictness"),
-        ({"kind": "shards", "classes_per_client": 41}, "classes_per_client"),
+        ({"kind": "shards", "classes_per_client": 41}, "partition.classes_per_client"),
         ({"kind": "shards", "classes_per_client": 0}, "classes_per_client"),
         ({"kind": "dirichlet", "alpha": -1}, "alpha"),
         ({"kind": "iid", "num_clients": 0}, "num_clients"),
-        ({"kind": "iid", "num_clients": 401}, "num_clients"),
+        ({"kind": "iid", "num_clients": 401}, "partition.num_clients"),
         ({"kind": "pathological", "classes_per_client": 0}, "classes_per_client"),
-        ({"kind": "pathological", "classes_per_client": 11}, "classes_per_client"),
-        pytest.param({"kind": "dirichlet", "alpha": 0.001, "num_clients": 100}, "alpha", marks=needs_flwr_datasets),
-        pytest.param({"kind": "dirichlet_equal", "alpha": 0.0001}, "alpha", marks=needs_flwr_datasets),
+        ({"kind": "pathological", "classes_per_client": 11}, "partition.classes_per_client"),
+        pytest.param(
+            {"kind": "dirichlet", "alpha": 0.001, "num_clients": 100}, "partition.alpha", marks=needs_flwr_datasets
+        ),
+        pytest.param({"kind": "dirichlet_equal", "alpha": 0.0001}, "partition.alpha", marks=needs_flwr_datasets),
     ],
 )
 def test_an_impossible_setting_is_named(settings, setting):
@@ -190,12 +191,12 @@ def test_real_targets_have_no_classes_to_divide(kind):
 
 def test_a_near_miss_is_guessed():
     with pytest.raises(SettingError, match="partition=dirichlet"):
-        Partition(kind="diriclet", num_clients=2)
+        as_partition("diriclet")
 
 
 def test_natural_with_another_number_of_clients_says_how_many_there_are():
     with pytest.raises(SettingError, match="num_clients=2"):
-        partition_rows(Partition(kind="natural", num_clients=3), LABELS, natural_N=LABELS % 2)
+        partition_rows(Natural(num_clients=3), LABELS, natural_N=LABELS % 2)
 
 
 def test_without_flwr_datasets_the_extra_is_named(monkeypatch):
@@ -208,7 +209,7 @@ def test_iid_does_not_wait_for_flwr_datasets():
     code = (
         "import sys, numpy as np\n"
         "from fedlearn.data.partition import *\n"
-        "partition_rows(Partition(kind='iid', num_clients=2), np.arange(4))\n"
+        "partition_rows(Iid(num_clients=2), np.arange(4))\n"
         "assert not {'flwr_datasets', 'datasets', 'torch', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=Path(__file__).parents[2])

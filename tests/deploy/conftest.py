@@ -27,12 +27,12 @@ else:  # the extra flower is not installed
 
 FAULTS = Path(__file__).parent / "faults"
 ROOT = Path(fedlearn.__file__).parents[1]
-DIABETES = ["scenario=diabetes", "scenario.num_clients=4", "report=false"]
+DIABETES = ["scenario=diabetes", "partition.num_clients=4", "report=false"]
 WAITS = ["engine.join_timeout=90", "engine.deadline=60"]
 FAULTY = ("slow", "raising", "full", "held_node", "held_coordinator")
 LIMIT_S = 240.0  # for what is waited for; a run that has not ended by then is stopped
 POLICY = {
-    "scenarios": {"simulations.scenarios.diabetes.diabetes": {}},
+    "scenarios": {"simulations.scenarios.diabetes.diabetes": {"partition": {"one_of": ["iid"]}}},
     "strategies": {"strategies.fedavg": {}, **{f"faulty.{name}": {} for name in FAULTY}},
     "max_rounds": 1000,
     "allow_targets": ["faulty"],

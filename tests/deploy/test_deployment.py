@@ -23,7 +23,7 @@ from fedlearn.runner.start import main as simulate
 
 def sha_of_simulation(folder, *words):
     """The model that a simulation ends with."""
-    words = ("scenario=diabetes", "scenario.num_clients=4", "report=false", *words)
+    words = ("scenario=diabetes", "partition.num_clients=4", "report=false", *words)
     assert simulate([*words, f"hydra.run.dir={folder}"]) == 0
     return json.loads((folder / "summary.json").read_text())["parameters_sha256"]
 

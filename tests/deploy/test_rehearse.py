@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from fedlearn.runner.start import main as simulate
 
-QUICK = ["scenario=diabetes", "scenario.num_clients=4", "report=false"]
+QUICK = ["scenario=diabetes", "partition.num_clients=4", "report=false"]
 
 
 @pytest.fixture

@@ -31,11 +31,12 @@ from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
 
 POLICY = """
-scenarios: {simulations.scenarios.diabetes.diabetes: {}}
+scenarios: {simulations.scenarios.diabetes.diabetes: {partition: {one_of: [iid]}}}
 strategies: {strategies.fedavg: {}}
 reveal: {min_test_examples: 1}
 """
-DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "num_clients": 4}
+IID = {"_target_": "fedlearn.data.partition.Iid", "num_clients": 4}
+DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "partition": IID}
 SLOW = """
 import os, pathlib, time
 

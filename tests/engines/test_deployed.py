@@ -558,8 +558,16 @@ def test_nodes_in_torch_and_nodes_in_jax_train_the_model_of_an_all_torch_simulat
     pytest.importorskip("torch", reason="the extra torch is not installed")
     pytest.importorskip("jax", reason="the extra jax is not installed")
     digits = "simulations.scenarios.digits.digits"
-    made = federation(strategy=strategy, policy={"scenarios": {digits: {}}}, deadline=60, join_timeout=60)
-    made.settings["scenario"] = {"_target_": digits, "num_clients": 4}
+    made = federation(
+        strategy=strategy,
+        policy={"scenarios": {digits: {"partition": {"one_of": ["dirichlet"]}}}},
+        deadline=60,
+        join_timeout=60,
+    )
+    made.settings["scenario"] = {
+        "_target_": digits,
+        "partition": {"_target_": "fedlearn.data.partition.Dirichlet", "num_clients": 4},
+    }
     made.engine.exchange.settings = made.settings
     for node, framework in zip(list(made.sites), ("torch", "jax"), strict=True):
         made.restart(node, config={"framework": framework})

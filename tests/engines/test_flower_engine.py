@@ -24,7 +24,8 @@ from fedlearn.runner.config import rebuild_scenario
 
 needs("torch", reason="torch is not installed")
 
-DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "num_clients": 5}
+PARTITION = {"_target_": "fedlearn.data.partition.Dirichlet", "num_clients": 5}
+DIGITS = {"_target_": "simulations.scenarios.digits.digits", "framework": "torch", "partition": PARTITION}
 LOCAL = LocalSettings(learning_rate=0.1)
 
 

@@ -212,7 +212,8 @@ def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework):
     pytest.importorskip(framework)
-    digits = {"_target_": "simulations.scenarios.digits.digits", "framework": framework, "num_clients": 6}
+    partition = {"_target_": "fedlearn.data.partition.Dirichlet", "num_clients": 6}
+    digits = {"_target_": "simulations.scenarios.digits.digits", "framework": framework, "partition": partition}
     build = partial(rebuild_scenario, digits, ())
     scenario = build()
     local = LocalSettings(learning_rate=0.1)

@@ -67,7 +67,7 @@ def test_root_data_are_not_drawn_where_nobody_has_all_examples():
 def test_trust_by_a_sample_of_all_is_worth_more_than_trust_by_a_skewed_share():
     """Ten clients of two digits each: the root's own share knows nothing of the other eight."""
     pytest.importorskip("torch")
-    words = ["strategy=fltrust", "scenario=digits", "scenario.num_clients=10", "scenario.partition=pathological"]
+    words = ["strategy=fltrust", "scenario=digits", "partition.num_clients=10", "partition=pathological"]
     words += ["rounds=10", "local.learning_rate=0.3"]
     skewed, uniform = (accuracy(*words, f"strategy.num_root_examples={size}") for size in ("null", "100"))
     assert uniform > skewed + 0.2

@@ -9,6 +9,7 @@ import pytest
 from needs import needs
 
 from fedlearn.core.privacy_ledger import Event, Ledger
+from fedlearn.data.partition import Iid, Natural, Time
 from fedlearn.errors import DataError, SettingError
 from fedlearn.runner.start import main as simulate
 from simulations.predict import main as predict
@@ -80,7 +81,10 @@ def test_what_is_held_out_does_not_move_the_scales(clinics, tmp_path):
         (path / site).mkdir(parents=True)
         shutil.copyfile(clinics / f"{site}.csv", path / site / "train.csv")
         (path / site / "test.csv").write_text("age,sex,pressure,sick\n1e6,other,130,no\n")
-    split, whole = folder(path=path, target="sick").data, folder(path=clinics, target="sick", test_share=0).data
+    split, whole = (
+        folder(path=path, target="sick").data,
+        folder(path=clinics, target="sick", partition=Natural(test_share=0)).data,
+    )
     assert sizes(split) == [(42, 1)] * 3
     assert np.array_equal(split.train(1).x, whole.train(1).x)
     assert split.test(0).x[0, 0] > 1000
@@ -149,7 +153,7 @@ def test_a_cell_that_does_not_fit_is_named_by_file_row_and_column(clinics, tmp_p
         ({"target": None}, "target"),
         ({"scale": "federatd"}, "scale"),
         ({"clients": ["north", "south"]}, "clients"),
-        ({"num_clients": 4}, "num_clients"),
+        ({"partition": Natural(num_clients=4)}, "partition.num_clients"),
         ({"partition": "time"}, "partition"),
         ({"task": "binary", "classes": ["no", "yes", "maybe"]}, "task"),
         ({"scale": "constants", "scales": {"age": [50, 0]}, "categories": {"sex": ["f"]}}, "scales.age"),
@@ -171,7 +175,7 @@ def test_a_column_of_names_is_no_category(tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"column name has \d+ different values.*\n.*scenario\.ignore=\[name\]"):
         folder(path=tmp_path / "a.csv", target="sick", partition="iid")
-    scenario = folder(path=tmp_path / "a.csv", target="sick", partition="iid", num_clients=4, ignore=["name"])
+    scenario = folder(path=tmp_path / "a.csv", target="sick", partition=Iid(num_clients=4), ignore=["name"])
     assert scenario.model == "mlp 1-32-1"
     assert len(scenario.data.clients) == 4
 
@@ -189,7 +193,7 @@ def test_a_column_of_names_is_no_category(tmp_path):
 def test_the_task_follows_from_the_target(tmp_path, cells, task, classes):
     lines = ["x,y", *(f"{n},{cells[n % len(cells)]}" for n in range(60))]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    data = folder(path=tmp_path / "a.csv", target="y", partition="iid", num_clients=2, test_share=0).data
+    data = folder(path=tmp_path / "a.csv", target="y", partition=Iid(num_clients=2, test_share=0)).data
     assert (data.task, data.num_classes) == (task, classes)
     assert data.train(0).y.max() < 40
     if task == "regression":
@@ -201,12 +205,14 @@ def test_the_task_follows_from_the_target(tmp_path, cells, task, classes):
 def test_one_table_is_divided_by_a_column_or_by_time(tmp_path):
     lines = ["site,day,x,y", *(f"{'ab'[n % 2]},2026-01-{28 - n:02d},{n},{n % 2}" for n in range(28))]
     (tmp_path / "a.csv").write_text("\n".join(lines))
-    by_site = folder(path=tmp_path / "a.csv", target="y", client="site", ignore=["day"], test_share=0).data
+    by_site = folder(
+        path=tmp_path / "a.csv", target="y", client="site", ignore=["day"], partition=Natural(test_share=0)
+    ).data
     assert [by_site.name(client) for client in by_site.clients] == ["a", "b"]
     assert set(by_site.train(0).y) == {0}
     by_time = folder(
-        path=tmp_path / "a.csv", target="y", ignore=["site"], partition="time", order_by="day", num_clients=4,
-        scale="none", test_share=0,
+        path=tmp_path / "a.csv", target="y", ignore=["site"], partition=Time(num_clients=4, test_share=0),
+        order_by="day", scale="none",
     ).data  # fmt: skip
     assert sorted(by_time.train(0).x.ravel().tolist()) == [*range(21, 28)]
     assert by_time.train(0).x.shape == (7, 1)  # the day is no feature
@@ -214,9 +220,7 @@ def test_one_table_is_divided_by_a_column_or_by_time(tmp_path):
 
 def test_texts_are_hashed_so_that_no_vocabulary_is_learned(tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\n" + "good day\tpos\nbad day\tneg\n\tneg\n" * 8)
-    scenario = folder(
-        path=tmp_path / "a.tsv", target="label", text="text", partition="iid", num_clients=2, test_share=0
-    )
+    scenario = folder(path=tmp_path / "a.tsv", target="label", text="text", partition=Iid(num_clients=2, test_share=0))
     x = np.concatenate([scenario.data.train(client).x for client in scenario.data.clients])
     assert x.shape == (24, 4096)
     assert set(np.linalg.norm(x, axis=1).round(6)) == {0, 1}
@@ -253,7 +257,7 @@ def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
     image.new("RGB", (30, 20), (205, 205, 205)).save(tmp_path / "new" / "a dog.jpg")  # other size, kind and mode
     image.new("L", (8, 8), 12).save(tmp_path / "new" / "b.png")
     run = str(tmp_path / "run")
-    words = [f"scenario.path={tmp_path / 'pets'}", "scenario.partition=iid", "scenario.num_clients=2", "model=linear"]
+    words = [f"scenario.path={tmp_path / 'pets'}", "partition=iid", "partition.num_clients=2", "model=linear"]
     assert main(["scenario=folder", *words, "rounds=30", "report=false", f"hydra.run.dir={run}"]) == 0
     capsys.readouterr()
     assert predict([run, "--data", str(tmp_path / "new")]) == 0
@@ -350,7 +354,7 @@ def test_one_table_of_nobody_in_particular_says_how_to_divide_it(tmp_path):
         folder(path=tmp_path / "a.csv", target="y")
     (tmp_path / "a.csv").write_text("x,y\n1,a\n2,a\n")
     with pytest.raises(SettingError, match=r"classes is \['a'\]\n  expected  two or more, each once"):
-        folder(path=tmp_path / "a.csv", target="y", partition="iid", num_clients=2)
+        folder(path=tmp_path / "a.csv", target="y", partition=Iid(num_clients=2))
 
 
 def test_a_node_does_not_guess_the_task_by_its_own_rows(tmp_path):

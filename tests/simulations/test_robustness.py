@@ -12,7 +12,7 @@ from simulations.robustness import main
 
 needs("torch")
 
-WORDS = ["scenario.num_clients=8", "scenario.partition=iid", "rounds=4", "fraction=0.25"]
+WORDS = ["partition.num_clients=8", "partition=iid", "rounds=4", "fraction=0.25"]
 
 
 def test_the_command_leaves_table_numbers_and_picture(tmp_path, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from needs import needs
 
+from fedlearn.data.partition import Iid, Natural
 from fedlearn.errors import DataError, SettingError
 from simulations.datasets.uci_heart import COLUMNS, read_heart_disease
 from simulations.scenarios.diabetes import diabetes
@@ -126,7 +127,7 @@ def test_scaling_keeps_features_within_a_few_units(wheel_cache):
 
 
 def test_a_partition_other_than_natural_has_no_hospital_names(wheel_cache):
-    data = heart(partition="iid", num_clients=7).data
+    data = heart(partition=Iid(num_clients=7)).data
     assert data.name(0) == "0"
     assert sum(train + test for train, test in sizes(data)) == 920
 
@@ -134,11 +135,12 @@ def test_a_partition_other_than_natural_has_no_hospital_names(wheel_cache):
 @pytest.mark.parametrize(
     ("settings", "setting"),
     [
-        ({"num_clients": 5}, "num_clients"),
+        ({"partition": Natural(num_clients=5)}, "partition.num_clients"),
+        ({"partition": "natrual"}, "partition"),
+        ({"partition": 3}, "partition"),
         ({"model": "mlpp"}, "model"),
         ({"model": "cnn"}, "model"),
         ({"framework": "tensorflow"}, "framework"),
-        ({"test_share": 1.0}, "test_share"),
     ],
 )
 def test_a_heart_setting_out_of_range_is_named(wheel_cache, settings, setting):
@@ -149,7 +151,7 @@ def test_a_heart_setting_out_of_range_is_named(wheel_cache, settings, setting):
 
 @pytest.mark.parametrize("scenario", [digits, diabetes])
 def test_data_without_a_natural_division_say_so(scenario):
-    with pytest.raises(SettingError, match="do not say who they came from"):
+    with pytest.raises(SettingError, match="have no natural clients"):
         scenario(partition="natural")
 
 

@@ -17,6 +17,7 @@ import pytest
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, ExampleDP, LocalSettings, Request
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.data.partition import Iid
 from fedlearn.errors import DataError, SettingError
 from simulations.models.encoder import (
     PROJECTIONS,
@@ -364,7 +365,7 @@ def test_sentences_are_numbered_as_the_encoder_knows_them(shelf):
     assert Tokenizer.from_str(pieces.to_json()).encode("A good films").ids == found[0].tolist()
 
 
-RUN = ["scenario=sst2", "scenario.length=6", "scenario.layers=2", "scenario.partition=iid", "scenario.num_clients=2"]
+RUN = ["scenario=sst2", "scenario.length=6", "scenario.layers=2", "partition=iid", "partition.num_clients=2"]
 RUN += ["local.optimizer=adamw", "local.learning_rate=0.02", "local.batch_size=4", "local.steps=null", "report=false"]
 
 
@@ -435,7 +436,7 @@ def test_adapters_are_tuned_with_privacy(shelf, tmp_path, privacy):
 def test_models_that_begin_from_nothing_read_the_same_word_pieces(shelf, model):
     from simulations.scenarios.sst2 import sst2
 
-    scenario = sst2(model=model, length=6, partition="iid", num_clients=2)
+    scenario = sst2(model=model, length=6, partition=Iid(num_clients=2))
     test = scenario.data.pooled_test()
     assert len(test) == 20
     assert scenario.trainer.predict(scenario.trainer.init(1), test.x).shape == (20, 1)
@@ -458,14 +459,14 @@ def test_an_unknown_model_is_named_with_those_there_are(shelf):
     from simulations.scenarios.sst2 import sst2
 
     with pytest.raises(SettingError, match=r"one of minilm, cnn, bilstm, transformer(.|\n)*model=minilm"):
-        sst2(model="minilmm", length=6, partition="iid", num_clients=2)
+        sst2(model="minilmm", length=6, partition=Iid(num_clients=2))
 
 
 @pytest.mark.parametrize(("content", "told"), [(b"", "holds no texts"), (b"\xff\xfe", "is no text")])
 def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
     from simulations.scenarios.sst2 import sst2
 
-    scenario = sst2(layers=2, length=6, partition="iid", num_clients=2)
+    scenario = sst2(layers=2, length=6, partition=Iid(num_clients=2))
     (tmp_path / "new.txt").write_bytes(content)
     with pytest.raises(DataError, match=told):
         scenario.read_inputs(tmp_path / "new.txt")

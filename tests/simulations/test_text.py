@@ -11,6 +11,7 @@ from needs import needs
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
+from fedlearn.data.partition import Natural
 from fedlearn.errors import DataError, SettingError
 from simulations.datasets.hashing_tokenizer import HashingTokenizer
 
@@ -293,7 +294,9 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
     (origin,) = tweets.SENT140.origins
     origin = replace(origin, files={tweets.FILE: f"sha256:{hashlib.sha256(content).hexdigest()}"})
     monkeypatch.setattr(tweets, "SENT140", replace(tweets.SENT140, origins=(origin,)))
-    scenario = module.sent140(path=tmp_path, num_tokens=50, length=5, held_out_users=0.3, test_share=0.25)
+    scenario = module.sent140(
+        path=tmp_path, num_tokens=50, length=5, held_out_users=0.3, partition=Natural(test_share=0.25)
+    )
     data = scenario.data
     assert len(data.clients) == 7
     assert len(data.pooled_test()) == 12

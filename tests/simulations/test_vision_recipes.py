@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hydra.utils import get_object
 
-from fedlearn.data.partition import Partition, partition_rows
+from fedlearn.data.partition import partition_rows
 from fedlearn.runner.compose import CONF_DIR, compose
+from fedlearn.runner.config import build
 from fedlearn.runner.start import parse_args
 
 RECIPES = {
@@ -38,7 +39,5 @@ def test_a_recipe_composes_and_states_its_number(name):
 def test_500_clients_of_cifar10_have_100_images_each():
     pytest.importorskip("flwr_datasets")
     (job,) = compose(parse_args(["experiment=cifar10_fedadam"]))
-    chosen = job.cfg.scenario
-    how = Partition(kind=chosen.partition, num_clients=chosen.num_clients, alpha=chosen.alpha)
-    rows = partition_rows(how, np.arange(50_000) % 10)
+    rows = partition_rows(build(job.cfg.partition, "partition"), np.arange(50_000) % 10)
     assert [len(rows_k) for rows_k in rows] == 500 * [100]

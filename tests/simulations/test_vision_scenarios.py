@@ -18,6 +18,7 @@ from needs import needs
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, LocalSettings, Request
 from fedlearn.data.download import DataSet, LocalCopy
+from fedlearn.data.partition import Iid, Natural
 from fedlearn.errors import DataError, SettingError
 from simulations.datasets import cifar10 as cifar_images
 from simulations.datasets import icu
@@ -117,7 +118,7 @@ def test_what_is_no_idx_file_is_refused(tmp_path, content, why):
 
 def test_a_set_in_the_official_layout_is_judged_on_its_official_test_part(idx_folder, monkeypatch):
     fashion_of(monkeypatch, idx_folder)
-    scenario = mnist(variant="fashion", path=idx_folder, partition="iid", num_clients=5)
+    scenario = mnist(variant="fashion", path=idx_folder, partition=Iid(num_clients=5))
     data = scenario.data
     assert scenario.model == "mlp 784-128-64-10"
     assert sizes(data) == [(10, 2)] * 5
@@ -135,7 +136,7 @@ def test_images_without_as_many_labels_are_refused(idx_folder, monkeypatch):
 
 def test_nothing_need_be_held_out_at_clients_where_there_is_an_official_test_part(idx_folder, monkeypatch):
     fashion_of(monkeypatch, idx_folder)
-    data = mnist(variant="fashion", path=idx_folder, partition="iid", num_clients=6, test_share=0).data
+    data = mnist(variant="fashion", path=idx_folder, partition=Iid(num_clients=6, test_share=0)).data
     assert sizes(data) == [(10, 0)] * 6
 
 
@@ -159,7 +160,7 @@ def leaf_folder(tmp_path):
 
 
 def test_femnist_lies_at_its_writers(leaf_folder):
-    data = mnist(variant="femnist", path=leaf_folder, test_share=0).data
+    data = mnist(variant="femnist", path=leaf_folder, partition=Natural(test_share=0)).data
     assert [data.name(client) for client in data.clients] == ["f0000_14", "f0001_41", "f0002_09"]
     assert sizes(data) == [(2, 0), (6, 0), (3, 0)]
     assert sorted(data.train(1).y.tolist()) == [0, 1, 2, 3, 4, 61]
@@ -259,10 +260,10 @@ def test_an_archive_that_lacks_a_batch_is_refused(tmp_path, monkeypatch):
 
 def test_cifar_is_judged_on_its_test_batch_and_distorts_training_images_only(tarball):
     folder, images, _ = tarball
-    scenario = cifar10(path=folder, partition="iid", num_clients=5, model="linear", rotation=0)
+    scenario = cifar10(path=folder, partition=Iid(num_clients=5), model="linear", rotation=0)
     assert sizes(scenario.data) == [(9, 1)] * 5
     np.testing.assert_allclose(scenario.data.pooled_test().x, images[50:] / 127.5 - 1, atol=1e-6)
-    still = cifar10(path=folder, partition="iid", num_clients=5, model="linear", flip=False, shift=0, rotation=0)
+    still = cifar10(path=folder, partition=Iid(num_clients=5), model="linear", flip=False, shift=0, rotation=0)
     assert np.abs(rounds_in(scenario) - rounds_in(still)).max() > 1e-3
     x, params = scenario.data.test(0).x, scenario.trainer.init(1)
     np.testing.assert_array_equal(scenario.trainer.predict(params, x), still.trainer.predict(params, x))
@@ -271,7 +272,7 @@ def test_cifar_is_judged_on_its_test_batch_and_distorts_training_images_only(tar
 def test_twins_learn_alike_from_distorted_photographs(tarball):
     pytest.importorskip("flax")
     one, other = (
-        rounds_in(cifar10(path=tarball[0], partition="iid", num_clients=5, model="cnn", framework=framework))
+        rounds_in(cifar10(path=tarball[0], partition=Iid(num_clients=5), model="cnn", framework=framework))
         for framework in ("torch", "jax")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)
@@ -304,7 +305,7 @@ def x_ray_folder(tmp_path, monkeypatch):
 
 
 def test_x_rays_lie_at_hospitals_and_other_patients_are_what_counts(x_ray_folder):
-    scenario = pneumonia.pneumonia(path=x_ray_folder, partition="iid", num_clients=5)
+    scenario = pneumonia.pneumonia(path=x_ray_folder, partition=Iid(num_clients=5))
     assert scenario.model == "gn_cnn 28x28x1-16-32-64"
     assert sizes(scenario.data) == [(9, 1)] * 5
     assert scenario.data.pooled_test().y.tolist() == [0, 1, 1, 1] * 3
@@ -313,7 +314,7 @@ def test_x_rays_lie_at_hospitals_and_other_patients_are_what_counts(x_ray_folder
 
 def test_a_new_x_ray_is_read_as_the_scenario_has_its_own(x_ray_folder, tmp_path):
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-    scenario = pneumonia.pneumonia(path=x_ray_folder, partition="iid", num_clients=5)
+    scenario = pneumonia.pneumonia(path=x_ray_folder, partition=Iid(num_clients=5))
     (x, *_) = scenario.data.pooled_test().x
     image.fromarray(np.round(x[..., 0] * 127.5 + 127.5).astype(np.uint8)).save(tmp_path / "chest.png")
     np.testing.assert_array_equal(scenario.read_inputs(tmp_path / "chest.png"), x[None])
@@ -323,7 +324,7 @@ def test_twins_learn_alike_from_x_rays(x_ray_folder):
     pytest.importorskip("flax")
     one, other = (
         rounds_in(
-            pneumonia.pneumonia(path=x_ray_folder, partition="iid", num_clients=5, model="mlp", framework=framework)
+            pneumonia.pneumonia(path=x_ray_folder, partition=Iid(num_clients=5), model="mlp", framework=framework)
         )
         for framework in ("torch", "jax")
     )
@@ -411,7 +412,7 @@ def test_scaling_puts_the_missing_and_the_healthy_at_zero_and_looks_at_no_other_
 def test_new_stays_are_read_from_a_table_as_the_scenario_has_its_own(stay_folder, tmp_path):
     folder, _, _ = stay_folder
     table_N, _, _, _ = icu.read_icu_stays(path=folder)
-    read = icu_mortality(path=folder, partition="iid", num_clients=3).read_inputs
+    read = icu_mortality(path=folder, partition=Iid(num_clients=3)).read_inputs
     shuffled = RNG.permutation(196)
     cells = np.where(np.isnan(table_N), "", table_N.astype(str))[:, shuffled]
     names = np.array(icu.COLUMNS)[shuffled]
@@ -426,7 +427,7 @@ def test_a_model_of_mortality_starts_from_the_rate_that_is_known(stay_folder):
     from scipy.special import expit
 
     for model in ("linear", "mlp"):
-        scenario = icu_mortality(path=stay_folder[0], model=model, partition="iid", num_clients=3)
+        scenario = icu_mortality(path=stay_folder[0], model=model, partition=Iid(num_clients=3))
         chances = expit(scenario.trainer.predict(scenario.trainer.init(1), scenario.data.train(0).x))
         np.testing.assert_allclose(chances, PRIOR_MORTALITY, rtol=1e-5)
 
@@ -435,7 +436,7 @@ def test_a_model_of_mortality_starts_from_the_rate_that_is_known(stay_folder):
 def test_twins_learn_alike_from_stays(stay_folder, model):
     pytest.importorskip("flax")
     one, other, both = (
-        rounds_in(icu_mortality(path=stay_folder[0], model=model, partition="iid", num_clients=5, framework=framework))
+        rounds_in(icu_mortality(path=stay_folder[0], model=model, partition=Iid(num_clients=5), framework=framework))
         for framework in ("torch", "jax", "mixed")
     )
     np.testing.assert_allclose(one, other, atol=1e-5)

@@ -9,6 +9,7 @@ from needs import needs
 from fedlearn import FedlearnError, LocalSettings, Schedule, federate, serial, start, vector
 from fedlearn.algorithm import plain_training
 from fedlearn.core import ClientWork, Request
+from fedlearn.data.partition import Dirichlet
 from fedlearn.testing import LinearTrainer
 from fedlearn.trainers.mixed import MixedTrainer
 from simulations.scenarios.digits import digits
@@ -21,7 +22,7 @@ LOCAL = LocalSettings(batch_size=32, learning_rate=0.1)
 
 
 def trained(framework, strategy, engine=vector, rounds=10):
-    scenario = digits(framework=framework, num_clients=6)
+    scenario = digits(framework=framework, partition=Dirichlet(num_clients=6))
     made = engine(scenario.data, scenario.trainer)
     state = start(strategy, scenario.trainer.init(1), made, seed=1)
     *_, last = federate(strategy, made, state, schedule=Schedule(rounds=rounds), local=LOCAL)
@@ -38,7 +39,7 @@ def test_engines_agree_on_a_mixed_federation():
 
 
 def test_each_client_trains_in_its_own_framework_whoever_else_is_in_the_block():
-    scenario = digits(framework="mixed", num_clients=4)
+    scenario = digits(framework="mixed", partition=Dirichlet(num_clients=4))
     one, other = scenario.trainer.trainers
     order = Request(round=1, seed=1, params_D=scenario.trainer.init(1), local=LOCAL)
     work = [ClientWork(client=client, examples=scenario.data.train(client)) for client in (3, 0, 1)]
@@ -53,7 +54,7 @@ def test_each_client_trains_in_its_own_framework_whoever_else_is_in_the_block():
 
 
 def test_the_header_says_who_trains_how():
-    assert "torch" in digits(framework="mixed", num_clients=4).trainer.describe_batching(4, 100)
+    assert "torch" in digits(framework="mixed", partition=Dirichlet(num_clients=4)).trainer.describe_batching(4, 100)
 
 
 def test_trainers_of_different_models_do_not_mix():

@@ -18,7 +18,14 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.core.command_line import DONE, command_parser, run_command
 from fedlearn.core.records import LocalSettings, Request
+from fedlearn.deploy.node_side.scenario_policy import (
+    bounded_settings,
+    interpolation,
+    refuse_old_bounds,
+    scenario_problem,
+)
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, is_number, require
+from fedlearn.runner.builders import setting_path
 
 PRIVACY_LEVELS = ("none", "example", "local", "secagg")
 REQUIRED_MECHANISMS = {
@@ -38,7 +45,7 @@ EXAMPLE_POLICY = """\
 # What this node accepts. An order outside is refused; node and coordinator both log the reason.
 # Bounds of settings: {} accepts any value, {name: [low, high]} a range, {name: {one_of: [...]}} a choice.
 scenarios:
-  simulations.scenarios.heart.heart: {model: {one_of: [mlp, linear]}}
+  simulations.scenarios.heart.heart: {model: {one_of: [mlp, linear]}, partition: {one_of: [natural]}}
 strategies:
   strategies.fedavg: {}
   strategies.fedprox: {mu: [0, 10]}
@@ -206,6 +213,8 @@ class Policy:
             require(ok, group, accepted, "a mapping of builders to the bounds of their settings", fix)
             for target, bounds in accepted.items():
                 _check_bounds(bounds, f"{group}.{target}")
+        for target, bounds in self.scenarios.items():
+            refuse_old_bounds(target, bounds)
         _check_bounds(self.local, "local")
         _refuse_unknown(self.local, [*asdict(LocalSettings())], "local")
         require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
@@ -223,13 +232,21 @@ class Policy:
         Raises:
             Refused: one is not named in the policy, or a setting lies outside its bounds.
         """
+        if path := interpolation(dict(request_settings)):
+            raise PolicyViolation(f"{path} has an interpolation (${{...}}); this node accepts plain values")
         for group, accepted in (("scenario", self.scenarios), ("strategy", self.strategies)):
             settings: Mapping[str, Any] = given if isinstance(given := request_settings.get(group), dict) else {}
             target = str(settings.get("_target_"))
             if target not in accepted:
                 known = ", ".join(accepted) or "none"
                 raise PolicyViolation(f"{group} {target} is not accepted here; this node accepts {known}")
-            _require_within(settings, accepted[target], group)
+            bounds = accepted[target]
+            if group == "scenario":
+                if problem := scenario_problem(settings, bounds):
+                    raise PolicyViolation(problem)
+                settings = bounded_settings(settings, bounds)
+                bounds = {name: bound for name, bound in bounds.items() if name in settings}
+            _require_within(settings, bounds, group)
         privacy = request_settings.get("privacy") or {}
         mechanism = str(privacy.get("_target_", f"{MECHANISM_PREFIX}none")) if isinstance(privacy, dict) else ""
         if not mechanism.startswith(MECHANISM_PREFIX):
@@ -333,7 +350,7 @@ def _require_within(settings: Mapping[str, Any], bounds: Mapping[str, Any], grou
             low, high = bound
             ok, accepts = is_number(value) and low <= value <= high, f"{low} to {high}"
         if not ok:
-            raise PolicyViolation(f"{group}.{key} is {value}; this node accepts {accepts}")
+            raise PolicyViolation(f"{setting_path(group, key)} is {value}; this node accepts {accepts}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from fedlearn.deploy.node_side.policy import (
     read_policy,
 )
 
-HEART = {"_target_": "simulations.scenarios.heart.heart", "model": "mlp", "path": "/anywhere"}
+HEART = {"_target_": "simulations.scenarios.heart.heart", "model": "mlp", "partition": "natural", "path": "/anywhere"}
 FEDPROX = {"_target_": "strategies.fedprox", "mu": 0.1, "weighting": "examples"}
 WORDS = {"scenario": HEART, "strategy": FEDPROX}
 ORDER = Request(round=1, seed=1, params_D=np.zeros(3, np.float32), local=LocalSettings(batch_size=32))
@@ -40,7 +40,7 @@ def test_the_example_that_is_printed_is_a_policy_that_accepts_what_it_says(examp
     ("group", "settings", "reason"),
     [
         ("scenario", {"_target_": "simulations.scenarios.digits.digits"}, "scenario .*digits is not accepted here"),
-        ("scenario", {**HEART, "model": "cnn"}, "scenario.model is cnn; this node accepts one of mlp, linear"),
+        ("scenario", {**HEART, "model": "cnn"}, "model is cnn; this node accepts one of mlp, linear"),
         ("scenario", None, "scenario None is not accepted"),
         ("strategy", {"_target_": "os.system"}, "strategy os.system is not accepted"),
         ("strategy", {**FEDPROX, "mu": 11}, "strategy.mu is 11; this node accepts 0 to 10"),
