@@ -49,23 +49,23 @@ class Job:
     is_sweep: bool = False
 
 
-def with_own_targets(words: Sequence[str]) -> list[str]:
+def with_custom_targets(overrides: Sequence[str]) -> list[str]:
     """Return overrides in which ``model._target_=...`` and ``partition._target_=...`` replace the chosen option.
 
     Hydra alone would add such a setting to those of the option, or refuse it.
 
-    >>> with_own_targets(["partition._target_=my_code.Mine", "model.hidden=3", "seed=2"])
+    >>> with_custom_targets(["partition._target_=my_code.Mine", "model.hidden=3", "seed=2"])
     ['partition=custom', '++partition._target_=my_code.Mine', '++model.hidden=3', 'seed=2']
     """
-    keys = {_key(word) for word in words}
-    is_own = "partition._target_" in keys
-    open_groups = ("model.", "partition.") if is_own else ("model.",)
-    custom = ["partition=custom"] if is_own and "partition" not in keys else []
-    return [*custom, *(f"++{word.lstrip('+')}" if _key(word).startswith(open_groups) else word for word in words)]
+    keys = {_key(override) for override in overrides}
+    is_custom = "partition._target_" in keys
+    groups = ("model.", "partition.") if is_custom else ("model.",)
+    chosen = ["partition=custom"] if is_custom and "partition" not in keys else []
+    return [*chosen, *(f"++{text.lstrip('+')}" if _key(text).startswith(groups) else text for text in overrides)]
 
 
-def _key(word: str) -> str:
-    return word.lstrip("+").partition("=")[0]
+def _key(override: str) -> str:
+    return override.lstrip("+").partition("=")[0]
 
 
 def compose(args: Namespace) -> list[Job]:

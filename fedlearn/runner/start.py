@@ -26,7 +26,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import BuildError
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
-from fedlearn.runner.compose import CONF_DIR, Job, compose, with_own_targets
+from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.initial_weights import first_state, require_source
@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
         UsageError: an option does not exist, or lacks its value.
     """
     args: Namespace = command_line_parser().parse_args(argv)
-    args.overrides = with_own_targets(args.overrides)
+    args.overrides = with_custom_targets(args.overrides)
     for option in ("config_path", "config_dir"):
         if getattr(args, option):
             setattr(args, option, os.path.abspath(getattr(args, option)))
