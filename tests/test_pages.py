@@ -37,7 +37,7 @@ ABOUT_PEERS = ("docs/explanation/from_pfl_and_fedjax.md",)  # has names of other
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
 FOREIGN = {"FedAvg", "FedMedian", "FedTrimmedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SuperLink"}
 HYDRA_OPTIONS = {"--config-path", "--config-dir", "--config-name", "--cfg", "--help"}
-OTHERS = re.compile(r"--config-dir|is not known|did you mean")  # the reader's own options; what a message says
+OTHERS = re.compile(r"--config-dir|\._target_=|is not known|did you mean")  # options of the reader; messages
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\bmy_|\.\.\.|\*")  # NAME, my_code, ...: the reader's own
 
 
