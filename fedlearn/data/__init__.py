@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from fedlearn.data.from_arrays import partition_arrays
     from fedlearn.data.hugging_face import from_datasets, read_hub
     from fedlearn.data.partition import (
-        PARTITIONS,
         Dirichlet,
         DirichletEqual,
         Feature,
@@ -41,7 +40,6 @@ else:
             "Feature": LazyName("fedlearn.data.partition"),
             "Iid": LazyName("fedlearn.data.partition"),
             "Natural": LazyName("fedlearn.data.partition"),
-            "PARTITIONS": LazyName("fedlearn.data.partition"),
             "Partition": LazyName("fedlearn.data.partition"),
             "Pathological": LazyName("fedlearn.data.partition"),
             "Quantity": LazyName("fedlearn.data.partition"),
@@ -61,7 +59,6 @@ else:
     )
 
 __all__ = [
-    "PARTITIONS",
     "ColumnSums",
     "Contents",
     "Dirichlet",

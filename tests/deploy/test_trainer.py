@@ -30,10 +30,11 @@ from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
 
-POLICY = """
-scenarios: {simulations.scenarios.diabetes.diabetes: {partition: {one_of: [iid]}}}
-strategies: {strategies.fedavg: {}}
-reveal: {min_test_examples: 1}
+ACCEPTED = "{simulations.scenarios.diabetes.diabetes: {partition: {one_of: [iid]}}}"
+POLICY = f"""
+scenarios: {ACCEPTED}
+strategies: {{strategies.fedavg: {{}}}}
+reveal: {{min_test_examples: 1}}
 """
 IID = {"_target_": "fedlearn.data.partition.Iid", "num_clients": 4}
 DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "partition": IID}
@@ -203,9 +204,7 @@ def test_a_trainer_that_is_told_to_stop_takes_its_socket_along(trainer):
 
 def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "policy.yaml").write_text(
-        POLICY.replace("simulations.scenarios.diabetes.diabetes", "slow.endless") + "allow_targets: [slow]\n"
-    )
+    (tmp_path / "policy.yaml").write_text(POLICY.replace(ACCEPTED, "{slow.endless: {}}") + "allow_targets: [slow]\n")
     words = [
         "--socket",
         tmp_path / "s",
