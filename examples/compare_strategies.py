@@ -5,14 +5,14 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fedlearn
-from fedlearn.data import Partition, partition_rows
+from fedlearn.data import Shards, partition_rows
 from strategies import fedavg, fedprox, scaffold
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 images, labels = load_digits(return_X_y=True)
-rows = partition_rows(Partition(kind="shards", num_clients=10, classes_per_client=2), labels)
+rows = partition_rows(Shards(num_clients=10, classes_per_client=2), labels)
 data = fedlearn.from_arrays(images / 16, labels, assignment=rows, task="multiclass")
 trainer = fedlearn.TorchTrainer(nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)), task="multiclass")
 evaluate = fedlearn.judge(fedlearn.Scenario(name="digits", data=data, trainer=trainer))
