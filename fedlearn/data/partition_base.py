@@ -1,4 +1,4 @@
-"""The base class of partitions; `fedlearn.data.partition` has the kinds and the functions.
+"""Base class of partitions. The kinds and the functions are in `fedlearn.data.partition`.
 
 Shapes: N examples.
 """
@@ -24,7 +24,7 @@ DEFAULTS: Mapping[str, Any] = {  # of the settings that are None and that the sc
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows that a partition divides.
+    """Describe the rows that a partition divides.
 
     Args:
         labels_N: class numbers (integers) or real targets.
