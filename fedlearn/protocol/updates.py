@@ -47,7 +47,7 @@ class UpdateReader:
 
     Args:
         sizes: vectors that each client sends, ``delta`` among them, and their lengths.
-        losses: names of models whose loss each client must send.
+        losses: names of the losses that each client must send: ``loss``, or ``loss/NAME`` of a received model.
         num_examples: example counts that the clients declared when they joined; a client without a count is not
             checked.
         decode: decoder of compressed updates; None if updates are not compressed.
@@ -74,7 +74,8 @@ class UpdateReader:
             assert codec is not None
             return codec.decode(payload, shared, codec_rng(request, client))
 
-        losses = tuple(strategy.local.evaluate_models)
+        training_loss = ("loss",) if "metrics" in strategy.aggregate.reads else ()
+        losses = (*training_loss, *(f"loss/{name}" for name in strategy.local.evaluate_models))
         return cls(sizes=sizes, losses=losses, num_examples=num_examples, decode=decode if codec else None)
 
     def max_bytes(self, num_clients: int) -> int:
@@ -154,10 +155,11 @@ class UpdateReader:
         metrics = update.metrics
         if not all(np.isfinite(s.total_K).all() and np.isfinite(s.count_K).all() for s in metrics.values()):
             return "a training metric is not finite"
-        means = {name: metrics[f"loss/{name}"].client_means() for name in self.losses if f"loss/{name}" in metrics}
+        means = {name: metrics[name].client_means() for name in self.losses if name in metrics}
         missing = [name for name in self.losses if name not in means or not np.isfinite(means[name]).all()]
         if missing:
-            return f"the response lacks the loss of {', '.join(missing)}"
+            models = (name.partition("/")[2] or "training" for name in missing)
+            return f"the response lacks the loss of {', '.join(models)}"
         declared = self.num_examples.get(client, count)
         return "" if count == declared else f"the update has {count} training examples; the node declared {declared}"
 

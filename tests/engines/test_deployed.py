@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedlearn import Schedule, federate, judge, serial, start
+from fedlearn import Schedule, federate, judge, serial, stacked, start
 from fedlearn.algorithm import with_buffer_policy
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
@@ -301,6 +301,23 @@ def test_an_update_without_the_loss_that_it_is_weighed_by_is_refused(federation,
     assert [(f.client, f.stage) for f in one.failures] == [(2, "update"), (3, "update")]
     assert "loss of w_global" in one.failures[0].reason
     assert np.isfinite(one.state.params_D).all()
+
+
+@pytest.mark.parametrize("change", [lambda v: v * 0, None], ids=["nothing counted", "absent"])
+def test_an_update_without_the_training_loss_that_a_rule_reads_is_refused(federation, change):
+    def without_loss(payload):
+        kept = {k: v for k, v in payload.arrays.items() if change or k not in ("count/loss", "total/loss")}
+        return replace(payload, arrays={k: change(v) if k == "count/loss" else v for k, v in kept.items()})
+
+    made = federation()
+    made.grid.nodes[102] = tampered(made.sites[102], without_loss)
+    rule = stacked(lambda updates, state, context: (updates.delta_KD[0], state), reads=("metrics",))
+    strategy = replace(build(made.settings["strategy"], "strategy", allow=made.allow), aggregate=rule)
+    state = start(strategy, remote_scenario(made.engine).trainer.init(1), made.engine, seed=1)
+    plan = Schedule(rounds=1, max_failures=0.5)
+    (done,) = federate(strategy, made.engine, state, schedule=plan, local=LOCAL_SETTINGS)
+    assert [(f.client, f.stage) for f in done.failures] == [(2, "update"), (3, "update")]
+    assert "loss of training" in done.failures[0].reason
 
 
 def test_answers_that_come_twice_are_counted_once(federation):
