@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-UNLIMITED = 1_000_000  # columns of a terminal without an end
+UNLIMITED = 1_000_000  # characters in a line of a pipe
+MIN_COLUMN_WIDTH = 4  # one wide character and the space between columns
 
 
 def print_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1) -> None:
@@ -46,7 +47,8 @@ def format_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1, wi
     for row in body:
         table.add_row(*map(_plain, row))
     lines = io.StringIO()
-    Console(file=lines, width=width or UNLIMITED, color_system=None, legacy_windows=False).print(table)
+    width = max(width or UNLIMITED, MIN_COLUMN_WIDTH * len(head))
+    Console(file=lines, width=width, color_system=None, legacy_windows=False).print(table)
     return "".join(f"{line.rstrip()}\n" for line in lines.getvalue().rstrip("\n").split("\n"))
 
 
