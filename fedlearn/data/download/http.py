@@ -45,11 +45,13 @@ class Download:
         url: address of the file.
         target: path of the file; its folder is created if absent.
         checksum: checksum of the whole file, as ``algorithm:hex``.
+        max_bytes: size above which the download stops; None is unlimited. A server cannot fill the disk.
     """
 
     url: str
     target: Path
     checksum: str
+    max_bytes: int | None = None
 
     def attempt(self) -> None:
         """Download the bytes that are missing, or all bytes if the server has another version by now.
@@ -117,13 +119,19 @@ class Download:
             if not done:
                 self._save_validator(response)
             while piece := response.read1(CHUNK_BYTES):
-                file.write(piece)
                 done += len(piece)
+                self._check_size(max(done, total or 0))
+                file.write(piece)
                 show(done, total)
                 if time.monotonic() > deadline:
                     raise FetchError(f"took longer than {DEADLINE_S:g} s")
         if total is not None and done < total:
             raise FetchError(f"the body was cut off, {total - done} bytes short")
+
+    def _check_size(self, num_bytes: int) -> None:
+        if self.max_bytes is not None and num_bytes > self.max_bytes:
+            self._discard()
+            raise PermanentFetchError(f"the file has at least {num_bytes:,} bytes, expected at most {self.max_bytes:,}")
 
     def _start(self, response: Any) -> int:
         """Return the position of the first byte that the server sends."""

@@ -166,7 +166,7 @@ def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[s
             tried.append("download: no server has it in this form")
             continue
         try:
-            fetching.fetch(origin, cache, base_url=base_url)
+            fetching.fetch(origin, cache, base_url=base_url, max_bytes=data.max_bytes)
         except fetching.FetchError as error:
             tried.append(f"{kind} {where}: {error}")
             continue

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def test_a_lasting_fault_is_named_and_leaves_nothing_behind(source, own_cache, f
         find(source.data_set())
     assert source.requests == 3
     assert [path.name for path in (own_cache / "set").iterdir() if path.name != ".lock"] == []
+
+
+@pytest.mark.parametrize("announces_its_size", [True, False])
+def test_a_server_cannot_fill_the_disk(source, own_cache, announces_its_size):
+    data = replace(source.data_set(), megabytes=0.5)
+    source.announces_its_size, source.content = announces_its_size, bytes(20_000_000)
+    with pytest.raises(DataError, match=r"at least [\d,]+ bytes, expected at most 15,000,000"):
+        find(data)
+    assert source.requests == 1
+    assert [path.name for path in (own_cache / "set").rglob("*") if path.is_file()] == [".lock"]
 
 
 def test_a_missing_page_is_not_asked_for_again(source):
