@@ -94,7 +94,7 @@ def _check_disjoint(train: Sequence[Examples], test: Sequence[Examples]) -> None
         num_shared += sum(row in known for row in held_out)
         num_test, num_train = num_test + len(held_out), num_train + len(rows)
         num_repeated += len(rows) - len(known)
-    by_chance = (CHANCE_OVERLAP + 2 * num_repeated / max(num_train, 1)) * num_test
+    by_chance = 1 + (CHANCE_OVERLAP + 2 * num_repeated / max(num_train, 1)) * num_test
     assert num_shared <= by_chance, f"{num_shared} of {num_test} held-out examples are training examples"
 
 

@@ -105,6 +105,18 @@ def _build(
         return modules.cnn(input_shape, num_outputs), f"cnn {'x'.join(map(str, input_shape))}-16-32-{num_outputs}"
     if model == "cnn":
         raise SettingError("model", model, "linear or mlp: these examples are not images of 4 x 4 or more", "model=mlp")
-    guess = did_you_mean(model, MODELS) if isinstance(model, str) else None
-    expected = f"one of {', '.join(MODELS)}, or a module of the chosen framework"
+    known = known_models(input_shape)
+    guess = did_you_mean(model, known) if isinstance(model, str) else None
+    expected = f"one of {', '.join(known)}, or a module of the chosen framework"
     raise SettingError("model", model, expected, f"model={guess or 'mlp'}")
+
+
+def known_models(input_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of the models that accept inputs of a shape.
+
+    >>> known_models((13,)), len(known_models((32, 32, 3)))
+    (('linear', 'mlp'), 11)
+    """
+    size = min(input_shape[:2]) if len(input_shape) == 3 else 0
+    sizes = {"linear": 0, "mlp": 0, "cnn": 4, **vision.MIN_IMAGE_SIZE}
+    return tuple(name for name, smallest in sizes.items() if size >= smallest)

@@ -69,7 +69,7 @@ def sent140(
     train, test = split_rows(of_users, happy_N, test_share=partition.held_out_share, seed=seed)
     data = from_rows(tokens_NT, happy_N, train=train, test=test, task="binary")
     tests_N = np.isin(user_N, testing)
-    held_out = Examples(tokens_NT[tests_N], happy_N[tests_N])
+    held_out = Examples(tokens_NT[tests_N].astype(np.float32), happy_N[tests_N])  # the dtype of clients
     data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {place}")
     trainer, line = fitted(data)
     return Scenario(

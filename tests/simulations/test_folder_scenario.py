@@ -12,6 +12,7 @@ from fedlearn.core.privacy_ledger import Event, Ledger
 from fedlearn.data.partition import Iid, Natural, Time
 from fedlearn.errors import DataError, SettingError
 from fedlearn.runner.start import main as simulate
+from fedlearn.testing import check_scenario
 from simulations.predict import main as predict
 from simulations.scenarios.folder import folder
 
@@ -63,6 +64,11 @@ def test_a_folder_of_tables_is_a_problem_with_a_client_for_each(clinics):
     assert [scenario.data.name(client) for client in scenario.data.clients] == list(SITES)
     assert sizes(scenario.data) == [(31, 11)] * 3
     assert scenario.data.source == f"{clinics.name} · scaled by exact statistics of 3 clients"
+
+
+@pytest.mark.parametrize("partition", ["natural", "shards"])
+def test_a_folder_keeps_the_contract_of_scenarios(clinics, partition):
+    check_scenario(lambda: folder(path=clinics, target="sick", partition=partition))
 
 
 def test_federated_scales_are_those_of_training_rows_and_missing_values_sit_at_the_centre(clinics):

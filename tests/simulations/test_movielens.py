@@ -17,6 +17,7 @@ from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import Schedule, federate
 from fedlearn.loop.wrappers import TrainerWrapper
+from fedlearn.testing import check_scenario
 from simulations.datasets import movielens as sources
 from simulations.models.recommendation import build_recommender
 from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer
@@ -61,6 +62,14 @@ def test_a_rating_is_read_from_each_official_layout(layouts, size):
     assert np.array_equal(item_R, item - 1)
     assert np.array_equal(stars_R, stars)
     assert np.array_equal(time_R, time)
+
+
+@pytest.mark.parametrize("task", ["rating", "ranking"])
+def test_users_keep_the_contract_of_scenarios(layouts, task):
+    pytest.importorskip("torch")
+    from simulations.scenarios.movielens import movielens
+
+    check_scenario(lambda: movielens(path=layouts, task=task))
 
 
 def test_the_default_is_943_users_of_the_pinned_wheel(tmp_path_factory, monkeypatch):

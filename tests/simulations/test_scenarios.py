@@ -3,14 +3,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from needs import needs
 
-from fedlearn.data.partition import Iid, Natural
+from fedlearn.data.partition import Iid, Natural, Quantity, Shards
 from fedlearn.errors import DataError, SettingError
+from fedlearn.testing import check_scenario
 from simulations.datasets.uci_heart import COLUMNS, read_heart_disease
 from simulations.scenarios.diabetes import diabetes
 from simulations.scenarios.digits import digits
@@ -126,10 +128,20 @@ def test_scaling_keeps_features_within_a_few_units(wheel_cache):
     assert np.abs(scale_features(table)).max() < 10
 
 
-def test_a_partition_other_than_natural_has_no_hospital_names(wheel_cache):
-    data = heart(partition=Iid(num_clients=7)).data
-    assert data.name(0) == "0"
-    assert sum(train + test for train, test in sizes(data)) == 920
+@pytest.mark.parametrize(
+    "build",
+    [
+        diabetes,
+        partial(digits, partition=Shards(num_clients=5), model="cnn"),
+        heart,
+        partial(heart, partition=Iid(num_clients=7), model="linear"),
+        partial(heart, partition=Quantity(test_share=0)),
+        flamby_heart,
+    ],
+    ids=str,
+)
+def test_scenarios_keep_the_contract(wheel_cache, build):
+    check_scenario(build)
 
 
 @pytest.mark.parametrize(
@@ -149,15 +161,13 @@ def test_a_heart_setting_out_of_range_is_named(wheel_cache, settings, setting):
     assert caught.value.setting == setting
 
 
-@pytest.mark.parametrize("scenario", [digits, diabetes])
-def test_data_without_a_natural_division_say_so(scenario):
-    with pytest.raises(SettingError, match="have no natural clients"):
-        scenario(partition="natural")
-
-
-def test_diabetes_has_no_classes_to_divide_by():
-    with pytest.raises(SettingError, match="not classes"):
-        diabetes(partition="dirichlet")
+@pytest.mark.parametrize(
+    ("build", "partition", "reason"),
+    [(digits, "natural", "no natural clients"), (diabetes, "dirichlet", "not classes"), (digits, "time", "no order")],
+)
+def test_a_partition_that_the_data_do_not_allow_is_refused(build, partition, reason):
+    with pytest.raises(SettingError, match=reason):
+        build(partition=partition)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flwr_datasets") is None, reason="flwr-datasets is not installed")
@@ -188,9 +198,8 @@ def test_diabetes_targets_are_public_units_of_the_score():
     assert sum(train + test for train, test in sizes(data)) == 442
 
 
-def test_a_scenario_is_the_same_each_time(wheel_cache):
-    first, again, other = heart(), heart(), heart(seed=2)
-    assert np.array_equal(first.data.train(1).x, again.data.train(1).x)
+def test_another_seed_holds_out_other_patients(wheel_cache):
+    first, other = heart(), heart(seed=2)
     assert not np.array_equal(first.data.train(1).x, other.data.train(1).x)
 
 

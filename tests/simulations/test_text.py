@@ -13,6 +13,7 @@ from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
 from fedlearn.data.partition import Natural
 from fedlearn.errors import DataError, SettingError
+from fedlearn.testing import check_scenario
 from simulations.datasets.hashing_tokenizer import HashingTokenizer
 
 needs("torch")
@@ -297,6 +298,7 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
     scenario = module.sent140(
         path=tmp_path, num_tokens=50, length=5, held_out_users=0.3, partition=Natural(test_share=0.25)
     )
+    check_scenario(lambda: scenario)
     data = scenario.data
     assert len(data.clients) == 7
     assert len(data.pooled_test()) == 12

@@ -20,6 +20,7 @@ from fedlearn.core.records import ClientWork, LocalSettings, Request
 from fedlearn.data.download import DataSet, LocalCopy
 from fedlearn.data.partition import Iid, Natural
 from fedlearn.errors import DataError, SettingError
+from fedlearn.testing import check_scenario
 from simulations.datasets import cifar10 as cifar_images
 from simulations.datasets import icu
 from simulations.datasets import mnist as mnist_images
@@ -159,6 +160,10 @@ def leaf_folder(tmp_path):
     return tmp_path
 
 
+def test_femnist_keeps_the_contract_of_scenarios(leaf_folder):
+    check_scenario(lambda: mnist(variant="femnist", path=leaf_folder, model="linear"))
+
+
 def test_femnist_lies_at_its_writers(leaf_folder):
     data = mnist(variant="femnist", path=leaf_folder, partition=Natural(test_share=0)).data
     assert [data.name(client) for client in data.clients] == ["f0000_14", "f0001_41", "f0002_09"]
@@ -269,6 +274,10 @@ def test_cifar_is_judged_on_its_test_batch_and_distorts_training_images_only(tar
     np.testing.assert_array_equal(scenario.trainer.predict(params, x), still.trainer.predict(params, x))
 
 
+def test_photographs_keep_the_contract_of_scenarios(tarball):
+    check_scenario(lambda: cifar10(path=tarball[0], partition=Iid(num_clients=5), model="linear"))
+
+
 def test_twins_learn_alike_from_distorted_photographs(tarball):
     pytest.importorskip("flax")
     one, other = (
@@ -310,6 +319,10 @@ def test_x_rays_lie_at_hospitals_and_other_patients_are_what_counts(x_ray_folder
     assert sizes(scenario.data) == [(9, 1)] * 5
     assert scenario.data.pooled_test().y.tolist() == [0, 1, 1, 1] * 3
     assert -1 <= scenario.data.train(0).x.min() < scenario.data.train(0).x.max() <= 1
+
+
+def test_x_rays_keep_the_contract_of_scenarios(x_ray_folder):
+    check_scenario(lambda: pneumonia.pneumonia(path=x_ray_folder, partition=Iid(num_clients=5), model="mlp"))
 
 
 def test_a_new_x_ray_is_read_as_the_scenario_has_its_own(x_ray_folder, tmp_path):
@@ -394,6 +407,10 @@ def test_hourly_tables_become_one_row_for_each_stay(stay_folder):
     np.testing.assert_array_equal(of["k_count"], (~np.isnan(hours["k"])).sum(axis=1))
     assert np.isnan(of["tnt_mean"]).all()
     assert not of["tnt_count"].any()
+
+
+def test_stays_keep_the_contract_of_scenarios(stay_folder):
+    check_scenario(lambda: icu_mortality(path=stay_folder[0], partition=Iid(num_clients=3)))
 
 
 def test_scaling_puts_the_missing_and_the_healthy_at_zero_and_looks_at_no_other_stay():
