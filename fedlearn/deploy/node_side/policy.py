@@ -21,6 +21,7 @@ from fedlearn.core.records import LocalSettings, Request
 from fedlearn.deploy.node_side.scenario_policy import (
     bounded_settings,
     interpolation,
+    nested_code_problem,
     refuse_old_bounds,
     scenario_problem,
 )
@@ -33,6 +34,7 @@ REQUIRED_MECHANISMS = {
     "secagg": (("secagg", "distributed"), "unmasked"),
 }
 MECHANISM_PREFIX = "fedlearn.privacy.mechanisms."
+STRATEGY_PARTS = ("fedlearn.algorithm.", "flwr.serverapp.strategy.")  # may stand below an accepted strategy
 CODEC_PREFIX = "fedlearn.compression.codecs."
 RENAMED_KEYS = {  # of policies of earlier versions
     "protection": "required_privacy",
@@ -247,6 +249,10 @@ class Policy:
                 settings = bounded_settings(settings, bounds)
                 bounds = {name: bound for name, bound in bounds.items() if name in settings}
             _require_within(settings, bounds, group)
+        below = {"strategy": (*self.strategies, *STRATEGY_PARTS), "privacy": (), "compress": ()}
+        for group, names in below.items():
+            if problem := nested_code_problem(group, request_settings.get(group), names):
+                raise PolicyViolation(problem)
         privacy = request_settings.get("privacy") or {}
         mechanism = str(privacy.get("_target_", f"{MECHANISM_PREFIX}none")) if isinstance(privacy, dict) else ""
         if not mechanism.startswith(MECHANISM_PREFIX):

@@ -1,9 +1,9 @@
-"""Check the scenario of a request: a node accepts only the models and partitions that its policy names."""
+"""Check the settings of a request: a node builds only the code, models and partitions that its policy names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -26,7 +26,7 @@ def scenario_problem(settings: Mapping[str, Any], bounds: Mapping[str, Any]) -> 
         settings: of the request.
         bounds: of this scenario in the policy.
     """
-    for path, key in _walk(settings):
+    for path, key, _ in _walk(settings):
         if re.fullmatch(r"_\w+_", key) and key != "_target_":
             return f"{setting_path('scenario', path)} is no setting of a scenario"
         if key == "_target_" and path not in ("_target_", *(f"{group}._target_" for group in SCENARIO_GROUPS)):
@@ -36,6 +36,23 @@ def scenario_problem(settings: Mapping[str, Any], bounds: Mapping[str, Any]) -> 
         return f"model is {choice(model)}; this node accepts models by name, and those that its policy lists"
     if "partition" not in bounds and partition not in (None, *DEFAULT_PARTITIONS):
         return f"partition is {partition}; this node accepts one of {', '.join(DEFAULT_PARTITIONS)}"
+    return None
+
+
+def nested_code_problem(group: str, settings: Any, accepted: Collection[str] = ()) -> str | None:
+    """Return why a node refuses code below a group's builder; None if there is none, or only accepted names.
+
+    Args:
+        group: of the request, e.g. ``strategy``.
+        settings: of the group.
+        accepted: dotted names that may stand below the builder, or prefixes that end with a dot.
+    """
+    for path, key, value in _walk(settings):
+        if not re.fullmatch(r"_\w+_", key) or path == "_target_":
+            continue
+        prefixes = tuple(name for name in accepted if name.endswith("."))
+        if key != "_target_" or not (value in accepted or str(value).startswith(prefixes or " ")):
+            return f"{group}.{path} is {value}; this node accepts plain values below a builder"
     return None
 
 
@@ -90,9 +107,9 @@ def interpolation(node: Any, path: str = "") -> str | None:
     return next(filter(None, found), None)
 
 
-def _walk(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def _walk(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         here = f"{path}.{key}" if path else str(key)
-        yield here, str(key)
+        yield here, str(key), value
         yield from _walk(value, here)

@@ -9,6 +9,7 @@ from fedlearn.errors import FedlearnError
 HEART = "simulations.scenarios.heart.heart"
 NATURAL = {"_target_": "fedlearn.data.partition.Natural", "num_clients": None, "test_share": None}
 STRATEGY = {"_target_": "strategies.fedavg"}
+FLOWER = "flwr.serverapp.strategy.FedAvg"
 READER = {"_target_": "simulations.datasets.mnist.read_images", "path": "/etc"}  # allowed module, reads files
 
 
@@ -84,6 +85,30 @@ def test_no_group_of_a_request_holds_an_interpolation(group):
     request[group] = {**request.get(group, {}), "x": ["${oc.env:HOME}"]}
     with pytest.raises(PolicyViolation, match="interpolation"):
         Policy(scenarios={HEART: {}}, strategies={"strategies.fedavg": {}}).check_settings(request)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": {**STRATEGY, "weighting": READER}},
+        {"strategy": {**STRATEGY, "parts": [{"deep": READER}]}},
+        {"strategy": {**STRATEGY, "_args_": [1]}},
+        {"privacy": {"_target_": "fedlearn.privacy.mechanisms.central", "clip_norm": READER}},
+        {"compress": {"_target_": "fedlearn.compression.codecs.top_k", "share": READER}},
+    ],
+)
+def test_no_group_of_a_request_runs_code_below_its_builder(settings):
+    policy = Policy(scenarios={HEART: {}}, strategies={"strategies.fedavg": {}})
+    with pytest.raises(PolicyViolation, match="plain values below a builder"):
+        policy.check_settings({"scenario": {"_target_": HEART}, "strategy": STRATEGY, **settings})
+
+
+def test_parts_of_a_strategy_may_stand_below_it():
+    flower = {"_target_": "fedlearn.flower.from_flower.from_flower", "flower": {"_target_": FLOWER}}
+    composed = {"_target_": "fedlearn.Strategy", "select": {"_target_": "fedlearn.algorithm.everyone"}}
+    policy = Policy(scenarios={HEART: {}}, strategies={flower["_target_"]: {}, "fedlearn.Strategy": {}})
+    for strategy in (flower, composed):
+        policy.check_settings({"scenario": {"_target_": HEART}, "strategy": strategy})
 
 
 def test_the_consent_of_the_node_covers_own_code_and_its_settings():
