@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict_examples(folder: Path, data: Path, *, settings: Sequence[str], out: Path | None) -> int:
-    """Predict with the model of a checkpoint; return the exit code."""
+    """Write predictions of the model of a checkpoint; return the exit code."""
     options = read_settings(settings, {"checkpoint": "best"})
     return write_predictions(folder, data, out=out, checkpoint=options.get("checkpoint", "last"))
 

@@ -35,6 +35,8 @@ class CallbackError(FedlearnError):
 
     exit_code = 3
 
+    exit_code = 3
+
     def __init__(self, callback: str, message: str) -> None:
         super().__init__(message)
         self.callback = callback

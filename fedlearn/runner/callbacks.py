@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,14 +17,27 @@ from fedlearn.runner.config import allowed_modules, build
 from fedlearn.runner.run_config import REFERENCE
 
 CALLBACKS = "callbacks"
-REQUIRED: Mapping[str, type[Callback]] = {"files": RunFiles, "checkpoints": Checkpoints}
-REASONS = {
-    "files": "without its files a run cannot be resumed, reported or compared",
-    "checkpoints": "without checkpoints a run cannot be resumed, and predict and export have no model",
-}
-FIXES = {
-    "files": "callbacks.console=null, which can be removed",
-    "checkpoints": "callbacks.checkpoints.keep=1, which saves disk space",
+
+
+class Required(NamedTuple):
+    """A default callback that cannot be removed, replaced or doubled."""
+
+    kind: type[Callback]
+    reason: str
+    fix: str
+
+
+REQUIRED: Mapping[str, Required] = {
+    "files": Required(
+        RunFiles,
+        "without its files a run cannot be resumed, reported or compared",
+        "callbacks.console=null, which can be removed",
+    ),
+    "checkpoints": Required(
+        Checkpoints,
+        "without checkpoints a run cannot be resumed, and predict and export have no model",
+        "callbacks.checkpoints.keep=1, which saves disk space",
+    ),
 }
 FIRST, LAST = ("console", "report", "files", "early_stop"), ("checkpoints",)
 
@@ -36,8 +49,8 @@ def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
         cfg: all settings. Without a group ``callbacks``, the default callbacks are built.
 
     Raises:
-        SettingError: a callback is not a subclass of `fedlearn.callbacks.Callback`, its module is not allowed, one of
-            its settings is not accepted, or a required callback is missing.
+        SettingError: a callback is not a subclass of `fedlearn.callbacks.Callback`, or its module is not allowed. One
+            of its settings is not accepted, or a required callback is missing.
         BuildError: the constructor of a callback failed.
     """
     if CALLBACKS not in cfg:
@@ -47,8 +60,8 @@ def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
         expected = "a group of callbacks: a list adds option files, but only where conf/ is the configuration"
         raise SettingError(CALLBACKS, raw, expected, "+callbacks.mine._target_=my_code.MyTracker")
     raw = OmegaConf.to_container(raw, resolve=False)
-    for name, kind in REQUIRED.items():
-        _require_present(name, kind, raw)
+    for name in REQUIRED:
+        _require_present(name, raw)
     active = [name for name, node in raw.items() if node is not None]
     _refuse_second_values(cfg)
     return {name: _build(name, cfg, raw) for name in sorted(active, key=_position)}
@@ -75,13 +88,14 @@ def _position(name: str) -> int:
     return FIRST.index(name) if name in FIRST else len(FIRST) + (name in LAST)
 
 
-def _require_present(name: str, required: type[Callback], raw: Mapping[str, Any]) -> None:
-    target, node = f"{required.__module__}.{required.__qualname__}", raw.get(name)
+def _require_present(name: str, raw: Mapping[str, Any]) -> None:
+    required, node = REQUIRED[name], raw.get(name)
+    target = f"{required.kind.__module__}.{required.kind.__qualname__}"
     setting, value = f"{CALLBACKS}.{name}", node
     if isinstance(node, dict):
         setting, value = f"{setting}._target_", node.get("_target_")
-    expected = f"{target}: {REASONS[name]}"
-    require(value == target, setting, "null" if value is None else value, expected, FIXES[name])
+    expected = f"{target}: {required.reason}"
+    require(value == target, setting, "null" if value is None else value, expected, required.fix)
 
 
 def _refuse_second_values(cfg: DictConfig) -> None:
@@ -105,6 +119,9 @@ def _build(name: str, cfg: DictConfig, raw: Mapping[str, Any]) -> Callback:
     allow = allowed_modules(cfg)
     check_targets(OmegaConf.to_container(cfg[CALLBACKS][name], resolve=True), where, allow=allow, num_args=0)
     kind = find_target(node["_target_"], where)
+    doubled = any(kind is required.kind and name != its_name for its_name, required in REQUIRED.items())
+    expected = "another callback: two of this kind would write the same files"
+    require(not doubled, f"{where}._target_", node["_target_"], expected, f"{where}=null")
     if not (isinstance(kind, type) and issubclass(kind, Callback)):
         near = f"a subclass of fedlearn.callbacks.Callback, but it is {kind!r}"
         raise SettingError(f"{where}._target_", node["_target_"], near, f"class {_class_name(node)}(Callback): ...")

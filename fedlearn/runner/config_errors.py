@@ -1,4 +1,4 @@
-"""Why a configuration cannot be composed, and what was meant."""
+"""Explain why a configuration cannot be composed, and suggest the closest names."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ HIDDEN_KEYS = ("hydra", "run_name")
 
 
 def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[str], compose: ComposeFunction) -> str:
-    """A message for one of Hydra's exceptions.
+    """Return the message for an exception of Hydra.
 
     Args:
-        error: what composing raised.
-        hydra: that raised it.
-        overrides: the overrides as typed.
-        compose: composes again with other overrides, to find what there would have been to choose from.
+        error: exception.
+        hydra: composer that raised it.
+        overrides: overrides as typed.
+        compose: composes with other overrides, to find the settings that exist.
     """
     if isinstance(error, MissingConfigException):
         return _no_such_option(str(error.missing_cfg_file or ""), hydra, overrides)
@@ -106,7 +106,7 @@ def _partition_with(key: str) -> str | None:
 
 
 def _settings(words: Sequence[str], groups: Sequence[str], load: ComposeFunction) -> dict[str, Any]:
-    """What there is to set with the groups chosen on the command line, or by default if those do not compose."""
+    """Return the settings that exist with the chosen options, or with the default options if those do not compose."""
     chosen = [word for word in words if re.split("[=@]", word.lstrip("+"))[0] in groups]
     for choices in (chosen, []):
         try:
@@ -117,7 +117,7 @@ def _settings(words: Sequence[str], groups: Sequence[str], load: ComposeFunction
 
 
 def _leave(settings: Mapping[str, Any], key: str) -> tuple[str, str, list[str]]:
-    """Follow a dotted path until it leaves the settings: the prefix, the wrong part, and what there is instead."""
+    """Follow a dotted path until it leaves the settings; return the prefix, the wrong part and the existing names."""
     prefix, here = "", settings
     for part in key.split("."):
         child = here.get(part)

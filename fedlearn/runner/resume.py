@@ -41,11 +41,11 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
         overrides: ``setting=value`` words, only for `CHANGEABLE_SETTINGS` and callbacks.
         run_mode: simulation or deployment.
 
-    *Guarantees*: the final parameters equal those of an uninterrupted run, bit for bit, wherever it was stopped.
+    *Guarantees*: the final parameters are equal to the parameters of an uninterrupted run, bit for bit.
 
     Raises:
-        FedlearnError: the folder holds no run, or the run has not ended; all its checkpoints are damaged, or
-            one is of another format; or an override is not allowed.
+        FedlearnError: the folder holds no run, the run is in progress, or an override is not allowed; or no checkpoint
+            is complete and of the present format.
     """
     checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = _changed(read_run_config(folder), overrides)
@@ -90,6 +90,8 @@ def _is_callback(cfg: DictConfig, word: str, key: str) -> bool:
 def _refusal(cfg: DictConfig, word: str, key: str) -> str:
     callbacks = [f"callbacks.{name}" for name in cfg.get("callbacks", {})]
     may = f"  expected  one of {', '.join([*CHANGEABLE_SETTINGS, *callbacks])}"
+    if key == "callbacks":
+        return f"{word} is only for a new run\n{may}\n  try       +callbacks.mine._target_=my_code.MyTracker"
     if OmegaConf.select(cfg, key) is not None:
         return (
             f"{word} would make the rounds to come another experiment than those already done\n{may}\n"
@@ -100,7 +102,7 @@ def _refusal(cfg: DictConfig, word: str, key: str) -> str:
 
 
 def _last_state(made: Experiment, cfg: DictConfig, folder: Path) -> ServerState:
-    """From the newest whole checkpoint, or the beginning if the run was stopped before its first one."""
+    """Return the state of the newest whole checkpoint, or the first state if there is no checkpoint."""
     checkpoints = folder / CHECKPOINT_FOLDER
     if not any(checkpoints.glob("round_*")):
         sys.stdout.write("no checkpoint yet: starting from the beginning\n")

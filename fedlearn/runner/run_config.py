@@ -18,7 +18,7 @@ REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another setting; a resolver has 
 
 
 def write_run_config(folder: Path, cfg: DictConfig) -> None:
-    """Write the settings, with what Hydra needs to start from this file alone."""
+    """Write the settings, with the settings of Hydra that a run from this file alone needs."""
     ours = OmegaConf.to_container(OmegaConf.load(CONF_DIR / CONFIG_FILE), resolve=False)
     assert isinstance(ours, dict)
     hydra = {name: node for name, node in ours["hydra"].items() if name != "help"}
@@ -58,10 +58,10 @@ def config_from_dict(settings: Mapping[str, Any]) -> DictConfig:
 
 
 def read_run_config(folder: Path) -> DictConfig:
-    """The settings of a run.
+    """Return the settings of a run.
 
     Raises:
-        FolderError: the folder holds no run.
+        RunFolderError: the folder holds no run.
     """
     try:
         settings: Any = OmegaConf.load(folder / CONFIG_FILE)

@@ -191,6 +191,8 @@ def test_ctrl_c_inside_a_callback_stops_after_the_round(mine, summary, capsys):
         (["callbacks.console.width=0"], ["callbacks.console.width is 0", "try       callbacks.console.width=null"]),
         (["checkpoint_every=0"], ["checkpoint_every is 0", "try       checkpoint_every=1"]),
         (["report=maybe"], ["report is maybe", "try       report=true"]),
+        (["+callbacks.mine._target_=fedlearn.callbacks.run_files.RunFiles"], ["would write the same files"]),
+        (["+callbacks.mine._target_=fedlearn.callbacks.checkpoints.Checkpoints"], ["would write the same files"]),
         (["+callbacks.mine=3"], ["callbacks.mine is 3", "_target_"]),
         (["callbacks=[nameless]"], ["callbacks._target_ is my_trackers.Losses", "below its name"]),
         (["callbacks=[losses]", "callbacks.losses.fil=x"], ["did you mean callbacks.losses.file=x?"]),
@@ -311,8 +313,8 @@ def test_predict_and_export_take_the_best_the_last_or_a_round(run, here, capsys)
         ("checkpoint=2", ["checkpoint is 2", "a saved round: 5, 6", "try       checkpoint=last"]),
         ("checkpoint=bset", ["checkpoint is bset", "last, best or the number of a round", "try       checkpoint=best"]),
         ("checkpoint=-1", ["checkpoint is -1"]),
-        ("checkpoint=", ["checkpoint= cannot be read"]),
-        ("chekpoint=best", ["try       checkpoint=best"]),
+        ("checkpoint=", ["checkpoint= has no value", "try       checkpoint=best"]),
+        ("chekpoint=best", ["did you mean checkpoint=best?"]),
     ],
 )
 def test_a_wrong_checkpoint_is_refused_with_those_that_exist(run, here, capsys, word, phrases):
@@ -344,3 +346,17 @@ def test_there_is_no_best_checkpoint_of_a_run_without_an_evaluation(run, here, c
     assert "no round was evaluated" in capsys.readouterr().err
     assert export([str(folder)]) == 0
     assert "model of round 2 (not evaluated)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("method", "status"), [("on_start", None), ("on_round", "failed"), ("on_end", None)])
+def test_the_error_of_an_essential_callback_ends_the_run_with_exit_code_3(mine, here, capsys, method, status):
+    (here / "my_trackers.py").write_text(dedent(CODE) + "\n\nclass Essential(Broken):\n    ends_run_on_error = True\n")
+    code, folder = mine("+callbacks.audit={_target_: my_trackers.Essential, method: " + method + "}")
+    assert code == 3
+    seen = capsys.readouterr()
+    assert "callback audit failed" in seen.out + seen.err
+    assert "can no longer be written" not in seen.err
+    summary = folder / "summary.json"
+    assert (json.loads(summary.read_text())["status"] if summary.exists() else None) == status
+    assert resume([str(folder), "callbacks.audit=null"]) == 0
+    assert json.loads(summary.read_text())["status"] == "done"
