@@ -4,8 +4,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fedlearn
-from fedlearn.privacy.mechanisms import central
-from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.privacy import Population, central
 from strategies import fedavg
 
 images, labels = load_digits(return_X_y=True)

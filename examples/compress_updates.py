@@ -4,8 +4,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fedlearn
-from fedlearn.algorithm.strategy import with_compression
-from fedlearn.compression.codecs import topk
+from fedlearn.algorithm import with_compression
+from fedlearn.compression import topk
 from strategies import fedavg
 
 images, labels = load_digits(return_X_y=True)

@@ -4,8 +4,7 @@ from sklearn.datasets import load_breast_cancer
 from torch import nn
 
 import fedlearn
-from fedlearn.privacy.mechanisms import example
-from fedlearn.privacy.mechanisms.base import Population
+from fedlearn.privacy import Population, example
 from strategies import fedavg
 
 x, y = load_breast_cancer(return_X_y=True)

@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fedlearn
-from fedlearn.engines.byzantine import ByzantineEngine
+from fedlearn.engines import ByzantineEngine
 from fedlearn.robust.poisoning import draw_malicious_clients, sign_flip
 from strategies import fedavg, krum
 

@@ -4,8 +4,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import fedlearn
-from fedlearn.loop.system_model import lognormal
-from fedlearn.loop.virtual_clock import VirtualClockEngine
+from fedlearn.loop import VirtualClockEngine, lognormal
 from strategies import fedavg
 
 images, labels = load_digits(return_X_y=True)

@@ -18,7 +18,12 @@ from fedlearn.errors import MissingExtra
 
 ROOT = Path(fedlearn.__file__).parents[1]
 VERBS = frozenset((ROOT / "tests/support/verbs.txt").read_text().split())
-MODULES = ["fedlearn", *(f"fedlearn.{name}" for name in dir(fedlearn) if find_spec(f"fedlearn.{name}"))]
+MODULES = [
+    "fedlearn",
+    *(f"fedlearn.{name}" for name in dir(fedlearn) if find_spec(f"fedlearn.{name}")),
+    "fedlearn.core.checkpoint",
+    "fedlearn.robust.poisoning",
+]
 NAMESPACES = [name for name in MODULES if getattr(importlib.import_module(name), "__all__", None)]
 LAZY = {
     "JaxTrainer": "fedlearn/trainers/jax/trainer.py",
@@ -102,3 +107,24 @@ def test_lazy_names_are_documented_in_their_source(name, path):
     body = ast.parse((ROOT / path).read_text()).body
     node = next(node for node in body if getattr(node, "name", None) == name)
     assert ast.get_docstring(node).split()[0].lower() in VERBS
+
+
+def python_of(path):
+    """Return the Python of an example or of a page."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if path.suffix == ".md" else [text]
+    return [block for block in blocks if "fedlearn" in block]
+
+
+def test_examples_and_pages_import_public_names_only():
+    public = {name: [*getattr(importlib.import_module(name), "__all__", ())] for name in MODULES}
+    paths = [*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+    assert len(paths) > 10
+    wrong = []
+    for path in paths:
+        for node in (node for block in python_of(path) for node in ast.walk(ast.parse(block))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fedlearn":
+                names = {alias.name for alias in node.names} - {*public.get(node.module, ())}
+                hidden = {name for name in names if f"{node.module}.{name}" not in MODULES}
+                wrong += [f"{path.relative_to(ROOT)}: {node.module}.{name}" for name in sorted(hidden)]
+    assert not wrong, "\n".join(wrong)

@@ -32,6 +32,8 @@ from fedlearn.core.serialization import (
 )
 from fedlearn.errors import CheckpointError
 
+__all__ = ["check_format", "checkpoint_path", "load", "load_latest", "save", "saved_rounds"]
+
 VERSION = 6  # before 6, states of aggregation rules were among the states of stages
 LEDGER = "ledger"
 

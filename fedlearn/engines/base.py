@@ -170,7 +170,7 @@ def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequenc
 
 
 def failure(client: ClientId, stage: FailureStage, error: Exception) -> Failure:
-    """A client's exception as a record."""
+    """Return the record of an exception of one client."""
     reason = f"{type(error).__name__}: {error}"
     return Failure(client=client, stage=stage, reason=reason, traceback=traceback.format_exc())
 

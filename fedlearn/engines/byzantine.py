@@ -23,7 +23,7 @@ from fedlearn.robust.poisoning import AttackView, Poisoning
 
 
 class ByzantineEngine(EngineWrapper):
-    """Carries orders out as another engine does, and sends what an attack has malicious clients send.
+    """Wrap an engine and replace the updates of malicious clients by those of a poisoning.
 
     Args:
         engine: that hands over updates, not folds.

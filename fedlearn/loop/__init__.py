@@ -1,6 +1,7 @@
 """The training loop, the protocols of engines and trainers, scenarios, and system models."""
 
 from fedlearn.loop.base_engine import BaseEngine, EngineCapabilities, engine_builder, require_engine
+from fedlearn.loop.client_update import client_step, initial_client_state
 from fedlearn.loop.protocols import AsyncEngine, Completion, Engine, MixedRoundEngine, Trainer
 from fedlearn.loop.scenario import Scenario, judge
 from fedlearn.loop.system_model import SystemModel, constant, lognormal, trace
@@ -22,9 +23,11 @@ __all__ = [
     "Trainer",
     "TrainerWrapper",
     "VirtualClockEngine",
+    "client_step",
     "constant",
     "engine_builder",
     "federate",
+    "initial_client_state",
     "judge",
     "lognormal",
     "require_engine",

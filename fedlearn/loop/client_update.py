@@ -23,9 +23,7 @@ from fedlearn.loop.protocols import Trainer
 
 
 def initial_client_state(strategy: Strategy, layout: Layout, params_D: Array) -> State:
-    """What a client remembers before its first round, in which it receives ``params_D``: the local rule's part and
-    each stage's.
-    """
+    """Return the state of a client before its first round: the part of the local rule and those of the stages."""
     memory = initial_rule_state(strategy.local, layout, params_D)
     for i, stage in enumerate(strategy.stages):
         memory |= {

@@ -1,6 +1,6 @@
 """Robust aggregation: rules that malicious clients cannot move far, their parts, and poisoning for simulations."""
 
-from fedlearn.robust.poisoning import AttackView, Poisoning
+from fedlearn.robust.poisoning import AttackView, Poisoning, draw_malicious_clients, poison_data
 from fedlearn.robust.pre_aggregation import random_permutation, with_pre_aggregation
 from fedlearn.robust.robust_aggregation import (
     bucket_weights,
@@ -25,9 +25,11 @@ __all__ = [
     "bucket_weights",
     "coordinate_median",
     "distances_to",
+    "draw_malicious_clients",
     "inner_products",
     "mean_around_median",
     "nearest_neighbor_weights",
+    "poison_data",
     "random_permutation",
     "rank_by_krum",
     "resolve_num_malicious",

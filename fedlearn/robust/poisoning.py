@@ -20,6 +20,23 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, Examples
 from fedlearn.errors import is_count, is_number, require
 
+__all__ = [
+    "AttackView",
+    "Poisoning",
+    "alie",
+    "backdoor",
+    "draw_malicious_clients",
+    "gaussian",
+    "inner_product",
+    "label_flip",
+    "mimic",
+    "min_max",
+    "min_sum",
+    "none",
+    "poison_data",
+    "sign_flip",
+]
+
 DIRECTIONS = ("std", "mean", "sign")
 
 
@@ -81,7 +98,7 @@ HONEST = Poisoning("none")
 
 
 def draw_malicious_clients(poisoning: Poisoning, clients: Sequence[ClientId], *, seed: int) -> frozenset[ClientId]:
-    """The malicious clients, the same in all rounds of a run: a share of all clients, rounded to a whole number."""
+    """Return the malicious clients of a run: a share of all clients, rounded to a whole number."""
     count = int(poisoning.fraction * len(clients) + 0.5)
     if not count:
         return frozenset()
@@ -92,7 +109,7 @@ def draw_malicious_clients(poisoning: Poisoning, clients: Sequence[ClientId], *,
 
 
 def poison_data(data: FederatedData, poisoning: Poisoning, malicious_clients: frozenset[ClientId]) -> FederatedData:
-    """The data, in which those clients hold other training examples. Held-out examples stay as they are."""
+    """Return the data with poisoned training examples at malicious clients. Held-out examples do not change."""
     poison = poisoning.poison
     if poison is None:
         return data
@@ -116,12 +133,12 @@ def poison_data(data: FederatedData, poisoning: Poisoning, malicious_clients: fr
 
 
 def none() -> Poisoning:
-    """All clients are honest."""
+    """Return a poisoning without malicious clients."""
     return HONEST
 
 
 def sign_flip(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, scale: float = 1.0) -> Poisoning:
-    """Each sends ``-scale`` times its own update. Knows nothing of the others.
+    """Make each malicious client send ``-scale`` times its update. It does not know the other updates.
 
     Args:
         fraction: of all clients that attack, in [0, 1).
@@ -136,7 +153,7 @@ def sign_flip(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, sc
 
 
 def gaussian(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, std: float = 1.0) -> Poisoning:
-    """Each sends independent numbers from N(0, std^2). Knows nothing of the others.
+    """Make each malicious client send numbers from N(0, std^2). It does not know the other updates.
 
     Args:
         fraction: of all clients that attack, in [0, 1).
@@ -157,7 +174,7 @@ def gaussian(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, std
 
 
 def label_flip(*, fraction: float = 0.2, trusted: Sequence[int] | None = None) -> Poisoning:
-    """Each trains as told on labels turned round: class ``c`` of ``C`` becomes ``C - 1 - c``.
+    """Make each malicious client train on flipped labels: class ``c`` of ``C`` becomes ``C - 1 - c``.
 
     Args:
         fraction: of all clients that attack, in [0, 1).
@@ -174,7 +191,7 @@ def label_flip(*, fraction: float = 0.2, trusted: Sequence[int] | None = None) -
 
 
 def alie(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, z: float | None = None) -> Poisoning:
-    """A little is enough: all send ``mean - z std`` of the honest updates, coordinate by coordinate, which they know.
+    """Make all malicious clients send ``mean - z std`` of the honest updates (A Little Is Enough), which they know.
 
     Args:
         fraction: of all clients that attack, in [0, 1).
@@ -198,7 +215,7 @@ def alie(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, z: floa
 
 
 def inner_product(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, epsilon: float = 0.5) -> Poisoning:
-    """All send ``-epsilon`` times the mean of the honest updates, which they know: small ones hide, large ones reverse.
+    """Make all malicious clients send ``-epsilon`` times the mean of the honest updates, which they know.
 
     Args:
         fraction: of all clients that attack, in [0, 1).
@@ -213,7 +230,8 @@ def inner_product(*, fraction: float = 0.2, trusted: Sequence[int] | None = None
 
 
 def min_max(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, direction: str = "std") -> Poisoning:
-    """All send ``mean + gamma p``, no further from any honest update than two honest ones are from each other.
+    """Make all malicious clients send ``mean + gamma p``, no further from any honest update than two honest ones are
+    apart.
 
     They know the honest updates. ``gamma`` is the largest for which that holds, in closed form.
 
@@ -240,7 +258,8 @@ def min_max(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, dire
 
 
 def min_sum(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, direction: str = "std") -> Poisoning:
-    """As `min_max`, with the sum of squared distances to the honest updates no larger than any honest one's.
+    """Make all malicious clients act as in `min_max`, with the sum of squared distances at most that of an honest
+    update.
 
     Args:
         fraction: of all clients that attack, in [0, 1).
@@ -262,7 +281,7 @@ def min_sum(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, dire
 
 
 def mimic(*, fraction: float = 0.2, trusted: Sequence[int] | None = None) -> Poisoning:
-    """All send a copy of one honest update, so that this client counts for many.
+    """Make all malicious clients send a copy of one honest update, so that this client has more weight.
 
     They know the honest updates and copy the one that is furthest out along the direction in which these differ most;
     found anew each round (in the paper: learnt over the first rounds, then kept).
@@ -294,7 +313,7 @@ def backdoor(
     value: float = 1.0,
     boost: float | None = None,
 ) -> Poisoning:
-    """Each trains on images of which some carry a trigger and the target as label, and boosts its update.
+    """Make each malicious client train on some images with a trigger and the target as label, and boost its update.
 
     The trigger is a square in the lower right corner. Boosted by ``n / f``, the mean of n updates, f of them malicious,
     becomes the attackers' model once the others hardly move. Knows how many take part, nothing else.
