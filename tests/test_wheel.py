@@ -168,3 +168,17 @@ def test_a_target_in_a_users_package_of_the_same_name_is_refused_with_both(start
     assert done.returncode == 2
     assert f"{start.folder / 'strategies'} is not searched" in done.stderr
     assert f"try       another name for {start.folder / 'strategies'}" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("run", "engine=ray"), ("deploy", "rehearse", "num_nodes=2")], ids=" ".join)
+def test_processes_of_a_command_do_not_import_the_users_files_either(start, words):
+    pytest.importorskip("torch")
+    pytest.importorskip("ray" if "engine=ray" in words else "flwr")
+    write_clashes(start.folder, "packages of fedlearn", "a dependency")
+    (start.folder / "my_code.py").write_text(MINE)
+    (start.folder / "my_conf/strategy").mkdir(parents=True)
+    (start.folder / "my_conf/strategy/mine.yaml").write_text("_target_: my_code.mine\nmu: 0.1\n")
+    mine = ("--config-dir", "my_conf", "strategy=mine", "allow_targets=[my_code]")
+    done = start("fedlearn", *words, "scenario=diabetes", "rounds=1", "report=false", *mine)
+    assert done.returncode == 0, done.stdout + done.stderr

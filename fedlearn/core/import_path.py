@@ -10,6 +10,7 @@ from pathlib import Path
 from fedlearn.errors import FedlearnError
 
 PACKAGES = ("fedlearn", "strategies", "simulations")
+WORKING_FOLDER_ENV = "FEDLEARN_WORKING_FOLDER"
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages: site-packages, or a checkout
 
 
@@ -18,10 +19,19 @@ class ShadowedPackage(FedlearnError):
 
 
 def search_working_folder_last() -> None:
-    """Let the user's modules be imported from the working folder, after all installed packages."""
-    for folder in (str(ROOT), os.getcwd()):
+    """Let the user's modules be imported from the working folder, after all installed packages.
+
+    The environment variable ``FEDLEARN_WORKING_FOLDER`` names the folder for processes that start elsewhere.
+    """
+    for folder in (str(ROOT), os.environ.get(WORKING_FOLDER_ENV) or os.getcwd()):
         if folder not in sys.path:
             sys.path.append(folder)
+
+
+def is_working_folder_last() -> bool:
+    """Return whether this process imports from the working folder, but only after the installed packages."""
+    folder, installed = os.getcwd(), str(ROOT)
+    return folder in sys.path and installed in sys.path and sys.path.index(folder) > sys.path.index(installed)
 
 
 def require_not_shadowed(package: str) -> None:

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import serialization as formats
 from filelock import FileLock, Timeout
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.core.import_path import WORKING_FOLDER_ENV
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.superlink import TOKEN_FILE_ENV
@@ -74,7 +75,7 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targ
     local = f"{local_host_of(host)}:{port}"
     env = flower_environment(state / "flower")
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve())}
-    env[ALLOW_ENV] = ",".join(allow_targets)
+    env |= {ALLOW_ENV: ",".join(allow_targets), WORKING_FOLDER_ENV: os.getcwd()}
     env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))

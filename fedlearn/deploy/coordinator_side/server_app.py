@@ -32,6 +32,7 @@ from omegaconf import DictConfig
 
 from fedlearn.callbacks.console import Console
 from fedlearn.core.command_line import DONE, FAILED, exit_code
+from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
 from fedlearn.deploy.coordinator import NODES_ENV, RUNS_ENV
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
@@ -74,6 +75,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     die_with_parent()  # Flower would go on asking a coordinator that is gone
     _log_to_file_only()
+    search_working_folder_last()  # the coordinator's, for modules that its operator allows
     order = json.loads(str(context.run_config[REQUEST_KEY]))
     with _interruptible():
         try:
