@@ -15,19 +15,23 @@ from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, Request
 from fedlearn.loop.protocols import Trainer
 from fedlearn.testing.comparison import is_close
+from fedlearn.testing.example_privacy import check_example_privacy
 from fedlearn.trainers.base import FROM_SEED
 
 
 def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: float = 1e-5) -> None:
-    """Hold a trainer to what the engines rely on.
+    """Check that a trainer keeps the guarantees that engines rely on.
+
+    A trainer that states ``supports_dp_sgd`` must also keep the examples of a batch apart: no loss or layer may mix
+    them, and none contributes more than the clip norm. See `fedlearn.testing.example_privacy`.
 
     Args:
-        trainer: yours.
+        trainer: the trainer.
         clients: examples of at least two clients, better of uneven size.
-        tolerance: how far a client's update may differ between alone and in a block; 0 asks for bit equality.
+        tolerance: largest difference of the update of a client alone and in a block; 0 asks for bit equality.
 
     Raises:
-        AssertionError: naming the promise that does not hold.
+        AssertionError: names the guarantee that does not hold.
     """
     size, params_D = trainer.layout.num_parameters, trainer.init(1)
     assert params_D.shape == (size,), f"init must give shape ({size},), not {params_D.shape}"
@@ -56,6 +60,8 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     )
     assert same, "a client's random numbers must follow from the round that its work names"
     _check_obedience(trainer, order, work, delta_KD)
+    if trainer.supports_dp_sgd:
+        check_example_privacy(trainer, clients)
     _check_predict(trainer, params_D, delta_KD, clients)
 
 

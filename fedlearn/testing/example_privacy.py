@@ -1,0 +1,126 @@
+"""Check that DP-SGD of a trainer bounds the contribution of each example.
+
+Shapes: N examples of a batch, D parameters.
+
+One step on a full batch, without noise, shows the sum of clipped gradients. Steps on each example alone show its
+contribution. Examples that do not mix have contributions that add up to the sum of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fedlearn.algorithm.local_rule import plain_training
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
+from fedlearn.errors import SettingError
+from fedlearn.loop.protocols import Trainer
+
+BATCH_SIZE = 6
+CLIENT = 1_000_000  # an id that no data set has, so that a trainer uses the examples that it receives
+TOLERANCE = 0.02  # of the clip norm or of the largest gradient: far above rounding, far below a mixed gradient
+
+
+def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None:
+    """Check a trainer that states ``supports_dp_sgd``.
+
+    It checks that no example contributes more than the clip norm, that the contributions of a batch add up, and that
+    plain training has gradients that add up, too. A model with random layers (dropout) or random inputs (augmentation)
+    is checked by replacing one example, because its contributions are drawn anew.
+
+    Raises:
+        AssertionError: names the guarantee that does not hold.
+    """
+    params_D, batch = trainer.init(1), _batch(clients)
+    if trainer.layout.buffers:
+        _check_refusal(trainer, params_D, batch)
+        return
+    singles = [_row(batch, n) for n in range(len(batch))]
+    alone_ND = _summed(trainer, params_D, singles, None, 1.0)
+    whole_D, again_D = (_summed(trainer, params_D, [batch], None, 1.0, client)[0] for client in (CLIENT, CLIENT + 2))
+    norm_N = np.linalg.norm(alone_ND, axis=1)
+    scale = max(float(norm_N.max()), float(np.linalg.norm(whole_D)))
+    is_random = float(np.linalg.norm(whole_D - again_D)) > TOLERANCE * scale
+    if not is_random:
+        apart = float(np.linalg.norm(whole_D - alone_ND.sum(axis=0)))
+        assert apart <= TOLERANCE * scale, (
+            "the loss mixes the examples of a batch, so DP-SGD does not protect an example: the gradients of single "
+            f"examples add up to another gradient than that of their batch (difference {apart / scale:.2g})"
+        )
+    for clip in (0.1 * float(np.median(norm_N[norm_N > 0])) if norm_N.any() else 1.0, 10 * max(scale, 1e-6)):
+        _check_clipped(trainer, params_D, batch, clip, is_random=is_random)
+
+
+def _check_clipped(trainer: Trainer, params_D: np.ndarray, batch: Examples, clip: float, *, is_random: bool) -> None:
+    singles = [_row(batch, n) for n in range(len(batch))]
+    alone_ND = _summed(trainer, params_D, singles, clip, 1 / clip)
+    longest = float(np.linalg.norm(alone_ND, axis=1).max())
+    assert longest <= clip * (1 + TOLERANCE), (
+        f"DP-SGD must clip the gradient of an example to {clip:.3g}, but one contributes {longest:.3g}"
+    )
+    whole_D = _summed(trainer, params_D, [batch], clip, 1 / clip)[0]
+    if not is_random:
+        apart = float(np.linalg.norm(whole_D - alone_ND.sum(axis=0)))
+        assert apart <= TOLERANCE * min(clip, longest * len(batch)) + 1e-6, (
+            "in DP-SGD the contribution of an example must not depend on the other examples of its batch: "
+            f"contributions add up to a sum that differs by {apart / clip:.2g} clip norms"
+        )
+    for n in range(len(batch)):
+        other_D = _summed(trainer, params_D, [_replaced(batch, n)], clip, 1 / clip)[0]
+        moved = float(np.linalg.norm(whole_D - other_D))
+        assert moved <= 2 * clip * (1 + TOLERANCE), (
+            f"one replaced example must move the sum of DP-SGD by at most {2 * clip:.3g}, not {moved:.3g}"
+        )
+
+
+def _check_refusal(trainer: Trainer, params_D: np.ndarray, batch: Examples) -> None:
+    """A model with batch statistics mixes examples, so its trainer refuses DP-SGD."""
+    try:
+        _summed(trainer, params_D, [batch], 1.0, 1.0)
+    except SettingError:
+        return
+    raise AssertionError("DP-SGD must be refused for a model with buffers: batch statistics mix examples")
+
+
+def _summed(
+    trainer: Trainer,
+    params_D: np.ndarray,
+    parts: Sequence[Examples],
+    clip: float | None,
+    learning_rate: float,
+    client: int = CLIENT,
+) -> np.ndarray:
+    """Return the summed gradient of each part, from one step over all of its examples; clipped, but without noise."""
+    size = len(parts[0])
+    dp = None if clip is None else ExampleDP(clip=clip, noise_multiplier=0.0)
+    local = LocalSettings(steps=1, batch_size=size, learning_rate=learning_rate * size, example_dp=dp)
+    request = Request(round=1, seed=1, params_D=params_D, local=local)
+    work = [ClientWork(client=client, examples=part) for part in parts]
+    try:  # one client at a time, because a process pool has examples of its own for each client of a block
+        delta_KD = np.concatenate([as_numpy(trainer.fit(request, plain_training, [one]).delta_KD) for one in work])
+    except Exception as error:
+        if size > 1:
+            raise
+        raise AssertionError(
+            f"a batch of one example must train, because DP-SGD draws such batches: {error}"
+        ) from error
+    return delta_KD.astype(np.float64) / -learning_rate
+
+
+def _batch(clients: Sequence[Examples]) -> Examples:
+    x, y = (np.concatenate([np.asarray(getattr(one, name)) for one in clients]) for name in ("x", "y"))
+    rows = np.unique(np.linspace(0, len(y) - 1, BATCH_SIZE).astype(int))
+    return Examples(x[rows], y[rows])
+
+
+def _row(batch: Examples, n: int) -> Examples:
+    return Examples(batch.x[n : n + 1], batch.y[n : n + 1])
+
+
+def _replaced(batch: Examples, n: int) -> Examples:
+    """Return the batch with its next example in the place of one example."""
+    rows = np.arange(len(batch))
+    rows[n] = (n + 1) % len(batch)
+    return Examples(batch.x[rows], batch.y[rows])
