@@ -153,7 +153,7 @@ def require_vector(vector_D: np.ndarray, shape: tuple[int, ...], name: str) -> N
 
 def _header_metadata(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
-    if length > min(MAX_HEADER_BYTES, len(data) - LENGTH_BYTES):
+    if length > len(data) - LENGTH_BYTES:
         raise ValueError(f"a header of {length} bytes in a payload of {len(data)}")
     header = _parse_object(data[LENGTH_BYTES : LENGTH_BYTES + length].decode())
     return _parse_object(header["__metadata__"][METADATA_KEY])
@@ -162,7 +162,7 @@ def _header_metadata(data: bytes) -> dict[str, Any]:
 def _parse_object(text: str) -> dict[str, Any]:
     """Parse a JSON object without duplicate keys, NaN, infinities, huge integers and lone surrogates."""
     if len(text) > MAX_HEADER_BYTES:
-        raise ValueError(f"{len(text)} characters of JSON, expected at most {MAX_HEADER_BYTES}")
+        raise ValueError(f"JSON of length {len(text)}, expected at most {MAX_HEADER_BYTES}")
     value = json.loads(
         text, object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_refuse_constant
     )

@@ -17,8 +17,9 @@ from fedlearn.core.metrics import evaluate_client
 from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, Updates
 from fedlearn.core.serialization import Payload
 from fedlearn.protocol.membership import Member
-from fedlearn.protocol.messages import RequestKind, pack_order
+from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.responses import EvaluationReader, ResponseReader
+from fedlearn.protocol.training_order import pack_order
 from fedlearn.protocol.updates import UpdateReader
 
 Result = TypeVar("Result")

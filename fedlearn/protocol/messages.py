@@ -10,14 +10,11 @@ of a cohort, so that Flower stores a large model once.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
-
-from fedlearn.core.layout import Layout
-from fedlearn.core.records import ClientId, ExampleDP, Failure, FailureStage, LocalSettings, Request
+from fedlearn.core.records import ClientId, Failure, FailureStage
 from fedlearn.core.serialization import (
     LENGTH_BYTES,
     Payload,
@@ -25,10 +22,7 @@ from fedlearn.core.serialization import (
     pack,
     read_fields,
     read_text,
-    require_vector,
-    select_prefix,
     unpack,
-    with_prefix,
 )
 from fedlearn.protocol.fields import (
     Refusal,
@@ -69,7 +63,7 @@ class NodeRequest:
             the request needs no client states.
         layout: digest of the coordinator's layout; empty for ``hello``.
         content: content for this node.
-        shared: content that is equal for all nodes, e.g. a training order (`pack_order`).
+        shared: content that is equal for all nodes, e.g. a training order (`fedlearn.protocol.training_order`).
     """
 
     kind: RequestKind
@@ -186,47 +180,6 @@ class NodeResponse:
         if request.kind != RequestKind.HELLO:
             require_requested(clients, failures, request.clients)
         return cls(**fields, clients=clients, failures=failures, refusal=refusal, content=content)
-
-
-def pack_order(request: Request) -> Payload:
-    """Return a training order as the shared content of requests."""
-    arrays = {"params": request.params_D, **with_prefix("broadcast/", request.broadcast)}
-    return Payload(metadata={"seed": request.seed, "local": asdict(request.local)}, arrays=arrays)
-
-
-def read_order(payload: Payload, round: int) -> Request:
-    """Return the training order in the shared content of a request.
-
-    Raises:
-        WireError: an array is missing or unknown, or a setting is out of range.
-    """
-    fields = read_fields(payload.metadata, seed=int, local=dict)
-    arrays = dict(payload.arrays)
-    params_D = arrays.pop("params", None)
-    unknown = [name for name in arrays if not name.startswith("broadcast/")]
-    if params_D is None or unknown or fields["seed"] < 0:
-        raise WireError("the order needs parameters, broadcasts and a seed >= 0, and nothing more")
-    try:
-        private = fields["local"].get("example_dp")
-        local = LocalSettings(**{**fields["local"], "example_dp": ExampleDP(**private) if private else None})
-    except (TypeError, ValueError) as error:
-        raise WireError(f"the local settings cannot be read: {error}") from error
-    broadcast = select_prefix(arrays, "broadcast/")
-    return Request(round=round, seed=fields["seed"], params_D=params_D, broadcast=broadcast, local=local)
-
-
-def require_order_fits(request: Request, layout: Layout) -> None:
-    """Refuse a training order whose vectors do not fit a layout or are not finite.
-
-    Raises:
-        WireError: a vector has another shape or dtype, or is not finite.
-    """
-    require_vector(request.params_D, (layout.num_parameters,), "params")
-    for name, vector in request.broadcast.items():
-        if not name.startswith("stage/"):
-            require_vector(vector, (layout.num_parameters,), f"broadcast {name}")
-        elif vector.dtype.kind != "f" or not np.isfinite(vector).all():  # e.g. a clip norm, of any shape
-            raise WireError(f"broadcast {name} is not finite")
 
 
 def _pack_with_content(fields: Mapping[str, Any], content: Payload) -> bytes:

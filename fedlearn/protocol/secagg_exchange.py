@@ -18,8 +18,9 @@ from fedlearn.privacy.secagg.errors import ProtocolError, SecAggAborted
 from fedlearn.privacy.secagg.messages import Session
 from fedlearn.privacy.secagg.server import Server, ServerStage
 from fedlearn.protocol.cohort_request import CohortRequest
-from fedlearn.protocol.messages import RequestKind, pack_order
+from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.responses import RESPONSE_OVERHEAD_BYTES
+from fedlearn.protocol.training_order import pack_order
 
 BYTES_PER_PEER = 256  # size limit of the part of a message that concerns another client
 

@@ -28,7 +28,8 @@ from fedlearn.deploy.trainer import SERVICE, main, serve
 from fedlearn.protocol.client_app import CHUNK_BYTES, call_trainer, forward
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 from fedlearn.protocol.membership import Member
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.training_order import pack_order
 
 ACCEPTED = "{simulations.scenarios.diabetes.diabetes: {partition: {one_of: [iid]}}}"
 POLICY = f"""

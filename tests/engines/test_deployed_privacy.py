@@ -22,7 +22,8 @@ from fedlearn.deploy.node_side.policy import RequiredPrivacy
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.protocol.messages import NodeRequest, RequestKind, pack_order
+from fedlearn.protocol.messages import NodeRequest, RequestKind
+from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 

@@ -22,7 +22,8 @@ from fedlearn.deploy.node_side.policy import RequiredPrivacy
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.privacy.secagg.errors import SecAggAborted
 from fedlearn.protocol.membership import FederationError
-from fedlearn.protocol.messages import NodeRequest, RequestKind, pack_order
+from fedlearn.protocol.messages import NodeRequest, RequestKind
+from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 

@@ -16,8 +16,9 @@ from fedlearn.core.metrics import evaluate_client
 from fedlearn.core.records import Predictions
 from fedlearn.core.serialization import LENGTH_BYTES, MAX_HEADER_BYTES, Payload, WireError, pack, unpack
 from fedlearn.protocol.membership import Member
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, read_order, require_order_fits
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.responses import EvaluationReader, ParameterReader, pack_evaluations
+from fedlearn.protocol.training_order import read_order, require_order_fits
 
 MESSAGES = {"x": np.arange(6, dtype=np.uint8)}
 FULL_REQUEST = replace(REQUEST, content=Payload(metadata={"registered": {"2": "ab"}}, arrays=MESSAGES))
@@ -261,7 +262,7 @@ BOMBS = {
     "no metadata": raw(b"{}"),
     "metadata of another type": raw(b'{"__metadata__": [1]}'),
     "header too long": (2**63).to_bytes(8, "little") + b"{}",
-    "header over the limit": raw(b" " * (MAX_HEADER_BYTES + 1)),
+    "header over the limit": with_metadata('{"a": "' + "x" * MAX_HEADER_BYTES + '"}'),
     "huge shape": raw(
         b'{"__metadata__":{"fedlearn":"{}"},"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,4]}}',
         b"\0" * 4,

@@ -15,15 +15,9 @@ from fedlearn.core import Failure
 from fedlearn.core.records import ExampleDP, FailureStage
 from fedlearn.core.serialization import Payload, WireError, pack, unpack
 from fedlearn.protocol.membership import Member, read_layout
-from fedlearn.protocol.messages import (
-    NodeRequest,
-    NodeResponse,
-    RequestKind,
-    pack_order,
-    read_order,
-    require_order_fits,
-)
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.responses import ParameterReader, pack_parameters
+from fedlearn.protocol.training_order import pack_order, read_order, require_order_fits
 
 
 def arrived(response, request=REQUEST):
@@ -66,6 +60,25 @@ def test_a_request_arrives_with_all_its_fields():
     assert np.array_equal(found.params_D, sent.params_D)
     assert np.array_equal(found.broadcast["control"], np.ones(4))
     assert request.states_by_client() == {2: 0, 5: 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"clients": (5, 2)}, "ascending order"),
+        ({"clients": (2, 2)}, "occurs twice"),
+        ({"clients": (2, -1)}, "clients"),
+        ({"state_rounds": (0,)}, "2 clients and 1 rounds"),
+        ({"round": -1}, "round"),
+        ({"round": 2**60}, "round"),
+        ({"run": "a\nb"}, "printable"),
+        ({"id": "x" * 201}, "printable"),
+        ({"kind": "exec"}, "expected one of hello, init"),
+    ],
+)
+def test_a_request_with_an_invalid_field_is_refused(changes, reason):
+    with pytest.raises(WireError, match=reason):
+        NodeRequest.unpack(replace(REQUEST, **changes).pack())
 
 
 @pytest.mark.parametrize(

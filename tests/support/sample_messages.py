@@ -9,7 +9,8 @@ from fedlearn.core import Failure, Request
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import MetricSum
 from fedlearn.protocol.membership import Member
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.training_order import pack_order
 from fedlearn.protocol.updates import UpdateReader, pack_updates
 
 LAYOUT = Layout.from_shapes([("out.weight", (1, 3)), ("out.bias", (1,))])

@@ -32,8 +32,9 @@ from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import Scenario
 from fedlearn.protocol.fields import client_of
 from fedlearn.protocol.membership import Member
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, read_order, require_order_fits
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.responses import pack_evaluations, pack_parameters
+from fedlearn.protocol.training_order import read_order, require_order_fits
 from fedlearn.protocol.updates import pack_updates
 
 LOCK_TIMEOUT_S = 300.0  # seconds that a request waits for the end of an earlier one
@@ -87,7 +88,8 @@ class NodeService:
         except Exception as error:
             log.exception("a request %s of run %s failed", request.kind, request.run)
             reason = str(error) if isinstance(error, FedlearnError) else f"{type(error).__name__}: {error}"
-            return NodeResponse.refuse(request, _stage_of(request.kind), reason)
+            stage = FailureStage.FIT if request.kind == RequestKind.FIT else FailureStage.NODE
+            return NodeResponse.refuse(request, stage, reason)
 
     def respond_to_bytes(self, data: bytes) -> bytes:
         """Return the packed response to a packed request, at the boundary of the process."""
@@ -245,10 +247,6 @@ class NodeService:
 def _require_layout(request: NodeRequest, scenario: Scenario) -> None:
     if request.layout != scenario.trainer.layout.digest:
         raise WireError("the request is for a model with another layout (names, shapes or dtypes of parameters)")
-
-
-def _stage_of(kind: RequestKind) -> FailureStage:
-    return {RequestKind.FIT: FailureStage.FIT}.get(kind, FailureStage.NODE)
 
 
 def _results(request: NodeRequest, results: Sequence[Any], content: Payload) -> NodeResponse:

@@ -12,7 +12,8 @@ from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
 from fedlearn.deploy.node_side.policy import Policy, Reveal
 from fedlearn.deploy.node_side.service import NodeService
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind, pack_order
+from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.training_order import pack_order
 from fedlearn.testing import LinearTrainer, linear_problem
 
 WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
