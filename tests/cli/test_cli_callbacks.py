@@ -360,3 +360,27 @@ def test_the_error_of_an_essential_callback_ends_the_run_with_exit_code_3(mine, 
     assert (json.loads(summary.read_text())["status"] if summary.exists() else None) == status
     assert resume([str(folder), "callbacks.audit=null"]) == 0
     assert json.loads(summary.read_text())["status"] == "done"
+
+
+def test_a_run_folder_without_callbacks_resumes_with_the_default_ones(run, summary):
+    pytest.importorskip("torch")
+    from omegaconf import OmegaConf
+
+    _, folder = run()
+    settings = OmegaConf.load(folder / "config.yaml")
+    del settings["callbacks"]
+    OmegaConf.save(settings, folder / "config.yaml")
+    assert resume([str(folder), "rounds=4", "early_stop.metric=loss"]) == 0
+    assert summary(folder)["rounds"] == 4
+
+
+def test_the_best_round_by_another_metric_may_have_no_checkpoint(run, here, capsys):
+    pytest.importorskip("torch")
+    _, folder = run(*OVERSHOOTS)
+    best = best_round(folder)["round"]
+    (folder / f"checkpoints/round_{best:06d}.safetensors").unlink()
+    capsys.readouterr()
+    assert export([str(folder), "checkpoint=best"]) == 2
+    error = capsys.readouterr().err
+    assert f"checkpoint is best, which is round {best} by rmse" in error
+    assert "a saved round: 7, 8" in error
