@@ -2,8 +2,16 @@
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout, Leaf, default_initial_parameters, random_parameters
-from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
-from fedlearn.core.privacy_ledger import Epsilon, Event, Ledger
+from fedlearn.core.privacy_guarantee import Neighbors, PrivacyGuarantee, Release
+from fedlearn.core.privacy_ledger import (
+    Epsilon,
+    EpsilonDeltaEvent,
+    Event,
+    LaplaceEvent,
+    Ledger,
+    RenyiEvent,
+    event_history,
+)
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import (
     Array,
@@ -30,6 +38,7 @@ __all__ = [
     "ClientEvaluation",
     "ClientWork",
     "Epsilon",
+    "EpsilonDeltaEvent",
     "Evaluation",
     "Event",
     "ExampleDP",
@@ -38,21 +47,25 @@ __all__ = [
     "FailureStage",
     "FederatedData",
     "InFlight",
+    "LaplaceEvent",
     "Layout",
     "Leaf",
     "Ledger",
     "LocalSettings",
     "MetricSum",
+    "Neighbors",
     "Predictions",
     "PrivacyGuarantee",
     "Purpose",
     "Release",
+    "RenyiEvent",
     "Request",
     "Round",
     "ServerState",
     "State",
     "Updates",
     "default_initial_parameters",
+    "event_history",
     "generator",
     "random_parameters",
 ]

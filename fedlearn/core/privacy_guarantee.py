@@ -16,7 +16,7 @@ UNITS = ("client", "example")
 
 
 class Neighbors(StrEnum):
-    """The difference between two data sets that a guarantee hides.
+    """Name the difference between two data sets that a guarantee hides.
 
     A record that is replaced moves a sum twice as far as a record that is added, removed or set to zero.
     """

@@ -51,7 +51,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LaplaceEvent:
-    """One release of a sum with Laplace noise.
+    """Record one release of a sum with Laplace noise.
 
     Args:
         noise_multiplier: scale b of the noise (density ``exp(-|x| / b) / 2b`` in each coordinate) over the L1
@@ -76,7 +76,7 @@ class LaplaceEvent:
 
 @dataclass(frozen=True, slots=True, order=True)
 class EpsilonDeltaEvent:
-    """One release of a mechanism that is only known to be (epsilon, delta)-differentially private.
+    """Record one release of a mechanism that is only known to be (epsilon, delta)-differentially private.
 
     Args:
         epsilon: > 0 and finite.
@@ -97,7 +97,7 @@ class EpsilonDeltaEvent:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RenyiEvent:
-    """One release of a mechanism that is known by bounds on its Renyi divergences.
+    """Record one release of a mechanism that is known by bounds on its Renyi divergences.
 
     Args:
         orders: ascending, each > 1. The bound of an order holds for smaller orders too, because divergences increase

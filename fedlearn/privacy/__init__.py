@@ -3,7 +3,12 @@
 from typing import TYPE_CHECKING
 
 from fedlearn.core.lazy_names import LazyName, lazy_names
-from fedlearn.privacy.accounting import calibrate_noise_multiplier, calibrate_num_rounds, epsilon_bounds
+from fedlearn.privacy.accounting import (
+    calibrate_noise_multiplier,
+    calibrate_num_rounds,
+    epsilon_bounds,
+    max_epsilon_bounds,
+)
 from fedlearn.privacy.gaussian_noise import add_gaussian_noise, standard_normals
 from fedlearn.privacy.mechanisms import central, distributed, example, ftrl, local, secagg
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
@@ -34,6 +39,7 @@ __all__ = [
     "example",
     "ftrl",
     "local",
+    "max_epsilon_bounds",
     "secagg",
     "solve",
     "standard_normals",

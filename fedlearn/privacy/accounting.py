@@ -85,11 +85,11 @@ def _is_fixed_size_gaussian(event: AnyEvent) -> bool:
 
 
 def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Epsilon:
-    """The largest epsilon of many histories: what a federation may claim whose clients pay for themselves.
+    """Return the largest epsilon of many histories, for clients that pay for themselves.
 
-    Data of clients are disjoint, so the claim for any one record is the one of the client that holds it: a maximum,
-    never a sum. The search is best-first over sets of histories, each bounded by a history worse than all of the set,
-    so that a few dozen of thousands are computed.
+    Data of clients are disjoint, so the claim for a record is the claim of the client that holds it: a maximum, never
+    a sum. The search is best-first over sets of histories, each bounded by a history that is worse than all of the
+    set, so a few dozen of thousands are computed.
     """
     ordered = _candidates(histories)
     if not ordered:

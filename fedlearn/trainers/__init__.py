@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from fedlearn.core.lazy_names import LazyName, lazy_names
 from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
-from fedlearn.trainers.base import BaseTrainer, LocalResult, initial_parameters
+from fedlearn.trainers.base import BaseTrainer, LocalResult, initial_parameters, require_plain_training
 from fedlearn.trainers.batching import batch_plans, rounds_of
 from fedlearn.trainers.mixed import MixedTrainer
 from fedlearn.trainers.process_pool import ProcessPoolTrainer
@@ -32,5 +32,6 @@ __all__ = [
     "TorchTrainer",
     "batch_plans",
     "initial_parameters",
+    "require_plain_training",
     "rounds_of",
 ]
