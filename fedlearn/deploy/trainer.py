@@ -30,6 +30,7 @@ from fedlearn.deploy.node_side.masking_keys import read_masking_keys
 from fedlearn.deploy.node_side.policy import read_policy
 from fedlearn.deploy.node_side.service import NodeService
 from fedlearn.errors import FedlearnError, SettingError, require
+from fedlearn.protocol import messages
 from fedlearn.runner.environment import set_environment
 
 SERVICE = "fedlearn.Trainer"
@@ -73,7 +74,13 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
 
 
 def _respond(service: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
-    response = service.respond_to_bytes(b"".join(request))
+    parts, size = list[bytes](), 0
+    for part in request:
+        parts.append(part)
+        size += len(part)
+        if size > messages.MAX_REQUEST_BYTES:  # the service refuses the request for its size
+            break
+    response = service.respond_to_bytes(b"".join(parts))
     for start in range(0, len(response), CHUNK_BYTES):
         yield response[start : start + CHUNK_BYTES]
 

@@ -35,6 +35,7 @@ from fedlearn.protocol.fields import (
     require_requested,
 )
 
+MAX_REQUEST_BYTES = 2**33  # 8 GiB, the parameters of a model with two billion of them
 VERSION = 3  # both sides need the same version of the format
 
 
@@ -92,8 +93,10 @@ class NodeRequest:
         """Return the request in untrusted bytes.
 
         Raises:
-            WireError: the bytes are damaged or of another version, or a field has a wrong type or value.
+            WireError: the bytes are too many, damaged or of another version, or a field has a wrong type or value.
         """
+        if len(data) > MAX_REQUEST_BYTES:
+            raise WireError(f"the request has more than {MAX_REQUEST_BYTES} bytes")
         end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
         if len(data) < LENGTH_BYTES or end > len(data):
             raise WireError(f"the payload cannot be read: {len(data)} bytes of a request of {end}")

@@ -23,8 +23,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedlearn import FedlearnError
 from fedlearn.core import Request
-from fedlearn.core.serialization import unpack
+from fedlearn.core.serialization import WireError, unpack
 from fedlearn.deploy.trainer import SERVICE, main, serve
+from fedlearn.protocol import messages
 from fedlearn.protocol.client_app import CHUNK_BYTES, call_trainer, forward
 from fedlearn.protocol.grid_client import from_record_dict, to_record_dict
 from fedlearn.protocol.membership import Member
@@ -102,6 +103,22 @@ def test_the_standard_health_service_answers(echo):
 def test_parcels_of_any_size_pass_in_parts(echo, size):
     payload = os.urandom(size)
     assert call_trainer(str(echo), payload, timeout_s=120) == payload[::-1]
+
+
+def test_a_trainer_stops_reading_a_request_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(messages, "MAX_REQUEST_BYTES", 3 * CHUNK_BYTES)
+    sizes = []
+
+    def respond_to_bytes(data):
+        sizes.append(len(data))
+        with pytest.raises(WireError, match="more than"):
+            NodeRequest.unpack(data)
+        return b"refused"
+
+    server = serve(SimpleNamespace(respond_to_bytes=respond_to_bytes), tmp_path / "s")
+    assert call_trainer(str(tmp_path / "s"), bytes(50 * CHUNK_BYTES), timeout_s=60) == b"refused"
+    assert sizes == [4 * CHUNK_BYTES]
+    server.stop(0).wait(60)
 
 
 def test_a_second_trainer_at_the_same_socket_is_refused_and_a_socket_left_over_is_not(echo, tmp_path):
