@@ -56,15 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(overview(group))
         return 0
     name = f"{group} {rest[0]}".strip()
-    try:
-        if name in MODULES:
-            return _start(MODULES[name], rest[1:])
-        if not group and name == "--version":
-            return _show_version()
-        return _refuse(name, group)
-    except KeyboardInterrupt:  # before the command handles signals
-        sys.stderr.write("stopped\n")
-        return 130
+    if name in MODULES:
+        return _start(MODULES[name], rest[1:])
+    return _show_version() if name == "--version" else _refuse(name, group)
 
 
 def overview(group: str = "") -> str:
@@ -79,17 +73,25 @@ def overview(group: str = "") -> str:
 
 def _start(module: str, words: Sequence[str]) -> int:
     """Run a module as ``python -m`` does, in this process; the working folder comes last on the import path."""
+    from fedlearn.core.command_line import exit_code
     from fedlearn.core.import_path import search_working_folder_last
 
     search_working_folder_last()
     before = sys.argv
     sys.argv = [before[0], *words]
     try:
-        runpy.run_module(module, run_name="__main__")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        return exit_code(lambda: _run(module))
     finally:
         sys.argv = before
+
+
+def _run(module: str) -> int:
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as end:
+        if not isinstance(end.code, int | None):
+            raise  # Python prints the text
+        return end.code or 0
     return 0
 
 

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlearn.core.command_line import UsageError
 from fedlearn.runner.compose import CONF_DIR, compose
 from fedlearn.runner.start import parse_args
+from simulations.cli import MODULES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedlearn", "simulations", "strategies")
@@ -34,6 +35,7 @@ PAGES = (
     *(path.relative_to(ROOT).as_posix() for path in SITE),
 )
 ABOUT_PEERS = ("docs/explanation/from_pfl_and_fedjax.md",)  # has names of other projects
+GROUP_WORDS = {name.split(" ")[0] for name in MODULES}
 GROUPS = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir())
 FOREIGN = {"FedAvg", "FedMedian", "FedTrimmedAvg", "FedAvgM", "FedAdam", "FedYogi", "FedAdagrad", "SuperLink"}
 HYDRA_OPTIONS = {"--config-path", "--config-dir", "--config-name", "--cfg", "--help"}
@@ -228,3 +230,12 @@ def test_every_setting_composes(page):
 
 def is_option(group: str, option: str) -> bool:
     return bool(PLACEHOLDER.search(option)) or (CONF_DIR / group / f"{option}.yaml").exists()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_console_command_on_a_page_exists(page):
+    for code in code_of(page):
+        for typed in re.findall(r"(?:^|&& )fedlearn ((?!--)[\w|-]+(?: [a-z-]+(?= |$))?)", code):
+            first, *rest = typed.split(" ")
+            for name in first.split("|"):
+                assert name in MODULES or " ".join([name, *rest]) in MODULES or name in GROUP_WORDS, (page, typed)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from simulations.cli import MODULES
+
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "docs" / "reference" / "generated"
 NAMESPACES = (
@@ -172,21 +174,21 @@ def _cell(text: str) -> str:
 
 # --- commands ----------------------------------------------------------------------------------------------------
 
-SIMULATIONS = (
-    *("run", "resume", "compare", "predict", "export", "report", "data"),
-    *("audit", "privacy_attack", "privacy_utility", "robustness", "sample"),
-)
-DEPLOY = ("keys", "coordinator", "node", "trainer", "submit", "rehearse")
-COMMANDS = (*(f"simulations.{name}" for name in SIMULATIONS), *(f"fedlearn.deploy.{name}" for name in DEPLOY))
-
 
 def commands_page() -> str:
     """Return the page with the help text of each command, as the command prints it."""
-    running = [(module, _start_help(module)) for module in COMMANDS]
+    running = [(name, module, _start_help(module)) for name, module in MODULES.items()]
     parts = ["# Commands\n"]
-    for module, process in running:
+    for name, module, process in running:
         output, _ = process.communicate(timeout=120)
-        parts += [f"## python -m {module}\n", "```text", output.rstrip(), "```", ""]
+        parts += [
+            f"## fedlearn {name}\n",
+            f"The same as `python -m {module}`.\n",
+            "```text",
+            output.rstrip(),
+            "```",
+            "",
+        ]
     return "\n".join(parts)
 
 

@@ -1,0 +1,8 @@
+"""Commands and parts of a deployment; all of them need the extra ``flower``."""
+
+from importlib.util import find_spec
+
+from fedlearn.errors import MissingExtra
+
+if any(find_spec(name) is None for name in ("cryptography", "flwr", "grpc", "grpc_health")):
+    raise MissingExtra("fedlearn.deploy", "flower")

@@ -127,3 +127,12 @@ def test_a_signal_stops_a_run_after_its_round_with_the_command_that_resumes_it(s
     assert process.returncode == 130, err
     assert b"fedlearn resume run" in out + err
     assert json.loads((here / "run/summary.json").read_text())["status"] == "stopped"
+
+
+def test_a_missing_extra_is_named_without_a_traceback(tmp_path, capsys, monkeypatch):
+    hidden = {"cryptography", "flwr", "grpc", "grpc_health"}
+    for name in [name for name in sys.modules if name.startswith("fedlearn.deploy")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *args: None if name in hidden else find_spec(name))
+    assert main(["deploy", "keys", "show", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("  try       pip install 'fedlearn[flower]'\n")
