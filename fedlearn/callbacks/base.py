@@ -19,7 +19,8 @@ class Callback:
     in `on_start`. All arrays of a round are read-only, and all its dicts are copies.
 
     Attributes:
-        ends_run_on_error: False: a run continues without a callback that raises an error. True: the error ends the run.
+        ends_run_on_error: False: a run continues without a callback that raises an error. True: the error ends the run,
+            unless `close` raises it.
     """
 
     ends_run_on_error: bool = False

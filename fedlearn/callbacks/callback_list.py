@@ -134,7 +134,7 @@ class CallbackList:
             return _require_reason(method, result) if method in ("on_start", "on_round") else None
         except (Exception, SystemExit) as error:
             failure = CallbackFailure(callback=name, method=method, round=self._round, error=_describe(error))
-            if callback.ends_run_on_error:
+            if callback.ends_run_on_error and method != "close":  # then the run has ended
                 raise CallbackError(name, f"callback {failure}") from error
             self._switch_off(failure, error)
             return None

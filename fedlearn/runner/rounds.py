@@ -6,6 +6,7 @@ import hashlib
 import logging
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,8 @@ def run_rounds(
     finally:
         called.close()
     if called.failures:  # again: the report, the console and the closing come after the first summary
-        write_summary(run.folder, called.add_failures(summary))
+        with suppress(OSError):  # the first summary is complete but for these failures, which run.log has
+            write_summary(run.folder, called.add_failures(summary))
     value = final_metrics(files.history).get(run.main_metric)
     return RunOutcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
 

@@ -106,6 +106,15 @@ def test_the_error_of_a_callback_that_asks_for_it_ends_the_run(tmp_path):
     assert isinstance(caught.value.__cause__, OSError)
 
 
+def test_an_error_while_closing_hides_no_other_error(tmp_path, capsys):
+    failing = Fails("close", OSError("disk full"))
+    failing.ends_run_on_error = True
+    called = CallbackList({"files": failing})
+    called.close()
+    assert called.failures[0].method == "close"
+    assert "callback files failed while it closed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["on_start", "on_round", "on_end", "close"])
 def test_ctrl_c_inside_a_callback_passes_through_and_all_are_closed(tmp_path, method):
     log = []

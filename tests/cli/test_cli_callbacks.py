@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from textwrap import dedent
@@ -384,3 +385,25 @@ def test_the_best_round_by_another_metric_may_have_no_checkpoint(run, here, caps
     error = capsys.readouterr().err
     assert f"checkpoint is best, which is round {best} by rmse" in error
     assert "a saved round: 7, 8" in error
+
+
+def test_run_files_that_cannot_be_written_end_the_run_and_the_last_checkpoint_stays(run, monkeypatch, capsys):
+    pytest.importorskip("torch")
+    from fedlearn.callbacks.run_files import RunFiles
+
+    on_round = RunFiles.on_round
+
+    def full(self, round):
+        if round.number == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        on_round(self, round)
+
+    monkeypatch.setattr(RunFiles, "on_round", full)
+    code, folder = run("rounds=5")
+    assert code == 3
+    error = capsys.readouterr().err
+    assert "run can no longer be written: No space left on device" in error
+    assert "python -m simulations.resume" in error
+    assert checkpoint.saved_rounds(folder / "checkpoints") == [1, 2]
+    monkeypatch.setattr(RunFiles, "on_round", on_round)
+    assert resume([str(folder)]) == 0
