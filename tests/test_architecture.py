@@ -101,7 +101,11 @@ HOMES = {
         "simulations/benchmarks/picture.py",
     ],
     "dp_accounting": ["fedlearn/privacy/accounting.py"],
-    "scipy": ["fedlearn/privacy/accounting.py", "fedlearn/privacy/secagg/discrete_noise.py"],
+    "scipy": [
+        "fedlearn/privacy/accounting.py",
+        "fedlearn/privacy/secagg/discrete_noise.py",
+        "fedlearn/testing/mechanisms.py",
+    ],
     "jax_privacy": ["fedlearn/privacy/audit.py", "fedlearn/privacy/mechanisms/dp_ftrl.py"],
     "flwr": [
         "fedlearn/engines/deployed.py",

@@ -36,7 +36,7 @@ class Aggregator(NamedTuple):
         sensitivity: largest L2 change of the result when the clipped update of one client changes,
             ``(clip_norm, cohort_size) -> float``; None if unknown, so that no privacy claim may rest on it.
         is_sum: whether the result is a (weighted) sum of updates; masking needs one.
-        merge: joins two partial states, the clients of the first before those of the second. None: engines on several
+        merge: joins two partial states, with the clients of the first one first. None: engines on several
             machines send whole updates.
         denominator: divisor of a sum that is fixed before the round; None if it depends on the responding clients.
             Noise at the server needs one: after dropouts, a smaller divisor would enlarge the share of each client.
@@ -68,9 +68,8 @@ class Aggregator(NamedTuple):
 def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Return ``total + sum_k weights_k rows_k``, added row by row in float64 (JAX: compensated float32).
 
-    ``total`` is None or what an earlier call returned; hand it to `value`. Adding row by row makes the result
-    independent of how the cohort was cut into blocks (of NumPy arrays: bit for bit). Besides the sum it takes the
-    memory of one tile of 1 MiB.
+    ``total`` is None or the result of an earlier call; `divide_total` takes it. The order of additions makes the result
+    independent of the block size (NumPy: bit for bit). Memory is that of the sum and one tile of 1 MiB.
     """
     xp = array_namespace(rows_KD)
     if is_jax_array(rows_KD):
@@ -92,7 +91,7 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
-    """Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
+    """Add by Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
     nothing_D = xp.zeros(rows_KD.shape[1:], dtype=rows_KD.dtype, device=rows_KD.device)
     total = total or (nothing_D, nothing_D)
     for k, weight in enumerate(weights_K.tolist()):
@@ -101,7 +100,7 @@ def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.nda
 
 
 def _add_compensated(xp: Any, total: tuple[Array, Array], term_D: Array) -> tuple[Array, Array]:
-    """A running sum and what it has lost to rounding, with one term more."""
+    """Return a running sum and its rounding error, after one more term."""
     sum_D, lost_D = total
     new_D = sum_D + term_D
     larger = xp.abs(sum_D) >= xp.abs(term_D)
@@ -163,14 +162,14 @@ def mean(*, weighting: str = "examples") -> Aggregator:
 def expected_mean(denominator: float, *, num_extra: int = 0) -> Aggregator:
     """Return an aggregator that divides the sum of updates by the expected number of clients.
 
-    ``sum_k delta_k / denominator``: clients that are missing count as zero and never shrink the denominator.
+    ``sum_k delta_k / denominator``: missing clients count as zero and never shrink the denominator.
 
     Args:
         denominator: the expected number of clients in a cohort, > 0.
-        num_extra: numbers that a stage sends along behind the D parameters.
+        num_extra: numbers that a stage appends to the D parameters.
 
-    *Guarantees*: a client that is added or removed moves the result by at most ``clip / denominator``, one whose
-    update is replaced by at most ``2 clip / denominator``, whatever the other clients do; no client at all gives zero.
+    *Guarantees*: adding or removing a client moves the result by at most ``clip / denominator``. Replacing its update
+    moves it by at most ``2 clip / denominator``. An empty cohort gives zero.
 
     Reference: McMahan, Ramage, Talwar, Zhang, *Learning Differentially Private Recurrent Language Models*, ICLR 2018,
     arXiv:1710.06963 (the fixed-denominator estimator).
@@ -319,18 +318,18 @@ def aggregate_updates(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartialAggregate:
-    """Running totals over what a cohort brought back; an engine may hand over these instead of single blocks.
+    """Hold the running totals of a cohort; an engine may yield them instead of single blocks.
 
     Attributes:
-        aggregator_state: the aggregator's.
-        failures: of the clients that did not deliver.
-        extra: sums of what else clients sent, as `add_rows` makes them.
+        aggregator_state: partial state of the aggregator.
+        failures: failures of clients.
+        extra: sums of the further vectors of clients, from `add_rows`.
         metrics: total and count of each training metric.
-        num_updates: clients that delivered.
+        num_updates: number of responding clients.
         num_examples: their training examples.
-        bytes_up: what they sent.
-        clients, examples, steps: each that delivered, its training examples and its local steps.
-        metrics_per_client: each training metric, of each that delivered; NaN where one did not tell it.
+        bytes_up: their payload in bytes.
+        clients, num_examples_per_client, num_steps_per_client: id, training examples and local steps of each of them.
+        metrics_per_client: training metrics of each of them; NaN for a client that did not send a metric.
     """
 
     aggregator_state: State
@@ -349,10 +348,10 @@ class PartialAggregate:
 def accumulate(
     partial_aggregate: PartialAggregate, aggregator: Aggregator, result: Updates | PartialAggregate | Failure
 ) -> PartialAggregate:
-    """What was gathered, and one result more; may reuse the fold that it is given.
+    """Return a partial aggregate with one more result. May reuse its memory.
 
-    *Guarantees*: for an aggregator with ``merge``, folding parts of a cohort apart and gathering them in the order of
-    their clients gives what folding the whole gives, up to the rounding of float64 sums.
+    *Guarantees*: merged partial aggregates of the parts of a cohort, in order of their clients, give the aggregate of
+    the whole, up to the rounding of float64 sums.
     """
     if isinstance(result, Failure):
         return replace(partial_aggregate, failures=(*partial_aggregate.failures, result))
@@ -375,16 +374,16 @@ def _merged(one: PartialAggregate, aggregate: Aggregator, other: PartialAggregat
         clients=one.clients + other.clients,
         num_examples_per_client=one.num_examples_per_client + other.num_examples_per_client,
         num_steps_per_client=one.num_steps_per_client + other.num_steps_per_client,
-        metrics_per_client=_told(
+        metrics_per_client=_concat_values(
             one.metrics_per_client, len(one.clients), other.metrics_per_client, len(other.clients)
         ),
     )
 
 
-def _told(
+def _concat_values(
     one: Mapping[str, tuple[float, ...]], num_one: int, other: Mapping[str, tuple[float, ...]], num_other: int
 ) -> dict[str, tuple[float, ...]]:
-    """What some clients told, and others after them."""
+    """Return the metrics of some clients, followed by the metrics of other clients."""
     nan = (float("nan"),)
     return {name: one.get(name, nan * num_one) + other.get(name, nan * num_other) for name in {**one, **other}}
 
@@ -406,7 +405,7 @@ def _with_updates(gathered: PartialAggregate, aggregate: Aggregator, updates: Up
         clients=gathered.clients + clients,
         num_examples_per_client=gathered.num_examples_per_client + tuple(updates.num_examples_K.tolist()),
         num_steps_per_client=gathered.num_steps_per_client + tuple(updates.num_steps_K.tolist()),
-        metrics_per_client=_told(gathered.metrics_per_client, len(gathered.clients), told, len(clients)),
+        metrics_per_client=_concat_values(gathered.metrics_per_client, len(gathered.clients), told, len(clients)),
     )
 
 

@@ -56,23 +56,23 @@ class Strategy:
 
     @property
     def codec(self) -> Codec | None:
-        """How updates are written as bytes, if they are: the last stage's."""
+        """The codec of the last stage; None if updates are not compressed."""
         return self.stages[-1].codec if self.stages else None
 
     @property
     def supports_partial_aggregates(self) -> bool:
-        """Whether engines may aggregate parts of a cohort.
+        """True if engines may aggregate parts of a cohort.
 
         An asynchronous strategy weighs updates by staleness, which only the training loop knows.
         """
         return self.aggregate.merge is not None and self.asynchrony is None
 
     def shared_layout(self, layout: Layout) -> Layout:
-        """The layout of updates: that of the model without the parameters that stay at the clients.
+        """Return the layout of updates: that of the model without the personal parameters.
 
         Raises:
-            SettingError: nothing would be left to send, a pattern matches no parameter, or the model has buffers that
-                nothing is said of.
+            SettingError: no parameter is left to share, a pattern matches no parameter, or the model has buffers and
+                there is no policy for them.
         """
         _refuse_buffers(layout, self.buffers)
         keeps = self.local.personal_parameters
@@ -91,23 +91,23 @@ class Strategy:
         self._check_local()
         _refuse_if(
             any(stage.event is not None for stage in self.stages) and self.aggregate.sensitivity is None,
-            "a stage makes a privacy claim, but the aggregator's sensitivity is unknown",
+            "a stage makes a privacy claim, but the sensitivity of the aggregator is unknown",
             "aggregate=mean(weighting='equal')",
         )
         _refuse_if(
             any(stage.event is not None for stage in self.stages) and self.aggregate.denominator is None,
-            "a stage makes a privacy claim, but the aggregator divides by whoever delivers: where clients drop out, "
-            "each of the others would count for more than the noise was made for",
+            "the aggregator divides by the number of responding clients, but the noise of a stage is calibrated for "
+            "the expected cohort",
             "aggregate=expected_mean(clients_per_round)",
         )
         _refuse_if(
             any(stage.event is not None for stage in self.stages) and self.select.law is None,
-            "a stage makes a privacy claim, but the selector's sampling law is unknown",
+            "a stage makes a privacy claim, but the sampling law of the selector is unknown",
             "select=uniform(clients_per_round)",
         )
         _refuse_if(
             any(stage.needs_sum for stage in self.stages) and not self.aggregate.is_sum,
-            "a stage masks updates, which only a sum removes, but the aggregator is no sum",
+            "a stage masks updates, and only a sum removes the masks, but the aggregator is not a sum",
             "aggregate=mean(weighting='equal')",
         )
         self._check_order_of_stages()
@@ -122,43 +122,43 @@ class Strategy:
         )
 
     def _check_asynchrony(self) -> None:
-        """There is no cohort to draw, to mask or to account for."""
+        """Refuse parts that need a cohort: an asynchronous strategy has none."""
         _refuse_if(
             self.privacy_guarantee is not None
             or any(stage.event is not None or stage.needs_sum for stage in self.stages),
-            "privacy is accounted, and updates are masked, by rounds, which an asynchronous strategy does not have",
+            "privacy is accounted and updates are masked per round, but an asynchronous strategy has no rounds",
             "privacy=none, or strategy=fedavg",
         )
         law = self.select.law
         _refuse_if(
             law is None or law.kind != "all",
-            "an asynchronous strategy asks whoever is idle, and draws no cohort",
+            "an asynchronous strategy sends requests to idle clients and draws no cohort",
             "select=everyone()",
         )
 
     def _check_local(self) -> None:
-        """What stays at the clients must stay there, and what they tell must not leave without noise."""
+        """Refuse a local rule that would send personal parameters, or values without noise."""
         rule = self.local
         _refuse_if(
             bool(rule.personal_epochs) and not rule.personal_parameters,
-            f"personal_epochs={rule.personal_epochs} trains parameters that stay at the clients, but none do",
+            f"personal_epochs={rule.personal_epochs} trains personal parameters, but there are none",
             "personal_parameters=out.*",
         )
         _refuse_if(
             bool(rule.personal_parameters) and bool(extra_names(rule)),
             f"personal_parameters={rule.personal_parameters} stay at the clients, "
-            "but what the local rule sends beside updates would hold them",
+            f"but the vectors {', '.join(extra_names(rule))} of the local rule would contain them",
             "personal_parameters=()",
         )
         _refuse_if(
             self.privacy_guarantee is not None and bool(rule.evaluate_models),
-            f"clients tell the loss of {', '.join(rule.evaluate_models)} on their examples, "
-            "which would leave without noise",
-            "privacy=none, or a strategy whose clients tell no losses",
+            f"each client sends its loss of {', '.join(rule.evaluate_models)}, "
+            "and the privacy mechanism adds no noise to losses",
+            "privacy=none, or a strategy whose clients send no losses",
         )
         _refuse_if(
             self.privacy_guarantee is not None and self.select.update is not None,
-            "clients are selected by what they told of their training, which is not to leave without noise",
+            "the selector uses the training metrics of clients, and the privacy mechanism adds no noise to them",
             "select=uniform(clients_per_round)",
         )
 
@@ -166,31 +166,31 @@ class Strategy:
         written = [stage.codec is not None for stage in self.stages]
         _refuse_if(
             any(written[:-1]),
-            "a stage writes updates as bytes, but another one would change them after that",
+            "a stage compresses updates, but a later stage changes them",
             "one compression, as the last stage",
         )
         _refuse_if(
             any(written) and any(stage.needs_sum for stage in self.stages),
-            "a stage masks updates, and masked numbers cannot be compressed one client at a time",
+            "a stage masks updates, and masked updates of single clients cannot be compressed",
             "compress=none",
         )
         clipped = False
         for stage in self.stages:
             _refuse_if(
                 clipped and not stage.is_nonexpansive,
-                "a stage after the clip may lengthen an update again, so the clip would bound nothing",
+                "a stage after the clip may lengthen an update, so the clip is no bound",
                 "put the clip after it",
             )
             clipped = clipped or stage.has_norm_bound
             _refuse_if(
                 stage.event is not None and not clipped,
-                "a stage makes a privacy claim, but nothing before it bounds an update",
+                "a stage makes a privacy claim, but no stage before it bounds an update",
                 "stages=(..., clip(1.0), noise)",
             )
 
 
 def extra_names(rule: LocalRule) -> tuple[str, ...]:
-    """Names of what a local rule sends besides the update; it is arithmetic, so one client with one parameter tells."""
+    """Return the names of the vectors that a local rule sends beside the update."""
     one = np.ones((1, 1), np.float32)
     vectors = dict.fromkeys(rule.client_state, one) | dict.fromkeys(rule.receives, one[0])
     return tuple(rule.after_training(one, np.ones(1, np.int64), 0.1, **vectors)[1])
@@ -205,22 +205,20 @@ def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strat
     """Return the strategy for a model that may have buffers: the statistics of its batch norms.
 
     Args:
-        strategy: with its protection, if it has one.
-        layout: of the model; without buffers the policy makes no difference.
-        policy: ``refuse``; ``average``: they travel with the parameters and are aggregated as these are, but the
-            server's step is that aggregate itself, whatever its optimiser (Flower's strategies, which aggregate and
-            step in one, treat them as parameters); or ``local``: each client keeps its own, as it does parameters that
-            a strategy ``keeps``, and predicts with them.
+        strategy: the strategy, with its privacy mechanism.
+        layout: layout of the model; without buffers the policy makes no difference.
+        policy: ``refuse``, ``average`` or ``local``. With ``average``, buffers are sent and aggregated like parameters,
+            and the server takes the aggregate itself, without its optimizer. With ``local``, each client keeps its
+            buffers like personal parameters, and predicts with them.
 
-    *Guarantees*: no gradient, optimiser, weight decay or local rule touches a buffer under either. Under ``local`` none
-    is in an update, so that clip, noise, masks and robust rules are of the parameters; the model at the server has
-    those of its beginning, which fit no data, so that nothing is judged on data of all clients with it.
+    *Guarantees*: no gradient, optimizer, weight decay or local rule changes a buffer. With ``local`` no update contains
+    a buffer, so clipping, noise, masks and robust rules see parameters only. The global model keeps its initial
+    buffers, so it is not evaluated on the data of all clients.
 
     Raises:
-        SettingError: there is no such policy, the model has buffers and it is ``refuse``, or the strategy cannot follow
-            it: noise would make variances negative and a clip would be filled by numbers of another scale than weights;
-            moves from models of different age add up to more than a mean; and what is sent beside updates would hold
-            what is to stay.
+        SettingError: the policy is unknown, refuses the model, or does not work with the strategy. Noise would make
+            variances negative. Updates from different model versions have no mean of statistics. Vectors beside the
+            updates would contain buffers.
 
     Reference: Andreux et al., *Siloed Federated Learning for Multi-Centric Histopathology Datasets*, 2020,
     arXiv:2008.07424 (``local``: SiloBN).
@@ -229,23 +227,23 @@ def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strat
     if not layout.buffers:
         return strategy
     _refuse_buffers(layout, policy)
-    expected = "another for a model with buffers: those of the models that it compares with are not kept apart"
+    expected = "another strategy for a model with buffers: compared models would share their buffers"
     require(
         strategy.local.feature_penalty is None, "strategy", "one that compares features", expected, "strategy=fedprox"
     )
     if policy == "local":
-        beside = ", ".join(extra_names(strategy.local))
-        expected = f"average: what this strategy sends beside updates ({beside}) would hold the buffers"
-        require(not beside, "buffers", policy, expected, "buffers=average")
+        extra = ", ".join(extra_names(strategy.local))
+        expected = f"average: the vectors that this strategy sends beside updates ({extra}) would contain buffers"
+        require(not extra, "buffers", policy, expected, "buffers=average")
         keeps = dict.fromkeys((*strategy.local.personal_parameters, *layout.buffers))
         return replace(strategy, buffers=policy, local=strategy.local._replace(personal_parameters=tuple(keeps)))
     noisy = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.noise_multiplier is not None
-    expected = "local: noise would make running variances negative, and they are of another scale than weights"
+    expected = "local: noise would make running variances negative"
     require(not noisy, "buffers", policy, expected, "buffers=local")
-    expected = "local: what clients make of models of different age is no mean of statistics"
+    expected = "local: updates from different model versions have no mean of batch statistics"
     require(strategy.asynchrony is None, "buffers", policy, expected, "buffers=local")
     votes = any(stage.is_sign_only for stage in strategy.stages)
-    require(not votes, "buffers", policy, "local: a vote has no size, so that it moves no statistic", "buffers=local")
+    require(not votes, "buffers", policy, "local: signs cannot update batch statistics", "buffers=local")
     return replace(strategy, buffers=policy)
 
 
@@ -289,12 +287,12 @@ class RootDataset:
         return Selector(choose=choose)
 
     def is_root(self, clients_K: np.ndarray) -> np.ndarray:
-        """Which of a round's updates is the server's own, K booleans.
+        """Return a mask (K) that is True for the update of the root client.
 
         Raises:
-            FedlearnError: none is, so that there is nothing to trust.
+            FedlearnError: the root client sent no update.
         """
         is_root_K: np.ndarray = clients_K == self.client
         if not is_root_K.any():
-            raise FedlearnError(f"client {self.client}, where the server's root data lie, sent no update")
+            raise FedlearnError(f"the root client, client {self.client}, sent no update")
         return is_root_K

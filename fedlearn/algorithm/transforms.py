@@ -24,20 +24,20 @@ class Context:
     """Hold the information about a round that transforms and aggregation rules may use.
 
     Attributes:
-        round: from 1.
-        seed: of the run.
-        clients_K: the clients of the block, for a client half; on the server those that delivered.
+        round: number of the round, from 1.
+        seed: seed of the run.
+        clients_K: clients of the block in a client half; responding clients on the server.
         num_examples_K: their training examples; on the server only.
-        metrics: each training metric of theirs, by name, K each; NaN where one did not tell it; on the server only.
+        metrics: training metrics by name, K each; NaN for a client that did not send it; on the server only.
         num_clients: size of the population.
-        cohort_size: clients asked in this round.
-        extra: mean over the cohort of what else clients sent, D each; on the server only.
-        broadcast: what the server half of this stage sends to its client half; on clients only.
-        params_D: the global model that the round began with; on the server only.
+        cohort_size: number of clients in the cohort of this round.
+        extra: means of the further vectors of clients, by name, D each; on the server only.
+        broadcast: vectors that the server half of this stage sends to its client half; on clients only.
+        params_D: global model at the start of the round; on the server only.
         layout: layout of the updates; on the server only.
-        deployed: whether clients are real: noise then comes from the operating system's entropy, not from ``seed``.
-        staleness_K: server steps since each of those clients was sent its model; asynchronous strategies only.
-        sent_D: the mean of the models that they were sent; asynchronous strategies only.
+        deployed: whether clients are real. Noise then comes from the operating system, not from ``seed``.
+        staleness_K: server steps since each client got its model; asynchronous strategies only.
+        sent_D: mean of the models that were sent to these clients; asynchronous strategies only.
     """
 
     round: int
@@ -67,12 +67,12 @@ class Context:
 
 
 def no_state(layout: Layout) -> State:
-    """Nothing to remember."""
+    """Return the empty state of a transform without state."""
     return {}
 
 
 def no_broadcast(state: State) -> Mapping[str, Array]:
-    """Nothing to send."""
+    """Return no vectors, for a transform that sends nothing."""
     return {}
 
 
@@ -85,10 +85,10 @@ class Transform(NamedTuple):
 
     Attributes:
         update: ``(update, memory, context) -> (update, memory)``, on ``(..., D)`` arrays of any array library.
-        init: the memory before the first round: named arrays of D (or scalars), held once on the server, and once
-            per client in a client half, where ``update`` gets them stacked, K x D.
-        broadcast: what of the server's memory the next order carries to the clients: D-vectors for the local rule
-            from the optimiser, anything small for its own client half from a stage.
+        init: state before the first round: named arrays of D (or scalars). The server holds one state. In a client
+            half each client holds one, and ``update`` gets them stacked, K x D.
+        broadcast: arrays of the state that the next request carries: D-vectors for the local rule from a server
+            optimizer, small arrays for the client half from a stage.
     """
 
     update: Callable[[Array, State, Context], tuple[Array, State]] = _unchanged
@@ -115,19 +115,19 @@ class Stage(NamedTuple):
     """Combine a client half and a server half: clip and noise, encode and decode, mask and unmask.
 
     Attributes:
-        client: applied before an update leaves the client, in the order of the stages.
-        server: applied after aggregation, in reverse order.
-        event: what one round of the noise that its server half adds costs in privacy, or None; it needs a clip before
-            it, an aggregator of known sensitivity and fixed denominator, and a selector with a known sampling law.
-            (Noise that a client half adds needs none of these.)
+        client: transform of an update before it leaves the client, in the order of the stages.
+        server: transform of the aggregate, in reverse order of the stages.
+        event: privacy cost of the noise of the server half in one round, or None. It needs a clip before it, an
+            aggregator of known sensitivity and fixed denominator, and a selector with a known sampling law. Noise in a
+            client half needs none of these.
         is_nonexpansive: whether the client half (and the codec) never increases the norm of an update; only such stages
             may follow a clip.
         has_norm_bound: whether the client half bounds the norm of an update.
         needs_sum: whether the server half only works on a sum or mean (masking).
-        codec: how the update is written, in the last stage only: what the client half returns is encoded, and what a
-            reader decodes takes its place. Where the client's memory has an ``error``, it is added before, and what
-            the bytes leave out becomes the next one.
-        is_sign_only: whether what arrives of a number is its sign alone.
+        codec: codec of the update, in the last stage only. The client encodes the result of the client half and keeps
+            the decoded value. A client state named ``error`` is added before, and the difference is its next
+            value (error feedback).
+        is_sign_only: whether only the sign of each number is sent.
     """
 
     client: Transform = identity
@@ -141,7 +141,7 @@ class Stage(NamedTuple):
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Apply transforms one after another; each keeps its memory under its own number."""
+    """Apply transforms one after another; each keeps its state under its number."""
 
     def init(layout: Layout) -> State:
         return {f"{i}.{name}": v for i, t in enumerate(transforms) for name, v in t.init(layout).items()}
@@ -185,6 +185,6 @@ def clip(bound: float) -> Stage:
 
 
 def estimate_bytes(codec: Codec, layout: Layout) -> int:
-    """What a codec makes of Gaussian numbers, for whoever must know the size of an update before there is one."""
+    """Return the encoded size of Gaussian numbers, an estimate before the first update."""
     typical_D = generator(0, Purpose.COMPRESS).standard_normal(layout.num_parameters, dtype=np.float32)
     return len(codec.encode(typical_D, layout, generator(0, Purpose.COMPRESS)))

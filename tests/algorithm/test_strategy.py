@@ -19,7 +19,7 @@ def test_a_privacy_claim_needs_an_aggregator_of_known_sensitivity():
 
 
 def test_a_privacy_claim_needs_a_denominator_that_does_not_shrink_with_those_who_drop_out():
-    with pytest.raises(CompositionError, match=r"whoever delivers(.|\n)*expected_mean"):
+    with pytest.raises(CompositionError, match=r"number of responding clients(.|\n)*expected_mean"):
         Strategy(select=everyone(), stages=(clip(1.0), NOISE), aggregate=EQUAL)
 
 

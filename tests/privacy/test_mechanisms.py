@@ -370,7 +370,7 @@ def test_unsound_combinations_are_refused_with_the_reason_and_the_fix():
     strategy = protected(noise)
     with pytest.raises(CompositionError, match="lengthen"):
         replace(strategy, stages=(*strategy.stages, Stage()))
-    with pytest.raises(CompositionError, match="whoever delivers"):
+    with pytest.raises(CompositionError, match="number of responding clients"):
         replace(protected(noise), aggregate=mean(weighting="equal"))
     with pytest.raises(CompositionError, match="weighting=equal"):
         local(noise_multiplier=1.0).validate(fedavg(), local_rounds)

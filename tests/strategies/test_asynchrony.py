@@ -170,7 +170,7 @@ def test_a_setting_out_of_range_is_refused(build, setting):
 
 def test_cohorts_and_privacy_claims_are_refused_because_there_are_no_rounds():
     rule = Asynchrony(buffer_size=1, concurrency=2)
-    with pytest.raises(CompositionError, match="whoever is idle"):
+    with pytest.raises(CompositionError, match="requests to idle clients"):
         Strategy(select=uniform(2), asynchrony=rule)
     with pytest.raises(CompositionError, match="accounted"):
         replace(fedbuff(), privacy_guarantee="a claim")
