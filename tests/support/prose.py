@@ -25,7 +25,7 @@ SKIPPED_FOLDERS = {"__pycache__", "_build", "generated"}
 MAX_WORDS = 25
 MIN_DOCSTRING_WORDS = 5
 
-CLAUSE_WORDS = "what|who|whom|whoever|whose|of|how|where|whether|which|whatever|whichever|wherever"
+CLAUSE_WORDS = "what|who|whom|whoever|whose|of|how(?!-to)|where|whether|which|whatever|whichever|wherever"
 STARTS_WITH_CLAUSE = re.compile(rf"^\W*({CLAUSE_WORDS})\b", re.IGNORECASE)
 NOUN_CLAUSE = re.compile(
     r"\b(what|whoever|whatever|whichever)\b|\b(of|for|to|by|from|with) (who|whom|how)\b|(?<!^)\bthose (of|that|who)\b",
@@ -33,12 +33,12 @@ NOUN_CLAUSE = re.compile(
 )
 BANNED_PHRASES = re.compile(
     r"\b(likewise|onlookers?|parcels?|envelopes?|thereof|hence|nobody|nothing else|tells?|told|lets? out|goes? on|"
-    r"so many|as it were|let go of|hold(s|ing)? .{0,30} to (what|being)|lies? at|lay(s|ing)? at|aloft|of its own|"
-    r"of their own|of your own|of one's own|in the place of|none but|save that|be it)\b",
+    r"so many|as it were|let go of|hold(s|ing)? .{0,30} to (what|being)|lies? at|lay(s|ing)? at|aloft|"
+    r"in the place of|none but|save that|be it)\b",
     re.IGNORECASE,
 )
 VERBS = frozenset(Path(__file__).with_name("verbs.txt").read_text().split())
-SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\"'*(])")
+SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+(?=[A-Z`\"'*(\[])|(?<=[.!?]) +(?=[a-z]\w+ [a-z])| \. ")
 SECTION = re.compile(
     r"^\s*\*{0,2}(Args|Returns|Raises|Attributes|Guarantees|Yields|References?|Example|Examples|Note)\*{0,2}:\*{0,2}"
 )
