@@ -66,6 +66,8 @@ class CommandParser(argparse.ArgumentParser):
             parse = argparse.ArgumentParser.parse_known_args
             unknown = parse(self.passes_on, rest)[1] if self.passes_on else rest
         except argparse.ArgumentError as error:
+            if error.argument_name is None:  # so does Python 3.13 where earlier versions call `error`
+                self.error(error.message)
             raise UsageError(self._explain(error)) from error
         for word in unknown:
             if word.startswith("-"):
@@ -93,7 +95,7 @@ class CommandParser(argparse.ArgumentParser):
         return " ".join(self.format_usage().removeprefix("usage: ").split())
 
     def _explain(self, error: argparse.ArgumentError) -> str:
-        name, fix = (error.argument_name or "the command line").partition("/")[0], f"{self.prog} --help"
+        name, fix = (error.argument_name or "").partition("/")[0], f"{self.prog} --help"
         if value := INVALID_VALUE.match(error.message):
             kinds = {kind.__name__: text for kind, text in EXPECTED.items()}
             return f"{name} is {value[2]}\n  expected  {kinds.get(value[1], value[1])}\n  try       {fix}"
