@@ -8,17 +8,17 @@ from fedlearn.extend import array_namespace, is_number, require
 
 
 def afl(*, learning_rate: float = 0.1) -> Strategy:
-    """The server plays ``min_w max_lambda sum_k lambda_k F_k(w)``, lambda in the simplex, by gradient steps in both.
+    """Solve ``min_w max_lambda sum_k lambda_k F_k(w)``, lambda in the simplex, by gradient steps in both.
 
     ``w <- w + sum_k lambda_k (w_k - w);  lambda <- P(lambda + learning_rate (F_1(w), ..., F_N(w)))``
 
-    Each client finds out ``F_k``, the loss of the global model on its examples, at the cost of a pass, and tells it.
-    All take part each round, and several local steps may stand for one.
+    Each client computes and sends ``F_k``, the loss of the global model on its examples, at the cost of a pass.
+    All clients take part in each round, and several local steps may replace one step.
 
     Args:
         learning_rate: of lambda, >= 0; 0 is FedAvg with equal weights.
 
-    *Guarantees*: where it comes to rest no client with ``lambda_k > 0`` has a smaller loss than another.
+    *Guarantees*: at a fixed point, no client with ``lambda_k > 0`` has a smaller loss than another client.
 
     Reference: Mohri, Sivek, Suresh, *Agnostic Federated Learning*, ICML 2019, arXiv:1902.00146, section 4; with several
     local steps: Deng, Kamani, Mahdavi, *Distributionally Robust Federated Averaging*, NeurIPS 2020, arXiv:2102.12660.

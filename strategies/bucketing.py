@@ -7,7 +7,7 @@ from strategies.rfa import rfa
 
 
 def bucketing(*, rule: Strategy | None = None, size: int = 2, clients_per_round: int | None = None) -> Strategy:
-    """A rule, given the means of ``size`` clients at a time, who are drawn anew each round.
+    """Apply a rule to the means of buckets of ``size`` clients, drawn anew in each round.
 
     Args:
         rule: any strategy with a robust rule; None is `rfa`. It sees ``n / size`` updates, of which as many may be
@@ -15,7 +15,7 @@ def bucketing(*, rule: Strategy | None = None, size: int = 2, clients_per_round:
         size: ``s``, clients in a bucket, >= 1; the last may have fewer.
         clients_per_round: cohort size, drawn uniformly; None leaves it to the rule.
 
-    *Guarantees*: the variance among what the rule sees is that among honest clients over ``size``.
+    *Guarantees*: the variance of the bucket means is the variance of honest updates divided by ``size``.
 
     Reference: Karimireddy, He, Jaggi, *Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing*, ICLR 2022,
     arXiv:2006.09365, Algorithm 1.

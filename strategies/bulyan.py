@@ -1,4 +1,4 @@
-"""Bulyan: Krum again and again, then a trimmed mean of what it chose."""
+"""Bulyan: repeated Krum, then a trimmed mean of the selected updates."""
 
 from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
 from fedlearn.robust import mean_around_median, resolve_num_malicious, select_by_krum, squared_distances
@@ -7,7 +7,7 @@ UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are t
 
 
 def bulyan(*, num_malicious: int | None = None, clients_per_round: int | None = None) -> Strategy:
-    """The global model moves, in each coordinate, by the mean of the values closest to the median of chosen updates.
+    """Move the global model, in each coordinate, by the mean of the values closest to the median of selected updates.
 
     1. ``S``: ``theta = n - 2 f`` updates, each chosen by Krum among those not chosen yet;
     2. ``w <- w + `` in each coordinate the mean of the ``beta = theta - 2 f`` values of ``S`` closest to its median.

@@ -8,7 +8,7 @@ from fedlearn.robust import distances_to, weighted_mean
 def centered_clipping(
     *, radius: float = 1.0, num_iterations: int = 1, clients_per_round: int | None = None
 ) -> Strategy:
-    """The global model moves by ``v``, which starts each round where it ended the last one.
+    """Move the global model by ``v``, which starts each round at its last value.
 
     ``v <- v + (1 / n) sum_k (u_k - v) min(1, radius / ||u_k - v||)``
 
@@ -17,7 +17,7 @@ def centered_clipping(
         num_iterations: ``L`` of these steps a round, >= 1.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
 
-    *Guarantees*: in one step a client moves ``v`` by at most ``radius / n``, whatever it sends.
+    *Guarantees*: in one step a client moves ``v`` by at most ``radius / n``, for any update.
 
     Reference: Karimireddy, He, Jaggi, *Learning from History for Byzantine Robust Optimization*, ICML 2021,
     arXiv:2012.10333, Algorithm 2.

@@ -6,7 +6,7 @@ from fedlearn.extend import is_number, require
 
 
 def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
-    """FedAvg for the global model; beside it each client trains ``v_k``, which never leaves it.
+    """Run FedAvg for the global model; each client also trains a personal model ``v_k``, which never leaves it.
 
     ``v_k <- v_k - eta (grad F_k(v_k) + penalty (v_k - w))``, as many steps as for the global model
 
@@ -15,7 +15,7 @@ def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighti
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: the global model, and what is sent, are FedAvg's bit for bit.
+    *Guarantees*: the global model and all updates equal those of FedAvg bit for bit.
 
     Reference: Li, Hu, Beirami, Smith, *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021,
     arXiv:2012.04221, Algorithm 1.

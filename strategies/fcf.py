@@ -1,4 +1,4 @@
-"""FCF: federated collaborative filtering."""
+"""FCF: federated collaborative filtering, with user factors that stay with the user."""
 
 from fedlearn import Array, LocalRule, Strategy, adaptive, mean, uniform
 from fedlearn.algorithm import parameter_patterns
@@ -13,11 +13,12 @@ def fcf(
     tau: float = 0.0001,
     clients_per_round: int | None = None,
 ) -> Strategy:
-    """What describes a user stays with the user; the server takes Adam steps for the items.
+    """Keep the parameters of a user with the user; the server takes Adam steps for the items.
 
     Most clients say nothing of most items, so that the mean update of an item is small; Adam's step does not depend on
     how small. ``m <- beta1 m + (1 - beta1) delta; v <- beta2 v + (1 - beta2) delta^2;``
-    ``w <- w + learning_rate m / (sqrt(v) + tau)``. Clients weigh equally: sizes tell who rated how much.
+    ``w <- w + learning_rate m / (sqrt(v) + tau)``. Clients have equal weights:
+    example counts reveal activity.
 
     Args:
         personal_parameters: patterns of the names of parameters that describe a user.
@@ -27,7 +28,7 @@ def fcf(
         tau: degree of adaptivity, > 0.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
 
-    *Guarantees*: what describes a user is in no update; each client is evaluated with its own.
+    *Guarantees*: no update contains parameters of a user; each client is evaluated with its personal parameters.
 
     Reference: Ammad-ud-din et al., *Federated Collaborative Filtering for Privacy-Preserving Personalized
     Recommendation System*, 2019, arXiv:1901.09888.

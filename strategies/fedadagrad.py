@@ -11,7 +11,7 @@ def fedadagrad(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """The server takes Adagrad steps along the mean update ``delta``, without bias correction.
+    """Take Adagrad steps at the server along the mean update ``delta``, without bias correction.
 
     ``m <- beta1 m + (1 - beta1) delta;  v <- v + delta^2;``
     ``w <- w + learning_rate m / (sqrt(v) + tau)``

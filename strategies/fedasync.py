@@ -15,7 +15,7 @@ def fedasync(
     grace: float = 4.0,
     concurrency: int = 10,
 ) -> Strategy:
-    """``w <- (1 - alpha s(t - tau)) w + alpha s(t - tau) w_k`` for each ``w_k`` that comes, trained from ``w_tau``.
+    """Mix in each model: ``w <- (1 - alpha s(t - tau)) w + alpha s(t - tau) w_k``, with ``w_k`` from ``w_tau``.
 
     Clients minimise ``F_k(w) + mu/2 ||w - w_tau||^2``; ``t - tau`` counts the server's steps in between.
 
@@ -36,7 +36,7 @@ def fedasync(
     s = staleness_weight(staleness, exponent=exponent, slope=slope, grace=grace)
 
     def mix(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        alpha = mixing * float(s(context.staleness_K)[0])  # of the one in the buffer
+        alpha = mixing * float(s(context.staleness_K)[0])  # the buffer has one update
         arrived_D = asarray_like(context.sent_D, update_D) + update_D
         return alpha * (arrived_D - asarray_like(context.params_D, update_D)), memory
 

@@ -1,11 +1,11 @@
-"""Federated averaging."""
+"""FedAvg: federated averaging of local models."""
 
 from fedlearn import Strategy, mean
 from fedlearn.algorithm import get_selector
 
 
 def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples", select: str = "uniform") -> Strategy:
-    """The global model moves to the mean of the clients' models.
+    """Move the global model to the mean of the clients' models.
 
     ``w <- w + sum_k (n_k / n) (w_k - w)``
 

@@ -10,7 +10,7 @@ def fedavgm(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """The server follows the mean update with momentum: ``v <- momentum v + delta; w <- w + learning_rate v``.
+    """Follow the mean update with server momentum: ``v <- momentum v + delta; w <- w + learning_rate v``.
 
     Args:
         learning_rate: of the server, >= 0.

@@ -10,7 +10,7 @@ def fedbn(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """Clients whose features differ (scanners, devices) share all layers but those that normalise.
+    """Share all layers except normalization layers, for clients with different features (scanners, devices).
 
     ``w_l <- sum_k (n_k / n) w_k,l`` for every layer l but normalisation layers, which each client trains for itself
 
@@ -19,8 +19,8 @@ def fedbn(
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: what stays is in no update; each client is evaluated with its own. Of group and layer norm that are
-    scales and shifts; of batch norm the running statistics too, whatever the setting ``buffers`` says of others.
+    *Guarantees*: no update contains personal parameters; each client is evaluated with them. They are the scales and
+    shifts of group and layer norm. For batch norm they include the running statistics, under any ``buffers`` policy.
 
     Reference: Li, Jiang, Zhang, Kamp, Dou, *FedBN: Federated Learning on Non-IID Features via Local Batch
     Normalization*, ICLR 2021, arXiv:2102.07623, Algorithm 1.

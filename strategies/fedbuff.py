@@ -1,4 +1,4 @@
-"""FedBuff: the server steps whenever its buffer holds enough updates, whoever they are from and however old."""
+"""FedBuff: the server steps as soon as its buffer holds enough updates of any client and any staleness."""
 
 from fedlearn import Strategy, everyone, mean, sgd
 from fedlearn.algorithm import Asynchrony, polynomial
@@ -13,7 +13,7 @@ def fedbuff(
     momentum: float = 0.0,
     weighting: str = "equal",
 ) -> Strategy:
-    """``w <- w + learning_rate / K sum_k s(tau_k) delta_k`` after every K updates, ``s(tau) = (1 + tau)^-exponent``.
+    """Update after K updates: ``w <- w + learning_rate / K sum_k s(tau_k) delta_k``, ``s(tau) = (1 + tau)^-exponent``.
 
     ``tau_k`` counts the server's steps since client k got its model. With a buffer as large as the population, equally
     fast clients and ``exponent=0`` it is FedAvg.

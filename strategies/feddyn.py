@@ -5,7 +5,7 @@ from fedlearn.extend import asarray_like, is_number, require, zeros
 
 
 def feddyn(*, alpha: float = 0.1, clients_per_round: int | None = None) -> Strategy:
-    """Clients minimise ``F_k(w) - <g_k, w> + alpha / 2 ||w - w_global||^2`` and remember its linear term.
+    """Minimize ``F_k(w) - <g_k, w> + alpha / 2 ||w - w_global||^2`` at clients, which keep the linear term.
 
     ``g_k <- g_k - alpha (w_k - w);  h <- h - (alpha / N) sum_P (w_k - w);  w <- (1 / |P|) sum_P w_k - h / alpha``
 
@@ -13,7 +13,7 @@ def feddyn(*, alpha: float = 0.1, clients_per_round: int | None = None) -> Strat
         alpha: > 0; small values move far, but need many local steps.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
 
-    *Guarantees*: where it comes to rest the gradients of all clients add up to zero, however many local steps.
+    *Guarantees*: at a fixed point the gradients of all clients add up to zero, for any number of local steps.
 
     Reference: Acar, Zhao, Matas Navarro, Mattina, Whatmough, Saligrama, *Federated Learning Based on Dynamic
     Regularization*, ICLR 2021, arXiv:2111.04263, Algorithm 1.

@@ -5,7 +5,7 @@ from fedlearn.extend import array_namespace, as_numpy, is_number, require
 
 
 def fedexp(*, epsilon: float = 0.001, clients_per_round: int | None = None) -> Strategy:
-    """Extrapolation, as in projections onto convex sets: ``w <- w + eta (1 / M) sum_k delta_k``.
+    """Take extrapolated steps, as in projections onto convex sets: ``w <- w + eta (1 / M) sum_k delta_k``.
 
     ``eta = max(1, sum_k ||delta_k||^2 / (2 M (||mean_k delta_k||^2 + epsilon)))``
 

@@ -1,11 +1,11 @@
-"""FedLC: the loss of rare classes is calibrated to how rare they are at each client."""
+"""FedLC: the loss is calibrated to the class frequencies of each client."""
 
 from fedlearn import Array, LocalRule, Strategy, mean, uniform
 from fedlearn.extend import is_number, require
 
 
 def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
-    """FedAvg, whose clients train with a margin for each class: the cross-entropy of ``f_c(x) - tau n_k,c^(-1/4)``.
+    """Run FedAvg with a margin for each class at clients: the cross-entropy of ``f_c(x) - tau n_k,c^(-1/4)``.
 
     ``n_k,c`` are the client's training examples of class c; a class that it has not is all but left out of the sum, so
     that what others have learnt of it is not unlearnt.

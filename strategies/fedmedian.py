@@ -5,7 +5,7 @@ from fedlearn.robust import coordinate_median
 
 
 def fedmedian(*, clients_per_round: int | None = None) -> Strategy:
-    """The global model moves by the median update: ``w <- w + median_k (w_k - w)``, coordinate by coordinate.
+    """Move the global model by the median update: ``w <- w + median_k (w_k - w)``, coordinate by coordinate.
 
     Every client counts the same: the number of its examples is for a malicious client to choose.
 

@@ -5,7 +5,7 @@ from fedlearn.extend import add_rows, add_totals, divide_total
 
 
 def fednova(*, clients_per_round: int | None = None) -> Strategy:
-    """The mean of updates a step, times the mean number of steps.
+    """Average the updates per step, and multiply by the mean number of steps.
 
     ``w <- w + tau sum_k p_k (w_k - w) / tau_k``, ``tau = sum_k p_k tau_k``, ``p_k = n_k / n``
 
@@ -14,8 +14,8 @@ def fednova(*, clients_per_round: int | None = None) -> Strategy:
     Args:
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
 
-    *Guarantees*: FedAvg where all take the same number of steps; else it follows the objective ``sum_k p_k F_k`` that
-    FedAvg leaves in favour of those who take more.
+    *Guarantees*: equal to FedAvg if all clients take the same number of steps. Otherwise it follows the objective
+    ``sum_k p_k F_k``, while FedAvg favors clients with more steps.
 
     Reference: Wang, Liu, Liang, Joshi, Poor, *Tackling the Objective Inconsistency Problem in Heterogeneous Federated
     Optimization*, NeurIPS 2020, arXiv:2007.07481, equation 9 and section 5.

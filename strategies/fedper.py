@@ -10,14 +10,14 @@ def fedper(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """Clients train a shared base with a head of their own: ``W_B <- sum_k (n_k / n) W_B,k; W_P,k`` stays at client k.
+    """Train a shared base and a personal head: ``W_B <- sum_k (n_k / n) W_B,k``; ``W_P,k`` stays at client k.
 
     Args:
         personal_parameters: patterns of the names of parameters that stay at the clients; all others are shared.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: what stays is in no update, so that it needs no protection; each client is evaluated with its own.
+    *Guarantees*: no update contains personal parameters; each client is evaluated with its personal parameters.
 
     Reference: Arivazhagan, Aggarwal, Singh, Choudhary, *Federated Learning with Personalization Layers*, 2019,
     arXiv:1912.00818, Algorithms 1 and 2.

@@ -5,7 +5,7 @@ from fedlearn.extend import is_number, require
 
 
 def fedprox(*, mu: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
-    """FedAvg, whose clients minimise ``F_k(w) + mu / 2 ||w - w_global||^2``.
+    """Run FedAvg with clients that minimize ``F_k(w) + mu / 2 ||w - w_global||^2``.
 
     Args:
         mu: weight of the proximal term, >= 0; 0 is FedAvg.

@@ -12,7 +12,7 @@ def fedrep(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """Each client first trains its own head on the representation that it receives, then the representation.
+    """Train the personal head of each client on the received representation, then the representation.
 
     ``h_k <- SGD(f_k(h_k, phi)), head_epochs passes;  phi_k <- SGD(f_k(h_k, phi)), local.epochs passes;``
     ``phi <- sum_k (n_k / n) phi_k``
@@ -23,7 +23,7 @@ def fedrep(
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: what stays is in no update; each client is evaluated with its own.
+    *Guarantees*: no update contains personal parameters; each client is evaluated with them.
 
     Reference: Collins, Hassani, Mokhtari, Shakkottai, *Exploiting Shared Representations for Personalized Federated
     Learning*, ICML 2021, arXiv:2102.07078, Algorithm 1.

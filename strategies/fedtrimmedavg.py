@@ -6,7 +6,7 @@ from fedlearn.robust import trimmed_mean
 
 
 def fedtrimmedavg(*, trim: float = 0.2, clients_per_round: int | None = None) -> Strategy:
-    """The global model moves by the mean of what is left of each coordinate without its extremes.
+    """Move the global model by the mean of each coordinate without its extreme values.
 
     ``w <- w + 1 / ((1 - 2 trim) K) sum_{k in U} (w_k - w)``, where ``U`` leaves out the ``trim K`` (rounded down)
     smallest and as many largest values of the coordinate.

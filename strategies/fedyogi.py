@@ -13,7 +13,7 @@ def fedyogi(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """The server takes Yogi steps along the mean update ``delta``, without bias correction.
+    """Take Yogi steps at the server along the mean update ``delta``, without bias correction.
 
     ``m <- beta1 m + (1 - beta1) delta;  v <- v - (1 - beta2) delta^2 sign(v - delta^2);``
     ``w <- w + learning_rate m / (sqrt(v) + tau)``

@@ -1,4 +1,4 @@
-"""FLTrust: updates count as far as they point where the server's own does."""
+"""FLTrust: the weight of an update is its similarity to the update of the server."""
 
 from fedlearn import Array, Context, State, Strategy, Updates, sgd, stacked, uniform
 from fedlearn.algorithm import RootDataset
@@ -12,19 +12,19 @@ def fltrust(
     learning_rate: float = 1.0,
     clients_per_round: int | None = None,
 ) -> Strategy:
-    """The global model moves by the mean of the updates, each as long as the server's own and weighted by trust in it.
+    """Move the global model by the mean of the updates, scaled to the length of the root update and weighted by trust.
 
     ``w <- w + lr g``, ``g = sum_k TS_k (||g_0|| / ||g_k||) g_k / sum_k TS_k`` with ``TS_k = max(0, cos(g_k, g_0))``
 
     Args:
-        root_client: where the server's root data lie; its update ``g_0`` is compared with and not averaged.
-        num_root_examples: drawn uniformly from all clients' to be those data, as in the paper (simulations only, see
-            `RootDataset`); None: what that client has. Rare classes in root data cause distrust of clients with them.
+        root_client: client with the root dataset of the server; its update ``g_0`` is the reference, not averaged.
+        num_root_examples: number of examples of all clients that replace the root data, as in the paper (simulations
+            only, see `RootDataset`); None: the root client's examples. Clients with rare classes get less trust.
         learning_rate: >= 0.
         clients_per_round: cohort size, drawn uniformly, the root client not counted; None takes everyone.
 
-    *Guarantees*: the step is never longer than ``learning_rate`` times the server's own update. If nobody points where
-    the server does, the model stays.
+    *Guarantees*: the step is never longer than ``learning_rate`` times the root update. If no update has a positive
+    similarity to it, the model does not change.
 
     Reference: Cao, Fang, Liu, Gong, *FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping*, NDSS 2021,
     arXiv:2012.13995, Algorithm 2.

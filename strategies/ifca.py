@@ -1,4 +1,4 @@
-"""IFCA: clients choose the best of several models, which so become the models of clusters."""
+"""IFCA: each client chooses the best of several models, so each model serves a cluster of clients."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from fedlearn.extend import as_numpy, is_count, require
 def ifca(
     *, num_clusters: int = 2, seed: int = 0, clients_per_round: int | None = None, weighting: str = "examples"
 ) -> Strategy:
-    """Each client begins at the model with the least loss on its examples, and moves that one alone.
+    """Train several models; each client starts from the model with the least loss on its examples and updates it.
 
     ``j_k = argmin_j F_k(w_j);  w_j <- w_j + sum_{k: j_k = j} (n_k / n_j) (w_k - w_j)``
 

@@ -8,7 +8,7 @@ UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are t
 
 
 def krum(*, num_malicious: int | None = None, num_to_keep: int = 1, clients_per_round: int | None = None) -> Strategy:
-    """The global model moves by the update with the lowest score, or by the mean of the ``num_to_keep`` lowest.
+    """Move the global model by the update with the lowest score, or by the mean of the ``num_to_keep`` lowest.
 
     ``s(i) = sum_{i -> j} ||u_i - u_j||^2`` over the ``n - f - 2`` other updates closest to ``u_i``;
     ``w <- w + (1 / m) sum of the m updates with the lowest scores``

@@ -1,4 +1,4 @@
-"""MOON: what a client's model makes of an example is to be what the global one does, not what its last one did."""
+"""MOON: features of a client's model are pulled to those of the global model, away from its previous model."""
 
 from fedlearn import Array, LocalRule, Strategy, mean, uniform
 from fedlearn.extend import array_namespace, is_number, require
@@ -7,13 +7,13 @@ from fedlearn.extend import array_namespace, is_number, require
 def moon(
     *, mu: float = 1.0, tau: float = 0.5, clients_per_round: int | None = None, weighting: str = "examples"
 ) -> Strategy:
-    """FedAvg, whose clients minimise ``l_sup + mu l_con``, where z, z_glob and z_prev are an example's features.
+    """Run FedAvg with clients that minimize ``l_sup + mu l_con``; z, z_glob and z_prev are features of an example.
 
     ``l_con = -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau)))``
 
-    Features are what goes into the last layer (in the paper, that of a projection head): of the model that is trained,
-    of the global one, and of the one with which the client's last round ended; ``sim`` is the cosine. A client's first
-    round is FedAvg's.
+    Features are the inputs of the last layer (in the paper, of a projection head). They come from the trained model,
+    the global model, and the client's model after its last round. ``sim`` is the cosine. The first round of a client
+    is that of FedAvg.
 
     Args:
         mu: >= 0; 0 is FedAvg. The paper takes the best of 0.1, 1, 5 and 10.

@@ -1,4 +1,4 @@
-"""Nearest neighbour mixing: before a robust rule, each update becomes the mean of those about it."""
+"""Nearest neighbor mixing: before a robust rule, the mean of its neighbors replaces each update."""
 
 from fedlearn import Array, Context, Strategy, Updates
 from fedlearn.robust import nearest_neighbor_weights, resolve_num_malicious, squared_distances, with_pre_aggregation
@@ -10,7 +10,7 @@ UNKNOWN_NUM_UPDATES = 2**31  # updates in a round: checked again when they are t
 def nnm(
     *, rule: Strategy | None = None, num_malicious: int | None = None, clients_per_round: int | None = None
 ) -> Strategy:
-    """A rule, given in the place of each update the mean of the ``n - f`` updates closest to it, itself among them.
+    """Apply a rule to the means of the ``n - f`` updates closest to each update, itself included.
 
     Args:
         rule: any strategy with a robust rule; None is `fedtrimmedavg`.

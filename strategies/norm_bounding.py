@@ -1,4 +1,4 @@
-"""Norm bounding: no update counts for more than a given length."""
+"""Norm bounding: the server clips the norm of each update."""
 
 from fedlearn import Strategy, mean, uniform
 from fedlearn.algorithm import clip_norm, map_updates
@@ -6,7 +6,7 @@ from fedlearn.extend import is_number, require
 
 
 def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -> Strategy:
-    """The global model moves by the mean of the updates, each scaled down to ``bound`` by the server.
+    """Move the global model by the mean of the updates, each clipped to norm ``bound`` by the server.
 
     ``w <- w + (1 / n) sum_k u_k / max(1, ||u_k|| / bound)``
 
@@ -17,7 +17,7 @@ def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -
         bound: ``M``, the largest L2 norm of an update, > 0.
         clients_per_round: cohort size, drawn uniformly; None takes everyone.
 
-    *Guarantees*: a client moves the global model by at most ``bound / n`` in a round, whatever it sends.
+    *Guarantees*: a client moves the global model by at most ``bound / n`` in a round, for any update.
 
     Reference: Sun, Kairouz, Suresh, McMahan, *Can You Really Backdoor Federated Learning?*, 2019, arXiv:1911.07963,
     section 3.

@@ -1,4 +1,4 @@
-"""Oort: clients are selected by how much their examples are expected to teach, and now and then new ones."""
+"""Oort: clients are selected by the expected utility of their examples, with some exploration."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def oort(
     min_exploration: float = 0.2,
     weighting: str = "examples",
 ) -> Strategy:
-    """FedAvg over clients of high utility ``n_k loss_k + sqrt(0.1 log R / L_k)``, ``L_k`` the last round of client k.
+    """Select clients of high utility ``n_k loss_k + sqrt(0.1 log R / L_k)``, ``L_k`` the last round of client k.
 
     A share ``exploration decay^R``, at least ``min_exploration``, are clients that never took part; the others are
     drawn, in proportion to utility, from those within 95 % of what takes to be among the best. Unlike in the paper the

@@ -8,7 +8,7 @@ from fedlearn.extend import is_number, require
 def pfedme(
     *, penalty: float = 1.0, learning_rate: float = 1.0, beta: float = 1.0, clients_per_round: int | None = None
 ) -> Strategy:
-    """Each client minimises ``F_k(theta) + penalty / 2 ||theta - w||^2`` by its local steps, and keeps ``theta_k``.
+    """Minimize ``F_k(theta) + penalty / 2 ||theta - w||^2`` at each client, which keeps ``theta_k``.
 
     ``w_k = w - learning_rate penalty (w - theta_k);  w <- (1 - beta) w + beta (1 / |P|) sum_P w_k``
 

@@ -8,10 +8,10 @@ from fedlearn.extend import is_count, require
 
 
 def power_of_choice(*, clients_per_round: int = 10, num_candidates: int = 20, weighting: str = "examples") -> Strategy:
-    """FedAvg over the ``clients_per_round`` of ``num_candidates`` clients whose last training losses are the largest.
+    """Select the ``clients_per_round`` of ``num_candidates`` random clients with the largest last training losses.
 
-    The loss of a candidate is the one that it told when it last took part (rpow-d in the paper: nobody is asked twice);
-    one that never has comes first.
+    The loss of a candidate is the training loss of its last round (rpow-d in the paper). Candidates without a loss come
+    first.
 
     Args:
         clients_per_round: m, >= 1; all where there are fewer.

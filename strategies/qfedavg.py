@@ -1,4 +1,4 @@
-"""q-FedAvg: clients with a large loss count for more."""
+"""q-FedAvg: clients with a larger loss get a larger weight."""
 
 import numpy as np
 
@@ -7,11 +7,11 @@ from fedlearn.extend import add_rows, add_totals, array_namespace, as_numpy, div
 
 
 def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int | None = None) -> Strategy:
-    """Fair resource allocation: the objective is ``sum_k F_k^(q + 1) / (q + 1)``.
+    """Minimize ``sum_k F_k^(q + 1) / (q + 1)``, the objective of fair resource allocation.
 
     ``w <- w + sum_k F_k^q L (w_k - w) / sum_k (L F_k^q + q F_k^(q - 1) ||L (w_k - w)||^2)``, ``F_k = F_k(w)``
 
-    Each client finds out ``F_k``, the loss of the global model on its examples, at the cost of a pass, and tells it.
+    Each client computes and sends ``F_k``, the loss of the global model on its examples, at the cost of a pass.
 
     Args:
         q: >= 0; 0 is FedAvg with equal weights, larger values are fairer, and slower.

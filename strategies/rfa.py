@@ -6,7 +6,7 @@ from fedlearn.robust import distances_to, weighted_mean
 
 
 def rfa(*, num_iterations: int = 8, smoothing: float = 1e-6, clients_per_round: int | None = None) -> Strategy:
-    """The global model moves by ``argmin_v sum_k ||v - u_k||``, found with the smoothed Weiszfeld algorithm.
+    """Move the global model by ``argmin_v sum_k ||v - u_k||``, computed with the smoothed Weiszfeld algorithm.
 
     ``v <- sum_k b_k u_k / sum_k b_k`` with ``b_k = 1 / max(smoothing, ||v - u_k||)``, from ``v = 0``: the current
     global model, which no client can move.

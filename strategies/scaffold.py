@@ -5,7 +5,7 @@ from fedlearn.extend import asarray_like, zeros
 
 
 def scaffold(*, clients_per_round: int | None = None) -> Strategy:
-    """Each step is corrected by the difference between the client's and the server's control variate.
+    """Correct each local step by the difference between the client's and the server's control variate.
 
     ``y <- y - eta (grad F_k(y) - c_k + c);  c_k' = c_k - c + (x - y) / (S eta);``
     ``x <- x + (1 / |P|) sum_P (y_k - x);  c <- c + (1 / N) sum_P (c_k' - c_k)``

@@ -6,7 +6,7 @@ from fedlearn.extend import array_namespace, is_number, require
 
 
 def signsgd(*, learning_rate: float = 0.01, clients_per_round: int | None = None) -> Strategy:
-    """Clients send the signs of their updates; each coordinate of the model takes a step where the majority points.
+    """Send the signs of updates; each coordinate of the model steps in the direction of the majority.
 
     ``w <- w + learning_rate sign(sum_k sign(w_k - w))``; where votes are equal it stays.
 

@@ -33,7 +33,7 @@ LAZY = {
 
 
 def public_names():
-    for module in NAMESPACES:
+    for module in [*NAMESPACES, "strategies"]:
         for name in importlib.import_module(module).__all__:
             if name not in LAZY:  # they load frameworks: see the last test
                 yield module, name
@@ -56,7 +56,9 @@ def test_every_public_name_has_a_docstring_that_starts_with_a_verb():
     wrong = []
     for module, name in public_names():
         value = getattr(importlib.import_module(module), name)
-        own = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.startswith("fedlearn")
+        own = (inspect.isclass(value) or inspect.isfunction(value)) and value.__module__.startswith(
+            ("fedlearn", "strategies")
+        )
         if not own:
             continue
         first = re.match(r"\w+", inspect.getdoc(value) or "")
