@@ -16,6 +16,27 @@ from fedlearn.loop.training_loop import Evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
+class CharacterEncoding:
+    """Encode text for a model that predicts the next character.
+
+    Args:
+        alphabet: characters with the numbers 1, 2, ...; 0 is padding. Other characters have the number of the last one.
+        length: characters that the model receives at once.
+
+    >>> CharacterEncoding(alphabet="ab ", length=80).encode("ba!").tolist()
+    [2, 1, 3]
+    """
+
+    alphabet: str
+    length: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return ``(T,)`` int32 numbers from 1."""
+        numbers = {character: number for number, character in enumerate(self.alphabet, 1)}
+        return np.array([numbers.get(character, len(self.alphabet)) for character in text], np.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """Describe the problem of an experiment: data, trainer and metrics, without the algorithm.
 
@@ -32,6 +53,7 @@ class Scenario:
         target_scale: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.
         backdoor_examples: held-out examples with an attack's trigger and target; None where there is no backdoor.
         files: small texts that belong to the model, by file name, e.g. its vocabulary; a run folder holds them.
+        characters: encoding of a language model that predicts the next character; None for other models.
     """
 
     name: str
@@ -46,6 +68,7 @@ class Scenario:
     ledger: Ledger = field(default_factory=Ledger)
     backdoor_examples: Callable[[Examples], Examples] | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    characters: CharacterEncoding | None = None
 
 
 def judge(scenario: Scenario) -> Evaluate:

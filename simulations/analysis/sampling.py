@@ -14,16 +14,13 @@ from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import build
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.run_config import read_run_config
-from simulations.scenarios.shakespeare import ALPHABET, encode
-
-SUPPORTED_SCENARIO = "shakespeare"
 
 
 def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: float) -> str:
     """Return text that the newest model of a run writes; equal arguments give equal text.
 
     Args:
-        folder: folder of a run of ``scenario=shakespeare``.
+        folder: folder of a run whose scenario has ``characters``.
         prompt: the first characters, at least one.
         num_characters: characters to write, >= 1.
         temperature: softmax temperature, >= 0; 0 always takes the most likely character.
@@ -37,19 +34,18 @@ def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: 
     cfg = read_run_config(folder)
     set_environment(cfg.get("framework"))
     scenario: Scenario = build(cfg.scenario, "scenario", allow=cfg.get("allow_targets") or [])
-    if scenario.name != SUPPORTED_SCENARIO:
-        raise SettingError(
-            "the run's scenario", scenario.name, SUPPORTED_SCENARIO, f"a run of scenario={SUPPORTED_SCENARIO}"
-        )
+    characters = scenario.characters
+    if characters is None:
+        expected = "a scenario with Scenario.characters, which encodes text"
+        raise SettingError("the scenario of the run", scenario.name, expected, "a run of scenario=shakespeare")
     state, _, _ = checkpoint.load_latest(folder / CHECKPOINT_FOLDER, scenario.trainer.layout)
     rng, text = generator(state.seed, Purpose.EVALUATE), prompt
-    window = int(cfg.scenario.length)
     for _ in range(num_characters):
-        tokens_T = encode(text[-window:])
-        x = np.zeros((1, window), np.int32)
+        tokens_T = characters.encode(text[-characters.length :])
+        x = np.zeros((1, characters.length), np.int32)
         x[0, : len(tokens_T)] = tokens_T
         logits_C = scenario.trainer.predict(state.params_D, x)[0, len(tokens_T) - 1].astype(np.float64)
-        text += ALPHABET[_drawn(logits_C[1:], temperature, rng)]
+        text += characters.alphabet[_drawn(logits_C[1:], temperature, rng)]
     return text
 
 

@@ -16,7 +16,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Examples
 from fedlearn.data.partition import Partition, natural_partition
 from fedlearn.errors import is_count, require
-from fedlearn.loop.scenario import Scenario
+from fedlearn.loop.scenario import CharacterEncoding, Scenario
 from simulations.datasets.shakespeare import read_roles
 from simulations.models.text import build_language_model
 
@@ -74,7 +74,15 @@ def shakespeare(
         model, data, vocab_size=VOCAB_SIZE, length=length, framework=framework, device=device
     )
     files = {"characters.txt": ALPHABET}
-    return Scenario(name="shakespeare", data=data, trainer=fitted, model=line, partition="natural", files=files)
+    return Scenario(
+        name="shakespeare",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition="natural",
+        files=files,
+        characters=CharacterEncoding(alphabet=ALPHABET, length=length),
+    )
 
 
 def data_from_texts(
@@ -106,8 +114,7 @@ def encode(text: str) -> np.ndarray:
     >>> encode("a b").tolist()
     [67, 2, 68]
     """
-    numbers = {character: number for number, character in enumerate(ALPHABET, 1)}
-    return np.array([numbers.get(character, len(ALPHABET)) for character in text], np.int32)
+    return CharacterEncoding(alphabet=ALPHABET, length=0).encode(text)
 
 
 def _windows(tokens_T: np.ndarray, starts: Sequence[int], length: int) -> Examples:
