@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cached_property, wraps
 from math import isnan
 from textwrap import indent
 from typing import Any, TextIO
@@ -81,7 +81,7 @@ class Console(Callback):
         require(isinstance(live, bool), "live", live, "true or false", "live=true")
         self._live = live
         self._pipe_closed = False
-        self._out = Terminal(file=file, force_terminal=terminal, width=width, highlight=False, markup=False)
+        self._file, self._terminal, self._width = file, terminal, width
         self._run: RunInfo | None = None
         self._progress: Progress | None = None
         self._task = TaskID(0)
@@ -89,6 +89,12 @@ class Console(Callback):
         self._num_failures = 0
         self._due = 1
         self._pending: Round | None = None
+
+    @cached_property
+    def _out(self) -> Terminal:
+        return Terminal(
+            file=self._file, force_terminal=self._terminal, width=self._width, highlight=False, markup=False
+        )
 
     @_until_pipe_closes
     def on_start(self, run: RunInfo) -> None:

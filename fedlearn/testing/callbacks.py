@@ -49,7 +49,7 @@ def check_callback(callback: Callback | Callable[[], Callback]) -> None:
     Raises:
         AssertionError: the callback breaks a guarantee, which the message names.
     """
-    create = callback if callable(callback) else partial(deepcopy, callback)
+    create = callback if callable(callback) else partial(_copy, callback)
     assert isinstance(create(), Callback), "a callback must be a subclass of fedlearn.callbacks.Callback"
     assert isinstance(create().ends_run_on_error, bool), "ends_run_on_error must be True or False"
     with _without_terminal():
@@ -61,6 +61,14 @@ def check_callback(callback: Callback | Callable[[], Callback]) -> None:
         for status, num_rounds in (("stopped", 3), ("failed", 1), ("done", 0)):
             _check_early_end(create, rounds[:num_rounds], status)
         _check_undefined_metrics(create, rounds)
+
+
+def _copy(callback: Callback) -> Callback:
+    try:
+        return deepcopy(callback)
+    except Exception as error:
+        fix = f"check_callback(lambda: {type(callback).__name__}(...))"
+        raise AssertionError(f"a callback must be copyable before its start: {error}\n  try       {fix}") from error
 
 
 def _check_whole_run(create: Callable[[], Callback], rounds: Sequence[Round]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import time
 
 import numpy as np
@@ -40,7 +41,18 @@ def test_the_built_in_callbacks_pass(name):
     check_callback(BUILT_IN[name])
 
 
+def test_an_instance_that_cannot_be_copied_is_refused_with_the_other_form():
+    class Connects(Callback):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    with pytest.raises(AssertionError, match=r"check_callback\(lambda: Connects"):
+        check_callback(Connects())
+    check_callback(Connects)
+
+
 def test_an_instance_is_copied():
+    check_callback(Console())
     seen = EarlyStopping(metric="loss", patience=1)
     check_callback(seen)
     assert not seen._history
