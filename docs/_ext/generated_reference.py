@@ -5,6 +5,7 @@ The pages are written into ``docs/reference/generated/`` before Sphinx reads the
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -51,8 +52,10 @@ def write_pages() -> None:
         **dict(api_pages()),
         "settings.md": settings_page(ROOT / "conf"),
         "commands.md": commands_page(),
+        "examples.md": examples_page(),
+        **{path.name: path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.ipynb")},
     }
-    for path in OUTPUT.glob("*.md"):
+    for path in OUTPUT.iterdir():
         if path.name not in pages:
             path.unlink()
     for name, content in pages.items():
@@ -170,6 +173,20 @@ def _table(settings: list[Setting]) -> list[str]:
 
 def _cell(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
+
+
+# --- examples ----------------------------------------------------------------------------------------------------
+
+
+def examples_page() -> str:
+    """Return the page with all example scripts, and the table of contents of the notebooks."""
+    folder = ROOT / "examples"
+    notebooks = "\n".join(path.stem for path in sorted(folder.glob("*.ipynb")))
+    parts = ["# Examples\n", "```{toctree}", notebooks, "```", ""]
+    for path in sorted(folder.glob("*.py")):
+        summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        parts += [f"## {path.name}\n", summary, "", f"```{{literalinclude}} ../../../examples/{path.name}", "```", ""]
+    return "\n".join(parts)
 
 
 # --- commands ----------------------------------------------------------------------------------------------------

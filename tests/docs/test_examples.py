@@ -1,0 +1,61 @@
+"""Run the examples. Three quick scripts run by default, all others and the notebooks with ``-m slow``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUICK = ("own_strategy", "quickstart", "resume")
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def run(script: Path, folder: Path) -> str:
+    """Run a script in a folder and return its output."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_quick_example_runs(name, tmp_path):
+    pytest.importorskip("torch")
+    assert run(EXAMPLES / f"{name}.py", tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.stem not in QUICK], ids=lambda path: path.stem)
+def test_an_example_runs(script, tmp_path):
+    for module in ("torch", "jax", "matplotlib", "dp_accounting"):
+        pytest.importorskip(module)
+    if script.stem == "huggingface":
+        pytest.importorskip("transformers")
+    assert run(script, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    nbclient.NotebookClient(nbformat.read(path, 4), timeout=300, kernel_name="python3").execute()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_example_is_short_and_listed(script):
+    assert len(script.read_text(encoding="utf-8").splitlines()) <= 60
+    assert f"`{script.name}`" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_has_output_and_names_no_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert "image/png" in text
+    assert "site-packages" not in text
