@@ -55,7 +55,7 @@ SETTING_GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers")
 log = logging.getLogger(__name__)
 
 
-@engine_builder(deployed=True)
+@engine_builder(deployed=True, needs_coordinator=True)
 def grid(
     data: FederatedData,
     trainer: Trainer,

@@ -43,6 +43,7 @@ class BaseEngine:
     in_process = False
     deployed = False
     rebuilds_scenario = False
+    needs_coordinator = False
     elapsed_s: float | None = None
     mixed_block_size = 1
 
@@ -67,15 +68,21 @@ class EngineCapabilities:
         deployed: see `fedlearn.loop.protocols.Engine`.
         rebuilds_scenario: whether the builder takes a third argument: a function that builds the same `Scenario` in
             another process. It can be pickled, and accepts changed settings, for example ``device="cuda:0"``.
+        needs_coordinator: whether only a coordinator can build the engine, so that a simulation refuses it at once.
     """
 
     in_process: bool = False
     deployed: bool = False
     rebuilds_scenario: bool = False
+    needs_coordinator: bool = False
 
 
 def engine_builder(
-    *, in_process: bool = False, deployed: bool = False, rebuilds_scenario: bool = False
+    *,
+    in_process: bool = False,
+    deployed: bool = False,
+    rebuilds_scenario: bool = False,
+    needs_coordinator: bool = False,
 ) -> Callable[[Builder], Builder]:
     """Return a decorator that states the capabilities of an engine on its builder.
 
@@ -88,7 +95,8 @@ def engine_builder(
     """
 
     def state(builder: Builder) -> Builder:
-        vars(builder).update(in_process=in_process, deployed=deployed, rebuilds_scenario=rebuilds_scenario)
+        vars(builder).update(in_process=in_process, deployed=deployed)
+        vars(builder).update(rebuilds_scenario=rebuilds_scenario, needs_coordinator=needs_coordinator)
         return builder
 
     return state

@@ -41,7 +41,7 @@ from fedlearn.runner.builders import (
     refuse_unknown_keys,
     setting_path,
 )
-from fedlearn.runner.engines import build_engine, require_in_process
+from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.renames import new_name
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
@@ -174,6 +174,7 @@ def build_experiment(
     """
     plan = plan or build_plan(cfg)
     allow = allowed_modules(cfg)
+    refuse_coordinator_engine(cfg.engine)
     scenario = transform_scenario(build_scenario(cfg))
     if plan.strategy.root is not None:
         scenario = replace(scenario, data=with_root_dataset(scenario.data, plan.strategy.root, seed=plan.seed))

@@ -48,6 +48,17 @@ def require_in_process(engine: Mapping[str, Any], setting: str, value: object, r
     raise SettingError(setting, value, expected, fix + line)
 
 
+def refuse_coordinator_engine(engine: Mapping[str, Any]) -> None:
+    """Refuse an engine that only a coordinator can build, before a simulation loads any data.
+
+    Raises:
+        SettingError: the builder states ``needs_coordinator``.
+    """
+    if engine_capabilities(engine).needs_coordinator:
+        name, fix = engine["_target_"].rpartition(".")[2], "engine=vector, or python -m fedlearn.deploy.submit ..."
+        raise SettingError("engine", name, "an engine for simulations: this one needs a coordinator", fix)
+
+
 def build_engine(
     engine: Mapping[str, Any],
     build: Callable[..., Any],

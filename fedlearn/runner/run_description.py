@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
@@ -18,6 +17,7 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_mode import RunMode
+from fedlearn.trainers.base import available_cores
 
 MAX_CLIENTS_COUNTED = 10_000
 MAX_CLIENTS_NAMED = 20
@@ -184,5 +184,5 @@ def _examples(data: FederatedData) -> tuple[int, int] | None:
 
 
 def _device(device: str) -> str:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return f"{device}, {cores} core{'s' * (cores != 1)}" if device == "cpu" else device

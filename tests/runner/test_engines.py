@@ -117,6 +117,7 @@ def own_engines(monkeypatch):
 def composed(engine, *words):
     cfg = compose(parse_args(["allow_targets=[own_engines]", "rounds=2", "engine=serial", *words]))[0].cfg
     OmegaConf.set_struct(cfg, False)
+    cfg.model = cfg.partition = None  # the default scenario has both
     cfg.scenario = {"_target_": "own_engines.small_problem"}
     cfg.engine = {"_target_": f"own_engines.{engine}"} if "." not in engine else {"_target_": engine}
     return cfg
@@ -147,6 +148,13 @@ def test_an_engine_that_does_not_state_it_is_refused_before_any_data(engine, wor
     with pytest.raises(SettingError, match="does not state in_process=True") as refused:
         build_experiment(cfg)
     assert ("@engine_builder(in_process=True)" in str(refused.value)) == ("." not in engine)
+    assert not BUILT
+
+
+@pytest.mark.framework
+def test_an_engine_of_a_coordinator_is_refused_in_a_simulation_before_any_data():
+    with pytest.raises(SettingError, match=r"engine is grid(.|\n)*fedlearn\.deploy\.submit"):
+        build_experiment(composed("fedlearn.engines.deployed.grid"))
     assert not BUILT
 
 
