@@ -16,7 +16,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, chdir, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, is_dataclass, replace
 from dataclasses import fields as fields_of
 from typing import Any
@@ -26,10 +26,9 @@ import numpy as np
 from fedlearn.algorithm.aggregation import PartialAggregate, accumulate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy
-from fedlearn.core.import_path import ROOT, WORKING_FOLDER_ENV, is_working_folder_last, search_working_folder_last
 from fedlearn.core.records import Array, ClientId, Failure, Request, State, Updates
 from fedlearn.engines.base import MAX_BLOCK_BYTES, InProcessEngine
-from fedlearn.engines.ray.compat import session_folder, verify_version, without_worker_notices
+from fedlearn.engines.ray.compat import import_path_of_workers, session_folder, verify_version, without_worker_notices
 from fedlearn.errors import FedlearnError, MissingExtra, require
 
 CONNECT_TIMEOUT_S = 5.0  # seconds for a cluster to answer at all
@@ -85,11 +84,9 @@ class Cluster:
     def _connect(self, address: str, **settings: Any) -> None:
         self._ending.callback(self._ray.shutdown)
         _quieten(self._ending)
-        settings |= {"log_to_driver": False, "configure_logging": False, **import_path_of_workers()}
         try:
-            # Ray lets workers import from the current folder first
-            with chdir(ROOT) if is_working_folder_last() else nullcontext():
-                self._ray.init(address=address, **settings)
+            with import_path_of_workers() as more:
+                self._ray.init(address=address, log_to_driver=False, configure_logging=False, **settings, **more)
         except Exception as error:
             raise _no_cluster(address, error) from error
 
@@ -279,14 +276,6 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def import_path_of_workers() -> dict[str, Any]:
-    """Return the arguments of ``ray.init`` by which workers search the working folder last, if this process does."""
-    if not is_working_folder_last():
-        return {}
-    hook = f"{search_working_folder_last.__module__}.{search_working_folder_last.__name__}"
-    return {"runtime_env": {"worker_process_setup_hook": hook, "env_vars": {WORKING_FOLDER_ENV: os.getcwd()}}}
 
 
 def _no_cluster(address: str, error: Exception) -> ClusterError:

@@ -6,10 +6,12 @@ The names below only keep Ray quiet and give a folder to its sessions.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from typing import Any
 
+from fedlearn.core.import_path import ROOT, WORKING_FOLDER_ENV, is_working_folder_last, search_working_folder_last
 from fedlearn.core.private_names import PrivateNames
 from fedlearn.errors import IncompatibleVersion
 
@@ -36,6 +38,21 @@ def verify_version() -> None:
 def session_folder(folder: str) -> dict[str, Any]:
     """Return the arguments of ``ray.init`` that put the files of a new cluster into a folder."""
     return {"_temp_dir": folder}
+
+
+@contextmanager
+def import_path_of_workers() -> Iterator[dict[str, Any]]:
+    """Yield arguments of ``ray.init`` by which workers search the working folder last, if this process does.
+
+    Ray lets workers import from the current folder first, so that is the folder of fedlearn in the meantime.
+    """
+    if not is_working_folder_last():
+        yield {}
+        return
+    hook = f"{search_working_folder_last.__module__}.{search_working_folder_last.__name__}"
+    environment = {"worker_process_setup_hook": hook, "env_vars": {WORKING_FOLDER_ENV: os.getcwd()}}
+    with chdir(ROOT):
+        yield {"runtime_env": environment}
 
 
 @contextmanager
