@@ -280,7 +280,10 @@ class DeployedEngine(BaseEngine):
             self._round = flight.request.round
             self.exchange.update_members(self._round)
             self._add_clients()
-        return self.exchange.start(key, self._training_request(flight.request, strategy, [flight.client]))
+        member = self.membership.members_by_client().get(flight.client)
+        if member is not None and not self.exchange.grid_client.is_busy(member.node_id):
+            self.exchange.start(key, self._training_request(flight.request, strategy, [flight.client]))
+        return member is not None
 
     def _add_clients(self) -> None:
         self.clients = sorted_client_ids(list({*self.clients, *self.membership.members_by_client()}))

@@ -122,15 +122,11 @@ class Exchange:
                 yield held.pop(queue.popleft())
         yield from (held[client] for client in queue if client in held)
 
-    def start(self, key: RequestKey, cohort: CohortRequest[Any]) -> bool:
-        """Send a request to one client, unless its node is busy. Return False if no connected node has this client."""
-        member = self.membership.members_by_client().get(key[0])
-        if member is None or self.grid_client.is_busy(member.node_id):
-            return member is not None
+    def start(self, key: RequestKey, cohort: CohortRequest[Any]) -> None:
+        """Send a request to one client, whose node is connected and not busy."""
         ((node_id, request),) = self._divide(cohort).items()
         self._send({node_id: request}, max_bytes=cohort.reader.max_bytes)
         self._in_flight[key] = (request, cohort)
-        return True
 
     def is_in_flight(self, key: RequestKey) -> bool:
         """Return whether a request was started and its result was not taken."""

@@ -163,7 +163,7 @@ def _at(value, path):
 
 @pytest.mark.parametrize(("payload", "read"), JSON_PARTS.values(), ids=JSON_PARTS)
 @given(data=st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 def test_any_json_in_any_place_is_read_or_refused(payload, read, data):
     path = data.draw(st.sampled_from(list(paths_of(payload.metadata))))
     value = data.draw(JSON if path else st.dictionaries(st.text(max_size=5), JSON, max_size=3))
