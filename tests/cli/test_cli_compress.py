@@ -33,7 +33,7 @@ def test_updates_are_counted_as_they_are_written_and_the_header_says_how(tmp_pat
         (["compress=topk", "compress.share=2.0"], "compress.share is 2.0"),
         (["compress=topk", "strategy=signsgd"], "one compression"),
         (["compress=topk", "privacy=central", "privacy.noise_multiplier=1", "strategy.weighting=equal"], "lengthen"),
-        (["compress=half", "privacy=secagg", "strategy.weighting=equal"], "masked numbers"),
+        (["compress=half", "privacy=secagg", "strategy.weighting=equal"], "masked updates"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value[:2]),
 )

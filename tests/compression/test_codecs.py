@@ -224,11 +224,11 @@ def test_a_compressed_strategy_keeps_the_contract(name):
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ((codecs.topk(), clip(1.0)), "change them after that"),
-        ((codecs.half(), codecs.topk()), "change them after that"),
+        ((codecs.topk(), clip(1.0)), "a later stage changes them"),
+        ((codecs.half(), codecs.topk()), "a later stage changes them"),
         ((clip(1.0), codecs.topk()), "lengthen an update"),
         ((clip(1.0), codecs.eden()), "lengthen an update"),
-        ((Stage(needs_sum=True), codecs.topk()), "masked numbers"),
+        ((Stage(needs_sum=True), codecs.topk()), "masked updates"),
     ],
 )
 def test_a_compression_that_breaks_what_goes_before_it_is_refused(stages, message):

@@ -121,7 +121,7 @@ def test_what_stays_must_not_leave_beside_the_update():
     def finish(delta_KD, num_steps_K, learning_rate):
         return {}, {"more": delta_KD}
 
-    with pytest.raises(CompositionError, match="beside updates"):
+    with pytest.raises(CompositionError, match="vectors more of the local rule"):
         Strategy(select=everyone(), local=KEEPS._replace(after_training=finish))
     with pytest.raises(CompositionError, match="personal_epochs=2"):
         Strategy(select=everyone(), local=LocalRule(personal_epochs=2))
