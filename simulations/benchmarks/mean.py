@@ -11,30 +11,31 @@ import numpy as np
 
 from fedlearn import Layout
 from fedlearn.algorithm.aggregation import mean
+from fedlearn.core.command_line import DONE, command_parser, read_settings, run_command
 from fedlearn.core.records import Updates
-from fedlearn.errors import FedlearnError, require
+from fedlearn.errors import require
 
 SIZES = {"clients": 100, "parameters": 25_000_000}
-HELP = "python -m simulations.benchmarks.mean [clients=100] [parameters=25000000]\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit code is 0 done, 2 bad setting."""
-    argv = sys.argv[1:] if argv is None else argv
-    if {"--help", "-h", "help"} & set(argv):
-        sys.stdout.write(HELP)
-        return 0
-    try:
-        sizes = SIZES | dict(_pair(word) for word in argv)
-    except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    """Run the command; return 0 done, 2 bad setting."""
+    parser = command_parser("simulations.benchmarks.mean", "Measure the time and the memory of a streamed mean.")
+    parser.add_argument("settings", nargs="*", metavar="setting=value", help="clients=100 parameters=25000000")
+    return run_command(parser, print_costs, argv)
+
+
+def print_costs(settings: Sequence[str]) -> int:
+    """Measure and print; return the exit code."""
+    sizes = SIZES | read_settings(settings, SIZES)
+    for name, size in sizes.items():
+        require(size >= 1, name, size, "a whole number >= 1", f"{name}={SIZES[name]}")
     vectors, seconds = measure(sizes["clients"], sizes["parameters"])
     sys.stdout.write(
         f"mean over {sizes['clients']:,} clients of {sizes['parameters']:,} parameters: {seconds:.2f} s of adding, "
         f"peak {vectors:.2f} float32 vectors besides the one that arrives\n"
     )
-    return 0
+    return DONE
 
 
 def measure(num_clients: int, num_parameters: int) -> tuple[float, float]:
@@ -54,13 +55,6 @@ def measure(num_clients: int, num_parameters: int) -> tuple[float, float]:
     if not (update_D == 0.5).all():
         raise RuntimeError("a mean of equal updates must equal them")
     return peak / (4 * num_parameters), seconds
-
-
-def _pair(word: str) -> tuple[str, int]:
-    key, _, value = word.partition("=")
-    require(key in SIZES, key, value or "given", f"one of {', '.join(SIZES)}", "clients=100")
-    require(value.isdecimal() and int(value) >= 1, key, value, "a whole number >= 1", f"{key}={SIZES[key]}")
-    return key, int(value)
 
 
 if __name__ == "__main__":

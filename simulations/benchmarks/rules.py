@@ -5,7 +5,6 @@ Shapes: K clients, D parameters laid flat.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import strategies
 from fedlearn import Strategy, Updates
 from fedlearn.algorithm import aggregate_updates
+from fedlearn.core.command_line import DONE, command_parser, run_command
 
 RULES: Mapping[str, Callable[..., Strategy]] = {
     "fedavg": strategies.fedavg,
@@ -39,20 +39,24 @@ def seconds(strategy: Strategy, updates: Updates) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table: rule, and the least of a few measurements in seconds."""
-    parser = argparse.ArgumentParser(prog="python -m simulations.benchmarks.rules", description=__doc__)
+    """Run the command; return the exit code."""
+    parser = command_parser("simulations.benchmarks.rules", "Measure robust rules with many updates of a large model.")
     parser.add_argument("--updates", type=int, default=100, help="K (default 100)")
     parser.add_argument("--parameters", type=int, default=1_000_000, help="D (default 1,000,000)")
-    parser.add_argument("--repeat", type=int, default=3, help="measurements of each, the least of which is told")
-    asked = parser.parse_args(argv)
-    rng, ones = np.random.default_rng(0), np.ones(asked.updates, np.int64)
-    rows_KD = rng.standard_normal((asked.updates, asked.parameters), dtype=np.float32)
-    updates = Updates(clients_K=np.arange(asked.updates), delta_KD=rows_KD, num_examples_K=ones, num_steps_K=ones)
-    sys.stdout.write(f"{asked.updates} updates of {asked.parameters:,} parameters\n")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements of each, of which the smallest counts")
+    return run_command(parser, print_table, argv)
+
+
+def print_table(*, updates: int, parameters: int, repeat: int) -> int:
+    """Print each rule with its smallest measurement in seconds; return the exit code."""
+    rng, ones = np.random.default_rng(0), np.ones(updates, np.int64)
+    rows_KD = rng.standard_normal((updates, parameters), dtype=np.float32)
+    block = Updates(clients_K=np.arange(updates), delta_KD=rows_KD, num_examples_K=ones, num_steps_K=ones)
+    sys.stdout.write(f"{updates} updates of {parameters:,} parameters\n")
     for name, build in RULES.items():
-        least = min(seconds(build(), updates) for _ in range(asked.repeat))
+        least = min(seconds(build(), block) for _ in range(repeat))
         sys.stdout.write(f"  {name:<24} {least:8.2f} s\n")
-    return 0
+    return DONE
 
 
 if __name__ == "__main__":
