@@ -1,4 +1,4 @@
-"""Arrays that lie at clients.
+"""Divide arrays among clients.
 
 Shapes: N examples.
 """
@@ -87,7 +87,7 @@ def partition_arrays(
 def split_rows(
     rows_K: Sequence[np.ndarray], y_N: np.ndarray, *, test_share: float, seed: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The rows to train on and those to hold out, of each client.
+    """Return the training rows and the held-out rows of each client.
 
     Args:
         rows_K: row numbers of each client.
@@ -105,7 +105,7 @@ def split_rows(
 def from_rows(
     x: np.ndarray, y: np.ndarray, *, train: Sequence[np.ndarray], test: Sequence[np.ndarray], task: Task
 ) -> FederatedData:
-    """As `from_arrays`, where it is known already which rows each client trains on and which it holds out."""
+    """Return the data of clients from training rows and held-out rows; see `from_arrays`."""
     y_N = _targets(np.asarray(y), task)
     train_K, test_K = (_lay_out(np.asarray(x), y_N, side) for side in (train, test))
     num_classes = 1 if task == "regression" else max(2, int(y_N.max(initial=0)) + 1)
@@ -143,10 +143,9 @@ def rows_of_clients(assignment: Assignment, *, num_examples: int) -> list[np.nda
 
 
 def held_out(y_N: np.ndarray, test_share: float, rng: np.random.Generator) -> np.ndarray:
-    """A mask ``(N,)`` of the examples to hold out: every 1/share-th one of the shuffled examples in order of target.
+    """Return a mask ``(N,)`` of the examples to hold out: each 1/share-th of the shuffled examples, sorted by target.
 
-    So each class gives its share to within one example, a class of one goes to either side, and at least one example
-    is left to train on.
+    Each class gives its share to within one example. At least one example remains for training.
     """
     num_examples = len(y_N)
     num_test = min(num_examples - 1, int(test_share * num_examples + 0.5))

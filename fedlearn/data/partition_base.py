@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlearn.errors import is_count, is_number, require
 
-DEFAULTS: Mapping[str, Any] = {  # of the settings that are None and that the scenario does not set
+DEFAULTS: Mapping[str, Any] = {  # used for settings that neither the user nor the scenario sets
     "num_clients": 10,
     "test_share": 0.25,
     "alpha": 0.5,

@@ -29,7 +29,7 @@ class Natural(Partition):
     kind: ClassVar[str] = "natural"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         if rows.natural_N is None:
             expected = "iid, dirichlet, ...: these data have no natural clients"
             raise SettingError("partition", "natural", expected, "partition=iid")
@@ -47,12 +47,12 @@ class Natural(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Iid(Partition):
-    """Shuffle the rows and divide them into equal sizes. The arguments are those of `Partition`."""
+    """Shuffle the rows and divide them into equal sizes. `Partition` describes the arguments."""
 
     kind: ClassVar[str] = "iid"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         shuffled_N = generator(seed, Purpose.PARTITION).permutation(len(rows))
         return np.array_split(shuffled_N, _count(self))
 
@@ -98,7 +98,7 @@ class Dirichlet(_WithAlpha):
     needs_classes: ClassVar[bool] = True
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         return flwr_partitions.dirichlet(rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed)
 
 
@@ -115,7 +115,7 @@ class DirichletEqual(_WithAlpha):
     needs_classes: ClassVar[bool] = True
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         return flwr_partitions.dirichlet_equal(
             rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed
         )
@@ -133,7 +133,7 @@ class Quantity(_WithAlpha):
     kind: ClassVar[str] = "quantity"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         num_examples, num_clients = len(rows), _count(self)
         shuffled_N = generator(seed, Purpose.PARTITION).permutation(num_examples)
         # each client gets two examples if there are enough, else one; the shares divide the rest
@@ -186,7 +186,7 @@ class Pathological(_WithClassesPerClient):
     covers_all_rows: ClassVar[bool] = False
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         available, name = len(np.unique(rows.labels_N)), "partition.classes_per_client"
         expected = f"a whole number in 1..{available}, the number of classes"
         require(self.num_classes <= available, name, self.num_classes, expected, f"{name}={min(2, available)}")
@@ -206,7 +206,7 @@ class Shards(_WithClassesPerClient):
     kind: ClassVar[str] = "shards"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         num_shards, name = _count(self) * self.num_classes, "partition.classes_per_client"
         expected = f"at most {len(rows) // _count(self)}: each shard has an example or more"
         require(num_shards <= len(rows), name, self.num_classes, expected, f"{name}=2")
@@ -219,12 +219,12 @@ class Shards(_WithClassesPerClient):
 
 @dataclass(frozen=True, kw_only=True)
 class Time(Partition):
-    """Give each client the rows of one period. The arguments are those of `Partition`."""
+    """Give each client the rows of one period. `Partition` describes the arguments."""
 
     kind: ClassVar[str] = "time"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         return np.array_split(np.argsort(_ranks(self, rows.order_N), kind="stable"), _count(self))
 
 
@@ -248,7 +248,7 @@ class Feature(Partition):
         require(share, "strictness", self.strictness, "a number in [0, 1]", "strictness=0.8")
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """See `Partition.client_rows`."""
+        """Return the row numbers of each client."""
         ranks_N = _ranks(self, rows.order_N)  # ranks, not values: one outlier must not make all others alike
         num_examples = len(ranks_N)
         spread_N = (ranks_N - (num_examples - 1) / 2) / num_examples * 12**0.5  # mean 0, variance 1

@@ -22,7 +22,7 @@ CHANCE_OVERLAP = 0.02  # share of held-out examples that may equal a training ex
 
 
 def check_scenario(build: Callable[[], Scenario]) -> None:
-    """Check that a scenario gives engines, metrics and a resumed run what they rely on.
+    """Check the data and the trainer of a scenario.
 
     Args:
         build: builds the scenario; it is called twice, e.g. ``functools.partial(heart, seed=3)``.

@@ -28,14 +28,14 @@ def airline_sentiment(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Is a tweet about an airline negative, neutral or positive? 14,425 tweets, six airlines.
+    """Classify tweets about airlines as negative, neutral or positive: 14,425 tweets, six airlines.
 
     With ``partition=natural`` the clients are the airlines of ``AIRLINES``. A tweet that names several airlines belongs
     to the first one, and duplicate tweets count once. Words are numbered by a hash (see `HashingTokenizer`).
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with three outputs; ``minilm``: adapters
+        model: ``cnn``, ``bilstm``, ``transformer``, or a module with three outputs; ``minilm``: adapters
             of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
         partition: airlines if ``natural``; defaults: 6 clients, 2 classes per client, test share 0.2.
         num_tokens: numbers for words, >= 2; ``minilm`` has its own.

@@ -33,14 +33,14 @@ def cifar10(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """What is in the picture? Ten kinds of animals and vehicles, 32 x 32 pixels in colour, scaled to [-1, 1].
+    """Classify photographs of ten kinds of animals and vehicles: 32 x 32 pixels in color, scaled to [-1, 1].
 
     Training images are flipped, shifted and rotated anew in each round. Models are judged on the official test images.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module of
-            your own with ten outputs.
+        model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module
+            with ten outputs.
         partition: a kind other than ``natural``; defaults: 20 clients, 2 classes per client, test share 0.1.
         flip: every other image, left to right.
         shift: pixels at most, up, down and sideways.
@@ -76,5 +76,5 @@ def cifar10(
 
 
 def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Bytes as float32 in [-1, 1]: grey, which the border of a shifted image is filled with, is zero."""
+    """Return bytes as float32 in [-1, 1]; gray, the border of shifted images, is zero."""
     return (images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)

@@ -30,13 +30,13 @@ def diabetes(
     seed: int = 1,
     device: str = "cpu",
 ) -> Scenario:
-    """How far will the disease have gone in a year? 442 patients, 10 features; ships with scikit-learn.
+    """Predict the progression of diabetes in a year: 442 patients, 10 features; ships with scikit-learn.
 
     The target is ``(score - 150) / 100``, so an error of 0.5 is 50 points of the published score.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``linear`` (10-1), ``mlp`` (10-32-1), or a module of your own with one output.
+        model: ``linear`` (10-1), ``mlp`` (10-32-1), or a module with one output.
         partition: a kind without classes; defaults: 10 clients, test share 0.25.
         seed: of partition and split.
         device: where to compute.

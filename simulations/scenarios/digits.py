@@ -26,11 +26,11 @@ def digits(
     seed: int = 1,
     device: str = "cpu",
 ) -> Scenario:
-    """Which of ten digits is it? 1,797 images of 8 x 8 pixels, scaled to [0, 1]; ships with scikit-learn.
+    """Classify handwritten digits: 1,797 images of 8 x 8 pixels, scaled to [0, 1]; ships with scikit-learn.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module of your own with ten outputs.
+        model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module with ten outputs.
         partition: a kind other than ``natural``; defaults: 20 clients, 2 classes per client, test share 0.25.
         feature_noise: variance of noise on the pixels of the last client, >= 0; the others' grows up to it.
         seed: of partition and split.

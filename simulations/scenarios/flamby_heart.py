@@ -30,7 +30,7 @@ def flamby_heart(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Fed-Heart-Disease of FLamby: the 740 patients who lack nothing but slope, ca and thal, split 66 to 34.
+    """Build Fed-Heart-Disease of FLamby: the 740 patients with all values but slope, ca and thal, split 66 to 34.
 
     Each hospital scales its patients by its own training mean and deviation; the pooled test set of 254 patients is
     scaled by those of all 486 training patients, and is what published accuracies are measured on. A cholesterol of
@@ -38,7 +38,7 @@ def flamby_heart(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``linear`` (13-1, logistic regression, the benchmark's), ``mlp``, or a module of your own.
+        model: ``linear`` (13-1, logistic regression, the benchmark's), ``mlp``, or a module.
         path: a folder with the files; None searches for them.
         device: where to compute.
 
@@ -89,7 +89,7 @@ def _features(table_N: np.ndarray) -> np.ndarray:
 
 
 def _split(rows: np.ndarray, disease_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test rows of a hospital, each in the order of its file, as the benchmark keeps them."""
+    """Return training and test rows of a hospital in the order of its file, as in the benchmark."""
     classes, counts = np.unique(disease_N[rows], return_counts=True)
     stratified = len(classes) > 1 and counts.min() > 2
     train, test = train_test_split(

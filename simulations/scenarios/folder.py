@@ -1,4 +1,4 @@
-"""Data of one's own, from a folder.
+"""The scenario `folder`: tables or images of the user.
 
 Shapes: N rows or images.
 """
@@ -34,7 +34,7 @@ from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.scenario import Scenario
 from simulations.models import build_trainer
 
-NUM_TEXT_FEATURES = 4096  # of a text: words are hashed to so many, so that no vocabulary has to be learned from anybody
+NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no vocabulary of clients
 
 
 def folder(
@@ -61,7 +61,7 @@ def folder(
     device: str = "cpu",
     deployed: bool = False,
 ) -> Scenario:
-    """Your own tables (CSV, TSV, Parquet) or images: see `fedlearn.data.folder` for how a folder may look.
+    """Learn from your own tables (CSV, TSV, Parquet) or images; `fedlearn.data.folder` describes the layout.
 
     Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hugging_face`.
 
@@ -72,7 +72,7 @@ def folder(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``mlp`` (32 hidden units), ``linear``, ``cnn`` (images), or a module of your own.
+        model: ``mlp`` (32 hidden units), ``linear``, ``cnn`` (images), or a module.
         partition: the clients in the data if ``natural``; defaults: 10 clients, 2 classes per client, test share 0.25,
             unless files are called train and test.
         path: a file, a folder, or ``hf://owner/name``.
@@ -168,7 +168,7 @@ def _read(path: str, **how: Any) -> Contents:
 
 
 def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names of all clients in the order of their numbers, and the number of whose each row is."""
+    """Return the names of all clients in the order of their numbers, and the client number of each row."""
     if contents.clients is None:
         said = clients is None
         require(said, "clients", clients, "nothing: these data do not say whose row is whose", "client=COLUMN")
@@ -244,7 +244,7 @@ def _noise(
 def _features(
     contents: Contents, columns: Table, text: str | None, made: PreprocessingResult
 ) -> tuple[np.ndarray, str]:
-    """What to learn from, and what to say of it in the header."""
+    """Return the features, and a text about them for the header."""
     if contents.images is not None:
         return contents.images.astype(np.float32) / 255, ""
     if text is not None:
@@ -255,7 +255,7 @@ def _features(
 
 
 def _word_features(columns: Table, text: str) -> np.ndarray:
-    """Counts of hashed words, of unit length: nothing is learned, so nothing is told."""
+    """Return counts of hashed words, of unit length; hashing needs no statistics of clients."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     cells_N = columns.column(text, "scenario.text")

@@ -49,14 +49,14 @@ def heart(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Does a patient have heart disease? 920 patients, 13 features, four hospitals.
+    """Detect heart disease: 920 patients, 13 features, four hospitals.
 
     Missing values sit at the centre of their feature, which is zero after scaling. Clients are Cleveland 0,
     Hungarian 1, Switzerland 2 and VA Long Beach 3 where the partition is natural.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``mlp`` (13-32-1), ``linear``, or a module of your own with one output.
+        model: ``mlp`` (13-32-1), ``linear``, or a module with one output.
         partition: hospitals if ``natural``; defaults: 4 clients, 1 class per client, test share 0.25.
         seed: of partition and split.
         path: a folder with the files; None searches for them. One hospital's file alone will do at that hospital: its
@@ -93,7 +93,7 @@ def heart(
 
 
 def read_patients(file: Path) -> np.ndarray:
-    """The features ``(N, 13)`` of patients in a table with UCI's columns and codes, by name; empty or ? is missing.
+    """Return the features ``(N, 13)`` of patients in a table with UCI's columns and codes; empty or ? is missing.
 
     Raises:
         DataError: a column is absent, or a cell holds no number; names file, row and column.
@@ -103,7 +103,7 @@ def read_patients(file: Path) -> np.ndarray:
 
 
 def scale_features(table_N: np.ndarray) -> np.ndarray:
-    """The features ``(N, 13)`` float32: less their centre, over their spread, zero where missing."""
+    """Return the features ``(N, 13)`` float32, centered and scaled by constants; missing values are zero."""
     columns = []
     for feature, (centre, spread) in SCALES.items():
         column_N = table_N[:, COLUMNS.index(feature)]

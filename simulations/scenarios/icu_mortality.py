@@ -91,14 +91,14 @@ def icu_mortality(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Will a patient die in intensive care? 1,367 stays, of which 70 ended so; 196 features of the first 24 hours.
+    """Predict death in intensive care: 1,367 stays, 70 deaths, 196 features of the first 24 hours.
 
     Clients are blocks of hospitals with neighbouring numbers where the partition is natural, 51 to 182 stays each. One
     stay in twenty is positive: look at AUC and AUPRC, since 0.95 of stays are classified right by "nobody dies".
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``linear`` (196-1, logistic regression), ``mlp`` (196-32-1), or a module of your own with one output.
+        model: ``linear`` (196-1, logistic regression), ``mlp`` (196-32-1), or a module with one output.
         partition: blocks of hospitals if ``natural``; defaults: 13 clients, 1 class per client, test share 0.25.
         seed: of partition and split.
         path: a folder with the data; None searches for them.
@@ -138,7 +138,7 @@ def initial_params(layout: Layout, rng: np.random.Generator) -> np.ndarray:
 
 
 def scale_features(table_N: np.ndarray) -> np.ndarray:
-    """The features ``(N, 196)`` float32: zero where nothing was measured, and in the middle of the reference range.
+    """Return the features ``(N, 196)`` float32; a missing value and the middle of the reference range are zero.
 
     Values become ``arcsinh((value - centre) / spread)``, which is linear within the range and logarithmic far from it;
     counts become their logarithm's share of what it can be, in [0, 1].

@@ -30,7 +30,7 @@ def mnist(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Which digit is it? Images of 28 x 28 pixels, scaled to [0, 1].
+    """Classify digits, clothes or characters: images of 28 x 28 pixels, scaled to [0, 1].
 
     Where a variant has an official test part, models are judged on that, and clients' own held-out parts tell how each
     client fares.
@@ -41,7 +41,7 @@ def mnist(
             wrote them).
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (784-128-64-10), ``linear``, ``cnn``, ``lenet``, ``gn_cnn``, ``vgg``, ``resnet8``, ``resnet20``,
-            or a module of your own with an output for each class.
+            or a module with an output for each class.
         partition: None is ``natural`` (writers) for ``femnist``, else ``dirichlet``; defaults: 20 clients, 2 classes
             per client, test share 0.2.
         seed: of partition and split.
@@ -79,6 +79,6 @@ def mnist(
 
 
 def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Bytes as float32 in [0, 1], ``(N, 28, 28, 1)``; floats are there already."""
+    """Return images as float32 in [0, 1], ``(N, 28, 28, 1)``; floats are already in that range."""
     whole = np.float32(255 if images_N.dtype == np.uint8 else 1)
     return (images_N.astype(np.float32) / whole)[..., None]

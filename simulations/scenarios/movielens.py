@@ -39,14 +39,14 @@ def movielens(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """How many stars does a user give a film; or, which film does he see next? Each user is a client.
+    """Predict the stars that a user gives a film, or the next film of a user. Each user is a client.
 
     What a model knows of its user is in its parameters ``user.*``, which stay at the client under a strategy that keeps
     them: ``strategy=fcf``, or ``strategy=fedper strategy.personal_parameters=user.*``.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``mf`` (biased matrix factorisation), ``ncf`` (neural collaborative filtering), or a module of your own.
+        model: ``mf`` (biased matrix factorisation), ``ncf`` (neural collaborative filtering), or a module.
         partition: ``natural``: each user is a client; default of ``rating``: test share 0.2.
         size: ``100k`` (943 users), ``latest-small`` (671) or ``1m`` (6,040).
         task: ``rating``: stars, by RMSE, on ``test_share`` of each user's films. ``ranking``: each user's last film

@@ -29,7 +29,7 @@ def pneumonia(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Does a child have pneumonia? 5,232 chest X-rays of 28 x 28 pixels to learn from, scaled to [-1, 1].
+    """Detect pneumonia of children: 5,232 chest X-rays of 28 x 28 pixels for training, scaled to [-1, 1].
 
     Hospitals hold a part of their own X-rays out, to tell how each fares; MedMNIST's training and validation parts
     together are what lies at hospitals, and its test part, 624 X-rays of other patients, is what models are judged on.
@@ -37,7 +37,7 @@ def pneumonia(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn`` (three convolutions with group norm), ``resnet8``, ``resnet20``, ``lenet``, ``vgg``, ``cnn``,
-            ``mlp``, ``linear``, or a module of your own with one output.
+            ``mlp``, ``linear``, or a module with one output.
         partition: a kind other than ``natural``; defaults: 20 clients, 1 class per client, test share 0.1.
         seed: of partition and split.
         path: a folder with ``pneumoniamnist.npz``; None searches for it.

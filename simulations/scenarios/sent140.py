@@ -34,13 +34,13 @@ def sent140(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Is the author of a tweet happy? 16,025 tweets of 2,875 users, some of whom only test.
+    """Classify the sentiment of tweets: 16,025 tweets of 2,875 users; some users only test.
 
     The users who train are the clients. The accuracy is that on all tweets of the others, whom no client knows.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own with one output; ``minilm``: adapters of a
+        model: ``cnn``, ``bilstm``, ``transformer``, or a module with one output; ``minilm``: adapters of a
             pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
         partition: ``natural``: each user is a client; default: test share 0.1, for client metrics.
         num_tokens: numbers for words, >= 2; ``minilm`` has its own.

@@ -36,15 +36,14 @@ def shakespeare(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Which character comes next? Each speaking role is a client; its first words train, its last ones test.
+    """Predict the next character. Each speaking role is a client; its first words train, its last words test.
 
     An example is a window of ``length`` characters, and tells its successor at each of them. The windows that test
     overlap by half: each character is predicted from the ``length / 2`` or more before it.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``lstm`` (LEAF's: two layers of 256), ``gru`` (one of 256), ``transformer`` (causal), or a module of
-            your own.
+        model: ``lstm`` (LEAF's: two layers of 256), ``gru`` (one of 256), ``transformer`` (causal), or a module.
         partition: ``natural``: each role is a client; default: test share 0.2, the last part of each role.
         length: of a window, even, >= 2; LEAF's is 80.
         min_characters: roles that say less are left out, >= 2.

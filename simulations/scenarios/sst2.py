@@ -39,7 +39,7 @@ def sst2(
     encoder: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Is a sentence of a film review positive or negative? 6,920 sentences to learn from, 1,821 to be judged on.
+    """Classify sentences of film reviews as positive or negative: 6,920 for training, 1,821 for the test.
 
     A pretrained encoder is tuned. With ``tuning=lora`` its own weights stay as they are, the same at every client and
     once in memory: what is trained, travels, and is clipped, noised and compressed are the adapters and the head.
@@ -47,7 +47,7 @@ def sst2(
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``minilm``; ``cnn``, ``bilstm``, ``transformer``, which begin from nothing and read the same word pieces;
-            or a module of your own that takes ``(B, length)`` token numbers and has one output.
+            or a module that takes ``(B, length)`` token numbers and has one output.
         partition: a kind other than ``natural``; defaults: 10 clients, alpha 1, 1 class per client, test share 0.1.
         tuning: of ``minilm``: ``lora``, or ``full``: the layers themselves.
         layers: of ``minilm``, from the top, that are tuned, in 0..6; with ``full`` all six are tuned with the

@@ -80,14 +80,13 @@ def test_the_default_of_a_scenario_is_that_of_its_function(scenario):
 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_a_partition_has_exactly_its_settings_on_the_command_line(name):
-    settings = {"num_clients": "3", "test_share": "0.1", "alpha": "0.1", "classes_per_client": "1", "strictness": "0.1"}
-    for setting, value in settings.items():
-        words = (f"partition={name}", f"partition.{setting}={value}")
-        if hasattr(PARTITIONS[name](), setting):
-            assert composed(*words).partition[setting] == float(value)
-            continue
-        with pytest.raises(UsageError, match=f"did you mean partition=[a-z]+ partition.{setting}="):
-            composed(*words)
+    values = {"num_clients": 3, "test_share": 0.1, "alpha": 0.1, "classes_per_client": 1, "strictness": 0.1}
+    has = {setting: value for setting, value in values.items() if hasattr(PARTITIONS[name](), setting)}
+    chosen = composed(f"partition={name}", *(f"partition.{setting}={value}" for setting, value in has.items()))
+    assert {setting: chosen.partition[setting] for setting in has} == has
+    lacked = next(setting for setting in values if setting not in has)
+    with pytest.raises(UsageError, match=f"did you mean partition=[a-z]+ partition.{lacked}="):
+        composed(f"partition={name}", f"partition.{lacked}=1")
 
 
 def test_the_command_line_wins_over_a_recipe_and_a_recipe_over_a_scenario():

@@ -225,14 +225,14 @@ class Policy:
         require(ok, "max_rounds_total", in_all, "null, or a whole number >= 1", "max_rounds_total: 1000")
 
     def check_settings(self, request_settings: Mapping[str, Any]) -> None:
-        """Refuse scenarios and strategies that are not accepted.
+        """Refuse a scenario, a strategy, a model or a partition that the policy does not accept.
 
         Args:
-            request_settings: of an order: ``scenario``, ``strategy`` and, if updates are protected or compressed,
-                ``privacy`` and ``compress``, each with its ``_target_``.
+            request_settings: ``scenario``, ``strategy`` and, if updates are protected or compressed, ``privacy`` and
+                ``compress``, each with its ``_target_``.
 
         Raises:
-            Refused: one is not named in the policy, or a setting lies outside its bounds.
+            PolicyViolation: the policy does not name the builder, or a setting is outside its bounds.
         """
         if path := interpolation(dict(request_settings)):
             raise PolicyViolation(f"{path} has an interpolation (${{...}}); this node accepts plain values")
