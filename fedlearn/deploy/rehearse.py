@@ -20,7 +20,7 @@ from typing import Any
 from fedlearn.core.command_line import command_parser, exit_code, take_settings, terminate_as_interrupt
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
-from fedlearn.deploy.node_side.scenario_policy import choice
+from fedlearn.deploy.node_side.scenario_policy import choice, named_code
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command
 from fedlearn.deploy.run_log import Follower
 from fedlearn.deploy.submit import compose_request
@@ -142,7 +142,7 @@ def minimal_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
     bounds = {group: {"one_of": [choice(scenario[group])]} for group in SCENARIO_GROUPS if group in scenario}
     return {
         "scenarios": {scenario["_target_"]: bounds},
-        "strategies": {settings["strategy"]["_target_"]: {}},
+        "strategies": {name: {} for name in named_code(settings["strategy"])},
         "max_rounds": 1_000_000,
         "allow_targets": list(settings.get("allow_targets") or []),
     }

@@ -56,6 +56,11 @@ def nested_code_problem(group: str, settings: Any, accepted: Collection[str] = (
     return None
 
 
+def named_code(settings: Any) -> list[str]:
+    """Return the dotted names of all builders in the settings of a group."""
+    return [str(value) for _, key, value in _walk(settings) if key == "_target_"]
+
+
 def choice(value: Any) -> Any:
     """Return the name by which a policy lists a model or a partition: an option, or a dotted name.
 

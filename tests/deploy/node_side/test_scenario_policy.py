@@ -4,6 +4,7 @@ import pytest
 
 from fedlearn.data.partition import PARTITIONS
 from fedlearn.deploy.node_side.policy import Policy, PolicyViolation
+from fedlearn.deploy.rehearse import minimal_policy
 from fedlearn.errors import FedlearnError
 
 HEART = "simulations.scenarios.heart.heart"
@@ -109,6 +110,18 @@ def test_parts_of_a_strategy_may_stand_below_it():
     policy = Policy(scenarios={HEART: {}}, strategies={flower["_target_"]: {}, "fedlearn.Strategy": {}})
     for strategy in (flower, composed):
         policy.check_settings({"scenario": {"_target_": HEART}, "strategy": strategy})
+
+
+def test_a_rehearsal_accepts_its_own_settings_and_no_other_partition():
+    rule = {"_target_": "strategies.krum", "num_malicious": 1}
+    settings = {
+        "scenario": {"_target_": HEART, "model": "mlp", "partition": {"_target_": target("iid"), "num_clients": 2}},
+        "strategy": {"_target_": "strategies.nnm", "rule": rule},
+    }
+    policy = Policy(**minimal_policy(settings))
+    policy.check_settings(settings)
+    with pytest.raises(PolicyViolation, match="partition is natural; this node accepts one of iid"):
+        policy.check_settings({**settings, "scenario": {**settings["scenario"], "partition": NATURAL}})
 
 
 def test_the_consent_of_the_node_covers_own_code_and_its_settings():
