@@ -1,7 +1,14 @@
 """Engines of this process. Other engines are in modules of this package, because they load a framework."""
 
+from typing import TYPE_CHECKING
+
+from fedlearn.core.lazy_names import LazyName, lazy_names
 from fedlearn.engines.base import InProcessEngine, failure, serial, vector
-from fedlearn.engines.byzantine import ByzantineEngine
+
+if TYPE_CHECKING:
+    from fedlearn.engines.byzantine import ByzantineEngine
+else:
+    __getattr__, __dir__ = lazy_names(__name__, {"ByzantineEngine": LazyName("fedlearn.engines.byzantine")})
 
 __all__ = [
     "ByzantineEngine",

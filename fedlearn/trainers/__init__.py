@@ -3,20 +3,24 @@
 from typing import TYPE_CHECKING
 
 from fedlearn.core.lazy_names import LazyName, lazy_names
-from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
 from fedlearn.trainers.base import BaseTrainer, LocalResult, initial_parameters, require_plain_training
 from fedlearn.trainers.batching import batch_plans, rounds_of
-from fedlearn.trainers.mixed import MixedTrainer
-from fedlearn.trainers.process_pool import ProcessPoolTrainer
 
 if TYPE_CHECKING:
+    from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
     from fedlearn.trainers.jax import JaxTrainer
+    from fedlearn.trainers.mixed import MixedTrainer
+    from fedlearn.trainers.process_pool import ProcessPoolTrainer
     from fedlearn.trainers.torch import TorchTrainer
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "Augmentation": LazyName("fedlearn.trainers.augmentation"),
+            "AugmentedTrainer": LazyName("fedlearn.trainers.augmentation"),
             "JaxTrainer": LazyName("fedlearn.trainers.jax", "jax"),
+            "MixedTrainer": LazyName("fedlearn.trainers.mixed"),
+            "ProcessPoolTrainer": LazyName("fedlearn.trainers.process_pool"),
             "TorchTrainer": LazyName("fedlearn.trainers.torch", "torch"),
         },
     )
