@@ -28,7 +28,7 @@ def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None
 
     It checks that no example contributes more than the clip norm, that the contributions of a batch add up, and that
     plain training has gradients that add up, too. A model with random layers (dropout) or random inputs (augmentation)
-    is checked by replacing one example, because its contributions are drawn anew.
+    is checked by replacing examples, with equal random numbers.
 
     Raises:
         AssertionError: names the guarantee that does not hold.
@@ -49,8 +49,10 @@ def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None
             "the loss mixes the examples of a batch, so DP-SGD does not protect an example: the gradients of single "
             f"examples add up to another gradient than that of their batch (difference {apart / scale:.2g})"
         )
-    for clip in (0.1 * float(np.median(norm_N[norm_N > 0])) if norm_N.any() else 1.0, 10 * max(scale, 1e-6)):
-        _check_clipped(trainer, params_D, batch, clip, is_random=is_random)
+    else:
+        _check_differences(trainer, params_D, batch, None, 1.0, scale)
+    clip = 0.1 * float(np.median(norm_N[norm_N > 0])) if norm_N.any() else 1.0  # so that all gradients are clipped
+    _check_clipped(trainer, params_D, batch, clip, is_random=is_random)
 
 
 def _check_clipped(trainer: Trainer, params_D: np.ndarray, batch: Examples, clip: float, *, is_random: bool) -> None:
@@ -67,12 +69,28 @@ def _check_clipped(trainer: Trainer, params_D: np.ndarray, batch: Examples, clip
             "in DP-SGD the contribution of an example must not depend on the other examples of its batch: "
             f"contributions add up to a sum that differs by {apart / clip:.2g} clip norms"
         )
+    else:
+        _check_differences(trainer, params_D, batch, clip, 1 / clip, min(clip, longest * len(batch)))
     for n in range(len(batch)):
         other_D = _summed(trainer, params_D, [_replaced(batch, n)], clip, 1 / clip)[0]
         moved = float(np.linalg.norm(whole_D - other_D))
         assert moved <= 2 * clip * (1 + TOLERANCE), (
             f"one replaced example must move the sum of DP-SGD by at most {2 * clip:.3g}, not {moved:.3g}"
         )
+
+
+def _check_differences(
+    trainer: Trainer, params_D: np.ndarray, batch: Examples, clip: float | None, learning_rate: float, scale: float
+) -> None:
+    """Replacing one example changes the sum by as much, whatever another example is; random numbers stay the same."""
+    first, second = 0, len(batch) // 2
+    batches = [batch, _replaced(batch, first), _replaced(batch, second), _replaced(_replaced(batch, first), second)]
+    a_D, b_D, c_D, d_D = _summed(trainer, params_D, batches, clip, learning_rate)
+    apart = float(np.linalg.norm(a_D - b_D - c_D + d_D))
+    assert apart <= TOLERANCE * scale + 1e-6, (
+        "the loss mixes the examples of a batch, so DP-SGD does not protect an example: the contribution of an example "
+        f"changes with another example (difference {apart / max(scale, 1e-12):.2g})"
+    )
 
 
 def _check_refusal(trainer: Trainer, params_D: np.ndarray, batch: Examples) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from fedlearn.core.records import Examples
 from fedlearn.testing import LinearTrainer, check_trainer, linear_problem
+from fedlearn.testing.example_privacy import CLIENT, _batch, _row, _summed, check_example_privacy
 from fedlearn.trainers.base import BaseTrainer
 
 CLIENTS = [linear_problem(num_features=6).train(k) for k in range(3)]
@@ -30,11 +31,11 @@ def torch_trainer(kind, loss=None):
                 h = torch.tanh(self.hidden(x.reshape(-1, 2)))
                 return self.out(h.reshape(len(x), 3, 5).mean(dim=1))
             h = torch.tanh(self.hidden(x))
-            if kind == "centered":
+            if kind in ("centered", "centered dropout"):
                 h = h - h.mean(dim=0)
             if kind in ("batch norm", "buffers"):
                 h = self.norm(h)
-            return self.out(self.dropout(h) if kind == "dropout" else h)
+            return self.out(self.dropout(h) if "dropout" in kind else h)
 
     torch.manual_seed(1)
     return TorchTrainer(Net(), task="regression", loss=loss)
@@ -73,13 +74,11 @@ MAKERS = {"torch": torch_trainer, "jax": jax_trainer}
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_model_that_keeps_examples_apart_passes(make):
-    check_trainer(make("plain"), CLIENTS, tolerance=1e-5)
+    check_example_privacy(make("plain"), CLIENTS)  # tests/trainers holds models of ours to all of check_trainer
 
 
 @pytest.mark.parametrize("kind", ["dropout", "buffers"])
 def test_random_layers_pass_and_batch_statistics_are_refused_by_the_trainer(kind):
-    from fedlearn.testing.example_privacy import check_example_privacy
-
     check_example_privacy(torch_trainer(kind), CLIENTS)
 
 
@@ -87,20 +86,21 @@ def test_random_layers_pass_and_batch_statistics_are_refused_by_the_trainer(kind
 @pytest.mark.parametrize(("kind", "loss"), [("centered", None), ("plain", ranked)])
 def test_a_model_or_loss_that_mixes_examples_is_rejected(make, kind, loss):
     with pytest.raises(AssertionError, match=r"mixes the examples|must not depend on the other"):
-        check_trainer(make(kind, loss), CLIENTS, tolerance=1e-4)
+        (check_trainer if make is torch_trainer else check_example_privacy)(make(kind, loss), CLIENTS)
+
+
+def test_random_layers_do_not_hide_a_mixture():
+    with pytest.raises(AssertionError, match="mixes the examples"):
+        check_example_privacy(torch_trainer("centered dropout"), CLIENTS)
 
 
 def test_batch_norm_without_buffers_is_rejected():
-    from fedlearn.testing.example_privacy import check_example_privacy
-
     with pytest.raises(AssertionError, match="a batch of one example must train"):
         check_example_privacy(torch_trainer("batch norm"), CLIENTS)
 
 
 def contribution_of_reshaped(make):
     """The longest contribution of one example over the clip norm."""
-    from fedlearn.testing.example_privacy import CLIENT, _batch, _row, _summed
-
     trainer, batch = make("reshaped"), _batch(CLIENTS)
     alone = _summed(trainer, trainer.init(1), [_row(batch, n) for n in range(6)], 1e-3, 1e3, CLIENT)
     return np.linalg.norm(alone, axis=1).max() / 1e-3
