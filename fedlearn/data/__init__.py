@@ -1,6 +1,6 @@
-"""Data of clients: partitions, files and folders, and data sets of the Hugging Face Hub.
+"""Provide the data of clients: partitions, files and folders, and data sets of the Hugging Face Hub.
 
-All names are imported on first use: most of them need readers of files and downloads.
+All names are imported on first use, because most of them need readers of files and downloads.
 """
 
 from typing import TYPE_CHECKING

@@ -1,12 +1,13 @@
-"""A federated statistics round: what preprocessing must know of columns, as sums that each client adds its part to.
+"""Compute statistics of columns over all clients, as sums of one contribution per client.
 
-For a numeric column: how many values, their sum, the sum of their squares. For one of categories: how many of each. So
-mean, variance, share of missing values and frequencies follow, of all clients together, and no example leaves one.
+A numeric column has the number of values, their sum and the sum of their squares. A column of categories has the count
+of each category. Mean, variance, share of missing values and frequencies of all clients follow from these sums. No
+example leaves a client.
 
-What it reveals: exact sums tell whoever sees a client's own that client's means, deviations and category counts; of a
-client with one example they are the example. Under secure aggregation only sums over all clients would be seen. With
-`Noise`, which each client adds to its own part, each of its records is protected by differential privacy from everyone
-else, which costs the client one event.
+Disclosure: exact sums of one client reveal its means, deviations and category counts to their receiver. With a single
+example, they reveal the example. With secure aggregation, only the sums over all clients would be visible. With
+`Noise`, each client adds noise to its own sums. Each of its records is then protected by differential privacy, at the
+cost of one privacy event per client.
 
 Shapes: N rows.
 """
@@ -30,11 +31,11 @@ class ColumnSums:
     """Hold the sums of clients for one column.
 
     Args:
-        num_rows: in all, missing values included.
-        num_present: of them not missing; 0 for a column of categories, where it is the sum of ``counts``.
-        total: of the values.
-        sum_squares: of the values.
-        counts: of each category.
+        num_rows: number of rows, including missing values.
+        num_present: number of values that are not missing; 0 for a column of categories, where ``counts`` has them.
+        total: sum of the values.
+        sum_squares: sum of the squared values.
+        counts: number of rows of each category.
     """
 
     num_rows: float = 0.0
@@ -44,20 +45,22 @@ class ColumnSums:
     counts: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: ColumnSums) -> ColumnSums:
-        both = {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in {**self.counts, **other.counts}}
+        counts = {
+            name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in {**self.counts, **other.counts}
+        }
         totals = (self.num_rows + other.num_rows, self.num_present + other.num_present)
         return ColumnSums(
-            *totals, self.total + other.total, self.sum_squares + other.sum_squares, dict(sorted(both.items()))
+            *totals, self.total + other.total, self.sum_squares + other.sum_squares, dict(sorted(counts.items()))
         )
 
     @property
     def mean(self) -> float:
-        """Of the values that are there; 0 where there are none."""
+        """Mean of the values that are not missing; 0 if all are missing."""
         return self.total / self.num_present if self.num_present > 0 else 0.0
 
     @property
     def std(self) -> float:
-        """Standard deviation of the values that are there; 1 where they do not vary, so that one may divide by it."""
+        """Standard deviation of the values that are not missing; 1 if they are constant, to allow a division."""
         if self.num_present <= 0:
             return 1.0
         variance = self.sum_squares / self.num_present - self.mean**2
@@ -69,14 +72,14 @@ Statistics = Mapping[str, ColumnSums]
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Gaussian noise on each client's sums, so that they protect each of its records.
+    """Describe Gaussian noise on the sums of each client, so that each of its records has differential privacy.
 
     Args:
-        multiplier: standard deviation over the sensitivity, > 0.
-        bounds: (least, most) of each numeric column; values beyond are moved there. They are public: what a value can
-            be, not what it is.
-        categories: that each other column can have; others are counted with the missing ones.
-        seed: of the noise in a simulation; None takes it from the operating system's generator, as real nodes must.
+        multiplier: standard deviation divided by the sensitivity, > 0.
+        bounds: (minimum, maximum) of each numeric column; values beyond are clipped. The bounds are public, so they
+            must follow from the possible values, not from the data.
+        categories: possible values of each other column; other values count as missing.
+        seed: seed of the noise in a simulation; None takes the operating system's generator, as real nodes must.
 
     Reference: Dwork, Roth, *The Algorithmic Foundations of Differential Privacy*, 2014, appendix A.
     """
@@ -97,122 +100,142 @@ class Noise:
 
     @property
     def sensitivity(self) -> float:
-        """The norm by which adding or removing one record changes what is released, in the units it is released in.
+        """Largest L2 change of the released numbers, in their own units, when one record is added or removed.
 
-        A record adds 1 to the number of rows; at most (1, z, z^2) with z in [-1, 1] for a numeric column; 1 to one
-        category of each other column.
+        A record adds 1 to the number of rows. To each numeric column it adds at most (1, z, z^2) with z in [-1, 1]. To
+        each other column it adds 1 to one category.
         """
         return math.sqrt(1 + 3 * len(self.bounds) + len(self.categories))
 
     def initial_ledger(self, clients: Iterable[int]) -> Ledger:
-        """What a run starts with that was prepared so: each client has paid for one release of its records.
+        """Return the privacy ledger at the start of a run: one event per client for the release of its statistics.
 
-        The event protects one record under adding or removing it, so it composes with those of ``privacy=example``.
+        The event protects one record against addition or removal. It therefore composes with the events of
+        ``privacy=example``.
+
+        Args:
+            clients: ids of the clients that released statistics.
         """
         return Ledger().charge_clients({client: (Event(self.multiplier), 1) for client in clients})
 
 
 def column_sums(table: Table, *, noise: Noise | None = None) -> dict[str, ColumnSums]:
-    """Return the sums of one client: of numbers if a column holds numbers at all clients (`joined`), else of
-    categories.
+    """Return the sums of one client for each column.
+
+    Without noise, a column is numeric if it holds numbers at all clients. With noise, ``noise.bounds`` names the
+    numeric columns.
 
     Args:
-        table: the client's rows.
-        noise: to say which columns are what, and to move values into their bounds; adds none yet.
+        table: rows of the client.
+        noise: names the kind of each column and the bounds of its values; `add_noise` adds the noise later.
     """
-    return {name: _of_column(name, cells_N, noise) for name, cells_N in table.columns.items()}
+    return {name: _sums_of_column(name, cells_N, noise) for name, cells_N in table.columns.items()}
 
 
 def add_sums(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
-    """All clients' parts together.
+    """Return the sums over all clients.
 
-    *Guarantees*: the same whatever the order of clients, to rounding of float64 sums.
+    Args:
+        parts: statistics of each client, from `column_sums` or `add_noise`.
+
+    *Guarantees*: the order of clients does not matter, up to the rounding of float64 sums.
 
     Raises:
-        DataError: there is no part, or one lacks a column.
+        DataError: there is no client, or the clients have different columns.
     """
-    whole: dict[str, ColumnSums] = {}
+    total: dict[str, ColumnSums] = {}
     for part in parts:
-        if whole and whole.keys() != part.keys():
-            raise DataError("clients have sums of different columns\n  try       the same columns at every client")
-        whole = {name: whole.get(name, ColumnSums()) + of for name, of in part.items()}
-    if not whole:
-        raise DataError("there is no client to add up statistics of")
-    return whole
+        if total and total.keys() != part.keys():
+            raise DataError(
+                "the statistics of clients have different columns\n  try       the same columns at each client"
+            )
+        total = {name: total.get(name, ColumnSums()) + sums for name, sums in part.items()}
+    if not total:
+        raise DataError("federated statistics need at least one client, but there is no client")
+    return total
 
 
 def add_noise(part: Statistics, noise: Noise, *, client: int = 0) -> dict[str, ColumnSums]:
-    """Return the statistics of a client with noise of its own; `Noise.initial_ledger` has the privacy cost.
+    """Return the statistics of a client with noise; `Noise.initial_ledger` has the privacy cost.
 
     Args:
-        part: from `column_sums` with this noise.
-        noise: how much.
-        client: whose; in a simulation its noise follows from its number.
+        part: statistics from `column_sums` with the same noise.
+        noise: amount of noise, bounds and categories.
+        client: id of the client; the noise of a simulation is derived from it.
 
-    *Guarantees*: numbers are released in units in which a record changes them by at most 1 each, see
-    `Noise.sensitivity`, and brought back to the column's by what does not depend on data: parts still add up.
+    *Guarantees*: a record changes each released number by at most 1, see `Noise.sensitivity`. The conversion back to
+    the units of the column does not depend on data, so noisy parts can be added.
 
     Raises:
-        DataError: a column has neither bounds nor categories, or one that has is not there.
+        DataError: a column has neither bounds nor categories, or the table has no column of that name.
     """
     if part.keys() != {*noise.bounds, *noise.categories}:
         stray = sorted(part.keys() ^ {*noise.bounds, *noise.categories})[0]
-        fix = f"'scenario.bounds={{{stray}:[LEAST,MOST]}}', or its categories, if there is such a column"
-        raise DataError(f"column {stray} needs bounds or categories, for columns with noise\n  try       {fix}")
+        fix = f"'scenario.bounds={{{stray}:[MINIMUM,MAXIMUM]}}' or its categories, for an existing column"
+        raise DataError(
+            f"column {stray} needs bounds or categories, because its statistics get noise\n  try       {fix}"
+        )
     std = noise.multiplier * noise.sensitivity
-    step = 2.0 ** (math.floor(math.log2(std)) - 20)  # gaps between floats must not tell what was added, see noise.py
+    step = 2.0 ** (math.floor(math.log2(std)) - 20)  # float gaps must not reveal the sum, see gaussian_noise.py
     draws = _draws(noise, 1 + sum(3 if name in noise.bounds else len(noise.categories[name]) for name in part), client)
 
     def release(value: float) -> float:
         return round((value + std * next(draws)) / step) * step
 
     rows = release(next(iter(part.values())).num_rows)
-    made: dict[str, ColumnSums] = {}
-    for name, of in part.items():
+    noisy: dict[str, ColumnSums] = {}
+    for name, sums in part.items():
         if name in noise.bounds:
-            made[name] = _moments(of, noise.bounds[name], rows, release)
+            noisy[name] = _moments(sums, noise.bounds[name], rows, release)
         else:
-            made[name] = ColumnSums(rows, counts={c: release(of.counts.get(c, 0)) for c in noise.categories[name]})
-    return made
+            noisy[name] = ColumnSums(rows, counts={c: release(sums.counts.get(c, 0)) for c in noise.categories[name]})
+    return noisy
 
 
 def project_to_bounds(statistics: Statistics, noise: Noise) -> dict[str, ColumnSums]:
-    """Noisy sums of all clients, made to be some that columns within these bounds can have."""
-    made: dict[str, ColumnSums] = {}
-    for name, of in statistics.items():
-        rows, counts = max(0.0, of.num_rows), {value: max(0.0, count) for value, count in of.counts.items()}
+    """Return noisy sums of all clients, changed to sums that values within the bounds can have.
+
+    Args:
+        statistics: noisy sums over all clients.
+        noise: the noise of these sums, with the bounds.
+    """
+    projected: dict[str, ColumnSums] = {}
+    for name, sums in statistics.items():
+        rows, counts = max(0.0, sums.num_rows), {value: max(0.0, count) for value, count in sums.counts.items()}
         if name in noise.bounds:
-            (least, most), present = noise.bounds[name], max(1.0, of.num_present)
-            mean = min(most, max(least, of.total / present))
-            largest = ((most - least) / 2) ** 2  # that a variance can be
-            variance = min(largest, max(1e-6 * largest, of.sum_squares / present - mean**2))
-            made[name] = ColumnSums(rows, present, present * mean, present * (variance + mean**2))
+            (least, most), present = noise.bounds[name], max(1.0, sums.num_present)
+            mean = min(most, max(least, sums.total / present))
+            max_variance = ((most - least) / 2) ** 2
+            variance = min(max_variance, max(1e-6 * max_variance, sums.sum_squares / present - mean**2))
+            projected[name] = ColumnSums(rows, present, present * mean, present * (variance + mean**2))
         else:
-            made[name] = ColumnSums(rows, counts=counts)
-    return made
+            projected[name] = ColumnSums(rows, counts=counts)
+    return projected
 
 
-def _of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> ColumnSums:
+def _sums_of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> ColumnSums:
     numeric = cells_N.dtype != object if noise is None else name in noise.bounds
     if not numeric:
         known = None if noise is None else noise.categories.get(name, ())
-        there = [cell for cell in to_categories(cells_N) if cell is not None and (known is None or cell in known)]
-        counts = dict(zip(*np.unique(np.array(there, str), return_counts=True), strict=True)) if there else {}
+        present = [cell for cell in to_categories(cells_N) if cell is not None and (known is None or cell in known)]
+        counts = dict(zip(*np.unique(np.array(present, str), return_counts=True), strict=True)) if present else {}
         return ColumnSums(num_rows=len(cells_N), counts={str(value): float(count) for value, count in counts.items()})
     values_N, _ = to_numbers(cells_N)
-    there_N = values_N[~np.isnan(values_N)]
+    present_N = values_N[~np.isnan(values_N)]
     if noise is not None:
-        there_N = np.clip(there_N, *noise.bounds[name])
-    total, squares = math.fsum(there_N), math.fsum(there_N**2)
-    return ColumnSums(num_rows=len(cells_N), num_present=len(there_N), total=total, sum_squares=squares)
+        present_N = np.clip(present_N, *noise.bounds[name])
+    total, sum_squares = math.fsum(present_N), math.fsum(present_N**2)
+    return ColumnSums(num_rows=len(cells_N), num_present=len(present_N), total=total, sum_squares=sum_squares)
 
 
-def _moments(of: ColumnSums, bounds: tuple[float, float], rows: float, release: Callable[[float], float]) -> ColumnSums:
-    """Moments of z = (value - centre) / half, which is in [-1, 1], released and brought back to the column's units."""
+def _moments(
+    sums: ColumnSums, bounds: tuple[float, float], rows: float, release: Callable[[float], float]
+) -> ColumnSums:
+    """Release moments of z = (value - centre) / half in [-1, 1]; return them in the units of the column."""
     centre, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
-    sum_z = (of.total - centre * of.num_present) / half
-    sum_zz = (of.sum_squares - 2 * centre * of.total + centre**2 * of.num_present) / half**2
-    present = release(of.num_present)
+    sum_z = (sums.total - centre * sums.num_present) / half
+    sum_zz = (sums.sum_squares - 2 * centre * sums.total + centre**2 * sums.num_present) / half**2
+    present = release(sums.num_present)
     total = half * release(sum_z) + centre * present
     squares = half**2 * release(sum_zz) + 2 * centre * total - centre**2 * present
     return ColumnSums(rows, present, total, squares)

@@ -1,4 +1,4 @@
-"""Partitions by class that flwr-datasets computes; the extra `data` installs it.
+"""Compute class-based partitions with flwr-datasets, which the extra `data` installs.
 
 Shapes: N examples.
 """
@@ -19,8 +19,18 @@ if TYPE_CHECKING:
 
 
 def dirichlet(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int) -> list[np.ndarray]:
-    """Return the rows of each client where each class is divided in Dirichlet(alpha) shares."""
-    at_least = min(2, len(labels_N) // num_clients)  # one example to train on, one to hold out
+    """Return the rows of each client, with each class divided in Dirichlet(alpha) shares.
+
+    Args:
+        labels_N: class numbers.
+        num_clients: number of clients, >= 1.
+        alpha: concentration, > 0.
+        seed: seed of all random choices.
+
+    Raises:
+        SettingError: the draws leave clients with too few examples.
+    """
+    at_least = min(2, len(labels_N) // num_clients)  # one for training, one to hold out
     partitioner = _partitioners("dirichlet").DirichletPartitioner(
         num_partitions=num_clients,
         partition_by="label",
@@ -33,13 +43,23 @@ def dirichlet(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int
     try:
         return _load(partitioner, labels_N, num_clients)
     except ValueError as error:
-        expected = f"large enough that each of {num_clients} clients gets {at_least} examples or more"
+        expected = f"a larger value, so that each of {num_clients} clients gets {at_least} examples or more"
         fix = "partition.alpha=0.5   (or fewer clients, or partition=dirichlet_equal)"
         raise SettingError("partition.alpha", alpha, expected, fix) from error
 
 
 def dirichlet_equal(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int) -> list[np.ndarray]:
-    """Return the rows of clients of equal size, with classes in Dirichlet(alpha) shares."""
+    """Return the rows of clients of equal size, with classes in Dirichlet(alpha) shares.
+
+    Args:
+        labels_N: class numbers.
+        num_clients: number of clients, >= 1.
+        alpha: concentration, > 0.
+        seed: seed of all random choices.
+
+    Raises:
+        SettingError: a client draws only classes that have no examples left.
+    """
     partitioner = _partitioners("dirichlet_equal").InnerDirichletPartitioner(
         partition_sizes=[len(rows) for rows in np.array_split(labels_N, num_clients)],
         partition_by="label",
@@ -47,16 +67,26 @@ def dirichlet_equal(labels_N: np.ndarray, *, num_clients: int, alpha: float, see
         shuffle=True,
         seed=integer_seed(seed, Purpose.PARTITION),
     )
-    classes_N = np.unique(labels_N, return_inverse=True)[1]  # it needs numbers without gaps
+    classes_N = np.unique(labels_N, return_inverse=True)[1]  # the partitioner needs numbers without gaps
     try:
         return _load(partitioner, classes_N, num_clients)
     except ValueError as error:
-        expected = f"large enough that each of {num_clients} clients finds classes with examples left"
+        expected = f"a larger value, so that each of {num_clients} clients draws classes with remaining examples"
         raise SettingError("partition.alpha", alpha, expected, "partition.alpha=0.5") from error
 
 
 def pathological(labels_N: np.ndarray, *, num_clients: int, classes_per_client: int, seed: int) -> list[np.ndarray]:
-    """Return the rows of clients that have examples of a few classes only."""
+    """Return the rows of clients that have examples of a few classes only.
+
+    Args:
+        labels_N: class numbers.
+        num_clients: number of clients, >= 1.
+        classes_per_client: number of classes of each client, >= 1.
+        seed: seed of all random choices.
+
+    Raises:
+        SettingError: a class has fewer examples than clients.
+    """
     partitioner = _partitioners("pathological").PathologicalPartitioner(
         num_partitions=num_clients,
         partition_by="label",
@@ -68,7 +98,7 @@ def pathological(labels_N: np.ndarray, *, num_clients: int, classes_per_client: 
     try:
         return _load(partitioner, labels_N, num_clients)
     except ValueError as error:
-        expected = "few enough that each class has an example for each of its clients"
+        expected = "a smaller number, so that each class has an example for each of its clients"
         raise SettingError("partition.num_clients", num_clients, expected, "partition.num_clients=10") from error
 
 

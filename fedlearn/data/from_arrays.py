@@ -1,4 +1,4 @@
-"""Divide arrays among clients.
+"""Build the federated data of clients from arrays.
 
 Shapes: N examples.
 """
@@ -21,29 +21,30 @@ Assignment = np.ndarray | Sequence[int] | Sequence[np.ndarray]
 def from_arrays(
     x: np.ndarray, y: np.ndarray, *, assignment: Assignment, task: Task, test_share: float = 0.25, seed: int = 1
 ) -> FederatedData:
-    """Give each client its rows, and hold a part of them out.
+    """Give each client its rows, and hold out a part of them.
 
     Args:
-        x: ``(N, ...)`` numbers; kept as float32. Values are not looked at.
+        x: ``(N, ...)`` numbers, kept as float32. Values are not checked.
         y: ``(N,)`` class numbers from 0, or real targets for ``regression``.
         assignment: client of each row, ``(N,)`` integers, or one array of row numbers per client. A client without
             rows is a client without examples. Rows without a client are left out.
         task: ``binary``, ``multiclass`` or ``regression``.
-        test_share: held out at each client, in [0, 1): rounded, stratified by target, never a client's only example.
-        seed: of the split; a client's part depends on its own rows and number alone.
+        test_share: share that each client holds out, in [0, 1). The number is rounded, stratified by target, and never
+            includes the only example of a client.
+        seed: seed of the split. The split of a client depends on its rows and its number only.
 
     Raises:
         DataError: the targets do not fit the task, or lengths differ.
 
-    *Guarantees*: every assigned row is in exactly one of train and test of its client, and equal arguments give equal
-    splits on every machine.
+    *Guarantees*: each assigned row is in exactly one of train and test of its client. Equal arguments give equal splits
+    on every machine.
 
     >>> data = from_arrays(np.eye(4), np.array([0, 1, 0, 1]), assignment=np.array([0, 0, 2, 2]), task="binary")
     >>> [len(data.train(client)) + len(data.test(client)) for client in data.clients]
     [2, 0, 2]
     """
     if len(x) != len(y):
-        raise DataError(f"x holds {len(x)} examples but y holds {len(y)}")
+        raise DataError(f"x has {len(x)} examples, but y has {len(y)}")
     y_N = _targets(np.asarray(y), task)
     rows = rows_of_clients(assignment, num_examples=len(y_N))
     train, test = split_rows(rows, y_N, test_share=test_share, seed=seed)
@@ -60,12 +61,12 @@ def partition_arrays(
     order_N: np.ndarray | None = None,
     seed: int = 1,
 ) -> FederatedData:
-    """Divide arrays among clients by a partition, and hold a part of each client's rows out.
+    """Divide arrays among clients by a partition, and hold out a part of the rows of each client.
 
     Args:
         x: see `from_arrays`.
         y: see `from_arrays`; class numbers are integers.
-        partition: from `fedlearn.data.partition.as_partition`; it also has the test share.
+        partition: result of `fedlearn.data.partition.as_partition`; it also has the test share.
         task: see `from_arrays`.
         natural_N: number of the client that collected each row, from 0; None if unknown.
         order_N: finite numbers that order the rows; None if there are none.
@@ -91,12 +92,15 @@ def split_rows(
 
     Args:
         rows_K: row numbers of each client.
-        y_N: targets, by which the split is stratified.
-        test_share: in [0, 1).
-        seed: of the split.
+        y_N: targets, for a stratified split.
+        test_share: share that each client holds out, in [0, 1).
+        seed: seed of the split.
+
+    Raises:
+        SettingError: the share is out of range.
     """
-    share_ok = is_number(test_share, at_least=0, below=1)
-    require(share_ok, "test_share", test_share, "a share in [0, 1)", "test_share=0.25")
+    is_share = is_number(test_share, at_least=0, below=1)
+    require(is_share, "test_share", test_share, "a share in [0, 1)", "test_share=0.25")
     parts = [_train_and_test(rows_k, y_N, test_share, seed, client) for client, rows_k in enumerate(rows_K)]
     train, test = zip(*parts, strict=True)
     return list(train), list(test)
@@ -105,9 +109,20 @@ def split_rows(
 def from_rows(
     x: np.ndarray, y: np.ndarray, *, train: Sequence[np.ndarray], test: Sequence[np.ndarray], task: Task
 ) -> FederatedData:
-    """Return the data of clients from training rows and held-out rows; see `from_arrays`."""
+    """Build federated data from the training rows and the held-out rows of each client.
+
+    Args:
+        x: see `from_arrays`.
+        y: see `from_arrays`.
+        train: training rows of each client.
+        test: held-out rows of each client.
+        task: see `from_arrays`.
+
+    Raises:
+        DataError: the targets do not fit the task.
+    """
     y_N = _targets(np.asarray(y), task)
-    train_K, test_K = (_lay_out(np.asarray(x), y_N, side) for side in (train, test))
+    train_K, test_K = (_examples_of_clients(np.asarray(x), y_N, rows) for rows in (train, test))
     num_classes = 1 if task == "regression" else max(2, int(y_N.max(initial=0)) + 1)
     return FederatedData(
         task=task,
@@ -131,21 +146,30 @@ def rows_of_clients(assignment: Assignment, *, num_examples: int) -> list[np.nda
     if is_array or all(np.ndim(entry) == 0 for entry in assignment):
         client_N = np.asarray(assignment)
         if client_N.shape != (num_examples,) or not np.issubdtype(client_N.dtype, np.integer):
-            raise DataError(f"assignment needs one client number for each of the {num_examples} examples")
+            raise DataError(
+                f"assignment has shape {client_N.shape}, expected one client number for each of {num_examples} examples"
+            )
         rows = [np.flatnonzero(client_N == client) for client in range(int(client_N.max(initial=-1)) + 1)]
     else:
         rows = [np.asarray(rows_k, np.int64) for rows_k in assignment]
         if any(len(rows_k) and not 0 <= rows_k.min() <= rows_k.max() < num_examples for rows_k in rows):
-            raise DataError(f"assignment has row numbers outside 0..{num_examples - 1}")
+            raise DataError(f"assignment has row numbers out of range, expected 0..{num_examples - 1}")
     if not rows:
-        raise DataError("assignment names no client")
+        raise DataError("assignment has no client, expected one or more")
     return rows
 
 
 def held_out(y_N: np.ndarray, test_share: float, rng: np.random.Generator) -> np.ndarray:
-    """Return a mask ``(N,)`` of the examples to hold out: each 1/share-th of the shuffled examples, sorted by target.
+    """Return a mask ``(N,)`` of the examples to hold out.
 
-    Each class gives its share to within one example. At least one example remains for training.
+    The mask takes every 1/share-th example of the examples in order of target. Examples with equal targets are
+    shuffled. Each class gives its share to within one example. A class with one example goes to either side. At least
+    one example remains for training.
+
+    Args:
+        y_N: targets.
+        test_share: share to hold out, in [0, 1).
+        rng: source of random numbers.
     """
     num_examples = len(y_N)
     num_test = min(num_examples - 1, int(test_share * num_examples + 0.5))
@@ -163,7 +187,7 @@ def _targets(y: np.ndarray, task: Task) -> np.ndarray:
     if task not in ("binary", "multiclass", "regression"):
         require(False, "task", task, "binary, multiclass or regression", "task=multiclass")
     if y.ndim != 1:
-        raise DataError(f"y has shape {y.shape}, expected one target for each example")
+        raise DataError(f"y has shape {y.shape}, expected one target per example")
     if task == "regression":
         return y.astype(np.float32)
     classes = y.astype(np.int64)
@@ -173,7 +197,7 @@ def _targets(y: np.ndarray, task: Task) -> np.ndarray:
         or (task == "binary" and classes.max(initial=0) > 1)
     ):
         raise DataError(
-            f"y holds other values than the class numbers of a {task} task (0, 1{', ...' * (task != 'binary')})"
+            f"y has other values than the class numbers of a {task} task (0, 1{', ...' * (task != 'binary')})"
         )
     return classes
 
@@ -185,10 +209,10 @@ def _train_and_test(
     return rows_k[~test_k], rows_k[test_k]
 
 
-def _lay_out(x: np.ndarray, y_N: np.ndarray, rows: Sequence[np.ndarray]) -> list[Examples]:
-    # one copy with clients side by side, so that asking for a client is a view
+def _examples_of_clients(x: np.ndarray, y_N: np.ndarray, rows: Sequence[np.ndarray]) -> list[Examples]:
+    # one copy in order of clients, so that the examples of a client are a view
     order = np.concatenate(rows)
     ends = np.cumsum([len(rows_k) for rows_k in rows]).tolist()
-    laid_x, laid_y = x[order].astype(np.float32, copy=False), y_N[order]
+    sorted_x, sorted_y = x[order].astype(np.float32, copy=False), y_N[order]
     starts = [0, *ends[:-1]]
-    return [Examples(laid_x[start:end], laid_y[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return [Examples(sorted_x[start:end], sorted_y[start:end]) for start, end in zip(starts, ends, strict=True)]

@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face Hub, by way of flwr-datasets.
+"""Read data sets of the Hugging Face Hub through flwr-datasets.
 
-``hf://owner/name``, ``hf://owner/name/subset``, with ``@revision`` at the end to pin a version: without it the data are
-whatever the Hub has that day. ``hf:///a/folder`` is one of this machine, in a layout that the ``datasets`` library
-reads. Downloads are kept below our own cache, see `fedlearn.data.download`.
+A path is ``hf://owner/name`` or ``hf://owner/name/subset``. ``@revision`` at the end pins a version. Without it, the
+Hub may return other data on another day. ``hf:///a/folder`` is a local folder in a layout of the ``datasets`` library.
+Downloads are kept in the cache folder of fedlearn, see `fedlearn.data.download`.
 
 Shapes: N rows or images.
 """
@@ -32,20 +32,20 @@ TRAIN, TEST = "train", "test"
 def read_hub(
     path: str, *, client_column: str | None = None, ignored_columns: Sequence[str] = (), image_size: int | None = None
 ) -> Contents:
-    """Read the train split and, if there is one, the test split of a data set.
+    """Read the train split of a data set, and the test split if it has one.
+
+    A column of class numbers becomes a column of class names. A column of images becomes ``images``; the column of
+    class numbers beside it gets the name ``class``.
 
     Args:
         path: ``hf://owner/name[/subset][@revision]``, or ``hf:///folder``.
-        client_column: the column that says whose row it is.
+        client_column: column that names the client of each row.
         ignored_columns: columns to leave out.
-        image_size: to which images are scaled, pixels; None takes them as they are.
-
-    A column of class numbers becomes one of class names; a column of images becomes the images, and the column of class
-    numbers beside it ``class``.
+        image_size: height and width to which images are scaled, in pixels; None keeps their size.
 
     Raises:
-        DataError: it cannot be had, or a column holds what cannot be learned from.
-        MissingExtra: flwr-datasets is absent.
+        DataError: the data set cannot be read, or the type of a column is not supported.
+        MissingExtra: flwr-datasets is not installed.
     """
     splits = _load(path)
     tables = [_table(split, f"{path} ({name})", ignored_columns) for name, split in splits.items()]
@@ -67,21 +67,21 @@ def _load(path: str) -> dict[str, Any]:
     except ImportError as error:
         raise MissingExtra(f"scenario.path={path}", "data") from error
     name, subset, revision = parse_hub_path(path)
-    seen: dict[str, Any] = {}
+    available: dict[str, Any] = {}
     try:
         FederatedDataset(
             dataset=name,
             subset=subset,
-            preprocessor=lambda splits: seen.update(splits) or splits,  # to learn which splits there are
+            preprocessor=lambda splits: available.update(splits) or splits,  # records the available splits
             partitioners={TRAIN: IidPartitioner(num_partitions=1)},
             shuffle=False,
             revision=revision,
             cache_dir=str(cache_folder() / "huggingface"),
         ).load_split(TRAIN)
-    except Exception as error:  # of many kinds, by way of several libraries
+    except Exception as error:  # several libraries raise many kinds
         fix = "an internet connection and HF_HUB_OFFLINE=0, or a folder: scenario.path=hf:///my/folder"
-        raise DataError(f"{path} cannot be had: {str(error).splitlines()[0]}\n  try       {fix}") from error
-    return {name: seen[name] for name in (TRAIN, TEST) if name in seen}
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}\n  try       {fix}") from error
+    return {name: available[name] for name in (TRAIN, TEST) if name in available}
 
 
 def from_datasets(
@@ -95,22 +95,22 @@ def from_datasets(
     test_share: float = 0.25,
     seed: int = 1,
 ) -> FederatedData:
-    """Return the data of clients from a data set of the Hugging Face library ``datasets``.
+    """Build federated data from a data set of the Hugging Face library ``datasets``.
 
     Args:
         dataset: a ``datasets.Dataset``, a ``datasets.DatasetDict`` with the split ``train`` and perhaps ``test``, or a
             path of the Hub, see the head of this module.
         target: name of the column of targets.
-        client_column: name of the column that says which client has a row. Give this or ``assignment``.
-        assignment: client of each row, or rows of each client, as in `fedlearn.from_arrays`; rows of ``test`` follow
-            those of ``train``.
+        client_column: name of the column that names the client of each row. Give this or ``assignment``.
+        assignment: client of each row, or rows of each client, as in `fedlearn.from_arrays`. Row numbers count the rows
+            of ``train`` first, then the rows of ``test``.
         features: names of the columns of inputs: one column of images, or columns of numbers. Default: all others.
         task: ``binary``, ``multiclass`` or ``regression``.
         test_share: share that each client holds out, in [0, 1); not used if there is a split ``test``.
         seed: seed of the split.
 
     Raises:
-        DataError: a column is missing or holds neither numbers nor images.
+        DataError: a column is missing, or has neither numbers nor images.
         MissingExtra: flwr-datasets is not installed, and ``dataset`` is a path.
         SettingError: not exactly one of ``client_column`` and ``assignment`` is given.
     """
@@ -119,18 +119,18 @@ def from_datasets(
         (client_column is None) != (assignment is None), "client_column", client_column, expected, "assignment=None"
     )
     splits = _splits(dataset)
-    known = list(splits[TRAIN].column_names)
-    names = [name for name in known if name not in (target, client_column)] if features is None else list(features)
+    columns = list(splits[TRAIN].column_names)
+    names = [name for name in columns if name not in (target, client_column)] if features is None else list(features)
     for name in (target, *names, *([client_column] if client_column else [])):
-        if name not in known:
-            raise DataError(f"the data set has no column {name}\n  expected  one of {', '.join(known)}")
+        if name not in columns:
+            raise DataError(f"the data set has no column {name}\n  expected  one of {', '.join(columns)}")
     x = _inputs(splits, names)
     y = _column(splits, target)
     if client_column:
-        clients, place_N = np.unique(_column(splits, client_column), return_inverse=True)
-        assignment = place_N.reshape(-1)
+        clients, client_N = np.unique(_column(splits, client_column), return_inverse=True)
+        assignment = client_N.reshape(-1)
     assert assignment is not None
-    data = _divided(splits, x, y, assignment, task=task, test_share=test_share, seed=seed)
+    data = _divide(splits, x, y, assignment, task=task, test_share=test_share, seed=seed)
     return replace(data, names=dict(enumerate(map(str, clients)))) if client_column else data
 
 
@@ -163,7 +163,7 @@ def _inputs(splits: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
     return np.concatenate([cells.reshape(len(cells), -1) for cells in columns.values()], axis=1)
 
 
-def _divided(
+def _divide(
     splits: Mapping[str, Any],
     x: np.ndarray,
     y: np.ndarray,
@@ -176,12 +176,12 @@ def _divided(
     if TEST not in splits:
         return from_arrays(x, y, assignment=assignment, task=task, test_share=test_share, seed=seed)
     rows_K, num_train = rows_of_clients(assignment, num_examples=len(y)), len(splits[TRAIN])
-    train_K, test_K = ([rows[side(rows, num_train)] for rows in rows_K] for side in (np.less, np.greater_equal))
+    train_K, test_K = ([rows[belongs(rows, num_train)] for rows in rows_K] for belongs in (np.less, np.greater_equal))
     return from_rows(x, y, train=train_K, test=test_K, task=task)
 
 
 def parse_hub_path(path: str) -> tuple[str, str | None, str | None]:
-    """Name, subset and revision of a path.
+    """Parse a path into name, subset and revision.
 
     >>> parse_hub_path("hf://nyu-mll/glue/sst2@main"), parse_hub_path("hf:///my/folder")
     (('nyu-mll/glue', 'sst2', 'main'), ('/my/folder', None, None))
@@ -196,24 +196,24 @@ def parse_hub_path(path: str) -> tuple[str, str | None, str | None]:
     return "/".join([owner, *others[:1]]), others[1] if len(others) == 2 else None, revision or None
 
 
-def _table(split: Any, name: str, ignore: Sequence[str]) -> Table:
-    """The columns of a split but the images, class numbers by their names."""
+def _table(split: Any, name: str, ignored_columns: Sequence[str]) -> Table:
+    """Return the columns of a split without images, with class names instead of class numbers."""
     from datasets import ClassLabel, Image
 
     images = [column for column, kind in split.features.items() if isinstance(kind, Image)]
-    table = from_arrow(split.with_format("arrow")[:], name, ignored_columns=[*images, *ignore])
-    named = {column: kind for column, kind in split.features.items() if isinstance(kind, ClassLabel)}
+    table = from_arrow(split.with_format("arrow")[:], name, ignored_columns=[*images, *ignored_columns])
+    class_labels = {column: kind for column, kind in split.features.items() if isinstance(kind, ClassLabel)}
     columns = {
-        CLASS_COLUMN if images and column in named else column: _names(named[column], cells)
-        if column in named
+        CLASS_COLUMN if images and column in class_labels else column: _class_names(class_labels[column], cells)
+        if column in class_labels
         else cells
         for column, cells in table.columns.items()
     }
     return Table(columns, table.origins)
 
 
-def _names(kind: Any, numbers_N: np.ndarray) -> np.ndarray:
-    """-1 stands for a class that is not told."""
+def _class_names(kind: Any, numbers_N: np.ndarray) -> np.ndarray:
+    """Return the name of each class number; -1 stands for an unknown class, which becomes None."""
     names = [kind.int2str(int(number)) if number >= 0 else None for number in numbers_N]
     return np.array(names, object)
 

@@ -60,22 +60,22 @@ def as_partition(partition: Partition | str, **defaults: Any) -> Partition:
         defaults: values of the scenario, e.g. ``num_clients=20``; `DEFAULTS` has the others.
 
     Raises:
-        SettingError: the name is unknown, or the object is no `Partition`.
+        SettingError: the name is unknown, or the object is not a `Partition`.
 
     >>> as_partition("dirichlet", num_clients=20)
     Dirichlet(num_clients=20, test_share=0.25, alpha=0.5)
     """
     if isinstance(partition, str):
-        near = did_you_mean(partition, PARTITIONS) or "iid"
+        closest = did_you_mean(partition, PARTITIONS) or "iid"
         expected = f"one of {', '.join(PARTITIONS)}"
-        require(partition in PARTITIONS, "partition", partition, expected, f"partition={near}")
+        require(partition in PARTITIONS, "partition", partition, expected, f"partition={closest}")
         partition = PARTITIONS[partition]()
     if not isinstance(partition, Partition):
-        expected = "a kind, or an object of a subclass of fedlearn.data.partition.Partition"
+        expected = "a name, or an object of a subclass of fedlearn.data.partition.Partition"
         raise SettingError("partition", partition, expected, "partition=iid")
     values = {**DEFAULTS, **defaults}
     if isinstance(partition, Natural):
-        del values["num_clients"]  # the data know it
+        del values["num_clients"]  # the data determine it
     completed = copy(partition)
     for field in fields(partition):
         if getattr(partition, field.name) is None and field.name in values:
@@ -84,17 +84,22 @@ def as_partition(partition: Partition | str, **defaults: Any) -> Partition:
 
 
 def natural_partition(scenario: str, partition: Partition | str, **defaults: Any) -> Partition:
-    """Return a natural partition with the defaults of a scenario whose clients cannot change.
+    """Return a natural partition with the defaults of a scenario with fixed clients.
+
+    Args:
+        scenario: name of the scenario, for messages.
+        partition: see `as_partition`.
+        defaults: see `as_partition`.
 
     Raises:
         SettingError: the partition is of another kind, or sets the number of clients.
     """
     natural = as_partition(partition, **defaults)
-    expected = f"natural: the clients of scenario={scenario} are fixed"
+    expected = f"natural, because the clients of scenario={scenario} are fixed"
     require(isinstance(natural, Natural), "partition", natural, expected, "partition=natural")
-    wanted = natural.num_clients
-    expected = f"null: the clients of scenario={scenario} are fixed"
-    require(wanted is None, "partition.num_clients", wanted, expected, "partition.num_clients=null")
+    num_clients = natural.num_clients
+    expected = f"null, because the clients of scenario={scenario} are fixed"
+    require(num_clients is None, "partition.num_clients", num_clients, expected, "partition.num_clients=null")
     return natural
 
 
@@ -106,10 +111,10 @@ def partition_rows(
     order_N: np.ndarray | None = None,
     seed: int = 1,
 ) -> list[np.ndarray]:
-    """Return the row numbers of each client, checked.
+    """Return the row numbers of each client, after a check of the guarantees.
 
     Args:
-        partition: from `as_partition`.
+        partition: result of `as_partition`.
         labels_N: class numbers (integers), or real targets for the kinds that need no classes.
         natural_N: number of the client that collected each row, from 0; None if unknown.
         order_N: finite numbers by which ``feature`` and ``time`` order the rows; None if there are none.
@@ -117,52 +122,53 @@ def partition_rows(
 
     Raises:
         SettingError: the partition is not possible with these data, or breaks the guarantees.
-        MissingExtra: flwr-datasets is needed and absent.
+        MissingExtra: flwr-datasets is needed and not installed.
 
-    *Guarantees*: no row is at two clients. A warning names rows at no client, and clients without rows. Equal
+    *Guarantees*: each row is at one client at most. Warnings name rows at no client and clients without rows. Equal
     arguments give equal rows on every machine.
 
     >>> [rows.tolist() for rows in partition_rows(Natural(), np.zeros(3), natural_N=np.array([1, 0, 1]))]
     [[1], [0, 2]]
     """
-    num_examples, wanted = len(labels_N), partition.num_clients
+    num_examples, num_clients = len(labels_N), partition.num_clients
     expected = f"at most {num_examples}, the number of examples"
-    require(
-        wanted is None or wanted <= num_examples, "partition.num_clients", wanted, expected, "partition.num_clients=10"
-    )
+    fits = num_clients is None or num_clients <= num_examples
+    require(fits, "partition.num_clients", num_clients, expected, "partition.num_clients=10")
     classes = not partition.needs_classes or np.issubdtype(labels_N.dtype, np.integer)
     expected = "natural, iid, quantity, feature or time, because the targets are not classes"
     require(classes, "partition", partition, expected, "partition=iid")
     rows = Rows(labels_N=labels_N, natural_N=natural_N, order_N=order_N)
-    return _checked(partition, list(partition.client_rows(rows, seed)), labels_N)
+    return _check_rows(partition, list(partition.client_rows(rows, seed)), labels_N)
 
 
-def _checked(partition: Partition, rows: list[np.ndarray], labels_N: np.ndarray) -> list[np.ndarray]:
-    """Refuse rows that break the guarantees of `partition_rows`; warn about rows and clients that are left out."""
-    num_examples, wanted = len(labels_N), partition.num_clients
+def _check_rows(partition: Partition, rows: list[np.ndarray], labels_N: np.ndarray) -> list[np.ndarray]:
+    """Check the guarantees of `partition_rows`; warn about unassigned rows and clients without rows."""
+    num_examples, num_clients = len(labels_N), partition.num_clients
     rows = [np.asarray(rows_k) for rows_k in rows]
-    integers = all(rows_k.ndim == 1 and (not rows_k.size or rows_k.dtype.kind in "iu") for rows_k in rows)
-    rows = [rows_k.astype(np.int64, copy=False) for rows_k in rows] if integers else rows
-    used_N = np.concatenate([np.zeros(0, np.int64), *rows]) if integers else np.zeros(0, np.int64)
+    are_integers = all(rows_k.ndim == 1 and (not rows_k.size or rows_k.dtype.kind in "iu") for rows_k in rows)
+    rows = [rows_k.astype(np.int64, copy=False) for rows_k in rows] if are_integers else rows
+    used_N = np.concatenate([np.zeros(0, np.int64), *rows]) if are_integers else np.zeros(0, np.int64)
     problems = {
-        "an array of row numbers (integers) for each client": not integers,
+        "an array of row numbers (integers) for each client": not are_integers,
         f"row numbers in 0..{num_examples - 1}": bool(((used_N < 0) | (used_N >= num_examples)).any()),
         "each row at one client at most": len(np.unique(used_N)) < len(used_N),
-        f"rows of {wanted} clients; it returned rows of {len(rows)}": wanted not in (None, len(rows)),
+        f"rows of {num_clients} clients; it returned rows of {len(rows)}": num_clients not in (None, len(rows)),
     }
     for expected, is_broken in problems.items():
         require(not is_broken, "partition", partition, expected, "fedlearn.testing.check_partition(...)")
     if missing := num_examples - len(used_N):
         unused = sorted(set(labels_N.tolist()) - set(labels_N[used_N].tolist())) if labels_N.dtype.kind in "iu" else []
-        what = f"classes {unused} ({missing} examples)" if unused else f"{missing} examples"
-        warnings.warn(f"partition={partition} leaves {what} at no client", stacklevel=3)
+        unassigned = f"classes {unused} ({missing} examples)" if unused else f"{missing} examples"
+        warnings.warn(f"partition={partition} leaves {unassigned} at no client", stacklevel=3)
     if empty := [client for client, rows_k in enumerate(rows) if not len(rows_k)]:
         warnings.warn(f"partition={partition} leaves clients {empty} without examples", stacklevel=3)
     return rows
 
 
 def add_feature_noise(x: np.ndarray, rows_K: Sequence[np.ndarray], *, level: float, seed: int) -> np.ndarray:
-    """Return the features with noise of variance ``level (k + 1) / K`` at client k, as of worse and worse instruments.
+    """Return the features with Gaussian noise of variance ``level (k + 1) / K`` at client k.
+
+    The noise simulates sites with instruments of different quality.
 
     Args:
         x: features ``(N, ...)``, not changed.

@@ -62,10 +62,10 @@ class Partition(ABC):
     covers_all_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        counts = self.num_clients is None or is_count(self.num_clients)
-        require(counts, "num_clients", self.num_clients, "a whole number >= 1", "num_clients=10")
-        share = self.test_share is None or is_number(self.test_share, at_least=0, below=1)
-        require(share, "test_share", self.test_share, "a share in [0, 1)", "test_share=0.25")
+        is_valid_count = self.num_clients is None or is_count(self.num_clients)
+        require(is_valid_count, "num_clients", self.num_clients, "a whole number >= 1", "num_clients=10")
+        is_share = self.test_share is None or is_number(self.test_share, at_least=0, below=1)
+        require(is_share, "test_share", self.test_share, "a share in [0, 1)", "test_share=0.25")
 
     @property
     def held_out_share(self) -> float:
@@ -77,7 +77,7 @@ class Partition(ABC):
         """Return the row numbers of each client. Equal arguments must give equal rows.
 
         Args:
-            rows: labels and other facts about the rows; do not change its arrays.
+            rows: labels and other properties of the rows; do not change its arrays.
             seed: seed of all random choices.
         """
 

@@ -1,4 +1,4 @@
-"""The kinds of partitions.
+"""Define the kinds of partitions of a data set among clients.
 
 Shapes: N examples, K clients.
 """
@@ -29,7 +29,11 @@ class Natural(Partition):
     kind: ClassVar[str] = "natural"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return the rows that each natural client collected.
+
+        Raises:
+            SettingError: the data have no natural clients, or another number of clients.
+        """
         if rows.natural_N is None:
             expected = "iid, dirichlet, ...: these data have no natural clients"
             raise SettingError("partition", "natural", expected, "partition=iid")
@@ -38,7 +42,7 @@ class Natural(Partition):
         return [np.flatnonzero(rows.natural_N == client) for client in range(num_natural)]
 
     def require_num_clients(self, num_natural: int) -> None:
-        """Refuse a number of clients other than the number in the data."""
+        """Raise `SettingError` if the number of clients differs from the number in the data."""
         fits = self.num_clients in (None, num_natural)
         expected = f"null or {num_natural}, the number of clients in the data"
         fix = f"partition.num_clients={num_natural}   (or partition=iid)"
@@ -52,27 +56,28 @@ class Iid(Partition):
     kind: ClassVar[str] = "iid"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return shuffled rows in equal parts."""
         shuffled_N = generator(seed, Purpose.PARTITION).permutation(len(rows))
         return np.array_split(shuffled_N, _count(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _WithAlpha(Partition):
-    """The kinds that draw from a Dirichlet distribution.
+    """Share the setting ``alpha`` of partitions that draw from a Dirichlet distribution.
 
     Args:
         num_clients: see `Partition`.
         test_share: see `Partition`.
-        alpha: concentration, > 0; smaller is more skewed, 100 is nearly iid; None takes the scenario's default or 0.5.
+        alpha: concentration, > 0; smaller is more skewed, 100 is nearly iid; None takes the default of the scenario, or
+            0.5.
     """
 
     alpha: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = self.alpha is None or (is_number(self.alpha, at_least=0) and self.alpha > 0)
-        require(positive, "alpha", self.alpha, "a number > 0", "alpha=0.5   (smaller is more skewed)")
+        is_positive = self.alpha is None or (is_number(self.alpha, at_least=0) and self.alpha > 0)
+        require(is_positive, "alpha", self.alpha, "a number > 0", "alpha=0.5   (smaller is more skewed)")
 
     @property
     def concentration(self) -> float:
@@ -98,7 +103,7 @@ class Dirichlet(_WithAlpha):
     needs_classes: ClassVar[bool] = True
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return rows with each class divided in Dirichlet shares."""
         return flwr_partitions.dirichlet(rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed)
 
 
@@ -115,7 +120,7 @@ class DirichletEqual(_WithAlpha):
     needs_classes: ClassVar[bool] = True
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return equally many rows per client, with classes in Dirichlet shares."""
         return flwr_partitions.dirichlet_equal(
             rows.labels_N, num_clients=_count(self), alpha=self.concentration, seed=seed
         )
@@ -133,7 +138,7 @@ class Quantity(_WithAlpha):
     kind: ClassVar[str] = "quantity"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return shuffled rows in parts with Dirichlet sizes."""
         num_examples, num_clients = len(rows), _count(self)
         shuffled_N = generator(seed, Purpose.PARTITION).permutation(num_examples)
         # each client gets two examples if there are enough, else one; the shares divide the rest
@@ -147,12 +152,12 @@ class Quantity(_WithAlpha):
 
 @dataclass(frozen=True, kw_only=True)
 class _WithClassesPerClient(Partition):
-    """The kinds that give each client a few classes.
+    """Share the setting ``classes_per_client`` of partitions that give each client a few classes.
 
     Args:
         num_clients: see `Partition`.
         test_share: see `Partition`.
-        classes_per_client: number, >= 1; None takes the scenario's default or 2.
+        classes_per_client: number of classes, >= 1; None takes the default of the scenario, or 2.
     """
 
     classes_per_client: int | None = None
@@ -161,8 +166,8 @@ class _WithClassesPerClient(Partition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = self.classes_per_client is None or is_count(self.classes_per_client)
-        require(counts, "classes_per_client", self.classes_per_client, "a whole number >= 1", "classes_per_client=2")
+        is_valid = self.classes_per_client is None or is_count(self.classes_per_client)
+        require(is_valid, "classes_per_client", self.classes_per_client, "a whole number >= 1", "classes_per_client=2")
 
     @property
     def num_classes(self) -> int:
@@ -175,7 +180,7 @@ class _WithClassesPerClient(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Pathological(_WithClassesPerClient):
-    """Give each client examples of a few classes only. Classes may remain at no client, with a warning.
+    """Give each client examples of a few classes only. A warning names classes that remain at no client.
 
     References:
         McMahan et al., *Communication-Efficient Learning of Deep Networks from Decentralized Data*, AISTATS 2017,
@@ -186,7 +191,11 @@ class Pathological(_WithClassesPerClient):
     covers_all_rows: ClassVar[bool] = False
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return rows of a few classes per client.
+
+        Raises:
+            SettingError: the data have fewer classes.
+        """
         available, name = len(np.unique(rows.labels_N)), "partition.classes_per_client"
         expected = f"a whole number in 1..{available}, the number of classes"
         require(self.num_classes <= available, name, self.num_classes, expected, f"{name}={min(2, available)}")
@@ -206,15 +215,19 @@ class Shards(_WithClassesPerClient):
     kind: ClassVar[str] = "shards"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return a few shards of rows per client, sorted by class.
+
+        Raises:
+            SettingError: there are more shards than rows.
+        """
         num_shards, name = _count(self) * self.num_classes, "partition.classes_per_client"
-        expected = f"at most {len(rows) // _count(self)}: each shard has an example or more"
+        expected = f"at most {len(rows) // _count(self)}, so that each shard has an example"
         require(num_shards <= len(rows), name, self.num_classes, expected, f"{name}=2")
         rng = generator(seed, Purpose.PARTITION)
         shuffled_N = rng.permutation(len(rows))
         by_class_N = shuffled_N[np.argsort(rows.labels_N[shuffled_N], kind="stable")]
-        shards, dealt = np.array_split(by_class_N, num_shards), rng.permutation(num_shards)
-        return [np.concatenate([shards[i] for i in dealt_k]) for dealt_k in np.split(dealt, _count(self))]
+        shards, permuted = np.array_split(by_class_N, num_shards), rng.permutation(num_shards)
+        return [np.concatenate([shards[i] for i in shards_k]) for shards_k in np.split(permuted, _count(self))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +237,11 @@ class Time(Partition):
     kind: ClassVar[str] = "time"
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
+        """Return the rows of one period per client.
+
+        Raises:
+            SettingError: the data have no order of rows.
+        """
         return np.array_split(np.argsort(_ranks(self, rows.order_N), kind="stable"), _count(self))
 
 
@@ -244,12 +261,16 @@ class Feature(Partition):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        share = is_number(self.strictness, at_least=0) and self.strictness <= 1
-        require(share, "strictness", self.strictness, "a number in [0, 1]", "strictness=0.8")
+        is_share = is_number(self.strictness, at_least=0) and self.strictness <= 1
+        require(is_share, "strictness", self.strictness, "a number in [0, 1]", "strictness=0.8")
 
     def client_rows(self, rows: Rows, seed: int) -> Sequence[np.ndarray]:
-        """Return the row numbers of each client."""
-        ranks_N = _ranks(self, rows.order_N)  # ranks, not values: one outlier must not make all others alike
+        """Return rows with similar values of a feature per client.
+
+        Raises:
+            SettingError: the data have no order of rows.
+        """
+        ranks_N = _ranks(self, rows.order_N)  # ranks, because an outlier would make all other values alike
         num_examples = len(ranks_N)
         spread_N = (ranks_N - (num_examples - 1) / 2) / num_examples * 12**0.5  # mean 0, variance 1
         noise_N = generator(seed, Purpose.PARTITION).standard_normal(num_examples)

@@ -1,4 +1,4 @@
-"""How columns are scaled and filled in: by constants, or by what a federated statistics round finds.
+"""Scale columns and fill missing values, with declared constants or with federated statistics.
 
 Shapes: N rows.
 """
@@ -22,13 +22,13 @@ SCALES = ("federated", "constants", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingSettings:
-    """What was asked for.
+    """Hold the settings of preprocessing.
 
     Args:
         scale: ``federated``, ``constants`` or ``none``.
-        scales: column -> (centre, spread), of ``constants``.
-        categories: column -> its values.
-        noise: on the statistics of ``federated``; None: exact.
+        scales: (centre, spread) of each numeric column, for ``constants``.
+        categories: values of each column of categories.
+        noise: noise on the statistics of ``federated``; None computes exact statistics.
     """
 
     scale: str
@@ -40,19 +40,19 @@ class PreprocessingSettings:
         near = did_you_mean(str(self.scale), SCALES) or "federated"
         require(self.scale in SCALES, "scale", self.scale, f"one of {', '.join(SCALES)}", f"scale={near}")
         fits = self.noise is None or self.scale == "federated"
-        expected = "null where no statistics are taken"
+        expected = "null, because only scale=federated computes statistics"
         require(fits, "noise_multiplier", self.noise and self.noise.multiplier, expected, "scale=federated")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingResult:
-    """How columns become numbers, and what it took to find out.
+    """Hold the encoding of the columns, and the disclosure and privacy cost of its statistics.
 
     Args:
-        encoding: of the columns.
-        summary: for the header.
-        disclosure: what clients have told, in words; empty for nothing.
-        ledger: what each client has paid for that.
+        encoding: encoding of the columns.
+        summary: description for the header of a run.
+        disclosure: description of the statistics that clients sent; empty for none.
+        ledger: privacy cost of each client.
     """
 
     encoding: ColumnEncoding = field(default_factory=lambda: ColumnEncoding(scales={}, categories={}))
@@ -64,17 +64,17 @@ class PreprocessingResult:
 def fit_preprocessing(
     table: Table, train: Sequence[np.ndarray], settings: PreprocessingSettings, *, has_all_clients: bool
 ) -> PreprocessingResult:
-    """Decide how columns become numbers.
+    """Compute the encoding of the columns by the settings.
 
     Args:
-        table: of all rows that are here.
-        train: the training rows of each client; no others are looked at for statistics.
-        settings: what was asked for.
-        has_all_clients: whether all clients' rows are here, which a statistics round needs.
+        table: all available rows.
+        train: training rows of each client; statistics use no other rows.
+        settings: settings of preprocessing.
+        has_all_clients: whether the table has the rows of all clients, which federated statistics need.
 
     Raises:
-        SettingError: a column lacks a scale or categories, or the round cannot take place.
-        DataError: a cell is not what its column should hold; names file, row and column.
+        SettingError: a column has neither a scale nor categories, or federated statistics are not possible.
+        DataError: a cell is not valid for its column; the message names file, row and column.
     """
     if settings.scale == "constants":
         return PreprocessingResult(
@@ -82,19 +82,21 @@ def fit_preprocessing(
         )
     if settings.scale == "none":
         return PreprocessingResult(encoding=identity_encoding(table, settings.categories))
-    expected = "constants where a folder does not hold all clients: a statistics round needs the rows of all"
+    expected = "constants, because this folder does not have all clients, which federated statistics need"
     require(has_all_clients, "scale", settings.scale, expected, "scale=constants")
     parts = [column_sums(take_rows(table, rows), noise=settings.noise) for rows in train]
-    of = f"of {len(train)} client{'s' * (len(train) != 1)}"
+    source = f"of {len(train)} client{'s' * (len(train) != 1)}"
     if settings.noise is None:
         encoding = encoding_from_statistics(table, add_sums(parts), settings.categories)
-        told = "exact counts, means and deviations of columns"
-        return PreprocessingResult(encoding=encoding, summary=f"scaled by exact statistics {of}", disclosure=told)
+        disclosure = "exact counts, means and deviations of columns"
+        return PreprocessingResult(
+            encoding=encoding, summary=f"scaled by exact statistics {source}", disclosure=disclosure
+        )
     released = add_sums(add_noise(part, settings.noise, client=client) for client, part in enumerate(parts))
     noise = f"noise multiplier {settings.noise.multiplier:g}"
     return PreprocessingResult(
         encoding=encoding_from_statistics(table, project_to_bounds(released, settings.noise), settings.categories),
-        summary=f"scaled by noisy statistics {of} ({noise})",
+        summary=f"scaled by noisy statistics {source} ({noise})",
         disclosure=f"counts, means and deviations of columns, noisy for single rows only ({noise})",
         ledger=settings.noise.initial_ledger(range(len(train))),
     )

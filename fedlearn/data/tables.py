@@ -1,7 +1,7 @@
-"""Tables as users have them: CSV, TSV, Parquet, read with an eye on what may be wrong with them.
+"""Read tables from CSV, TSV and Parquet files, with checks.
 
-Errors name file, row and column, never what stands there: at a real node they are told to the coordinator. Rows are
-counted as a spreadsheet shows them: the header of a CSV file is row 1.
+An error names file, row and column, never the content of a cell, because a real node sends the message to the
+coordinator. Rows are counted as in a spreadsheet: the header of a CSV file is row 1.
 
 Shapes: N rows.
 """
@@ -23,17 +23,17 @@ from fedlearn.data.download.decompress import open_decompressed
 from fedlearn.errors import DataError, MissingExtra, did_you_mean
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
-MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # in small letters
+MISSING = frozenset({"", "?", "na", "n/a", "nan", "null", "none"})  # in lower case
 MAX_CELL_CHARS = 2**24  # characters in one cell
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length: text or None (object arrays), or numbers with NaN for what is missing (float64).
+    """Hold columns of equal length: object arrays of text or None, or float64 arrays with NaN for missing numbers.
 
     Args:
-        columns: by name, in the order of the file.
-        origins: where the rows came from: file, number of its first row, how many.
+        columns: columns by name, in the order of the file.
+        origins: sources of the rows: file, number of its first row, number of its rows.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -43,7 +43,7 @@ class Table:
         return sum(count for _, _, count in self.origins)
 
     def row_location(self, row: int) -> str:
-        """Where a row stands, for messages.
+        """Return the file and row number of a row, for messages.
 
         >>> Table({}, (("a.csv", 2, 10), ("b.csv", 2, 5))).row_location(12)
         'b.csv, row 4'
@@ -55,35 +55,53 @@ class Table:
         raise IndexError("the table has no such row")
 
     def refuse(self, wrong_N: np.ndarray, column: str, reason: str, fix: str) -> None:
-        """Raise a `DataError` that names the first of the wrong cells of a column, if there is one."""
+        """Raise a `DataError` if a mask marks cells of a column as wrong. The message names the first one.
+
+        Args:
+            wrong_N: mask of the wrong cells.
+            column: name of the column.
+            reason: fault of these cells, for the message.
+            fix: one thing to try, for the message.
+        """
         if wrong_N.any():
             raise DataError(f"{self.row_location(int(wrong_N.argmax()))}, column {column}: {reason}\n  try       {fix}")
 
     def column(self, name: str, setting: str) -> np.ndarray:
-        """A column that a setting names; `DataError` where there is none."""
+        """Return the column that a setting names.
+
+        Args:
+            name: value of the setting.
+            setting: name of the setting, for the message.
+
+        Raises:
+            DataError: the table has no such column.
+        """
         if name not in self.columns:
-            near = did_you_mean(str(name), self.columns) or next(iter(self.columns))
-            has = ", ".join(self.columns)
-            raise DataError(f"{setting} is {name}\n  expected  one of the columns {has}\n  try       {setting}={near}")
+            closest = did_you_mean(str(name), self.columns) or next(iter(self.columns))
+            names = ", ".join(self.columns)
+            raise DataError(
+                f"{setting} is {name}\n  expected  one of the columns {names}\n  try       {setting}={closest}"
+            )
         return self.columns[name]
 
 
 def read_table(file: Path, *, ignored_columns: Sequence[str] = ()) -> Table:
-    """A table from one file.
+    """Read a table from one file.
 
     Args:
-        ignored_columns: columns to leave out, which need not be there and may hold anything.
-        file: ``.csv`` (commas, semicolons or tabs, as its header has them), ``.tsv`` (tabs), these gzipped
-            (``.gz``), or ``.parquet``.
+        file: ``.csv`` (separated by commas, semicolons or tabs, as in its header), ``.tsv`` (tabs), both also
+            compressed (``.gz``), or ``.parquet``.
+        ignored_columns: columns to leave out. They may be absent, and may hold any type.
 
     Raises:
-        DataError: it cannot be read, has no header, no row, a row of another length, or a column of another type.
-        MissingExtra: pyarrow is needed and absent.
+        DataError: the file cannot be read, has no header or no rows, a row of another length, or a column of another
+            type.
+        MissingExtra: pyarrow is needed and not installed.
     """
     if not is_table(file):
         fix = "saving it as CSV or Parquet"
         raise DataError(
-            f"{file.name} is no table: its name ends in none of {', '.join(TABLE_SUFFIXES)}\n  try       {fix}"
+            f"{file.name} is no table\n  expected  a name that ends in {', '.join(TABLE_SUFFIXES)}\n  try       {fix}"
         )
     table = (
         _read_parquet(file, ignored_columns)
@@ -91,46 +109,60 @@ def read_table(file: Path, *, ignored_columns: Sequence[str] = ()) -> Table:
         else drop_columns(_read_text(file), ignored_columns)
     )
     if not len(table):
-        raise DataError(f"{file.name} has no rows\n  try       removing it, or a file with a row for each example")
+        raise DataError(f"{file.name} has no rows\n  try       removing the file, or adding one row per example")
     return table
 
 
 def is_table(file: Path) -> bool:
-    """Whether a file is one that `read_table` reads, by its name."""
+    """Return True if `read_table` reads files of this name."""
     return file.name.lower().endswith(TABLE_SUFFIXES)
 
 
 def table_stem(file: Path) -> str:
-    """A table's name without what says that it is one."""
+    """Return the name of a table without its suffix, e.g. ``a`` for ``a.csv.gz``."""
     ending = max((kind for kind in TABLE_SUFFIXES if file.name.lower().endswith(kind)), key=len)
     return file.name[: -len(ending)]
 
 
 def concat_tables(tables: Sequence[Table]) -> Table:
-    """Tables one below the other; columns by name, in the order of the first. What holds numbers only becomes numbers.
+    """Append tables to each other, with the columns in the order of the first table.
+
+    A text column becomes numeric if all its cells are numbers or missing.
+
+    Args:
+        tables: one or more tables with the same columns, in any order.
 
     Raises:
-        DataError: one lacks a column that another has.
+        DataError: a table lacks a column of another table.
     """
     first = tables[0]
     for table in tables[1:]:
-        for one, other in ((first, table), (table, first)):
-            if missing := [name for name in one.columns if name not in other.columns]:
-                with_it, without = one.origins[0][0], other.origins[0][0]
-                fix = "the same columns in every file, or scenario.ignore=[...] for those that not all have"
-                raise DataError(f"{without} has no column {missing[0]}, which {with_it} has\n  try       {fix}")
-    columns = {name: _together([table.columns[name] for table in tables]) for name in first.columns}
+        for left, right in ((first, table), (table, first)):
+            if missing := [name for name in left.columns if name not in right.columns]:
+                has_it, lacks_it = left.origins[0][0], right.origins[0][0]
+                fix = "the same columns in each file, or scenario.ignore=[...] for the other columns"
+                raise DataError(f"{lacks_it} has no column {missing[0]}, which {has_it} has\n  try       {fix}")
+    columns = {name: _concat_cells([table.columns[name] for table in tables]) for name in first.columns}
     return Table(columns, tuple(origin for table in tables for origin in table.origins))
 
 
 def take_rows(table: Table, rows: np.ndarray) -> Table:
-    """Some rows of a table, whose places are then no longer known."""
+    """Return some rows of a table. The origin of these rows is not kept."""
     columns = {name: cells[rows] for name, cells in table.columns.items()}
     return Table(columns, (("some rows", 1, len(rows)),))
 
 
 def reorder_columns(table: Table, like: Table, file: Path) -> Table:
-    """The columns of another table, in its order; `DataError` where one is not there."""
+    """Return a table with the columns of another table, in its order.
+
+    Args:
+        table: the table to reorder.
+        like: table with the wanted columns.
+        file: file of ``table``, for messages.
+
+    Raises:
+        DataError: ``table`` lacks a column.
+    """
     for name in like.columns:
         if name not in table.columns:
             raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(like.columns)}, in any order")
@@ -138,12 +170,12 @@ def reorder_columns(table: Table, like: Table, file: Path) -> Table:
 
 
 def drop_columns(table: Table, names: Sequence[str]) -> Table:
-    """A table without some columns, which need not be there."""
+    """Return a table without these columns; names of absent columns have no effect."""
     return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)
 
 
 def to_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float64 with NaN for what is missing, and a mask of the cells that are no numbers.
+    """Return a column as float64 with NaN for missing values, and a mask of the cells that are not numbers.
 
     >>> to_numbers(np.array(["1.5", None, "old"], object))
     (array([1.5, nan, nan]), array([False, False,  True]))
@@ -151,36 +183,36 @@ def to_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if cells_N.dtype != object:
         return cells_N, np.zeros(len(cells_N), bool)
     missing_N = np.array([cell is None for cell in cells_N], bool)
-    with suppress(ValueError):  # all at once, where all are plain numbers
+    with suppress(ValueError):  # fast path: all cells are plain numbers
         values_N = np.where(missing_N, math.nan, cells_N).astype(np.float64)
         if (np.isfinite(values_N) | missing_N).all() and "_" not in "".join(cells_N[~missing_N]):
             return values_N, np.zeros(len(cells_N), bool)
     values = [_number(cell) for cell in cells_N]
-    wrong_N = np.array([value is None for value in values], bool)
-    return np.array([math.nan if value is None else value for value in values], np.float64), wrong_N
+    invalid_N = np.array([value is None for value in values], bool)
+    return np.array([math.nan if value is None else value for value in values], np.float64), invalid_N
 
 
 def to_categories(cells_N: np.ndarray) -> np.ndarray:
-    """A column as text in one form, None for what is missing: 1, 1.0 and "1" are the same category.
+    """Return a column as text in canonical form, with None for missing values. 1, 1.0 and "1" are the same category.
 
     >>> to_categories(np.array(["1.0", "f", None], object)), to_categories(np.array([1.0]))
     (array(['1', 'f', None], dtype=object), array(['1'], dtype=object))
     """
-    return np.array([None if _absent(cell) else to_category(cell) for cell in cells_N], object)
+    return np.array([None if _is_missing(cell) else to_category(cell) for cell in cells_N], object)
 
 
 def to_category(cell: Any) -> str:
-    """A category in the one form in which categories are compared."""
+    """Return a cell in the canonical form, in which categories are compared."""
     value = _number(str(cell))
     return str(cell) if value is None or math.isnan(value) else f"{value:.15g}"
 
 
-def _absent(cell: Any) -> bool:
+def _is_missing(cell: Any) -> bool:
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
 
 def _number(cell: str | None) -> float | None:
-    """A number, NaN for what is missing, None for what is neither."""
+    """Return the number in a cell, NaN for a missing value, None for other text."""
     if cell is None:
         return math.nan
     try:
@@ -190,37 +222,39 @@ def _number(cell: str | None) -> float | None:
     return value if math.isfinite(value) and "_" not in cell else None
 
 
-def _together(parts: Sequence[np.ndarray]) -> np.ndarray:
-    if len({part.dtype for part in parts}) > 1:  # numbers of a Parquet file below text of a CSV file
+def _concat_cells(parts: Sequence[np.ndarray]) -> np.ndarray:
+    if len({part.dtype for part in parts}) > 1:  # a Parquet file has numbers, a CSV file has text
         parts = [to_categories(part) if part.dtype != object else part for part in parts]
-    together = np.concatenate(parts)
-    values_N, wrong_N = to_numbers(together)
-    return together if wrong_N.any() else values_N
+    cells_N = np.concatenate(parts)
+    values_N, invalid_N = to_numbers(cells_N)
+    return cells_N if invalid_N.any() else values_N
 
 
 def _read_text(file: Path) -> Table:
     text = _text(file)
     if not text.strip():
-        raise DataError(f"{file.name} is empty\n  try       a header with the names of the columns, then the rows")
+        raise DataError(
+            f"{file.name} is empty\n  try       a header with the names of the columns, followed by the rows"
+        )
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(file, text), strict=True)
     csv.field_size_limit(MAX_CELL_CHARS)
     try:
         header = [name.strip() for name in next(lines)]
         _check_header(file, header)
-        rows = _without_end([*lines])
+        rows = _drop_empty_end([*lines])
     except csv.Error as error:
         raise DataError(f"{file.name}, line {lines.line_num}: {error}") from error
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            fix = "quotes around cells that hold a comma or a line break"
+            fix = "quotes around cells that contain a comma or a line break"
             cells = f"{len(row)} cells, but the header has {len(header)} columns"
             raise DataError(f"{file.name}, row {number} has {cells}\n  try       {fix}")
     columns = {name: _cells(row[place] for row in rows) for place, name in enumerate(header)}
     return Table(columns, ((file.name, 2, len(rows)),))
 
 
-def _without_end(rows: list[list[str]]) -> list[list[str]]:
-    """Without the empty lines that files end in."""
+def _drop_empty_end(rows: list[list[str]]) -> list[list[str]]:
+    """Remove the empty lines at the end of a file."""
     while rows and not rows[-1]:
         rows.pop()
     return rows
@@ -243,10 +277,10 @@ def _delimiter(file: Path, text: str) -> str:
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:
-    twice = {name for name in header if header.count(name) > 1}
-    for name in twice or [name for name in header if not name]:
-        what = f"the column {name} twice" if name else "a column without a name"
-        raise DataError(f"{file.name} has {what}\n  try       a first row with a name of its own for each column")
+    duplicates = {name for name in header if header.count(name) > 1}
+    for name in duplicates or [name for name in header if not name]:
+        fault = f"the column {name} twice" if name else "a column without a name"
+        raise DataError(f"{file.name} has {fault}\n  try       a first row with a different name for each column")
 
 
 def _cells(cells: Any) -> np.ndarray:
@@ -256,30 +290,30 @@ def _cells(cells: Any) -> np.ndarray:
     return column
 
 
-def _read_parquet(file: Path, ignore: Sequence[str]) -> Table:
+def _read_parquet(file: Path, ignored_columns: Sequence[str]) -> Table:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtra(f"{file.name} (Parquet)", "data") from error
     try:
-        read = parquet.ParquetFile(file).read()
+        arrow_table = parquet.ParquetFile(file).read()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from error
-    _check_header(file, read.column_names)
-    return from_arrow(read, file.name, ignored_columns=ignore)
+    _check_header(file, arrow_table.column_names)
+    return from_arrow(arrow_table, file.name, ignored_columns=ignored_columns)
 
 
 def from_arrow(arrow_table: Any, name: str, *, ignored_columns: Sequence[str] = ()) -> Table:
-    """A table from one of Arrow's.
+    """Convert an Arrow table.
 
     Args:
         arrow_table: a ``pyarrow.Table``.
-        name: of where it came from, for messages.
+        name: name of its source, for messages.
         ignored_columns: columns to leave out.
 
     Raises:
-        DataError: a column holds neither numbers, text, dates nor truth values.
+        DataError: the type of a column is not a number, text, date or boolean.
     """
     wanted = [column for column in arrow_table.column_names if column not in ignored_columns]
     columns = {column: _from_arrow(name, column, arrow_table[column]) for column in wanted}
@@ -298,4 +332,7 @@ def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:
         column, kind = column.cast(arrow.string()), arrow.string()
     if arrow.types.is_string(kind) or arrow.types.is_large_string(kind):
         return _cells("" if cell is None else cell for cell in column.to_pylist())
-    raise DataError(f"{file}, column {name} holds {kind}\n  try       'scenario.ignore=[{name}]'")
+    raise DataError(
+        f"{file}, column {name} holds {kind}\n  expected  numbers, text, dates or booleans\n"
+        f"  try       'scenario.ignore=[{name}]'"
+    )

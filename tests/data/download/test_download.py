@@ -409,7 +409,7 @@ def test_a_link_in_an_archive_is_no_file(source):
             link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
             archive.addfile(link)
         content = file.getvalue()
-    with pytest.raises(DataError, match=r"a\.csv is no regular file"):
+    with pytest.raises(DataError, match=r"a\.csv is not a regular file"):
         find(archived(source, content, {"a.csv": None}))
 
 
