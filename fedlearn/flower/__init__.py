@@ -1,1 +1,4 @@
-"""Flower: wire format and adapters; the only home of flwr beside deploy and the engines grid and flower."""
+"""Interoperate with Flower: conversion of models to its records, and adapters for its apps and strategies.
+
+The transport between coordinator and nodes is in `fedlearn.protocol`.
+"""

@@ -1,6 +1,6 @@
-"""Models as Flower's records: one array for each leaf, under its name.
+"""Convert a model vector to Flower's `ArrayRecord` and back, with one named array per leaf.
 
-Shapes: D parameters laid flat.
+Shapes: D parameters, flattened.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from fedlearn.core.layout import Layout
 
 
 def to_array_record(params_D: np.ndarray, layout: Layout, dtypes: Mapping[str, str] | None = None) -> ArrayRecord:
-    """The vector as named arrays, in the order of the layout.
+    """Return the model vector as named arrays, in the order of the layout.
 
     Args:
-        params_D: float32.
-        layout: of the vector.
-        dtypes: of the arrays, where they are not float32; whole numbers are rounded.
+        params_D: model vector, float32.
+        layout: layout of the vector.
+        dtypes: dtypes of arrays that are not float32, by name. Integer arrays are rounded.
     """
     arrays = {}
     for name, leaf in layout.unpack(params_D).items():
@@ -30,14 +30,18 @@ def to_array_record(params_D: np.ndarray, layout: Layout, dtypes: Mapping[str, s
 
 
 def params_from_record(record: ArrayRecord, layout: Layout) -> np.ndarray:
-    """The vector of named arrays, float32.
+    """Return the model vector of named arrays, float32.
+
+    Args:
+        record: named arrays, in any order.
+        layout: layout of the vector.
 
     Raises:
-        ValueError: their names or shapes are not those of the layout.
+        ValueError: names or shapes differ from the layout.
     """
     return layout.pack({name: array.numpy() for name, array in record.items()})
 
 
 def layout_from_record(record: ArrayRecord) -> Layout:
-    """The layout of a model that comes as named arrays."""
+    """Return the layout of a model with these named arrays."""
     return Layout.from_shapes((name, tuple(array.shape)) for name, array in record.items())

@@ -1,4 +1,4 @@
-"""Flower's undocumented names: the only module that uses them.
+"""Use undocumented names of Flower. No other module uses them.
 
 Flower documents ``flwr.app``, ``flwr.clientapp``, ``flwr.serverapp`` and ``flwr.simulation``. Each function below
 checks the installed version before it uses another name, and imports that name only then.
@@ -12,7 +12,7 @@ from typing import Any
 
 from fedlearn.core.private_names import PrivateNames
 
-SERVER = 1  # Flower's number for the node on which a ServerApp runs
+SERVER = 1  # node id of the ServerApp in Flower
 START_SUPEREXEC = "from flwr.supercore.cli import flower_superexec; flower_superexec()"  # for ``python -c``
 
 FLOWER = PrivateNames(
@@ -70,7 +70,7 @@ FLOWER = PrivateNames(
 
 
 def identify_as_server() -> None:
-    """Let this process make messages as a server, unless Flower has given it an identity."""
+    """Allow this process to create messages as a server, unless Flower has given it an identity."""
     FLOWER.verify("identity")
     from flwr.supercore.task_identity import TaskIdentity
 
@@ -81,7 +81,7 @@ def identify_as_server() -> None:
 
 
 def empty_run() -> Any:
-    """Return the description of run 1, without an app."""
+    """Return Flower's description of a run with id 1 and no app."""
     FLOWER.verify("grid")
     from flwr.supercore.run import Run
 
@@ -89,7 +89,7 @@ def empty_run() -> Any:
 
 
 def client_app_error() -> type[Exception]:
-    """Return the error by which Flower reports an exception in a ClientApp."""
+    """Return the exception class with which Flower reports an error in a ClientApp."""
     FLOWER.verify("grid")
     from flwr.clientapp.client_app import ClientAppException
 
@@ -97,31 +97,48 @@ def client_app_error() -> type[Exception]:
 
 
 def set_message_id(message: Any, number: str) -> None:
-    """Give a message its id, as Flower's links do."""
-    facts = vars(message.metadata)
-    if "_message_id" not in facts:
+    """Set the id of a message, as Flower's transports do.
+
+    Args:
+        message: a Flower message.
+        number: the id.
+
+    Raises:
+        IncompatibleVersion: messages of this version of Flower have no such field.
+    """
+    metadata = vars(message.metadata)
+    if "_message_id" not in metadata:
         raise FLOWER.incompatible("flwr.app:Metadata._message_id")
-    facts["_message_id"] = number
+    metadata["_message_id"] = number
 
 
 def copy_message(message: Any) -> Any:
-    """Return a message with metadata of its own; the content is shared."""
+    """Return a copy of a message with separate metadata. Both messages share the content.
+
+    Raises:
+        IncompatibleVersion: messages of this version of Flower have no such field.
+    """
     if "_metadata" not in vars(message):
         raise FLOWER.incompatible("flwr.app:Message._metadata")
-    own = shallow_copy(message, type(message))
-    vars(own)["_metadata"] = shallow_copy(message.metadata, type(message.metadata))
-    return own
+    copied = shallow_copy(message, type(message))
+    vars(copied)["_metadata"] = shallow_copy(message.metadata, type(message.metadata))
+    return copied
 
 
 def shallow_copy(value: Any, kind: type) -> Any:
-    """Return a copy of a message, its metadata or an array, three times as fast as Flower's."""
-    twin: Any = object.__new__(kind)
-    twin.__dict__.update(value.__dict__)
-    return twin
+    """Return a shallow copy of a message, its metadata or an array. It is three times as fast as Flower's copy.
+
+    Args:
+        value: object to copy.
+        kind: class of the copy.
+    """
+    copied: Any = object.__new__(kind)
+    copied.__dict__.update(value.__dict__)
+    return copied
 
 
 def upload_error() -> type[Exception]:
-    """Return the error by which Flower reports an upload that broke off."""
+    """Return the exception class with which Flower reports an interrupted upload."""
     FLOWER.verify("messages")
     from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
@@ -129,7 +146,7 @@ def upload_error() -> type[Exception]:
 
 
 def run_stopped_error() -> type[BaseException]:
-    """Return the error by which Flower reports that a run was stopped."""
+    """Return the exception class with which Flower reports a stopped run."""
     FLOWER.verify("messages")
     from flwr.supercore.run import RunNotRunningException
 
@@ -137,10 +154,16 @@ def run_stopped_error() -> type[BaseException]:
 
 
 def retry_parts_after(seconds: float) -> None:
-    """Look again for parts of a message that are not there yet after so many seconds; Flower waits a second.
+    """Set the waiting time before another request for missing parts of a message. Flower's default is one second.
 
-    Flower announces a message before it uploads the parts. A receiver that polls quickly arrives in between: at each
-    of three stations a message waited a second because of some milliseconds.
+    Flower announces a message before it uploads the parts. A receiver that polls quickly asks before the upload has
+    ended. Each message waited one second at three places, for an upload of milliseconds.
+
+    Args:
+        seconds: waiting time before the second request.
+
+    Raises:
+        IncompatibleVersion: Flower's functions have no such argument.
     """
     FLOWER.verify("retries")
     from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
@@ -153,11 +176,11 @@ def retry_parts_after(seconds: float) -> None:
 
 
 def run_supernode(arguments: Sequence[str], clock: Any) -> None:
-    """Run Flower's SuperNode, which sleeps by a clock.
+    """Run Flower's SuperNode with another clock.
 
     Args:
-        arguments: of ``flower-supernode``.
-        clock: has the functions of Python's ``time``.
+        arguments: arguments of ``flower-supernode``.
+        clock: object with the functions of Python's module ``time``.
     """
     set_supernode_clock(clock)
     from flwr.supernode.cli import flower_supernode
@@ -167,7 +190,7 @@ def run_supernode(arguments: Sequence[str], clock: Any) -> None:
 
 
 def set_supernode_clock(clock: Any) -> None:
-    """Let the loop of Flower's SuperNode sleep by a clock."""
+    """Replace the clock in the loop of Flower's SuperNode."""
     FLOWER.verify("supernode")
     from flwr.supernode import start_client_internal
 
@@ -175,12 +198,12 @@ def set_supernode_clock(clock: Any) -> None:
 
 
 def run_superexec(arguments: Sequence[str], clock: Any, executor: Any) -> None:
-    """Run Flower's SuperExec, which sleeps by a clock and starts programs by an executor.
+    """Run Flower's SuperExec with another clock and another way to start programs.
 
     Args:
-        arguments: of ``flower-superexec``.
-        clock: has the functions of Python's ``time``.
-        executor: as `executor` makes it.
+        arguments: arguments of ``flower-superexec``.
+        clock: object with the functions of Python's module ``time``.
+        executor: result of `executor`.
     """
     set_superexec_clock(clock)
     from flwr.supercore.cli import flower_superexec
@@ -192,7 +215,7 @@ def run_superexec(arguments: Sequence[str], clock: Any, executor: Any) -> None:
 
 
 def set_superexec_clock(clock: Any) -> None:
-    """Let the loop of Flower's SuperExec sleep by a clock."""
+    """Replace the clock in the loop of Flower's SuperExec."""
     FLOWER.verify("superexec")
     from flwr.supercore.superexec import run_superexec as loop
 
@@ -200,11 +223,11 @@ def set_superexec_clock(clock: Any) -> None:
 
 
 def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> Any:
-    """Return an executor of Flower's SuperExec.
+    """Return an executor for Flower's SuperExec.
 
     Args:
-        launch: starts the program of one message, by Flower's description of it.
-        reconcile: is called before each look for work.
+        launch: starts the program for one message; its argument is Flower's description of the program.
+        reconcile: called before each poll for messages.
     """
     FLOWER.verify("superexec")
     from flwr.supercore.superexec.executor import LaunchResult
@@ -222,7 +245,7 @@ def executor(launch: Callable[[Any], None], reconcile: Callable[[], None]) -> An
 
 
 def client_app_runner() -> Callable[..., None]:
-    """Return the function by which Flower runs a ClientApp for one message."""
+    """Return Flower's function that runs a ClientApp for one message."""
     FLOWER.verify("client app")
     from flwr.supernode.runtime.run_clientapp import run_clientapp
 
@@ -230,7 +253,7 @@ def client_app_runner() -> Callable[..., None]:
 
 
 def forget_exit_handlers() -> None:
-    """Drop the exit handlers that a forked process has inherited."""
+    """Remove the exit handlers that a forked process has inherited."""
     FLOWER.verify("client app")
     from flwr.supercore.exit.exit_handler import registered_exit_handlers
 
@@ -241,7 +264,7 @@ def run_superlink(accepts: Callable[[bytes], bool]) -> None:
     """Run Flower's SuperLink with the arguments of this process.
 
     Args:
-        accepts: whether a request to the Control API with this token is let in.
+        accepts: returns whether a request to the Control API with this token is accepted.
     """
     FLOWER.verify("superlink")
     plugin, module = control_authentication(accepts), _superlink_module()
@@ -250,7 +273,11 @@ def run_superlink(accepts: Callable[[bytes], bool]) -> None:
 
 
 def control_authentication(accepts: Callable[[bytes], bool]) -> Any:
-    """Return the plugin by which Flower's SuperLink checks the token of a request."""
+    """Return the plugin with which Flower's SuperLink checks the token of a request.
+
+    Args:
+        accepts: returns whether a request with this token is accepted.
+    """
     FLOWER.verify("superlink")
     from flwr.common.constant import ACCESS_TOKEN_KEY
     from flwr.superlink.auth_plugin import NoOpControlAuthnPlugin
@@ -266,7 +293,7 @@ def control_authentication(accepts: Callable[[bytes], bool]) -> Any:
 
 
 def _superlink_module() -> Any:
-    """Return the module of the SuperLink's command; the package has a function of the same name."""
+    """Return the module of the SuperLink's command; its package has a function of the same name."""
     from flwr.superlink.cli import flower_superlink  # noqa: F401  (loads the module)
 
     module: Any = sys.modules["flwr.superlink.cli.flower_superlink"]
@@ -277,10 +304,13 @@ def _superlink_module() -> Any:
 
 
 def app_bundle(files: Mapping[str, bytes]) -> tuple[bytes, Callable[[str], Any]]:
-    """Return an app bundle (FAB) as bytes, and the function that makes Flower's record of it from their digest.
+    """Build an app bundle (FAB).
 
     Args:
         files: path in the bundle -> content.
+
+    Returns:
+        The bundle as bytes, and a function that returns Flower's record of it for a digest.
     """
     FLOWER.verify("bundle")
     from flwr.cli.build import build_fab_from_files
@@ -291,15 +321,15 @@ def app_bundle(files: Mapping[str, bytes]) -> tuple[bytes, Callable[[str], Any]]
 
 
 class ControlClient:
-    """A connection to the Control API of a SuperLink.
+    """Call the Control API of a SuperLink.
 
     Args:
-        address: ``host:port``.
+        address: address of the API, ``host:port``.
         certificates: root certificates, PEM.
-        token: sent with each request.
+        token: token of each request.
 
     Raises:
-        httpx.HTTPStatusError: from each method, if the SuperLink refuses.
+        httpx.HTTPStatusError: from each method, if the SuperLink refuses the request.
         httpx.TransportError: from each method, if the SuperLink cannot be reached.
     """
 
@@ -316,7 +346,15 @@ class ControlClient:
         )
 
     def start_run(self, fab: Any, config: Mapping[str, Any]) -> tuple[int | None, str]:
-        """Start a run of an app bundle; return its id, or None and a note."""
+        """Start a run of an app bundle.
+
+        Args:
+            fab: Flower's record of the bundle, from `app_bundle`.
+            config: run configuration, which overrides the configuration in the bundle.
+
+        Returns:
+            The id of the run and a note; the id is None if the SuperLink started no run.
+        """
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
 
@@ -325,54 +363,59 @@ class ControlClient:
         return int(response.run_id) if response.HasField("run_id") else None, str(response.note)
 
     def stop_run(self, run_id: int) -> None:
-        """Stop a run."""
+        """Stop the run with this id."""
         from flwr.proto.control_pb2 import StopRunRequest
 
         self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def runs(self, run_id: int | None = None) -> Mapping[int, Any]:
-        """Return one run, or all runs, by id."""
+        """Return the runs by id: one run if an id is given, else all runs."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
         request = ListRunsRequest() if run_id is None else ListRunsRequest(run_id=run_id)
         return self._client.ListRuns(request).run_dict
 
     def logs(self, run_id: int, after: float) -> Iterator[Any]:
-        """Return the pieces of a run's log as they come."""
+        """Yield the parts of the log of a run as they arrive.
+
+        Args:
+            run_id: id of the run.
+            after: time stamp; earlier parts are skipped.
+        """
         from flwr.proto.control_pb2 import StreamLogsRequest
 
         yield from self._client.StreamLogs(StreamLogsRequest(run_id=run_id, after_timestamp=after))
 
     def nodes(self) -> Sequence[Any]:
-        """Return all nodes that were ever registered."""
+        """Return all nodes that were ever registered, removed ones included."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
         return self._client.ListNodes(ListNodesRequest()).nodes_info
 
     def register_node(self, name: str, public_key: bytes) -> None:
-        """Register a node."""
+        """Register a node by name and public key."""
         from flwr.proto.control_pb2 import RegisterNodeRequest
 
         self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
 
     def unregister_node(self, node_id: int) -> None:
-        """Remove a node."""
+        """Remove the registration of a node."""
         from flwr.proto.control_pb2 import UnregisterNodeRequest
 
         self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the SuperLink."""
         self._client.close()
 
 
 class _Bearer:
-    """Adds a token to each request."""
+    """Add a bearer token to each request."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
     def intercept(self, context: Any, call_next: Any) -> Any:
-        """Add the token, as Flower's interceptors do."""
+        """Add the token to the request, in the interface of Flower's interceptors."""
         context.request.headers["authorization"] = f"Bearer {self._token}"
         return call_next(context)

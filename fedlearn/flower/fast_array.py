@@ -1,4 +1,4 @@
-"""Flower's arrays, read twenty times as fast: NumPy's file header is parsed once for each shape, not for each array."""
+"""Read Flower's arrays twenty times as fast: the file header of NumPy is parsed once per shape, not once per array."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 from flwr.app import Array
 
-PREFIX = b"\x93NUMPY\x01\x00"  # of the format's first version, which NumPy writes unless a header is enormous
-PREFIX_BYTES = len(PREFIX)  # two bytes that say how long the header is
+PREFIX = b"\x93NUMPY\x01\x00"  # version 1.0 of the format, which NumPy writes unless the header is very large
+PREFIX_BYTES = len(PREFIX)  # two bytes follow, with the length of the header
 
 
 class FastArray(Array):
-    """An `Array` whose `numpy` gives what Flower's gives, writeable and on its own.
+    """Read the same NumPy arrays as Flower's `Array`, faster; they are writeable copies.
 
     Reference: the format is specified in ``numpy.lib.format``.
     """
 
     def numpy(self) -> np.ndarray:
-        """As a NumPy array."""
+        """Return the data as a NumPy array, which is a writeable copy."""
         if self.stype != "numpy.ndarray" or not self.data.startswith(PREFIX):
             return super().numpy()
         start = PREFIX_BYTES + 2 + int.from_bytes(self.data[PREFIX_BYTES : PREFIX_BYTES + 2], "little")
@@ -32,5 +32,5 @@ class FastArray(Array):
 
 @lru_cache(maxsize=1024)
 def _header(header: bytes) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype]:
-    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(BytesIO(header))
-    return shape, "F" if by_columns else "C", dtype
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(BytesIO(header))
+    return shape, "F" if fortran_order else "C", dtype

@@ -1,6 +1,6 @@
-"""Strategies written for Flower, in our simulator.
+"""Run strategies that were written for Flower in every engine of fedlearn.
 
-Shapes: K clients, D parameters laid flat.
+Shapes: K clients, D parameters, flattened.
 """
 
 from __future__ import annotations
@@ -32,115 +32,127 @@ try:
     from fedlearn.flower.runtime import redirect_flower_log
     from fedlearn.flower.strategy_state import restore, take_snapshot
 except ImportError as missing:
-    raise MissingExtra("a strategy of Flower's", "flower") from missing
+    raise MissingExtra("a Flower strategy", "flower") from missing
 
-UNSAVED_ATTRIBUTES = "unsaved_attributes"  # of a strategy's state: the names of what no checkpoint holds
+UNSAVED_ATTRIBUTES = "unsaved_attributes"  # entry of the server state: names of attributes that are in no checkpoint
 log = logging.getLogger(__name__)
 
 
 def from_flower(flower: FlowerStrategy) -> Strategy:
-    """A strategy written for Flower, as one of ours: any engine runs it, at that engine's speed.
+    """Convert a Flower strategy to a `Strategy`, which runs in any engine at the speed of that engine.
 
-    A round is Flower's: ``configure_train`` is shown the round's cohort, clients train from the global model, and
-    ``aggregate_train`` makes the new one of their models, their numbers of examples and their training losses.
+    In each round, ``configure_train`` gets the cohort, and clients train from the global model. ``aggregate_train``
+    computes the new model from their models, example counts and training losses.
 
-    What differs: the cohort is drawn by the run's seed, as large as ``fraction_train`` and ``min_train_nodes`` say;
-    Flower draws by Python's global generator. Clients train as ``local`` says, not by a message's configuration.
-    Evaluation is ours. Server halves of stages get the step of the strategy in place of an aggregate.
+    Differences from Flower: the seed of the run determines the cohort, with the size that ``fraction_train`` and
+    ``min_train_nodes`` give. Flower draws with Python's global generator. The settings ``local`` control training, not
+    the configuration in a message. fedlearn evaluates the model. Server halves of stages receive the step of the
+    strategy instead of an aggregate.
 
     Args:
-        flower: `flwr.serverapp.strategy.Krum(...)`, or one of your own. It is not changed.
+        flower: `flwr.serverapp.strategy.Krum(...)`, or a strategy of your own. It is not changed.
 
-    *Guarantees*: a round depends on the state alone. What the strategy remembers (FedAdam's ``m_t``, FedAvgM's
-    ``momentum_vector``) is kept as named arrays in the server's memory: a resumed run ends as an uninterrupted one.
-    Attributes that are no arrays, numbers, words, records, or lists and dicts of these cannot be kept: a run whose
-    strategy changes such a one goes on, but refuses to be resumed, and says which.
+    *Guarantees*: a round depends on the server state only. It holds the attributes that the strategy changes (``m_t``
+    of FedAdam, ``momentum_vector`` of FedAvgM) as named arrays, so a resumed run equals an uninterrupted one. Supported
+    types are arrays, numbers, strings, records, and lists and dicts of these. If a strategy changes an attribute of
+    another type, the run continues, but a resume is refused with the name of the attribute.
 
     Raises:
-        SettingError: ``flower`` is no strategy of Flower's, or wraps another one.
+        SettingError: ``flower`` is not a Flower strategy, or wraps another strategy.
     """
-    ok = isinstance(flower, FlowerStrategy)
+    is_flower = isinstance(flower, FlowerStrategy)
     expected, fix = "a flwr.serverapp.strategy.Strategy", "flower=flwr.serverapp.strategy.FedAvg()"
-    require(ok, "flower", type(flower).__name__, expected, fix)
-    alone = not any(isinstance(value, FlowerStrategy) for value in vars(flower).values())
-    expected = "a strategy that wraps no other one, whose memory would be in no checkpoint"
+    require(is_flower, "flower", type(flower).__name__, expected, fix)
+    wraps_no_other = not any(isinstance(value, FlowerStrategy) for value in vars(flower).values())
+    expected = "a strategy that wraps no other one, because no checkpoint would have the state of the inner one"
     require(
-        alone, "flower", type(flower).__name__, expected, "flower=... the one inside, and privacy as a stage of ours"
+        wraps_no_other,
+        "flower",
+        type(flower).__name__,
+        expected,
+        "flower=<the inner strategy>, and privacy as a stage of fedlearn",
     )
     redirect_flower_log()
     identify_as_server()
-    return Strategy(select=_as_flower_selects(flower), aggregate=_Rounds(flower).as_aggregator())
+    return Strategy(select=_flower_selector(flower), aggregate=_FlowerAggregation(flower).as_aggregator())
 
 
-def _as_flower_selects(strategy: Any) -> Selector:
-    """Uniform draws without replacement of as many clients as the strategy's settings say."""
-    fraction, least = getattr(strategy, "fraction_train", 1.0), getattr(strategy, "min_train_nodes", 0)
-    available = max(getattr(strategy, "min_available_nodes", 0), least)
+def _flower_selector(strategy: Any) -> Selector:
+    """Return a selector that draws uniformly without replacement, as many clients as the Flower settings give."""
+    fraction, min_clients = getattr(strategy, "fraction_train", 1.0), getattr(strategy, "min_train_nodes", 0)
+    available = max(getattr(strategy, "min_available_nodes", 0), min_clients)
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
-        name, most = "strategy.flower.min_available_nodes", len(clients)
-        require(available <= most, name, available, f"at most {most}, the number of clients", f"+{name}={most}")
-        size = max(int(most * fraction), least)
-        name, expected = "strategy.flower.fraction_train", f"a share that is a client or more, of {most}"
+        name, num_clients = "strategy.flower.min_available_nodes", len(clients)
+        require(
+            available <= num_clients,
+            name,
+            available,
+            f"at most {num_clients}, the number of clients",
+            f"+{name}={num_clients}",
+        )
+        size = max(int(num_clients * fraction), min_clients)
+        name, expected = "strategy.flower.fraction_train", f"a share of at least one client, of {num_clients} clients"
         require(size > 0, name, fraction, expected, f"+{name}=1.0")
-        return [clients[i] for i in rng.choice(most, size, replace=False, shuffle=False)]
+        return [clients[i] for i in rng.choice(num_clients, size, replace=False, shuffle=False)]
 
     return Selector(choose=choose, law=SamplingLaw(kind="all") if fraction == 1 else None)
 
 
-class _Rounds:
+class _FlowerAggregation:
     """Run rounds of a Flower strategy as an aggregation rule: Flower aggregates and steps in one call."""
 
     def __init__(self, strategy: Any) -> None:
-        self.strategy, self.first = strategy, take_snapshot(strategy)
-        self.lost: dict[str, Any] = {}  # attributes that no checkpoint holds
-        self.round_of_lost = 0
+        self.strategy, self.initial = strategy, take_snapshot(strategy)
+        self.unsaved: dict[str, Any] = {}  # attributes that are in no checkpoint
+        self.round_of_unsaved = 0
 
     def as_aggregator(self) -> Aggregator:
         """Return the aggregator for `Strategy.aggregate`."""
         return stacked(self.aggregate, reads=("clients_K", "metrics"))
 
     def aggregate(self, updates: Updates, state: State, context: Context) -> tuple[Array, State]:
-        """Run one round of the strategy. The update is the difference between its models after and before."""
+        """Run one round of the strategy. Return the difference between the new and the old model, and the new state."""
         layout, params_D = context.layout, np.asarray(as_numpy(context.params_D))
         assert layout is not None
-        strategy = self._as_it_was(state, context.round)
+        strategy = self._strategy_at(state, context.round)
         arrays, config = to_array_record(params_D, layout), ConfigRecord()
-        replies = _replies(strategy, updates, context, arrays, config)
+        responses = _responses(strategy, updates, context, arrays, config)
         with _only_new_garbage():
-            new, _ = strategy.aggregate_train(context.round, replies)
+            new, _ = strategy.aggregate_train(context.round, responses)
         if new is None:
-            log.warning("round %d: %s kept the model as it is", context.round, type(strategy).__name__)
+            log.warning("round %d: %s did not change the model", context.round, type(strategy).__name__)
         step_D = np.zeros_like(params_D) if new is None else params_from_record(new, layout) - params_D
-        return step_D, self._remember(strategy, context.round)
+        return step_D, self._save(strategy, context.round)
 
-    def _as_it_was(self, memory: State, round: int) -> Any:
-        strategy = restore(self.strategy, self.first, memory)
-        if UNSAVED_ATTRIBUTES in memory:
-            names = bytes(np.asarray(memory[UNSAVED_ATTRIBUTES])).decode().split()
-            if self.round_of_lost != round - 1:
+    def _strategy_at(self, state: State, round: int) -> Any:
+        strategy = restore(self.strategy, self.initial, state)
+        if UNSAVED_ATTRIBUTES in state:
+            names = bytes(np.asarray(state[UNSAVED_ATTRIBUTES])).decode().split()
+            if self.round_of_unsaved != round - 1:
                 kind = type(strategy).__name__
                 raise CheckpointError(
-                    f"a run with {kind} cannot be resumed: what it keeps in {', '.join(names)} is in no checkpoint\n"
-                    "  try       arrays, numbers, words, or lists and dicts of these, in its attributes"
+                    f"a run with {kind} cannot be resumed: its attributes {', '.join(names)} are in no checkpoint\n"
+                    "  expected  arrays, numbers, strings or records\n"
+                    "  try       a new run"
                 )
             for name in names:
-                setattr(strategy, name, self.lost[name])
+                setattr(strategy, name, self.unsaved[name])
         return strategy
 
-    def _remember(self, strategy: Any, round: int) -> State:
-        now = take_snapshot(strategy)
-        memory, lost = now.changes_since(self.first)
-        if not lost:
-            return memory
-        self.lost, self.round_of_lost = {name: now.unsupported[name] for name in lost}, round
-        return {**memory, UNSAVED_ATTRIBUTES: np.frombuffer(" ".join(lost).encode(), np.uint8)}
+    def _save(self, strategy: Any, round: int) -> State:
+        snapshot = take_snapshot(strategy)
+        state, changed_unsupported = snapshot.changes_since(self.initial)
+        if not changed_unsupported:
+            return state
+        self.unsaved, self.round_of_unsaved = {name: snapshot.unsupported[name] for name in changed_unsupported}, round
+        return {**state, UNSAVED_ATTRIBUTES: np.frombuffer(" ".join(changed_unsupported).encode(), np.uint8)}
 
 
 @contextmanager
 def _only_new_garbage() -> Iterator[None]:
-    """Have collections look at objects made meanwhile: Flower's QFedAvg asks for one, of all there are, a client."""
-    if gc.get_freeze_count():  # somebody else's
+    """Restrict garbage collections to new objects: Flower's QFedAvg starts one full collection per client."""
+    if gc.get_freeze_count():  # another caller has frozen objects
         yield
         return
     gc.freeze()
@@ -150,38 +162,40 @@ def _only_new_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _replies(
+def _responses(
     strategy: Any, updates: Updates, context: Context, arrays: ArrayRecord, config: ConfigRecord
 ) -> list[Message]:
-    """Return the responses of the clients to the messages of the strategy, in ascending order of clients."""
+    """Return the responses of the clients to the messages of the strategy, in ascending order of client ids."""
     rows = {client: k for k, client in enumerate(updates.clients_K.tolist())}
-    replies = {}
+    responses = {}
     for message in _messages(strategy, sorted(rows), context, arrays, config):
         if any(record is not arrays for record in message.content.array_records.values()):
             kind = type(strategy).__name__
-            raise FedlearnError(f"{kind} sends clients other arrays than the global model, which no engine here does")
+            raise FedlearnError(
+                f"{kind} sends clients other arrays than the global model, and no engine of fedlearn supports this"
+            )
         client = message.metadata.dst_node_id - FIRST_NODE_ID
-        replies[client] = _reply(strategy, message, updates, rows[client], context)
-    return [replies[client] for client in sorted(replies)]
+        responses[client] = _response(strategy, message, updates, rows[client], context)
+    return [responses[client] for client in sorted(responses)]
 
 
 def _messages(
     strategy: Any, cohort: Sequence[ClientId], context: Context, arrays: ArrayRecord, config: ConfigRecord
 ) -> Iterable[Message]:
-    """What the strategy sends when nobody but the cohort is there."""
-    drawn = {"fraction_train": 1.0, "min_train_nodes": 0, "min_available_nodes": 0}
-    own = {name: getattr(strategy, name) for name in drawn if hasattr(strategy, name)}
-    for name in own:
-        setattr(strategy, name, drawn[name])
+    """Return the messages of the strategy if only the clients of the cohort are available."""
+    selects_all = {"fraction_train": 1.0, "min_train_nodes": 0, "min_available_nodes": 0}
+    settings = {name: getattr(strategy, name) for name in selects_all if hasattr(strategy, name)}
+    for name in settings:
+        setattr(strategy, name, selects_all[name])
     try:
         grid = InProcessGrid(ClientApp(), context.num_clients, available_partitions=cohort)
         return list(strategy.configure_train(context.round, arrays, config, grid))
     finally:
-        for name, value in own.items():
+        for name, value in settings.items():
             setattr(strategy, name, value)
 
 
-def _reply(strategy: Any, message: Message, updates: Updates, k: int, context: Context) -> Message:
+def _response(strategy: Any, message: Message, updates: Updates, k: int, context: Context) -> Message:
     assert context.layout is not None
     local_D = np.asarray(as_numpy(context.params_D)) + np.asarray(as_numpy(updates.delta_KD[k]), np.float32)
     metrics = MetricRecord({getattr(strategy, "weighted_by_key", "num-examples"): int(updates.num_examples_K[k])})

@@ -1,9 +1,9 @@
-"""A Flower `Grid` in this process: an unmodified ServerApp and ClientApp run with no network, no Ray, no waiting.
+"""Run an unmodified Flower ServerApp and ClientApp in this process, without network, Ray or polling.
 
-A message is handled when its reply is asked for: nodes take turns, in the order in which they were written to. Whoever
-sends a message or replies keeps nothing of it: the other side gets records of its own. Only the bytes of arrays are
-shared, which nobody can change (copying a message takes 15 us however large its arrays are; through Protobuf, as
-Flower's records travel, 100 MB take 4 s).
+A message is handled when its response is pulled. Nodes run one at a time, in the order of their messages. Each side
+receives its own copy of the records, so that neither can change the records of the other. Copies share only the
+immutable bytes of arrays. A copy takes 15 us for arrays of any size; conversion through Protobuf, as in Flower, takes
+4 s for 100 MB.
 """
 
 from __future__ import annotations
@@ -34,35 +34,30 @@ from fedlearn.flower.compat import (
 from fedlearn.flower.fast_array import FastArray
 
 FIRST_NODE_ID = SERVER + 1
-PULL_DURATION_S = (
-    0.1  # of clients' work, if several replies are pulled at once: a caller looks at its own clock between
-)
-UNKNOWN_ERROR, CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, RESPONSE_UNAVAILABLE = (
-    0,
-    2,
-    3,
-    4,
-)  # Flower's codes of errors
+# seconds of client work for one call that pulls several responses, so that a caller can check its own deadline
+PULL_DURATION_S = 0.1
+# error codes of Flower
+UNKNOWN_ERROR, CLIENT_APP_RAISED_EXCEPTION, MESSAGE_UNAVAILABLE, RESPONSE_UNAVAILABLE = 0, 2, 3, 4
 log = logging.getLogger(__name__)
 
 
 class InProcessGrid(Grid):
-    """Runs a ClientApp on nodes that exist in name only.
+    """Run a ClientApp on simulated nodes.
 
     Args:
-        client_app: Flower's.
-        num_nodes: >= 1; a node costs nothing until it is written to.
-        run_config: what apps find in ``context.run_config``.
-        available_partitions: partitions whose nodes are there; None: all, 0 to ``num_nodes - 1``.
+        client_app: the ClientApp of a Flower app.
+        num_nodes: number of nodes, >= 1. A node uses no memory before its first message.
+        run_config: configuration that apps read from ``context.run_config``.
+        available_partitions: partitions whose nodes are available; None: all, 0 to ``num_nodes - 1``.
 
     Attributes:
-        outcomes: how many messages ended as ``response`` or ``error``.
-        first_error: of a ClientApp, with its traceback; empty if there was none.
+        outcomes: number of messages that ended as ``response`` or ``error``.
+        first_error: first error of a ClientApp, with its traceback; empty for none.
 
-    *Guarantees*: a node's ``context.state`` is kept from message to message, and stays as it was where the ClientApp
-    raises. Every message is answered: by the ClientApp, or by an error with the code and reason that Flower's own
-    simulation gives. Waiting is bounded by ``timeout`` and by the messages' time to live, but for a ClientApp that does
-    not return: it cannot be interrupted.
+    *Guarantees*: ``context.state`` of a node is kept between messages. If the ClientApp raises, the state is unchanged.
+    Each message has a response: from the ClientApp, or an error with the code and reason of Flower's own simulation.
+    ``timeout`` and the time to live of a message bound the wait, except for a ClientApp that does not return. It cannot
+    be interrupted.
 
     Raises:
         SettingError: ``num_nodes`` is out of range.
@@ -88,43 +83,46 @@ class InProcessGrid(Grid):
         self._run = empty_run()
         self._ids = count(1)
         self._sent: dict[str, Message] = {}
-        self._replies: dict[str, Message] = {}
+        self._responses: dict[str, Message] = {}
         self._contexts: dict[int, Context] = {}
-        self._one_at_a_time = RLock()
+        self._lock = RLock()
         identify_as_server()
 
     def set_run(self, run: Any) -> None:
-        """Take another run's facts."""
+        """Set Flower's description of the run."""
         self._run = run
 
     @property
     def run(self) -> Any:
-        """The run's facts."""
+        """Flower's description of the run."""
         return self._run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """The old way to make a message."""
+        """Create a message. Flower keeps this method for older apps."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """The nodes that are there: 2 for partition 0, 3 for 1..."""
+        """Return the ids of the available nodes: 2 for partition 0, 3 for partition 1, and so on."""
         return self.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages; a reply can be pulled by the id of its message.
+        """Accept messages, and return the id of each; `pull_messages` takes these ids.
 
-        A message to a node that does not exist is logged and gets no id, as in Flower's own runtimes.
+        A message to an unknown node is logged and gets no id, as in Flower's own runtimes.
+
+        Raises:
+            ValueError: a message is a response, or has no time to live.
         """
         ids = []
         for message in messages:
-            facts = message.metadata
-            if facts.dst_node_id not in self.nodes:
-                log.error("there is no node %d to send a message to", facts.dst_node_id)
+            metadata = message.metadata
+            if metadata.dst_node_id not in self.nodes:
+                log.error("no node %d: the message is not sent", metadata.dst_node_id)
                 continue
-            if facts.reply_to_message_id or facts.ttl <= 0:
-                raise ValueError(f"not a message to a node: {message}")
+            if metadata.reply_to_message_id or metadata.ttl <= 0:
+                raise ValueError(f"not a message to a node, expected no reply_to_message_id and a ttl > 0: {message}")
             number = str(next(self._ids))
             set_message_id(message, number)
             self._sent[number] = detached_copy(message)
@@ -132,65 +130,72 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there, after nodes have worked for a tenth of a second, or one for longer."""
-        return self._pull(message_ids, until=time.monotonic() + PULL_DURATION_S)
+        """Return the available responses, after nodes have worked for 0.1 s or one node has finished.
+
+        Args:
+            message_ids: ids from `push_messages`.
+        """
+        return self._pull(message_ids, end_time=time.monotonic() + PULL_DURATION_S)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Send messages and wait for their replies, until ``timeout`` seconds are over.
+        """Send messages and wait for their responses.
 
-        What is not done by then can still be pulled, within its time to live.
+        Args:
+            messages: messages to nodes.
+            timeout: seconds after which the wait ends; None waits for all responses. Later responses can still be
+                pulled within the time to live of their messages.
         """
-        until = float("inf") if timeout is None else time.monotonic() + timeout
-        return self._pull(self.push_messages(messages), until=until)
+        end_time = float("inf") if timeout is None else time.monotonic() + timeout
+        return self._pull(self.push_messages(messages), end_time=end_time)
 
-    def _pull(self, message_ids: Iterable[str], *, until: float) -> list[Message]:
-        replies: list[Message] = []
+    def _pull(self, message_ids: Iterable[str], *, end_time: float) -> list[Message]:
+        responses: list[Message] = []
         for number in dict.fromkeys(message_ids):
-            with self._one_at_a_time:
-                if number in self._sent and number not in self._replies:
-                    if replies and time.monotonic() >= until:
+            with self._lock:
+                if number in self._sent and number not in self._responses:
+                    if responses and time.monotonic() >= end_time:
                         continue
                     self._handle(self._sent[number])
-                replies.append(self._collected(number))
-        return replies
+                responses.append(self._take_response(number))
+        return responses
 
     def _handle(self, message: Message) -> None:
-        """Let a node answer a message."""
-        if _expired(message):
+        """Run the ClientApp for a message, and keep its response or error."""
+        if _is_expired(message):
             return
         number, node = message.metadata.message_id, message.metadata.dst_node_id
-        context = _copied_context(self._contexts.get(node) or self._new_context(node))
+        context = _copy_context(self._contexts.get(node) or self._new_context(node))
         try:
-            reply = _answer(self.client_app, message, context)
+            response = _call_client_app(self.client_app, message, context)
             if context.run_config != self.run_config:
-                raise ValueError("the ClientApp changed context.run_config, which must stay as it is")
+                raise ValueError("the ClientApp changed context.run_config, expected no change")
             self._contexts[node] = context
             self.outcomes["response"] += 1
         except Exception as error:
             self.first_error = self.first_error or traceback.format_exc()
             log.error("node %d: %s", node, error, exc_info=error)
             code = CLIENT_APP_RAISED_EXCEPTION if isinstance(error, client_app_error()) else UNKNOWN_ERROR
-            reply = Message(Error(code=code, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
+            response = Message(Error(code=code, reason=f"{type(error)}:<'{error}'>"), reply_to=message)
             self.outcomes["error"] += 1
-        set_message_id(reply, f"{number}-reply")
-        self._replies[number] = reply
+        set_message_id(response, f"{number}-reply")
+        self._responses[number] = response
 
-    def _collected(self, number: str) -> Message:
-        """The reply to a message, which is forgotten; an error if it is gone already or came too late."""
-        message, reply = self._sent.pop(number, None), self._replies.pop(number, None)
-        if message is None or reply is None or _expired(message):
-            return self._gone(
-                number, message, MESSAGE_UNAVAILABLE, "the message has expired, or its reply was pulled before"
+    def _take_response(self, number: str) -> Message:
+        """Return the response to a message and remove both; return an error if it expired or was pulled before."""
+        message, response = self._sent.pop(number, None), self._responses.pop(number, None)
+        if message is None or response is None or _is_expired(message):
+            return self._error_response(
+                number, message, MESSAGE_UNAVAILABLE, "the message has expired, or its response was pulled before"
             )
-        if _expired(reply):
-            return self._gone(number, message, RESPONSE_UNAVAILABLE, "the reply has expired")
-        return reply
+        if _is_expired(response):
+            return self._error_response(number, message, RESPONSE_UNAVAILABLE, "the response has expired")
+        return response
 
-    def _gone(self, number: str, message: Message | None, code: int, reason: str) -> Message:
+    def _error_response(self, number: str, message: Message | None, code: int, reason: str) -> Message:
         self.outcomes["error"] += 1
-        asked = message or Message(RecordDict(), SERVER, "query")
-        set_message_id(asked, number)
-        return Message(Error(code=code, reason=reason), reply_to=asked)
+        request = message or Message(RecordDict(), SERVER, "query")
+        set_message_id(request, number)
+        return Message(Error(code=code, reason=reason), reply_to=request)
 
     def _new_context(self, node: int) -> Context:
         return Context(
@@ -203,27 +208,27 @@ class InProcessGrid(Grid):
 
 
 def detached_copy(message: Message) -> Message:
-    """The same message in records of its own, which share nothing that can be changed."""
-    own: Message = copy_message(message)
-    if own.has_content():
-        own.content = copy_records(message.content)
-    return own
+    """Return a copy of a message. The copy shares no mutable object with it."""
+    copied: Message = copy_message(message)
+    if copied.has_content():
+        copied.content = copy_records(message.content)
+    return copied
 
 
 def copy_records(records: RecordDict) -> RecordDict:
-    """The same records, which share nothing that can be changed."""
+    """Return a copy of records. The copy shares no mutable object with them."""
     copies = records.copy()
     for key, record in records.items():
-        copies[key] = own = cast(Any, record.copy())
+        copies[key] = copied = cast(Any, record.copy())
         for name, value in record.items():
             if isinstance(value, Array):
-                own[name] = shallow_copy(value, FastArray)
+                copied[name] = shallow_copy(value, FastArray)
             elif isinstance(value, list):
-                own[name] = list(value)
+                copied[name] = list(value)
     return copies
 
 
-def _copied_context(context: Context) -> Context:
+def _copy_context(context: Context) -> Context:
     return Context(
         run_id=context.run_id,
         node_id=context.node_id,
@@ -233,16 +238,16 @@ def _copied_context(context: Context) -> Context:
     )
 
 
-def _answer(client_app: ClientApp, message: Message, context: Context) -> Message:
-    """What the ClientApp replies; whatever it raises is told as Flower's simulation does."""
+def _call_client_app(client_app: ClientApp, message: Message, context: Context) -> Message:
+    """Return the response of the ClientApp; report its exceptions as Flower's simulation does."""
     try:
-        reply = client_app(message=message, context=context)
+        response = client_app(message=message, context=context)
     except Exception as error:
         raise client_app_error()(str(error)) from error
-    if not isinstance(reply, Message):
-        raise client_app_error()(f"it returned {type(reply).__name__}, expected a Message")
-    return detached_copy(reply)
+    if not isinstance(response, Message):
+        raise client_app_error()(f"the ClientApp returned {type(response).__name__}, expected a Message")
+    return detached_copy(response)
 
 
-def _expired(message: Message) -> bool:
+def _is_expired(message: Message) -> bool:
     return message.metadata.created_at + message.metadata.ttl < time.time()

@@ -1,4 +1,4 @@
-"""Log lines of Flower in this process."""
+"""Redirect the log lines of Flower in this process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 
 
 def redirect_flower_log() -> None:
-    """Flower's log lines go where others' go, a run's ``run.log``."""
+    """Send the log lines of Flower to the root logger, and so to ``run.log`` of a run."""
     logger = logging.getLogger("flwr")
     logger.handlers.clear()
     logger.propagate = True

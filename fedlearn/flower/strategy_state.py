@@ -1,7 +1,8 @@
-"""What a Flower strategy remembers from round to round, as named arrays that a checkpoint can hold.
+"""Save the attributes of a Flower strategy as named arrays, which a checkpoint can hold.
 
-Flower's strategies are objects that change: FedAdam keeps ``m_t`` and ``v_t``, FedAvgM a ``momentum_vector``. Their
-attributes are read before and after a round; arrays, records, numbers, words and lists and dicts of these can be kept.
+Flower strategies are mutable objects: FedAdam keeps ``m_t`` and ``v_t``, FedAvgM a ``momentum_vector``. Their
+attributes are compared before and after a round. Supported types are arrays, records, numbers, strings, and lists and
+dicts of these.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ RECORD_TYPES: Mapping[str, Any] = {
     "MetricRecord": MetricRecord,
     "ConfigRecord": ConfigRecord,
 }
-PLAN = "plan"  # how the named arrays are put together again: JSON as bytes
+PLAN = "plan"  # structure of the attributes and their arrays: JSON as bytes
 
 
 class UnsupportedValueError(TypeError):
-    """A value that cannot be kept as arrays."""
+    """Report a value that cannot be saved as arrays."""
 
 
 class Snapshot(NamedTuple):
-    """The attributes of an object at one moment.
+    """Hold the attributes of an object at one moment.
 
     Attributes:
-        plan: of each that can be kept, how it is made of arrays.
-        arrays: those, by path.
-        unsupported: attributes that cannot be kept.
+        plan: structure of each supported attribute, with the paths of its arrays.
+        arrays: arrays of the attributes, by path.
+        unsupported: attributes of other types.
     """
 
     plan: Mapping[str, Any]
@@ -42,48 +43,59 @@ class Snapshot(NamedTuple):
     unsupported: Mapping[str, Any]
 
     def changes_since(self, before: Snapshot) -> tuple[State, tuple[str, ...]]:
-        """What has changed, as named arrays; and the names of what has changed but cannot be kept.
+        """Return the changed attributes as named arrays, and the names of changed attributes of unsupported types.
 
-        An object of a kind that cannot be kept is taken for unchanged as long as it is the same object.
+        An attribute of an unsupported type counts as unchanged if it is the same object.
+
+        Args:
+            before: earlier snapshot of the same object.
         """
-        new = {name: part for name, part in self.plan.items() if part != before.plan.get(name, ...) or _holds(part)}
-        arrays = {path: array for path, array in self.arrays.items() if path.partition("/")[0] in new}
-        lost = [name for name, value in self.unsupported.items() if value is not before.unsupported.get(name)]
-        return {**arrays, PLAN: np.frombuffer(json.dumps(new).encode(), np.uint8)}, tuple(sorted(lost))
+        changed = {
+            name: part for name, part in self.plan.items() if part != before.plan.get(name, ...) or _has_arrays(part)
+        }
+        arrays = {path: array for path, array in self.arrays.items() if path.partition("/")[0] in changed}
+        unsupported = [name for name, value in self.unsupported.items() if value is not before.unsupported.get(name)]
+        return {**arrays, PLAN: np.frombuffer(json.dumps(changed).encode(), np.uint8)}, tuple(sorted(unsupported))
 
 
 def take_snapshot(strategy: Any) -> Snapshot:
-    """The attributes of a strategy as they are now."""
+    """Return a snapshot of the current attributes of a strategy."""
     plan: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
-    others = {}
+    unsupported = {}
     for name, value in vars(strategy).items():
-        found: dict[str, np.ndarray] = {}
+        parts: dict[str, np.ndarray] = {}
         try:
-            plan[name] = _taken_apart(value, name, found)
-            arrays |= found
+            plan[name] = _disassemble(value, name, parts)
+            arrays |= parts
         except UnsupportedValueError:
-            others[name] = value
-    return Snapshot(plan, arrays, others)
+            unsupported[name] = value
+    return Snapshot(plan, arrays, unsupported)
 
 
 def restore(strategy: Any, first: Snapshot, state: State) -> Any:
-    """A copy of a strategy as it was first, with what it has remembered since; nothing is shared with the original."""
-    own = copy(strategy)
-    remembered = json.loads(np.asarray(state[PLAN]).tobytes()) if PLAN in state else {}
-    for plan, arrays in ((first.plan, first.arrays), (remembered, state)):
+    """Return a strategy with its initial attributes and saved changes. It shares nothing with the original.
+
+    Args:
+        strategy: the original, which is not changed.
+        first: snapshot of the original before round 1.
+        state: saved changes, from `Snapshot.changes_since`; empty before round 1.
+    """
+    restored = copy(strategy)
+    changes = json.loads(np.asarray(state[PLAN]).tobytes()) if PLAN in state else {}
+    for plan, arrays in ((first.plan, first.arrays), (changes, state)):
         for name, part in plan.items():
-            setattr(own, name, _put_together(part, arrays))
-    return own
+            setattr(restored, name, _assemble(part, arrays))
+    return restored
 
 
-def _holds(part: Any) -> bool:
-    """Whether a plan is one of arrays, which are not compared."""
+def _has_arrays(part: Any) -> bool:
+    """Return True if a plan has arrays. Arrays are not compared, so they count as changed."""
     return isinstance(part, dict) and '"array"' in json.dumps(part).lower()
 
 
-def _taken_apart(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
-    """A plan of the value; its arrays go into ``arrays``, each under its path."""
+def _disassemble(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
+    """Return the structure of a value; add its arrays to ``arrays``, each under its path."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, np.ndarray | np.generic):
@@ -94,13 +106,13 @@ def _taken_apart(value: Any, path: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"Array": path}
     for name, kind in {**RECORD_TYPES, "dict": dict}.items():
         if isinstance(value, kind) and all(isinstance(key, str) for key in value):
-            return {name: {key: _taken_apart(one, f"{path}/{key}", arrays) for key, one in value.items()}}
+            return {name: {key: _disassemble(item, f"{path}/{key}", arrays) for key, item in value.items()}}
     if type(value) in (list, tuple):
-        return {type(value).__name__: [_taken_apart(one, f"{path}/{i}", arrays) for i, one in enumerate(value)]}
+        return {type(value).__name__: [_disassemble(item, f"{path}/{i}", arrays) for i, item in enumerate(value)]}
     raise UnsupportedValueError(path)
 
 
-def _put_together(part: Any, arrays: Mapping[str, Any]) -> Any:
+def _assemble(part: Any, arrays: Mapping[str, Any]) -> Any:
     if not isinstance(part, dict):
         return part
     ((kind, inside),) = part.items()
@@ -108,7 +120,7 @@ def _put_together(part: Any, arrays: Mapping[str, Any]) -> Any:
         array = np.array(arrays[inside])
         return Array(array) if kind == "Array" else array
     if kind in ("list", "tuple"):
-        whole = [_put_together(one, arrays) for one in inside]
-        return tuple(whole) if kind == "tuple" else whole
-    made = {key: _put_together(one, arrays) for key, one in inside.items()}
-    return RECORD_TYPES[kind](made) if kind in RECORD_TYPES else made
+        items = [_assemble(item, arrays) for item in inside]
+        return tuple(items) if kind == "tuple" else items
+    entries = {key: _assemble(item, arrays) for key, item in inside.items()}
+    return RECORD_TYPES[kind](entries) if kind in RECORD_TYPES else entries

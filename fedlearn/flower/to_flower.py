@@ -1,6 +1,6 @@
-"""Our strategies, in a Flower ServerApp.
+"""Run strategies of fedlearn in a Flower ServerApp.
 
-Shapes: K clients, D parameters laid flat.
+Shapes: K clients, D parameters, flattened.
 """
 
 from __future__ import annotations
@@ -33,67 +33,69 @@ log = logging.getLogger(__name__)
 
 
 def to_flower(strategy: Strategy, *, seed: int = 1, timeout_s: float = 600.0, **settings: Any) -> FlowerStrategy:
-    """One of our strategies, for a Flower ServerApp whose ClientApps send back arrays and a number of examples.
+    """Convert a strategy for a Flower ServerApp whose ClientApps return arrays and a number of examples.
 
-    Whom to ask, how to aggregate and how to step are the strategy's; evaluation is Flower's FedAvg's. Clients run the
-    app's own code: a strategy with work to do there, or with a privacy claim that rests on it, cannot be had so. What
-    the strategy remembers lives as long as this object, as with Flower's own.
+    The strategy selects the cohort, aggregates and steps; Flower's `FedAvg` evaluates. Clients run the code of the app.
+    A strategy with client halves, or with a privacy claim, is therefore refused. The server state lives as long as the
+    returned object, as in Flower's own strategies.
 
     Args:
-        strategy: with plain local training, and stages that work on the server only.
-        seed: of the cohorts' draws.
-        timeout_s: seconds to wait until there are ``min_available_nodes``, > 0.
-        settings: of Flower's ``FedAvg``, but for ``fraction_train`` and ``min_train_nodes``, which are the strategy's.
+        strategy: a strategy with plain local training, and with stages that work on the server only.
+        seed: seed of the selection, >= 0.
+        timeout_s: seconds to wait for ``min_available_nodes`` nodes, > 0.
+        settings: arguments of Flower's ``FedAvg``, except ``fraction_train`` and ``min_train_nodes``, because the
+            strategy selects the cohort.
 
-    *Guarantees*: an error reply, a model that is not finite or of other names or shapes, or without examples, never
-    touches the global model: it is logged and left out. Arrays keep their names, order and dtypes; they are averaged in
-    float64 as float32.
+    *Guarantees*: an invalid response never changes the global model. It is logged and left out. Errors are invalid, and
+    responses without examples, with infinite or NaN values, or with other names or shapes of arrays. Arrays keep their
+    names, order and dtypes. They are averaged as float32 values in float64 sums.
 
     Raises:
-        CompositionError: the strategy has work to do at clients, or claims privacy.
+        CompositionError: the strategy has client halves, or claims privacy.
         SettingError: a setting is out of range.
     """
-    _refuse_work_at_clients(strategy)
+    _refuse_client_work(strategy)
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
-    ok = is_number(timeout_s, at_least=0) and timeout_s > 0
-    require(ok, "timeout", timeout_s, "seconds, > 0", "timeout=600")
+    is_positive = is_number(timeout_s, at_least=0) and timeout_s > 0
+    require(is_positive, "timeout_s", timeout_s, "seconds > 0", "timeout_s=600")
     for name in ("fraction_train", "min_train_nodes"):
-        expected = "no such setting: the strategy itself says whom to ask"
+        expected = "no such argument, because the strategy selects the cohort"
         require(name not in settings, name, settings.get(name), expected, "uniform(clients_per_round)")
-    return _Ours(strategy, seed=seed, timeout=timeout_s, **settings)
+    return _FlowerAdapter(strategy, seed=seed, timeout=timeout_s, **settings)
 
 
-def _refuse_work_at_clients(strategy: Strategy) -> None:
+def _refuse_client_work(strategy: Strategy) -> None:
     if strategy.local != plain_training:
         raise CompositionError(
-            "the strategy changes how clients train, which a Flower ClientApp does as it will\n"
-            "  try       LocalRule plain, and the change in the ClientApp itself"
+            "the strategy changes local training, but a Flower ClientApp trains with its own code\n"
+            "  expected  local=plain_training\n"
+            "  try       the same change in the ClientApp"
         )
     if strategy.select.update is not None:
         raise CompositionError(
-            "the strategy selects by what clients told before, which no Flower strategy is told of\n"
+            "the strategy selects clients by their earlier metrics, which Flower does not pass to strategies\n"
             "  try       select=uniform(clients_per_round)"
         )
     if set(strategy.aggregate.reads) & {"metrics", "extra"}:
         raise CompositionError(
-            f"the aggregation rule reads {', '.join(strategy.aggregate.reads)}, but a ClientApp does not send that\n"
+            f"the aggregation rule reads {', '.join(strategy.aggregate.reads)}, but a ClientApp does not send them\n"
             "  try       a rule that reads updates and numbers of examples only"
         )
     if strategy.privacy_guarantee is not None or any(stage.event is not None for stage in strategy.stages):
         raise CompositionError(
-            "the strategy claims privacy, which rests on bounds that nobody holds a ClientApp to\n"
-            "  try       python -m fedlearn.deploy.submit, or Flower's own differential privacy strategies and mods"
+            "the strategy claims privacy, but a ClientApp does not enforce the bounds that the claim needs\n"
+            "  try       python -m fedlearn.deploy.submit, or differential privacy of Flower"
         )
     for number, stage in enumerate(strategy.stages):
         if stage.client != identity or stage.codec is not None:
             raise CompositionError(
-                f"stage {number} of the strategy works at clients, where a Flower ClientApp knows nothing of it\n"
-                "  try       a Flower mod in the ClientApp, e.g. flwr.clientapp.mod.fixedclipping_mod, instead"
+                f"stage {number} of the strategy has a client half, which a Flower ClientApp does not run\n"
+                "  try       a Flower mod in the ClientApp, e.g. flwr.clientapp.mod.fixedclipping_mod"
             )
 
 
-class _Ours(FedAvg):
-    """A strategy of ours as Flower calls it: `configure_train`, then `aggregate_train`, round after round."""
+class _FlowerAdapter(FedAvg):
+    """Implement Flower's interface: `configure_train`, followed by `aggregate_train`, in each round."""
 
     def __init__(self, strategy: Strategy, *, seed: int, timeout: float, **settings: Any) -> None:
         super().__init__(**settings)
@@ -102,13 +104,13 @@ class _Ours(FedAvg):
         self.sent, self.cohort, self.population = ArrayRecord(), 0, 0
 
     def summary(self) -> None:
-        """What Flower logs at the start."""
-        log.info("a strategy of fedlearn's, seed %d", self.seed)
+        """Log the name of the strategy, when Flower starts."""
+        log.info("strategy of fedlearn, seed %d", self.seed)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Messages to the cohort that the strategy selects."""
+        """Return messages to the cohort that the strategy selects."""
         layout = layout_from_record(arrays)
         nodes = self._nodes(grid)
         rng = generator(self.seed, Purpose.SELECT, round=server_round)
@@ -124,18 +126,18 @@ class _Ours(FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """The new model, and the clients' training metrics."""
-        assert self.state is not None, "configure_train comes first"
+        """Return the new model, and the training metrics of the clients."""
+        assert self.state is not None, "configure_train was not called before aggregate_train"
         layout = layout_from_record(self.sent)
-        gathered, metrics = PartialAggregate(aggregator_state=self.strategy.aggregate.init(layout)), []
-        for reply in sorted(replies, key=lambda one: one.metadata.src_node_id):
+        partial, metrics = PartialAggregate(aggregator_state=self.strategy.aggregate.init(layout)), []
+        for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):
             result = self._update(reply, layout)
             if isinstance(result, Failure):
                 log.warning("node %d is left out: %s", result.client, result.reason)
             else:
                 metrics.append(reply.content)
-            gathered = accumulate(gathered, self.strategy.aggregate, result)
-        if not gathered.num_updates:
+            partial = accumulate(partial, self.strategy.aggregate, result)
+        if not partial.num_updates:
             return None, None
         context = Context(
             round=server_round,
@@ -144,18 +146,18 @@ class _Ours(FedAvg):
             cohort_size=self.cohort,
             params_D=self.state.params_D,
             layout=layout,
-            deployed=True,  # nodes may be real ones: noise must not follow from the seed
+            deployed=True,  # nodes may be real, so noise must not follow from the seed
         )
         aggregator = self.strategy.aggregate
-        update_D, rule_state = aggregator.finish(gathered.aggregator_state, self.state.aggregate, context)
+        update_D, rule_state = aggregator.finish(partial.aggregator_state, self.state.aggregate, context)
         params_D, server, stages = server_step(self.strategy, self.state, update_D, context, layout)
         self.state = replace(
             self.state, round=server_round, params_D=params_D, server=server, stages=stages, aggregate=rule_state
         )
         dtypes = {name: array.dtype for name, array in self.sent.items()}
-        named = to_array_record(np.asarray(as_numpy(params_D)), layout, dtypes)
-        new = ArrayRecord({name: named[name] for name in self.sent})
-        return new, self.train_metrics_aggr_fn(metrics, self.weighted_by_key)
+        arrays = to_array_record(np.asarray(as_numpy(params_D)), layout, dtypes)
+        new_arrays = ArrayRecord({name: arrays[name] for name in self.sent})
+        return new_arrays, self.train_metrics_aggr_fn(metrics, self.weighted_by_key)
 
     def _update(self, reply: Message, layout: Layout) -> Updates | Failure:
         node = reply.metadata.src_node_id
@@ -169,7 +171,7 @@ class _Ours(FedAvg):
                 raise ValueError(f"{self.weighted_by_key} is {count}, expected a number > 0")
             delta_D = params_from_record(arrays, layout) - self.state.params_D
             if not np.isfinite(delta_D).all():
-                raise ValueError("its model is not finite")
+                raise ValueError("the model has infinite or NaN values")
         except (ValueError, KeyError, TypeError) as error:
             return Failure(client=node, stage=FailureStage.UPDATE, reason=f"{error}")
         return Updates(
@@ -180,15 +182,18 @@ class _Ours(FedAvg):
         )
 
     def _nodes(self, grid: Grid) -> list[int]:
-        """The nodes that are there, as soon as there are enough.
+        """Wait for ``min_available_nodes`` nodes, and return the ids of all available nodes.
 
         Raises:
-            FedlearnError: there are not enough in time.
+            FedlearnError: the deadline passes with fewer nodes.
         """
-        ends = time.monotonic() + self.timeout
+        deadline = time.monotonic() + self.timeout
         while len(nodes := sorted(grid.get_node_ids())) < self.min_available_nodes:
-            if time.monotonic() > ends:
-                needed = f"{self.min_available_nodes} are needed (min_available_nodes)"
-                raise FedlearnError(f"{len(nodes)} nodes have come within {self.timeout:g} s, {needed}")
+            if time.monotonic() > deadline:
+                raise FedlearnError(
+                    f"{len(nodes)} nodes are connected after {self.timeout:g} s\n"
+                    f"  expected  min_available_nodes={self.min_available_nodes} or more\n"
+                    f"  try       a larger timeout_s, or min_available_nodes={max(1, len(nodes))}"
+                )
             time.sleep(0.2)
         return nodes

@@ -303,7 +303,7 @@ def test_the_command_runs_an_app_and_prints_what_it_prints(project, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "model [6.0, 6.0]" in done.stdout
-    assert "5 nodes, 15 replies, 0 errors" in done.stderr
+    assert "5 nodes, 15 responses, 0 errors" in done.stderr
 
 
 @pytest.mark.parametrize(
