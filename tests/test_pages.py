@@ -174,7 +174,7 @@ def options_of_the_source() -> frozenset[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_is_one_of_a_command(page):
     known = options_of_the_source() | HYDRA_OPTIONS
-    codes = [code for code in code_of(page) if re.match(r"--|python -m (fedlearn|simulations)", code.strip())]
+    codes = [code for code in code_of(page) if re.match(r"--|python -m (fedlearn|simulations)|fedlearn ", code.strip())]
     named = {option for code in codes for option in re.findall(r"(?<!\S)--[a-z][a-z-]+", code.partition("#")[0])}
     assert named <= known
     if page in ("README.md", "fedlearn/deploy/README.md"):
