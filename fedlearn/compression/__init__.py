@@ -1,4 +1,4 @@
-"""Compression of updates: stages that encode the update of a client as bytes."""
+"""Provide stages that compress the update of a client: each encodes it as bytes and decodes it again."""
 
 from fedlearn.compression.codecs import eden, half, powersgd, qsgd, randomk, signs, terngrad, topk
 

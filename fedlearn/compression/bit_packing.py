@@ -1,8 +1,9 @@
-"""Numbers as few bytes: bits side by side, gaps between indices in Rice's code, and deflate where it pays.
+"""Encode numbers in few bytes: as packed bits, as gaps between indices in Rice code, or with deflate.
 
 Shapes: N numbers.
 
-Readers are given how many numbers to expect, and raise `ValueError` for anything else: bytes may come from anyone.
+Decoders take the expected number of values. They raise `ValueError` for any other content, because the bytes come from
+an untrusted sender.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ import numpy as np
 
 
 def pack_bits(numbers_N: np.ndarray, width: int) -> bytes:
-    """The ``width`` lowest bits of each number, one after another.
+    """Pack the ``width`` lowest bits of each number, without gaps.
+
+    Args:
+        numbers_N: integers >= 0.
+        width: bits per number, >= 1.
 
     >>> len(pack_bits(np.arange(8), 3)), unpack_bits(pack_bits(np.arange(8), 3), 8, 3).tolist()
     (3, [0, 1, 2, 3, 4, 5, 6, 7])
@@ -24,72 +29,94 @@ def pack_bits(numbers_N: np.ndarray, width: int) -> bytes:
 
 
 def unpack_bits(payload: bytes, count: int, width: int) -> np.ndarray:
-    """The numbers that `pack_bits` wrote, int64."""
+    """Return the ``count`` numbers that `pack_bits` packed, int64.
+
+    Raises:
+        ValueError: the payload has another length.
+    """
     require_valid(len(payload) == -(-count * width // 8), "bits")
     bits_NW = np.unpackbits(np.frombuffer(payload, np.uint8), count=count * width).reshape(count, width)
     numbers_N = np.zeros(count, np.int64)
-    for place in range(width):
-        numbers_N |= bits_NW[:, place].astype(np.int64) << place
+    for bit in range(width):
+        numbers_N |= bits_NW[:, bit].astype(np.int64) << bit
     return numbers_N
 
 
 def pack_levels(levels_N: np.ndarray, base: int) -> bytes:
-    """Numbers in ``[0, base)``, base at most 256, by whichever is shortest: bits, digits of a byte, or deflate.
+    """Pack numbers in ``[0, base)`` by the shortest of three encodings: bits, digits of a byte, or deflated digits.
+
+    The first byte names the encoding.
+
+    Args:
+        levels_N: integers in ``[0, base)``.
+        base: number of levels, at most 256.
 
     >>> ternary = np.array([0, 1, 2, 1, 0] * 200)
     >>> bool((unpack_levels(pack_levels(ternary, 3), 1000, 3) == ternary).all()), len(pack_levels(ternary, 3)) < 200
     (True, True)
     """
-    raw_N, per_byte = np.asarray(levels_N).astype(np.uint8), _digits(base)
+    raw_N, per_byte = np.asarray(levels_N).astype(np.uint8), _digits_per_byte(base)
     padded_N = np.concatenate([raw_N, np.zeros(-len(raw_N) % per_byte, np.uint8)])
     bytes_M = padded_N.reshape(-1, per_byte).astype(np.int64) @ base ** np.arange(per_byte)
     digits = bytes_M.astype(np.uint8).tobytes()
-    ways = (pack_bits(raw_N, _width(base)), digits, _deflated(digits))
-    shortest = min(range(3), key=lambda way: len(ways[way]))
-    return bytes([shortest]) + ways[shortest]
+    encodings = (pack_bits(raw_N, _width(base)), digits, _deflate(digits))
+    shortest = min(range(3), key=lambda i: len(encodings[i]))
+    return bytes([shortest]) + encodings[shortest]
 
 
 def unpack_levels(payload: bytes, count: int, base: int) -> np.ndarray:
-    """The numbers that `pack_levels` wrote, int64, each below ``base``."""
+    """Return the ``count`` numbers that `pack_levels` packed, int64, each below ``base``.
+
+    Raises:
+        ValueError: the payload is damaged, or has another number of values.
+    """
     require_valid(len(payload) > 0 and payload[0] < 3, "levels")
-    way, rest, per_byte = payload[0], payload[1:], _digits(base)
-    if way == 0:
+    encoding, rest, per_byte = payload[0], payload[1:], _digits_per_byte(base)
+    if encoding == 0:
         levels_N = unpack_bits(rest, count, _width(base))
-    elif way == 1:
-        levels_N = _of_digits(rest, count, base)
+    elif encoding == 1:
+        levels_N = _unpack_digits(rest, count, base)
     else:
-        levels_N = _of_digits(inflate(rest, -(-count // per_byte)), count, base)
+        levels_N = _unpack_digits(inflate(rest, -(-count // per_byte)), count, base)
     require_valid(bool((levels_N < base).all()), "levels")
     return levels_N
 
 
-def _of_digits(payload: bytes, count: int, base: int) -> np.ndarray:
-    per_byte = _digits(base)
+def _unpack_digits(payload: bytes, count: int, base: int) -> np.ndarray:
+    per_byte = _digits_per_byte(base)
     require_valid(len(payload) == -(-count // per_byte), "digits")
     bytes_M = np.frombuffer(payload, np.uint8).astype(np.int64)
     levels_N: np.ndarray = (bytes_M[:, None] // base ** np.arange(per_byte) % base).reshape(-1)[:count]
     return levels_N
 
 
-def _deflated(payload: bytes) -> bytes:
-    """By how often bytes occur alone: there are no patterns in noise, and looking takes a hundred times longer."""
+def _deflate(payload: bytes) -> bytes:
+    """Compress by byte frequencies only. Noise has no patterns, and a search for them takes a hundred times longer."""
     writer = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
     return writer.compress(payload) + writer.flush()
 
 
 def inflate(payload: bytes, size: int) -> bytes:
-    """What deflate made shorter, of exactly this size, without ever holding more."""
+    """Return the decompressed bytes, which must have exactly ``size`` bytes. Memory is limited to this size.
+
+    Raises:
+        ValueError: the payload is damaged, or has another size.
+    """
     reader = zlib.decompressobj()
     try:
-        found = reader.decompress(payload, size + 1)
+        content = reader.decompress(payload, size + 1)
     except zlib.error as error:
         raise ValueError(f"deflated bytes are damaged: {error}") from error
-    require_valid(len(found) == size and reader.eof, "deflated bytes")
-    return found
+    require_valid(len(content) == size and reader.eof, "deflated bytes")
+    return content
 
 
 def pack_indices(indices_N: np.ndarray, size: int) -> bytes:
-    """Ascending indices below ``size``: their gaps in Rice's code, about ``log2(size / N) + 1.5`` bits each.
+    """Pack ascending indices as gaps in Rice code, about ``log2(size / N) + 1.5`` bits per index.
+
+    Args:
+        indices_N: ascending indices in ``[0, size)``.
+        size: upper bound of the indices.
 
     >>> some = np.array([3, 4, 90, 700])
     >>> unpack_indices(pack_indices(some, 1000), 4, 1000).tolist()
@@ -107,7 +134,11 @@ def pack_indices(indices_N: np.ndarray, size: int) -> bytes:
 
 
 def unpack_indices(payload: bytes, count: int, size: int) -> np.ndarray:
-    """The indices that `pack_indices` wrote, int64, ascending and below ``size``."""
+    """Return the ``count`` indices that `pack_indices` packed, int64, ascending and below ``size``.
+
+    Raises:
+        ValueError: the payload is damaged, or has another number of indices.
+    """
     low = _low_bits(count, size)
     cut = -(-count * low // 8)
     require_valid(len(payload) >= cut and count <= size, "indices")
@@ -120,9 +151,14 @@ def unpack_indices(payload: bytes, count: int, size: int) -> np.ndarray:
 
 
 def require_valid(condition: bool, content: str) -> None:
-    """Raise a `ValueError` unless ``condition``."""
+    """Raise a `ValueError` unless ``condition``.
+
+    Args:
+        condition: True if the content is valid.
+        content: name of the content, for the message.
+    """
     if not condition:
-        raise ValueError(f"{content} that arrived are not those of such an update")
+        raise ValueError(f"the {content} in the payload do not fit the layout of the update")
 
 
 def _low_bits(count: int, size: int) -> int:
@@ -133,6 +169,6 @@ def _width(base: int) -> int:
     return max(1, (base - 1).bit_length())
 
 
-def _digits(base: int) -> int:
-    """How many digits of this base a byte can hold."""
+def _digits_per_byte(base: int) -> int:
+    """Return the number of digits of this base that fit into one byte."""
     return next(count for count in range(8, 0, -1) if base**count <= 256)

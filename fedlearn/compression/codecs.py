@@ -1,10 +1,10 @@
-"""Updates in fewer bytes: what a client writes, and what everyone reads from it.
+"""Compress updates: codecs that encode the update of a client as bytes and decode it again.
 
-Shapes: D parameters laid flat, M blocks of them, B numbers in a block.
+Shapes: D parameters, flattened; M blocks of parameters, B numbers in a block.
 
-A codec is two functions, one client's vector at a time. The client goes on with what it has just written as a reader
-reads it, so that what is simulated is what a receiver of these bytes gets, bit for bit. Randomness that both sides need
-(which coordinates, which rotation) follows from the order's seed, round and client, and is not sent.
+A codec is a pair of functions on the vector of one client. The client decodes its own bytes and continues with the
+decoded value. A simulation therefore equals a deployment bit for bit. Random numbers that both sides need (coordinates,
+rotations) derive from seed, round and client of the request, and are not sent.
 """
 
 from __future__ import annotations
@@ -25,87 +25,88 @@ from fedlearn.errors import is_count, is_number, require
 
 Rng = np.random.Generator
 FORMATS = ("float16", "bfloat16")
-BLOCK_SIZE = 4096  # numbers that are rotated together
+BLOCK_SIZE = 4096  # numbers in one rotation
 
 
 @lru_cache(maxsize=16)
 def none() -> Stage:
-    """Updates leave as they are: four bytes a parameter."""
+    """Return a stage without compression: four bytes per parameter."""
     return Stage()
 
 
 def topk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
-    """Return top-k: the largest numbers of an update, and their coordinates.
+    """Return top-k: send the largest numbers of an update with their coordinates.
 
     Args:
-        share: of the parameters that are sent, in (0, 1]; at least one is.
-        error_feedback: a client keeps what it did not send and adds it to its next update.
+        share: share of the parameters that are sent, in (0, 1]; at least one parameter is sent.
+        error_feedback: whether a client adds its encoding error to its next update.
 
-    *Guarantees*: what is left out is no longer than ``sqrt(1 - share)`` times the update. Never lengthens an update; so
-    without error feedback it may follow a clip.
+    *Guarantees*: the norm of the encoding error is at most ``sqrt(1 - share)`` times the norm of the update. The
+    decoded update is never longer than the update. Without error feedback it may therefore follow a clip.
 
     Reference: Stich, Cordonnier, Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv:1809.07599.
     """
-    _share(share)
+    _require_share(share)
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
-        kept = _count(share, len(vector_D))
-        largest = np.sort(np.argpartition(np.abs(vector_D), len(vector_D) - kept)[len(vector_D) - kept :])
+        num_kept = _count(share, len(vector_D))
+        largest = np.sort(np.argpartition(np.abs(vector_D), len(vector_D) - num_kept)[len(vector_D) - num_kept :])
         return vector_D[largest].astype("<f4").tobytes() + pack_indices(largest, len(vector_D))
 
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
         size = layout.num_parameters
-        kept = _count(share, size)
+        num_kept = _count(share, size)
         vector_D = np.zeros(size, np.float32)
-        vector_D[unpack_indices(payload[4 * kept :], kept, size)] = _floats(payload[: 4 * kept], kept)
+        vector_D[unpack_indices(payload[4 * num_kept :], num_kept, size)] = _floats(payload[: 4 * num_kept], num_kept)
         return vector_D
 
     return _stage(Codec(encode, decode), error_feedback=error_feedback, contracts=not error_feedback)
 
 
 def randomk(*, share: float = 0.01, error_feedback: bool = True) -> Stage:
-    """Return random-k: values at random coordinates, which both sides derive from the seed, so only values are sent.
+    """Return random-k: send the values at random coordinates, which both sides derive from the seed.
 
     Args:
-        share: of the parameters that are sent, in (0, 1]; at least one is.
-        error_feedback: a client keeps what it did not send and adds it to its next update. Without it values are
-            multiplied by ``1 / share``.
+        share: share of the parameters that are sent, in (0, 1]; at least one parameter is sent.
+        error_feedback: whether a client adds its encoding error to its next update. Without it, values are multiplied
+            by ``1 / share``.
 
     *Guarantees*: unbiased without error feedback.
 
     Reference: Stich, Cordonnier, Jaggi, *Sparsified SGD with Memory*, NeurIPS 2018, arXiv:1809.07599; unbiased:
     Wangni, Wang, Liu, Zhang, *Gradient Sparsification*, NeurIPS 2018, arXiv:1710.09854.
     """
-    _share(share)
+    _require_share(share)
 
-    def places(size: int, rng: Rng) -> np.ndarray:
+    def draw_indices(size: int, rng: Rng) -> np.ndarray:
         return np.sort(rng.choice(size, _count(share, size), replace=False))
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
-        return vector_D[places(len(vector_D), rng)].astype("<f4").tobytes()
+        return vector_D[draw_indices(len(vector_D), rng)].astype("<f4").tobytes()
 
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
         vector_D = np.zeros(layout.num_parameters, np.float32)
-        here = places(len(vector_D), rng)
-        scale = 1.0 if error_feedback else len(vector_D) / len(here)
-        vector_D[here] = _floats(payload, len(here)) * np.float32(scale)
+        indices = draw_indices(len(vector_D), rng)
+        scale = 1.0 if error_feedback else len(vector_D) / len(indices)
+        vector_D[indices] = _floats(payload, len(indices)) * np.float32(scale)
         return vector_D
 
     return _stage(Codec(encode, decode), error_feedback=error_feedback)
 
 
 def qsgd(*, levels: int = 16, bucket: int = 512) -> Stage:
-    """Return QSGD: round each number at random to one of its two neighbors among ``levels`` steps of its bucket's L2
-    norm.
+    """Return QSGD: round each number at random to one of its two neighbouring levels.
+
+    A bucket of numbers has ``levels`` equal steps between zero and its L2 norm.
 
     Args:
-        levels: ``s``, in 1..127.
+        levels: number of steps ``s``, in 1..127.
         bucket: numbers that share a norm, >= 1.
 
     *Guarantees*: unbiased; the variance is at most ``min(bucket / s^2, sqrt(bucket) / s)`` times the squared norm.
 
     Reference: Alistarh, Grubic, Li, Tomioka, Vojnovic, *QSGD: Communication-Efficient SGD via Gradient Quantization and
-    Encoding*, NeurIPS 2017, arXiv:1610.02132. Levels are packed or deflated where the paper takes Elias' code.
+    Encoding*, NeurIPS 2017, arXiv:1610.02132. Levels are packed or deflated; the paper uses Elias coding.
     """
     require(is_count(levels) and levels <= 127, "levels", levels, "a whole number in 1..127", "levels=16")
     require(is_count(bucket), "bucket", bucket, "a whole number >= 1", "bucket=512")
@@ -113,35 +114,36 @@ def qsgd(*, levels: int = 16, bucket: int = 512) -> Stage:
     def bounds(layout: Layout) -> np.ndarray:
         return np.arange(0, layout.num_parameters, bucket)
 
-    return _stage(_rounded_at_random(levels, bounds, lambda part: float(np.linalg.norm(part.astype(np.float64)))))
+    return _stage(_stochastic_rounding(levels, bounds, lambda part: float(np.linalg.norm(part.astype(np.float64)))))
 
 
 def terngrad() -> Stage:
-    """Return TernGrad: each number becomes minus, zero or plus the largest of its tensor, at random.
+    """Return TernGrad: round each number at random to zero, or to plus or minus the largest magnitude of its tensor.
 
     *Guarantees*: unbiased.
 
     Reference: Wen, Xu, Yan, Wu, Wang, Chen, Li, *TernGrad: Ternary Gradients to Reduce Communication in Distributed
-    Deep Learning*, NeurIPS 2017, arXiv:1705.07878 (layer by layer, without its clipping, which would bias).
+    Deep Learning*, NeurIPS 2017, arXiv:1705.07878 (layer by layer, without its clipping, which adds a bias).
     """
 
     def bounds(layout: Layout) -> np.ndarray:
         return np.cumsum([0, *(leaf.size for leaf in layout.leaves)])[:-1]
 
-    return _stage(_rounded_at_random(1, bounds, lambda part: float(np.abs(part).max(initial=0))))
+    return _stage(_stochastic_rounding(1, bounds, lambda part: float(np.abs(part).max(initial=0))))
 
 
 def half(*, format: str = "float16") -> Stage:
-    """Return half precision: two bytes per number.
+    """Return half precision: send two bytes per number.
 
     Args:
-        format: ``float16`` (11 bits of precision, up to 65,504; larger numbers become that) or ``bfloat16`` (8 bits,
-            any size).
+        format: ``float16`` (11 bits of precision; magnitudes above 65,504 become 65,504) or ``bfloat16`` (8 bits of
+            precision, range of float32).
 
-    *Guarantees*: to the nearest, ties to even: within ``2^-11`` of a number's size, or ``2^-8``, in the normal range.
+    *Guarantees*: numbers are rounded to nearest, ties to even. In the normal range, the relative error is at most
+    ``2^-11`` (float16) or ``2^-8`` (bfloat16).
 
-    Reference: IEEE 754-2019, binary16; for the other, Kalamkar et al., *A Study of BFLOAT16 for Deep Learning
-    Training*, 2019, arXiv:1905.12322.
+    Reference: IEEE 754-2019, binary16; for bfloat16, Kalamkar et al., *A Study of BFLOAT16 for Deep Learning Training*,
+    2019, arXiv:1905.12322.
     """
     require(format in FORMATS, "format", format, f"one of {', '.join(FORMATS)}", "format=float16")
 
@@ -149,8 +151,9 @@ def half(*, format: str = "float16") -> Stage:
         if format == "float16":
             return np.clip(vector_D, -65504, 65504).astype("<f2").tobytes()
         bits_D = vector_D.astype("<f4").view("<u4").astype(np.uint64)
+        # without the bound, rounding up the largest number would give infinity
         rounded_D = np.minimum((bits_D + 0x7FFF + ((bits_D >> 16) & 1)) >> 16, (bits_D >> 31 << 15) + 0x7F7F)
-        return rounded_D.astype("<u2").tobytes()  # the bound keeps what rounds up beyond the largest number finite
+        return rounded_D.astype("<u2").tobytes()
 
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
         expect(len(payload) == 2 * layout.num_parameters, "numbers")
@@ -162,28 +165,28 @@ def half(*, format: str = "float16") -> Stage:
 
 
 def powersgd(*, rank: int = 2, error_feedback: bool = True) -> Stage:
-    """Return PowerSGD: each matrix as a product of two thin ones; all that would not get smaller is sent as it is.
+    """Return PowerSGD: send each matrix as a product of two thin matrices, and small tensors uncompressed.
 
-    ``M ~ P Q^T`` with orthonormal ``P`` of ``rank`` columns, after two subspace iterations from a random start. (In the
-    paper the start is the last round's ``Q``, and one iteration is enough.)
+    ``M ~ P Q^T`` with orthonormal ``P`` of ``rank`` columns, after two subspace iterations from a random start. The
+    paper starts from ``Q`` of the last round, and one iteration is then enough.
 
     Args:
-        rank: >= 1.
-        error_feedback: a client keeps what it did not send and adds it to its next update.
+        rank: number of columns, >= 1. A tensor is small if its factors would not have fewer numbers.
+        error_feedback: whether a client adds its encoding error to its next update.
 
     Reference: Vogels, Karimireddy, Jaggi, *PowerSGD: Practical Low-Rank Gradient Compression for Distributed
     Optimization*, NeurIPS 2019, arXiv:1905.13727, Algorithm 1.
     """
     require(is_count(rank), "rank", rank, "a whole number >= 1", "rank=2")
 
-    def form(leaf: Leaf) -> tuple[int, int] | None:
+    def matrix_shape(leaf: Leaf) -> tuple[int, int] | None:
         rows, columns = (leaf.shape or (1,))[0], prod(leaf.shape[1:])
         return (rows, columns) if rank * (rows + columns) < rows * columns else None
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
         parts = []
         for leaf in layout.leaves:
-            tensor, shape = vector_D[layout.slices[leaf.name]], form(leaf)
+            tensor, shape = vector_D[layout.slices[leaf.name]], matrix_shape(leaf)
             if shape is None:
                 parts.append(tensor)
                 continue
@@ -195,28 +198,28 @@ def powersgd(*, rank: int = 2, error_feedback: bool = True) -> Stage:
         return np.concatenate(parts).astype("<f4").tobytes()
 
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
-        sizes = [leaf.size if (shape := form(leaf)) is None else rank * sum(shape) for leaf in layout.leaves]
+        sizes = [leaf.size if (shape := matrix_shape(leaf)) is None else rank * sum(shape) for leaf in layout.leaves]
         parts = np.split(_floats(payload, sum(sizes)), np.cumsum(sizes)[:-1])
         return np.concatenate(
-            [_product(part, form(leaf), rank) for part, leaf in zip(parts, layout.leaves, strict=True)]
+            [_product(part, matrix_shape(leaf), rank) for part, leaf in zip(parts, layout.leaves, strict=True)]
         )
 
     return _stage(Codec(encode, decode), error_feedback=error_feedback)
 
 
 def eden(*, bits: int = 1) -> Stage:
-    """Return EDEN: a random rotation, after which every vector looks Gaussian, then one of ``2^bits`` levels per
-    number.
+    """Return EDEN: rotate the update at random, so that it looks Gaussian, and quantize to ``2^bits`` levels.
 
-    Each block of 4096 numbers is rotated by a Hadamard matrix after random signs, which both sides know, twice (once
-    left a bias of some deviations in a test with one number far larger than the others); levels are those that Lloyd
-    and Max found best for a Gaussian; a scale for each block makes the result unbiased. With one bit it is DRIVE.
+    Random signs, followed by a Hadamard matrix, rotate each block of 4096 numbers. Both sides derive the signs from the
+    seed. Two such rotations are used: with one, a test with a single large number showed a bias of several deviations.
+    The levels are the Lloyd-Max quantizer of a Gaussian. A scale per block makes the result unbiased. With one bit this
+    is DRIVE.
 
     Args:
-        bits: of each number, in 1..8.
+        bits: bits per number, in 1..8.
 
-    *Guarantees*: unbiased over uniform rotations, to which these come close; with one bit the squared error is about
-    ``pi / 2 - 1`` times the squared norm.
+    *Guarantees*: unbiased over uniform rotations, which these rotations approximate. With one bit, the squared error is
+    about ``pi / 2 - 1`` times the squared norm.
 
     References: Vargaftik et al., *DRIVE: One-bit Distributed Mean Estimation*, NeurIPS 2021, arXiv:2105.08339;
     Vargaftik et al., *EDEN: Communication-Efficient and Robust Distributed Mean Estimation for Federated Learning*,
@@ -225,19 +228,19 @@ def eden(*, bits: int = 1) -> Stage:
     require(is_count(bits) and bits <= 8, "bits", bits, "a whole number in 1..8", "bits=1")
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
-        first_MB, second_MB = _signs(len(vector_D), rng), _signs(len(vector_D), rng)
+        first_MB, second_MB = _random_signs(len(vector_D), rng), _random_signs(len(vector_D), rng)
         padded = np.zeros(first_MB.size)
         padded[: len(vector_D)] = vector_D
         rotated_MB = _hadamard(_hadamard(padded.reshape(first_MB.shape) * first_MB) * second_MB)
         norm_M1 = np.linalg.norm(rotated_MB, axis=1, keepdims=True)
-        like_normal_MB = rotated_MB * np.sqrt(rotated_MB.shape[1]) / np.maximum(norm_M1, 1e-300)
-        centroids, levels_MB = _centroids(bits), np.searchsorted(_edges(bits), like_normal_MB)
+        normalized_MB = rotated_MB * np.sqrt(rotated_MB.shape[1]) / np.maximum(norm_M1, 1e-300)
+        centroids, levels_MB = _centroids(bits), np.searchsorted(_edges(bits), normalized_MB)
         products_M = (rotated_MB * centroids[levels_MB]).sum(axis=1)
         scale_M = norm_M1[:, 0] ** 2 / np.maximum(products_M, 1e-300)
         return scale_M.astype("<f4").tobytes() + pack_levels(levels_MB.reshape(-1), 2**bits)
 
     def decode(payload: bytes, layout: Layout, rng: Rng) -> np.ndarray:
-        first_MB, second_MB = _signs(layout.num_parameters, rng), _signs(layout.num_parameters, rng)
+        first_MB, second_MB = _random_signs(layout.num_parameters, rng), _random_signs(layout.num_parameters, rng)
         cut = 4 * len(first_MB)
         scale_M1 = _floats(payload[:cut], len(first_MB))[:, None].astype(np.float64)
         levels_MB = unpack_levels(payload[cut:], first_MB.size, 2**bits).reshape(first_MB.shape)
@@ -248,7 +251,7 @@ def eden(*, bits: int = 1) -> Stage:
 
 
 def signs() -> Stage:
-    """Return signs: one bit per number, plus one, or minus one for numbers below zero."""
+    """Return signs: send one bit per number, decoded as -1 for numbers below zero, else as +1."""
 
     def encode(vector_D: np.ndarray, layout: Layout, rng: Rng) -> bytes:
         return np.packbits(vector_D < 0).tobytes()
@@ -263,14 +266,20 @@ def signs() -> Stage:
 
 
 def _stage(codec: Codec, *, error_feedback: bool = False, contracts: bool = False) -> Stage:
-    keeps = Transform(init=lambda layout: {"error": zeros(layout)}) if error_feedback else Transform()
-    return Stage(client=keeps, codec=codec, is_nonexpansive=contracts)
+    client_half = Transform(init=lambda layout: {"error": zeros(layout)}) if error_feedback else Transform()
+    return Stage(client=client_half, codec=codec, is_nonexpansive=contracts)
 
 
-def _rounded_at_random(
+def _stochastic_rounding(
     levels: int, starts: Callable[[Layout], np.ndarray], scale: Callable[[np.ndarray], float]
 ) -> Codec:
-    """Parts of the vector, each with a scale of its own, of which every number is a random whole number of steps."""
+    """Return a codec that rounds each number at random to a multiple of the step of its part.
+
+    Args:
+        levels: number of steps between zero and the scale of a part.
+        starts: index of the first number of each part.
+        scale: scale of a part.
+    """
 
     def spread(scales_M: np.ndarray, layout: Layout) -> np.ndarray:
         sizes_M = np.diff(np.append(starts(layout), layout.num_parameters))
@@ -301,14 +310,14 @@ def _product(part: np.ndarray, shape: tuple[int, int] | None, rank: int) -> np.n
     return product
 
 
-def _signs(size: int, rng: Rng) -> np.ndarray:
-    """Random signs for the blocks that hold so many numbers, M x B, B a power of two."""
+def _random_signs(size: int, rng: Rng) -> np.ndarray:
+    """Draw random signs for blocks of ``size`` numbers, M x B; B is a power of two."""
     width = min(BLOCK_SIZE, 1 << (size - 1).bit_length())
     return 1.0 - 2.0 * rng.integers(0, 2, (-(-size // width), width))
 
 
 def _hadamard(blocks_MB: np.ndarray) -> np.ndarray:
-    """Each row times the orthonormal Hadamard matrix, which is its own inverse."""
+    """Multiply each row by the orthonormal Hadamard matrix, which is its own inverse."""
     height, width = blocks_MB.shape
     step = 1
     while step < width:
@@ -320,7 +329,7 @@ def _hadamard(blocks_MB: np.ndarray) -> np.ndarray:
 
 @cache
 def _centroids(bits: int) -> np.ndarray:
-    """The levels that are best for a standard normal number: each the mean of what is closest to it.
+    """Return the levels of the optimal quantizer of a standard normal number. Each is the mean of its interval.
 
     >>> np.round(_centroids(1), 4), np.round(_centroids(2), 3)
     (array([-0.7979,  0.7979]), array([-1.51 , -0.453,  0.453,  1.51 ]))
@@ -333,8 +342,8 @@ def _centroids(bits: int) -> np.ndarray:
         edges = [-np.inf, *(levels[1:] + levels[:-1]) / 2, np.inf]
         density = np.array([0.0, *map(normal.pdf, edges[1:-1]), 0.0])
         below = np.array([0.0, *map(normal.cdf, edges[1:-1]), 1.0])
-        before, levels = levels, -np.diff(density) / np.diff(below)
-        if np.abs(levels - before).max() < 1e-9:
+        previous, levels = levels, -np.diff(density) / np.diff(below)
+        if np.abs(levels - previous).max() < 1e-9:
             break
     return (levels - levels[::-1]) / 2
 
@@ -353,6 +362,6 @@ def _count(share: float, size: int) -> int:
     return max(1, round(share * size))
 
 
-def _share(share: float) -> None:
-    ok = is_number(share, at_least=0) and 0 < share <= 1
-    require(ok, "share", share, "a share in (0, 1]", "share=0.01")
+def _require_share(share: float) -> None:
+    is_share = is_number(share, at_least=0) and 0 < share <= 1
+    require(is_share, "share", share, "a share in (0, 1]", "share=0.01")

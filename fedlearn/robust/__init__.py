@@ -1,4 +1,4 @@
-"""Robust aggregation: rules that malicious clients cannot move far, their parts, and poisoning for simulations."""
+"""Provide robust aggregation rules, which limit malicious clients, their parts, and poisoning for simulations."""
 
 from fedlearn.robust.poisoning import AttackView, Poisoning, draw_malicious_clients, poison_data
 from fedlearn.robust.pre_aggregation import random_permutation, with_pre_aggregation

@@ -24,12 +24,11 @@ MixingWeights = Callable[[Updates, Context], np.ndarray]  # M x K, each row sums
 def with_pre_aggregation(
     mixing_weights: MixingWeights, rule: Strategy, *, clients_per_round: int | None = None
 ) -> Strategy:
-    """Return ``rule`` with an aggregator that gets ``weights updates`` (M x D) instead of the updates (K x D).
+    """Return ``rule`` with an aggregator that receives ``weights updates`` (M x D) instead of the updates (K x D).
 
     Args:
-        mixing_weights: ``(updates, context) -> weights``, M x K.
-        rule: strategy that aggregates updates without ids, metrics or extra vectors of single clients. All of its
-            other parts stay as they are.
+        mixing_weights: ``(updates, context) -> weights``, M x K, rows that sum to one.
+        rule: a strategy that needs no ids, metrics or extra vectors of single clients. Its other parts do not change.
         clients_per_round: cohort size, drawn uniformly; None keeps the selector of the rule.
 
     *Guarantees*: memory is that of the updates and their mixtures.
@@ -38,23 +37,23 @@ def with_pre_aggregation(
         SettingError: the rule reads ids, losses or extra vectors of single clients, or has a root dataset. A mixture
             has none of these.
     """
-    of_updates = not rule.aggregate.reads and not rule.local.evaluate_models and rule.root is None
-    expected = "a strategy that uses updates only: a mixture of updates has no client id and no loss"
-    fix = "strategy.rule._target_=strategies.krum   (strategy=flower goes without mixing)"
-    require(of_updates, "strategy.rule", "one that needs more", expected, fix)
+    needs_updates_only = not rule.aggregate.reads and not rule.local.evaluate_models and rule.root is None
+    expected = "a strategy that uses updates only, because a mixture of updates has no client id and no loss"
+    fix = "strategy.rule._target_=strategies.krum   (strategy=flower works without mixing)"
+    require(needs_updates_only, "strategy.rule", "one that needs more", expected, fix)
 
-    def mixed(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
+    def mix_and_aggregate(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
         mixtures = _mixtures(mixing_weights, updates, context)
         context = replace(context, clients_K=mixtures.clients_K, num_examples_K=mixtures.num_examples_K)
         return aggregate_updates(rule.aggregate, mixtures, state=state, context=context)
 
     select = uniform(clients_per_round) if clients_per_round else rule.select
-    aggregate = stacked(mixed, init=rule.aggregate.init_state, broadcast=rule.aggregate.broadcast)
+    aggregate = stacked(mix_and_aggregate, init=rule.aggregate.init_state, broadcast=rule.aggregate.broadcast)
     return replace(rule, select=select, aggregate=aggregate)
 
 
 def random_permutation(clients_K: np.ndarray, context: Context) -> np.ndarray:
-    """Return row numbers in random order, drawn anew each round (K).
+    """Return row numbers in random order, drawn in each round (K).
 
     The order depends on client ids, not on the order of rows. In a deployment it is secret, so that malicious clients
     cannot predict the other updates of their mixture.

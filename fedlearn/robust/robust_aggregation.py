@@ -1,11 +1,11 @@
-"""What robust rules are made of: medians, trimmed means, distances between updates.
+"""Compute the parts of robust aggregation rules: medians, trimmed means, distances between updates.
 
-Shapes: K clients, D parameters laid flat, C of them at a time.
+Shapes: K clients, D parameters, flattened, C columns in a block.
 
-Coordinate-wise rules go over the matrix a few columns at a time, so that they need little memory beside it; sums are
-taken in float64 where the array library has it (see `fedlearn.algorithm.aggregation.add_rows`).
+Coordinate-wise rules process a few columns at a time, which limits their memory. Sums are in float64 if the array
+library has it, see `fedlearn.algorithm.aggregation.add_rows`.
 
-Every client counts the same here: the number of examples that a client reports is for a malicious one to choose.
+All clients have equal weight, because a malicious client could report any number of examples.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.records import Array
 from fedlearn.errors import is_count, require
 
-MAX_ELEMENTS = 2**22  # of the matrix at a time: 16 MiB in float32
+MAX_ELEMENTS = 2**22  # elements in a block of columns: 16 MiB in float32
 
 
 def column_blocks(updates_KD: Array) -> Iterator[Array]:
-    """The matrix, a few columns at a time."""
+    """Yield the matrix in blocks of a few columns."""
     width = max(1, MAX_ELEMENTS // max(1, len(updates_KD)))
     for start in range(0, updates_KD.shape[1], width):
         yield updates_KD[:, start : start + width]
 
 
 def map_column_blocks(rule: Callable[[Array], Array], updates_KD: Array) -> Array:
-    """``rule`` of each block of columns, K x C to C, put together to D."""
+    """Apply ``rule`` (K x C to C) to each block of columns, and concatenate the results (D)."""
     xp = array_namespace(updates_KD)
     return xp.concat([rule(updates_KC) for updates_KC in column_blocks(updates_KD)])
 
 
 def unweighted_mean(updates_KD: Array) -> Array:
-    """Return the mean with equal weights of all clients."""
+    """Return the mean of the rows, with equal weights."""
     return divide_total(add_rows(None, updates_KD, np.ones(len(updates_KD))), len(updates_KD))
 
 
@@ -47,32 +47,36 @@ def weighted_mean(updates_KD: Array, weights_K: np.ndarray) -> Array:
 
 
 def distances_to(updates_KD: Array, center_D: Array) -> np.ndarray:
-    """Return ``||u_k - center||`` of each client, K; in float64 if the array library has it."""
+    """Return ``||u_k - center||`` of each client (K), computed in float64 if the array library has it."""
     squares_K, start = np.zeros(len(updates_KD)), 0
     for updates_KC in column_blocks(updates_KD):
-        apart_KC = _wide(updates_KC - center_D[start : start + updates_KC.shape[1]])
-        squares_K += as_numpy((apart_KC * apart_KC).sum(axis=1))
+        difference_KC = _as_float64(updates_KC - center_D[start : start + updates_KC.shape[1]])
+        squares_K += as_numpy((difference_KC * difference_KC).sum(axis=1))
         start += updates_KC.shape[1]
     return np.sqrt(squares_K)
 
 
 def inner_products(updates_KD: Array, vector_D: Array) -> np.ndarray:
-    """Return ``<u_k, vector>`` of each client, K; in float64 if the array library has it."""
+    """Return ``<u_k, vector>`` of each client (K), computed in float64 if the array library has it."""
     products_K, start = np.zeros(len(updates_KD)), 0
     for updates_KC in column_blocks(updates_KD):
-        products_K += as_numpy(_wide(updates_KC) @ _wide(vector_D[start : start + updates_KC.shape[1]]))
+        products_K += as_numpy(_as_float64(updates_KC) @ _as_float64(vector_D[start : start + updates_KC.shape[1]]))
         start += updates_KC.shape[1]
     return products_K
 
 
-def _wide(array: Array) -> Array:
-    """In float64; JAX has none unless a global flag turns it on."""
+def _as_float64(array: Array) -> Array:
+    """Convert an array to float64. JAX arrays are not converted: JAX has no float64 unless a global flag enables it."""
     xp = array_namespace(array)
     return array if is_jax_array(array) else xp.astype(array, xp.float64)
 
 
 def nearest_neighbor_weights(distances_KK: np.ndarray, num_nearest: int) -> np.ndarray:
-    """Return weights, K x K, that replace each update by the mean of its ``num_nearest`` closest, itself included.
+    """Return weights (K x K) that replace each update by the mean of its ``num_nearest`` nearest updates.
+
+    Args:
+        distances_KK: distances between updates, from `squared_distances`.
+        num_nearest: number of updates in each mean, in 1..K; the update itself is one of them.
 
     Reference: Allouah, Farhadkhani, Guerraoui, Gupta, Pinot, Stephan, *Fixing by Mixing: A Recipe for Optimal Byzantine
     ML under Heterogeneity*, AISTATS 2023, arXiv:2302.01772, Algorithm 2.
@@ -84,8 +88,11 @@ def nearest_neighbor_weights(distances_KK: np.ndarray, num_nearest: int) -> np.n
 
 
 def bucket_weights(permutation_K: np.ndarray, size: int) -> np.ndarray:
-    """Return weights, M x K, of the means of ``size`` clients at a time in the given order; the last bucket may be
-    smaller.
+    """Return weights (M x K) of the means of ``size`` clients at a time. The last bucket may be smaller.
+
+    Args:
+        permutation_K: row numbers of the clients, in the order of the buckets.
+        size: clients in a bucket, >= 1.
 
     Reference: Karimireddy, He, Jaggi, *Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing*, ICLR 2022,
     arXiv:2006.09365, Algorithm 1.
@@ -98,26 +105,26 @@ def bucket_weights(permutation_K: np.ndarray, size: int) -> np.ndarray:
 
 
 def coordinate_median(updates_KD: Array) -> Array:
-    """Return the median of each coordinate; of an even number of clients, the mean of the middle two.
+    """Return the median of each coordinate; for an even number of clients, the mean of the middle two values.
 
-    *Guarantees*: as long as fewer than half of the clients are malicious, each coordinate lies within the range of
-    the honest ones.
+    *Guarantees*: if fewer than half of the clients are malicious, each coordinate is within the range of the honest
+    updates.
     """
     xp = array_namespace(updates_KD)
     return map_column_blocks(lambda updates_KC: median_of_sorted(xp.sort(updates_KC, axis=0)), updates_KD)
 
 
 def median_of_sorted(sorted_KC: Array) -> Array:
-    """The median of rows that are sorted in each coordinate."""
-    num = len(sorted_KC)
-    return unweighted_mean(sorted_KC[(num - 1) // 2 : num // 2 + 1])
+    """Return the median of each coordinate, from rows that are sorted in each coordinate."""
+    num_rows = len(sorted_KC)
+    return unweighted_mean(sorted_KC[(num_rows - 1) // 2 : num_rows // 2 + 1])
 
 
 def trimmed_mean(updates_KD: Array, num_trimmed: int) -> Array:
     """Return the mean of each coordinate without its ``num_trimmed`` smallest and its ``num_trimmed`` largest values.
 
-    *Guarantees*: as long as at most ``num_trimmed`` clients are malicious, each coordinate lies within the range of
-    the honest ones.
+    *Guarantees*: if at most ``num_trimmed`` clients are malicious, each coordinate is within the range of the honest
+    updates.
     """
     xp = array_namespace(updates_KD)
     kept = slice(num_trimmed, len(updates_KD) - num_trimmed)
@@ -127,7 +134,8 @@ def trimmed_mean(updates_KD: Array, num_trimmed: int) -> Array:
 def mean_around_median(updates_KD: Array, num_closest: int) -> Array:
     """Return the mean, in each coordinate, of the ``num_closest`` values closest to the median.
 
-    Among sorted values those are neighbours, so that only ``K - num_closest + 1`` runs of them need to be looked at.
+    These values are adjacent in sorted order. The search therefore compares only ``K - num_closest + 1`` runs of
+    values.
     """
     xp = array_namespace(updates_KD)
 
@@ -137,21 +145,22 @@ def mean_around_median(updates_KD: Array, num_closest: int) -> Array:
         best_C, closest_C = None, None
         for first in range(len(sorted_KC) - num_closest + 1):
             run = sorted_KC[first : first + num_closest]
-            reach_C = xp.maximum(median_C - run[0], run[-1] - median_C)
+            distance_C = xp.maximum(median_C - run[0], run[-1] - median_C)
             if best_C is None:
-                best_C, closest_C = unweighted_mean(run), reach_C
-            best_C = xp.where(reach_C < closest_C, unweighted_mean(run), best_C)
-            closest_C = xp.minimum(reach_C, closest_C)
+                best_C, closest_C = unweighted_mean(run), distance_C
+            best_C = xp.where(distance_C < closest_C, unweighted_mean(run), best_C)
+            closest_C = xp.minimum(distance_C, closest_C)
         return best_C
 
     return map_column_blocks(rule, updates_KD)
 
 
 def squared_distances(updates_KD: Array) -> np.ndarray:
-    """Return ``||u_i - u_j||^2`` of each pair of clients, K x K.
+    """Return ``||u_i - u_j||^2`` of each pair of clients (K x K).
 
-    From inner products in float64, which leaves nothing of the distance between two honest updates to rounding, however
-    far away a malicious one is. JAX, which has no float64 unless a global flag turns it on, lends its arrays to NumPy.
+    Distances come from inner products in float64. The rounding error of the distance between honest updates is then
+    negligible, even if a malicious update is far away. JAX has no float64 unless a global flag enables it, so NumPy
+    computes the products of JAX arrays.
     """
     xp = array_namespace(updates_KD)
     products_KK = np.zeros((len(updates_KD), len(updates_KD)))
@@ -170,8 +179,12 @@ def squared_distances(updates_KD: Array) -> np.ndarray:
 def rank_by_krum(distances_KK: np.ndarray, num_malicious: int) -> np.ndarray:
     """Return the row numbers of clients, from the lowest to the highest score of Krum.
 
-    ``s(i) = sum_{i -> j} ||u_i - u_j||^2`` over the ``K - f - 2`` other clients ``j`` closest to ``i``. Where that is
-    one, the two closest clients score the same; the one closer to all others comes first.
+    ``s(i) = sum_{i -> j} ||u_i - u_j||^2`` over the ``K - f - 2`` other clients ``j`` closest to ``i``. If this number
+    is one, the two closest clients have the same score. The sum of distances to all clients then decides.
+
+    Args:
+        distances_KK: squared distances between updates.
+        num_malicious: tolerated number ``f`` of malicious clients.
 
     Reference: Blanchard, El Mhamdi, Guerraoui, Stainer, *Machine Learning with Adversaries: Byzantine Tolerant Gradient
     Descent*, NeurIPS 2017, arXiv:1703.02757, section 4.
@@ -183,24 +196,30 @@ def rank_by_krum(distances_KK: np.ndarray, num_malicious: int) -> np.ndarray:
 
 
 def select_by_krum(distances_KK: np.ndarray, num_malicious: int, num_selected: int) -> np.ndarray:
-    """Return the clients that Krum chooses one after another, each among the remaining ones; ascending.
+    """Return the row numbers of the clients that repeated Krum selects, in ascending order.
+
+    Each step selects the client with the lowest score among the remaining clients.
+
+    Args:
+        distances_KK: squared distances between updates.
+        num_malicious: tolerated number of malicious clients.
+        num_selected: number of clients to select.
 
     Reference: El Mhamdi, Guerraoui, Rouault, *The Hidden Vulnerability of Distributed Learning in Byzantium*, ICML
     2018, arXiv:1802.07927, section 4: the first step of Bulyan.
     """
-    left = np.arange(len(distances_KK))
+    remaining = np.arange(len(distances_KK))
     for _ in range(num_selected):
-        left = np.delete(left, rank_by_krum(distances_KK[np.ix_(left, left)], num_malicious)[0])
-    return np.setdiff1d(np.arange(len(distances_KK)), left)
+        remaining = np.delete(remaining, rank_by_krum(distances_KK[np.ix_(remaining, remaining)], num_malicious)[0])
+    return np.setdiff1d(np.arange(len(distances_KK)), remaining)
 
 
 def resolve_num_malicious(num_malicious: int | None, num_updates: int, *, per_malicious: int, offset: int = 3) -> int:
-    """Return the tolerated number of malicious clients: as given, or the largest with ``n >= per_malicious f +
-    offset``.
+    """Return the tolerated number ``f`` of malicious clients.
 
     Args:
-        num_malicious: ``f``; None for the most.
-        num_updates: ``n``.
+        num_malicious: ``f``; None takes the largest value with ``n >= per_malicious f + offset``.
+        num_updates: number ``n`` of updates in the round.
         per_malicious: 2 for Krum, 4 for Bulyan.
         offset: 3 for both.
 
@@ -208,10 +227,10 @@ def resolve_num_malicious(num_malicious: int | None, num_updates: int, *, per_ma
         SettingError: ``n`` is too small for ``f``.
     """
     name = "strategy.num_malicious"
-    counts = num_malicious is None or is_count(num_malicious, at_least=0)
-    require(counts, name, num_malicious, "null (as many as n allows), or a whole number >= 0", f"{name}=null")
-    most = (num_updates - offset) // per_malicious
+    is_valid = num_malicious is None or is_count(num_malicious, at_least=0)
+    require(is_valid, name, num_malicious, "null (the largest possible number), or a whole number >= 0", f"{name}=null")
+    largest = (num_updates - offset) // per_malicious
     expected = f"n >= {per_malicious} num_malicious + {offset}, but a round has n = {num_updates} updates"
-    fix = f"{name}={most}" if most >= 0 else "strategy=fedmedian, which works with any number of updates"
-    require(most >= (num_malicious or 0), name, num_malicious, expected, fix)
-    return most if num_malicious is None else num_malicious
+    fix = f"{name}={largest}" if largest >= 0 else "strategy=fedmedian, which works with any number of updates"
+    require(largest >= (num_malicious or 0), name, num_malicious, expected, fix)
+    return largest if num_malicious is None else num_malicious
