@@ -138,7 +138,7 @@ def test_scaling_keeps_features_within_a_few_units(wheel_cache):
         partial(heart, partition=Quantity(test_share=0)),
         flamby_heart,
     ],
-    ids=str,
+    ids=["diabetes", "digits-cnn", "heart", "heart-linear", "heart-no-test", "flamby_heart"],
 )
 def test_scenarios_keep_the_contract(wheel_cache, build):
     check_scenario(build)
