@@ -1,4 +1,4 @@
-"""Callbacks observe a run: console, run files, checkpoints, early stopping, report, and callbacks of users."""
+"""Observe a run: base class and description of the run for callbacks of users."""
 
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.run_info import RunInfo

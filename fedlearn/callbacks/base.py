@@ -1,4 +1,4 @@
-"""The base class of callbacks, which the runner calls before, during and after a run."""
+"""Base class of callbacks. The runner calls callbacks before, during and after a run."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fedlearn.core.records import Round
 class Callback:
     """Observe a run without changing it. A subclass implements the methods that it needs.
 
-    The order of calls is `on_start`, then `on_round` after each round, then `on_end`, then `close`. A run that fails
-    at once has no `on_end`. `close` is always called.
+    The order of calls is `on_start`, then `on_round` after each round, then `on_end`, then `close`. The runner always
+    calls `close`. It does not call `on_end` if an error ends the run before its summary is written.
 
     The constructor only stores settings, because it also runs when settings are checked. Open files and connections
     in `on_start`. All arrays of a round are read-only, and all its dicts are copies.
 
     Attributes:
-        ends_run_on_error: False: a run continues without a callback that raises an error. True: the error ends the run,
-            unless `close` raises it.
+        ends_run_on_error: True if an error of this callback ends the run. False, the default, continues the run
+            without the callback. Errors of `close` never end the run.
     """
 
     ends_run_on_error: bool = False
@@ -29,8 +29,8 @@ class Callback:
         """Handle the start of the run, before the first round.
 
         Args:
-            run: description of the run. ``run.history`` has the rounds that a resumed run did earlier. Decide from
-                them as `on_round` would, so that a resumed run ends as an uninterrupted one.
+            run: description of the run. In a resumed run, ``run.history`` has the completed rounds. Apply the rule of
+                `on_round` to them, so that a resumed run ends after the same round as an uninterrupted run.
 
         Returns:
             None, or the reason to end the run before the next round.
@@ -40,7 +40,7 @@ class Callback:
     def on_round(self, round: Round) -> str | None:
         """Handle one round. ``round.evaluation`` is None in a round without evaluation.
 
-        The checkpoint of the round is written afterwards. After a crash, a resumed run may repeat the round.
+        The runner writes the checkpoint of the round afterwards. After a crash, a resumed run may repeat the round.
 
         Returns:
             None, or the reason to end the run after this round.

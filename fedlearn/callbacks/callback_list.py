@@ -1,4 +1,4 @@
-"""Call the callbacks of a run in order, and keep the run safe from a callback that fails."""
+"""Call the callbacks of a run in order, and continue the run if a callback fails."""
 
 from __future__ import annotations
 
@@ -26,14 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class CallbackError(FedlearnError):
-    """A callback failed whose error ends the run; the cause is its exception.
+    """Report a failed callback whose error ends the run. ``__cause__`` is the exception of the callback.
 
     Args:
         callback: name of the callback.
-        message: the stage and the error.
+        message: method that failed, and text of the error.
     """
-
-    exit_code = 3
 
     exit_code = 3
 
@@ -44,13 +42,13 @@ class CallbackError(FedlearnError):
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackFailure:
-    """A callback that failed, without which the run went on.
+    """Failure of a callback; the run continued without the callback.
 
     Attributes:
         callback: name of the callback.
-        method: method that failed.
-        round: last round before the failure, or the round itself.
-        error: type and text of the error, on one line.
+        method: name of the method that failed, e.g. ``on_round``.
+        round: number of the round that failed in `on_round`, or of the last round before the failure.
+        error: type and text of the error, on one line of at most 300 characters.
     """
 
     callback: str
@@ -67,16 +65,16 @@ class CallbackFailure:
 
 
 class CallbackList:
-    """Calls callbacks in order; the end and the closing have the reverse order, as with nested contexts.
+    """Call several callbacks in order. `on_end` and `close` use the reverse order, as nested contexts do.
 
     Args:
         callbacks: name -> callback.
 
     Attributes:
-        failures: callbacks that failed and are switched off.
+        failures: failures so far. A failed callback receives no further call except `close`.
 
     *Guarantees*: an error of a callback ends the run only if its ``ends_run_on_error`` is True. A callback cannot
-    write to the arrays of the run. `KeyboardInterrupt` passes through.
+    write to the arrays of the run. `KeyboardInterrupt` is never suppressed.
     """
 
     def __init__(self, callbacks: Mapping[str, Callback]) -> None:
@@ -89,7 +87,7 @@ class CallbackList:
         """Start all callbacks. Return the first reason to end the run before its next round, or None.
 
         Raises:
-            CallbackError: a callback failed whose error ends the run.
+            CallbackError: a callback with ``ends_run_on_error`` failed.
         """
         self._round = run.start_round
         return self._first_reason("on_start", lambda: read_only_run(run))
@@ -98,28 +96,28 @@ class CallbackList:
         """Call all callbacks with a round. Return the first reason to end the run, or None.
 
         Raises:
-            CallbackError: a callback failed whose error ends the run.
+            CallbackError: a callback with ``ends_run_on_error`` failed.
         """
         self._round = round.number
         return self._first_reason("on_round", lambda: read_only_round(round))
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Call all callbacks with the summary, which has the failures until then.
+        """Call all callbacks with the summary. The summary contains the failures so far.
 
         Raises:
-            CallbackError: a callback failed whose error ends the run.
+            CallbackError: a callback with ``ends_run_on_error`` failed.
         """
         for name in self._active[::-1]:
             self._call(name, "on_end", deepcopy(self.add_failures(summary)))
 
     def close(self) -> None:
-        """Close all callbacks, including failed callbacks. Give each `CLOSE_TIMEOUT_S` in the main thread."""
-        with ExitStack() as stack:  # closes all of them, even if Ctrl-C interrupts one
+        """Close all callbacks, including failed callbacks. In the main thread, each has `CLOSE_TIMEOUT_S` seconds."""
+        with ExitStack() as stack:  # closes all callbacks, even if Ctrl-C interrupts one of them
             for name in self._callbacks:
                 stack.callback(self._close, name)
 
     def add_failures(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the summary with the key ``callback_failures`` if there are any."""
+        """Return the summary. Add the key ``callback_failures`` if a callback failed."""
         failures = [failure.to_json() for failure in self.failures]
         return {**summary, **({"callback_failures": failures} if failures else {})}
 
@@ -134,7 +132,7 @@ class CallbackList:
             return _require_reason(method, result) if method in ("on_start", "on_round") else None
         except (Exception, SystemExit) as error:
             failure = CallbackFailure(callback=name, method=method, round=self._round, error=_describe(error))
-            if callback.ends_run_on_error and method != "close":  # then the run has ended
+            if callback.ends_run_on_error and method != "close":  # at `close`, the run has already ended
                 raise CallbackError(name, f"callback {failure}") from error
             self._switch_off(failure, error)
             return None
@@ -148,7 +146,7 @@ class CallbackList:
             self._active.remove(failure.callback)
         self.failures.append(failure)
         log.error("callback %s", failure, exc_info=error)
-        with suppress(OSError):  # a closed pipe does not end a run
+        with suppress(OSError):  # a closed pipe must not end the run
             sys.stderr.write(f" callback {failure}\n   the run continues without it\n")
 
 
@@ -159,7 +157,7 @@ def _require_reason(method: str, result: Any) -> str | None:
 
 
 def _describe(error: BaseException) -> str:
-    with suppress(Exception):  # an error of a user may fail to describe itself
+    with suppress(Exception):  # ``__str__`` of a user's exception may raise an error, too
         text = " ".join(f"{type(error).__name__}: {error}".split())
         return text if len(text) <= MAX_ERROR_LENGTH else f"{text[: MAX_ERROR_LENGTH - 1]}…"
     return type(error).__name__
@@ -167,13 +165,13 @@ def _describe(error: BaseException) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` in the body after ``seconds``; without effect outside the main thread."""
+    """Raise `TimeoutError` in the body after ``seconds``, > 0. Has no effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"no end after {seconds:g} s")
+        raise TimeoutError(f"still running after {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,4 +1,4 @@
-"""Save checkpoints: the newest ones, and the best by the selection metric."""
+"""Save checkpoints: the newest rounds, and the best round by the selection metric."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Checkpoints(Callback):
     """Save the state of the run in ``checkpoints/`` of the run folder.
 
     A round is saved if its number is a multiple of ``every``, if it is the best so far, or if it is the last. The
-    newest ``keep`` checkpoints and the best stay. The best round has the best value of `RunInfo.selection_metric` in
-    the history. The earlier round wins a tie, and a value that is not finite never wins.
+    newest ``keep`` checkpoints and the best checkpoint remain. The best round has the best value of
+    `RunInfo.selection_metric` in the history. The earlier round wins a tie, and a value that is not finite never wins.
 
     Args:
-        every: rounds between checkpoints, >= 1.
-        keep: number of the newest checkpoints that stay, >= 1.
+        every: rounds between checkpoints, >= 1; default 1.
+        keep: number of the newest checkpoints that remain, >= 1; default 2.
 
-    *Guarantees*: the history alone determines the best round, so that a resumed run keeps the same one. No file marks
-    it that could disagree with the history after a crash.
+    *Guarantees*: the history alone determines the best round, so a resumed run keeps the same checkpoint. No other file
+    marks the best round, because it could disagree with the history after a crash.
     """
 
     ends_run_on_error = True
@@ -42,13 +42,13 @@ class Checkpoints(Callback):
         self._saved_round = 0
 
     def on_start(self, run: RunInfo) -> None:
-        """Find the best round so far."""
+        """Find the best round in the history."""
         best = best_metrics(run.history).get(run.selection_metric)
         self._run, self._saved_round = run, run.start_round
         self._best = (best["value"], best["round"]) if best else None
 
     def on_round(self, round: Round) -> None:
-        """Save the round if it is due or the best."""
+        """Save the round if it is due, or the best so far."""
         self._last = round.state
         if self._is_best(round) or round.number % self.every == 0:
             self._save(round.state)

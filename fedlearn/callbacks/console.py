@@ -1,4 +1,4 @@
-"""The console of a run: a header, then a table on a terminal or one plain line per round on a pipe."""
+"""Show a run: a header, then a table on a terminal, or one plain line per round on a pipe."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import Round
 from fedlearn.errors import is_count, require
 
-COLUMN_WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # columns of the table; a row and its note fit 80 characters
+COLUMN_WIDTHS = (6, 9, 11, 12, 9, 10, 5, 8)  # characters; a row and its note fit into 80 characters
 MAX_ROWS = 20
 MAX_HEADER_WIDTH = 100
 
 
 def _until_pipe_closes(method: Callable[..., None]) -> Callable[..., None]:
-    """Stop the output, and not the run, when the reader of a pipe goes away (``| head``)."""
+    """Stop the output, but not the run, if the reader closes the pipe (``| head``)."""
 
     @wraps(method)
     def call(console: Console, *arguments: Any) -> None:
@@ -48,9 +48,9 @@ def _until_pipe_closes(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(console, *arguments)
             sys.stdout.flush()
-        except (BrokenPipeError, SystemExit):  # rich turns the first into the second
+        except (BrokenPipeError, SystemExit):  # rich raises SystemExit for a broken pipe
             console._pipe_closed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit of Python fails
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the exit of Python fails
 
     return call
 
@@ -61,10 +61,10 @@ class Console(Callback):
     On a terminal, text that other callbacks print appears above the progress line.
 
     Args:
-        file: stream; None is standard output.
-        terminal: draw for a terminal (True) or for a pipe (False); None detects it.
-        width: characters per line, >= 1; None detects it.
-        live: show a progress line on a terminal; False suits text that a terminal shows by way of a log.
+        file: output stream; None is standard output.
+        terminal: True draws for a terminal, False for a pipe; None detects the kind of the stream.
+        width: characters per line, >= 1; None detects the width of the terminal.
+        live: True shows a progress line on a terminal. Use False if the output passes through a log.
     """
 
     def __init__(
@@ -98,13 +98,13 @@ class Console(Callback):
 
     @_until_pipe_closes
     def on_start(self, run: RunInfo) -> None:
-        """Print the header, and the head of the table on a terminal."""
+        """Print the header of the run. On a terminal, print the column names, too."""
         self._run = run
         before = totals(run.history)
         self._sent = before["bytes_up"] + before["bytes_down"]
         self._due = run.start_round + 1
         if not self._out.is_terminal:
-            self._plain("\n".join([_title(), *(f"{word:<10} {text}" for word, text in header_lines(run))]))
+            self._plain("\n".join([_title(), *(f"{label:<10} {text}" for label, text in header_lines(run))]))
             return
         self._out.print(_panel(run, min(self._out.width, MAX_HEADER_WIDTH)))
         self._out.print(Text(_row(table_header(run)), style="bold"), no_wrap=True, overflow="ignore", crop=False)
@@ -115,24 +115,24 @@ class Console(Callback):
 
     @_until_pipe_closes
     def on_round(self, round: Round) -> None:
-        """Show the round. On a terminal only about twenty rounds get a row; the others move the progress line."""
+        """Show the round. On a terminal, about twenty rounds have a row. Other rounds advance the progress line."""
         run = self._started()
         self._sent += round.bytes_up + round.bytes_down
-        self._tell_failures(round, run)
+        self._report_failures(round, run)
         if self._progress is None:
             self._plain(plain_line(round, run, self._sent))
             return
         self._progress.update(self._task, completed=round.number)
         step = row_interval(run.rounds)
         self._pending = round
-        patience = 0 if round.evaluation or step == 1 else step  # a row without scores waits for one that has some
-        if round.number == run.rounds or round.number >= self._due + patience:
+        delay = 0 if round.evaluation or step == 1 else step  # prefer an evaluated round for the row
+        if round.number == run.rounds or round.number >= self._due + delay:
             self._show(round, run)
             self._due = (round.number // step + 1) * step
 
     @_until_pipe_closes
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Print the result, the paths of the files, and the commands that repeat or resume the run."""
+        """Print the result, the paths of the files, and the commands that repeat and resume the run."""
         run = self._started()
         if self._pending is not None:
             self._show(self._pending, run)
@@ -143,7 +143,7 @@ class Console(Callback):
         lines += [("again", run.rerun_command)] if run.rerun_command else []
         is_resumable = summary["status"] in ("stopped", "failed") and run.resume_command
         lines += [("resume", run.resume_command)] if is_resumable else []
-        self._plain("\n" * self._out.is_terminal + "\n".join(f" {word:<9} {text}" for word, text in lines))
+        self._plain("\n" * self._out.is_terminal + "\n".join(f" {label:<9} {text}" for label, text in lines))
 
     @_until_pipe_closes
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Console(Callback):
 
     def _started(self) -> RunInfo:
         if self._run is None:
-            raise RuntimeError("on_start comes first")
+            raise RuntimeError("on_start was not called: call it before the other methods")
         return self._run
 
     def _show(self, round: Round, run: RunInfo) -> None:
@@ -162,31 +162,33 @@ class Console(Callback):
         self._out.print(row, no_wrap=True, overflow="ignore", crop=False)
         self._pending = None
 
-    def _tell_failures(self, round: Round, run: RunInfo) -> None:
+    def _report_failures(self, round: Round, run: RunInfo) -> None:
         if not round.failures:
             return
         notice, trace = failure_notice(round, run), round.failures[0].traceback
         if self._num_failures == 0 and trace:
-            self._plain(f"{notice}\n{indent(trace.rstrip(), '   ')}\n   (later ones without traceback)", "red")
+            self._plain(
+                f"{notice}\n{indent(trace.rstrip(), '   ')}\n   (later failures are shown without traceback)", "red"
+            )
         else:
             self._plain(_cut(notice, self._out.width) if self._out.is_terminal else notice, "yellow")
         self._num_failures += len(round.failures)
 
     def _plain(self, text: str, style: str = "") -> None:
-        """Print text. Replace characters that the encoding of the stream lacks, because a run must not fail on them."""
+        """Print text. Replace characters that the encoding of the stream lacks, so that they do not end the run."""
         encoding = self._out.encoding or "utf-8"
         text = text.encode(encoding, "replace").decode(encoding)
         self._out.print(Text(text, style=style), soft_wrap=True)
 
 
 def table_header(run: RunInfo) -> list[str]:
-    """Return the names of the columns. With a system model, the virtual clock replaces the wall time."""
+    """Return the names of the columns. With a system model, the virtual clock replaces the wall-clock time."""
     time = "clock" if run.system else "time"
     return ["round", "loss", run.main_metric, "worst 10 %", "clients", "sent", "ε", time]
 
 
 def table_row(round: Round, run: RunInfo, sent_bytes: int) -> list[str]:
-    """Return one row. ``sent_bytes`` is the payload so far in bytes, in both directions."""
+    """Return one row. ``sent_bytes`` is the total payload so far in bytes, in both directions."""
     clients = f"{round.num_updates}/{len(round.cohort)}"
     return [
         str(round.number),
@@ -199,7 +201,7 @@ def table_row(round: Round, run: RunInfo, sent_bytes: int) -> list[str]:
 
 
 def plain_line(round: Round, run: RunInfo, sent_bytes: int) -> str:
-    """Return one round as one line for a pipe or a log."""
+    """Return one line on a round, for a pipe or a log. ``sent_bytes`` is as in `table_row`."""
     loss, main, worst = _scores(round, run)
     scores = f"loss {loss}  {run.main_metric} {main}  worst 10 % {worst}  " if round.evaluation else ""
     if round.evaluation and round.evaluation.personal:
@@ -208,8 +210,8 @@ def plain_line(round: Round, run: RunInfo, sent_bytes: int) -> str:
     clients = f"clients {round.num_updates}/{len(round.cohort)}"
     spent = f"  epsilon {_epsilon(round)}" if round.privacy else ""
     clock = "" if round.clock is None else f"  clock {human_seconds(round.clock)}"
-    told = f"{clients}  sent {human_bytes(sent_bytes)}{spent}{clock}  time {human_seconds(round.seconds)}"
-    return f"round {round.number}/{run.rounds}  {scores}{told}"
+    progress = f"{clients}  sent {human_bytes(sent_bytes)}{spent}{clock}  time {human_seconds(round.seconds)}"
+    return f"round {round.number}/{run.rounds}  {scores}{progress}"
 
 
 def _epsilon(round: Round) -> str:
@@ -217,19 +219,21 @@ def _epsilon(round: Round) -> str:
 
 
 def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
-    seen, main = round.evaluation, run.main_metric
-    if seen is None:
+    evaluation, main = round.evaluation, run.main_metric
+    if evaluation is None:
         return "–", "–", "–"
-    worst = seen.worst(main, higher_is_better=higher_is_better(main))
+    worst = evaluation.worst(main, higher_is_better=higher_is_better(main))
     return (
-        format_metric("loss", seen.pooled["loss"]),
-        format_metric(main, seen.pooled[main]),
+        format_metric("loss", evaluation.pooled["loss"]),
+        format_metric(main, evaluation.pooled[main]),
         "–" if isnan(worst) else format_metric(main, worst),
     )
 
 
 def row_interval(rounds: int) -> int:
-    """Return the rounds between two rows: the smallest of 1, 2, 5, 10, 20, 50 ... that gives at most twenty rows.
+    """Return the number of rounds between two rows of the table.
+
+    The interval is the smallest of 1, 2, 5, 10, 20, 50, ... that gives at most twenty rows.
 
     >>> [row_interval(rounds) for rounds in (5, 20, 21, 100, 1000)]
     [1, 1, 2, 5, 50]
@@ -251,15 +255,15 @@ def _panel(run: RunInfo, width: int) -> Panel:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for word, text in header_lines(run):
-        grid.add_row(word, Text(text))
+    for label, text in header_lines(run):
+        grid.add_row(label, Text(text))
     return Panel(grid, title=_title(), title_align="left", width=width, border_style="dim")
 
 
 def _progress(out: Terminal) -> Progress:
     bar = BarColumn(bar_width=30, complete_style="default", finished_style="default")
-    words = TextColumn("round {task.completed:.0f} of {task.total:.0f}", style="dim")
-    return Progress(SpinnerColumn(), words, bar, TimeRemainingColumn(), console=out, transient=True)
+    count = TextColumn("round {task.completed:.0f} of {task.total:.0f}", style="dim")
+    return Progress(SpinnerColumn(), count, bar, TimeRemainingColumn(), console=out, transient=True)
 
 
 def _cut(text: str, width: int) -> str:

@@ -1,4 +1,4 @@
-"""Early stopping: end a run whose metric no longer improves."""
+"""End a run early if its metric no longer improves."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from fedlearn.errors import did_you_mean, is_count, is_number, require
 
 @dataclass(frozen=True)
 class EarlyStop:
-    """The rule: stop after ``patience`` evaluations of a metric without a gain.
+    """Stopping rule: stop after ``patience`` evaluations of a metric without a gain.
 
     Args:
         metric: metric of the pooled evaluation, one of ``METRICS[task]``.
-        patience: evaluations in a row without a gain, >= 1.
-        min_delta: a gain counts when it is more than this, >= 0, in units of the metric.
-        task: task of the scenario, which determines the metrics.
+        patience: number of consecutive evaluations without a gain, >= 1.
+        min_delta: an improvement counts as a gain if it is larger than this, in units of the metric, >= 0; default 0.
+        task: task of the scenario, which determines the known metrics; default ``multiclass``.
 
-    *Guarantees*: the decision is a function of the history alone, so a resumed run stops at the same round. A value
-    that is NaN is no gain; the first value that is not NaN is one.
+    *Guarantees*: the decision is a function of the history alone, so a resumed run stops at the same round. A NaN is
+    never a gain. The first value that is not NaN is a gain.
 
     >>> history = [{"round": r, "test": {"loss": loss}} for r, loss in enumerate([0.9, 0.7, 0.8, 0.7], start=1)]
     >>> EarlyStop("loss", 2, task="binary").reason(history)
@@ -71,9 +71,9 @@ class EarlyStopping(Callback):
     """End the run after ``patience`` evaluations of a metric without a gain, see `EarlyStop`.
 
     Args:
-        metric: metric of the pooled evaluation; None: run all rounds.
-        patience: evaluations in a row without a gain, >= 1.
-        min_delta: a gain is larger than this, >= 0, in units of the metric.
+        metric: metric of the pooled evaluation; None, the default, runs all rounds.
+        patience: number of consecutive evaluations without a gain, >= 1; default 5.
+        min_delta: a gain is larger than this, in units of the metric, >= 0; default 0.
     """
 
     ends_run_on_error = True
@@ -89,14 +89,14 @@ class EarlyStopping(Callback):
         self._history: list[HistoryEntry] = []
 
     def on_start(self, run: RunInfo) -> str | None:
-        """Read the rounds before a resume, which may already be reason enough to stop."""
+        """Read the history of a resumed run. Return the reason to stop if the rule already applies."""
         if self._metric is not None:
             self._rule = EarlyStop(self._metric, self._patience, self._min_delta, run.task)
         self._history = list(run.history)
         return self._reason()
 
     def on_round(self, round: Round) -> str | None:
-        """Return the reason to stop, if there is one."""
+        """Return the reason to stop, or None to continue."""
         if self._rule is not None and round.evaluation is not None:
             pooled = round.evaluation.pooled
             values = {name: finite_or_none(pooled[name]) for name in (self._rule.metric,) if name in pooled}

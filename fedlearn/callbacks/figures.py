@@ -1,6 +1,6 @@
-"""Figures of reports: convergence, metrics per client, partition, and robustness.
+"""Draw the figures of reports: convergence, metrics per client, partition and robustness.
 
-Each function returns a matplotlib figure, and uses neither pyplot nor process-wide settings.
+The functions return matplotlib figures. They use neither pyplot nor process-wide settings.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart under the common kinds of colour blindness, and in grey.
+# Palette of Okabe and Ito. Its colors differ for people with common kinds of color blindness, and in grey.
 POOLED_COLOR, WORST_COLOR, CLIENTS_COLOR, TEXT_COLOR = "#0072B2", "#D55E00", "#56B4E9", "#333333"
 CENTRAL_COLOR, LOCAL_COLOR = "#009E73", "#CC79A7"
 WIDTH_INCHES = 7.6  # inches
 BYTE_UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
-MAX_NAMED_BARS = 40  # beyond that, names would be too small to read
-MAX_ANNOTATED_CELLS = (24, 12)  # rows and columns of a heat map that still has room for numbers
+MAX_NAMED_BARS = 40  # with more bars, names are too small to read
+MAX_ANNOTATED_CELLS = (24, 12)  # rows and columns; cells of larger heat maps are too small for numbers
 METRIC_NAMES = {
     "auc": "AUC",
     "auprc": "AUPRC",
@@ -58,7 +58,7 @@ STYLE: Mapping[Any, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """Return a context in which figures have the style of reports."""
+    """Return a context in which new figures have the style of reports."""
     try:
         import matplotlib
     except ImportError as missing:
@@ -67,14 +67,14 @@ def style() -> AbstractContextManager[None]:
 
 
 def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """Return an empty figure of this size."""
+    """Return an empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
 
 
 def metric_name(metric: str, *, inline: bool = False) -> str:
-    """A metric's name as readers know it, within a sentence or by itself.
+    """Return the usual name of a metric. ``inline`` is True for use inside a sentence.
 
     >>> metric_name("accuracy"), metric_name("accuracy", inline=True), metric_name("auc", inline=True)
     ('Accuracy', 'accuracy', 'AUC')
@@ -83,14 +83,21 @@ def metric_name(metric: str, *, inline: bool = False) -> str:
 
 
 def convergence(history: History, main_metric: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
-    """Loss and main metric over rounds: all test examples together, how the clients spread around them, and what the
-    federation is held against.
+    """Draw loss and main metric over rounds, on the pooled test examples and over clients.
+
+    Args:
+        history: lines of the run; at least one has an evaluation.
+        main_metric: name of the metric of the second panel.
+        baselines: name -> metrics of a baseline, drawn as horizontal lines; see `fedlearn.runner.baselines`.
     """
     return _two_curves(history, main_metric, baselines, over="round")
 
 
 def time_to_accuracy(history: History, main_metric: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
-    """The same over the clock of a run that has one, in the unit that suits it."""
+    """Draw loss and main metric over the virtual clock, or over the wall-clock time of a deployment.
+
+    The arguments are as in `convergence`. Each evaluated line of the history needs ``clock``.
+    """
     return _two_curves(history, main_metric, baselines, over="clock")
 
 
@@ -99,9 +106,10 @@ def _two_curves(history: History, main: str, baselines: Mapping[str, Any], *, ov
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", main), strict=True):
         _curves(axis, [line for line in history if line["test"]], metric, over)
-        for (name, one), color in zip(baselines.items(), (CENTRAL_COLOR, LOCAL_COLOR), strict=False):
-            if one["test"].get(metric) is not None:
-                axis.axhline(one["test"][metric], color=color, linewidth=1.2, linestyle=":", label=f"{name} training")
+        for (name, baseline), color in zip(baselines.items(), (CENTRAL_COLOR, LOCAL_COLOR), strict=False):
+            value = baseline["test"].get(metric)
+            if value is not None:
+                axis.axhline(value, color=color, linewidth=1.2, linestyle=":", label=f"{name} training")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=3 if baselines else 4, columnspacing=1.6, handlelength=1.6
@@ -110,7 +118,7 @@ def _two_curves(history: History, main: str, baselines: Mapping[str, Any], *, ov
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
-    """The unit that suits a time, and its seconds.
+    """Return the unit for the axis of a duration in seconds, and the length of the unit in seconds.
 
     >>> time_unit(90), time_unit(600), time_unit(86400)
     (('seconds', 1.0), ('minutes', 60.0), ('hours', 3600.0))
@@ -144,7 +152,7 @@ def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:
 
 
 def traffic(history: History, metric: str) -> Figure:
-    """The main metric against what clients have sent until then."""
+    """Draw a metric over the total number of bytes that clients have sent."""
     sent, points = 0, []
     for line in history:
         sent += line["bytes_up"]
@@ -170,7 +178,14 @@ def traffic(history: History, metric: str) -> Figure:
 
 
 def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str) -> Figure:
-    """The main metric of each client where it is defined, worst first, and the mean over clients."""
+    """Draw the main metric of each client, worst first, and the mean over clients.
+
+    Clients without a defined value are omitted. The worst tenth has another color.
+
+    Args:
+        clients: rows of ``clients.csv``; at least one has a value.
+        main_metric: name of the metric.
+    """
     defined = [row for row in clients if row[main_metric] is not None]
     ordered = sorted(defined, key=lambda row: row[main_metric], reverse=not higher_is_better(main_metric))
     values = _numbers(row[main_metric] for row in ordered)
@@ -216,7 +231,7 @@ def _thin_bars(
 
     axis.bar(np.arange(1, len(values) + 1), values, color=colors, width=1.0, linewidth=0)
     axis.axhline(values.mean(), color=TEXT_COLOR, linewidth=1, linestyle=(0, (4, 2)))
-    below = 0 if higher_is_better(main) else 1  # the side where bars end below the line, so that its label is on white
+    below = 0 if higher_is_better(main) else 1  # side at which bars end below the line, so that the label is on white
     axis.annotate(
         f"mean {format_metric(main, values.mean())}", (below, values.mean()), xycoords=("axes fraction", "data"),
         xytext=(6 - 12 * below, 4), textcoords="offset points", ha="right" if below else "left", color=TEXT_COLOR,
@@ -227,13 +242,17 @@ def _thin_bars(
 
 
 def partition(summary: Mapping[str, Any]) -> Figure:
-    """How many training examples of each class, or range of the target, lie at each client, and how many in all."""
+    """Draw the number of training examples per client and class (or range of the target), and per client.
+
+    Args:
+        summary: return value of `fedlearn.callbacks.run_files.partition_summary`.
+    """
     rows, labelled = summary["clients"], summary["kind"] == "labels"
     counts = np.array([row["counts"] for row in rows])
     num_columns = counts.shape[1]
     height = 1.3 + max(1.2, min(7.0, 0.27 * len(rows)))
     figure = new_figure(WIDTH_INCHES, height)
-    axis, beside = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+    axis, totals_axis = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
     image = axis.imshow(counts, cmap="Blues", vmin=0, vmax=max(1, counts.max(initial=0)), aspect="auto")
     axis.set(title="Training examples by client", xlabel="class" if labelled else "target", ylabel="client")
     axis.spines[:].set_visible(False)
@@ -250,20 +269,26 @@ def partition(summary: Mapping[str, Any]) -> Figure:
     bar.outline.set_visible(False)
     if len(rows) <= MAX_ANNOTATED_CELLS[0] and num_columns <= MAX_ANNOTATED_CELLS[1]:
         _annotate(axis, counts)
-    _sizes(beside, [row["num_examples"] for row in rows])
+    _sizes(totals_axis, [row["num_examples"] for row in rows])
     return figure
 
 
 def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
     axis.barh(np.arange(len(sizes)), sizes, color=CLIENTS_COLOR, height=0.68 if len(sizes) <= MAX_NAMED_BARS else 1.0)
-    axis.set(title="In all", xlabel="examples", xlim=(0, 1.05 * max(1, *sizes)))
+    axis.set(title="Total", xlabel="examples", xlim=(0, 1.05 * max(1, *sizes)))
     axis.tick_params(axis="y", which="both", length=0, labelleft=False)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=3, integer=True)
 
 
 def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """What is left of a model for each rule (rows) under each attack (columns); beneath, how well a backdoor works."""
+    """Draw the metric for each aggregation rule (rows) under each poisoning (columns), with the backdoor success.
+
+    Args:
+        cells: one per rule and poisoning, row by row, with ``rule``, ``attack``, ``metric``, ``value`` and
+            ``attack_success`` (None without a backdoor).
+        title: title of the figure.
+    """
     from fedlearn.callbacks.formatting import format_metric
 
     rules, attacks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("rule", "attack"))
@@ -286,8 +311,8 @@ def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
         backdoor = "" if success is None else f"\nattack {format_metric('attack_success', success)}"
         shade = (cell["value"] - low) / max(high - low, 1e-12)
         dark = shade > 0.55 if better else shade < 0.45
-        told = f"{format_metric(metric, cell['value'])}{backdoor}"
-        axis.text(column, row, told, ha="center", va="center", color="white" if dark else TEXT_COLOR, fontsize=8)
+        text = f"{format_metric(metric, cell['value'])}{backdoor}"
+        axis.text(column, row, text, ha="center", va="center", color="white" if dark else TEXT_COLOR, fontsize=8)
     bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04, aspect=24)
     bar.outline.set_visible(False)
     bar.set_label(metric_name(metric))
@@ -301,8 +326,8 @@ def _annotate(axis: Axes, counts: np.ndarray) -> None:
         axis.text(column, row, f"{count}", ha="center", va="center", color="white" if count > dark else TEXT_COLOR)
 
 
-def _sparse_ticks(axis: Any, names: Sequence[str], most: int, *, shift: float = 0.0) -> None:
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(names)) if len(names) <= step * most)
+def _sparse_ticks(axis: Any, names: Sequence[str], max_ticks: int, *, shift: float = 0.0) -> None:
+    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(names)) if len(names) <= step * max_ticks)
     places = range(0, len(names), step)
     axis.set_ticks([place + shift for place in places], names[::step])
 
@@ -318,5 +343,5 @@ def _numbers(values: Any) -> np.ndarray:
     return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _short(name: str, max_length: int = 28) -> str:
+    return name if len(name) <= max_length else f"{name[: max_length - 1]}…"

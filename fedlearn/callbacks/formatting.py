@@ -1,4 +1,4 @@
-"""The words and units in which the console and the report speak of a run."""
+"""Format values and lines for the console and the report."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.metrics import main_metric
 from fedlearn.core.records import Failure, Round
 
-BASELINES = {"central": "one model of all data together", "local": "a model of each client alone"}
+BASELINES = {
+    "central": "one model, trained on the pooled data",
+    "local": "one model per client, trained on its own data",
+}
 NO_GUARANTEE = "no differential privacy"
 
 
 def header_lines(run: RunInfo) -> list[tuple[str, str]]:
-    """(word, text) of each line of the header."""
+    """Return the lines of the header as pairs (label, text)."""
     sent = run.bytes_per_update if run.bytes_per_update is not None else 4 * run.num_parameters
     model = [run.model, f"{run.num_parameters:,} parameters", f"{human_bytes(sent)} per update", run.initialization]
     data = [run.scenario, f"{run.num_clients:,} clients", _range(run.examples_per_client), run.source]
@@ -28,16 +31,20 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
         ("engine", [run.engine, run.machine, f"seed {run.seed}"]),
     ]
     lines += [("system", [run.system])] if run.system else []
-    at = next(i for i, (word, _) in enumerate(lines) if word == "engine")
-    lines[at:at] = [(word, [text]) for word, text in limitation_lines(run.privacy)]
-    beside = (("compress", run.compress), ("poisoning", run.poisoning))
-    lines[at:at] = [(word, [text]) for word, text in beside if text]
+    before_engine = next(i for i, (label, _) in enumerate(lines) if label == "engine")
+    optional = (("compress", run.compress), ("poisoning", run.poisoning))
+    extra = [*((label, text) for label, text in optional if text), *limitation_lines(run.privacy)]
+    lines[before_engine:before_engine] = [(label, [text]) for label, text in extra]
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
-    return [(word, " · ".join(part for part in parts if part)) for word, parts in lines]
+    return [(label, " · ".join(part for part in parts if part)) for label, parts in lines]
 
 
 def guarantee_parts(privacy: Mapping[str, Any]) -> list[str]:
-    """What a protection promises, in the parts of one line; ``none`` where there is none."""
+    """Return the parts of the header line on a privacy guarantee; ``["none"]`` without a guarantee.
+
+    Args:
+        privacy: description of the guarantee, see `RunInfo.privacy`.
+    """
     if not privacy:
         return ["none"]
     budget = f"epsilon at most {privacy['budget']:g}, " if privacy.get("budget") else ""
@@ -53,7 +60,7 @@ def guarantee_parts(privacy: Mapping[str, Any]) -> list[str]:
 
 
 def limitation_lines(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(word, text) of the lines on what a protection does not promise."""
+    """Return the header lines (label, text) on releases that the guarantee does not cover, and its warnings."""
     if not privacy:
         return []
     covered = f"{'; '.join(privacy['not_covered'])} (not sent: {privacy['withheld']})"
@@ -61,7 +68,7 @@ def limitation_lines(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def format_epsilon(value: float | None) -> str:
-    """An epsilon in four characters, never less than it is.
+    """Return an epsilon in at most four characters, rounded up: a privacy loss is never understated.
 
     >>> [format_epsilon(value) for value in (None, 0.0, 0.00123, 0.0155, 2.3817, 17.86, 153.1)]
     ['–', '0.00', '<.01', '0.02', '2.39', '17.9', '154']
@@ -77,7 +84,7 @@ def format_epsilon(value: float | None) -> str:
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    """A value as tables show it: accuracy in per cent, all else with four digits.
+    """Return the value of a metric for tables. Accuracy and backdoor success are in per cent.
 
     >>> values = (("accuracy", 0.6123), ("loss", 0.6814), ("rmse", 53.8), ("loss", 2937.2), ("auc", None))
     >>> [format_metric(metric, value) for metric, value in values]
@@ -93,7 +100,11 @@ def format_metric(metric: str, value: float | None) -> str:
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(word, text) of the lines on how a run ended, from its summary."""
+    """Return the lines (label, text) on the end of a run.
+
+    Args:
+        summary: content of ``summary.json``.
+    """
     main = summary.get("metric") or main_metric(summary["task"])
     rounds, failures = summary["rounds"], summary["client_failures"]
     parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
@@ -107,48 +118,52 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         parts.append(f"best {format_metric(main, best['value'])} at round {best['round']}")
     status = "done" if summary["status"] in ("early_stopped", "budget_exhausted") else str(summary["status"])
     lines = [(status, " · ".join(parts))]
-    for name, one in summary.get("baselines", {}).items():
-        lines.append((name, f"{main} {format_metric(main, one['test'].get(main))} · {BASELINES[name]}"))
+    for name, baseline in summary.get("baselines", {}).items():
+        lines.append((name, f"{main} {format_metric(main, baseline['test'].get(main))} · {BASELINES[name]}"))
     lines += [("privacy", format_privacy_spent(summary["privacy"]))] if summary.get("privacy") else []
     lines += [("because", summary["reason"])] if summary["reason"] else []
     lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
-    lines += [("callbacks", format_callback_failure(one)) for one in summary.get("callback_failures", ())]
+    lines += [("callbacks", format_callback_failure(failure)) for failure in summary.get("callback_failures", ())]
     return lines
 
 
 def format_callback_failure(failure: Mapping[str, Any]) -> str:
-    """Return a line on a callback that failed, from the summary."""
+    """Return one line on the failure of a callback, from an entry of ``callback_failures`` in the summary."""
     stages = {"on_start": "at the start", "on_end": "at the end", "close": "while it closed"}
     stage = stages.get(failure["method"], f"in round {failure['round']}")
     return f"{failure['callback']} failed {stage}: {failure['error']}"
 
 
 def format_privacy_spent(privacy: Mapping[str, Any]) -> str:
-    """What a run came to: epsilon, by which accountant, for what."""
+    """Return one line on the privacy loss of a run: epsilon, delta and adjacency.
+
+    Args:
+        privacy: entry ``privacy`` of ``summary.json``.
+    """
     if privacy["delta"] is None:
         return f"{privacy['kind']}: {privacy['adjacency']}, {NO_GUARANTEE}"
     value, rdp = privacy["epsilon"], privacy["epsilon_rdp"]
     amount = "epsilon without bound" if value is None else f"epsilon {value:.4g}"
-    beside = f" ({rdp:.4g} by RDP)" if rdp is not None and rdp != value else ""
-    return f"{amount}{beside} at delta {privacy['delta']:g} for {privacy['adjacency']}"
+    by_rdp = f" ({rdp:.4g} by RDP)" if rdp is not None and rdp != value else ""
+    return f"{amount}{by_rdp} at delta {privacy['delta']:g} for {privacy['adjacency']}"
 
 
 def describe_failure(failure: Failure, run: RunInfo) -> str:
-    """Which client failed where: its name, its id, the stage and the reason."""
+    """Return a phrase on a failure: name and id of the client, failure stage and reason."""
     name = run.name(failure.client)
-    who = f"client {failure.client}" if name == str(failure.client) else f"{name} (client {failure.client})"
-    return f"{who} failed in {failure.stage}: {failure.reason}"
+    client = f"client {failure.client}" if name == str(failure.client) else f"{name} (client {failure.client})"
+    return f"{client} failed in {failure.stage}: {failure.reason}"
 
 
 def failure_notice(round: Round, run: RunInfo) -> str:
-    """One line on the failures of a round."""
+    """Return one line on the failures of a round: the first failure, and the number of others."""
     others = len(round.failures) - 1
     more = f" (and {others} more)" if others else ""
     return f" round {round.number}: {describe_failure(round.failures[0], run)}{more}"
 
 
 def human_bytes(count: float) -> str:
-    """A number of bytes in binary units.
+    """Return a number of bytes in binary units.
 
     >>> [human_bytes(count) for count in (0, 999, 1924, 7696, 76960, 5 * 2**30)]
     ['0 B', '999 B', '1.9 KiB', '7.5 KiB', '75 KiB', '5.0 GiB']
@@ -161,7 +176,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_seconds(seconds: float) -> str:
-    """A duration in the unit that suits it.
+    """Return a duration in seconds, minutes or hours, with about two digits.
 
     >>> [human_seconds(seconds) for seconds in (0.0124, 0.94, 41.7, 250, 8000)]
     ['0.01 s', '0.9 s', '42 s', '4.2 min', '2.2 h']
@@ -181,7 +196,7 @@ def _range(examples: tuple[int, int] | None) -> str:
 
 
 def relative_path(path: Path) -> str:
-    """As short as the user can type it: relative to the current folder where it lies below."""
+    """Return the shortest path that a user can type: relative to the current folder if it is inside it."""
     here = Path.cwd()
     full = path.resolve()
     return str(full.relative_to(here)) if full.is_relative_to(here) else str(full)

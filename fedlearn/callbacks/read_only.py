@@ -1,6 +1,6 @@
-"""Protect a run from its callbacks: arrays that cannot be written, and copies of dicts and lists.
+"""Protect a run from its callbacks, with read-only arrays and copies of dicts and lists.
 
-Shapes: D parameters laid flat.
+Shapes: D parameters of the flat vector.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedlearn.core.records import Evaluation, InFlight, Round, ServerState
 
 
 def read_only_round(round: Round) -> Round:
-    """Return the round with read-only arrays and copies of its dicts; arrays of torch become arrays of NumPy."""
+    """Return the round with read-only arrays and copies of its dicts. Torch tensors become NumPy arrays."""
     return replace(
         round,
         state=_server_state(round.state),
@@ -53,10 +53,10 @@ def _server_state(state: ServerState) -> ServerState:
     )
 
 
-def _in_flight(item: InFlight) -> InFlight:
-    request = item.request
+def _in_flight(in_flight: InFlight) -> InFlight:
+    request = in_flight.request
     params_D, broadcast = _array(request.params_D), _arrays(request.broadcast)
-    return replace(item, request=replace(request, params_D=params_D, broadcast=broadcast))
+    return replace(in_flight, request=replace(request, params_D=params_D, broadcast=broadcast))
 
 
 def _evaluation(evaluation: Evaluation | None) -> Evaluation | None:

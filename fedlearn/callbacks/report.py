@@ -1,4 +1,4 @@
-"""The report of a run: ``report.html``, one file that is readable offline, from the files of a run folder.
+"""Write the report of a run from the files of its run folder: ``report.html``, one file that is readable offline.
 
 ``python -m simulations.report RUN`` writes it again.
 """
@@ -27,18 +27,18 @@ from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError, MissingExtra, require
 
 DOTS_PER_INCH = 180
-TARGET_FRACTIONS = (0.5, 0.9, 0.95, 1.0)  # of the way to the best value
+TARGET_FRACTIONS = (0.5, 0.9, 0.95, 1.0)  # share of the improvement from the first evaluation to the best value
 
 log = logging.getLogger(__name__)
 
 
 class Report(Callback):
-    """Write ``report.html`` and its figures into the run folder at the end of a run that was not stopped.
+    """Write ``report.html`` and its figures into the run folder at the end of a run. A stopped run has no report.
 
-    A report that cannot be written is logged and does not count as a failure, because all its data are in the files.
+    An error of the report is logged and is not a failure of the callback, because the run folder has all data.
 
     Args:
-        enabled: False writes no report.
+        enabled: False writes no report; default True.
     """
 
     def __init__(self, *, enabled: bool = True) -> None:
@@ -47,31 +47,32 @@ class Report(Callback):
         self._folder = Path()
 
     def on_start(self, run: RunInfo) -> None:
-        """Note the run folder."""
+        """Remember the run folder for the report."""
         self._folder = run.folder
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Write the report."""
+        """Write the report, unless the run was stopped."""
         if not self._enabled or summary["status"] == "stopped":
             return
         try:
             write_report(self._folder)
         except Exception as error:
-            log.exception("no report")
+            log.exception("the report cannot be written")
             reason = error if isinstance(error, MissingExtra) else f"see {self._folder}/run.log"
             sys.stderr.write(f" no report: {reason}\n")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """The files of a run folder as plain values; a missing file is empty.
+    """Contents of the files of a run folder. A missing file is empty.
 
     Attributes:
         history: lines of ``metrics.jsonl``.
-        summary: contents of ``summary.json``; without that file, a summary of the history with status ``unfinished``.
-        environment: contents of ``environment.json``.
+        summary: content of ``summary.json``. Without this file, a summary of the history with the status
+            ``unfinished``.
+        environment: content of ``environment.json``.
         clients: rows of ``clients.csv``, with None for undefined metrics.
-        partition: contents of ``partition.json``.
+        partition: content of ``partition.json``.
         config: text of ``config.yaml``.
     """
 
@@ -84,20 +85,20 @@ class RunResults:
 
     @property
     def main_metric(self) -> str:
-        """The main metric."""
-        known = self.summary["final"]
-        return self.summary.get("metric") or next((m for m in ("rmse", "hr@10") if m in known), "accuracy")
+        """Name of the main metric of the run."""
+        final = self.summary["final"]
+        return self.summary.get("metric") or next((m for m in ("rmse", "hr@10") if m in final), "accuracy")
 
 
 def read_run(folder: Path) -> RunResults:
-    """Read a run folder.
+    """Return the contents of a run folder.
 
     Raises:
         DataError: the folder is not a run folder.
     """
     if not (folder / METRICS_FILE).is_file():
         raise DataError(
-            f"{folder} is no run folder: it holds no {METRICS_FILE}\n  try       the folder that a run saved"
+            f"{folder} is not a run folder: it has no {METRICS_FILE}\n  try       the folder that a run prints as saved"
         )
     history = read_history(folder)
     unfinished = {
@@ -150,7 +151,14 @@ def write_report(folder: Path) -> Path:
 
 
 def draw_figures(run: RunResults, folder: Path) -> dict[str, Path]:
-    """Draw what there are data for: figure name -> PNG file."""
+    """Draw the figures that have data.
+
+    Returns:
+        Name of the figure -> PNG file.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
     with figures.style():
         drawn = {}
         if any(line["test"] for line in run.history):
@@ -170,21 +178,21 @@ def draw_figures(run: RunResults, folder: Path) -> dict[str, Path]:
 
 
 def headline_rows(run: RunResults) -> list[tuple[str, str]]:
-    """The few numbers that head the report: (what, how much)."""
-    seen = run.summary
-    last = seen["final"].get(run.main_metric)
+    """Return the main numbers of a run as pairs (label, value)."""
+    summary = run.summary
+    last = summary["final"].get(run.main_metric)
     return [
         (
             figures.metric_name(run.main_metric),
-            format_metric(run.main_metric, last) if run.main_metric in seen["final"] else "–",
+            format_metric(run.main_metric, last) if run.main_metric in summary["final"] else "–",
         ),
-        ("Rounds", f"{seen['rounds']:,}"),
-        *_best_round(seen),
-        ("Time", human_seconds(seen["seconds"])),
-        *([("On the clock", human_seconds(seen["clock"]))] if "clock" in seen else []),
-        ("Client updates", f"{seen['client_updates']:,}"),
-        ("Sent by clients", human_bytes(seen["bytes_up"])),
-        ("Sent to clients", human_bytes(seen["bytes_down"])),
+        ("Rounds", f"{summary['rounds']:,}"),
+        *_best_round(summary),
+        ("Time", human_seconds(summary["seconds"])),
+        *([("On the clock", human_seconds(summary["clock"]))] if "clock" in summary else []),
+        ("Client updates", f"{summary['client_updates']:,}"),
+        ("Sent by clients", human_bytes(summary["bytes_up"])),
+        ("Sent to clients", human_bytes(summary["bytes_down"])),
     ]
 
 
@@ -197,40 +205,56 @@ def _best_round(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def metric_rows(run: RunResults) -> list[dict[str, str]]:
-    """Rows of the result table: each metric at the last evaluation, at its best, and over clients."""
+    """Return the rows of the result table: last and best value of each metric, baselines, and values over clients.
+
+    Rows of personal models follow, if the strategy has personal models.
+    """
     last = next((line for line in reversed(run.history) if line["test"]), None)
     rows = []
     for metric, value in (last["test"] if last else {}).items():
-        spread, top = last["clients"].get(metric, {}) if last else {}, run.summary["best"].get(metric)
-        shown = {key: format_metric(metric, spread.get(key)) for key in ("mean", "std", "worst10")}
-        reached = f"{format_metric(metric, top['value'])} (round {top['round']})" if top else "nan"
-        beside = {name: format_metric(metric, one["test"].get(metric)) for name, one in baseline_metrics(run).items()}
-        own = {"metric": figures.metric_name(metric), "final": format_metric(metric, value), "best": reached}
-        rows.append({**own, **beside, **shown})
-    beside = dict.fromkeys(baseline_metrics(run), "–")
-    for metric, seen in (last.get("personal", {}) if last else {}).items():
-        shown = {key: format_metric(metric, seen[key]) for key in ("mean", "std", "worst10")}
-        name = f"{figures.metric_name(metric)}, personal models"
-        rows.append({"metric": name, "final": format_metric(metric, seen["pooled"]), "best": "–", **beside, **shown})
+        over_clients, best = last["clients"].get(metric, {}) if last else {}, run.summary["best"].get(metric)
+        best_text = f"{format_metric(metric, best['value'])} (round {best['round']})" if best else "nan"
+        pooled = {"metric": figures.metric_name(metric), "final": format_metric(metric, value), "best": best_text}
+        baselines = {
+            name: format_metric(metric, baseline["test"].get(metric))
+            for name, baseline in baseline_metrics(run).items()
+        }
+        rows.append({**pooled, **baselines, **_client_cells(metric, over_clients)})
+    no_baselines = dict.fromkeys(baseline_metrics(run), "–")
+    for metric, personal in (last.get("personal", {}) if last else {}).items():
+        name, value = f"{figures.metric_name(metric)}, personal models", format_metric(metric, personal["pooled"])
+        pooled = {"metric": name, "final": value, "best": "–"}
+        rows.append({**pooled, **no_baselines, **_client_cells(metric, personal)})
     return rows
 
 
+def _client_cells(metric: str, statistics: Mapping[str, Any]) -> dict[str, str]:
+    return {key: format_metric(metric, statistics.get(key)) for key in ("mean", "std", "worst10")}
+
+
 def has_clock(run: RunResults) -> bool:
-    """Whether all rounds were on a clock: that of a model of clients' speed, or of real clients at work."""
+    """Return whether all rounds have a clock: the virtual clock of a system model, or real time in a deployment."""
     return bool(run.history) and all("clock" in line for line in run.history)
 
 
 def time_to_target_rows(run: RunResults) -> list[dict[str, str]]:
-    """When the main metric first came so close to its best: share of the way from the first evaluation, value, time."""
-    seen = [line for line in run.history if line["test"] and line["test"].get(run.main_metric) is not None]
-    if not (has_clock(run) and len(seen) > 1):
+    """Return the time at which the main metric reached each of `TARGET_FRACTIONS`.
+
+    A fraction is a share of the improvement from the first evaluation to the best value. Without a clock, or with less
+    than two evaluations, there are no rows.
+
+    Returns:
+        Rows with ``share``, ``value``, ``clock`` and ``round``.
+    """
+    evaluated = [line for line in run.history if line["test"] and line["test"].get(run.main_metric) is not None]
+    if not (has_clock(run) and len(evaluated) > 1):
         return []
-    first, top = seen[0]["test"][run.main_metric], run.summary["best"][run.main_metric]["value"]
+    first, best = evaluated[0]["test"][run.main_metric], run.summary["best"][run.main_metric]["value"]
     sign = 1 if higher_is_better(run.main_metric) else -1
     rows = []
     for share in TARGET_FRACTIONS:
-        target = first + share * (top - first)
-        line = next(line for line in seen if sign * (line["test"][run.main_metric] - target) >= -1e-12)
+        target = first + share * (best - first)
+        line = next(line for line in evaluated if sign * (line["test"][run.main_metric] - target) >= -1e-12)
         rows.append(
             {
                 "share": f"{100 * share:g} %",
@@ -243,69 +267,75 @@ def time_to_target_rows(run: RunResults) -> list[dict[str, str]]:
 
 
 def baseline_metrics(run: RunResults) -> Mapping[str, Any]:
-    """What the federation is held against: name -> its metrics; empty where nothing was asked for."""
+    """Return name -> metrics of each baseline that was trained, see `fedlearn.runner.baselines.train_baselines`."""
     return run.summary.get("baselines", {})
 
 
 def privacy_rows(run: RunResults) -> list[tuple[str, str]]:
-    """Rows on what was promised, what it came to and what it leaves out; none for a run without protection."""
-    seen = run.summary.get("privacy")
-    if not seen:
+    """Return the rows on privacy: mechanism, guarantee, privacy loss and limitations; empty without a guarantee."""
+    privacy = run.summary.get("privacy")
+    if not privacy:
         return []
-    limits = [("Withheld", seen["withheld"]), ("Not covered", "; ".join(seen["not_covered"]))]
-    clip = "" if seen["clip_norm"] is None else f", clip {seen['clip_norm']:g}"
-    if seen["delta"] is None:
-        mechanism = f"{seen['kind']}{clip}"
-        return [("Mechanism", mechanism), ("Protects", seen["adjacency"]), ("Epsilon", NO_GUARANTEE), *limits]
-    by_rdp = "–" if seen["epsilon_rdp"] is None else f"{seen['epsilon_rdp']:.6g}"
+    limits = [("Withheld", privacy["withheld"]), ("Not covered", "; ".join(privacy["not_covered"]))]
+    clip = "" if privacy["clip_norm"] is None else f", clip {privacy['clip_norm']:g}"
+    if privacy["delta"] is None:
+        mechanism = f"{privacy['kind']}{clip}"
+        return [("Mechanism", mechanism), ("Protects", privacy["adjacency"]), ("Epsilon", NO_GUARANTEE), *limits]
+    by_rdp = "–" if privacy["epsilon_rdp"] is None else f"{privacy['epsilon_rdp']:.6g}"
     noise = []
-    if seen["noise_multiplier"] is not None:
-        noise = [("Noise", f"multiplier {seen['noise_multiplier']:.6g}, {seen['noise']}")]
-    bound = "no bound" if seen["epsilon"] is None else f"{seen['epsilon']:.6g}"
+    if privacy["noise_multiplier"] is not None:
+        noise = [("Noise", f"multiplier {privacy['noise_multiplier']:.6g}, {privacy['noise']}")]
+    bound = "no bound" if privacy["epsilon"] is None else f"{privacy['epsilon']:.6g}"
     return [
-        ("Mechanism", f"{seen['kind']}{clip}" + f" ({seen['clip']})" * bool(clip)),
-        ("Protects", f"one {seen['unit']}: {seen['adjacency']}"),
-        ("Epsilon", f"{bound} at delta {seen['delta']:g}"),
+        ("Mechanism", f"{privacy['kind']}{clip}" + f" ({privacy['clip']})" * bool(clip)),
+        ("Protects", f"one {privacy['unit']}: {privacy['adjacency']}"),
+        ("Epsilon", f"{bound} at delta {privacy['delta']:g}"),
         ("By RDP alone", by_rdp),
-        ("Budget", "none" if seen["budget"] is None else f"{seen['budget']:g}"),
-        ("Sampling", seen["sampling"]),
+        ("Budget", "none" if privacy["budget"] is None else f"{privacy['budget']:g}"),
+        ("Sampling", privacy["sampling"]),
         *noise,
         *limits,
-        *(("Warning", text) for text in seen["warnings"]),
+        *(("Warning", text) for text in privacy["warnings"]),
     ]
 
 
 def failure_rows(run: RunResults) -> list[dict[str, Any]]:
-    """Failures by client and stage, most frequent first: how often, in which round first, and why then."""
+    """Return the failures by client and stage, the most frequent first.
+
+    Returns:
+        Rows with ``client``, ``name``, ``stage``, ``count``, and the round (``first``) and ``reason`` of the first
+        failure.
+    """
     names = {row["client"]: row["name"] for row in [*run.partition.get("clients", []), *run.clients]}
-    found: dict[tuple[int, str], dict[str, Any]] = {}
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
     for line in run.history:
         for failure in line["failures"]:
             client = failure["client"]
             first = failure | {"name": names.get(client, str(client)), "first": line["round"], "count": 0}
-            found.setdefault((client, failure["stage"]), first)["count"] += 1
-    return sorted(found.values(), key=lambda row: -row["count"])
+            rows.setdefault((client, failure["stage"]), first)["count"] += 1
+    return sorted(rows.values(), key=lambda row: -row["count"])
 
 
 def captions(run: RunResults) -> dict[str, str]:
-    """What each figure shows, in a sentence or two."""
+    """Return a caption for each figure."""
     main, inline = figures.metric_name(run.main_metric), figures.metric_name(run.main_metric, inline=True)
     undefined = sum(row.get(run.main_metric) is None for row in run.clients)
-    left_out = f" {undefined} clients without a defined value are left out." if undefined else ""
+    omitted = f" {undefined} clients without a defined value are omitted." if undefined else ""
     shown, population = len(run.partition.get("clients", [])), run.partition.get("num_clients", 0)
     some = f" The first {shown} of {population:,} clients are shown." if shown < population else ""
-    what = "class" if run.partition.get("kind") == "labels" else "range of the target"
+    column = "class" if run.partition.get("kind") == "labels" else "range of the target"
     return {
-        "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round: on all "
-        "examples together, and over clients, each counted once (mean, one standard deviation around it, and the mean "
-        "over the worst tenth).",
-        "traffic": f"{main} of the global model on held-out examples against all that clients have sent until then, "
-        "as it travels: compressed where updates are.",
-        "time": "The same over the time since the run began, evaluation left out: on the virtual clock of the model of "
-        "clients' speed, or as real clients took it.",
-        "fairness": f"{main} of the last evaluated model on each client's own held-out examples, worst first; the "
-        f"worst tenth is set off in orange, the dashed line is the mean over clients.{left_out}",
-        "partition": f"Training examples of each {what} at each client, darker for more, and of all together.{some}",
+        "convergence": f"Loss and {inline} of the global model on held-out examples after each evaluated round. The "
+        "solid blue line is on the pooled examples. The other lines and the band count each client once: mean, one "
+        "standard deviation around it, and the mean over the worst tenth.",
+        "traffic": f"{main} of the global model on held-out examples over the total number of bytes that clients have "
+        "sent, after compression.",
+        "time": f"Loss and {inline} over the time since the start of the run, without evaluation. In a simulation, the "
+        "time is on the virtual clock of the system model; in a deployment, it is real time.",
+        "fairness": f"{main} of the last evaluated model on the held-out examples of each client, worst first. The "
+        f"worst tenth is orange. The dashed line is the mean over clients.{omitted}",
+        "partition": f"Number of training examples by client and {column}, and by client. Darker cells have more "
+        f"examples.{some}",
     }
 
 
@@ -315,7 +345,7 @@ def _title(run: RunResults) -> str:
 
 
 def load_template(name: str) -> Any:
-    """One of the templates beside this file.
+    """Return a Jinja2 template from the folder ``templates`` beside this file.
 
     Raises:
         MissingExtra: Jinja2 is not installed.
@@ -329,7 +359,7 @@ def load_template(name: str) -> Any:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG file as an address that holds it."""
+    """Return a PNG file as a ``data:`` address, which embeds it in a page."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 

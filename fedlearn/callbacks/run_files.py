@@ -1,6 +1,6 @@
-"""The files of a run folder, which stay readable if the run is killed at any moment.
+"""Write the files of a run folder. They stay readable if the run is killed at any moment.
 
-``metrics.jsonl`` grows by one line per round and is flushed each time. Each other file is replaced as a whole.
+``metrics.jsonl`` grows by one line per round, which is flushed at once. Each other file is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ NUM_BINS = 10
 class RunFiles(Callback):
     """Write ``metrics.jsonl``, ``clients.csv``, ``environment.json``, ``partition.json`` and ``summary.json``.
 
-    The run folder is created if absent. Rounds after ``RunInfo.start_round`` that a killed run left there are dropped.
+    The run folder is created if absent. Lines of rounds after ``RunInfo.start_round``, which a killed run left, are
+    removed.
 
     Attributes:
-        history: lines of all rounds so far, also of those before a resume.
+        history: lines of all rounds so far, including the rounds before a resume.
     """
 
     ends_run_on_error = True
@@ -51,19 +52,19 @@ class RunFiles(Callback):
         self._lines: TextIO | None = None
 
     def on_start(self, run: RunInfo) -> None:
-        """Create the folder, write the environment and open ``metrics.jsonl``."""
+        """Create the run folder, write ``environment.json`` and ``partition.json``, and open ``metrics.jsonl``."""
         folder, self._run = run.folder, run
         folder.mkdir(parents=True, exist_ok=True)
         self.history[:] = truncate_history(folder, run.start_round)
-        _note_environment(folder / "environment.json", environment(run))
+        _write_environment(folder / "environment.json", environment(run))
         if run.partition is not None:
             write_atomically(folder / "partition.json", json.dumps(run.partition, indent=1) + "\n")
         self._lines = (folder / METRICS_FILE).open("a", encoding="utf-8", newline="")
 
     def on_round(self, round: Round) -> None:
-        """Add the line of the round, and write the table of clients if the round was evaluated."""
+        """Append the line of the round. Write ``clients.csv`` if the round was evaluated."""
         if self._lines is None or self._run is None:
-            raise RuntimeError("on_start comes before on_round")
+            raise RuntimeError("on_start was not called: call it before on_round")
         line = history_entry(round)
         self._lines.write(to_json_line(line) + "\n")
         self._lines.flush()
@@ -72,27 +73,32 @@ class RunFiles(Callback):
             write_atomically(self._run.folder / "clients.csv", clients_table(round.evaluation, self._run))
 
     def on_end(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``."""
+        """Write ``summary.json`` into the run folder."""
         if self._run is None:
-            raise RuntimeError("on_start comes before on_end")
+            raise RuntimeError("on_start was not called: call it before on_end")
         write_summary(self._run.folder, summary)
 
     def close(self) -> None:
-        """Close ``metrics.jsonl``."""
+        """Close the file ``metrics.jsonl``, if it is open."""
         if self._lines is not None:
             self._lines.close()
             self._lines = None
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``."""
+    """Write ``summary.json`` into a run folder, or replace it.
+
+    Raises:
+        ValueError: the summary contains NaN or infinity.
+    """
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
-    """The last evaluation client by client, as CSV: client, name, num_examples, then each metric (empty for NaN).
+    """Return an evaluation as CSV with one row per client.
 
-    The metrics of personal models follow as ``personal_METRIC``.
+    The columns are ``client``, ``name``, ``num_examples``, each metric, and ``personal_METRIC`` for personal models. A
+    value that is not finite is an empty cell.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -107,7 +113,7 @@ def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
 
 
 def environment(run: RunInfo) -> dict[str, Any]:
-    """Return header, machine, package versions, commit and command of the run."""
+    """Return the header, machine, package versions, Git commit and commands of a run, for ``environment.json``."""
     return {
         "header": dict(header_lines(run)),
         "python": platform.python_version(),
@@ -122,25 +128,25 @@ def environment(run: RunInfo) -> dict[str, Any]:
     }
 
 
-def _note_environment(path: Path, now: Mapping[str, Any]) -> None:
-    """The first environment stays on top; each resumption is noted below it, as the machine may be another one."""
-    if path.exists() and now["start_round"]:
+def _write_environment(path: Path, current: Mapping[str, Any]) -> None:
+    """Write the environment of a new run, or append it below ``resumed``, because the machine may have changed."""
+    if path.exists() and current["start_round"]:
         first = json.loads(path.read_text(encoding="utf-8"))
-        now = first | {"resumed": [*first.get("resumed", []), now]}
-    write_atomically(path, json.dumps(now, indent=2) + "\n")
+        current = first | {"resumed": [*first.get("resumed", []), current]}
+    write_atomically(path, json.dumps(current, indent=2) + "\n")
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Return the versions of the packages that are installed."""
-    found = {}
+    """Return package -> version, for the packages that are installed."""
+    versions = {}
     for name in packages:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _commit(source: Path) -> str | None:
-    """The commit of a checkout that tracks ``source``, ending in -dirty if files were changed since, else None."""
+    """Return the Git commit of the checkout that tracks ``source``, or None. Changed files add ``-dirty`` to it."""
     git = ["git", "-C", str(source.parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", source.name], capture_output=True, check=True, timeout=10)
@@ -151,12 +157,14 @@ def _commit(source: Path) -> str | None:
 
 
 def partition_summary(data: FederatedData) -> dict[str, Any]:
-    """Return the number of training examples by class and client, for figures; the first 100 clients at most.
+    """Return the number of training examples by client and class, for figures. At most 100 clients are included.
 
     Returns:
-        ``kind`` (``labels`` or ``targets``), ``columns`` (class numbers, or the edges of equally wide bins of the
-        target, one more than there are bins), ``num_clients`` (of the population), and ``clients``:
-        ``client``, ``name``, ``num_examples`` and ``counts`` (examples by class or bin) of each client shown.
+        - ``kind``: ``labels`` for classes, or ``targets`` for bins of a numeric target.
+        - ``columns``: class numbers, or the B + 1 edges of B equally wide bins.
+        - ``num_clients``: size of the population.
+        - ``clients``: for each of the first 100 clients ``client``, ``name``, ``num_examples`` and ``counts``, the
+          number of examples by class or bin.
     """
     shown = [int(data.clients[k]) for k in range(min(len(data.clients), MAX_CLIENTS_SHOWN))]
     targets = {client: np.asarray(data.train(client).y) for client in shown}
@@ -178,6 +186,6 @@ def _by_label(num_classes: int) -> tuple[Any, list[int]]:
 
 
 def _by_bin(targets: Mapping[ClientId, np.ndarray]) -> tuple[Any, list[float]]:
-    together = np.concatenate([*targets.values(), np.zeros(0)])
-    edges = np.histogram_bin_edges(together, bins=NUM_BINS)
+    pooled = np.concatenate([*targets.values(), np.zeros(0)])  # an empty population has no targets
+    edges = np.histogram_bin_edges(pooled, bins=NUM_BINS)
     return lambda y: np.histogram(y, bins=edges)[0], edges.tolist()

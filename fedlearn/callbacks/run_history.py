@@ -1,7 +1,7 @@
-"""The history of a run: one line per round, as ``metrics.jsonl`` holds it.
+"""Record the history of a run: one line per round, stored in ``metrics.jsonl``.
 
-Early stopping, the summary and the report read only these lines. So a resumed run decides and reports as an
-uninterrupted one.
+Early stopping, the summary and the report read only these lines. A resumed run therefore gives the same decisions and
+the same report as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -24,24 +24,32 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def history_entry(round: Round) -> dict[str, Any]:
-    """Return one round as plain JSON values; NaN and infinity become None.
+    """Return one round as plain JSON values. NaN and infinity become None.
 
-    Keys: ``round``, ``time`` (UTC, ISO 8601), ``train`` and ``test`` (metric -> value; ``test`` is None in a round
-    without evaluation), ``clients`` (metric -> ``mean``, ``std`` and ``worst10`` over clients, or None), ``personal``
-    (the same and ``pooled``, of models that clients keep beside the global one; where there are any), ``cohort`` and
-    ``num_updates`` (clients asked, and those that delivered), ``failures``, ``num_examples``, ``bytes_up`` and
-    ``bytes_down`` (of this round), ``seconds``, ``epsilon`` and ``epsilon_rdp`` (of all rounds so far; None without
-    protection); ``clock`` (seconds since the run began) where there is a clock. ``num_examples`` is None, and ``train``
-    empty, where a protection withholds them.
+    Returns:
+        - ``round``: number of the round.
+        - ``time``: end of the round, UTC, in ISO 8601.
+        - ``train``: metric -> value; empty if the privacy mechanism withholds it.
+        - ``test``: metric -> value on the pooled held-out examples; None without evaluation.
+        - ``clients``: metric -> ``mean``, ``std`` and ``worst10`` over clients; None without evaluation.
+        - ``personal``: metric -> these and ``pooled`` for personal models; absent without personal models.
+        - ``cohort``: number of selected clients.
+        - ``num_updates``: number of completions.
+        - ``failures``: ``client``, ``stage`` and ``reason`` of each failure.
+        - ``num_examples``: number of training examples; None if the privacy mechanism withholds it.
+        - ``bytes_up``, ``bytes_down``: payload of this round from and to the clients, in bytes.
+        - ``seconds``: wall-clock time of this round.
+        - ``epsilon``, ``epsilon_rdp``: privacy loss of all rounds so far; None without a guarantee.
+        - ``clock``: seconds since the start of the run, on the virtual clock or in a deployment; absent otherwise.
     """
-    seen = round.evaluation
+    evaluation = round.evaluation
     return {
         "round": round.number,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "train": {name: finite_or_none(value) for name, value in round.metrics.items()},
-        "test": seen and {name: finite_or_none(value) for name, value in seen.pooled.items()},
-        "clients": seen and {name: client_statistics(seen, name) for name in seen.per_client},
-        **({"personal": _personal(seen.personal)} if seen and seen.personal else {}),
+        "test": evaluation and {name: finite_or_none(value) for name, value in evaluation.pooled.items()},
+        "clients": evaluation and {name: client_statistics(evaluation, name) for name in evaluation.per_client},
+        **({"personal": _personal(evaluation.personal)} if evaluation and evaluation.personal else {}),
         "cohort": len(round.cohort),
         "num_updates": round.num_updates,
         "failures": [{"client": f.client, "stage": f.stage, "reason": f.reason} for f in round.failures],
@@ -56,7 +64,7 @@ def history_entry(round: Round) -> dict[str, Any]:
 
 
 def client_statistics(evaluation: Evaluation, metric: str) -> dict[str, float | None]:
-    """Return mean and standard deviation of a metric over clients, and the mean over the worst tenth of them."""
+    """Return ``mean`` and ``std`` of a metric over clients, and ``worst10``, the mean over the worst tenth."""
     worst = evaluation.worst(metric, higher_is_better=higher_is_better(metric))
     return {
         "mean": finite_or_none(evaluation.mean(metric)),
@@ -65,49 +73,53 @@ def client_statistics(evaluation: Evaluation, metric: str) -> dict[str, float | 
     }
 
 
-def _personal(seen: Evaluation) -> dict[str, dict[str, float | None]]:
+def _personal(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     return {
-        name: {"pooled": finite_or_none(value), **client_statistics(seen, name)} for name, value in seen.pooled.items()
+        name: {"pooled": finite_or_none(value), **client_statistics(evaluation, name)}
+        for name, value in evaluation.pooled.items()
     }
 
 
 def finite_or_none(value: float) -> float | None:
-    """A number that JSON can hold, or None."""
+    """Return the value as a float, or None if it is NaN or infinite: JSON has no such number."""
     return float(value) if math.isfinite(value) else None
 
 
 def metric_values(history: History, metric: str) -> list[tuple[int, float]]:
-    """(round, pooled value) of a metric where it was measured; NaN where it was undefined."""
-    seen = [(line["round"], line["test"][metric]) for line in history if line["test"] and metric in line["test"]]
-    return [(number, math.nan if value is None else value) for number, value in seen]
+    """Return (round, pooled value) for each evaluation of a metric. An undefined value is NaN."""
+    values = [(line["round"], line["test"][metric]) for line in history if line["test"] and metric in line["test"]]
+    return [(number, math.nan if value is None else value) for number, value in values]
 
 
 def final_metrics(history: History) -> dict[str, float | None]:
-    """Metric -> pooled value at the last evaluation."""
+    """Return metric -> pooled value at the last evaluation; empty without an evaluation."""
     return next((dict(line["test"]) for line in reversed(history) if line["test"]), {})
 
 
 def final_personal_metrics(history: History) -> dict[str, float | None]:
-    """Metric -> pooled value of clients' personal models at the last evaluation; empty where there are none."""
+    """Return metric -> pooled value of the personal models at the last evaluation; empty without personal models."""
     last: HistoryEntry = next((line for line in reversed(history) if line["test"]), {})
     return {name: value["pooled"] for name, value in last.get("personal", {}).items()}
 
 
 def best_metrics(history: History) -> dict[str, dict[str, Any]]:
-    """Metric -> best pooled ``value`` and the first ``round`` that reached it; metrics never defined are left out."""
-    found = {}
+    """Return metric -> best pooled ``value`` and the first ``round`` with this value. Omit metrics without a value."""
+    best = {}
     for metric in final_metrics(history):
         sign = 1 if higher_is_better(metric) else -1
         defined = [(sign * value, number) for number, value in metric_values(history, metric) if not math.isnan(value)]
         if defined:
             merit, number = max(defined, key=itemgetter(0))
-            found[metric] = {"value": sign * merit, "round": number}
-    return found
+            best[metric] = {"value": sign * merit, "round": number}
+    return best
 
 
 def totals(history: History) -> dict[str, Any]:
-    """Sums over rounds: ``seconds``, ``client_updates``, ``client_failures``, ``bytes_up``, ``bytes_down``; and
-    ``clock`` at the end, where there is one.
+    """Return sums over the rounds of a history.
+
+    Returns:
+        ``seconds``, ``client_updates``, ``client_failures``, ``bytes_up`` and ``bytes_down``. The key ``clock`` is the
+        clock of the last round in seconds; it is absent without a clock.
     """
     clock = {"clock": history[-1]["clock"]} if history and "clock" in history[-1] else {}
     return {
@@ -121,7 +133,7 @@ def totals(history: History) -> dict[str, Any]:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run folder, oldest first; a last line that was cut short by a crash is left out."""
+    """Return the lines of ``metrics.jsonl``, oldest first. Omit a last line that a crash left incomplete."""
     path = Path(folder) / METRICS_FILE
     if not path.exists():
         return []
@@ -130,7 +142,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
 
 
 def truncate_history(folder: Path, round: int) -> list[dict[str, Any]]:
-    """Forget what was measured after ``round``, so that the run can go on from there, and return what is left."""
+    """Remove the lines after ``round`` from ``metrics.jsonl``, and return the others. A run can then resume there."""
     kept = [line for line in read_history(folder) if line["round"] <= round]
     path = Path(folder) / METRICS_FILE
     if path.exists():
@@ -139,5 +151,9 @@ def truncate_history(folder: Path, round: int) -> list[dict[str, Any]]:
 
 
 def to_json_line(entry: HistoryEntry) -> str:
-    """One line of ``metrics.jsonl``."""
+    """Return one line of ``metrics.jsonl``, without a line break.
+
+    Raises:
+        ValueError: the entry contains NaN or infinity.
+    """
     return json.dumps(entry, allow_nan=False, ensure_ascii=False, separators=(", ", ": "))

@@ -1,4 +1,4 @@
-"""The description of a run before its first round, for callbacks."""
+"""Describe a run to its callbacks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from fedlearn.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """Describe a run before its first round.
+    """Description of a run before its first round.
 
     Args:
         scenario: name of the scenario.
         task: ``binary``, ``multiclass`` or ``regression``.
-        source: the data and their origin; may be empty.
-        metric: main metric; empty takes the main metric of the task.
+        source: partition and origin of the data; may be empty.
+        metric: main metric; empty selects the main metric of the task.
         num_clients: size of the population.
-        client_names: names of clients by id; a client without a name is shown by its id.
+        client_names: names of clients by id; a client without an entry is shown by its id.
         examples_per_client: smallest and largest number of training examples at a client; None if not counted.
-        model: e.g. ``mlp 13-32-1``.
+        model: name and size of the model, e.g. ``mlp 13-32-1``.
         num_parameters: number of parameters, D.
-        bytes_per_update: bytes that one client sends per round (approximate with a codec); None is four bytes per
-            parameter.
+        bytes_per_update: size of an update in bytes (approximate with a codec); None is four bytes per parameter.
         strategy: name of the strategy.
         strategy_settings: short form of its settings, e.g. ``mu 0.1``; may be empty.
-        cohort: e.g. ``all 4 of 4 clients a round``.
+        cohort: short form of the client selection, e.g. ``all 4 of 4 clients a round``.
         privacy: description of the guarantee, see `fedlearn.core.privacy_guarantee.PrivacyGuarantee`; empty for none.
-        poisoning: malicious clients and their attack; empty for none.
+        poisoning: malicious clients and kind of poisoning; empty for none.
         compress: codec of updates and its settings; empty for none.
         engine: name of the engine, e.g. ``vector``.
         system: short form of the system model; empty for none.
@@ -44,8 +43,8 @@ class RunInfo:
         seed: seed of the run.
         rounds: number of the last planned round.
         folder: run folder.
-        start_round: rounds that were completed before, > 0 in a resumed run.
-        history: lines of those rounds, see `fedlearn.callbacks.run_history.truncate_history`.
+        start_round: number of completed rounds, > 0 in a resumed run.
+        history: lines of the completed rounds, see `fedlearn.callbacks.run_history.truncate_history`.
         initialization: source of the initial parameters, e.g. ``weights drawn from the seed``; may be empty.
         rerun_command: command that repeats this run.
         resume_command: command that resumes this run.
@@ -90,23 +89,23 @@ class RunInfo:
 
     @property
     def main_metric(self) -> str:
-        """The metric to lead with."""
+        """Name of the metric that tables show first."""
         return self.metric or main_metric(self.task)
 
     @property
     def selection_metric(self) -> str:
-        """The metric that selects the best checkpoint: ``early_stop.metric``, or else the main metric."""
+        """Metric that selects the best checkpoint: ``early_stop.metric``, or the main metric if that is null."""
         return (self.config.get("early_stop") or {}).get("metric") or self.main_metric
 
     def name(self, client: ClientId) -> str:
-        """Return the name of a client."""
+        """Return the name of a client, or its id if it has no name."""
         return self.client_names.get(client, str(client))
 
     def file(self, name: str) -> Path:
         """Return the path of a file in the run folder.
 
         Raises:
-            SettingError: the path would leave the run folder.
+            SettingError: the path is outside the run folder.
         """
         folder = self.folder.resolve()
         path = (folder / name).resolve()

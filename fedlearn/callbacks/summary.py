@@ -1,4 +1,4 @@
-"""The summary of a run, as ``summary.json`` holds it."""
+"""Build the content of ``summary.json`` at the end of a run."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fedlearn.callbacks.run_info import RunInfo
 def summarise(
     run: RunInfo, history: History, *, status: str, reason: str = "", parameters_sha256: str | None = None
 ) -> dict[str, Any]:
-    """Return the contents of ``summary.json``.
+    """Return the content of ``summary.json``.
 
     Args:
         run: description of the run.
-        history: lines of all rounds, including those before a resume.
+        history: lines of all rounds, including the rounds before a resume.
         status: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``.
         reason: cause of an early end; empty for a run that ended as planned.
-        parameters_sha256: digest of the final model, for comparison of runs.
+        parameters_sha256: digest of the final model, by which two runs can be compared; None if unknown.
 
-    *Guarantees*: a resumed run has the summary of an uninterrupted one, except for seconds.
+    *Guarantees*: a resumed run and an uninterrupted run have the same summary, except for ``seconds``.
     """
     best = best_metrics(history)
     selected = {"metric": run.selection_metric, **best[run.selection_metric]} if run.selection_metric in best else None
@@ -51,7 +51,7 @@ def summarise(
 
 
 def privacy_summary(guarantee: Mapping[str, Any], history: History) -> dict[str, Any] | None:
-    """Return the guarantee with ``epsilon`` and ``epsilon_rdp`` after the last round; None without a guarantee."""
+    """Return the guarantee, with ``epsilon`` and ``epsilon_rdp`` after the last round; None without a guarantee."""
     if not guarantee:
         return None
     last = history[-1] if history else {"epsilon": 0.0, "epsilon_rdp": 0.0}

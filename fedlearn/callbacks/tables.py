@@ -1,4 +1,4 @@
-"""Tables for the terminal and for Markdown pages.
+"""Format tables for the terminal and for Markdown pages.
 
 A table is a sequence of rows of text; the first row has the column names.
 """
@@ -19,10 +19,10 @@ MIN_COLUMN_WIDTH = 4  # one wide character and the space between columns
 
 
 def print_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1) -> None:
-    """Print a table: folded to the width of a terminal, and with complete lines into a file or a pipe."""
+    """Print a table. On a terminal, cells are folded to its width; in a file or a pipe, lines are complete."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     text = format_table(rows, num_text_columns=num_text_columns, width=width)
-    encoding = sys.stdout.encoding or "utf-8"  # a dash must not end a command in a terminal without it
+    encoding = sys.stdout.encoding or "utf-8"  # characters that the terminal lacks must not end a command
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
 
 
@@ -30,9 +30,10 @@ def format_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1, wi
     """Return a table as aligned lines without borders.
 
     Args:
-        rows: the rows, column names first.
-        num_text_columns: number of leading columns that are aligned to the left; the others are numbers.
-        width: characters in a line, >= 1; longer cells continue in the next line. None is unlimited.
+        rows: rows of equal length; the first row has the column names.
+        num_text_columns: number of columns, from the left, that are aligned to the left; default 1. The other columns
+            are aligned to the right.
+        width: characters per line, >= 1; longer cells continue in the next line. None is unlimited.
 
     >>> print(format_table([("clinic", "size"), ("東京", "12"), ("Lyon", "3")]), end="")
     clinic  size
@@ -53,7 +54,7 @@ def format_table(rows: Sequence[Sequence[str]], *, num_text_columns: int = 1, wi
 
 
 def _plain(cell: str) -> Text:
-    """Return a cell without control characters: names of other people may hold commands for terminals."""
+    """Return a cell without control characters: names from data may contain commands for terminals."""
     return Text("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in cell))
 
 

@@ -156,7 +156,7 @@ def test_a_folder_that_is_no_run_is_refused_with_exit_code_2(tmp_path, capsys):
     with pytest.raises(DataError, match=r"metrics\.jsonl"):
         report.write_report(tmp_path)
     assert main([str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_a_missing_library_names_the_extra_that_brings_it(tmp_path, monkeypatch):
