@@ -82,7 +82,8 @@ def read_numeric_columns(file: Path, names: Sequence[str]) -> np.ndarray:
     table = read_table(file)
     for name in names:
         if name not in table.columns:
-            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(names)}, in any order")
+            expected = f"{', '.join(names)}, in any order"
+            raise DataError(f"{file.name} has no column {name}\n  expected  {expected}\n  try       adding the column")
     return np.stack([numeric_column(table, name) for name in names], axis=1)
 
 

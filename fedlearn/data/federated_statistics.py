@@ -90,12 +90,16 @@ class Noise:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        ok = is_number(self.multiplier, at_least=0) and 0 < self.multiplier < math.inf
-        require(ok, "multiplier", self.multiplier, "a finite number > 0", "multiplier=1.0")
+        is_positive = is_number(self.multiplier, at_least=0) and 0 < self.multiplier < math.inf
+        require(is_positive, "multiplier", self.multiplier, "a finite number > 0", "multiplier=1.0")
         for column, (least, most) in self.bounds.items():
-            ordered = is_number(least) and is_number(most) and least < most
+            is_ordered = is_number(least) and is_number(most) and least < most
             require(
-                ordered, f"bounds.{column}", (least, most), "two numbers, the smaller first", f"bounds.{column}=[0, 1]"
+                is_ordered,
+                f"bounds.{column}",
+                (least, most),
+                "two numbers, the smaller first",
+                f"bounds.{column}=[0, 1]",
             )
 
     @property
@@ -151,7 +155,9 @@ def add_sums(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
             )
         total = {name: total.get(name, ColumnSums()) + sums for name, sums in part.items()}
     if not total:
-        raise DataError("federated statistics need at least one client, but there is no client")
+        raise DataError(
+            "federated statistics need at least one client, but there is no client\n  try       scale=constants"
+        )
     return total
 
 

@@ -44,7 +44,7 @@ def from_arrays(
     [2, 0, 2]
     """
     if len(x) != len(y):
-        raise DataError(f"x has {len(x)} examples, but y has {len(y)}")
+        raise DataError(f"x has {len(x)} examples, but y has {len(y)}\n  try       one target per example")
     y_N = _targets(np.asarray(y), task)
     rows = rows_of_clients(assignment, num_examples=len(y_N))
     train, test = split_rows(rows, y_N, test_share=test_share, seed=seed)
@@ -211,8 +211,8 @@ def _train_and_test(
 
 def _examples_of_clients(x: np.ndarray, y_N: np.ndarray, rows: Sequence[np.ndarray]) -> list[Examples]:
     # one copy in order of clients, so that the examples of a client are a view
-    order = np.concatenate(rows)
+    rows_N = np.concatenate(rows)
     ends = np.cumsum([len(rows_k) for rows_k in rows]).tolist()
-    sorted_x, sorted_y = x[order].astype(np.float32, copy=False), y_N[order]
+    sorted_x, sorted_y = x[rows_N].astype(np.float32, copy=False), y_N[rows_N]
     starts = [0, *ends[:-1]]
     return [Examples(sorted_x[start:end], sorted_y[start:end]) for start, end in zip(starts, ends, strict=True)]

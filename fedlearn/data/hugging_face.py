@@ -192,7 +192,8 @@ def parse_hub_path(path: str) -> tuple[str, str | None, str | None]:
     name, _, revision = rest.partition("@")
     owner, *others = name.split("/")
     if not owner or len(others) > 2:
-        raise DataError(f"scenario.path is {path}\n  expected  hf://owner/name, or hf://owner/name/subset")
+        expected = "hf://owner/name, or hf://owner/name/subset"
+        raise DataError(f"scenario.path is {path}\n  expected  {expected}\n  try       scenario.path=hf://ylecun/mnist")
     return "/".join([owner, *others[:1]]), others[1] if len(others) == 2 else None, revision or None
 
 

@@ -1,4 +1,4 @@
-"""Base class of partitions. The kinds and the functions are in `fedlearn.data.partition`.
+"""Define the base class of partitions. `fedlearn.data.partition` has the kinds and the functions.
 
 Shapes: N examples.
 """
@@ -69,7 +69,7 @@ class Partition(ABC):
 
     @property
     def held_out_share(self) -> float:
-        """Return ``test_share``, or its default."""
+        """Share of held-out examples: ``test_share``, or its default."""
         return float(DEFAULTS["test_share"] if self.test_share is None else self.test_share)
 
     @abstractmethod
@@ -82,5 +82,5 @@ class Partition(ABC):
         """
 
     def __str__(self) -> str:
-        """Return a short text for the header of a run."""
+        """Return the name of the kind, for the header of a run."""
         return self.kind or type(self).__name__

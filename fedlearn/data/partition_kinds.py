@@ -51,7 +51,7 @@ class Natural(Partition):
 
 @dataclass(frozen=True, kw_only=True)
 class Iid(Partition):
-    """Shuffle the rows and divide them into equal sizes. `Partition` describes the arguments."""
+    """Shuffle the rows and divide them into equal parts. `Partition` describes the arguments."""
 
     kind: ClassVar[str] = "iid"
 
@@ -81,7 +81,7 @@ class _WithAlpha(Partition):
 
     @property
     def concentration(self) -> float:
-        """Return ``alpha``, or its default."""
+        """Concentration of the distribution: ``alpha``, or its default."""
         return float(DEFAULTS["alpha"] if self.alpha is None else self.alpha)
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Dirichlet(_WithAlpha):
 
 @dataclass(frozen=True, kw_only=True)
 class DirichletEqual(_WithAlpha):
-    """Give all clients equal sizes, and each client its classes in Dirichlet(alpha) shares.
+    """Give all clients equally many rows, with classes in Dirichlet(alpha) shares.
 
     References:
         Hsu, Qi, Brown, *Measuring the Effects of Non-Identical Data Distribution for Federated Visual Classification*,
@@ -128,7 +128,7 @@ class DirichletEqual(_WithAlpha):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity(_WithAlpha):
-    """Shuffle the rows and divide them into sizes in Dirichlet(alpha) shares.
+    """Shuffle the rows and divide them into parts with Dirichlet(alpha) sizes.
 
     References:
         Li, Diao, Chen, He, *Federated Learning on Non-IID Data Silos: An Experimental Study*, ICDE 2022,
@@ -171,7 +171,7 @@ class _WithClassesPerClient(Partition):
 
     @property
     def num_classes(self) -> int:
-        """Return ``classes_per_client``, or its default."""
+        """Number of classes per client: ``classes_per_client``, or its default."""
         return self.classes_per_client or int(DEFAULTS["classes_per_client"])
 
     def __str__(self) -> str:

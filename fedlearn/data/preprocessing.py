@@ -37,8 +37,8 @@ class PreprocessingSettings:
     noise: Noise | None = None
 
     def __post_init__(self) -> None:
-        near = did_you_mean(str(self.scale), SCALES) or "federated"
-        require(self.scale in SCALES, "scale", self.scale, f"one of {', '.join(SCALES)}", f"scale={near}")
+        closest = did_you_mean(str(self.scale), SCALES) or "federated"
+        require(self.scale in SCALES, "scale", self.scale, f"one of {', '.join(SCALES)}", f"scale={closest}")
         fits = self.noise is None or self.scale == "federated"
         expected = "null, because only scale=federated computes statistics"
         require(fits, "noise_multiplier", self.noise and self.noise.multiplier, expected, "scale=federated")

@@ -165,7 +165,8 @@ def reorder_columns(table: Table, like: Table, file: Path) -> Table:
     """
     for name in like.columns:
         if name not in table.columns:
-            raise DataError(f"{file.name} has no column {name}\n  expected  {', '.join(like.columns)}, in any order")
+            expected = f"{', '.join(like.columns)}, in any order"
+            raise DataError(f"{file.name} has no column {name}\n  expected  {expected}\n  try       adding the column")
     return Table({name: table.columns[name] for name in like.columns}, table.origins)
 
 
@@ -243,7 +244,8 @@ def _read_text(file: Path) -> Table:
         _check_header(file, header)
         rows = _drop_empty_end([*lines])
     except csv.Error as error:
-        raise DataError(f"{file.name}, line {lines.line_num}: {error}") from error
+        fix = "correcting the line, or saving the file as CSV again"
+        raise DataError(f"{file.name}, line {lines.line_num}: {error}\n  try       {fix}") from error
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             fix = "quotes around cells that contain a comma or a line break"
@@ -299,7 +301,8 @@ def _read_parquet(file: Path, ignored_columns: Sequence[str]) -> Table:
     try:
         arrow_table = parquet.ParquetFile(file).read()
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.name} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file.name} cannot be read: {reason}\n  try       saving it as Parquet again") from error
     _check_header(file, arrow_table.column_names)
     return from_arrow(arrow_table, file.name, ignored_columns=ignored_columns)
 

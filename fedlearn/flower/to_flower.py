@@ -130,12 +130,12 @@ class _FlowerAdapter(FedAvg):
         assert self.state is not None, "configure_train was not called before aggregate_train"
         layout = layout_from_record(self.sent)
         partial, metrics = PartialAggregate(aggregator_state=self.strategy.aggregate.init(layout)), []
-        for reply in sorted(replies, key=lambda message: message.metadata.src_node_id):
-            result = self._update(reply, layout)
+        for response in sorted(replies, key=lambda message: message.metadata.src_node_id):
+            result = self._update(response, layout)
             if isinstance(result, Failure):
                 log.warning("node %d is left out: %s", result.client, result.reason)
             else:
-                metrics.append(reply.content)
+                metrics.append(response.content)
             partial = accumulate(partial, self.strategy.aggregate, result)
         if not partial.num_updates:
             return None, None
@@ -159,13 +159,13 @@ class _FlowerAdapter(FedAvg):
         new_arrays = ArrayRecord({name: arrays[name] for name in self.sent})
         return new_arrays, self.train_metrics_aggr_fn(metrics, self.weighted_by_key)
 
-    def _update(self, reply: Message, layout: Layout) -> Updates | Failure:
-        node = reply.metadata.src_node_id
+    def _update(self, response: Message, layout: Layout) -> Updates | Failure:
+        node = response.metadata.src_node_id
         assert self.state is not None
         try:
-            if reply.has_error():
-                raise ValueError(reply.error.reason)
-            (arrays,), (metrics,) = reply.content.array_records.values(), reply.content.metric_records.values()
+            if response.has_error():
+                raise ValueError(response.error.reason)
+            (arrays,), (metrics,) = response.content.array_records.values(), response.content.metric_records.values()
             count = metrics[self.weighted_by_key]
             if not (isinstance(count, int | float) and 0 < count < float("inf")):
                 raise ValueError(f"{self.weighted_by_key} is {count}, expected a number > 0")

@@ -82,7 +82,7 @@ class Poisoning(NamedTuple):
         kind: name of the poisoning.
         fraction: share of all clients that are malicious, in [0, 1).
         trusted: clients that are never malicious.
-        forge: ``view -> updates``, F x D, or D for equal updates; None sends the trained updates.
+        forge: ``view -> updates``, F x D, or D for F equal updates; None sends the trained updates.
         poison: ``(examples, num_classes) -> examples`` for training; None keeps the examples.
         backdoor_examples: ``examples -> examples`` with the trigger of a backdoor and its target as label, without
             examples that have this label already. None without a backdoor.
@@ -218,7 +218,7 @@ def alie(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, z: floa
     Args:
         fraction: share of all clients that are malicious, in [0, 1).
         trusted: clients that are never malicious, e.g. [0]; None trusts no client.
-        z: number of standard deviations; None takes the largest number that is not detectable in a majority. For n
+        z: number of standard deviations; None takes the largest number that a majority still hides. For n
             clients, f of them malicious, it is the normal quantile at ``(n - f - s) / (n - f)``, but not below 0, with
             ``s = floor(n / 2 + 1) - f``.
 
@@ -226,7 +226,7 @@ def alie(*, fraction: float = 0.2, trusted: Sequence[int] | None = None, z: floa
     2019, arXiv:1902.06156, Algorithm 3.
     """
     is_valid = z is None or is_number(z)
-    require(is_valid, "z", z, "a number, or null for the largest number that is not detectable", "z=1.5")
+    require(is_valid, "z", z, "a number, or null for the largest number that a majority hides", "z=1.5")
 
     def forge(view: AttackView) -> np.ndarray:
         num_honest, num_malicious = len(view.honest_HD), len(view.malicious_FD)

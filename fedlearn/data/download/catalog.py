@@ -1,4 +1,4 @@
-"""Descriptions of data sets, and the check of a file against its checksum."""
+"""Describe data sets and their sources, and check files against checksums."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Wheel:
 
     @property
     def files(self) -> Mapping[str, str]:
-        """Map each file name to its checksum."""
+        """Checksum of each file, by file name."""
         return {PurePosixPath(member).name: checksum for member, checksum in self.members.items()}
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Archive:
 
     @property
     def files(self) -> Mapping[str, str | None]:
-        """Map each file name to its checksum."""
+        """Checksum of each file, by file name."""
         return {PurePosixPath(member).name: checksum for member, checksum in self.members.items()}
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class DataSet:
 
     @property
     def max_bytes(self) -> int | None:
-        """Return the largest accepted size of one file: ten times the approximate size, and 10 MB."""
+        """Largest accepted size of one file in bytes: ten times the approximate size, plus 10 MB."""
         return None if self.megabytes is None else int(1e7 * (1 + self.megabytes))
 
 
@@ -151,7 +151,7 @@ def file_problem(file: Path, checksum: str | None) -> str | None:
 
     Args:
         file: path of the file.
-        checksum: ``algorithm:hex``; None takes the checksum that `move_verified` saved.
+        checksum: ``algorithm:hex``; None uses the checksum that `move_verified` saved.
 
     >>> file_problem(Path("nowhere.csv"), "md5:0")
     'nowhere.csv does not exist'
@@ -178,7 +178,13 @@ def digest(file: Path, algorithm: str) -> str:
 
 
 def move_verified(incoming: Path, file: Path, checksum: str | None) -> None:
-    """Move a verified file to its place; save its checksum beside it if none is published."""
+    """Move a verified file to its place. Save its computed checksum beside it if none is published.
+
+    Args:
+        incoming: path of the verified file.
+        file: destination.
+        checksum: published checksum; None if there is none.
+    """
     note = _note(file)
     note.unlink(missing_ok=True)
     if checksum is None:

