@@ -1,17 +1,17 @@
 """Compute epsilon from the events of a ledger, by privacy loss distributions (PLD) and by Renyi divergences (RDP).
 
-This is the only home of dp-accounting, which is imported at the first epsilon, because its import takes a second.
+Only this module imports dp-accounting, when it computes the first epsilon, because the import takes a second.
 
 | event | PLD | RDP |
 |---|---|---|
-| Gaussian | all samplings but ``fixed_size`` | all samplings |
-| Laplace | exact; ``fixed_size`` by its amplified epsilon | exact without sampling, else by the amplified epsilon |
-| (epsilon, delta) | randomized response, which dominates every such mechanism | the same |
-| Renyi divergences | none | as stated |
+| Gaussian | all sampling laws except ``fixed_size`` | all sampling laws |
+| Laplace | exact; amplified epsilon for ``fixed_size`` | exact without sampling, else amplified epsilon |
+| (epsilon, delta) | randomized response, which dominates all such mechanisms | randomized response |
+| Renyi divergences | none | the divergences of the event |
 
-A delta of an event is subtracted from the delta of the claim: a mechanism is (epsilon, delta)-private if it is
-epsilon-private but for an event of probability delta. Pure epsilons also add up (basic composition), and the smallest
-of the bounds counts.
+The delta of an event is subtracted from the delta of the guarantee. This is valid because a mechanism is
+(epsilon, delta)-private if it is epsilon-private except with probability delta. Basic composition, which adds pure
+epsilons, gives another bound. The smallest bound is used.
 
 References: Kairouz, Oh, Viswanath, *The Composition Theorem for Differential Privacy*, ICML 2015, arXiv:1311.0776
 (randomized response dominates); Balle, Barthe, Gaboardi, *Privacy Amplification by Subsampling*, NeurIPS 2018,
@@ -44,27 +44,29 @@ from fedlearn.core.privacy_ledger import (
 )
 from fedlearn.errors import MissingExtra, is_number, require
 
-PLD_DISCRETIZATION_INTERVAL = (
-    1e-4  # of the grid of privacy losses; rounding is upwards, so that a coarser grid would only claim more
-)
-MAX_PLD_EPSILON = 100.0  # above this a tighter bound promises nothing either, and its grid would take gigabytes
+PLD_DISCRETIZATION_INTERVAL = 1e-4  # step of the grid of privacy losses, rounded up: a coarser grid raises epsilon
+MAX_PLD_EPSILON = 100.0  # above this a tighter bound has no practical value, and its grid needs gigabytes
 
 
 def require_delta(delta: float, setting: str = "delta") -> None:
-    """Raise a `SettingError` unless ``delta`` is in (0, 1); NaN is not."""
+    """Raise a `SettingError` unless ``delta`` is in (0, 1). NaN is outside."""
     ok = is_number(delta, at_least=0, below=1) and delta > 0
     require(ok, setting, delta, "a number in (0, 1), below 1 over the number of clients", f"{setting}=1e-5")
 
 
 @lru_cache(maxsize=4096)
 def epsilon_bounds(history: EventHistory, *, delta: float) -> Epsilon:
-    """Upper bounds on epsilon of all releases of a history together.
+    """Return upper bounds on the epsilon of all releases of a history together.
 
-    *Guarantees*: 0 for an empty history; a function of the multiset of events alone, so that a ledger restored from a
-    checkpoint has the same epsilon; ``count`` equal events take one self-composition, not ``count`` convolutions.
+    Args:
+        history: events with their counts.
+        delta: in (0, 1).
+
+    *Guarantees*: an empty history has epsilon 0. The result depends only on the multiset of events, so a ledger from a
+    checkpoint has the same epsilon. ``count`` equal events take one self-composition, not ``count`` convolutions.
 
     Raises:
-        MissingExtra: dp-accounting is not installed.
+        MissingExtra: The package dp-accounting is not installed.
         SettingError: ``delta`` is not in (0, 1).
     """
     require_delta(delta)
@@ -85,11 +87,15 @@ def _is_fixed_size_gaussian(event: AnyEvent) -> bool:
 
 
 def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Epsilon:
-    """Return the largest epsilon of many histories, for clients that pay for themselves.
+    """Return the largest epsilon of many histories, for clients that pay for their own rounds.
 
-    Data of clients are disjoint, so the claim for a record is the claim of the client that holds it: a maximum, never
-    a sum. The search is best-first over sets of histories, each bounded by a history that is worse than all of the
-    set, so a few dozen of thousands are computed.
+    The data of clients are disjoint, so the epsilon of a record is the epsilon of its client. The federation has the
+    maximum, not the sum. A best-first search bounds each set of histories by a history that is worse than all of them.
+    So it computes the epsilons of a few dozen histories out of thousands.
+
+    Args:
+        histories: histories of the clients.
+        delta: in (0, 1).
     """
     ordered = _candidates(histories)
     if not ordered:
@@ -105,24 +111,23 @@ def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Ep
 def calibrate_noise_multiplier(
     histories_of: Callable[[float], Sequence[EventHistory]], *, epsilon: float, delta: float, method: str = "pld"
 ) -> float:
-    """Return the smallest noise multiplier, up to 1e-5 of it, at which no history costs more than ``epsilon``.
+    """Return the smallest noise multiplier with which no history costs more than ``epsilon``.
 
     Args:
-        histories_of: from a noise multiplier to all that would be released.
-        epsilon: > 0.
+        histories_of: function from a noise multiplier to the histories of all clients.
+        epsilon: budget, > 0.
         delta: in (0, 1).
         method: ``pld``, or ``rdp`` to calibrate by Renyi divergences alone.
 
-    *Guarantees*: the result satisfies the budget; calibration errs to the side of more noise.
+    *Guarantees*: the result satisfies the budget and has a relative error of at most 1e-5, on the side of more noise.
     """
     require_epsilon(epsilon)
     require_delta(delta)
 
     def excess(noise: float, by: str) -> float:
-        seen = (
-            max_epsilon_bounds(histories_of(noise), delta=delta) if by == "pld" else _by_rdp(histories_of(noise), delta)
-        )
-        value = seen.value if by == "pld" else seen.rdp
+        histories = histories_of(noise)
+        bounds = max_epsilon_bounds(histories, delta=delta) if by == "pld" else _by_rdp(histories, delta)
+        value = bounds.value if by == "pld" else bounds.rdp
         return log(max(value, 1e-12)) - log(epsilon) if isfinite(value) else 50.0
 
     high = _root(lambda noise: excess(noise, "rdp"), 0.5, 1.0)
@@ -132,7 +137,14 @@ def calibrate_noise_multiplier(
 def calibrate_num_rounds(
     histories_of: Callable[[int], Sequence[EventHistory]], *, epsilon: float, delta: float, max_rounds: int
 ) -> int:
-    """Return the largest number of rounds up to ``max_rounds`` that costs at most ``epsilon``; 0 if there is none."""
+    """Return the largest number of rounds that costs at most ``epsilon``; 0 if there is none.
+
+    Args:
+        histories_of: function from a number of rounds to the histories of all clients.
+        epsilon: budget, > 0.
+        delta: in (0, 1).
+        max_rounds: largest number that is tried, >= 1.
+    """
     low, high = 0, 1
     while high <= max_rounds and max_epsilon_bounds(histories_of(high), delta=delta).value <= epsilon:
         low, high = high, 2 * high
@@ -145,19 +157,19 @@ def calibrate_num_rounds(
 
 
 def require_epsilon(epsilon: float, setting: str = "epsilon") -> None:
-    """Raise a `SettingError` unless ``epsilon`` is a finite number > 0; NaN is not."""
+    """Raise a `SettingError` unless ``epsilon`` is a finite number > 0. NaN is not finite."""
     ok = is_number(epsilon, at_least=0) and 0 < epsilon < inf
     require(ok, setting, epsilon, "a finite number > 0", f"{setting}=2.0")
 
 
 def _candidates(histories: Iterable[EventHistory]) -> list[EventHistory]:
-    """Return histories among which the most expensive one is, in the order in which the search merges neighbors."""
+    """Return histories that include the most expensive one, ordered so that the search merges similar ones."""
     most: dict[frozenset[AnyEvent], EventHistory] = {}
     rest = []
     for history in {history for history in histories if history}:
         if len(history) > 1:
             rest.append(history)
-        else:  # equal events: the higher count costs more
+        else:  # only the highest count of equal events can be the most expensive
             ((event, count),) = history
             known = most.setdefault(frozenset([event]), history)
             if count > known[0][1]:
@@ -171,15 +183,15 @@ def _worst_rate(history: EventHistory) -> tuple[float, int]:
 
 
 def _can_merge(history: EventHistory) -> bool:
-    """Return whether `_worse_than` knows a history that is worse than this one and others."""
+    """Return whether `_worst_case` can bound this history together with others."""
     return all(isinstance(event, Event) and event.sampling != "fixed_size" for event, _ in history)
 
 
 def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[EventHistory, float], float]) -> float:
-    """The cheap bound ranks sets, the tight one decides: it is computed for what comes out on top only."""
+    """Return the largest tight bound. The cheap RDP bound ranks the sets, so few tight bounds are computed."""
 
     def ranked(low: int, high: int) -> tuple[float, bool, int, int]:
-        return -_rdp_epsilon(_worse_than(ordered[low:high]), delta), False, low, high
+        return -_rdp_epsilon(_worst_case(ordered[low:high]), delta), False, low, high
 
     merges = all(map(_can_merge, ordered))
     heap = [ranked(0, len(ordered))] if merges else [ranked(i, i + 1) for i in range(len(ordered))]
@@ -187,7 +199,7 @@ def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[E
     while True:
         top, decided, low, high = heapq.heappop(heap)
         if not decided:
-            value = tight(_worse_than(ordered[low:high]), delta)
+            value = tight(_worst_case(ordered[low:high]), delta)
             heapq.heappush(heap, (max(top, -value), True, low, high))
         elif high - low == 1:
             return -top
@@ -197,8 +209,8 @@ def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[E
                 heapq.heappush(heap, part)
 
 
-def _worse_than(histories: Sequence[EventHistory]) -> EventHistory:
-    """A history that costs at least as much as each of these: the least noise, the highest rate, the most releases."""
+def _worst_case(histories: Sequence[EventHistory]) -> EventHistory:
+    """Return a history that costs at least as much as each one: least noise, highest rate, most releases."""
     if len(histories) == 1:
         return histories[0]
     events = [event for history in histories for event, _ in history if isinstance(event, Event)]
@@ -213,7 +225,7 @@ def _by_rdp(histories: Iterable[EventHistory], delta: float) -> Epsilon:
 
 
 def _root(excess: Callable[[float], float], low: float, high: float) -> float:
-    """Where a decreasing function reaches 0, from the side where it is at most 0."""
+    """Return the root of a decreasing function, on the side where the function is at most 0."""
     from scipy.optimize import brentq
 
     while excess(high) > 0:
@@ -229,14 +241,14 @@ def _root(excess: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _remaining_delta(history: EventHistory, delta: float) -> float:
-    """Return the delta of the claim without the deltas of the events; 0 or less if they exceed it."""
+    """Return the delta that remains after the deltas of the events; 0 or less if they exceed it."""
     stated = ((event, count) for event, count in history if isinstance(event, EpsilonDeltaEvent) and event.delta)
     log_survival = sum(count * log1p(-event.delta) for event, count in stated)
     return delta if log_survival == 0 else -expm1(log1p(-delta) - log_survival)
 
 
 def _pure_epsilon(event: AnyEvent) -> float:
-    """Return the epsilon at delta 0, after amplification by sampling and without a stated delta; infinite if none."""
+    """Return the epsilon at delta 0, with amplification and without the delta of the event; infinite if none exists."""
     if isinstance(event, EpsilonDeltaEvent):
         return event.epsilon
     if isinstance(event, LaplaceEvent):
@@ -265,7 +277,7 @@ def _pld_epsilon(history: EventHistory, delta: float) -> float:
 
 @lru_cache(maxsize=64)
 def _loss_distribution(event: AnyEvent) -> Any:
-    """Return that of one release under adding or removing one record, for which Poisson sampling amplifies."""
+    """Return the loss distribution of one release, for one record added or removed, with Poisson amplification."""
     _dp_accounting()
     from dp_accounting.pld import common
     from dp_accounting.pld import privacy_loss_distribution as distributions
@@ -281,7 +293,7 @@ def _loss_distribution(event: AnyEvent) -> Any:
 
 @lru_cache(maxsize=4096)
 def _rdp_epsilon(history: EventHistory, delta: float) -> float:
-    """Return the smaller of two bounds: all by Renyi divergences, or pure epsilons added to the rest by them."""
+    """Return the smaller of two bounds: Renyi divergences alone, or pure epsilons plus the divergences of the rest."""
     delta = _remaining_delta(history, delta)
     if delta <= 0:
         return inf
@@ -305,9 +317,9 @@ def _composed_rdp_epsilon(history: EventHistory, delta: float) -> float:
 def _rdp(event: AnyEvent) -> tuple[np.ndarray, np.ndarray]:
     """Return orders and Renyi divergences of one release.
 
-    dp-accounting's accountants read a noise multiplier under replacement in two ways (that of loss distributions
-    doubles the sensitivity, this one does not). Ours is relative to the sensitivity under the stated adjacency, which
-    is what this one expects under either.
+    The accountants of dp-accounting interpret a noise multiplier under replacement differently. The PLD accountant
+    doubles the sensitivity; the RDP accountant does not. Our multiplier is relative to the sensitivity under the
+    adjacency of the event. The RDP accountant expects this for both adjacencies.
     """
     accounting = _dp_accounting()
     from dp_accounting.rdp import RdpAccountant
@@ -336,14 +348,14 @@ def _rdp(event: AnyEvent) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _stated_divergences(event: RenyiEvent, orders: np.ndarray) -> np.ndarray:
-    """Return bounds at these orders: the least bound of an order that is as large, infinite above the largest."""
+    """Return bounds at these orders: the least bound of any order as large; infinite above the largest order."""
     stated, bounds = np.array(event.orders), np.minimum.accumulate(np.array(event.divergences)[::-1])[::-1]
     place = np.searchsorted(stated, orders)  # the first stated order >= the order
     return np.append(bounds, inf)[place]
 
 
 def _randomized_response_divergences(epsilon: float, orders: np.ndarray) -> np.ndarray:
-    """Return the largest Renyi divergences of any epsilon-private mechanism, those of randomized response."""
+    """Return the Renyi divergences of randomized response, the largest of all epsilon-private mechanisms."""
     yes, no = -log1p(np.exp(-epsilon)), -epsilon - log1p(np.exp(-epsilon))  # logs of the two probabilities
     orders = np.asarray(orders, np.float64)
     both = np.logaddexp(orders * yes + (1 - orders) * no, orders * no + (1 - orders) * yes)

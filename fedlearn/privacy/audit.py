@@ -1,10 +1,11 @@
-"""An audit: canaries that are in or out by the flip of a coin, and the epsilon that telling them apart refutes.
+"""Audit a privacy guarantee with canaries in one run, and compute a lower bound on epsilon.
 
-Shapes: M canaries, K clients in a block, D parameters laid flat.
+Shapes: M canaries, K clients in a block, D parameters.
 
-Each canary pushes one parameter, that no other canary pushes, as hard as it can. What a mechanism releases is read at
-these parameters. If it kept its claim, nobody could tell from there which canaries were in, except so often: being
-right more often refutes the claim, and one run suffices, as a thousand coins are flipped in it.
+A fair coin decides for each canary if it is included. Each included canary sends a large update of its own parameter.
+The audit scores each canary by the released value of this parameter. A mechanism with a small epsilon limits the
+accuracy of guesses from these scores. A higher accuracy refutes the guarantee. One run is enough, because it contains
+many independent coins.
 
 References: Steinke, Nasr, Jagielski, *Privacy Auditing with One (1) Training Run*, NeurIPS 2023, arXiv:2305.08846;
 Mahloujifar, Melis, Chaudhuri, *Auditing f-Differential Privacy in One Run*, 2024, arXiv:2410.22235.
@@ -30,18 +31,19 @@ from fedlearn.loop.base_engine import require_single_updates
 from fedlearn.loop.protocols import Engine, Trainer
 from fedlearn.loop.wrappers import EngineWrapper, TrainerWrapper
 
-SIGNIFICANCE = 0.05  # chance that a bound is above the truth, at most
-CANARY_NORM = 1e3  # of a canary's update, before anything clips it: a clip that does not work shows
+SIGNIFICANCE = 0.05  # largest probability that a lower bound is above the true epsilon
+CANARY_NORM = 1e3  # norm of a canary's update before clipping; large, so that the audit detects missing clipping
 
 
 @dataclass(frozen=True, kw_only=True)
 class Canaries:
-    """Who is in, and where each is looked for.
+    """Coins and parameters of the canaries.
 
     Attributes:
-        included_M: by the flip of a fair coin each.
-        index_M: the parameter that each pushes; no two the same.
-        is_replacement: whether one that is out pushes the other way instead of staying away: for claims on replacement.
+        included_M: result of a fair coin for each canary, bool, ``(M,)``.
+        index_M: index of the parameter of each canary, distinct, ``(M,)``.
+        is_replacement: if True, an excluded canary takes part with the opposite sign instead of being absent. This
+            suits guarantees for the replacement of a client.
     """
 
     included_M: np.ndarray
@@ -50,22 +52,22 @@ class Canaries:
 
     @property
     def participants(self) -> np.ndarray:
-        """Numbers of those that take part."""
+        """Indices of the canaries that take part, ascending."""
         return np.arange(len(self.index_M)) if self.is_replacement else np.flatnonzero(self.included_M)
 
     @property
     def sign_M(self) -> np.ndarray:  # noqa: N802
-        """Which way each pushes."""
+        """Signs of the updates of the canaries; 0 for an absent canary."""
         return np.where(self.included_M, 1.0, -1.0 if self.is_replacement else 0.0)
 
     def split_scores(self, scores_M: np.ndarray) -> Scores:
-        """What was seen of each canary, by whether it was in."""
+        """Split the scores ``(M,)`` into those for included and for excluded canaries."""
         return Scores(included=scores_M[self.included_M], excluded=scores_M[~self.included_M])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What canaries that were in scored, and those that were out; more means in."""
+    """Scores of included and of excluded canaries; higher scores mean inclusion."""
 
     included: np.ndarray
     excluded: np.ndarray
@@ -73,14 +75,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditResult:
-    """What an audit has found.
+    """Result of an audit.
 
     Attributes:
-        epsilon_lower_bound: epsilon is at least this, with confidence ``1 - SIGNIFICANCE``.
-        max_lower_bound: the largest bound that so many canaries can give.
-        auc: area under the curve of true against false positives; 0.5 tells nothing.
-        tpr: share of included canaries found where 1 % of the others are taken for included.
-        assumption: what the bound takes the mechanism for.
+        epsilon_lower_bound: lower bound on epsilon, with confidence ``1 - SIGNIFICANCE``.
+        max_lower_bound: largest possible bound for this number of canaries.
+        auc: area under the ROC curve, in [0, 1]; 0.5 for random guesses.
+        tpr: true positive rate at a false positive rate of 1 %, in [0, 1].
+        assumption: class of mechanisms for which the bound is valid, as text.
     """
 
     epsilon_lower_bound: float
@@ -91,42 +93,52 @@ class AuditResult:
 
 
 def draw_canaries(num_canaries: int, num_parameters: int, *, seed: int, is_replacement: bool = False) -> Canaries:
-    """Fair coins for ``num_canaries`` canaries, and a parameter for each of them; ``count <= num_parameters``."""
+    """Draw a fair coin and a distinct parameter for each canary.
+
+    Args:
+        num_canaries: M, at most ``num_parameters``.
+        num_parameters: D.
+        seed: seed of the run.
+        is_replacement: see `Canaries`.
+    """
     rng = generator(seed, Purpose.CANARIES)
     included_M = rng.integers(2, size=num_canaries).astype(bool)
-    place_M = rng.choice(num_parameters, num_canaries, replace=False)
-    return Canaries(included_M=included_M, index_M=place_M, is_replacement=is_replacement)
+    index_M = rng.choice(num_parameters, num_canaries, replace=False)
+    return Canaries(included_M=included_M, index_M=index_M, is_replacement=is_replacement)
 
 
 def audit_scores(scores: Scores, *, delta: float, gaussian: bool) -> AuditResult:
-    """The epsilon that scores refute.
+    """Return a lower bound on epsilon from the scores of canaries.
 
     Args:
-        scores: of canaries.
-        delta: that the claim is made at, in (0, 1).
-        gaussian: whether what was released is Gaussian noise on a sum, without sampling. Then the whole trade-off curve
-            is known up to one number, and the audit sees more; else any (epsilon, delta) is allowed for.
+        scores: scores of all canaries.
+        delta: delta of the guarantee, in (0, 1).
+        gaussian: True if the release is a sum with Gaussian noise, without sampling. Its trade-off curve has one
+            unknown number, so the bound is larger. Otherwise the bound is valid for any (epsilon, delta)-private
+            mechanism.
 
     Raises:
-        MissingExtra: jax-privacy is not installed.
+        MissingExtra: The package jax-privacy is not installed.
     """
     auditor = _auditing().CanaryScoreAuditor
-    seen, perfect = auditor(scores.included, scores.excluded), auditor(scores.included * 0 + 1, scores.excluded * 0)
-    bound, most = (
-        one.epsilon_one_run_fdp(SIGNIFICANCE, delta) if gaussian else one.epsilon_one_run(SIGNIFICANCE, delta)
-        for one in (seen, perfect)
+    observed, perfect = auditor(scores.included, scores.excluded), auditor(scores.included * 0 + 1, scores.excluded * 0)
+    bound, max_bound = (
+        audit.epsilon_one_run_fdp(SIGNIFICANCE, delta) if gaussian else audit.epsilon_one_run(SIGNIFICANCE, delta)
+        for audit in (observed, perfect)
     )
     law = "a Gaussian mechanism" if gaussian else "any (epsilon, delta)-private mechanism"
-    auc, tpr = float(seen.attack_auroc()), float(seen.tpr_at_given_fpr(0.01))
-    return AuditResult(epsilon_lower_bound=float(bound), max_lower_bound=float(most), auc=auc, tpr=tpr, assumption=law)
+    auc, tpr = float(observed.attack_auroc()), float(observed.tpr_at_given_fpr(0.01))
+    return AuditResult(
+        epsilon_lower_bound=float(bound), max_lower_bound=float(max_bound), auc=auc, tpr=tpr, assumption=law
+    )
 
 
 def is_gaussian(ledger: Ledger, guarantee: PrivacyGuarantee) -> bool:
-    """Return whether all releases together are one release with Gaussian noise: none of them is sampled.
+    """Return whether all releases together are one release with Gaussian noise and without sampling.
 
-    Integer noise of clients (Skellam, discrete Gaussian) is booked as `RenyiEvent` and counts: its sum spreads over
-    hundreds of integers, so a thousand canaries cannot distinguish it from Gaussian noise. A mechanism with such noise
-    states a noise multiplier.
+    Integer noise of clients (Skellam, discrete Gaussian) counts as Gaussian noise; the ledger books it as `RenyiEvent`.
+    Its sum spreads over hundreds of integers, so a thousand canaries cannot distinguish it from Gaussian noise. A
+    mechanism with such noise states a noise multiplier.
     """
     events = [event for history in (ledger.federation, *ledger.histories) for event, _ in history]
     integers = guarantee.noise_multiplier is not None
@@ -134,11 +146,11 @@ def is_gaussian(ledger: Ledger, guarantee: PrivacyGuarantee) -> bool:
 
 
 class CanaryTrainer(TrainerWrapper):
-    """A trainer whose clients are canaries: they train as ever, and send something else.
+    """Trainer whose clients are canaries: they train normally, but send canary updates.
 
     Args:
-        trainer: of the model.
-        canaries: by number of client.
+        trainer: trainer of the model.
+        canaries: canaries; client k is canary k.
     """
 
     def __init__(self, trainer: Trainer, canaries: Canaries) -> None:
@@ -154,15 +166,15 @@ class CanaryTrainer(TrainerWrapper):
         return "weights are zero"
 
     def init(self, seed: int) -> np.ndarray:
-        """Zero: what a round releases is then the model, unrounded."""
+        """Return zeros. The model after the round is then exactly the released update, without rounding."""
         return np.zeros(self.layout.num_parameters, np.float32)
 
     def with_batching(self, batching: str) -> CanaryTrainer:
-        """See `Trainer.with_batching`."""
+        """Return this trainer with another batching; see `Trainer.with_batching`."""
         return CanaryTrainer(self.trainer.with_batching(batching), self.canaries)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        """The updates of K clients, with ``+-LENGTH`` at each one's own parameter instead of what it learned."""
+        """Train K clients, and replace each update by ``CANARY_NORM`` with a sign at the parameter of its canary."""
         updates = self.trainer.fit(request, rule, work)
         delta_KD = np.zeros((len(work), self.layout.num_parameters), np.float32)
         clients_K = updates.clients_K
@@ -171,11 +183,11 @@ class CanaryTrainer(TrainerWrapper):
 
 
 class ObservingEngine(EngineWrapper):
-    """An engine, and someone who listens to what leaves its clients.
+    """Engine that passes all updates of its clients to an observer.
 
     Args:
-        engine: that carries out orders.
-        on_updates: is given all updates as they are sent.
+        engine: wrapped engine.
+        on_updates: function that receives each block of updates before aggregation.
     """
 
     def __init__(self, engine: Engine, on_updates: Callable[[Updates], None]) -> None:
@@ -183,7 +195,7 @@ class ObservingEngine(EngineWrapper):
         self.on_updates = on_updates
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Any]:
-        """See `Engine.fit`."""
+        """Pass each block of updates to the observer, and yield it; see `Engine.fit`."""
         for result in map(require_single_updates, self.engine.fit(request, strategy, cohort)):
             if isinstance(result, Updates):
                 self.on_updates(result)
@@ -191,13 +203,20 @@ class ObservingEngine(EngineWrapper):
 
 
 class Observer:
-    """Adds up what each canary's own upload holds at its own parameter."""
+    """Observer that adds up the value of each canary's parameter in its own uploads.
+
+    Args:
+        canaries: canaries of the run.
+
+    Attributes:
+        observed_M: sums, ``(M,)``.
+    """
 
     def __init__(self, canaries: Canaries) -> None:
         self.index_M, self.observed_M = canaries.index_M, np.zeros(len(canaries.index_M))
 
     def __call__(self, updates: Updates) -> None:
-        """Listen to one block."""
+        """Add the uploads of one block of clients."""
         rows_KD, clients_K = as_numpy(updates.delta_KD), updates.clients_K
         self.observed_M[clients_K] += rows_KD[np.arange(len(clients_K)), self.index_M[clients_K]]
 

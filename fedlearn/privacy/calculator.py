@@ -1,8 +1,8 @@
-"""``python -m fedlearn.privacy.calculator``: how much noise, how many rounds, which epsilon, before anything is run.
+"""Plan the noise, the number of rounds or the epsilon of central privacy, without a run.
 
     python -m fedlearn.privacy.calculator clients=1000000 cohort=1000 rounds=2000 epsilon=2 delta=1e-7
 
-Of epsilon, noise_multiplier and rounds any two are given and the third is found.
+The user sets any two of epsilon, noise_multiplier and rounds. The calculator computes the third.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ MAX_ROUNDS = 10**7
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyQuery:
-    """Ask a planning question for client-level central privacy; the value that is None is computed.
+    """Planning question about client-level central privacy.
+
+    Exactly one of ``rounds``, ``noise_multiplier`` and ``epsilon`` is None; `solve` computes it.
 
     Args:
-        clients: in the population, >= 1.
-        cohort: clients a round (on average, for ``poisson``), >= 1 and at most ``clients``.
-        rounds: >= 1.
-        noise_multiplier: standard deviation of the noise on the sum of clipped updates over the clip norm, > 0.
-        epsilon: > 0.
+        clients: number of clients in the population, >= 1.
+        cohort: clients per round (on average for ``poisson``), >= 1 and at most ``clients``.
         delta: in (0, 1).
-        sampling: ``poisson``, ``fixed_size`` (one client's data replaced) or ``none``.
+        rounds: number of rounds, >= 1.
+        noise_multiplier: standard deviation of the noise on the sum of clipped updates divided by the clip norm, > 0.
+        epsilon: budget, > 0.
+        sampling: ``poisson``, ``fixed_size`` (adjacency: one client's data replaced) or ``none``.
 
     Raises:
-        SettingError: a value is out of range, or not exactly one of the three is sought.
+        SettingError: A value is out of range, or not exactly two of the three values are set.
     """
 
     clients: int
@@ -72,12 +74,12 @@ class PrivacyQuery:
         known = self.sampling in SAMPLINGS
         require(known, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}", "sampling=poisson")
         given = [name for name in ("epsilon", "noise_multiplier", "rounds") if getattr(self, name) is not None]
-        expected = "two of epsilon, noise_multiplier and rounds: the third is found"
+        expected = "exactly two of epsilon, noise_multiplier and rounds"
         fix = "rounds=2000 epsilon=2" if len(given) < 2 else f"without {given[-1]}"
-        require(len(given) == 2, "the question", " ".join(given) or "empty", expected, fix)
+        require(len(given) == 2, "the query", " ".join(given) or "empty", expected, fix)
 
     def history(self, noise: float, rounds: int) -> EventHistory:
-        """What so many rounds with so much noise release."""
+        """Return the events of ``rounds`` rounds with the noise multiplier ``noise``."""
         rate = self.cohort / self.clients
         if self.sampling == "fixed_size" and rate < 1:
             return event_history({Event(noise / 2, "fixed_size", rate): rounds})
@@ -88,7 +90,13 @@ class PrivacyQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyEstimate:
-    """Hold a privacy query with all values found, and its cost."""
+    """Answer to a privacy query.
+
+    Attributes:
+        rounds: number of rounds, from the query or computed.
+        noise_multiplier: noise multiplier, from the query or computed.
+        epsilon: epsilon of these rounds with this noise.
+    """
 
     rounds: int
     noise_multiplier: float
@@ -97,10 +105,11 @@ class PrivacyEstimate:
 
 @lru_cache(maxsize=256)
 def solve(query: PrivacyQuery) -> PrivacyEstimate:
-    """Find what is sought.
+    """Return the answer to a privacy query.
 
     Raises:
-        SettingError: not even one round fits the budget.
+        SettingError: One round costs more than the budget.
+        MissingExtra: The package dp-accounting is not installed.
     """
     noise, rounds, budget, delta = query.noise_multiplier, query.rounds, query.epsilon, query.delta
     if noise is None:
@@ -110,30 +119,33 @@ def solve(query: PrivacyQuery) -> PrivacyEstimate:
         noise = calibrate_noise_multiplier(lambda z: [query.history(z, planned)], epsilon=budget, delta=delta)
     elif rounds is None:
         assert budget is not None
-        given = noise
+        fixed_noise = noise
         rounds = calibrate_num_rounds(
-            lambda t: [query.history(given, t)], epsilon=budget, delta=delta, max_rounds=MAX_ROUNDS
+            lambda t: [query.history(fixed_noise, t)], epsilon=budget, delta=delta, max_rounds=MAX_ROUNDS
         )
-        expected = f"a budget for at least one round; one costs {_cost(query, noise, 1).value:.4g}"
+        expected = f"at least {_cost(query, noise, 1).value:.4g}, the cost of one round"
         require(rounds > 0, "epsilon", budget, expected, f"noise_multiplier={2 * noise:g}")
     assert rounds is not None
     return PrivacyEstimate(rounds=rounds, noise_multiplier=noise, epsilon=_cost(query, noise, rounds))
 
 
 def result_rows(query: PrivacyQuery) -> list[tuple[str, str]]:
-    """(what, how much) of an answer."""
-    found, clients, cohort = solve(query), query.clients, query.cohort
-    rdp_only = " (by RDP: this sampling law has no PLD)" if found.epsilon.pld is None else ""
+    """Return the answer to a query as (name, value) rows of text."""
+    answer, clients, cohort = solve(query), query.clients, query.cohort
+    rdp_only = " (by RDP, as this sampling law has no PLD)" if answer.epsilon.pld is None else ""
     rows = [
         ("clients", f"{clients:,}"),
-        ("cohort", f"{cohort:,} a round, {query.sampling} sampling, rate {cohort / clients:.4g}"),
-        ("rounds", f"{found.rounds:,}" + _at_most(found.rounds)),
-        ("noise multiplier", f"{found.noise_multiplier:.6g}"),
-        ("noise on the mean", f"{found.noise_multiplier / cohort:.4g} clip norms in each coordinate"),
-        ("epsilon", f"{found.epsilon.value:.6g}{rdp_only}"),
-        ("epsilon by RDP", f"{found.epsilon.rdp:.6g}"),
+        ("cohort", f"{cohort:,} per round, {query.sampling} sampling, rate {cohort / clients:.4g}"),
+        ("rounds", f"{answer.rounds:,}" + _limit_note(answer.rounds)),
+        ("noise multiplier", f"{answer.noise_multiplier:.6g}"),
+        ("noise on the mean", f"{answer.noise_multiplier / cohort:.4g} clip norms in each coordinate"),
+        ("epsilon", f"{answer.epsilon.value:.6g}{rdp_only}"),
+        ("epsilon by RDP", f"{answer.epsilon.rdp:.6g}"),
         ("delta", f"{query.delta:g}"),
-        ("adjacency", "one client's data replaced" if query.sampling == "fixed_size" else "one client more or less"),
+        (
+            "adjacency",
+            "one client's data replaced" if query.sampling == "fixed_size" else "one client added or removed",
+        ),
     ]
     if query.delta >= 1 / clients:
         rows.append(("warning", f"delta is not below 1/{clients:,}"))
@@ -141,47 +153,53 @@ def result_rows(query: PrivacyQuery) -> list[tuple[str, str]]:
 
 
 def draw(query: PrivacyQuery, path: Path) -> None:
-    """Draw the noise on the mean against cohort and rounds, at the epsilon of the answer.
+    """Plot the noise on the mean against cohort and rounds, at the epsilon of the answer.
+
+    Args:
+        query: query with the population, the cohort and delta.
+        path: file of the figure.
 
     Raises:
-        MissingExtra: matplotlib is not installed.
+        MissingExtra: The package matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as missing:
         raise MissingExtra("a plot", "report") from missing
-    found = solve(query)
-    target = query.epsilon or found.epsilon.value
-    at = replace(query, rounds=found.rounds, epsilon=target, noise_multiplier=None)
+    answer = solve(query)
+    target = query.epsilon or answer.epsilon.value
+    at = replace(query, rounds=answer.rounds, epsilon=target, noise_multiplier=None)
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_cohort, by_rounds = figure.subplots(1, 2, sharey=True)
     cohorts = [size for factor in (0.1, 0.3, 1, 3, 10) if 1 <= (size := round(at.cohort * factor)) <= at.clients]
-    rounds = [count for factor in (0.1, 0.3, 1, 3, 10) if (count := round(found.rounds * factor)) >= 1]
+    rounds = [count for factor in (0.1, 0.3, 1, 3, 10) if (count := round(answer.rounds * factor)) >= 1]
     noises = [solve(replace(at, cohort=size)).noise_multiplier / size for size in cohorts]
     by_cohort.loglog(cohorts, noises, "o-", color="#0072b2")
-    by_cohort.set(xlabel="clients a round", ylabel="noise on the mean (clip norms)", title=f"{found.rounds:,} rounds")
+    by_cohort.set(
+        xlabel="clients per round", ylabel="noise on the mean (clip norms)", title=f"{answer.rounds:,} rounds"
+    )
     noises = [solve(replace(at, rounds=count)).noise_multiplier / at.cohort for count in rounds]
     by_rounds.loglog(rounds, noises, "o-", color="#0072b2")
-    by_rounds.set(xlabel="rounds", title=f"{at.cohort:,} clients a round")
+    by_rounds.set(xlabel="rounds", title=f"{at.cohort:,} clients per round")
     figure.suptitle(f"epsilon {target:.4g}, delta {at.delta:g}, {at.clients:,} clients")
     figure.savefig(path, dpi=150)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 for a question that has no answer."""
+    """Run the command. Return exit code 0, or 2 for a query without an answer."""
     parser = command_parser(
         "fedlearn.privacy.calculator",
-        "Answer planning questions on client-level central privacy, without a run.",
-        epilog="give two of epsilon, noise_multiplier and rounds, e.g. "
+        "Plan the noise, the rounds or the epsilon of client-level central privacy, without a run.",
+        epilog="Set two of epsilon, noise_multiplier and rounds, e.g. "
         "clients=1000000 cohort=1000 rounds=2000 epsilon=2 delta=1e-7",
     )
     parser.add_argument("settings", nargs="+", metavar="setting=value", help=f"settings: {', '.join(EXAMPLES)}")
-    parser.add_argument("--plot", type=Path, help="also draw noise against cohort and rounds into this file")
+    parser.add_argument("--plot", type=Path, help="file for a plot of the noise against cohort and rounds")
     return run_command(parser, print_solution, argv)
 
 
 def print_solution(settings: Sequence[str], *, plot: Path | None) -> int:
-    """Print the solution of a query; return the exit code."""
+    """Print the answer to a query. Return the exit code."""
     values = read_settings(settings, EXAMPLES)
     for name in ("clients", "cohort", "delta"):
         require(name in values, name, "missing", "a value", f"{name}={EXAMPLES[name]}")
@@ -194,12 +212,12 @@ def print_solution(settings: Sequence[str], *, plot: Path | None) -> int:
     return DONE
 
 
-def _cost(question: PrivacyQuery, noise: float, rounds: int) -> Epsilon:
-    return epsilon_of(question.history(noise, rounds), delta=question.delta)
+def _cost(query: PrivacyQuery, noise: float, rounds: int) -> Epsilon:
+    return epsilon_of(query.history(noise, rounds), delta=query.delta)
 
 
-def _at_most(rounds: int) -> str:
-    return " (the most that is looked for)" if rounds == MAX_ROUNDS else ""
+def _limit_note(rounds: int) -> str:
+    return " (the largest number that is tried)" if rounds == MAX_ROUNDS else ""
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Gaussian noise on updates: from the operating system's generator where clients are real, from the seed in simulation.
+"""Gaussian noise on updates, from the operating system's generator in deployment, and from the seed in simulations.
 
 Shapes: K clients in a block, D numbers of an update.
 
-What floating point costs: noise is drawn in float64 by Box and Muller from 53 random bits, so that no draw lies beyond
-8.6 standard deviations (a Gaussian's lies there with probability 1e-17); sums are then rounded to multiples of a power
-of two that is at most 2^-20 standard deviations, because the gaps between the floating point numbers a sampler can
-return give away what was added (Mironov, CCS 2012). Grid and tail are far below any delta in use, but they make the
-guarantee one of arithmetic that is nearly, not exactly, that of real numbers.
+The noise is drawn in float64 by the method of Box and Muller from 53 random bits. So no draw is beyond 8.6 standard
+deviations; a Gaussian variable exceeds this with probability 1e-17. A sampler can return only some floating point
+numbers, and the gaps between them can reveal the summands (Mironov, CCS 2012). So sums are rounded to multiples of a
+power of two that is at most 2^-20 standard deviations. Both effects are far below any delta in use. Still, the
+guarantee holds for arithmetic that is nearly, but not exactly, real arithmetic.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.random import Purpose, generator, secret_normals
 from fedlearn.core.records import Array
 
-GRID_BITS = 20  # bits
+GRID_BITS = 20  # the grid step is at most 2^-GRID_BITS standard deviations
 
 
 def standard_normals(shape: tuple[int, ...], context: Context, *, client: int | None = None) -> np.ndarray:
     """Return standard normal numbers, float64.
 
     Args:
-        shape: how many.
-        context: says whether clients are real. If so the numbers come from the operating system's cryptographic
-            generator and nothing can repeat them; if not they follow from seed, round and client, so that a run that
-            is resumed adds the noise that it would have added.
-        client: whose noise; None for the server's.
+        shape: shape of the result.
+        context: run mode, seed and round. In deployment the numbers come from the operating system's cryptographic
+            generator and cannot be repeated. In simulations they follow from seed, round and client, so a resumed run
+            adds the same noise as an uninterrupted run.
+        client: id of the client that adds the noise; None for the server.
     """
     if context.deployed:
         return secret_normals(shape)
@@ -40,15 +40,22 @@ def standard_normals(shape: tuple[int, ...], context: Context, *, client: int | 
 
 
 def add_gaussian_noise(update: Array, noise: np.ndarray, std: float) -> Array:
-    """Return ``update + std * noise``, summed in float64 and rounded to the grid, in library and precision of
-    ``update``.
+    """Return ``update + std * noise``, added in float64 and rounded to the grid.
+
+    Args:
+        update: numbers, ``(..., D)``.
+        noise: standard normal numbers, of the same shape.
+        std: standard deviation of the noise, > 0.
+
+    Returns:
+        Float32 array of the library of ``update``.
     """
     exact = as_numpy(update).astype(np.float64) + std * noise
     return asarray_like(round_to_grid(exact, std).astype(np.float32), update)
 
 
 def round_to_grid(values: np.ndarray, std: float) -> np.ndarray:
-    """The nearest multiples of the largest power of two that is at most ``std * 2^-20``.
+    """Round to the nearest multiples of the largest power of two that is at most ``std * 2^-20``.
 
     >>> round_to_grid(np.array([0.3]), 1.0) * 2**20
     array([314573.])

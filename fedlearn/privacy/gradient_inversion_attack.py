@@ -1,4 +1,4 @@
-"""What a server can read from updates: the attacks that protection is for, as arithmetic.
+"""Privacy attacks on updates and models: gradient inversion and membership inference, as array functions.
 
 Shapes: B victims, F inputs and O outputs of an affine layer, C classes; M models, N examples.
 """
@@ -10,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 EPS = 1e-12
-MIN_MODELS_PER_SIDE = 2  # models on either side of an example, for a mean and a spread
+MIN_MODELS_PER_SIDE = 2  # models with and models without an example, for a mean and a variance
 
 
 class Roc(NamedTuple):
-    """How well scores tell members from others.
+    """ROC curve of membership scores.
 
     Attributes:
-        fpr, tpr: shares of others and of members above each threshold, ascending.
-        auc: area under the curve; 0.5 tells nothing.
+        fpr: share of non-members above each threshold, in [0, 1], ascending.
+        tpr: share of members above each threshold, in [0, 1], ascending.
+        auc: area under the curve, in [0, 1]; 0.5 for random guesses.
     """
 
     fpr: np.ndarray
@@ -26,15 +27,22 @@ class Roc(NamedTuple):
     auc: float
 
     def tpr_at(self, fpr: float) -> float:
-        """Share of members found where at most this share of others is taken for members."""
+        """Return the true positive rate at a false positive rate of at most ``fpr``, in [0, 1]."""
         return float(self.tpr[np.searchsorted(self.fpr, fpr, side="right") - 1])
 
 
 def reconstruct_inputs(weights_BOF: np.ndarray, biases_BO: np.ndarray) -> np.ndarray:
-    """The input of an affine layer, from the gradients of its weight and bias on one example: ``(B, F)``.
+    """Return the input of an affine layer, from the gradients of its weight and bias on one example.
 
-    The gradients are ``d x^T`` and ``d``, whatever the loss and the layers behind: ``x = W^T d / |d|^2``, which is
-    exact without noise, and with noise on the weight the estimate of least squares.
+    For any loss and any later layers, the gradients are ``d x^T`` and ``d``. So ``x = W^T d / |d|^2``. This is exact
+    without noise; with noise on the weight gradient it is the least-squares estimate.
+
+    Args:
+        weights_BOF: gradients of the weight, ``(B, O, F)``.
+        biases_BO: gradients of the bias, ``(B, O)``.
+
+    Returns:
+        Inputs of the layer, ``(B, F)``.
 
     Reference: Phong, Aono, Hayashi, Wang, Moriai, *Privacy-Preserving Deep Learning via Additively Homomorphic
     Encryption*, IEEE TIFS 2018; Geiping, Bauermeister, Dröge, Moeller, *Inverting Gradients*, NeurIPS 2020,
@@ -46,9 +54,15 @@ def reconstruct_inputs(weights_BOF: np.ndarray, biases_BO: np.ndarray) -> np.nda
 
 
 def reconstruct_labels(biases_BC: np.ndarray) -> np.ndarray:
-    """The class of one example, from the gradient of the last bias: ``(B,)``.
+    """Return the class of one example, from the gradient of the last bias.
 
-    It is ``softmax - one_hot``, whose only negative number is the one of the true class.
+    The gradient is ``softmax - one_hot``. Only its entry of the true class is negative.
+
+    Args:
+        biases_BC: gradients of the last bias, ``(B, C)``.
+
+    Returns:
+        Classes, ``(B,)``.
 
     Reference: Zhao, Mopuri, Bilen, *iDLG: Improved Deep Leakage from Gradients*, 2020, arXiv:2001.02610.
     """
@@ -56,18 +70,18 @@ def reconstruct_labels(biases_BC: np.ndarray) -> np.ndarray:
 
 
 def pearson_correlation(first_BF: np.ndarray, second_BF: np.ndarray) -> np.ndarray:
-    """Pearson's, row by row; 0 for a constant row."""
+    """Return the Pearson correlation of each pair of rows, ``(B,)``; 0 for a constant row."""
     a_BF, b_BF = (rows - rows.mean(axis=1, keepdims=True) for rows in (first_BF, second_BF))
     norms_B = np.linalg.norm(a_BF, axis=1) * np.linalg.norm(b_BF, axis=1)
     return (a_BF * b_BF).sum(axis=1) / np.maximum(norms_B, EPS)
 
 
 def confidence(outputs_NC: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """``log(p / (1 - p))`` of the probability that a model gives the true class: ``(N,)``.
+    """Return ``log(p / (1 - p))`` of the predicted probability p of the true class, ``(N,)``.
 
     Args:
-        outputs_NC: logits; one column for a binary task.
-        y_N: true classes.
+        outputs_NC: logits, ``(N, C)``; one column for a binary task.
+        y_N: true classes, ``(N,)``.
     """
     outputs_NC = np.asarray(outputs_NC, np.float64)
     if outputs_NC.shape[1] == 1:
@@ -81,14 +95,15 @@ def confidence(outputs_NC: np.ndarray, y_N: np.ndarray) -> np.ndarray:
 
 
 def lira(confidence_MN: np.ndarray, member_MN: np.ndarray) -> np.ndarray:
-    """The likelihood ratio attack, each model in turn being the target and the others its shadows: scores ``(M, N)``.
+    """Return the scores of the likelihood ratio attack, ``(M, N)``; higher scores mean membership.
 
-    For each example, confidences of models trained with it and of those trained without it are two Gaussians; the score
-    is the target's log likelihood ratio. Spreads are shared by all examples, as few models cannot tell them apart.
+    Each model in turn is the target, and the other models are its shadow models. For each example, the confidences of
+    shadow models trained with it and without it are modelled as two Gaussians. The score is the log likelihood ratio of
+    the target. All examples share one variance per side, because few models cannot estimate it for each example.
 
     Args:
-        confidence_MN: of each model on each example, see `confidence`.
-        member_MN: whether the model was trained on the example.
+        confidence_MN: confidence of each model on each example, ``(M, N)``; see `confidence`.
+        member_MN: True if the model was trained on the example, ``(M, N)``.
 
     Reference: Carlini, Chien, Nasr, Song, Terzis, Tramèr, *Membership Inference Attacks From First Principles*, IEEE
     S&P 2022, arXiv:2112.03570.
@@ -99,22 +114,27 @@ def lira(confidence_MN: np.ndarray, member_MN: np.ndarray) -> np.ndarray:
 
 def _against_others(confidence_MN: np.ndarray, member_MN: np.ndarray, target: int) -> np.ndarray:
     others = np.arange(len(confidence_MN)) != target
-    seen_N, shadows_MN, member_MN = confidence_MN[target], confidence_MN[others], member_MN[others]
-    likelihoods = [_log_likelihood(seen_N, shadows_MN, side_MN) for side_MN in (member_MN, ~member_MN)]
+    target_N, shadows_MN, member_MN = confidence_MN[target], confidence_MN[others], member_MN[others]
+    likelihoods = [_log_likelihood(target_N, shadows_MN, side_MN) for side_MN in (member_MN, ~member_MN)]
     enough_N = np.minimum(member_MN.sum(axis=0), (~member_MN).sum(axis=0)) >= MIN_MODELS_PER_SIDE
     return np.where(enough_N, likelihoods[0] - likelihoods[1], 0.0)
 
 
-def _log_likelihood(seen_N: np.ndarray, shadows_MN: np.ndarray, side_MN: np.ndarray) -> np.ndarray:
+def _log_likelihood(target_N: np.ndarray, shadows_MN: np.ndarray, side_MN: np.ndarray) -> np.ndarray:
     counts_N = np.maximum(side_MN.sum(axis=0), 1)
     mean_N = (shadows_MN * side_MN).sum(axis=0) / counts_N
     squares = (np.square(shadows_MN - mean_N) * side_MN).sum() / max(1, side_MN.sum() - len(counts_N))
     variance = max(float(squares), EPS)
-    return -np.square(seen_N - mean_N) / (2 * variance) - 0.5 * np.log(variance)
+    return -np.square(target_N - mean_N) / (2 * variance) - 0.5 * np.log(variance)
 
 
 def roc(scores: np.ndarray, member: np.ndarray) -> Roc:
-    """Of scores of any shape, of which more means member."""
+    """Return the ROC curve of membership scores.
+
+    Args:
+        scores: scores of any shape; higher scores mean membership.
+        member: True for members, same shape.
+    """
     from sklearn.metrics import roc_auc_score, roc_curve
 
     fpr, tpr, _ = roc_curve(member.ravel(), scores.ravel(), drop_intermediate=False)

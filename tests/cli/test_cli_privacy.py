@@ -23,7 +23,7 @@ def test_epsilon_is_told_each_round_in_every_surface(run, summary, capsys):
     code, folder = run(*CENTRAL, "privacy.noise_multiplier=2", "strategy.clients_per_round=5", "report=true")
     out = capsys.readouterr().out
     assert code == 0
-    assert "central: one client more or less" in out
+    assert "central: one client added or removed" in out
     assert "from the seed: a simulation" in out
     assert "uncovered  the evaluation" in out
     spent = [line["epsilon"] for line in lines(folder)]

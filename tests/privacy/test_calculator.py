@@ -43,7 +43,7 @@ def test_sampling_laws_differ_and_the_table_says_which(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([*WORDS, "rounds=10"], "the third is found"),
+        ([*WORDS, "rounds=10"], "exactly two of epsilon, noise_multiplier and rounds"),
         ([*WORDS, "rounds=10", "epsilon=1", "noise_multiplier=1"], "without"),
         ([*WORDS, "round=10", "epsilon=1"], "rounds=10"),
         ([*WORDS, "rounds=ten", "epsilon=1"], "a whole number"),
@@ -52,7 +52,7 @@ def test_sampling_laws_differ_and_the_table_says_which(capsys):
         (["clients=10", "cohort=20", "delta=1e-5", "rounds=1", "epsilon=1"], "from 1 to clients=10"),
         (["clients=10", "cohort=2", "delta=1", "rounds=1", "epsilon=1"], "(0, 1)"),
         (["clients=10", "cohort=2", "rounds=1", "epsilon=1"], "delta is missing"),
-        ([*WORDS, "epsilon=0.001", "noise_multiplier=0.5"], "at least one round"),
+        ([*WORDS, "epsilon=0.001", "noise_multiplier=0.5"], "the cost of one round"),
     ],
 )
 def test_a_question_without_an_answer_says_what_to_change(words, says, capsys):

@@ -1,4 +1,4 @@
-"""One file for each way of keeping a promise; `fedlearn.privacy.mechanisms.base` says what they share."""
+"""Privacy mechanisms, one file each; `fedlearn.privacy.mechanisms.base` holds their shared parts."""
 
 from fedlearn.privacy.mechanisms.base import none
 from fedlearn.privacy.mechanisms.central_dp import central

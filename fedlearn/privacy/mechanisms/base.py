@@ -1,7 +1,8 @@
-"""From a privacy setting to a protected strategy, in two steps: what can be refused without data, and the rest.
+"""Shared parts of the privacy mechanisms: their protocol, noise calibration and refusals.
 
-Refusals say which setting to change. What a mechanism needs to know of the population (its size gives the sampling
-rate, and with it the noise that a budget takes) is only known once data are there.
+A mechanism is applied to a strategy in two steps. `Mechanism.validate` needs no data and refuses unsound combinations;
+each refusal names the setting to change. `Mechanism.protect` needs the population: its size determines the sampling
+rate, and the sampling rate determines the noise for a budget.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from fedlearn.errors import is_number, require
 from fedlearn.privacy.accounting import calibrate_noise_multiplier, require_delta, require_epsilon
 
 EVALUATION_NOT_COVERED = "the evaluation of the model on clients' held-out examples"
-FAILURES_NOT_COVERED = "who failed and why, how many took part, and how long it took"
+FAILURES_NOT_COVERED = "failures with their reasons, the number of participating clients, and durations"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Describe the population, as far as a mechanism needs it.
+    """Describe the population to a mechanism.
 
     Args:
-        clients: that a cohort is drawn from.
-        rounds: planned.
-        num_examples_of: how many training examples a client has; None if nobody knows.
+        clients: ids of all clients from which cohorts are drawn.
+        rounds: number of planned rounds, >= 1.
+        num_examples_of: function that returns the number of training examples of a client; None if it is unknown.
     """
 
     clients: Sequence[ClientId]
@@ -37,7 +38,7 @@ class Population:
 
     @property
     def num_clients(self) -> int:
-        """How many there are."""
+        """Number of clients in the population."""
         return len(self.clients)
 
 
@@ -45,9 +46,10 @@ class Mechanism(NamedTuple):
     """Describe a privacy mechanism before it is applied to a strategy.
 
     Attributes:
-        validate: ``(strategy, local) -> None``; raises where the promise could not hold, before any data are loaded.
-        protect: ``(strategy, local, population) -> (strategy, local)`` with protection in place.
-        kind: its name.
+        validate: ``(strategy, local) -> None``; raises an error if the guarantee could not hold. It runs before any
+            data are loaded.
+        protect: ``(strategy, local, population) -> (strategy, local)``; adds the mechanism.
+        kind: name of the mechanism.
     """
 
     validate: Callable[[Strategy, LocalSettings], None]
@@ -56,7 +58,7 @@ class Mechanism(NamedTuple):
 
 
 def none() -> Mechanism:
-    """No protection."""
+    """Return the mechanism that changes nothing and guarantees nothing."""
     return Mechanism(
         validate=lambda strategy, local: None,
         protect=lambda strategy, local, population: (strategy, local),
@@ -66,13 +68,16 @@ def none() -> Mechanism:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseCalibration:
-    """How much noise, by multiplier or by the epsilon it must keep.
+    """Specify the noise by its multiplier, or by the epsilon that it must satisfy.
 
     Args:
-        noise_multiplier: standard deviation of the noise over the clip norm; None: what ``epsilon`` takes for the
-            planned rounds.
-        epsilon: the run stops before it passes this; None: no limit, the noise is given.
+        noise_multiplier: standard deviation of the noise divided by the clip norm, > 0; None for the smallest value
+            that satisfies ``epsilon`` for the planned rounds.
+        epsilon: budget; the run stops before it exceeds this. None for no limit; then ``noise_multiplier`` is required.
         delta: in (0, 1).
+
+    Raises:
+        SettingError: A number is out of range, or both the noise multiplier and epsilon are None.
     """
 
     noise_multiplier: float | None
@@ -84,13 +89,17 @@ class NoiseCalibration:
         if self.epsilon is not None:
             require_epsilon(self.epsilon)
         noise = self.noise_multiplier
-        some = noise is not None or self.epsilon is not None
+        is_set = noise is not None or self.epsilon is not None
         positive = noise is None or (is_number(noise, at_least=0) and 0 < noise < inf)
-        fix = "noise_multiplier=1.0, or epsilon=2.0, which finds the noise for the planned rounds"
-        require(some and positive, "noise_multiplier", noise, "a finite number > 0 (or give epsilon)", fix)
+        fix = "noise_multiplier=1.0, or epsilon=2.0 to calibrate the noise for the planned rounds"
+        require(is_set and positive, "noise_multiplier", noise, "a finite number > 0, or a value of epsilon", fix)
 
     def resolve_noise_multiplier(self, histories_of: Callable[[float], Sequence[EventHistory]]) -> float:
-        """The noise multiplier, given or found."""
+        """Return the noise multiplier: the setting, or the calibrated value.
+
+        Args:
+            histories_of: function from a noise multiplier to the planned releases.
+        """
         if self.noise_multiplier is not None:
             return float(self.noise_multiplier)
         assert self.epsilon is not None
@@ -110,37 +119,40 @@ def refuse_if(condition: bool, reason: str, fix: str) -> None:
 
 
 def refuse_example_dp(local: LocalSettings, kind: str) -> None:
-    """Two mechanisms at once would need one claim for both, which no ledger here makes."""
+    """Raise a `CompositionError` if clients train with DP-SGD, because no ledger accounts for two mechanisms."""
     refuse_if(local.example_dp is not None, f"privacy={kind} does not account for local.example_dp", "privacy=example")
 
 
 def refuse_extra_uploads(strategy: Strategy, kind: str) -> None:
-    """What a local rule sends besides its update (SCAFFOLD's control variate) gets no noise."""
+    """Raise a `CompositionError` if the local rule sends further vectors (SCAFFOLD), because they get no noise."""
     names = ", ".join(extra_names(strategy.local))
     reason = (
-        f"privacy={kind} clips and noises the update, but the local rule also sends {names}, which would leave bare"
+        f"privacy={kind} clips the update and adds noise to it, but the local rule also sends {names} without noise"
     )
     refuse_if(bool(names), reason, "strategy=fedavg or strategy=fedprox, or privacy=example")
 
 
 def refuse_unequal_weights(strategy: Strategy, kind: str) -> None:
-    """Sensitivity is known for an equally weighted mean only."""
+    """Raise a `CompositionError` unless the aggregate is an equally weighted mean, whose sensitivity is known."""
     aggregate = strategy.aggregate
-    reason = f"privacy={kind} needs an equally weighted mean, but a client with many examples would move this one more"
+    reason = f"privacy={kind} needs an equally weighted mean, but here clients with many examples have more weight"
     refuse_if(aggregate.is_sum and aggregate.sensitivity is None, reason, "strategy.weighting=equal")
-    reason = (
-        f"privacy={kind} needs a mean: how far one client moves this aggregate is unknown (a median, a robust rule)"
-    )
+    reason = f"privacy={kind} needs a mean, but the sensitivity of this aggregate (a median, a robust rule) is unknown"
     refuse_if(not aggregate.is_sum, reason, "strategy=fedavg strategy.weighting=equal, or privacy=local")
 
 
 def replace_parts(strategy: Strategy, **parts: object) -> Strategy:
-    """The strategy with parts replaced; its own checks run again."""
+    """Return the strategy with these parts replaced. The checks of the strategy run again."""
     return replace(strategy, **parts)  # type: ignore[arg-type]
 
 
 def delta_warnings(delta: float, num_records: float) -> list[str]:
-    """What a reader must be told of a delta that allows one record to be published whole."""
+    """Return a warning if ``delta`` is at least 1 / ``num_records``: it permits the publication of one record.
+
+    Args:
+        delta: in (0, 1).
+        num_records: number of clients or examples, >= 1.
+    """
     if delta < 1 / num_records:
         return []
-    return [f"delta {delta:g} is not below 1/{num_records:g}: a mechanism that publishes one record would pass"]
+    return [f"delta {delta:g} is not below 1/{num_records:g}: it permits a mechanism that publishes one record"]

@@ -1,6 +1,6 @@
-"""Client-level central differential privacy: a clipped, noised mean of clients.
+"""Client-level central differential privacy: a mean of clipped updates with noise.
 
-Shapes: K clients in a block, D parameters laid flat.
+Shapes: K clients in a block, D parameters.
 """
 
 from __future__ import annotations
@@ -46,11 +46,14 @@ SAMPLINGS = ("poisson", "fixed_size")
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveClip:
-    """How a clip norm follows a quantile of the norms of updates: Andrew, Thakkar, McMahan, Ramaswamy, NeurIPS 2021.
+    """Settings of a clip norm that tracks a quantile of the update norms.
 
     Args:
-        quantile: share of updates that are to stay unclipped, in (0, 1).
-        learning_rate: of the clip norm's exponent, > 0.
+        quantile: target share of unclipped updates, in (0, 1).
+        learning_rate: step size on the logarithm of the clip norm, > 0.
+
+    Reference: Andrew, Thakkar, McMahan, Ramaswamy, *Differentially Private Learning with Adaptive Clipping*, NeurIPS
+    2021, arXiv:1905.03871.
     """
 
     quantile: float = 0.5
@@ -68,32 +71,33 @@ def central(
     target_quantile: float = 0.5,
     clip_learning_rate: float = 0.2,
 ) -> Mechanism:
-    """Return central privacy: the server sees a noisy mean. Later steps, such as its optimizer, cost nothing more.
+    """Return central privacy: the server adds noise to the mean. Later steps, such as its optimizer, cost nothing more.
 
     ``delta = (sum_k clip(delta_k, C) + N(0, (z C)^2 I)) / E[cohort]``
 
     Args:
-        clip_norm: C, the L2 bound on an update, > 0; where it starts for an adaptive clip.
-        noise_multiplier: z, the standard deviation of the noise on the sum over C, > 0; None: what ``epsilon`` takes.
-        epsilon: the run stops before it passes this; None: no limit.
+        clip_norm: C, the L2 bound on an update, > 0; the initial value if ``clip`` is ``adaptive``.
+        noise_multiplier: z, the standard deviation of the noise on the sum divided by C, > 0; None for the smallest
+            value that satisfies ``epsilon``.
+        epsilon: budget; the run stops before it exceeds this. None for no limit.
         delta: in (0, 1), below 1 over the number of clients.
-        sampling: ``poisson`` draws each client by itself (adjacency: one client more or less); ``fixed_size`` keeps
-            cohorts of one size, accounted without replacement (adjacency: one client's data replaced, which takes
-            twice the sensitivity). A strategy that takes everyone is accounted without sampling either way.
-        clip: ``fixed``, or ``adaptive``: C follows a quantile of the norms.
-        target_quantile: of an adaptive clip: share of updates that stay unclipped, in (0, 1).
-        clip_learning_rate: of an adaptive clip, > 0.
+        sampling: ``poisson`` draws each client independently (adjacency: one client added or removed). ``fixed_size``
+            draws cohorts of one size without replacement (adjacency: one client's data replaced, which doubles the
+            sensitivity). If a strategy selects all clients, the ledger books no sampling.
+        clip: ``fixed``, or ``adaptive``: C tracks a quantile of the norms.
+        target_quantile: target share of unclipped updates for ``clip="adaptive"``, in (0, 1).
+        clip_learning_rate: step size on the logarithm of C for ``clip="adaptive"``, > 0.
 
-    *Guarantees*: (epsilon, delta) as the ledger says for all that leaves the server's aggregation: the models. The
-    server sees single updates in the clear (secure aggregation is another matter). Missing clients count as zero and
-    never shrink the denominator; an empty cohort releases noise.
+    *Guarantees*: the models are (epsilon, delta)-private, with the values of the ledger. The server sees each single
+    update; use `distributed` to hide them. Missing clients count as zero and never reduce the denominator. An empty
+    cohort releases noise.
 
     References: McMahan, Ramage, Talwar, Zhang, *Learning Differentially Private Recurrent Language Models*, ICLR 2018,
     arXiv:1710.06963; Andrew, Thakkar, McMahan, Ramaswamy, *Differentially Private Learning with Adaptive Clipping*,
     NeurIPS 2021, arXiv:1905.03871.
 
     Raises:
-        SettingError: a number is out of range (NaN is).
+        SettingError: A number is out of range, or is NaN.
     """
     require_clip_norm(clip_norm)
     budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
@@ -111,7 +115,7 @@ def central(
 
 @dataclass(frozen=True, kw_only=True)
 class CentralSettings:
-    """What `central` was given, checked."""
+    """The checked arguments of `central`."""
 
     clip_norm: float
     calibration: NoiseCalibration
@@ -125,7 +129,7 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     refuse_extra_uploads(strategy, "central")
     law = strategy.select.law
     unknown = law is None or law.kind == "min_separation"
-    reason = "privacy=central needs cohorts of a known sampling law, but that of this selector is not accounted for"
+    reason = "privacy=central needs a sampling law that the ledger can account for, but this selector has none"
     refuse_if(unknown, reason, "a strategy with clients_per_round, or privacy=ftrl, which assumes no sampling")
 
 
@@ -139,7 +143,7 @@ def _protect(
     if cohort > num_clients:
         name = "strategy.clients_per_round"
         raise SettingError(name, f"{cohort:g}", f"at most {num_clients}", f"{name}={num_clients}")
-    select = _sampled(settings, strategy.select, cohort, num_clients)
+    select = _accounted_selector(settings, strategy.select, cohort, num_clients)
     assert select.law is not None
     law, event_of = select.law, partial(_event, select.law, cohort / num_clients)
 
@@ -147,22 +151,22 @@ def _protect(
         return [event_history({event_of(noise): population.rounds})]
 
     noise = settings.calibration.resolve_noise_multiplier(planned)
-    stage = _fixed(settings.clip_norm, noise, cohort, event_of(noise))
+    stage = _fixed_stage(settings.clip_norm, noise, cohort, event_of(noise))
     if settings.adaptive is not None:
-        stage = _following(settings.adaptive, settings.clip_norm, noise, cohort, event_of(noise))
+        stage = _adaptive_stage(settings.adaptive, settings.clip_norm, noise, cohort, event_of(noise))
     return replace_parts(
         strategy,
         select=select,
         stages=(*strategy.stages, stage),
         aggregate=expected_mean(cohort, num_extra=settings.adaptive is not None),
-        privacy_guarantee=_promise(settings, noise, event_of(noise), law, cohort, population),
+        privacy_guarantee=_guarantee(settings, noise, event_of(noise), law, cohort, population),
     ), local
 
 
-def _sampled(settings: CentralSettings, select: Selector, cohort: float, num_clients: int) -> Selector:
-    """The selector whose law is accounted for, and stays so where clients come and go.
+def _accounted_selector(settings: CentralSettings, select: Selector, cohort: float, num_clients: int) -> Selector:
+    """Return the selector with the sampling law of the ledger, also if clients join or leave.
 
-    A coin keeps its probability. A cohort of fixed size would be a larger share of fewer clients: that is refused.
+    Poisson sampling keeps its rate. A cohort of fixed size is a larger share of fewer clients; it raises an error.
     """
     assert select.law is not None
     if select.law.kind == "all":
@@ -171,29 +175,29 @@ def _sampled(settings: CentralSettings, select: Selector, cohort: float, num_cli
         return poisson(rate=cohort / num_clients)
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
-        fix = "wait for them, or privacy.sampling=poisson"
-        short = f"{len(clients)} clients are there, fewer than the {num_clients} that sampling was accounted for"
-        refuse_if(len(clients) < num_clients, short, fix)
+        fix = "wait for the missing clients, or privacy.sampling=poisson"
+        reason = f"{len(clients)} clients are available, fewer than the {num_clients} that the sampling rate assumes"
+        refuse_if(len(clients) < num_clients, reason, fix)
         return select.choose(round, clients, rng)
 
     return Selector(choose=choose, law=select.law)
 
 
 def _event(law: SamplingLaw, rate: float, noise: float) -> Event:
-    """One round. Under replacement a client moves the sum by 2 C, so that noise of z C is a multiplier of z / 2."""
+    """Return the event of one round. A replaced client moves the sum by 2 C, so the multiplier of z C is z / 2."""
     if law.kind == "fixed_size" and rate < 1:
         return Event(noise / 2, "fixed_size", rate)
     return Event(noise, "poisson", rate) if law.kind == "poisson" and rate < 1 else Event(noise)
 
 
-def _fixed(bound: float, noise: float, cohort: float, event: Event) -> Stage:
+def _fixed_stage(bound: float, noise: float, cohort: float, event: Event) -> Stage:
     std = noise * bound / cohort
 
-    def clip(update: Array, memory: State, context: Context) -> tuple[Array, State]:
-        return clip_finite(update, bound), memory
+    def clip(update: Array, state: State, context: Context) -> tuple[Array, State]:
+        return clip_finite(update, bound), state
 
-    def add_noise(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        return add_gaussian_noise(update_D, standard_normals(update_D.shape, context), std), memory
+    def add_noise(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
+        return add_gaussian_noise(update_D, standard_normals(update_D.shape, context), std), state
 
     return Stage(
         client=Transform(update=clip),
@@ -205,51 +209,52 @@ def _fixed(bound: float, noise: float, cohort: float, event: Event) -> Stage:
 
 
 def clip_finite(update: Array, clip_norm: float) -> Array:
-    """Clip to ``clip_norm``; values that are not finite count as zero, because a NaN would disable clipping."""
+    """Clip an update to an L2 norm. Values that are not finite count as zero, because a NaN would disable clipping."""
     xp = array_namespace(update)
     return clipped(xp.where(xp.isfinite(update), update, xp.zeros_like(update)), clip_norm)
 
 
-def _following(adaptive: AdaptiveClip, start: float, noise: float, cohort: float, event: Event) -> Stage:
-    """The clip norm of a round is the one its updates were clipped to, also in the noise; it moves afterwards.
+def _adaptive_stage(adaptive: AdaptiveClip, start: float, noise: float, cohort: float, event: Event) -> Stage:
+    """Return the stage of the adaptive clip norm.
 
-    Clients send ``b_k - 1/2`` as one number more, with ``b_k`` whether the update stayed unclipped. Both sums together
-    cost what the plain mechanism with multiplier z does: ``z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2)``.
+    A round uses one clip norm for its updates and its noise; the clip norm changes after the round. Clients send one
+    more number, ``b_k - 1/2``. ``b_k`` is 1 for an unclipped update, else 0. Both sums together cost as much as a fixed
+    clip with multiplier z, because ``z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2)``.
     """
     std_bits = cohort / 20
-    limit = f"below {2 * std_bits:g}, a tenth of the expected cohort: the noise on the count takes its part"
+    limit = f"below {2 * std_bits:g}, a tenth of the expected cohort, because the count also needs noise"
     require(noise < 2 * std_bits, "privacy.noise_multiplier", noise, limit, "privacy.clip=fixed, or larger cohorts")
     noise_delta = (noise**-2 - (2 * std_bits) ** -2) ** -0.5
 
-    def clip(update: Array, memory: State, context: Context) -> tuple[Array, State]:
+    def clip(update: Array, state: State, context: Context) -> tuple[Array, State]:
         bound = float(np.asarray(context.broadcast["clip_norm"])[0])
         xp = array_namespace(update)
         unclipped = xp.linalg.vector_norm(update, axis=-1, keepdims=True) <= bound  # False for NaN
         bit = xp.astype(unclipped, update.dtype) - 0.5
-        return xp.concat([clip_finite(update, bound), bit], axis=-1), memory
+        return xp.concat([clip_finite(update, bound), bit], axis=-1), state
 
-    def add_noise(update: Array, memory: State, context: Context) -> tuple[Array, State]:
-        bound, draws = float(memory["clip_norm"][0]), standard_normals(update.shape, context)
+    def add_noise(update: Array, state: State, context: Context) -> tuple[Array, State]:
+        bound, draws = float(state["clip_norm"][0]), standard_normals(update.shape, context)
         delta_D = add_gaussian_noise(update[:-1], draws[:-1], noise_delta * bound / cohort)
         share = float(update[-1]) + std_bits / cohort * draws[-1] + 0.5
         moved = bound * exp(-adaptive.learning_rate * (share - adaptive.quantile))
         return delta_D, {"clip_norm": np.array([moved])}
 
-    def first(layout: Layout) -> State:
+    def init(layout: Layout) -> State:
         return {"clip_norm": np.array([start])}
 
-    server = Transform(update=add_noise, init=first, broadcast=lambda memory: {"clip_norm": memory["clip_norm"]})
+    server = Transform(update=add_noise, init=init, broadcast=lambda state: {"clip_norm": state["clip_norm"]})
     return Stage(client=Transform(update=clip), server=server, event=event, is_nonexpansive=True, has_norm_bound=True)
 
 
-def _promise(
+def _guarantee(
     settings: CentralSettings, noise: float, event: Event, law: SamplingLaw, cohort: float, population: Population
 ) -> PrivacyGuarantee:
     delta, replaced = settings.calibration.delta, event.sampling == "fixed_size"
-    words = {
+    descriptions = {
         "poisson": f"Poisson, each client with probability {event.rate:g}",
         "fixed_size": f"without replacement, {cohort:g} of {population.num_clients}",
-        "none": "none: everyone takes part",
+        "none": "none: all clients take part",
     }
 
     def charge(ledger: Ledger, release: Release) -> Ledger:
@@ -263,8 +268,8 @@ def _promise(
         kind="central",
         unit="client",
         neighbors=Neighbors.REPLACE if replaced else Neighbors.ADD_OR_REMOVE,
-        adjacency="one client's data replaced" if replaced else "one client more or less",
-        sampling=words[event.sampling],
+        adjacency="one client's data replaced" if replaced else "one client added or removed",
+        sampling=descriptions[event.sampling],
         delta=delta,
         noise_multiplier=noise,
         clip_norm=settings.clip_norm,
@@ -272,7 +277,7 @@ def _promise(
         not_covered=(
             EVALUATION_NOT_COVERED,
             FAILURES_NOT_COVERED,
-            "a server that looks at single updates before it adds them up",
+            "a server that reads single updates before it adds them",
         ),
         warnings=tuple(delta_warnings(delta, population.num_clients)),
     )

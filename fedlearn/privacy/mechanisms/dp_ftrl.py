@@ -1,10 +1,10 @@
-"""Client-level differential privacy by noise that is correlated over rounds, without any assumption on sampling.
+"""Client-level differential privacy with noise that is correlated over rounds, without any assumption on sampling.
 
-Shapes: D parameters laid flat, T rounds, B buffers.
+Shapes: D parameters, T rounds, B buffers.
 
-With independent noise a sum over t rounds carries t times the variance. Here what is private is ``C x`` for a lower
-triangular T x T matrix C and the rounds' sums x, and round t adds the t-th row of ``C^-1 xi``: noise that later rounds
-partly take back, as each model depends on the sum of all rounds so far.
+Each model depends on the sum of all rounds before it. With independent noise, the sum over t rounds has t times the
+variance of one round. Here the mechanism releases ``C x + xi``, for the sums x of the rounds and a lower triangular
+T x T matrix C. Round t adds row t of ``C^-1 xi`` as noise. Later rounds cancel a part of this noise.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ MATRICES = ("tree", "banded", "blt")
 
 
 class NoiseCorrelation(NamedTuple):
-    """A way to correlate noise.
+    """A method to correlate noise over rounds.
 
     Attributes:
-        num_buffers: D-vectors that it remembers.
-        draw: ``(round, fresh_D, buffers_BD) -> (noise_D, buffers_BD)`` of unit scale.
-        sensitivity: ``rounds -> float``: how far one client moves what the first so many rounds release, for a clip
-            norm of 1.
+        num_buffers: B, the number of D-vectors in the server state.
+        draw: ``(round, fresh_D, buffers_BD) -> (noise_D, buffers_BD)``, with unit scale.
+        sensitivity: ``rounds -> float``; L2 sensitivity of the first ``rounds`` releases to one client, for a clip norm
+            of 1.
     """
 
     num_buffers: int
@@ -72,25 +72,28 @@ def ftrl(
     separation: int = 1,
     bands: int | None = None,
 ) -> Mechanism:
-    """Return DP-FTRL: ``delta_t = (sum_k clip(delta_k, C) + z C s (C_matrix^-1 xi)_t) / cohort``, s the sensitivity of
-    all T rounds.
+    """Return DP-FTRL: private training with correlated noise.
 
-    No luck of the draw is assumed of cohorts, only that a client waits for ``separation`` rounds before it takes part
-    again, which the selector that this puts in place enforces.
+    ``delta_t = (sum_k clip(delta_k, C) + z C s (C_matrix^-1 xi)_t) / cohort``, with the sensitivity s of all T rounds.
+
+    Cohorts need not be random. A client waits for ``separation`` rounds before it takes part again; the mechanism
+    replaces the selector by one that enforces this.
 
     Args:
-        clip_norm: C, > 0.
-        noise_multiplier: z, > 0; the whole run costs what one Gaussian release of multiplier z does. None: what
-            ``epsilon`` takes.
-        epsilon: the run stops before it passes this; None: no limit.
+        clip_norm: C, the L2 bound on an update, > 0.
+        noise_multiplier: z, > 0; the whole run costs as much as one Gaussian release with multiplier z. None for the
+            smallest value that satisfies ``epsilon``.
+        epsilon: budget; the run stops before it exceeds this. None for no limit.
         delta: in (0, 1), below 1 over the number of clients.
-        matrix: ``tree`` (binary tree of partial sums; needs no JAX), ``banded`` (Toeplitz with optimal coefficients)
-            or ``blt`` (buffered linear Toeplitz: two or three buffers instead of ``bands``); both from jax-privacy.
+        matrix: ``tree`` (binary tree of partial sums), ``banded`` (Toeplitz with optimal coefficients) or ``blt``
+            (buffered linear Toeplitz: two or three buffers instead of ``bands``). ``banded`` and ``blt`` need JAX and
+            jax-privacy; ``tree`` needs neither.
         separation: rounds from one participation of a client to its next, >= 1.
-        bands: of ``banded``; None: ``separation``, or the number of rounds if that is less; at least 2.
+        bands: number of bands for ``banded``, >= 2; None for the smaller of ``separation`` and the number of rounds.
 
-    *Guarantees*: (epsilon, delta) as the ledger says for one client more or less (its updates count as zero), for all
-    models. Stopping early costs less: what t rounds release is a prefix, whose sensitivity is that of t rows.
+    *Guarantees*: all models are (epsilon, delta)-private, with the values of the ledger. The adjacency is one client
+    added or removed; the updates of a removed client count as zero. A run that stops early costs less, because the
+    sensitivity of the first t rounds is smaller.
 
     References: Kairouz, McMahan, Song, Thakkar, Thakurta, Xu, *Practical and Private (Deep) Learning without Sampling
     or Shuffling*, ICML 2021, arXiv:2103.00039; Choquette-Choo et al., *(Amplified) Banded Matrix Factorization*,
@@ -98,7 +101,7 @@ def ftrl(
     2024, arXiv:2408.08868.
 
     Raises:
-        SettingError: a number is out of range (NaN is).
+        SettingError: A number is out of range, or is NaN.
     """
     require_clip_norm(clip_norm)
     budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
@@ -112,7 +115,7 @@ def ftrl(
 
 @dataclass(frozen=True, kw_only=True)
 class FtrlSettings:
-    """What `ftrl` was given, checked."""
+    """The checked arguments of `ftrl`."""
 
     clip_norm: float
     calibration: NoiseCalibration
@@ -122,21 +125,32 @@ class FtrlSettings:
 
 
 def noise_correlation(matrix: str, *, rounds: int, separation: int, bands: int | None = None) -> NoiseCorrelation:
-    """Tree aggregation, or a matrix that jax-privacy optimises for the planned rounds.
+    """Return tree aggregation, or a matrix that jax-privacy optimizes for the planned rounds.
+
+    Args:
+        matrix: ``tree``, ``banded`` or ``blt``.
+        rounds: number of planned rounds, >= 1.
+        separation: rounds from one participation of a client to its next, >= 1.
+        bands: number of bands for ``banded``; None for the default of `ftrl`.
 
     Raises:
-        MissingExtra: ``banded`` or ``blt``, and jax-privacy is not installed.
+        MissingExtra: ``matrix`` is ``banded`` or ``blt``, and jax-privacy is not installed.
     """
     if matrix == "tree":
         return _tree(rounds, separation)
     if matrix == "blt":
-        return _buffered(rounds, separation)
+        return _buffered_toeplitz(rounds, separation)
     width = min(max(2, bands or separation), rounds)
     return toeplitz_correlation(_optimal_bands(rounds, width), separation)
 
 
 def toeplitz_correlation(coefficients: np.ndarray, separation: int) -> NoiseCorrelation:
-    """Noise ``C^-1 xi`` for a banded lower triangular Toeplitz matrix with these first entries of a column."""
+    """Return the noise ``C^-1 xi`` of a banded lower triangular Toeplitz matrix C.
+
+    Args:
+        coefficients: first entries of the first column of C; the other entries are 0.
+        separation: rounds from one participation of a client to its next, >= 1.
+    """
     coefficients = np.asarray(coefficients, np.float64)
     num_buffers = len(coefficients) - 1
 
@@ -148,9 +162,12 @@ def toeplitz_correlation(coefficients: np.ndarray, separation: int) -> NoiseCorr
 
 
 def toeplitz_sensitivity(coefficients: np.ndarray, separation: int, rounds: int) -> float:
-    """The norm of ``C u`` for the worst participations u that lie ``separation`` rounds apart.
+    """Return the largest norm of ``C u`` over participations u that are at least ``separation`` rounds apart.
 
-    For coefficients that are >= 0 and do not increase the worst is to take part in rounds 1, 1 + separation, ...
+    If the coefficients are >= 0 and do not increase, the maximum is at the rounds 1, 1 + separation, ...
+
+    Raises:
+        FedlearnError: The coefficients are negative or increase.
 
     Reference: Kalinin, Lampert, *Banded Square Root Matrix Factorization for Differentially Private Model Training*,
     NeurIPS 2024, arXiv:2405.13763, Theorem 2.
@@ -164,11 +181,11 @@ def toeplitz_sensitivity(coefficients: np.ndarray, separation: int, rounds: int)
 
 
 def _tree(rounds: int, separation: int) -> NoiseCorrelation:
-    """The t-th prefix carries the noise of the nodes that make up the binary digits of t."""
+    """Return tree aggregation. Prefix t has the noise of the tree nodes that are the binary digits of t."""
     height = ceil(log2(rounds + 1))
 
     def draw(round: int, fresh_D: np.ndarray, buffers_BD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        level = (round & -round).bit_length() - 1  # the node that is finished now, in place of those below it
+        level = (round & -round).bit_length() - 1  # round t completes this node, which replaces the nodes below it
         after_BD = buffers_BD.copy()
         after_BD[:level], after_BD[level] = 0, fresh_D
         return fresh_D - buffers_BD[:level].sum(axis=0), after_BD
@@ -177,17 +194,18 @@ def _tree(rounds: int, separation: int) -> NoiseCorrelation:
 
 
 def tree_sensitivity(separation: int, rounds: int) -> float:
-    """Of all nodes that t rounds touch: one on each of ``ceil(log2(t + 1))`` levels for a client that takes part once.
+    """Return an upper bound on the L2 sensitivity of all tree nodes of the first ``rounds`` rounds.
 
-    A client that takes part k times moves a node on level l by at most ``m_l = min(k, ceil(2^l / separation))``, and
-    all nodes of the level together by k, so that their squares sum to at most ``k m_l``.
+    A client that takes part once changes one node on each of ``ceil(log2(t + 1))`` levels. A client that takes part k
+    times moves a node on level l by at most ``m_l = min(k, ceil(2^l / separation))``. It moves all nodes of the
+    level together by k, so the squares sum to at most ``k m_l``.
     """
     times = ceil(rounds / separation)
     levels = range(ceil(log2(rounds + 1)))
     return sqrt(sum(times * min(times, ceil(2**level / separation)) for level in levels))
 
 
-def _buffered(rounds: int, separation: int) -> NoiseCorrelation:
+def _buffered_toeplitz(rounds: int, separation: int) -> NoiseCorrelation:
     matrix = _optimal_buffers(rounds, separation)
     decay_B1, scale_B = np.asarray(matrix.buf_decay, np.float64)[:, None], np.asarray(matrix.output_scale, np.float64)
     powers_BT = decay_B1 ** np.arange(rounds - 1)
@@ -201,14 +219,20 @@ def _buffered(rounds: int, separation: int) -> NoiseCorrelation:
 
 
 def _optimal_bands(rounds: int, bands: int) -> np.ndarray:
-    """Coefficients of least mean error over prefix sums; made to not increase, which the last digits may."""
+    """Return the coefficients with the least mean error over prefix sums.
+
+    The optimizer's last digits may increase, so the coefficients are made monotone.
+    """
     factorization = _matrix_factorization()
-    found = np.asarray(factorization.toeplitz.optimize_banded_toeplitz(n=rounds, bands=bands), np.float64)
-    return np.minimum.accumulate(np.maximum(found, 0.0))
+    coefficients = np.asarray(factorization.toeplitz.optimize_banded_toeplitz(n=rounds, bands=bands), np.float64)
+    return np.minimum.accumulate(np.maximum(coefficients, 0.0))
 
 
 def _optimal_buffers(rounds: int, separation: int) -> Any:
-    """Of least largest error over prefix sums. At 200 rounds a third buffer gains less than 1 %, and takes as long."""
+    """Return the buffers with the least maximal error over prefix sums.
+
+    Up to 200 rounds two buffers are used: a third one gains less than 1 % and costs time.
+    """
     times, buffers = ceil(rounds / separation), 2 if rounds <= 200 else 3
     return _matrix_factorization().buffered_toeplitz.optimize(
         n=rounds,
@@ -225,7 +249,7 @@ def _matrix_factorization() -> Any:
         from jax_privacy import matrix_factorization
         from jax_privacy.matrix_factorization import buffered_toeplitz, toeplitz  # noqa: F401
     except ImportError as missing:
-        raise MissingExtra("privacy.matrix=banded or blt (privacy.matrix=tree does without)", "ftrl") from missing
+        raise MissingExtra("privacy.matrix=banded or blt (privacy.matrix=tree needs no JAX)", "ftrl") from missing
     return matrix_factorization
 
 
@@ -235,7 +259,7 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     refuse_extra_uploads(strategy, "ftrl")
     law = strategy.select.law
     known = law is not None and law.kind in ("all", "fixed_size", "min_separation")
-    reason = "privacy=ftrl draws cohorts of a fixed size from those who have waited, in place of this selector"
+    reason = "privacy=ftrl replaces the selector by cohorts of a fixed size, but this selector has no fixed size"
     refuse_if(not known, reason, "a strategy with clients_per_round")
 
 
@@ -244,58 +268,62 @@ def _protect(
 ) -> tuple[Strategy, LocalSettings]:
     law, rounds, separation = strategy.select.law, population.rounds, settings.separation
     assert law is not None
-    asked = int(population.num_clients if law.kind == "all" else law.size or 0)
-    most = population.num_clients // separation
+    cohort = int(population.num_clients if law.kind == "all" else law.size or 0)
+    max_cohort = population.num_clients // separation
     name = "strategy.clients_per_round"
-    reason = f"at most {most}: of {population.num_clients} clients one in {separation} has its turn in a round"
-    if asked > most:
-        raise SettingError(name, asked, reason, f"{name}={most}" if most else "a smaller privacy.separation")
+    expected = (
+        f"at most {max_cohort}, because one in {separation} of the {population.num_clients} clients may take part"
+    )
+    if cohort > max_cohort:
+        raise SettingError(
+            name, cohort, expected, f"{name}={max_cohort}" if max_cohort else "a smaller privacy.separation"
+        )
 
     def planned(noise: float) -> list[EventHistory]:
         return [event_history({Event(noise): 1})]
 
     noise = settings.calibration.resolve_noise_multiplier(planned)
     correlated = noise_correlation(settings.matrix, rounds=rounds, separation=separation, bands=settings.bands)
-    stage = _stage(settings.clip_norm, noise, asked, correlated, rounds)
+    stage = _stage(settings.clip_norm, noise, cohort, correlated, rounds)
     return replace_parts(
         strategy,
-        select=min_separation(asked, separation),
+        select=min_separation(cohort, separation),
         stages=(*strategy.stages, stage),
-        aggregate=expected_mean(asked),
-        privacy_guarantee=_promise(settings, noise, correlated, population),
+        aggregate=expected_mean(cohort),
+        privacy_guarantee=_guarantee(settings, noise, correlated, population),
     ), local
 
 
 def _stage(clip_norm: float, noise: float, cohort: int, correlated: NoiseCorrelation, rounds: int) -> Stage:
     std = noise * correlated.sensitivity(rounds) * clip_norm / cohort
 
-    def clip(update: Array, memory: State, context: Context) -> tuple[Array, State]:
-        return clip_finite(update, clip_norm), memory
+    def clip(update: Array, state: State, context: Context) -> tuple[Array, State]:
+        return clip_finite(update, clip_norm), state
 
-    def add_noise(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        if context.round > rounds or not np.isclose(float(memory["std"][0]), std, rtol=1e-6):
-            reason = "noise that is correlated over rounds was planned for another number of rounds than now"
-            raise FedlearnError(f"privacy=ftrl: {reason} ({rounds})\n  try       the rounds that the run began with")
+    def add_noise(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
+        if context.round > rounds or not np.isclose(float(state["std"][0]), std, rtol=1e-6):
+            reason = f"the run was planned for another number of rounds than {rounds}, on which the noise depends"
+            raise FedlearnError(f"privacy=ftrl: {reason}\n  try       the number of rounds at the start of the run")
         fresh_D = standard_normals(update_D.shape, context)
-        noise_D, buffers_BD = correlated.draw(context.round, fresh_D, np.asarray(memory["buffers"]))
-        return add_gaussian_noise(update_D, noise_D, std), {**memory, "buffers": buffers_BD}
+        noise_D, buffers_BD = correlated.draw(context.round, fresh_D, np.asarray(state["buffers"]))
+        return add_gaussian_noise(update_D, noise_D, std), {**state, "buffers": buffers_BD}
 
-    def first(layout: Layout) -> State:
+    def init(layout: Layout) -> State:
         return {"buffers": np.zeros((correlated.num_buffers, layout.num_parameters)), "std": np.array([std])}
 
-    server = Transform(update=add_noise, init=first)
+    server = Transform(update=add_noise, init=init)
     return Stage(
         client=Transform(update=clip), server=server, event=Event(noise), is_nonexpansive=True, has_norm_bound=True
     )
 
 
-def _promise(
+def _guarantee(
     settings: FtrlSettings, noise: float, correlated: NoiseCorrelation, population: Population
 ) -> PrivacyGuarantee:
     delta, whole = settings.calibration.delta, correlated.sensitivity(population.rounds)
 
     def charge(ledger: Ledger, release: Release) -> Ledger:
-        """All rounds together are one Gaussian release; of its first t rows a client moves less."""
+        """Replace all events by one Gaussian release, with the smaller sensitivity of the rounds so far."""
         return ledger.replace_federation(Event(noise * whole / correlated.sensitivity(release.round)))
 
     return PrivacyGuarantee(
@@ -304,7 +332,7 @@ def _promise(
         max_epsilon=settings.calibration.epsilon,
         kind="ftrl",
         unit="client",
-        adjacency="one client more or less",
+        adjacency="one client added or removed",
         sampling=f"none assumed; a client waits {settings.separation} rounds, which the selector enforces",
         delta=delta,
         noise_multiplier=noise,
@@ -314,7 +342,7 @@ def _promise(
         not_covered=(
             EVALUATION_NOT_COVERED,
             FAILURES_NOT_COVERED,
-            "a server that looks at single updates before it adds them up",
+            "a server that reads single updates before it adds them",
         ),
         warnings=tuple(delta_warnings(delta, population.num_clients)),
     )

@@ -1,4 +1,4 @@
-"""Example-level differential privacy: clients train with DP-SGD, and each pays for its own steps."""
+"""Example-level differential privacy: clients train with DP-SGD, and each client pays for its own steps."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ def example(
     """Protect each example at each client against everyone except the client that holds it.
 
     A client of N examples draws Poisson batches of rate ``q = min(1, batch_size / N)`` and takes
-    ``epochs * ceil(N / batch_size)`` steps a round (or ``steps``). It pays for all steps of all rounds that it took
-    part in, and for those only: clients hold different examples, so the claim for the federation is the largest epsilon
-    of a client, not the sum, and the choice of clients amplifies nothing.
+    ``epochs * ceil(N / batch_size)`` steps per round (or ``steps``). It pays for all steps of its own rounds only.
+    Clients hold different examples, so the epsilon of the federation is the largest epsilon of a client, not the sum.
+    Client selection gives no amplification.
 
     Args:
-        clip: L2 bound on an example's gradient, > 0.
-        noise_multiplier: noise on the sum of clipped gradients over ``clip``, > 0; None: what ``epsilon`` takes for the
-            client that it costs most, were that to take part in every planned round.
-        epsilon: the run stops before a client passes this; None: no limit.
+        clip: L2 bound on the gradient of an example, > 0.
+        noise_multiplier: standard deviation of the noise on the sum of clipped gradients divided by ``clip``, > 0. None
+            for the smallest value that satisfies ``epsilon`` if the most expensive client takes part in every planned
+            round.
+        epsilon: budget; the run stops before a client exceeds this. None for no limit.
         delta: in (0, 1), below 1 over the number of examples of a client.
 
-    *Guarantees*: (epsilon, delta) for adding or removing one example, for all that a client sends, as trained by a
-    trainer that keeps the contract of `fedlearn.ExampleDP`. Numbers of examples are taken as public.
+    *Guarantees*: all that a client sends is (epsilon, delta)-private for adding or removing one example, if its trainer
+    keeps the contract of `fedlearn.ExampleDP`. The numbers of examples count as public.
 
     Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.
 
     Raises:
-        SettingError: a number is out of range (NaN is).
+        SettingError: A number is out of range, or is NaN.
     """
     ExampleDP(clip=clip)
     require_clip_norm(clip)
@@ -62,17 +63,16 @@ def example(
 
 
 def sampling_rate(local: LocalSettings, num_examples: int) -> float:
-    """The probability with which an example is in a batch."""
+    """Return the probability that a batch contains an example, in (0, 1]."""
     return min(1.0, local.batch_size / num_examples)
 
 
 def _refuse(strategy: Strategy, local: LocalSettings) -> None:
-    given = local.example_dp is not None
-    reason = "privacy=example sets local.example_dp itself, so that what is trained is what is accounted for"
-    refuse_if(given, reason, "privacy.clip=... privacy.noise_multiplier=...")
-    reason = "privacy=example accounts for the steps of local.epochs, but this strategy takes others besides"
+    reason = "privacy=example sets local.example_dp itself, so that training and ledger use the same noise"
+    refuse_if(local.example_dp is not None, reason, "privacy.clip=... privacy.noise_multiplier=...")
+    reason = "privacy=example accounts for the steps of local.epochs, but this strategy takes further steps"
     refuse_if(bool(strategy.local.personal_epochs), reason, "strategy=fedper, or privacy=central")
-    reason = "privacy=example clips gradients of the task's own loss, but this strategy trains with another"
+    reason = "privacy=example clips gradients of the loss of the task, but this strategy trains with another loss"
     changed = strategy.local.adjust_logits is not None or strategy.local.feature_penalty is not None
     refuse_if(changed, reason, "strategy=fedavg, or privacy=central")
 
@@ -82,7 +82,7 @@ def _protect(
 ) -> tuple[Strategy, LocalSettings]:
     sizes = _sizes(population) if budget.epsilon is not None else ()
     if budget.epsilon is not None and not sizes:
-        expected = "null where nobody knows how many examples clients have: their sampling rates depend on it"
+        expected = "null if the numbers of examples are unknown, because the sampling rates depend on them"
         raise SettingError(
             "privacy.epsilon", budget.epsilon, expected, "privacy.epsilon=null privacy.noise_multiplier=1"
         )
@@ -94,12 +94,12 @@ def _protect(
 
     noise = budget.resolve_noise_multiplier(planned)
     private = replace(local, example_dp=ExampleDP(clip=clip, noise_multiplier=noise))
-    promise = _promise(clip, noise, budget, private, population)
-    return replace_parts(strategy, privacy_guarantee=promise), private
+    guarantee = _guarantee(clip, noise, budget, private, population)
+    return replace_parts(strategy, privacy_guarantee=guarantee), private
 
 
 def _sizes(population: Population) -> tuple[int, ...]:
-    """The numbers of examples that clients have, each once."""
+    """Return the distinct numbers of examples of the clients, ascending, without 0."""
     if population.num_examples_of is None:
         return ()
     return tuple(sorted({population.num_examples_of(client) for client in population.clients} - {0}))
@@ -110,7 +110,7 @@ def _event(local: LocalSettings, noise: float, num_examples: int) -> Event:
     return Event(noise, "poisson", rate) if rate < 1 else Event(noise)
 
 
-def _promise(
+def _guarantee(
     clip: float, noise: float, budget: NoiseCalibration, local: LocalSettings, population: Population
 ) -> PrivacyGuarantee:
     delta, size_of = budget.delta, population.num_examples_of
@@ -123,7 +123,7 @@ def _promise(
             release.clients, release.num_examples or (), release.num_steps or (), strict=release.num_steps is not None
         )
         charges = {client: cost(size, steps) for client, size, steps in reported}
-        if size_of is not None:  # those who have not said, before the round and where a reply was lost
+        if size_of is not None:  # clients without a response: before the round, or if the response was lost
             expected = {
                 client: size_of(client) for client in (*release.clients, *release.dropouts) if client not in charges
             }
@@ -137,18 +137,18 @@ def _promise(
         withheld=frozenset({"metrics"}),
         kind="example",
         unit="example",
-        adjacency="one example more or less",
-        sampling="Poisson batches at each client; the client that pays most is told",
+        adjacency="one example added or removed",
+        sampling="Poisson batches at each client; the largest epsilon of a client is reported",
         delta=delta,
         noise_multiplier=noise,
         clip_norm=clip,
         clip="per example",
-        not_covered=(EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED, "how many examples each client has"),
+        not_covered=(EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED, "the number of examples of each client"),
         warnings=tuple(_warnings(delta, population)),
     )
 
 
 def _warnings(delta: float, population: Population) -> list[str]:
-    """Against the client with the most examples, for whom a delta is hardest to keep small."""
-    few = population.num_examples_of is not None and population.num_clients <= MAX_COUNTED_CLIENTS
-    return delta_warnings(delta, max(_sizes(population), default=1)) if few else []
+    """Return the warnings for the client with the most examples, which needs the smallest delta."""
+    is_counted = population.num_examples_of is not None and population.num_clients <= MAX_COUNTED_CLIENTS
+    return delta_warnings(delta, max(_sizes(population), default=1)) if is_counted else []

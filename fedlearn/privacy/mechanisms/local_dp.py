@@ -1,6 +1,6 @@
-"""Local differential privacy: each client noises its own update, so that nobody need be trusted with it.
+"""Local differential privacy: each client adds noise to its own update, so no trust in the server is needed.
 
-Shapes: K clients in a block, D parameters laid flat.
+Shapes: K clients in a block, D parameters.
 """
 
 from __future__ import annotations
@@ -41,22 +41,24 @@ def local(
 ) -> Mechanism:
     """Return local privacy: each upload is ``clip(delta_k, C) + N(0, (z C)^2 I)``. Later steps cost nothing more.
 
-    Any data of a client may be replaced by any other, which moves a clipped update by up to ``2 C``: an upload costs
-    what a Gaussian mechanism with multiplier ``z / 2`` does (exactly, not by the classical formula, which only holds
-    below epsilon 1), composed over the rounds that the client took part in.
+    Replacing the data of a client moves its clipped update by up to ``2 C``. So an upload costs as much as a Gaussian
+    mechanism with multiplier ``z / 2``. This cost is exact; the classical formula holds only below epsilon 1. The costs
+    compose over the rounds in which the client takes part.
 
     Args:
-        clip_norm: C, > 0.
-        noise_multiplier: z, > 0; None: what ``epsilon`` takes for a client that takes part in every planned round.
-        epsilon: of one client in the whole run; it stops before a client passes this. None: no limit.
+        clip_norm: C, the L2 bound on an update, > 0.
+        noise_multiplier: z, the standard deviation of the noise divided by C, > 0; None for the smallest value that
+            satisfies ``epsilon`` for a client that takes part in every planned round.
+        epsilon: budget of each client for the whole run; the run stops before a client exceeds it. None for no limit.
         delta: in (0, 1).
 
-    *Guarantees*: (epsilon, delta) for each client against everyone, the server included; the ledger tells the largest.
+    *Guarantees*: the uploads of each client are (epsilon, delta)-private against all others, including the server. The
+    ledger reports the largest epsilon of a client.
 
     References: Balle, Wang, *Improving the Gaussian Mechanism for Differential Privacy*, ICML 2018, arXiv:1805.06530.
 
     Raises:
-        SettingError: a number is out of range (NaN is).
+        SettingError: A number is out of range, or is NaN.
     """
     require_clip_norm(clip_norm)
     budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
@@ -67,7 +69,7 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     refuse_example_dp(local, "local")
     refuse_extra_uploads(strategy, "local")
     weighted = strategy.aggregate.is_sum and strategy.aggregate.sensitivity is None
-    reason = "privacy=local keeps example counts at the clients, so that nothing can be weighted by them"
+    reason = "privacy=local keeps example counts at the clients, so the server cannot weight updates by them"
     refuse_if(weighted, reason, "strategy.weighting=equal")
 
 
@@ -78,21 +80,21 @@ def _protect(
         return [event_history({Event(noise / 2): population.rounds})]
 
     noise = budget.resolve_noise_multiplier(planned)
-    stage = _noised_at_the_client(clip_norm, noise * clip_norm)
-    promise = _promise(clip_norm, noise, budget, population)
-    return replace_parts(strategy, stages=(*strategy.stages, stage), privacy_guarantee=promise), local
+    stage = _client_noise_stage(clip_norm, noise * clip_norm)
+    guarantee = _guarantee(clip_norm, noise, budget, population)
+    return replace_parts(strategy, stages=(*strategy.stages, stage), privacy_guarantee=guarantee), local
 
 
-def _noised_at_the_client(bound: float, std: float) -> Stage:
-    def clip_and_noise(update_KD: Array, memory: State, context: Context) -> tuple[Array, State]:
+def _client_noise_stage(bound: float, std: float) -> Stage:
+    def clip_and_noise(update_KD: Array, state: State, context: Context) -> tuple[Array, State]:
         clients, num_parameters = context.clients_K.tolist(), update_KD.shape[-1]
         draws_KD = np.stack([standard_normals((num_parameters,), context, client=client) for client in clients])
-        return add_gaussian_noise(clip_finite(update_KD, bound), draws_KD, std), memory
+        return add_gaussian_noise(clip_finite(update_KD, bound), draws_KD, std), state
 
     return Stage(client=Transform(update=clip_and_noise))
 
 
-def _promise(clip_norm: float, noise: float, budget: NoiseCalibration, population: Population) -> PrivacyGuarantee:
+def _guarantee(clip_norm: float, noise: float, budget: NoiseCalibration, population: Population) -> PrivacyGuarantee:
     event, delta = Event(noise / 2), budget.delta
 
     def charge(ledger: Ledger, release: Release) -> Ledger:
@@ -106,7 +108,7 @@ def _promise(clip_norm: float, noise: float, budget: NoiseCalibration, populatio
         unit="client",
         neighbors=Neighbors.REPLACE,
         adjacency="one client's data replaced",
-        sampling="none assumed; each client pays for the rounds it took part in, the largest is told",
+        sampling="none assumed; each client pays for its rounds, and the largest epsilon is reported",
         delta=delta,
         noise_multiplier=noise,
         clip_norm=clip_norm,

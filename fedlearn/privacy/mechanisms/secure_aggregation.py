@@ -1,4 +1,4 @@
-"""Updates that only their sum shows: secure aggregation alone, and with noise that clients add together."""
+"""Secure aggregation, which shows only the sum of the updates, with or without noise from the clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedlearn.privacy.mechanisms.base import (
 )
 from fedlearn.privacy.secagg.masked_sum import NOISES, Masking
 
-PROVISIONAL_NOISE_MULTIPLIER = 1e-3  # noise multiplier with which settings are checked before the real one is known
+PROVISIONAL_NOISE_MULTIPLIER = 1e-3  # for the check of the settings, before the noise is calibrated
 
 
 def secagg(
@@ -43,25 +43,25 @@ def secagg(
 
     Args:
         clip_norm: L2 bound on an update, > 0; longer updates are scaled down. It also sets the scale of the integers.
-        bits: of one parameter of one client, sign included; rounding is to the nearest multiple of
-            ``clip_norm / 2**(bits - 1)``.
-        threshold: the fewest clients whose sum may be opened, more than half of the cohort; None takes the smallest
-            such number. A round with fewer is lost.
-        cohort: clients that a round asks, at most; None takes it from the strategy.
-        modulus_bits: of the integers that travel: 16, 32 or 64.
-        protocol: in a simulation, ``sum`` adds integers without masks, ``full`` runs the real protocol. The sum is the
-            same, bit for bit.
+        bits: bits of one parameter of one client, including the sign, in [2, 48]. Values are rounded to the nearest
+            multiple of ``clip_norm / 2**(bits - 1)``.
+        threshold: smallest number of clients in a sum that may be opened, more than half of the cohort; None for the
+            smallest such number. A round with fewer clients fails.
+        cohort: largest number of clients per round, >= 2; None for the number of the strategy.
+        modulus_bits: bits of the transmitted integers: 16, 32 or 64.
+        protocol: in a simulation, ``sum`` adds integers without masks; ``full`` runs the real protocol. Both give the
+            same sum, bit for bit.
 
-    *Guarantees*: the sum is exact; settings with which it could wrap around are refused; every client that delivers
-    counts the same. There is no differential privacy: the mean itself may tell about a client.
+    *Guarantees*: the sum is exact, and all responding clients have equal weight. Settings with which the sum could wrap
+    around raise an error. There is no differential privacy: the mean itself may reveal information about a client.
 
     Raises:
-        SettingError: a setting is out of range, or sums could wrap around.
-        MissingExtra: ``protocol=full`` without the cryptography it needs.
+        SettingError: A setting is out of range, or sums could wrap around.
+        MissingExtra: The cryptography for ``protocol=full`` is not installed.
 
     Reference: Bonawitz et al., *Practical Secure Aggregation for Privacy-Preserving Machine Learning*, CCS 2017.
     """
-    masked = Masking(
+    masking = Masking(
         clip_norm=clip_norm,
         bits=bits,
         threshold=threshold,
@@ -69,7 +69,7 @@ def secagg(
         modulus_bits=modulus_bits,
         protocol=protocol,
     )
-    return Mechanism(validate=partial(_refuse, "secagg"), protect=partial(_mask, masked), kind="secagg")
+    return Mechanism(validate=partial(_refuse, "secagg"), protect=partial(_protect_with_masks, masking), kind="secagg")
 
 
 def distributed(
@@ -86,37 +86,40 @@ def distributed(
     flatten: float = 1.0,
     protocol: str = "sum",
 ) -> Mechanism:
-    """Return distributed differential privacy: under secure aggregation, the noise of the clients adds up to central
-    noise.
+    """Return distributed differential privacy: secure aggregation, in which the noise of the clients adds up.
 
-    Each client clips to ``clip_norm``, rounds at random under a bound on the norm, and adds integer noise of
-    ``noise_multiplier * bound / sqrt(threshold)``: the noise in the smallest sum that may be opened is enough.
+    Each client clips its update to ``clip_norm`` and rounds it at random, with a bound on the norm. It then adds
+    integer noise with standard deviation ``noise_multiplier * bound / sqrt(threshold)``. So the smallest sum that may
+    be opened has enough noise.
 
     Args:
-        clip_norm: as in `secagg`.
-        noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients, over the bound, > 0;
-            None: what ``epsilon`` takes for the planned rounds.
-        epsilon: the run stops before a client passes this; None: no limit.
+        clip_norm: L2 bound on an update, > 0; see `secagg`.
+        noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients divided by the bound, > 0;
+            None for the smallest value that satisfies ``epsilon`` for the planned rounds.
+        epsilon: budget; the run stops before a client exceeds this. None for no limit.
         delta: in (0, 1), below 1 over the number of clients.
-        noise: ``skellam`` or ``discrete_gaussian``.
-        bits: as in `secagg`; rounding is random, and right on average. 14 serve models of up to five million
-            parameters, each bit more four times as many; noise is coarser than either.
-        threshold: as in `secagg`.
-        cohort: as in `secagg`; also the divisor of the sum, for any number of answers.
-        modulus_bits: as in `secagg`.
-        flatten: 1 for none; more rotates updates at random, so that each parameter is at most ``clip_norm / flatten``
-            but for an event of probability 1e-9 (the rest is cut off), and as many bits make a scale so much finer.
-        protocol: as in `secagg`.
+        noise: distribution of the noise, ``skellam`` or ``discrete_gaussian``.
+        bits: bits of one parameter, in [2, 48]; see `secagg`. Rounding is random and unbiased. 14 bits are enough for
+            models of up to five million parameters; each additional bit allows four times as many. The noise is coarser
+            than the rounding.
+        threshold: smallest number of clients in a sum; see `secagg`.
+        cohort: largest number of clients per round; see `secagg`. It is also the divisor of the sum, for any number of
+            responses.
+        modulus_bits: bits of the transmitted integers; see `secagg`.
+        flatten: factor >= 1 by which rotated parameters are smaller than ``clip_norm``; 1 for no rotation. A random
+            rotation keeps each parameter below ``clip_norm / flatten``, except with probability 1e-9; larger values are
+            clipped. The same bits then give a scale that is finer by this factor.
+        protocol: ``sum`` or ``full``; see `secagg`.
 
-    *Guarantees*: any sum that can be opened is differentially private against all who see it, server included, for
-    one client's update, or zero in its place. On real nodes noise comes from the operating system's entropy. Renyi
-    divergences at whole orders give the cost, without amplification: the server knows the cohort. Each client pays for
-    the rounds that it took part in; the ledger tells the largest cost.
+    *Guarantees*: any sum that can be opened is differentially private against all who see it, including the server. The
+    adjacency is one client's update replaced by zero. On real nodes noise comes from the operating system's entropy.
+    Renyi divergences at whole orders give the cost. There is no amplification, because the server knows the cohort.
+    Each client pays for its own rounds; the ledger reports the largest cost.
 
     Raises:
-        SettingError: a setting is out of range; or, when applied to a strategy, a client's noise would be below one
-            integer or beyond what can be drawn, or sums could wrap around.
-        MissingExtra: the cryptography for random numbers is not installed.
+        SettingError: A setting is out of range. `Mechanism.protect` also raises it if sums could wrap around, or if a
+            client's noise is below one integer or too large to sample.
+        MissingExtra: The cryptography for random numbers is not installed.
 
     References: Kairouz, Liu, Steinke, *The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
     Aggregation*, ICML 2021, arXiv:2102.06387; Agarwal, Kairouz, Liu, *The Skellam Mechanism for Differentially Private
@@ -124,7 +127,7 @@ def distributed(
     """
     budget = NoiseCalibration(noise_multiplier=noise_multiplier, epsilon=epsilon, delta=delta)
     require(noise in NOISES, "noise", noise, f"one of {', '.join(NOISES)}", "noise=skellam")
-    masked = Masking(
+    masking = Masking(
         clip_norm=clip_norm,
         noise_multiplier=noise_multiplier or PROVISIONAL_NOISE_MULTIPLIER,
         noise=noise,
@@ -136,7 +139,9 @@ def distributed(
         protocol=protocol,
     )
     return Mechanism(
-        validate=partial(_refuse, "distributed"), protect=partial(_noise, masked, budget), kind="distributed"
+        validate=partial(_refuse, "distributed"),
+        protect=partial(_protect_with_noise, masking, budget),
+        kind="distributed",
     )
 
 
@@ -146,59 +151,61 @@ def _refuse(kind: str, strategy: Strategy, local: LocalSettings) -> None:
     refuse_extra_uploads(strategy, kind)
 
 
-def _mask(
-    masked: Masking, strategy: Strategy, local: LocalSettings, population: Population
+def _protect_with_masks(
+    masking: Masking, strategy: Strategy, local: LocalSettings, population: Population
 ) -> tuple[Strategy, LocalSettings]:
-    size = masked.cohort_size(strategy, population.num_clients)
-    quorum = masked.threshold_of(size)
-    promise = PrivacyGuarantee(
+    size = masking.cohort_size(strategy, population.num_clients)
+    threshold = masking.threshold_of(size)
+    guarantee = PrivacyGuarantee(
         kind="secagg",
-        adjacency=f"only sums of {quorum} clients or more can be opened",
+        adjacency=f"only sums of at least {threshold} clients can be opened",
         charge=lambda ledger, release: ledger,
         epsilon_of=lambda ledger: None,
-        **_shared_parts(masked, size),
+        **_shared_parts(masking, size),
     )
-    return replace_parts(masked.protect(strategy, num_clients=population.num_clients), privacy_guarantee=promise), local
+    protected = masking.protect(strategy, num_clients=population.num_clients)
+    return replace_parts(protected, privacy_guarantee=guarantee), local
 
 
-def _noise(
-    masked: Masking, budget: NoiseCalibration, strategy: Strategy, local: LocalSettings, population: Population
+def _protect_with_noise(
+    masking: Masking, budget: NoiseCalibration, strategy: Strategy, local: LocalSettings, population: Population
 ) -> tuple[Strategy, LocalSettings]:
-    size = masked.cohort_size(strategy, population.num_clients)
+    size = masking.cohort_size(strategy, population.num_clients)
 
     def event_of(noise: float) -> RenyiEvent:
-        """Return the divergences of whole orders, which are proved to be at most those of this Gaussian noise."""
-        z = replace(masked, noise_multiplier=noise).smallest_noisy_sum(size).equivalent_noise_multiplier
+        """Return the divergences at whole orders. Those of the equivalent Gaussian noise are proven upper bounds."""
+        z = replace(masking, noise_multiplier=noise).smallest_noisy_sum(size).equivalent_noise_multiplier
         return RenyiEvent(WHOLE_ORDERS, tuple(order / (2 * z**2) for order in WHOLE_ORDERS))
 
     def planned(noise: float) -> Sequence[EventHistory]:
         return [event_history({event_of(noise): population.rounds})]
 
     noise = budget.resolve_noise_multiplier(planned)
-    masked, event = replace(masked, noise_multiplier=noise), event_of(noise)
+    masking, event = replace(masking, noise_multiplier=noise), event_of(noise)
 
     def charge(ledger: Ledger, release: Release) -> Ledger:
         return ledger.charge_clients(dict.fromkeys((*release.clients, *release.dropouts), (event, 1)))
 
-    promise = PrivacyGuarantee(
+    guarantee = PrivacyGuarantee(
         kind="distributed",
-        adjacency="one client's update, or zero in its place",
+        adjacency="one client's update replaced by zero",
         charge=charge,
         epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=budget.delta),
         max_epsilon=budget.epsilon,
         delta=budget.delta,
         noise_multiplier=noise,
         warnings=tuple(delta_warnings(budget.delta, population.num_clients)),
-        **_shared_parts(masked, size),
+        **_shared_parts(masking, size),
     )
-    return replace_parts(masked.protect(strategy, num_clients=population.num_clients), privacy_guarantee=promise), local
+    protected = masking.protect(strategy, num_clients=population.num_clients)
+    return replace_parts(protected, privacy_guarantee=guarantee), local
 
 
-def _shared_parts(masked: Masking, size: int) -> dict[str, Any]:
-    revealed = "the sums themselves" if masked.noise is None else "who takes part"
+def _shared_parts(masking: Masking, size: int) -> dict[str, Any]:
+    revealed = "the sums themselves" if masking.noise is None else "the ids of the participating clients"
     return {
         "unit": "client",
-        "clip_norm": masked.clip_norm,
-        "threshold": masked.threshold_of(size),
+        "clip_norm": masking.clip_norm,
+        "threshold": masking.threshold_of(size),
         "not_covered": (EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED, revealed),
     }
