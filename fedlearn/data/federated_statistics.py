@@ -104,7 +104,7 @@ class Noise:
 
     @property
     def sensitivity(self) -> float:
-        """Largest L2 change of the released numbers, in their own units, when one record is added or removed.
+        """Largest L2 change of the released, scaled numbers when one record is added or removed.
 
         A record adds 1 to the number of rows. To each numeric column it adds at most (1, z, z^2) with z in [-1, 1]. To
         each other column it adds 1 to one category.

@@ -157,7 +157,7 @@ def retry_parts_after(seconds: float) -> None:
     """Set the waiting time before another request for missing parts of a message. Flower's default is one second.
 
     Flower announces a message before it uploads the parts. A receiver that polls quickly asks before the upload has
-    ended. Each message waited one second at three places, for an upload of milliseconds.
+    ended. With the default, each message waits one second at three places for an upload of milliseconds.
 
     Args:
         seconds: waiting time before the second request.

@@ -46,9 +46,9 @@ def to_flower(strategy: Strategy, *, seed: int = 1, timeout_s: float = 600.0, **
         settings: arguments of Flower's ``FedAvg``, except ``fraction_train`` and ``min_train_nodes``, because the
             strategy selects the cohort.
 
-    *Guarantees*: an invalid response never changes the global model. It is logged and left out. Errors are invalid, and
-    responses without examples, with infinite or NaN values, or with other names or shapes of arrays. Arrays keep their
-    names, order and dtypes. They are averaged as float32 values in float64 sums.
+    *Guarantees*: an invalid response never changes the global model. It is logged and left out. A response is invalid
+    if it is an error or has no examples. A model with infinite or NaN values, or with other names or shapes, is invalid
+    too. Arrays keep their names, order and dtypes. They are averaged as float32 values, with sums in float64.
 
     Raises:
         CompositionError: the strategy has client halves, or claims privacy.
