@@ -1,4 +1,4 @@
-"""The errors that a user meets: what was given, what was expected, one thing to try."""
+"""Define the errors for users. A message has the value, the expected value and one thing to try."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class SettingError(FedlearnError, ValueError):
     """Report a setting that is out of range.
 
     Args:
-        setting: the name as the user types it, e.g. ``strategy.mu``.
-        value: what was given.
-        expected: the accepted values, in words.
+        setting: name as the user types it, e.g. ``strategy.mu``.
+        value: value that the setting has.
+        expected: description of the accepted values.
         fix: one thing to try, with a short reason.
 
     >>> print(SettingError("strategy.mu", -1, "a number >= 0", "strategy.mu=0.1"))
@@ -54,7 +54,11 @@ class SettingError(FedlearnError, ValueError):
         return f"{self.setting} is {self.value}\n  expected  {self.expected}\n  try       {self.fix}"
 
     def with_prefix(self, group: str) -> SettingError:
-        """The same error, with the group that the setting was typed under in front of its name."""
+        """Return this error with the name of a group before the name of the setting.
+
+        Args:
+            group: group of the setting on the command line, e.g. ``strategy``.
+        """
         fix = f"{group}.{self.fix}" if self.fix.startswith(f"{self.setting}=") else self.fix
         return SettingError(f"{group}.{self.setting}", self.value, self.expected, fix)
 
@@ -68,11 +72,11 @@ class CheckpointError(FedlearnError):
 
 
 class TooManyFailures(FedlearnError):
-    """Report a round in which more clients failed than ``max_failures`` allows, or all.
+    """Report a round in which all clients failed, or more clients than ``max_failures`` allows.
 
     Args:
-        message: how many, and why the first.
-        failures: a `fedlearn.Failure` for each.
+        message: number of failed clients, and the reason of the first failure.
+        failures: one `fedlearn.Failure` per failed client.
     """
 
     def __init__(self, message: str, failures: tuple[Any, ...] = ()) -> None:
@@ -84,8 +88,8 @@ class MissingExtra(FedlearnError, ImportError):
     """Report an optional dependency that is not installed.
 
     Args:
-        needed_for: what the user asked for.
-        extra: the extra of this package that brings it.
+        needed_for: feature that needs the dependency, e.g. ``engine=ray``.
+        extra: extra of this package that installs the dependency.
     """
 
     def __init__(self, needed_for: str, extra: str) -> None:
@@ -93,27 +97,35 @@ class MissingExtra(FedlearnError, ImportError):
 
 
 class IncompatibleVersion(FedlearnError):
-    """Report an installed library of a version that fedlearn does not work with.
+    """Report an installed library whose version does not work with fedlearn.
 
     Args:
         library: name of the distribution on PyPI.
-        installed: version of it.
-        accepted: range of versions, as pip writes it.
-        tried: versions that fedlearn was tried with, the newest last.
+        installed: installed version.
+        accepted: accepted range of versions, as pip writes it.
+        tried: tested versions, the newest last.
         missing: name that the installed version lacks; empty if the version itself is out of range.
     """
 
     def __init__(self, library: str, installed: str, accepted: str, tried: tuple[str, ...], missing: str = "") -> None:
-        because = f"  because   it has no {missing}\n" if missing else ""
+        cause = f"  because   it has no {missing}\n" if missing else ""
         super().__init__(
-            f"{library} {installed} does not work with this version of fedlearn\n{because}"
+            f"{library} {installed} does not work with this version of fedlearn\n{cause}"
             f"  expected  {library}{accepted}; tried with {', '.join(tried)}\n"
             f'  try       pip install "{library}=={tried[-1]}"'
         )
 
 
 def require(condition: bool, setting: str, value: object, expected: str, fix: str) -> None:
-    """Raise a `SettingError` unless ``condition``."""
+    """Raise a `SettingError` unless the condition is true.
+
+    Args:
+        condition: True if the setting is accepted.
+        setting: see `SettingError`.
+        value: see `SettingError`.
+        expected: see `SettingError`.
+        fix: see `SettingError`.
+    """
     if not condition:
         raise SettingError(setting, value, expected, fix)
 
@@ -129,7 +141,12 @@ def is_count(value: object, *, at_least: int = 1) -> bool:
 
 
 def did_you_mean(word: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
-    """Return the known word closest to ``word``, or None if the similarity is below ``cutoff``.
+    """Return the known word closest to ``word``.
+
+    Args:
+        word: word as typed.
+        known: words to compare with.
+        cutoff: smallest accepted similarity, in [0, 1]; None is returned if no word reaches it.
 
     >>> did_you_mean("fedadm", ["fedavg", "fedadam"])
     'fedadam'

@@ -1,4 +1,4 @@
-"""Commands and parts of a deployment; all of them need the extra ``flower``."""
+"""Deploy fedlearn: the commands for coordinators, nodes and submitters. They need the extra ``flower``."""
 
 from importlib.util import find_spec
 

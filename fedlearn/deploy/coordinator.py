@@ -1,7 +1,7 @@
-"""``python -m fedlearn.deploy.coordinator``: where nodes and operators meet, and where runs are conducted.
+"""Run the coordinator of a federation: ``python -m fedlearn.deploy.coordinator``.
 
-It is Flower's SuperLink with TLS, node authentication and a database, beside Flower's SuperExec, which starts a process
-for each run; both are watched, and end with this process.
+It starts two processes of Flower. The SuperLink connects nodes and operators with TLS and node authentication, and has
+the database. The SuperExec starts a process for each run. Both are restarted if they fail, and end with this process.
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ from fedlearn.deploy.processes import Child, Children, flower_environment, modul
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.flower.compat import START_SUPEREXEC
 
-# environment: where run folders lie, the keys of those who may join, and the modules that submitters may name
+# environment variables: folder of all runs, folder of the admitted nodes' keys, modules that settings may name
 RUNS_ENV, NODES_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_NODES", "FEDLEARN_ALLOW_TARGETS"
-ADDRESS_FILE = "address"  # a file in the state folder: where the coordinator listens
-START_TIMEOUT_S = 60.0
-SYNC_INTERVAL_S = 1.0  # between two looks at children and at who may join
+ADDRESS_FILE = "address"  # in the state folder: address of the coordinator, host:port
+START_TIMEOUT_S = 60.0  # seconds for the SuperLink to start
+SYNC_INTERVAL_S = 1.0  # seconds between two checks of the processes and of the admitted nodes
 
 
 class CoordinatorError(FedlearnError):
-    """The coordinator cannot start."""
+    """Report a coordinator that cannot start."""
 
 
 def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_targets: Sequence[str] = ()) -> None:
-    """Serve until interrupted.
+    """Serve nodes and operators until the process is interrupted.
 
     Args:
-        keys: the coordinator's part of the keys.
-        state: database, logs and Flower's files; made if absent.
-        runs: a folder for each run; made if absent.
-        host: the interface to listen on; ``0.0.0.0`` for all.
-        port: 0 takes a free one, which is then found in ``state/address``.
-        allow_targets: modules, beside fedlearn's, whose code a submitter may name in settings.
+        keys: folder with the coordinator's keys.
+        state: folder for database, logs and Flower's files; it is created if it is missing.
+        runs: folder for the run folders; it is created if it is missing.
+        host: interface to listen on; ``0.0.0.0`` for all interfaces.
+        port: port to listen on, 0 to 65535; 0 takes a free port and writes it to ``state/address``.
+        allow_targets: further modules whose code submitted settings may name.
 
-    *Guarantees*: a child that ends is started again and finds all runs, nodes and messages in the database; one that
-    ends again and again ends this process, with the reason. No child outlives it (on Linux however it ends).
+    Guarantees:
+        A process that ends is restarted, and reads all runs, nodes and messages from the database. A process that ends
+        too often ends the coordinator, with the reason. No child process outlives the coordinator (on Linux even after
+        SIGKILL).
 
     Raises:
-        FedlearnError: keys are missing or out of date, the port is taken, the state is in use.
-        KeyboardInterrupt: at Ctrl-C and SIGTERM.
+        FedlearnError: Keys are missing or expired, the port is taken, or another coordinator uses the state folder.
+        KeyboardInterrupt: The process received Ctrl-C or SIGTERM.
     """
     _check_keys(keys)
     for folder in (state, runs):
@@ -64,7 +66,10 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_ta
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise CoordinatorError(f"{state} is in use by another coordinator\n  try       --state DIR") from None
+        expected = "a folder that no other coordinator uses"
+        raise CoordinatorError(
+            f"--state {state} is in use by another coordinator\n  expected  {expected}\n  try       --state DIR"
+        ) from None
     with lock:
         port = port or free_port(host)
         _refuse_if_taken(host, port)
@@ -79,12 +84,13 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targ
     env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
-        children.wait_for(lambda: _answers(local, keys), "the SuperLink answers", timeout_s=START_TIMEOUT_S)
-        _refuse_if_open_to_all(local, keys)
+        children.wait_for(lambda: _is_reachable(local, keys), "the SuperLink is reachable", timeout_s=START_TIMEOUT_S)
+        _require_token_check(local, keys)
         control = CoordinatorClient(local, keys)
-        for run_id in control.list_running():  # its process ended with the coordinator before this one
+        for run_id in control.list_running():  # their processes ended with the previous coordinator
             control.stop(run_id)
-            sys.stdout.write(f"run {run_id} was cut off; python -m fedlearn.deploy.submit --resume FOLDER goes on\n")
+            command = "python -m fedlearn.deploy.submit --resume FOLDER"
+            sys.stdout.write(f"run {run_id} was interrupted; {command} resumes it\n")
         sync_nodes(control, keys)
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
         (state / ADDRESS_FILE).write_text(f"{local}\n", encoding="ascii")
@@ -97,33 +103,34 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targ
 
 
 def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path) -> None:
-    seen = None
+    """Restart processes that end, and admit or remove nodes when the key files change."""
+    synced_files = None
     while True:
         for child in children:
             if child.restart_if_ended():
-                seen = None
+                synced_files = None
         files = sorted(path.name for path in (keys / ALLOWED).glob("*.pub"))
-        if files != seen:
-            with suppress(ConnectionProblem):  # it is starting again
+        if files != synced_files:
+            with suppress(ConnectionProblem):  # the SuperLink is restarting
                 sync_nodes(control, keys)
-                seen = files
+                synced_files = files
         time.sleep(SYNC_INTERVAL_S)
 
 
 def sync_nodes(control: CoordinatorClient, keys: Path) -> None:
-    """Let exactly those nodes join whose public keys lie in ``keys/allowed``.
+    """Admit the nodes whose public keys are in ``keys/allowed``, and remove all other nodes.
 
     Raises:
-        KeysError: a file there is no public key.
+        KeysError: A file in this folder is not a public key.
     """
     wanted = {_pem(path): path.stem for path in sorted((keys / ALLOWED).glob("*.pub"))}
     known = control.nodes()
     for key in wanted.keys() - known.keys():
         control.register_node(wanted[key], key)
-        sys.stdout.write(f"node {wanted[key]} may join\n")
+        sys.stdout.write(f"node {wanted[key]} is admitted\n")
     for key in known.keys() - wanted.keys():
         control.unregister_node(known[key])
-        sys.stdout.write(f"node with id {known[key]} may join no more\n")
+        sys.stdout.write(f"node with id {known[key]} is no longer admitted\n")
     sys.stdout.flush()
 
 
@@ -154,7 +161,7 @@ def _superexec(keys: Path, address: str) -> list[str]:
     ]
 
 
-def _answers(address: str, keys: Path) -> bool:
+def _is_reachable(address: str, keys: Path) -> bool:
     try:
         check_connection(address, keys / CA, timeout_s=2.0)
     except ConnectionProblem as error:
@@ -164,8 +171,14 @@ def _answers(address: str, keys: Path) -> bool:
     return True
 
 
-def _refuse_if_open_to_all(address: str, keys: Path) -> None:
-    """Try the door: a Flower that no longer asks our `OperatorToken` must not be served from."""
+def _require_token_check(address: str, keys: Path) -> None:
+    """Check that the SuperLink refuses a wrong token.
+
+    A future version of Flower may ignore our `OperatorToken`. Every client could then start runs.
+
+    Raises:
+        CoordinatorError: The SuperLink accepts a wrong token.
+    """
     stranger = CoordinatorClient(address, keys, token="none")
     try:
         stranger.nodes()
@@ -174,52 +187,63 @@ def _refuse_if_open_to_all(address: str, keys: Path) -> None:
     finally:
         stranger.close()
     raise CoordinatorError(
-        "this Flower lets anybody start runs\n  expected  flwr 1.41 or 1.42\n  try       pip install flwr==1.41.0"
+        "this version of Flower accepts runs without a token\n"
+        "  expected  flwr 1.41 or 1.42\n  try       pip install flwr==1.41.0"
     )
 
 
 def _check_keys(keys: Path) -> None:
-    ends = expiry(keys / CERTIFICATE)
-    left = ends.timestamp() - time.time()
+    expires = expiry(keys / CERTIFICATE)
+    remaining_s = expires.timestamp() - time.time()
     fix = "python -m fedlearn.deploy.keys renew FOLDER"
-    if left <= 0:
-        raise KeysError(f"the server certificate ended on {ends:%Y-%m-%d %H:%M} UTC\n  try       {fix}")
-    if left < 30 * 86400:
-        sys.stderr.write(f"the server certificate ends on {ends:%Y-%m-%d}\n  try       {fix}\n")
+    if remaining_s <= 0:
+        raise KeysError(f"the server certificate expired on {expires:%Y-%m-%d %H:%M} UTC\n  try       {fix}")
+    if remaining_s < 30 * 86400:
+        sys.stderr.write(f"the server certificate expires on {expires:%Y-%m-%d}\n  try       {fix}\n")
 
 
 def _refuse_if_taken(host: str, port: int) -> None:
-    require(is_count(port) and port < 65536, "--port", port, "a port number, or 0 for any", "--port 8000")
+    require(is_count(port) and port < 65536, "--port", port, "a port number, or 0 for a free port", "--port 8000")
     try:
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        fix = "--port 0, which takes a free one, or --host with an address of this machine"
+        fix = "--port 0, which takes a free port, or --host with an address of this machine"
         raise CoordinatorError(f"{host}:{port} cannot be used: {error.strerror}\n  try       {fix}") from error
 
 
 def local_host_of(host: str) -> str:
-    """The name under which this machine reaches what listens on ``host``."""
+    """Return the host name for connections from this machine to a server that listens on ``host``."""
     return {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
 
 
 def build_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = command_parser("fedlearn.deploy.coordinator", "Admit nodes, accept runs from operators, and conduct them.")
-    parser.add_argument("--keys", type=Path, default=Path("keys/coordinator"), help="its part of the keys")
-    parser.add_argument("--state", type=Path, default=Path("coordinator"), help="database and logs")
-    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="where runs leave their folders")
-    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one: see STATE/address")
+    parser = command_parser(
+        "fedlearn.deploy.coordinator", "Admit nodes, accept runs from submitters, and execute these runs."
+    )
     parser.add_argument(
-        "--allow-targets", action="append", default=[], metavar="MODULE", help="a module that settings may name"
+        "--keys", type=Path, default=Path("keys/coordinator"), help="folder with the coordinator's keys"
+    )
+    parser.add_argument("--state", type=Path, default=Path("coordinator"), help="folder for database and logs")
+    parser.add_argument("--runs", type=Path, default=Path("outputs"), help="folder for run folders")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to listen on; 0.0.0.0 for all interfaces")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port to listen on; 0 takes a free port, see STATE/address"
+    )
+    parser.add_argument(
+        "--allow-targets",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module that submitted settings may name; repeat",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 stopped by Ctrl-C or SIGTERM, 2 could not start."""
+    """Run the command and return its exit code: 0 stopped by Ctrl-C or SIGTERM, 2 cannot start."""
     return run_command(build_parser(), _serve_until_stopped, argv)
 
 

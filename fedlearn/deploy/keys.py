@@ -1,11 +1,14 @@
-"""``python -m fedlearn.deploy.keys``: who the coordinator is, and who may join.
+"""Create and renew keys, admit nodes and revoke them: ``python -m fedlearn.deploy.keys``.
 
-One folder holds everything and splits into parts that travel separately::
+One folder has all keys. Its parts go to different machines::
 
-    keys/ca.key              signs server certificates; stays with whoever runs this command
-    keys/coordinator/        the server's certificate and key, secrets, the public key of each node that may join
-    keys/nodes/NAME/         a node's private keys, the root certificate it trusts, and who may be in its sums
-    keys/operator/           what submits runs: the root certificate and a token
+    keys/ca.key              signs server certificates; stays on the machine that runs this command
+
+    keys/coordinator/        certificate and key of the server, secrets, public keys of the admitted nodes
+
+    keys/nodes/NAME/         private keys of a node, its root certificate, and the keys that it trusts in masked sums
+
+    keys/operator/           root certificate and token, for submitters
 """
 
 from __future__ import annotations
@@ -42,60 +45,67 @@ CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
 CERTIFICATE, SERVER_KEY, SECRET, NODE_KEY = "server.crt", "server.key", "executor.secret", "node.key"
 ALLOWED, REVOKED = "allowed", "revoked"  # folders of public keys, NAME.pub
 CA_DAYS = 3650
-CLOCK_SKEW = timedelta(minutes=5)  # a node whose clock is a little behind must not refuse a new certificate
+CLOCK_SKEW = timedelta(minutes=5)  # a node with a slow clock must accept a new certificate
 
 
 class KeysError(FedlearnError):
-    """Keys are missing, or in the way."""
+    """Report keys that are missing, invalid or already present."""
 
 
 def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: int = 365) -> None:
-    """A new authority, a server certificate, an operator's token, and a key pair for each node.
+    """Create an authority, a server certificate, an operator's token, and a key pair for each node.
 
     Args:
-        folder: made if absent.
-        hosts: names and IP addresses under which nodes and operators reach the coordinator.
-        nodes: names, e.g. of hospitals: letters, digits, ``-``, ``_`` and ``.``.
-        days: for which the server certificate is valid, >= 1; the authority's is valid for ten years.
+        folder: folder for the keys; it is created if it is missing.
+        hosts: names and IP addresses of the coordinator, as nodes and operators use them.
+        nodes: names of nodes, with letters, digits, ``-``, ``_`` and ``.``, such as ``cleveland``.
+        days: validity of the server certificate in days, >= 1. The certificate of the authority is valid for ten years.
 
-    *Guarantees*: nothing is overwritten; private keys and secrets are readable by their owner only.
+    Guarantees:
+        No file is overwritten. Only the owner can read private keys and secrets.
 
     Raises:
-        KeysError: the folder has an authority already.
-        SettingError: a host, a name or the days make no sense.
+        KeysError: The folder already has an authority.
+        SettingError: A host, a name or the number of days is invalid.
     """
     if (folder / CA_KEY).exists():
         fix = f"python -m fedlearn.deploy.keys add|renew|revoke {folder}, or another folder"
-        raise KeysError(f"{folder} has an authority already\n  try       {fix}")
+        raise KeysError(f"{folder} already has an authority\n  expected  a folder without keys\n  try       {fix}")
     for name in nodes:
         _check_name(name)
-    _check(hosts, days)
+    _check_certificate_settings(hosts, days)
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = _authority(key)
     for part in (f"coordinator/{ALLOWED}", f"coordinator/{REVOKED}", "operator", "nodes"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    _private(folder / CA_KEY, _pem(key))
+    _write_private(folder / CA_KEY, _pem(key))
     for part in (".", "coordinator", "operator"):
         write_atomically(folder / part / CA, certificate.public_bytes(formats.Encoding.PEM))
     token = secrets.token_urlsafe(32)
     for part in ("coordinator", "operator"):
-        _private(folder / part / TOKEN, token.encode())
-    _private(folder / "coordinator" / SECRET, secrets.token_bytes(32).hex().encode())
+        _write_private(folder / part / TOKEN, token.encode())
+    _write_private(folder / "coordinator" / SECRET, secrets.token_bytes(32).hex().encode())
     renew(folder, hosts, days=days)
     add(folder, nodes)
 
 
 def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
-    """A new server certificate and key, for the same hosts unless others are named; nodes need nothing new.
+    """Create a new server certificate and key; the keys of nodes and operators stay valid.
+
+    Args:
+        folder: folder with all keys.
+        hosts: names and IP addresses of the coordinator; empty takes the hosts of the present certificate.
+        days: validity of the certificate in days, >= 1.
 
     Raises:
-        KeysError: the folder has no authority.
+        KeysError: The folder has no authority.
+        SettingError: A host or the number of days is invalid.
     """
     authority_key, authority = _load_authority(folder)
     target = folder / "coordinator"
     hosts = hosts or hosts_of(x509.load_pem_x509_certificate(_read(target / CERTIFICATE)))
-    _check(hosts, days)
-    hosts = [*dict.fromkeys([*hosts, "localhost"])]  # which is how the coordinator's own processes reach it
+    _check_certificate_settings(hosts, days)
+    hosts = [*dict.fromkeys([*hosts, "localhost"])]  # processes of the coordinator connect to localhost
     key = ec.generate_private_key(ec.SECP384R1())
     alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
@@ -107,63 +117,68 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA384())
     )
-    _private(target / SERVER_KEY, _pem(key))
+    _write_private(target / SERVER_KEY, _pem(key))
     write_atomically(target / CERTIFICATE, certificate.public_bytes(formats.Encoding.PEM))
 
 
 def add(folder: Path, nodes: Sequence[str]) -> None:
-    """Key pairs for each node; a coordinator that is running lets them in within seconds.
+    """Create key pairs for new nodes; a running coordinator admits these nodes within seconds.
 
-    The list of keys for secure aggregation is written anew for all; nodes that run elsewhere need it before they take
-    part in a masked sum with the new ones.
+    The list of keys for secure aggregation is rewritten for all nodes. Copy it to each node before the node takes part
+    in a masked sum with the new nodes.
+
+    Args:
+        folder: folder with all keys.
+        nodes: names of the new nodes.
 
     Raises:
-        KeysError: a node of that name has keys already, or had them once.
+        KeysError: A node of this name has keys, or had keys before it was revoked.
+        SettingError: A name is invalid.
     """
     for name in nodes:
         _check_name(name)
         public = [folder / "coordinator" / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)]
         for path in (folder / "nodes" / name, *public):
             if path.exists():
-                raise KeysError(f"{path} exists: a node of that name has or had a key\n  try       another name")
-        own = folder / "nodes" / name
-        own.mkdir(parents=True, mode=0o700)
+                raise KeysError(f"{path} exists: a node of this name has or had a key\n  try       another name")
+        target = folder / "nodes" / name
+        target.mkdir(parents=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP384R1())
-        _private(own / NODE_KEY, _openssh(key))
-        shutil.copyfile(folder / CA, own / CA)
+        _write_private(target / NODE_KEY, _openssh(key))
+        shutil.copyfile(folder / CA, target / CA)
         secret = Ed25519PrivateKey.generate().private_bytes_raw()
-        _private(own / MASKING_KEY, secret.hex().encode())
-        _publish(folder, {**_identities(folder), name: derive_public_key(secret)})
+        _write_private(target / MASKING_KEY, secret.hex().encode())
+        _write_identities(folder, {**_identities(folder), name: derive_public_key(secret)})
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
         write_atomically(public[0], line + f" {name}\n".encode())
 
 
 def revoke(folder: Path, nodes: Sequence[str]) -> None:
-    """Lock nodes out; a coordinator that is running does so within seconds.
+    """Revoke the keys of nodes; a running coordinator disconnects these nodes within seconds.
 
     Args:
-        folder: of all keys, or the coordinator's part of it where that lies on another machine.
-        nodes: names.
+        folder: folder with all keys, or the coordinator's part of it on the coordinator's machine.
+        nodes: names of the nodes.
 
     Raises:
-        KeysError: there is no such node.
+        KeysError: No admitted node has this name.
     """
     base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
     for name in nodes:
         allowed = base / ALLOWED / f"{name}.pub"
         if not allowed.exists():
             known = ", ".join(sorted(path.stem for path in allowed.parent.glob("*.pub"))) or "none"
-            raise KeysError(f"no node {name} may join\n  expected  one of {known}")
+            raise KeysError(f"{name} is not an admitted node\n  expected  one of {known}")
         os.replace(allowed, base / REVOKED / allowed.name)
     if base != folder:
-        _publish(folder, {name: key for name, key in _identities(folder).items() if name not in nodes})
+        _write_identities(folder, {name: key for name, key in _identities(folder).items() if name not in nodes})
 
 
 def expiry(certificate: Path) -> datetime:
-    """When a certificate ends, in UTC.
+    """Return the time at which a certificate expires, in UTC.
 
     Raises:
-        KeysError: there is none, or it cannot be read.
+        KeysError: The file is missing or is not a certificate.
     """
     try:
         return x509.load_pem_x509_certificate(_read(certificate)).not_valid_after_utc
@@ -172,13 +187,13 @@ def expiry(certificate: Path) -> datetime:
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
-    """The hosts that a server certificate is for."""
-    found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    return [str(name.value) for name in found]
+    """Return the names and IP addresses in a server certificate."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
 
 
 def describe(folder: Path) -> str:
-    """Who may join, and how long the certificates last."""
+    """Return a text with hosts, expiry dates, admitted nodes and revoked nodes."""
     base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
     certificate = x509.load_pem_x509_certificate(_read(base / CERTIFICATE))
     lines = [f"server    {', '.join(hosts_of(certificate))}   until {certificate.not_valid_after_utc:%Y-%m-%d}"]
@@ -192,8 +207,8 @@ def _identities(folder: Path) -> dict[str, bytes]:
     return read_identities(folder / IDENTITIES) if (folder / IDENTITIES).exists() else {}
 
 
-def _publish(folder: Path, identities: Mapping[str, bytes]) -> None:
-    """Tell every part who may be in a masked sum."""
+def _write_identities(folder: Path, identities: Mapping[str, bytes]) -> None:
+    """Write the keys that nodes trust in masked sums into each part of the folder."""
     for part in (folder, folder / "coordinator", *(folder / "nodes").iterdir()):
         write_atomically(part / IDENTITIES, format_identities(identities))
 
@@ -241,8 +256,8 @@ def _read(path: Path) -> bytes:
         raise KeysError(f"{path} cannot be read: {error.strerror}\n  try       {fix}") from error
 
 
-def _private(path: Path, content: bytes) -> None:
-    """Write what only the owner may read, from its first byte on."""
+def _write_private(path: Path, content: bytes) -> None:
+    """Write a file that no other user can read at any moment."""
     mask = os.umask(0o077)
     try:
         write_atomically(path, content)
@@ -265,16 +280,16 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _check(hosts: Sequence[str], days: int) -> None:
+def _check_certificate_settings(hosts: Sequence[str], days: int) -> None:
     require(is_count(days), "--days", days, "a whole number >= 1", "--days 365")
-    names = "names or IP addresses of the coordinator"
-    ok = bool(hosts) and all(re.fullmatch(r"[A-Za-z0-9.:_-]+", host) for host in hosts)
-    require(ok, "--host", " ".join(hosts) or "missing", names, "--host coordinator.example.org")
+    expected = "names or IP addresses of the coordinator"
+    is_valid = bool(hosts) and all(re.fullmatch(r"[A-Za-z0-9.:_-]+", host) for host in hosts)
+    require(is_valid, "--host", " ".join(hosts) or "missing", expected, "--host coordinator.example.org")
 
 
 def _check_name(name: str) -> None:
-    ok = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
-    require(ok, "--nodes", name, "letters, digits, - _ and .", "--nodes cleveland budapest")
+    is_valid = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
+    require(is_valid, "--nodes", name, "letters, digits, - _ and .", "--nodes cleveland budapest")
 
 
 def build_parser() -> CommandParser:
@@ -282,34 +297,36 @@ def build_parser() -> CommandParser:
     parser = command_parser("fedlearn.deploy.keys", "Create and renew keys; admit nodes and revoke them.")
     commands = parser.add_subparsers(dest="command", required=True)
     descriptions = {
-        "create": "authority, server certificate, operator's token, and a key pair a node",
-        "renew": "a new server certificate; restart the coordinator to use it",
-        "add": "key pairs for further nodes",
-        "revoke": "lock nodes out",
-        "show": "who may join, and until when the certificates last",
+        "create": "create an authority, a server certificate, an operator's token, and a key pair per node",
+        "renew": "create a new server certificate; restart the coordinator to use it",
+        "add": "create key pairs for further nodes",
+        "revoke": "revoke the keys of nodes",
+        "show": "show admitted and revoked nodes, and the expiry dates of certificates",
     }
     for command, text in descriptions.items():
-        own = commands.add_parser(command, help=text, description=text)
-        own.add_argument("folder", type=Path)
+        subparser = commands.add_parser(command, help=text, description=text)
+        subparser.add_argument("folder", type=Path, help="folder with all keys")
         if command in ("create", "renew"):
-            own.add_argument("--host", action="append", default=[], help="name or IP address; repeat")
-            own.add_argument("--days", type=int, default=365, help="validity of the server certificate")
+            subparser.add_argument(
+                "--host", action="append", default=[], help="name or IP address of the coordinator; repeat"
+            )
+            subparser.add_argument("--days", type=int, default=365, help="validity of the server certificate in days")
         if command == "create":
-            own.add_argument("--nodes", nargs="*", default=[], help="names, e.g. of hospitals")
+            subparser.add_argument("--nodes", nargs="*", default=[], help="names of nodes, such as cleveland")
         if command in ("add", "revoke"):
-            own.add_argument("nodes", nargs="+", help="names")
+            subparser.add_argument("nodes", nargs="+", help="names of nodes")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 done, 2 refused."""
+    """Run the command and return its exit code: 0 done, 2 refused."""
     return run_command(build_parser(), manage_keys, argv)
 
 
 def manage_keys(
     *, command: str, folder: Path, host: Sequence[str] = (), nodes: Sequence[str] = (), days: int = 365
 ) -> int:
-    """Run one of the subcommands, and print the keys; return the exit code."""
+    """Run one subcommand, print admitted and revoked nodes, and return the exit code."""
     if command == "create":
         create(folder, host, nodes, days=days)
     elif command == "renew":

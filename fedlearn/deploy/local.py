@@ -1,4 +1,4 @@
-"""``python -m fedlearn.deploy.local``: the old name of `fedlearn.deploy.rehearse`; refused with the new one."""
+"""Refuse ``python -m fedlearn.deploy.local``, the old name of `fedlearn.deploy.rehearse`."""
 
 from __future__ import annotations
 

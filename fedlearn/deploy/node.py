@@ -1,8 +1,8 @@
-"""``python -m fedlearn.deploy.node``: one site of a federation.
+"""Run a node, one site of a federation: ``python -m fedlearn.deploy.node``.
 
-Two processes: the trainer, which has the data and obeys the policy, and Flower's SuperNode, which carries messages. The
-SuperNode never sees data: it starts messengers, which reach the trainer by a socket. To run it as another user than the
-trainer, start the two apart: the trainer by its own command, this one with ``--socket`` and without ``--policy``.
+A node has two processes. The trainer has the data and enforces the policy. Flower's SuperNode carries messages and has
+no access to data: it starts messengers, which connect to the trainer through a socket. To run the two as different
+users, start the trainer with its own command, and this command with ``--socket`` and without ``--policy``.
 """
 
 from __future__ import annotations
@@ -25,29 +25,30 @@ from fedlearn.deploy.keys import CA, NODE_KEY
 from fedlearn.deploy.processes import GRACE_S, Child, Children, flower_environment, module_command
 from fedlearn.errors import FedlearnError
 
-CLIENT_STATES_FOLDER, OLD_CLIENT_STATES_FOLDER = "client_states", "memory"  # in a node's --state
-TRAINER_TIMEOUT_S = 60.0  # to become ready
-POLL_INTERVAL_S = 0.5
-BACKLOG_MESSAGE = "Ignoring message"  # Flower's words; it then answers each message only when the next one comes
-JOINED_MESSAGE, REJECTED_MESSAGE = "SuperNode ID:", "Failed to activate SuperNode"  # in Flower's words
+CLIENT_STATES_FOLDER, OLD_CLIENT_STATES_FOLDER = "client_states", "memory"  # folders in --state
+TRAINER_TIMEOUT_S = 60.0  # seconds for the trainer to start
+POLL_INTERVAL_S = 0.5  # seconds between two checks of the processes
+# parts of Flower's log lines; after the first one, Flower handles each message only when the next one arrives
+BACKLOG_MESSAGE = "Ignoring message"
+JOINED_MESSAGE, REJECTED_MESSAGE = "SuperNode ID:", "Failed to activate SuperNode"
 
 
 class NodeError(FedlearnError):
-    """A node cannot take part."""
+    """Report a node that cannot join the federation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What belongs to one node.
+    """Settings of one node.
 
     Args:
-        coordinator: ``host:port``.
-        keys: its private key and the root certificate.
-        state: logs, Flower's files, the socket and what clients remember; made if absent.
-        socket: where the trainer answers.
-        trainer_args: arguments for the trainer; None where it is somebody else's to run.
-        port: on which Flower's processes of this node meet, local to this machine; 0 takes a free one.
-        connect_timeout_s: seconds to wait for the coordinator before giving up.
+        coordinator: address of the coordinator, ``host:port``.
+        keys: folder with the node's private key and the root certificate.
+        state: folder for logs, Flower's files, the socket and the client states; it is created if it is missing.
+        socket: Unix socket of the trainer.
+        trainer_args: arguments for the trainer; None if the trainer is started separately.
+        port: local port that Flower's processes of this node use, default 0; 0 takes a free port.
+        connect_timeout_s: seconds to wait for the coordinator, default 60.
     """
 
     coordinator: str
@@ -60,57 +61,58 @@ class Node:
 
 
 def serve(node: Node) -> None:
-    """Take part until interrupted.
+    """Run a node until the process is interrupted.
 
-    *Guarantees*: a process that ends is started again; one that ends again and again ends this one, with the reason. No
-    child outlives it (on Linux however it ends).
+    Guarantees:
+        A process that ends is restarted. A process that ends too often ends the node, with the reason. No child process
+        outlives the node (on Linux even after SIGKILL).
 
     Raises:
-        FedlearnError: the trainer does not start, the coordinator is not reached or does not know this node.
-        KeyboardInterrupt: at Ctrl-C and SIGTERM.
+        FedlearnError: The trainer does not start, the coordinator is unreachable or does not admit this node.
+        KeyboardInterrupt: The process received Ctrl-C or SIGTERM.
     """
     for name in (NODE_KEY, CA):
         if not (node.keys / name).is_file():
-            fix = "--keys with the folder keys/nodes/NAME that fedlearn.deploy.keys made"
-            raise NodeError(f"{node.keys} has no {name}\n  try       {fix}")
+            fix = "--keys with the folder keys/nodes/NAME that python -m fedlearn.deploy.keys created"
+            raise NodeError(f"--keys {node.keys} has no {name}\n  try       {fix}")
     node.state.mkdir(parents=True, exist_ok=True)
     with Children() as children:
         watched = [children.start(_trainer(node, node.trainer_args))] if node.trainer_args is not None else []
         children.wait_for(lambda: is_serving(node.socket), f"the trainer at {node.socket}", timeout_s=TRAINER_TIMEOUT_S)
         _wait_for_coordinator(node)
-        carrier = children.start(_supernode(node))
-        told = False
+        messenger = children.start(_supernode(node))
+        is_joined = False
         while True:
-            if not told and JOINED_MESSAGE in carrier.read_output():
+            if not is_joined and JOINED_MESSAGE in messenger.read_output():
                 sys.stdout.write(f"node of {node.coordinator}   logs in {node.state.resolve()}\nready\n")
                 sys.stdout.flush()
-                told = True
+                is_joined = True
             for child in watched:
                 child.restart_if_ended()
-            if BACKLOG_MESSAGE in carrier.read_output():
-                carrier.stop()
-                carrier.reap(time.monotonic() + GRACE_S)
-            if carrier.exit_code is not None:
-                _refuse_if_not_let_in(carrier, node)
+            if BACKLOG_MESSAGE in messenger.read_output():
+                messenger.stop()
+                messenger.reap(time.monotonic() + GRACE_S)
+            if messenger.exit_code is not None:
+                _refuse_if_not_admitted(messenger, node)
                 _wait_for_coordinator(node)
-                carrier.restart_if_ended()
+                messenger.restart_if_ended()
             time.sleep(POLL_INTERVAL_S)
 
 
-def _refuse_if_not_let_in(carrier: Child, node: Node) -> None:
-    if REJECTED_MESSAGE in carrier.read_output():
-        fix = "ask whoever keeps the federation's keys: this one is revoked, or not among them"
-        raise NodeError(f"{node.coordinator} does not let this node's key in\n  try       {fix}")
+def _refuse_if_not_admitted(messenger: Child, node: Node) -> None:
+    if REJECTED_MESSAGE in messenger.read_output():
+        fix = "keys/nodes/NAME of an admitted node: this key is revoked, or of another federation"
+        raise NodeError(f"{node.coordinator} does not admit the key of this node\n  try       {fix}")
 
 
 def is_serving(socket: Path, *, timeout_s: float = 1.0) -> bool:
-    """Whether a trainer answers there, by gRPC's standard health service."""
+    """Return whether a trainer serves requests on a socket, by gRPC's standard health service."""
     with grpc.insecure_channel(f"unix:{socket.resolve()}") as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+            response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
         except grpc.RpcError:
             return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def _wait_for_coordinator(node: Node) -> None:
@@ -143,32 +145,34 @@ def _supernode(node: Node) -> Child:
 
 def build_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = command_parser("fedlearn.deploy.node", "Take part in a federation with the data of this site.")
-    parser.add_argument("--coordinator", required=True, metavar="HOST:PORT")
-    parser.add_argument("--keys", type=Path, required=True, help="this node's part of the keys")
-    parser.add_argument("--state", type=Path, default=Path("node"), help="logs, and what clients remember")
-    parser.add_argument("--socket", type=Path, help="where the trainer answers; STATE/trainer.sock")
-    parser.add_argument("--port", type=int, default=0, help="local to this machine; 0 takes a free one")
+    parser = command_parser("fedlearn.deploy.node", "Join a federation with the data of this site.")
+    parser.add_argument("--coordinator", required=True, metavar="HOST:PORT", help="address")
+    parser.add_argument("--keys", type=Path, required=True, help="folder with the keys of this node")
+    parser.add_argument("--state", type=Path, default=Path("node"), help="folder for logs and client states")
+    parser.add_argument("--socket", type=Path, help="Unix socket of the trainer; default: STATE/trainer.sock")
+    parser.add_argument("--port", type=int, default=0, help="local port for Flower; 0 takes a free port")
     parser.add_argument(
         "--connect-timeout", type=float, default=60.0, help="seconds to wait for the coordinator at the start"
     )
-    own = parser.add_argument_group("the trainer (leave --policy out where it is run apart)")
-    own.add_argument(
-        "--policy", type=Path, help="what this node accepts: python -m fedlearn.deploy.node_side.policy prints one"
+    trainer = parser.add_argument_group("trainer (without --policy, start the trainer separately)")
+    trainer.add_argument(
+        "--policy", type=Path, help="policy of this node: python -m fedlearn.deploy.node_side.policy prints an example"
     )
-    own.add_argument("--data", type=Path, help="a folder with the data; without it the scenario searches")
-    own.add_argument("--client", type=int, action="append", default=[], help="a client that lives here; repeat")
-    own.add_argument("--framework", choices=("torch", "jax"), help="to train with; the order's where it is left out")
-    own.add_argument("--device", help="to train on, e.g. cuda:0")
-    own.add_argument("--group", help="a group that may open the socket")
+    trainer.add_argument(
+        "--data", type=Path, help="folder with the data; default: the folders that the scenario searches"
+    )
+    trainer.add_argument("--client", type=int, action="append", default=[], help="id of a client of this node; repeat")
+    trainer.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
+    trainer.add_argument("--device", help="device that trains, e.g. cuda:0")
+    trainer.add_argument("--group", help="group that may open the socket too")
     return parser
 
 
 def node_from_args(args: argparse.Namespace) -> Node:
-    """What the command line says.
+    """Return the settings of a node from the command line.
 
     Raises:
-        NodeError: a policy without a client.
+        NodeError: ``--policy`` is present, and ``--client`` is missing.
     """
     socket = args.socket or args.state / "trainer.sock"
     return Node(
@@ -176,17 +180,15 @@ def node_from_args(args: argparse.Namespace) -> Node:
         keys=args.keys,
         state=args.state,
         socket=socket,
-        trainer_args=_options(args) if args.policy else None,
+        trainer_args=_trainer_args(args) if args.policy else None,
         port=args.port,
         connect_timeout_s=args.connect_timeout,
     )
 
 
-def _options(args: argparse.Namespace) -> list[str]:
+def _trainer_args(args: argparse.Namespace) -> list[str]:
     if not args.client:
-        raise NodeError(
-            "--client is missing\n  expected  the number of each client that lives here\n  try       --client 0"
-        )
+        raise NodeError("--client is missing\n  expected  the id of each client of this node\n  try       --client 0")
     options = ["--policy", str(args.policy.resolve()), "--client-states", str(_client_states_folder(args.state))]
     options += ["--keys", str(args.keys.resolve())]
     options += [word for client in args.client for word in ("--client", str(client))]
@@ -198,14 +200,14 @@ def _options(args: argparse.Namespace) -> list[str]:
 
 def _client_states_folder(state: Path) -> Path:
     folder, old = state / CLIENT_STATES_FOLDER, state / OLD_CLIENT_STATES_FOLDER
-    if old.exists() and not folder.exists():  # it may hold what this node's data have paid for
+    if old.exists() and not folder.exists():  # the old folder may have the ledger of this node's privacy budget
         expected = f"client states of this version in {folder}"
         raise NodeError(f"{old} is of an earlier version\n  expected  {expected}\n  try       mv {old} {folder}")
     return folder.resolve()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 stopped by Ctrl-C or SIGTERM, 2 cannot take part."""
+    """Run the command and return its exit code: 0 stopped by Ctrl-C or SIGTERM, 2 cannot join."""
     return run_command(build_parser(), _serve_until_stopped, argv)
 
 

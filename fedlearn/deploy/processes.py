@@ -1,4 +1,4 @@
-"""Processes that end when they should: with their parent, within seconds, and never unnoticed."""
+"""Start child processes that end with their parent, report each failed process, and restart it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,34 @@ from types import TracebackType
 from fedlearn.core.import_path import ROOT
 from fedlearn.errors import FedlearnError
 
-GRACE_S = 6.0  # seconds; whoever ends a process that has children of its own must wait longer
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None)  # now: after a fork the loader may be locked
-MAX_RESTARTS, RESTART_WINDOW_S = (
-    5,
-    60.0,
-)  # more restarts than that within so many seconds: something is wrong that will stay wrong
+GRACE_S = 6.0  # seconds for a process to end; wait longer for a process that has child processes itself
+PR_SET_PDEATHSIG = 1  # option of prctl(2)
+LIBC = ctypes.CDLL(None)  # loaded at import, because the loader may be locked after a fork
+MAX_RESTARTS = 5  # a process with more restarts within the window has a permanent fault
+RESTART_WINDOW_S = 60.0  # seconds
 
 
 class ChildError(FedlearnError):
-    """A process that was started ended, or did not become ready."""
+    """Report a child process that ended or is not ready in time."""
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask the kernel for a signal as soon as this process's parent is gone, however it went (Linux only)."""
+    """Make the kernel send a signal to this process when its parent ends, even after SIGKILL (Linux only).
+
+    Args:
+        number: number of the signal.
+    """
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def flower_environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment for Flower's programs: a home of their own, no telemetry, no look for updates."""
+    """Return the environment of Flower's programs: a separate home folder, no telemetry, no check for updates.
+
+    Args:
+        home: home folder for Flower's files.
+        more: further variables.
+    """
     return {
         **os.environ,
         "FLWR_HOME": str(home.resolve()),
@@ -52,15 +59,19 @@ def flower_environment(home: Path, **more: str) -> dict[str, str]:
 
 @dataclass
 class Child:
-    """A process, and how to start it again.
+    """A child process that can be restarted.
 
     Args:
-        name: for messages.
-        command: what to run.
-        log: where its output goes, appended.
-        env: its environment; this process's where it is None.
-        cwd: its working directory.
-        parent_death_signal: the signal that it gets when its parent dies without ending it.
+        name: name of the process in messages.
+        command: command that starts the process.
+        log: file to which the output is appended.
+        env: environment; None: the environment of this process.
+        cwd: working directory; None: the working directory of this process.
+        parent_death_signal: signal that the process receives when its parent dies, default SIGKILL.
+
+    Attributes:
+        process: the running process; None before the first start.
+        restarts: times of the last restarts, on the monotonic clock.
     """
 
     name: str
@@ -71,19 +82,19 @@ class Child:
     parent_death_signal: int = signal.SIGKILL
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     restarts: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_RESTARTS), init=False)
-    _began: int = field(default=0, init=False)  # where in the log its present life begins
+    _log_start: int = field(default=0, init=False)  # position in the log at the last start, in bytes
 
     def start(self) -> None:
-        """Start it, in a process group of its own, so that a Ctrl-C reaches its parent only."""
+        """Start the process in a separate process group, so that only its parent receives Ctrl-C."""
         parent, number = os.getpid(), self.parent_death_signal
 
-        def tie() -> None:
+        def end_with_parent() -> None:
             die_with_parent(number)
-            if os.getppid() != parent:  # it died before the line above
+            if os.getppid() != parent:  # the parent died before prctl
                 os._exit(1)
 
         with self.log.open("ab") as log:
-            self._began = log.tell()
+            self._log_start = log.tell()
             self.process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
@@ -92,31 +103,31 @@ class Child:
                 env=self.env,
                 cwd=self.cwd,
                 start_new_session=True,
-                preexec_fn=tie if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
 
     @property
     def exit_code(self) -> int | None:
-        """Its exit code, or None while it runs."""
+        """Exit code; None while the process runs or before its start."""
         return self.process.poll() if self.process else None
 
     def restart_if_ended(self) -> bool:
-        """Start the process again if it has ended, and say so; return whether it had ended.
+        """Restart the process if it has ended, and print a message. Return whether it had ended.
 
         Raises:
-            ChildError: the process ended too often within a short time.
+            ChildError: The process ended too often within a short time.
         """
         if self.exit_code is None:
             return False
-        sys.stderr.write(f"{self.name} ended with code {self.exit_code}; starting it again\n")
+        sys.stderr.write(f"{self.name} ended with code {self.exit_code}; it is restarted\n")
         self.restart()
         return True
 
     def restart(self) -> None:
-        """Start the process again.
+        """Restart the process, unless it ends too often.
 
         Raises:
-            ChildError: the process ended too often within a short time.
+            ChildError: The process ended too often within a short time.
         """
         now = time.monotonic()
         if len(self.restarts) == MAX_RESTARTS and now - self.restarts[0] < RESTART_WINDOW_S:
@@ -127,26 +138,30 @@ class Child:
         self.start()
 
     def read_output(self) -> str:
-        """All that it has printed since it was started."""
+        """Return the output since the last start."""
         try:
             with self.log.open("rb") as log:
-                log.seek(self._began)
+                log.seek(self._log_start)
                 return log.read().decode("utf-8", "replace")
         except OSError:
             return ""
 
     def output_tail(self, num_lines: int = 12) -> str:
-        """The end of that, indented, and where to find the rest."""
+        """Return the last lines of the output, indented, and the path of the log."""
         tail = self.read_output().splitlines()[-num_lines:]
         return "\n".join([*(f"    {line}" for line in tail), f"  see       {self.log}"])
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM to the process, if it runs."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
 
     def reap(self, deadline: float) -> None:
-        """Wait for its end, at most until a moment of the monotonic clock; then kill it and all that it started."""
+        """Wait for the end of the process; after the deadline, kill its process group.
+
+        Args:
+            deadline: time on the monotonic clock, in seconds.
+        """
         if self.process is None:
             return
         with suppress(subprocess.TimeoutExpired):
@@ -157,10 +172,10 @@ class Child:
 
 
 class Children:
-    """A ``with`` block that leaves no process behind.
+    """A ``with`` block that ends all its processes at its end.
 
     Args:
-        grace_s: seconds that they have together for an orderly end before they are killed.
+        grace_s: seconds for all processes together to end, before they are killed.
     """
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
@@ -171,50 +186,55 @@ class Children:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        until = time.monotonic() + self.grace_s
+        deadline = time.monotonic() + self.grace_s
         for child in reversed(self.processes):
             child.stop()
         for child in reversed(self.processes):
-            child.reap(until)
+            child.reap(deadline)
 
     def start(self, child: Child) -> Child:
-        """Start a process that ends with the block at the latest."""
+        """Start a process and add it to the block."""
         self.processes.append(child)
         child.start()
         return child
 
     def check(self) -> None:
-        """Raise if one of them has ended.
+        """Raise an error if a process has ended.
 
         Raises:
-            ChildError: which one, and its last words.
+            ChildError: A process has ended; the message has its name and its last output.
         """
         for child in self.processes:
             if child.exit_code is not None:
-                raise ChildError(f"{child.name} ended {_how(child.exit_code)}\n{child.output_tail()}")
+                raise ChildError(f"{child.name} ended {_describe_exit(child.exit_code)}\n{child.output_tail()}")
 
     def wait_for(self, is_ready: Callable[[], bool], condition: str, *, timeout_s: float) -> None:
-        """Wait until something is so.
+        """Wait until a condition is true.
+
+        Args:
+            is_ready: function that returns whether the condition is true.
+            condition: text of the condition, for the error.
+            timeout_s: seconds to wait, > 0.
 
         Raises:
-            ChildError: it is not so after ``timeout_s``, or a process ended meanwhile.
+            ChildError: The condition is false after ``timeout_s``, or a process ended.
         """
-        until = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while not is_ready():
             self.check()
-            if time.monotonic() > until:
-                words = "\n".join(child.output_tail() for child in self.processes[-1:])
-                raise ChildError(f"{condition}: not within {timeout_s:.0f} s\n{words}")
+            if time.monotonic() > deadline:
+                output = "\n".join(child.output_tail() for child in self.processes[-1:])
+                raise ChildError(f"{condition}: not within {timeout_s:.0f} s\n{output}")
             time.sleep(0.1)
 
 
-def _how(code: int) -> str:
+def _describe_exit(code: int) -> str:
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
 
 
 def python_command() -> list[str]:
-    """Return the command of this Python; it does not import from the working folder before installed packages."""
-    return [sys.executable] if Path.cwd() == ROOT else [sys.executable, "-P"]  # -P would hide a checkout
+    """Return the command of this Python, with an option that stops imports from the working folder."""
+    return [sys.executable] if Path.cwd() == ROOT else [sys.executable, "-P"]  # with -P a checkout is not importable
 
 
 def module_command(module: str) -> list[str]:

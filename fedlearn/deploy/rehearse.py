@@ -1,7 +1,7 @@
-"""``python -m fedlearn.deploy.rehearse``: a whole federation on this machine, for the time of one run.
+"""Rehearse a deployment on this machine, for one run: ``python -m fedlearn.deploy.rehearse``.
 
-Temporary keys, a coordinator, nodes and a submission, all as they would be on machines of their own, with TLS and node
-authentication over the loopback interface; nothing is left behind but the run folder.
+The command creates temporary keys, starts a coordinator and nodes, and submits a run. All processes communicate over
+the loopback interface, with TLS and node authentication. Only the run folder remains.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.config import rebuild_scenario
 
 DEFAULT_NUM_NODES = 2
-START_TIMEOUT_S = 90.0
-NOT_RESUMABLE = "a rehearsal cannot be gone on with: its nodes are gone"
-SHORT_TIMEOUTS = {"engine.join_timeout": 60, "engine.deadline": 120}  # seconds; everything is near
+START_TIMEOUT_S = 90.0  # seconds for each process to start
+NOT_RESUMABLE = "(a rehearsal cannot be resumed, because its nodes have ended)"
+SHORT_TIMEOUTS = {"engine.join_timeout": 60, "engine.deadline": 120}  # seconds; all processes are on one machine
 
 
 class Rehearsal:
-    """A coordinator and nodes in a folder of their own.
+    """Start a coordinator and nodes on this machine, with temporary keys.
 
     Args:
-        folder: for keys, logs and state; its path must be short enough for Unix sockets.
-        runs: where runs leave their folders.
-        clients: for each node the clients that live there.
-        policy: what the nodes accept, as settings.
-        data: where all nodes find their data; None lets the scenario search.
+        folder: folder for keys, logs and state; its path must be short enough for Unix sockets.
+        runs: folder for run folders.
+        clients: ids of the clients of each node.
+        policy: policy of all nodes, as settings.
+        data: folder with the data of all nodes; None: the folders that the scenario searches.
 
     Attributes:
-        children: the processes, by name.
-        address: of the coordinator, ``host:port``.
+        children: processes, by name.
+        address: address of the coordinator, ``host:port``.
     """
 
     def __init__(
@@ -62,15 +62,18 @@ class Rehearsal:
         self.keys, self.data = self.folder / "keys", data
         self.allow_targets = policy.get("allow_targets", ())
         self.policy = self.folder / "policy.yaml"
-        self.policy.write_text(json.dumps(policy), encoding="utf-8")  # which is YAML too
+        self.policy.write_text(json.dumps(policy), encoding="utf-8")  # JSON is valid YAML
         self.children: dict[str, Child] = {}
         self.address = f"localhost:{free_port()}"
 
     def start(self, children: Children) -> None:
-        """Make keys and start all processes; returns when the coordinator and every trainer are ready.
+        """Create keys, start all processes, and wait until all of them are ready.
+
+        Args:
+            children: block that ends the processes.
 
         Raises:
-            ChildError: one ended, or was not ready within a minute and a half.
+            ChildError: A process ended, or was not ready within `START_TIMEOUT_S`.
         """
         names = [f"node{number}" for number in range(len(self.clients))]
         create(self.keys, ["localhost", "127.0.0.1"], names, days=2)
@@ -84,13 +87,13 @@ class Rehearsal:
         """Restart processes that ended, as an init system does.
 
         Raises:
-            ChildError: a process ended too often within a short time.
+            ChildError: A process ended too often within a short time.
         """
         for child in self.children.values():
             child.restart_if_ended()
 
     def follower(self, *, reconnect_timeout_s: float = 60.0) -> Follower:
-        """Who submits runs here and looks on."""
+        """Return a follower that submits runs to this coordinator and shows them."""
         return Follower(
             self.address,
             self.keys / "operator",
@@ -108,7 +111,7 @@ class Rehearsal:
             *module_command("fedlearn.deploy.coordinator"),
             *("--keys", str(self.keys / "coordinator"), "--state", str(state)),
             *("--runs", str(self.runs), "--port", port),
-            *(word for module in self.allow_targets for word in ("--allow-targets", module)),
+            *(argument for module in self.allow_targets for argument in ("--allow-targets", module)),
         ]
         return Child("coordinator", command, self.folder / "coordinator.log", parent_death_signal=signal.SIGTERM)
 
@@ -117,7 +120,7 @@ class Rehearsal:
             *module_command("fedlearn.deploy.node"),
             *("--coordinator", self.address, "--keys", str(self.keys / "nodes" / name)),
             *("--state", str(self.folder / name), "--policy", str(self.policy)),
-            *(word for client in clients for word in ("--client", str(client))),
+            *(argument for client in clients for argument in ("--client", str(client))),
             *(("--data", self.data) if self.data else ()),
         ]
         return Child(name, command, self.folder / f"{name}.log", parent_death_signal=signal.SIGTERM)
@@ -128,7 +131,7 @@ def _ready(child: Child) -> bool:
 
 
 def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
-    """Clients dealt out to nodes in turn.
+    """Return the clients of each node; node n gets the clients n, n + num_nodes, n + 2 * num_nodes and so on.
 
     >>> assign_clients(4, 3)
     [[0, 3], [1], [2]]
@@ -137,7 +140,7 @@ def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
 
 
 def minimal_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a policy that accepts the builders, the model and the partition of these settings, and no others."""
+    """Return a policy that accepts only the builders, the model and the partition of these settings."""
     scenario = settings["scenario"]
     bounds = {group: {"one_of": [choice(scenario[group])]} for group in SCENARIO_GROUPS if group in scenario}
     return {
@@ -149,52 +152,51 @@ def minimal_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
-    """One run on a federation of this machine's own; the exit code of the run.
+    """Run an experiment on a temporary federation of this machine, and return the exit code of the run.
 
     Args:
-        overrides: of a simulation, and ``num_nodes=4``.
-        keep: a folder for keys and logs; a temporary one where it is None.
+        overrides: overrides of a simulation, and ``num_nodes``, the number of nodes, default 2.
+        keep: folder for keys, logs and state; None: a temporary folder.
 
     Raises:
-        FedlearnError: a word means nothing, or a process cannot be started.
+        FedlearnError: An override is unknown, a setting is out of range, or a process does not start.
     """
-    own, overrides = take_settings(overrides, {"num_nodes": DEFAULT_NUM_NODES})
-    nodes = own.get("num_nodes", DEFAULT_NUM_NODES)
-    require(is_count(nodes), "num_nodes", nodes, "a whole number >= 1", "num_nodes=4")
-    given = {word.partition("=")[0] for word in overrides}
-    order = compose_request(
-        [*overrides, *(f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in given)]
-    )
-    num_clients = _num_clients(order["settings"])
-    require(
-        nodes <= num_clients, "num_nodes", nodes, f"at most {num_clients}, one client each", f"num_nodes={num_clients}"
-    )
-    again = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"num_nodes={nodes}", *overrides])
+    rehearsal_settings, overrides = take_settings(overrides, {"num_nodes": DEFAULT_NUM_NODES})
+    num_nodes = rehearsal_settings.get("num_nodes", DEFAULT_NUM_NODES)
+    require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=4")
+    overridden = {override.partition("=")[0] for override in overrides}
+    timeouts = [f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in overridden]
+    request = compose_request([*overrides, *timeouts])
+    settings = request["settings"]
+    num_clients = _num_clients(settings)
+    expected = f"at most {num_clients}, because each node needs a client"
+    require(num_nodes <= num_clients, "num_nodes", num_nodes, expected, f"num_nodes={num_clients}")
+    rerun_command = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"num_nodes={num_nodes}", *overrides])
     with ExitStack() as stack:
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
         folder.mkdir(parents=True, exist_ok=True)
-        policy, path = minimal_policy(order["settings"]), order["settings"]["scenario"].get("path")
-        rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, nodes), policy, path)
+        policy, path = minimal_policy(settings), settings["scenario"].get("path")
+        rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, num_nodes), policy, path)
         rehearsal.start(stack.enter_context(Children(grace_s=2 * GRACE_S)))
-        return rehearsal.follower().run({**order, "rerun_command": again})
+        return rehearsal.follower().run({**request, "rerun_command": rerun_command})
 
 
 def _num_clients(settings: Mapping[str, Any]) -> int:
-    """Return the number of clients; the scenario is built if its settings leave it to the data."""
+    """Return the number of clients; the scenario is built if only its data determine this number."""
     scenario, allow = settings["scenario"], settings.get("allow_targets") or []
-    wanted = (scenario.get("partition") or {}).get("num_clients")
-    return int(wanted or len(rebuild_scenario(scenario, allow).data.clients))
+    num_clients = (scenario.get("partition") or {}).get("num_clients")
+    return int(num_clients or len(rebuild_scenario(scenario, allow).data.clients))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit codes are those of a simulation."""
+    """Run the command and return the exit code of the run."""
     parser = command_parser(
         "fedlearn.deploy.rehearse",
-        "Rehearse a deployment on this machine, with keys, coordinator, nodes and a run; then clean up.",
+        "Rehearse a deployment on this machine: create keys, start coordinator and nodes, execute a run, clean up.",
         epilog="settings: num_nodes=4, and the settings of a simulation, see python -m simulations.run --help",
         passes_on=command_line_parser(),
     )
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep keys, logs and state there")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="keep keys, logs and state in this folder")
 
     def start() -> int:
         args, settings = parser.parse_known_args(argv)

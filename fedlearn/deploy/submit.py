@@ -1,4 +1,4 @@
-"""``python -m fedlearn.deploy.submit``: the simulator's words, carried out by real nodes."""
+"""Run an experiment at real nodes: ``python -m fedlearn.deploy.submit``, with the settings of a simulation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ from fedlearn.runner.compose import Job, compose
 from fedlearn.runner.config import build_plan
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.start import main as simulate
-from fedlearn.runner.start import parse_args as simulation
+from fedlearn.runner.start import parse_args as parse_simulation_args
 
 DEFAULT_COORDINATOR, DEFAULT_KEYS = "localhost:8000", Path("keys/operator")
-OUTPUTS = "outputs"  # what a simulation puts in front of its folder; here it is the coordinator's to choose
+OUTPUTS = "outputs"  # first part of a simulation's folder; here the coordinator chooses this folder (--runs)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 done, 2 bad configuration, 3 failed, 130 stopped with a checkpoint."""
+    """Run the command and return its exit code.
+
+    Returns:
+        0 done, 2 bad configuration or no connection, 3 failed, 130 stopped with a checkpoint.
+    """
     parser = build_parser()
 
     def submit() -> int:
@@ -41,64 +45,72 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> CommandParser:
-    """Return the parser of the options that a simulation does not have."""
+    """Return the parser of the options that only this command has."""
     parser = command_parser(
         "fedlearn.deploy.submit",
         "Run an experiment at the nodes of a federation, and show its rounds.",
-        epilog="settings: as in a simulation, see below",
+        epilog="settings: the same as in a simulation, see below",
         passes_on=command_line_parser(),
         add_help=False,
     )
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT")
-    parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="the operator's part of the keys")
-    parser.add_argument("--resume", metavar="FOLDER", help="resume a run that was stopped; rounds=100 is possible")
-    parser.add_argument("--follow", type=int, metavar="ID", help="follow a run that was submitted before")
+    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="address")
+    parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="folder with the operator's keys")
     parser.add_argument(
-        "--reconnect-timeout", type=float, default=120.0, help="seconds to wait for a coordinator that is lost"
+        "--resume", metavar="FOLDER", help="resume a stopped run, also with other settings, e.g. rounds=100"
     )
-    parser.add_argument("-h", "--help", action="store_true", help="show this help, and the settings")
+    parser.add_argument("--follow", type=int, metavar="ID", help="follow a run that was submitted earlier")
+    parser.add_argument("--reconnect-timeout", type=float, default=120.0, help="seconds to wait for a lost coordinator")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help and the settings")
     return parser
 
 
-def _submit(args: argparse.Namespace, words: Sequence[str]) -> int:
-    command = shlex.join(["python", "-m", "fedlearn.deploy.submit", *_place(args)])
+def _submit(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    command = shlex.join(["python", "-m", "fedlearn.deploy.submit", *_connection_options(args)])
     resume_command = f"{command} --resume {{folder}}"
     follower = Follower(args.coordinator, args.keys, args.reconnect_timeout, resume_command=resume_command)
     if args.follow is not None:
         return follower.follow(args.follow)
     if args.resume is not None:
-        return follower.resume_run(args.resume, words)
-    return follower.run({**compose_request(words), "rerun_command": f"{command} {shlex.join(words)}".rstrip()})
+        return follower.resume_run(args.resume, overrides)
+    rerun_command = f"{command} {shlex.join(overrides)}".rstrip()
+    return follower.run({**compose_request(overrides), "rerun_command": rerun_command})
 
 
-def _place(args: argparse.Namespace) -> list[str]:
-    """The options that say where the coordinator is, as far as they were needed."""
-    place = ["--coordinator", args.coordinator] if args.coordinator != DEFAULT_COORDINATOR else []
-    return place + (["--keys", str(args.keys)] if args.keys != DEFAULT_KEYS else [])
+def _connection_options(args: argparse.Namespace) -> list[str]:
+    """Return the options for the connection, without defaults."""
+    address = ["--coordinator", args.coordinator] if args.coordinator != DEFAULT_COORDINATOR else []
+    return address + (["--keys", str(args.keys)] if args.keys != DEFAULT_KEYS else [])
 
 
 def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings, folder and whether the folder was chosen, from words that have been checked as the simulator does.
+    """Return the content of a run request, after the checks of a simulation.
+
+    Args:
+        overrides: overrides of a simulation.
+
+    Returns:
+        ``settings``, ``folder``, and ``chosen``: True if the overrides name the folder.
 
     Raises:
-        FedlearnError: a word means nothing, a setting is out of range, or it asks for a simulation.
+        FedlearnError: An override is unknown, a setting is out of range, or the engine is for simulations.
     """
-    chosen = any(word.startswith("engine=") for word in overrides)
-    args = simulation(overrides if chosen else ["engine=grid", *overrides])
+    is_chosen = any(override.startswith("engine=") for override in overrides)
+    args = parse_simulation_args(overrides if is_chosen else ["engine=grid", *overrides])
     (job,) = compose(args) if not args.multirun else [None]
     if job is None or job.is_sweep:
-        raise UsageError("-m asks for several runs\n  expected  one at a time\n  try       submit once for each")
+        raise UsageError("-m starts several runs\n  expected  one run at a time\n  try       one submission per run")
     build_plan(job.cfg)
     target = job.cfg.engine["_target_"]
     if get_object(target) is not grid:  # the coordinator has no other engine
         name = target.rpartition(".")[2]
-        raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       no engine=... at all")
+        fix = f"the same command without engine={name}"
+        raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       {fix}")
     build_callbacks(job.cfg)
     return {"settings": config_to_dict(job.cfg), "folder": _folder(job), "chosen": job.chosen}
 
 
 def _folder(job: Job) -> str:
-    """Where the coordinator is to leave the run, seen from the folder where it keeps all of them."""
+    """Return the run folder, relative to the folder of all runs at the coordinator."""
     parts = job.folder.parts
     return str(Path(*parts[1:])) if not job.chosen and parts[0] == OUTPUTS else str(job.folder)
 

@@ -1,8 +1,8 @@
 """Run a node's trainer: ``python -m fedlearn.deploy.trainer``, a long-lived process of the node's operator.
 
-It serves requests on a Unix socket over gRPC, with the standard health service. Only its user may open the socket, or a
-group, so that the messenger may be another user. Frameworks are imported once. Data and compiled code stay in memory
-from round to round.
+It serves requests on a Unix socket over gRPC, with the standard health service. Only its own user may open the socket.
+With ``--group``, a group may open it too, so the messenger can run as another user. Frameworks are imported once. Data
+and compiled code stay in memory from round to round.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
 
     Args:
         service: service that responds to requests.
-        socket: path of the socket; a socket that a killed trainer left is replaced.
-        group: group that may open the socket too; None for this user only.
+        socket: path of the socket; the old socket of a killed trainer is replaced.
+        group: group that may open the socket too; None: only this user may open it.
 
     Raises:
-        FedlearnError: another trainer uses the socket, or the socket cannot be created.
+        FedlearnError: Another trainer uses the socket, or the socket cannot be created.
     """
     _remove_old_socket(socket)
     server = grpc.server(ThreadPoolExecutor(max_workers=8), options=(("grpc.so_reuseport", 0),))
@@ -59,14 +59,16 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     for name in ("", SERVICE):
         state.set(name, health_pb2.HealthCheckResponse.SERVING)
-    before = os.umask(0o177)  # other users can open the socket at no moment
+    previous_mask = os.umask(0o177)  # other users can open the socket at no moment
     try:
         server.add_insecure_port(f"unix:{socket}")
         server.start()
     except RuntimeError as error:
-        raise FedlearnError(f"the socket {socket} cannot be created: {error}") from error
+        raise FedlearnError(
+            f"--socket {socket} cannot be created: {error}\n  try       a path in a folder that this user can write"
+        ) from error
     finally:
-        os.umask(before)
+        os.umask(previous_mask)
     if group is not None:
         os.chown(socket, -1, grp.getgrnam(group).gr_gid)
         os.chmod(socket, 0o660)
@@ -86,14 +88,9 @@ def _respond(service: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _remove_old_socket(socket: Path) -> None:
-    short = len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES
-    require(
-        short,
-        "--socket",
-        socket,
-        f"a path of at most {MAX_SOCKET_PATH_BYTES} bytes",
-        "--socket /run/fedlearn/trainer.sock",
-    )
+    is_short = len(os.fsencode(socket)) <= MAX_SOCKET_PATH_BYTES
+    expected = f"a path of at most {MAX_SOCKET_PATH_BYTES} bytes"
+    require(is_short, "--socket", socket, expected, "--socket /run/fedlearn/trainer.sock")
     if not socket.exists():
         socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return
@@ -108,7 +105,7 @@ def _remove_old_socket(socket: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 stopped by Ctrl-C or SIGTERM, 2 cannot start."""
+    """Run the command and return its exit code: 0 stopped by Ctrl-C or SIGTERM, 2 cannot start."""
     return run_command(build_parser(), _serve_until_stopped, argv)
 
 
@@ -133,7 +130,7 @@ def _serve_until_stopped(
         config = NodeConfig(clients=tuple(clients), masking_keys=masking_keys, **options)
         service = NodeService(config, read_policy(policy), ClientStates(client_states))
         for module in ("sklearn.metrics", *([f"fedlearn.trainers.{config.framework}"] if config.framework else [])):
-            import_module(module)  # now, and not while a round waits
+            import_module(module)  # at the start, because a round would wait for a later import
         server = serve(service, socket, group=group)
     except (OSError, KeyError) as error:
         raise FedlearnError(str(error)) from error
@@ -147,7 +144,9 @@ def _serve_until_stopped(
 
 def build_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = command_parser("fedlearn.deploy.trainer", "Train with the data of this node, at the requests of a socket.")
+    parser = command_parser(
+        "fedlearn.deploy.trainer", "Train with the data of this node, in response to requests on a socket."
+    )
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to serve requests on")
     parser.add_argument(
         "--client", type=int, action="append", required=True, dest="clients", help="id of a client of this node; repeat"
@@ -157,17 +156,19 @@ def build_parser() -> CommandParser:
     parser.add_argument(
         "--keys", type=Path, help="folder with masking.key and masking.pub; without it, no secure aggregation"
     )
-    parser.add_argument("--data", type=Path, help="folder with the data; default: the scenario searches")
+    parser.add_argument(
+        "--data", type=Path, help="folder with the data; default: the folders that the scenario searches"
+    )
     parser.add_argument("--framework", choices=("torch", "jax"), help="default: the framework of the request")
-    parser.add_argument("--device", default="cpu", help="e.g. cpu or cuda:0")
+    parser.add_argument("--device", default="cpu", help="device that trains, e.g. cpu or cuda:0")
     parser.add_argument("--group", help="group that may open the socket too")
     return parser
 
 
 if __name__ == "__main__":
     code = main()
-    if code != DONE:  # nothing was started
+    if code != DONE:  # the trainer did not start
         sys.exit(code)
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(code)  # an ordinary exit would wait for the end of a training
+    os._exit(code)  # an ordinary exit would wait until a client has finished its training

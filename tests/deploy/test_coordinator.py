@@ -33,7 +33,7 @@ def test_an_expired_certificate_is_refused_before_anything_starts(made, monkeypa
     monkeypatch.setattr("fedlearn.deploy.coordinator.time.time", lambda: keys.expiry(certificate).timestamp() + 1)
     assert start(made, "--port", "0") == 2
     told = capsys.readouterr().err
-    assert "the server certificate ended on" in told
+    assert "the server certificate expired on" in told
     assert "python -m fedlearn.deploy.keys renew" in told
 
 

@@ -94,4 +94,4 @@ def test_only_a_process_that_ended_is_started_again_and_the_message_names_it(tmp
         assert child.restart_if_ended()
         assert child.process.pid != before
         assert child.exit_code is None
-    assert capsys.readouterr().err == "sleeper ended with code -9; starting it again\n"
+    assert capsys.readouterr().err == "sleeper ended with code -9; it is restarted\n"

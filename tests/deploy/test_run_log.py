@@ -38,7 +38,7 @@ def test_a_run_that_is_never_begun_is_taken_back_by_name(monkeypatch, tmp_path):
     monkeypatch.setattr(run_log, "START_TIMEOUT_S", 0.5)
     monkeypatch.setattr(run_log, "SILENCE_TIMEOUT_S", 0.2)
     try:
-        with pytest.raises(run_log.RunStartTimeout, match="has not begun the run within"):
+        with pytest.raises(run_log.RunStartTimeout, match="has not started the run within"):
             run_log.Follower("localhost:1", tmp_path, 1.0).follow(7)
         assert Stuck.stopped == (7,)
     finally:

@@ -29,7 +29,7 @@ def submit(tmp_path, capsys):
         (["rounds=0"], "rounds is 0"),
         (["local.learning_rat=1"], "local.learning_rat=1 is not a setting"),
         (["engine=vector"], "engine=vector is for simulations"),
-        (["-m", "seed=1,2"], "one at a time"),
+        (["-m", "seed=1,2"], "one run at a time"),
         (["engine.deadlin=3"], "engine.deadlin=3 is not a setting"),
     ],
 )
@@ -42,7 +42,7 @@ def test_words_are_refused_as_in_a_simulation(submit, words, reason):
 def test_a_coordinator_that_is_not_there_is_named(submit):
     code, told = submit("scenario=diabetes")
     assert code == 2
-    assert "no connection to localhost:1: nobody listens there" in told
+    assert "no connection to localhost:1: no program listens there" in told
 
 
 def test_missing_keys_are_named(tmp_path, capsys):

@@ -196,7 +196,7 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
     [
         ({"settings": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
         ({"kind": RequestKind.FIT, "clients": (0,)}, "request", "clients [0] are not at this node"),
-        ({"run": "../../etc"}, "node", "the run is called"),
+        ({"run": "../../etc"}, "node", "the name of the run is"),
         ({"kind": "exec"}, "request", "expected one of hello"),
     ],
     ids=["policy", "elsewhere", "path", "kind"],

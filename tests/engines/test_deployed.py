@@ -464,7 +464,7 @@ def test_missing_nodes_end_the_wait_by_name(federation):
 
 def test_an_order_outside_a_nodes_policy_is_refused_with_its_reason(federation, caplog):
     made = federation(policy={"strategies": {"strategies.fedprox": {"mu": [0, 1]}}})
-    with pytest.raises(FederationError, match=r"strategy strategies.fedavg is not accepted here"):
+    with pytest.raises(FederationError, match=r"strategy strategies.fedavg is not accepted; this node"):
         made.engine.open()
     assert "refused a request hello of run test-run" in caplog.text  # on the node's side too
 

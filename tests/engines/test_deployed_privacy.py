@@ -91,7 +91,7 @@ def test_local_noise_is_there_when_an_update_leaves(federation):
 def test_a_node_that_asks_for_noise_refuses_an_order_without(federation):
     strict = {"required_privacy": RequiredPrivacy(minimum="local", min_noise_multiplier=2.0)}
     made = federation(words=EQUAL, policy=strict)
-    with pytest.raises((FedlearnError, TooManyFailures), match="this node asks for privacy=local"):
+    with pytest.raises((FedlearnError, TooManyFailures), match="this node requires privacy=local"):
         run(made, "central", rounds=1, noise_multiplier=1.0)
     assert len(run(federation(words=EQUAL, policy=strict), "local", rounds=1, clip_norm=1.0, noise_multiplier=2.0)) == 1
 

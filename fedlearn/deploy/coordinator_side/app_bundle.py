@@ -1,4 +1,4 @@
-"""The app that Flower carries to coordinator and nodes: two names, and no code of its own."""
+"""Build the app that Flower sends to coordinator and nodes. It has two names of installed apps, and no code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import fedlearn
 from fedlearn.flower.compat import app_bundle
 
-REQUEST_KEY = "request"  # the one setting of a run: JSON, see `fedlearn.deploy.coordinator_side.server_app`
-EXIT_MARKER = "fedlearn exit"  # and a number: how a run tells by way of Flower that it did not end well
+REQUEST_KEY = "request"  # the only setting of a run, as JSON: see `fedlearn.deploy.coordinator_side.server_app`
+EXIT_MARKER = "fedlearn exit"  # a number follows: the exit code of a run, in Flower's details of the run
 
 PYPROJECT = f"""\
 [build-system]
@@ -41,16 +41,16 @@ LICENSE = "Licensed under the Apache License, Version 2.0: https://www.apache.or
 
 
 def build_app_bundle() -> Any:
-    """The app bundle (FAB); equal versions of fedlearn give equal bytes."""
+    """Return the app bundle (FAB). Equal versions of fedlearn give equal bytes."""
     content, record_of = app_bundle({"pyproject.toml": PYPROJECT.encode(), "LICENSE": LICENSE.encode()})
     return record_of(hashlib.sha256(content).hexdigest())
 
 
 def parse_exit_code(details: str) -> int | None:
-    """The exit code in what Flower keeps about a run, None where there is none.
+    """Return the exit code in Flower's details of a run; None if they have none.
 
     >>> parse_exit_code("ServerApp failed with exception: fedlearn exit 130")
     130
     """
-    found = re.search(rf"{EXIT_MARKER} (\d+)", details)
-    return int(found[1]) if found else None
+    match = re.search(rf"{EXIT_MARKER} (\d+)", details)
+    return int(match[1]) if match else None

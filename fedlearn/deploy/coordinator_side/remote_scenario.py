@@ -1,6 +1,6 @@
-"""A scenario whose data and framework are elsewhere: what a coordinator knows of the problem that its nodes work on.
+"""Build the coordinator's scenario, whose examples and framework are at the nodes.
 
-Shapes: D parameters laid flat, N examples.
+Shapes: D parameters, N examples.
 """
 
 from __future__ import annotations
@@ -21,34 +21,38 @@ from fedlearn.loop.scenario import Scenario
 
 
 def remote_scenario(engine: DeployedEngine) -> Scenario:
-    """The scenario of connected nodes: its name, task, clients and model; its examples stay where they are."""
+    """Return the scenario of the connected nodes, with name, task, clients and model; examples stay at the nodes.
+
+    Raises:
+        FederationError: Too few nodes joined, or their models differ.
+    """
     engine.open()
-    homes = engine.membership.members_by_client()
+    members = engine.membership.members_by_client()
     model = engine.membership.require_same_model()
-    kinds = sorted({member.framework for member in homes.values()})
+    frameworks = sorted({member.framework for member in members.values()})
     data = FederatedData(
         task=model.task,
         clients=engine.clients,
-        train=_elsewhere,
-        test=_elsewhere,
+        train=_refuse_access,
+        test=_refuse_access,
         num_classes=model.num_classes,
-        names={client: homes[client].names[client] for client in engine.clients},
+        names={client: members[client].names[client] for client in engine.clients},
         source=f"at {len(engine.membership.present)} nodes",
-        num_train={client: homes[client].num_examples[client] for client in engine.clients},
+        num_train={client: members[client].num_examples[client] for client in engine.clients},
     )
-    trainer = RemoteTrainer(engine=engine, framework="+".join(kinds), device="at the nodes", layout=engine.layout)
+    trainer = RemoteTrainer(engine=engine, framework="+".join(frameworks), device="at the nodes", layout=engine.layout)
     return Scenario(name=model.name, data=data, trainer=trainer, model=model.model, partition=model.partition)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteTrainer:
-    """Stands for trainers at the nodes: it knows their layout, and asks one of them for initial parameters.
+    """Represent the trainers at the nodes, with their layout. A node returns the initial parameters.
 
     Args:
-        engine: the way to them.
-        framework: of all of them.
-        device: in words.
-        layout: of their model.
+        engine: engine with the connection to the nodes.
+        framework: frameworks of all nodes, e.g. ``jax+torch``.
+        device: text for the header.
+        layout: layout of the model at the nodes.
     """
 
     engine: DeployedEngine
@@ -56,32 +60,32 @@ class RemoteTrainer:
     device: str
     layout: Layout
     initialization: str = "weights from a node"
-    supports_dp_sgd: bool = True  # as far as the coordinator knows; nodes see to it
+    supports_dp_sgd: bool = True  # the coordinator cannot check this; each node checks it
     supports_process_pool: bool = False
 
     def close(self) -> None:
-        """See `Trainer.close`; there is nothing to release."""
+        """Do nothing, because this trainer has no resources to release."""
 
     def init(self, seed: int) -> np.ndarray:
-        """Initial ``params_D``, from the node of the lowest client."""
+        """Return initial ``params_D``, from the node of the client with the lowest id."""
         return self.engine.initial_parameters(seed)
 
     def with_batching(self, batching: str) -> RemoteTrainer:
-        """Itself: nodes choose."""
+        """Return this trainer, because each node chooses its own batching."""
         return self
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """At the nodes."""
+        """Return a text that names the place of training."""
         return "at the nodes"
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        """Not here."""
-        _elsewhere()
+        """Raise `DataError`, because only nodes can train."""
+        _refuse_access()
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """Not here."""
-        _elsewhere()
+        """Raise `DataError`, because only nodes can predict."""
+        _refuse_access()
 
 
-def _elsewhere(client: ClientId = -1) -> NoReturn:
-    raise DataError("the examples are at the nodes, and stay there")
+def _refuse_access(client: ClientId = -1) -> NoReturn:
+    raise DataError("the examples are at the nodes, and the coordinator cannot access them")

@@ -1,14 +1,15 @@
-"""What Flower starts at the coordinator for each run: the simulator's own rounds, over Flower's grid.
+"""Execute a submitter's request at the coordinator. Flower starts this app in a process for each run.
 
-An order is one JSON object, the run's only setting::
+A run executes the same training loop as a simulation, over Flower's grid. A request is one JSON object, the only
+setting of the run::
 
     {"do": "run", "settings": {...}, "folder": "heart/fedavg/...", "chosen": false, "width": 100,
      "rerun_command": "python -m ...", "resume_command": "python -m ... --resume {folder}"}
     {"do": "resume", "folder": "heart/fedavg/...", "overrides": ["rounds=50"], "width": null}
     {"do": "stop", "run": 1234}
 
-``rerun_command`` and ``resume_command`` are for whoever looks on; ``width`` is that of the terminal to draw for, null
-for plain lines. How it ended is the last line of what Flower keeps about the run: ``fedlearn exit 130``.
+``rerun_command`` and ``resume_command`` are commands for the submitter. ``width`` is the width of the submitter's
+terminal in characters; null: plain lines. The exit code is in Flower's details of the run: ``fedlearn exit 130``.
 """
 
 from __future__ import annotations
@@ -56,30 +57,30 @@ from fedlearn.runner.run_folder import RunFolderError
 from fedlearn.runner.run_mode import RunMode
 from fedlearn.runner.start import run
 
-DEPLOYMENT_FILE = "deployment.json"  # in the run folder: what a resumed run must know of the one before
-RUNNING_FOLDER = ".running"  # a folder beside the runs': the process of each run that is going on
+DEPLOYMENT_FILE = "deployment.json"  # in the run folder: id and commands of the run, for a resumed run
+RUNNING_FOLDER = ".running"  # beside the run folders: the process ids of each run in progress
 
 app = ServerApp()
 
 
 class NonzeroExit(Exception):
-    """How Flower is told that a run did not end well."""
+    """Report a nonzero exit code of a run to Flower."""
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Carry out the order.
+    """Execute the request of a run.
 
     Raises:
-        Ended: with the exit code, unless that is 0.
+        NonzeroExit: The exit code is not 0; the message has the exit code.
     """
-    die_with_parent()  # Flower would go on asking a coordinator that is gone
+    die_with_parent()  # otherwise Flower would poll a coordinator that has ended
     _log_to_file_only()
-    search_working_folder_last()  # the coordinator's, for modules that its operator allows
-    order = json.loads(str(context.run_config[REQUEST_KEY]))
+    search_working_folder_last()  # the working folder of the coordinator has the modules that its operator allows
+    request = json.loads(str(context.run_config[REQUEST_KEY]))
     with _interruptible():
         try:
-            code = exit_code(lambda: execute(order, grid, context.run_id, Path(os.environ[RUNS_ENV])))
+            code = exit_code(lambda: execute(request, grid, context.run_id, Path(os.environ[RUNS_ENV])))
         except Exception:
             traceback.print_exc()
             code = FAILED
@@ -88,92 +89,94 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> int:
-    """Do what an order says.
+    """Execute a request, and return its exit code.
 
     Args:
-        request: see the head of this file.
-        grid: Flower's.
-        run_id: Flower's, by which a stop order names the run.
-        runs: where run folders lie.
+        request: a request, see the module's documentation.
+        grid: Flower's connection to the nodes.
+        run_id: Flower's id of the run; a stop request names the run by this id.
+        runs: folder of the run folders.
 
     Raises:
-        FedlearnError: see `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
+        FedlearnError: See `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
     """
     if request["do"] == "stop":
         return _stop(runs / RUNNING_FOLDER / str(request["run"]))
-    folder = _inside(runs, request["folder"])
-    with _noted(runs / RUNNING_FOLDER / str(run_id)):
+    folder = _folder_in(runs, request["folder"])
+    with _process_file(runs / RUNNING_FOLDER / str(run_id)):
         if request["do"] == "resume":
-            _tell_folder(folder, runs)
-            return resume(folder, request["overrides"], run_mode=_venue(grid, request, runs)).exit_code
+            _print_folder(folder, runs)
+            return resume(folder, request["overrides"], run_mode=_run_mode(grid, request, runs)).exit_code
         settings = dict(request["settings"])
         if settings.get("init"):  # a submitter must not read other files of the coordinator
-            settings["init"] = str(_inside(runs, str(settings["init"])))
+            settings["init"] = str(_folder_in(runs, str(settings["init"])))
         job = Job(cfg=config_from_dict(settings), folder=folder, chosen=bool(request["chosen"]))
         check_submitted_settings(job.cfg)
-        return run(job, build_plan(job.cfg), run_mode=_venue(grid, request, runs)).exit_code
+        return run(job, build_plan(job.cfg), run_mode=_run_mode(grid, request, runs)).exit_code
 
 
-def _venue(grid: Grid, order: Mapping[str, Any], runs: Path) -> RunMode:
+def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
     def build(cfg: DictConfig, planned: Plan | None, folder: Path) -> Experiment:
-        if order["do"] == "resume":
-            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, _note(folder)["id"])
-        _tell_folder(folder, runs)
-        note = {"id": uuid.uuid4().hex} | {name: order[name] for name in ("rerun_command", "resume_command")}
-        (folder / DEPLOYMENT_FILE).write_text(
-            json.dumps(note), encoding="utf-8"
-        )  # now: a run can be cut off while nodes join
+        if request["do"] == "resume":
+            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, _read_deployment(folder)["id"])
+        _print_folder(folder, runs)
+        deployment = {"id": uuid.uuid4().hex} | {name: request[name] for name in ("rerun_command", "resume_command")}
+        # written before nodes join, because a run that is interrupted while it waits for nodes must be resumable
+        (folder / DEPLOYMENT_FILE).write_text(json.dumps(deployment), encoding="utf-8")
         try:
-            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, note["id"])
+            return build_deployed_experiment(cfg, planned or build_plan(cfg), grid, deployment["id"])
         except BaseException:
             (folder / DEPLOYMENT_FILE).unlink()
             raise
 
-    width = order.get("width")
+    width = request.get("width")
     return RunMode(
         build_experiment=build,
         create_console=lambda: Console(terminal=width is not None, width=width, live=False),
-        rerun_command=lambda folder: str(_note(folder)["rerun_command"]),
-        resume_command=lambda folder: str(_note(folder)["resume_command"]).replace(
-            "{folder}", shlex.quote(_name(folder, runs))
+        rerun_command=lambda folder: str(_read_deployment(folder)["rerun_command"]),
+        resume_command=lambda folder: str(_read_deployment(folder)["resume_command"]).replace(
+            "{folder}", shlex.quote(_name_of(folder, runs))
         ),
         check_settings=check_submitted_settings,
     )
 
 
 def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str) -> Experiment:
-    """An experiment whose data and trainers are at nodes; here is only what they tell of them.
+    """Return an experiment whose data and trainers are at the nodes.
+
+    Args:
+        cfg: settings of the run.
+        plan: plan of these settings.
+        grid: Flower's connection to the nodes.
+        run: name of the run; nodes keep client states under this name.
 
     Raises:
-        FedlearnError: too few nodes join in time, or they do not fit together.
+        FedlearnError: A setting is for simulations only, too few nodes joined in time, or their models differ.
     """
     metric = cfg.early_stop.get("metric")
-    expected = "a metric that adds up over clients: single predictions stay at the nodes"
+    expected = "a metric that is a sum over clients, because predictions stay at the nodes"
     require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
-    expected = "null: data stay at the nodes, and no model is trained besides the federation's"
+    expected = "null, because the coordinator has no data to train a baseline"
     require(not plan.baselines, "baseline", ", ".join(plan.baselines), expected, "baseline=null")
     settings = config_to_dict(cfg)
     protocol = settings["privacy"].get("protocol", "sum")
-    expected = "sum: real nodes run the protocol anyway, full is for simulations"
+    expected = "sum, because real nodes always run the full protocol"
     require(protocol == "sum", "privacy.protocol", protocol, expected, "privacy.protocol=sum")
-    words = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
-    words["privacy"] = None if plan.privacy.kind == "none" else settings["privacy"]
-    words["buffers"] = None if plan.buffers == "refuse" else plan.buffers
-    words["compress"] = None if plan.compress.codec is None else settings["compress"]
+    node_settings = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
+    node_settings["privacy"] = None if plan.privacy.kind == "none" else settings["privacy"]
+    node_settings["buffers"] = None if plan.buffers == "refuse" else plan.buffers
+    node_settings["compress"] = None if plan.compress.codec is None else settings["compress"]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     if options.get("num_nodes") is None:
         options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
-    engine = DeployedEngine(grid, words, run=run, **options)
+    engine = DeployedEngine(grid, node_settings, run=run, **options)
     try:
         scenario = remote_scenario(engine)
         plan = apply_privacy(plan, scenario)
         if plan.strategy.privacy_guarantee is not None:
-            found = {
-                "noise_multiplier": plan.strategy.privacy_guarantee.noise_multiplier,
-                "epsilon": None,
-            }
-            found = {name: value for name, value in found.items() if name in settings["privacy"]}
-            engine.set_privacy({**settings["privacy"], **found}, rounds=plan.schedule.rounds)
+            calibrated = {"noise_multiplier": plan.strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
+            calibrated = {name: value for name, value in calibrated.items() if name in settings["privacy"]}
+            engine.set_privacy({**settings["privacy"], **calibrated}, rounds=plan.schedule.rounds)
         select, rng = plan.strategy.select, generator(plan.seed, Purpose.SELECT, round=1)
         select.choose(1, scenario.data.clients, rng, **select.initial_state)
         if plan.strategy.asynchrony is not None:
@@ -182,41 +185,40 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     except BaseException:
         engine.close()
         raise
-    on_clock = with_virtual_clock(engine, plan, scenario)
-    return Experiment(plan=plan, scenario=scenario, engine=on_clock)
+    return Experiment(plan=plan, scenario=scenario, engine=with_virtual_clock(engine, plan, scenario))
 
 
-def _inside(runs: Path, name: str) -> Path:
+def _folder_in(runs: Path, name: str) -> Path:
     folder = (runs / name).resolve()
     if not folder.is_relative_to(runs.resolve()) or folder == runs.resolve():
-        fix = "a relative path: folders lie where the coordinator keeps runs"
-        raise RunFolderError(f"{name} lies outside the coordinator's runs\n  try       {fix}")
+        expected, fix = "a path below the folder that --runs names at the coordinator", "a relative path"
+        raise RunFolderError(f"{name} is outside the coordinator's runs\n  expected  {expected}\n  try       {fix}")
     return folder
 
 
-def _name(folder: Path, runs: Path) -> str:
+def _name_of(folder: Path, runs: Path) -> str:
     return str(folder.resolve().relative_to(runs.resolve()))
 
 
-def _tell_folder(folder: Path, runs: Path) -> None:
-    sys.stdout.write(f"run        {_name(folder, runs)}\n")
+def _print_folder(folder: Path, runs: Path) -> None:
+    sys.stdout.write(f"run        {_name_of(folder, runs)}\n")
 
 
-def _note(folder: Path) -> dict[str, Any]:
+def _read_deployment(folder: Path) -> dict[str, Any]:
     try:
-        note = dict(json.loads((folder / DEPLOYMENT_FILE).read_text(encoding="utf-8")))
+        deployment = dict(json.loads((folder / DEPLOYMENT_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        fix = f"python -m simulations.resume {folder}, if it was a simulation"
-        raise RunFolderError(f"{folder} holds no deployed run: {error}\n  try       {fix}") from error
-    if not {"id", "rerun_command", "resume_command"} <= note.keys():
-        fix = "resume with the version of fedlearn that wrote it, or start a new run"
+        fix = f"python -m simulations.resume {folder}, if the run was a simulation"
+        raise RunFolderError(f"{folder} has no deployed run: {error}\n  try       {fix}") from error
+    if not {"id", "rerun_command", "resume_command"} <= deployment.keys():
+        fix = "the version of fedlearn that started the run, or a new run"
         raise RunFolderError(f"{folder / DEPLOYMENT_FILE} was written by another version\n  try       {fix}")
-    return note
+    return deployment
 
 
 @contextmanager
-def _noted(path: Path) -> Iterator[None]:
-    """Say for the time of a run which process it is."""
+def _process_file(path: Path) -> Iterator[None]:
+    """Write the process ids of this run to a file, and remove the file at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{os.getpid()} {os.getppid()}", encoding="ascii")
     try:
@@ -226,28 +228,28 @@ def _noted(path: Path) -> Iterator[None]:
 
 
 def _stop(path: Path) -> int:
-    """Interrupt a run as Ctrl-C does: it finishes its round and saves it."""
+    """Interrupt a run as Ctrl-C does; the run finishes its round and saves it."""
     try:
         process, parent = map(int, path.read_text(encoding="ascii").split())
     except (OSError, ValueError):
-        raise FedlearnError("that run is not going on") from None
-    if parent == os.getppid():  # else the number is a leftover, and may be anybody's by now
+        raise FedlearnError(f"run {path.name} is not in progress") from None
+    if parent == os.getppid():  # otherwise another process may have this number now
         os.kill(process, signal.SIGINT)
     return DONE
 
 
 def _log_to_file_only() -> None:
-    """Keep Flower's own lines out of what the operator sees; they reach the run's log by way of the root logger."""
+    """Keep Flower's log lines from the submitter; the root logger writes them to the log of the run."""
     logging.getLogger("flwr").handlers.clear()
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line for each poll
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # otherwise each poll logs a line
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let signals interrupt as in any program, not end the process in the middle of a file."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Raise `KeyboardInterrupt` at a signal; Flower's handlers would end the process while it writes a file."""
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

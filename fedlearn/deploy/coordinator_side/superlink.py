@@ -1,7 +1,7 @@
-"""Flower's SuperLink, with a token for whoever submits runs.
+"""Run Flower's SuperLink, and require the operator's token for calls of its Control API.
 
-Flower lets anybody who reaches the port start runs, stop them and admit nodes, unless its enterprise edition checks
-accounts. Its own interface for such checks is used here: a request to the Control API must carry the operator's token.
+Without a check of accounts, every client that reaches Flower's port can start and stop runs and admit nodes. Only
+Flower's enterprise edition has such a check. This module uses the same interface to check the operator's token.
 """
 
 from __future__ import annotations
@@ -12,11 +12,15 @@ from pathlib import Path
 
 from fedlearn.flower.compat import run_superlink
 
-TOKEN_FILE_ENV = "FEDLEARN_OPERATOR_TOKEN_FILE"  # names the environment variable
+TOKEN_FILE_ENV = "FEDLEARN_OPERATOR_TOKEN_FILE"  # environment variable with the path of the token file
 
 
 class OperatorToken:
-    """The token that a request must carry."""
+    """Check the operator's token of a call.
+
+    Args:
+        token: the right token.
+    """
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
@@ -27,7 +31,7 @@ class OperatorToken:
 
 
 def main() -> None:
-    """Run the SuperLink; the arguments are those of ``flower-superlink``."""
+    """Run the SuperLink, with the command-line arguments of ``flower-superlink``."""
     token = Path(os.environ[TOKEN_FILE_ENV]).read_text(encoding="ascii").strip()
     run_superlink(OperatorToken(token).accepts)
 

@@ -1,8 +1,8 @@
-"""What a node keeps on its own disk: its clients' memories, round by round, and how often they were trained.
+"""Store client states and counts of training requests on the disk of a node.
 
-``DIR/<run>/client_000003/round_000012.safetensors`` is what client 3 remembers after round 12. An order says from which
-round's memory a client starts, because a round may be repeated after the coordinator was restarted, and an update that
-arrived too late never happened.
+``DIR/<run>/client_000003/round_000012.safetensors`` is the state of client 3 after round 12. A request names the round
+of the client state to start from. The latest state may be wrong: a restarted coordinator may repeat a round, or an
+update may have missed its deadline.
 """
 
 from __future__ import annotations
@@ -23,89 +23,100 @@ from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.records import ClientId, State
 from fedlearn.errors import FedlearnError
 
-MAX_SAVED_ROUNDS = 10  # rounds; how far back a coordinator's checkpoint may lie
+MAX_SAVED_ROUNDS = 10  # client states per client; a coordinator can resume from a checkpoint of these rounds
 REQUEST_COUNTS_FILE = "requests.json"
 SECAGG_STATE_FILE = "secagg.state"
-OLD_NAMES = {"orders.json": REQUEST_COUNTS_FILE, "masking.notes": SECAGG_STATE_FILE}  # of earlier versions
+OLD_NAMES = {
+    "orders.json": REQUEST_COUNTS_FILE,
+    "masking.notes": SECAGG_STATE_FILE,
+}  # names in earlier versions -> present names
 
 
 class ClientStateError(FedlearnError):
-    """A client is to start from a memory that is not on this node's disk."""
+    """Report client states or other state files of a node that are missing, damaged or of another version."""
 
 
 class ClientStates:
-    """The memories of this node's clients.
+    """The stored client states of this node.
 
     Args:
-        folder: made if absent, readable by the trainer's user only.
+        folder: folder for the files; it is created if it is missing. Only the trainer's user can read it.
 
     Raises:
-        ClientStateError: a file in the folder has the name that an earlier version gave it.
+        ClientStateError: A file in the folder has the name of an earlier version.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in self.folder.rglob("*"):
-            if path.name in OLD_NAMES:  # it bounds what this node does; to start without would forget that
+            if path.name in OLD_NAMES:  # without this file, limits of this node would start again from zero
                 new = path.with_name(OLD_NAMES[path.name])
-                raise ClientStateError(f"{path} is called {new.name} in this version\n  try       mv {path} {new}")
+                raise ClientStateError(f"{path} has the name {new.name} in this version\n  try       mv {path} {new}")
 
     def load(self, run: str, client: ClientId, state_round: int, initial: State) -> State:
-        """What a client remembers after round ``state_round``, or ``initial`` if it took part in none.
+        """Return the state of a client after a round.
+
+        Args:
+            run: name of the run.
+            client: id of the client.
+            state_round: round of the client state, >= 0; 0 returns ``initial``.
+            initial: initial client state, which has the expected names and shapes.
 
         Raises:
-            MemoryLost: that memory is not there, is damaged, or belongs to another strategy.
+            ClientStateError: The client state is missing, is damaged, or belongs to another strategy.
         """
         if not initial or not state_round:
             return initial
         path = self._path(run, client, state_round)
         try:
-            found = load_file(path)
+            state = load_file(path)
         except (OSError, SafetensorError) as error:
-            there = ", ".join(str(number) for number in self._rounds(run, client)) or "none"
-            why = f"client {client} is to go on from its memory after round {state_round} of {run}"
-            raise ClientStateError(f"{why}, which cannot be read here (there are: {there}): {error}") from error
-        if {name: v.shape for name, v in found.items()} != {name: np.shape(v) for name, v in initial.items()}:
+            available = ", ".join(str(number) for number in self._rounds(run, client)) or "none"
+            expected = f"the state of client {client} after round {state_round} of run {run}"
             raise ClientStateError(
-                f"{path} holds {sorted(found)}, which is not what this strategy keeps: {sorted(initial)}"
-            )
-        return found
+                f"{expected} cannot be read at this node (available rounds: {available}): {error}"
+            ) from error
+        if {name: v.shape for name, v in state.items()} != {name: np.shape(v) for name, v in initial.items()}:
+            raise ClientStateError(f"{path} has {sorted(state)}, but this strategy expects {sorted(initial)}")
+        return state
 
     def save(self, run: str, client: ClientId, round: int, state: State) -> None:
-        """Keep what a client remembers after a round; forget all but the newest rounds before it, and any after it.
+        """Save the state of a client after a round.
+
+        Only the states of the `MAX_SAVED_ROUNDS` newest rounds are kept. States of later rounds are deleted.
 
         Raises:
-            OSError: the disk is full; what was kept before stays.
+            OSError: The disk is full; the states that were saved earlier stay.
         """
         path = self._path(run, client, round)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(path, to_safetensors({name: np.ascontiguousarray(as_numpy(v)) for name, v in state.items()}))
         before = [number for number in self._rounds(run, client) if number < round]
-        after = [number for number in self._rounds(run, client) if number > round]  # of a future that was given up
+        after = [number for number in self._rounds(run, client) if number > round]  # these rounds are repeated
         for number in before[: -MAX_SAVED_ROUNDS + 1] + after:
             self._path(run, client, number).unlink(missing_ok=True)
 
     def load_secagg_state(self, run: str, client: ClientId) -> bytes:
-        """What a client of secure aggregation must remember from message to message; empty at first."""
+        """Return the state of a client of secure aggregation between two messages; empty before the first message."""
         try:
             return (self._path(run, client, 0).parent / SECAGG_STATE_FILE).read_bytes()
         except FileNotFoundError:
             return b""
 
     def save_secagg_state(self, run: str, client: ClientId, state: bytes) -> None:
-        """Remember it, on disk before the reply leaves."""
+        """Save the state of a client of secure aggregation; call this before the response leaves the node."""
         path = self._path(run, client, 0).parent / SECAGG_STATE_FILE
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(path, state)
 
     def request_counts(self, run: str) -> tuple[int, int]:
-        """Training orders that were accepted: of this run, and of all."""
+        """Return the number of accepted training requests of this run, and of all runs."""
         counts = self._counts()
         return counts.get(run, 0), sum(counts.values())
 
     def count_request(self, run: str) -> None:
-        """Note one more, on disk before anything is trained."""
+        """Count one more training request on disk; call this before the training."""
         counts = self._counts()
         counts[run] = counts.get(run, 0) + 1
         write_atomically(self.folder / REQUEST_COUNTS_FILE, json.dumps(counts, indent=1) + "\n")
@@ -119,7 +130,8 @@ class ClientStates:
             return {}
         except (ValueError, AttributeError, TypeError) as error:
             raise ClientStateError(
-                f"{path} is damaged, so that it is not known how often this node has trained"
+                f"{path} is damaged: the number of training requests of this node is unknown\n"
+                "  try       a backup of this file"
             ) from error
 
     def _rounds(self, run: str, client: ClientId) -> list[int]:
@@ -131,11 +143,11 @@ class ClientStates:
 
 
 def check_run_name(run: str) -> str:
-    """The name of a run, which becomes a folder's.
+    """Return the name of a run if it is a safe name for a folder.
 
     Raises:
-        FedlearnError: it could lead elsewhere.
+        FedlearnError: The name has characters that could lead to another folder, or is too long.
     """
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", run):
-        raise FedlearnError(f"the run is called {run!r}, expected up to 100 letters, digits, '-', '_' and '.'")
+        raise FedlearnError(f"the name of the run is {run!r}, expected up to 100 letters, digits, '-', '_' and '.'")
     return run

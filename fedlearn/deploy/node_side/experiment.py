@@ -1,4 +1,4 @@
-"""Build scenario and strategy of a request at the node, under the node's policy."""
+"""Build the scenario and the strategy of a request at the node, if the node's policy accepts them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.runner.config import build
 
-MAX_CACHED = 8  # scenarios and strategies that stay built
+MAX_CACHED = 8  # scenarios, strategies and other parts in the cache
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeConfig:
-    """The operator's settings of a node, which no request can change.
+    """The operator's settings of a node. No request can change them.
 
     Args:
         clients: ids of the clients of this node.
-        data: folder with the data; None lets the builder of the scenario search.
-        framework: ``torch`` or ``jax``; None takes the framework of the request.
-        device: device that computes.
-        masking_keys: keys for secure aggregation; None refuses secure aggregation.
+        data: folder with the data; None: the folders that the scenario searches.
+        framework: ``torch`` or ``jax``; None: the framework of the request.
+        device: device that trains, default ``cpu``.
+        masking_keys: keys for secure aggregation; None: the node refuses secure aggregation.
     """
 
     clients: tuple[ClientId, ...]
@@ -44,7 +44,7 @@ class NodeConfig:
 
 
 class ExperimentBuilder:
-    """Builds scenarios and strategies from the settings of requests, and keeps the last ones.
+    """Build scenarios and strategies from the settings of requests, and cache them.
 
     Args:
         config: the operator's settings.
@@ -59,8 +59,8 @@ class ExperimentBuilder:
         """Return the scenario of a request.
 
         Raises:
-            PolicyViolation: the policy does not accept the settings.
-            WireError: the settings build something else.
+            PolicyViolation: The policy does not accept the settings.
+            WireError: The settings do not build a scenario.
         """
         self.policy.check_settings(settings)
         scenario: Scenario = self._cached("scenario", self._with_operator_settings(settings["scenario"]), Scenario)
@@ -69,12 +69,18 @@ class ExperimentBuilder:
     def strategy(
         self, settings: Mapping[str, Any], scenario: Scenario, local: LocalSettings
     ) -> tuple[Strategy, LocalSettings]:
-        """Return strategy and local settings of a request, protected by the mechanism that the settings name.
+        """Return the strategy and the local settings of a request, with the privacy mechanism of its settings.
 
-        Numbers of a request that contradict its settings have no effect. For example, DP-SGD follows from the settings.
+        The settings determine all further values. For example, the node ignores DP-SGD values in the local settings of
+        the request, and uses the values of the privacy mechanism.
+
+        Args:
+            settings: settings of the request.
+            scenario: scenario of the request.
+            local: local settings of the request.
 
         Raises:
-            WireError: the settings build something else, or have no valid population.
+            WireError: The settings do not build a strategy, or have no valid population.
         """
         strategy, local = self._with_privacy(settings, replace(local, example_dp=None))
         buffers = str(settings.get("buffers") or "refuse")
@@ -96,8 +102,8 @@ class ExperimentBuilder:
         return mechanism.protect(strategy, local, population)
 
     def _with_operator_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a scenario, with the values that only the operator may choose."""
-        accepted = inspect.signature(get_object(settings["_target_"])).parameters  # the policy has accepted this name
+        """Return the settings of a scenario with the values that the operator chooses."""
+        accepted = inspect.signature(get_object(settings["_target_"])).parameters  # safe: the policy accepts this name
         data = str(self.config.data) if self.config.data else None
         values: dict[str, Any] = {"path": data, "device": self.config.device, "deployed": True}
         values |= {"framework": self.config.framework} if self.config.framework else {}

@@ -1,6 +1,6 @@
-"""Train and evaluate the clients of a node, each from its client state of the round that the request names.
+"""Train and evaluate the clients of a node. A request names the round of the client state of each client.
 
-The same code trains here as in a simulation: the serial engine, one client at a time.
+The code is the same as in a simulation: the serial engine trains one client at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LocalClients:
 
     Args:
         scenario: data and trainer.
-        client_states: client states on disk.
+        client_states: stored client states.
         run: name of the run.
     """
 
@@ -47,7 +47,14 @@ class LocalClients:
     run: str
 
     def train(self, strategy: Strategy, request: Request, client: ClientId, state_round: int) -> Updates | Failure:
-        """Train one client, and save its new client state."""
+        """Train one client and save its new client state.
+
+        Args:
+            strategy: strategy of the request.
+            request: training request.
+            client: id of the client.
+            state_round: round of the client state to start from; 0: the initial state.
+        """
         engine = serial(self.scenario.data, self.scenario.trainer)
         try:
             initial = initial_client_state(strategy, engine.layout, request.params_D)
@@ -69,7 +76,7 @@ class LocalClients:
     def evaluate_personal(
         self, strategy: Strategy, params_D: np.ndarray, client: ClientId, state_round: int
     ) -> ClientEvaluation | Failure:
-        """Evaluate the personal model of one client, from its client state of a round."""
+        """Evaluate the personal model of one client, with its client state after ``state_round``."""
         engine = serial(self.scenario.data, self.scenario.trainer)
         try:
             initial = initial_client_state(strategy, engine.layout, params_D)
@@ -87,7 +94,7 @@ class LocalClients:
 
 
 def with_reported_counts(update: Updates, reveal: Reveal) -> Updates:
-    """Return an update with the example counts that the policy reveals, in its metric sums too."""
+    """Return an update whose example counts and metric sums have the precision that the policy reveals."""
     counts = [reveal.reported_count(int(count)) for count in update.num_examples_K]
     reported_K = np.array(counts, np.int64)
     if (reported_K == update.num_examples_K).all():

@@ -1,6 +1,6 @@
-"""Respond to the messages of secure aggregation, for the clients of a node.
+"""Respond to the messages of secure aggregation for the clients of a node.
 
-`fedlearn.protocol.secagg_exchange` has the format of the messages. The extra ``privacy`` is needed.
+`fedlearn.protocol.secagg_exchange` defines the format of the messages. This module needs the extra ``privacy``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class MaskedClients:
 
     Args:
         masking_keys: keys of the node.
-        client_states: folder with the state of each participant between two messages.
+        client_states: store of the state of each participant between two messages.
         run: name of the run.
         messages: client -> message of the coordinator.
-        registered: client -> public key, of the whole cohort; all keys are trusted by this node.
-        threshold: number of clients below which the strategy opens no sum.
+        registered: client -> public key, for the whole cohort; this node trusts all these keys.
+        threshold: smallest number of clients whose sum the strategy opens.
     """
 
     masking_keys: MaskingKeys
@@ -58,13 +58,13 @@ class MaskedClients:
         """Return the participants that the content of a request addresses.
 
         Raises:
-            WireError: the content is malformed, or the strategy does not mask updates.
-            FedlearnError: the cohort has a key that this node does not trust.
+            WireError: The content is malformed, or the strategy does not mask updates.
+            FedlearnError: The cohort has a key that this node does not trust.
         """
         messages, registered = read_mask_request(content, clients)
         threshold = strategy.privacy_guarantee.threshold if strategy.privacy_guarantee else None
         if threshold is None:
-            raise WireError("the settings mask no updates; expected privacy=secagg or privacy=distributed")
+            raise WireError("the settings have no secure aggregation; expected privacy=secagg or privacy=distributed")
         return cls(
             masking_keys=masking_keys,
             client_states=client_states,
@@ -75,11 +75,11 @@ class MaskedClients:
         )
 
     def respond(self, train: Train | None, *, min_clients: int) -> tuple[list[SecAggResponse | Failure], Payload]:
-        """Return the response of each client to its message, and the content with these responses.
+        """Return the result of each client, and the content with the responses of all clients.
 
         Args:
-            train: function that trains a client, if the messages ask for masked updates.
-            min_clients: smallest sum that the node takes part in, >= 2.
+            train: function that trains a client; None if the messages do not require an update.
+            min_clients: smallest number of clients in a sum that this node accepts, >= 2.
         """
         results = []
         for client in self.messages:
@@ -90,10 +90,11 @@ class MaskedClients:
         return results, pack_mask_response(responses)
 
     def _respond(self, client: ClientId, update: Updates | None, min_clients: int) -> SecAggResponse | Failure:
-        """Return the response of a client; its state is on disk before the response leaves."""
+        """Return the response of a client. Its state is saved before the response leaves."""
         state = self.client_states.load_secagg_state(self.run, client)
-        identity, least = Identity(client, self.masking_keys.private_key), max(min_clients, self.threshold)
-        participant = Client(identity, self.registered, state=state, min_threshold=least)
+        identity = Identity(client, self.masking_keys.private_key)
+        min_threshold = max(min_clients, self.threshold)
+        participant = Client(identity, self.registered, state=state, min_threshold=min_threshold)
         vector = (lambda session: as_numpy(update.delta_KD)[0]) if update is not None else None
         try:
             response = participant.respond(self.messages[client], vector)

@@ -1,8 +1,8 @@
-"""A node's key for secure aggregation, and those of the nodes with which it agrees to be summed.
+"""Read a node's private key for secure aggregation, and the public keys that the node trusts.
 
-Both lie beside the node's other keys: ``masking.key``, which never leaves it, and ``masking.pub``, the same file at all
-nodes: a line of a public key and a name for each. Who may be in a sum is agreed upon outside the protocol: a node takes
-part only with clients whose keys are in its own file, whatever the coordinator says.
+The folder of the node's keys has two files. ``masking.key`` has the private key, which never leaves the node.
+``masking.pub`` is the same at all nodes: each line has a public key and the name of a node. The sites agree on this
+file outside the protocol. A node takes part in a sum only with clients whose keys are in its own ``masking.pub``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MASKING_KEY, IDENTITIES = "masking.key", "masking.pub"
 
 @dataclass(frozen=True)
 class MaskingKeys:
-    """A node's own key, and everybody's.
+    """The keys of a node for secure aggregation.
 
     Args:
-        private_key: 32 bytes, Ed25519.
-        trusted_keys: public keys of the federation's nodes, this one's included.
+        private_key: private Ed25519 key of this node, 32 bytes.
+        trusted_keys: public keys of all nodes that this node trusts, its own key included.
     """
 
     private_key: bytes = field(repr=False)
@@ -33,53 +33,56 @@ class MaskingKeys:
 
     @property
     def public_key(self) -> bytes:
-        """32 bytes, Ed25519."""
+        """Public Ed25519 key of this node, 32 bytes."""
         return derive_public_key(self.private_key)
 
     def check_registered(self, public_keys: Mapping[ClientId, bytes]) -> dict[ClientId, bytes]:
-        """The public key of each client, as the coordinator tells them.
+        """Return the public key of each client if this node trusts all these keys.
+
+        Args:
+            public_keys: client -> public key, from the coordinator.
 
         Raises:
-            FedlearnError: one is not among those agreed upon.
+            FedlearnError: This node does not trust a key.
         """
-        strangers = [client for client, key in public_keys.items() if key not in self.trusted_keys]
-        if strangers:
-            raise FedlearnError(f"the keys of clients {strangers} are not in this node's {IDENTITIES}")
+        untrusted = [client for client, key in public_keys.items() if key not in self.trusted_keys]
+        if untrusted:
+            raise FedlearnError(f"the keys of clients {untrusted} are not in this node's {IDENTITIES}")
         return dict(public_keys)
 
 
 def read_masking_keys(folder: Path) -> MaskingKeys | None:
-    """What lies in a node's folder of keys; None if it has no key for secure aggregation.
+    """Return the masking keys in a node's folder of keys; None if it has no key for secure aggregation.
 
     Raises:
-        FedlearnError: a file cannot be read, or the node's own key is not among those agreed upon.
+        FedlearnError: A file cannot be read, or the trusted keys do not include the node's own key.
     """
     if not (folder / MASKING_KEY).exists():
         return None
     try:
         secret = bytes.fromhex((folder / MASKING_KEY).read_text(encoding="ascii"))
-        known = frozenset(read_identities(folder / IDENTITIES).values())
-        signing = MaskingKeys(secret, known)
-        mine = signing.public_key in known
+        trusted = frozenset(read_identities(folder / IDENTITIES).values())
+        keys = MaskingKeys(secret, trusted)
+        is_included = keys.public_key in trusted
     except (OSError, ValueError) as error:
         raise FedlearnError(f"the masking keys in {folder} cannot be read: {error}") from error
-    if not mine:
+    if not is_included:
         fix = "the masking.pub that fedlearn.deploy.keys wrote with this node's masking.key"
-        raise FedlearnError(f"{folder / IDENTITIES} does not hold this node's own key\n  try       {fix}")
-    return signing
+        raise FedlearnError(f"{folder / IDENTITIES} does not have the public key of this node\n  try       {fix}")
+    return keys
 
 
 def read_identities(path: Path) -> dict[str, bytes]:
-    """Name -> public key."""
+    """Return the public key of each node in a ``masking.pub`` file: name -> key."""
     lines = [line.split() for line in path.read_text(encoding="ascii").splitlines()]
     return {name: bytes.fromhex(key) for key, name in lines}
 
 
 def format_identities(identities: Mapping[str, bytes]) -> str:
-    """What `read_identities` reads."""
+    """Return the text of a ``masking.pub`` file, which `read_identities` reads."""
     return "".join(f"{key.hex()} {name}\n" for name, key in sorted(identities.items()))
 
 
 def derive_public_key(private_key: bytes) -> bytes:
-    """The public half of a secret key."""
+    """Return the public key of a private Ed25519 key, 32 bytes each."""
     return Ed25519PrivateKey.from_private_bytes(private_key).public_key().public_bytes_raw()

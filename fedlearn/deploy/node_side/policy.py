@@ -1,6 +1,6 @@
-"""What a node accepts: the operator's own file, which no order of a coordinator can widen.
+"""Read and enforce the policy of a node, a file of its operator that no request can change.
 
-``python -m fedlearn.deploy.node_side.policy`` prints an example to start from.
+``python -m fedlearn.deploy.node_side.policy`` prints an example.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from fedlearn.runner.builders import setting_path
 
 PRIVACY_LEVELS = ("none", "example", "local", "secagg")
 REQUIRED_MECHANISMS = {
-    "local": (("local",), "without noise of their own"),
-    "secagg": (("secagg", "distributed"), "unmasked"),
+    "local": (("local",), "without noise"),
+    "secagg": (("secagg", "distributed"), "without a mask"),
 }
 MECHANISM_PREFIX = "fedlearn.privacy.mechanisms."
-STRATEGY_PARTS = ("fedlearn.algorithm.", "flwr.serverapp.strategy.")  # may stand below an accepted strategy
+FLOWER_STRATEGIES = "flwr.serverapp.strategy"
+STRATEGY_PARTS = ("fedlearn.algorithm.", f"{FLOWER_STRATEGIES}.")  # accepted below an accepted strategy
 CODEC_PREFIX = "fedlearn.compression.codecs."
-RENAMED_KEYS = {  # of policies of earlier versions
+RENAMED_KEYS = {  # names in policies of earlier versions -> present names
     "protection": "required_privacy",
     "max_rounds_in_all": "max_rounds_total",
     "required_privacy.min_sum": "min_clients_in_sum",
@@ -44,7 +45,7 @@ RENAMED_KEYS = {  # of policies of earlier versions
 COUNT_PRECISIONS = ("exact", "rounded", "none")
 
 EXAMPLE_POLICY = """\
-# What this node accepts. An order outside is refused; node and coordinator both log the reason.
+# Policy of this node. The node refuses all other requests; node and coordinator both log the reason.
 # Bounds of settings: {} accepts any value, {name: [low, high]} a range, {name: {one_of: [...]}} a choice.
 scenarios:
   simulations.scenarios.heart.heart: {model: {one_of: [mlp, linear]}, partition: {one_of: [natural]}}
@@ -52,43 +53,46 @@ strategies:
   strategies.fedavg: {}
   strategies.fedprox: {mu: [0, 10]}
   strategies.fedadam: {}
-local: # of training at this node; what is not named here may have any value
+local: # settings of local training; a setting without a bound may have any value
   epochs: [1, 5]
-  batch_size: [8, 512] # small batches tell more about single examples
-max_rounds: 200 # training orders of one run, repeated ones included
-max_rounds_total: null # of all runs together, counted on this node's disk
+  batch_size: [8, 512] # small batches reveal more about single examples
+max_rounds: 200 # training requests of one run, repeated requests included
+max_rounds_total: null # training requests of all runs; this node counts them on its disk
 required_privacy:
-  minimum: none # or example: training is DP-SGD; local: updates leave with noise enough for one alone; secagg: masked
-  max_clip: null # of the minimum, e.g. 1.0
-  min_noise_multiplier: null # of the minimum, e.g. 0.8
-  min_clients_in_sum: 2 # the fewest clients in a masked sum that this node takes part in
-  max_epsilon: null # of a client of this node, in all runs together, e.g. 5; the ledger is on this node's disk
-  delta: 1.0e-5 # of max_epsilon
+  minimum: none # or example: DP-SGD; local: clipping and noise at this node; secagg: updates leave with a mask
+  max_clip: null # largest clip norm of the mechanism in minimum, e.g. 1.0
+  min_noise_multiplier: null # smallest noise multiplier of this mechanism, e.g. 0.8
+  min_clients_in_sum: 2 # smallest number of clients in a masked sum
+  max_epsilon: null # largest privacy loss of a client over all runs, e.g. 5; the ledger is on this node's disk
+  delta: 1.0e-5 # delta of max_epsilon
 reveal:
-  num_examples: exact # or rounded (to one digit), or none (then only strategies that weight clients equally)
-  metrics: true # whether evaluation metrics (sums and own values, never predictions or labels) may leave
-  min_test_examples: 10 # and from how many held-out examples on
-allow_targets: [] # modules besides fedlearn, strategies and simulations whose builders an order may name
+  num_examples: exact # or rounded (to one digit), or none (only for strategies that weight clients equally)
+  metrics: true # send evaluation metrics (sums and values per client, never predictions or labels)
+  min_test_examples: 10 # smallest number of held-out examples of a client whose metrics leave
+allow_targets: [] # modules besides fedlearn, strategies and simulations whose builders a request may name
 """
 
 
 class PolicyViolation(FedlearnError):
-    """An order that this node's policy does not accept: what was asked, and what is accepted."""
+    """Report a request that the policy of this node refuses, with the value and the accepted values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RequiredPrivacy:
-    """The least protection of the node's examples.
+    """The privacy that a node requires of each request.
 
     Args:
-        minimum: ``none``; ``example`` for DP-SGD in the trainer; ``local`` for updates that are clipped and noised at
-            the node; ``secagg`` for updates that leave masked (privacy=secagg or distributed). These protect from the
-            coordinator as well, so that a node need not believe what it says.
-        max_clip: the largest clip bound of that mechanism, or None.
-        min_noise_multiplier: its smallest noise multiplier, or None.
-        min_clients_in_sum: the fewest clients in a masked sum that this node takes part in, >= 2.
-        max_epsilon: what a client of this node may spend on it in all runs together, or None.
-        delta: of ``max_epsilon``, in (0, 1).
+        minimum: required mechanism, default ``none``. ``example``: DP-SGD in the trainer. ``local``: clipping and noise
+            at the node. ``secagg``: updates leave with a mask (privacy=secagg or distributed). These mechanisms protect
+            from the coordinator too, so the node does not have to trust it.
+        max_clip: largest clip norm of the required mechanism, >= 0; None: no limit.
+        min_noise_multiplier: smallest noise multiplier of the required mechanism, >= 0; None: no limit.
+        min_clients_in_sum: smallest number of clients in a masked sum, >= 2, default 2.
+        max_epsilon: largest privacy loss of a client of this node over all runs, >= 0; None: no limit.
+        delta: delta of ``max_epsilon``, in (0, 1), default 1e-5.
+
+    Raises:
+        SettingError: A value is out of range, or is a limit of a mechanism that ``minimum`` does not require.
     """
 
     minimum: str = "none"
@@ -101,53 +105,49 @@ class RequiredPrivacy:
     def __post_init__(self) -> None:
         expected = f"one of {', '.join(PRIVACY_LEVELS)}"
         require(self.minimum in PRIVACY_LEVELS, "required_privacy.minimum", self.minimum, expected, "minimum: example")
-        inside = is_number(self.delta, at_least=0, below=1) and self.delta > 0
-        require(inside, "required_privacy.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
+        is_valid = is_number(self.delta, at_least=0, below=1) and self.delta > 0
+        require(is_valid, "required_privacy.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
         require(
             is_count(self.min_clients_in_sum, at_least=2),
             "required_privacy.min_clients_in_sum",
             self.min_clients_in_sum,
-            "a number >= 2",
+            "a whole number >= 2",
             "min_clients_in_sum: 3",
         )
         for name in ("max_clip", "min_noise_multiplier", "max_epsilon"):
             value = getattr(self, name)
-            ok = value is None or is_number(value, at_least=0)
-            require(ok, f"required_privacy.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
-            pointless = value is not None and self.minimum == "none"
-            expected = "null where no protection is asked for"
-            require(not pointless, f"required_privacy.{name}", value, expected, "minimum: example")
+            is_valid = value is None or is_number(value, at_least=0)
+            require(is_valid, f"required_privacy.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
+            is_unused = value is not None and self.minimum == "none"
+            expected = "null, because required_privacy.minimum is none"
+            require(not is_unused, f"required_privacy.{name}", value, expected, "minimum: example")
 
     def check(self, local: LocalSettings, privacy: Mapping[str, Any]) -> None:
-        """Refuse an order that protects less.
+        """Refuse a request with less privacy than required.
 
         Args:
-            local: how it trains.
-            privacy: its mechanism's settings.
+            local: local settings of the request.
+            privacy: settings of its privacy mechanism; empty for none.
 
         Raises:
-            Refused: it does.
+            PolicyViolation: The mechanism is not the required one, or its clip norm or noise is outside the limits.
         """
         if self.minimum == "none":
             return
-        clip, noise = self._of_example(local) if self.minimum == "example" else self._of_update(privacy)
+        clip, noise = _dp_sgd_values(local) if self.minimum == "example" else self._mechanism_values(privacy)
         if self.max_clip is not None and not clip <= self.max_clip:
             raise PolicyViolation(f"privacy={self.minimum} clips to {clip}; this node accepts at most {self.max_clip}")
         if self.min_noise_multiplier is not None and not noise >= self.min_noise_multiplier:
-            asked = f"the noise multiplier of privacy={self.minimum} is {noise}"
-            raise PolicyViolation(f"{asked}; this node accepts at least {self.min_noise_multiplier}")
+            value = f"the noise multiplier of privacy={self.minimum} is {noise}"
+            raise PolicyViolation(f"{value}; this node accepts at least {self.min_noise_multiplier}")
 
-    def _of_example(self, local: LocalSettings) -> tuple[float, float]:
-        if local.example_dp is None:
-            raise PolicyViolation("the order trains without DP-SGD; this node asks for privacy=example")
-        return local.example_dp.clip, local.example_dp.noise_multiplier
-
-    def _of_update(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
-        kinds, what = REQUIRED_MECHANISMS[self.minimum]
+    def _mechanism_values(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
+        """Return clip norm and noise multiplier of the required mechanism."""
+        kinds, lack = REQUIRED_MECHANISMS[self.minimum]
         kind = str(privacy.get("_target_", "")).removeprefix(MECHANISM_PREFIX)
         if kind not in kinds:
             raise PolicyViolation(
-                f"the order lets updates leave {what}; this node asks for privacy={' or '.join(kinds)}"
+                f"updates of this request leave the node {lack}; this node requires privacy={' or '.join(kinds)}"
             )
         clip, noise = privacy.get("clip_norm"), privacy.get("noise_multiplier", 0.0)
         if clip is None or noise is None or not (is_number(clip) and is_number(noise)):
@@ -155,15 +155,26 @@ class RequiredPrivacy:
         return float(clip), float(noise)
 
 
+def _dp_sgd_values(local: LocalSettings) -> tuple[float, float]:
+    """Return clip norm and noise multiplier of DP-SGD."""
+    if local.example_dp is None:
+        raise PolicyViolation("the request trains without DP-SGD; this node requires privacy=example")
+    return local.example_dp.clip, local.example_dp.noise_multiplier
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reveal:
-    """What a node tells about its examples besides the update.
+    """The facts about its examples that a node reveals besides the update.
 
     Args:
-        num_examples: of training, ``exact``, ``rounded`` to one digit, or ``none``: told as 1, for strategies that
-            weight equally. The number of local steps still tells it to within a batch, unless ``local.steps`` is set.
-        metrics: whether evaluation metrics may leave; with them goes the number of held-out examples.
-        min_test_examples: from how many held-out examples on, >= 1.
+        num_examples: precision of the number of training examples, default ``exact``. ``rounded``: one digit. ``none``:
+            the node sends 1, for strategies that weight clients equally. The number of local steps reveals the number
+            of examples up to one batch, unless ``local.steps`` is set.
+        metrics: True if evaluation metrics and the number of held-out examples may leave; default True.
+        min_test_examples: smallest number of held-out examples of a client whose metrics leave, >= 1, default 10.
+
+    Raises:
+        SettingError: A value is out of range.
     """
 
     num_examples: str = "exact"
@@ -180,13 +191,13 @@ class Reveal:
             "num_examples: exact",
         )
         require(isinstance(self.metrics, bool), "reveal.metrics", self.metrics, "true or false", "metrics: true")
-        least = self.min_test_examples
-        require(is_count(least), "reveal.min_test_examples", least, "a whole number >= 1", "min_test_examples: 10")
+        minimum = self.min_test_examples
+        require(is_count(minimum), "reveal.min_test_examples", minimum, "a whole number >= 1", "min_test_examples: 10")
 
     def reported_count(self, num_examples: int) -> int:
-        """What the coordinator hears of a number of examples.
+        """Return the number of examples that the node sends to the coordinator.
 
-        >>> [Reveal(num_examples=how).reported_count(227) for how in ("exact", "rounded", "none")]
+        >>> [Reveal(num_examples=precision).reported_count(227) for precision in ("exact", "rounded", "none")]
         [227, 200, 1]
         """
         if self.num_examples == "exact" or not num_examples:
@@ -196,7 +207,12 @@ class Reveal:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What a node accepts; the attributes are the file's, see `EXAMPLE_POLICY`."""
+    """The policy of a node. `EXAMPLE_POLICY` describes the attributes, which are the keys of the file.
+
+    Raises:
+        SettingError: A key is unknown, or a value is out of range.
+        FedlearnError: A bound has an old name.
+    """
 
     scenarios: Mapping[str, Mapping[str, Any]]
     strategies: Mapping[str, Mapping[str, Any]]
@@ -210,9 +226,9 @@ class Policy:
     def __post_init__(self) -> None:
         for group in ("scenarios", "strategies"):
             accepted = getattr(self, group)
-            ok = isinstance(accepted, Mapping) and all(isinstance(bounds, Mapping) for bounds in accepted.values())
+            is_valid = isinstance(accepted, Mapping) and all(isinstance(b, Mapping) for b in accepted.values())
             fix = f"{group}: {{strategies.fedavg: {{}}}}"
-            require(ok, group, accepted, "a mapping of builders to the bounds of their settings", fix)
+            require(is_valid, group, accepted, "a mapping of builders to the bounds of their settings", fix)
             for target, bounds in accepted.items():
                 _check_bounds(bounds, f"{group}.{target}")
         for target, bounds in self.scenarios.items():
@@ -220,28 +236,29 @@ class Policy:
         _check_bounds(self.local, "local")
         _refuse_unknown(self.local, [*asdict(LocalSettings())], "local")
         require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
-        in_all = self.max_rounds_total
-        ok = in_all is None or is_count(in_all)
-        require(ok, "max_rounds_total", in_all, "null, or a whole number >= 1", "max_rounds_total: 1000")
+        total = self.max_rounds_total
+        is_valid = total is None or is_count(total)
+        require(is_valid, "max_rounds_total", total, "null, or a whole number >= 1", "max_rounds_total: 1000")
 
     def check_settings(self, request_settings: Mapping[str, Any]) -> None:
-        """Refuse a scenario, a strategy, a model or a partition that the policy does not accept.
+        """Refuse the settings of a request that the policy does not accept.
 
         Args:
-            request_settings: ``scenario``, ``strategy`` and, if updates are protected or compressed, ``privacy`` and
-                ``compress``, each with its ``_target_``.
+            request_settings: ``scenario`` and ``strategy`` of the request, and optionally ``privacy`` and ``compress``,
+                each with its ``_target_``.
 
         Raises:
-            PolicyViolation: the policy does not name the builder, or a setting is outside its bounds.
+            PolicyViolation: The policy does not name a builder, or a setting is outside its bounds.
         """
         if path := interpolation(dict(request_settings)):
             raise PolicyViolation(f"{path} has an interpolation (${{...}}); this node accepts plain values")
         for group, accepted in (("scenario", self.scenarios), ("strategy", self.strategies)):
-            settings: Mapping[str, Any] = given if isinstance(given := request_settings.get(group), dict) else {}
+            requested = request_settings.get(group)
+            settings: Mapping[str, Any] = requested if isinstance(requested, dict) else {}
             target = str(settings.get("_target_"))
             if target not in accepted:
                 known = ", ".join(accepted) or "none"
-                raise PolicyViolation(f"{group} {target} is not accepted here; this node accepts {known}")
+                raise PolicyViolation(f"{group} {target} is not accepted; this node accepts {known}")
             bounds = accepted[target]
             if group == "scenario":
                 if problem := scenario_problem(settings, bounds):
@@ -257,20 +274,22 @@ class Policy:
         mechanism = str(privacy.get("_target_", f"{MECHANISM_PREFIX}none")) if isinstance(privacy, dict) else ""
         if not mechanism.startswith(MECHANISM_PREFIX):
             raise PolicyViolation(
-                f"privacy {mechanism} is not accepted here; this node knows those of {MECHANISM_PREFIX[:-1]}"
+                f"privacy {mechanism} is not accepted; this node accepts mechanisms of {MECHANISM_PREFIX[:-1]}"
             )
         compress = request_settings.get("compress") or {}
         codec = str(compress.get("_target_")) if isinstance(compress, dict) else ""
         if compress and not codec.startswith(CODEC_PREFIX):
-            raise PolicyViolation(
-                f"compress {codec} is not accepted here; this node knows those of {CODEC_PREFIX[:-1]}"
-            )
+            raise PolicyViolation(f"compress {codec} is not accepted; this node accepts codecs of {CODEC_PREFIX[:-1]}")
         if mechanism == f"{MECHANISM_PREFIX}example" and self.reveal.num_examples != "exact":
             raise PolicyViolation(
-                "privacy=example claims an epsilon from exact numbers of examples; this node does not tell its own"
+                "privacy=example needs the exact number of examples, but this node has reveal.num_examples="
+                f"{self.reveal.num_examples}; try another privacy mechanism"
             )
         if self.reveal.num_examples == "none" and request_settings["strategy"].get("weighting", "examples") != "equal":
-            raise PolicyViolation("this node does not tell its number of examples; try strategy.weighting=equal")
+            raise PolicyViolation(
+                "the strategy weights clients by their number of examples, but this node has "
+                "reveal.num_examples=none; try strategy.weighting=equal"
+            )
 
     def check_request(
         self,
@@ -280,88 +299,95 @@ class Policy:
         num_requests_of_run: int,
         num_requests_total: int,
     ) -> None:
-        """Refuse an order to train.
+        """Refuse a training request that the policy does not accept.
 
         Args:
-            request: to train.
-            request_settings: of the order.
-            num_requests_of_run: training orders of this run that were carried out before.
-            num_requests_total: of all runs.
+            request: the training request.
+            request_settings: its settings.
+            num_requests_of_run: number of accepted training requests of this run so far, >= 0.
+            num_requests_total: number of accepted training requests of all runs so far, >= 0.
 
         Raises:
-            Refused: it trains otherwise than accepted, protects too little, or there were too many.
+            PolicyViolation: A local setting is outside its bounds, the privacy is less than required, or the number of
+                training requests has reached its limit.
         """
         _require_within(asdict(request.local), self.local, "local")
         self.required_privacy.check(request.local, request_settings.get("privacy") or {})
         if num_requests_of_run >= self.max_rounds:
-            accepts = f"max_rounds={self.max_rounds}"
+            limit = f"max_rounds={self.max_rounds}"
             raise PolicyViolation(
-                f"this node has trained {num_requests_of_run} rounds of this run; it accepts {accepts}"
+                f"this node has trained {num_requests_of_run} rounds of this run; its limit is {limit}"
             )
         if self.max_rounds_total is not None and num_requests_total >= self.max_rounds_total:
-            accepts = f"max_rounds_total={self.max_rounds_total}"
-            raise PolicyViolation(f"this node has trained {num_requests_total} rounds in all; it accepts {accepts}")
+            limit = f"max_rounds_total={self.max_rounds_total}"
+            raise PolicyViolation(
+                f"this node has trained {num_requests_total} rounds of all runs; its limit is {limit}"
+            )
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in a file.
+    """Read a policy from a YAML file.
 
     Raises:
-        FedlearnError: the file cannot be read, or says something that is no policy.
+        FedlearnError: The file cannot be read, or is not a policy.
     """
     try:
-        given: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         fix = "python -m fedlearn.deploy.node_side.policy > policy.yaml"
         raise FedlearnError(f"the policy {path} cannot be read: {error}\n  try       {fix}") from error
-    if not isinstance(given, dict):
-        raise FedlearnError(
-            f"the policy {path} holds no settings\n  try       python -m fedlearn.deploy.node_side.policy"
-        )
-    _refuse_unknown(given, list(Policy.__dataclass_fields__), "")
-    missing = [name for name in ("scenarios", "strategies") if name not in given]
+    example = "python -m fedlearn.deploy.node_side.policy, which prints an example"
+    if not isinstance(content, dict):
+        raise FedlearnError(f"the policy {path} has no settings\n  try       {example}")
+    _refuse_unknown(content, list(Policy.__dataclass_fields__), "")
+    missing = [name for name in ("scenarios", "strategies") if name not in content]
     if missing:
-        raise FedlearnError(f"the policy {path} does not say which {' and '.join(missing)} it accepts")
+        raise FedlearnError(f"the policy {path} has no {' and no '.join(missing)}\n  try       {example}")
     for name, kind in (("required_privacy", RequiredPrivacy), ("reveal", Reveal)):
-        settings = given.get(name) or {}
+        settings = content.get(name) or {}
         _refuse_unknown(settings, list(kind.__dataclass_fields__), name)
-        given[name] = kind(**settings)
-    return Policy(**given)
+        content[name] = kind(**settings)
+    return Policy(**content)
 
 
-def _refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key, value in given.items():
+def _refuse_unknown(settings: Mapping[str, Any], known: Sequence[str], group: str) -> None:
+    for key, value in settings.items():
         if key not in known:
-            name = f"{where}.{key}" if where else str(key)
+            name = f"{group}.{key}" if group else str(key)
             if name in RENAMED_KEYS:
-                raise FedlearnError(f"{name} is called {RENAMED_KEYS[name]} now\n  try       {RENAMED_KEYS[name]}: ...")
+                raise FedlearnError(
+                    f"{name} has the new name {RENAMED_KEYS[name]}\n  try       {RENAMED_KEYS[name]}: ..."
+                )
             raise SettingError(name, value, f"one of {', '.join(known)}", did_you_mean(str(key), known) or known[0])
 
 
-def _check_bounds(bounds: Mapping[str, Any], where: str) -> None:
+def _check_bounds(bounds: Mapping[str, Any], group: str) -> None:
     for key, bound in bounds.items():
         is_range = isinstance(bound, list) and len(bound) == 2 and all(is_number(end) for end in bound)
         is_choice = isinstance(bound, dict) and list(bound) == ["one_of"] and isinstance(bound["one_of"], list)
         expected = "[low, high] or {one_of: [...]}"
-        require(is_range or is_choice, f"{where}.{key}", bound, expected, f"{key}: [1, 10]")
+        require(is_range or is_choice, f"{group}.{key}", bound, expected, f"{key}: [1, 10]")
 
 
 def _require_within(settings: Mapping[str, Any], bounds: Mapping[str, Any], group: str) -> None:
-    """Refuse what lies outside; so is a setting that the order leaves to its default, which may move."""
+    """Refuse settings outside their bounds.
+
+    A missing setting is refused too, because its default may be different in another version.
+    """
     for key, bound in bounds.items():
         value = settings.get(key)
         if isinstance(bound, dict):
-            ok, accepts = value in bound["one_of"], f"one of {', '.join(map(str, bound['one_of']))}"
+            is_within, accepted = value in bound["one_of"], f"one of {', '.join(map(str, bound['one_of']))}"
         else:
             low, high = bound
-            ok, accepts = is_number(value) and low <= value <= high, f"{low} to {high}"
-        if not ok:
-            raise PolicyViolation(f"{setting_path(group, key)} is {value}; this node accepts {accepts}")
+            is_within, accepted = is_number(value) and low <= value <= high, f"{low} to {high}"
+        if not is_within:
+            raise PolicyViolation(f"{setting_path(group, key)} is {value}; this node accepts {accepted}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print an example of a policy; return the exit code."""
-    parser = command_parser("fedlearn.deploy.node_side.policy", "Print an example of a policy, to narrow and to keep.")
+    """Print an example of a policy, and return the exit code."""
+    parser = command_parser("fedlearn.deploy.node_side.policy", "Print an example of a policy, to edit for a node.")
     return run_command(parser, _print_example, argv)
 
 

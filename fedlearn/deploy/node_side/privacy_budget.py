@@ -1,4 +1,4 @@
-"""A node's own ledger: what its clients' data have paid for in all runs together, whatever a coordinator counts."""
+"""Keep the node's own privacy ledger, over all runs. It does not depend on the coordinator's ledger."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LEDGER_FILE = "ledger.json"
 
 @dataclass(frozen=True)
 class PrivacyBudget:
-    """The ledger in a folder.
+    """The privacy ledger of a node, in a file.
 
     Args:
-        folder: of the node's memories.
+        folder: folder of the client states.
     """
 
     folder: Path
@@ -28,22 +28,30 @@ class PrivacyBudget:
     def refusal_reason(
         self, guarantee: PrivacyGuarantee, release: Release, *, epsilon: float, delta: float
     ) -> str | None:
-        """Why an order must not be carried out: a client would pass ``epsilon``. None if it may."""
-        after = max_epsilon_bounds(guarantee.charge(self.ledger(), release).histories, delta=delta).value
-        if after <= epsilon:
+        """Return the reason to refuse a request whose release would exceed a limit; None to accept it.
+
+        Args:
+            guarantee: privacy guarantee of the strategy.
+            release: clients, examples and steps of the request.
+            epsilon: largest accepted privacy loss of a client of this node, >= 0.
+            delta: delta of ``epsilon``, in (0, 1).
+        """
+        epsilon_after = max_epsilon_bounds(guarantee.charge(self.ledger(), release).histories, delta=delta).value
+        if epsilon_after <= epsilon:
             return None
-        return f"it would bring epsilon at this node to {after:.4g} at delta {delta:g}; this node accepts {epsilon:g}"
+        spent = f"the request would raise epsilon at this node to {epsilon_after:.4g} at delta={delta:g}"
+        return f"{spent}; this node accepts {epsilon:g} (required_privacy.max_epsilon)"
 
     def charge(self, guarantee: PrivacyGuarantee, release: Release) -> None:
-        """Note what an order costs, on disk before anything is trained; one that is repeated costs again."""
+        """Charge a release on disk; call this before the training. A repeated request is charged again."""
         ledger = guarantee.charge(self.ledger(), release)
         write_atomically(self.folder / LEDGER_FILE, json.dumps(ledger.to_json(), indent=1) + "\n")
 
     def ledger(self) -> Ledger:
-        """What was paid for so far.
+        """Return the ledger with all charged releases.
 
         Raises:
-            MemoryLost: the file is damaged.
+            ClientStateError: The file is damaged.
         """
         path = self.folder / LEDGER_FILE
         try:
@@ -51,4 +59,6 @@ class PrivacyBudget:
         except FileNotFoundError:
             return Ledger()
         except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise ClientStateError(f"{path} is damaged: it is not known what this node's data have paid for") from error
+            raise ClientStateError(
+                f"{path} is damaged: the privacy loss of this node is unknown\n  try       a backup of this file"
+            ) from error

@@ -1,4 +1,4 @@
-"""Check the settings of a request: a node builds only the code, models and partitions that its policy names."""
+"""Check the settings of a request. A node builds only the code, models and partitions that its policy names."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from fedlearn.runner.builders import SCENARIO_GROUPS, setting_path
 from fedlearn.runner.renames import new_name
 
 KIND_BY_TARGET = {f"fedlearn.data.partition.{kind.__name__}": name for name, kind in PARTITIONS.items()}
-DEFAULT_PARTITIONS = ("natural",)  # these leave each row at its client; a policy names any other
+DEFAULT_PARTITIONS = ("natural",)  # these do not move rows between clients; other partitions need a bound in the policy
 
 
 def scenario_problem(settings: Mapping[str, Any], bounds: Mapping[str, Any]) -> str | None:
-    """Return why a node refuses the structure of a scenario's settings; None if it accepts them.
+    """Return the reason to refuse the settings of a scenario; None to accept them.
 
-    Only the scenario, its model and its partition may name code, because any other name would run before the scenario
-    is built. A partition other than ``natural`` and a model by ``_target_`` need a bound that lists them.
+    Only the scenario, its model and its partition may name code. Any other ``_target_`` would run before the scenario
+    is built. A partition other than ``natural`` and a model with a ``_target_`` need a bound that lists them.
 
     Args:
-        settings: of the request.
-        bounds: of this scenario in the policy.
+        settings: settings of the scenario in the request.
+        bounds: bounds of this scenario in the policy.
     """
     for path, key, _ in _walk(settings):
         if re.fullmatch(r"_\w+_", key) and key != "_target_":
-            return f"{setting_path('scenario', path)} is no setting of a scenario"
+            return f"{setting_path('scenario', path)} is not a setting of a scenario"
         if key == "_target_" and path not in ("_target_", *(f"{group}._target_" for group in SCENARIO_GROUPS)):
             return f"{setting_path('scenario', path.removesuffix('._target_'))} has a _target_; expected a plain value"
     model, partition = settings.get("model"), choice(settings.get("partition"))
     if isinstance(model, Mapping) and "model" not in bounds:
-        return f"model is {choice(model)}; this node accepts models by name, and those that its policy lists"
+        return f"model is {choice(model)}; this node accepts models by name, and models in its policy"
     if "partition" not in bounds and partition not in (None, *DEFAULT_PARTITIONS):
         return f"partition is {partition}; this node accepts one of {', '.join(DEFAULT_PARTITIONS)}"
     return None
 
 
 def nested_code_problem(group: str, settings: Any, accepted: Collection[str] = ()) -> str | None:
-    """Return why a node refuses code below a group's builder; None if there is none, or only accepted names.
+    """Return the reason to refuse code below the builder of a group; None to accept the settings.
 
     Args:
-        group: of the request, e.g. ``strategy``.
-        settings: of the group.
-        accepted: dotted names that may stand below the builder, or prefixes that end with a dot.
+        group: group of settings in the request, e.g. ``strategy``.
+        settings: settings of this group.
+        accepted: dotted names that are accepted below the builder; a name that ends with a dot is a prefix.
     """
     for path, key, value in _walk(settings):
         if not re.fullmatch(r"_\w+_", key) or path == "_target_":
@@ -62,7 +62,7 @@ def named_code(settings: Any) -> list[str]:
 
 
 def choice(value: Any) -> Any:
-    """Return the name by which a policy lists a model or a partition: an option, or a dotted name.
+    """Return the name of a model or partition in a policy: the name of an option, or a dotted name.
 
     >>> choice({"_target_": "fedlearn.data.partition.Dirichlet", "alpha": 0.1}), choice("mlp")
     ('dirichlet', 'mlp')
@@ -74,9 +74,9 @@ def choice(value: Any) -> Any:
 
 
 def bounded_settings(settings: Mapping[str, Any], bounds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of each bounded setting, by the name in the policy, e.g. ``partition.alpha``.
+    """Return the value of each bounded setting, by its name in the policy, e.g. ``partition.alpha``.
 
-    A setting that the chosen kind of partition lacks has no value, so its bound does not apply.
+    A kind of partition may lack a setting. Then the setting has no value, and its bound does not apply.
     """
     values = {}
     for name in bounds:
@@ -90,31 +90,35 @@ def bounded_settings(settings: Mapping[str, Any], bounds: Mapping[str, Any]) -> 
 
 
 def refuse_old_bounds(scenario: str, bounds: Mapping[str, Any]) -> None:
-    """Refuse a policy that bounds a setting by its old name.
+    """Refuse a policy that has the old name of a setting.
+
+    Args:
+        scenario: dotted name of the scenario.
+        bounds: bounds of this scenario in the policy.
 
     Raises:
-        FedlearnError: the setting belongs to the partition now.
+        FedlearnError: A bound has an old name; the message has the new name.
     """
     for name in bounds:
         new = new_name(f"scenario.{name}")
         if scenario.startswith("simulations.scenarios.") and new and new != name:
-            raise FedlearnError(f"scenarios.{scenario}.{name} is called {new} now\n  try       {new}: ...")
+            raise FedlearnError(f"scenarios.{scenario}.{name} has the new name {new}\n  try       {new}: ...")
 
 
 def interpolation(node: Any, path: str = "") -> str | None:
-    """Return the path of a text with ``${``, which would read the environment of the node; None if there is none."""
+    """Return the path of the first text with ``${``, or None. Such a text could read the node's environment."""
     if isinstance(node, str):
         return path if "${" in node else None
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    found = (
+    paths = (
         interpolation(key, path) or interpolation(value, f"{path}.{key}" if path else str(key)) for key, value in items
     )
-    return next(filter(None, found), None)
+    return next(filter(None, paths), None)
 
 
 def _walk(node: Any, path: str = "") -> Iterator[tuple[str, str, Any]]:
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        here = f"{path}.{key}" if path else str(key)
-        yield here, str(key), value
-        yield from _walk(value, here)
+        child_path = f"{path}.{key}" if path else str(key)
+        yield child_path, str(key), value
+        yield from _walk(value, child_path)

@@ -1,4 +1,4 @@
-"""Respond to the requests of a coordinator, under the node's policy and with the node's data."""
+"""Respond to the requests of a coordinator with the node's data, if the node's policy accepts them."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ log = logging.getLogger(__name__)
 
 
 class NodeBusy(FedlearnError):
-    """An earlier request is still in progress."""
+    """Report a node that still works on an earlier request."""
 
 
 class NodeService:
-    """Responds to requests, one after another.
+    """Respond to requests, one after another.
 
     Args:
-        config: the operator's settings.
+        config: the operator's settings of the node.
         policy: policy that each request must satisfy.
-        client_states: client states on disk.
+        client_states: stored client states.
 
     Guarantees:
-        `respond` and `respond_to_bytes` never raise. A response holds no example, label, prediction or traceback.
+        `respond` and `respond_to_bytes` never raise. A response has no example, label, prediction or traceback.
     """
 
     def __init__(self, config: NodeConfig, policy: Policy, client_states: ClientStates) -> None:
@@ -70,11 +70,11 @@ class NodeService:
         }
 
     def respond(self, request: NodeRequest) -> NodeResponse:
-        """Return the response to a request; its reason, where it is refused or fails, is logged here too."""
+        """Return the response to a request. The reason of a refusal or failure is logged at the node too."""
         try:
             check_run_name(request.run)
             if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
-                raise NodeBusy("this node is still busy with an earlier request that has timed out")
+                raise NodeBusy("this node is still busy with an earlier request, which has timed out")
             try:
                 return self._handlers[request.kind](request)
             finally:
@@ -92,7 +92,7 @@ class NodeService:
             return NodeResponse.refuse(request, stage, reason)
 
     def respond_to_bytes(self, data: bytes) -> bytes:
-        """Return the packed response to a packed request, at the boundary of the process."""
+        """Return the packed response to a packed request, which may be unreadable."""
         try:
             request = NodeRequest.unpack(data)
         except WireError as error:
@@ -138,7 +138,7 @@ class NodeService:
         clients = self._local(scenario, request.clients)
         strategy, order = self._accept_order(request, scenario, clients)
         if any(stage.needs_sum for stage in strategy.stages):
-            raise PolicyViolation("the updates of this strategy leave through secure aggregation only")
+            raise PolicyViolation("the updates of this strategy can leave through secure aggregation only")
         rounds = request.states_by_client()
         local = self._clients_of(request, scenario)
         results = [local.train(strategy, order, client, rounds[client]) for client in clients]
@@ -148,12 +148,12 @@ class NodeService:
         return _results(request, results, pack_updates(updates))
 
     def _mask(self, request: NodeRequest) -> NodeResponse:
-        """Pass a message of secure aggregation to each client; with a training order, the clients train and mask."""
+        """Respond to messages of secure aggregation; a training order makes the clients train and mask updates."""
         from fedlearn.deploy.node_side.masked_clients import MaskedClients  # needs the extra privacy
 
         keys = self.config.masking_keys
         if keys is None:
-            raise PolicyViolation(f"this node has no {MASKING_KEY}, so it takes part in no secure aggregation")
+            raise PolicyViolation(f"this node has no {MASKING_KEY} for secure aggregation; try --keys at the node")
         scenario = self.builder.scenario(request.settings)
         clients = self._local(scenario, request.clients)
         strategy, _ = self.builder.strategy(request.settings, scenario, LocalSettings())
@@ -180,7 +180,7 @@ class NodeService:
             if reveal.metrics and len(scenario.data.test(client)) >= reveal.min_test_examples
         ]
         for client in sorted(set(clients) - set(chosen)):
-            log.info("client %d is not evaluated, by this node's policy", client)
+            log.info("client %d is not evaluated, because of the policy of this node", client)
         local = self._clients_of(request, scenario)
         if request.state_rounds is None:
             results = local.evaluate(params_D, chosen)
@@ -194,13 +194,20 @@ class NodeService:
     def _accept_order(
         self, request: NodeRequest, scenario: Scenario, clients: Sequence[ClientId]
     ) -> tuple[Strategy, Request]:
-        """Return strategy and training order after all checks; from here on the order is counted and paid for."""
+        """Return the strategy and the training order of a request after all checks.
+
+        The node then has counted the request and charged its privacy loss, also if the training fails later.
+
+        Raises:
+            PolicyViolation: The policy does not accept the request.
+            WireError: The order is malformed, or does not fit the model.
+        """
         _require_layout(request, scenario)
         order = read_order(request.shared, request.round)
         require_order_fits(order, scenario.trainer.layout)
         request.states_by_client()
         strategy, local = self.builder.strategy(request.settings, scenario, order.local)
-        # the clients are real, also if the request denies it: their noise must not follow from the seed of the request
+        # a coordinator could clear `deployed`, and predict the noise from the seed of the request
         order = replace(order, local=local, deployed=True)
         of_run, total = self.client_states.request_counts(request.run)
         self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
@@ -209,7 +216,7 @@ class NodeService:
         return strategy, order
 
     def _charge(self, scenario: Scenario, strategy: Strategy, order: Request, clients: Sequence[ClientId]) -> None:
-        """Charge the node's own ledger if the policy has a limit; refuse an order that would exceed it."""
+        """Charge the node's own ledger if the policy has a limit; refuse a request that would exceed it."""
         limit, guarantee = self.policy.required_privacy, strategy.privacy_guarantee
         if limit.max_epsilon is None or guarantee is None:
             return
@@ -233,11 +240,11 @@ class NodeService:
         """Return the clients in ascending order.
 
         Raises:
-            WireError: a client is not at this node, or not in the scenario.
+            WireError: A client is not at this node, or not in the scenario.
         """
-        elsewhere = [client for client in clients if client not in self.config.clients]
-        if elsewhere:
-            raise WireError(f"clients {elsewhere} are not at this node, which has {list(self.config.clients)}")
+        missing = [client for client in clients if client not in self.config.clients]
+        if missing:
+            raise WireError(f"clients {missing} are not at this node, which has {list(self.config.clients)}")
         unknown = [client for client in clients if client not in scenario.data.clients]
         if unknown:
             raise WireError(f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}")
@@ -250,7 +257,7 @@ def _require_layout(request: NodeRequest, scenario: Scenario) -> None:
 
 
 def _results(request: NodeRequest, results: Sequence[Any], content: Payload) -> NodeResponse:
-    """Return the response with the results of clients; ``content`` has a row for each client that did not fail."""
+    """Return the response with all results; ``content`` has one row per client without a failure."""
     failures = tuple(result for result in results if isinstance(result, Failure))
     clients = tuple(client_of(result) for result in results if not isinstance(result, Failure))
     return NodeResponse.to(request, clients=clients, failures=failures, content=content)

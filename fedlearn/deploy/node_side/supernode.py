@@ -1,12 +1,12 @@
-"""``python -m fedlearn.deploy.node_side.supernode``: Flower's SuperNode with shorter waits and a fast start.
+"""Run Flower's SuperNode with shorter waits: ``python -m fedlearn.deploy.node_side.supernode``.
 
-It takes the arguments of ``flower-supernode``, and is that program but for three things:
+It has the arguments of ``flower-supernode``, and differs from that program in three points:
 
-- It waits as `fedlearn.protocol.polling` says instead of three seconds at a time.
-- For each message Flower starts a program that imports Flower anew, 1.3 to 1.7 s of computing. Here each message still
-  has a process of its own, but a copy (fork) of one that has imported everything and handled nothing.
-- Flower's subprocess mode hands messages to whoever on this machine asks first. Here whoever asks must know a secret
-  that is drawn at each start.
+- It waits as long as `fedlearn.protocol.polling` computes, instead of three seconds.
+- Flower starts a program for each message, and each program imports Flower (1.3 to 1.7 s of processor time). Here each
+  message has a separate process too, a fork of a process that has imported all modules and handled no message.
+- Flower's subprocess mode gives a message to the first process of this machine that asks for it. Here a process must
+  know a secret, which is new at each start.
 """
 
 from __future__ import annotations
@@ -36,11 +36,15 @@ from fedlearn.flower.compat import (
 )
 from fedlearn.protocol.polling import INITIAL_BACKOFF_S, PollingClock
 
-MESSENGERS = "messengers"  # the first word of this program's second process
+MESSENGERS = "messengers"  # first argument of the second process of this program
 
 
 class ForkExecutor:
-    """Starts the program of each message as a copy of this process."""
+    """Start a fork of this process for each message.
+
+    Args:
+        clock: clock of the polls, which restarts with each message.
+    """
 
     def __init__(self, clock: PollingClock) -> None:
         self.clock = clock
@@ -48,18 +52,18 @@ class ForkExecutor:
         importlib.import_module("fedlearn.protocol.client_app")
 
     def launch(self, spec: Any) -> None:
-        """Start one; it ends when this process does."""
+        """Start a process for one message. It ends at the latest with this process."""
         self.clock.restart()
         if os.fork() == 0:
-            self._carry(spec)
+            self._handle_message(spec)
 
     def reconcile(self) -> None:
-        """Let go of those that have ended."""
+        """Reap the processes that have ended."""
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
-    def _carry(self, spec: Any) -> None:
+    def _handle_message(self, spec: Any) -> None:
         code: Any = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
@@ -77,37 +81,45 @@ class ForkExecutor:
 
 
 def start_supernode(argv: Sequence[str]) -> None:
-    """Flower's SuperNode, and beside it the process that messengers are copies of."""
+    """Run Flower's SuperNode, and start the process that forks the messengers.
+
+    Args:
+        argv: arguments of ``flower-supernode``.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9094)
-    place, _ = parser.parse_known_args(argv)
+    options, _ = parser.parse_known_args(argv)
     with TemporaryDirectory(prefix="fedlearn-") as folder:
         secret = Path(folder) / "secret"
         secret.write_text(secrets.token_hex(32))
         secret.chmod(0o600)
         shared = ["--superexec-auth-secret-file", str(secret)]
-        address = ["--runtime-api-address", f"{place.host}:{place.port}", "--insecure"]
+        address = ["--runtime-api-address", f"{options.host}:{options.port}", "--insecure"]
         parent = ["--parent-pid", str(os.getpid())]
         subprocess.Popen(
             [*module_command("fedlearn.deploy.node_side.supernode"), MESSENGERS, *address, *shared, *parent]
         )
         retry_parts_after(INITIAL_BACKOFF_S)
-        run_supernode([*argv, "--host", place.host, "--isolation", "process", *shared], PollingClock())
+        run_supernode([*argv, "--host", options.host, "--isolation", "process", *shared], PollingClock())
 
 
 def run_messengers(argv: Sequence[str]) -> None:
-    """Flower's SuperExec, which asks the SuperNode for work and starts a copy of itself for each message.
+    """Run Flower's SuperExec, which polls the SuperNode for messages and forks a process for each of them.
 
-    It ends with the SuperNode, however that ends (on Linux; elsewhere as soon as Flower sees that it is gone).
+    It ends with the SuperNode, on Linux even after SIGKILL. On other systems it ends when Flower notices that the
+    SuperNode has ended.
+
+    Args:
+        argv: arguments of ``flower-superexec``, with ``--parent-pid``.
     """
     die_with_parent()
-    if str(os.getppid()) != argv[argv.index("--parent-pid") + 1]:  # it ended before the line above
+    if str(os.getppid()) != argv[argv.index("--parent-pid") + 1]:  # the SuperNode ended before prctl
         return
     clock = PollingClock()
     forks = ForkExecutor(clock)
     retry_parts_after(INITIAL_BACKOFF_S)
-    os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "2"  # seconds at most, see `PollingClock`
+    os.environ["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "2"  # seconds; the longest pause of `PollingClock`
     run_superexec(argv, clock, executor(forks.launch, forks.reconcile))
 
 

@@ -30,7 +30,7 @@ def test_a_repeated_round_forgets_the_future_that_was_given_up(memories, tmp_pat
         memories.save("run", 7, number, at(number))
     memories.save("run", 7, 2, at(20))
     assert memories.load("run", 7, 2, INITIAL)["own"][0] == 20
-    with pytest.raises(ClientStateError, match=r"after round 3 of run.*there are: 1, 2"):
+    with pytest.raises(ClientStateError, match=r"after round 3 of run.*available rounds: 1, 2"):
         memories.load("run", 7, 3, INITIAL)
 
 
@@ -51,10 +51,10 @@ def test_memories_of_runs_and_clients_do_not_meet(memories):
 def test_a_damaged_memory_or_one_of_another_strategy_is_told(memories, tmp_path):
     memories.save("run", 7, 1, at(1))
     (path,) = (tmp_path / "client_states").rglob("round_*")
-    with pytest.raises(ClientStateError, match="not what this strategy keeps"):
+    with pytest.raises(ClientStateError, match="this strategy expects"):
         memories.load("run", 7, 1, {"other": np.zeros(3)})
     path.write_bytes(b"broken")
-    with pytest.raises(ClientStateError, match="cannot be read here"):
+    with pytest.raises(ClientStateError, match="cannot be read at this node"):
         memories.load("run", 7, 1, INITIAL)
 
 
@@ -65,7 +65,7 @@ def test_orders_are_counted_across_restarts_and_a_damaged_count_is_not_taken_for
     assert again.request_counts("one") == (2, 3)
     assert again.request_counts("new") == (0, 3)
     (tmp_path / "client_states" / "requests.json").write_text("{")
-    with pytest.raises(ClientStateError, match="not known how often"):
+    with pytest.raises(ClientStateError, match="number of training requests of this node is unknown"):
         again.request_counts("one")
 
 
@@ -76,7 +76,7 @@ def test_counts_and_keys_of_an_earlier_version_are_not_passed_over(tmp_path, old
     path = tmp_path / old
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
-    with pytest.raises(ClientStateError, match=f"is called {new} in this version"):
+    with pytest.raises(ClientStateError, match=f"has the name {new} in this version"):
         ClientStates(tmp_path)
     path.rename(path.with_name(new))
     ClientStates(tmp_path)
@@ -84,7 +84,7 @@ def test_counts_and_keys_of_an_earlier_version_are_not_passed_over(tmp_path, old
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "x" * 101, "a b"])
 def test_a_run_cannot_lead_out_of_the_folder(name):
-    with pytest.raises(FedlearnError, match="the run is called"):
+    with pytest.raises(FedlearnError, match="the name of the run is"):
         check_run_name(name)
 
 

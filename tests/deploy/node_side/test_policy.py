@@ -39,7 +39,11 @@ def test_the_example_that_is_printed_is_a_policy_that_accepts_what_it_says(examp
 @pytest.mark.parametrize(
     ("group", "settings", "reason"),
     [
-        ("scenario", {"_target_": "simulations.scenarios.digits.digits"}, "scenario .*digits is not accepted here"),
+        (
+            "scenario",
+            {"_target_": "simulations.scenarios.digits.digits"},
+            "scenario .*digits is not accepted; this node accepts",
+        ),
         ("scenario", {**HEART, "model": "cnn"}, "model is cnn; this node accepts one of mlp, linear"),
         ("scenario", None, "scenario None is not accepted"),
         ("strategy", {"_target_": "os.system"}, "strategy os.system is not accepted"),
@@ -66,11 +70,11 @@ def test_training_outside_the_bounds_is_refused(example):
 
 
 def test_more_rounds_than_accepted_are_refused_in_a_run_and_in_all(example):
-    with pytest.raises(PolicyViolation, match="trained 200 rounds of this run; it accepts max_rounds=200"):
+    with pytest.raises(PolicyViolation, match="trained 200 rounds of this run; its limit is max_rounds=200"):
         example.check_request(ORDER, {}, num_requests_of_run=200, num_requests_total=200)
     bounded = replace(example, max_rounds_total=300)
     bounded.check_request(ORDER, {}, num_requests_of_run=0, num_requests_total=299)
-    with pytest.raises(PolicyViolation, match="trained 300 rounds in all"):
+    with pytest.raises(PolicyViolation, match="trained 300 rounds of all runs"):
         bounded.check_request(ORDER, {}, num_requests_of_run=0, num_requests_total=300)
 
 
@@ -101,8 +105,8 @@ LOCAL_DP = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "
 @pytest.mark.parametrize(
     ("privacy", "reason"),
     [
-        (None, "without noise of their own"),
-        ({**LOCAL_DP, "_target_": "fedlearn.privacy.mechanisms.central"}, "without noise of their own"),
+        (None, "leave the node without noise"),
+        ({**LOCAL_DP, "_target_": "fedlearn.privacy.mechanisms.central"}, "leave the node without noise"),
         ({**LOCAL_DP, "clip_norm": 3.0}, "clips to 3.0; this node accepts at most 1.0"),
         ({**LOCAL_DP, "noise_multiplier": 1.0}, "is 1.0; this node accepts at least 2.0"),
         ({**LOCAL_DP, "noise_multiplier": float("nan")}, "expected numbers"),
@@ -120,11 +124,11 @@ def test_a_node_may_ask_that_no_update_leaves_without_noise(example, privacy, re
 
 
 def test_privacy_is_one_of_ours_and_fits_what_the_node_tells(example):
-    with pytest.raises(PolicyViolation, match="is not accepted here"):
+    with pytest.raises(PolicyViolation, match="is not accepted; this node accepts"):
         example.check_settings({**WORDS, "privacy": {"_target_": "os.system"}})
     rounding = replace(example, reveal=Reveal(num_examples="rounded"))
     rounding.check_settings({**WORDS, "privacy": LOCAL_DP})
-    with pytest.raises(PolicyViolation, match="exact numbers of examples"):
+    with pytest.raises(PolicyViolation, match="exact number of examples"):
         rounding.check_settings({**WORDS, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example"}})
 
 
@@ -143,13 +147,16 @@ def test_a_rounded_number_of_examples_has_one_digit(count, told):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("scenarios: {}", "which strategies it accepts"),
-        ("[1, 2]", "holds no settings"),
+        ("scenarios: {}", "has no strategies"),
+        ("[1, 2]", "has no settings"),
         ("scenarios: {a: {b: [2, 1, 3]}}\nstrategies: {}", r"scenarios.a.b is \[2, 1, 3\]"),
         ("scenarios: {}\nstrategies: {}\nmax_round: 3", "max_rounds"),
         ("scenarios: {}\nstrategies: {}\nlocal: {epoch: [1, 2]}", "local.epoch"),
         ("scenarios: {}\nstrategies: {}\nrequired_privacy: {minimum: central}", "required_privacy.minimum is central"),
-        ("scenarios: {}\nstrategies: {}\nrequired_privacy: {max_clip: 1.0}", "null where no protection is asked for"),
+        (
+            "scenarios: {}\nstrategies: {}\nrequired_privacy: {max_clip: 1.0}",
+            "null, because required_privacy.minimum is none",
+        ),
         ("scenarios: {}\nstrategies: {}\nreveal: {metrics: 1}", "reveal.metrics is 1"),
         ("scenarios: {}\nstrategies: {}\nmax_rounds: 0", "max_rounds is 0"),
         ("scenarios: [", "cannot be read"),
@@ -165,9 +172,9 @@ def test_a_file_that_is_no_policy_is_refused_with_what_is_wrong(tmp_path, text, 
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("protection: {minimum: secagg}", "protection is called required_privacy now"),
-        ("max_rounds_in_all: 3", "max_rounds_in_all is called max_rounds_total now"),
-        ("required_privacy: {min_sum: 3}", r"required_privacy\.min_sum is called min_clients_in_sum now"),
+        ("protection: {minimum: secagg}", "protection has the new name required_privacy"),
+        ("max_rounds_in_all: 3", "max_rounds_in_all has the new name max_rounds_total"),
+        ("required_privacy: {min_sum: 3}", r"required_privacy\.min_sum has the new name min_clients_in_sum"),
     ],
 )
 def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path, old, new):
