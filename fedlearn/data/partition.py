@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -76,11 +75,8 @@ def as_partition(partition: Partition | str, **defaults: Any) -> Partition:
     values = {**DEFAULTS, **defaults}
     if isinstance(partition, Natural):
         del values["num_clients"]  # the data determine it
-    completed = copy(partition)
-    for field in fields(partition):
-        if getattr(partition, field.name) is None and field.name in values:
-            object.__setattr__(completed, field.name, values[field.name])
-    return completed
+    unset = [field.name for field in fields(partition) if field.init and getattr(partition, field.name) is None]
+    return replace(partition, **{name: values[name] for name in unset if name in values})
 
 
 def natural_partition(scenario: str, partition: Partition | str, **defaults: Any) -> Partition:
