@@ -152,7 +152,7 @@ def test_a_malformed_masked_vector_is_a_failure_of_its_client_only(federation, c
 def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(federation):
     made = masked(federation, deadline=1)
     overheard(made, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel)
-    with pytest.raises(SecAggAborted, match="2 of 4 clients answered, fewer than threshold 3"):
+    with pytest.raises(SecAggAborted, match="2 of 4 clients responded, fewer than threshold 3"):
         run(made, rounds=1)
 
 

@@ -1,7 +1,7 @@
 """A client of secure aggregation; it returns a message for each message, without input or output.
 
-The stages are those of Bonawitz et al. 2017, Figure 4, with the consistency check: advertise keys, share, mask,
-confirm, open. There are two differences. Keys are always signed. A survivor sends the seed of its self mask, which the
+The stages follow Bonawitz et al. 2017, Figure 4, with the consistency check: advertise keys, share, mask, confirm,
+open. There are two differences. Keys are always signed. A survivor sends the seed of its self mask, which the
 server could reconstruct from shares in the same step. This saves the server most of its work.
 
 Reference: Bonawitz, Ivanov, Kreuter, Marcedone, McMahan, Patel, Ramage, Segal, Seth, *Practical Secure Aggregation for
@@ -39,7 +39,7 @@ VectorProvider = Callable[[Session], np.ndarray]
 
 
 class ClientStage(IntEnum):
-    """The last completed stage of a client; the next message must be that of the following stage."""
+    """The last completed stage of a client; the next message must belong to the following stage."""
 
     NONE = 0
     ADVERTISED = 1
@@ -75,12 +75,12 @@ class Client:
         self, identity: Identity, registered: Mapping[int, bytes], *, state: bytes = b"", min_threshold: int = 2
     ) -> None:
         self.identity, self.registered, self.min_threshold = identity, registered, min_threshold
-        self._notes: ClientState = decode(state, ClientState) if state else ClientState()
+        self._state: ClientState = decode(state, ClientState) if state else ClientState()
 
     @property
     def state(self) -> bytes:
         """Return the state as bytes, for the next object."""
-        return encode(self._notes)
+        return encode(self._state)
 
     def respond(self, message: bytes, vector: VectorProvider | None = None) -> bytes:
         """Return the response to a message of the server.
@@ -104,19 +104,19 @@ class Client:
 
     def discard_secrets(self) -> None:
         """Delete the secrets of an unfinished round; this client then cannot help to open it."""
-        self._notes = ClientState(run=self._notes.run, round=self._notes.round, stage=ClientStage.DONE)
+        self._state = ClientState(run=self._state.run, round=self._state.round, stage=ClientStage.DONE)
 
     def _advertise(self, session: Session) -> bytes:
         session.validate()
-        notes, me = self._notes, self.identity.client
+        state, me = self._state, self.identity.client
         reject_if(me not in session.clients, f"client {me} is not in the cohort")
         reject_if(
             session.threshold < self.min_threshold,
-            f"threshold {session.threshold}: this client is in no sum of fewer than {self.min_threshold}",
+            f"threshold {session.threshold}, expected at least {self.min_threshold} for this client",
         )
-        same_run = notes.run == session.run
-        reject_if(same_run and session.round < notes.round, f"round {session.round} after round {notes.round}")
-        over = same_run and session.round == notes.round and notes.stage == ClientStage.DONE
+        same_run = state.run == session.run
+        reject_if(same_run and session.round < state.round, f"round {session.round} after round {state.round}")
+        over = same_run and session.round == state.round and state.stage == ClientStage.DONE
         reject_if(over, f"round {session.round} is over: it is opened at most once")
         encryption_secret, mask_secret = crypto.generate_secret(), crypto.generate_secret()
         public = PublicKeys(
@@ -126,7 +126,7 @@ class Client:
             mask_key=crypto.derive_public_key(mask_secret),
         )
         signed = encode(self.identity.sign_keys(public))
-        self._notes = ClientState(
+        self._state = ClientState(
             run=session.run,
             round=session.round,
             stage=ClientStage.ADVERTISED,
@@ -140,72 +140,74 @@ class Client:
 
     def _share(self, roster: KeyDirectory) -> bytes:
         session, me = self._at(ClientStage.ADVERTISED, roster.session), self.identity.client
-        reject_if(roster.keys.get(me) != self._notes.roster[me], "the keys of this client were changed on their way")
+        reject_if(roster.keys.get(me) != self._state.roster[me], "the keys of this client were changed in transit")
         everyone = verify_directory(session, roster.keys, self.registered)
         size, t = len(session.clients), session.threshold
-        seed_shares = crypto.split(self._notes.seed, threshold=t, num_shares=size)
-        key_shares = crypto.split(self._notes.mask_secret, threshold=t, num_shares=size)
+        seed_shares = crypto.split(self._state.seed, threshold=t, num_shares=size)
+        key_shares = crypto.split(self._state.mask_secret, threshold=t, num_shares=size)
         both = {c: seed_shares[i] + key_shares[i] for i, c in enumerate(session.clients)}
         encrypted = {c: self._encrypt(keys, both[c]) for c, keys in everyone.items() if c != me}
-        self._notes = replace(self._notes, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
+        self._state = replace(self._state, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
         return encode(EncryptedShares(session=roster.session, client=me, encrypted=encrypted))
 
     def _mask(self, inbox: ReceivedShares, vector: VectorProvider | None) -> bytes:
         session, me = self._at(ClientStage.SHARED, inbox.session), self.identity.client
         reject_if(inbox.client != me or me in inbox.encrypted, "these shares are meant for another client")
         reject_if(
-            bool(set(inbox.encrypted) - set(self._notes.roster)), "shares from a client that is not on the roster"
+            bool(set(inbox.encrypted) - set(self._state.roster)), "shares from a client that is not on the roster"
         )
         sharers = len(inbox.encrypted) + 1
         reject_if(
             sharers < session.threshold, f"{sharers} clients have shared, fewer than threshold {session.threshold}"
         )
-        everyone = {c: decode(data, PublicKeys) for c, data in self._notes.roster.items()}
+        everyone = {c: decode(data, PublicKeys) for c, data in self._state.roster.items()}
         shares = {c: self._decrypt(everyone[c], encrypted) for c, encrypted in inbox.encrypted.items()}
         if vector is None:
-            raise ProtocolError("there is nothing to mask")
-        masked = _checked(vector(session), session)
-        crypto.add_mask(masked, crypto.self_mask_key(self._notes.seed, inbox.session, me), sign=1)
+            raise ProtocolError("this client has no vector to mask")
+        masked = _checked_copy(vector(session), session)
+        crypto.add_mask(masked, crypto.self_mask_key(self._state.seed, inbox.session, me), sign=1)
         for other in inbox.encrypted:
-            key = crypto.pairwise_mask_key(self._notes.mask_secret, everyone[other].mask_key, inbox.session, me, other)
+            key = crypto.pairwise_mask_key(self._state.mask_secret, everyone[other].mask_key, inbox.session, me, other)
             crypto.add_mask(masked, key, sign=1 if me < other else -1)
-        self._notes = replace(
-            self._notes,
+        self._state = replace(
+            self._state,
             stage=ClientStage.MASKED,
             encryption_secret=b"",
             mask_secret=b"",
-            shares={**self._notes.shares, **shares},
+            shares={**self._state.shares, **shares},
         )
         return encode(MaskedVector(session=inbox.session, client=me, vector=masked.tobytes()))
 
     def _confirm(self, shown: Survivors) -> bytes:
         session, me = self._at(ClientStage.MASKED, shown.session), self.identity.client
-        survivors, dropped, sharers = set(shown.survivors), set(shown.dropped), set(self._notes.shares)
+        survivors, dropped, sharers = set(shown.survivors), set(shown.dropped), set(self._state.shares)
         reject_if(
-            bool(survivors & dropped), f"clients {sorted(survivors & dropped)} are said to be both there and gone"
+            bool(survivors & dropped),
+            f"clients {sorted(survivors & dropped)} are listed as both survivors and dropouts",
         )
-        reject_if(survivors | dropped != sharers, "survivors and dropped clients are not those who shared")
+        reject_if(survivors | dropped != sharers, "survivors and dropouts are not the clients that have shared")
         reject_if(me not in survivors, "this client's own vector is not in the sum")
-        few = f"{len(survivors)} survivors, fewer than threshold {session.threshold}"
-        reject_if(len(survivors) < session.threshold, few)
+        too_few = f"{len(survivors)} survivors, fewer than threshold {session.threshold}"
+        reject_if(len(survivors) < session.threshold, too_few)
         signature = self.identity.sign(crypto.survivors_statement(shown))
-        self._notes = replace(
-            self._notes, stage=ClientStage.CONFIRMED, survivors=tuple(shown.survivors), dropped=tuple(shown.dropped)
+        self._state = replace(
+            self._state, stage=ClientStage.CONFIRMED, survivors=tuple(shown.survivors), dropped=tuple(shown.dropped)
         )
         return encode(Confirmation(session=shown.session, client=me, signature=signature))
 
     def _open(self, opening: UnmaskRequest) -> bytes:
         session, me = self._at(ClientStage.CONFIRMED, opening.session), self.identity.client
-        agreed = (self._notes.survivors, self._notes.dropped)
+        agreed = (self._state.survivors, self._state.dropped)
         reject_if(
-            (opening.survivors, opening.dropped) != agreed, "the survivors are not those that this client has signed"
+            (opening.survivors, opening.dropped) != agreed,
+            "the survivors differ from the list that this client has signed",
         )
         self._check_signatures(opening, session)
-        shares = self._notes.shares
+        shares = self._state.shares
         reveal = UnmaskShares(
             session=opening.session,
             client=me,
-            seed=self._notes.seed,
+            seed=self._state.seed,
             seed_shares={c: shares[c][:SECRET_BYTES] for c in opening.survivors},
             key_shares={c: shares[c][SECRET_BYTES:] for c in opening.dropped},
         )
@@ -214,34 +216,34 @@ class Client:
 
     def _check_signatures(self, opening: UnmaskRequest, session: Session) -> None:
         signers = set(opening.signatures)
-        reject_if(bool(signers - set(opening.survivors)), "a signature under the survivors is from someone else")
-        few = f"{len(signers)} signatures under the survivors, fewer than threshold {session.threshold}"
-        reject_if(len(signers) < session.threshold, few)
+        reject_if(bool(signers - set(opening.survivors)), "a signature under the survivors is not from a survivor")
+        too_few = f"{len(signers)} signatures under the survivors, fewer than threshold {session.threshold}"
+        reject_if(len(signers) < session.threshold, too_few)
         shown = Survivors(session=opening.session, survivors=opening.survivors, dropped=opening.dropped)
         for client, signature in opening.signatures.items():
-            whose = f"client {client} under the survivors"
-            crypto.verify(self.registered[client], signature, crypto.survivors_statement(shown), signer=whose)
+            signer = f"client {client} under the survivors"
+            crypto.verify(self.registered[client], signature, crypto.survivors_statement(shown), signer=signer)
 
     def _at(self, stage: ClientStage, session: bytes) -> Session:
         """Return the session; raise `ProtocolError` if the message belongs to another session or stage."""
-        now = ClientStage(self._notes.stage)
+        now = ClientStage(self._state.stage)
         reject_if(
             now != stage,
-            f"a message for a client that has {stage.name.lower()}; this one's stage is {now.name.lower()}",
+            f"the message is for clients at stage {stage.name.lower()}, but this client's stage is {now.name.lower()}",
         )
-        current: Session = decode(self._notes.session, Session)
-        reject_if(crypto.digest(current) != session, "a message of another session")
+        current: Session = decode(self._state.session, Session)
+        reject_if(crypto.digest(current) != session, "the message belongs to another session")
         return current
 
     def _encrypt(self, receiver: PublicKeys, shares: bytes) -> bytes:
         context = _context(receiver.session, self.identity.client, receiver.client)
         return crypto.encrypt(
-            crypto.agree_key(self._notes.encryption_secret, receiver.encryption_key, context), shares, context
+            crypto.agree_key(self._state.encryption_secret, receiver.encryption_key, context), shares, context
         )
 
     def _decrypt(self, sender: PublicKeys, encrypted: bytes) -> bytes:
         context = _context(sender.session, sender.client, self.identity.client)
-        key = crypto.agree_key(self._notes.encryption_secret, sender.encryption_key, context)
+        key = crypto.agree_key(self._state.encryption_secret, sender.encryption_key, context)
         shares = crypto.decrypt(key, encrypted, context, sender=sender.client)
         reject_if(len(shares) != 2 * SECRET_BYTES, f"the shares from client {sender.client} have a wrong size")
         return shares
@@ -257,8 +259,8 @@ def verify_directory(
             session, or a key that appears twice.
     """
     reject_if(bool(set(directory) - set(session.clients)), "a client on the roster is not in the cohort")
-    few = f"{len(directory)} clients have advertised keys, fewer than threshold {session.threshold}"
-    reject_if(len(directory) < session.threshold, few)
+    too_few = f"{len(directory)} clients have advertised keys, fewer than threshold {session.threshold}"
+    reject_if(len(directory) < session.threshold, too_few)
     everyone: dict[int, PublicKeys] = {client: decode(data, PublicKeys) for client, data in directory.items()}
     for client, keys in everyone.items():
         reject_if(keys.client != client, f"the keys of client {keys.client} are shown as those of client {client}")
@@ -273,9 +275,9 @@ def _context(session: bytes, sender: int, receiver: int) -> bytes:
     return b"shares" + session + sender.to_bytes(8, "big", signed=True) + receiver.to_bytes(8, "big", signed=True)
 
 
-def _checked(vector: np.ndarray, session: Session) -> np.ndarray:
+def _checked_copy(vector: np.ndarray, session: Session) -> np.ndarray:
     """Return a copy of the vector after a check of its shape and type."""
-    right = vector.shape == (session.length,) and vector.dtype == session.dtype
-    if not right:
-        raise ValueError(f"a vector of {vector.dtype} {vector.shape}, where {session.dtype} ({session.length},) is due")
+    fits = vector.shape == (session.length,) and vector.dtype == session.dtype
+    if not fits:
+        raise ValueError(f"the vector is {vector.dtype} {vector.shape}, expected {session.dtype} ({session.length},)")
     return vector.copy()

@@ -1,4 +1,4 @@
-"""The cryptography of the protocol; all primitives are those of `cryptography` and PyCryptodome.
+"""Cryptography of the protocol; the packages `cryptography` and PyCryptodome provide all primitives.
 
 - X25519 for key agreement, HKDF-SHA256 for derived keys, Ed25519 for signatures.
 - ChaCha20-Poly1305 for encrypted shares, AES-256 in counter mode for masks.
@@ -30,7 +30,7 @@ CHUNK_BYTES = 1 << 20  # bytes of key stream at a time, which fit the cache
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A client's long-lived signing key; its public half is registered with everyone beforehand."""
+    """Long-lived signing key of a client; all parties register its public key before the protocol."""
 
     client: int
     secret: bytes = field(repr=False, default_factory=lambda: Ed25519PrivateKey.generate().private_bytes_raw())
@@ -98,7 +98,7 @@ def agree_key(secret: bytes, public_key: bytes, *purpose: bytes | int) -> bytes:
     try:
         return derive(_private(secret).exchange(X25519PublicKey.from_public_bytes(public_key)), *purpose)
     except ValueError:
-        raise ProtocolError("a public key is not one of X25519's, or of low order") from None
+        raise ProtocolError("a public key is not a valid X25519 key, or has low order") from None
 
 
 def encrypt(key: bytes, plaintext: bytes, context: bytes) -> bytes:

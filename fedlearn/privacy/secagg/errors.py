@@ -25,6 +25,6 @@ class SecAggAborted(TooManyFailures):
 
 
 def reject_if(condition: bool, cause: str) -> None:
-    """Raise `ProtocolError` if ``condition``."""
+    """Raise a `ProtocolError` with this cause if the condition is true."""
     if condition:
         raise ProtocolError(cause)

@@ -1,11 +1,11 @@
-"""Masked updates: a strategy works on integers of which the server sees the sum only.
+"""Masked updates: clients send masked integers, and the server sees only their sum.
 
-Shapes: K clients in a block, D parameters laid flat, P of them after padding to a power of two for a rotation.
+Shapes: K clients in a block, D parameters, P parameters after padding to a power of two for a rotation.
 
-A client's update is clipped, scaled and rounded to integers modulo a power of two; sums of these are exact, so that
-neither engine nor order nor block size shows in the result. On real nodes the integers travel through the protocol of
-`fedlearn.privacy.secagg`; in a simulation, where masks would cancel anyway, they are added up, unless
-``protocol="full"`` asks for the real thing.
+A client clips and scales its update, and rounds it to integers modulo a power of two. Sums of integers are exact, so
+the result does not depend on the engine, the order or the block size. Real nodes send the integers through the protocol
+of `fedlearn.privacy.secagg`. Simulations add them without masks, because masks cancel in the sum. With
+``protocol="full"``, simulations run the protocol too.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ from fedlearn.privacy.secagg.rotation import max_flattening, next_power_of_two, 
 
 PROTOCOLS = ("sum", "full")
 NOISES = ("skellam", "discrete_gaussian")
-ROUNDING_SLACK = 1.01  # what random rounding may add to the norm; the noise is sized for it
+ROUNDING_SLACK = 1.01  # random rounding increases the norm by at most this factor; the noise is calibrated for it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Masking:
-    """The settings of masked updates; ``protect`` applies them to a strategy.
+    """Settings of masked updates; ``protect`` applies them to a strategy.
 
-    `fedlearn.privacy.mechanisms.secure_aggregation.secagg` and ``distributed`` make it and explain the settings.
+    `fedlearn.privacy.mechanisms.secure_aggregation` describes the arguments: `secagg` without noise, and `distributed`
+    with noise. ``noise`` is None for sums without noise.
 
     Raises:
-        SettingError: a setting is out of range, or sums could wrap around.
-        MissingExtra: the cryptography for ``protocol=full`` or for noise is not installed.
+        SettingError: A setting is out of range, or sums could wrap around.
+        MissingExtra: The cryptography for ``protocol=full`` or for noise is not installed.
     """
 
     clip_norm: float
@@ -63,15 +64,15 @@ class Masking:
             self._check_noise()
         known = self.protocol in PROTOCOLS
         require(known, "protocol", self.protocol, f"one of {', '.join(PROTOCOLS)}", "protocol=sum")
-        given = self.cohort is None or is_count(self.cohort, at_least=2)
-        require(given, "cohort", self.cohort, "null, or a whole number >= 2", "cohort=null")
+        is_valid = self.cohort is None or is_count(self.cohort, at_least=2)
+        require(is_valid, "cohort", self.cohort, "null, or a whole number >= 2", "cohort=null")
         positive = is_number(self.clip_norm, at_least=0) and 0 < self.clip_norm < float("inf")
         require(positive, "clip_norm", self.clip_norm, "a finite number > 0", "clip_norm=1.0")
         FixedPoint(bound=self.clip_norm, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=self.cohort or 1)
         if self.cohort:
             self.threshold_of(self.cohort)
         if self.protocol == "full":
-            _drill()
+            _import_protocol()
 
     def _check_noise(self) -> None:
         positive = is_number(self.noise_multiplier, at_least=0) and 0 < self.noise_multiplier < float("inf")
@@ -79,25 +80,23 @@ class Masking:
         require(self.noise in NOISES, "noise", self.noise, f"one of {', '.join(NOISES)}", "noise=skellam")
         flat = is_number(self.flatten, at_least=1) and self.flatten < float("inf")
         require(flat, "flatten", self.flatten, "a number >= 1", "flatten=1")
-        RandomStream.from_system()  # a missing package is told now
+        RandomStream.from_system()  # raises MissingExtra before the run starts
 
     def protect(self, strategy: Strategy, *, num_clients: int | None = None) -> Strategy:
-        """The strategy with masked updates.
+        """Return the strategy with masked updates.
 
         Args:
-            strategy: one whose update is an equally weighted mean.
-            num_clients: in all, if it is known: the cohort of a strategy that asks everyone.
+            strategy: strategy with an equally weighted mean.
+            num_clients: number of clients in the population, if it is known; needed if all clients take part.
 
         Raises:
-            CompositionError: the strategy does not take equally weighted means, or its clients send other vectors too.
-            SettingError: sums of its cohorts could wrap around, or the threshold does not suit them.
+            CompositionError: The mean is not equally weighted, or clients send further vectors.
+            SettingError: Sums of a cohort could wrap around, or the threshold is out of range for the cohort.
         """
         _refuse_unless_equal(strategy)
         names = ", ".join(extra_names(strategy.local))
         if names:
-            raise CompositionError(
-                f"clients also send {names}, which would leave unmasked\n  try       strategy=fedavg"
-            )
+            raise CompositionError(f"clients also send {names}, which is not masked\n  try       strategy=fedavg")
         size = self.cohort_size(strategy, num_clients)
         encoding = MaskedEncoding(self.fixed_point(size), self.clip_norm, self.flatten, self.noisy_sum(size))
         stage = Stage(
@@ -115,17 +114,25 @@ class Masking:
         return replace(strategy, stages=(*strategy.stages, stage), aggregate=total)
 
     def cohort_size(self, strategy: Strategy, num_clients: int | None = None) -> int:
-        """Clients that a round asks, at most."""
+        """Return the largest number of clients per round.
+
+        Raises:
+            SettingError: The number is unknown.
+        """
         law = strategy.select.law
-        asked = {"all": num_clients, "fixed_size": law.size}.get(law.kind) if law else None
-        size = self.cohort or asked
+        from_law = {"all": num_clients, "fixed_size": law.size}.get(law.kind) if law else None
+        size = self.cohort or from_law
         if size is None:
-            expected = "a number: sums of an unknown number of clients could wrap around"
+            expected = "a number, because sums of an unknown number of clients could wrap around"
             raise SettingError("cohort", None, expected, "cohort=10   (or strategy.clients_per_round=10)")
         return int(size)
 
     def threshold_of(self, size: int) -> int:
-        """The fewest clients whose sum may be opened, of a cohort of ``size``."""
+        """Return the smallest number of clients in a sum that may be opened, for a cohort of ``size``.
+
+        Raises:
+            SettingError: ``threshold`` is not more than half of the cohort, or is above its size.
+        """
         threshold = size // 2 + 1 if self.threshold is None else self.threshold
         ok = is_count(threshold) and size / 2 < threshold <= size and threshold > 1
         expected = f"null, or a whole number above half of the cohort of {size}, and at most {size}"
@@ -133,7 +140,7 @@ class Masking:
         return threshold
 
     def fixed_point(self, size: int) -> FixedPoint:
-        """How numbers become integers, for cohorts of ``size``."""
+        """Return the encoding of real numbers as integers, for cohorts of ``size``."""
         release = self.noisy_sum(size)
         std = release.std * sqrt(size) if release else 0.0
         bound = self.clip_norm / self.flatten
@@ -141,35 +148,39 @@ class Masking:
 
     @property
     def norm(self) -> float:
-        """L2 bound on one client's integers, before the noise."""
+        """L2 bound on the integers of one client, before the noise."""
         return float(ROUNDING_SLACK * self.flatten * (2 ** (self.bits - 1) - 1))
 
     def noisy_sum(self, size: int) -> NoisySum | None:
-        """What one round with cohorts of ``size`` releases; None without noise: nothing is promised of the sum then."""
+        """Return the release of one round with cohorts of ``size``; None without noise.
+
+        Raises:
+            SettingError: The noise of a client is below one integer, or too large to sample.
+        """
         if self.noise is None:
             return None
         std = self.smallest_noisy_sum(size).std
-        expected = f"so that each client's noise, now of deviation {std:.3g}, is between 1 and {MAX_STD:.0f} integers"
+        expected = f"a value with client noise between 1 and {MAX_STD:.0f} integers, now {std:.3g} standard deviation"
         fewer = ceil(log2(std / MAX_STD)) if std > 1 else floor(log2(std))
         require(1 <= std <= MAX_STD, "bits", self.bits, expected, f"bits={self.bits - fewer}")
         return self.smallest_noisy_sum(size)
 
     def smallest_noisy_sum(self, size: int) -> NoisySum:
-        """The smallest sum of a cohort of ``size`` that may be opened, whether or not its noise can be drawn."""
-        quorum = self.threshold_of(size)
-        std = self.noise_multiplier * self.norm / sqrt(quorum)
-        return NoisySum(kind=self.noise or NOISES[0], std=std, norm=self.norm, min_clients=quorum, max_clients=size)
+        """Return the smallest sum of a cohort of ``size`` that may be opened, also if its noise cannot be sampled."""
+        threshold = self.threshold_of(size)
+        std = self.noise_multiplier * self.norm / sqrt(threshold)
+        return NoisySum(kind=self.noise or NOISES[0], std=std, norm=self.norm, min_clients=threshold, max_clients=size)
 
 
 @dataclass(frozen=True)
 class MaskedEncoding:
-    """From a float update to masked integers, and back from their mean.
+    """Encoding of float updates as integers, and the inverse of the rotation for the mean.
 
     Attributes:
-        fixed_point: of single numbers.
-        clip_norm: L2 bound on an update.
-        flatten: above 1, updates are rotated.
-        noisy_sum: the noise that a client adds, or None.
+        fixed_point: encoding of single numbers.
+        clip_norm: L2 bound on an update, > 0.
+        flatten: factor >= 1; above 1, updates are rotated.
+        noisy_sum: sum with the noise of the clients; None for no noise.
     """
 
     fixed_point: FixedPoint
@@ -178,45 +189,51 @@ class MaskedEncoding:
     noisy_sum: NoisySum | None
 
     def encode(self, update: Array, state: State, context: Context) -> tuple[Array, State]:
-        """The client half: K x D floats to K x P unsigned integers."""
+        """Encode K x D floats as K x P unsigned integers; this is the client half of the stage."""
         x_KD = as_numpy(update)
         signs_P = _signs(context, x_KD.shape[1]) if self.flatten > 1 else None
         clients_K = context.clients_K.tolist()
-        sent = [  # row by row: float64 and 64-bit integers of a whole block would take four times its memory
+        encoded = [  # row by row, because float64 and 64-bit integers of a whole block need four times its state
             self.fixed_point.wrap(self._integers(x_D, signs_P, client, context))
             for x_D, client in zip(x_KD, clients_K, strict=True)
         ]
-        return np.stack(sent), state
+        return np.stack(encoded), state
 
     def unrotate(self, update: Array, state: State, context: Context) -> tuple[Array, State]:
-        """The server half, on the decoded mean."""
+        """Invert the rotation of the decoded mean; this is the server half of the stage."""
         if self.flatten == 1:
             return update, state
         length = int(state["length"])
         return unrotate(update, _signs(context, length), length).astype(np.float32), state
 
     def init_client(self, layout: Layout) -> State:
-        """Refuse a model too large for the bits; nothing to remember at clients."""
+        """Return the empty state of a client, after a check of the model size.
+
+        Raises:
+            SettingError: The model is too large for ``bits`` or for ``flatten``.
+        """
         if self.noisy_sum is None:
             return {}
         norm, length = self.noisy_sum.norm / ROUNDING_SLACK, layout.num_parameters
         length = next_power_of_two(length) if self.flatten > 1 else length
-        roomy = length / 4 + 5 * norm <= (ROUNDING_SLACK**2 - 1) * norm**2
-        expected = f"more: rounding a model of {layout.num_parameters} parameters would lengthen updates by over 1 %"
-        require(roomy, "privacy.bits", self.fixed_point.bits, expected, f"privacy.bits={self.fixed_point.bits + 2}")
-        most = max_flattening(layout.num_parameters)
-        flat = self.flatten == 1 or self.flatten <= most
-        expected = f"at most {most:.3g} for {layout.num_parameters} parameters: more would cut off rotated updates"
-        require(flat, "privacy.flatten", self.flatten, expected, "privacy.flatten=1")
+        fits = length / 4 + 5 * norm <= (ROUNDING_SLACK**2 - 1) * norm**2
+        expected = f"more: rounding of {layout.num_parameters} parameters increases the norm of updates by over 1 %"
+        require(fits, "privacy.bits", self.fixed_point.bits, expected, f"privacy.bits={self.fixed_point.bits + 2}")
+        max_flatten = max_flattening(layout.num_parameters)
+        is_flat = self.flatten == 1 or self.flatten <= max_flatten
+        expected = (
+            f"at most {max_flatten:.3g} for {layout.num_parameters} parameters, so that rotated updates are not clipped"
+        )
+        require(is_flat, "privacy.flatten", self.flatten, expected, "privacy.flatten=1")
         return {}
 
     def init_server(self, layout: Layout) -> State:
-        """How long updates are before the rotation pads them."""
+        """Return the server state: the length of an update before the padding, if there is a rotation."""
         self.init_client(layout)
         return {"length": np.array(layout.num_parameters)} if self.flatten > 1 else {}
 
     def _integers(self, x_D: np.ndarray, signs_P: np.ndarray | None, client: int, context: Context) -> np.ndarray:
-        """One client's update, as signed integers with its noise."""
+        """Return the update of one client as signed integers, with noise."""
         x_D = clipped(require_finite(x_D), self.clip_norm)
         if signs_P is not None:
             x_D = rotate(x_D[None], signs_P)[0]
@@ -235,47 +252,46 @@ class MaskedEncoding:
 def integer_mean(
     fixed_point: FixedPoint, *, threshold: int, denominator: int | None = None, full_protocol: bool = False
 ) -> Aggregator:
-    """The mean of updates that are integers modulo a power of two.
+    """Return the aggregator of updates that are integers modulo a power of two; it computes their mean.
 
     Args:
-        fixed_point: what the integers mean.
-        threshold: the fewest updates that give a result.
-        denominator: what to divide by; None divides by the number of updates.
-        full_protocol: run the protocol of secure aggregation on them, instead of adding them up.
+        fixed_point: encoding of real numbers as integers.
+        threshold: smallest number of updates in a mean.
+        denominator: divisor of the sum; None for the number of updates.
+        full_protocol: if True, run the secure aggregation protocol instead of adding the integers.
 
-    *Guarantees*: the sum is exact, whatever the order of clients, the blocks, and how folds are merged. ``done`` raises
-    `SecAggAborted` below the threshold. With equal weights one client moves the mean by at most ``2 clip / cohort``.
+    *Guarantees*: the sum is exact for any order of clients, any blocks and any merges of partial aggregates.
+    ``finalize`` raises `SecAggAborted` below the threshold. With equal weights, one client moves the mean by at most
+    ``2 clip / cohort``.
     """
 
-    def add(memory: State, updates: Updates) -> State:
+    def add(state: State, updates: Updates) -> State:
         rows_KD = as_numpy(updates.delta_KD)
         if full_protocol:
             clients = updates.clients_K.tolist()
-            return {"rows": {**memory["rows"], **dict(zip(clients, rows_KD, strict=True))}}
+            return {"rows": {**state["rows"], **dict(zip(clients, rows_KD, strict=True))}}
         total_D = rows_KD.sum(axis=0, dtype=fixed_point.dtype)
-        total_D = total_D if memory["total"] is None else memory["total"] + total_D
-        return partial_sum(total_D, memory["count"] + len(updates))
+        total_D = total_D if state["total"] is None else state["total"] + total_D
+        return partial_sum(total_D, state["count"] + len(updates))
 
-    def merge(one: State, other: State) -> State:
+    def merge(first: State, second: State) -> State:
         if full_protocol:
-            return {"rows": {**one["rows"], **other["rows"]}}
-        totals = [memory["total"] for memory in (one, other) if memory["total"] is not None]
+            return {"rows": {**first["rows"], **second["rows"]}}
+        totals = [state["total"] for state in (first, second) if state["total"] is not None]
         total_D = np.sum(totals, axis=0, dtype=fixed_point.dtype) if totals else None
-        return {"total": total_D, "count": one["count"] + other["count"]}
+        return {"total": total_D, "count": first["count"] + second["count"]}
 
-    def done(memory: State) -> Array:
-        count = len(memory["rows"]) if full_protocol else memory["count"]
+    def finalize(state: State) -> Array:
+        count = len(state["rows"]) if full_protocol else state["count"]
         if not threshold <= count <= fixed_point.max_clients:
-            raise SecAggAborted(
-                "mask", f"{count} clients delivered, where {threshold} to {fixed_point.max_clients} are due"
-            )
-        total_D = _opened(memory["rows"], threshold) if full_protocol else memory["total"]
+            raise SecAggAborted("mask", f"{count} clients responded, expected {threshold} to {fixed_point.max_clients}")
+        total_D = _run_protocol(state["rows"], threshold) if full_protocol else state["total"]
         return (fixed_point.decode(total_D) / (denominator or count)).astype(np.float32)
 
     return Aggregator(
         init=lambda layout: {"rows": {}} if full_protocol else {"total": None, "count": 0},
         add=add,
-        finalize=done,
+        finalize=finalize,
         sensitivity=lambda clip, cohort: 2 * clip / cohort,
         is_sum=True,
         merge=merge,
@@ -283,21 +299,26 @@ def integer_mean(
 
 
 def partial_sum(total_D: np.ndarray, count: int) -> State:
-    """The fold of an `integer_mean` whose sum of ``count`` updates was opened by the protocol, on real nodes."""
+    """Return the partial aggregate of an `integer_mean`, from a sum that the protocol opened on real nodes.
+
+    Args:
+        total_D: sum modulo a power of two, unsigned integers, ``(D,)``.
+        count: number of updates in the sum.
+    """
     return {"total": total_D, "count": count}
 
 
-def _opened(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:
-    """The sum, by the real protocol among clients in memory."""
-    in_memory = _drill()
+def _run_protocol(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:
+    """Return the sum from the real protocol, among clients in state."""
+    in_memory = _import_protocol()
     clients, registered = in_memory.create_clients(rows)
-    some = next(iter(rows.values()))
-    session = in_memory.create_session(some[None], rows, threshold=threshold, round=1, run=b"simulated")
+    first_D = next(iter(rows.values()))
+    session = in_memory.create_session(first_D[None], rows, threshold=threshold, round=1, run=b"simulated")
     total: np.ndarray = in_memory.run_protocol(session, clients, registered, rows).sum
     return total
 
 
-def _drill() -> Any:
+def _import_protocol() -> Any:
     try:
         from fedlearn.privacy.secagg import in_memory
     except ImportError as missing:
@@ -306,13 +327,13 @@ def _drill() -> Any:
 
 
 def _signs(context: Context, length: int) -> np.ndarray:
-    """Of this round's rotation; everyone may know them."""
+    """Return the signs of the rotation of this round. They are public."""
     return RandomStream.from_seed(context.seed, Purpose.MASKS, round=context.round).signs(next_power_of_two(length))
 
 
 def _refuse_unless_equal(strategy: Strategy) -> None:
     if not strategy.aggregate.is_sum or strategy.aggregate.sensitivity is None:
         raise CompositionError(
-            "only a sum of equally weighted updates can be masked: a server that sees nothing else cannot weight or "
-            "sort them\n  try       strategy.weighting=equal"
+            "secure aggregation needs equally weighted updates, because the server cannot weight or sort masked ones\n"
+            "  try       strategy.weighting=equal"
         )

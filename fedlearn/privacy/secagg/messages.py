@@ -21,7 +21,7 @@ from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
 
 MAGIC, VERSION = b"fsa", 2
 HEADER_BYTES = 5  # magic, version, record type
-MAX_MESSAGE_BYTES = 1 << 24  # masked vectors excepted; a cohort of 10,000 clients needs 2.5 MB
+MAX_MESSAGE_BYTES = 1 << 24  # except for masked vectors; a cohort of 10,000 clients needs 2.5 MB
 MAX_DEPTH = 2  # the array of fields, and a list or mapping in it
 ARRAY_HEAD = 0x80  # first byte of an array of less than 24 items, together with their number
 
@@ -60,14 +60,15 @@ class Session:
         """
         size = len(self.clients)
         reject_if(
-            list(self.clients) != sorted(set(self.clients)), "the cohort is not in ascending order, each client once"
+            list(self.clients) != sorted(set(self.clients)),
+            "the clients of the cohort are not distinct and in ascending order",
         )
-        reject_if(size < 2, f"a cohort of {size}: its sum would be one client's vector")
-        reject_if(2 * self.threshold <= size, f"threshold {self.threshold} of {size}: it must be more than half")
-        reject_if(self.threshold > size, f"threshold {self.threshold} of {size}: it can never be reached")
-        reject_if(self.bits not in (16, 32, 64), f"modulus 2**{self.bits}: only 16, 32 and 64 bits wrap by themselves")
-        reject_if(not 1 <= self.length <= 2**31, f"vectors of {self.length} numbers")
-        reject_if(self.round < 1 or len(self.nonce) != 16, "no round number >= 1, or no nonce of 16 bytes")
+        reject_if(size < 2, f"a cohort of {size}, expected at least 2: the sum would be the vector of one client")
+        reject_if(2 * self.threshold <= size, f"threshold {self.threshold} of {size} clients, expected more than half")
+        reject_if(self.threshold > size, f"threshold {self.threshold} of {size} clients, expected at most {size}")
+        reject_if(self.bits not in (16, 32, 64), f"modulus 2**{self.bits}, expected 16, 32 or 64 bits")
+        reject_if(not 1 <= self.length <= 2**31, f"vectors of {self.length} numbers, expected 1 to 2**31")
+        reject_if(self.round < 1 or len(self.nonce) != 16, "expected a round number >= 1 and a nonce of 16 bytes")
 
     def share_index(self, client: int) -> int:
         """Return the point of a client's shares on the sharing polynomials, >= 1."""

@@ -2,13 +2,18 @@
 
 ```
 server = Server(session, registered)
-requests = server.start()
-while requests:                                  # client -> message
-    for client, response in exchange(requests):  # responses before the deadline
-        server.add(client, response)             # ProtocolError: this client failed; continue
-    requests = server.advance()                  # SecAggAborted: too few clients are left
+requests = server.start()  # client -> message
+
+while requests:
+    for client, response in exchange(requests):  # until the deadline
+        server.add(client, response)
+    requests = server.advance()
+
 total = server.total
 ```
+
+`Server.add` raises `ProtocolError` if one client failed; the caller continues. `Server.advance` raises `SecAggAborted`
+if too few clients are left.
 
 Reference: Bonawitz et al., CCS 2017, Figure 4.
 """
@@ -85,8 +90,8 @@ class Server:
         self.dropped: tuple[int, ...] = ()
         self.total: np.ndarray | None = None
         self._digest = crypto.digest(session)
-        self._asked: set[int] = set(session.clients)
-        self._replies: dict[int, Any] = {}
+        self._requested: set[int] = set(session.clients)
+        self._responses: dict[int, Any] = {}
         self._roster: dict[int, PublicKeys] = {}
         self._sum = np.zeros(session.length, session.dtype)
 
@@ -106,10 +111,13 @@ class Server:
         """
         reject_if(self.stage == ServerStage.DONE, "the round is over")
         record = decode(response, RESPONSE_TYPES[self.stage])
-        reject_if(record.client != client, f"client {client} speaks for client {record.client}")
-        reject_if(record.session != self._digest, f"client {client} speaks of another session")
-        reject_if(client not in self._asked or client in self._replies, f"client {client} was not asked, or not twice")
-        self._replies[client] = _ACCEPT[self.stage](self, record)
+        reject_if(record.client != client, f"client {client} sent a response of client {record.client}")
+        reject_if(record.session != self._digest, f"the response of client {client} belongs to another session")
+        reject_if(
+            client not in self._requested or client in self._responses,
+            f"no response of client {client} is expected, or it has responded already",
+        )
+        self._responses[client] = _ACCEPT[self.stage](self, record)
 
     def advance(self) -> dict[int, bytes]:
         """End the stage; return the messages of the next stage, client -> message, or nothing at the end.
@@ -117,23 +125,23 @@ class Server:
         Raises:
             SecAggAborted: fewer than ``threshold`` clients responded, or the revealed shares are inconsistent.
         """
-        count, due, least = len(self._replies), len(self._asked), self.session.threshold
-        if count < least:
-            raise self._abort(f"{count} of {due} clients answered, fewer than threshold {least}")
-        stage, replies = self.stage, dict(sorted(self._replies.items()))
-        requests = _NEXT[stage](self, replies)
-        self.stage, self._asked, self._replies = ServerStage(stage + 1), set(requests), {}
+        count, size, threshold = len(self._responses), len(self._requested), self.session.threshold
+        if count < threshold:
+            raise self._abort(f"{count} of {size} clients responded, fewer than threshold {threshold}")
+        stage, responses = self.stage, dict(sorted(self._responses.items()))
+        requests = _NEXT[stage](self, responses)
+        self.stage, self._requested, self._responses = ServerStage(stage + 1), set(requests), {}
         return requests
 
     def _abort(self, cause: str) -> SecAggAborted:
         stage, self.stage = self.stage, ServerStage.DONE
-        self.total, self._replies = None, {}
+        self.total, self._responses = None, {}
         self._sum = np.zeros(0, self.session.dtype)
         return SecAggAborted(stage.name.lower(), cause)
 
     def _accept_keys(self, keys: PublicKeys) -> PublicKeys:
         crypto.verify_keys(keys, self.registered)
-        known = {key for other in self._replies.values() for key in (other.encryption_key, other.mask_key)}
+        known = {key for other in self._responses.values() for key in (other.encryption_key, other.mask_key)}
         reject_if(
             keys.encryption_key == keys.mask_key or bool(known & {keys.encryption_key, keys.mask_key}),
             "a public key appears twice",
@@ -160,8 +168,8 @@ class Server:
         return confirmation.signature
 
     def _accept_reveal(self, reveal: UnmaskShares) -> UnmaskShares:
-        whole = tuple(reveal.seed_shares) == self.survivors and tuple(reveal.key_shares) == self.dropped
-        reject_if(not whole, f"client {reveal.client} has not revealed what it was asked for")
+        is_complete = tuple(reveal.seed_shares) == self.survivors and tuple(reveal.key_shares) == self.dropped
+        reject_if(not is_complete, f"client {reveal.client} has not revealed the requested shares")
         values = [reveal.seed, *reveal.seed_shares.values(), *reveal.key_shares.values()]
         reject_if(
             any(len(value) != SECRET_BYTES for value in values), f"a share from client {reveal.client} has a wrong size"
@@ -172,57 +180,57 @@ class Server:
     def _shown(self) -> Survivors:
         return Survivors(session=self._digest, survivors=self.survivors, dropped=self.dropped)
 
-    def _roster_out(self, replies: Mapping[int, PublicKeys]) -> dict[int, bytes]:
-        encoded, self._roster = {client: encode(keys) for client, keys in replies.items()}, dict(replies)
-        return dict.fromkeys(replies, encode(KeyDirectory(session=self._digest, keys=encoded)))
+    def _roster_out(self, responses: Mapping[int, PublicKeys]) -> dict[int, bytes]:
+        encoded, self._roster = {client: encode(keys) for client, keys in responses.items()}, dict(responses)
+        return dict.fromkeys(responses, encode(KeyDirectory(session=self._digest, keys=encoded)))
 
-    def _inboxes_out(self, replies: Mapping[int, EncryptedShares]) -> dict[int, bytes]:
-        self._roster = {client: self._roster[client] for client in replies}
+    def _inboxes_out(self, responses: Mapping[int, EncryptedShares]) -> dict[int, bytes]:
+        self._roster = {client: self._roster[client] for client in responses}
         return {
             client: encode(
                 ReceivedShares(
                     session=self._digest,
                     client=client,
                     encrypted={
-                        sender: shares.encrypted[client] for sender, shares in replies.items() if sender != client
+                        sender: shares.encrypted[client] for sender, shares in responses.items() if sender != client
                     },
                 )
             )
-            for client in replies
+            for client in responses
         }
 
-    def _survivors_out(self, replies: Mapping[int, bool]) -> dict[int, bytes]:
-        self.survivors = tuple(replies)
-        self.dropped = tuple(sorted(set(self._roster) - set(replies)))
-        return dict.fromkeys(replies, encode(self._shown))
+    def _survivors_out(self, responses: Mapping[int, bool]) -> dict[int, bytes]:
+        self.survivors = tuple(responses)
+        self.dropped = tuple(sorted(set(self._roster) - set(responses)))
+        return dict.fromkeys(responses, encode(self._shown))
 
-    def _opening_out(self, replies: Mapping[int, bytes]) -> dict[int, bytes]:
+    def _opening_out(self, responses: Mapping[int, bytes]) -> dict[int, bytes]:
         shown = self._shown
         opening = UnmaskRequest(
-            session=shown.session, survivors=shown.survivors, dropped=shown.dropped, signatures=replies
+            session=shown.session, survivors=shown.survivors, dropped=shown.dropped, signatures=responses
         )
-        return dict.fromkeys(replies, encode(opening))
+        return dict.fromkeys(responses, encode(opening))
 
-    def _total_out(self, replies: Mapping[int, UnmaskShares]) -> dict[int, bytes]:
+    def _total_out(self, responses: Mapping[int, UnmaskShares]) -> dict[int, bytes]:
         for client in self.survivors:
-            seed = replies[client].seed if client in replies else self._combined(client, replies, "seed_shares")
+            seed = responses[client].seed if client in responses else self._combined(client, responses, "seed_shares")
             crypto.add_mask(self._sum, crypto.self_mask_key(seed, self._digest, client), sign=-1)
         for gone in self.dropped:
-            self._remove_pairs(gone, self._combined(gone, replies, "key_shares"))
+            self._remove_pairs(gone, self._combined(gone, responses, "key_shares"))
         self.total = self._sum
         return {}
 
     def _remove_pairs(self, gone: int, secret: bytes) -> None:
         """Remove the masks between a dropped client and each survivor from the sum."""
         if crypto.derive_public_key(secret) != self._roster[gone].mask_key:
-            raise self._abort(f"the shares of client {gone} do not give the secret of its key")
+            raise self._abort(f"the shares for client {gone} do not give the secret of its key")
         for client in self.survivors:
             key = crypto.pairwise_mask_key(secret, self._roster[client].mask_key, self._digest, gone, client)
             crypto.add_mask(self._sum, key, sign=-1 if client < gone else 1)
 
-    def _combined(self, client: int, replies: Mapping[int, UnmaskShares], which: str) -> bytes:
+    def _combined(self, client: int, responses: Mapping[int, UnmaskShares], which: str) -> bytes:
         shares = {
-            self.session.share_index(holder): getattr(reveal, which)[client] for holder, reveal in replies.items()
+            self.session.share_index(holder): getattr(reveal, which)[client] for holder, reveal in responses.items()
         }
         return crypto.combine(shares, threshold=self.session.threshold)
 

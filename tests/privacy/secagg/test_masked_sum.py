@@ -109,7 +109,7 @@ def test_masked_means_are_plain_means_up_to_rounding():
 
 def test_a_round_below_the_threshold_gives_nothing_and_the_next_one_works():
     state = trained(KINDS["secagg"], rounds=1)
-    with pytest.raises(SecAggAborted, match="3 clients delivered, where 4 to 6 are due"):
+    with pytest.raises(SecAggAborted, match="3 clients responded, expected 4 to 6"):
         trained(KINDS["secagg"], rounds=2, state=state, failing=(0, 1, 2))
     assert np.array_equal(
         trained(KINDS["secagg"], rounds=2, state=state).params_D, trained(KINDS["secagg"], rounds=2).params_D
@@ -328,7 +328,7 @@ def test_a_model_too_large_for_its_bits_is_refused_before_the_first_round():
 
 
 def test_more_clients_than_sums_were_made_for_are_not_added_up():
-    with pytest.raises(SecAggAborted, match="6 clients delivered, where 3 to 4 are due"):
+    with pytest.raises(SecAggAborted, match="6 clients responded, expected 3 to 4"):
         trained(Masking(clip_norm=1.0, cohort=4))
 
 
