@@ -1,4 +1,4 @@
-"""Build step: the folder ``conf`` of the repository becomes ``fedlearn/conf`` in a wheel; benchmarks are left out."""
+"""Copy the folder ``conf`` of the repository into the wheel as ``fedlearn/conf``, and leave out the benchmarks."""
 
 from setuptools import find_packages, setup
 

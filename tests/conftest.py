@@ -15,21 +15,22 @@ import pytest
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# many tests compile the same programs; pytest-xdist's workers share the folder that the first process makes
+# many tests compile the same programs; pytest-xdist's workers share the folder that the first process creates
 CACHE = None if "JAX_COMPILATION_CACHE_DIR" in os.environ else tempfile.mkdtemp(prefix="fedlearn-jax-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE or "")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-# a process of pytest-xdist has a core of its own: threads that wait for each other would keep the others from theirs
+# each pytest-xdist process has one core: threads that wait for each other would take time from the other processes
 if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
-MOST_MEGABYTES = 1000  # in a process, before what can be had again is let go
-GROWTH_MEGABYTES = 300  # since it was let go last: doing that after each test would take longer than the tests
+MOST_MEGABYTES = 1000  # memory of a process above which caches are cleared
+# growth since the caches were last cleared: clearing them after each test takes longer than the tests
+GROWTH_MEGABYTES = 300
 floor = 0.0
 
-# in the background of a shell Ctrl-C is ignored, by children too
+# a background job of a shell ignores Ctrl-C, and so do its child processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -45,22 +46,22 @@ def pytest_unconfigure(config):
 
 
 def pytest_make_parametrize_id(val, argname):
-    """Bytes are named by their argument: an archive holds the time, and pytest-xdist wants fixed names."""
+    """Name bytes by their argument: an archive contains the time, and pytest-xdist needs constant names."""
     return argname if isinstance(val, bytes) else None
 
 
 def let_go():
-    """Of what JAX has compiled; on disk it stays."""
+    """Clear the programs that JAX has compiled from memory. They stay in the cache on disk."""
     if "jax" not in sys.modules:
         return
     sys.modules["jax"].clear_caches()
     gc.collect()
-    with contextlib.suppress(AttributeError):  # not with every C library
+    with contextlib.suppress(AttributeError):  # some C libraries lack this function
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def megabytes():
-    """What this process has in memory, as far as the system tells."""
+    """Return the resident memory of this process, or 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -76,7 +77,7 @@ def compiled_programs_of_a_file_are_let_go():
 
 @pytest.fixture(autouse=True)
 def memory_is_bounded():
-    """Files with many models to compile would fill the memory before they end."""
+    """Clear caches between tests. Modules with many models to compile would fill the memory before they end."""
     yield
     global floor
     if megabytes() > max(MOST_MEGABYTES, floor + GROWTH_MEGABYTES):
@@ -86,7 +87,7 @@ def memory_is_bounded():
 
 @pytest.fixture(scope="session")
 def digits():
-    """The 1,797 scikit-learn digits as (x, y): float32 in [0, 1], N x 8 x 8 x 1."""
+    """Return the 1,797 scikit-learn digits as (x, y): float32 in [0, 1], N x 8 x 8 x 1."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -95,7 +96,7 @@ def digits():
 
 @pytest.fixture
 def byzfl():
-    """ByzFL's rules and attacks alone: the package's own import wants torchvision to load, which they do not use."""
+    """Import ByzFL's rules and attacks without the package itself, which needs torchvision."""
     spec = importlib.util.find_spec("byzfl")
     if spec is None:
         pytest.skip("needs byzfl (pip install --no-deps byzfl)")

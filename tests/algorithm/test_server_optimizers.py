@@ -10,7 +10,7 @@ DELTAS = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
 
 
 def walk(server, deltas=DELTAS):
-    """The steps taken for a sequence of updates."""
+    """Return the steps of a server optimizer for a sequence of updates."""
     memory, steps = server.init(LAYOUT), []
     for delta_D in deltas:
         step_D, memory = server.update(delta_D, memory, CONTEXT)
@@ -37,7 +37,7 @@ def test_server_momentum_is_optax_sgd_and_torch_sgd(learning_rate, momentum):
 
 
 def reddi(second_moment, deltas, *, learning_rate, beta1, tau):
-    """Algorithm 2 of Reddi et al. 2021 in float64, straight from the page."""
+    """Compute the steps of Reddi et al. 2021, Algorithm 2, in float64."""
     x, m, v = np.zeros(6), np.zeros(6), np.full(6, tau**2)
     path = []
     for delta in deltas.astype(np.float64):

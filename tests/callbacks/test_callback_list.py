@@ -45,7 +45,7 @@ class Recorder(Callback):
 
 
 class Fails(Callback):
-    """Fails in one method, and notes that it was closed."""
+    """Fails in one method, and records that it was closed."""
 
     closed = False
 
@@ -179,7 +179,7 @@ def test_a_callback_cannot_write_to_the_arrays_of_a_run(tmp_path, capsys, name):
     called.on_round(round)
     assert "read-only" in capsys.readouterr().err
     assert np.array_equal(ARRAYS[name](round), PARAMS_D)
-    ARRAYS[name](round)[0] = 1  # the run itself may
+    ARRAYS[name](round)[0] = 1  # the run itself may write
 
 
 def test_a_callback_cannot_change_what_others_see(tmp_path):

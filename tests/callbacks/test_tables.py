@@ -16,7 +16,7 @@ ROWS = [("setting", "accuracy"), ("a" * 300, "61.2 %"), ("b", "5.0 %")]
 
 
 class Terminal(io.StringIO):
-    """Standard output with a width, or a pipe."""
+    """Standard output of a given width, on a terminal or in a pipe."""
 
     encoding = "utf-8"
 

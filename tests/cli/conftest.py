@@ -15,7 +15,7 @@ QUICK = ["scenario=diabetes", "rounds=3", "report=false"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working directory, and a compile cache that is not the user's."""
+    """Create an empty working directory and a compilation cache for the test."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -25,7 +25,10 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run(here):
-    """Run in this process: ``run("rounds=2") -> (exit code, folder)``; quick, unless the words say otherwise."""
+    """Return a function that runs in this process: ``run("rounds=2") -> (exit code, folder)``.
+
+    The run is short unless the settings say otherwise.
+    """
 
     def in_process(*words: str, folder: str = "run") -> tuple[int, Path]:
         code = main([*QUICK, f"hydra.run.dir={folder}", *words])
@@ -36,7 +39,7 @@ def run(here):
 
 @pytest.fixture
 def command(here):
-    """Run as a user does, in a process of its own."""
+    """Return a function that runs a command in its own process, as a user does."""
 
     def in_shell(module: str, *words: str, **options) -> subprocess.CompletedProcess:
         argv = [sys.executable, "-m", module, *words]
@@ -47,5 +50,5 @@ def command(here):
 
 @pytest.fixture
 def summary():
-    """``summary(folder)``: what a run's summary.json says."""
+    """Return a function that reads the ``summary.json`` of a run folder."""
     return lambda folder: json.loads((folder / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""What a user of the command line sees of an attack: who attacks, how well, and where it is refused."""
+"""Poisoning on the command line: the header names the attack, the report shows its effect, errors explain refusals."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ ALLOW = "allow_targets=[my_trackers]"
 
 @pytest.fixture
 def mine(run, here, monkeypatch):
-    """``mine("callbacks=[losses]")``: run where a user has trackers and option files."""
+    """Return a function that runs in a folder with a user's trackers and option files."""
     pytest.importorskip("torch")
     (here / "my_trackers.py").write_text(dedent(CODE))
     (here / "my_conf/callbacks").mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_a_callback_ends_a_run_and_a_resume_respects_it(mine, summary, capsys):
     capsys.readouterr()
     assert resume([str(folder)]) == 0
     assert "complete: 2 rounds are enough" in capsys.readouterr().out
-    (folder / "summary.json").unlink()  # as if killed before
+    (folder / "summary.json").unlink()  # as if the process was killed before
     assert resume([str(folder)]) == 0
     assert (summary(folder)["status"], summary(folder)["rounds"]) == ("early_stopped", 2)
     assert resume([str(folder), "callbacks.enough=null"]) == 0
@@ -253,7 +253,7 @@ def test_a_sweep_and_the_print_of_the_configuration_take_callbacks(mine, here, c
     assert "metric: ${early_stop.metric}" in text
 
 
-# The best checkpoint. With this learning rate the error falls until round 3 and rises afterwards.
+# The best checkpoint. With this learning rate the error decreases until round 3 and increases afterwards.
 OVERSHOOTS = ["rounds=8", "local.learning_rate=1.2"]
 
 
@@ -272,7 +272,7 @@ def test_the_best_checkpoint_of_a_stopped_run_is_that_of_an_uninterrupted_run(ru
         save = checkpoint.save
 
         def then_stop(folder, state, *arguments, stop=stop, save=save, **options):
-            if state.round == stop:  # the lines of this round are written, its checkpoint is not
+            if state.round == stop:  # the lines of this round are written, but not its checkpoint
                 monkeypatch.setattr(checkpoint, "save", save)
                 raise KeyboardInterrupt
             return save(folder, state, *arguments, **options)

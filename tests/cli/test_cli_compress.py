@@ -1,4 +1,4 @@
-"""What a user of the command line sees of compression: few bytes, a line in the header, refusals."""
+"""Compression on the command line: fewer bytes, a line in the header, and refused combinations."""
 
 from __future__ import annotations
 

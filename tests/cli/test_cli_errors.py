@@ -1,4 +1,4 @@
-"""What is wrong on the command line is told in a few words, with what was meant, and leaves nothing behind."""
+"""An error on the command line is short, suggests a setting that works, and leaves no run folder."""
 
 from __future__ import annotations
 

@@ -32,7 +32,10 @@ def parameters(folder, round):
 
 
 def first_model(folder, *words):
-    """The model before the first round: rounds with a learning rate of zero leave it as it is."""
+    """Return the model before the first round.
+
+    Rounds with a learning rate of zero do not change it.
+    """
     assert main([*QUICK, *words, "local.learning_rate=1e-30", f"hydra.run.dir={folder}"]) == 0
     return parameters(folder, 2)
 

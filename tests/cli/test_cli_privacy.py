@@ -1,4 +1,4 @@
-"""What a user of the command line sees of privacy: refusals, the header, epsilon each round, the end of a budget."""
+"""Privacy on the command line: refusals, the header, epsilon in each round, and the end of a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere goes on to the result that it would have had."""
+"""A run that is stopped at any point resumes, and its result equals the result of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG = ["scenario=diabetes", f"rounds={ROUNDS}", "report=false", "hydra.run.dir=
 
 @pytest.fixture
 def stop(monkeypatch):
-    """``stop(k)``: the next run is stopped at once when it would save round k, before or after it did."""
+    """Return ``stop(k)``, which interrupts the next run before or after it saves round k."""
 
     def at(round: int, *, after: bool = True) -> None:
         save = checkpoint.save
@@ -39,7 +39,7 @@ def stop(monkeypatch):
 
 
 def facts(history):
-    """The lines of rounds, without what a clock tells."""
+    """Return the lines of the rounds without times."""
     return [{key: value for key, value in line.items() if key not in ("time", "seconds")} for line in history]
 
 
@@ -179,7 +179,7 @@ def test_a_folder_without_a_run_is_told(here, capsys, folder):
     assert list((here / "empty").iterdir()) == []
 
 
-# A run in a process of its own that says when it is about to save round 2, or has done so, and then waits to be told.
+# Run in a separate process. Before or after round 2 is saved, print a line and wait for a line of input.
 HELD = """
 import sys
 
@@ -208,7 +208,7 @@ sys.exit(main(sys.argv[2:]))
 
 @pytest.fixture
 def begin(here):
-    """``begin(*words, when="before")``: a run that waits in its second round, until its input has a line."""
+    """Return a function that starts a run, which waits in its second round for a line of input."""
     started = []
 
     def run(*words, when="before"):
@@ -231,7 +231,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, begin, sum
     pytest.importorskip("torch")
     words = [f"strategy={strategy}", "strategy.clients_per_round=5"]
     process = begin(*words, when=when)
-    assert resume(["run"]) == 2  # it is still going
+    assert resume(["run"]) == 2  # the run has not ended
     process.kill()
     process.communicate(timeout=60)
     done = checkpoint_rounds(here / "run")
@@ -244,7 +244,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, begin, sum
 
 
 def checkpoint_rounds(folder):
-    """The rounds that were saved, in order."""
+    """Return the saved rounds in ascending order."""
     return sorted(int(path.stem.removeprefix("round_")) for path in (folder / "checkpoints").iterdir())
 
 
@@ -281,7 +281,7 @@ def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here, be
 
 def test_an_interrupt_before_the_first_round_leaves_nothing_behind(here):
     pytest.importorskip("torch")
-    argv = [sys.executable, "-m", "simulations.run", *LONG, "rounds=2000"]  # this process may be kept waiting too
+    argv = [sys.executable, "-m", "simulations.run", *LONG, "rounds=2000"]  # this process may wait too
     process = subprocess.Popen(argv, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 120

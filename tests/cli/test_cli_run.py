@@ -1,4 +1,4 @@
-"""What a run leaves behind, and what it tells."""
+"""The files and the output of a run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run, capsys):
 
 
 def test_two_runs_started_at_the_same_moment_never_share_a_folder(here):
-    # the clock of both stands still, so both want the same folder
+    # the clock does not move, so both runs choose the same folder
     script = (
         "import sys, hydra.core.utils as u\n"
         "from datetime import datetime as d\n"
@@ -126,7 +126,7 @@ def test_a_run_interrupted_between_checkpoints_saves_the_round_it_stops_at(run, 
     code, folder = run("rounds=9", "checkpoint_every=5")
     assert code == 130
     assert summary(folder)["rounds"] == 3
-    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())  # the best so far are saved, too
+    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())  # the best rounds so far are saved, too
     assert saved == ["round_000002.safetensors", "round_000003.safetensors"]
 
 

@@ -1,4 +1,4 @@
-"""A user's own strategy, model and scenario, in a folder of their own: named by YAML, run only if allowed."""
+"""A user's own strategy, model and scenario in the user's folder: named in YAML, imported only if allowed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FILES = {
 
 @pytest.fixture
 def mine(here, monkeypatch):
-    """A user's folder, as it is importable when they start Python in it."""
+    """Create a user's folder and make it importable, as if Python were started in it."""
     pytest.importorskip("torch")
     (here / "my_code.py").write_text(dedent(CODE))
     for name, text in FILES.items():

@@ -1,4 +1,4 @@
-"""conf/ offers what the functions take, with the same defaults: no more, no less."""
+"""The option files in conf/ have exactly the arguments of their functions, with equal defaults."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = sorted(path for group in GROUPS for path in (CONF_DIR / group).glob("*.y
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_file_has_exactly_the_parameters_of_its_function_and_their_defaults(path: Path):
     given = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    given = given.get(path.parent.name, given)  # some scenarios bring settings of other groups
+    given = given.get(path.parent.name, given)  # some scenarios have settings of other groups
     parameters = dict(inspect.signature(get_object(given.pop("_target_"))).parameters)
     for name in GIVEN_AT_BUILD.get(path.parent.name, ()):
         parameters.pop(name, None)
@@ -51,12 +51,12 @@ def test_there_is_a_file_for_every_strategy():
     import strategies
 
     files = {path.stem for path in (CONF_DIR / "strategy").glob("*.yaml")}
-    assert files == {*strategies.__all__, "flower"}  # which takes any of Flower's
+    assert files == {*strategies.__all__, "flower"}  # "flower" accepts each strategy of Flower
 
 
 def test_the_run_settings_are_those_of_the_records_with_their_defaults():
     config = OmegaConf.to_container(OmegaConf.load(CONF_DIR / "config.yaml"), resolve=False)
-    ours = [field for field in fields(LocalSettings) if field.name != "example_dp"]  # set by privacy=example alone
+    ours = [field for field in fields(LocalSettings) if field.name != "example_dp"]  # only privacy=example sets it
     assert config["local"] == {field.name: field.default for field in ours}
     schedule = {field.name: field.default for field in fields(Schedule) if field.name != "rounds"}
     assert {name: config[name] for name in schedule} == schedule

@@ -1,4 +1,4 @@
-"""The console command ``fedlearn``: it starts each command, as ``python -m`` does."""
+"""The console command ``fedlearn`` starts each command, as ``python -m`` does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from fedlearn.core.command_line import console_name
 from simulations.cli import COMMANDS, MODULES, main
 
 ROOT = Path(fedlearn.__file__).parents[1]
-INTERNAL = {"fedlearn.deploy.node_side.supernode", "fedlearn.deploy.coordinator_side.superlink"}  # started by commands
+# other commands start these two
+INTERNAL = {"fedlearn.deploy.node_side.supernode", "fedlearn.deploy.coordinator_side.superlink"}
 OLD_NAMES = {"simulations.attack", "fedlearn.deploy.local"}
 SCRIPT = "import sys; from simulations.cli import main; sys.exit(main())\n"  # as pip writes it
 

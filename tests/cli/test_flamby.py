@@ -1,4 +1,4 @@
-"""Results as published: FLamby's heart disease benchmark."""
+"""Published results: FLamby's heart disease benchmark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`partition` and `model` are groups of the command line, for every scenario."""
+"""`partition` and `model` are setting groups of each scenario."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CODE = """
 
 @pytest.fixture
 def own_code(here, monkeypatch):
-    """Put the module my_parts of a user where Python finds it."""
+    """Put the user's module my_parts on the import path."""
     (here / "my_parts.py").write_text(dedent(CODE))
     monkeypatch.syspath_prepend(str(here))
     monkeypatch.delitem(sys.modules, "my_parts", raising=False)

@@ -1,4 +1,4 @@
-"""Recipes with differential privacy reach what their headers say."""
+"""Recipes with differential privacy reach the accuracy that their comments state."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def last_round(*words: str) -> Round:
     return last
 
 
-# epsilon -> (accuracy here, published with Opacus), means over hospitals and five seeds
+# epsilon -> (accuracy here, accuracy published with Opacus), means over hospitals and five seeds
 FLAMBY = {5: (0.733, 0.7036), 1: (0.736, 0.6853), 0.1: (0.662, 0.6056)}
 
 

@@ -1,4 +1,4 @@
-"""Codecs keep what their papers claim, write few bytes, and read back what the client goes on with."""
+"""Codecs have the properties of their papers, write few bytes, and decode to the value that the client uses."""
 
 from itertools import pairwise
 
@@ -47,7 +47,7 @@ SIZE = LAYOUT.num_parameters
 
 
 def read(stage, vector_D, *, layout=LAYOUT, seed=0):
-    """What a reader makes of the bytes, and the bytes."""
+    """Encode a vector; return the decoded vector and the bytes."""
     payload = stage.codec.encode(vector_D, layout, np.random.default_rng(seed))
     return stage.codec.decode(payload, layout, np.random.default_rng(seed)), payload
 
@@ -95,12 +95,15 @@ def test_indices_are_read_as_they_were_written(indices):
 
 def test_gaps_take_little_more_than_their_entropy():
     some = np.sort(np.random.default_rng(0).choice(1_000_000, 10_000, replace=False))
-    entropy = 10_000 * (np.log2(100) + np.log2(np.e))  # bits, of that many of a million
+    entropy = 10_000 * (np.log2(100) + np.log2(np.e))  # bits, for 10,000 indices out of a million
     assert len(pack_indices(some, 1_000_000)) * 8 < 1.05 * entropy
 
 
 def far_from_zero():
-    """Numbers none of which is so small that it would hardly ever be drawn, and one far larger than the rest."""
+    """Return numbers of similar size, and one that is far larger.
+
+    No number is so small that it is hardly ever drawn.
+    """
     rng = np.random.default_rng(1)
     vector_D = (rng.choice([-1, 1], SIZE) * rng.uniform(0.5, 2, SIZE)).astype(np.float32)
     vector_D[7] = 12.0
@@ -112,7 +115,8 @@ def test_what_claims_to_be_unbiased_is(name):
     vector_D = far_from_zero()
     found_RD = np.stack([read(CODECS[name], vector_D, seed=seed)[0] for seed in range(1500)]).astype(np.float64)
     deviation_D = found_RD.std(axis=0) / np.sqrt(len(found_RD))
-    z_D = (found_RD.mean(axis=0) - vector_D) / (deviation_D + 1e-4)  # the largest is never rounded but in float32
+    # the largest number is exact up to float32 rounding
+    z_D = (found_RD.mean(axis=0) - vector_D) / (deviation_D + 1e-4)
     assert np.abs(z_D).max() < 5
     assert np.mean(z_D**2) < 1.3
 

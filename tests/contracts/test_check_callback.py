@@ -1,4 +1,4 @@
-"""`check_callback` passes on the callbacks of this repository, and rejects broken ones."""
+"""`check_callback` accepts the callbacks of this repository, and rejects broken ones."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class NeedsAnswer(Callback):
 
 
 class CountsAfterResume(Callback):
-    """Ends the run after three rounds, by a count that a resume loses."""
+    """Ends the run after three rounds, by a count that is lost on resume."""
 
     count = 0
 

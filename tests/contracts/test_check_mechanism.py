@@ -1,4 +1,4 @@
-"""`check_mechanism` passes on every mechanism of this repository, and rejects planted faults."""
+"""`check_mechanism` accepts each mechanism of this repository, and rejects planted faults."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def mine(
     *, applied=1.0, booked=ONE, draw=normals, clipped=l2, where=slice(None), select=None, aggregate=None,
     charges=lambda number: True, rng_of=None, **texts,
 ):  # fmt: skip
-    """A mechanism of a user: clip to 1, add noise of a scale to the mean, book one event a round."""
+    """Build a user's mechanism: clip to 1, add noise of a scale to the mean, charge one event per round."""
 
     def source(context):
         if context.deployed:
@@ -106,7 +106,7 @@ def mine(
 
 
 def noise_at_clients(**settings):
-    """Noise of each client at the client; a replaced client moves its upload by twice the clip norm."""
+    """Add noise at each client; replacing a client moves its upload by twice the clip norm."""
 
     def protect(strategy, local, population):
         def clip_and_noise(update_KD, state, context):
@@ -236,7 +236,7 @@ def test_a_planted_fault_is_rejected(make, message):
 
 
 def test_the_noise_of_each_round_is_compared_together():
-    """Correlated noise is found where it is booked as independent."""
+    """Check that correlated noise is found when it is charged as independent noise."""
 
     def half_again(context):
         return generator(context.seed, Purpose.NOISE, round=(context.round + 1) // 2)

@@ -1,4 +1,4 @@
-"""Every strategy of ours keeps the contract, on a NumPy problem and in both frameworks."""
+"""Each strategy of this repository fulfills the contract, with NumPy and in both frameworks."""
 
 import inspect
 from dataclasses import replace
@@ -17,11 +17,11 @@ BUILDERS = [getattr(strategies, name) for name in strategies.__all__]
 NEED_MORE = (strategies.fedlc, strategies.moon)  # need classes and a hidden layer, which LinearTrainer does not have
 OF_ALL_TASKS = [builder for builder in BUILDERS if builder not in NEED_MORE]
 VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
-SMALL = {"personal_parameters": "out.bias"}  # of a model of one layer
+SMALL = {"personal_parameters": "out.bias"}  # for a model with one layer
 
 
 def taken(builder, settings):
-    """Those of the settings that there are for this strategy."""
+    """Return the settings that this strategy accepts."""
     return {name: settings[name] for name in settings.keys() & inspect.signature(builder).parameters.keys()}
 
 
@@ -55,7 +55,7 @@ def test_the_kit_chooses_a_problem_that_meets_the_needs_of_a_strategy(strategy):
     check_strategy(strategy)
 
 
-# strategies that change each part of a compiled program; the others are compiled in the slow run
+# strategies that change each part of a compiled program; the slow run compiles the others
 COMPILED = ("fedavg", "fedprox", "fedlc", "scaffold", "moon", "fedper", "ifca", "qfedavg")
 PAIRS = [
     pytest.param(
@@ -76,7 +76,7 @@ def problem(request, digits):
 
 
 def some_digits(digits, framework):
-    """A small federation of uneven clients, and a trainer of one framework."""
+    """Return a small federation of uneven clients, and a trainer of one framework."""
     x, y = digits
     ends = np.cumsum([12, 40, 25, 33, 8, 20])
     clients = [Examples(x[a:b], y[a:b]) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
@@ -111,7 +111,7 @@ def test_what_clients_keep_and_choose_is_the_same_in_both_frameworks(builder, di
 
 
 class ElsewhereTrainer(LinearTrainer):
-    """Its updates are another library's arrays, as those of a trainer on a GPU are."""
+    """Returns updates as arrays of another library, as a trainer on a GPU does."""
 
     def __init__(self, as_library):
         super().__init__(3)

@@ -27,7 +27,7 @@ def torch_trainer(kind, loss=None):
             self.dropout = nn.Dropout(0.3)
 
         def forward(self, x):
-            if kind == "reshaped":  # three tokens of two features, laid along the batch
+            if kind == "reshaped":  # three tokens of two features, arranged along the batch
                 h = torch.tanh(self.hidden(x.reshape(-1, 2)))
                 return self.out(h.reshape(len(x), 3, 5).mean(dim=1))
             h = torch.tanh(self.hidden(x))
@@ -65,7 +65,7 @@ def squared(outputs, y):
 
 
 def ranked(outputs, y):
-    """As in the partial likelihood of Cox: an example is compared with the mean of its batch."""
+    """Compare an example with the mean of its batch, as Cox's partial likelihood does."""
     return (outputs[:, 0] - outputs[:, 0].mean() - y) ** 2
 
 
@@ -74,7 +74,8 @@ MAKERS = {"torch": torch_trainer, "jax": jax_trainer}
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_a_model_that_keeps_examples_apart_passes(make):
-    check_example_privacy(make("plain"), CLIENTS)  # tests/trainers holds models of ours to all of check_trainer
+    # tests/trainers runs all of check_trainer on the models of this repository
+    check_example_privacy(make("plain"), CLIENTS)
 
 
 @pytest.mark.parametrize("kind", ["dropout", "buffers"])
@@ -100,7 +101,7 @@ def test_batch_norm_without_buffers_is_rejected():
 
 
 def contribution_of_reshaped(make):
-    """The longest contribution of one example over the clip norm."""
+    """Return the longest contribution of one example, in multiples of the clip norm."""
     trainer, batch = make("reshaped"), _batch(CLIENTS)
     alone = _summed(trainer, trainer.init(1), [_row(batch, n) for n in range(6)], 1e-3, 1e3, CLIENT)
     return np.linalg.norm(alone, axis=1).max() / 1e-3
@@ -127,7 +128,7 @@ class TooLong(LinearTrainer):
 
 
 class Unclipped(LinearTrainer):
-    """Ignores DP-SGD."""
+    """Ignores the settings of DP-SGD."""
 
     def fit(self, request, rule, work):
         return super().fit(replace(request, local=replace(request.local, example_dp=None)), rule, work)

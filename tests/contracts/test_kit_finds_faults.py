@@ -1,4 +1,4 @@
-"""The conformance kit is worth what it catches: every check fails on a part that breaks its promise."""
+"""Each check of the conformance kit fails on a part that breaks its promise."""
 
 from dataclasses import replace
 
@@ -54,7 +54,7 @@ def counting_rule():
 
 
 def alternating_rule():
-    """Keep its count in an object array, which no checkpoint holds."""
+    """Keep a count in an object array, which a checkpoint cannot contain."""
     return stacked(
         lambda updates, state, context: (mean_of(updates, np.ones(len(updates))), {"rounds": [context.round, "text"]})
     )
@@ -96,7 +96,7 @@ def weights_by_id():
 
 
 def trust_by_id(reads):
-    """Remember clients by id, correctly, but declare it only in ``reads``."""
+    """Store a state per client id correctly, but declare it only in ``reads``."""
 
     def rule(updates, state, context):
         trust_K = lookup_values(updates.clients_K, state["clients"], state["trust"], default=1)
@@ -188,14 +188,14 @@ def test_rules_that_declare_what_they_need_pass(aggregate):
 
 
 class Deaf(LinearTrainer):
-    """Does not hear the local rule."""
+    """Trains without the correction of the local rule."""
 
     def fit(self, order, rule, work):
         return super().fit(order, rule._replace(correct=lambda g, w, w0: g), work)
 
 
 class Leaky(LinearTrainer):
-    """Lets one client see the one before it."""
+    """Lets one client see the client before it."""
 
     def fit(self, order, rule, work):
         updates = super().fit(order, rule, work)
@@ -211,21 +211,21 @@ class Meddling(LinearTrainer):
 
 
 class Moody(LinearTrainer):
-    """Starts anew each time."""
+    """Initializes the model at random, and ignores the seed."""
 
     def init(self, seed):
         return np.random.default_rng().normal(size=4).astype(np.float32)
 
 
 class Constant(LinearTrainer):
-    """Predicts without its parameters."""
+    """Predicts without using its parameters."""
 
     def predict(self, params_D, x):
         return np.zeros((len(x), 1), np.float32)
 
 
 class Timeless(LinearTrainer):
-    """Takes all of a block for clients of its own round."""
+    """Ignores the rounds that the work of a block names."""
 
     def fit(self, order, rule, work):
         return super().fit(order, rule, [one._replace(round=None) for one in work])

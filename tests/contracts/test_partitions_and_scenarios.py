@@ -1,4 +1,4 @@
-"""The checks of partitions and scenarios pass on all of ours, and fail on parts that are broken on purpose."""
+"""The checks of partitions and scenarios accept the parts of this repository, and reject parts with planted faults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_partition_may_leave_rows_out_if_it_says_so():
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks(Partition):
-    """A correct partition of a user, to break."""
+    """A user's correct partition, which the tests break."""
 
     num_clients: int | None = 4
     fault: str = ""
