@@ -74,7 +74,7 @@ def test_no_usable_checkpoint_is_an_error_that_says_what_was_found(tmp_path):
 
 
 def of_version(path, version):
-    """The same file as an earlier version of fedlearn wrote it, as far as its header tells."""
+    """Rewrite the header of a checkpoint with the version of an earlier fedlearn."""
     with safe_open(path, framework="numpy") as file:
         facts = json.loads(file.metadata()["fedlearn"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""One parser for all commands: three lines for each wrong word, and the same exit codes."""
+"""All commands share a parser: an error has three lines, and the exit codes are equal."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_a_tally_holds_no_output_and_no_target():
 
 
 def sequences(client, targets_NT, seed):
-    """Outputs at random for targets ``(N, T)``, -1 where there is none."""
+    """Return random outputs for targets ``(N, T)``; -1 marks a position without a target."""
     rng = np.random.default_rng(seed)
     targets_NT = np.asarray(targets_NT)
     return Predictions(client=client, outputs=rng.normal(size=(*targets_NT.shape, 4)), targets=targets_NT)
@@ -225,7 +225,7 @@ def test_each_position_of_a_sequence_with_a_target_is_an_example():
 
 
 def ranked(client, place, others=99):
-    """A list in which the one example of target 1 has a place."""
+    """Return a ranking with the one example of target 1 at this place."""
     outputs = -np.arange(others + 1.0)[:, None]
     targets = np.zeros(others + 1, np.int64)
     targets[place - 1] = 1

@@ -1,4 +1,4 @@
-"""A guarantee needs only what its mechanism has; headers and reports show the rest as absent."""
+"""A guarantee has only the values that its mechanism defines; headers and reports omit the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedlearn.errors import SettingError
 
 
 def laplace(**parts):
-    """A user's mechanism: Laplace noise, which has neither a clip norm nor a Gaussian noise multiplier."""
+    """Return the guarantee of a user's Laplace mechanism, without clip norm and Gaussian noise multiplier."""
     return PrivacyGuarantee(
         **{
             "kind": "laplace",

@@ -1,4 +1,4 @@
-"""One ledger: what a run has paid, for the federation and for each client, and what it comes to."""
+"""The ledger records the privacy events of a run, for the federation and for each client, and their epsilon."""
 
 import json
 import math
@@ -30,7 +30,7 @@ TRAINER = LinearTrainer(3)
 
 
 class PrivateLinear(LinearTrainer):
-    """Stands in for a trainer with DP-SGD: the ledger only sees who took how many steps on how many examples."""
+    """Stands in for a trainer with DP-SGD: the ledger reads only clients, step counts and example counts."""
 
     supports_dp_sgd = True
 
@@ -140,7 +140,7 @@ def test_an_epsilon_of_many_equal_rounds_is_cheap():
     began = time.process_time()
     for rounds in range(14063, 14073):
         epsilon_bounds(event_history({Event(1.1, "poisson", 256 / 60000): rounds}), delta=1e-5)
-    assert (time.process_time() - began) / 10 < 0.5  # seconds; 0.1 on a quiet machine
+    assert (time.process_time() - began) / 10 < 0.5  # seconds; 0.1 on an idle machine
 
 
 @pytest.mark.parametrize("mechanism", [central(noise_multiplier=1.0), local(noise_multiplier=3.0)])
@@ -153,7 +153,7 @@ def test_a_resumed_run_has_the_epsilon_of_an_uninterrupted_one(mechanism, tmp_pa
     resumed, _ = run(strategy, rounds=6, state=state)
     assert resumed[-1].privacy.value == pytest.approx(whole[-1].privacy.value, abs=1e-9)
     assert [r.privacy for r in resumed] == [r.privacy for r in whole[3:]]
-    assert np.array_equal(resumed[-1].state.params_D, whole[-1].state.params_D)  # the same noise, too
+    assert np.array_equal(resumed[-1].state.params_D, whole[-1].state.params_D)  # the noise is equal, too
 
 
 def test_a_checkpoint_without_a_ledger_is_read_as_nothing_spent(tmp_path):
@@ -165,7 +165,7 @@ def test_a_checkpoint_without_a_ledger_is_read_as_nothing_spent(tmp_path):
 
 
 def test_the_run_ends_before_it_overspends_with_all_rounds_in_hand():
-    """F12: an exception came after the budget was passed, and took the model with it."""
+    """Check fault F12: an exception came only after the budget was exceeded, and the model was lost."""
     afford = epsilon_bounds(event_history({Event(5.0): 3}), delta=1e-5).value
     mechanism = central(noise_multiplier=5.0, epsilon=afford + 1e-6)
     strategy = mechanism.protect(EQUAL, LOCAL_SETTINGS, population())[0]
@@ -222,7 +222,10 @@ def test_a_reply_that_may_have_been_read_is_paid_for():
 
 
 def test_f20_a_client_pays_for_all_steps_of_all_rounds_that_it_took_part_in():
-    """Ten rounds of ten steps at q = 0.1, sigma = 1 are 7.90 by RDP; a ledger made anew each round says 3.44."""
+    """Compare with RDP.
+
+    Ten rounds of ten steps at q = 0.1, sigma = 1 cost 7.90. A new ledger in each round would state 3.44.
+    """
     settings = LocalSettings(steps=10, batch_size=10)
     people = population(rounds=10, num_clients=2, num_examples_of=lambda client: 100)
     strategy, private = example(noise_multiplier=1.0).protect(fedavg(), settings, people)
@@ -253,7 +256,7 @@ def test_example_level_epsilon_is_that_of_the_client_that_pays_most():
     assert done[-1].num_examples == sum(sizes)
 
 
-@pytest.mark.slow  # a search over noise multipliers: 5 s
+@pytest.mark.slow  # searches over noise multipliers: 5 s
 def test_example_level_noise_is_calibrated_for_the_client_that_pays_most():
     settings = LocalSettings(epochs=1, batch_size=4)
     strategy, private = example(epsilon=3.0).protect(fedavg(), settings, population(rounds=4))

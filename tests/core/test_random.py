@@ -2,7 +2,7 @@ from itertools import product
 
 from fedlearn.core.random import Purpose, generator, integer_seed
 
-STREAM = [413, 965, 108, 859, 20]  # of round 3, client 7, seed 1
+STREAM = [413, 965, 108, 859, 20]  # numbers of round 3, client 7, seed 1
 
 
 def test_every_round_client_and_purpose_has_its_own_stream():

@@ -19,15 +19,15 @@ FILE = "processed.data"
 
 @dataclass
 class Source:
-    """A web server on the loopback that may misbehave for its first requests."""
+    """A web server on the loopback interface with planted faults in its first requests."""
 
     content: bytes = CONTENT
-    # "404", "500", "cut", "wrong", "other part": one for each request, in order
+    # one fault per request, in order: "404", "500", "cut", "wrong" or "other part"
     faults: list[str] = field(default_factory=list)
     announces_its_size: bool = True
-    version: str = ""  # an ETag: with one the server knows ranges
+    version: str = ""  # an ETag; with one, the server supports ranges
     requests: int = 0
-    sent: int = 0  # bytes of bodies
+    sent: int = 0  # bytes of all bodies
     url: str = ""
     stop: Callable[[], None] = lambda: None
 
@@ -64,11 +64,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         part = body[start:]
         part = part[: len(part) // 2] if fault == "cut" else part
         self.source.sent += len(part)
-        with contextlib.suppress(ConnectionError):  # the client gives up on a file that is too large
+        with contextlib.suppress(ConnectionError):  # the client closes the connection if a file is too large
             self.wfile.write(part)
 
     def start(self, size: int) -> int:
-        """Where the part begins that was asked for, of the version that was asked for."""
+        """Return the first byte of the requested range; 0 if the requested version differs."""
         wanted = self.headers.get("Range")
         if not wanted or not self.source.version or self.headers.get("If-Range") != self.source.version:
             return 0
@@ -98,7 +98,7 @@ def source() -> Iterator[Source]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of the test's own, no data folder, and no waiting between tries."""
+    """Use an empty cache, no data folder, and no pause between attempts."""
     monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FEDLEARN_DATA", raising=False)
     monkeypatch.setattr(fetch, "PAUSE_S", 0.01)

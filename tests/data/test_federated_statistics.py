@@ -70,7 +70,7 @@ def test_noisy_statistics_are_near_the_exact_ones_and_cost_one_event():
 
 
 def vector(statistics):
-    """What is released of exact statistics, in the units in which it is released."""
+    """Return the released vector of exact statistics, in the released units."""
     age, sex = statistics["age"], statistics["sex"]
     sum_z = (age.total - 50 * age.num_present) / 50
     sum_zz = (age.sum_squares - 100 * age.total + 2500 * age.num_present) / 2500

@@ -1,4 +1,4 @@
-"""Without the Hub: data sets in its formats, in folders of this machine."""
+"""Data sets in the formats of the Hugging Face Hub, in local folders."""
 
 from __future__ import annotations
 

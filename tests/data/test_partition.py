@@ -41,7 +41,7 @@ def test_a_partition_depends_on_its_seed_and_nothing_else(kind):
     first, again, other = rows_of(kind), rows_of(kind), rows_of(kind, seed=2)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     same = all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-    assert same == (kind == "time")  # which leaves nothing to chance
+    assert same == (kind == "time")  # a split by time has no randomness
 
 
 GOLDEN = {

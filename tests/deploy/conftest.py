@@ -30,7 +30,7 @@ ROOT = Path(fedlearn.__file__).parents[1]
 DIABETES = ["scenario=diabetes", "partition.num_clients=4", "report=false"]
 WAITS = ["engine.join_timeout=90", "engine.deadline=60"]
 FAULTY = ("slow", "raising", "full", "held_node", "held_coordinator")
-LIMIT_S = 240.0  # for what is waited for; a run that has not ended by then is stopped
+LIMIT_S = 240.0  # limit of each wait; a run that is not finished by then is stopped
 POLICY = {
     "scenarios": {"simulations.scenarios.diabetes.diabetes": {"partition": {"one_of": ["iid"]}}},
     "strategies": {"strategies.fedavg": {}, **{f"faulty.{name}": {} for name in FAULTY}},
@@ -41,7 +41,7 @@ POLICY = {
 
 @dataclass
 class Run:
-    """What became of a submitted run."""
+    """The exit code, output and run folder of a submitted run."""
 
     code: int
     text: str
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def lines(self) -> list[dict]:
-        """What each round left in metrics.jsonl, as far as there are any."""
+        """Return the lines of metrics.jsonl; an empty list if there is no file."""
         path = self.folder / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -58,16 +58,16 @@ class Run:
         return json.loads((self.folder / "summary.json").read_text())
 
 
-Event = tuple[Callable[[Run], bool], Callable[[], None]]  # (has it come?, what to do then)
+Event = tuple[Callable[[Run], bool], Callable[[], None]]  # (condition on the run, action once it holds)
 
 
 def interrupt() -> None:
-    """What Ctrl-C does."""
+    """Send SIGINT to this process, as Ctrl-C does."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
 class Federation:
-    """Two nodes of two clients each and a coordinator, over TLS, for as many runs as there are tests."""
+    """A coordinator and two nodes of two clients each, over TLS. All tests share it."""
 
     words = (*DIABETES, "allow_targets=[faulty]", "--config-dir", str(FAULTS / "conf"))
 
@@ -78,12 +78,12 @@ class Federation:
         return getattr(self.rehearsal, name)
 
     def submit(self, *words: str) -> list[str]:
-        """The command that submits."""
+        """Return the command that submits a run to this coordinator."""
         place = ["--coordinator", self.address, "--keys", str(self.keys / "operator")]
         return [sys.executable, "-m", "fedlearn.deploy.submit", *place, *words]
 
     def replace_link(self) -> None:
-        """Kill Flower's SuperLink, a child of the coordinator's, and wait until the next one answers."""
+        """Kill Flower's SuperLink, a child process of the coordinator, and wait for its replacement."""
         before = self.children["coordinator"].read_output().count("the SuperLink ended")
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with suppress(OSError):
@@ -96,7 +96,7 @@ class Federation:
             time.sleep(0.05)
 
     def answers(self) -> bool:
-        """Whether the coordinator takes connections."""
+        """Return whether the coordinator accepts connections."""
         try:
             check_connection(self.address, self.keys / "operator/ca.crt", timeout_s=2.0)
         except ConnectionProblem:
@@ -104,11 +104,11 @@ class Federation:
         return True
 
     def found(self, name: str, code: int = 0, text: str = "") -> Run:
-        """What a run left."""
+        """Return a run by the name of its folder."""
         return Run(code, text, self.runs / name)
 
     def run(self, *words: str, name: str, events: Sequence[Event] = ()) -> Run:
-        """Submit and look on to the end; what is to be done at each event is done, one event after another."""
+        """Submit a run and follow it to its end. Call the action of each event once its condition holds, in order."""
         left, until = list(events), time.monotonic() + LIMIT_S
 
         def meanwhile() -> None:
@@ -131,7 +131,7 @@ class Federation:
 
 @pytest.fixture(scope="session")
 def federation(tmp_path_factory):
-    # a short path: a Unix socket's name has little room
+    # a short path: the name of a Unix socket is limited to about 100 bytes
     folder = tmp_path_factory.mktemp("f")
     with pytest.MonkeyPatch.context() as patch, Children(grace_s=2 * GRACE_S) as children:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), str(ROOT), os.environ.get("PYTHONPATH", "")]))

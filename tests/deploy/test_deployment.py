@@ -1,4 +1,4 @@
-"""One federation over loopback, with TLS and node authentication, and what can happen to it."""
+"""A federation over loopback, with TLS and node authentication, and its faults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fedlearn.runner.start import main as simulate
 
 
 def sha_of_simulation(folder, *words):
-    """The model that a simulation ends with."""
+    """Return the digest of the final model of a simulation."""
     words = ("scenario=diabetes", "partition.num_clients=4", "report=false", *words)
     assert simulate([*words, f"hydra.run.dir={folder}"]) == 0
     return json.loads((folder / "summary.json").read_text())["parameters_sha256"]
@@ -33,12 +33,12 @@ def kill(child):
 
 
 def rounds_done(number):
-    """Whether a run has done so many rounds."""
+    """Return a condition: the run has completed this number of rounds."""
     return lambda run: len(run.lines) >= number
 
 
 def interrupt():
-    """What Ctrl-C does."""
+    """Send SIGINT to this process, as Ctrl-C does."""
     os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -74,21 +74,21 @@ def test_masked_updates_add_up_to_the_bits_of_a_simulation(federation, tmp_path)
 
 @pytest.mark.slow
 def test_compressed_updates_end_with_the_bits_of_a_simulation_and_are_counted_as_there(federation, tmp_path):
-    words = ("compress=topk", "compress.share=0.2", "rounds=2")  # nodes remember what they left out
+    words = ("compress=topk", "compress.share=0.2", "rounds=2")  # nodes store the residuals of the codec
     deployed = federation.run(*words, name="compressed")
     assert deployed.code == 0, deployed.text
     assert deployed.summary["parameters_sha256"] == sha_of_simulation(tmp_path, *words)
     simulated = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     sent = [line["bytes_up"] for line in deployed.lines]
     assert sent == [line["bytes_up"] for line in simulated]
-    assert max(sent) < deployed.lines[0]["bytes_down"] / 2  # the model goes down as it is
+    assert max(sent) < deployed.lines[0]["bytes_down"] / 2  # the global model is sent uncompressed
 
 
 @pytest.mark.slow
 def test_a_node_killed_in_a_round_is_done_without_and_rejoins(federation):
     def back(run):
         updates = [line["num_updates"] for line in run.lines]
-        return 2 in updates and 4 in updates[updates.index(2) :]  # the node that was left, and then both
+        return 2 in updates and 4 in updates[updates.index(2) :]  # first the remaining node alone, then both nodes
 
     events = [(rounds_done(1), lambda: kill(federation.children["node1"])), (back, interrupt)]
     words = ("strategy=slow", "rounds=1000", "engine.deadline=20", "max_failures=0.6")
@@ -128,7 +128,7 @@ def test_a_run_lives_through_the_death_of_flowers_link(federation, tmp_path):
 
     events = [(lambda run: Path(f"{go}.waiting").exists(), strike), (whole, interrupt)]
     words = ("strategy=held_node", f"strategy.until={go}", "rounds=1000")
-    words += ("max_failures=0.6", "engine.deadline=60")  # a message on its way may be lost
+    words += ("max_failures=0.6", "engine.deadline=60")  # a message in transit may be lost
     run = federation.run(*words, name="killed_link", events=events)
     assert run.code == 130, run.text
     assert "lost the coordinator" in run.text
@@ -197,7 +197,7 @@ def test_ctrl_c_saves_the_round_and_resume_ends_as_if_nothing_had_been(federatio
 
 
 def node_of(federation, folder, keys_folder):
-    """The command of one more node."""
+    """Return the command that starts one more node."""
     place = ["--coordinator", federation.address, "--keys", str(keys_folder), "--state", str(folder)]
     return [sys.executable, "-m", "fedlearn.deploy.node", *place, "--policy", str(federation.policy), "--client", "9"]
 

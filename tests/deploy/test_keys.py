@@ -114,7 +114,7 @@ def test_the_command_makes_and_shows(tmp_path, capsys):
 
 @pytest.fixture
 def listen():
-    """``listen(folder of a server's certificate)`` -> its port; without a folder it speaks no TLS."""
+    """Return ``listen(folder of a server's certificate) -> port``; without a folder the server does not use TLS."""
     open_sockets = []
 
     def serve(folder=None):

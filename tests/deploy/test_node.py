@@ -1,4 +1,4 @@
-"""What a node's command line says, and what an earlier version left in its folder."""
+"""The command line of a node, and files of an earlier version in its folder."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The page for operators says commands that there are."""
+"""Each command on the page for operators exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UNITS = sorted((FOLDER / "units").glob("*.service"))
 
 
 def commands(text):
-    """The words behind each ``python -m fedlearn.deploy.`` in a text, the program's name first."""
+    """Return the arguments of each ``python -m fedlearn.deploy.`` in a text, after the name of the command."""
     for found in re.findall(r"python -m fedlearn\.deploy\.([^`#>\n]+)", text.replace("\\\n", " ")):
         yield shlex.split(found)
 

@@ -23,7 +23,7 @@ STUBBORN = [
 
 
 def gone(pid, seconds=120.0):
-    """Whether a process ends, a zombie that nobody waits for included."""
+    """Return whether a process ends in time; a zombie counts as ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:

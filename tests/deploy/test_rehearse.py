@@ -1,4 +1,4 @@
-"""A rehearsal leaves the run folder behind, and nothing else, however it ends."""
+"""A rehearsal leaves only the run folder behind, also after an error or an interruption."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ QUICK = ["scenario=diabetes", "partition.num_clients=4", "report=false"]
 
 @pytest.fixture
 def start(tmp_path_factory):
-    """``start(*words)`` -> the process, the folder that it works in and the one for temporary files."""
-    folder = tmp_path_factory.mktemp("l")  # short: a Unix socket's name has little room
+    """Return ``start(*words)``, which gives the process, its working folder and its folder for temporary files."""
+    folder = tmp_path_factory.mktemp("l")  # short: the name of a Unix socket is limited to about 100 bytes
     started = []
 
     def rehearse(*words):
@@ -39,7 +39,7 @@ def start(tmp_path_factory):
 
 
 def processes_of(folder):
-    """Commands of living processes that name a folder."""
+    """Return the command lines of running processes that contain this folder."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

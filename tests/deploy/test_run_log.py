@@ -1,4 +1,4 @@
-"""Looking on at a run, with a coordinator that is made up."""
+"""Following a run of a coordinator that the tests imitate."""
 
 import threading
 
@@ -11,7 +11,7 @@ from fedlearn.deploy.coordinator_side.control_api import RunStatus
 
 
 class Stuck:
-    """A coordinator that takes every run and begins none."""
+    """A coordinator that accepts each run and starts none."""
 
     stopped = ()
     over = threading.Event()

@@ -1,4 +1,4 @@
-"""What is refused before anything travels, and what a coordinator that is not there comes to."""
+"""Errors before a request is sent, and errors of a coordinator that does not answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A submitter gets a run at the coordinator, and neither its shell, its files nor its environment."""
+"""A submitter starts runs at the coordinator, without access to its shell, files or environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainer's process: its socket, its health, its answers, its end."""
+"""The process of a node's trainer: socket, health, responses and shutdown."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ def health(place):
 
 @pytest.fixture
 def echo(tmp_path):
-    """A trainer whose site answers with what it was asked."""
+    """Start a trainer that responds with the reversed bytes of the request."""
     place = tmp_path / "s"
     server = serve(SimpleNamespace(respond_to_bytes=lambda payload: payload[::-1]), place)
     yield place
@@ -74,7 +74,7 @@ def echo(tmp_path):
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory):
-    """A trainer of clients 1 and 3 in a process of its own."""
+    """Start a trainer of clients 1 and 3 in a separate process."""
     folder = tmp_path_factory.mktemp("trainer")
     (folder / "policy.yaml").write_text(POLICY)
     words = ["--socket", folder / "s", "--client", "1", "--client", "3", "--policy", folder / "policy.yaml"]

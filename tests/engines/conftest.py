@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-LIMIT_S = 120.0  # for what comes at once
+LIMIT_S = 120.0  # limit of waits that should be short
 PROBLEM = """
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn import Scenario
@@ -100,12 +100,12 @@ class FakeGrid:
             self.inbox.setdefault(name, []).extend([reply] * (2 if self.twice else 1))
 
     def shut(self, node):
-        """Hold back the responses of a node from now on; return the event to set in the end."""
+        """Hold back the responses of a node; return the event that releases them."""
         self.gates[node] = threading.Event()
         return self.gates[node]
 
     def until_arrived(self):
-        """Wait for a response that was not pulled."""
+        """Wait until a response is available that was not pulled."""
         until = time.monotonic() + LIMIT_S
         while not any(self.inbox.values()):
             assert time.monotonic() < until, "no response has arrived"
@@ -119,7 +119,7 @@ class FakeGrid:
 
 @pytest.fixture
 def problem(tmp_path, monkeypatch):
-    """A module of cheap scenarios, importable as ``site_problem``."""
+    """Create a module of small scenarios, importable as ``site_problem``."""
     (tmp_path / "site_problem.py").write_text(PROBLEM)
     monkeypatch.syspath_prepend(tmp_path)
     yield "site_problem"
@@ -128,7 +128,7 @@ def problem(tmp_path, monkeypatch):
 
 @pytest.fixture
 def identity(monkeypatch):
-    """Who this process is to Flower, without which no message can be made."""
+    """Give this process an identity, without which Flower creates no messages."""
     from flwr.supercore.task_identity import TaskIdentity
 
     for name, value in (("_task_id", 1), ("_run_id", 1), ("_node_id", 1)):
@@ -137,7 +137,11 @@ def identity(monkeypatch):
 
 @pytest.fixture
 def federation(problem, identity, tmp_path):
-    """``federation(scenario=..., strategy=..., clients=..., **engine) -> engine, grid, sites``."""
+    """Return a function that builds an engine, a grid and node services.
+
+    Its arguments are ``scenario``, ``strategy``, ``clients``, ``policy``, ``words`` (further settings), ``masking`` and
+    arguments of the engine.
+    """
     from fedlearn.deploy.node_side.client_states import ClientStates
     from fedlearn.deploy.node_side.experiment import NodeConfig
     from fedlearn.deploy.node_side.masking_keys import MaskingKeys, derive_public_key
@@ -185,7 +189,7 @@ def federation(problem, identity, tmp_path):
         }
 
         def restart(node, config=None, policy=None):
-            """Start a node again, with other settings of its operator."""
+            """Start a node again with changed settings of its operator."""
             old = sites[node]
             changed = {"config": replace(old.config, **(config or {})), "policy": replace(old.policy, **(policy or {}))}
             sites[node] = NodeService(**changed, client_states=old.client_states)

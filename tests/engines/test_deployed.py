@@ -1,4 +1,4 @@
-"""Real sites behind a Flower `Grid`: the same model as in simulation, and faults made on purpose."""
+"""The deployed engine and real node services behind a Flower `Grid`: equal to the simulation, and planted faults."""
 
 import os
 import time
@@ -61,7 +61,7 @@ def tampered(site, change, *, kind="fit"):
 
 
 def until_called(made, there):
-    """Call the roll until it is as it should be."""
+    """Update the list of members until it fulfills a condition."""
     ends = time.monotonic() + 120
     while not there(made.engine.membership.members_by_client()):
         assert time.monotonic() < ends
@@ -125,7 +125,7 @@ def test_a_raising_training_is_that_clients_failure_and_its_reason_arrives(feder
     (failure,) = one.failures
     assert (failure.client, failure.stage) == (1, "fit")
     assert failure.reason == "RuntimeError: the scanner is offline"
-    assert failure.traceback == ""  # stays in the node's own log
+    assert failure.traceback == ""  # the traceback stays in the node's own log
     assert "Traceback" in caplog.text
     assert one.num_updates == 3
 
@@ -369,12 +369,12 @@ def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(fede
     rounds = federate(strategy, made.engine, state, schedule=plan, local=LOCAL_SETTINGS)
     assert {f.client for f in next(rounds).failures} == {2, 3}
     gate.set()
-    made.grid.until_arrived()  # when nobody waits for it
+    made.grid.until_arrived()  # after the coordinator stopped waiting for it
     made.engine.exchange.timeout_s = 120.0
     second = next(rounds)
     assert second.failures == ()
     assert made.engine.exchange.grid_client.num_ignored["expired"] == 1
-    # the clients whose first update was lost start the second round as if there had been no first
+    # clients whose first update was lost start the second round with the client state from before the first
     assert made.engine.client_states[2]["round"] == 2
 
 
@@ -424,7 +424,7 @@ def test_a_node_that_disappears_fails_by_name_and_one_that_comes_back_takes_part
     second = next(rounds)
     assert [(f.client, f.stage) for f in second.failures] == [(2, "node"), (3, "node")]
     assert "connected" in second.failures[0].reason
-    made.grid.nodes[205] = node  # as another node id: clients are known by their own
+    made.grid.nodes[205] = node  # under another node id: the client ids identify the clients
     until_called(made, lambda homes: 2 in homes)
     assert next(rounds).failures == ()
 
@@ -438,7 +438,7 @@ def test_a_new_client_takes_part_from_the_next_round_on(federation):
     made.grid.nodes[103] = late
     until_called(made, lambda homes: 3 in homes)
     (one,) = deployed(made, rounds=1, evaluate=False)
-    assert one.cohort == (0, 1, 2)  # chosen before the roll was called
+    assert one.cohort == (0, 1, 2)  # the cohort was chosen before the list of members was updated
     assert made.engine.clients == (0, 1, 2, 3)
 
 
@@ -466,7 +466,7 @@ def test_an_order_outside_a_nodes_policy_is_refused_with_its_reason(federation, 
     made = federation(policy={"strategies": {"strategies.fedprox": {"mu": [0, 1]}}})
     with pytest.raises(FederationError, match=r"strategy strategies.fedavg is not accepted; this node"):
         made.engine.open()
-    assert "refused a request hello of run test-run" in caplog.text  # on the node's side too
+    assert "refused a request hello of run test-run" in caplog.text  # the node logs it too
 
 
 def test_a_refused_order_reaches_the_rounds_failures(federation):
@@ -479,7 +479,7 @@ def test_a_refused_order_reaches_the_rounds_failures(federation):
 
 
 def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation, tmp_path):
-    """The coordinator dies after two more rounds than its checkpoint knows; the nodes live on and repeat them."""
+    """Check a coordinator that dies two rounds after its checkpoint; the nodes keep running and repeat them."""
     made = federation(strategy="strategies.scaffold")
     whole = simulated(made, rounds=5)[-1].state
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
@@ -546,7 +546,7 @@ def test_a_node_started_again_with_other_clients_is_asked_anew_who_lives_there(f
 def test_a_node_may_keep_its_metrics_to_itself(federation):
     made = federation(policy={"reveal": Reveal(min_test_examples=10)})
     (one,) = deployed(made, rounds=1)
-    assert one.evaluation.clients == (2, 3)  # the others have 5 and 9 held-out examples
+    assert one.evaluation.clients == (2, 3)  # the other clients have 5 and 9 held-out examples
     assert one.failures == ()
 
 
@@ -605,7 +605,8 @@ def test_hospitals_that_each_have_their_own_file_only_train_the_model_of_a_simul
         folder.mkdir()
         (folder / name).write_bytes((shelf / name).read_bytes())
         made.restart(node, config={"data": folder})
-    made.settings["scenario"] = {"_target_": heart, "path": str(shelf)}  # for the simulation; no node believes it
+    # for the simulation; nodes do not use this path
+    made.settings["scenario"] = {"_target_": heart, "path": str(shelf)}
     made.engine.exchange.settings = made.settings
     there, here = deployed(made)[-1], simulated(made)[-1]
     assert np.array_equal(there.state.params_D, here.state.params_D)

@@ -1,4 +1,4 @@
-"""Asynchronous strategies with real sites behind a Flower `Grid`: who is slow holds nobody up."""
+"""Asynchronous strategies with real node services behind a Flower `Grid`: slow clients delay no other client."""
 
 import numpy as np
 import pytest

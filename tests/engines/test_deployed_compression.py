@@ -1,4 +1,4 @@
-"""Compressed updates travel to the coordinator as their codec has written them."""
+"""Updates reach the coordinator as the bytes that their codec wrote."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real sites behind a Flower `Grid`, under a privacy setting: what leaves a node, and that its noise is its own."""
+"""Real node services under a privacy setting: the content of their responses, and noise that the node draws itself."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ EQUAL = {"strategy": {"weighting": "equal"}}
 
 
 def told(made):
-    """A node's answers to orders to train, as they leave it."""
+    """Record the training responses of each node, as they leave it."""
     kept = []
     for node, site in made.sites.items():
 

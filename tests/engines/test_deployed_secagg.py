@@ -1,4 +1,4 @@
-"""Real sites behind a Flower `Grid` whose updates only their sum shows."""
+"""Secure aggregation with real node services behind a Flower `Grid`: only the sum of the updates is visible."""
 
 import re
 from dataclasses import replace
@@ -57,7 +57,7 @@ def simulated(made, words=SECAGG, rounds=3):
 
 
 def overheard(made, change=lambda node, asked, parcel: parcel):
-    """Every answer as it leaves a node, and a way to change it; None is silence."""
+    """Record each response as it leaves a node, after ``change``; a change to None drops the response."""
     heard = []
     for node, site in made.sites.items():
 
@@ -119,7 +119,7 @@ def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_
 
 
 def masked_arrays(change):
-    """Change the responses with masked vectors of node 104; return what `overheard` takes."""
+    """Apply a change to the masked vectors of node 104; return a function for `overheard`."""
 
     def changed(node, asked, payload):
         training = node == 104 and "params" in asked.shared.arrays

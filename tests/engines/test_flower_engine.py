@@ -1,4 +1,4 @@
-"""Flower's own simulation runtime gives what the engine serial gives, bit for bit."""
+"""Flower's own simulation runtime gives the results of the serial engine, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and results of Flower's simulation survive their way as bytes, bit for bit."""
+"""Requests and results of Flower's simulation are equal after serialization, bit for bit."""
 
 from __future__ import annotations
 

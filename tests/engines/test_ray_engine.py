@@ -61,7 +61,7 @@ def unmergeable():
 def published():
     import strategies
 
-    names = set(strategies.__all__) - {"fedlc", "moon"}  # which need classes, or a hidden layer
+    names = set(strategies.__all__) - {"fedlc", "moon"}  # need classes, or a hidden layer
     takes = {name: signature(getattr(strategies, name)).parameters for name in sorted(names)}
     keeps = {
         name: {"personal_parameters": "out.bias"} if "personal_parameters" in taken else {}
@@ -77,7 +77,7 @@ def scaffold():
 OURS = {"median": median, "unmergeable": unmergeable, **published()}
 
 
-# what workers build: sent by value, because they cannot import this file
+# Scenarios that workers build. They are sent by value, because workers cannot import this file.
 
 
 def linear(**changes):
@@ -95,7 +95,7 @@ def slow_at(seconds, *clients):
 
 
 def held(folder):
-    """Workers say that they train, and go on once they are told to."""
+    """Return a scenario whose workers create a file when they train, and wait for the file "go"."""
 
     def train(client):
         (folder / str(os.getpid())).touch()
@@ -127,11 +127,11 @@ def wider():
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two cores of this machine as a cluster; engines of this process find it."""
+    """Start a Ray cluster with two cores of this machine; engines in this process connect to it."""
     library = pytest.importorskip("ray", reason="ray is not installed")
     library.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    has = {"num_cpus": 2, "num_gpus": 1}  # a GPU in name only: where workers go is decided by such numbers
+    has = {"num_cpus": 2, "num_gpus": 1}  # a logical GPU only: Ray places workers by these numbers
     with warnings.catch_warnings(action="ignore"):
         library.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **has)
     yield library
@@ -140,7 +140,7 @@ def cluster():
 
 @pytest.fixture
 def made(cluster):
-    """``made(build, ...)``: an engine of two workers, closed at the end."""
+    """Return a function that builds an engine of two workers; the engines are closed after the test."""
     engines = []
 
     def make(build=linear, *, timeout=120.0, num_workers=2, **settings):
@@ -164,7 +164,7 @@ def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
 
 
 def far(one, other):
-    """The largest difference of two runs' models."""
+    """Return the largest difference between the final models of two runs."""
     return np.abs(np.asarray(one[-1].state.params_D) - np.asarray(other[-1].state.params_D)).max()
 
 
@@ -401,7 +401,7 @@ def test_the_command_line_runs_on_a_cluster_of_its_own_and_leaves_no_litter(tmp_
     assert far["parameters_sha256"] == near["parameters_sha256"]
 
 
-# the algebra underneath, without a cluster
+# partial aggregates, without a cluster
 
 
 def some_updates(first, last, *, seed=0):

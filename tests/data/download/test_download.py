@@ -37,7 +37,7 @@ WHEEL = Wheel(
     },
 )
 
-# stands in for pip: leaves the archive that its first argument names in the folder that --dest names
+# stands in for pip: copies the archive of its first argument to the folder of --dest
 FAKE_PIP = """
 import pathlib, shutil, sys
 folder = next(word.removeprefix("--dest=") for word in sys.argv if word.startswith("--dest="))
@@ -55,7 +55,7 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture
 def fake_wheel(tmp_path, monkeypatch):
-    """Makes a wheel that a stand-in for pip serves, after failing ``failures`` times."""
+    """Return a function that builds a wheel, and replace pip by a script that fails ``failures`` times."""
 
     def make(members: dict[str, bytes], *, failures: int = 0) -> Wheel:
         archive = tmp_path / "carrier-1.0-py3-none-any.whl"

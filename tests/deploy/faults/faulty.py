@@ -1,4 +1,4 @@
-"""Strategies that go wrong on purpose, in code of a user's own: a trainer's, or the coordinator's."""
+"""Strategies of a user that fail on purpose, at the trainer of a node or at the coordinator."""
 
 import errno
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from fedlearn import LocalRule, Strategy, uniform
 from fedlearn.core import checkpoint
 
-LIMIT_S = 240.0  # for those who wait for a file
+LIMIT_S = 240.0  # limit of a wait for a file
 
 
 def wait_for(path):
@@ -18,7 +18,7 @@ def wait_for(path):
 
 
 def held_node(*, until, client=1):
-    """FedAvg where the node of this client says that it trains, by a file, and waits for another one."""
+    """Return FedAvg whose node with this client creates a file when it trains, and waits for another file."""
     here = f"--client {client}" in " ".join(sys.argv)
 
     def wait(grad, w, w_global):
@@ -31,7 +31,7 @@ def held_node(*, until, client=1):
 
 
 def held_coordinator(*, until, after_round=2):
-    """FedAvg on a coordinator that waits for a file once it has saved some round."""
+    """Return FedAvg whose coordinator waits for a file after it has saved a round."""
     if "serverapp" in sys.argv[0]:
         save = checkpoint.save
 
@@ -46,7 +46,7 @@ def held_coordinator(*, until, after_round=2):
 
 
 def slow(*, seconds=0.1):
-    """FedAvg whose every local step takes so much longer."""
+    """Return FedAvg with a pause in each local step."""
 
     def wait(grad, w, w_global):
         time.sleep(seconds)
@@ -56,7 +56,7 @@ def slow(*, seconds=0.1):
 
 
 def raising(*, client=1):
-    """FedAvg that fails wherever this client lives."""
+    """Return FedAvg that raises an error at the node with this client."""
     here = f"--client {client}" in " ".join(sys.argv)
 
     def fail(grad, w, w_global):
@@ -68,7 +68,7 @@ def raising(*, client=1):
 
 
 def full(*, from_round=2):
-    """FedAvg on a coordinator whose disk is full from some round on."""
+    """Return FedAvg with a coordinator whose disk is full from this round on."""
     if "serverapp" in sys.argv[0]:
         save = checkpoint.save
 

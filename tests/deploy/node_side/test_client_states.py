@@ -1,4 +1,4 @@
-"""What a node keeps on its own disk."""
+"""Client states on the disk of a node."""
 
 import numpy as np
 import pytest

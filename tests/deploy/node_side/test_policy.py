@@ -1,4 +1,4 @@
-"""What a node accepts."""
+"""Requests that the policy of a node accepts or refuses."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A coordinator chooses no model and no partition that the policy of a node does not accept."""
+"""A coordinator cannot choose a model or partition that the policy of a node does not accept."""
 
 import pytest
 
@@ -11,7 +11,8 @@ HEART = "simulations.scenarios.heart.heart"
 NATURAL = {"_target_": "fedlearn.data.partition.Natural", "num_clients": None, "test_share": None}
 STRATEGY = {"_target_": "strategies.fedavg"}
 FLOWER = "flwr.serverapp.strategy.FedAvg"
-READER = {"_target_": "simulations.datasets.mnist.read_images", "path": "/etc"}  # allowed module, reads files
+# its module is allowed, but it reads files
+READER = {"_target_": "simulations.datasets.mnist.read_images", "path": "/etc"}
 
 
 def target(kind: str) -> str:

@@ -1,4 +1,4 @@
-"""What an operator's site does with orders, whatever they say."""
+"""The service of a node answers each request, whatever its content, or refuses it with a reason."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def problem(*, path=None, framework="torch", device="cpu"):
 
 
 def noting():
-    """A strategy whose client half notes whether it was told that clients are real."""
+    """Return a strategy whose client half records whether clients run in a deployment."""
 
     def update(delta_KD, memory, context):
         SEEN.append(context.deployed)
@@ -38,7 +38,10 @@ def noting():
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """``make(own, policy) -> site``, whose builders are those above: how names become code is told elsewhere."""
+    """Return ``make(own, policy) -> service`` with the builders above.
+
+    Other tests cover the builders by name.
+    """
     SEEN.clear()
     built = {"scenario": problem, "strategy": noting}
 

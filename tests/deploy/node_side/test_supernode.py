@@ -1,4 +1,4 @@
-"""Messengers as copies of a process that has imported Flower."""
+"""Messengers are forked from a process that has imported Flower."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from flwr.supercore.superexec.executor import ExecutionSpec
 from fedlearn.deploy.node_side.supernode import ForkExecutor
 from fedlearn.protocol.polling import PollingClock
 
-# JAX may be loaded in the process of all tests, never in the one that messengers are copies of
+# the process of all tests may load JAX, but the process from which messengers are forked never does
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 SPEC = ExecutionSpec(
     task_type=TaskType.CLIENT_APP,
@@ -50,7 +50,7 @@ def test_each_message_has_a_process_of_its_own_that_starts_at_once_and_ends(fork
         sys.exit(0)
 
     forks.run_clientapp = run_clientapp
-    forks.launch(SPEC)  # a copy, which knows the function above; a program that imports Flower anew would not
+    forks.launch(SPEC)  # a fork has the function above; a program that imports Flower again would not
     process, *rest = wait_for(tmp_path / "t0ken").split()
     assert int(process) != os.getpid()
     assert rest == ["127.0.0.1:1", "True", str(os.getpid())]
