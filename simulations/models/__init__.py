@@ -1,10 +1,11 @@
-"""The models of the scenarios, once for PyTorch and once for JAX: equal names, shapes, inputs and outputs.
+"""Models of the scenarios, each in PyTorch and in JAX with equal names, shapes, inputs and outputs.
 
-Images come as N x height x width x channels in both; the flat vector of one is the flat vector of the other.
+Images have the shape N x height x width x channels in both frameworks. Both frameworks share one flat vector of
+parameters.
 
-Nonlinearities are smooth (ELU, means instead of maxima) so that rounding, which differs between frameworks, stays as
-small as it is: at the kink of a ReLU or a maximum one unit in the last place flips a whole gradient, and after twenty
-rounds the twins of a small CNN were 4e-3 apart instead of 1e-7.
+Nonlinearities are smooth: ELU instead of ReLU, means instead of maxima. The reason is rounding, which differs between
+frameworks. At the kink of a ReLU or a maximum, one unit in the last place flips a whole gradient. With ReLU and
+maxima, the two versions of a small CNN differed by 4e-3 after twenty rounds. With ELU and means, they differ by 1e-7.
 """
 
 from __future__ import annotations
@@ -38,31 +39,32 @@ def build_trainer(
     device: str = "cpu",
     initial: Initializer | None = None,
 ) -> tuple[Trainer, str]:
-    """A trainer of a model for some data, and one line that describes the model.
+    """Build a trainer for a model and a data set, and describe the model in one line.
 
     Args:
-        model: ``linear``, ``mlp``, ``cnn`` or another network for images (see
-            `simulations.models.vision.build_network`), or a module of your own: an ``nn.Module`` for torch, a flax
-            (linen) module for JAX. It has one output for binary tasks and regression, else one for each class.
-        data: for the task and the number of classes.
-        input_shape: of one example.
-        hidden: widths of the hidden layers of ``mlp``.
-        framework: ``torch``, ``jax``, or ``mixed``: clients with even numbers in torch, those with odd ones in JAX.
-        device: where to compute, e.g. ``cpu`` or ``cuda:0``.
-        initial: draws the initial parameters. None is `fedlearn.core.layout.default_initial_parameters` for a model by
-            name, and keeps the weights of a module.
+        model: name or module. Names are ``linear``, ``mlp``, ``cnn`` and the networks of
+            `simulations.models.vision.build_network`. A module is an ``nn.Module`` for torch or a flax (linen) module
+            for JAX. It has one output for binary tasks and regression, else one output per class.
+        data: data set that defines the task and the number of classes.
+        input_shape: shape of one example.
+        hidden: widths of the hidden layers of ``mlp``, default (32,).
+        framework: ``torch`` (default), ``jax`` or ``mixed``. With ``mixed``, clients with even numbers train in
+            torch and clients with odd numbers in JAX.
+        device: device for the computation, e.g. ``cpu`` (default) or ``cuda:0``.
+        initial: function that draws the initial parameters. None uses
+            `fedlearn.core.layout.default_initial_parameters` for a name, and keeps the weights of a module.
 
     Raises:
-        SettingError: the model or framework is unknown, or the model is not for such inputs.
-        MissingExtra: the framework is not installed.
+        SettingError: The model or the framework is unknown, or the model does not accept inputs of this shape.
+        MissingExtra: The framework is not installed.
     """
     if framework == "mixed":
         require(isinstance(model, str), "model", model, f"one of {', '.join(MODELS)} for framework=mixed", "model=mlp")
-        in_one = partial(
+        build_for = partial(
             build_trainer, model, data, input_shape=input_shape, hidden=hidden, device=device, initial=initial
         )
-        (one, line), (other, _) = in_one(framework="torch"), in_one(framework="jax")
-        return MixedTrainer([one, other]), line
+        (torch_trainer, line), (jax_trainer, _) = build_for(framework="torch"), build_for(framework="jax")
+        return MixedTrainer([torch_trainer, jax_trainer]), line
     initial = initial or (default_initial_parameters if isinstance(model, str) else None)
     modules, trainers = load_family(framework)
     num_outputs = data.num_classes if data.task == "multiclass" else 1
@@ -72,12 +74,17 @@ def build_trainer(
         module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":
         return trainers.TorchTrainer(module, task=data.task, device=device, initial=initial), line
-    made = trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device, initial=initial)
-    return made, line
+    trainer = trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device, initial=initial)
+    return trainer, line
 
 
 def load_family(framework: str, family: str = "basic") -> tuple[ModuleType, ModuleType]:
-    """Return the module with the models of a family (``text``, ...) and the module with the trainer of a framework."""
+    """Import the models of a family (``text``, ...) and the trainers of a framework.
+
+    Raises:
+        SettingError: The framework is unknown.
+        MissingExtra: The framework is not installed.
+    """
     if framework not in FRAMEWORKS:
         guess = did_you_mean(str(framework), FRAMEWORKS) or "torch"
         raise SettingError("framework", framework, f"one of {', '.join(FRAMEWORKS)}", f"framework={guess}")
@@ -104,7 +111,7 @@ def _build(
     if model == "cnn" and len(input_shape) == 3 and min(input_shape[:2]) >= 4:
         return modules.cnn(input_shape, num_outputs), f"cnn {'x'.join(map(str, input_shape))}-16-32-{num_outputs}"
     if model == "cnn":
-        raise SettingError("model", model, "linear or mlp: these examples are not images of 4 x 4 or more", "model=mlp")
+        raise SettingError("model", model, "linear or mlp: the examples are not images of at least 4 x 4", "model=mlp")
     known = known_models(input_shape)
     guess = did_you_mean(model, known) if isinstance(model, str) else None
     expected = f"one of {', '.join(known)}, or a module of the chosen framework"

@@ -1,4 +1,4 @@
-"""A model that exists once in each framework, by its name."""
+"""Build trainers for models that exist in both frameworks under one name."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def build_named_trainer(
     loss_name: str = "",
     initial: Initializer | None = None,
 ) -> Trainer:
-    """A trainer of a family's model.
+    """Build a trainer for a model of a family.
 
     Args:
-        family: ``simulations.models.<family>_torch`` and ``..._jax`` hold it.
-        model: the name of a function there, or a module of the framework.
-        model_names: of the family's models.
-        model_args: the function's arguments.
-        data: for the task.
-        input_shape: of one example.
+        family: name of a package with the modules ``simulations.models.<family>.torch`` and ``.jax``.
+        model: name of a function in these modules, or a module of the framework.
+        model_names: names of all models of the family.
+        model_args: arguments of the function.
+        data: data set that defines the task.
+        input_shape: shape of one example.
         framework: ``torch``, ``jax`` or ``mixed``.
-        device: where to compute.
-        loss_name: the name of a function there, instead of the task's loss.
-        initial: draws the initial parameters. None is `fedlearn.core.layout.default_initial_parameters` for a model by
-            name, and keeps the weights of a module.
+        device: device for the computation.
+        loss_name: name of a loss function in these modules; empty uses the loss of the task.
+        initial: function that draws the initial parameters. None uses
+            `fedlearn.core.layout.default_initial_parameters` for a name, and keeps the weights of a module.
 
     Raises:
-        SettingError: the model or framework is unknown.
-        MissingExtra: the framework is not installed.
+        SettingError: The model or the framework is unknown.
+        MissingExtra: The framework is not installed.
     """
-    in_one = partial(
+    build_for = partial(
         build_named_trainer,
         family,
         model,
@@ -60,19 +60,19 @@ def build_named_trainer(
         initial=initial,
     )
     if framework == "mixed" and model in model_names:
-        return MixedTrainer([in_one(framework="torch"), in_one(framework="jax")])
+        return MixedTrainer([build_for(framework="torch"), build_for(framework="jax")])
     modules, trainers = load_family("torch" if framework == "mixed" else framework, family)
     if framework == "mixed" or not (model in model_names or isinstance(model, modules.Module)):
-        own = "" if framework == "mixed" else ", or a module of the chosen framework"
+        or_module = "" if framework == "mixed" else ", or a module of the chosen framework"
         known = [name.removeprefix("next_") for name in model_names]
         guess = did_you_mean(str(model), known) or known[0]
-        raise SettingError("model", model, f"one of {', '.join(known)}{own}", f"model={guess}")
+        raise SettingError("model", model, f"one of {', '.join(known)}{or_module}", f"model={guess}")
     module = getattr(modules, model)(*model_args) if isinstance(model, str) else model
     initial = initial or (default_initial_parameters if isinstance(model, str) else None)
-    how: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}
-    how |= {"loss": getattr(modules, loss_name)} if loss_name else {}
+    options: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}
+    options |= {"loss": getattr(modules, loss_name)} if loss_name else {}
     if framework == "torch":
-        made: Trainer = trainers.TorchTrainer(module, **how)
-        return made
-    made = trainers.JaxTrainer(module, input_shape=input_shape, **how)
-    return made
+        trainer: Trainer = trainers.TorchTrainer(module, **options)
+        return trainer
+    trainer = trainers.JaxTrainer(module, input_shape=input_shape, **options)
+    return trainer

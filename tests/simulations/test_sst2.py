@@ -288,7 +288,7 @@ def test_a_setting_of_tuning_out_of_range_is_named(setting, given):
 
 
 def test_no_more_layers_are_tuned_than_there_are():
-    with pytest.raises(SettingError, match="at most 2, which tiny has"):
+    with pytest.raises(SettingError, match="at most 2, the number of layers of tiny"):
         build_fine_tuning_trainer(tiny(), FineTuning(num_tuned_layers=3), at_two_clients())
 
 
@@ -460,7 +460,7 @@ def test_an_unknown_model_is_named_with_those_there_are(shelf):
         sst2(model="minilmm", length=6, partition=Iid(num_clients=2))
 
 
-@pytest.mark.parametrize(("content", "told"), [(b"", "holds no texts"), (b"\xff\xfe", "is no text")])
+@pytest.mark.parametrize(("content", "told"), [(b"", "contains no text"), (b"\xff\xfe", "is not UTF-8")])
 def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
     from simulations.scenarios.sst2 import sst2
 

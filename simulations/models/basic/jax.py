@@ -1,4 +1,4 @@
-"""The models in JAX (flax linen). Each has a twin of the same name in `simulations.models.basic.torch`.
+"""Basic models in JAX (flax linen). `simulations.models.basic.torch` has the same models under the same names.
 
 Shapes: B batch, F features, H height, W width, C channels, O outputs.
 """
@@ -15,24 +15,24 @@ Module = nn.Module
 
 
 class Linear(nn.Module):
-    """One affine map: linear or logistic regression."""
+    """An affine map, for linear and logistic regression."""
 
     num_outputs: int
 
     @nn.compact
     def __call__(self, x_BF: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, ...) -> (B, O)``."""
+        """Map inputs ``(B, ...)`` to outputs ``(B, O)``."""
         return nn.Dense(self.num_outputs, name="out")(flatten(x_BF))
 
 
 class Mlp(nn.Module):
-    """Affine maps with ELU between them; ``widths`` runs from inputs to outputs."""
+    """A multilayer perceptron with ELU between its affine maps. ``widths`` includes the inputs and the outputs."""
 
     widths: Sequence[int]
 
     @nn.compact
     def __call__(self, x_BF: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, ...) -> (B, O)``."""
+        """Map inputs ``(B, ...)`` to outputs ``(B, O)``."""
         x_BF = flatten(x_BF)
         for layer, width in enumerate(self.widths[1:-1]):
             x_BF = nn.elu(nn.Dense(width, name=f"hidden_{layer}")(x_BF))
@@ -40,9 +40,9 @@ class Mlp(nn.Module):
 
 
 class Conv(nn.Module):
-    """A convolution as one matrix product over the shifted images; ``padding`` zeros on each side.
+    """A convolution, computed as one matrix product over shifted images. ``padding`` counts the zeros on each side.
 
-    XLA's own convolution runs ten times slower inside a compiled loop on a CPU, which is where clients train.
+    On a CPU, XLA's own convolution is ten times slower inside a compiled loop, and clients train inside such a loop.
     """
 
     num_outputs: int
@@ -52,7 +52,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        """``(B, H, W, C) -> (B, H', W', O)`` with ``H' = (H + 2 padding - size) // stride + 1``."""
+        """Map ``(B, H, W, C)`` to ``(B, H', W', O)`` with ``H' = (H + 2 padding - size) // stride + 1``."""
         channels, size, pad = x_BHWC.shape[-1], self.kernel_size, (self.padding, self.padding)
         kernel_HWCO = self.param("kernel", nn.initializers.lecun_normal(), (size, size, channels, self.num_outputs))
         bias_O = self.param("bias", nn.initializers.zeros, (self.num_outputs,))
@@ -65,41 +65,41 @@ class Conv(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Two 3 x 3 convolutions (16 and 32 channels), each with ELU and 2 x 2 mean, then an affine map."""
+    """Two 3 x 3 convolutions (16 and 32 channels), each with ELU and a 2 x 2 mean, then an affine map."""
 
     num_outputs: int
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         x_BHWC = avg_pool_2x2(nn.elu(Conv(16, name="conv_0")(x_BHWC)))
         x_BHWC = avg_pool_2x2(nn.elu(Conv(32, name="conv_1")(x_BHWC)))
-        x_BCHW = x_BHWC.transpose(0, 3, 1, 2)  # the order in which the torch twin flattens
+        x_BCHW = x_BHWC.transpose(0, 3, 1, 2)  # the torch model flattens in this order
         return nn.Dense(self.num_outputs, name="out")(flatten(x_BCHW))
 
 
 def linear(num_inputs: int, num_outputs: int) -> nn.Module:
-    """Linear or logistic regression; flax infers the number of inputs."""
+    """Return a linear or logistic regression. Flax infers the number of inputs."""
     return Linear(num_outputs)
 
 
 def mlp(widths: Sequence[int]) -> nn.Module:
-    """A multilayer perceptron; ``widths`` runs from inputs to outputs."""
+    """Return a multilayer perceptron. ``widths`` includes the inputs and the outputs."""
     return Mlp(tuple(widths))
 
 
 def cnn(image_HWC: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """A small convolutional network."""
+    """Return a network of two convolutions and an affine map."""
     return Cnn(num_outputs)
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """``(B, ...) -> (B, F)``."""
+    """Reshape inputs ``(B, ...)`` to ``(B, F)``."""
     return x.reshape(len(x), -1)
 
 
 def avg_pool_2x2(x_BHWC: jax.Array) -> jax.Array:
-    """Means of 2 x 2 pixels; an odd row or column at the end is left out."""
+    """Return the means of squares of 2 x 2 pixels, without an odd last row or column."""
     batch, height, width, channels = x_BHWC.shape
     even = x_BHWC[:, : height // 2 * 2, : width // 2 * 2]
     return even.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

@@ -1,4 +1,4 @@
-"""The models in PyTorch. Each has a twin of the same name in `simulations.models.basic.jax`.
+"""Basic models in PyTorch. `simulations.models.basic.jax` has the same models under the same names.
 
 Shapes: B batch, F features, H height, W width, C channels, O outputs.
 """
@@ -15,19 +15,19 @@ Module = nn.Module
 
 
 class Linear(nn.Module):
-    """One affine map: linear or logistic regression."""
+    """An affine map, for linear and logistic regression."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
         self.out = nn.Linear(num_inputs, num_outputs)
 
     def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """``(B, ...) -> (B, O)``."""
+        """Map inputs ``(B, ...)`` to outputs ``(B, O)``."""
         return self.out(x_BF.flatten(1))
 
 
 class Mlp(nn.Module):
-    """Affine maps with ELU between them; ``widths`` runs from inputs to outputs."""
+    """A multilayer perceptron with ELU between its affine maps. ``widths`` includes the inputs and the outputs."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Mlp(nn.Module):
         self.out = nn.Linear(widths[-2], widths[-1])
 
     def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """``(B, ...) -> (B, O)``."""
+        """Map inputs ``(B, ...)`` to outputs ``(B, O)``."""
         x_BF = x_BF.flatten(1)
         for layer in range(self.num_hidden):
             x_BF = F.elu(self.get_submodule(f"hidden_{layer}")(x_BF))
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Two 3 x 3 convolutions (16 and 32 channels), each with ELU and 2 x 2 mean, then an affine map."""
+    """Two 3 x 3 convolutions (16 and 32 channels), each with ELU and a 2 x 2 mean, then an affine map."""
 
     def __init__(self, image_HWC: tuple[int, ...], num_outputs: int) -> None:
         super().__init__()
@@ -55,23 +55,23 @@ class Cnn(nn.Module):
         self.out = nn.Linear(32 * (height // 4) * (width // 4), num_outputs)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """``(B, H, W, C) -> (B, O)``."""
-        x_BCHW = x_BHWC.permute(0, 3, 1, 2)  # no copy: this is the channels-last layout, the fast one
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)  # no copy: the result has the fast channels-last layout
         x_BCHW = F.avg_pool2d(F.elu(self.conv_0(x_BCHW)), 2)
         x_BCHW = F.avg_pool2d(F.elu(self.conv_1(x_BCHW)), 2)
         return self.out(x_BCHW.flatten(1))
 
 
 def linear(num_inputs: int, num_outputs: int) -> nn.Module:
-    """Linear or logistic regression."""
+    """Return a linear or logistic regression."""
     return Linear(num_inputs, num_outputs)
 
 
 def mlp(widths: Sequence[int]) -> nn.Module:
-    """A multilayer perceptron; ``widths`` runs from inputs to outputs."""
+    """Return a multilayer perceptron. ``widths`` includes the inputs and the outputs."""
     return Mlp(widths)
 
 
 def cnn(image_HWC: tuple[int, ...], num_outputs: int) -> nn.Module:
-    """A small convolutional network."""
+    """Return a network of two convolutions and an affine map."""
     return Cnn(image_HWC, num_outputs)

@@ -1,4 +1,4 @@
-"""A pretrained text encoder that is tuned to a task, whole or by adapters: twins in either framework.
+"""Fine-tune a pretrained text encoder, by its own layers or by adapters, in both frameworks.
 
 Shapes: D parameters laid flat, E width.
 """
@@ -21,21 +21,21 @@ from simulations.models import load_family
 
 TUNING_KINDS = ("lora", "full")
 PROJECTIONS = ("query", "key", "value", "mix", "up", "down")  # the affine maps of a layer
-MASK_PENALTY = 1e9  # what a hidden position loses before a softmax
+MASK_PENALTY = 1e9  # subtracted from the scores of masked positions before a softmax
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Of an encoder.
+    """Sizes of a pretrained encoder.
 
     Args:
-        vocab_size: token numbers run from 0, which pads, to this - 1.
-        length: of a text, with its padding.
-        width: E, of what stands for a token.
-        num_heads: of attention.
-        num_layers: layers.
-        hidden: width inside of a layer's perceptron.
-        epsilon: of layer norm.
+        vocab_size: number of tokens; token numbers are below it, and 0 is padding.
+        length: number of tokens of a text, including padding.
+        width: width E of a token vector.
+        num_heads: number of attention heads.
+        num_layers: number of layers.
+        hidden: hidden width of the perceptron of a layer.
+        epsilon: constant in the denominator of layer norm.
     """
 
     vocab_size: int
@@ -55,12 +55,12 @@ class EncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedEncoder:
-    """An encoder as it was trained elsewhere.
+    """A pretrained encoder: its name, sizes and weights.
 
     Args:
-        name: for the header.
-        config: its.
-        weights: each parameter by the name that it has in `simulations.models.encoder.torch`, without the head's.
+        name: name in the header of a run.
+        config: sizes of the encoder.
+        weights: parameters without the head, by their names in `simulations.models.encoder.torch`.
     """
 
     name: str
@@ -70,21 +70,25 @@ class PretrainedEncoder:
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning:
-    """What of a pretrained encoder is trained and travels, beside the head; all else stays, and is nobody's update.
+    """Settings of the fine-tuning of a pretrained encoder.
 
-    A map ``W x + b`` with an adapter becomes ``W x + b + alpha / r B A x`` with W and b as they were. A begins as any
-    layer of r outputs, B at zero, so that tuning begins at the encoder as it is.
+    They choose the parameters that are trained and sent, beside the head. All other parameters are frozen and not part
+    of an update.
+
+    An adapter changes a map ``W x + b`` to ``W x + b + alpha / r B A x`` with frozen W and b. A has the default initial
+    values of an affine map. B starts at zero, so that the initial model equals the pretrained encoder.
 
     Args:
-        kind: ``lora`` (A and B) or ``full`` (the layers themselves, and the embeddings if it is all of them).
-        num_tuned_layers: how many, from the top, are tuned, >= 0; 0 is the head alone.
-        rank: r, >= 1, of ``lora``.
-        alpha: > 0, of ``lora``.
-        projections: of ``lora``: which of ``PROJECTIONS`` have adapters, one at least.
-        dropout: share of what adapters and head read that is set to zero in training, in [0, 1).
+        kind: ``lora`` (default) trains A and B. ``full`` trains the layers themselves, and also the embeddings if all
+            layers are tuned.
+        num_tuned_layers: number of tuned layers, counted from the last one, >= 0, default 3; 0 trains the head only.
+        rank: rank r of ``lora``, >= 1, default 8.
+        alpha: factor alpha of ``lora``, > 0, default 16.
+        projections: affine maps that have adapters with ``lora``, at least one of ``PROJECTIONS``.
+        dropout: share of the inputs of adapters and head that training sets to zero, in [0, 1), default 0.
 
     Raises:
-        SettingError: a setting is out of range, by the name that it has in a scenario.
+        SettingError: A setting is out of range. The error has the name of the setting in a scenario.
 
     Reference: Hu et al., *LoRA: Low-Rank Adaptation of Large Language Models*, ICLR 2022, arXiv:2106.09685, section 4.
 
@@ -103,7 +107,7 @@ class FineTuning:
         guess = did_you_mean(str(self.kind), TUNING_KINDS) or "lora"
         require(self.kind in TUNING_KINDS, "tuning", self.kind, f"one of {', '.join(TUNING_KINDS)}", f"tuning={guess}")
         layers = is_count(self.num_tuned_layers, at_least=0)
-        require(layers, "layers", self.num_tuned_layers, "a whole number >= 0 of layers, from the top", "layers=3")
+        require(layers, "layers", self.num_tuned_layers, "a whole number >= 0, counted from the last layer", "layers=3")
         require(is_count(self.rank), "lora_rank", self.rank, "a whole number >= 1", "lora_rank=8")
         positive = is_number(self.alpha, at_least=0) and self.alpha > 0
         require(positive, "lora_alpha", self.alpha, "a number > 0", "lora_alpha=16")
@@ -116,21 +120,21 @@ class FineTuning:
 
     @property
     def scale(self) -> float:
-        """Of what an adapter adds."""
+        """Factor of the output of an adapter, alpha / r."""
         return self.alpha / self.rank
 
     def adapted_modules(self, layer: int, *, num_layers: int) -> tuple[str, ...]:
-        """The maps of a layer that have adapters."""
+        """Return the names of the affine maps of a layer that have adapters."""
         return tuple(self.projections) if self.kind == "lora" and layer >= num_layers - self.num_tuned_layers else ()
 
     def frozen_params(self, encoder: PretrainedEncoder) -> Mapping[str, np.ndarray]:
-        """The parameters that stay as they are."""
+        """Return the parameters of the encoder that training does not change."""
         if self.kind == "lora":
             return encoder.weights
         depth = encoder.config.num_layers
         tuned = tuple(f"layer_{layer}." for layer in range(depth) if layer >= depth - self.num_tuned_layers)
-        everything = self.num_tuned_layers >= depth
-        return {name: v for name, v in encoder.weights.items() if not (everything or name.startswith(tuned))}
+        all_tuned = self.num_tuned_layers >= depth
+        return {name: v for name, v in encoder.weights.items() if not (all_tuned or name.startswith(tuned))}
 
 
 def build_fine_tuning_trainer(
@@ -141,56 +145,60 @@ def build_fine_tuning_trainer(
     framework: str = "torch",
     device: str = "cpu",
 ) -> tuple[Trainer, str]:
-    """A trainer of a pretrained encoder with a head for a task, and one line that describes it.
+    """Build a trainer for a pretrained encoder with a head for the task, and describe the model in one line.
 
     Args:
-        encoder: to begin from.
-        tuning: what of it is trained.
-        data: for the task and the number of classes; examples are ``(length,)`` token numbers.
-        framework: ``torch``, ``jax`` or ``mixed``.
-        device: where to compute.
+        encoder: pretrained encoder with the initial weights.
+        tuning: settings of the fine-tuning.
+        data: data set that defines the task and the number of classes; an example has shape (length,), token numbers.
+        framework: ``torch`` (default), ``jax`` or ``mixed``.
+        device: device for the computation.
 
     Raises:
-        SettingError: more layers are to be tuned than there are, or the framework is unknown.
-        MissingExtra: the framework is not installed.
+        SettingError: ``tuning`` has more layers than the encoder, or the framework is unknown.
+        MissingExtra: The framework is not installed.
     """
     depth = encoder.config.num_layers
     require(
         tuning.num_tuned_layers <= depth,
         "layers",
         tuning.num_tuned_layers,
-        f"at most {depth}, which {encoder.name} has",
+        f"at most {depth}, the number of layers of {encoder.name}",
         "layers=3",
     )
-    how = f"lora {tuning.rank} on {', '.join(tuning.projections)}" if tuning.kind == "lora" else tuning.kind
+    kind = f"lora {tuning.rank} on {', '.join(tuning.projections)}" if tuning.kind == "lora" else tuning.kind
     line = (
-        f"{encoder.name}, {how}, {tuning.num_tuned_layers} of {depth} layers"
+        f"{encoder.name}, {kind}, {tuning.num_tuned_layers} of {depth} layers"
         if tuning.num_tuned_layers
         else f"{encoder.name}, head"
     )
     if framework == "mixed":
-        trainers = [_trainer(encoder, tuning, data, one, device) for one in ("torch", "jax")]
+        trainers = [_build_trainer(encoder, tuning, data, name, device) for name in ("torch", "jax")]
         return MixedTrainer(trainers), line
-    return _trainer(encoder, tuning, data, framework, device), line
+    return _build_trainer(encoder, tuning, data, framework, device), line
 
 
-def _trainer(
+def _build_trainer(
     encoder: PretrainedEncoder, tuning: FineTuning, data: FederatedData, framework: str, device: str
 ) -> Trainer:
     modules, trainers = load_family(framework, "encoder")
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     frozen = tuning.frozen_params(encoder)
-    how: dict[str, Any] = {"task": data.task, "device": device, "initial": partial(_initial, encoder.weights)}
+    initial = partial(_initial_params, encoder.weights)
+    options: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}
     module = modules.build_encoder(encoder.config, tuning, num_outputs, frozen)
     if framework == "torch":
-        made: Trainer = trainers.TorchTrainer(module, **how)
-        return made
-    made = trainers.JaxTrainer(module, input_shape=(encoder.config.length,), **how)
-    return made
+        trainer: Trainer = trainers.TorchTrainer(module, **options)
+        return trainer
+    trainer = trainers.JaxTrainer(module, input_shape=(encoder.config.length,), **options)
+    return trainer
 
 
-def _initial(weights: Mapping[str, np.ndarray], layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """What is known, adapters that add nothing, and all else by the default law."""
+def _initial_params(weights: Mapping[str, np.ndarray], layout: Layout, rng: np.random.Generator) -> np.ndarray:
+    """Return the initial parameters.
+
+    Encoder parameters have their pretrained values. Matrices B of adapters are zero. All others are drawn by default.
+    """
     tensors = layout.unpack(default_initial_parameters(layout, rng))
     for name, tensor in tensors.items():
         if name in weights:

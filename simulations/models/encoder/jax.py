@@ -1,4 +1,4 @@
-"""A pretrained text encoder in JAX (flax linen). Its twin is in `simulations.models.encoder.torch`.
+"""Pretrained text encoder in JAX (flax linen). `simulations.models.encoder.torch` has the same model.
 
 Shapes: B batch, T positions, E width, A heads, R rank, C outputs.
 """
@@ -24,7 +24,7 @@ Module = nn.Module
 
 
 class Layer(nn.Module):
-    """Self-attention and a two-layer perceptron, each added to its inputs and then normalised."""
+    """Self-attention and a two-layer perceptron, each with a residual connection and then a layer norm."""
 
     config: EncoderConfig
     tuning: FineTuning
@@ -33,7 +33,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
-        """``(B, T, E) -> (B, T, E)``."""
+        """Map token vectors ``(B, T, E)`` to token vectors ``(B, T, E)``."""
         shape = (*x_BTE.shape[:2], self.config.num_heads, -1)
         query, key, value = (self._map(name, x_BTE).reshape(shape).swapaxes(1, 2) for name in ("query", "key", "value"))
         score_BATT = query @ key.swapaxes(2, 3) / sqrt(query.shape[-1]) - MASK_PENALTY * ~real_BT[:, None, None, :]
@@ -43,12 +43,12 @@ class Layer(nn.Module):
         return _norm("norm_1", self.config)(x_BTE + self._map("down", up_BTE))
 
     def _map(self, name: str, x_BTE: jax.Array) -> jax.Array:
-        """One of the affine maps, with its adapter if it has one."""
+        """Apply an affine map of the layer, and its adapter if there is one."""
         _, outputs = self.config.projections[name]
         y_BTE = nn.Dense(outputs, name=name)(x_BTE)
         if name not in self.adapted_modules:
             return y_BTE
-        low_BTR = nn.Dense(self.tuning.rank, use_bias=False, name=f"{name}_a")(_dropped(x_BTE, self.tuning, self.train))
+        low_BTR = nn.Dense(self.tuning.rank, use_bias=False, name=f"{name}_a")(_dropout(x_BTE, self.tuning, self.train))
         return y_BTE + self.tuning.scale * nn.Dense(outputs, use_bias=False, name=f"{name}_b")(low_BTR)
 
 
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BT: jax.Array, train: bool = False) -> jax.Array:
-        """``(B, T) -> (B, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
         sizes, real_BT = self.config, x_BT > 0
         places_BT = jnp.broadcast_to(jnp.arange(x_BT.shape[1]), x_BT.shape)
         words_BTE = nn.Embed(sizes.vocab_size, sizes.width, name="token_embedding")(x_BT.astype(jnp.int32))
@@ -73,74 +73,74 @@ class Encoder(nn.Module):
             x_BTE = Layer(sizes, self.tuning, adapted, train, name=f"layer_{layer}")(x_BTE, real_BT)
         total_BE = (x_BTE * real_BT[:, :, None]).sum(1)
         mean_BE = total_BE / jnp.maximum(real_BT.sum(1, keepdims=True), 1)
-        return nn.Dense(self.num_outputs, name="out")(_dropped(mean_BE, self.tuning, train))
+        return nn.Dense(self.num_outputs, name="out")(_dropout(mean_BE, self.tuning, train))
 
 
-def _dropped(x: jax.Array, tuning: FineTuning, train: bool) -> jax.Array:
-    """Called inside a compact method."""
-    dropped: jax.Array = nn.Dropout(tuning.dropout, deterministic=not train)(x)
-    return dropped
+def _dropout(x: jax.Array, tuning: FineTuning, train: bool) -> jax.Array:
+    """Apply dropout. Call it inside a compact method only."""
+    outputs: jax.Array = nn.Dropout(tuning.dropout, deterministic=not train)(x)
+    return outputs
 
 
 def _norm(name: str, sizes: EncoderConfig) -> nn.LayerNorm:
-    """Torch's layer norm."""
+    """Return a layer norm with the variance of torch."""
     return nn.LayerNorm(epsilon=sizes.epsilon, use_fast_variance=False, name=name)
 
 
 def build_encoder(
     config: EncoderConfig, tuning: FineTuning, num_outputs: int, frozen: Mapping[str, np.ndarray]
 ) -> PartiallyFrozenModule:
-    """An encoder whose ``frozen`` parameters have these values, and keep them."""
+    """Build an encoder with a head. Parameters in ``frozen`` have these values, and training does not change them."""
     return PartiallyFrozenModule(Encoder(config, tuning, num_outputs), frozen)
 
 
 class PartiallyFrozenModule:
-    """A module some of whose parameters have these values, and keep them; the others are all that it shows.
+    """A module with frozen parameters. Its variables contain the trained parameters only.
 
-    They are arguments of each compiled program, so that they lie in memory once for all programs and clients. As
-    constants, 90 MB of them, they would be a part of each, and of each that JAX keeps on disk.
+    The frozen values are an argument of each compiled program, so that memory holds them once for all programs and
+    clients. As constants, 90 MB, they would be part of each program, and of each program that JAX caches on disk.
 
     Args:
-        module: to be anchored.
-        frozen: values by the names that torch gives the parameters.
+        module: module with all parameters.
+        frozen: values of the frozen parameters, by their names in torch.
     """
 
     def __init__(self, module: nn.Module, frozen: Mapping[str, np.ndarray]) -> None:
-        self.module, self._given, self._traced = module, dict(_to_flax(*one) for one in frozen.items()), local()
+        self.module, self._frozen, self._traced = module, dict(_to_flax(*item) for item in frozen.items()), local()
 
     def __call__(self, x_BT: jax.Array, train: bool = False) -> jax.Array:
-        """What the module makes of its inputs, where it is bound."""
+        """Return the outputs of the inner module. The module must be bound."""
         outputs: jax.Array = self.module(x_BT, train=train)
         return outputs
 
     def init(self, *args: Any) -> Any:
-        """The variables that are not frozen."""
+        """Return the initial variables without the frozen parameters."""
         variables = self.module.init(*args)
         leaves = flatten_dict(variables["params"])
-        return {**variables, "params": unflatten_dict({k: v for k, v in leaves.items() if k not in self._given})}
+        return {**variables, "params": unflatten_dict({k: v for k, v in leaves.items() if k not in self._frozen})}
 
-    def apply(self, variables: Any, *args: Any, **how: Any) -> Any:
-        """The module, with these variables and those that are frozen."""
+    def apply(self, variables: Any, *args: Any, **options: Any) -> Any:
+        """Apply the inner module with these variables and the frozen parameters."""
         frozen = getattr(self._traced, "values", None) or self._values
         params = unflatten_dict({**frozen, **flatten_dict(variables["params"])})
-        return self.module.apply({**variables, "params": params}, *args, **how)
+        return self.module.apply({**variables, "params": params}, *args, **options)
 
     def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        """As ``jax.jit``, of a function that applies this module."""
+        """Compile a function that applies this module, with the options of ``jax.jit``."""
 
         def traced(frozen: Any, *args: Any) -> Any:
-            with self._holding(frozen):
+            with self._traced_values(frozen):
                 return function(*args)
 
         compiled = jax.jit(traced, **options)
         return lambda *args: compiled(self._values, *args)
 
     @cached_property
-    def _values(self) -> Any:  # not before they are needed: then it is known on which device
-        return {path: jnp.asarray(value) for path, value in self._given.items()}
+    def _values(self) -> Any:  # created on first use, when the device is known
+        return {path: jnp.asarray(value) for path, value in self._frozen.items()}
 
     @contextmanager
-    def _holding(self, frozen: Any) -> Iterator[None]:
+    def _traced_values(self, frozen: Any) -> Iterator[None]:
         self._traced.values = frozen
         try:
             yield
@@ -149,7 +149,7 @@ class PartiallyFrozenModule:
 
 
 def _to_flax(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """The path and the orientation that flax gives a parameter of the torch twin."""
+    """Return the path of a torch parameter in flax, and its value in the orientation of flax."""
     *path, kind = name.split(".")
     if kind == "bias":
         return (*path, kind), value

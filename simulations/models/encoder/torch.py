@@ -1,4 +1,4 @@
-"""A pretrained text encoder in PyTorch. Its twin is in `simulations.models.encoder.jax`.
+"""Pretrained text encoder in PyTorch. `simulations.models.encoder.jax` has the same model.
 
 Shapes: B batch, T positions, E width, A heads, R rank, C outputs.
 """
@@ -16,11 +16,11 @@ from torch.nn import functional as F  # noqa: N812
 from simulations.models.encoder import MASK_PENALTY, EncoderConfig, FineTuning
 
 Module = nn.Module
-INFERENCE_BATCH_SIZE = 64  # texts that are read at once where there is no gradient
+INFERENCE_BATCH_SIZE = 64  # texts per batch in inference mode
 
 
 class Layer(nn.Module):
-    """Self-attention and a two-layer perceptron, each added to its inputs and then normalised."""
+    """Self-attention and a two-layer perceptron, each with a residual connection and then a layer norm."""
 
     def __init__(self, config: EncoderConfig, tuning: FineTuning, adapted_modules: tuple[str, ...]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Layer(nn.Module):
         self.norm_1 = nn.LayerNorm(config.width, eps=config.epsilon)
 
     def forward(self, x_BTE: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T, E) -> (B, T, E)``."""
+        """Map token vectors ``(B, T, E)`` to token vectors ``(B, T, E)``."""
         shape = (*x_BTE.shape[:2], self.num_heads, -1)
         query, key, value = (
             self.project(name, x_BTE).view(shape).transpose(1, 2) for name in ("query", "key", "value")
@@ -46,7 +46,7 @@ class Layer(nn.Module):
         return self.norm_1(x_BTE + self.project("down", F.gelu(self.project("up", x_BTE))))
 
     def project(self, name: str, x_BTE: torch.Tensor) -> torch.Tensor:
-        """One of the affine maps, with its adapter if it has one."""
+        """Apply an affine map of the layer, and its adapter if there is one."""
         y_BTE: torch.Tensor = self.get_submodule(name)(x_BTE)
         if name not in self.adapted_modules:
             return y_BTE
@@ -57,7 +57,9 @@ class Layer(nn.Module):
 class Encoder(nn.Module):
     """BERT's encoder, a mean over the tokens of a text, then an affine map.
 
-    Devlin, Chang, Lee, Toutanova, *BERT*, NAACL 2019, arXiv:1810.04805, for texts of one part.
+    The input is one text, not a pair of texts as in the paper.
+
+    Reference: Devlin, Chang, Lee, Toutanova, *BERT*, NAACL 2019, arXiv:1810.04805.
     """
 
     def __init__(self, config: EncoderConfig, tuning: FineTuning, num_outputs: int) -> None:
@@ -74,19 +76,22 @@ class Encoder(nn.Module):
         self.out = nn.Linear(config.width, num_outputs)
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T) -> (B, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
         if torch.is_inference_mode_enabled():
-            return self._by_length(x_BT)
-        return self._read(x_BT)
+            return self._encode_by_length(x_BT)
+        return self._encode(x_BT)
 
-    def _by_length(self, x_BT: torch.Tensor) -> torch.Tensor:
-        """Texts of like lengths together, without the padding that they share: half of the time is for padding."""
+    def _encode_by_length(self, x_BT: torch.Tensor) -> torch.Tensor:
+        """Encode texts of similar lengths together, without their common padding.
+
+        Otherwise padding takes half of the time.
+        """
         length_B, order_B = (x_BT > 0).sum(1).sort()
         parts = zip(x_BT[order_B].split(INFERENCE_BATCH_SIZE), length_B.split(INFERENCE_BATCH_SIZE), strict=True)
-        outputs_BC = torch.cat([self._read(part[:, : max(1, int(lengths[-1]))]) for part, lengths in parts])
+        outputs_BC = torch.cat([self._encode(part[:, : max(1, int(lengths[-1]))]) for part, lengths in parts])
         return outputs_BC[order_B.argsort()]
 
-    def _read(self, x_BT: torch.Tensor) -> torch.Tensor:
+    def _encode(self, x_BT: torch.Tensor) -> torch.Tensor:
         real_BT = x_BT > 0
         places_BT = torch.arange(x_BT.shape[1], device=x_BT.device).expand(x_BT.shape)
         x_BTE = self.norm(self.token_embedding(x_BT.long()) + self.position_embedding(places_BT))
@@ -97,14 +102,20 @@ class Encoder(nn.Module):
 
 
 def build_dropout(tuning: FineTuning) -> nn.Module:
-    """A module that draws random numbers only where there is dropout: clients whose models draw train one by one."""
+    """Return a dropout layer, or the identity if the dropout rate is zero.
+
+    The identity draws no random numbers. Clients with models that draw random numbers are trained one by one.
+    """
     return nn.Dropout(tuning.dropout) if tuning.dropout else nn.Identity()
 
 
 def build_encoder(
     config: EncoderConfig, tuning: FineTuning, num_outputs: int, frozen: Mapping[str, np.ndarray]
 ) -> nn.Module:
-    """An encoder whose ``frozen`` parameters have these values, and keep them; all others are zero."""
+    """Build an encoder with a head.
+
+    Parameters in ``frozen`` have these values, and training does not change them. All others are zero.
+    """
     with torch.device("meta"):
         module = Encoder(config, tuning, num_outputs)
     values = {name: torch.zeros(leaf.shape) for name, leaf in module.named_parameters() if name not in frozen}

@@ -1,4 +1,4 @@
-"""Trainers of recommenders: twins by name, in either framework."""
+"""Build trainers for recommender models, in both frameworks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedlearn.loop.protocols import Trainer
 from simulations.models.twins import build_named_trainer
 
 MODELS = ("mf", "ncf")
-ITEM_INIT_STD = 0.1  # of an item's factors before anybody has told of it
+ITEM_INIT_STD = 0.1  # standard deviation of the initial item factors
 
 
 def build_recommender(
@@ -25,28 +25,34 @@ def build_recommender(
     framework: str = "torch",
     device: str = "cpu",
 ) -> tuple[Trainer, str]:
-    """A trainer of a recommender, and one line that describes it.
+    """Build a trainer for a recommender model, and describe the model in one line.
 
     Args:
-        model: ``mf``, ``ncf``, or a module of your own that takes ``(B,)`` item numbers; what it knows of its user is
-            called ``user.*``.
-        data: for the task.
-        num_items: item numbers run from 0.
-        num_factors: numbers that describe a user or an item.
-        global_mean: a score that says nothing.
-        framework: ``torch``, ``jax`` or ``mixed``.
-        device: where to compute.
+        model: ``mf``, ``ncf``, or a module with inputs ``(B,)``, the item numbers. The names of its personal
+            parameters start with ``user.``.
+        data: data set that defines the task.
+        num_items: number of items; item numbers start at 0.
+        num_factors: number of factors of a user or an item.
+        global_mean: score of an unknown user and an unknown item.
+        framework: ``torch`` (default), ``jax`` or ``mixed``.
+        device: device for the computation.
     """
     sizes = (num_items, num_factors, global_mean)
-    how = {"framework": framework, "device": device}
+    options = {"framework": framework, "device": device}
     initial = initial_params if isinstance(model, str) else None
-    made = build_named_trainer("recommendation", model, MODELS, sizes, data, input_shape=(), initial=initial, **how)
+    trainer = build_named_trainer(
+        "recommendation", model, MODELS, sizes, data, input_shape=(), initial=initial, **options
+    )
     name = model if isinstance(model, str) else type(model).__name__
-    return made, f"{name}, {num_items} items, {num_factors} factors"
+    return trainer, f"{name}, {num_items} items, {num_factors} factors"
 
 
 def initial_params(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Initial parameters: nothing is known of the user, items differ a little, affine maps are as usual."""
+    """Draw the initial parameters.
+
+    User parameters and item biases are zero. Item factors are normal with standard deviation `ITEM_INIT_STD`. Affine
+    maps have their default initial values.
+    """
     tensors = layout.unpack(default_initial_parameters(layout, rng))
     for name, tensor in tensors.items():
         if name.startswith("user.") or name == "item_bias.weight":

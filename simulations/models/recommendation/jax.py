@@ -1,6 +1,6 @@
-"""Recommenders in JAX (flax linen). Each has a twin of the same name in `simulations.models.recommendation.torch`.
+"""Recommender models in JAX (flax linen). `simulations.models.recommendation.torch` has the same models.
 
-A model is one user's: its leaves ``user.*`` are that user's own, all others are about the items.
+A model serves one user. Its leaves ``user.*`` are the user's personal parameters; all others describe the items.
 
 Shapes: B batch, F factors, H hidden.
 """
@@ -16,19 +16,19 @@ zeros = nn.initializers.zeros
 
 
 class User(nn.Module):
-    """What is known of one user: vectors of F numbers, and a bias."""
+    """Parameters of one user: vectors of F numbers, and a bias."""
 
     num_factors: int
     num_vectors: int
 
     @nn.compact
     def __call__(self) -> tuple[jax.Array, jax.Array]:
-        """The vectors and the bias."""
+        """Return the vectors of the user and the bias."""
         return self.param("vectors", zeros, (self.num_vectors, self.num_factors)), self.param("bias", zeros, (1,))
 
 
 class MatrixFactorization(nn.Module):
-    """``mu + b_u + b_i + p_u q_i``: biased matrix factorisation."""
+    """Biased matrix factorization, ``mu + b_u + b_i + p_u q_i``."""
 
     num_items: int
     num_factors: int
@@ -36,7 +36,7 @@ class MatrixFactorization(nn.Module):
 
     @nn.compact
     def __call__(self, x_B: jax.Array) -> jax.Array:
-        """Item numbers ``(B,)`` to ``(B, 1)``."""
+        """Map item numbers ``(B,)`` to scores ``(B, 1)``."""
         item_B = x_B.astype(jnp.int32)
         vectors, bias = User(self.num_factors, 1, name="user")()
         match_B1 = nn.Embed(self.num_items, self.num_factors, name="items")(item_B) @ vectors.T
@@ -44,7 +44,10 @@ class MatrixFactorization(nn.Module):
 
 
 class NeuralCollaborativeFiltering(nn.Module):
-    """An affine map of products of factors (GMF) beside a perceptron on a second pair of vectors (MLP)."""
+    """Neural collaborative filtering: an affine map of two parts, a product of factors (GMF) and a perceptron (MLP).
+
+    Each part has its own vectors for the user and the items.
+    """
 
     num_items: int
     num_factors: int
@@ -52,7 +55,7 @@ class NeuralCollaborativeFiltering(nn.Module):
 
     @nn.compact
     def __call__(self, x_B: jax.Array) -> jax.Array:
-        """Item numbers ``(B,)`` to ``(B, 1)``."""
+        """Map item numbers ``(B,)`` to scores ``(B, 1)``."""
         item_B = x_B.astype(jnp.int32)
         vectors, bias = User(self.num_factors, 2, name="user")()
         items_BF = nn.Embed(self.num_items, 2 * self.num_factors, name="items")(item_B)
@@ -65,10 +68,10 @@ class NeuralCollaborativeFiltering(nn.Module):
 
 
 def mf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
-    """Biased matrix factorisation."""
+    """Return a model of biased matrix factorization."""
     return MatrixFactorization(num_items, num_factors, global_mean)
 
 
 def ncf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
-    """Neural collaborative filtering."""
+    """Return a model of neural collaborative filtering."""
     return NeuralCollaborativeFiltering(num_items, num_factors, global_mean)

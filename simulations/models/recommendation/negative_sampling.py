@@ -1,4 +1,4 @@
-"""Films that a user has not seen, other ones in each round.
+"""Negative sampling: each round draws new items that a user has not rated.
 
 Shapes: M items.
 """
@@ -19,15 +19,18 @@ from fedlearn.trainers.batching import round_of
 
 
 class NegativeSamplingTrainer(TrainerWrapper):
-    """Trains on what each user has seen beside as many others as its data hold, drawn anew in each round.
+    """Train on each user's positive items and on negative items that are drawn anew in each round.
+
+    The number of negative items equals the number of negatives in the user's data.
 
     Args:
-        trainer: the one within.
-        data: of a ranking: examples of target 1 are seen, the others are not.
-        num_items: M.
+        trainer: trainer that receives the new examples.
+        data: data of a ranking task; examples of target 1 are positive, examples of target 0 negative.
+        num_items: number of items M.
 
-    *Guarantees*: no item of a user's held-out list is trained on, neither way. Draws follow from (seed, round, client)
-    alone and come before any framework. A client that the data do not know (a baseline's) trains on what it is given.
+    *Guarantees*: No item of a user's held-out list is used for training, as a positive or as a negative. Draws
+    depend on (seed, round, client) only, not on the framework. Clients that are not in ``data``, such as the client
+    of a baseline, train on their examples unchanged.
     """
 
     def __init__(self, trainer: Trainer, data: FederatedData, *, num_items: int) -> None:
@@ -35,28 +38,30 @@ class NegativeSamplingTrainer(TrainerWrapper):
         self.data, self.num_items = data, num_items
 
     def with_batching(self, batching: str) -> NegativeSamplingTrainer:
-        """The same around the trainer batched so."""
+        """Return a copy whose inner trainer has this batching."""
         return NegativeSamplingTrainer(self.trainer.with_batching(batching), self.data, num_items=self.num_items)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients with new negatives; see `Trainer.fit`."""
-        return self.trainer.fit(request, rule, [self._renewed(request, one) for one in work])
+        return self.trainer.fit(request, rule, [self._resample_negatives(request, item) for item in work])
 
-    def _renewed(self, order: Request, one: ClientWork) -> ClientWork:
-        if one.client not in self.data.clients:
-            return one
-        liked = one.examples.x[one.examples.y == 1]
-        rng = generator(order.seed, Purpose.AUGMENT, round=round_of(order, one), client=one.client)
-        others = self._unseen(one.client, liked, len(one.examples) - len(liked), rng)
-        return one._replace(examples=label_items(liked, others))
+    def _resample_negatives(self, request: Request, work: ClientWork) -> ClientWork:
+        if work.client not in self.data.clients:
+            return work
+        positives = work.examples.x[work.examples.y == 1]
+        rng = generator(request.seed, Purpose.AUGMENT, round=round_of(request, work), client=work.client)
+        negatives = self._draw_negatives(work.client, positives, len(work.examples) - len(positives), rng)
+        return work._replace(examples=label_items(positives, negatives))
 
-    def _unseen(self, client: ClientId, liked: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        rest = np.setdiff1d(np.arange(self.num_items), np.concatenate([liked, self.data.test(client).x]))
-        return rng.choice(rest, count) if count else rest[:0]
+    def _draw_negatives(
+        self, client: ClientId, positives: np.ndarray, count: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        candidates = np.setdiff1d(np.arange(self.num_items), np.concatenate([positives, self.data.test(client).x]))
+        return rng.choice(candidates, count) if count else candidates[:0]
 
 
 def label_items(positives: np.ndarray, negatives: np.ndarray) -> Examples:
-    """Items of target 1, then of target 0."""
+    """Return examples of target 1 for the positives, then of target 0 for the negatives."""
     return Examples(
         np.concatenate([positives, negatives]).astype(np.int32), np.repeat([1, 0], [len(positives), len(negatives)])
     )

@@ -1,6 +1,6 @@
-"""Recommenders in PyTorch. Each has a twin of the same name in `simulations.models.recommendation.jax`.
+"""Recommender models in PyTorch. `simulations.models.recommendation.jax` has the same models.
 
-A model is one user's: its leaves ``user.*`` are that user's own, all others are about the items.
+A model serves one user. Its leaves ``user.*`` are the user's personal parameters; all others describe the items.
 
 Shapes: B batch, F factors, H hidden.
 """
@@ -15,7 +15,7 @@ Module = nn.Module
 
 
 class User(nn.Module):
-    """What is known of one user: vectors of F numbers, and a bias."""
+    """Parameters of one user: vectors of F numbers, and a bias."""
 
     def __init__(self, num_factors: int, num_vectors: int) -> None:
         super().__init__()
@@ -24,9 +24,9 @@ class User(nn.Module):
 
 
 class MatrixFactorization(nn.Module):
-    """``mu + b_u + b_i + p_u q_i``: biased matrix factorisation.
+    """Biased matrix factorization, ``mu + b_u + b_i + p_u q_i``.
 
-    Koren, Bell, Volinsky, *Matrix Factorization Techniques for Recommender Systems*, IEEE Computer 42, 2009.
+    Reference: Koren, Bell, Volinsky, *Matrix Factorization Techniques for Recommender Systems*, IEEE Computer 42, 2009.
     """
 
     def __init__(self, num_items: int, num_factors: int, global_mean: float) -> None:
@@ -36,16 +36,18 @@ class MatrixFactorization(nn.Module):
         self.items, self.item_bias = nn.Embedding(num_items, num_factors), nn.Embedding(num_items, 1)
 
     def forward(self, x_B: torch.Tensor) -> torch.Tensor:
-        """Item numbers ``(B,)`` to ``(B, 1)``."""
+        """Map item numbers ``(B,)`` to scores ``(B, 1)``."""
         item_B = x_B.long()
         match_B1 = self.items(item_B) @ self.user.vectors.t()
         return self.global_mean + self.user.bias + self.item_bias(item_B) + match_B1
 
 
 class NeuralCollaborativeFiltering(nn.Module):
-    """An affine map of products of factors (GMF) beside a perceptron on a second pair of vectors (MLP).
+    """Neural collaborative filtering: an affine map of two parts, a product of factors (GMF) and a perceptron (MLP).
 
-    He, Liao, Zhang, Nie, Hu, Chua, *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031.
+    Each part has its own vectors for the user and the items.
+
+    Reference: He, Liao, Zhang, Nie, Hu, Chua, *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031.
     """
 
     def __init__(self, num_items: int, num_factors: int, global_mean: float) -> None:
@@ -60,7 +62,7 @@ class NeuralCollaborativeFiltering(nn.Module):
         self.out = nn.Linear(2 * num_factors, 1)
 
     def forward(self, x_B: torch.Tensor) -> torch.Tensor:
-        """Item numbers ``(B,)`` to ``(B, 1)``."""
+        """Map item numbers ``(B,)`` to scores ``(B, 1)``."""
         item_B = x_B.long()
         product_BF, beside_BF = self.items(item_B).chunk(2, dim=1)
         gmf_BF = product_BF * self.user.vectors[0]
@@ -70,10 +72,10 @@ class NeuralCollaborativeFiltering(nn.Module):
 
 
 def mf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
-    """Biased matrix factorisation."""
+    """Return a model of biased matrix factorization."""
     return MatrixFactorization(num_items, num_factors, global_mean)
 
 
 def ncf(num_items: int, num_factors: int, global_mean: float) -> nn.Module:
-    """Neural collaborative filtering."""
+    """Return a model of neural collaborative filtering."""
     return NeuralCollaborativeFiltering(num_items, num_factors, global_mean)

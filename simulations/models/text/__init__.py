@@ -1,4 +1,4 @@
-"""Trainers of models of text: twins by name, in either framework.
+"""Build trainers for text models, in both frameworks.
 
 Shapes: T positions, E width.
 """
@@ -13,48 +13,55 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.loop.protocols import Trainer
 from simulations.models.twins import build_named_trainer
 
-TEXT_CLASSIFIERS = ("cnn", "bilstm", "transformer")  # one output for a text
-LANGUAGE_MODELS = ("lstm", "gru", "transformer")  # one for each position: the next token
+TEXT_CLASSIFIERS = ("cnn", "bilstm", "transformer")  # one output per text
+LANGUAGE_MODELS = ("lstm", "gru", "transformer")  # one output per position, for the next token
 
 
 def build_text_classifier(
     model: Any, data: FederatedData, *, vocab_size: int, length: int, framework: str = "torch", device: str = "cpu"
 ) -> tuple[Trainer, str]:
-    """A trainer of a model that classifies texts, and one line that describes it.
+    """Build a trainer for a text classifier, and describe the model in one line.
 
     Args:
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module of your own that takes ``(B, length)`` token numbers.
-        data: for the task and the number of classes.
-        vocab_size: token numbers run from 0, which pads, to this - 1.
-        length: of a text, with its padding.
-        framework: ``torch``, ``jax`` or ``mixed``.
-        device: where to compute.
+        model: ``cnn``, ``bilstm``, ``transformer``, or a module with inputs ``(B, length)``, the token numbers.
+        data: data set that defines the task and the number of classes.
+        vocab_size: number of tokens; token numbers are below it, and 0 is padding.
+        length: number of tokens of a text, including padding.
+        framework: ``torch`` (default), ``jax`` or ``mixed``.
+        device: device for the computation.
     """
     num_outputs = data.num_classes if data.task == "multiclass" else 1
     sizes = (vocab_size, num_outputs)
-    made = build_named_trainer(
+    trainer = build_named_trainer(
         "text", model, TEXT_CLASSIFIERS, sizes, data, input_shape=(length,), framework=framework, device=device
     )
-    return made, f"{_name(model)}, {vocab_size} tokens, {num_outputs} output{'s' * (num_outputs > 1)}"
+    return trainer, f"{_name(model)}, {vocab_size} tokens, {num_outputs} output{'s' * (num_outputs > 1)}"
 
 
 def build_language_model(
     model: Any, data: FederatedData, *, vocab_size: int, length: int, framework: str = "torch", device: str = "cpu"
 ) -> tuple[Trainer, str]:
-    """A trainer of a model that tells the next token at each position, and one line that describes it.
+    """Build a trainer for a model that predicts the next token at each position, and describe it in one line.
 
-    The model is ``lstm``, ``gru``, ``transformer`` (causal), or a module of your own, ``(B, T) -> (B, T, num_tokens)``;
-    all else is as for `reader`.
+    Args:
+        model: ``lstm``, ``gru``, ``transformer`` (causal), or a module that maps ``(B, T)`` to ``(B, T, vocab_size)``.
+        data: data set that defines the task.
+        vocab_size: number of tokens; token numbers are below it, and 0 is padding.
+        length: number of tokens of a text, including padding.
+        framework: ``torch`` (default), ``jax`` or ``mixed``.
+        device: device for the computation.
     """
-    named = f"next_{model}" if model in LANGUAGE_MODELS else model
+    function = f"next_{model}" if model in LANGUAGE_MODELS else model
     names = tuple(f"next_{name}" for name in LANGUAGE_MODELS)
-    how: dict[str, Any] = {"input_shape": (length,), "loss_name": "next_token_loss"}
-    made = build_named_trainer("text", named, names, (vocab_size,), data, framework=framework, device=device, **how)
-    return made, f"{_name(model)}, {vocab_size} tokens"
+    options: dict[str, Any] = {"input_shape": (length,), "loss_name": "next_token_loss"}
+    trainer = build_named_trainer(
+        "text", function, names, (vocab_size,), data, framework=framework, device=device, **options
+    )
+    return trainer, f"{_name(model)}, {vocab_size} tokens"
 
 
 def sinusoids(num_positions: int, width: int) -> np.ndarray:
-    """``(T, E)`` float32: sines and cosines of wavelengths from 2 pi to 20,000 pi."""
+    """Return sines and cosines of wavelengths from 2 pi to 20,000 pi, ``(T, E)``, float32."""
     angle_TE = np.arange(num_positions)[:, None] / 10_000.0 ** (np.arange(width // 2) * 2 / width)
     return np.concatenate([np.sin(angle_TE), np.cos(angle_TE)], axis=1).astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""Models of text in JAX (flax linen). Each has a twin of the same name in `simulations.models.text.torch`.
+"""Text models in JAX (flax linen). `simulations.models.text.torch` has the same models under the same names.
 
-Texts come as token numbers, 0 behind the last one; what stands there changes nothing.
+A text is a row of token numbers, padded with 0 at its end. Padding does not change the outputs of a model.
 
 Shapes: B batch, T positions, E width, H hidden, A heads, C outputs.
 """
@@ -18,19 +18,22 @@ from flax import linen as nn
 from simulations.models.text import sinusoids
 
 Module = nn.Module
-MASK_PENALTY = 1e9  # what a hidden position loses before a softmax
+MASK_PENALTY = 1e9  # subtracted from the scores of masked positions before a softmax
 zeros = nn.initializers.zeros
 
 
 def next_token_loss(outputs_BTC: jax.Array, y_BT: jax.Array) -> jax.Array:
-    """Mean cross-entropy of each text over its positions with a target; -1 is none."""
+    """Return the mean cross-entropy of each text over its positions with a target. A target of -1 means none."""
     real_BT = y_BT >= 0
     loss_BT = optax.softmax_cross_entropy_with_integer_labels(outputs_BTC, jnp.maximum(y_BT, 0))
     return (loss_BT * real_BT).sum(1) / jnp.maximum(real_BT.sum(1), 1)
 
 
 class Recurrent(nn.Module):
-    """One LSTM (four gates) or GRU (three) layer. Backward, the state stands still until the text begins."""
+    """A layer of LSTM (four gates) or GRU (three gates).
+
+    A backward layer starts at the end of the row, and its state stays zero until the text begins.
+    """
 
     hidden: int
     num_gates: int
@@ -38,9 +41,9 @@ class Recurrent(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
-        """``(B, T, E) -> (B, T, H)``."""
+        """Map token vectors ``(B, T, E)`` to states ``(B, T, H)``."""
         cell, num_gates = _lstm if self.num_gates == 4 else _gru, self.num_gates * self.hidden
-        # in torch's orientation, since their names are not flax's
+        # These weights have the orientation of torch: the trainer transposes only weights with the names of flax.
         input_weight = self.param("input_weight", zeros, (num_gates, x_BTE.shape[-1]))
         hidden_weight = self.param("hidden_weight", zeros, (num_gates, self.hidden))
         drive_BTG = x_BTE @ input_weight.T + self.param("bias", zeros, (num_gates,))
@@ -71,21 +74,21 @@ def _gru(drive: jax.Array, recall: jax.Array, h: jax.Array) -> tuple[jax.Array, 
 
 
 class Block(nn.Module):
-    """Self-attention and a two-layer perceptron, each on normalised inputs and added to them."""
+    """Self-attention and a two-layer perceptron, each on normalized inputs and with a residual connection."""
 
     num_heads: int
     causal: bool
 
     @nn.compact
     def __call__(self, x_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
-        """``(B, T, E) -> (B, T, E)``."""
+        """Map token vectors ``(B, T, E)`` to token vectors ``(B, T, E)``."""
         batch, positions, width = x_BTE.shape
-        seen_BATT = real_BT[:, None, None, :]
+        visible_BATT = real_BT[:, None, None, :]
         if self.causal:
-            seen_BATT = seen_BATT & jnp.tril(jnp.ones((positions, positions), bool))
+            visible_BATT = visible_BATT & jnp.tril(jnp.ones((positions, positions), bool))
         qkv = nn.Dense(3 * width, name="qkv")(_norm("norm_0")(x_BTE))
         query, key, value = qkv.reshape(batch, positions, 3, self.num_heads, -1).transpose(2, 0, 3, 1, 4)
-        score_BATT = query @ key.swapaxes(2, 3) / sqrt(width / self.num_heads) - MASK_PENALTY * ~seen_BATT
+        score_BATT = query @ key.swapaxes(2, 3) / sqrt(width / self.num_heads) - MASK_PENALTY * ~visible_BATT
         mixed_BATE = jax.nn.softmax(score_BATT, axis=-1) @ value
         mixed_BTE = mixed_BATE.swapaxes(1, 2).reshape(batch, positions, width)
         x_BTE = x_BTE + nn.Dense(width, name="mix")(mixed_BTE)
@@ -94,7 +97,7 @@ class Block(nn.Module):
 
 
 class TextCnn(nn.Module):
-    """Word n-grams: affine maps of 2 and 3 neighbouring tokens, ELU, a mean over the text, then an affine map."""
+    """Affine maps of 2 and 3 neighbouring tokens, ELU, a mean over the text, then an affine map."""
 
     vocab_size: int
     num_outputs: int
@@ -103,7 +106,7 @@ class TextCnn(nn.Module):
 
     @nn.compact
     def __call__(self, x_BT: jax.Array) -> jax.Array:
-        """``(B, T) -> (B, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = nn.Embed(self.vocab_size, self.width, name="embed")(tokens_BT) * real_BT[:, :, None]
         padded = jnp.pad(x_BTE, ((0, 0), (0, 2), (0, 0)))
@@ -124,7 +127,7 @@ class BiLstm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BT: jax.Array) -> jax.Array:
-        """``(B, T) -> (B, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = nn.Embed(self.vocab_size, self.width, name="embed")(tokens_BT)
         forth = Recurrent(self.hidden, 4, name="forth")(x_BTE, real_BT)
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BT: jax.Array) -> jax.Array:
-        """``(B, T) -> (B, C)``; ``(B, T, C)`` if causal."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``, or to ``(B, T, C)`` if causal."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = nn.Embed(self.vocab_size, self.width, name="embed")(tokens_BT) * sqrt(self.width)
         x_BTE = x_BTE + sinusoids(x_BT.shape[1], self.width)
@@ -155,7 +158,7 @@ class Encoder(nn.Module):
 
 
 class NextToken(nn.Module):
-    """Recurrent layers that tell the next token at each position."""
+    """Recurrent layers that predict the next token at each position."""
 
     vocab_size: int
     width: int
@@ -165,7 +168,7 @@ class NextToken(nn.Module):
 
     @nn.compact
     def __call__(self, x_BT: jax.Array) -> jax.Array:
-        """``(B, T) -> (B, T, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, T, C)``."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = nn.Embed(self.vocab_size, self.width, name="embed")(tokens_BT)
         for layer in range(self.num_layers):
@@ -174,45 +177,45 @@ class NextToken(nn.Module):
 
 
 def _norm(name: str) -> nn.LayerNorm:
-    """Torch's layer norm."""
+    """Return a layer norm with the epsilon and the variance of torch."""
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
 def _read(x_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Token numbers, and where there are any."""
+    """Return the token numbers, and a mask that is false at padding."""
     return x_BT.astype(jnp.int32), x_BT > 0
 
 
 def _mean(x_BTE: jax.Array, real_BT: jax.Array) -> jax.Array:
-    """Over the positions of a text; zero for a text of none."""
+    """Return the mean over the tokens of each text; zero for an empty text."""
     return (x_BTE * real_BT[:, :, None]).sum(1) / jnp.maximum(real_BT.sum(1, keepdims=True), 1)
 
 
 def cnn(vocab_size: int, num_outputs: int) -> nn.Module:
-    """A text CNN of width 64."""
+    """Return a text CNN of width 64."""
     return TextCnn(vocab_size, num_outputs, width=64, hidden=64)
 
 
 def bilstm(vocab_size: int, num_outputs: int) -> nn.Module:
-    """A bidirectional LSTM of width 64."""
+    """Return a bidirectional LSTM of width 64."""
     return BiLstm(vocab_size, num_outputs, width=64, hidden=64)
 
 
 def transformer(vocab_size: int, num_outputs: int) -> nn.Module:
-    """A Transformer encoder of two layers, width 64, 4 heads."""
+    """Return a Transformer encoder of two layers, width 64, 4 heads."""
     return Encoder(vocab_size, num_outputs, width=64, num_heads=4, num_layers=2, causal=False)
 
 
 def next_lstm(vocab_size: int) -> nn.Module:
-    """LEAF's: embedding of 8, two LSTM layers of 256."""
+    """Return the model of LEAF: an embedding of 8 and two LSTM layers of 256."""
     return NextToken(vocab_size, width=8, hidden=256, num_layers=2, num_gates=4)
 
 
 def next_gru(vocab_size: int) -> nn.Module:
-    """Embedding of 32, one GRU layer of 256."""
+    """Return an embedding of 32 and one GRU layer of 256."""
     return NextToken(vocab_size, width=32, hidden=256, num_layers=1, num_gates=3)
 
 
 def next_transformer(vocab_size: int) -> nn.Module:
-    """A causal Transformer of two layers, width 128, 4 heads."""
+    """Return a causal Transformer of two layers, width 128, 4 heads."""
     return Encoder(vocab_size, vocab_size, width=128, num_heads=4, num_layers=2, causal=True)

@@ -1,4 +1,4 @@
-"""From texts to a trainer: what numbers a text, and what reads the numbers."""
+"""Build the two parts of a text pipeline: a tokenizer, and a trainer for its token numbers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from simulations.models.encoder import FineTuning, PretrainedEncoder, build_fine
 from simulations.models.text import TEXT_CLASSIFIERS, build_text_classifier
 
 MODELS = ("minilm", *TEXT_CLASSIFIERS)
-TrainerFactory = Callable[
-    [FederatedData], tuple[Trainer, str]
-]  # a trainer for data of such numbers, and a line about it
+# builds a trainer for tokenized data, and describes its model in one line
+TrainerFactory = Callable[[FederatedData], tuple[Trainer, str]]
 
 
 def build_text_pipeline(
@@ -31,39 +30,40 @@ def build_text_pipeline(
     framework: str = "torch",
     device: str = "cpu",
 ) -> tuple[HashingTokenizer | WordPieceTokenizer, TrainerFactory]:
-    """What numbers texts, and what makes a trainer for data of such numbers.
+    """Build a tokenizer, and a function that builds a trainer for tokenized data.
 
     Args:
-        model: ``minilm``, a pretrained encoder that is tuned; ``cnn``, ``bilstm``, ``transformer``, which begin from
-            nothing; or a module of your own that takes ``(B, length)`` token numbers.
-        length: tokens of a text that are read.
-        vocab_size: numbers for words, hashed, which all but ``minilm`` read; None: all read its word pieces.
-        tuning: of ``minilm``; None is `FineTuning`'s own.
-        encoder_path: a folder with MiniLM's files; None searches for them.
-        framework: ``torch``, ``jax`` or ``mixed``.
-        device: where to compute.
+        model: name or module. ``minilm`` is a pretrained encoder that is fine-tuned. ``cnn``, ``bilstm`` and
+            ``transformer`` are trained from scratch. A module has inputs ``(B, length)``, the token numbers.
+        length: maximum number of tokens of a text; later tokens are dropped.
+        vocab_size: number of hash buckets for words. ``minilm`` ignores it. None: all models use the word pieces of
+            MiniLM.
+        tuning: settings of the fine-tuning of ``minilm``; None uses the defaults of `FineTuning`.
+        encoder_path: folder with the files of MiniLM; None searches for them.
+        framework: ``torch`` (default), ``jax`` or ``mixed``.
+        device: device for the computation.
 
     Raises:
-        SettingError: a setting is out of range.
-        DataError: the encoder is asked for and cannot be had.
+        SettingError: A setting is out of range.
+        DataError: The files of MiniLM are needed and are not available.
     """
     known = not isinstance(model, str) or model in MODELS
     guess = did_you_mean(str(model), MODELS) or "cnn"
-    require(known, "model", model, f"one of {', '.join(MODELS)}, or a module of your own", f"model={guess}")
-    where: dict[str, Any] = {"framework": framework, "device": device}
+    require(known, "model", model, f"one of {', '.join(MODELS)}, or a module", f"model={guess}")
+    backend: dict[str, Any] = {"framework": framework, "device": device}
     if model != "minilm" and vocab_size is not None:
-        words = HashingTokenizer(vocab_size=vocab_size, length=length)
-        return words, partial(build_text_classifier, model, vocab_size=vocab_size, length=length, **where)
+        tokenizer = HashingTokenizer(vocab_size=vocab_size, length=length)
+        return tokenizer, partial(build_text_classifier, model, vocab_size=vocab_size, length=length, **backend)
     pretrained, pieces, place = load_minilm(length=length, path=encoder_path)
     if model != "minilm":
         return pieces, partial(
-            build_text_classifier, model, vocab_size=pretrained.config.vocab_size, length=length, **where
+            build_text_classifier, model, vocab_size=pretrained.config.vocab_size, length=length, **backend
         )
-    return pieces, partial(_tuned, pretrained, tuning or FineTuning(), place, **where)
+    return pieces, partial(_build_fine_tuned, pretrained, tuning or FineTuning(), place, **backend)
 
 
-def _tuned(
-    pretrained: PretrainedEncoder, tuning: FineTuning, place: str, data: FederatedData, **where: Any
+def _build_fine_tuned(
+    pretrained: PretrainedEncoder, tuning: FineTuning, place: str, data: FederatedData, **backend: Any
 ) -> tuple[Trainer, str]:
-    trainer, line = build_fine_tuning_trainer(pretrained, tuning, data, **where)
+    trainer, line = build_fine_tuning_trainer(pretrained, tuning, data, **backend)
     return trainer, f"{line}, from {place}"

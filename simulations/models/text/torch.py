@@ -1,7 +1,8 @@
-"""Models of text in PyTorch. Each has a twin of the same name in `simulations.models.text.jax`.
+"""Text models in PyTorch. `simulations.models.text.jax` has the same models under the same names.
 
-Texts come as token numbers, 0 behind the last one; what stands there changes nothing. Recurrent layers are written out
-as affine maps: torch's own cannot be batched over clients or differentiated example by example.
+A text is a row of token numbers, padded with 0 at its end. Padding does not change the outputs of a model. Recurrent
+layers consist of affine maps, because the recurrent layers of torch support neither batches of clients nor gradients
+of single examples.
 
 Shapes: B batch, T positions, E width, H hidden, A heads, C outputs.
 """
@@ -17,21 +18,22 @@ from torch.nn import functional as F  # noqa: N812
 from simulations.models.text import sinusoids
 
 Module = nn.Module
-MASK_PENALTY = 1e9  # what a hidden position loses before a softmax
+MASK_PENALTY = 1e9  # subtracted from the scores of masked positions before a softmax
 
 
 def next_token_loss(outputs_BTC: torch.Tensor, y_BT: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each text over its positions with a target; -1 is none."""
+    """Return the mean cross-entropy of each text over its positions with a target. A target of -1 means none."""
     real_BT = y_BT >= 0
     loss_BT = F.cross_entropy(outputs_BTC.transpose(1, 2), y_BT.clamp(min=0).long(), reduction="none")
     return (loss_BT * real_BT).sum(1) / real_BT.sum(1).clamp(min=1)
 
 
 class Recurrent(nn.Module):
-    """One LSTM (four gates) or GRU (three) layer.
+    """A layer of LSTM (four gates) or GRU (three gates).
 
-    Gates are those of ``torch.nn.LSTM`` and ``torch.nn.GRU`` with one bias instead of two, and one more in the forget
-    gate, so that a new layer remembers. Backward, the state stands still until the text begins.
+    The gates are defined as in ``torch.nn.LSTM`` and ``torch.nn.GRU``, with two differences. Each gate has one bias
+    instead of two. The forget gate adds 1 to its input, so that a new layer keeps its state. A backward layer starts
+    at the end of the row, and its state stays zero until the text begins.
     """
 
     def __init__(self, num_inputs: int, hidden: int, num_gates: int, *, backward: bool = False) -> None:
@@ -42,7 +44,7 @@ class Recurrent(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_gates * hidden))
 
     def forward(self, x_BTE: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T, E) -> (B, T, H)``."""
+        """Map token vectors ``(B, T, E)`` to states ``(B, T, H)``."""
         drive_TBG = F.linear(x_BTE, self.input_weight, self.bias).unbind(1)
         real_TB1 = real_BT.to(x_BTE.dtype)[:, :, None].unbind(1)
         cell, weight_HG = _lstm if self.num_gates == 4 else _gru, self.hidden_weight.t()
@@ -69,7 +71,7 @@ def _gru(drive: torch.Tensor, recall: torch.Tensor, h: torch.Tensor) -> tuple[to
 
 
 class Block(nn.Module):
-    """Self-attention and a two-layer perceptron, each on normalised inputs and added to them."""
+    """Self-attention and a two-layer perceptron, each on normalized inputs and with a residual connection."""
 
     def __init__(self, width: int, num_heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -79,24 +81,25 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x_BTE: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T, E) -> (B, T, E)``."""
+        """Map token vectors ``(B, T, E)`` to token vectors ``(B, T, E)``."""
         batch, positions, width = x_BTE.shape
-        seen_BATT = real_BT[:, None, None, :]
+        visible_BATT = real_BT[:, None, None, :]
         if self.causal:
-            seen_BATT = seen_BATT & torch.ones(positions, positions, dtype=torch.bool, device=x_BTE.device).tril()
+            visible_BATT = visible_BATT & torch.ones(positions, positions, dtype=torch.bool, device=x_BTE.device).tril()
         split = self.qkv(self.norm_0(x_BTE)).view(batch, positions, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = split.unbind(0)
-        score_BATT = query @ key.transpose(2, 3) / sqrt(width / self.num_heads) - MASK_PENALTY * ~seen_BATT
+        score_BATT = query @ key.transpose(2, 3) / sqrt(width / self.num_heads) - MASK_PENALTY * ~visible_BATT
         mixed_BATE = torch.softmax(score_BATT, dim=-1) @ value
         x_BTE = x_BTE + self.mix(mixed_BATE.transpose(1, 2).flatten(2))
         return x_BTE + self.down(F.gelu(self.up(self.norm_1(x_BTE)), approximate="tanh"))
 
 
 class TextCnn(nn.Module):
-    """Word n-grams: affine maps of 2 and 3 neighbouring tokens, ELU, a mean over the text, then an affine map.
+    """Affine maps of 2 and 3 neighbouring tokens, ELU, a mean over the text, then an affine map.
 
-    Kim, *Convolutional Neural Networks for Sentence Classification*, EMNLP 2014, arXiv:1408.5882, with a mean instead
-    of a maximum.
+    The paper has a maximum instead of the mean.
+
+    Reference: Kim, *Convolutional Neural Networks for Sentence Classification*, EMNLP 2014, arXiv:1408.5882.
     """
 
     def __init__(self, vocab_size: int, num_outputs: int, width: int, hidden: int) -> None:
@@ -106,7 +109,7 @@ class TextCnn(nn.Module):
         self.out = nn.Linear(width + 2 * hidden, num_outputs)
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T) -> (B, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = self.embed(tokens_BT) * real_BT[:, :, None]
         padded = F.pad(x_BTE, (0, 0, 0, 2))
@@ -127,7 +130,7 @@ class BiLstm(nn.Module):
         self.out = nn.Linear(2 * hidden, num_outputs)
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T) -> (B, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = self.embed(tokens_BT)
         return self.out(_mean(torch.cat([self.forth(x_BTE, real_BT), self.back(x_BTE, real_BT)], dim=2), real_BT))
@@ -136,7 +139,9 @@ class BiLstm(nn.Module):
 class Encoder(nn.Module):
     """Transformer blocks with sinusoidal positions, a mean over the text, then an affine map.
 
-    Vaswani et al., *Attention Is All You Need*, NeurIPS 2017, arXiv:1706.03762, normalised before each part.
+    Unlike in the paper, the layer norms come before attention and perceptron.
+
+    Reference: Vaswani et al., *Attention Is All You Need*, NeurIPS 2017, arXiv:1706.03762.
     """
 
     def __init__(
@@ -150,7 +155,7 @@ class Encoder(nn.Module):
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, num_outputs)
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T) -> (B, C)``; ``(B, T, C)`` if causal."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, C)``, or to ``(B, T, C)`` if causal."""
         tokens_BT, real_BT = _read(x_BT)
         positions = torch.from_numpy(sinusoids(x_BT.shape[1], self.width)).to(x_BT.device)
         x_BTE = self.embed(tokens_BT) * sqrt(self.width) + positions
@@ -161,7 +166,7 @@ class Encoder(nn.Module):
 
 
 class NextToken(nn.Module):
-    """Recurrent layers that tell the next token at each position."""
+    """Recurrent layers that predict the next token at each position."""
 
     def __init__(self, vocab_size: int, width: int, hidden: int, num_layers: int, num_gates: int) -> None:
         super().__init__()
@@ -172,7 +177,7 @@ class NextToken(nn.Module):
         self.out = nn.Linear(hidden, vocab_size)
 
     def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
-        """``(B, T) -> (B, T, C)``."""
+        """Map token numbers ``(B, T)`` to outputs ``(B, T, C)``."""
         tokens_BT, real_BT = _read(x_BT)
         x_BTE = self.embed(tokens_BT)
         for layer in range(self.num_layers):
@@ -181,40 +186,40 @@ class NextToken(nn.Module):
 
 
 def _read(x_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token numbers, and where there are any."""
+    """Return the token numbers, and a mask that is false at padding."""
     return x_BT.long(), x_BT > 0
 
 
 def _mean(x_BTE: torch.Tensor, real_BT: torch.Tensor) -> torch.Tensor:
-    """Over the positions of a text; zero for a text of none."""
+    """Return the mean over the tokens of each text; zero for an empty text."""
     return (x_BTE * real_BT[:, :, None]).sum(1) / real_BT.sum(1, keepdim=True).clamp(min=1)
 
 
 def cnn(vocab_size: int, num_outputs: int) -> nn.Module:
-    """A text CNN of width 64."""
+    """Return a text CNN of width 64."""
     return TextCnn(vocab_size, num_outputs, width=64, hidden=64)
 
 
 def bilstm(vocab_size: int, num_outputs: int) -> nn.Module:
-    """A bidirectional LSTM of width 64."""
+    """Return a bidirectional LSTM of width 64."""
     return BiLstm(vocab_size, num_outputs, width=64, hidden=64)
 
 
 def transformer(vocab_size: int, num_outputs: int) -> nn.Module:
-    """A Transformer encoder of two layers, width 64, 4 heads."""
+    """Return a Transformer encoder of two layers, width 64, 4 heads."""
     return Encoder(vocab_size, num_outputs, width=64, num_heads=4, num_layers=2, causal=False)
 
 
 def next_lstm(vocab_size: int) -> nn.Module:
-    """LEAF's: embedding of 8, two LSTM layers of 256."""
+    """Return the model of LEAF: an embedding of 8 and two LSTM layers of 256."""
     return NextToken(vocab_size, width=8, hidden=256, num_layers=2, num_gates=4)
 
 
 def next_gru(vocab_size: int) -> nn.Module:
-    """Embedding of 32, one GRU layer of 256."""
+    """Return an embedding of 32 and one GRU layer of 256."""
     return NextToken(vocab_size, width=32, hidden=256, num_layers=1, num_gates=3)
 
 
 def next_transformer(vocab_size: int) -> nn.Module:
-    """A causal Transformer of two layers, width 128, 4 heads."""
+    """Return a causal Transformer of two layers, width 128, 4 heads."""
     return Encoder(vocab_size, vocab_size, width=128, num_heads=4, num_layers=2, causal=True)

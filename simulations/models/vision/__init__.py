@@ -1,4 +1,4 @@
-"""Which networks there are for images, for either framework.
+"""Networks for images, in both frameworks.
 
 Shapes: H height, W width, C channels.
 """
@@ -10,28 +10,28 @@ from typing import Any
 
 from fedlearn.errors import SettingError
 
-MIN_IMAGE_SIZE = {"gn_cnn": 8, "bn_cnn": 8, "lenet": 12, "vgg": 8}  # pixels high and wide
+MIN_IMAGE_SIZE = {"gn_cnn": 8, "bn_cnn": 8, "lenet": 12, "vgg": 8}  # least height and width, pixels
 MIN_IMAGE_SIZE |= {"resnet8": 4, "resnet20": 4, "resnet8_bn": 4, "resnet20_bn": 4}
 
 
 def build_network(name: str, framework: str, *, input_shape: tuple[int, ...], num_outputs: int) -> tuple[Any, str]:
-    """A module of a framework, and one line that describes it.
+    """Build a network by name, and describe it in one line.
 
     Args:
-        name: ``gn_cnn`` (convolutions of 16, 32 and 64 channels with group norm), ``lenet``, ``vgg`` (twice as many
-            convolutions and a hidden layer), ``resnet8`` or ``resnet20`` (residual, with group norm); ``bn_cnn``,
-            ``resnet8_bn`` and ``resnet20_bn`` have batch norm instead, and so buffers; see
-            `fedlearn.algorithm.strategy.with_buffer_policy`.
+        name: name of the network. ``gn_cnn`` has convolutions of 16, 32 and 64 channels with group norm. ``vgg`` has
+            twice as many convolutions and a hidden layer. ``lenet`` is LeNet-5. ``resnet8`` and ``resnet20`` are
+            residual networks with group norm. ``bn_cnn``, ``resnet8_bn`` and ``resnet20_bn`` have batch norm
+            instead, and therefore buffers; see `fedlearn.algorithm.strategy.with_buffer_policy`.
         framework: ``torch`` or ``jax``.
-        input_shape: of one example.
-        num_outputs: of the network.
+        input_shape: shape of one example, (H, W, C).
+        num_outputs: number of outputs of the network.
 
     Raises:
-        SettingError: the examples are not images, or too small.
+        SettingError: The examples are not images, or the images are too small.
     """
     least = MIN_IMAGE_SIZE[name]
     if len(input_shape) != 3 or min(input_shape[:2]) < least:
-        expected = f"linear or mlp: these examples are not images of {least} x {least} or more"
+        expected = f"linear or mlp: the examples are not images of at least {least} x {least}"
         raise SettingError("model", name, expected, "model=mlp")
     networks = import_module(f"simulations.models.vision.{framework}")
     size = "x".join(map(str, input_shape))

@@ -1,4 +1,4 @@
-"""Networks for images in JAX (flax linen). Each has a twin of the same name in `simulations.models.vision.torch`.
+"""Networks for images in JAX (flax linen). `simulations.models.vision.torch` has the same networks.
 
 Shapes: B batch, H height, W width, C channels, O outputs.
 """
@@ -15,14 +15,16 @@ from simulations.models.basic.jax import Conv, avg_pool_2x2, flatten
 
 
 class PlainNet(nn.Module):
-    """Stages of 3 x 3 convolutions, each normalised and with ELU; a 2 x 2 mean ends a stage; affine maps end it all.
+    """Stages of 3 x 3 convolutions, then affine maps.
+
+    Each convolution is followed by a normalization and ELU, each stage by a 2 x 2 mean.
 
     Args:
         image_HWC: shape of an image, at least ``2 ** len(stages)`` pixels high and wide.
         stages: channels of each convolution, stage by stage.
-        hidden: widths of the affine maps before the last.
-        num_outputs: O.
-        norm: ``group`` or ``batch``.
+        hidden: widths of the affine maps before the last one.
+        num_outputs: number of outputs O.
+        norm: normalization, ``group`` (default) or ``batch``.
     """
 
     image_HWC: Sequence[int]
@@ -33,7 +35,7 @@ class PlainNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         x, number, norm = x_BHWC, 0, partial(_norm, self.norm, train)
         for stage in self.stages:
             for num_channels in stage:
@@ -47,14 +49,17 @@ class PlainNet(nn.Module):
 
 
 class LeNet(nn.Module):
-    """LeNet-5 with ELU and full connections: two 5 x 5 convolutions with 2 x 2 means, then 120-84-O."""
+    """LeNet-5 with ELU and full connections.
+
+    Two 5 x 5 convolutions with 2 x 2 means come first, then affine maps of 120, 84 and O outputs.
+    """
 
     image_HWC: Sequence[int]
     num_outputs: int
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         x = avg_pool_2x2(nn.elu(Conv(6, kernel_size=5, padding=2, name="conv_0")(x_BHWC)))
         x = avg_pool_2x2(nn.elu(Conv(16, kernel_size=5, padding=0, name="conv_1")(x)))
         x = nn.elu(nn.Dense(120, name="hidden_0")(_flattened_as_in_torch(x)))
@@ -62,7 +67,10 @@ class LeNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where shapes change."""
+    """Two normalized 3 x 3 convolutions, added to a shortcut.
+
+    The shortcut is a 1 x 1 convolution if the block changes the shape, else the identity.
+    """
 
     num_channels: int
     stride: int
@@ -70,7 +78,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """``(B, H, W, C) -> (B, H', W', C')``."""
+        """Map ``(B, H, W, C)`` to ``(B, H', W', C')``."""
         num_channels, stride, norm = self.num_channels, self.stride, partial(_norm, self.norm, train)
         change = norm(num_channels, "norm_0")(Conv(num_channels, stride=stride, name="conv_0")(x))
         change = norm(num_channels, "norm_1")(Conv(num_channels, name="conv_1")(nn.elu(change)))
@@ -80,7 +88,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network for small images: ``3 x num_blocks`` blocks of 16, 32 and 64 channels."""
+    """A residual network for small images, with ``3 x num_blocks`` blocks of 16, 32 and 64 channels."""
 
     image_HWC: Sequence[int]
     num_blocks: int
@@ -89,7 +97,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         channels = 16
         x = nn.elu(_norm(self.norm, train, channels, "norm")(Conv(channels, name="conv")(x_BHWC)))
         for number in range(3 * self.num_blocks):
@@ -101,8 +109,9 @@ class ResNet(nn.Module):
 
 
 def _norm(norm: str, train: bool, num_channels: int, name: str) -> nn.Module:
-    # torch's epsilon, and the variance as it is defined: a difference of squares would be rounded otherwise
-    if norm == "batch":  # 0.9 is torch's momentum of 0.1
+    # Epsilon has the value of torch. The variance is computed by its definition, as in torch. Flax's fast variance,
+    # a difference of squares, is rounded differently.
+    if norm == "batch":  # a momentum of 0.9 in flax is a momentum of 0.1 in torch
         return nn.BatchNorm(not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False, name=name)
     return nn.GroupNorm(num_channels // 8, epsilon=1e-5, use_fast_variance=False, name=name)
 

@@ -1,10 +1,13 @@
-"""Networks for images in PyTorch. Each has a twin of the same name in `simulations.models.vision.jax`.
+"""Networks for images in PyTorch. `simulations.models.vision.jax` has the same networks under the same names.
 
 Shapes: B batch, H height, W width, C channels, O outputs.
 
-Normalisation is by groups of channels within one image (Wu, He, *Group Normalization*, ECCV 2018, arXiv:1803.08494):
-statistics of a batch would travel with the model, differ between clients, and tell one example of another. Where
-``norm`` is ``batch`` they are what it takes (Ioffe, Szegedy, *Batch Normalization*, ICML 2015, arXiv:1502.03167).
+By default, the networks normalize groups of channels within one image (group norm). Batch statistics would be sent
+with the model, differ between clients, and make the output for one example depend on other examples. With
+``norm="batch"``, the networks use batch statistics.
+
+References: Wu, He, *Group Normalization*, ECCV 2018, arXiv:1803.08494; Ioffe, Szegedy, *Batch Normalization*, ICML
+2015, arXiv:1502.03167.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ from torch.nn import functional as F  # noqa: N812
 
 
 class PlainNet(nn.Module):
-    """Stages of 3 x 3 convolutions, each normalised and with ELU; a 2 x 2 mean ends a stage; affine maps end it all.
+    """Stages of 3 x 3 convolutions, then affine maps.
+
+    Each convolution is followed by a normalization and ELU, each stage by a 2 x 2 mean.
 
     Args:
         image_HWC: shape of an image, at least ``2 ** len(stages)`` pixels high and wide.
         stages: channels of each convolution, stage by stage.
-        hidden: widths of the affine maps before the last.
-        num_outputs: O.
-        norm: ``group`` or ``batch``.
+        hidden: widths of the affine maps before the last one.
+        num_outputs: number of outputs O.
+        norm: normalization, ``group`` (default) or ``batch``.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class PlainNet(nn.Module):
         self.out = nn.Linear(widths[-1], num_outputs)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         x, number = x_BHWC.permute(0, 3, 1, 2), 0
         for stage in self.stages:
             for _ in stage:
@@ -62,7 +67,9 @@ class PlainNet(nn.Module):
 
 
 class LeNet(nn.Module):
-    """LeNet-5 with ELU and full connections: two 5 x 5 convolutions with 2 x 2 means, then 120-84-O.
+    """LeNet-5 with ELU and full connections.
+
+    Two 5 x 5 convolutions with 2 x 2 means come first, then affine maps of 120, 84 and O outputs.
 
     Reference: LeCun, Bottou, Bengio, Haffner, *Gradient-Based Learning Applied to Document Recognition*, Proceedings
     of the IEEE 86, 1998.
@@ -78,14 +85,17 @@ class LeNet(nn.Module):
         self.out = nn.Linear(84, num_outputs)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         x = F.avg_pool2d(F.elu(self.conv_0(x_BHWC.permute(0, 3, 1, 2))), 2)
         x = F.avg_pool2d(F.elu(self.conv_1(x)), 2).flatten(1)
         return self.out(F.elu(self.hidden_1(F.elu(self.hidden_0(x)))))
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where shapes change."""
+    """Two normalized 3 x 3 convolutions, added to a shortcut.
+
+    The shortcut is a 1 x 1 convolution if the block changes the shape, else the identity.
+    """
 
     def __init__(self, num_inputs: int, num_channels: int, stride: int, norm: str) -> None:
         super().__init__()
@@ -97,16 +107,18 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Conv2d(num_inputs, num_channels, 1, stride=stride) if changes else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(B, C, H, W) -> (B, C', H', W')``."""
+        """Map ``(B, C, H, W)`` to ``(B, C', H', W')``."""
         change = self.norm_1(self.conv_1(F.elu(self.norm_0(self.conv_0(x)))))
         return F.elu(change + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class ResNet(nn.Module):
-    """A residual network for small images: ``3 x num_blocks`` blocks of 16, 32 and 64 channels.
+    """A residual network for small images, with ``3 x num_blocks`` blocks of 16, 32 and 64 channels.
+
+    It differs from the paper by group norm (unless ``norm="batch"``), by ELU and by shortcuts with 1 x 1 convolutions.
 
     Reference: He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016, arXiv:1512.03385,
-    section 4.2, with group norm (or batch norm, as there), ELU and 1 x 1 shortcuts.
+    section 4.2.
     """
 
     def __init__(self, image_HWC: Sequence[int], num_blocks: int, num_outputs: int, norm: str = "group") -> None:
@@ -122,7 +134,7 @@ class ResNet(nn.Module):
         self.out = nn.Linear(channels, num_outputs)
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """``(B, H, W, C) -> (B, O)``."""
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
         x = F.elu(self.norm(self.conv(x_BHWC.permute(0, 3, 1, 2))))
         for number in range(self.num_blocks):
             x = self.get_submodule(f"block_{number}")(x)
