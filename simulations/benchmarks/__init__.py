@@ -1,4 +1,5 @@
-"""How fast is it? One definition of each piece of work, and the programs that do it: ours, bare, Flower's, pfl's.
+"""Measure the speed of training: one definition of each workload, and one program per system.
 
+The systems are fedlearn ("ours"), a hand-written program ("bare"), Flower and pfl-research.
 ``python -m simulations.benchmarks.speed workload=w1`` runs and compares them.
 """

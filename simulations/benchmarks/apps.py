@@ -1,10 +1,12 @@
 """``python -m simulations.benchmarks.apps [num_nodes] [rounds] [repeats]``: one Flower app, without Ray and with it.
 
-The app is not changed for either. Its clients train and evaluate at next to no cost, so that what is measured is the
-runtime: ours in one process (`fedlearn.flower.in_process_grid`), and Flower's own simulation with an actor per core.
-Each run is a process of its own, in turn. Told are the medians of a whole run, imports and the start of Ray included,
-of a round but the first, and of its processor time in the ServerApp's process. Other work on the machine does not
-touch that.
+Both runtimes run the same app: our grid in one process (`fedlearn.flower.in_process_grid`), and Flower's simulation
+with one actor per core. Clients train and evaluate at almost no cost, so the result is the cost of the runtime. The
+runtimes take turns, and each run has its own process.
+
+The table has medians over the runs. A whole run includes imports and the start of Ray. The time of a round excludes the
+first round. The processor time of a round is that of the ServerApp's process, so other work on the machine does not
+change it.
 """
 
 from __future__ import annotations
@@ -22,17 +24,17 @@ import numpy as np
 from fedlearn.callbacks.tables import print_table
 from simulations.benchmarks.processes import num_cores
 
-SIZE = 481  # parameters: the model of the scenario heart
-LONGEST = 600.0  # seconds of a run
+SIZE = 481  # number of parameters, as in the model of scenario=heart
+LONGEST = 600.0  # maximum duration of a run, seconds
 RUNTIMES = ("ours", "flower")
 
 
 def main(argv: list[str]) -> int:
-    """Measure both and print a table; in a child, run one of them and print when its rounds ended."""
+    """Measure both runtimes and print a table. With ``--one``, run one of them and print the times of its rounds."""
     if argv[0:1] == ["--one"]:
         sys.stdout.write(json.dumps(ends_of(argv[1], int(argv[2]), int(argv[3]))))
         return 0
-    num_nodes, rounds, repeats = (int(word) for word in (argv + ["100", "4", "3"][len(argv) :]))
+    num_nodes, rounds, repeats = (int(value) for value in (argv + ["100", "4", "3"][len(argv) :]))
     seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in RUNTIMES}
     for _ in range(repeats):
         for name in RUNTIMES:
@@ -46,12 +48,16 @@ def main(argv: list[str]) -> int:
 
 
 def measured(runtime: str, num_nodes: int, rounds: int) -> tuple[float, float, float]:
-    """Seconds of a whole run, of a round, and of the processor in a round."""
-    words = ["-m", "simulations.benchmarks.apps", "--one", runtime, str(num_nodes), str(rounds)]
+    """Run the app in a new process.
+
+    Returns:
+        Seconds of the whole run, seconds of a round, and processor seconds of a round.
+    """
+    arguments = ["-m", "simulations.benchmarks.apps", "--one", runtime, str(num_nodes), str(rounds)]
     environment = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0"}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, env=environment, timeout=LONGEST, check=True
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=LONGEST, check=True
     )
     whole = time.perf_counter() - began
     ends = np.array(json.loads(done.stdout.splitlines()[-1]))
@@ -60,7 +66,7 @@ def measured(runtime: str, num_nodes: int, rounds: int) -> tuple[float, float, f
 
 
 def ends_of(runtime: str, num_nodes: int, rounds: int) -> list[tuple[float, float]]:
-    """When each round of the app ended, by the clock and by the processor's time of this process."""
+    """Run the app here, and return the wall-clock time and the processor time at the end of each round, seconds."""
     from flwr.app import Context, RecordDict
 
     logging.disable(logging.CRITICAL)
@@ -79,7 +85,7 @@ def ends_of(runtime: str, num_nodes: int, rounds: int) -> list[tuple[float, floa
 
 
 def app(rounds: int) -> tuple[Any, Any, list[tuple[float, float]]]:
-    """A ServerApp, a ClientApp, and the times at which rounds end, filled while it runs."""
+    """Return a ServerApp, a ClientApp, and a list of times. The ServerApp adds a time at the end of each round."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import ServerApp

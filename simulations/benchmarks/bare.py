@@ -1,6 +1,6 @@
-"""The bar to be measured by: the best hand-written program for each workload, without any framework.
+"""Baseline of the comparison: the best hand-written program for each workload, without a framework.
 
-Shapes: D parameters laid flat.
+Shapes: D parameters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simulations.benchmarks.workloads import SEED, Workload
 
 
 def run(workload: Workload, framework: str, clock: Clock) -> Done:
-    """Federated averaging, as fast as we can write it for this workload alone."""
+    """Run federated averaging with a program that is written for this workload only."""
     program = import_module(f"simulations.benchmarks.bare_{framework}").Bare(workload)
     params_D = default_initial_parameters(program.layout, generator(SEED, Purpose.INIT))
     clock.start()
@@ -37,7 +37,19 @@ def run_round(
     cohort_K: np.ndarray | None = None,
     orders: Orders = shuffled,
 ) -> tuple[np.ndarray, int]:
-    """The next global model, and how many examples were trained on."""
+    """Run one round.
+
+    Args:
+        program: instance of ``Bare`` of a framework.
+        workload: workload of the program.
+        params_D: global model (D,), float32.
+        round: number of the round, >= 1.
+        cohort_K: client numbers; None draws the cohort of the round.
+        orders: function that draws the order of examples for each client.
+
+    Returns:
+        The next global model (D,), and the number of examples of the cohort.
+    """
     cohort_K = cohort_of(workload, round) if cohort_K is None else cohort_K
     share = list(zip(cohort_K.tolist(), orders(workload, round, cohort_K), strict=True))
     return program.fit(params_D, share), sum(len(order_N) for _, order_N in share)  # type: ignore[attr-defined]

@@ -1,10 +1,11 @@
-"""The best hand-written JAX program for each workload, without any framework: one compiled program a round.
+"""The best hand-written JAX program for each workload, without a framework: one compiled program per round.
 
-Shapes: D parameters laid flat, K clients of a cohort, N examples of one client, P examples of the pool, S local steps,
-B batch.
+Shapes: D parameters, K clients of a cohort, N examples of one client, P examples of the pool, S local steps,
+B batch, F features.
 
-The pool of examples stays on the device. Clients come one after another (``lax.scan``), each with as many steps as it
-needs, into a running sum of models; the cohort is split over as many CPU devices as there are cores.
+The pool of examples stays on the device. A device trains its clients one after another (``lax.scan``) and adds their
+models to a running sum. Clients may have different numbers of steps. The cohort is divided among the CPU devices, one
+per core.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from simulations.benchmarks.processes import Share, balanced, num_cores
 from simulations.benchmarks.synthetic import first_rows, poisson_batches, pool_of
 from simulations.benchmarks.workloads import Workload
 
-WIDEST = 56  # examples in a Poisson batch of w4, whose mean is 32: four standard deviations more
+WIDEST = 56  # maximum size of a Poisson batch of w4: the mean is 32, and this is four standard deviations more
 
 
 def set_num_devices(count: int) -> None:
-    """Let XLA show this process so many CPU devices; has no effect once something was computed."""
+    """Set the number of CPU devices of XLA in this process. It has no effect after the first computation."""
     flag = f"--xla_force_host_platform_device_count={count}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 
 class Bare:
-    """A round of federated averaging.
+    """Federated averaging, one compiled program per round.
 
     Args:
-        workload: what to do.
-        workers: CPU devices; None takes one for each core.
+        workload: workload to run.
+        workers: number of CPU devices, >= 1; None uses one per core.
     """
 
     def __init__(self, workload: Workload, *, workers: int | None = None) -> None:
@@ -64,16 +65,16 @@ class Bare:
         self._pool = jax.device_put((pool.x, pool.y.astype(np.int32)), NamedSharding(mesh, whole))
 
     def fit(self, params_D: np.ndarray, share: Share) -> np.ndarray:
-        """The next global model."""
+        """Return the global model after a round, (D,)."""
         rows_KSB, steps_K, seeds_K = _plan(self.workload, share, self.num_devices)
         return np.asarray(self._program(jnp.asarray(params_D), *self._pool, rows_KSB, steps_K, seeds_K))
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: this program has no processes to stop."""
 
 
 def layout_of(workload: Workload) -> Layout:
-    """Of the torch twin, whose vector this program takes and gives."""
+    """Return the layout of the torch model. This program has the same vector of parameters."""
     x = jax.ShapeDtypeStruct((1, *workload.input_shape), jnp.float32)
     shapes = flatten_dict(jax.eval_shape(module(workload).init, jax.random.key(0), x)["params"])
     turned = {path: (leaf.shape[::-1][:2] + leaf.shape[:-2]) for path, leaf in shapes.items()}
@@ -85,7 +86,7 @@ def _torch_name(path: tuple[str, ...]) -> str:
 
 
 def as_tree(layout: Layout, params_D: jax.Array) -> Any:
-    """The vector as flax parameters."""
+    """Convert a vector (D,) to flax parameters."""
     leaves = {}
     for leaf in layout.leaves:
         value = params_D[layout.slices[leaf.name]].reshape(leaf.shape)
@@ -95,7 +96,7 @@ def as_tree(layout: Layout, params_D: jax.Array) -> Any:
 
 
 def as_vector(layout: Layout, tree: Any) -> jax.Array:
-    """Flax parameters as the vector."""
+    """Convert flax parameters to a vector (D,)."""
     leaves = {_torch_name(path): leaf for path, leaf in flatten_dict(tree).items()}
     turned = [leaves[leaf.name] for leaf in layout.leaves]
     turned = [v.transpose((v.ndim - 1, v.ndim - 2, *range(v.ndim - 2))) if v.ndim > 1 else v for v in turned]
@@ -103,10 +104,18 @@ def as_vector(layout: Layout, tree: Any) -> jax.Array:
 
 
 def fit_client(workload: Workload, model: nn.Module, start: Any, batches: Any) -> Any:
-    """One client's parameters after its epoch: ``batches`` are x_P, y_P, the rows of each step, steps and a seed."""
+    """Train a client for one epoch and return its parameters.
+
+    Args:
+        workload: workload to run.
+        model: flax module of the workload.
+        start: flax parameters of the global model.
+        batches: x_P and y_P of the pool, rows_SB of each step (-1 is padding), number of steps, and seed.
+    """
     x, y, rows_SB, num_steps, seed = batches
     private = workload.example_dp is not None
-    key = jax.random.key(seed, impl=None if private else "rbg")  # of dropout or noise: what is cheaper for it
+    # for dropout or noise; the generator "rbg" is cheaper for dropout, the default one for noise
+    key = jax.random.key(seed, impl=None if private else "rbg")
     gradient_of = partial(_private_gradient, workload) if private else jax.grad(partial(_loss, workload, model))
 
     def step(s: jax.Array, weights: Any) -> Any:
@@ -127,7 +136,7 @@ def _loss(workload: Workload, model: nn.Module, weights: Any, x: Any, y: Any, re
 
 
 def _private_gradient(workload: Workload, weights: Any, x_BF: Any, y_B: Any, real_B: Any, key: Any) -> Any:
-    """What stands for the gradient in DP-SGD of the multilayer perceptron, with ghost norms by hand."""
+    """Return the noisy mean of clipped gradients (DP-SGD) of the multilayer perceptron, with ghost norms by hand."""
     dp, names, inputs = workload.example_dp, ("hidden_0", "hidden_1", "out"), [x_BF]
     assert dp is not None
     for name in names[:-1]:
@@ -148,14 +157,14 @@ def _private_gradient(workload: Workload, weights: Any, x_BF: Any, y_B: Any, rea
 
 
 def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
-    """``(params_D, client, order_N) -> its new params_D``, for a framework that brings its own processes."""
+    """Return a function ``(params_D, client, order_N) -> new params_D`` for a framework with its own processes."""
     model, layout, pool = module(workload), layout_of(workload), pool_of(workload)
     x, y = jnp.asarray(pool.x), jnp.asarray(pool.y.astype(np.int32))
 
     @jax.jit
     def program(params_D: Any, x: Any, y: Any, rows_KSB: Any, steps_K: Any, seeds_K: Any) -> jax.Array:
-        own = (x, y, rows_KSB[0], steps_K[0], seeds_K[0])
-        return as_vector(layout, fit_client(workload, model, as_tree(layout, params_D), own))
+        batches = (x, y, rows_KSB[0], steps_K[0], seeds_K[0])
+        return as_vector(layout, fit_client(workload, model, as_tree(layout, params_D), batches))
 
     def fit(params_D: np.ndarray, client: int, order_N: np.ndarray) -> np.ndarray:
         return np.asarray(program(params_D, x, y, *_plan(workload, [(client, order_N)], 1)))
@@ -164,33 +173,37 @@ def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarra
 
 
 def _round(workload: Workload, layout: Layout, params_D: Any, x: Any, y: Any, *plan: Any) -> jax.Array:
-    """The share of one device, and the mean over all devices."""
+    """Train the clients of one device, and return the mean over all devices."""
     model, start = module(workload), as_tree(layout, params_D)
 
-    def add(sums: Any, own: Any) -> Any:
+    def add(sums: Any, client_plan: Any) -> Any:
         total, count = sums
-        rows_SB, num_steps, seed = own
+        rows_SB, num_steps, seed = client_plan
         weights = fit_client(workload, model, start, (x, y, rows_SB, num_steps, seed))
         num_examples = jnp.sum(rows_SB >= 0)
-        if workload.example_dp:  # all clients have as many, however many were drawn
+        if workload.example_dp:  # the weight of a client does not depend on the sizes of its Poisson batches
             num_examples = jnp.where(num_steps > 0, workload.examples_per_client, 0)
         return (jax.tree.map(lambda t, w: t + num_examples * w, total, weights), count + num_examples), None
 
-    nothing = (jax.tree.map(jnp.zeros_like, start), jnp.zeros((), jnp.int32))
-    (total, count), _ = lax.scan(add, nothing, plan)
+    zeros = (jax.tree.map(jnp.zeros_like, start), jnp.zeros((), jnp.int32))
+    (total, count), _ = lax.scan(add, zeros, plan)
     total, count = lax.psum((total, count), "device")
     return as_vector(layout, jax.tree.map(lambda t: t / count, total))
 
 
 def _plan(workload: Workload, share: Share, num_parts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the pool for each client's steps, padded with -1; clients of equal work on each device."""
+    """Divide the clients among the devices in equal parts of work.
+
+    Returns:
+        Rows of the pool for each client and step, padded with -1; numbers of steps (K,); seeds (K,).
+    """
     parts, first_row = balanced(share, num_parts), first_rows(workload)
     longest, size = max(map(len, parts)), workload.batch_size
     num_steps, width = -(-workload.largest // size), WIDEST if workload.example_dp else size
     rows = np.full((num_parts * longest, num_steps, width), -1, np.int32)
     steps_K, seeds_K = np.zeros(len(rows), np.int32), np.zeros(len(rows), np.uint32)
-    for part, own in enumerate(parts):
-        for k, (client, order_N) in enumerate(own, part * longest):
+    for number, part in enumerate(parts):
+        for k, (client, order_N) in enumerate(part, number * longest):
             if workload.example_dp:
                 for step, batch in enumerate(poisson_batches(workload, client, order_N)):
                     rows[k, step, : len(batch)] = batch[:width] + first_row(client)

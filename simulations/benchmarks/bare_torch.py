@@ -1,9 +1,10 @@
-"""The best hand-written torch program for each workload, without any framework.
+"""The best hand-written torch program for each workload, without a framework.
 
-Shapes: D parameters laid flat, K clients of a chunk, N examples of one client, B batch, F features.
+Shapes: D parameters, K clients of a chunk, N examples of one client, B batch, F features.
 
-No data loader, no optimiser object, no flattening: gradients of the parameters' list, one fused step on it, and a
-running sum of the models. One process a core, each of one thread.
+It has no data loader, no optimizer object and no flattening of parameters. It computes the gradients of a list of
+parameters, updates the list in one fused step, and adds the models to a running sum. Each core has one process with
+one thread.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from simulations.benchmarks.processes import Fit, Processes, Share, num_cores
 from simulations.benchmarks.synthetic import first_rows, poisson_batches, pool_of
 from simulations.benchmarks.workloads import Workload
 
-CHUNK = 25  # clients of w3 at once: their weights and batches stay in the cache
+CHUNK = 25  # clients of w3 that train together: their weights and batches fit into the cache
 
 
 class Bare:
-    """A round of federated averaging.
+    """Federated averaging in processes of one thread.
 
     Args:
-        workload: what to do.
-        workers: processes of one thread; None takes one for each core.
+        workload: workload to run.
+        workers: number of processes, >= 1; None uses one per core.
     """
 
     def __init__(self, workload: Workload, *, workers: int | None = None) -> None:
@@ -38,28 +39,28 @@ class Bare:
         pool_of(workload)  # before the fork, so that all processes share it
         self.layout = layout_of(workload)
         by_hand = workload.model == "linear"
-        how = f"{CHUNK} clients at once (bmm)" if by_hand else "a lean loop"
-        how = "ghost norms by hand" if workload.example_dp else how
-        self.variant = f"{how}, {count} {'processes' if count > 1 else 'process'} of 1 thread"
+        method = f"{CHUNK} clients at once (bmm)" if by_hand else "a lean loop"
+        method = "ghost norms by hand" if workload.example_dp else method
+        self.variant = f"{method}, {count} {'processes' if count > 1 else 'process'} of 1 thread"
         prepare = partial(batched if by_hand else loop, workload)
         self._processes = Processes(prepare, num_parameters=self.layout.num_parameters, count=count)
 
     def fit(self, params_D: np.ndarray, share: Share) -> np.ndarray:
-        """The next global model."""
+        """Return the global model after a round, (D,)."""
         return self._processes.fit(params_D, share)
 
     def close(self) -> None:
-        """Let the processes go."""
+        """Stop the other processes and wait for them."""
         self._processes.close()
 
 
 def layout_of(workload: Workload) -> Layout:
-    """Of the workload's model."""
+    """Return the layout of the workload's model."""
     return Layout.from_shapes((name, tuple(p.shape)) for name, p in module(workload).named_parameters())
 
 
 def loop(workload: Workload) -> Fit:
-    """One client after another."""
+    """Return a function that trains the clients of a share one after another."""
     local = PrivateLoop(workload) if workload.example_dp else ClientLoop(workload)
 
     def fit(params_D: np.ndarray, share: Share) -> np.ndarray:
@@ -75,7 +76,7 @@ def loop(workload: Workload) -> Fit:
 
 
 def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
-    """``(params_D, client, order_N) -> its new params_D``, for a framework that brings its own processes."""
+    """Return a function ``(params_D, client, order_N) -> new params_D`` for a framework with its own processes."""
     torch.set_num_threads(1)
     local = ClientLoop(workload)
 
@@ -87,10 +88,10 @@ def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarra
 
 
 class ClientLoop:
-    """Local training of one client: leaves the result in ``weights``, in the order of the layout.
+    """Train one client at a time. The result is in ``weights``, in the order of the layout.
 
     Args:
-        workload: what to do.
+        workload: workload to run.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -102,11 +103,11 @@ class ClientLoop:
         self.loss = _binary if workload.task == "binary" else F.cross_entropy
 
     def leaves(self, params_D: np.ndarray) -> list[torch.Tensor]:
-        """The vector in pieces, like ``weights``."""
+        """Split a vector (D,) into tensors, in the order of ``weights``."""
         return [torch.from_numpy(v) for v in self._layout.unpack(params_D).values()]
 
     def fit(self, start: list[torch.Tensor], client: int, order_N: np.ndarray) -> None:
-        """One epoch from the global model."""
+        """Train one epoch, starting from the global model."""
         with torch.no_grad():
             torch._foreach_copy_(self.weights, start)
         for x_B, y_B in self._batches(client, order_N):
@@ -121,35 +122,35 @@ class ClientLoop:
 
 
 class PrivateLoop(ClientLoop):
-    """DP-SGD on a multilayer perceptron, with gradients and ghost norms by hand.
+    """Train one client at a time with DP-SGD on a multilayer perceptron. Gradients and ghost norms are hand-written.
 
     Args:
-        workload: what to do.
+        workload: workload to run.
     """
 
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         self._noise_D = torch.empty(self._layout.num_parameters)
-        self._noises = [self._noise_D[own].view(w.shape) for own, w in zip(self._slices(), self.weights, strict=True)]
+        self._noises = [self._noise_D[part].view(w.shape) for part, w in zip(self._slices(), self.weights, strict=True)]
 
     def _slices(self) -> list[slice]:
         return [self._layout.slices[leaf.name] for leaf in self._layout.leaves]
 
     @torch.no_grad()
     def fit(self, start: list[torch.Tensor], client: int, order_N: np.ndarray) -> None:
-        """One epoch from the global model."""
+        """Train one epoch, starting from the global model."""
         torch._foreach_copy_(self.weights, start)
         dp, first = self.workload.example_dp, self._first_row(client)
         assert dp is not None
         for batch in poisson_batches(self.workload, client, order_N):
             rows_B = torch.from_numpy(batch + first)
-            sums = self._clipped(self.x.index_select(0, rows_B), self.y[rows_B], dp.clip)
+            sums = self._sum_clipped_gradients(self.x.index_select(0, rows_B), self.y[rows_B], dp.clip)
             self._noise_D.normal_()
             torch._foreach_add_(sums, self._noises, alpha=dp.clip * dp.noise_multiplier)
             torch._foreach_add_(self.weights, sums, alpha=-self.workload.local.learning_rate / self.workload.batch_size)
 
-    def _clipped(self, x_BF: torch.Tensor, y_B: torch.Tensor, clip: float) -> list[torch.Tensor]:
-        """Sums of clipped gradients: of each bias, then each weight, from the first layer to the last."""
+    def _sum_clipped_gradients(self, x_BF: torch.Tensor, y_B: torch.Tensor, clip: float) -> list[torch.Tensor]:
+        """Return the sums of the clipped gradients, in the order of the layout."""
         named = {leaf.name: w for leaf, w in zip(self._layout.leaves, self.weights, strict=True)}
         layers = [(named[f"{name}.weight"], named[f"{name}.bias"]) for name in ("hidden_0", "hidden_1", "out")]
         inputs = [x_BF]
@@ -171,12 +172,15 @@ class PrivateLoop(ClientLoop):
 
 
 def batched(workload: Workload) -> Fit:
-    """Logistic regression for many clients at once, gradients by hand; clients are of equal size."""
+    """Return a function that trains logistic regression for many clients of equal size together.
+
+    The gradients are hand-written.
+    """
     pool, first_row = pool_of(workload), first_rows(workload)
     x, y = torch.from_numpy(pool.x), torch.from_numpy(pool.y).float()
 
     def fit(params_D: np.ndarray, share: Share) -> np.ndarray:
-        start_D = torch.from_numpy(params_D)  # the bias, then the weights: the order of the layout
+        start_D = torch.from_numpy(params_D)  # the order of the layout: first the bias, then the weights
         total_D = torch.zeros_like(start_D)
         for chunk in (share[i : i + CHUNK] for i in range(0, len(share), CHUNK)):
             rows_KN = torch.from_numpy(np.stack([order_N + first_row(client) for client, order_N in chunk]))
@@ -194,7 +198,7 @@ def _fit_chunk(
     bias_K = start_D[0].expand(len(rows_KN)).clone()
     weight_KF = start_D[1:].expand(len(rows_KN), -1).contiguous()
     for rows_KB in rows_KN.split(workload.batch_size, dim=1):
-        x_KBF = x.index_select(0, rows_KB.reshape(-1)).view(*rows_KB.shape, -1)  # indexing takes twice as long
+        x_KBF = x.index_select(0, rows_KB.reshape(-1)).view(*rows_KB.shape, -1)  # twice as fast as indexing
         logits_KB = torch.bmm(x_KBF, weight_KF[:, :, None])[:, :, 0] + bias_K[:, None]
         rate = workload.local.learning_rate / rows_KB.shape[1]
         step_KB = (torch.sigmoid(logits_KB) - y[rows_KB]).mul_(-rate)

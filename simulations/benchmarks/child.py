@@ -1,6 +1,6 @@
-"""One system, one workload, one process: prints one line of JSON and ends.
+"""Run one system on one workload, print one line of JSON, and exit.
 
-Started by `simulations.benchmarks.measure`; its one argument is the task as JSON.
+`simulations.benchmarks.measure` starts this program. Its only argument is the task as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fedlearn.errors import FedlearnError
 from simulations.benchmarks.clock import Clock, Done, System
 from simulations.benchmarks.workloads import Workload, workload
 
-PACKAGES = {  # module that is missing: what brings it
+PACKAGES = {  # missing module: package to install
     "torch": "fedlearn[torch]",
     "jax": "fedlearn[jax]",
     "flax": "fedlearn[jax]",
@@ -28,7 +28,7 @@ PACKAGES = {  # module that is missing: what brings it
 
 
 def main(argv: list[str]) -> int:
-    """Do the task and print what came of it; what others print goes to standard error."""
+    """Run the task and print its outcome. All other output of this process goes to standard error."""
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     out.write(json.dumps(outcome(json.loads(argv[0]))) + "\n")
@@ -37,11 +37,11 @@ def main(argv: list[str]) -> int:
 
 
 def outcome(task: dict[str, Any]) -> dict[str, Any]:
-    """What the task measured, or why it could not be done.
+    """Run a task and return its measurements, or the reason of its failure under ``error``.
 
     Args:
-        task: ``system``, ``framework``, ``began`` (Unix time at which the process was started) and ``workload``, the
-            words of `simulations.benchmarks.workloads.workload`.
+        task: ``system``, ``framework``, ``began`` (Unix time of the start of the process, seconds) and ``workload``,
+            the arguments of `simulations.benchmarks.workloads.workload`.
     """
     clock = Clock()
     try:
@@ -67,19 +67,19 @@ def outcome(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def system(name: str, framework: str) -> System:
-    """The module of a system.
+    """Import the module of a system.
 
     Raises:
-        FedlearnError: it has no such framework.
+        FedlearnError: The system does not support the framework.
     """
     if name == "pfl" and framework != "torch":
-        raise FedlearnError("pfl-research has no JAX model")
+        raise FedlearnError("systems=pfl: pfl-research has no JAX model\n  try       framework=torch")
     module: Any = import_module(f"simulations.benchmarks.{'pfl_torch' if name == 'pfl' else name}")
     return module
 
 
 def loss_of(work: Workload, framework: str, done: Done) -> float:
-    """The mean loss on a thousand examples after the last round: proof that the work was done."""
+    """Return the mean loss on a thousand examples after the last round. It shows that training took place."""
     import numpy as np
 
     from fedlearn.core.metrics import evaluate
@@ -98,7 +98,7 @@ def _how_to_install(missing: ModuleNotFoundError) -> str:
 
 
 def _peak(who: int) -> float:
-    """Peak resident memory in MiB: of this process, or of the largest among the children that it waited for."""
+    """Return the peak resident memory, MiB, of this process or of its largest child that has ended."""
     return resource.getrusage(who).ru_maxrss / 1024
 
 

@@ -1,4 +1,4 @@
-"""What one program, in one process, is timed with, and what it says of itself."""
+"""Timing of rounds, and the result of one program in one process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simulations.benchmarks.workloads import Workload
 
 @dataclass
 class Clock:
-    """Times rounds.
+    """Measure the seconds of each round.
 
     Attributes:
-        seconds: of each round that has ended; the first holds what was compiled or started for it.
-        examples: that were trained on in each.
-        first: Unix time at the end of the first round.
+        seconds: duration of each finished round, seconds; the first one includes compilation and the start of workers.
+        examples: number of training examples of each finished round.
+        first: Unix time at the end of the first round, seconds; 0 before.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -28,11 +28,11 @@ class Clock:
     _since: float = 0.0
 
     def start(self) -> None:
-        """The first round begins."""
+        """Note the start of the first round."""
         self._since = time.perf_counter()
 
     def lap(self, num_examples: int) -> None:
-        """A round has ended, the next begins."""
+        """Note the end of a round and the start of the next one."""
         now = time.perf_counter()
         self.seconds.append(now - self._since)
         self.examples.append(num_examples)
@@ -41,11 +41,11 @@ class Clock:
 
 @dataclass(frozen=True)
 class Done:
-    """What a program leaves behind.
+    """Result of a program.
 
     Attributes:
-        variant: how it went about it, with its processes and threads.
-        params_D: the model after the last round, in the order of the torch twin's layout.
+        variant: description of its method, processes and threads.
+        params_D: global model after the last round, (D,), in the layout of the torch model.
     """
 
     variant: str
@@ -53,6 +53,6 @@ class Done:
 
 
 class System(Protocol):
-    """A module with a ``run`` for every system that is compared."""
+    """Protocol of the module of a system: it has a function ``run``."""
 
     run: Callable[[Workload, str, Clock], Done]  # (workload, framework, clock)

@@ -1,9 +1,9 @@
-"""Flower's own simulation, with Ray, on the same work: its FedAvg, and the lean client of the bare program.
+"""Run a workload in Flower's simulation with Ray, with Flower's FedAvg and the client of the bare program.
 
-Shapes: D parameters laid flat, N examples of one client.
+Shapes: D parameters, N examples of one client.
 
-What differs from ``bare`` is Flower itself: the client spends no time on a data loader or an optimiser object, and the
-model travels as one array. Flower is imported when it is asked for.
+The difference to ``bare`` is the cost of Flower. The client has no data loader and no optimizer object, and Flower
+sends the model as one array. Flower is imported on first use.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from simulations.benchmarks.clock import Clock, Done
 from simulations.benchmarks.processes import num_cores
 from simulations.benchmarks.workloads import SEED, Workload
 
-ROUND_SECONDS = 600.0
-ClientFit = Callable[[np.ndarray, int, np.ndarray], np.ndarray]  # (params_D, client, order_N) -> its new params_D
+ROUND_SECONDS = 600.0  # deadline of a round
+ClientFit = Callable[[np.ndarray, int, np.ndarray], np.ndarray]  # (params_D, client, order_N) -> new params_D
 
 
 def run(workload: Workload, framework: str, clock: Clock) -> Done:
-    """Federated averaging in Flower."""
+    """Run federated averaging in Flower."""
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
@@ -45,7 +45,7 @@ def run(workload: Workload, framework: str, clock: Clock) -> Done:
 
 
 def client_app(workload: Workload, framework: str) -> Any:
-    """Trains a client from the global model."""
+    """Return a ClientApp that trains one client, starting from the global model."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
 
@@ -56,7 +56,7 @@ def client_app(workload: Workload, framework: str) -> Any:
         client, round = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"])
         order_N = np.random.default_rng((SEED, round, client)).permutation(workload.size(client))
         params_D = message.content["arrays"].to_numpy_ndarrays()[0]
-        new_D = _fit_one(workload, framework)(params_D, client, order_N)
+        new_D = _client_fit(workload, framework)(params_D, client, order_N)
         metrics = MetricRecord({"num-examples": len(order_N)})
         return Message(RecordDict({"arrays": ArrayRecord([new_D]), "metrics": metrics}), reply_to=message)
 
@@ -64,15 +64,15 @@ def client_app(workload: Workload, framework: str) -> Any:
 
 
 @cache
-def _fit_one(workload: Workload, framework: str) -> ClientFit:
-    """One client's training, prepared once in each of Ray's processes."""
+def _client_fit(workload: Workload, framework: str) -> ClientFit:
+    """Return the function that trains a client. Each process of Ray prepares it once."""
     program = "opacus_torch" if workload.example_dp else f"bare_{framework}"
     prepare: Callable[[Workload], ClientFit] = import_module(f"simulations.benchmarks.{program}").build_client_fit
     return prepare(workload)
 
 
 class _Server:
-    """Runs the strategy; its callbacks tell the clock where one round ends and the next begins."""
+    """Run the strategy. Its callbacks note the start and end of each round on the clock."""
 
     def __init__(self, workload: Workload, framework: str, clock: Clock) -> None:
         self.workload, self.clock = workload, clock
@@ -81,7 +81,7 @@ class _Server:
         self._num_examples = 0
 
     def main(self, grid: Any, context: Any) -> None:
-        """All rounds."""
+        """Run all rounds of the workload."""
         from flwr.app import ArrayRecord
         from flwr.serverapp.strategy import FedAvg
 
@@ -91,12 +91,12 @@ class _Server:
             fraction_evaluate=0.0,
             min_train_nodes=work.cohort_size,
             min_available_nodes=work.num_clients,
-            train_metrics_aggr_fn=self._count,
+            train_metrics_aggr_fn=self._count_examples,
         )
         start = ArrayRecord([self.params_D])
-        strategy.start(grid, start, num_rounds=work.rounds, timeout=ROUND_SECONDS, evaluate_fn=self._look)
+        strategy.start(grid, start, num_rounds=work.rounds, timeout=ROUND_SECONDS, evaluate_fn=self._note_round)
 
-    def _count(self, replies: list[Any], key: str) -> Any:
+    def _count_examples(self, replies: list[Any], key: str) -> Any:
         from flwr.app import MetricRecord
 
         if len(replies) < self.workload.cohort_size:
@@ -104,7 +104,7 @@ class _Server:
         self._num_examples = sum(reply["metrics"][key] for reply in replies)
         return MetricRecord({key: self._num_examples})
 
-    def _look(self, round: int, arrays: Any) -> None:
+    def _note_round(self, round: int, arrays: Any) -> None:
         if round:
             self.clock.lap(self._num_examples)
             self.params_D = arrays.to_numpy_ndarrays()[0]

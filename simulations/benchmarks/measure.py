@@ -1,4 +1,4 @@
-"""Run the systems in turn, each in a process of its own, and read what they say."""
+"""Run the systems in turn, each run in its own process, and collect their results."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ from typing import IO, Any
 
 from simulations.benchmarks.settings import Settings
 
-GRACE = 20.0  # seconds from asking a process group to end to ending it
-UNSET = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")  # a first round compiles, and every system sets its own devices
+GRACE = 20.0  # seconds between SIGTERM and SIGKILL to a process group
+# The first round must compile, so there is no compilation cache. Each system sets its own number of devices.
+UNSET = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One system in one repeat.
+    """Measurements of one system in one repeat.
 
     Attributes:
-        framework, system, repeat: which; repeats count from 1.
-        variant: how the system went about it, with its processes and threads.
-        seconds: of each round, the first with what is compiled or started for it.
-        examples: trained on in each round.
-        seconds_to_first_round: from the start of the process to the end of the first round, imports included.
-        memory_mib: peak resident memory of the process.
-        child_memory_mib: of the largest of its children; memory that they share counts in both.
-        loss: on a thousand examples after the last round.
-        load: processes that wanted a core in the minute before (Unix load average): others' work, or the last run's.
-        error: why there are no numbers, if there are none.
+        framework: ``torch`` or ``jax``.
+        system: name of the system.
+        repeat: number of the repeat, >= 1.
+        variant: description of its method, processes and threads.
+        seconds: duration of each round, seconds; the first one includes compilation and the start of workers.
+        examples: number of training examples of each round.
+        seconds_to_first_round: time from the start of the process to the end of the first round, with imports.
+        memory_mib: peak resident memory of the process, MiB.
+        child_memory_mib: peak resident memory of its largest child, MiB; shared memory counts in both.
+        loss: mean loss on a thousand examples after the last round.
+        load: Unix load average of the minute before the run, caused by other work or by the previous run.
+        error: reason of the failure; empty for a successful run.
     """
 
     framework: str
@@ -53,22 +56,25 @@ class Run:
 
     @property
     def seconds_per_round(self) -> float:
-        """The median, without the first round where there are others."""
+        """Median duration of a round, seconds. The first round counts only if it is the only one."""
         return median(self.seconds[1:] or self.seconds)
 
     @property
     def examples_per_second(self) -> float:
-        """Over the same rounds, all together."""
-        own = slice(1, None) if len(self.seconds) > 1 else slice(None)
-        return sum(self.examples[own]) / sum(self.seconds[own])
+        """Training examples per second, over the same rounds as ``seconds_per_round``."""
+        rounds = slice(1, None) if len(self.seconds) > 1 else slice(None)
+        return sum(self.examples[rounds]) / sum(self.seconds[rounds])
 
     def as_json(self) -> dict[str, Any]:
-        """All attributes."""
+        """Return all attributes as a dictionary."""
         return asdict(self)
 
 
 def run_all(settings: Settings) -> Iterator[Run]:
-    """Every system, ``repeats`` times, in turn; every other repeat backwards, so that drift favours none."""
+    """Run each system ``repeats`` times, in turn, and yield each result.
+
+    Every second repeat runs in reverse order, so that a drift of the machine favours no system.
+    """
     pairs = [(framework, system) for framework in settings.frameworks for system in settings.systems]
     for repeat in range(1, settings.repeats + 1):
         for framework, system in pairs if repeat % 2 else reversed(pairs):
@@ -76,28 +82,29 @@ def run_all(settings: Settings) -> Iterator[Run]:
 
 
 def run_system(settings: Settings, framework: str, system: str, *, repeat: int) -> Run:
-    """One system in a fresh process; what goes wrong is told in ``error``."""
+    """Run one system in a new process. A failure is described in ``error``."""
     sizes = {**settings.sizes, "rounds": settings.rounds(system)}
     task = {"system": system, "framework": framework, "workload": {"name": settings.workload.name, **sizes}}
     load = os.getloadavg()[0]
-    result = _child(task, limit=settings.limit, environment=environment(framework, system))
+    result = _run_child(task, limit=settings.limit, environment=environment(framework, system))
     return Run(framework=framework, system=system, repeat=repeat, load=load, **result)
 
 
 def environment(framework: str, system: str) -> dict[str, str]:
-    """What the process is told before it starts: torch has one thread a process, JAX what it chooses.
+    """Return the environment variables of a system's process.
 
-    JAX in Flower's actors has one thread as well, since there is an actor for each core.
+    Torch has one thread per process. JAX chooses its number of threads, except in Flower: there it has one thread,
+    because each core has its own actor.
     """
-    mine = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
+    variables = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
     if framework == "torch":
-        mine |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        variables |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     elif system == "flower":
-        mine |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
-    return {name: value for name, value in os.environ.items() if name not in UNSET} | mine
+        variables |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}
+    return {name: value for name, value in os.environ.items() if name not in UNSET} | variables
 
 
-def _child(task: dict[str, Any], *, limit: float, environment: dict[str, str]) -> dict[str, Any]:
+def _run_child(task: dict[str, Any], *, limit: float, environment: dict[str, str]) -> dict[str, Any]:
     with tempfile.TemporaryFile("w+") as log:
         command = [sys.executable, "-m", "simulations.benchmarks.child", json.dumps({**task, "began": time.time()})]
         process = subprocess.Popen(
@@ -108,24 +115,24 @@ def _child(task: dict[str, Any], *, limit: float, environment: dict[str, str]) -
         except subprocess.TimeoutExpired:
             return {"error": f"not done after {limit:.0f} s (limit={limit:.0f})"}
         finally:
-            _end(process)
-        return _answer(printed, log, process.returncode)
+            _stop(process)
+        return _read_outcome(printed, log, process.returncode)
 
 
-def _answer(printed: str, log: IO[str], code: int) -> dict[str, Any]:
+def _read_outcome(printed: str, log: IO[str], code: int) -> dict[str, Any]:
     with suppress(json.JSONDecodeError):
-        answer: dict[str, Any] = json.loads(printed)
-        return answer
+        outcome: dict[str, Any] = json.loads(printed)
+        return outcome
     log.seek(0)
-    last = [line.strip() for line in log if line.strip()][-1:]
-    return {"error": f"ended with exit code {code}: {''.join(last)[:200]}"}
+    last_line = [line.strip() for line in log if line.strip()][-1:]
+    return {"error": f"ended with exit code {code}: {''.join(last_line)[:200]}"}
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the process group that was started for one run, with what it left running."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
+def _stop(process: subprocess.Popen[str]) -> None:
+    """Stop the process group of a run, including processes that are still running."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+            os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=GRACE)
             return

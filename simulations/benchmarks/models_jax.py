@@ -1,4 +1,4 @@
-"""The workloads' models in JAX (flax linen). Each has a twin of the same name in `simulations.benchmarks.models_torch`.
+"""Models of the workloads in JAX (flax linen). `simulations.benchmarks.models_torch` has the same models.
 
 Shapes: B batch, F features, H height, W width, C channels, O outputs.
 """
@@ -13,56 +13,56 @@ from simulations.models.basic.jax import Conv
 
 
 class Mlp(nn.Module):
-    """784-128-64-10, or whatever inputs and outputs it is given, with ReLU."""
+    """A multilayer perceptron with hidden widths 128 and 64, and ReLU."""
 
     num_outputs: int
 
     @nn.compact
     def __call__(self, x_BF: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, F) -> (B, O)``."""
+        """Map features ``(B, F)`` to outputs ``(B, O)``."""
         for layer, width in enumerate((128, 64)):
             x_BF = nn.relu(nn.Dense(width, name=f"hidden_{layer}")(x_BF))
         return nn.Dense(self.num_outputs, name="out")(x_BF)
 
 
 class Linear(nn.Module):
-    """Logistic regression."""
+    """An affine map, for logistic regression."""
 
     num_outputs: int
 
     @nn.compact
     def __call__(self, x_BF: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, F) -> (B, O)``."""
+        """Map features ``(B, F)`` to outputs ``(B, O)``."""
         return nn.Dense(self.num_outputs, name="out")(x_BF)
 
 
 class Cnn(nn.Module):
-    """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maximum, a hidden layer of 128, dropout."""
+    """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maxima, a hidden layer of 128, dropout."""
 
     num_outputs: int
     dropout: bool
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        """``(B, H, W, C) -> (B, O)``."""
-        still = not (train and self.dropout)
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
+        deterministic = not (train and self.dropout)
         x_BHWC = nn.relu(Conv(32, padding=0, name="conv_0")(x_BHWC))
         x_BHWC = max_2x2(nn.relu(Conv(64, padding=0, name="conv_1")(x_BHWC)))
-        x_BHWC = nn.Dropout(0.25, deterministic=still)(x_BHWC)
-        x_BF = x_BHWC.transpose(0, 3, 1, 2).reshape(len(x_BHWC), -1)  # the order in which the torch twin flattens
+        x_BHWC = nn.Dropout(0.25, deterministic=deterministic)(x_BHWC)
+        x_BF = x_BHWC.transpose(0, 3, 1, 2).reshape(len(x_BHWC), -1)  # the torch model flattens in this order
         x_BF = nn.relu(nn.Dense(128, name="hidden")(x_BF))
-        return nn.Dense(self.num_outputs, name="out")(nn.Dropout(0.5, deterministic=still)(x_BF))
+        return nn.Dense(self.num_outputs, name="out")(nn.Dropout(0.5, deterministic=deterministic)(x_BF))
 
 
 def max_2x2(x_BHWC: jax.Array) -> jax.Array:
-    """The maximum of each 2 x 2 square; an odd last row or column is left out, as in torch."""
+    """Return the maxima of squares of 2 x 2 pixels, without an odd last row or column, as in torch."""
     batch, height, width, channels = x_BHWC.shape
     even = x_BHWC[:, : height // 2 * 2, : width // 2 * 2]
     return even.reshape(batch, height // 2, 2, width // 2, 2, channels).max(axis=(2, 4))
 
 
 def module(workload: Workload) -> nn.Module:
-    """A workload's model."""
+    """Return the flax module of a workload."""
     if workload.model == "cnn":
         return Cnn(workload.num_outputs, workload.dropout)
     return {"mlp": Mlp, "linear": Linear}[workload.model](workload.num_outputs)

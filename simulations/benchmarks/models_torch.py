@@ -1,4 +1,4 @@
-"""The workloads' models in PyTorch. Each has a twin of the same name in `simulations.benchmarks.models_jax`.
+"""Models of the workloads in PyTorch. `simulations.benchmarks.models_jax` has the same models.
 
 Shapes: B batch, F features, H height, W width, C channels, O outputs.
 """
@@ -13,7 +13,7 @@ from simulations.benchmarks.workloads import Workload
 
 
 class Mlp(nn.Module):
-    """784-128-64-10, or whatever inputs and outputs it is given, with ReLU."""
+    """A multilayer perceptron with hidden widths 128 and 64, and ReLU."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
@@ -22,24 +22,24 @@ class Mlp(nn.Module):
         self.out = nn.Linear(64, num_outputs)
 
     def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """``(B, F) -> (B, O)``."""
+        """Map features ``(B, F)`` to outputs ``(B, O)``."""
         return self.out(F.relu(self.hidden_1(F.relu(self.hidden_0(x_BF)))))
 
 
 class Linear(nn.Module):
-    """Logistic regression."""
+    """An affine map, for logistic regression."""
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
         self.out = nn.Linear(num_inputs, num_outputs)
 
     def forward(self, x_BF: torch.Tensor) -> torch.Tensor:
-        """``(B, F) -> (B, O)``."""
+        """Map features ``(B, F)`` to outputs ``(B, O)``."""
         return self.out(x_BF)
 
 
 class Cnn(nn.Module):
-    """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maximum, a hidden layer of 128, dropout."""
+    """Two 3 x 3 convolutions without padding (32 and 64 channels), 2 x 2 maxima, a hidden layer of 128, dropout."""
 
     def __init__(self, image_HWC: tuple[int, ...], num_outputs: int, *, dropout: bool) -> None:
         super().__init__()
@@ -51,14 +51,14 @@ class Cnn(nn.Module):
         self.drop_0, self.drop_1 = (nn.Dropout(share if dropout else 0.0) for share in (0.25, 0.5))
 
     def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
-        """``(B, H, W, C) -> (B, O)``."""
-        x_BCHW = x_BHWC.permute(0, 3, 1, 2)  # no copy: this is the channels-last layout, the fast one
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O)``."""
+        x_BCHW = x_BHWC.permute(0, 3, 1, 2)  # no copy: the result has the fast channels-last layout
         x_BCHW = F.max_pool2d(F.relu(self.conv_1(F.relu(self.conv_0(x_BCHW)))), 2)
         return self.out(self.drop_1(F.relu(self.hidden(self.drop_0(x_BCHW).flatten(1)))))
 
 
 def module(workload: Workload) -> nn.Module:
-    """A workload's model."""
+    """Return the torch module of a workload."""
     if workload.model == "cnn":
         return Cnn(workload.input_shape, workload.num_outputs, dropout=workload.dropout)
     return {"mlp": Mlp, "linear": Linear}[workload.model](workload.input_shape[0], workload.num_outputs)

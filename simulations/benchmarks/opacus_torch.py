@@ -1,6 +1,6 @@
-"""DP-SGD with Opacus as its users write it: a private engine, optimiser and loader, anew for each client and round.
+"""DP-SGD with Opacus in its documented form: each client and round has a new privacy engine, optimizer and loader.
 
-Shapes: D parameters laid flat, N examples of one client.
+Shapes: D parameters, N examples of one client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from simulations.benchmarks.workloads import Workload
 
 
 def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
-    """``(params_D, client, order_N) -> its new params_D``."""
+    """Return a function ``(params_D, client, order_N) -> new params_D``."""
     torch.set_num_threads(1)
     dp, local = workload.example_dp, workload.local
     assert dp is not None
@@ -28,8 +28,9 @@ def build_client_fit(workload: Workload) -> Callable[[np.ndarray, int, np.ndarra
     def fit(params_D: np.ndarray, client: int, order_N: np.ndarray) -> np.ndarray:
         model = module(workload).train()
         vector_to_parameters(torch.from_numpy(params_D.copy()), model.parameters())
-        own = examples_of(workload, client)
-        loader = DataLoader(TensorDataset(torch.from_numpy(own.x), torch.from_numpy(own.y)), local.batch_size)
+        examples = examples_of(workload, client)
+        dataset = TensorDataset(torch.from_numpy(examples.x), torch.from_numpy(examples.y))
+        loader = DataLoader(dataset, local.batch_size)
         model, optimizer, loader = PrivacyEngine().make_private(
             module=model,
             optimizer=torch.optim.SGD(model.parameters(), lr=local.learning_rate),

@@ -1,4 +1,4 @@
-"""Our side: the default engine, as `fedlearn.vector` sets itself up, on the workload's twin in either framework."""
+"""Run a workload in fedlearn, with the default settings of `fedlearn.vector`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from strategies import fedavg
 
 
 def run(workload: Workload, framework: str, clock: Clock) -> Done:
-    """Federated averaging."""
+    """Run federated averaging with the vector engine."""
     pool_of(workload)
-    strategy, fitted = fedavg(clients_per_round=workload.cohort_size), trainer(workload, framework)
-    engine = vector(federated_data(workload), fitted)
-    state = start(strategy, fitted.init(SEED), engine, seed=SEED)
+    strategy, model_trainer = fedavg(clients_per_round=workload.cohort_size), trainer(workload, framework)
+    engine = vector(federated_data(workload), model_trainer)
+    state = start(strategy, model_trainer.init(SEED), engine, seed=SEED)
     variant = engine.describe(workload.cohort_size)
     clock.start()
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=workload.rounds), local=workload.local):
@@ -34,12 +34,12 @@ def run(workload: Workload, framework: str, clock: Clock) -> Done:
 
 
 def trainer(workload: Workload, framework: str) -> Trainer:
-    """A trainer of the workload's model."""
+    """Build a trainer for the workload's model."""
     model = import_module(f"simulations.benchmarks.models_{framework}").module(workload)
     trainers = import_module(f"fedlearn.trainers.{framework}")
     if framework == "torch":
-        keep_freed_memory()  # as a run does
-        made: Trainer = trainers.TorchTrainer(model, task=workload.task, initial=default_initial_parameters)
+        keep_freed_memory()  # as in a run of fedlearn
+        result: Trainer = trainers.TorchTrainer(model, task=workload.task, initial=default_initial_parameters)
     else:
-        made = trainers.JaxTrainer(model, task=workload.task, input_shape=workload.input_shape)
-    return made
+        result = trainers.JaxTrainer(model, task=workload.task, input_shape=workload.input_shape)
+    return result

@@ -1,7 +1,7 @@
-"""pfl-research (PyPI: pfl) on the same work, with its PyTorch model.
+"""Run a workload in pfl-research (PyPI: pfl), with its PyTorch model.
 
-Written as its own CIFAR-10 benchmark is: `SimulatedBackend`, `FederatedAveraging`, updates weighted by examples. It is
-imported when it is asked for.
+The program follows the CIFAR-10 benchmark of pfl-research: `SimulatedBackend`, `FederatedAveraging`, updates weighted
+by examples. pfl is imported on first use.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from simulations.benchmarks.workloads import SEED, Workload
 
 
 def run(workload: Workload, framework: str, clock: Clock) -> Done:
-    """Federated averaging in pfl-research, in one process."""
+    """Run federated averaging in pfl-research, in one process."""
     from pfl.algorithm.federated_averaging import FederatedAveraging
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     model, rounds = _model(workload), _rounds(clock)
-    how, local = _settings(workload)
+    central, local = _settings(workload)
     backend = _backend(workload, rounds)
-    FederatedAveraging().run(how, backend, model, local, callbacks=[rounds], send_metrics_to_platform=False)
+    FederatedAveraging().run(central, backend, model, local, callbacks=[rounds], send_metrics_to_platform=False)
     named = {name: p.detach().numpy() for name, p in model.pytorch_model.named_parameters()}
     return Done("SimulatedBackend, 1 process of 1 thread", layout_of(workload).pack(named))
 
 
 def _rounds(clock: Clock) -> Any:
-    """A callback that tells the clock where one round ends and the next begins."""
+    """Return a callback that notes the start and end of each round on the clock."""
     from pfl.callback.base import TrainingProcessCallback
     from pfl.metrics import Metrics
 
@@ -62,14 +62,14 @@ def _settings(workload: Workload) -> tuple[Any, Any]:
     from pfl.algorithm.base import NNAlgorithmParams
     from pfl.hyperparam.base import NNTrainHyperParams
 
-    how = NNAlgorithmParams(
+    central = NNAlgorithmParams(
         central_num_iterations=workload.rounds,
         evaluation_frequency=workload.rounds + 1,
         train_cohort_size=workload.cohort_size,
         val_cohort_size=None,
     )
     rate, size = workload.local.learning_rate, workload.batch_size
-    return how, NNTrainHyperParams(local_num_epochs=1, local_learning_rate=rate, local_batch_size=size)
+    return central, NNTrainHyperParams(local_num_epochs=1, local_learning_rate=rate, local_batch_size=size)
 
 
 def _backend(workload: Workload, rounds: Any) -> Any:
@@ -92,7 +92,7 @@ def _backend(workload: Workload, rounds: Any) -> Any:
 
 
 def _model(workload: Workload) -> Any:
-    """The workload's module with the two methods that pfl asks for, from the same initial parameters."""
+    """Return the workload's module with the two methods that pfl requires, and with the common initial parameters."""
     from pfl.model.pytorch import PyTorchModel
 
     network, layout = module(workload), layout_of(workload)

@@ -1,4 +1,4 @@
-"""The figure of a comparison: a dot for the median, a stroke for each repeat, faster to the left."""
+"""Draw the figure of a comparison. A dot is a median, a stroke is a repeat, and faster is to the left."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from simulations.benchmarks.tables import groups
 
 
 def draw(path: Path, runs: Sequence[Run], *, title: str) -> None:
-    """Save a dot plot of the seconds that a round takes, on a logarithmic axis."""
+    """Save a dot plot of the seconds per round, on a logarithmic axis."""
     good = groups([run for run in runs if not run.error])
     if not good:
         return
     with style():
         figure = Figure(figsize=(WIDTH_INCHES, 1.2 + 0.34 * len(good)), layout="constrained")
         axis = figure.subplots()
-        for row, ((_, system), own) in enumerate(good.items()):
-            seconds = [run.seconds_per_round for run in own]
+        for row, ((_, system), repeats) in enumerate(good.items()):
+            seconds = [run.seconds_per_round for run in repeats]
             axis.plot(
                 median(seconds), row, "o", color=POOLED_COLOR if system == "ours" else CLIENTS_COLOR, markersize=10
             )
@@ -32,7 +32,7 @@ def draw(path: Path, runs: Sequence[Run], *, title: str) -> None:
         axis.set_ylim(len(good) - 0.5, -0.5)
         axis.grid(axis="x")
         axis.set_xscale("log")
-        axis.set_xlabel("seconds a round, median (strokes: repeats)")
+        axis.set_xlabel("seconds per round: median (dot) and repeats (strokes)")
         axis.set_title(title, fontsize=8)
         axis.margins(x=0.15)
         figure.savefig(path, dpi=150)

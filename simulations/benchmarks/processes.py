@@ -1,8 +1,8 @@
-"""Split a cohort over processes: what the bare torch programs use two cores with.
+"""Divide a cohort among processes. The bare torch programs use all cores this way.
 
-Shapes: D parameters laid flat, W processes, N examples of one client.
+Shapes: D parameters, W processes, N examples of one client.
 
-Parameters and results lie in shared memory, so that a round sends a few kilobytes of row numbers through pipes.
+Parameters and results are in shared memory. A round sends only row numbers through pipes, a few kilobytes.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-Share = Sequence[tuple[int, np.ndarray]]  # clients, each with the order in which it visits its examples
+Share = Sequence[tuple[int, np.ndarray]]  # clients, each with the order of its examples
 Fit = Callable[[np.ndarray, Share], np.ndarray]  # (params_D, share) -> sum over clients of n_k times the new w_k (D)
 
-LONGEST_ROUND = 600.0  # seconds
+LONGEST_ROUND = 600.0  # maximum duration of a round, seconds
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def balanced(share: Share, num_parts: int) -> list[list[tuple[int, np.ndarray]]]:
-    """Clients in parts of about equal work: the largest first, each to the part that has least to do.
+    """Divide the clients into parts of similar work.
+
+    Clients are assigned in descending order of their numbers of examples, each to the part with the least work.
 
     >>> [[client for client, _ in part] for part in balanced([(k, np.zeros(n)) for k, n in enumerate((9, 5, 5))], 2)]
     [[0], [1, 2]]
     """
     parts: list[list[tuple[int, np.ndarray]]] = [[] for _ in range(num_parts)]
     loads = [0] * num_parts
-    for client, order_N in sorted(share, key=lambda one: -len(one[1])):
+    for client, order_N in sorted(share, key=lambda item: -len(item[1])):
         least = loads.index(min(loads))
         parts[least].append((client, order_N))
         loads[least] += len(order_N)
@@ -42,12 +44,12 @@ def balanced(share: Share, num_parts: int) -> list[list[tuple[int, np.ndarray]]]
 
 
 class Processes:
-    """The calling process and ``count - 1`` forked ones, each of which fits a part of the cohort.
+    """Train parts of a cohort in the calling process and in ``count - 1`` forked ones.
 
     Args:
-        prepare: makes the function that fits a share; called in each process, after the fork.
-        num_parameters: D.
-        count: W >= 1.
+        prepare: function that returns the function that trains a share; it is called in each process, after the fork.
+        num_parameters: number of parameters D.
+        count: number of processes W, >= 1.
     """
 
     def __init__(self, prepare: Callable[[], Fit], *, num_parameters: int, count: int) -> None:
@@ -55,20 +57,20 @@ class Processes:
         self._sums_WD = _shared(count, num_parameters)
         fork = multiprocessing.get_context("fork")
         self._pipes, self._children = [], []
-        for own_D in self._sums_WD[1:]:
+        for sum_D in self._sums_WD[1:]:
             here, there = fork.Pipe()
             self._pipes.append(here)
             self._children.append(
-                fork.Process(target=_serve, args=(prepare, there, self._params_D, own_D), daemon=True)
+                fork.Process(target=_serve, args=(prepare, there, self._params_D, sum_D), daemon=True)
             )
             self._children[-1].start()
         self._fit = prepare()
 
     def fit(self, params_D: np.ndarray, share: Share) -> np.ndarray:
-        """The mean of the new models, weighted by examples.
+        """Train a cohort and return the mean of the new models, weighted by examples.
 
         Raises:
-            TimeoutError: a process does not answer within ten minutes, or not at all.
+            TimeoutError: A process does not respond within ten minutes.
         """
         self._params_D[:] = params_D
         first, *others = balanced(share, len(self._sums_WD))
@@ -77,12 +79,12 @@ class Processes:
         self._sums_WD[0] = self._fit(self._params_D, first)
         for pipe in self._pipes:
             if not pipe.poll(LONGEST_ROUND):
-                raise TimeoutError(f"no answer from a process within {LONGEST_ROUND:.0f} s")
+                raise TimeoutError(f"a process did not respond within {LONGEST_ROUND:.0f} s")
             pipe.recv()
         return self._sums_WD.sum(axis=0) / np.float32(sum(len(order_N) for _, order_N in share))
 
     def close(self) -> None:
-        """Let the other processes end, and wait for them."""
+        """Stop the other processes and wait for them, at most 5 s each."""
         for pipe, child in zip(self._pipes, self._children, strict=True):
             pipe.send(None)
             child.join(5.0)
@@ -96,5 +98,5 @@ def _serve(prepare: Callable[[], Fit], pipe: Connection, params_D: np.ndarray, s
 
 
 def _shared(*shape: int) -> np.ndarray:
-    """A float32 array that forked processes share."""
+    """Return a float32 array in memory that forked processes share."""
     return np.frombuffer(mmap(-1, 4 * int(np.prod(shape))), np.float32).reshape(shape)

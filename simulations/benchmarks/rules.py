@@ -1,6 +1,6 @@
-"""``python -m simulations.benchmarks.rules``: how long robust rules take for many updates of a large model.
+"""``python -m simulations.benchmarks.rules``: measure the time of robust aggregation rules on updates of a large model.
 
-Shapes: K clients, D parameters laid flat.
+Shapes: K clients, D parameters.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ RULES: Mapping[str, Callable[..., Strategy]] = {
 
 
 def seconds(strategy: Strategy, updates: Updates) -> float:
-    """Wall time from the updates, in one block, to the aggregate."""
+    """Return the wall-clock time of the aggregation of one block of updates, seconds."""
     began = time.perf_counter()
     aggregate_updates(strategy.aggregate, updates)
     return time.perf_counter() - began
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
-    parser = command_parser("simulations.benchmarks.rules", "Measure robust rules with many updates of a large model.")
-    parser.add_argument("--updates", type=int, default=100, help="K (default 100)")
-    parser.add_argument("--parameters", type=int, default=1_000_000, help="D (default 1,000,000)")
-    parser.add_argument("--repeat", type=int, default=3, help="measurements of each, of which the smallest counts")
+    """Run the command, and return the exit code."""
+    parser = command_parser("simulations.benchmarks.rules", "Measure the time of robust rules with many large updates.")
+    parser.add_argument("--updates", type=int, default=100, help="number of updates (default 100)")
+    parser.add_argument("--parameters", type=int, default=1_000_000, help="number of parameters (default 1,000,000)")
+    parser.add_argument("--repeat", type=int, default=3, help="measurements per rule; prints the shortest (default 3)")
     return run_command(parser, print_table, argv)
 
 
 def print_table(*, updates: int, parameters: int, repeat: int) -> int:
-    """Print each rule with its smallest measurement in seconds; return the exit code."""
+    """Print each rule with its shortest measurement, seconds, and return the exit code."""
     rng, ones = np.random.default_rng(0), np.ones(updates, np.int64)
     rows_KD = rng.standard_normal((updates, parameters), dtype=np.float32)
     block = Updates(clients_K=np.arange(updates), delta_KD=rows_KD, num_examples_K=ones, num_steps_K=ones)

@@ -1,4 +1,4 @@
-"""``python -m simulations.benchmarks.secagg``: what a round of secure aggregation costs clients and server.
+"""``python -m simulations.benchmarks.secagg``: measure time and traffic of a round of secure aggregation.
 
 Shapes: D numbers in a vector.
 """
@@ -25,14 +25,14 @@ from simulations.benchmarks.speed import BAD_SETTING, DONE, machine
 
 DEFAULTS = {"clients": 100, "length": 1_000_000, "dropouts": 5}
 HELP = """\
-python -m simulations.benchmarks.secagg [word=value ...]
+python -m simulations.benchmarks.secagg [setting=value ...]
 
-What does a round of secure aggregation cost? The whole protocol, in one process, one client after another.
+Measure a round of secure aggregation: the whole protocol, in one process, one client after another.
 
-  clients=100          cohort; the threshold is just over half of it
-  length=1000000       32-bit numbers in a vector
-  dropouts=5           clients that share their keys and are gone when masked vectors are due; as many again mask
-                       theirs and are gone when the sum is opened
+  clients=100          size of the cohort; the threshold is just over half of it
+  length=1000000       length of a vector of 32-bit numbers
+  dropouts=5           clients that drop out after sharing their keys, before they send masked vectors;
+                       the same number drops out after sending them, before the sum is unmasked
 
 Exit codes: 0 done, 2 bad setting.
 """
@@ -41,12 +41,13 @@ Column = defaultdict[ServerStage, list[float]]
 
 @dataclass
 class Costs:
-    """What a round took.
+    """Costs of a round.
 
     Attributes:
-        client: seconds of each client in each stage.
-        server: seconds of the server in each stage.
-        up, down: bytes of each client in each stage.
+        client: seconds of each client, by stage.
+        server: seconds of the server, by stage.
+        up: bytes that each client sends, by stage.
+        down: bytes that each client receives, by stage.
     """
 
     client: Column = field(default_factory=lambda: defaultdict(list))
@@ -57,7 +58,15 @@ class Costs:
 
 @dataclass
 class Rehearsal:
-    """One round among clients in this process, with a watch running."""
+    """Run one round with clients in this process, and measure its costs.
+
+    Args:
+        session: session of the round.
+        clients: clients by number.
+        server: server of the protocol.
+        silent: clients that do not respond, by stage.
+        costs: costs so far.
+    """
 
     session: Session
     clients: Mapping[int, Client]
@@ -66,28 +75,32 @@ class Rehearsal:
     costs: Costs = field(default_factory=Costs)
 
     def run(self) -> Costs:
-        """All stages; the sum is checked."""
+        """Run all stages, check the sum, and return the costs.
+
+        Raises:
+            AssertionError: The sum is wrong.
+        """
         requests = self.server.start()
         while requests:
-            requests = self._stage(requests)
+            requests = self._run_stage(requests)
         assert self.server.total is not None
         expected_D = np.zeros(self.session.length, self.session.dtype)
         for client in self.server.survivors:
             expected_D += self._vector(client)
         if not np.array_equal(self.server.total, expected_D):
-            raise AssertionError("the sum is wrong")
+            raise AssertionError("the unmasked sum differs from the sum of the vectors")
         return self.costs
 
-    def _stage(self, requests: Mapping[int, bytes]) -> dict[int, bytes]:
+    def _run_stage(self, requests: Mapping[int, bytes]) -> dict[int, bytes]:
         stage, costs = self.server.stage, self.costs
         for client in sorted(set(requests) - self.silent.get(stage, set())):
             vector = self._vector(client) if stage == ServerStage.MASK else None
             with _timed(costs.client[stage]):
-                reply = self.clients[client].respond(requests[client], lambda session, made=vector: made)  # type: ignore[misc]
+                response = self.clients[client].respond(requests[client], lambda session, own=vector: own)  # type: ignore[misc]
             costs.down[stage].append(len(requests[client]))
-            costs.up[stage].append(len(reply))
+            costs.up[stage].append(len(response))
             with _timed(costs.server[stage]):
-                self.server.add(client, reply)
+                self.server.add(client, response)
         with _timed(costs.server[stage]):
             return self.server.advance()
 
@@ -97,16 +110,25 @@ class Rehearsal:
 
 
 def rehearse(*, clients: int, length: int, dropouts: int) -> Costs:
-    """One round; `fedlearn.privacy.secagg.errors.SecAggAborted` if more drop out than it can do without."""
-    everyone, registered = in_memory.create_clients(range(clients))
+    """Run one round and return its costs.
+
+    Args:
+        clients: size of the cohort, >= 2.
+        length: length of a vector, >= 1.
+        dropouts: number of clients that drop out before they send a masked vector, and again before unmasking, >= 0.
+
+    Raises:
+        SecAggAborted: Fewer clients remain than the threshold (`fedlearn.privacy.secagg.errors`).
+    """
+    participants, registered = in_memory.create_clients(range(clients))
     empty = np.zeros((1, length), np.uint32)
     session = in_memory.create_session(empty, range(clients), threshold=clients // 2 + 1, round=1, run=b"benchmark")
     silent = {ServerStage.MASK: set(range(dropouts)), ServerStage.OPEN: set(range(dropouts, 2 * dropouts))}
-    return Rehearsal(session, everyone, Server(session, registered), silent).run()
+    return Rehearsal(session, participants, Server(session, registered), silent).run()
 
 
 def table_rows(costs: Costs) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each stage: time of the median and of the slowest client, time of the server, bytes."""
+    """Yield a row per stage: time of the median client and of the slowest one, time of the server, bytes."""
     yield "stage", "client, median", "client, worst", "server", "up", "down"
     for stage, seconds in costs.client.items():
         times = f"{1e3 * median(seconds):.1f} ms", f"{1e3 * max(seconds):.1f} ms", f"{sum(costs.server[stage]):.2f} s"
@@ -117,7 +139,7 @@ def table_rows(costs: Costs) -> Iterator[tuple[str, ...]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and show."""
+    """Measure a round, print the table, and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     if {"--help", "-h", "help"} & set(argv):
         sys.stdout.write(HELP)
@@ -133,19 +155,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return DONE
 
 
-def _read(words: Sequence[str]) -> dict[str, int]:
-    given = dict(DEFAULTS)
-    for word in words:
-        name, _, value = word.partition("=")
+def _read(overrides: Sequence[str]) -> dict[str, int]:
+    settings = dict(DEFAULTS)
+    for override in overrides:
+        name, _, value = override.partition("=")
         require(name in DEFAULTS, name, value or "given", f"one of {', '.join(DEFAULTS)}", "clients=100")
         least = {"clients": 2, "length": 1, "dropouts": 0}[name]
-        right = value.isdigit() and int(value) >= least
-        require(right, name, value, f"a whole number >= {least}", f"{name}={DEFAULTS[name]}")
-        given[name] = int(value)
-    most = (given["clients"] - 1) // 4  # twice as many must leave the threshold
-    few = given["dropouts"] <= most
-    require(few, "dropouts", given["dropouts"], f"at most {most} of {given['clients']} clients", f"dropouts={most}")
-    return given
+        valid = value.isdigit() and int(value) >= least
+        require(valid, name, value, f"a whole number >= {least}", f"{name}={DEFAULTS[name]}")
+        settings[name] = int(value)
+    num_clients, num_dropouts = settings["clients"], settings["dropouts"]
+    most = (num_clients - 1) // 4  # twice this number drops out, and the threshold must remain
+    expected = f"at most {most} with clients={num_clients}"
+    require(num_dropouts <= most, "dropouts", num_dropouts, expected, f"dropouts={most}")
+    return settings
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``python -m simulations.benchmarks.speed``: how fast a round is, ours against others'."""
+"""``python -m simulations.benchmarks.speed``: compare the speed of fedlearn with other systems."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("fedlearn", "numpy", "torch", "jax", "flax", "flwr", "ray", "pfl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, show, save; the exit code is 0 done, 2 bad setting, 3 nothing measured, 130 stopped."""
+    """Measure, print, save, and return the exit code: 0 done, 2 bad setting, 3 no measurement, 130 stopped."""
     argv = sys.argv[1:] if argv is None else argv
     if {"--help", "-h", "help"} & set(argv):
         sys.stdout.write(HELP)
@@ -40,14 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def compare(settings: Settings) -> int:
-    """Run everything, telling of each process as it ends."""
-    folder = _claimed(settings)
+    """Run all systems, and print a line after each process. Return the exit code."""
+    folder = _create_folder(settings)
     sys.stdout.write(f"{settings.workload}\n{machine()}\n")
     runs = []
     for run in run_all(settings):
         runs.append(run)
-        told = run.error or f"{run.seconds_per_round:.4g} s a round"
-        sys.stdout.write(f"  repeat {run.repeat}  {run.framework} {run.system}: {told}\n")
+        outcome = run.error or f"{run.seconds_per_round:.4g} s per round"
+        sys.stdout.write(f"  repeat {run.repeat}  {run.framework} {run.system}: {outcome}\n")
         sys.stdout.flush()
         _save(folder, runs, settings)
     _show(runs, settings)
@@ -56,7 +56,7 @@ def compare(settings: Settings) -> int:
 
 
 def machine() -> str:
-    """One line on where this was measured."""
+    """Describe this machine in one line."""
     return f"{_processor()}, {num_cores()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
@@ -65,12 +65,12 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
-def _claimed(settings: Settings) -> Path:
-    """A folder of its own, or the one that was asked for."""
+def _create_folder(settings: Settings) -> Path:
+    """Create the folder ``out``, or a new folder if ``out`` is not set."""
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     chosen = settings.out or Path("outputs/benchmarks", settings.workload.name, stamp)
     for number in count(1):
@@ -80,14 +80,15 @@ def _claimed(settings: Settings) -> Path:
             return folder
         except FileExistsError:
             if settings.out:
-                raise FedlearnError(f"{folder} is a file\n  try       out=DIR") from None
+                raise FedlearnError(f"out={folder} is a file\n  expected  a folder\n  try       out=DIR") from None
         except OSError as error:
-            raise FedlearnError(f"{folder} cannot be written: {error.strerror}\n  try       out=DIR") from error
+            problem = f"folder {folder} cannot be created: {error.strerror}"
+            raise FedlearnError(f"{problem}\n  expected  a folder with write access\n  try       out=DIR") from error
     raise AssertionError("count() ends")
 
 
 def _save(folder: Path, runs: Sequence[Run], settings: Settings) -> None:
-    """After every process, so that a comparison that is stopped leaves what it knows."""
+    """Save the results so far. It runs after every process, so that a stopped comparison keeps its results."""
     result: dict[str, Any] = {
         "workload": str(settings.workload),
         "sizes": settings.sizes,
@@ -105,7 +106,7 @@ def _save(folder: Path, runs: Sequence[Run], settings: Settings) -> None:
 
 
 def _draw(path: Path, runs: Sequence[Run], settings: Settings) -> None:
-    """The figure, where matplotlib is installed."""
+    """Draw the figure if matplotlib is installed."""
     try:
         from simulations.benchmarks.picture import draw
     except ImportError:

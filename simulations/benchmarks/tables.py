@@ -1,4 +1,4 @@
-"""What was measured, as rows: medians over repeats, and ratios within a repeat."""
+"""Tables of the results: medians over repeats, and ratios within a repeat."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """How long ours takes, as a share of what another takes: below 1, ours is faster.
+    """Ratio of our time per round to the time of another system. Below 1, ours is faster.
 
     Attributes:
-        framework, other: which.
-        values: one for each repeat in which both ran, of the medians over rounds.
-        best: of the fastest round of either in any repeat, which tells more where others use the machine too.
+        framework: ``torch`` or ``jax``.
+        other: name of the other system.
+        values: ratio of the median rounds, one value per repeat in which both systems ran.
+        best: ratio of the fastest rounds over all repeats; it is more reliable if others use the machine too.
     """
 
     framework: str
@@ -49,20 +50,20 @@ class Ratio:
 
 
 def groups(runs: Sequence[Run]) -> dict[tuple[str, str], list[Run]]:
-    """The runs of each framework and system, in the order in which they were asked for."""
-    found: dict[tuple[str, str], list[Run]] = {}
+    """Group the runs by framework and system, in the order of the first repeat."""
+    grouped: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.repeat):
-        found.setdefault((run.framework, run.system), []).append(run)
-    return found
+        grouped.setdefault((run.framework, run.system), []).append(run)
+    return grouped
 
 
 def rows(runs: Sequence[Run], workload: Workload) -> list[tuple[str, ...]]:
-    """The table, one row for each framework and system, after `COLUMNS`; what failed says why in its third column."""
+    """Return a row of `COLUMNS` per framework and system. A failed system has its error in the third column."""
     table = []
-    for (framework, system), own in groups(runs).items():
-        good = [run for run in own if not run.error]
-        cells = _numbers(good, workload) if good else (own[0].error.splitlines()[0],)
-        failed = f" ({len(own) - len(good)} of {len(own)} failed)" if good and len(good) < len(own) else ""
+    for (framework, system), repeats in groups(runs).items():
+        good = [run for run in repeats if not run.error]
+        cells = _numbers(good, workload) if good else (repeats[0].error.splitlines()[0],)
+        failed = f" ({len(repeats) - len(good)} of {len(repeats)} failed)" if good and len(good) < len(repeats) else ""
         table.append((framework, system + failed, *cells))
     return table
 
@@ -88,35 +89,37 @@ def _numbers(good: Sequence[Run], workload: Workload) -> tuple[str, ...]:
 
 
 def ratios(runs: Sequence[Run]) -> list[Ratio]:
-    """Ours against each other system of the same framework, repeat by repeat."""
-    found = groups([run for run in runs if not run.error])
-    out = []
-    for (framework, system), own in found.items():
-        ours = {run.repeat: run.seconds_per_round for run in found.get((framework, "ours"), [])}
-        values = tuple(ours[run.repeat] / run.seconds_per_round for run in own if run.repeat in ours)
+    """Return the ratio of our time to that of each other system with the same framework."""
+    grouped = groups([run for run in runs if not run.error])
+    result = []
+    for (framework, system), repeats in grouped.items():
+        ours = {run.repeat: run.seconds_per_round for run in grouped.get((framework, "ours"), [])}
+        values = tuple(ours[run.repeat] / run.seconds_per_round for run in repeats if run.repeat in ours)
         if system != "ours" and values:
-            best = _best(found[framework, "ours"]) / _best(own)
-            out.append(Ratio(framework=framework, other=system, values=values, best=best))
-    return out
+            best = _best(grouped[framework, "ours"]) / _best(repeats)
+            result.append(Ratio(framework=framework, other=system, values=values, best=best))
+    return result
 
 
-def _best(own: Sequence[Run]) -> float:
-    return min(min(run.seconds) for run in own)
+def _best(repeats: Sequence[Run]) -> float:
+    return min(min(run.seconds) for run in repeats)
 
 
 def variants(runs: Sequence[Run]) -> list[str]:
-    """How each system went about it."""
+    """Return a line per system with its method, processes and threads."""
     return [
-        f"{framework} {system}: {own[0].variant}" for (framework, system), own in groups(runs).items() if own[0].variant
+        f"{framework} {system}: {repeats[0].variant}"
+        for (framework, system), repeats in groups(runs).items()
+        if repeats[0].variant
     ]
 
 
 def markdown(runs: Sequence[Run], workload: Workload, *, machine: str) -> str:
-    """The whole result as a page."""
+    """Return all results as a Markdown page."""
     padded = [(*row, *("",) * (len(COLUMNS) - len(row))) for row in rows(runs, workload)]
     lines = [f"# {workload}", "", machine, "", markdown_table([COLUMNS, *padded])]
     lines += [
-        "Seconds a round, ours over the other's: median over repeats (range; ratio of the fastest rounds):",
+        "Ratio of seconds per round, ours / other: median over repeats (range; ratio of the fastest rounds):",
         "",
     ]
     lines += [f"- {ratio}" for ratio in ratios(runs)] + [""]
@@ -125,8 +128,8 @@ def markdown(runs: Sequence[Run], workload: Workload, *, machine: str) -> str:
 
 
 NOTES = (
-    "Medians over repeats of medians over rounds; the first round of a process, in which programs are compiled and",
-    "workers started, stands apart. Time to the first round counts from the start of the process, imports included.",
-    "Memory is the peak of the process, plus that of the largest of its children; what they share counts twice.",
-    "Loss is that of the model on a thousand examples after so many rounds.",
+    "Times are medians over repeats of medians over rounds. They exclude the first round of a process, which compiles",
+    "programs and starts workers. The time to the first round starts with the process and includes imports.",
+    "Memory is the peak of the process plus the peak of its largest child; shared memory counts twice.",
+    "Loss is the mean loss on a thousand examples after the given number of rounds.",
 )

@@ -1,9 +1,10 @@
-"""The pieces of work that every system is given: one definition of each.
+"""Workloads, with one definition for all systems.
 
-w1 is the smallest real network, where a framework's own overhead shows; w2 is LEAF's and FedJAX's EMNIST network, where
-the arithmetic is what counts; w3 is cross-device learning, many clients with next to nothing to do; w4 is w1 with
-DP-SGD on the clients; w5 is the CIFAR-10
-benchmark of pfl-research.
+- w1 is a small network; it shows the overhead of a framework.
+- w2 is the EMNIST network of LEAF and FedJAX; arithmetic dominates its time.
+- w3 is cross-device learning: many clients with little work each.
+- w4 is w1 with DP-SGD on the clients.
+- w5 is the CIFAR-10 benchmark of pfl-research.
 
 References: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097; Ro, Suresh, Wu, *FedJAX:
 Federated learning simulation with JAX*, 2021, arXiv:2108.02117; Granqvist et al., *pfl-research: simulation framework
@@ -29,23 +30,23 @@ SEED = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """One piece of work.
+    """A workload: model, data, cohort and local training. Clients train one epoch of SGD with learning rate 0.1.
 
     Args:
-        name: as typed, e.g. ``w1``.
-        title: a few words for tables.
-        model: ``mlp``, ``linear`` or ``cnn``, in `simulations.benchmarks.models_torch` and its twin in JAX.
+        name: name as typed, e.g. ``w1``.
+        title: title in tables.
+        model: ``mlp``, ``linear`` or ``cnn``, in `simulations.benchmarks.models_torch` and ``models_jax``.
         task: ``binary`` or ``multiclass``.
-        num_classes: 2 or more.
-        input_shape: of one example; images are height x width x channels.
-        num_clients: >= 1.
-        cohort_size: clients a round, drawn uniformly.
-        examples_per_client: mean number of examples at a client.
-        batch_size: examples a local step; one epoch of SGD with learning rate 0.1.
-        rounds: to run where no other number is asked for.
-        spread: standard deviation of the logarithm of the number of examples at a client; 0 makes all equal.
-        dropout: whether the model drops out (0.25 before its hidden layer, 0.5 after).
-        example_dp: DP-SGD on the clients, with Poisson batches of ``batch_size`` examples on average.
+        num_classes: number of classes, >= 2.
+        input_shape: shape of one example; images are height x width x channels.
+        num_clients: number of clients, >= 1.
+        cohort_size: clients per round, drawn uniformly.
+        examples_per_client: mean number of examples of a client.
+        batch_size: examples per local step.
+        rounds: default number of rounds.
+        spread: standard deviation of the logarithm of the number of examples of a client; 0 makes all equal.
+        dropout: True adds dropout to the model (0.25 before its hidden layer, 0.5 after it).
+        example_dp: settings of DP-SGD on the clients, with Poisson batches of ``batch_size`` examples on average.
     """
 
     name: str
@@ -65,16 +66,18 @@ class Workload:
 
     @property
     def num_outputs(self) -> int:
-        """Of the model: one logit for a binary task, else one a class."""
+        """Number of outputs of the model: one for a binary task, else one per class."""
         return self.num_classes if self.task == "multiclass" else 1
 
     @property
     def local(self) -> LocalSettings:
-        """How clients train."""
+        """Settings of local training at the clients."""
         return LocalSettings(epochs=1, batch_size=self.batch_size, learning_rate=0.1, example_dp=self.example_dp)
 
     def size(self, client: int) -> int:
-        """Number of examples at a client: the mean, or lognormal around it within a tenth and five times as many.
+        """Return the number of examples of a client.
+
+        It is the mean, or with ``spread`` a lognormal number between a tenth and five times the mean.
 
         >>> workload("w1").size(7), workload("w2").size(7) == workload("w2").size(7)
         (600, True)
@@ -82,18 +85,18 @@ class Workload:
         mean, spread = self.examples_per_client, self.spread
         if not spread:
             return mean
-        drawn = generator(SEED, Purpose.PARTITION, client=client).lognormal(log(mean) - spread**2 / 2, spread)
-        return int(np.clip(round(drawn), max(1, mean // 10), 5 * mean))
+        size = generator(SEED, Purpose.PARTITION, client=client).lognormal(log(mean) - spread**2 / 2, spread)
+        return int(np.clip(round(size), max(1, mean // 10), 5 * mean))
 
     @property
     def largest(self) -> int:
-        """More examples than this lie at no client."""
+        """Maximum number of examples of a client."""
         return self.examples_per_client * (5 if self.spread else 1)
 
     def __str__(self) -> str:
-        each = f"{'about ' if self.spread else ''}{self.examples_per_client} examples"
+        size = f"{'about ' if self.spread else ''}{self.examples_per_client} examples"
         return (
-            f"{self.name}: {self.title}, {self.num_clients:,} clients of {each}, "
+            f"{self.name}: {self.title}, {self.num_clients:,} clients of {size}, "
             f"cohort {self.cohort_size:,}, batch {self.batch_size}, 1 epoch"
         )
 
@@ -154,28 +157,28 @@ W5 = Workload(
     dropout=True,
 )
 W4 = replace(W1, name="w4", title=f"{W1.title} with DP-SGD", example_dp=ExampleDP(clip=1.0, noise_multiplier=1.0))
-WORKLOADS = {one.name: one for one in (W1, W2, W3, W4, W5)}
+WORKLOADS = {item.name: item for item in (W1, W2, W3, W4, W5)}
 SIZES = {"clients": "num_clients", "cohort": "cohort_size", "examples": "examples_per_client", "rounds": "rounds"}
 
 
 def workload(name: str, **sizes: int | None) -> Workload:
-    """A workload by name, with other sizes where they are given.
+    """Return a workload by name, with other sizes if ``sizes`` has them.
 
     Args:
         name: ``w1`` to ``w5``.
-        sizes: ``clients``, ``cohort``, ``examples`` (of a client, on average) and ``rounds``, each >= 1; None keeps
-            the workload's own.
+        sizes: ``clients``, ``cohort``, ``examples`` (mean per client) and ``rounds``, each >= 1; None keeps the
+            number of the workload.
 
     Raises:
-        SettingError: the workload is unknown, or a size is out of range.
+        SettingError: The workload is unknown, or a size is out of range.
     """
     if name not in WORKLOADS:
         guess = did_you_mean(name, WORKLOADS) or "w1"
         raise SettingError("workload", name, f"one of {', '.join(WORKLOADS)}", f"workload={guess}")
-    for word, size in sizes.items():
-        require(size is None or is_count(size), word, size, "a whole number >= 1", f"{word}=10")
-    given = {SIZES[word]: size for word, size in sizes.items() if size is not None}
-    chosen = replace(WORKLOADS[name], **given)  # type: ignore[arg-type]
+    for setting, size in sizes.items():
+        require(size is None or is_count(size), setting, size, "a whole number >= 1", f"{setting}=10")
+    changes = {SIZES[setting]: size for setting, size in sizes.items() if size is not None}
+    chosen = replace(WORKLOADS[name], **changes)  # type: ignore[arg-type]
     most = chosen.num_clients
     fits = chosen.cohort_size <= most
     require(fits, "cohort", chosen.cohort_size, f"at most {most:,}, the number of clients", f"cohort={most}")
