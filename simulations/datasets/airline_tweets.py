@@ -1,4 +1,4 @@
-"""Labelled tweets to six US airlines.
+"""Read labelled tweets to six US airlines.
 
 Shapes: N tweets.
 """
@@ -39,16 +39,16 @@ def read_airline_tweets(*, path: str | PathLike[str] | None = None) -> tuple[lis
     """Read the distinct tweets that name an airline.
 
     Args:
-        path: a folder with the corpus, or the file; None searches for it.
+        path: folder with the corpus, or the file itself; None searches for it.
 
     Returns:
         Texts, indices into ``SENTIMENTS`` ``(N,)``, indices into ``AIRLINES`` ``(N,)``, and the source of the file.
 
     Raises:
-        DataError: the file is not available.
+        DataError: The file is not available.
     """
-    found = find(AIRLINE_TWEETS, path=path)
-    with found.files[CORPUS].open(encoding="latin-1", newline="") as file:
+    location = find(AIRLINE_TWEETS, path=path)
+    with location.files[CORPUS].open(encoding="latin-1", newline="") as file:
         rows = [(row["text"], row["sentiment"]) for row in csv.DictReader(file)]
     labelled: dict[str, tuple[int, int]] = {}
     for text, sentiment in rows:
@@ -56,4 +56,4 @@ def read_airline_tweets(*, path: str | PathLike[str] | None = None) -> tuple[lis
         if airline is not None:
             labelled.setdefault(text, (SENTIMENTS.index(sentiment), airline))
     sentiment_N, airline_N = np.array(list(labelled.values())).T
-    return list(labelled), sentiment_N, airline_N, found.place
+    return list(labelled), sentiment_N, airline_N, location.place

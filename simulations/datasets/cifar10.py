@@ -1,4 +1,4 @@
-"""CIFAR-10: where it can be had, and how it is read without running anything that comes with it.
+"""Download and read CIFAR-10. The pickles of the data set are parsed, never executed.
 
 Shapes: N images of 32 x 32 x 3.
 
@@ -39,7 +39,7 @@ CIFAR10 = DataSet(
 )
 CIFAR10_JPEG = DataSet(
     name="cifar10-jpeg-12k",
-    about="12,000 images of CIFAR-10, kept as JPEG: lossy",
+    about="12,000 images of CIFAR-10, stored as JPEG (lossy)",
     licence="not stated",
     citation=CITATION,
     origins=(JPEG_SUBSET,),
@@ -47,21 +47,26 @@ CIFAR10_JPEG = DataSet(
 
 
 def read_cifar10(*, path: str | PathLike[str] | None = None) -> tuple[ImagesAndLabels, ImagesAndLabels, str]:
-    """``(train, test, source)``: all of CIFAR-10 as published, or 12,000 of its images that were kept as JPEG.
+    """Read all of CIFAR-10, or a subset of 12,000 images that are stored as JPEG.
 
     Args:
-        path: a folder with the official tarball or with the JPEG file; None searches: for the tarball on this machine,
-            then for the JPEG file in ``FEDLEARN_DATA``, then for the tarball at its source.
+        path: folder with the official tarball or with the JPEG file. None searches three places in this order: the
+            tarball on this machine, the JPEG file in ``FEDLEARN_DATA``, the tarball at its source.
+
+    Returns:
+        ``(train, test, source)``: images and labels of both parts, and the source of the files.
 
     Raises:
-        DataError: the files cannot be had, or are not what they should be.
+        DataError: The files are not available or damaged.
     """
-    found = find_local(CIFAR10, path=path) or (None if path else find_local(CIFAR10_JPEG)) or find(CIFAR10, path=path)
-    if TARBALL in found.files:
-        train, test = _read_tarball(found.files[TARBALL])
-        return train, test, f"CIFAR-10, from {found.place}"
-    train, test = _read_jpegs(found.files[JPEGS])
-    return train, test, f"CIFAR-10, 12,000 of its images kept as JPEG (lossy), from {found.place}"
+    location = (
+        find_local(CIFAR10, path=path) or (None if path else find_local(CIFAR10_JPEG)) or find(CIFAR10, path=path)
+    )
+    if TARBALL in location.files:
+        train, test = _read_tarball(location.files[TARBALL])
+        return train, test, f"CIFAR-10, from {location.place}"
+    train, test = _read_jpegs(location.files[JPEGS])
+    return train, test, f"CIFAR-10, 12,000 images stored as JPEG (lossy), from {location.place}"
 
 
 def _read_tarball(file: Path) -> tuple[ImagesAndLabels, ImagesAndLabels]:
@@ -69,17 +74,17 @@ def _read_tarball(file: Path) -> tuple[ImagesAndLabels, ImagesAndLabels]:
         with tarfile.open(file, "r:gz") as archive:
             parts = {name: _read_member(archive, f"cifar-10-batches-py/{name}") for name in (*TRAIN, *TEST)}
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{file} is not a whole tar archive: {error}") from error
+        raise DataError(f"{file} is not a complete tar archive: {error}") from error
     train, test = (zip(*(parts[name] for name in names), strict=True) for names in (TRAIN, TEST))
-    return _joined(*train), _joined(*test)
+    return _concatenate(*train), _concatenate(*test)
 
 
-def _joined(images: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...]) -> ImagesAndLabels:
+def _concatenate(images: tuple[np.ndarray, ...], labels: tuple[np.ndarray, ...]) -> ImagesAndLabels:
     return np.concatenate(images), np.concatenate(labels)
 
 
 def _read_member(archive: tarfile.TarFile, name: str) -> ImagesAndLabels:
-    """One batch. It is a pickle, of which the listing is read: nothing in it is run."""
+    """Read one batch. It is a pickle; the function parses its opcodes and executes none of them."""
     where = f"{TARBALL}: {name}"
     try:
         member = archive.extractfile(name)
@@ -90,31 +95,33 @@ def _read_member(archive: tarfile.TarFile, name: str) -> ImagesAndLabels:
     labels: list[int] = []
     key, pixels = "", b""
     for opcode, value, _ in pickletools.genops(member.read()):
-        if isinstance(value, str) and "STRING" in opcode.name:  # Python 2's, in which bytes are strings
+        if isinstance(value, str) and "STRING" in opcode.name:  # a pickle of Python 2, where bytes are strings
             key = value if value in ("labels", "data", "filenames", "batch_label") else key
             pixels = max(pixels, value.encode("latin-1"), key=len)
         elif isinstance(value, int) and key == "labels" and opcode.name.startswith("BININT"):
             labels.append(value)
-    return _checked(pixels, labels, where=where)
+    return _to_images(pixels, labels, where=where)
 
 
-def _checked(pixels: bytes, labels: list[int], *, where: str) -> ImagesAndLabels:
+def _to_images(pixels: bytes, labels: list[int], *, where: str) -> ImagesAndLabels:
     labels_N = np.array(labels, np.int64)
     if len(pixels) != len(labels_N) * CHANNELS * HEIGHT * WIDTH or not set(labels) <= set(range(10)):
-        raise DataError(f"{where} holds {len(pixels)} bytes of pixels and {len(labels_N)} labels, which do not fit")
+        raise DataError(f"{where} holds {len(pixels)} bytes of pixels and {len(labels_N)} labels, which do not match")
     planes_NCHW = np.frombuffer(pixels, np.uint8).reshape(-1, CHANNELS, HEIGHT, WIDTH)
     return planes_NCHW.transpose(0, 2, 3, 1), labels_N
 
 
 def _read_jpegs(file: Path) -> tuple[ImagesAndLabels, ImagesAndLabels]:
-    """JPEG files end to end, and the byte at which each begins."""
-    with np.load(file, allow_pickle=False) as kept:
-        parts = [{name: kept[f"{part}_{name}"] for name in ("jpeg", "offsets", "labels")} for part in ("train", "test")]
-    train, test = ((_decoded(part["jpeg"], part["offsets"]), part["labels"].astype(np.int64)) for part in parts)
+    """Read a file of concatenated JPEG images with the offset of each image."""
+    with np.load(file, allow_pickle=False) as arrays:
+        parts = [
+            {name: arrays[f"{part}_{name}"] for name in ("jpeg", "offsets", "labels")} for part in ("train", "test")
+        ]
+    train, test = ((_decode(part["jpeg"], part["offsets"]), part["labels"].astype(np.int64)) for part in parts)
     return train, test
 
 
-def _decoded(jpeg: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _decode(jpeg: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     try:
         from PIL import Image  # comes with matplotlib
     except ImportError as error:

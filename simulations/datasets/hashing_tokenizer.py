@@ -1,4 +1,4 @@
-"""From texts to numbers, without a vocabulary learned from anybody's texts.
+"""Tokenize texts by hashing, without a vocabulary that is learned from the texts of clients.
 
 Shapes: N texts, T tokens.
 """
@@ -16,40 +16,43 @@ import numpy as np
 from fedlearn.data.download import open_decompressed
 from fedlearn.errors import DataError, MissingExtra, is_count, require
 
-REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # what stands for many words at once
+REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # pattern: token that replaces all words with the pattern
 
 
 def read_lines(file: Path) -> list[str]:
-    """The texts of a file, one a line.
+    """Read the texts of a file, one per line.
 
     Raises:
-        DataError: it is empty, cannot be read or is no UTF-8.
+        DataError: The file is empty, not readable or not UTF-8.
     """
     with open_decompressed(file) as raw:
         try:
             texts = [line for line in raw.read().decode("utf-8").split("\n") if line.strip()]
         except UnicodeDecodeError as error:
-            raise DataError(f"{file} is no text: {error}\n  try       a file in UTF-8, a text a line") from error
+            raise DataError(f"{file} is not UTF-8: {error}\n  try       a UTF-8 file with one text per line") from error
     if not texts:
-        raise DataError(f"{file} holds no texts\n  try       a file of texts, one a line")
+        raise DataError(f"{file} contains no text\n  try       a UTF-8 file with one text per line")
     return texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class HashingTokenizer:
-    """Each word's number is a hash of it: public, the same at every node, and no text is counted to find it.
+    """Tokenize texts: the number of a word is its hash.
 
-    Words are those of BERT's uncased normalisation and splitting (the tokenizers library); a link is one word, and so
-    are all numbers. A token may stand for several words: with 8,191 of them and the 5,000 words that make up nearly all
-    of a corpus, that costs little.
+    The numbers are public and equal at every node, and no statistics of the texts are needed.
 
-    All texts have one length, so that clients of a block lie in one array. Padding each client's to its own longest,
-    rounded up to eight, would save nothing for six airlines (all have texts of 40 words or more), nor would it batch
-    by batch (1 % of the positions of 32 tweets); for users of a few tweets it would save a fifth.
+    Text is normalized and split into words as for BERT uncased, by the tokenizers library. All links become one word,
+    and all numbers another. Several words may share one token number. This costs little: the vocabulary has 8,191
+    numbers by default, and about 5,000 words make up nearly all of a corpus.
+
+    All texts have one length, so that the clients of a block fit into one array. Shorter arrays per client or per
+    batch would save little. The six airlines all have texts of 40 words or more, so padding each client to its longest
+    text saves nothing. Padding per batch of 32 tweets saves 1 % of the positions. For users with few tweets, padding
+    per client, rounded up to eight, would save a fifth.
 
     Args:
-        vocab_size: 0 pads, words have 1..vocab_size - 1; >= 2.
-        length: a longer text is cut there, a shorter one padded with 0; >= 1.
+        vocab_size: number of tokens, >= 2, default 8192; 0 is padding, words have numbers in 1..vocab_size - 1.
+        length: number of tokens of a text, >= 1, default 40; longer texts are cut, shorter ones are padded with 0.
 
     Reference: Weinberger, Dasgupta, Langford, Smola, Attenberg, *Feature Hashing for Large Scale Multitask Learning*,
     ICML 2009, arXiv:0902.2206.
@@ -57,7 +60,7 @@ class HashingTokenizer:
 
     vocab_size: int = 8192
     length: int = 40
-    file_name = "hashing_tokenizer.json"  # where a run keeps it
+    file_name = "hashing_tokenizer.json"  # name of the file in a run folder
 
     def __post_init__(self) -> None:
         at_least_two = is_count(self.vocab_size, at_least=2)
@@ -65,10 +68,10 @@ class HashingTokenizer:
         require(is_count(self.length), "length", self.length, "a whole number >= 1", "length=40")
 
     def encode(self, texts: Several[str]) -> np.ndarray:
-        """``(N, T)`` int32.
+        """Return the token numbers of the texts, ``(N, T)``, int32.
 
         Raises:
-            MissingExtra: tokenizers is not installed.
+            MissingExtra: The library tokenizers is not installed.
         """
         try:
             from tokenizers import Regex
@@ -76,16 +79,19 @@ class HashingTokenizer:
             from tokenizers.pre_tokenizers import BertPreTokenizer
         except ImportError as error:
             raise MissingExtra("scenario", "text") from error
-        marks = [Replace(Regex(pattern), mark) for pattern, mark in REPLACEMENTS.items()]
-        normal, split = Sequence([*marks, BertNormalizer()]), BertPreTokenizer()
+        replacements = [Replace(Regex(pattern), token) for pattern, token in REPLACEMENTS.items()]
+        normalizer, splitter = Sequence([*replacements, BertNormalizer()]), BertPreTokenizer()
         tokens_NT = np.zeros((len(texts), self.length), np.int32)
         for row_T, text in zip(tokens_NT, texts, strict=True):
-            words = split.pre_tokenize_str(normal.normalize_str(text))[: self.length]
+            words = splitter.pre_tokenize_str(normalizer.normalize_str(text))[: self.length]
             row_T[: len(words)] = [1 + zlib.crc32(word.encode()) % (self.vocab_size - 1) for word, _ in words]
         return tokens_NT
 
     def to_json(self) -> str:
-        """What `from_json` reads: it lies beside a model, so that new texts can be numbered as it has learned them."""
+        """Return the settings as JSON for `from_json`.
+
+        A run saves them beside its model, so that new texts get the token numbers of the training.
+        """
         return json.dumps(
             {
                 "kind": "hashed words",
@@ -98,10 +104,10 @@ class HashingTokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> HashingTokenizer:
-        """From what `to_json` has written.
+        """Create a tokenizer from the output of `to_json`.
 
         >>> HashingTokenizer.from_json(HashingTokenizer(vocab_size=100, length=5).to_json())
         HashingTokenizer(vocab_size=100, length=5)
         """
-        facts = json.loads(text)
-        return cls(vocab_size=facts["vocab_size"], length=facts["length"])
+        settings = json.loads(text)
+        return cls(vocab_size=settings["vocab_size"], length=settings["length"])

@@ -1,9 +1,11 @@
-"""The first 24 hours of stays in intensive care, from the tables that a benchmark publishes or from a copy of them.
+"""Read the first 24 hours of stays in intensive care, from the demo tables of a benchmark or from a copy of them.
 
-Shapes: N stays, 196 columns.
+Shapes: N stays, R rows of hourly values, 196 columns.
 
-Reference: Pollard et al., *The eICU Collaborative Research Database*, Scientific Data 5, 2018 (demo 2.0.1, ODbL 1.0);
-van de Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109, whose demo tables these are.
+The data are a demo of the eICU database. The tables are the demo tables of YAIB.
+
+References: Pollard et al., *The eICU Collaborative Research Database*, Scientific Data 5, 2018 (demo 2.0.1, ODbL 1.0).
+Van de Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ STATIC_COLUMNS = ("age", "sex", "height", "weight")
 SUMMARIES = ("mean", "min", "max", "count")
 COLUMNS = (*STATIC_COLUMNS, *(f"{name}_{summary}" for name in HOURLY_COLUMNS for summary in SUMMARIES))
 
-# the first stay of each block: hospitals number their stays in ranges, and a block is a few neighbouring ranges
+# The first stay id of each block. The stay ids of a hospital are a range, and a block has a few adjacent ranges.
 BLOCKS = (
     *(0, 300142, 562011, 910049, 1034813, 1247212, 1600008),
     *(2103754, 2552038, 2669317, 2892403, 3060213, 3183245),
@@ -62,37 +64,38 @@ ICU_STAYS = DataSet(
 def read_icu_stays(
     *, path: str | PathLike[str] | None = None, base_url: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-    """All 1,367 stays: ``(table, died, block, place)``. The copy has means to four decimals.
+    """Read all 1,367 stays. The copy of the tables has means with four decimals.
 
     Args:
-        path: a folder with the benchmark's three parquet files, or with the table made of them; None searches.
-        base_url: a mirror of the benchmark's folder.
+        path: folder with the three parquet files of the benchmark, or with the CSV copy; None searches for them.
+        base_url: mirror of the folder of the benchmark.
 
     Returns:
-        table: ``(1367, 196)`` float64 in the columns of ``COLUMNS``, NaN where nothing was measured: age (years), sex
-            (male 1), height (cm), weight (kg); of each hourly value its mean, least, largest and number in 25 hours.
-        died: ``(1367,)`` 1 for the 70 who died in the unit.
-        block: ``(1367,)`` in 0..12.
-        place: where the files were found.
+        table: ``(1367, 196)``, float64, with the columns ``COLUMNS``. The first four are age (years), sex (1 is male),
+            height (cm) and weight (kg). The others are the mean, minimum, maximum and count of each hourly value over
+            25 hours. NaN is missing.
+        died: ``(1367,)``, 1 for the 70 patients who died in the unit, else 0.
+        block: ``(1367,)``, number of the block in 0..12.
+        place: source of the files.
 
     Raises:
-        DataError: the files cannot be had.
-        MissingExtra: they are parquet files, and nothing here reads those.
+        DataError: The files are not available.
+        MissingExtra: The files are parquet files, and pyarrow is not installed.
     """
-    found = find(ICU_STAYS, path=path, base_url=base_url)
-    table_N, died_N, stay_N = _read_csv(found) if CSV_FILE in found.files else _read_parquet(found)
-    return table_N, died_N, np.searchsorted(BLOCKS, stay_N, "right") - 1, found.place
+    location = find(ICU_STAYS, path=path, base_url=base_url)
+    table_N, died_N, stay_N = _read_csv(location) if CSV_FILE in location.files else _read_parquet(location)
+    return table_N, died_N, np.searchsorted(BLOCKS, stay_N, "right") - 1, location.place
 
 
-def _read_csv(found: LocatedFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    with gzip.open(found.files[CSV_FILE], "rt", encoding="ascii", newline="") as file:
+def _read_csv(location: LocatedFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    with gzip.open(location.files[CSV_FILE], "rt", encoding="ascii", newline="") as file:
         rows = list(csv.DictReader(file))
     table_N = np.array([[float(row[column] or "nan") for column in COLUMNS] for row in rows])
     return table_N, np.array([int(row["label"]) for row in rows]), np.array([int(row["stay_id"]) for row in rows])
 
 
-def _read_parquet(found: LocatedFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    hours, first, outcome = (_columns(found.files[f"{name}.parquet"]) for name in ("dyn", "sta", "outc"))
+def _read_parquet(location: LocatedFiles) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    hours, first, outcome = (_columns(location.files[f"{name}.parquet"]) for name in ("dyn", "sta", "outc"))
     stay_N, stay_of_row = np.unique(hours("stay_id").astype(np.int64), return_inverse=True)
     known = [np.where(first("sex") == "Male", 1.0, 0.0) if name == "sex" else first(name) for name in STATIC_COLUMNS]
     measured = [column for name in HOURLY_COLUMNS for column in _summaries(hours(name), stay_of_row, len(stay_N))]
@@ -109,9 +112,9 @@ def _columns(file: Path) -> Callable[[str], np.ndarray]:
 
 
 def _summaries(hourly_R: np.ndarray, stay_R: np.ndarray, num_stays: int) -> list[np.ndarray]:
-    """Of each stay: mean, least, largest and number of what was measured."""
-    there_R = ~np.isnan(hourly_R)
-    stay_R, hourly_R = stay_R[there_R], hourly_R[there_R]
+    """Return the mean, minimum, maximum and count of the measured values of each stay."""
+    measured_R = ~np.isnan(hourly_R)
+    stay_R, hourly_R = stay_R[measured_R], hourly_R[measured_R]
     count_N = np.bincount(stay_R, minlength=num_stays).astype(np.float64)
     least_N, largest_N = np.full(num_stays, np.nan), np.full(num_stays, np.nan)
     np.fmin.at(least_N, stay_R, hourly_R)

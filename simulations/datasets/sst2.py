@@ -1,4 +1,4 @@
-"""The Stanford Sentiment Treebank with two classes (SST-2): sentences of film reviews."""
+"""Read the Stanford Sentiment Treebank with two classes (SST-2), sentences of film reviews."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SST2 = DataSet(
     citation="Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, EMNLP 2013",
     megabytes=0.9,
     origins=(
-        OfficialSource(  # whole sentences that are not neutral, of the authors' parts
+        OfficialSource(  # whole sentences that are not neutral, in the train and test parts of the authors
             base_url="https://raw.githubusercontent.com/clairett/pytorch-sentiment-classification/"
             "457ffd83de90a9d6d472d8ffc31bbffe40a8b236/data/SST2",
             files={
@@ -38,22 +38,22 @@ SST2 = DataSet(
 def read_reviews(
     *, path: str | PathLike[str] | None = None
 ) -> tuple[tuple[list[str], np.ndarray], tuple[list[str], np.ndarray], str]:
-    """Read 6,920 sentences to train on and 1,821 to test on.
+    """Read 6,920 training sentences and 1,821 test sentences.
 
     Args:
-        path: a folder with the files; None searches for them.
+        path: folder with the files; None searches for them.
 
     Returns:
         ``((texts, positive), (test texts, test positive), source)``, with 1 for positive sentences.
 
     Raises:
-        DataError: the sentences are not available.
+        DataError: The files are not available.
     """
-    found = find(SST2, path=path)
-    parts = {name.partition(".")[0]: file for name, file in found.files.items()}
-    return _labelled(parts["train"]), _labelled(parts["test"]), found.place
+    location = find(SST2, path=path)
+    parts = {name.partition(".")[0]: file for name, file in location.files.items()}
+    return _read_labelled(parts["train"]), _read_labelled(parts["test"]), location.place
 
 
-def _labelled(file: Path) -> tuple[list[str], np.ndarray]:
+def _read_labelled(file: Path) -> tuple[list[str], np.ndarray]:
     rows = [line.rpartition("\t") for line in read_lines(file)]
     return [text for text, _, _ in rows], np.array([int(label) for _, _, label in rows])

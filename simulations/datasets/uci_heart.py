@@ -1,4 +1,4 @@
-"""The UCI heart disease records, from UCI's own files or a package that carries them: equal numbers either way.
+"""Read the UCI heart disease records, from the files of UCI or from a package with a copy. The numbers are equal.
 
 Shapes: N patients, 14 columns.
 
@@ -58,7 +58,7 @@ HEART_DISEASE = DataSet(
     ),
 )
 
-# what the CSV spells out, in UCI's numbers
+# texts in the CSV file: numbers in the files of UCI
 CODES: Mapping[str, Mapping[str, float]] = {
     "sex": {"Female": 0, "Male": 1},
     "cp": {"typical angina": 1, "atypical angina": 2, "non-anginal": 3, "asymptomatic": 4},
@@ -75,38 +75,41 @@ CSV_HOSPITALS = {"Cleveland": 0, "Hungary": 1, "Switzerland": 2, "VA Long Beach"
 def read_heart_disease(
     *, path: str | PathLike[str] | None = None, base_url: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """All 920 patients as recorded: ``(table, hospital, place)``.
+    """Read the records of all 920 patients.
 
     Args:
-        path: a folder with UCI's four ``processed.*.data`` files or with the CSV; at a hospital, one with its own file
-            only. None searches (see `fedlearn.data.download.locate`).
-        base_url: a mirror of UCI's folder.
+        path: folder with the four ``processed.*.data`` files of UCI, or with the CSV file. At a hospital, the folder
+            may contain only the file of this hospital. None searches (see `fedlearn.data.download.locate`).
+        base_url: mirror of the folder of UCI.
 
     Returns:
-        table: ``(920, 14)`` float64 in the columns of ``COLUMNS``; NaN is missing, ``num`` is 0 (healthy) to 4. Fewer
-            rows where a folder holds fewer hospitals.
-        hospital: ``(920,)`` in 0..3: 303 patients of Cleveland, 294 of Hungarian, 123 of Switzerland, 200 of VA.
-        place: where the files were found.
+        table: ``(920, 14)``, float64, with the columns ``COLUMNS``. NaN is missing; ``num`` is in 0 (healthy)..4. If
+            ``path`` has fewer hospitals, the table has fewer rows.
+        hospital: ``(920,)``, number in 0..3: 303 patients of Cleveland, 294 of Hungarian, 123 of Switzerland and 200
+            of VA Long Beach.
+        place: source of the files.
 
     Raises:
-        DataError: the files cannot be had.
+        DataError: The files are not available.
     """
-    data = HEART_DISEASE if path is None else _as_far_as_in(Path(path).expanduser())
-    found = find(data, path=path, base_url=base_url)
-    read = _read_csv if CSV_FILE in found.files else _read_uci
-    table_N, hospital_N = read(found)
-    return table_N, hospital_N, found.place
+    data = HEART_DISEASE if path is None else _with_files_in(Path(path).expanduser())
+    location = find(data, path=path, base_url=base_url)
+    read = _read_csv if CSV_FILE in location.files else _read_uci
+    table_N, hospital_N = read(location)
+    return table_N, hospital_N, location.place
 
 
-def _as_far_as_in(folder: Path) -> DataSet:
-    """The data set, or those of its hospitals whose files lie in a folder."""
-    there = {name: checksum for name, checksum in UCI.files.items() if (folder / name).is_file()}
-    alone = (replace(UCI, files=there),) if there else ()
-    return replace(HEART_DISEASE, origins=(*alone, *HEART_DISEASE.origins))
+def _with_files_in(folder: Path) -> DataSet:
+    """Return the data set with a further origin: the hospitals with files in a folder."""
+    files = {name: checksum for name, checksum in UCI.files.items() if (folder / name).is_file()}
+    subset = (replace(UCI, files=files),) if files else ()
+    return replace(HEART_DISEASE, origins=(*subset, *HEART_DISEASE.origins))
 
 
-def _read_uci(found: LocatedFiles) -> tuple[np.ndarray, np.ndarray]:
-    tables = {number: _read_uci_file(found.files[name]) for number, name in enumerate(UCI_FILES) if name in found.files}
+def _read_uci(location: LocatedFiles) -> tuple[np.ndarray, np.ndarray]:
+    tables = {
+        number: _read_uci_file(location.files[name]) for number, name in enumerate(UCI_FILES) if name in location.files
+    }
     return np.concatenate([*tables.values()]), np.repeat([*tables], [len(table) for table in tables.values()])
 
 
@@ -115,16 +118,16 @@ def _read_uci_file(file: Path) -> np.ndarray:
     return np.array([[float("nan" if cell == "?" else cell) for cell in line.split(",")] for line in lines])
 
 
-def _read_csv(found: LocatedFiles) -> tuple[np.ndarray, np.ndarray]:
-    with found.files[CSV_FILE].open(encoding="utf-8", newline="") as file:
+def _read_csv(location: LocatedFiles) -> tuple[np.ndarray, np.ndarray]:
+    with location.files[CSV_FILE].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     hospital_N = np.array([_hospital(row) for row in rows])
-    order = np.argsort(hospital_N, kind="stable")  # within a hospital the CSV keeps UCI's order
+    order = np.argsort(hospital_N, kind="stable")  # within a hospital, the CSV file has the order of UCI
     return np.array([[_number(column, row) for column in COLUMNS] for row in rows])[order], hospital_N[order]
 
 
 def _hospital(row: Mapping[str, str]) -> int:
-    # one Hungarian patient is filed under Cleveland, where nobody else lacks all three of these
+    # The CSV file lists one Hungarian patient under Cleveland. No patient of Cleveland lacks all three values.
     if row["dataset"] == "Cleveland" and not (row["slope"] or row["ca"] or row["thal"]):
         return CSV_HOSPITALS["Hungary"]
     return CSV_HOSPITALS[row["dataset"]]

@@ -104,11 +104,11 @@ def test_idx_files_are_read_to_the_byte(tmp_path):
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"not gzip", "whole gzip"),
-        (idx(np.zeros((2, 3), np.uint8))[:-9], "whole gzip"),
+        (b"not gzip", "complete gzip"),
+        (idx(np.zeros((2, 3), np.uint8))[:-9], "complete gzip"),
         (gzip.compress(b"\0\0\x0d\x01" + struct.pack(">I", 1) + b"\0", mtime=0), "IDX file of bytes"),
         (gzip.compress(b"\0", mtime=0), "IDX file of bytes"),
-        (gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 5) + b"\0\0", mtime=0), "holds 2 values, but says 5"),
+        (gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 5) + b"\0\0", mtime=0), "has 2 values, but its shape is 5"),
     ],
 )
 def test_what_is_no_idx_file_is_refused(tmp_path, content, why):
