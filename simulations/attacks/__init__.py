@@ -1,1 +1,1 @@
-"""Attacks on what clients send, one file each; ``python -m simulations.privacy_attack`` runs them."""
+"""Privacy attacks on the updates of clients, one file each. ``python -m simulations.privacy_attack`` runs them."""

@@ -1,6 +1,6 @@
-"""Gradient inversion: the image and the label of a client's one example, from its update.
+"""Gradient inversion: recover the image and the label of a client's only example from its update.
 
-Shapes: B victims, D parameters laid flat, F pixels, O outputs of the first layer, C classes.
+Shapes: B victims, K clients of a cohort, D parameters, F pixels, O outputs of the first layer, C classes.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from simulations.attacks.observed_updates import apply_mechanism, observe_update
 ResponseFunction = Callable[[bytes, Any], bytes]
 DEFAULTS = {"victims": 200, "clip": 1.0, "noise": [0.01, 0.1, 0.5, 1.0]}
 DEFAULT_OVERRIDES = ("scenario=digits", "local.learning_rate=1.0", "strategy.weighting=equal")
-NUM_IMAGES_SHOWN = 8  # victims in the picture
-COHORT_SIZE = 20  # clients of one sum
+NUM_IMAGES_SHOWN = 8  # victims in the figure
+COHORT_SIZE = 20  # clients of one masked sum
 
 
 @dataclass(frozen=True, kw_only=True)
 class InversionResult:
-    """What one protection let through.
+    """Result of the attack under one defense.
 
     Attributes:
-        defense: in words.
-        epsilon: that it claims for one such update, at ``delta``; None: it claims nothing.
-        delta: of the claim.
-        label_accuracy: share of labels found.
-        image_correlation: of recovered with true images, mean.
-        images_BF: recovered.
+        defense: description of the defense.
+        epsilon: claimed epsilon for one update; None without a claim.
+        delta: claimed delta; None without a claim.
+        label_accuracy: share of labels that the attack recovers.
+        image_correlation: mean correlation of recovered and true images.
+        images_BF: recovered images.
     """
 
     defense: str
@@ -60,34 +60,34 @@ class InversionResult:
 
 
 def run_gradient_inversion(analysis: AnalysisRun) -> int:
-    """Attack the update of each victim under each protection, and write it up."""
-    made, victims = _experiment(analysis)
+    """Attack the update of each victim under each defense, and write results and report. Return the exit code."""
+    experiment, victims = _build_experiment(analysis)
     try:
-        results = list(_attacked(analysis, made, victims))
+        results = list(_run_attacks(analysis, experiment, victims))
     finally:
-        made.engine.close()
+        experiment.engine.close()
     text = verdict(results, analysis.settings["clip"])
-    numbers = [_plain(result) for result in results]
-    drawn = {"images": draw_with_style(lambda: plot_images(results, victims))}
+    numbers = [_to_json(result) for result in results]
+    named_figures = {"images": draw_with_style(lambda: plot_images(results, victims))}
     save_results(
         analysis,
         "privacy_attack",
         {"kind": "gradient_inversion", "victims": len(victims), "verdict": text, "results": numbers},
-        drawn,
+        named_figures,
     )
-    return _written(analysis, results, text)
+    return _write_report(analysis, results, text)
 
 
-def _written(asked: AnalysisRun, results: Sequence[InversionResult], text: str) -> int:
-    table = [("protection", "epsilon", "labels found", "correlation of images")]
+def _write_report(analysis: AnalysisRun, results: Sequence[InversionResult], text: str) -> int:
+    table = [("protection", "epsilon", "labels recovered", "image correlation")]
     table += [(r.defense, format_epsilon(r), f"{r.label_accuracy:.1%}", f"{r.image_correlation:.3f}") for r in results]
-    written = write_report_page(
-        asked,
+    page = write_report_page(
+        analysis,
         title="Gradient inversion",
         verdict=text,
         is_alarm=False,
         rows=[
-            ("Update", "of one example, one step of SGD"),
+            ("Update", "one example, one step of SGD"),
             ("Image", "from the gradients of the first layer's weight and bias (Phong et al. 2018)"),
             ("Label", "from the gradient of the last bias (iDLG)"),
             ("Claim", f"for one update, at delta {next((r.delta for r in results if r.delta), 1e-5):g}"),
@@ -96,49 +96,50 @@ def _written(asked: AnalysisRun, results: Sequence[InversionResult], text: str) 
         captions={"images": "Images that a server recovers from single updates, under each protection."},
     )
     print_table(table)
-    sys.stdout.write(f"{text}\n saved     {asked.folder}\n report    {written}\n")
+    sys.stdout.write(f"{text}\n saved     {analysis.folder}\n report    {page}\n")
     return 0
 
 
 def format_epsilon(result: InversionResult) -> str:
-    """Epsilon as a reader wants it."""
+    """Return the claimed epsilon with three digits, or a dash without a claim."""
     return "–" if result.epsilon is None else f"{result.epsilon:.3g}"
 
 
 def verdict(results: Sequence[InversionResult], clip_norm: float) -> str:
-    """What follows, in a sentence."""
+    """Return the conclusion, in one or two sentences."""
     bare, clipped = results[0], results[1]
-    seen = (
-        f"{bare.label_accuracy:.0%} of labels and images with a correlation of {bare.image_correlation:.2f} come back"
+    unprotected = (
+        f"From an unprotected update, the attack recovers {bare.label_accuracy:.0%} of the labels, and images with a "
+        f"correlation of {bare.image_correlation:.2f}"
     )
-    same = f"clipped to {clip_norm:g} it is {clipped.label_accuracy:.0%} and {clipped.image_correlation:.2f}"
-    moral = ": clipping alone protects nothing" if clipped.image_correlation > 0.9 * bare.image_correlation else ""
-    return f"From a bare update {seen}; {same}{moral}."
+    with_clipping = f"with clipping to {clip_norm:g}, {clipped.label_accuracy:.0%} and {clipped.image_correlation:.2f}"
+    useless = clipped.image_correlation > 0.9 * bare.image_correlation
+    return f"{unprotected}; {with_clipping}{': clipping alone protects nothing' if useless else ''}."
 
 
-def _plain(result: InversionResult) -> dict[str, Any]:
+def _to_json(result: InversionResult) -> dict[str, Any]:
     names = ("defense", "epsilon", "delta", "label_accuracy", "image_correlation")
     return {name: getattr(result, name) for name in names}
 
 
-def _experiment(asked: AnalysisRun) -> tuple[Experiment, Examples]:
-    """Clients that hold one example each, which they take one plain step on."""
-    own, plan = asked.settings, asked.plan
-    count, noise = own["victims"], own["noise"]
+def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Examples]:
+    """Build an experiment in which each client has one example and takes one step of SGD."""
+    settings, plan = analysis.settings, analysis.plan
+    count, noise = settings["victims"], settings["noise"]
     require(is_count(count), "privacy_attack.victims", count, "a whole number >= 1", "privacy_attack.victims=200")
     levels = isinstance(noise, list) and all(is_number(z, at_least=0) and 0 < z < float("inf") for z in noise)
     require(levels, "privacy_attack.noise", noise, "a list of numbers > 0", "'privacy_attack.noise=[0.1,1]'")
     victims: list[Examples] = []
 
-    def staged(scenario: Scenario) -> Scenario:
+    def with_victims(scenario: Scenario) -> Scenario:
         _require_images(scenario)
-        victims.append(_drawn(scenario.data, count, plan.seed))
-        return replace(scenario, data=_one_each(scenario.data, victims[0]))
+        victims.append(_draw_victims(scenario.data, count, plan.seed))
+        return replace(scenario, data=_one_example_each(scenario.data, victims[0]))
 
     local = LocalSettings(steps=1, batch_size=1, learning_rate=plan.local.learning_rate)
     strategy = Strategy(select=everyone(), aggregate=mean(weighting="equal"), local=plan.strategy.local)
     bare = replace(plan, strategy=strategy, local=local, privacy=none())
-    return build_experiment(asked.cfg, bare, transform_scenario=staged), victims[0]
+    return build_experiment(analysis.cfg, bare, transform_scenario=with_victims), victims[0]
 
 
 def _require_images(scenario: Scenario) -> None:
@@ -146,124 +147,127 @@ def _require_images(scenario: Scenario) -> None:
     images = data.train(data.clients[0]).x.ndim == 4 and data.task == "multiclass"
     require(images, "scenario", scenario.name, "one that classifies images", "scenario=digits")
     expected = "linear or mlp: the attack needs an affine first layer"
-    require(_first(layout) is not None, "model", scenario.model, expected, "model=mlp")
+    require(_affine_first_layer(layout) is not None, "model", scenario.model, expected, "model=mlp")
 
 
-def _first(layout: Layout) -> str | None:
-    """The name of the layer that sees the input, if that is affine."""
+def _affine_first_layer(layout: Layout) -> str | None:
+    """Return the name of the first layer; None if it is not affine."""
     shapes = {leaf.name: leaf.shape for leaf in layout.leaves}
-    if any(len(shape) == 4 for shape in shapes.values()):  # a convolution sees it
+    if any(len(shape) == 4 for shape in shapes.values()):  # the first layer is a convolution
         return None
     return next((name for name in ("hidden_0", "out") if f"{name}.weight" in shapes), None)
 
 
-def _drawn(data: FederatedData, count: int, seed: int) -> Examples:
+def _draw_victims(data: FederatedData, count: int, seed: int) -> Examples:
     parts = [data.train(client) for client in data.clients]
     x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
     rows = generator(seed, Purpose.SHADOWS).choice(len(y), min(count, len(y)), replace=False)
     return Examples(x[rows], y[rows])
 
 
-def _one_each(data: FederatedData, victims: Examples) -> FederatedData:
-    def one(client: int) -> Examples:
+def _one_example_each(data: FederatedData, victims: Examples) -> FederatedData:
+    def train(client: int) -> Examples:
         return Examples(victims.x[client : client + 1], victims.y[client : client + 1])
 
-    def nothing(client: int) -> Examples:
+    def test(client: int) -> Examples:
         return Examples(victims.x[:0], victims.y[:0])
 
-    return replace(data, clients=range(len(victims)), names={}, train=one, test=nothing)
+    return replace(data, clients=range(len(victims)), names={}, train=train, test=test)
 
 
-def _attacked(asked: AnalysisRun, made: Experiment, victims: Examples) -> Iterator[InversionResult]:
-    plan, bound = made.plan, asked.settings["clip"]
-    yield _result("nothing", made, plan.strategy, plan.local, victims)
+def _run_attacks(analysis: AnalysisRun, experiment: Experiment, victims: Examples) -> Iterator[InversionResult]:
+    plan, bound = experiment.plan, analysis.settings["clip"]
+    yield _attack_strategy("nothing", experiment, plan.strategy, plan.local, victims)
     clipped = replace(plan.strategy, stages=(*plan.strategy.stages, clip(bound)))
-    yield _result(f"clipped to {bound:g}", made, clipped, plan.local, victims)
-    for noise in asked.settings["noise"]:
+    yield _attack_strategy(f"clipped to {bound:g}", experiment, clipped, plan.local, victims)
+    for noise in analysis.settings["noise"]:
         mechanism = local_dp(clip_norm=bound, noise_multiplier=float(noise))
-        yield _protected(f"clipped, noise {noise:g}", mechanism, made, victims)
+        yield _attack_mechanism(f"clipped, noise {noise:g}", mechanism, experiment, victims)
     with suppress(MissingExtra):  # the protocol needs cryptography
-        yield _masked(made, bound, victims)
-    kind = asked.plan.privacy.kind
+        yield _attack_masked_updates(experiment, bound, victims)
+    kind = analysis.plan.privacy.kind
     if kind not in ("none", "secagg", "distributed"):
-        yield _protected(f"privacy={kind}", asked.plan.privacy, made, victims)
+        yield _attack_mechanism(f"privacy={kind}", analysis.plan.privacy, experiment, victims)
 
 
-def _protected(words: str, mechanism: Mechanism, made: Experiment, victims: Examples) -> InversionResult:
-    strategy, local, epsilon, delta = apply_mechanism(mechanism, made, num_examples=1)
-    return replace(_result(words, made, strategy, local, victims), epsilon=epsilon, delta=delta)
+def _attack_mechanism(defense: str, mechanism: Mechanism, experiment: Experiment, victims: Examples) -> InversionResult:
+    strategy, local, epsilon, delta = apply_mechanism(mechanism, experiment, num_examples=1)
+    return replace(_attack_strategy(defense, experiment, strategy, local, victims), epsilon=epsilon, delta=delta)
 
 
-def _result(
-    words: str, made: Experiment, strategy: Strategy, local: LocalSettings, victims: Examples
+def _attack_strategy(
+    defense: str, experiment: Experiment, strategy: Strategy, local: LocalSettings, victims: Examples
 ) -> InversionResult:
-    return _judged(words, made, observe_updates(made, strategy, local), victims)
+    return _attack_updates(defense, experiment, observe_updates(experiment, strategy, local), victims)
 
 
-def _judged(words: str, made: Experiment, delta_BD: np.ndarray, victims: Examples) -> InversionResult:
-    """Plain SGD moves by the gradient times the learning rate, whose size no attack here depends on."""
-    layout = made.engine.layout
+def _attack_updates(defense: str, experiment: Experiment, delta_BD: np.ndarray, victims: Examples) -> InversionResult:
+    """Recover images and labels from updates.
+
+    The update of one SGD step is the negative gradient times the learning rate. The attacks ignore this factor.
+    """
+    layout = experiment.engine.layout
     gradient_BD = -delta_BD[:, : layout.num_parameters]
-    first = _first(layout)
+    first = _affine_first_layer(layout)
     weights_BOF = gradient_BD[:, layout.slices[f"{first}.weight"]]
     biases_BO = gradient_BD[:, layout.slices[f"{first}.bias"]]
     images_BF = reconstruct_inputs(weights_BOF.reshape(*biases_BO.shape, -1), biases_BO)
-    found_B = reconstruct_labels(gradient_BD[:, layout.slices["out.bias"]])
+    labels_B = reconstruct_labels(gradient_BD[:, layout.slices["out.bias"]])
     true_BF = victims.x.reshape(len(victims), -1)
     return InversionResult(
-        defense=words,
+        defense=defense,
         epsilon=None,
         delta=None,
-        label_accuracy=float(np.mean(found_B == victims.y)),
+        label_accuracy=float(np.mean(labels_B == victims.y)),
         image_correlation=float(np.mean(pearson_correlation(images_BF, true_BF))),
         images_BF=images_BF,
     )
 
 
-def _masked(made: Experiment, bound: float, victims: Examples) -> InversionResult:
-    """The real protocol, and what its server holds of each client before it adds them up."""
+def _attack_masked_updates(experiment: Experiment, bound: float, victims: Examples) -> InversionResult:
+    """Run secure aggregation, and attack the masked vector of each client as the server receives it."""
     settings = masked_sum.Masking(clip_norm=bound, cohort=COHORT_SIZE, protocol="full")
-    strategy = settings.protect(made.plan.strategy)
-    integers_BD = observe_updates(made, strategy, made.plan.local)
-    seen_BD = np.concatenate(
+    strategy = settings.protect(experiment.plan.strategy)
+    integers_BD = observe_updates(experiment, strategy, experiment.plan.local)
+    masked_BD = np.concatenate(
         [
-            _on_the_wire(integers_BD[start : start + COHORT_SIZE])
+            _mask_vectors(integers_BD[start : start + COHORT_SIZE])
             for start in range(0, len(integers_BD) - 1, COHORT_SIZE)
         ]
     )
     code = settings.fixed_point(COHORT_SIZE)
-    part = Examples(victims.x[: len(seen_BD)], victims.y[: len(seen_BD)])
-    return _judged("masked", made, np.stack([code.decode(row_D) for row_D in seen_BD]), part)
+    part = Examples(victims.x[: len(masked_BD)], victims.y[: len(masked_BD)])
+    return _attack_updates("masked", experiment, np.stack([code.decode(row_D) for row_D in masked_BD]), part)
 
 
-def _on_the_wire(integers_KD: np.ndarray) -> np.ndarray:
-    """The masked vectors of one round of secure aggregation."""
+def _mask_vectors(integers_KD: np.ndarray) -> np.ndarray:
+    """Run one round of secure aggregation, and return the masked vectors that the server receives."""
     from fedlearn.privacy.secagg import in_memory
     from fedlearn.privacy.secagg.messages import MaskedVector, decode
 
     rows = dict(enumerate(integers_KD))
     clients, registered = in_memory.create_clients(rows)
     session = in_memory.create_session(integers_KD, rows, threshold=len(rows) // 2 + 1, round=1, run=b"attacked")
-    seen: dict[int, np.ndarray] = {}
+    masked: dict[int, np.ndarray] = {}
 
-    def overhear(client: int, answer: ResponseFunction) -> ResponseFunction:
-        def heard(request: bytes, vector: Any) -> bytes:
-            reply = answer(request, vector)
-            with suppress(FedlearnError):  # another stage's reply
-                seen[client] = np.frombuffer(decode(reply, MaskedVector).vector, integers_KD.dtype)
-            return reply
+    def observe(number: int, respond: ResponseFunction) -> ResponseFunction:
+        def observed(request: bytes, vector: Any) -> bytes:
+            response = respond(request, vector)
+            with suppress(FedlearnError):  # the response of another stage
+                masked[number] = np.frombuffer(decode(response, MaskedVector).vector, integers_KD.dtype)
+            return response
 
-        return heard
+        return observed
 
-    for client, one in clients.items():
-        one.respond = overhear(client, one.respond)  # type: ignore[method-assign, assignment]
+    for number, client in clients.items():
+        client.respond = observe(number, client.respond)  # type: ignore[method-assign, assignment]
     in_memory.run_protocol(session, clients, registered, rows)
-    return np.stack([seen[client] for client in sorted(seen)])
+    return np.stack([masked[number] for number in sorted(masked)])
 
 
 def plot_images(results: Sequence[InversionResult], victims: Examples) -> figures.Figure:
-    """The first images, and what came back of them under each protection."""
-    shown = min(NUM_IMAGES_SHOWN, len(victims))
+    """Draw the first images, and the recovered images under each protection."""
+    num_images = min(NUM_IMAGES_SHOWN, len(victims))
     shape = victims.x.shape[1:3]
     rows: list[tuple[str, str, np.ndarray]] = [("original", "", victims.x.reshape(len(victims), -1))]
     rows += [
@@ -271,12 +275,12 @@ def plot_images(results: Sequence[InversionResult], victims: Examples) -> figure
         for r in results
     ]
     figure = figures.new_figure(figures.WIDTH_INCHES, 0.62 * len(rows) + 0.2)
-    axes = figure.subplots(len(rows), shown + 2, width_ratios=[2.6, *[1] * shown, 1.7], squeeze=False)
+    axes = figure.subplots(len(rows), num_images + 2, width_ratios=[2.6, *[1] * num_images, 1.7], squeeze=False)
     for axis_row, (name, numbers, images_BF) in zip(axes, rows, strict=True):
         for axis in axis_row:
             axis.set_axis_off()
         axis_row[0].text(1, 0.5, name, ha="right", va="center", transform=axis_row[0].transAxes)
         axis_row[-1].text(0, 0.5, numbers, ha="left", va="center", transform=axis_row[-1].transAxes, fontsize=7.5)
         for axis, image_F in zip(axis_row[1:-1], images_BF, strict=False):
-            axis.imshow(image_F.reshape(*shape, -1)[..., 0], cmap="gray")  # stretched to its own range
+            axis.imshow(image_F.reshape(*shape, -1)[..., 0], cmap="gray")  # scaled to the range of the image
     return figure

@@ -1,6 +1,6 @@
-"""Membership inference: was an example among those that a client trained on? Asked of the model that it sends.
+"""Membership inference: decide from the model of a client whether an example is in its training data.
 
-Shapes: M models, N examples, D parameters laid flat.
+Shapes: M models, N examples, D parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ FPR = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Examples, each of which some models were trained on."""
+    """Pool of examples. Each model is trained on some of them.
+
+    Attributes:
+        examples: all N examples.
+        is_member_MN: True if model m is trained on example n.
+    """
 
     examples: Examples
     is_member_MN: np.ndarray
@@ -42,13 +47,14 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipResult:
-    """How far members can be told from others.
+    """Result of the attacks under one defense.
 
     Attributes:
-        defense: in words.
-        roc_curves: of each attack, by name.
-        epsilon, delta: claimed; None without a claim.
-        accuracy: of the models, on examples that they were not trained on.
+        defense: description of the defense.
+        roc_curves: ROC curve of each attack, by name.
+        epsilon: claimed epsilon; None without a claim.
+        delta: claimed delta; None without a claim.
+        accuracy: accuracy of the models on examples outside their training data.
     """
 
     defense: str
@@ -58,50 +64,57 @@ class MembershipResult:
     accuracy: float
 
     def max_tpr(self, fpr: Any) -> Any:
-        """What the claim allows: ``tpr <= e^epsilon fpr + delta``."""
+        """Return the largest true positive rate under the claim, ``e^epsilon fpr + delta``, at most 1."""
         assert self.epsilon is not None
         assert self.delta is not None
         return np.minimum(1.0, np.exp(min(self.epsilon, 50.0)) * np.asarray(fpr) + self.delta)
 
 
 def run_membership_inference(analysis: AnalysisRun) -> int:
-    """Train models on random halves, attack each, unprotected and as asked for, and write it up."""
+    """Train models on random halves of a pool, attack each of them, and write results and report.
+
+    The attack runs without protection, and with the mechanism of the settings if there is one.
+
+    Returns:
+        The exit code.
+    """
     kind = analysis.plan.privacy.kind
-    expected = "none, example or local: what a client sends is attacked, which the others do not protect"
+    expected = "none, example or local: the attack reads single updates, and other mechanisms do not protect them"
     require(kind in ATTACKED_MECHANISMS, "privacy", kind, expected, "privacy=example privacy.noise_multiplier=1")
-    made, pool = _experiment(analysis)
+    experiment, pool = _build_experiment(analysis)
     try:
-        results = [_inferred("no protection", none(), made, pool)]
+        results = [_attack_mechanism("no protection", none(), experiment, pool)]
         if kind != "none":
-            results.append(_inferred(f"privacy={kind}", analysis.plan.privacy, made, pool))
+            results.append(_attack_mechanism(f"privacy={kind}", analysis.plan.privacy, experiment, pool))
     finally:
-        made.engine.close()
+        experiment.engine.close()
     text = verdict(results)
     numbers = {
         "kind": "membership_inference",
         "verdict": text,
         **analysis.settings,
-        "results": [_plain(result) for result in results],
+        "results": [_to_json(result) for result in results],
     }
     save_results(analysis, "privacy_attack", numbers, {"members": draw_with_style(lambda: plot_roc_curves(results))})
-    return _written(analysis, results, text)
+    return _write_report(analysis, results, text)
 
 
 def verdict(results: list[MembershipResult]) -> str:
-    """What follows, in a sentence."""
-    said = [f"{r.defense}: AUC {r.roc_curves['LiRA'].auc:.2f}" + _claim(r) for r in results]
-    return f"Who was a member, told by the likelihood ratio attack. {'; '.join(said)}."
+    """Return the conclusion, in two sentences."""
+    parts = [f"{r.defense}: AUC {r.roc_curves['LiRA'].auc:.2f}" + _claim(r) for r in results]
+    return f"The likelihood ratio attack separates members from other examples. {'; '.join(parts)}."
 
 
 def _claim(result: MembershipResult) -> str:
     if result.epsilon is None:
         return ""
-    found, allowed = result.roc_curves["LiRA"].tpr_at(FPR), float(result.max_tpr(FPR))
-    word = "within" if found <= allowed else "ABOVE"
-    return f", {found:.1%} of members at {FPR:.0%} false, {word} the {allowed:.1%} of epsilon {result.epsilon:.3g}"
+    tpr, allowed = result.roc_curves["LiRA"].tpr_at(FPR), float(result.max_tpr(FPR))
+    relation = "within" if tpr <= allowed else "ABOVE"
+    rates = f"true positive rate {tpr:.1%} at false positive rate {FPR:.0%}"
+    return f", {rates}, {relation} the bound {allowed:.1%} of epsilon {result.epsilon:.3g}"
 
 
-def _plain(result: MembershipResult) -> dict[str, Any]:
+def _to_json(result: MembershipResult) -> dict[str, Any]:
     attacks = {
         name: {"auc": curve.auc, "tpr_at_1_percent": curve.tpr_at(FPR)} for name, curve in result.roc_curves.items()
     }
@@ -116,8 +129,8 @@ def _plain(result: MembershipResult) -> dict[str, Any]:
     }
 
 
-def _written(asked: AnalysisRun, results: list[MembershipResult], text: str) -> int:
-    table = [("protection", "attack", "AUC", "found at 1 % false", "allowed", "epsilon", "accuracy")]
+def _write_report(analysis: AnalysisRun, results: list[MembershipResult], text: str) -> int:
+    table = [("protection", "attack", "AUC", "TPR at 1 % FPR", "bound", "epsilon", "accuracy")]
     for result in results:
         allowed = "–" if result.epsilon is None else f"{float(result.max_tpr(FPR)):.1%}"
         epsilon = "–" if result.epsilon is None else f"{result.epsilon:.3g}"
@@ -126,106 +139,96 @@ def _written(asked: AnalysisRun, results: list[MembershipResult], text: str) -> 
              f"{result.accuracy:.1%}")
             for name, curve in result.roc_curves.items()
         ]  # fmt: skip
-    own = asked.settings
-    written = write_report_page(
-        asked,
+    settings = analysis.settings
+    page = write_report_page(
+        analysis,
         title="Membership inference",
         verdict=text,
         is_alarm=False,
         rows=[
-            ("Target", f"the model that a client with {own['members']} examples sends, each model in turn"),
-            ("Shadows", f"{own['shadows']} models trained alike on other random halves of the same examples"),
-            ("Labels", f"{own['label_noise']:.0%} of them wrong, which only memory can fit"),
-            ("Accuracy", "on examples that a model was not trained on, wrong labels included"),
+            ("Target", f"the model of a client with {settings['members']} examples, each model in turn"),
+            ("Shadows", f"{settings['shadows']} models, trained in the same way on other random halves of the pool"),
+            ("Labels", f"{settings['label_noise']:.0%} are wrong, so a model fits them only by memorization"),
+            ("Accuracy", "on examples outside the training data of a model, including wrong labels"),
         ],
         table=table,
         captions={
-            "members": "Share of members found against the share of others taken for members, on logarithmic axes: "
-            "what counts is the left end. Dotted: the most that the claimed epsilon allows; dashed: guessing."
+            "members": "True positive rate (members) against false positive rate (other examples), on logarithmic "
+            "axes. The left end matters most. Dotted: the bound of the claimed epsilon; dashed: guessing."
         },
     )
-    sys.stdout.write(f"{text}\n saved     {asked.folder}\n report    {written}\n")
+    sys.stdout.write(f"{text}\n saved     {analysis.folder}\n report    {page}\n")
     return 0
 
 
-def _experiment(asked: AnalysisRun) -> tuple[Experiment, Pool]:
-    """A client for each model, with a random half of the pool."""
-    own, plan, pools = asked.settings, asked.plan, list[Pool]()
-    share = own["label_noise"]
-    require(
-        is_count(own["members"], at_least=10),
-        "privacy_attack.members",
-        own["members"],
-        ">= 10",
-        "privacy_attack.members=300",
-    )
-    require(
-        is_count(own["shadows"], at_least=8),
-        "privacy_attack.shadows",
-        own["shadows"],
-        ">= 8",
-        "privacy_attack.shadows=24",
-    )
-    fits = is_number(share, at_least=0, below=1)
-    require(fits, "privacy_attack.label_noise", share, "a share in [0, 1)", "privacy_attack.label_noise=0.15")
+def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Pool]:
+    """Build an experiment with a client for each model. Each client has a random half of the pool."""
+    settings, plan, pools = analysis.settings, analysis.plan, list[Pool]()
+    members, shadows, share = settings["members"], settings["shadows"], settings["label_noise"]
+    enough = is_count(members, at_least=10)
+    require(enough, "privacy_attack.members", members, "a whole number >= 10", "privacy_attack.members=300")
+    enough = is_count(shadows, at_least=8)
+    require(enough, "privacy_attack.shadows", shadows, "a whole number >= 8", "privacy_attack.shadows=24")
+    valid = is_number(share, at_least=0, below=1)
+    require(valid, "privacy_attack.label_noise", share, "a share in [0, 1)", "privacy_attack.label_noise=0.15")
 
-    def staged(scenario: Scenario) -> Scenario:
-        pools.append(_pool(scenario.data, own, plan.seed))
+    def with_halves(scenario: Scenario) -> Scenario:
+        pools.append(_draw_pool(scenario.data, settings, plan.seed))
         return replace(scenario, data=_halves(scenario.data, pools[0]))
 
     strategy = Strategy(select=everyone(), aggregate=mean(weighting="equal"), local=plan.strategy.local)
     return build_experiment(
-        asked.cfg, replace(plan, strategy=strategy, privacy=none()), transform_scenario=staged
+        analysis.cfg, replace(plan, strategy=strategy, privacy=none()), transform_scenario=with_halves
     ), pools[0]
 
 
-def _pool(data: FederatedData, own: Mapping[str, Any], seed: int) -> Pool:
-    """Examples of all clients together, some of them mislabelled, and who was trained on which."""
+def _draw_pool(data: FederatedData, settings: Mapping[str, Any], seed: int) -> Pool:
+    """Draw the examples from the data of all clients, change some labels, and draw the members of each model."""
     classifies = data.task in ("binary", "multiclass")
     require(classifies, "scenario", data.task, "one that classifies", "scenario=digits")
     parts, rng = [data.train(client) for client in data.clients], generator(seed, Purpose.SHADOWS)
     x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
-    count, half = 2 * own["members"], own["members"]
-    expected = f"at most {len(y) // 2}: twice as many are drawn from {len(y)} training examples"
+    count, half = 2 * settings["members"], settings["members"]
+    expected = f"at most {len(y) // 2}: the attack draws twice this number from {len(y)} training examples"
     require(count <= len(y), "privacy_attack.members", half, expected, f"privacy_attack.members={len(y) // 2}")
     rows = rng.choice(len(y), count, replace=False)
     wrong_N = (y[rows] + rng.integers(1, data.num_classes, size=count)) % data.num_classes
-    y_N = np.where(rng.random(count) < own["label_noise"], wrong_N, y[rows])
-    chosen = [rng.permutation(count) < half for _ in range(own["shadows"] + 1)]
-    return Pool(examples=Examples(x[rows], y_N), is_member_MN=np.stack(chosen))
+    y_N = np.where(rng.random(count) < settings["label_noise"], wrong_N, y[rows])
+    members = [rng.permutation(count) < half for _ in range(settings["shadows"] + 1)]
+    return Pool(examples=Examples(x[rows], y_N), is_member_MN=np.stack(members))
 
 
 def _halves(data: FederatedData, pool: Pool) -> FederatedData:
-    whole = pool.examples
+    examples = pool.examples
 
-    def half(client: int) -> Examples:
-        return Examples(whole.x[pool.is_member_MN[client]], whole.y[pool.is_member_MN[client]])
+    def train(client: int) -> Examples:
+        return Examples(examples.x[pool.is_member_MN[client]], examples.y[pool.is_member_MN[client]])
 
-    def nothing(client: int) -> Examples:
-        return Examples(whole.x[:0], whole.y[:0])
+    def test(client: int) -> Examples:
+        return Examples(examples.x[:0], examples.y[:0])
 
-    return replace(data, clients=range(len(pool.is_member_MN)), names={}, train=half, test=nothing)
+    return replace(data, clients=range(len(pool.is_member_MN)), names={}, train=train, test=test)
 
 
-def _inferred(words: str, mechanism: Mechanism, made: Experiment, pool: Pool) -> MembershipResult:
+def _attack_mechanism(defense: str, mechanism: Mechanism, experiment: Experiment, pool: Pool) -> MembershipResult:
     size = int(pool.is_member_MN[0].sum())
-    strategy, local, epsilon, delta = apply_mechanism(mechanism, made, num_examples=size)
-    models_MD = made.scenario.trainer.init(made.plan.seed) + observe_updates(made, strategy, local)
-    seen_MN = np.stack([_confidence(made, model_D, pool) for model_D in models_MD.astype(np.float32)])
-    scores = {"LiRA": lira(seen_MN, pool.is_member_MN), "loss": seen_MN}
-    curves = {name: roc(of_attack, pool.is_member_MN) for name, of_attack in scores.items()}
-    right_MN = seen_MN[~pool.is_member_MN] > 0
+    strategy, local, epsilon, delta = apply_mechanism(mechanism, experiment, num_examples=size)
+    models_MD = experiment.scenario.trainer.init(experiment.plan.seed) + observe_updates(experiment, strategy, local)
+    confidence_MN = np.stack([_confidence(experiment, model_D, pool) for model_D in models_MD.astype(np.float32)])
+    scores = {"LiRA": lira(confidence_MN, pool.is_member_MN), "loss": confidence_MN}
+    curves = {name: roc(scores_MN, pool.is_member_MN) for name, scores_MN in scores.items()}
+    is_correct = confidence_MN[~pool.is_member_MN] > 0
     return MembershipResult(
-        defense=words, roc_curves=curves, epsilon=epsilon, delta=delta, accuracy=float(np.mean(right_MN))
+        defense=defense, roc_curves=curves, epsilon=epsilon, delta=delta, accuracy=float(np.mean(is_correct))
     )
 
 
-def _confidence(made: Experiment, model_D: np.ndarray, pool: Pool) -> np.ndarray:
-    return confidence(made.scenario.trainer.predict(model_D, pool.examples.x), pool.examples.y)
+def _confidence(experiment: Experiment, model_D: np.ndarray, pool: Pool) -> np.ndarray:
+    return confidence(experiment.scenario.trainer.predict(model_D, pool.examples.x), pool.examples.y)
 
 
 def plot_roc_curves(results: list[MembershipResult]) -> figures.Figure:
-    """ROC curves of the likelihood ratio attack, and what the claim allows."""
+    """Draw the ROC curves of the attacks, and the bound of the claimed epsilon."""
     figure = figures.new_figure(0.62 * figures.WIDTH_INCHES, 0.56 * figures.WIDTH_INCHES)
     axis = figure.subplots()
     smallest = 1e-3
@@ -236,12 +239,12 @@ def plot_roc_curves(results: list[MembershipResult]) -> figures.Figure:
             label = f"{result.defense}, {name} (AUC {curve.auc:.2f})"
             axis.plot(np.maximum(curve.fpr, smallest / 10), curve.tpr, color=color, linewidth=width, label=label)
         if result.epsilon is not None:
-            allowed = f"most at epsilon {result.epsilon:.3g}"
-            axis.plot(grid, result.max_tpr(grid), color=color, linewidth=1, linestyle=":", label=allowed)
+            label = f"bound at epsilon {result.epsilon:.3g}"
+            axis.plot(grid, result.max_tpr(grid), color=color, linewidth=1, linestyle=":", label=label)
     axis.set(xscale="log", yscale="log", xlim=(smallest, 1), ylim=(smallest, 1.05))
-    axis.set(title="Members found", xlabel="others taken for members", ylabel="members found")
-    for one in (axis.xaxis, axis.yaxis):
-        one.set_major_formatter(lambda share, place: f"{100 * share:g} %")
+    axis.set(title="Membership inference", xlabel="false positive rate", ylabel="true positive rate")
+    for direction in (axis.xaxis, axis.yaxis):
+        direction.set_major_formatter(lambda share, place: f"{100 * share:g} %")
     axis.legend(loc="lower right", fontsize=7.5)
     axis.grid(color="#E6E6E6")
     return figure

@@ -1,6 +1,6 @@
-"""What attacks look at: the updates that clients send, and what was promised of them.
+"""Updates that a server observes, and the privacy guarantee for one update. Privacy attacks use both.
 
-Shapes: B victims, D parameters laid flat.
+Shapes: B victims, D parameters.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from fedlearn.errors import FedlearnError
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.runner.config import Experiment
 
-CLIENT_SIDE_MECHANISMS = ("example", "local")  # mechanisms that protect against whoever sees an upload
+CLIENT_SIDE_MECHANISMS = ("example", "local")  # mechanisms that protect a single update against the server
 
 
 def apply_mechanism(
     mechanism: Mechanism, experiment: Experiment, *, num_examples: int
 ) -> tuple[Strategy, LocalSettings, float | None, float | None]:
-    """The experiment's strategy and local settings under a mechanism, and what that claims of one upload.
+    """Apply a privacy mechanism to an experiment, and compute its guarantee for one update.
 
     Args:
-        mechanism: to protect it by.
-        experiment: an experiment without protection.
-        num_examples: of each client.
+        mechanism: privacy mechanism.
+        experiment: experiment without a privacy mechanism.
+        num_examples: number of examples of each client.
 
     Returns:
-        strategy, local settings, epsilon and delta; both None where nothing is claimed against the server.
+        Strategy, local settings, epsilon and delta. Epsilon and delta are None if the mechanism has no guarantee
+        against the server.
     """
     mechanism.validate(experiment.plan.strategy, experiment.plan.local)
     population = Population(clients=experiment.engine.clients, rounds=1, num_examples_of=lambda client: num_examples)
@@ -40,31 +41,32 @@ def apply_mechanism(
         return strategy, local, None, None
     ledger = protection.charge(Ledger(), Release(round=1, clients=(experiment.engine.clients[0],)))
     spent = protection.epsilon_of(ledger)
-    assert spent is not None  # every kind of `CLIENT_SIDE_MECHANISMS` promises one
+    assert spent is not None  # every mechanism in `CLIENT_SIDE_MECHANISMS` has an epsilon
     return strategy, local, spent.value, float(protection.delta or 0.0)
 
 
 def observe_updates(experiment: Experiment, strategy: Strategy, local: LocalSettings) -> np.ndarray:
-    """What leaves each client in the first round, in order: ``(B, D)``.
+    """Run the first round and return the update of each client, ``(B, D)``, in order of the clients.
 
     Raises:
-        FedlearnError: a client failed.
+        FedlearnError: A client failed, or the strategy has personal parameters.
     """
     engine, seed = experiment.engine, experiment.plan.seed
     if strategy.local.personal_parameters:
-        kept = ", ".join(strategy.local.personal_parameters)
+        names = ", ".join(strategy.local.personal_parameters)
         raise FedlearnError(
-            f"{kept} never leave the clients, but the attacks read whole models\n  try       strategy=fedavg"
+            f"the strategy has the personal parameters {names}, but the attacks need whole models\n"
+            "  expected  a strategy without personal parameters\n  try       strategy=fedavg"
         )
-    sent = [
+    broadcasts = [
         stage.server.broadcast(stage.server.init(strategy.shared_layout(engine.layout))) for stage in strategy.stages
     ]
-    broadcast = {f"stage/{i}/{name}": value for i, own in enumerate(sent) for name, value in own.items()}
+    broadcast = {f"stage/{i}/{name}": value for i, values in enumerate(broadcasts) for name, value in values.items()}
     params_D = experiment.scenario.trainer.init(seed)
-    order = Request(round=1, seed=seed, params_D=params_D, local=local, broadcast=broadcast)
-    results = list(engine.fit(order, strategy, tuple(engine.clients)))
+    request = Request(round=1, seed=seed, params_D=params_D, local=local, broadcast=broadcast)
+    results = list(engine.fit(request, strategy, tuple(engine.clients)))
     for failure in results:
         if not isinstance(failure, Updates):
-            reason = getattr(failure, "reason", "it sent nothing that can be attacked")
-            raise FedlearnError(f"a client under attack failed: {reason}\n  try       a smaller local.learning_rate")
+            reason = getattr(failure, "reason", "it sent no update")
+            raise FedlearnError(f"an attacked client failed: {reason}\n  try       a smaller local.learning_rate")
     return np.concatenate([as_numpy(result.delta_KD) for result in results if isinstance(result, Updates)])
