@@ -1,4 +1,4 @@
-"""Shared parts of audits and attacks: settings of their own, a folder, results as JSON, and a report page."""
+"""Shared parts of audits, attacks and robustness runs: their settings, folder, results as JSON, and report page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisRun:
-    """The settings of one audit or attack.
+    """Settings and folder of one analysis, such as an audit or an attack.
 
     Attributes:
         cfg: settings of the simulation.
@@ -62,37 +62,37 @@ def run_analysis_command(
     """Run a command with the settings of the simulation and settings that only this command has.
 
     Args:
-        argv: words of the command line; None takes the words of this process.
+        argv: arguments of the command line; None uses the arguments of this process.
         name: name of the command, and of its folder in ``outputs``.
         usage: text of ``--help``.
         defaults: default values of the settings that only this command has, by full name.
         default_overrides: overrides of the simulation that apply unless the user sets them.
-        action: the command; receives the settings and the folder, and returns an exit code.
+        action: function that runs the analysis; it receives the settings and the folder, and returns an exit code.
 
     Returns:
         The exit code.
     """
     parser = command_parser(f"simulations.{name}", usage, passes_on=command_line_parser())
-    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
 
     def analyze() -> int:
-        _, rest = parser.parse_known_args(words)
-        own, overrides = take_settings(rest, defaults)
-        settings = {key.rpartition(".")[2]: value for key, value in {**defaults, **own}.items()}
+        _, rest = parser.parse_known_args(arguments)
+        changes, overrides = take_settings(rest, defaults)
+        settings = {key.rpartition(".")[2]: value for key, value in {**defaults, **changes}.items()}
         job, chosen = _compose(parse_args(overrides), name, default_overrides)
         plan = build_plan(job.cfg)
         reason = f"simulations.{name} changes the clients and reads their updates"
         require_in_process(job.cfg.engine, "engine", job.cfg.engine["_target_"], reason, "engine=vector")
         set_environment(job.cfg.get("framework"))
         folder = reserve_run_folder(job.folder, chosen=chosen)
-        again = shlex.join(["python", "-m", f"simulations.{name}", *words])
+        command = shlex.join(["python", "-m", f"simulations.{name}", *arguments])
         try:
             with locked_run_folder(folder.path):
                 write_run_config(folder.path, job.cfg)
                 return action(
-                    AnalysisRun(cfg=job.cfg, plan=plan, settings=settings, folder=folder.path, command_line=again)
+                    AnalysisRun(cfg=job.cfg, plan=plan, settings=settings, folder=folder.path, command_line=command)
                 )
-        except BuildError:  # its traceback is in the log
+        except BuildError:  # keep the folder: its log has the traceback
             raise
         except (FedlearnError, KeyboardInterrupt):
             folder.discard()
@@ -121,15 +121,15 @@ def write_report_page(
     table: Sequence[Sequence[str]],
     captions: Mapping[str, str],
 ) -> Path:
-    """Write ``report.html`` with verdict, settings, numbers, figures and command; return its path.
+    """Write ``report.html`` with verdict, settings, numbers, figures and command, and return its path.
 
     Args:
         analysis: settings and folder.
         title: title of the page.
         verdict: one or two sentences.
-        is_alarm: whether the verdict is a failure.
+        is_alarm: True if the verdict is a failure.
         rows: name and value of each setting.
-        table: numbers; the first row holds the column names.
+        table: numbers; the first row has the column names.
         captions: captions of the figures, by file name without suffix.
     """
     images = {name: data_uri(analysis.folder / f"{name}.png") for name in captions}
@@ -151,12 +151,12 @@ def draw_with_style(draw: Callable[[], figures.Figure]) -> figures.Figure:
     """Return the figure of ``draw``, in the style of reports."""
     with figures.style():
         figure = draw()
-        figure.canvas.draw()  # text takes its look when it is drawn
+        figure.canvas.draw()  # the style of text is set when it is drawn
         return figure
 
 
 def _applies(preset: str, typed: Collection[str]) -> bool:
-    """Return True for a preset that the user did not replace; a scenario brings its own partition."""
+    """Return True if the user did not replace a preset. A scenario replaces the presets of the partition."""
     setting = preset.partition("=")[0]
     group = setting.partition(".")[0]
     replaced = {setting, group, *(("scenario", "experiment") if group == "partition" else ())}
@@ -164,12 +164,15 @@ def _applies(preset: str, typed: Collection[str]) -> bool:
 
 
 def _compose(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bool]:
-    """Return the settings, and whether the user chose the folder."""
+    """Return the settings, and True if the user chose the folder."""
     if args.multirun:
-        raise UsageError(f"-m sweeps runs, not what simulations.{name} does\n  try       one after another")
-    said = {word.lstrip("+").partition("=")[0] for word in args.overrides}
-    presets = [] if args.config_path else [word for word in preset if _applies(word, said)]
-    chosen = "hydra.run.dir" in said
+        raise UsageError(
+            f"-m is not possible with simulations.{name}\n"
+            "  expected  one value per setting\n  try       several commands, one after another"
+        )
+    typed = {override.lstrip("+").partition("=")[0] for override in args.overrides}
+    presets = [] if args.config_path else [override for override in preset if _applies(override, typed)]
+    chosen = "hydra.run.dir" in typed
     folder = [] if chosen else [f"hydra.run.dir=outputs/{name}/${{run_name}}/${{now:%Y-%m-%d_%H-%M-%S}}"]
     args.overrides = [*presets, *folder, *args.overrides]
     return compose(args)[0], chosen

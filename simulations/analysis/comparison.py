@@ -1,4 +1,4 @@
-"""Comparison of settings over seeds: a table, and the metric over rounds and over bytes.
+"""Compare settings over seeds: a table, and a figure of the metric over rounds and over bytes.
 
 Runs that differ only in ``seed`` are grouped. Differences between settings are paired by seed.
 
@@ -37,28 +37,21 @@ COLORS = (
     figures.CLIENTS_COLOR,
     "#000000",
 )
-IGNORED_SETTINGS = (
-    "seed",
-    "run_name",
-    "hydra",
-    "defaults",
-    "report",
-    "callbacks",
-    "checkpoint_every",
-)  # settings that change no result
-FILE_STEM = "compare"  # of the files
+# settings that do not change a result
+IGNORED_SETTINGS = ("seed", "run_name", "hydra", "defaults", "report", "callbacks", "checkpoint_every")
+FILE_STEM = "compare"  # names of the files without suffix
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCurve:
-    """One run.
+    """Metric, bytes and time of one run, at its evaluated rounds.
 
     Attributes:
-        seed: of the run.
-        rounds: that were evaluated.
-        values: of the metric there, on all test examples together; NaN where undefined.
-        bytes_sent: bytes by then, both ways.
-        clock: seconds since the run began; NaN without a clock.
+        seed: seed of the run.
+        rounds: numbers of the evaluated rounds.
+        values: pooled metric on all test examples; NaN if undefined.
+        bytes_sent: bytes sent up to the round, in both directions.
+        clock: seconds of the virtual clock up to the round; NaN without a clock.
     """
 
     seed: int
@@ -68,61 +61,66 @@ class RunCurve:
     clock: np.ndarray
 
     def cost_to_target(self, target: float, metric: str) -> tuple[int, int, float] | None:
-        """Rounds, bytes and seconds on the clock to the first evaluation at or beyond a target; None: never reached."""
-        good = self.values >= target if higher_is_better(metric) else self.values <= target
-        if not good.any():
+        """Return rounds, bytes and clock seconds to the first evaluation that reaches a target; None if none does."""
+        reached = self.values >= target if higher_is_better(metric) else self.values <= target
+        if not reached.any():
             return None
-        first = int(np.argmax(good))
+        first = int(np.argmax(reached))
         return int(self.rounds[first]), int(self.bytes_sent[first]), float(self.clock[first])
 
 
-CurvesBySetting = Mapping[str, Sequence[RunCurve]]  # label -> its runs, by seed
+CurvesBySetting = Mapping[str, Sequence[RunCurve]]  # label of a setting -> its runs, in order of seeds
 
 
 def read_curves(folders: Sequence[Path], metric: str | None = None) -> tuple[dict[str, list[RunCurve]], str]:
-    """All evaluated runs below some folders, by what tells their settings apart; and the metric.
+    """Read all evaluated runs below some folders.
 
     Args:
-        folders: of runs or of sweeps.
-        metric: to compare; None takes the one that the runs lead with.
+        folders: folders of runs or of sweeps.
+        metric: metric to compare; None uses the main metric of the runs.
+
+    Returns:
+        Runs by the label of their settings, and the metric.
 
     Raises:
-        DataError: there are none, or they have no such metric in common.
+        DataError: There is no evaluated run, or some run lacks the metric.
     """
     paths = dict.fromkeys(path.parent for folder in folders for path in sorted(folder.rglob(METRICS_FILE)))
     runs = [run for run in map(read_run, paths) if any(line["test"] for line in run.history)]
     if not runs:
         where = ", ".join(map(str, folders))
         raise DataError(
-            f"{where} holds no run that was evaluated\n  try       the folder of a sweep, e.g. multirun/..."
+            f"{where} has no evaluated run\n  expected  folders of runs\n"
+            "  try       the folder of a sweep, e.g. multirun/..."
         )
     metric = metric or runs[0].main_metric
     common = set.intersection(*({*_last_test(run.history)} for run in runs))
     if metric not in common:
         known = ", ".join(sorted(common)) or "none"
         raise DataError(
-            f"the runs do not all have the metric {metric}\n  expected  one of {known}\n  try       one task"
+            f"not all runs have the metric {metric}\n  expected  one of {known}\n"
+            "  try       folders of runs with one task"
         )
-    found: dict[str, list[RunCurve]] = {}
+    curves: dict[str, list[RunCurve]] = {}
     for run, label in zip(runs, _labels([_settings(run) for run in runs]), strict=True):
-        found.setdefault(label, []).append(_seen(run, metric))
-    return {label: sorted(seen, key=lambda one: one.seed) for label, seen in found.items()}, metric
+        curves.setdefault(label, []).append(_read_curve(run, metric))
+    return {label: sorted(group, key=lambda curve: curve.seed) for label, group in curves.items()}, metric
 
 
 def _last_test(history: History) -> Mapping[str, Any]:
     return next((line["test"] for line in reversed(history) if line["test"]), {})
 
 
-def _seen(run: RunResults, metric: str) -> RunCurve:
+def _read_curve(run: RunResults, metric: str) -> RunCurve:
     sent = np.cumsum([line["bytes_up"] + line["bytes_down"] for line in run.history])
-    at = [i for i, line in enumerate(run.history) if line["test"]]
-    values = [run.history[i]["test"][metric] for i in at]
+    evaluated = [i for i, line in enumerate(run.history) if line["test"]]
+    values = [run.history[i]["test"][metric] for i in evaluated]
     return RunCurve(
         seed=int(_settings(run).get("seed", run.summary.get("seed", 0))),
-        rounds=np.array([run.history[i]["round"] for i in at]),
+        rounds=np.array([run.history[i]["round"] for i in evaluated]),
         values=np.array([math.nan if value is None else value for value in values]),
-        bytes_sent=sent[at],
-        clock=np.array([run.history[i].get("clock", math.nan) for i in at]),
+        bytes_sent=sent[evaluated],
+        clock=np.array([run.history[i].get("clock", math.nan) for i in evaluated]),
     )
 
 
@@ -131,69 +129,71 @@ def _settings(run: RunResults) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(OmegaConf.create(run.config), resolve=False)
     scenario = settings.get("scenario") or {}
     settings["scenario"] = {name: value for name, value in scenario.items() if name not in settings}
-    return dict(_flat(settings))
+    return dict(_flatten(settings))
 
 
-def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict) and node:
         for key, value in node.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from _flatten(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
 
 
 def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells each run's settings from the others', in few words; the seed tells nothing.
+    """Return a short label for each run: the settings in which it differs from other runs, without the seed.
 
-    A builder's setting is named where it differs between runs of that builder.
+    A setting of a builder is part of the label only if it differs between runs of this builder.
     """
     values: dict[tuple[str, str], set[str]] = {}
-    for one in settings:
-        for key, value in one.items():
-            values.setdefault((_place(key, one), key), set()).add(json.dumps(value, default=str))
-    keys = dict.fromkeys(key for one in settings for key in one if not _passes(key))
+    for run in settings:
+        for key, value in run.items():
+            values.setdefault((_builder(key, run), key), set()).add(json.dumps(value, default=str))
+    keys = dict.fromkeys(key for run in settings for key in run if not _is_ignored(key))
     labels = []
-    for one in settings:
-        named = [key for key in keys if key in one and len(values[_place(key, one), key]) > 1]
-        labels.append(" · ".join(_in_words(key, one[key]) for key in named) or "all runs")
+    for run in settings:
+        different = [key for key in keys if key in run and len(values[_builder(key, run), key]) > 1]
+        labels.append(" · ".join(_describe(key, run[key]) for key in different) or "all runs")
     return labels
 
 
-def _place(key: str, one: Mapping[str, Any]) -> str:
-    """The builder that takes a setting; empty for a setting of the run and for the choice of builders itself."""
+def _builder(key: str, settings: Mapping[str, Any]) -> str:
+    """Return the builder of a setting; empty for a setting of the run, and for the choice of a builder."""
     group = key.rpartition(".")[0]
-    return "" if key.endswith("_target_") else str(one.get(f"{group}._target_", ""))
+    return "" if key.endswith("_target_") else str(settings.get(f"{group}._target_", ""))
 
 
-def _passes(key: str) -> bool:
+def _is_ignored(key: str) -> bool:
     return key.split(".")[0] in IGNORED_SETTINGS or key.endswith(".seed")
 
 
-def _in_words(key: str, value: Any) -> str:
+def _describe(key: str, value: Any) -> str:
     if key.endswith("_target_"):
         return str(value).rpartition(".")[2]
     return f"{key.removeprefix('strategy.')} {value}"
 
 
 def comparison_rows(curves: CurvesBySetting, metric: str, *, target: float | None = None) -> list[dict[str, str]]:
-    """A row for each setting: the metric at the end and at its best, rounds and bytes to the target, and the paired
-    difference to the first setting over the seeds that both have.
+    """Return a row for each setting.
+
+    A row has the last and the best metric. With ``target``, it has rounds, bytes and time to reach it. It also has the
+    paired difference to the first setting, over their common seeds.
     """
     first, *_ = curves.values()
     rows = []
     for label, runs in curves.items():
-        row = {"setting": label, "runs": str(len(runs)), "final": _spread(metric, [one.values[-1] for one in runs])}
+        row = {"setting": label, "runs": str(len(runs)), "final": _spread(metric, [run.values[-1] for run in runs])}
         best = np.nanmax if higher_is_better(metric) else np.nanmin
-        row["best"] = _spread(metric, [best(one.values) for one in runs if not np.isnan(one.values).all()])
+        row["best"] = _spread(metric, [best(run.values) for run in runs if not np.isnan(run.values).all()])
         if target is not None:
-            row |= _to_target([one.cost_to_target(target, metric) for one in runs])
+            row |= _to_target([run.cost_to_target(target, metric) for run in runs])
         row["difference"] = "–" if runs is first else _difference(metric, first, runs)
         rows.append(row)
     return rows
 
 
 def _spread(metric: str, values: Sequence[float]) -> str:
-    """Mean and standard deviation over seeds (of a sample: with one seed there is none)."""
+    """Return the mean over seeds, and the sample standard deviation if there are two seeds or more."""
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return "nan"
@@ -203,47 +203,47 @@ def _spread(metric: str, values: Sequence[float]) -> str:
 def _mean_and_std(metric: str, values: Sequence[float], sign: str = "") -> str:
     mean, percent = float(np.mean(values)), metric == "accuracy"
     scale, unit, digits = (100, " %", 1) if percent else (1, "", 4)
-    beside = f" ± {scale * float(np.std(values, ddof=1)):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean:{sign}.{digits}f}{beside}{unit}"
+    deviation = f" ± {scale * float(np.std(values, ddof=1)):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * mean:{sign}.{digits}f}{deviation}{unit}"
 
 
-def _to_target(reached: Sequence[tuple[int, int, float] | None]) -> dict[str, str]:
-    known = [one for one in reached if one is not None]
-    some = f" ({len(known)} of {len(reached)} runs)" if len(known) < len(reached) else ""
-    if not known:
+def _to_target(costs: Sequence[tuple[int, int, float] | None]) -> dict[str, str]:
+    reached = [cost for cost in costs if cost is not None]
+    some = f" ({len(reached)} of {len(costs)} runs)" if len(reached) < len(costs) else ""
+    if not reached:
         return {"rounds": "never", "bytes": "–", "clock": "–"}
-    rounds, sent, clock = zip(*known, strict=True)
-    taken = "–" if np.isnan(clock).any() else human_seconds(float(np.mean(clock)))
-    return {"rounds": f"{np.mean(rounds):.4g}{some}", "bytes": human_bytes(float(np.mean(sent))), "clock": taken}
+    rounds, sent, clock = zip(*reached, strict=True)
+    seconds = "–" if np.isnan(clock).any() else human_seconds(float(np.mean(clock)))
+    return {"rounds": f"{np.mean(rounds):.4g}{some}", "bytes": human_bytes(float(np.mean(sent))), "clock": seconds}
 
 
 def _difference(metric: str, first: Sequence[RunCurve], other: Sequence[RunCurve]) -> str:
-    """Of the last values, run against run with the same seed, which takes out what a seed does to both."""
-    ours, theirs = ({one.seed: float(one.values[-1]) for one in runs} for runs in (other, first))
+    """Return the difference of the last values, paired by seed. Pairing removes the common effect of a seed."""
+    ours, theirs = ({run.seed: float(run.values[-1]) for run in runs} for runs in (other, first))
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     pairs = [value for value in pairs if not math.isnan(value)]
     return _mean_and_std(metric, pairs, sign="+") if pairs else "no seed in common"
 
 
 def column_headings(metric: str, target: float | None, *, has_clock: bool = False) -> dict[str, str]:
-    """Of the columns of `lines`; with ``has_clock``, of the time to the target too."""
+    """Return the headings of the columns of `comparison_rows`. ``has_clock`` adds the time to the target."""
     name = figures.metric_name(metric, inline=True)
     reach = (
-        {"rounds": f"rounds to {format_metric(metric, target)}", "bytes": "sent by then"} if target is not None else {}
+        {"rounds": f"rounds to {format_metric(metric, target)}", "bytes": "bytes sent"} if target is not None else {}
     )
     reach |= {"clock": "on the clock"} if reach and has_clock else {}
-    own = {"setting": "setting", "runs": "runs", "final": f"last {name}", "best": f"best {name}"}
-    return {**own, **reach, "difference": "paired difference to the first"}
+    always = {"setting": "setting", "runs": "runs", "final": f"last {name}", "best": f"best {name}"}
+    return {**always, **reach, "difference": "paired difference to the first"}
 
 
 def table_rows(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> list[list[str]]:
-    """Return the rows of the table, headings first; a missing value is empty."""
+    """Return the rows of the table, headings first. A missing value is empty."""
     return [[*headings.values()], *([row.get(key, "") for key in headings] for row in rows)]
 
 
 def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = None) -> figures.Figure:
-    """The metric over rounds and over bytes: means over seeds, and one standard deviation around them."""
-    most = max(float(one.bytes_sent[-1]) for runs in curves.values() for one in runs)
+    """Draw the metric over rounds and over bytes: means over seeds, with one standard deviation around them."""
+    most = max(float(run.bytes_sent[-1]) for runs in curves.values() for run in runs)
     unit, size = ("MiB", 2**20) if most >= 2**20 else ("KiB", 2**10)
     figure = figures.new_figure(figures.WIDTH_INCHES, 3.3 + 0.17 * len(curves))
     over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
@@ -252,7 +252,7 @@ def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = Non
         over_rounds.fill_between(rounds, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         over_rounds.plot(rounds, mean, color=color, linewidth=1.7, label=label)
         over_bytes.plot(sent / size, mean, color=color, linewidth=1.7)
-    for axis, name in ((over_rounds, "round"), (over_bytes, f"{unit} sent, both ways")):
+    for axis, name in ((over_rounds, "round"), (over_bytes, f"{unit} sent, both directions")):
         axis.set_xlabel(name)
         axis.grid(axis="y")
         if target is not None:
@@ -260,42 +260,42 @@ def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = Non
         if metric == "accuracy":
             axis.yaxis.set_major_formatter(lambda share, place: f"{100 * share:g} %")
     over_rounds.set_title(figures.metric_name(metric))
-    over_bytes.set_title(f"{figures.metric_name(metric)} for what was sent")
+    over_bytes.set_title(f"{figures.metric_name(metric)} by bytes sent")
     handles, labels = over_rounds.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 40 else 2)
     return figure
 
 
 def _curve(runs: Sequence[RunCurve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Over the rounds that all runs of a setting evaluated."""
-    rounds = np.array(sorted(set.intersection(*({*one.rounds.tolist()} for one in runs))))
-    rows = [np.searchsorted(one.rounds, rounds) for one in runs]
-    values_SR = np.stack([one.values[at] for one, at in zip(runs, rows, strict=True)])
-    sent_SR = np.stack([one.bytes_sent[at] for one, at in zip(runs, rows, strict=True)])
+    """Return rounds, mean, standard deviation and bytes, at the rounds that all runs evaluated."""
+    rounds = np.array(sorted(set.intersection(*({*run.rounds.tolist()} for run in runs))))
+    rows = [np.searchsorted(run.rounds, rounds) for run in runs]
+    values_SR = np.stack([run.values[row_R] for run, row_R in zip(runs, rows, strict=True)])
+    sent_SR = np.stack([run.bytes_sent[row_R] for run, row_R in zip(runs, rows, strict=True)])
     return rounds, values_SR.mean(axis=0), values_SR.std(axis=0), sent_SR.mean(axis=0)
 
 
 def compare_runs(
     runs: Sequence[Path], *, metric: str | None = None, target: float | None = None, out: Path | None = None
 ) -> int:
-    """Print a table of the settings, and write it with a figure; return the exit code.
+    """Print a table of the settings, write it with a figure, and return the exit code.
 
     Args:
         runs: folders of runs or of sweeps.
-        metric: metric to compare; None takes the main metric of the runs.
+        metric: metric to compare; None uses the main metric of the runs.
         target: value of the metric; the table then has the rounds, bytes and time to reach it.
-        out: folder for the files; None takes the first of ``runs``.
+        out: folder for the files; None uses the first of ``runs``.
 
     Raises:
-        DataError: the folders hold no evaluated runs, or the runs have no such metric in common.
+        DataError: There is no evaluated run, or some run lacks the metric.
     """
     curves, metric = read_curves(runs, metric)
-    clock = any(not np.isnan(one.clock).any() for curve in curves.values() for one in curve)
+    has_clock = any(not np.isnan(run.clock).any() for group in curves.values() for run in group)
     rows = comparison_rows(curves, metric, target=target)
-    heads = column_headings(metric, target, has_clock=clock)
+    headings = column_headings(metric, target, has_clock=has_clock)
     out = out or runs[0]
     out.mkdir(parents=True, exist_ok=True)
-    table = table_rows(rows, heads)
+    table = table_rows(rows, headings)
     print_table(table)
     write_atomically(out / f"{FILE_STEM}.md", markdown_table(table))
     results = {"metric": metric, "target": target, "rows": rows}

@@ -1,4 +1,4 @@
-"""Export of a trained model to safetensors, a torch state dict, or ONNX."""
+"""Export a trained model to safetensors, a torch state dict, or ONNX."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def export(folder: Path, format: str = "safetensors", out: Path | None = None, *
 
     Args:
         folder: folder of the run.
-        format: ``safetensors`` (named arrays in torch's orientation, with metadata of the run), ``torch`` (a state
-            dict, to be loaded with ``weights_only=True``) or ``onnx`` (the whole network). The last two need a torch
-            version of the network, also for runs trained with JAX.
-        out: the file; None writes ``model`` with the suffix of the format into the run folder.
-        checkpoint: ``last``, ``best`` or the number of a round.
+        format: ``safetensors`` (default) writes named arrays in the orientation of torch, with metadata of the run.
+            ``torch`` writes a state dict, to be loaded with ``weights_only=True``. ``onnx`` writes the whole network.
+            The last two need a torch version of the network, also for runs in JAX.
+        out: path of the file; None writes ``model`` with the suffix of the format into the run folder.
+        checkpoint: ``last`` (default), ``best`` or the number of a round.
 
-    *Guarantees*: the file is written atomically.
+    *Guarantees*: The file is written atomically.
 
     Raises:
-        FedlearnError: there is no model, the format is not known, or the network has no torch version.
-        MissingExtra: the format needs a package that is not installed.
+        FedlearnError: There is no model, the format is unknown, or the network has no torch version.
+        MissingExtra: The format needs a package that is not installed.
     """
     if format not in FILE_SUFFIXES:
         near = did_you_mean(format, FILE_SUFFIXES) or "safetensors"
@@ -48,7 +48,7 @@ def export(folder: Path, format: str = "safetensors", out: Path | None = None, *
 
 def _safetensors(model: TrainedModel, path: Path) -> None:
     tensors = {name: array.copy() for name, array in model.scenario.trainer.layout.unpack(model.params_D).items()}
-    facts = {
+    metadata = {
         "scenario": model.scenario.name,
         "model": model.scenario.model,
         "task": model.scenario.data.task,
@@ -57,7 +57,7 @@ def _safetensors(model: TrainedModel, path: Path) -> None:
         "value": None if model.value is None or not math.isfinite(model.value) else model.value,
         "layout": model.scenario.trainer.layout.digest,
     }
-    write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(facts)}))
+    write_atomically(path, to_safetensors(tensors, metadata={"fedlearn": json.dumps(metadata)}))
 
 
 def _state_dict(model: TrainedModel, path: Path) -> None:
@@ -71,7 +71,7 @@ def _onnx(model: TrainedModel, path: Path) -> None:
     from simulations.analysis.export_torch import save_onnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with redirect_stdout(sys.stderr), atomic_draft(path) as draft:  # torch prints its steps
+    with redirect_stdout(sys.stderr), atomic_draft(path) as draft:  # torch prints its progress
         save_onnx(model.scenario.trainer, model.params_D, model.example, draft)
 
 
@@ -94,5 +94,6 @@ def _load_in_torch(folder: Path, checkpoint: str) -> TrainedModel:
     except SettingError as error:
         if error.setting == "checkpoint":
             raise
-        fix = "format=safetensors, which needs no twin"
-        raise FedlearnError(f"the model of {folder} has no torch twin: {error}\n  try       {fix}") from error
+        problem = f"the model of {folder} has no torch version: {error}"
+        expected = "a model that exists in torch, or a format that does not need torch"
+        raise FedlearnError(f"{problem}\n  expected  {expected}\n  try       format=safetensors") from error

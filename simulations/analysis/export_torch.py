@@ -1,4 +1,4 @@
-"""A trained network in the formats of the torch world."""
+"""Write a trained network as a torch state dict or as ONNX."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from fedlearn.trainers.torch import TorchTrainer
 
 
 def save_state_dict(trainer: Trainer, params_D: np.ndarray, path: Path) -> None:
-    """For ``module.load_state_dict(torch.load(path, weights_only=True))``."""
+    """Write the state dict. Load it with ``module.load_state_dict(torch.load(path, weights_only=True))``."""
     torch.save(_network(trainer, params_D).state_dict(), path)
 
 
 def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path: Path) -> None:
-    """For any ONNX runtime: input ``x`` with any number of examples, output ``outputs`` (logits, or values).
+    """Write the network as ONNX. Its input is ``x``, for any number of examples; its output is ``outputs``.
+
+    Outputs are logits for classification and values for regression.
 
     Args:
-        trainer: of the model, in torch.
-        params_D: its parameters.
-        example: ``(B, ...)``, what inputs look like.
-        path: of the file.
+        trainer: torch trainer of the model.
+        params_D: parameters of the model, (D,).
+        example: example of an input, ``(B, ...)``.
+        path: path of the file.
 
     Raises:
-        MissingExtra: onnx or onnxscript is not installed.
+        MissingExtra: The library onnx or onnxscript is not installed.
     """
     try:
         import onnx  # noqa: F401
@@ -37,12 +39,12 @@ def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path:
     except ImportError as missing:
         raise MissingExtra("format=onnx", "export") from missing
     network = _network(trainer, params_D).cpu()
-    two = torch.from_numpy(np.concatenate([example[:1], example[:1]]))  # a batch of one would be taken for a constant
+    batch = torch.from_numpy(np.concatenate([example[:1], example[:1]]))  # torch treats a batch size of 1 as constant
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's, about its own parts
+        warnings.simplefilter("ignore")  # torch warns about its own parts
         torch.onnx.export(
             network,
-            (two,),
+            (batch,),
             path,
             input_names=["x"],
             output_names=["outputs"],
@@ -54,7 +56,7 @@ def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path:
 
 
 def _network(trainer: Trainer, params_D: np.ndarray) -> torch.nn.Module:
-    """Of the trainer that is within all others."""
+    """Return the network of the innermost trainer."""
     while isinstance(trainer, TrainerWrapper):
         trainer = trainer.trainer
     assert isinstance(trainer, TorchTrainer)

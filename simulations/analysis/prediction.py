@@ -1,4 +1,4 @@
-"""Predictions of a trained model for new examples.
+"""Predict new examples with a trained model.
 
 Shapes: N examples, C classes.
 """
@@ -21,20 +21,20 @@ from fedlearn.runner.trained_model import TrainedModel, load_trained_model
 
 
 def predict(folder: Path, data: Path, *, checkpoint: str = "last") -> tuple[list[str], np.ndarray]:
-    """Return column names, and a row for each example. Print the round of the model to standard error.
+    """Return column names and a row for each example. Print the round of the model to standard error.
 
     Args:
         folder: folder of the run.
-        checkpoint: ``last``, ``best`` or the number of a round.
-        data: a file in the format of the scenario, or a folder of images. A ``.npy`` file, the array ``x`` of a
-            ``.npz`` file, or a ``.csv`` file of numbers holds the inputs of the model, one row for each example.
+        checkpoint: ``last`` (default), ``best`` or the number of a round.
+        data: file in the format of the scenario, or folder of images. Inputs of the model are also accepted, one row
+            per example: a ``.npy`` file, a ``.npz`` file with an array ``x``, or a ``.csv`` file of numbers.
 
     Returns:
-        For a binary task ``prediction`` and ``probability`` (of class 1). For classes ``prediction`` and the
-        probability of each class. For regression ``prediction``.
+        Columns for a binary task: ``prediction``, ``probability`` (of class 1). For more classes: ``prediction`` and
+        the probability of each class. For regression: ``prediction``.
 
     Raises:
-        FedlearnError: there is no model, or the file does not hold such examples.
+        FedlearnError: There is no model, or the file does not have inputs of the model.
     """
     model = load_trained_model(folder, checkpoint=checkpoint)
     sys.stderr.write(f"{model.description}\n")
@@ -47,16 +47,16 @@ def predict(folder: Path, data: Path, *, checkpoint: str = "last") -> tuple[list
 
 
 def write_predictions(folder: Path, data: Path, *, out: Path | None = None, checkpoint: str = "last") -> int:
-    """Write one line of CSV for each example; return the exit code.
+    """Write one line of CSV for each example, and return the exit code.
 
     Args:
         folder: folder of the run.
-        data: examples, as in `predict`.
-        out: the CSV file; None writes to standard output.
-        checkpoint: as in `predict`.
+        data: file or folder of examples, as in `predict`.
+        out: path of the CSV file; None writes to standard output.
+        checkpoint: checkpoint of the model, as in `predict`.
 
     Raises:
-        FedlearnError: there is no model, or the file does not hold such examples.
+        FedlearnError: There is no model, or the file does not have inputs of the model.
     """
     names, rows = predict(folder, data, checkpoint=checkpoint)
     cells = [[f"{value:.6g}" for value in row] for row in rows]
@@ -89,42 +89,50 @@ def prediction_columns(outputs_NC: np.ndarray, task: Task) -> tuple[list[str], n
 
 def _inputs(model: TrainedModel, data: Path) -> np.ndarray:
     if not data.is_file() and not list_images(data):
-        raise DataError(f"{data} is no file\n  try       --data with a file of examples, or a folder of images")
+        raise DataError(
+            f"--data={data} is not a file\n  expected  a file of examples, or a folder of images\n"
+            "  try       --data examples.npy"
+        )
     if data.suffix not in (".npy", ".npz") and model.scenario.read_inputs is not None:
         return model.scenario.read_inputs(data)
-    x = _array(data)
+    x = _read_array(data)
     shape = model.input_shape
     if x.shape[1:] != shape and x[0].size != int(np.prod(shape)):
         expected = " x ".join(map(str, shape))
-        raise DataError(f"{data} has examples of shape {x.shape[1:]}\n  expected  {expected}, as the model takes them")
+        raise DataError(
+            f"{data} has examples of shape {x.shape[1:]}\n  expected  {expected}, the input shape of the model"
+        )
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-        raise DataError(f"{data} has a value that is missing or not finite in row {row + 1}\n  try       another file")
+        raise DataError(
+            f"{data} has a value that is missing or not finite in row {row + 1}\n  expected  finite numbers\n"
+            f"  try       the file without row {row + 1}"
+        )
     return x.reshape(len(x), *shape).astype(model.example.dtype)
 
 
-def _array(data: Path) -> np.ndarray:
+def _read_array(data: Path) -> np.ndarray:
     try:
         if data.suffix == ".npy":
-            found = np.load(data, allow_pickle=False)
+            array = np.load(data, allow_pickle=False)
         elif data.suffix == ".npz":
             with np.load(data, allow_pickle=False) as arrays:
-                found = arrays["x"]
+                array = arrays["x"]
         else:
-            found = _numbers(data)
+            array = _read_numbers(data)
     except (OSError, KeyError, ValueError) as error:
         fix = "a .npy file, a .npz file with an array x, or a .csv file of numbers"
         raise DataError(f"{data} cannot be read: {error}\n  try       {fix}") from error
-    if found.ndim < 2 or not len(found):
-        raise DataError(f"{data} has shape {found.shape}\n  expected  a row for each example")
-    return np.asarray(found)
+    if array.ndim < 2 or not len(array):
+        raise DataError(f"{data} has shape {array.shape}\n  expected  a row for each example")
+    return np.asarray(array)
 
 
-def _numbers(data: Path) -> np.ndarray:
+def _read_numbers(data: Path) -> np.ndarray:
     with data.open(encoding="utf-8-sig", newline="") as file:
         rows = [row for row in csv.reader(file) if row]
     if rows and not all(_is_number(cell) for cell in rows[0]):
-        del rows[0]  # names of columns
+        del rows[0]  # column names
     return np.array([[float(cell) for cell in row] for row in rows])
 
 

@@ -1,4 +1,4 @@
-"""Audit of a privacy mechanism: canaries give a lower bound on epsilon, which is compared with the claimed epsilon.
+"""Audit a privacy mechanism: canaries give a lower bound on epsilon, which is compared with the claimed epsilon.
 
 Shapes: M canaries, D parameters.
 
@@ -56,7 +56,7 @@ class AuditedRun:
         last_round: the last audited round.
         privacy_unit: ``client`` or ``example``.
         delta: delta of the claim.
-        is_gaussian: whether all releases together are one release with Gaussian noise.
+        is_gaussian: True if all releases together are one release with Gaussian noise.
     """
 
     scores: Scores
@@ -75,103 +75,111 @@ def audit(analysis: AnalysisRun) -> tuple[AuditedRun, AuditResult]:
     """Run the audited rounds and measure the lower bound.
 
     Raises:
-        SettingError: a setting is out of range, or the settings cannot be audited.
-        MissingExtra: jax-privacy is not installed.
+        SettingError: A setting is out of range, or an audit does not support the settings.
+        MissingExtra: The library jax-privacy is not installed.
     """
     canaries, rounds = analysis.settings["canaries"], analysis.settings["rounds"]
     enough, planned = is_count(canaries, at_least=MIN_CANARIES), analysis.plan.schedule.rounds
     require(enough, "audit.canaries", canaries, f"a whole number >= {MIN_CANARIES}", "audit.canaries=1000")
     fits = is_count(rounds) and rounds <= planned
-    require(fits, "audit.rounds", rounds, f"a whole number of rounds in 1..{planned}, which are planned", "rounds=20")
-    seen = _examples(analysis) if analysis.plan.privacy.kind == "example" else _clients(analysis)
-    return seen, audit_scores(seen.scores, delta=seen.delta, gaussian=seen.is_gaussian)
+    expected = f"a whole number in 1..{planned}, the number of planned rounds"
+    require(fits, "audit.rounds", rounds, expected, "rounds=20")
+    is_example_level = analysis.plan.privacy.kind == "example"
+    audited = _audit_example_level(analysis) if is_example_level else _audit_client_level(analysis)
+    return audited, audit_scores(audited.scores, delta=audited.delta, gaussian=audited.is_gaussian)
 
 
-def _audited(made: Experiment, scores: Scores, last: Round, unit: str) -> AuditedRun:
-    protection = made.plan.strategy.privacy_guarantee
-    claimed = None if protection is None else protection.delta
+def _build_audited_run(experiment: Experiment, scores: Scores, last: Round, unit: str) -> AuditedRun:
+    guarantee = experiment.plan.strategy.privacy_guarantee
+    claimed = None if guarantee is None else guarantee.delta
     delta = DEFAULT_DELTA if claimed is None else float(claimed)
-    gaussian = protection is None or is_gaussian(last.state.ledger, protection)
+    gaussian = guarantee is None or is_gaussian(last.state.ledger, guarantee)
     return AuditedRun(scores=scores, last_round=last, privacy_unit=unit, delta=delta, is_gaussian=gaussian)
 
 
-def _clients(asked: AnalysisRun) -> AuditedRun:
-    """Canaries in the place of clients. The server's optimiser is left out: it only sees what is released."""
-    plan, count = asked.plan, int(asked.settings["canaries"])
+def _audit_client_level(analysis: AnalysisRun) -> AuditedRun:
+    """Audit with clients as canaries.
+
+    The server optimizer is plain SGD: it only processes released values, so it does not change the privacy.
+    """
+    plan, count = analysis.plan, int(analysis.settings["canaries"])
     plan = replace(plan, strategy=replace(plan.strategy, server=sgd()), local=replace(plan.local, epochs=1, steps=1))
     population = Population(clients=range(count), rounds=plan.schedule.rounds)
-    protection = plan.privacy.protect(plan.strategy, plan.local, population)[0].privacy_guarantee
-    replaced = protection is not None and protection.neighbors is Neighbors.REPLACE
-    chosen: list[Canaries] = []
+    guarantee = plan.privacy.protect(plan.strategy, plan.local, population)[0].privacy_guarantee
+    is_replacement = guarantee is not None and guarantee.neighbors is Neighbors.REPLACE
+    drawn: list[Canaries] = []
 
-    def staged(scenario: Scenario) -> Scenario:
+    def with_canaries(scenario: Scenario) -> Scenario:
         size = scenario.trainer.layout.num_parameters
         expected = f"at most {size}, the number of parameters of the model: each canary needs one"
         require(count <= size, "audit.canaries", count, expected, f"model=mlp, or audit.canaries={size}")
-        chosen.append(draw_canaries(count, size, seed=plan.seed, is_replacement=replaced))
-        trainer = CanaryTrainer(scenario.trainer, chosen[0])
-        return replace(scenario, data=_one_each(scenario.data, chosen[0].participants), trainer=trainer)
+        drawn.append(draw_canaries(count, size, seed=plan.seed, is_replacement=is_replacement))
+        trainer = CanaryTrainer(scenario.trainer, drawn[0])
+        return replace(scenario, data=_one_example_each(scenario.data, drawn[0].participants), trainer=trainer)
 
-    made = build_experiment(asked.cfg, plan, transform_scenario=staged)
-    canaries, ear = chosen[0], Observer(chosen[0])
-    last, released_D = _run(made, int(asked.settings["rounds"]), ear)
-    alone = plan.privacy.kind == "local"  # what a client sends is itself the release
-    seen_M = ear.observed_M if alone else released_D[canaries.index_M]
-    return _audited(made, canaries.split_scores(seen_M), last, "client")
-
-
-def _one_each(data: FederatedData, present: np.ndarray) -> FederatedData:
-    """The clients of an audit: each has one example of a real one, and nothing is evaluated."""
-    holders = [client for client in data.clients if len(data.train(client))]
-    first = data.train(holders[0])
-    one, none = Examples(first.x[:1], first.y[:1]), Examples(first.x[:0], first.y[:0])
-    clients = tuple(present.tolist())
-    return replace(data, clients=clients, names={}, train=lambda client: one, test=lambda client: none)
+    experiment = build_experiment(analysis.cfg, plan, transform_scenario=with_canaries)
+    canaries, observer = drawn[0], Observer(drawn[0])
+    last, released_D = _run(experiment, int(analysis.settings["rounds"]), observer)
+    is_local = plan.privacy.kind == "local"  # each update is itself a release
+    observed_M = observer.observed_M if is_local else released_D[canaries.index_M]
+    return _build_audited_run(experiment, canaries.split_scores(observed_M), last, "client")
 
 
-def _examples(asked: AnalysisRun) -> AuditedRun:
-    """Canaries as the examples of one client, the release being what that client sends."""
-    plan, count = asked.plan, int(asked.settings["canaries"])
+def _one_example_each(data: FederatedData, participants: np.ndarray) -> FederatedData:
+    """Return the data of an audit: each client has one real training example and no test example."""
+    real_clients = [client for client in data.clients if len(data.train(client))]
+    first = data.train(real_clients[0])
+    train, test = Examples(first.x[:1], first.y[:1]), Examples(first.x[:0], first.y[:0])
+    clients = tuple(participants.tolist())
+    return replace(data, clients=clients, names={}, train=lambda client: train, test=lambda client: test)
+
+
+def _audit_example_level(analysis: AnalysisRun) -> AuditedRun:
+    """Audit with examples of one client as canaries. The release is the update of this client."""
+    plan, count = analysis.plan, int(analysis.settings["canaries"])
     strategy = replace(plan.strategy, select=everyone(), aggregate=mean(weighting="equal"), server=sgd())
     plan, canaries = replace(plan, strategy=strategy), draw_canaries(count, count, seed=plan.seed)
 
-    def staged(scenario: Scenario) -> Scenario:
-        data = _pushed(canaries)
+    def with_canaries(scenario: Scenario) -> Scenario:
+        data = _canary_data(canaries)
         framework, device = scenario.trainer.framework, scenario.trainer.device
         trainer, line = models.build_trainer("linear", data, input_shape=(count,), framework=framework, device=device)
         return Scenario(name=scenario.name, data=data, trainer=trainer, model=line)
 
-    made = build_experiment(asked.cfg, plan, transform_scenario=staged)
-    last, released_D = _run(made, int(asked.settings["rounds"]), None)
-    weight = made.scenario.trainer.layout.slices["out.weight"]
-    seen_M = released_D[weight][canaries.index_M]
-    return _audited(made, canaries.split_scores(seen_M), last, "example")
+    experiment = build_experiment(analysis.cfg, plan, transform_scenario=with_canaries)
+    last, released_D = _run(experiment, int(analysis.settings["rounds"]), None)
+    weight = experiment.scenario.trainer.layout.slices["out.weight"]
+    observed_M = released_D[weight][canaries.index_M]
+    return _build_audited_run(experiment, canaries.split_scores(observed_M), last, "example")
 
 
-def _pushed(canaries: Canaries) -> FederatedData:
-    """Examples for a linear model with squared error: each one's gradient is, in effect, one weight's."""
-    place, none = canaries.index_M[canaries.included_M], np.zeros(0, np.float32)
-    x = np.zeros((len(place), len(canaries.index_M)), np.float32)
-    x[np.arange(len(place)), place] = CANARY_NORM  # the bias has a thousandth of the gradient
-    train = Examples(x, np.full(len(place), 1e6, np.float32))
+def _canary_data(canaries: Canaries) -> FederatedData:
+    """Return the examples of one client, for a linear model with squared error.
+
+    The gradient of each example is almost entirely the gradient of one weight.
+    """
+    index, no_targets = canaries.index_M[canaries.included_M], np.zeros(0, np.float32)
+    x = np.zeros((len(index), len(canaries.index_M)), np.float32)
+    x[np.arange(len(index)), index] = CANARY_NORM  # the bias has a thousandth of the gradient
+    train = Examples(x, np.full(len(index), 1e6, np.float32))
     return FederatedData(
         task="regression",
         clients=(0,),
         num_classes=1,
         train=lambda client: train,
-        test=lambda client: Examples(x[:0], none),
+        test=lambda client: Examples(x[:0], no_targets),
         source="canaries",
     )
 
 
-def _run(made: Experiment, rounds: int, ear: Observer | None) -> tuple[Round, np.ndarray]:
-    """The last of the audited rounds, and what all of them added to a model that began at zero."""
-    plan, engine = made.plan, made.engine
-    listened = ObservingEngine(engine, ear) if ear else engine
+def _run(experiment: Experiment, rounds: int, observer: Observer | None) -> tuple[Round, np.ndarray]:
+    """Run the audited rounds with a model that starts at zero. Return the last round and the final parameters."""
+    plan, engine = experiment.plan, experiment.engine
+    observed = ObservingEngine(engine, observer) if observer else engine
     state = start(plan.strategy, np.zeros(engine.layout.num_parameters, np.float32), engine, seed=plan.seed)
     schedule = Schedule(rounds=rounds, max_failures=plan.schedule.max_failures)
     try:
-        done = list(federate(plan.strategy, listened, state, schedule=schedule, local=plan.local))
+        done = list(federate(plan.strategy, observed, state, schedule=schedule, local=plan.local))
     finally:
         engine.close()
     if not done:
@@ -180,73 +188,69 @@ def _run(made: Experiment, rounds: int, ear: Observer | None) -> tuple[Round, np
 
 
 def verdict(claimed_epsilon: float | None, result: AuditResult) -> str:
-    """Return the conclusion, in one sentence."""
+    """Return the conclusion, in one or two sentences."""
     confidence = f"{1 - SIGNIFICANCE:.0%} confidence"
-    seen = f"epsilon is at least {result.epsilon_lower_bound:.3g}, with {confidence}"
+    bound = f"epsilon is at least {result.epsilon_lower_bound:.3g} with {confidence}"
     if claimed_epsilon is None:
-        return f"Nothing is claimed, and {seen}."
+        return f"The run claims no epsilon; {bound}."
+    claim = f"the claimed epsilon is {claimed_epsilon:.4g}"
     if result.epsilon_lower_bound > claimed_epsilon:
-        return (
-            f"ALARM: {seen}, but {claimed_epsilon:.4g} is claimed: noise or clipping is not what the ledger believes."
-        )
+        return f"ALARM: {bound}, but {claim}. Noise or clipping differs from the ledger."
     if claimed_epsilon >= result.max_lower_bound:
-        return (
-            f"No contradiction: {seen}; but so few canaries could not refute the {claimed_epsilon:.4g} that is claimed."
-        )
-    limit = f"what could be seen ends at {result.max_lower_bound:.3g}"
-    return f"The claim stands: {seen}, and {claimed_epsilon:.4g} is claimed ({limit})."
+        return f"No contradiction: {bound}, and {claim}. This number of canaries is too small to refute it."
+    return f"The claim holds: {bound}, and {claim}. The largest provable bound is {result.max_lower_bound:.3g}."
 
 
 def run_audit(analysis: AnalysisRun) -> int:
-    """Audit, write the results and the report page; return the exit code: 3 if the claim is refuted."""
-    seen, found = audit(analysis)
-    alarm = seen.claimed_epsilon is not None and found.epsilon_lower_bound > seen.claimed_epsilon
-    text, kind = verdict(seen.claimed_epsilon, found), analysis.plan.privacy.kind
+    """Audit, write results and report page, and return the exit code. It is 3 if the claim is refuted."""
+    audited, result = audit(analysis)
+    alarm = audited.claimed_epsilon is not None and result.epsilon_lower_bound > audited.claimed_epsilon
+    text, kind = verdict(audited.claimed_epsilon, result), analysis.plan.privacy.kind
     numbers = {
         "privacy": kind,
-        "unit": seen.privacy_unit,
+        "unit": audited.privacy_unit,
         "canaries": analysis.settings["canaries"],
-        "rounds": seen.last_round.number,
-        "delta": seen.delta,
-        "claimed_epsilon": seen.claimed_epsilon,
-        **asdict(found),
+        "rounds": audited.last_round.number,
+        "delta": audited.delta,
+        "claimed_epsilon": audited.claimed_epsilon,
+        **asdict(result),
         "significance": SIGNIFICANCE,
         "alarm": alarm,
         "verdict": text,
     }
-    save_results(analysis, "audit", numbers, {"scores": draw_with_style(lambda: plot_audit(seen, found))})
-    claim = "–" if seen.claimed_epsilon is None else f"{seen.claimed_epsilon:.4g}"
-    written = write_report_page(
+    save_results(analysis, "audit", numbers, {"scores": draw_with_style(lambda: plot_audit(audited, result))})
+    claim = "–" if audited.claimed_epsilon is None else f"{audited.claimed_epsilon:.4g}"
+    page = write_report_page(
         analysis,
         title=f"Audit of privacy={kind}",
         verdict=text,
         is_alarm=alarm,
-        rows=_rows(analysis, seen, found),
+        rows=_rows(analysis, audited, result),
         table=[
-            ("", "epsilon ≥", "claimed ≤", "could see", "AUC", "found at 1 % false"),
+            ("", "epsilon ≥", "claimed ≤", "provable", "AUC", "TPR at 1 % FPR"),
             (
-                f"one {seen.privacy_unit}",
-                f"{found.epsilon_lower_bound:.3g}",
+                f"one {audited.privacy_unit}",
+                f"{result.epsilon_lower_bound:.3g}",
                 claim,
-                f"{found.max_lower_bound:.3g}",
-                f"{found.auc:.3f}",
-                f"{found.tpr:.1%}",
+                f"{result.max_lower_bound:.3g}",
+                f"{result.auc:.3f}",
+                f"{result.tpr:.1%}",
             ),
         ],
-        captions={"scores": caption(seen)},
+        captions={"scores": caption(audited)},
     )
-    sys.stdout.write(f"{text}\n saved     {analysis.folder}\n report    {written}\n")
+    sys.stdout.write(f"{text}\n saved     {analysis.folder}\n report    {page}\n")
     return FAILED if alarm else DONE
 
 
-def _rows(asked: AnalysisRun, seen: AuditedRun, found: AuditResult) -> list[tuple[str, str]]:
-    included, excluded = len(seen.scores.included), len(seen.scores.excluded)
+def _rows(analysis: AnalysisRun, audited: AuditedRun, result: AuditResult) -> list[tuple[str, str]]:
+    included, excluded = len(audited.scores.included), len(audited.scores.excluded)
     return [
-        ("Mechanism", asked.plan.privacy.kind),
-        ("Canaries", f"{included + excluded:,} {seen.privacy_unit}s, of which {included:,} were in"),
-        ("Rounds", f"{seen.last_round.number:,}"),
-        ("Delta", f"{seen.delta:g}"),
-        ("Bound", f"one run, {1 - SIGNIFICANCE:.0%} confidence, the mechanism taken for {found.assumption}"),
+        ("Mechanism", analysis.plan.privacy.kind),
+        ("Canaries", f"{included + excluded:,} {audited.privacy_unit}s, {included:,} of them included"),
+        ("Rounds", f"{audited.last_round.number:,}"),
+        ("Delta", f"{audited.delta:g}"),
+        ("Bound", f"one run, {1 - SIGNIFICANCE:.0%} confidence, assumed mechanism: {result.assumption}"),
     ]
 
 
@@ -271,10 +275,9 @@ def plot_audit(audited: AuditedRun, result: AuditResult) -> figures.Figure:
 def _histograms(axis: Any, scores: Scores) -> None:
     gap = float(np.median(scores.included) - np.median(scores.excluded)) or 1.0
     middle = float(np.median(scores.excluded))
-    both = {"were out": (scores.excluded, figures.CLIENTS_COLOR), "were in": (scores.included, figures.WORST_COLOR)}
-    scaled = {name: ((values - middle) / abs(gap), color) for name, (values, color) in both.items()}
-    every = np.concatenate([values for values, _ in scaled.values()])
-    low, high = np.quantile(every, [0.001, 0.999])
+    groups = {"excluded": (scores.excluded, figures.CLIENTS_COLOR), "included": (scores.included, figures.WORST_COLOR)}
+    scaled = {name: ((values - middle) / abs(gap), color) for name, (values, color) in groups.items()}
+    low, high = np.quantile(np.concatenate([values for values, _ in scaled.values()]), [0.001, 0.999])
     edges = np.linspace(low - 0.1, high + 0.1, 45)
     for name, (values, color) in scaled.items():
         axis.hist(np.clip(values, edges[0], edges[-1]), edges, color=color, alpha=0.6, label=name)
@@ -282,11 +285,11 @@ def _histograms(axis: Any, scores: Scores) -> None:
     axis.legend()
 
 
-def _bars(axis: Any, claimed: float | None, found: AuditResult) -> None:
-    alarm = claimed is not None and found.epsilon_lower_bound > claimed
+def _bars(axis: Any, claimed: float | None, result: AuditResult) -> None:
+    alarm = claimed is not None and result.epsilon_lower_bound > claimed
     bars = [
-        ("proved", found.epsilon_lower_bound, figures.WORST_COLOR if alarm else figures.POOLED_COLOR),
-        ("provable", found.max_lower_bound, "#BBBBBB"),
+        ("proved", result.epsilon_lower_bound, figures.WORST_COLOR if alarm else figures.POOLED_COLOR),
+        ("provable", result.max_lower_bound, "#BBBBBB"),
     ]
     if claimed is not None:
         bars.insert(1, ("claimed", claimed, figures.TEXT_COLOR))

@@ -1,4 +1,4 @@
-"""Robustness of aggregation rules: the final metric for each rule under each poisoning attack.
+"""Robustness of aggregation rules: the final metric of each rule under each poisoning attack.
 
 Shapes: R rules, A attacks.
 """
@@ -29,7 +29,7 @@ from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save
 
 ATTACKS = ("none", "sign_flip", "gaussian", "label_flip", "alie", "inner_product", "min_max", "mimic", "backdoor")
 RULES = ("fedavg", "norm_bounding", "fedmedian", "fedtrimmedavg", "rfa", "centered_clipping", "krum", "nnm+krum")
-NUM_ROOT_EXAMPLES = 100  # examples that a server has of its own, as in the paper on FLTrust
+NUM_ROOT_EXAMPLES = 100  # size of the server's root data set, as in the paper on FLTrust
 DEFAULTS: Mapping[str, Any] = {"rules": [*RULES], "attacks": [*ATTACKS], "fraction": 0.2, "seeds": 1}
 DEFAULT_OVERRIDES = (
     "scenario=digits",
@@ -46,7 +46,8 @@ class Cell:
     """Result of one rule under one attack, averaged over seeds.
 
     Attributes:
-        rule, attack: names of the rule and the attack.
+        rule: name of the aggregation rule.
+        attack: name of the poisoning attack.
         metric: name of the main metric.
         value: final value of the metric.
         attack_success: success rate of a backdoor; None for other attacks.
@@ -63,77 +64,82 @@ def run_cells(analysis: AnalysisRun) -> list[Cell]:
     """Run each rule under each attack.
 
     Raises:
-        SettingError: a rule or attack is unknown, or a rule does not withstand so many attackers.
+        SettingError: A rule or attack is unknown, or a rule does not support this number of malicious clients.
     """
-    own, done = analysis.settings, []
-    rules, attacks, fraction, seeds = (own[name] for name in ("rules", "attacks", "fraction", "seeds"))
+    settings, cells = analysis.settings, []
+    rules, attacks, fraction, seeds = (settings[name] for name in ("rules", "attacks", "fraction", "seeds"))
     known = sorted(path.stem for path in (CONF_DIR / "poisoning").glob("*.yaml"))
     parts = [name for rule in rules for name in rule.split("+")]
     for kind, names, options in (("rules", parts, strategies.__all__), ("attacks", attacks, known)):
         for name in names:
-            near_by = did_you_mean(name, options) or options[0]
-            require(name in options, kind, name, f"one of {', '.join(options)}", f"{kind}={near_by}")
+            guess = did_you_mean(name, options) or options[0]
+            require(name in options, kind, name, f"one of {', '.join(options)}", f"{kind}={guess}")
     require(is_number(fraction, at_least=0, below=0.5), "fraction", fraction, "a share in [0, 0.5)", "fraction=0.2")
     require(is_count(seeds), "seeds", seeds, "a whole number >= 1", "seeds=3")
-    together = analysis.cfg.strategy.get("clients_per_round")
-    num_malicious = int(fraction * (together or _population(analysis)) + 0.5)
+    cohort_size = analysis.cfg.strategy.get("clients_per_round")
+    num_malicious = int(fraction * (cohort_size or _count_clients(analysis)) + 0.5)
     for rule in rules:
-        words = {**_words(rule.split("+"), fraction, num_malicious), "clients_per_round": together}
+        strategy = {**_strategy_settings(rule.split("+"), fraction, num_malicious), "clients_per_round": cohort_size}
         for attack in attacks:
-            ends = [_end(analysis.cfg, words, _attack(attack, fraction), analysis.plan.seed + i) for i in range(seeds)]
-            done.append(_cell(rule, attack, ends))
-            sys.stdout.write(f"{rule:>24}  {attack:<16} {_cell_text(done[-1])}\n")
+            poisoning = _poisoning_settings(attack, fraction)
+            metrics = [_train(analysis.cfg, strategy, poisoning, analysis.plan.seed + i) for i in range(seeds)]
+            cells.append(_average(rule, attack, metrics))
+            sys.stdout.write(f"{rule:>24}  {attack:<16} {_cell_text(cells[-1])}\n")
             sys.stdout.flush()
-    return done
+    return cells
 
 
-def _population(asked: AnalysisRun) -> int:
-    made = build_experiment(asked.cfg, asked.plan)
-    made.engine.close()
-    return len(made.scenario.data.clients)
+def _count_clients(analysis: AnalysisRun) -> int:
+    experiment = build_experiment(analysis.cfg, analysis.plan)
+    experiment.engine.close()
+    return len(experiment.scenario.data.clients)
 
 
-def _attack(name: str, fraction: float) -> Any:
+def _poisoning_settings(name: str, fraction: float) -> Any:
     settings = OmegaConf.load(CONF_DIR / "poisoning" / f"{name}.yaml")
     return settings if name == "none" else OmegaConf.merge(settings, {"fraction": fraction, "trusted": [0]})
 
 
-def _cell(rule: str, attack: str, ends: Sequence[Mapping[str, float]]) -> Cell:
-    metric = "accuracy" if "accuracy" in ends[0] else "rmse"
-    successes = [end["attack_success"] for end in ends if "attack_success" in end]
-    value = float(np.mean([end[metric] for end in ends]))
+def _average(rule: str, attack: str, metrics: Sequence[Mapping[str, float]]) -> Cell:
+    metric = "accuracy" if "accuracy" in metrics[0] else "rmse"
+    successes = [values["attack_success"] for values in metrics if "attack_success" in values]
+    value = float(np.mean([values[metric] for values in metrics]))
     success = float(np.mean(successes)) if successes else None
     return Cell(rule=rule, attack=attack, metric=metric, value=value, attack_success=success)
 
 
-def _end(cfg: DictConfig, strategy: Mapping[str, Any], attack: Any, seed: int) -> Mapping[str, float]:
-    """The last evaluation of one run, which leaves no folder of its own."""
+def _train(cfg: DictConfig, strategy: Mapping[str, Any], poisoning: Any, seed: int) -> Mapping[str, float]:
+    """Run one experiment without a run folder, and return the pooled metrics of its last evaluation."""
     cfg = cfg.copy()
     with open_dict(cfg):
-        cfg.seed, cfg.strategy, cfg.poisoning = seed, dict(strategy), attack
-    made = build_experiment(cfg, build_plan(cfg))
-    planned, engine = made.plan, made.engine
-    state = start(planned.strategy, made.scenario.trainer.init(seed), engine, seed=seed)
-    rule, schedule, evaluate = planned.strategy, planned.schedule, judge(made.scenario)
+        cfg.seed, cfg.strategy, cfg.poisoning = seed, dict(strategy), poisoning
+    experiment = build_experiment(cfg, build_plan(cfg))
+    plan, engine = experiment.plan, experiment.engine
+    state = start(plan.strategy, experiment.scenario.trainer.init(seed), engine, seed=seed)
+    rule, schedule, evaluate = plan.strategy, plan.schedule, judge(experiment.scenario)
     try:
-        *_, last = federate(rule, engine, state, schedule=schedule, local=planned.local, evaluate=evaluate)
+        *_, last = federate(rule, engine, state, schedule=schedule, local=plan.local, evaluate=evaluate)
     finally:
         engine.close()
     assert last.evaluation is not None
     return last.evaluation.pooled
 
 
-def _words(names: Sequence[str], fraction: float, num_malicious: int) -> dict[str, Any]:
-    """The settings of a rule that knows how many attack; of ``nnm+krum``, those of ``krum`` within those of ``nnm``."""
+def _strategy_settings(names: Sequence[str], fraction: float, num_malicious: int) -> dict[str, Any]:
+    """Return the settings of a strategy, with the number of malicious clients if it has such an argument.
+
+    For ``nnm+krum``, the settings of ``krum`` are nested in the settings of ``nnm``.
+    """
     first, *inner = names
-    takes = inspect.signature(getattr(strategies, first)).parameters
-    words: dict[str, Any] = {"_target_": f"strategies.{first}"}
-    words |= {"num_malicious": num_malicious} if "num_malicious" in takes else {}
-    words |= {"trim": fraction} if "trim" in takes else {}
-    words |= {"num_root_examples": NUM_ROOT_EXAMPLES} if "num_root_examples" in takes else {}
+    parameters = inspect.signature(getattr(strategies, first)).parameters
+    settings: dict[str, Any] = {"_target_": f"strategies.{first}"}
+    settings |= {"num_malicious": num_malicious} if "num_malicious" in parameters else {}
+    settings |= {"trim": fraction} if "trim" in parameters else {}
+    settings |= {"num_root_examples": NUM_ROOT_EXAMPLES} if "num_root_examples" in parameters else {}
     fix = f"rules={inner[0]}+{first}" if inner else ""
-    require(not inner or "rule" in takes, "rules", "+".join(names), "what mixes (nnm, bucketing) before a rule", fix)
-    return words | ({"rule": _words(inner, fraction, num_malicious)} if inner else {})
+    expected = "a pre-aggregation (nnm, bucketing) before a rule"
+    require(not inner or "rule" in parameters, "rules", "+".join(names), expected, fix)
+    return settings | ({"rule": _strategy_settings(inner, fraction, num_malicious)} if inner else {})
 
 
 def _cell_text(cell: Cell) -> str:
@@ -146,23 +152,23 @@ def table_rows(cells: Sequence[Cell]) -> list[list[str]]:
     attacks = list(dict.fromkeys(cell.attack for cell in cells))
     rows = [["rule", *(attack.replace("_", " ") for attack in attacks), "worst"]]
     for rule in dict.fromkeys(cell.rule for cell in cells):
-        own = [cell for cell in cells if cell.rule == rule]
-        worst = (min if own[0].metric == "accuracy" else max)(cell.value for cell in own)
-        rows.append([rule, *(_cell_text(cell) for cell in own), format_metric(own[0].metric, worst)])
+        row = [cell for cell in cells if cell.rule == rule]
+        worst = (min if row[0].metric == "accuracy" else max)(cell.value for cell in row)
+        rows.append([rule, *(_cell_text(cell) for cell in row), format_metric(row[0].metric, worst)])
     return rows
 
 
 def _legend(cells: Sequence[Cell]) -> str:
-    text = "In brackets: the share of held-out images that the backdoor's trigger turns into its target."
+    text = "In brackets: the share of held-out images that the model assigns to the target class of the backdoor."
     return f"\n{text}\n" if any(cell.attack_success is not None for cell in cells) else ""
 
 
 def run_robustness(analysis: AnalysisRun) -> int:
-    """Run all pairs, write table, results and figure; return the exit code."""
+    """Run all pairs of rule and attack, write table, results and figure, and return the exit code."""
     cells = run_cells(analysis)
-    scenario, own = analysis.cfg.scenario.get("_target_").rpartition(".")[2], analysis.settings
+    scenario, fraction = analysis.cfg.scenario.get("_target_").rpartition(".")[2], analysis.settings["fraction"]
     title = f"{cells[0].metric.capitalize()} on {scenario} after {analysis.plan.schedule.rounds} rounds, " + (
-        f"{100 * own['fraction']:g} % of clients malicious"
+        f"{100 * fraction:g} % of clients malicious"
     )
     figure = draw_with_style(lambda: figures.robustness([vars(cell) for cell in cells], title))
     rows, legend = table_rows(cells), _legend(cells)

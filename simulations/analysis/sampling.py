@@ -1,4 +1,4 @@
-"""Text that a trained language model writes, one character at a time."""
+"""Sample text from a trained language model, one character at a time."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fedlearn.runner.run_config import read_run_config
 
 
 def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: float) -> str:
-    """Return text that the newest model of a run writes; equal arguments give equal text.
+    """Sample text from the newest model of a run. Equal arguments give equal text.
 
     Args:
-        folder: folder of a run whose scenario has ``characters``.
-        prompt: the first characters, at least one.
-        num_characters: characters to write, >= 1.
+        folder: folder of a run. The scenario of the run must have `Scenario.characters`.
+        prompt: first characters of the text, at least one.
+        num_characters: number of sampled characters, >= 1.
         temperature: softmax temperature, >= 0; 0 always takes the most likely character.
 
     Raises:
-        FedlearnError: the folder holds no such run, its data are missing, or an argument is out of range.
+        FedlearnError: The folder has no run of such a scenario, data are missing, or an argument is out of range.
     """
     require(is_count(num_characters), "--length", num_characters, "a whole number >= 1", "--length 300")
-    require(bool(prompt), "--start", repr(prompt), "one character or more", "--start O")
+    require(bool(prompt), "--start", repr(prompt), "at least one character", "--start O")
     require(is_number(temperature, at_least=0), "--temperature", temperature, "a number >= 0", "--temperature 0.6")
     cfg = read_run_config(folder)
     set_environment(cfg.get("framework"))
@@ -37,7 +37,7 @@ def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: 
     characters = scenario.characters
     if characters is None:
         expected = "a scenario with Scenario.characters, which encodes text"
-        raise SettingError("the scenario of the run", scenario.name, expected, "a run of scenario=shakespeare")
+        raise SettingError("scenario of the run", scenario.name, expected, "a run of scenario=shakespeare")
     state, _, _ = checkpoint.load_latest(folder / CHECKPOINT_FOLDER, scenario.trainer.layout)
     rng, text = generator(state.seed, Purpose.EVALUATE), prompt
     for _ in range(num_characters):
@@ -45,11 +45,11 @@ def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: 
         x = np.zeros((1, characters.length), np.int32)
         x[0, : len(tokens_T)] = tokens_T
         logits_C = scenario.trainer.predict(state.params_D, x)[0, len(tokens_T) - 1].astype(np.float64)
-        text += characters.alphabet[_drawn(logits_C[1:], temperature, rng)]
+        text += characters.alphabet[_draw_character(logits_C[1:], temperature, rng)]
     return text
 
 
-def _drawn(logits_C: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
+def _draw_character(logits_C: np.ndarray, temperature: float, rng: np.random.Generator) -> int:
     if temperature == 0:
         return int(logits_C.argmax())
     p_C = np.exp((logits_C - logits_C.max()) / temperature)

@@ -65,7 +65,7 @@ def test_the_bound_is_below_the_claim_of_every_mechanism(words, audited, tmp_pat
     assert code == 0
     assert 0.8 < found["epsilon_lower_bound"] < found["claimed_epsilon"] == pytest.approx(4.377178, rel=1e-3)
     assert (tmp_path / "found" / "scores.png").stat().st_size > 10_000
-    assert "The claim stands" in (tmp_path / "found" / "report.html").read_text()
+    assert "The claim holds" in (tmp_path / "found" / "report.html").read_text()
 
 
 @pytest.mark.usefixtures("weakened")

@@ -98,7 +98,7 @@ def test_the_command_leaves_a_table_a_figure_and_facts(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("metric", "reason"), [(None, "holds no run that was evaluated"), ("auc", "do not all have the metric auc")]
+    ("metric", "reason"), [(None, "has no evaluated run"), ("auc", "not all runs have the metric auc")]
 )
 def test_what_cannot_be_compared_is_told(tmp_path, capsys, metric, reason):
     if metric:

@@ -120,7 +120,7 @@ def test_predictions_are_those_of_the_model(digits, tmp_path, capsys):
         ("1,2\n3,4\n", "expected  8 x 8 x 1"),
         ("1,a\n", "has shape"),
         ("1,2\n3,a\n", "cannot be read"),
-        (None, "is no file"),
+        (None, "is not a file"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(digits, tmp_path, capsys, content, reason):

@@ -45,4 +45,4 @@ def test_the_command_draws_a_picture_and_prints_a_table(sweep, capsys):
 
 def test_a_folder_without_runs_is_refused(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
+    assert "has no finished run" in capsys.readouterr().err
