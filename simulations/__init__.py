@@ -1,1 +1,1 @@
-"""Experiments: scenarios, models, and the commands that run them. Nothing in the library imports this package."""
+"""Scenarios, models, and the commands of simulations. The library never imports this package."""

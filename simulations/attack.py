@@ -1,4 +1,4 @@
-"""``python -m simulations.attack``: the old name of `simulations.privacy_attack`; refused with the new one."""
+"""``python -m simulations.attack``: old name of `simulations.privacy_attack`. Its error names the new command."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``fedlearn COMMAND ...``: the console command; each command is a module that ``python -m`` starts too.
+"""``fedlearn COMMAND ...``: the console command. Each command is a module, which ``python -m`` can start too.
 
-Listing the commands imports neither fedlearn nor a framework. Commands of `fedlearn.deploy` are named as text, so that
-this package does not import them.
+The list of commands imports neither fedlearn nor a framework. It has module names as text, so that this package does
+not import `fedlearn.deploy`.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ HELP = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Start a command; return 0 for the list of commands, 2 for an unknown command, else the code of the command."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in MODULES) else ""
-    rest = words[1:] if group else words
+    """Start a command. Return 0 for the list of commands, 2 for an unknown command, else its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    group = arguments[0] if arguments and any(name.startswith(f"{arguments[0]} ") for name in MODULES) else ""
+    rest = arguments[1:] if group else arguments
     if not rest or rest[0] in HELP:
         sys.stdout.write(overview(group))
         return 0
@@ -66,19 +66,19 @@ def overview(group: str = "") -> str:
     lines = ["usage: fedlearn COMMAND [--option ...] [setting=value ...]"]
     width = max(map(len, MODULES))
     for title, commands in COMMANDS.items():
-        shown = {name: text for name, (_, text) in commands.items() if name.startswith(f"{group} ".lstrip())}
-        lines += ["", title, *(f"  {name:<{width}}  {text}" for name, text in shown.items())] if shown else []
+        chosen = {name: text for name, (_, text) in commands.items() if name.startswith(f"{group} ".lstrip())}
+        lines += ["", title, *(f"  {name:<{width}}  {text}" for name, text in chosen.items())] if chosen else []
     return "\n".join([*lines, "", "fedlearn COMMAND --help shows the options and settings of a command.", ""])
 
 
-def _start(module: str, words: Sequence[str]) -> int:
-    """Run a module as ``python -m`` does, in this process; the working folder comes last on the import path."""
+def _start(module: str, arguments: Sequence[str]) -> int:
+    """Run a module in this process, as ``python -m`` does, but with the working folder last on the import path."""
     from fedlearn.core.command_line import exit_code
     from fedlearn.core.import_path import search_working_folder_last
 
     search_working_folder_last()
     before = sys.argv
-    sys.argv = [before[0], *words]
+    sys.argv = [before[0], *arguments]
     try:
         return exit_code(lambda: _run(module))
     finally:

@@ -13,7 +13,7 @@ ACTIONS: Mapping[str, Callable[..., int]] = {"list": list_data_sets, "fetch": fe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, 2 for an unknown data set, or 3 if files are not available."""
+    """Run the command. Return 0, 2 for an unknown data set, or 3 if files are not available."""
     return run_command(build_parser(), manage_data_sets, argv)
 
 
@@ -23,16 +23,18 @@ def build_parser() -> CommandParser:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list all data sets, and their place on this machine")
     fetch = commands.add_parser("fetch", help="download a data set unless it is on this machine")
-    fetch.add_argument("--base-url", help="a mirror of the official folder; FEDLEARN_MIRROR sets one for all data sets")
+    fetch.add_argument(
+        "--base-url", help="mirror of the official folder; FEDLEARN_MIRROR sets a mirror of all data sets"
+    )
     check = commands.add_parser("check", help="describe a data set and verify its files")
-    check.add_argument("--path", help="a folder with the files; default: where a scenario searches")
+    check.add_argument("--path", help="folder with the files; default: same places as for a scenario")
     for command in (fetch, check):
         command.add_argument("name", metavar="NAME", help="name of a data set, as in list")
     return parser
 
 
 def manage_data_sets(*, command: str, **options: Any) -> int:
-    """Run one of the subcommands; return the exit code."""
+    """Run one of the subcommands, and return the exit code."""
     return ACTIONS[command](**options)
 
 

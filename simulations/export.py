@@ -13,7 +13,7 @@ EXAMPLES = {"format": "onnx", "checkpoint": "best", "out": Path("model.onnx")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 for a folder without a model or a wrong setting."""
+    """Run the command. Return 0, or 2 for a folder without a model or a wrong setting."""
     parser = command_parser(
         "simulations.export",
         "Export the model of a run.",
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def export_model(folder: Path, settings: Sequence[str]) -> int:
-    """Export with ``setting=value`` words, and print the path of the file; return the exit code."""
+    """Export with settings of the form ``setting=value``, print the path of the file, and return the exit code."""
     options = read_settings(settings, EXAMPLES)
     path = export(
         folder, options.get("format", "safetensors"), options.get("out"), checkpoint=options.get("checkpoint", "last")

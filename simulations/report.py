@@ -11,14 +11,14 @@ from fedlearn.core.command_line import DONE, command_parser, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 for a folder that is not a run folder."""
+    """Run the command. Return 0, or 2 for a folder that is not a run folder."""
     parser = command_parser("simulations.report", "Write the report of a run again.")
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     return run_command(parser, print_report, argv)
 
 
 def print_report(folder: Path) -> int:
-    """Write the report and print its path; return the exit code."""
+    """Write the report, print its path, and return the exit code."""
     sys.stdout.write(f"{write_report(folder)}\n")
     return DONE
 

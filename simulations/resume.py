@@ -11,7 +11,7 @@ from fedlearn.runner.resume import CHANGEABLE_SETTINGS, resume
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit codes are those of ``simulations.run``."""
+    """Run the command, and return the same exit codes as ``simulations.run``."""
     parser = command_parser(
         "simulations.resume",
         "Resume a run from its last checkpoint, in the same folder, with the same result.",

@@ -13,32 +13,32 @@ from simulations.analysis.robustness import (
     run_robustness,
 )
 
-USAGE = f"""Runs every rule under every attack, and shows what is left of the model.
+USAGE = f"""Train with every aggregation rule under every poisoning attack, and show the final metric of the model.
 
   python -m simulations.robustness [rules=...] [attacks=...] [group=option ...] [setting=value ...]
 
-Words are those of python -m simulations.run (of strategy=, only strategy.clients_per_round counts), and
-  rules      strategies, with commas; nnm+krum and bucketing+rfa put mixing before a rule
+Settings of python -m simulations.run (strategy.clients_per_round is the only setting of strategy), and
+  rules      strategies, separated by commas; nnm+krum and bucketing+rfa have a pre-aggregation before a rule
              ({",".join(DEFAULTS["rules"])})
-  attacks    files in conf/poisoning, with commas ({",".join(DEFAULTS["attacks"])})
-  fraction   of all clients that attack (0.2); rules that ask for it are told how many that is
-  seeds      runs of each pair, from seed on (1); their mean is shown
+  attacks    files in conf/poisoning, separated by commas ({",".join(DEFAULTS["attacks"])})
+  fraction   share of malicious clients (0.2); rules with the argument num_malicious receive their number
+  seeds      runs of each pair, with consecutive seeds (1); the table has their mean
 
-Unless you say otherwise: scenario=digits partition.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
-Client 0 never attacks, so all rules face the same attackers. It has the root data of fltrust: {NUM_ROOT_EXAMPLES}
-examples of all clients.
+Defaults: scenario=digits partition.alpha=0.3 rounds=50 local.epochs=2 local.learning_rate=0.3.
+Client 0 is never malicious, so the attackers are the same for all rules. Client 0 has the root data set of fltrust:
+{NUM_ROOT_EXAMPLES} examples of all clients.
 
 Examples
   python -m simulations.robustness
   python -m simulations.robustness rules=fedavg,fedmedian,nnm+krum attacks=none,alie,backdoor rounds=50 seeds=3
 
-Leaves robustness.md, robustness.json and robustness.png in outputs/robustness/...
+Writes robustness.md, robustness.json and robustness.png to outputs/robustness/...
 Exit codes: 0 done, 2 bad configuration, 3 failed, 130 stopped.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit codes as in ``USAGE``."""
+    """Run the command, and return an exit code of ``USAGE``."""
     return run_analysis_command(
         argv,
         name="robustness",

@@ -11,17 +11,22 @@ from simulations.analysis.sampling import sample_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; exit codes are those of ``simulations.run``."""
+    """Run the command, and return the same exit codes as ``simulations.run``."""
     parser = command_parser("simulations.sample", "Write text with the language model of a run, by characters.")
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run of scenario=shakespeare")
     parser.add_argument("--start", default="O ", help="first characters of the text (%(default)r)")
-    parser.add_argument("--length", type=int, default=300, help="characters to write (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.6, help="0 takes the most likely one (%(default)s)")
+    parser.add_argument("--length", type=int, default=300, help="number of sampled characters (%(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.6,
+        help="softmax temperature; 0 takes the most likely character (%(default)s)",
+    )
     return run_command(parser, print_sample, argv)
 
 
 def print_sample(folder: Path, *, start: str, length: int, temperature: float) -> int:
-    """Print the text; return the exit code."""
+    """Print the text, and return the exit code."""
     text = sample_text(folder, prompt=start, num_characters=length, temperature=temperature)
     sys.stdout.write(f"{text}\n")
     return DONE
