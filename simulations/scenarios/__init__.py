@@ -1,1 +1,1 @@
-"""Reproducible problems: one builder a file, returning a `fedlearn.loop.scenario.Scenario`."""
+"""Reproducible problems. Each file has one function, which builds a `fedlearn.loop.scenario.Scenario`."""

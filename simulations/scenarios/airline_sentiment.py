@@ -35,18 +35,19 @@ def airline_sentiment(
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module with three outputs; ``minilm``: adapters
-            of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
-        partition: airlines if ``natural``; defaults: 6 clients, 2 classes per client, test share 0.2.
-        num_tokens: numbers for words, >= 2; ``minilm`` has its own.
-        length: words of a tweet that are read, >= 1; 99 % of the tweets have no more than 40.
-        seed: of partition and split.
-        path: a folder with the corpus, or the file; None searches for it.
-        device: where to compute.
+        model: ``cnn``, ``bilstm``, ``transformer``, ``minilm``, or a module with three outputs. ``minilm`` trains
+            adapters of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
+        partition: ``natural`` (one client per airline) or another kind; defaults: 6 clients, 2 classes per client, test
+            share 0.2.
+        num_tokens: vocabulary size, >= 2; ``minilm`` uses its own vocabulary.
+        length: number of words read per tweet, >= 1; 99 % of the tweets have at most 40.
+        seed: seed of the partition and of the test split.
+        path: folder with the corpus, or the file; None searches for it.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Crowdflower, *Twitter US Airline Sentiment*, 2015.
     """

@@ -1,4 +1,4 @@
-"""CIFAR-10: small photographs.
+"""The scenario `cifar10`: classify small photographs.
 
 Shapes: N images of 32 x 32 x 3.
 """
@@ -35,27 +35,28 @@ def cifar10(
 ) -> Scenario:
     """Classify photographs of ten kinds of animals and vehicles: 32 x 32 pixels in color, scaled to [-1, 1].
 
-    Training images are flipped, shifted and rotated anew in each round. Models are judged on the official test images.
+    In each round, training images are flipped, shifted and rotated at random. Models are evaluated on the official test
+    images.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn``, ``vgg``, ``resnet20``, ``resnet8``, ``lenet``, ``cnn``, ``mlp``, ``linear``, or a module
             with ten outputs.
         partition: a kind other than ``natural``; defaults: 20 clients, 2 classes per client, test share 0.1.
-        flip: every other image, left to right.
-        shift: pixels at most, up, down and sideways.
-        rotation: degrees at most, either way.
-        seed: of partition and split.
-        path: a folder with the official tarball, or with 12,000 of the images as JPEG; None searches for them.
-        device: where to compute.
+        flip: whether to mirror images left to right, with probability 0.5.
+        shift: maximum shift in each direction, pixels, >= 0.
+        rotation: maximum rotation in each direction, degrees, >= 0.
+        seed: seed of the partition and of the test split.
+        path: folder with the official tarball, or with 12,000 of the images as JPEG; None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009.
     """
-    how = Augmentation(flip=flip, shift=shift, rotation=rotation)
+    augmentation = Augmentation(flip=flip, shift=shift, rotation=rotation)
     (images_N, label_N), (test_images, test_labels), source = read_cifar10(path=path)
     partition = as_partition(partition, num_clients=20, test_share=0.1)
     data = partition_arrays(scale_images(images_N), label_N, partition, task="multiclass", seed=seed)
@@ -64,11 +65,11 @@ def cifar10(
     fitted, line = build_trainer(
         model, data, input_shape=(32, 32, 3), hidden=(128, 64), framework=framework, device=device
     )
-    distorting = AugmentedTrainer(fitted, how) if flip or shift or rotation else fitted
+    trainer = AugmentedTrainer(fitted, augmentation) if flip or shift or rotation else fitted
     return Scenario(
         name="cifar10",
         data=data,
-        trainer=distorting,
+        trainer=trainer,
         model=line,
         partition=str(partition),
         read_inputs=lambda place: scale_images(read_images_for_shape((32, 32, 3), place)),
@@ -76,5 +77,5 @@ def cifar10(
 
 
 def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Return bytes as float32 in [-1, 1]; gray, the border of shifted images, is zero."""
+    """Return bytes as float32 in [-1, 1]. Gray, which fills the border of shifted images, becomes zero."""
     return (images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)

@@ -1,4 +1,4 @@
-"""Progression of diabetes: a regression that linear models do well on.
+"""The scenario `diabetes`: predict the progression of diabetes; linear models do well.
 
 Shapes: N patients, 10 features.
 """
@@ -16,9 +16,9 @@ from fedlearn.data.partition import Partition, as_partition
 from fedlearn.loop.scenario import Scenario
 from simulations.models import build_trainer
 
-# the published features have unit length over all 442 patients: times sqrt(442) they have unit spread
+# each published feature has unit norm over all 442 patients; times sqrt(442) it has unit variance
 FEATURE_SCALE = 442**-0.5
-# round public constants (the score runs from 25 to 346), not fitted to any client
+# round public constants, not fitted to any client; scores range from 25 to 346
 TARGET_CENTER, TARGET_SCALE = 150.0, 100.0
 
 
@@ -30,16 +30,18 @@ def diabetes(
     seed: int = 1,
     device: str = "cpu",
 ) -> Scenario:
-    """Predict the progression of diabetes in a year: 442 patients, 10 features; ships with scikit-learn.
+    """Predict the progression of diabetes in a year: 442 patients, 10 features.
+
+    The data are part of scikit-learn.
 
     The target is ``(score - 150) / 100``, so an error of 0.5 is 50 points of the published score.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (10-1), ``mlp`` (10-32-1), or a module with one output.
-        partition: a kind without classes; defaults: 10 clients, test share 0.25.
-        seed: of partition and split.
-        device: where to compute.
+        partition: a kind that needs no classes; defaults: 10 clients, test share 0.25.
+        seed: seed of the partition and of the test split.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.

@@ -1,4 +1,4 @@
-"""Handwritten digits, small enough to try anything on.
+"""The scenario `digits`: classify handwritten digits; small enough for quick trials.
 
 Shapes: N images of 8 x 8 x 1.
 """
@@ -26,15 +26,18 @@ def digits(
     seed: int = 1,
     device: str = "cpu",
 ) -> Scenario:
-    """Classify handwritten digits: 1,797 images of 8 x 8 pixels, scaled to [0, 1]; ships with scikit-learn.
+    """Classify handwritten digits: 1,797 images of 8 x 8 pixels, scaled to [0, 1].
+
+    The data are part of scikit-learn.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (64-64-10), ``linear``, ``cnn``, or a module with ten outputs.
         partition: a kind other than ``natural``; defaults: 20 clients, 2 classes per client, test share 0.25.
-        feature_noise: variance of noise on the pixels of the last client, >= 0; the others' grows up to it.
-        seed: of partition and split.
-        device: where to compute.
+        feature_noise: variance of the noise on the pixels of the last client, >= 0. It grows linearly with the client
+            id.
+        seed: seed of the partition and of the test split.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.

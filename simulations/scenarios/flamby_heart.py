@@ -1,4 +1,4 @@
-"""Heart disease exactly as the FLamby benchmark poses it, to hold results against published ones.
+"""The scenario `flamby_heart`: detect heart disease as in the FLamby benchmark, to compare with published results.
 
 Shapes: N patients, 13 features.
 """
@@ -18,7 +18,7 @@ from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_diseas
 from simulations.models import build_trainer
 
 DROPPED = ("slope", "ca", "thal")
-ONE_HOT = {"cp": (2, 3, 4), "restecg": (1, 2)}  # the first code of each is the one left out
+ONE_HOT = {"cp": (2, 3, 4), "restecg": (1, 2)}  # the first code is the reference category
 TRAIN_SHARE = 0.66
 SPLIT_SEED = 43
 
@@ -30,21 +30,24 @@ def flamby_heart(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Build Fed-Heart-Disease of FLamby: the 740 patients with all values but slope, ca and thal, split 66 to 34.
+    """Build FLamby's Fed-Heart-Disease: 740 patients with complete features, split 66 to 34.
 
-    Each hospital scales its patients by its own training mean and deviation; the pooled test set of 254 patients is
-    scaled by those of all 486 training patients, and is what published accuracies are measured on. A cholesterol of
-    0 stays 0, as in the benchmark. Published settings: batches of 4, 100 local steps, 15 rounds, SGD at 0.001.
+    The features slope, ca and thal are dropped, and so is each patient with another missing value.
+
+    Each hospital scales its patients by its own training mean and deviation. The pooled test set has 254 patients. It
+    is scaled by the mean and deviation of all 486 training patients. Published accuracies refer to this test set. A
+    cholesterol of 0 stays 0, as in the benchmark. Published settings: batches of 4, 100 local steps, 15 rounds, SGD at
+    0.001.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``linear`` (13-1, logistic regression, the benchmark's), ``mlp``, or a module.
-        path: a folder with the files; None searches for them.
-        device: where to compute.
+        model: ``linear`` (13-1, logistic regression, as in the benchmark), ``mlp``, or a module.
+        path: folder with the files; None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Ogier du Terrail et al., *FLamby: Datasets and Benchmarks for Cross-Silo Federated Learning in Realistic
     Healthcare Settings*, NeurIPS 2022, arXiv:2210.04620.
@@ -62,12 +65,12 @@ def _benchmark(table_N: np.ndarray, hospital_N: np.ndarray, *, source: str) -> F
     hospitals = [np.flatnonzero(hospital_N[complete_N] == client) for client in range(len(HOSPITALS))]
     train, test = zip(*(_split(rows, disease_N) for rows in hospitals), strict=True)
     all_train, all_test = np.concatenate(train), np.concatenate(test)
-    pooled_test = Examples(_standard(features_N[all_test], features_N[all_train]), disease_N[all_test])
+    pooled_test = Examples(_standardize(features_N[all_test], features_N[all_train]), disease_N[all_test])
 
     def part(side: tuple[np.ndarray, ...]) -> list[Examples]:
         return [
-            Examples(_standard(features_N[rows], features_N[own]), disease_N[rows])
-            for rows, own in zip(side, train, strict=True)
+            Examples(_standardize(features_N[rows], features_N[train_rows]), disease_N[rows])
+            for rows, train_rows in zip(side, train, strict=True)
         ]
 
     return FederatedData(
@@ -89,7 +92,7 @@ def _features(table_N: np.ndarray) -> np.ndarray:
 
 
 def _split(rows: np.ndarray, disease_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return training and test rows of a hospital in the order of its file, as in the benchmark."""
+    """Return the training and test rows of a hospital, in the order of its file as in the benchmark."""
     classes, counts = np.unique(disease_N[rows], return_counts=True)
     stratified = len(classes) > 1 and counts.min() > 2
     train, test = train_test_split(
@@ -102,6 +105,6 @@ def _split(rows: np.ndarray, disease_N: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.sort(train), np.sort(test)
 
 
-def _standard(features_N: np.ndarray, reference_N: np.ndarray) -> np.ndarray:
+def _standardize(features_N: np.ndarray, reference_N: np.ndarray) -> np.ndarray:
     mean, deviation = reference_N.mean(axis=0), reference_N.std(axis=0, ddof=1)
     return ((features_N - mean) / (deviation + 1e-9)).astype(np.float32)

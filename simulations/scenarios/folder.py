@@ -1,4 +1,4 @@
-"""The scenario `folder`: tables or images of the user.
+"""The scenario `folder`: learn from tables or images of the user.
 
 Shapes: N rows or images.
 """
@@ -34,7 +34,7 @@ from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.scenario import Scenario
 from simulations.models import build_trainer
 
-NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no vocabulary of clients
+NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
 
 
 def folder(
@@ -61,49 +61,52 @@ def folder(
     device: str = "cpu",
     deployed: bool = False,
 ) -> Scenario:
-    """Learn from your own tables (CSV, TSV, Parquet) or images; `fedlearn.data.folder` describes the layout.
+    """Train on the user's tables (CSV, TSV, Parquet) or images; `fedlearn.data.folder` describes the layout.
 
-    Or a data set of the Hugging Face Hub: ``path=hf://owner/name``, see `fedlearn.data.hugging_face`.
+    ``path=hf://owner/name`` reads a data set of the Hugging Face Hub instead (`fedlearn.data.hugging_face`).
 
-    A missing value is put at the centre of its column. With ``scale=federated`` clients add up counts, sums and sums of
-    squares of their training rows, and the header says so (`fedlearn.data.federated_statistics` tells what that
-    reveals); nothing else is learned from pooled data but which classes there are. A real node has its own rows only
-    and takes no part in such a round: there ``scale=constants``, ``classes`` and ``clients`` must be said.
+    A missing value is replaced by the centre of its column. With ``scale=federated`` the clients add up counts, sums
+    and sums of squares of their training rows, and the header states this. `fedlearn.data.federated_statistics`
+    describes the disclosure. Apart from the list of classes, no other statistic is computed from pooled data.
+
+    A real node has only its own rows and takes no part in such a statistics round. A deployment therefore needs
+    ``scale=constants``, ``classes`` and ``clients``.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (32 hidden units), ``linear``, ``cnn`` (images), or a module.
-        partition: the clients in the data if ``natural``; defaults: 10 clients, 2 classes per client, test share 0.25,
-            unless files are called train and test.
+        partition: ``natural`` (the clients in the data) or another kind; defaults: 10 clients, 2 classes per client,
+            test share 0.25. Files named train and test determine the test set themselves.
         path: a file, a folder, or ``hf://owner/name``.
-        target: the column to predict; of images it is their folder's name.
-        task: ``binary``, ``multiclass`` or ``regression``; None goes by the target column.
-        classes: all values of the target in the order of their numbers; None takes those that are there.
-        client: the column that says whose row it is; None goes by names of files and folders.
-        clients: the names of all clients in the order of their numbers; None takes those that are there, sorted. With
-            these a folder may hold the rows of some of them only, as at a real node: the others have none.
-        ignore: columns to leave out, e.g. numbers of patients.
-        text: the column to learn from, word by word (hashed to 4,096 features), instead of all others.
-        scale: ``federated``; ``constants``: less the centre, over the spread of ``scales``; or ``none``.
-        scales: column -> (centre, spread), for ``constants``; of a regression's target too.
-        categories: column -> its values, each of which becomes a feature. For ``federated`` those of columns of text
-            are counted in the round where they are not said.
-        bounds: column -> (least, most) that a value can be, for ``noise_multiplier``.
-        noise_multiplier: Gaussian noise on each client's statistics over what a row changes them by, > 0; it pays
-            for it in the ledger of ``privacy=example``. Bounds or categories of every column must be said. None: exact.
-        image_size: to which images are scaled, pixels; None takes them as they are.
-        order_by: the column by which ``time`` and ``feature`` divide.
-        seed: of partition and split.
-        device: where to compute.
-        deployed: whether this is a real node, which says so itself.
+        target: column to predict. The target of an image is the name of its folder.
+        task: ``binary``, ``multiclass`` or ``regression``; None infers it from the target column.
+        classes: all values of the target, in the order of their numbers; None takes the values in the data.
+        client: column with the client of each row; None uses the names of files and folders.
+        clients: names of all clients, in the order of their numbers; None takes the names in the data, sorted. If it is
+            given, the folder may have the rows of some clients only, as at a real node.
+        ignore: columns to leave out, e.g. patient numbers.
+        text: column of text to learn from, instead of all others. Its words are hashed to 4,096 features.
+        scale: ``federated``, ``none``, or ``constants``: ``(value - centre) / spread`` with the numbers in ``scales``.
+        scales: column -> (centre, spread), for ``constants``; also for the target of a regression.
+        categories: column -> values; each value becomes a feature. With ``federated`` the statistics round counts the
+            values of the other text columns.
+        bounds: column -> (minimum, maximum) of its values, for ``noise_multiplier``.
+        noise_multiplier: standard deviation of the Gaussian noise on each client's statistics, in units of the
+            sensitivity to one row, > 0. It is booked in the ledger of ``privacy=example``, and each column needs bounds
+            or categories. None adds no noise.
+        image_size: side of the scaled images, pixels; None keeps the size.
+        order_by: column by which ``partition=time`` and ``partition=feature`` sort the rows.
+        seed: seed of the partition and of the test split.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
+        deployed: True at a real node; the node sets it.
 
     Raises:
-        SettingError: a setting is out of range, or must be said.
-        DataError: the data cannot be read; names file, row and column.
+        SettingError: a setting is out of range or missing.
+        DataError: the data cannot be read; the message names file, row and column.
         MissingExtra: Parquet or images need an optional dependency.
     """
     partition = as_partition(partition)
-    _require_said(path, clients, partition, deployed=deployed)
+    _require_settings(path, clients, partition, deployed=deployed)
     noise = _noise(noise_multiplier, bounds, categories, seed)
     preparation = PreprocessingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
     contents = _read(str(path), client_column=client, ignored_columns=ignore or (), image_size=image_size)
@@ -118,20 +121,20 @@ def folder(
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind == "regression" and (scale == "federated" or label in preparation.scales):
         scaled[label] = contents.table.columns[label]
-    made = (
+    preprocessing = (
         fit_preprocessing(Table(scaled, contents.table.origins), train, preparation, has_all_clients=whole)
         if scaled
         else PreprocessingResult()
     )
-    x, said = _features(contents, columns, text, made)
-    if label in made.encoding.scales:
-        centre, spread = made.encoding.scales[label]
-        y_N, said = (y_N - centre) / spread, f"{said}, the target less {centre:.6g}, over {spread:.6g}"
+    x, description = _features(contents, columns, text, preprocessing)
+    if label in preprocessing.encoding.scales:
+        centre, spread = preprocessing.encoding.scales[label]
+        y_N, description = (y_N - centre) / spread, f"{description}, target: minus {centre:.6g}, over {spread:.6g}"
     data = replace(
         from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(known) or 1,
         names=dict(enumerate(names)) if isinstance(partition, Natural) else {},
-        source=" · ".join(part for part in (Path(str(path)).name, said) if part),
+        source=" · ".join(part for part in (Path(str(path)).name, description) if part),
     )
     fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
 
@@ -140,7 +143,7 @@ def folder(
             return read_images_for_shape(x.shape[1:], file).astype(np.float32) / 255
         new = read_table(file)
         return _features(
-            Contents(table=new, clients=None, test_N=None), reorder_columns(new, columns, file), text, made
+            Contents(table=new, clients=None, test_N=None), reorder_columns(new, columns, file), text, preprocessing
         )[0]
 
     return Scenario(
@@ -149,35 +152,43 @@ def folder(
         trainer=fitted,
         model=line,
         partition=str(partition),
-        disclosure=made.disclosure,
-        ledger=made.ledger,
+        disclosure=preprocessing.disclosure,
+        ledger=preprocessing.ledger,
         read_inputs=read,
-        target_scale=made.encoding.scales.get(label, (0.0, 1.0)),
+        target_scale=preprocessing.encoding.scales.get(label, (0.0, 1.0)),
     )
 
 
-def _require_said(path: Any, clients: Sequence[Any] | None, partition: Partition, *, deployed: bool) -> None:
+def _require_settings(path: Any, clients: Sequence[Any] | None, partition: Partition, *, deployed: bool) -> None:
     require(path is not None, "path", path, "a CSV or Parquet file, or a folder", "path=my_data")
-    alike = not deployed or (clients is not None and isinstance(partition, Natural))
-    expected = "the names of all clients in the order of their numbers, at real nodes"
-    require(alike, "clients", clients, expected, "'scenario.clients=[north,south]' partition=natural")
+    is_fixed = not deployed or (clients is not None and isinstance(partition, Natural))
+    expected = "the names of all clients, in the order of their numbers; a deployment requires them"
+    require(is_fixed, "clients", clients, expected, "'scenario.clients=[north,south]' partition=natural")
 
 
-def _read(path: str, **how: Any) -> Contents:
-    return read_hub(path, **how) if path.startswith(HUB_PREFIX) else read_contents(Path(path).expanduser(), **how)
+def _read(path: str, **options: Any) -> Contents:
+    return (
+        read_hub(path, **options) if path.startswith(HUB_PREFIX) else read_contents(Path(path).expanduser(), **options)
+    )
 
 
 def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of all clients in the order of their numbers, and the client number of each row."""
     if contents.clients is None:
-        said = clients is None
-        require(said, "clients", clients, "nothing: these data do not say whose row is whose", "client=COLUMN")
+        has_no_names = clients is None
+        require(
+            has_no_names,
+            "clients",
+            clients,
+            "null, because no column or file name identifies the client of a row",
+            "client=COLUMN",
+        )
         return (), np.zeros(0, np.int64)
     here, natural_N = np.unique(contents.clients.astype(str), return_inverse=True)
     names = tuple(here.tolist()) if clients is None else tuple(to_category(name) for name in clients)
-    if strangers := [name for name in here.tolist() if name not in names]:
-        fix = f"'scenario.clients=[{','.join([*names, *strangers])}]'"
-        raise SettingError("clients", list(names), f"all clients: {strangers[0]} is in the folder too", fix)
+    if unknown := [name for name in here.tolist() if name not in names]:
+        fix = f"'scenario.clients=[{','.join([*names, *unknown])}]'"
+        raise SettingError("clients", list(names), f"all clients of the folder, including {unknown[0]}", fix)
     number_of = np.array([names.index(name) for name in here.tolist()])
     return names, number_of[natural_N]
 
@@ -186,8 +197,10 @@ def _label(contents: Contents, target: str | None) -> str:
     if contents.images is not None:
         return CLASS_COLUMN
     if target is None:
-        has = list(contents.table.columns)
-        raise SettingError("target", target, f"the column to predict, one of {', '.join(has)}", f"target={has[-1]}")
+        columns = list(contents.table.columns)
+        raise SettingError(
+            "target", target, f"the column to predict, one of {', '.join(columns)}", f"target={columns[-1]}"
+        )
     return target
 
 
@@ -201,9 +214,9 @@ def _rows(
     order_by: str | None,
     seed: int,
 ) -> list[np.ndarray]:
-    """Return the rows of each client; a client whose data are at another node has none."""
+    """Return the rows of each client. A client at another node has none."""
     if isinstance(partition, Natural):
-        expected = "iid, dirichlet, ...: these data have no natural clients"
+        expected = "iid, dirichlet or another kind, because these data have no natural clients"
         fix = "partition=iid   (or scenario.client=COLUMN, if a column names the clients)"
         require(bool(names), "partition", partition, expected, fix)
         partition.require_num_clients(len(names))
@@ -214,7 +227,7 @@ def _rows(
         missing_N = np.array([cell is None for cell in to_categories(cells_N)])
         contents.table.refuse(missing_N, order_by, "missing, but rows are ordered by it", "removing the row")
         values_N, wrong_N = to_numbers(cells_N)
-        # text is ordered as text, which for dates as in 2026-01-31 is their order
+        # text is sorted alphabetically, which is correct for ISO dates such as 2026-01-31
         order_N = np.unique(cells_N.astype(str), return_inverse=True)[1] if wrong_N.any() else values_N
     return partition_rows(partition, y_N, natural_N if names else None, order_N=order_N, seed=seed)
 
@@ -242,16 +255,16 @@ def _noise(
 
 
 def _features(
-    contents: Contents, columns: Table, text: str | None, made: PreprocessingResult
+    contents: Contents, columns: Table, text: str | None, preprocessing: PreprocessingResult
 ) -> tuple[np.ndarray, str]:
-    """Return the features, and a text about them for the header."""
+    """Return the features, and their description for the header."""
     if contents.images is not None:
         return contents.images.astype(np.float32) / 255, ""
     if text is not None:
         return _word_features(columns, text), f"words of {text}, hashed"
     if not columns.columns:
-        raise DataError("no column is left to learn from\n  try       fewer names in scenario.ignore")
-    return made.encoding.features(columns), made.summary
+        raise DataError("scenario.ignore leaves out all columns\n  try       fewer names in scenario.ignore")
+    return preprocessing.encoding.features(columns), preprocessing.summary
 
 
 def _word_features(columns: Table, text: str) -> np.ndarray:
@@ -259,6 +272,6 @@ def _word_features(columns: Table, text: str) -> np.ndarray:
     from sklearn.feature_extraction.text import HashingVectorizer
 
     cells_N = columns.column(text, "scenario.text")
-    said = ["" if cell is None else str(cell) for cell in cells_N]
-    hashed = HashingVectorizer(n_features=NUM_TEXT_FEATURES, dtype=np.float32).transform(said)
+    texts = ["" if cell is None else str(cell) for cell in cells_N]
+    hashed = HashingVectorizer(n_features=NUM_TEXT_FEATURES, dtype=np.float32).transform(texts)
     return np.asarray(hashed.toarray())

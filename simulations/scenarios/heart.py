@@ -1,4 +1,4 @@
-"""Heart disease at four hospitals.
+"""The scenario `heart`: detect heart disease, at four hospitals.
 
 Shapes: N patients, 13 features.
 """
@@ -20,24 +20,24 @@ from fedlearn.loop.scenario import Scenario
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
 from simulations.models import build_trainer
 
-# (centre, spread) of each feature: round clinical reference values or the middle of a code's range, chosen without
-# looking at any hospital's data, so that scaling tells nothing about a patient and is the same at every node
+# (centre, spread) of each feature: round clinical reference values, or the middle of a code's range. They are chosen
+# without looking at any hospital's data. So scaling reveals nothing about a patient and is the same at every node.
 SCALES = {
     "age": (55, 10),  # years
     "sex": (0.5, 0.5),  # female 0, male 1
     "cp": (2.5, 1.5),  # kind of chest pain, 1 to 4
-    "trestbps": (130, 20),  # resting systolic pressure, mmHg; 130 is where hypertension begins (ACC/AHA 2017)
+    "trestbps": (130, 20),  # resting systolic pressure, mmHg; hypertension begins at 130 (ACC/AHA 2017)
     "chol": (200, 50),  # serum cholesterol, mg/dl; below 200 is desirable (NCEP ATP III)
     "fbs": (0.5, 0.5),  # fasting blood sugar above 120 mg/dl
     "restecg": (1, 1),  # resting electrocardiogram, 0 to 2
     "thalach": (150, 25),  # highest heart rate in the test; 220 - age is expected
     "exang": (0.5, 0.5),  # angina brought on by exercise
     "oldpeak": (1, 1),  # ST depression, mm; 1 mm counts as a positive test
-    "slope": (2, 1),  # of the ST segment, 1 to 3
+    "slope": (2, 1),  # slope of the ST segment, 1 to 3
     "ca": (1, 1),  # vessels coloured by fluoroscopy, 0 to 3
     "thal": (5, 2),  # thallium test: 3 normal, 6 fixed, 7 reversible defect
 }
-ZERO_IS_MISSING = ("trestbps", "chol")  # nobody has none; Switzerland wrote 0 for each cholesterol it did not measure
+ZERO_IS_MISSING = ("trestbps", "chol")  # 0 is impossible; Switzerland wrote 0 for each missing cholesterol
 
 
 def heart(
@@ -51,21 +51,22 @@ def heart(
 ) -> Scenario:
     """Detect heart disease: 920 patients, 13 features, four hospitals.
 
-    Missing values sit at the centre of their feature, which is zero after scaling. Clients are Cleveland 0,
-    Hungarian 1, Switzerland 2 and VA Long Beach 3 where the partition is natural.
+    A missing value is replaced by the centre of its feature, which is zero after scaling. With ``partition=natural``
+    the clients are Cleveland 0, Hungarian 1, Switzerland 2 and VA Long Beach 3.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (13-32-1), ``linear``, or a module with one output.
-        partition: hospitals if ``natural``; defaults: 4 clients, 1 class per client, test share 0.25.
-        seed: of partition and split.
-        path: a folder with the files; None searches for them. One hospital's file alone will do at that hospital: its
-            client has the examples that it has in a simulation, and the others have none.
-        device: where to compute.
+        partition: ``natural`` (one client per hospital) or another kind; defaults: 4 clients, 1 class per client, test
+            share 0.25.
+        seed: seed of the partition and of the test split.
+        path: folder with the files; None searches for them. A hospital's node needs the file of this hospital only. Its
+            client then has the same examples as in a simulation, and the other clients have none.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Detrano et al., *International application of a new probability algorithm for the diagnosis of coronary
     artery disease*, American Journal of Cardiology 64, 1989.
@@ -74,10 +75,10 @@ def heart(
     features_N, disease_N = scale_features(table_N), (table_N[:, -1] > 0).astype(np.int64)
     partition = as_partition(partition, num_clients=4, classes_per_client=1)
     is_partial = len(np.unique(hospital_N)) < len(HOSPITALS)
-    expected = "natural, where a folder does not hold all hospitals"
+    expected = "natural, because the folder lacks some hospitals"
     require(isinstance(partition, Natural) or not is_partial, "partition", partition, expected, "partition=natural")
-    of_hospitals = [np.flatnonzero(hospital_N == number) for number in range(len(HOSPITALS))]
-    rows = of_hospitals if is_partial else partition_rows(partition, disease_N, hospital_N, seed=seed)
+    rows_of_hospitals = [np.flatnonzero(hospital_N == number) for number in range(len(HOSPITALS))]
+    rows = rows_of_hospitals if is_partial else partition_rows(partition, disease_N, hospital_N, seed=seed)
     data = from_arrays(
         features_N, disease_N, assignment=rows, task="binary", test_share=partition.held_out_share, seed=seed
     )
@@ -93,10 +94,10 @@ def heart(
 
 
 def read_patients(file: Path) -> np.ndarray:
-    """Return the features ``(N, 13)`` of patients in a table with UCI's columns and codes; empty or ? is missing.
+    """Read a table with UCI's columns and codes, and return the features ``(N, 13)``. Empty cells and ? are missing.
 
     Raises:
-        DataError: a column is absent, or a cell holds no number; names file, row and column.
+        DataError: a column is missing, or a cell is not a number; the message names file, row and column.
     """
     table_N = read_numeric_columns(file, tuple(SCALES))
     return scale_features(np.column_stack([table_N, np.full(len(table_N), np.nan)]))

@@ -1,4 +1,4 @@
-"""Death in intensive care, at thirteen groups of hospitals.
+"""The scenario `icu_mortality`: predict death in intensive care, at thirteen groups of hospitals.
 
 Shapes: N stays, 196 features.
 """
@@ -19,9 +19,9 @@ from fedlearn.loop.scenario import Scenario
 from simulations.datasets.icu import BLOCKS, COLUMNS, read_icu_stays
 from simulations.models import build_trainer
 
-# (centre, spread) of each value: the middle of the reference range of healthy adults and about half its width, as
-# laboratories and textbooks give them; chosen without looking at any stay, so that scaling tells nothing of a patient
-# and is the same at every node
+# (centre, spread) of each value: the middle of the reference range of healthy adults, and about half its width.
+# The source is laboratories and textbooks; no stay is used. So scaling reveals nothing about a patient and is the same
+# at every node.
 SCALES = {
     "age": (60, 20),  # years
     "sex": (0.5, 0.5),  # female 0, male 1
@@ -56,7 +56,7 @@ SCALES = {
     "lymph": (30, 10),  # lymphocytes, %
     "map": (85, 15),  # mean pressure, mmHg
     "mch": (30, 3),  # haemoglobin of a red cell, pg
-    "mchc": (34, 2),  # and its concentration, g/dl
+    "mchc": (34, 2),  # haemoglobin concentration of red cells, g/dl
     "mcv": (90, 10),  # volume of a red cell, fl
     "methb": (1, 1),  # methaemoglobin, %
     "mg": (2, 0.3),  # magnesium, mg/dl
@@ -76,10 +76,9 @@ SCALES = {
     "urine": (60, 40),  # ml/h
     "wbc": (7.5, 3.5),  # white cells, 1000/ul
 }
-NUM_HOURS = 25  # in which a value can have been measured
-PRIOR_MORTALITY = (
-    0.1  # about what intensive care units report; a model starts from it, where it would first learn that alone
-)
+NUM_HOURS = 25  # hours in which a value can be measured
+# mortality that intensive care units typically report; otherwise the first rounds would only learn this rate
+PRIOR_MORTALITY = 0.1
 
 
 def icu_mortality(
@@ -93,23 +92,24 @@ def icu_mortality(
 ) -> Scenario:
     """Predict death in intensive care: 1,367 stays, 70 deaths, 196 features of the first 24 hours.
 
-    Clients are blocks of hospitals with neighbouring numbers where the partition is natural, 51 to 182 stays each. One
-    stay in twenty is positive: look at AUC and AUPRC, since 0.95 of stays are classified right by "nobody dies".
+    With ``partition=natural`` each client is a block of hospitals with neighbouring numbers, with 51 to 182 stays. One
+    stay in twenty is positive. So a model that always predicts survival has an accuracy of 0.95; use AUC and AUPRC.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``linear`` (196-1, logistic regression), ``mlp`` (196-32-1), or a module with one output.
-        partition: blocks of hospitals if ``natural``; defaults: 13 clients, 1 class per client, test share 0.25.
-        seed: of partition and split.
-        path: a folder with the data; None searches for them.
-        device: where to compute.
+        partition: ``natural`` (blocks of hospitals) or another kind; defaults: 13 clients, 1 class per client, test
+            share 0.25.
+        seed: seed of the partition and of the test split.
+        path: folder with the data; None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
-    Reference: Pollard et al., *The eICU Collaborative Research Database*, Scientific Data 5, 2018; task as in van de
-    Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109.
+    Reference: Pollard et al., *The eICU Collaborative Research Database*, Scientific Data 5, 2018.
+    Task: van de Water et al., *Yet Another ICU Benchmark*, ICLR 2024, arXiv:2306.05109.
     """
     table_N, died_N, block_N, place = read_icu_stays(path=path)
     partition = as_partition(partition, num_clients=13, classes_per_client=1)
@@ -117,8 +117,8 @@ def icu_mortality(
     names = {block: f"block {block}" for block in range(len(BLOCKS))} if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=f"eICU demo (YAIB's task mortality24), from {place}")
     shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
-    first = initial_params if isinstance(model, str) else None
-    fitted, line = build_trainer(model, data, framework=framework, device=device, initial=first, **shape)
+    initial = initial_params if isinstance(model, str) else None
+    fitted, line = build_trainer(model, data, framework=framework, device=device, initial=initial, **shape)
     return Scenario(
         name="icu_mortality",
         data=data,
@@ -131,23 +131,23 @@ def icu_mortality(
 
 
 def initial_params(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Return parameters of a model that gives each patient the same probability, `PRIOR_MORTALITY`."""
+    """Return parameters with which the model predicts `PRIOR_MORTALITY` for each patient."""
     tensors = layout.unpack(default_initial_parameters(layout, rng))
     odds = np.full(1, np.log(PRIOR_MORTALITY / (1 - PRIOR_MORTALITY)), np.float32)
     return layout.pack({**tensors, "out.weight": np.zeros_like(tensors["out.weight"]), "out.bias": odds})
 
 
 def scale_features(table_N: np.ndarray) -> np.ndarray:
-    """Return the features ``(N, 196)`` float32; a missing value and the middle of the reference range are zero.
+    """Return the features, ``(N, 196)`` float32. A missing value and the middle of the reference range are zero.
 
-    Values become ``arcsinh((value - centre) / spread)``, which is linear within the range and logarithmic far from it;
-    counts become their logarithm's share of what it can be, in [0, 1].
+    Values become ``arcsinh((value - centre) / spread)``, which is linear within the range and logarithmic far from it.
+    Counts become ``log(1 + count) / log(1 + NUM_HOURS)``, in [0, 1].
     """
-    columns = [_scaled(name, column_N) for name, column_N in zip(COLUMNS, table_N.T, strict=True)]
+    columns = [_scale(name, column_N) for name, column_N in zip(COLUMNS, table_N.T, strict=True)]
     return np.nan_to_num(np.stack(columns, axis=1)).astype(np.float32)
 
 
-def _scaled(name: str, column_N: np.ndarray) -> np.ndarray:
+def _scale(name: str, column_N: np.ndarray) -> np.ndarray:
     if name.endswith("_count"):
         return np.log1p(column_N) / np.log1p(NUM_HOURS)
     value = name if name in SCALES else name.rpartition("_")[0]

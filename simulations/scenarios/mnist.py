@@ -1,4 +1,4 @@
-"""MNIST, and the sets made in its image.
+"""The scenario `mnist`: classify images of MNIST, Fashion-MNIST or FEMNIST.
 
 Shapes: N images of 28 x 28 x 1.
 """
@@ -32,25 +32,24 @@ def mnist(
 ) -> Scenario:
     """Classify digits, clothes or characters: images of 28 x 28 pixels, scaled to [0, 1].
 
-    Where a variant has an official test part, models are judged on that, and clients' own held-out parts tell how each
-    client fares.
+    If a variant has an official test set, models are evaluated on it. The examples that each client holds out give the
+    metrics of that client.
 
     Args:
-        variant: ``small`` (5,000 digits from a package), ``small_10k`` (the same, judged on the 10,000 official test
-            images), ``full`` (all of MNIST), ``fashion`` (Fashion-MNIST: clothes) or ``femnist`` (62 characters, by who
-            wrote them).
+        variant: ``small`` (5,000 digits from a package), ``small_10k`` (the same, with the 10,000 official test
+            images), ``full`` (MNIST), ``fashion`` (Fashion-MNIST) or ``femnist`` (62 characters, by writer).
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mlp`` (784-128-64-10), ``linear``, ``cnn``, ``lenet``, ``gn_cnn``, ``vgg``, ``resnet8``, ``resnet20``,
-            or a module with an output for each class.
+            or a module with one output per class.
         partition: None is ``natural`` (writers) for ``femnist``, else ``dirichlet``; defaults: 20 clients, 2 classes
             per client, test share 0.2.
-        seed: of partition and split.
-        path: a folder with the variant's files (for ``small_10k``, the test files); None searches for them.
-        device: where to compute.
+        seed: seed of the partition and of the test split.
+        path: folder with the variant's files (for ``small_10k``: the test files); None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: LeCun, Bottou, Bengio, Haffner, *Gradient-Based Learning Applied to Document Recognition*, Proceedings
     of the IEEE 86, 1998 (CC BY-SA 3.0); Xiao, Rasul, Vollgraf, *Fashion-MNIST*, 2017, arXiv:1708.07747 (MIT); Caldas et

@@ -1,4 +1,4 @@
-"""Which films somebody likes.
+"""The scenario `movielens`: recommend films to users.
 
 Shapes: R ratings, M items.
 """
@@ -21,9 +21,9 @@ from simulations.datasets.movielens import read_ratings
 from simulations.models.recommendation import build_recommender
 from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer, label_items
 
-GLOBAL_MEAN = 3.5  # stars: a public guess at what a film gets
+GLOBAL_MEAN = 3.5  # stars: a public estimate of the mean rating
 TASKS = ("rating", "ranking")
-NUM_TEST_NEGATIVES = 99  # films that the held-out one is ranked among
+NUM_TEST_NEGATIVES = 99  # films without a rating that are ranked together with the held-out film
 
 
 def movielens(
@@ -41,25 +41,25 @@ def movielens(
 ) -> Scenario:
     """Predict the stars that a user gives a film, or the next film of a user. Each user is a client.
 
-    What a model knows of its user is in its parameters ``user.*``, which stay at the client under a strategy that keeps
-    them: ``strategy=fcf``, or ``strategy=fedper strategy.personal_parameters=user.*``.
+    The parameters ``user.*`` describe the user. They stay at the client if the strategy makes them personal:
+    ``strategy=fcf``, or ``strategy=fedper strategy.personal_parameters=user.*``.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``mf`` (biased matrix factorisation), ``ncf`` (neural collaborative filtering), or a module.
         partition: ``natural``: each user is a client; default of ``rating``: test share 0.2.
         size: ``100k`` (943 users), ``latest-small`` (671) or ``1m`` (6,040).
-        task: ``rating``: stars, by RMSE, on ``test_share`` of each user's films. ``ranking``: each user's last film
-            among 99 that he has not seen, by HR@10 and NDCG@10.
-        factors: numbers that describe a user or a film, >= 1.
-        num_negatives: of ``ranking``: films not seen to train on, for each that was, other ones in each round, >= 1.
-        seed: of split and negatives.
-        path: a folder with the data; None searches for them.
-        device: where to compute.
+        task: ``rating`` predicts stars; the metric is the RMSE on ``test_share`` of each user's films. ``ranking``
+            ranks each user's last film among 99 unseen ones; the metrics are HR@10 and NDCG@10.
+        factors: dimension of the vector of a user or a film, >= 1.
+        num_negatives: for ``ranking``: unseen films per seen film in training, drawn anew in each round, >= 1.
+        seed: seed of the test split and of the unseen films.
+        path: folder with the data; None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Harper, Konstan, *The MovieLens Datasets: History and Context*, ACM TiiS 5, 2015, doi:10.1145/2827872.
     """
@@ -77,9 +77,11 @@ def movielens(
     else:
         data = leave_one_out(user_R, item_R, time_R, num_negatives=num_negatives, seed=seed)
     data = replace(data, source=f"MovieLens {size}, from {place}")
-    how: dict[str, Any] = {"framework": framework, "device": device}
+    options: dict[str, Any] = {"framework": framework, "device": device}
     centre = GLOBAL_MEAN if task == "rating" else 0.0
-    fitted, line = build_recommender(model, data, num_items=num_items, num_factors=factors, global_mean=centre, **how)
+    fitted, line = build_recommender(
+        model, data, num_items=num_items, num_factors=factors, global_mean=centre, **options
+    )
     fitted = NegativeSamplingTrainer(fitted, data, num_items=num_items) if task == "ranking" else fitted
     return Scenario(name="movielens", data=data, trainer=fitted, model=line)
 
@@ -87,20 +89,20 @@ def movielens(
 def leave_one_out(
     user_R: np.ndarray, item_R: np.ndarray, time_R: np.ndarray, *, num_negatives: int, seed: int
 ) -> FederatedData:
-    """Each user's films, and films not seen; the last film seen is held out, among 99 others.
+    """Build one client per user, and hold out each user's last film together with 99 unseen films.
 
-    A user with one film, or with no 99 left to see, holds nothing out.
+    A user holds out no film if the user has seen only one, or if fewer than 100 are unseen.
 
     Reference: He et al., *Neural Collaborative Filtering*, WWW 2017, arXiv:1708.05031, section 4.1.
     """
     num_items, train, test = int(item_R.max()) + 1, [], []
-    # of films seen in the same second any may be the last: by number it would be one that few people know
-    lot_M = generator(seed, Purpose.SPLIT).permutation(num_items)
-    by_time_R = np.lexsort((lot_M[item_R], time_R, user_R))
+    # break ties of equal seconds at random: item numbers would favour rarely seen films
+    tie_break_M = generator(seed, Purpose.SPLIT).permutation(num_items)
+    by_time_R = np.lexsort((tie_break_M[item_R], time_R, user_R))
     ends = np.cumsum(np.bincount(user_R))
-    for user, own in enumerate(np.split(by_time_R, ends[:-1])):
+    for user, ratings in enumerate(np.split(by_time_R, ends[:-1])):
         rng = generator(seed, Purpose.SPLIT, client=user)
-        seen = item_R[own]
+        seen = item_R[ratings]
         unseen = np.setdiff1d(np.arange(num_items), seen)
         held_out = len(seen) > 1 and len(unseen) > NUM_TEST_NEGATIVES
         others = rng.choice(unseen, NUM_TEST_NEGATIVES, replace=False) if held_out else unseen[:0]

@@ -31,21 +31,21 @@ def pneumonia(
 ) -> Scenario:
     """Detect pneumonia of children: 5,232 chest X-rays of 28 x 28 pixels for training, scaled to [-1, 1].
 
-    Hospitals hold a part of their own X-rays out, to tell how each fares; MedMNIST's training and validation parts
-    together are what lies at hospitals, and its test part, 624 X-rays of other patients, is what models are judged on.
+    The hospitals share MedMNIST's training and validation sets. Each hospital holds out some of its X-rays, for the
+    metrics of that hospital. Models are evaluated on MedMNIST's test set, 624 X-rays of other patients.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
         model: ``gn_cnn`` (three convolutions with group norm), ``resnet8``, ``resnet20``, ``lenet``, ``vgg``, ``cnn``,
             ``mlp``, ``linear``, or a module with one output.
         partition: a kind other than ``natural``; defaults: 20 clients, 1 class per client, test share 0.1.
-        seed: of partition and split.
-        path: a folder with ``pneumoniamnist.npz``; None searches for it.
-        device: where to compute.
+        seed: seed of the partition and of the test split.
+        path: folder with ``pneumoniamnist.npz``; None searches for it.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Yang et al., *MedMNIST v2*, Scientific Data 10, 2023, arXiv:2110.14795; Kermany et al., *Identifying
     Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning*, Cell 172, 2018. CC BY 4.0.

@@ -34,42 +34,43 @@ def sent140(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Classify the sentiment of tweets: 16,025 tweets of 2,875 users; some users only test.
+    """Classify the sentiment of tweets: 16,025 tweets of 2,875 users.
 
-    The users who train are the clients. The accuracy is that on all tweets of the others, whom no client knows.
+    Some users are held out: they do not train, and the accuracy is measured on all their tweets. The other users are
+    the clients.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``cnn``, ``bilstm``, ``transformer``, or a module with one output; ``minilm``: adapters of a
-            pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
+        model: ``cnn``, ``bilstm``, ``transformer``, ``minilm``, or a module with one output. ``minilm`` trains adapters
+            of a pretrained encoder, which reads word pieces (see `simulations.scenarios.sst2`).
         partition: ``natural``: each user is a client; default: test share 0.1, for client metrics.
-        num_tokens: numbers for words, >= 2; ``minilm`` has its own.
-        length: words of a tweet that are read, >= 1.
-        held_out_users: share of users who only test, in (0, 1).
-        seed: of the choice of users and of the split.
-        path: a folder with the tweets; None searches for them.
-        device: where to compute.
+        num_tokens: vocabulary size, >= 2; ``minilm`` uses its own vocabulary.
+        length: number of words read per tweet, >= 1.
+        held_out_users: share of users that are held out, in (0, 1).
+        seed: seed of the held-out users and of the test split.
+        path: folder with the tweets; None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had: nobody offers them by user, so that they must lie in the cache, in
+        DataError: the data are missing. There is no download with users, so put them into the cache, into
             ``FEDLEARN_DATA`` or at ``path``.
 
     Reference: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097.
     """
     partition = natural_partition("sent140", partition, test_share=0.1)
-    share = is_number(held_out_users, at_least=0, below=1) and held_out_users > 0
-    require(share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
+    is_share = is_number(held_out_users, at_least=0, below=1) and held_out_users > 0
+    require(is_share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
     words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
     texts, happy_N, user_N, place = read_tweets(path=path)
     tokens_NT = words.encode(texts)
     users = generator(seed, Purpose.SPLIT).permutation(user_N.max() + 1)
     testing, training = np.split(users, [round(held_out_users * len(users))])
-    of_users = [np.flatnonzero(user_N == user) for user in np.sort(training)]
-    train, test = split_rows(of_users, happy_N, test_share=partition.held_out_share, seed=seed)
+    rows_of_users = [np.flatnonzero(user_N == user) for user in np.sort(training)]
+    train, test = split_rows(rows_of_users, happy_N, test_share=partition.held_out_share, seed=seed)
     data = from_rows(tokens_NT, happy_N, train=train, test=test, task="binary")
-    tests_N = np.isin(user_N, testing)
-    held_out = Examples(tokens_NT[tests_N].astype(np.float32), happy_N[tests_N])  # the dtype of clients
+    is_test_N = np.isin(user_N, testing)
+    held_out = Examples(tokens_NT[is_test_N].astype(np.float32), happy_N[is_test_N])  # same dtype as at clients
     data = replace(data, pooled_test=lambda: held_out, source=f"Sent140 by user, from {place}")
     trainer, line = fitted(data)
     return Scenario(

@@ -1,4 +1,4 @@
-"""What a role of Shakespeare's says next.
+"""The scenario `shakespeare`: predict the next character of a role in Shakespeare's plays.
 
 Shapes: N windows, T characters.
 """
@@ -20,7 +20,7 @@ from fedlearn.loop.scenario import CharacterEncoding, Scenario
 from simulations.datasets.shakespeare import read_roles
 from simulations.models.text import build_language_model
 
-# public: printable ASCII, the end of a line, and one for all else; 0 pads
+# public: printable ASCII, the line break, and one character for all others; 0 is padding
 ALPHABET = "\n" + "".join(map(chr, range(32, 127))) + "�"
 VOCAB_SIZE = len(ALPHABET) + 1
 
@@ -36,36 +36,37 @@ def shakespeare(
     path: str | PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Scenario:
-    """Predict the next character. Each speaking role is a client; its first words train, its last words test.
+    """Predict the next character. Each speaking role is a client; its last words are the test set.
 
-    An example is a window of ``length`` characters, and tells its successor at each of them. The windows that test
-    overlap by half: each character is predicted from the ``length / 2`` or more before it.
+    An example is a window of ``length`` characters; the target at each position is the next character. Test windows
+    overlap by half, so each character is predicted from at least ``length / 2`` characters before it.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``lstm`` (LEAF's: two layers of 256), ``gru`` (one of 256), ``transformer`` (causal), or a module.
-        partition: ``natural``: each role is a client; default: test share 0.2, the last part of each role.
-        length: of a window, even, >= 2; LEAF's is 80.
-        min_characters: roles that say less are left out, >= 2.
-        test_windows: that many of a role's, spread over its last part, >= 1; None takes all.
-        path: a folder with the plays, or with the roles in one file; None searches for the plays.
-        device: where to compute.
+        model: ``lstm`` (two layers of 256 units, as in LEAF), ``gru`` (one layer of 256), ``transformer`` (causal), or
+            a module.
+        partition: ``natural``: each role is a client; default: test share 0.2, the end of each role.
+        length: characters per window, even, >= 2; LEAF uses 80.
+        min_characters: minimum length of a role, >= 2; shorter roles are left out.
+        test_windows: test windows per role, evenly spread, >= 1; None takes all.
+        path: folder with the plays, or with the roles in one file; None searches for the plays.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the data cannot be had.
+        DataError: the data are missing or damaged.
 
     Reference: Caldas et al., *LEAF: A Benchmark for Federated Settings*, 2018, arXiv:1812.01097.
     """
     partition = natural_partition("shakespeare", partition, test_share=0.2)
     share = partition.held_out_share
-    even = is_count(length) and length % 2 == 0
-    require(even, "length", length, "an even number >= 2", "length=80")
-    least = is_count(min_characters, at_least=2)
-    require(least, "min_characters", min_characters, "a whole number >= 2", "min_characters=500")
+    is_even = is_count(length) and length % 2 == 0
+    require(is_even, "length", length, "an even number >= 2", "length=80")
+    is_long = is_count(min_characters, at_least=2)
+    require(is_long, "min_characters", min_characters, "a whole number >= 2", "min_characters=500")
     require(share > 0, "partition.test_share", share, "a share in (0, 1)", "partition.test_share=0.2")
-    some = test_windows is None or is_count(test_windows)
-    require(some, "test_windows", test_windows, "null, or a whole number >= 1", "test_windows=2")
+    is_valid = test_windows is None or is_count(test_windows)
+    require(is_valid, "test_windows", test_windows, "null, or a whole number >= 1", "test_windows=2")
     texts, place = read_roles(path=path)
     texts = {role: text for role, text in texts.items() if len(text) >= min_characters}
     data = data_from_texts(texts, length=length, test_share=share, num_test_windows=test_windows, source=place)
@@ -87,20 +88,20 @@ def shakespeare(
 def data_from_texts(
     texts: dict[str, str], *, length: int, test_share: float, num_test_windows: int | None, source: str
 ) -> FederatedData:
-    """One client for each text, in windows."""
+    """Build one client per text, with its windows."""
     train, test = [], []
     for text in texts.values():
-        tokens_T = encode(f"\n{text}")  # what stands before the first character
+        tokens_T = encode(f"\n{text}")  # so the first character is predicted too
         split = 1 + round((1 - test_share) * len(text))
         train.append(_windows(tokens_T[:split], range(0, split - 1, length), length))
         starts = range(split - 1, len(text), length // 2)
         chosen = np.unique(np.linspace(0, len(starts) - 1, num_test_windows or len(starts)).round().astype(int))
-        test.append(_tests(tokens_T, [starts[k] for k in chosen if len(starts)], length))
+        test.append(_test_windows(tokens_T, [starts[k] for k in chosen if len(starts)], length))
     return FederatedData(
         task="multiclass",
         clients=range(len(texts)),
-        train=_laid_out(train).__getitem__,
-        test=_laid_out(test).__getitem__,
+        train=_contiguous(train).__getitem__,
+        test=_contiguous(test).__getitem__,
         num_classes=VOCAB_SIZE,
         names=dict(enumerate(texts)),
         source=f"Shakespeare's plays, from {source}",
@@ -108,7 +109,7 @@ def data_from_texts(
 
 
 def encode(text: str) -> np.ndarray:
-    """``(T,)`` int32 numbers from 1.
+    """Return the numbers of the characters, ``(T,)`` int32 from 1.
 
     >>> encode("a b").tolist()
     [67, 2, 68]
@@ -117,24 +118,24 @@ def encode(text: str) -> np.ndarray:
 
 
 def _windows(tokens_T: np.ndarray, starts: Sequence[int], length: int) -> Examples:
-    """Windows that begin there, and the character after each of theirs; -1 behind the last."""
-    long_T = np.concatenate([tokens_T, np.zeros(length, np.int32)])
+    """Return the windows that begin at these positions, and the next characters as targets; -1 after the end."""
+    padded_T = np.concatenate([tokens_T, np.zeros(length, np.int32)])
     at_NT = np.asarray(starts, np.int64)[:, None] + np.arange(length)
-    y_NT = long_T[at_NT + 1]
-    return Examples(np.where(y_NT > 0, long_T[at_NT], 0), np.where(y_NT > 0, y_NT, -1).astype(np.int64))
+    y_NT = padded_T[at_NT + 1]
+    return Examples(np.where(y_NT > 0, padded_T[at_NT], 0), np.where(y_NT > 0, y_NT, -1).astype(np.int64))
 
 
-def _tests(tokens_T: np.ndarray, starts: Sequence[int], length: int) -> Examples:
-    """Windows whose second halves begin there, which alone count."""
+def _test_windows(tokens_T: np.ndarray, starts: Sequence[int], length: int) -> Examples:
+    """Return windows whose second halves begin at these positions. Only the second halves are evaluated."""
     half = length // 2
-    early_T = np.concatenate([np.zeros(half, np.int32), tokens_T])
-    found = _windows(early_T, starts, length)
-    found.y[:, :half] = -1
-    return found
+    shifted_T = np.concatenate([np.zeros(half, np.int32), tokens_T])
+    windows = _windows(shifted_T, starts, length)
+    windows.y[:, :half] = -1
+    return windows
 
 
-def _laid_out(parts: Sequence[Examples]) -> list[Examples]:
-    # in one piece, so that asking for a client is a view
+def _contiguous(parts: Sequence[Examples]) -> list[Examples]:
+    """Copy the examples of all clients into one array. Each client is then a view of it."""
     x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
     ends = np.cumsum([0, *map(len, parts)]).tolist()
     return [Examples(x[start:end], y[start:end]) for start, end in pairwise(ends)]

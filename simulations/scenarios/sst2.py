@@ -41,31 +41,32 @@ def sst2(
 ) -> Scenario:
     """Classify sentences of film reviews as positive or negative: 6,920 for training, 1,821 for the test.
 
-    A pretrained encoder is tuned. With ``tuning=lora`` its own weights stay as they are, the same at every client and
-    once in memory: what is trained, travels, and is clipped, noised and compressed are the adapters and the head.
+    A pretrained encoder is fine-tuned. With ``tuning=lora`` the weights of the encoder are frozen, and all clients
+    share one copy in memory. Only adapters and head are trained and sent, so clipping, noise and codecs act on them
+    alone.
 
     Args:
         framework: ``torch``, ``jax`` or ``mixed`` (even clients in torch, odd ones in JAX).
-        model: ``minilm``; ``cnn``, ``bilstm``, ``transformer``, which begin from nothing and read the same word pieces;
-            or a module that takes ``(B, length)`` token numbers and has one output.
+        model: ``minilm``, or ``cnn``, ``bilstm`` or ``transformer``, which are not pretrained and read the same word
+            pieces. Or a module that receives ``(B, length)`` token numbers and has one output.
         partition: a kind other than ``natural``; defaults: 10 clients, alpha 1, 1 class per client, test share 0.1.
-        tuning: of ``minilm``: ``lora``, or ``full``: the layers themselves.
-        layers: of ``minilm``, from the top, that are tuned, in 0..6; with ``full`` all six are tuned with the
-            embeddings, with 0 the head alone.
-        lora_rank: of adapters, >= 1.
-        lora_alpha: > 0; an adapter's output counts alpha / rank.
-        lora_on: which affine maps have adapters, some of ``query``, ``key``, ``value``, ``mix``, ``up``, ``down``;
-            None is the first and the third, as in the paper.
-        dropout: of ``minilm``: share of what adapters and head read that is set to zero in training, in [0, 1).
-        length: word pieces of a sentence that are read, in 3..512; 93 % of the sentences have no more than 40.
-        seed: of partition and split.
-        path: a folder with the sentences; None searches for them.
-        encoder: a folder with MiniLM's files; None searches for them.
-        device: where to compute.
+        tuning: for ``minilm``: ``lora`` trains adapters, ``full`` trains the layers.
+        layers: for ``minilm``: number of top layers to tune, in 0..6. 0 tunes the head alone; 6 with ``full`` also
+            tunes the embeddings.
+        lora_rank: rank of the adapters, >= 1.
+        lora_alpha: scale of the adapters, > 0; their output is multiplied by alpha / rank.
+        lora_on: affine maps with adapters, from ``query``, ``key``, ``value``, ``mix``, ``up``, ``down``; None is
+            ``query`` and ``value``, as in the paper.
+        dropout: for ``minilm``: dropout rate at the inputs of adapters and head, in [0, 1).
+        length: number of word pieces read per sentence, in 3..512; 93 % of the sentences have at most 40.
+        seed: seed of the partition and of the test split.
+        path: folder with the sentences; None searches for them.
+        encoder: folder with MiniLM's files; None searches for them.
+        device: device for training, e.g. ``cpu`` or ``cuda``.
 
     Raises:
         SettingError: a setting is out of range.
-        DataError: the sentences or the encoder cannot be had.
+        DataError: the sentences or the encoder are missing or damaged.
 
     Reference: Socher et al., *Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank*, EMNLP
     2013; Hu et al., *LoRA*, ICLR 2022, arXiv:2106.09685.
@@ -81,7 +82,7 @@ def sst2(
     (texts, positive_N), (test_texts, test_positive), place = read_reviews(path=path)
     tokens_NT = pieces.encode(texts)
     data = partition_arrays(tokens_NT, positive_N, partition, task="binary", seed=seed)
-    official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # as clients have theirs
+    official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # same dtype as at clients
     data = replace(data, pooled_test=lambda: official, source=f"SST-2 from {place}")
     trainer, line = fitted(data)
     return Scenario(

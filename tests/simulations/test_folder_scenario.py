@@ -205,7 +205,7 @@ def test_the_task_follows_from_the_target(tmp_path, cells, task, classes):
     if task == "regression":
         together = np.concatenate([data.train(client).y for client in data.clients])
         assert together.mean() == pytest.approx(0, abs=1e-6)
-        assert "target less" in data.source
+        assert "target: minus" in data.source
 
 
 def test_one_table_is_divided_by_a_column_or_by_time(tmp_path):

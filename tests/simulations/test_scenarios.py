@@ -63,7 +63,7 @@ def test_a_hospital_needs_its_own_file_only_and_its_client_has_what_it_has_in_a_
     assert np.array_equal(alone.train(1).x, everyone.train(1).x)
     assert np.array_equal(alone.test(1).y, everyone.test(1).y)
     assert "Hungarian only" in alone.source
-    with pytest.raises(SettingError, match="natural, where a folder does not hold all hospitals"):
+    with pytest.raises(SettingError, match="natural, because the folder lacks some hospitals"):
         heart(path=tmp_path, partition="iid")
 
 
