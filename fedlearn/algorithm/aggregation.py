@@ -19,7 +19,7 @@ from fedlearn.errors import is_number, require
 
 WEIGHTINGS = ("examples", "equal")
 READABLE = ("clients_K", "metrics", "extra")  # fields of `Updates` that a rule declares
-TILE_SIZE = 2**17  # numbers that are added at a time: they stay in the cache
+TILE_SIZE = 2**17  # numbers that are added at a time; they fit into the cache
 
 
 Rule = Callable[[Any, State, Context], tuple[Array, State]]
@@ -42,7 +42,7 @@ class Aggregator(NamedTuple):
             Noise at the server needs one: after dropouts, a smaller divisor would enlarge the share of each client.
         rule: last step of a round, ``(finalized, state, context) -> (update_D, state)``; None: there is no such step.
         init_state: returns the state of the rule before the first round, ``(layout) -> state``: named arrays.
-            The server state and checkpoints hold it.
+            The server state and checkpoints contain it.
         broadcast: returns the D-vectors of this state that the next request carries to the clients.
         reads: fields of `Updates` about single clients that the rule needs: ``clients_K``, ``metrics``, ``extra``.
     """
@@ -68,8 +68,8 @@ class Aggregator(NamedTuple):
 def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
     """Return ``total + sum_k weights_k rows_k``, added row by row in float64 (JAX: compensated float32).
 
-    ``total`` is None or the result of an earlier call; `divide_total` takes it. The order of additions makes the result
-    independent of the block size (NumPy: bit for bit). Memory is that of the sum and one tile of 1 MiB.
+    ``total`` is None or the result of an earlier call; pass the result to `divide_total`. The result does not depend on
+    the block size (NumPy: bit for bit), because rows are added in order. It needs memory for the sum and one tile.
     """
     xp = array_namespace(rows_KD)
     if is_jax_array(rows_KD):
@@ -91,29 +91,29 @@ def add_rows(total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
 
 
 def _add_rows_compensated(xp: Any, total: Any, rows_KD: Array, weights_K: np.ndarray) -> Any:
-    """Add by Neumaier's summation: JAX has no float64 unless a global flag turns it on."""
-    nothing_D = xp.zeros(rows_KD.shape[1:], dtype=rows_KD.dtype, device=rows_KD.device)
-    total = total or (nothing_D, nothing_D)
+    """Add the rows by Neumaier's summation, because JAX needs a global flag for float64."""
+    zeros_D = xp.zeros(rows_KD.shape[1:], dtype=rows_KD.dtype, device=rows_KD.device)
+    total = total or (zeros_D, zeros_D)
     for k, weight in enumerate(weights_K.tolist()):
         total = _add_compensated(xp, total, weight * rows_KD[k])
     return total
 
 
 def _add_compensated(xp: Any, total: tuple[Array, Array], term_D: Array) -> tuple[Array, Array]:
-    """Return a running sum and its rounding error, after one more term."""
-    sum_D, lost_D = total
+    """Add a term to a running sum, and return the sum and its rounding error."""
+    sum_D, error_D = total
     new_D = sum_D + term_D
     larger = xp.abs(sum_D) >= xp.abs(term_D)
-    return new_D, lost_D + xp.where(larger, (sum_D - new_D) + term_D, (term_D - new_D) + sum_D)
+    return new_D, error_D + xp.where(larger, (sum_D - new_D) + term_D, (term_D - new_D) + sum_D)
 
 
 def add_totals(first: Any, second: Any) -> Any:
-    """Return the sum of two results of `add_rows`, each of which may be None. Neither is changed."""
+    """Return the sum of two results of `add_rows`. Each may be None, and neither is changed."""
     if first is None or second is None:
         return second if first is None else first
     if isinstance(first, tuple):
-        sum_D, lost_D = _add_compensated(array_namespace(first[0]), first, second[0])
-        return sum_D, lost_D + second[1]
+        sum_D, error_D = _add_compensated(array_namespace(first[0]), first, second[0])
+        return sum_D, error_D + second[1]
     return first + second
 
 
@@ -121,7 +121,7 @@ def divide_total(total: Any, divisor: float) -> Array:
     """Return the float32 vector ``total / divisor`` of a sum from `add_rows`."""
     if isinstance(total, tuple):
         return (total[0] + total[1]) / divisor
-    if isinstance(total, np.ndarray):  # without a second vector in float64
+    if isinstance(total, np.ndarray):  # avoids a second float64 vector
         return np.divide(total, divisor, out=np.empty(total.shape, np.float32), casting="same_kind")
     xp = array_namespace(total)
     return xp.astype(total / divisor, xp.float32)
@@ -130,8 +130,8 @@ def divide_total(total: Any, divisor: float) -> Array:
 def mean(*, weighting: str = "examples") -> Aggregator:
     """Return an aggregator for the mean of updates, weighted by training examples or equally.
 
-    Guarantees: independent of the order of blocks' boundaries; lies in the convex hull of the updates; exact when all
-    updates are equal. With equal weights one client moves it by at most ``2 clip / cohort``.
+    *Guarantees*: the result does not depend on the division into blocks and is in the convex hull of the updates. It is
+    exact if all updates are equal. With equal weights one client moves it by at most ``2 clip / cohort``.
 
     Reference: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, *Communication-Efficient Learning of Deep Networks from
     Decentralized Data*, AISTATS 2017, arXiv:1602.05629.
@@ -139,20 +139,20 @@ def mean(*, weighting: str = "examples") -> Aggregator:
     expected = f"one of {', '.join(WEIGHTINGS)}"
     require(weighting in WEIGHTINGS, "weighting", weighting, expected, "weighting=examples")
 
-    def add(memory: State, updates: Updates) -> State:
-        equal = weighting == "equal"
-        weights_K = np.ones(len(updates)) if equal else updates.num_examples_K.astype(np.float64)
-        total = add_rows(memory["total"], updates.delta_KD, weights_K)
-        return {"total": total, "weight": memory["weight"] + float(weights_K.sum())}
+    def add(partial: State, updates: Updates) -> State:
+        is_equal = weighting == "equal"
+        weights_K = np.ones(len(updates)) if is_equal else updates.num_examples_K.astype(np.float64)
+        total = add_rows(partial["total"], updates.delta_KD, weights_K)
+        return {"total": total, "weight": partial["weight"] + float(weights_K.sum())}
 
-    def merge(one: State, other: State) -> State:
-        total = add_totals(one["total"], other["total"])
-        return {"total": total, "weight": one["weight"] + other["weight"]}
+    def merge(first: State, second: State) -> State:
+        total = add_totals(first["total"], second["total"])
+        return {"total": total, "weight": first["weight"] + second["weight"]}
 
     return Aggregator(
         init=lambda layout: {"total": None, "weight": 0.0},
         add=add,
-        finalize=lambda memory: divide_total(memory["total"], memory["weight"]),
+        finalize=lambda partial: divide_total(partial["total"], partial["weight"]),
         sensitivity=(lambda clip, cohort: 2 * clip / cohort) if weighting == "equal" else None,
         is_sum=True,
         merge=merge,
@@ -162,7 +162,7 @@ def mean(*, weighting: str = "examples") -> Aggregator:
 def expected_mean(denominator: float, *, num_extra: int = 0) -> Aggregator:
     """Return an aggregator that divides the sum of updates by the expected number of clients.
 
-    ``sum_k delta_k / denominator``: missing clients count as zero and never shrink the denominator.
+    ``sum_k delta_k / denominator``: missing clients count as zero and do not reduce the denominator.
 
     Args:
         denominator: the expected number of clients in a cohort, > 0.
@@ -177,20 +177,21 @@ def expected_mean(denominator: float, *, num_extra: int = 0) -> Aggregator:
     positive = is_number(denominator, at_least=0) and 0 < denominator < float("inf")
     require(positive, "denominator", denominator, "a finite number > 0", "denominator=100")
 
-    def add(memory: State, updates: Updates) -> State:
-        return {**memory, "total": add_rows(memory["total"], updates.delta_KD, np.ones(len(updates)))}
+    def add(partial: State, updates: Updates) -> State:
+        return {**partial, "total": add_rows(partial["total"], updates.delta_KD, np.ones(len(updates)))}
 
-    def done(memory: State) -> Array:
-        nobody = memory["total"] is None
-        return np.zeros(memory["size"], np.float32) if nobody else divide_total(memory["total"], denominator)
+    def finalize(partial: State) -> Array:
+        if partial["total"] is None:
+            return np.zeros(partial["size"], np.float32)
+        return divide_total(partial["total"], denominator)
 
     return Aggregator(
         init=lambda layout: {"total": None, "size": layout.num_parameters + num_extra},
         add=add,
-        finalize=done,
+        finalize=finalize,
         sensitivity=lambda clip, cohort: 2 * clip / denominator,
         is_sum=True,
-        merge=lambda one, other: {**one, "total": add_totals(one["total"], other["total"])},
+        merge=lambda first, second: {**first, "total": add_totals(first["total"], second["total"])},
         denominator=float(denominator),
     )
 
@@ -198,8 +199,8 @@ def expected_mean(denominator: float, *, num_extra: int = 0) -> Aggregator:
 def map_updates(transform: Callable[[Array], Array], aggregator: Aggregator) -> Aggregator:
     """Return an aggregator that first transforms each update: ``transform(updates_KD) -> updates_KD``."""
 
-    def add(memory: State, updates: Updates) -> State:
-        return aggregator.add(memory, replace(updates, delta_KD=transform(updates.delta_KD)))
+    def add(partial: State, updates: Updates) -> State:
+        return aggregator.add(partial, replace(updates, delta_KD=transform(updates.delta_KD)))
 
     return Aggregator(init=aggregator.init, add=add, finalize=aggregator.finalize, merge=aggregator.merge)
 
@@ -218,25 +219,25 @@ def stacked(
         rule: ``(updates, state, context) -> (update_D, state)``. ``updates`` has one row per responding client, in
             ascending order of client ids: ``delta_KD``, ``num_examples_K``, ``num_steps_K``, ``clients_K`` and the
             fields in ``reads``. ``context`` has the round, the model ``params_D`` and a random generator.
-        init: returns the state before the first round, named arrays. Checkpoints hold the state.
+        init: returns the state before the first round: named arrays. Checkpoints contain the state.
         broadcast: returns the D-vectors of the state that the next request carries, see `LocalRule.receives`.
-        reads: fields of `Updates` about single clients that the rule needs: ``clients_K`` (the ids mean something to
-            the rule), ``metrics`` (losses) and ``extra``. Other metrics and extra vectors are dropped.
+        reads: fields of `Updates` about single clients that the rule needs: ``clients_K`` (if the rule depends on the
+            ids), ``metrics`` (losses) and ``extra``. Other metrics and extra vectors are dropped.
         sensitivity: largest L2 change of the result when one clipped update changes,
             ``(clip_norm, cohort_size) -> float``; None if unknown.
 
-    *Guarantees*: the rule runs once per round, after all blocks. Memory is that of all updates of the round.
+    *Guarantees*: the rule runs once per round, after all blocks. It needs memory for all updates of the round.
 
     Raises:
-        SettingError: ``reads`` names another field.
+        SettingError: ``reads`` has another name.
 
     >>> def largest(updates, state, context):
     ...     return updates.delta_KD.max(axis=0), state
     >>> stacked(largest).reads
     ()
     """
-    known = set(reads) <= set(READABLE)
-    require(known, "reads", tuple(reads), f"names among {', '.join(READABLE)}", 'reads=("metrics",)')
+    is_known = set(reads) <= set(READABLE)
+    require(is_known, "reads", tuple(reads), f"names among {', '.join(READABLE)}", 'reads=("metrics",)')
 
     def add(partial: State, updates: Updates) -> State:
         return {"blocks": (*partial["blocks"], _readable(updates, reads))}
@@ -261,7 +262,7 @@ def stacked(
 
 
 def _readable(updates: Updates, reads: Sequence[str]) -> Updates:
-    """Return the updates without the fields that a rule does not need, so that they take no memory."""
+    """Drop the fields that a rule does not need, to save memory."""
     return Updates(
         clients_K=updates.clients_K,
         delta_KD=updates.delta_KD,
@@ -305,7 +306,7 @@ def aggregate_updates(
         aggregator: any aggregator.
         blocks: updates of one round, at least one block.
         state: state of the aggregator; None: the state before the first round.
-        context: context of the round; None: that of round 1 with seed 0. Its layout describes the updates.
+        context: context of the round; None: round 1 with seed 0. Its layout describes the updates.
     """
     context = context or Context(round=1, seed=0)
     layout = context.layout or Layout.from_shapes([("updates", (int(blocks[0].delta_KD.shape[-1]),))])
@@ -318,18 +319,18 @@ def aggregate_updates(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartialAggregate:
-    """Hold the running totals of a cohort; an engine may yield them instead of single blocks.
+    """Hold the partial aggregate of a cohort. An engine may yield it instead of single blocks.
 
     Attributes:
         aggregator_state: partial state of the aggregator.
         failures: failures of clients.
-        extra: sums of the further vectors of clients, from `add_rows`.
+        extra: sums of the extra vectors of clients, from `add_rows`.
         metrics: total and count of each training metric.
         num_updates: number of responding clients.
-        num_examples: their training examples.
-        bytes_up: their payload in bytes.
-        clients, num_examples_per_client, num_steps_per_client: id, training examples and local steps of each of them.
-        metrics_per_client: training metrics of each of them; NaN for a client that did not send a metric.
+        num_examples: number of training examples of these clients.
+        bytes_up: size of their payloads, bytes.
+        clients, num_examples_per_client, num_steps_per_client: id, training examples and local steps of each client.
+        metrics_per_client: training metrics of each client; NaN for a client that did not send a metric.
     """
 
     aggregator_state: State
@@ -348,72 +349,74 @@ class PartialAggregate:
 def accumulate(
     partial_aggregate: PartialAggregate, aggregator: Aggregator, result: Updates | PartialAggregate | Failure
 ) -> PartialAggregate:
-    """Return a partial aggregate with one more result. May reuse its memory.
+    """Return a partial aggregate with one more result. It may reuse the memory of the input.
 
-    *Guarantees*: merged partial aggregates of the parts of a cohort, in order of their clients, give the aggregate of
-    the whole, up to the rounding of float64 sums.
+    *Guarantees*: partial aggregates of parts of a cohort can be merged, in order of their clients. The result equals
+    the aggregate of the whole cohort, up to the rounding of float64 sums.
     """
     if isinstance(result, Failure):
         return replace(partial_aggregate, failures=(*partial_aggregate.failures, result))
     if isinstance(result, PartialAggregate):
-        return _merged(partial_aggregate, aggregator, result)
-    return _with_updates(partial_aggregate, aggregator, result)
+        return _merge(partial_aggregate, aggregator, result)
+    return _add_updates(partial_aggregate, aggregator, result)
 
 
-def _merged(one: PartialAggregate, aggregate: Aggregator, other: PartialAggregate) -> PartialAggregate:
-    assert aggregate.merge is not None, "an engine may fold on its own only where the aggregator can merge"
-    names = list(dict.fromkeys([*one.extra, *other.extra]))
+def _merge(first: PartialAggregate, aggregate: Aggregator, second: PartialAggregate) -> PartialAggregate:
+    assert aggregate.merge is not None, "partial aggregates need an aggregator with merge"
+    names = list(dict.fromkeys([*first.extra, *second.extra]))
     return PartialAggregate(
-        aggregator_state=aggregate.merge(one.aggregator_state, other.aggregator_state),
-        failures=one.failures + other.failures,
-        extra={name: add_totals(one.extra.get(name), other.extra.get(name)) for name in names},
-        metrics=_add_metrics(one.metrics, other.metrics),
-        num_updates=one.num_updates + other.num_updates,
-        num_examples=one.num_examples + other.num_examples,
-        bytes_up=one.bytes_up + other.bytes_up,
-        clients=one.clients + other.clients,
-        num_examples_per_client=one.num_examples_per_client + other.num_examples_per_client,
-        num_steps_per_client=one.num_steps_per_client + other.num_steps_per_client,
+        aggregator_state=aggregate.merge(first.aggregator_state, second.aggregator_state),
+        failures=first.failures + second.failures,
+        extra={name: add_totals(first.extra.get(name), second.extra.get(name)) for name in names},
+        metrics=_add_metrics(first.metrics, second.metrics),
+        num_updates=first.num_updates + second.num_updates,
+        num_examples=first.num_examples + second.num_examples,
+        bytes_up=first.bytes_up + second.bytes_up,
+        clients=first.clients + second.clients,
+        num_examples_per_client=first.num_examples_per_client + second.num_examples_per_client,
+        num_steps_per_client=first.num_steps_per_client + second.num_steps_per_client,
         metrics_per_client=_concat_values(
-            one.metrics_per_client, len(one.clients), other.metrics_per_client, len(other.clients)
+            first.metrics_per_client, len(first.clients), second.metrics_per_client, len(second.clients)
         ),
     )
 
 
 def _concat_values(
-    one: Mapping[str, tuple[float, ...]], num_one: int, other: Mapping[str, tuple[float, ...]], num_other: int
+    first: Mapping[str, tuple[float, ...]], num_first: int, second: Mapping[str, tuple[float, ...]], num_second: int
 ) -> dict[str, tuple[float, ...]]:
     """Return the metrics of some clients, followed by the metrics of other clients."""
     nan = (float("nan"),)
-    return {name: one.get(name, nan * num_one) + other.get(name, nan * num_other) for name in {**one, **other}}
+    return {name: first.get(name, nan * num_first) + second.get(name, nan * num_second) for name in {**first, **second}}
 
 
-def _with_updates(gathered: PartialAggregate, aggregate: Aggregator, updates: Updates) -> PartialAggregate:
+def _add_updates(partial: PartialAggregate, aggregate: Aggregator, updates: Updates) -> PartialAggregate:
     ones_K = np.ones(len(updates))
-    extra = {name: add_rows(gathered.extra.get(name), rows_KD, ones_K) for name, rows_KD in updates.extra.items()}
+    extra = {name: add_rows(partial.extra.get(name), rows_KD, ones_K) for name, rows_KD in updates.extra.items()}
     metrics = {name: (float(m.total_K.sum()), float(m.count_K.sum())) for name, m in updates.metrics.items()}
     clients = tuple(updates.clients_K.tolist())
-    told = {name: tuple(m.client_means().tolist()) for name, m in updates.metrics.items()}
+    metrics_per_client = {name: tuple(m.client_means().tolist()) for name, m in updates.metrics.items()}
     return PartialAggregate(
-        aggregator_state=aggregate.add(gathered.aggregator_state, updates),
-        failures=gathered.failures,
-        extra={**gathered.extra, **extra},
-        metrics=_add_metrics(gathered.metrics, metrics),
-        num_updates=gathered.num_updates + len(updates),
-        num_examples=gathered.num_examples + int(updates.num_examples_K.sum()),
-        bytes_up=gathered.bytes_up + int(updates.num_bytes_K.sum()),
-        clients=gathered.clients + clients,
-        num_examples_per_client=gathered.num_examples_per_client + tuple(updates.num_examples_K.tolist()),
-        num_steps_per_client=gathered.num_steps_per_client + tuple(updates.num_steps_K.tolist()),
-        metrics_per_client=_concat_values(gathered.metrics_per_client, len(gathered.clients), told, len(clients)),
+        aggregator_state=aggregate.add(partial.aggregator_state, updates),
+        failures=partial.failures,
+        extra={**partial.extra, **extra},
+        metrics=_add_metrics(partial.metrics, metrics),
+        num_updates=partial.num_updates + len(updates),
+        num_examples=partial.num_examples + int(updates.num_examples_K.sum()),
+        bytes_up=partial.bytes_up + int(updates.num_bytes_K.sum()),
+        clients=partial.clients + clients,
+        num_examples_per_client=partial.num_examples_per_client + tuple(updates.num_examples_K.tolist()),
+        num_steps_per_client=partial.num_steps_per_client + tuple(updates.num_steps_K.tolist()),
+        metrics_per_client=_concat_values(
+            partial.metrics_per_client, len(partial.clients), metrics_per_client, len(clients)
+        ),
     )
 
 
 def _add_metrics(
-    one: Mapping[str, tuple[float, float]], other: Mapping[str, tuple[float, float]]
+    first: Mapping[str, tuple[float, float]], second: Mapping[str, tuple[float, float]]
 ) -> dict[str, tuple[float, float]]:
-    sums = dict(one)
-    for name, (total, count) in other.items():
+    sums = dict(first)
+    for name, (total, count) in second.items():
         before = sums.get(name, (0.0, 0.0))
         sums[name] = (before[0] + total, before[1] + count)
     return sums

@@ -1,7 +1,7 @@
-"""Which clients take part in a round.
+"""Selection of the clients that take part in a round.
 
-Shapes: K clients in a cohort, N that took part before. A selector costs O(cohort), not O(population); those that learn
-cost O(N) too.
+Shapes: K clients in a cohort, N clients that took part before. A selector costs O(cohort), not O(population). A
+selector with a state also costs O(N).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from fedlearn.errors import SettingError, is_count, is_number, require
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingLaw:
-    """State the law of a selector, which a privacy ledger relies on.
+    """Describe the sampling law of a selector, for the privacy ledger.
 
     Attributes:
-        kind: ``all`` clients each round; a ``fixed_size`` cohort drawn uniformly without replacement; ``poisson``, each
-            client by itself with equal probability; ``min_separation``, a cohort of fixed size in which no client
-            takes part again before ``separation`` rounds have passed.
-        size: of the cohort; of the expected one for ``poisson``.
-        rate: of ``poisson``, where it is the probability that is fixed and not the expected size.
-        separation: in rounds, for ``min_separation``.
+        kind: ``all`` selects all clients in each round. ``fixed_size`` draws a cohort uniformly without replacement.
+            ``poisson`` draws each client independently with equal probability. ``min_separation`` draws a cohort of
+            fixed size, and a client waits for ``separation`` rounds before it takes part again.
+        size: size of the cohort; expected size for ``poisson``.
+        rate: probability of each client, for ``poisson`` with a fixed probability instead of a fixed expected size.
+        separation: number of rounds, for ``min_separation``.
     """
 
     kind: Literal["all", "fixed_size", "poisson", "min_separation"]
@@ -41,11 +41,11 @@ class Selector(NamedTuple):
     """Select the cohort of each round.
 
     Attributes:
-        choose: ``(round, clients, rng, **memory) -> cohort``.
-        law: what a ledger may assume, or None.
-        initial_state: what it remembers before the first round: named arrays. The server's state holds it.
-        update: ``(memory, context) -> memory`` after a round, from who took part and what they told; None: it never
-            learns, and has no memory.
+        choose: returns the cohort, ``(round, clients, rng, **state) -> cohort``.
+        law: sampling law for the privacy ledger; None if there is none.
+        initial_state: state before the first round: named arrays. The server state contains it.
+        update: returns the state after a round, ``(state, context) -> state``. It uses the responding clients and their
+            metrics. None: the selector has no state.
     """
 
     choose: Callable[..., Sequence[ClientId]]
@@ -63,11 +63,11 @@ def uniform(clients_per_round: int | None) -> Selector:
     """Return a selector of cohorts of fixed size, drawn uniformly without replacement; None selects all clients.
 
     Raises:
-        SettingError: if ``clients_per_round`` is less than 1, or, on the first round, more than there are clients.
+        SettingError: ``clients_per_round`` is less than 1, or (in the first round) above the number of clients.
     """
     if clients_per_round is None:
         return everyone()
-    name, expected = "clients_per_round", "null (everyone), or a whole number >= 1"
+    name, expected = "clients_per_round", "null (all clients), or a whole number >= 1"
     require(is_count(clients_per_round), name, clients_per_round, expected, f"{name}=10")
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
@@ -78,46 +78,46 @@ def uniform(clients_per_round: int | None) -> Selector:
 
 
 def poisson(clients_per_round: float | None = None, *, rate: float | None = None) -> Selector:
-    """Return a selector that takes each client independently with equal probability, as amplification by sampling
-    assumes.
+    """Return a selector that draws each client independently with equal probability.
 
-    Cohorts differ in size and may be empty.
+    Privacy amplification by sampling assumes this law. Cohorts differ in size and may be empty. Give one of the two
+    arguments.
 
     Args:
-        clients_per_round: clients a round on average, > 0; the probability is this over the number of clients. Or
-        rate: the probability, in (0, 1], however many clients there come to be.
+        clients_per_round: expected size of a cohort, > 0. The probability is this number over the number of clients.
+        rate: probability of each client, in (0, 1].
 
     Raises:
-        SettingError: not one of the two is given, or it is out of range; on the first round, if more clients are
-            expected than there are.
+        SettingError: both or none of the arguments are given, or the value is out of range. In the first round:
+            ``clients_per_round`` is above the number of clients.
     """
     if rate is None:
         positive = is_number(clients_per_round, at_least=0) and 0 < (clients_per_round or 0) < float("inf")
         require(positive, "clients_per_round", clients_per_round, "a finite number > 0", "clients_per_round=10")
     else:
-        share = is_number(rate, at_least=0) and 0 < rate <= 1 and clients_per_round is None
-        require(share, "rate", rate, "a share in (0, 1], in place of expected", "rate=0.01")
+        is_share = is_number(rate, at_least=0) and 0 < rate <= 1 and clients_per_round is None
+        require(is_share, "rate", rate, "a share in (0, 1], without clients_per_round", "rate=0.01")
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
-        chance = rate or 0.0
+        probability = rate or 0.0
         if clients_per_round is not None:
             _require_enough(clients_per_round, len(clients), "the number of clients")
-            chance = clients_per_round / len(clients)
-        # a binomial number of clients, then who they are: the same law as a coin for each, in O(cohort)
-        size = int(rng.binomial(len(clients), chance))
+            probability = clients_per_round / len(clients)
+        # draw the size, then the clients: the same law as one draw per client, in O(cohort)
+        size = int(rng.binomial(len(clients), probability))
         return [clients[i] for i in rng.choice(len(clients), size, replace=False, shuffle=False)]
 
     return Selector(choose=choose, law=SamplingLaw(kind="poisson", size=clients_per_round, rate=rate))
 
 
 def min_separation(clients_per_round: int, separation: int) -> Selector:
-    """Return a selector of cohorts of fixed size; a client that took part waits for at least ``separation`` rounds.
+    """Return a selector of cohorts of fixed size. After its round, a client waits for at least ``separation`` rounds.
 
-    Round t draws uniformly from the clients whose id is t modulo ``separation``, so that the rule holds across
-    resumptions without anyone keeping count.
+    Round t draws uniformly from the clients with an id of t modulo ``separation``. So the selector needs no state, and
+    the rule also holds for resumed runs.
 
     Raises:
-        SettingError: a number is less than 1, or, when it is their turn, too few clients have such an id.
+        SettingError: a number is less than 1, or (in a round) too few clients have such an id.
     """
     size, wait = clients_per_round, separation
     require(is_count(size), "clients_per_round", size, "a whole number >= 1", "clients_per_round=10")
@@ -125,21 +125,23 @@ def min_separation(clients_per_round: int, separation: int) -> Selector:
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
         turn = round % wait
-        regular = isinstance(clients, range) and clients.start == 0 and clients.step == 1
-        whose: Sequence[ClientId] = clients[turn::wait] if regular else [c for c in clients if c % wait == turn]
-        _require_enough(size, len(whose), f"the clients whose turn it is, one in {wait}")
-        return [whose[i] for i in rng.choice(len(whose), size, replace=False, shuffle=False)]
+        is_plain_range = isinstance(clients, range) and clients.start == 0 and clients.step == 1
+        candidates: Sequence[ClientId] = (
+            clients[turn::wait] if is_plain_range else [c for c in clients if c % wait == turn]
+        )
+        _require_enough(size, len(candidates), f"the number of candidates in a round (one client in {wait})")
+        return [candidates[i] for i in rng.choice(len(candidates), size, replace=False, shuffle=False)]
 
     return Selector(choose=choose, law=SamplingLaw(kind="min_separation", size=size, separation=wait))
 
 
 def round_robin(clients_per_round: int) -> Selector:
-    """Return a selector that takes the next clients in order of their ids, and starts again after the last.
+    """Return a selector that takes the next clients in order of their ids, and then starts again.
 
-    Nothing is drawn, so that there is no law by which sampling would amplify privacy.
+    Nothing is drawn at random, so there is no sampling law and no privacy amplification.
 
     Raises:
-        SettingError: if ``clients_per_round`` is less than 1, or, on the first round, more than there are clients.
+        SettingError: ``clients_per_round`` is less than 1, or (in the first round) above the number of clients.
     """
     name = "clients_per_round"
     require(is_count(clients_per_round), name, clients_per_round, "a whole number >= 1", f"{name}=10")
@@ -160,22 +162,23 @@ NO_CLIENT_VALUES = MappingProxyType(
 def stateful_selector(
     choose: Callable[..., Sequence[ClientId]], client_values: Callable[[Context], np.ndarray]
 ) -> Selector:
-    """Return a selector that stores a value of each client that took part, and the last round in which it did.
+    """Return a selector that stores a value of each responding client, and the client's last round.
 
     Args:
-        choose: ``(round, clients, rng, clients_N, value_N, round_N) -> cohort``; ``clients_N`` ascend.
-        client_values: value of each responding client, from the context of a round; values that are not finite are
-            ignored.
+        choose: returns the cohort, ``(round, clients, rng, clients_N, value_N, round_N) -> cohort``. ``clients_N`` are
+            in ascending order.
+        client_values: returns the value of each responding client, ``(context) -> value_K``. Values that are not finite
+            are ignored.
     """
 
-    def learn(memory: State, context: Context) -> State:
+    def update(state: State, context: Context) -> State:
         value_K = np.asarray(client_values(context), np.float64)
-        told_K = np.isfinite(value_K)
-        rounds_K = np.full(int(told_K.sum()), context.round, np.int64)
-        new = {"clients_N": context.clients_K[told_K], "value_N": value_K[told_K], "round_N": rounds_K}
-        return update_values(memory, new, key="clients_N")
+        valid_K = np.isfinite(value_K)
+        rounds_K = np.full(int(valid_K.sum()), context.round, np.int64)
+        new = {"clients_N": context.clients_K[valid_K], "value_N": value_K[valid_K], "round_N": rounds_K}
+        return update_values(state, new, key="clients_N")
 
-    return Selector(choose=choose, initial_state=NO_CLIENT_VALUES, update=learn)
+    return Selector(choose=choose, initial_state=NO_CLIENT_VALUES, update=update)
 
 
 def training_loss(context: Context) -> np.ndarray:
@@ -184,12 +187,13 @@ def training_loss(context: Context) -> np.ndarray:
 
 
 def weighted(clients_per_round: int) -> Selector:
-    """Return a selector that draws without replacement, in proportion to the known numbers of training examples.
+    """Return a selector that draws without replacement, in proportion to the number of training examples.
 
-    One that has not taken part counts as the mean of those that have. Costs O(population).
+    The number is known for clients that took part before. All others count as the mean of the known numbers. A draw
+    costs O(population).
 
     Raises:
-        SettingError: if ``clients_per_round`` is less than 1, or, on the first round, more than there are clients.
+        SettingError: ``clients_per_round`` is less than 1, or (in the first round) above the number of clients.
     """
     name = "clients_per_round"
     require(is_count(clients_per_round), name, clients_per_round, "a whole number >= 1", f"{name}=10")
@@ -213,7 +217,7 @@ def weighted(clients_per_round: int) -> Selector:
 def lookup_values(
     clients: Sequence[ClientId] | np.ndarray, clients_N: np.ndarray, value_N: np.ndarray, *, default: float
 ) -> np.ndarray:
-    """Return the stored value of each client, or ``default`` if there is none. ``clients_N`` must ascend."""
+    """Return the stored value of each client, or ``default``. ``clients_N`` must be in ascending order."""
     wanted = np.asarray(clients, np.int64)
     if not len(clients_N):
         return np.full(len(wanted), default)
@@ -222,15 +226,15 @@ def lookup_values(
 
 
 def update_values(state: State, new: State, *, key: str) -> State:
-    """Return the stored values of all clients after those in ``new`` replaced the old values of their clients.
+    """Return the stored values of all clients, with the values in ``new`` instead of older ones.
 
     Args:
-        state: arrays of one length by name.
-        new: the same, of some clients in any order.
-        key: the name of the clients themselves, which ascend in the result.
+        state: arrays of equal length, by name.
+        new: arrays of some clients, by the same names, in any order of clients.
+        key: name of the array of client ids; the result is in ascending order of ids.
     """
-    old_N = ~np.isin(state[key], new[key])
-    joined = {name: np.concatenate([state[name][old_N], new[name]]) for name in state}
+    unchanged_N = ~np.isin(state[key], new[key])
+    joined = {name: np.concatenate([state[name][unchanged_N], new[name]]) for name in state}
     order_N = np.argsort(joined[key])
     return {name: values_N[order_N] for name, values_N in joined.items()}
 
@@ -241,17 +245,18 @@ SELECTORS: Mapping[str, Callable[[int], Selector]] = MappingProxyType(
 
 
 def get_selector(kind: str, clients_per_round: int | None) -> Selector:
-    """Return a selector by name: ``uniform``, ``poisson``, ``weighted`` or ``round_robin``; None as size selects all
-    clients.
+    """Return a selector by name: ``uniform``, ``poisson``, ``weighted`` or ``round_robin``.
+
+    Without ``clients_per_round`` it selects all clients.
 
     Raises:
-        SettingError: there is no such selector, or it does not take that number of clients.
+        SettingError: the name is unknown, or ``clients_per_round`` is out of range.
     """
     require(kind in SELECTORS, "select", kind, f"one of {', '.join(SELECTORS)}", "select=uniform")
     return everyone() if clients_per_round is None else SELECTORS[kind](clients_per_round)
 
 
-def _require_enough(asked: float, available: int, what: str) -> None:
+def _require_enough(size: float, available: int, description: str) -> None:
     name = "strategy.clients_per_round"
-    if asked > available:
-        raise SettingError(name, asked, f"at most {available}, {what}", f"{name}={available}")
+    if size > available:
+        raise SettingError(name, size, f"at most {available}, {description}", f"{name}={available}")

@@ -1,9 +1,9 @@
-"""Server optimisers: from the aggregated update to the step that the global model takes.
+"""Server optimizers: they turn the aggregated update into the step of the global model.
 
 Shapes: D parameters laid flat.
 
-Written out in array-API arithmetic so that they run wherever the update lies and need neither torch nor JAX; where
-optax has the same rule the tests hold the two equal. `from_optax` takes any other optimiser from there.
+The optimizers use array-API arithmetic. So they run on the device of the update and need neither torch nor JAX. The
+tests compare them with optax. `from_optax` wraps any other optimizer of optax.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fedlearn.errors import MissingExtra, is_number, require
 def sgd(learning_rate: float = 1.0, *, momentum: float = 0.0) -> Transform:
     """Return server SGD with heavy-ball momentum: ``v = momentum v + update; step = learning_rate v``.
 
-    Equal to ``optax.sgd(learning_rate, momentum)`` and to ``torch.optim.SGD``.
+    It equals ``optax.sgd(learning_rate, momentum)`` and ``torch.optim.SGD``.
     """
     require(is_number(momentum, at_least=0, below=1), "momentum", momentum, "in [0, 1)", "momentum=0.9")
     _require_rate(learning_rate)
     if not momentum:
-        return Transform(update=lambda update_D, memory, context: (learning_rate * update_D, memory))
+        return Transform(update=lambda update_D, state, context: (learning_rate * update_D, state))
 
-    def update(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        v_D = momentum * asarray_like(memory["v"], update_D) + update_D
+    def update(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
+        v_D = momentum * asarray_like(state["v"], update_D) + update_D
         return learning_rate * v_D, {"v": v_D}
 
     return Transform(init=lambda layout: {"v": zeros(layout)}, update=update)
@@ -42,8 +42,9 @@ SecondMoment = Callable[[Array, Array], Array]  # (v, update) -> v
 
 
 def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float, tau: float) -> Transform:
-    """Return FedOpt's adaptive step: ``m = beta1 m + (1 - beta1) update; v = second_moment(v, update); m / (sqrt(v) +
-    tau)``.
+    """Return the adaptive server optimizer of FedOpt.
+
+    ``m = beta1 m + (1 - beta1) update;  v = second_moment(v, update);  step = learning_rate m / (sqrt(v) + tau)``
 
     There is no bias correction, and ``v`` starts at ``tau^2``.
 
@@ -56,10 +57,10 @@ def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float,
     def init(layout: Layout) -> State:
         return {"m": zeros(layout), "v": zeros(layout) + np.float32(tau**2)}
 
-    def update(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+    def update(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
         xp = array_namespace(update_D)
-        m_D = beta1 * asarray_like(memory["m"], update_D) + (1 - beta1) * update_D
-        v_D = second_moment(asarray_like(memory["v"], update_D), update_D)
+        m_D = beta1 * asarray_like(state["m"], update_D) + (1 - beta1) * update_D
+        v_D = second_moment(asarray_like(state["v"], update_D), update_D)
         return learning_rate * m_D / (xp.sqrt(v_D) + tau), {"m": m_D, "v": v_D}
 
     return Transform(init=init, update=update)
@@ -68,25 +69,26 @@ def adaptive(second_moment: SecondMoment, *, learning_rate: float, beta1: float,
 def from_optax(optimizer: Any) -> Transform:
     """Return an optax optimizer as a server optimizer on the flat vector, e.g. ``from_optax(optax.yogi(1e-2))``.
 
-    The gradient that it sees is minus the update.
+    The optimizer gets minus the update as gradient.
 
     Raises:
-        MissingExtra: if JAX is not installed.
+        MissingExtra: JAX is not installed.
     """
     try:
         import jax
     except ImportError as missing:
-        raise MissingExtra("an optax server optimiser", "jax") from missing
+        raise MissingExtra("an optax server optimizer", "jax") from missing
 
     def init(layout: Layout) -> State:
         return {f"{i}": as_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(optimizer.init(zeros(layout))))}
 
-    def update(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
+    def update(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
         gradient_D = -as_numpy(update_D)
         treedef: Any = jax.tree.structure(optimizer.init(gradient_D))
-        state = jax.tree.unflatten(treedef, [memory[f"{i}"] for i in range(treedef.num_leaves)])
-        step_D, state = optimizer.update(gradient_D, state, None)
-        return asarray_like(step_D, update_D), {f"{i}": as_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        optax_state = jax.tree.unflatten(treedef, [state[f"{i}"] for i in range(treedef.num_leaves)])
+        step_D, optax_state = optimizer.update(gradient_D, optax_state, None)
+        leaves = jax.tree.leaves(optax_state)
+        return asarray_like(step_D, update_D), {f"{i}": as_numpy(leaf) for i, leaf in enumerate(leaves)}
 
     return Transform(init=init, update=update)
 
@@ -97,5 +99,5 @@ def zeros(layout: Layout) -> np.ndarray:
 
 
 def _require_rate(learning_rate: float) -> None:
-    ok = is_number(learning_rate, at_least=0)
-    require(ok, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")
+    is_valid = is_number(learning_rate, at_least=0)
+    require(is_valid, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")

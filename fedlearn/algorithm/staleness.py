@@ -1,9 +1,9 @@
-"""What makes a strategy asynchronous: how many clients are at work, and what an update is worth that comes late.
+"""Settings of asynchronous strategies: buffer size, concurrency, and the weight of an update by its staleness.
 
 Shapes: K updates in a buffer.
 
-Staleness is the number of steps that the server took between sending a client its model and getting its update: 0 for
-the update of a model that is still the server's own.
+The staleness of an update is the number of server steps since the client received its model. It is 0 if the server took
+no step in between.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from fedlearn.errors import is_count, is_number, require
 
-StalenessWeight = Callable[[np.ndarray], np.ndarray]  # of staleness_K: weight_K
+StalenessWeight = Callable[[np.ndarray], np.ndarray]  # staleness_K -> weight_K
 
 
 def unweighted(staleness_K: np.ndarray) -> np.ndarray:
@@ -27,12 +27,12 @@ def unweighted(staleness_K: np.ndarray) -> np.ndarray:
 class Asynchrony:
     """Set the buffer and the concurrency of a server that steps as soon as its buffer is full.
 
-    Whoever has answered is followed by another client, which gets the newest model; no client gets the same one twice.
+    After each completion the server sends the newest model to another client. No client gets the same model twice.
 
     Args:
-        buffer_size: updates in a step, >= 1.
-        concurrency: clients at work at a time, >= 1; all where there are fewer.
-        staleness_weight: ``s(tau_K)``, with which updates are multiplied before they are aggregated.
+        buffer_size: number of updates per server step, >= 1.
+        concurrency: number of in-flight requests, >= 1; at most the number of clients.
+        staleness_weight: factor ``s(tau_K)`` of each update before the aggregation.
 
     Raises:
         SettingError: a number is out of range.
@@ -43,22 +43,22 @@ class Asynchrony:
     staleness_weight: StalenessWeight = unweighted
 
     def __post_init__(self) -> None:
-        size, at_work = self.buffer_size, self.concurrency
+        size, concurrency = self.buffer_size, self.concurrency
         require(is_count(size), "buffer_size", size, "a whole number >= 1", "buffer_size=10")
-        require(is_count(at_work), "concurrency", at_work, "a whole number >= 1", "concurrency=20")
+        require(is_count(concurrency), "concurrency", concurrency, "a whole number >= 1", "concurrency=20")
 
     def validate(self, num_clients: int) -> None:
-        """Refuse a buffer that so many clients do not fill.
+        """Refuse a buffer that is larger than the population.
 
         Raises:
-            SettingError: it is larger than the population.
+            SettingError: ``buffer_size`` is above the number of clients.
         """
         name, expected = "strategy.buffer_size", f"at most {num_clients}, the number of clients"
         require(self.buffer_size <= num_clients, name, self.buffer_size, expected, f"{name}={num_clients}")
 
 
 def polynomial(exponent: float = 0.5) -> StalenessWeight:
-    """Return the weight ``s(tau) = (1 + tau)^-a`` (Xie et al.; with a = 1/2 that of Nguyen et al.).
+    """Return the weight ``s(tau) = (1 + tau)^-a`` (Xie et al.; Nguyen et al. with a = 1/2).
 
     >>> polynomial(0.5)(np.array([0, 3])).tolist()
     [1.0, 0.5]
@@ -82,7 +82,7 @@ def staleness_weight(kind: str, *, exponent: float = 0.5, slope: float = 10.0, g
     """Return a weight by name: ``constant``, ``polynomial`` or ``hinge``.
 
     Raises:
-        SettingError: there is no such weight, or a number is out of range.
+        SettingError: the name is unknown, or a number is out of range.
     """
     weights = {"constant": unweighted, "polynomial": polynomial(exponent), "hinge": hinge(slope, grace)}
     require(kind in weights, "staleness", kind, f"one of {', '.join(weights)}", "staleness=polynomial")

@@ -1,4 +1,4 @@
-"""The strategy: five small pure parts, checked together when it is built; its buffer policy and root dataset."""
+"""The strategy: five small pure parts that are checked together; the buffer policy and the root dataset."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class CompositionError(FedlearnError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """Describe a federated algorithm as data; nothing is inherited.
+    """Describe a federated algorithm as data, without inheritance.
 
     Args:
-        select: selects the cohort of a round.
+        select: selector of the cohort of each round.
         local: difference of local training from plain SGD.
         stages: transforms of each update between client and server, each with a client half and a server half.
-        aggregate: reduces many updates to one.
-        server: turns the aggregated update into the step of the global model.
+        aggregate: aggregator, which reduces many updates to one.
+        server: server optimizer, which turns the aggregate into the step of the global model.
         privacy_guarantee: guarantee to clients and its cost, set by `fedlearn.privacy`; None for no guarantee.
         asynchrony: settings of an asynchronous strategy; None works in rounds.
         root: the root dataset of the server; None for none.
         buffers: policy for the buffers of a model, set by `with_buffer_policy`; ``refuse`` allows no buffers.
 
     Raises:
-        CompositionError: a privacy claim would not hold, or a part would not work, in this combination.
+        CompositionError: the parts do not fit together, or their privacy claim would be wrong.
     """
 
     select: Selector
@@ -68,24 +68,24 @@ class Strategy:
         return self.aggregate.merge is not None and self.asynchrony is None
 
     def shared_layout(self, layout: Layout) -> Layout:
-        """Return the layout of updates: that of the model without the personal parameters.
+        """Return the layout of updates: the layout of the model without the personal parameters.
 
         Raises:
             SettingError: no parameter is left to share, a pattern matches no parameter, or the model has buffers and
                 there is no policy for them.
         """
         _refuse_buffers(layout, self.buffers)
-        keeps = self.local.personal_parameters
-        layout.positions(keeps)
-        left = layout.without(keeps)
+        personal = self.local.personal_parameters
+        layout.positions(personal)
+        shared = layout.without(personal)
         require(
-            bool(left.leaves) or not keeps,
+            bool(shared.leaves) or not personal,
             "personal_parameters",
-            keeps,
-            "patterns that leave some of the model to share",
+            personal,
+            "patterns that match some parameters, not all",
             "personal_parameters=out.*",
         )
-        return left
+        return shared
 
     def __post_init__(self) -> None:
         self._check_local()
@@ -122,7 +122,7 @@ class Strategy:
         )
 
     def _check_asynchrony(self) -> None:
-        """Refuse parts that need a cohort: an asynchronous strategy has none."""
+        """Refuse parts that need a cohort, because an asynchronous strategy has none."""
         _refuse_if(
             self.privacy_guarantee is not None
             or any(stage.event is not None or stage.needs_sum for stage in self.stages),
@@ -163,27 +163,27 @@ class Strategy:
         )
 
     def _check_order_of_stages(self) -> None:
-        written = [stage.codec is not None for stage in self.stages]
+        is_encoded = [stage.codec is not None for stage in self.stages]
         _refuse_if(
-            any(written[:-1]),
+            any(is_encoded[:-1]),
             "a stage compresses updates, but a later stage changes them",
             "one compression, as the last stage",
         )
         _refuse_if(
-            any(written) and any(stage.needs_sum for stage in self.stages),
+            any(is_encoded) and any(stage.needs_sum for stage in self.stages),
             "a stage masks updates, and masked updates of single clients cannot be compressed",
             "compress=none",
         )
-        clipped = False
+        is_clipped = False
         for stage in self.stages:
             _refuse_if(
-                clipped and not stage.is_nonexpansive,
-                "a stage after the clip may lengthen an update, so the clip is no bound",
+                is_clipped and not stage.is_nonexpansive,
+                "a stage after the clip may lengthen an update, so the norm has no bound",
                 "put the clip after it",
             )
-            clipped = clipped or stage.has_norm_bound
+            is_clipped = is_clipped or stage.has_norm_bound
             _refuse_if(
-                stage.event is not None and not clipped,
+                stage.event is not None and not is_clipped,
                 "a stage makes a privacy claim, but no stage before it bounds an update",
                 "stages=(..., clip(1.0), noise)",
             )
@@ -202,7 +202,7 @@ def with_compression(strategy: Strategy, compression: Stage) -> Strategy:
 
 
 def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strategy:
-    """Return the strategy for a model that may have buffers: the statistics of its batch norms.
+    """Return the strategy for a model that may have buffers (statistics of batch norm).
 
     Args:
         strategy: the strategy, with its privacy mechanism.
@@ -235,21 +235,21 @@ def with_buffer_policy(strategy: Strategy, layout: Layout, policy: str) -> Strat
         extra = ", ".join(extra_names(strategy.local))
         expected = f"average: the vectors that this strategy sends beside updates ({extra}) would contain buffers"
         require(not extra, "buffers", policy, expected, "buffers=average")
-        keeps = dict.fromkeys((*strategy.local.personal_parameters, *layout.buffers))
-        return replace(strategy, buffers=policy, local=strategy.local._replace(personal_parameters=tuple(keeps)))
-    noisy = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.noise_multiplier is not None
+        personal = dict.fromkeys((*strategy.local.personal_parameters, *layout.buffers))
+        return replace(strategy, buffers=policy, local=strategy.local._replace(personal_parameters=tuple(personal)))
+    has_noise = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.noise_multiplier is not None
     expected = "local: noise would make running variances negative"
-    require(not noisy, "buffers", policy, expected, "buffers=local")
+    require(not has_noise, "buffers", policy, expected, "buffers=local")
     expected = "local: updates from different model versions have no mean of batch statistics"
     require(strategy.asynchrony is None, "buffers", policy, expected, "buffers=local")
-    votes = any(stage.is_sign_only for stage in strategy.stages)
-    require(not votes, "buffers", policy, "local: signs cannot update batch statistics", "buffers=local")
+    sends_signs = any(stage.is_sign_only for stage in strategy.stages)
+    require(not sends_signs, "buffers", policy, "local: signs cannot update batch statistics", "buffers=local")
     return replace(strategy, buffers=policy)
 
 
 def _refuse_buffers(layout: Layout, policy: str) -> None:
-    some = ", ".join(layout.buffers[:3]) + ", ..." * (len(layout.buffers) > 3)
-    expected = f"average or local for this model, which has buffers ({some}); or a model with group norm"
+    names = ", ".join(layout.buffers[:3]) + ", ..." * (len(layout.buffers) > 3)
+    expected = f"average or local for this model, which has buffers ({names}); or a model with group norm"
     require(policy != "refuse" or not layout.buffers, "buffers", policy, expected, "buffers=average")
 
 
@@ -260,10 +260,10 @@ def _refuse_if(unsound: bool, reason: str, fix: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RootDataset:
-    """Describe the root dataset of the server, held by a client that its operator runs (`Strategy.root`).
+    """Describe the root dataset of the server. A client of the server's operator has it (`Strategy.root`).
 
     Args:
-        client: id of the client that holds the examples. It takes part in each round and trains like all others;
+        client: id of the client with these examples. It takes part in each round and trains like all others;
             poisoning spares it.
         num_examples: in simulations, number of examples of all clients that replace its own; see `with_root_dataset`.
             None: its own examples are the root dataset.
@@ -273,10 +273,10 @@ class RootDataset:
     num_examples: int | None = None
 
     def __post_init__(self) -> None:
-        require(is_count(self.client, at_least=0), "root_client", self.client, "a client's number", "root_client=0")
+        require(is_count(self.client, at_least=0), "root_client", self.client, "a client id >= 0", "root_client=0")
         expected = "null (the client's own), or a whole number >= 1"
-        counts = self.num_examples is None or is_count(self.num_examples)
-        require(counts, "num_root_examples", self.num_examples, expected, "num_root_examples=100")
+        is_valid = self.num_examples is None or is_count(self.num_examples)
+        require(is_valid, "num_root_examples", self.num_examples, expected, "num_root_examples=100")
 
     def add_to_cohorts(self, selector: Selector) -> Selector:
         """Return a selector that adds the root client to each cohort of ``selector``."""

@@ -27,15 +27,15 @@ class Context:
         round: number of the round, from 1.
         seed: seed of the run.
         clients_K: clients of the block in a client half; responding clients on the server.
-        num_examples_K: their training examples; on the server only.
+        num_examples_K: number of training examples of each client; on the server only.
         metrics: training metrics by name, K each; NaN for a client that did not send it; on the server only.
         num_clients: size of the population.
         cohort_size: number of clients in the cohort of this round.
-        extra: means of the further vectors of clients, by name, D each; on the server only.
+        extra: means of the extra vectors of clients, by name, D each; on the server only.
         broadcast: vectors that the server half of this stage sends to its client half; on clients only.
         params_D: global model at the start of the round; on the server only.
         layout: layout of the updates; on the server only.
-        deployed: whether clients are real. Noise then comes from the operating system, not from ``seed``.
+        deployed: True if clients are real. Noise then comes from the operating system, not from ``seed``.
         staleness_K: server steps since each client got its model; asynchronous strategies only.
         sent_D: mean of the models that were sent to these clients; asynchronous strategies only.
     """
@@ -72,21 +72,21 @@ def no_state(layout: Layout) -> State:
 
 
 def no_broadcast(state: State) -> Mapping[str, Array]:
-    """Return no vectors, for a transform that sends nothing."""
+    """Return no vectors, for a transform without broadcast."""
     return {}
 
 
-def _unchanged(update: Array, memory: State, context: Context) -> tuple[Array, State]:
-    return update, memory
+def _unchanged(update: Array, state: State, context: Context) -> tuple[Array, State]:
+    return update, state
 
 
 class Transform(NamedTuple):
     """Map updates to updates with a state, as in optax.
 
     Attributes:
-        update: ``(update, memory, context) -> (update, memory)``, on ``(..., D)`` arrays of any array library.
-        init: state before the first round: named arrays of D (or scalars). The server holds one state. In a client
-            half each client holds one, and ``update`` gets them stacked, K x D.
+        update: ``(update, state, context) -> (update, state)``, on ``(..., D)`` arrays of any array library.
+        init: returns the state before the first round: named arrays of D (or scalars). The server keeps one state. In a
+            client half each client keeps one, and ``update`` gets them stacked, K x D.
         broadcast: arrays of the state that the next request carries: D-vectors for the local rule from a server
             optimizer, small arrays for the client half from a stage.
     """
@@ -104,7 +104,7 @@ class Codec(NamedTuple):
 
     Attributes:
         encode: ``(vector_D, layout, rng) -> bytes``, of a float32 NumPy vector.
-        decode: ``(bytes, layout, rng) -> vector_D``; raises `ValueError` for bytes that `encode` cannot have written.
+        decode: ``(bytes, layout, rng) -> vector_D``; raises `ValueError` for bytes that do not come from `encode`.
     """
 
     encode: Callable[[np.ndarray, Layout, np.random.Generator], bytes]
@@ -141,32 +141,35 @@ class Stage(NamedTuple):
 
 
 def chain(*transforms: Transform) -> Transform:
-    """Apply transforms one after another; each keeps its state under its number."""
+    """Return a transform that applies several transforms in order.
+
+    The names of its state start with the number of the transform.
+    """
 
     def init(layout: Layout) -> State:
         return {f"{i}.{name}": v for i, t in enumerate(transforms) for name, v in t.init(layout).items()}
 
-    def own(memory: State, number: int) -> State:
+    def state_of(state: State, number: int) -> State:
         prefix = f"{number}."
-        return {name.removeprefix(prefix): v for name, v in memory.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}
 
-    def update(update: Array, memory: State, context: Context) -> tuple[Array, State]:
+    def update(update: Array, state: State, context: Context) -> tuple[Array, State]:
         after: dict[str, Any] = {}
         for i, transform in enumerate(transforms):
-            update, kept = transform.update(update, own(memory, i), context)
-            after |= {f"{i}.{name}": v for name, v in kept.items()}
+            update, new_state = transform.update(update, state_of(state, i), context)
+            after |= {f"{i}.{name}": v for name, v in new_state.items()}
         return update, after
 
-    def broadcast(memory: State) -> Mapping[str, Array]:
-        return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(own(memory, i)).items()}
+    def broadcast(state: State) -> Mapping[str, Array]:
+        return {name: v for i, t in enumerate(transforms) for name, v in t.broadcast(state_of(state, i)).items()}
 
     return Transform(init=init, update=update, broadcast=broadcast)
 
 
 def clip_norm(update: Array, bound: float) -> Array:
-    """Scale each vector of ``(..., D)`` down to an L2 norm of at most ``bound``; shorter ones stay as they are.
+    """Scale each vector of ``(..., D)`` down to an L2 norm of at most ``bound``. Shorter vectors do not change.
 
-    Guarantees: idempotent up to rounding; zero stays zero; NaN stays NaN (the client step refuses it before).
+    *Guarantees*: idempotent up to rounding; zero stays zero; NaN stays NaN (the client step refuses NaN before).
     """
     xp = array_namespace(update)
     norm = xp.linalg.vector_norm(update, axis=-1, keepdims=True)
@@ -174,17 +177,17 @@ def clip_norm(update: Array, bound: float) -> Array:
 
 
 def clip(bound: float) -> Stage:
-    """Bound the L2 norm of every update on the client. Bounds influence; protects no one by itself."""
+    """Return a stage that bounds the L2 norm of each update at the client. It gives no privacy without noise."""
     positive = is_number(bound, at_least=0) and 0 < bound < float("inf")
     require(positive, "clip", bound, "a finite number > 0", "clip=1.0")
 
-    def update(update: Array, memory: State, context: Context) -> tuple[Array, State]:
-        return clip_norm(update, bound), memory
+    def update(update: Array, state: State, context: Context) -> tuple[Array, State]:
+        return clip_norm(update, bound), state
 
     return Stage(client=Transform(update=update), is_nonexpansive=True, has_norm_bound=True)
 
 
 def estimate_bytes(codec: Codec, layout: Layout) -> int:
-    """Return the encoded size of Gaussian numbers, an estimate before the first update."""
+    """Estimate the size of an encoded update, bytes, from Gaussian numbers."""
     typical_D = generator(0, Purpose.COMPRESS).standard_normal(layout.num_parameters, dtype=np.float32)
     return len(codec.encode(typical_D, layout, generator(0, Purpose.COMPRESS)))
