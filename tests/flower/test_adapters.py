@@ -1,4 +1,4 @@
-"""Flower's strategies here, ours there."""
+"""Flower strategies run in the training loop of fedlearn, and strategies of fedlearn in Flower apps."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def params_of(rounds):
     return np.asarray(rounds[-1].state.params_D)
 
 
-# Flower's here
+# strategies of Flower in the training loop of fedlearn
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -131,7 +131,7 @@ def test_what_a_strategy_remembers_lies_in_checkpoints_under_its_names(tmp_path)
 
 
 class Own(flower.FedAvg):
-    """A user's strategy: it moves only as far as its history allows, and asks even clients only."""
+    """A user's strategy: its steps depend on its history, and it selects clients with even ids only."""
 
     def __init__(self, **settings):
         super().__init__(**settings)
@@ -166,7 +166,7 @@ class Counter:
 
 
 class Opaque(flower.FedAvg):
-    """A strategy with a memory that is no array."""
+    """A strategy whose state is not an array."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ def test_a_failing_client_is_left_out_and_named():
     assert [(failure.client, failure.stage) for failure in done.failures] == [(2, "data")]
 
 
-# ours there
+# strategies of fedlearn in Flower apps
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ def model(rng, scale=1.0):
 
 
 def updates_of(round):
-    """What each client adds to the global model in a round; two of them far away from the others."""
+    """Return the update of each client in a round; two updates are far from the others."""
     rng = np.random.default_rng((7, round))
     common = model(rng, 0.1)
     updates = [{name: common[name] + leaf for name, leaf in model(rng, 0.02).items()} for _ in range(NUM_CLIENTS)]
@@ -58,7 +58,7 @@ def as_array(leaf):
 
 
 def after(strategy, client, *, rounds=3, before=None):
-    """The global model after some rounds, flat."""
+    """Return the flat global model after some rounds."""
     grid = InProcessGrid(client, NUM_CLIENTS)
     arrays = ArrayRecord({name: as_array(leaf) for name, leaf in model(np.random.default_rng(1)).items()})
     for number in range(1, rounds + 1):
@@ -98,7 +98,7 @@ def test_ours_and_flowers_agree_after_three_rounds(client, name):
 
 
 def start_at_tau(strategy, number):
-    """Algorithm 2 of Reddi et al. starts ``v`` at ``tau^2``; Flower's starts it at zero."""
+    """Start ``v`` at ``tau^2``, as Algorithm 2 of Reddi et al. does; Flower starts it at zero."""
     if number == 1:
         strategy.v_t = {name: np.full(shape, strategy.tau**2, np.float32) for name, shape in SHAPES.items()}
 
@@ -119,7 +119,10 @@ def test_the_adaptive_ones_agree_once_flowers_second_moment_starts_as_in_the_pap
 
 
 def test_flowers_adam_is_kingmas_whose_correction_the_paper_of_fedadam_does_not_have(client):
-    """Flower: ``eta sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1))`` in place of ``eta``; Reddi et al.: ``eta``."""
+    """Compare the learning rates.
+
+    Flower uses ``eta sqrt(1 - beta2^(t+1)) / (1 - beta1^(t+1))``; Reddi et al. use ``eta``.
+    """
     eta, beta1, beta2 = 0.03, 0.9, 0.99
 
     def uncorrected(strategy, number):
@@ -136,7 +139,10 @@ def test_flowers_adam_is_kingmas_whose_correction_the_paper_of_fedadam_does_not_
 
 
 def test_multi_krum_takes_equal_means_where_flowers_weighs_by_examples(client):
-    """Blanchard et al., section 4: ``(1/m) sum`` of the chosen; a malicious client would choose its weight."""
+    """Compare with Blanchard et al., section 4: ``(1/m) sum`` of the selected updates.
+
+    With weights, a malicious client would choose its own weight.
+    """
     ours = strategies.krum(num_malicious=2, num_to_keep=3)
     theirs = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3)
     ours_D, weighted_D = after(to_flower(ours), client), after(theirs, client)
@@ -146,7 +152,7 @@ def test_multi_krum_takes_equal_means_where_flowers_weighs_by_examples(client):
 
 
 def weightless(client):
-    """The same client, who reports an equal weight beside its examples."""
+    """Return the same client, which also reports an equal weight."""
     app = ClientApp()
 
     @app.train()
@@ -160,7 +166,10 @@ def weightless(client):
 
 @pytest.mark.slow
 def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_scores_at_once(client):
-    """El Mhamdi et al., section 4: ``S`` is filled by one vector at a time, which leaves the received set."""
+    """Compare with El Mhamdi et al., section 4.
+
+    The set ``S`` is filled by one vector at a time, and the vector leaves the received set.
+    """
     chosen = []
 
     def again_and_again(contents, num_malicious, num_chosen):
@@ -173,7 +182,8 @@ def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_s
     told = flower.Bulyan(num_malicious_nodes=2, selection_rule=again_and_again)
     assert far(ours_D, after(told, client)) < TOLERANCE
     assert all(len(which) == 7 and not {3, 8} & which for which in chosen)
-    assert far(ours_D, after(flower.Bulyan(num_malicious_nodes=2), client)) < 0.05  # other honest ones, all alike
+    # other honest clients, which are all similar
+    assert far(ours_D, after(flower.Bulyan(num_malicious_nodes=2), client)) < 0.05
 
 
 def test_our_mean_of_equal_models_is_exact_where_flowers_is_not():

@@ -1,4 +1,4 @@
-"""Arrays that are read quickly are what Flower reads."""
+"""Arrays that are read quickly equal the arrays that Flower reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flower's strategies by name, with their settings, and nothing else of Flower."""
+"""Flower's strategies are available by name, with their settings; other code of Flower is not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHORT = ("scenario=digits", "rounds=2", "report=false")
 
 @pytest.fixture
 def outcome(tmp_path, monkeypatch, capsys):
-    """``outcome(words)``: exit code, metrics of the rounds, what was written to standard error."""
+    """Return ``outcome(*words)``, which gives the exit code, the metrics of the rounds and the error output."""
     monkeypatch.chdir(tmp_path)
 
     def run(*words):

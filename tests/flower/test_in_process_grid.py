@@ -20,11 +20,11 @@ from fedlearn import SettingError
 from fedlearn.flower import run as command
 from fedlearn.flower.in_process_grid import InProcessGrid
 
-RAISED, GONE = 2, 3  # Flower's codes: the ClientApp raised, the message is not there any more
+RAISED, GONE = 2, 3  # Flower's codes: the ClientApp raised an error; the message does not exist any more
 
 
 def records(*values, **config):
-    """A model of one array, and settings."""
+    """Return a model with one array, and settings."""
     arrays = ArrayRecord([np.array(values, np.float32)])
     return RecordDict({"arrays": arrays, "config": ConfigRecord(config)})
 
@@ -173,7 +173,7 @@ def test_apps_share_nothing_that_can_be_changed():
 def test_waiting_ends_and_what_was_late_can_be_pulled(client):
     grid, content = InProcessGrid(client, 3), records(1.0, seconds=0.15)
     ids = list(grid.push_messages(to_all(grid, content=content)))
-    assert not grid.outcomes  # nobody has worked yet
+    assert not grid.outcomes  # no app has handled a message yet
     got = list(grid.pull_messages(ids))
     assert [values_of(reply) for reply in got] == [[1.0]]
     late = list(grid.send_and_receive(to_all(grid, content=content), timeout=0.2))
@@ -285,7 +285,7 @@ def main(grid, context):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """``project(...)``: a folder with an app, in a module that no other test has."""
+    """Return a function that writes a folder with an app, in a module with a unique name."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def make(module=f"app_{tmp_path.name}", client="client", code=CODE, text=PROJECT):

@@ -1,4 +1,4 @@
-"""What a client keeps of its model, and what leaves it."""
+"""Personal parameters stay at the client, and shared parameters leave it."""
 
 from dataclasses import replace
 
@@ -156,7 +156,7 @@ def test_example_level_privacy_refuses_steps_that_it_does_not_account_for():
 
 
 def test_in_parts_each_part_moves_in_its_own_passes_alone():
-    """Weight decay would move what is held fast; it is put back."""
+    """Check that frozen parameters keep their values; weight decay would change them."""
     in_parts = Strategy(select=everyone(), local=KEEPS._replace(personal_epochs=2))
     order = replace(ORDER, local=replace(LOCAL_SETTINGS, weight_decay=0.1))
     updates, _ = client_step(TRAINER, in_parts, order, work_of(in_parts, 2))

@@ -1,4 +1,4 @@
-"""The model of clients' speed: what it says follows from the seed, and from nothing else."""
+"""The times and dropouts of the system model follow from the seed alone."""
 
 from math import inf
 
@@ -75,12 +75,12 @@ def test_a_traced_device_has_the_speed_and_the_windows_of_its_rows(tmp_path):
         ),
     )
     system = trace(path=path, period=100.0)
-    assert system.arrival(1, 1, 1, LOAD) == Arrival(3 + 40.0)  # the second device, always there
-    assert system.arrival(1, 0, 1, LOAD) == Arrival(10 + 15.0)  # waits for its window
+    assert system.arrival(1, 1, 1, LOAD) == Arrival(3 + 40.0)  # the second device, always available
+    assert system.arrival(1, 0, 1, LOAD) == Arrival(10 + 15.0)  # waits for its availability window
     assert system.arrival(1, 0, 1, LOAD, clock=20.0) == Arrival(15.0)
     assert system.arrival(1, 0, 1, LOAD, clock=30.0) == Arrival(10.0, "it left after 10 s, before it was done")
     assert system.arrival(1, 0, 1, LOAD, clock=95.0) == Arrival(15 + 15.0)  # the next day
-    assert system.arrival(1, 2, 1, LOAD) == system.arrival(1, 0, 1, LOAD)  # counted round and round
+    assert system.arrival(1, 2, 1, LOAD) == system.arrival(1, 0, 1, LOAD)  # devices are assigned cyclically
 
 
 def test_without_a_period_a_device_that_has_gone_does_not_come_back(tmp_path):

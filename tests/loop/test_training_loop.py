@@ -189,7 +189,7 @@ def test_the_scenarios_own_test_judges_a_model_of_which_no_client_holds_anything
     assert np.isnan(rounds[-1].evaluation.mean("loss"))
     own = Strategy(
         select=everyone(), local=LocalRule(personal_parameters=("out.bias",))
-    )  # which has no model of all clients
+    )  # no model is common to all clients
     assert all(one.evaluation is None for one in run(own, data=nothing, evaluate=judge(scenario)))
     alone = replace(scenario, data=replace(nothing, pooled_test=None))
     assert all(one.evaluation is None for one in run(everyone_equal(), data=nothing, evaluate=judge(alone)))

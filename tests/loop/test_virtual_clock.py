@@ -1,4 +1,4 @@
-"""Rounds on a virtual clock: who is late is left out, in the words of the engine for real clients."""
+"""Rounds on a virtual clock: stragglers and dropouts are recorded as failures, as in deployment."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def rounds(strategy, engine, number=4, state=None, seed=1, **schedule):
 
 
 def remembers():
-    """Each client counts the rounds in which its update was taken."""
+    """Return a strategy whose clients count the rounds in which their update was accepted."""
     rule = LocalRule(
         correct=lambda grad, w, w_global, seen: grad,
         client_state=("seen",),
@@ -102,7 +102,7 @@ def test_the_clock_does_not_depend_on_the_engine_below():
 
 
 def drifts():
-    """Each client's own past moves it: whoever saw what a client will remember would end elsewhere."""
+    """Return a strategy whose client states change training: an engine that reads a future state ends elsewhere."""
     rule = LocalRule(
         correct=lambda grad, w, w_global, past: grad + 0.1 * past + 0.01 * (w - w_global),
         client_state=("past",),
@@ -160,7 +160,7 @@ SYSTEMS = {
 
 
 class Counting(LinearTrainer):
-    """Notes how many clients it is handed at a time, and may be spoilt by one of them."""
+    """Records the number of clients of each call; training raises an error if the client ``spoilt`` is among them."""
 
     def __init__(self, num_features, spoilt=None):
         super().__init__(num_features)
@@ -174,7 +174,7 @@ class Counting(LinearTrainer):
 
 
 class Unmixed(BaseEngine):
-    """An engine that trains whoever has the same order, as those do whose clients live elsewhere."""
+    """An engine that only trains clients with equal requests together, as engines with remote clients do."""
 
     def __init__(self, engine):
         super().__init__(engine.clients, engine.layout)
@@ -183,7 +183,7 @@ class Unmixed(BaseEngine):
 
 
 def in_turn_and_in_blocks(strategy, system, spoilt=None, number=12):
-    """The rounds, the trainer and what clients remember, of engines that train one at a time, mixed, and by version."""
+    """Return rounds, trainer and client states of engines that train one by one, mixed, and by model version."""
     found = []
     for make in (serial, vector, lambda *given: Unmixed(vector(*given))):
         data, trainer = linear_problem(num_clients=9), Counting(3, spoilt)
@@ -252,4 +252,4 @@ def test_another_run_on_the_same_engine_gets_nothing_of_the_one_before():
         again = rounds(strategy, engine, 6, seed=seed)
         fresh = rounds(strategy, clocked(constant()), 6, seed=seed)
         assert np.array_equal(again[-1].state.params_D, fresh[-1].state.params_D)
-        rounds(strategy, engine, 2, seed=seed)  # leaves some who have trained and not landed
+        rounds(strategy, engine, 2, seed=seed)  # some clients have trained, but their updates are still in flight

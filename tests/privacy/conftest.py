@@ -10,7 +10,7 @@ from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer, linear_problem
 
 
 class Sender(LinearTrainer):
-    """A trainer whose clients send what a test wants them to send."""
+    """A trainer whose clients send given updates."""
 
     def __init__(self, num_parameters: int, deltas) -> None:
         self.layout = Layout.from_shapes([("w", (num_parameters,))])
@@ -36,7 +36,7 @@ class Sender(LinearTrainer):
 
 @pytest.fixture
 def rounds_of():
-    """``rounds_of(mechanism, strategy, deltas, ...)``: rounds of a protected run whose clients send given deltas."""
+    """Return a function that runs a protected strategy whose clients send given updates, and returns the rounds."""
 
     def run(mechanism, strategy, deltas, *, size=4, num_clients=10, rounds=1, engine=serial, seed=1, deployed=False):
         data, trainer = linear_problem(num_clients=num_clients), Sender(size, deltas)

@@ -13,7 +13,7 @@ TRUE = {0.5: 9.997256, 1.0: 4.377178, 2.0: 1.993091}  # epsilon of one Gaussian 
 
 
 def scores(std: float, *, count: int = 1000, seed: int = 1) -> Scores:
-    """Of canaries in a sum with noise of this multiplier."""
+    """Return scores of canaries in a sum with Gaussian noise of standard deviation ``std``."""
     rng = np.random.default_rng(seed)
     included = rng.integers(2, size=count).astype(bool)
     seen = included + std * rng.standard_normal(count)

@@ -1,4 +1,4 @@
-"""``python -m fedlearn.privacy.calculator``: planning questions, answered without running anything."""
+"""``python -m fedlearn.privacy.calculator`` answers planning questions without a run."""
 
 import subprocess
 import sys

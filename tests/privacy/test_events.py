@@ -40,7 +40,7 @@ def cost(counts, delta=1e-5):
 
 
 def laplace_delta(epsilon, scale):
-    """The privacy profile of one Laplace release of sensitivity 1, in closed form."""
+    """Return the privacy profile of one Laplace release of sensitivity 1, in closed form."""
     return max(0.0, 1 - math.exp((epsilon - 1 / scale) / 2)) if epsilon < 1 / scale else 0.0
 
 
@@ -55,7 +55,7 @@ def test_one_laplace_release_costs_the_closed_form(scale, delta):
 
 @pytest.mark.parametrize("count", [2, 10])
 def test_k_laplace_releases_cost_what_the_sum_of_their_losses_says(count):
-    """The privacy loss of a release is ``clip(1 - 2 |x - 1| ..., -e, e)``; here by a sum over its distribution."""
+    """Compare with a sum over the distribution of the privacy loss, ``clip(1 - 2 |x - 1| ..., -e, e)`` per release."""
     scale, rng = 2.0, np.random.default_rng(1)
     draws = rng.laplace(0, scale, (2_000_000 // count, count))
     loss_N = ((np.abs(draws + 1) - np.abs(draws)) / scale).sum(axis=1)
@@ -77,7 +77,7 @@ def test_pure_releases_cost_no_more_than_basic_and_advanced_composition(epsilon,
 
 
 def optimal_composition(epsilon, count, delta):
-    """Kairouz, Oh, Viswanath 2015, Theorem 3.3: the least (k - 2 i) epsilon with a small enough delta."""
+    """Compute Kairouz, Oh, Viswanath 2015, Theorem 3.3: the least (k - 2 i) epsilon with a small enough delta."""
 
     def delta_of(i):
         terms = (
@@ -87,7 +87,7 @@ def optimal_composition(epsilon, count, delta):
         return sum(terms) / (1 + math.exp(epsilon)) ** count
 
     exact = min((count - 2 * i) * epsilon for i in range(count // 2 + 1) if delta_of(i) <= delta)
-    low, high = max(0.0, exact - 2 * epsilon), exact  # between two corners the curve is known too
+    low, high = max(0.0, exact - 2 * epsilon), exact  # between two corners the curve is known, too
     for _ in range(60):
         middle = (low + high) / 2
         losses = [(count - 2 * j) * epsilon for j in range(count + 1)]

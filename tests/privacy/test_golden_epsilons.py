@@ -1,4 +1,4 @@
-"""The accountants against numbers measured with dp-accounting 0.6 and Opacus 1.6."""
+"""The accountants agree with numbers measured with dp-accounting 0.6 and Opacus 1.6."""
 
 import math
 from math import ceil, log2, sqrt
@@ -84,7 +84,10 @@ def test_the_user_level_table_is_reproduced(clients, cohort, noise, rounds, rdp,
 
 
 def test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity():
-    """Replacing a client's clipped update moves the sum by 2 C: noise of z C is a multiplier of z / 2."""
+    """Check the sensitivity.
+
+    Replacing a client's clipped update moves the sum by 2 C, so noise of z C is a multiplier of z / 2.
+    """
     right = epsilon_bounds(event_history({Event(2.0 / 2, "fixed_size", 0.1): 200}), delta=1e-3)
     assert right.pld is None
     assert right.value == right.rdp == pytest.approx(16.109320, rel=1e-3)
@@ -95,7 +98,10 @@ def test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity():
 
 
 def test_both_accountants_read_a_replacement_alike():
-    """dp-accounting's own differ by a factor of two there: 4.7285 by RDP, 9.9973 by PLD, for one and the same event."""
+    """Compare both accountants of fedlearn.
+
+    dp-accounting's own differ by a factor of two: for the same event, RDP gives 4.7285 and PLD 9.9973.
+    """
     replaced = epsilon_bounds(event_history({Event(1.0 / 2): 1}), delta=1e-5)
     assert replaced.pld == pytest.approx(9.997256, rel=1e-6)
     assert replaced.pld <= replaced.rdp <= 1.1 * replaced.pld
@@ -171,7 +177,7 @@ TREE += [(1, 2048, 21.444852), (4, 1000, 3.617100)]
 
 @pytest.mark.parametrize(("noise", "rounds", "rdp"), TREE)
 def test_tree_aggregation_costs_one_gaussian_a_level(noise, rounds, rdp):
-    moved = tree_sensitivity(rounds, rounds)  # who takes part once
+    moved = tree_sensitivity(rounds, rounds)  # for clients that participate once
     assert moved**2 == pytest.approx(ceil(log2(rounds + 1)))
     assert epsilon_bounds(event_history({Event(noise / moved): 1}), delta=1e-5).rdp == pytest.approx(rdp, rel=1e-3)
 

@@ -49,7 +49,10 @@ def test_confidence_is_the_log_odds_of_the_true_class_and_survives_certainty():
 
 
 def remembered(strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences of 20 models on 200 examples of different difficulty, higher by ``strength`` where trained on."""
+    """Return confidences of 20 models on 200 examples of different difficulty.
+
+    They are higher by ``strength`` for training examples.
+    """
     rng = np.random.default_rng(1)
     member_MN = rng.random((20, 200)) < 0.5
     hardness_N = 5 * rng.standard_normal(200)

@@ -53,7 +53,7 @@ CONTEXT = Context(round=1, seed=1)
 
 
 def unit(client, size=D):
-    """A direction of length 1 that is the client's own."""
+    """Return a unit vector in a direction that only this client uses."""
     delta_D = np.zeros(size)
     delta_D[client] = 1.0
     return delta_D
@@ -105,7 +105,11 @@ def test_the_noise_of_an_adaptive_clip_is_split_as_the_accounting_says(rounds_of
 
 @pytest.mark.parametrize("failing", [0, 4, 8])
 def test_dropouts_change_neither_noise_nor_denominator(failing, rounds_of):
-    """F4: the standard deviation was made for all, the mean divided by those who replied: five times too little."""
+    """Check fault F4.
+
+    The noise was calibrated for the cohort, but the mean was divided by the number of responses: five times too
+    little noise.
+    """
 
     def deltas(client):
         return unit(client) if client >= failing else RuntimeError("gone")
@@ -152,7 +156,7 @@ ANYTHING = st.lists(finite, min_size=5, max_size=5)
 
 
 def unnoised(strategy, deltas_KD, examples_K=None):
-    """What the aggregate is before noise, of updates that come as these."""
+    """Return the aggregate of these updates, in this order, before noise."""
     fold = strategy.aggregate.init(Sized(deltas_KD.shape[1]))
     context = replace(CONTEXT, clients_K=np.arange(len(deltas_KD)), broadcast={"clip_norm": np.array([2.0])})
     if len(deltas_KD):
@@ -165,7 +169,10 @@ def unnoised(strategy, deltas_KD, examples_K=None):
 @given(ANYTHING, ANYTHING, st.integers(1, 10**9))
 @settings(max_examples=150, deadline=None)
 def test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may(clip, one, other, examples):
-    """F3: weights are equal whatever clients say they have; F5, F6: any number at all, and zero, are clipped."""
+    """Check faults F3, F5 and F6.
+
+    F3: weights are equal for any reported example count. F5, F6: any number is clipped, including zero.
+    """
     strategy = protected(central(clip_norm=2.0, noise_multiplier=0.5, clip=clip))
     rng = np.random.default_rng(0)
     rest_KD = rng.normal(size=(9, 5)).astype(np.float32)
@@ -176,7 +183,8 @@ def test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may(clip, on
     without = unnoised(strategy, rest_KD)
     assert np.linalg.norm((with_one - with_other)[:5]) <= 2 * 2.0 / 10 * (1 + 1e-5)
     assert np.linalg.norm((with_one - without)[:5]) <= 2.0 / 10 * (1 + 1e-5)
-    if clip == "adaptive":  # the bit: half a client more or less, one where it is replaced
+    # the bit of adaptive clipping: half a client if one is added or removed, one if one is replaced
+    if clip == "adaptive":
         assert abs(with_one[5] - without[5]) <= 0.5 / 10 + 1e-6
         assert abs(with_one[5] - with_other[5]) <= 1 / 10 + 1e-6
 
@@ -184,7 +192,7 @@ def test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may(clip, on
 @given(ANYTHING)
 @settings(max_examples=100, deadline=None)
 def test_an_update_is_never_longer_than_the_clip_and_a_short_one_stays(values):
-    """F19: what clipping promises is that the norm is at most C."""
+    """Check fault F19: clipping promises a norm of at most C."""
     update_D = np.array(values, np.float32)
     with np.errstate(over="ignore"):
         clipped_D = clip_finite(update_D, 1.5)
@@ -208,7 +216,8 @@ def test_f1_the_clip_norm_follows_the_quantile_from_above_and_from_below(rounds_
 
 def test_f2_noise_has_the_clip_norm_that_the_updates_were_clipped_to(rounds_of):
     mechanism = central(clip_norm=1.0, noise_multiplier=0.5, clip="adaptive", clip_learning_rate=2.0)
-    (round,) = rounds_of(mechanism, EQUAL, lambda client: 5 * unit(client), size=D)  # all are clipped: the norm grows
+    # all updates are clipped, so the clip norm grows
+    (round,) = rounds_of(mechanism, EQUAL, lambda client: 5 * unit(client), size=D)
     assert float(round.state.stages[-1]["clip_norm"][0]) > 1.5
     noise_D = noise_of([round], sum(unit(client) for client in range(10)) / 10)
     assert np.std(noise_D) == pytest.approx((0.5**-2 - 1.0**-2) ** -0.5 / 10, rel=0.02)
@@ -242,7 +251,10 @@ def test_f6_an_update_of_zeros_passes(rounds_of):
 
 
 def test_f7_to_f9_updates_are_one_float_vector_of_one_layout(rounds_of):
-    """No integer leaves, no positions to confuse, no shape to broadcast: a wrong length is a failure of its client."""
+    """Check that a wrong length is a failure of its client.
+
+    Updates have no integer leaves, no order of arrays to confuse and no shape to broadcast.
+    """
 
     def deltas(client):
         return np.zeros(3 if client == 0 else 4)
@@ -253,7 +265,10 @@ def test_f7_to_f9_updates_are_one_float_vector_of_one_layout(rounds_of):
 
 
 def test_f10_noise_comes_before_the_server_optimiser(rounds_of):
-    """Adam's step would drown in noise that is added after it, and its state would hold what no noise covers."""
+    """Check that noise is added before Adam's step.
+
+    Noise added afterwards would dominate the step, and the optimizer state would contain values without noise.
+    """
     strategy = fedadam(weighting="equal", learning_rate=0.01)
     (round,) = rounds_of(central(clip_norm=1.0, noise_multiplier=1.0), strategy, unit, size=D)
     m_D = np.asarray(round.state.server["m"])
@@ -282,14 +297,17 @@ def test_f14_deployed_noise_does_not_follow_from_any_seed(rounds_of):
     assert not np.array_equal(rounds[0].state.params_D, rounds[1].state.params_D)
     rounds = [rounds_of(local(noise_multiplier=1.0), EQUAL, unit, size=20, deployed=True)[0] for _ in range(2)]
     assert not np.array_equal(rounds[0].state.params_D, rounds[1].state.params_D)
-    np.random.default_rng(0)  # nothing global to seed: the simulation's noise follows from its own seed
+    np.random.default_rng(0)  # the noise of the simulation follows from its own seed, not from NumPy's global one
     rounds = [rounds_of(central(noise_multiplier=1.0), EQUAL, unit, size=20, seed=s)[0] for s in (1, 1, 2)]
     assert np.array_equal(rounds[0].state.params_D, rounds[1].state.params_D)
     assert not np.array_equal(rounds[0].state.params_D, rounds[2].state.params_D)
 
 
 def test_f15_nothing_is_done_to_evaluation(rounds_of):
-    """Stages see updates only; there is no message whose type could be mistaken."""
+    """Check that stages process updates only.
+
+    No message has a type that could be mistaken.
+    """
     stage = protected(central(noise_multiplier=1.0)).stages[-1]
     assert isinstance(stage, Stage)
     assert set(stage._fields) == {
@@ -389,7 +407,10 @@ def test_fixed_size_cohorts_are_accounted_under_replacement_at_half_the_multipli
 
 
 def test_the_law_that_is_accounted_for_stays_where_clients_go():
-    """A tenth of the clients in each round must not become a third because two thirds of them left."""
+    """Check the sampling rate after clients left.
+
+    One tenth of the clients per round must not become one third because two thirds of them left.
+    """
     tossed, drawn = (central(noise_multiplier=2.0, sampling=law) for law in ("poisson", "fixed_size"))
     rng = generator(1, Purpose.SELECT)
     sizes = [len(protected(tossed, HALF).select.choose(1, range(4), rng)) for _ in range(400)]
@@ -475,7 +496,7 @@ def test_a_client_waits_for_the_separation_before_it_takes_part_again(separation
 
 
 def prefix_errors(correlated, rounds):
-    """Standard deviation of the noise on the sum of the first t rounds, over 20,000 coordinates."""
+    """Return the standard deviation of the noise on the sum of the first t rounds, over 20,000 coordinates."""
     rng = np.random.default_rng(0)
     buffers = np.zeros((correlated.num_buffers, 20_000))
     total, deviations = np.zeros(20_000), []

@@ -1,4 +1,4 @@
-"""What the privacy README says can be typed, can."""
+"""The settings and commands in the privacy README exist."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Masked updates as privacy settings: what is booked, what is refused, what a run says."""
+"""Secure aggregation as a privacy setting: charged events, refused combinations, and the header of a run."""
 
 import json
 from dataclasses import replace

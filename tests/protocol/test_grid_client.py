@@ -1,4 +1,4 @@
-"""Messages in Flower's records."""
+"""Requests and responses in Flower's records."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Bytes and JSON of an attacker: reading returns a valid message or raises `WireError`, in bounded time and memory."""
+"""Hostile bytes and JSON: reading returns a valid message or raises `WireError`, in bounded time and memory."""
 
 import json
 import time
@@ -58,7 +58,7 @@ def read_response(data):
 
 
 def only_wire_errors(read, *args):
-    """Call a reader; any exception but `WireError` fails the test. Return whether the reader accepted."""
+    """Call a reader; return whether it accepted. Any exception but `WireError` fails the test."""
     try:
         read(*args)
     except WireError:
@@ -101,7 +101,7 @@ def test_inserted_bytes_and_plain_junk_are_read_or_refused(data, read, junk, pla
 
 
 def paths_of(value, path=()):
-    """Paths of all values in JSON, the inner ones too."""
+    """Return the paths of all values in JSON, including the inner ones."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
@@ -109,7 +109,7 @@ def paths_of(value, path=()):
 
 
 def with_value(value, path, new):
-    """The same JSON with another value at a path."""
+    """Return the same JSON with another value at a path."""
     if not path:
         return new
     copy = dict(value) if isinstance(value, dict) else list(value)
@@ -118,7 +118,7 @@ def with_value(value, path, new):
 
 
 def parts_of(data):
-    """A packed request as its two payloads."""
+    """Return the two payloads of a packed request."""
     end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
     return unpack(data[LENGTH_BYTES:end]), unpack(data[end:])
 
@@ -146,7 +146,7 @@ def test_each_field_of_another_type_is_read_or_refused(payload, read):
         for value in VALUES if path else VALUES[-2:]:
             if only_wire_errors(read, replace(payload, metadata=with_value(payload.metadata, path, value))):
                 accepted.append((path, value))
-    # settings and content are free; a free text, a count or a stage may have another value of its type
+    # settings and contents are not checked; a text, a count or a stage may have another value of its type
     free = {"settings", "content", "reason", "stage", "names", "local"}
     texts = {"run", "id", "name", "model", "partition", "framework", "device", "layout", "masking_key"}
     for path, value in accepted:
@@ -221,7 +221,7 @@ CONTENTS = {
 def test_each_array_of_another_shape_or_dtype_is_refused(content, read, change):
     read(content)
     for name in content.arrays:
-        if name.startswith("metric/"):  # NaN where a metric is undefined
+        if name.startswith("metric/"):  # NaN if a metric is undefined
             continue
         changed = replace(content, arrays={**content.arrays, name: change(content.arrays[name])})
         if changed.arrays[name].dtype == content.arrays[name].dtype and change is ARRAYS["float64"]:
@@ -230,11 +230,11 @@ def test_each_array_of_another_shape_or_dtype_is_refused(content, read, change):
             results = read(changed)
         except WireError:
             continue
-        assert all(isinstance(result, Failure) for result in results), name  # of this client only
+        assert all(isinstance(result, Failure) for result in results), name  # failures of this client only
 
 
 def raw(header, body=b""):
-    """A payload with a header that no writer produces."""
+    """Return a payload with a header that no writer produces."""
     return len(header).to_bytes(LENGTH_BYTES, "little") + header + body
 
 

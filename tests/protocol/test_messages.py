@@ -1,4 +1,4 @@
-"""Requests and responses arrive as they were sent, and anything else is refused."""
+"""Valid requests and responses are unchanged after transport; invalid ones are refused."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""How long Flower waits."""
+"""The pauses between Flower's polls."""
 
 import time
 
@@ -28,7 +28,8 @@ def test_pauses_grow_with_the_time_waited_up_to_what_was_asked_for(slept):
     assert slept == sorted(slept)
     waited = 0.0
     for pause in slept:
-        assert pause <= max(0.2, waited / 20)  # what comes is found a twentieth later at most
+        # a message is found after at most one twentieth of the time waited so far
+        assert pause <= max(0.2, waited / 20)
         waited += pause
 
 
@@ -51,7 +52,7 @@ def test_this_flower_sleeps_where_we_think_it_does(monkeypatch):
         ("flwr.supercore.superexec.run_superexec", compat.set_superexec_clock),
     ):
         found = pytest.importorskip(module)
-        monkeypatch.setattr(found, "time", found.time)  # put back afterwards
+        monkeypatch.setattr(found, "time", found.time)  # restored after the test
         clock = polling.PollingClock()
         set_clock(clock)
         assert found.time is clock
@@ -71,4 +72,4 @@ def test_parts_that_are_not_there_yet_are_looked_for_at_once(monkeypatch):
 
     began = time.monotonic()
     assert inflatable_utils.pull_objects(["x"], pull) == {"x": b"x"}
-    assert time.monotonic() - began < 0.9  # Flower's own first look comes after 0.8 to 1.2 s
+    assert time.monotonic() - began < 0.9  # Flower itself first polls after 0.8 to 1.2 s

@@ -1,4 +1,4 @@
-"""The coordinator's side of a round of secure aggregation, with clients in memory."""
+"""The coordinator's half of a secure aggregation round, with clients in memory."""
 
 import os
 
@@ -21,7 +21,7 @@ REGISTERED = {identity.client: identity.public_key for identity in IDENTITIES}
 
 
 class Clients:
-    """Answers every message at once; ``silent`` clients do not answer from a stage on."""
+    """Clients that respond to each message at once; ``silent`` clients do not respond from a stage on."""
 
     def __init__(self):
         self.clients = [Client(identity, REGISTERED) for identity in IDENTITIES]

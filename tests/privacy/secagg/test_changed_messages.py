@@ -39,7 +39,7 @@ def vector_of(session):
 
 
 def round_until(stage):
-    """An honest round of three clients until a stage, with the response of client 0."""
+    """Run an honest round of three clients until a stage; return it with the response of client 0."""
     clients, registered = in_memory.create_clients(range(3))
     session = in_memory.create_session(VECTORS, range(3), threshold=2, round=1, run=b"test")
     server = Server(session, registered)

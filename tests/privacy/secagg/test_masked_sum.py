@@ -52,7 +52,7 @@ def equal():
 
 
 class Unreliable(LinearTrainer):
-    """Some clients never finish."""
+    """A trainer with some clients that always fail."""
 
     def __init__(self, num_features, failing=()):
         super().__init__(num_features)
@@ -157,7 +157,7 @@ def test_integer_means_are_exact_whatever_the_order_the_blocks_and_the_merging(i
 
 
 def noise_in_the_sum(protection, *, size, delivered, length=100_000):
-    """The noise, in units of the update, of a sum of ``delivered`` clients of a cohort of ``size``."""
+    """Return the noise in a sum of ``delivered`` clients of a cohort of ``size``, in units of the update."""
     strategy = protection.protect(equal(), num_clients=size)
     (stage,), aggregate = strategy.stages, strategy.aggregate
     context = Context(round=1, seed=3, clients_K=np.arange(delivered))
@@ -194,7 +194,7 @@ def test_too_little_noise_would_be_noticed():
 
 
 def epsilon(release, *, rounds):
-    """At delta 1e-5, of so many releases."""
+    """Return epsilon of a number of releases at delta 1e-5."""
     pytest.importorskip("dp_accounting", reason="epsilon needs the extra privacy")
     from dp_accounting.rdp import compute_epsilon, rdp_privacy_accountant
 
@@ -256,7 +256,7 @@ def test_not_a_number_is_not_encoded():
                 stage.client.update(np.full((1, 5), bad), {}, Context(round=1, seed=1, clients_K=np.arange(1)))
 
 
-# what is refused
+# refused combinations
 
 
 def test_sums_that_could_wrap_around_are_refused_when_the_strategy_is_built():
@@ -332,7 +332,7 @@ def test_more_clients_than_sums_were_made_for_are_not_added_up():
         trained(Masking(clip_norm=1.0, cohort=4))
 
 
-# how it is reached
+# settings and imports
 
 
 @pytest.mark.parametrize("builder", [mechanisms.secagg, mechanisms.distributed], ids=lambda builder: builder.__name__)

@@ -1,4 +1,4 @@
-"""Reading of hostile bytes: a valid record, or one `ProtocolError`."""
+"""Hostile bytes: reading returns a valid record, or raises `ProtocolError`."""
 
 import tracemalloc
 from dataclasses import fields, replace
@@ -47,7 +47,7 @@ def header(kind):
 
 
 def rejected_or_canonical(data, kind):
-    """Decode; whatever is accepted has exactly these bytes and the declared types."""
+    """Decode; accepted bytes are canonical, and the fields have the declared types."""
     try:
         record = decode(data, kind)
     except ProtocolError:
@@ -179,7 +179,10 @@ def peak_bytes(data, kind):
 
 @pytest.mark.parametrize("item", [b"\xe5", b"\x80", b"\xa0", b"\x60", b"\xf9\x3c\x01"])
 def test_a_message_of_small_items_needs_little_memory(item):
-    """A list of a million simple values would take many times the bytes of its message."""
+    """Check the peak memory.
+
+    A list of a million simple values would take many times the bytes of its message.
+    """
     count = 2_000_000
     items = b"\x9a" + count.to_bytes(4, "big") + item * count
     assert peak_bytes(header(MaskedVector) + items, MaskedVector) < 1e6

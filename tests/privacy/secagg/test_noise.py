@@ -16,7 +16,7 @@ def stream(seed=0):
 
 
 def probabilities(kind, std, k):
-    """From SciPy's own distribution, or from the definition."""
+    """Return probabilities from SciPy's own distribution, or from the definition."""
     if kind == "skellam":
         return stats.skellam.pmf(k, std**2 / 2, std**2 / 2)
     everything = np.arange(-int(40 * std) - 40, int(40 * std) + 41)
@@ -98,7 +98,7 @@ def test_noise_below_one_integer_destroys_the_guarantee_of_sums_of_discrete_gaus
 
 
 def exact_renyi(order, shift, variance):
-    """Of one Skellam variable against itself moved by ``shift``, by summation."""
+    """Compute the Renyi divergence of a Skellam variable from the same variable moved by ``shift``, by summation."""
     k = np.arange(-int(40 * np.sqrt(variance)) - 60, int(40 * np.sqrt(variance)) + 61)
     p, q = (np.log(np.maximum(ive(np.abs(x), variance), 1e-300)) for x in (k, k - shift))
     keep = (p > -600) & (q > -600)

@@ -1,4 +1,4 @@
-"""What the protocol gives when people behave: the exact sum, or nothing."""
+"""The protocol with honest participants returns the exact sum, or no result."""
 
 from itertools import chain, combinations
 
@@ -33,7 +33,7 @@ def exchange(vectors_KD, threshold, silent, replies=None):
 
 
 class Tapped:
-    """A client whose replies are overheard."""
+    """A client that records its responses."""
 
     def __init__(self, client, replies):
         self.client, self.replies = client, replies
@@ -44,7 +44,7 @@ class Tapped:
 
 
 def plain_sum(vectors_KD, silent):
-    """Of those who were still there when masked vectors were due."""
+    """Return the sum over the clients that were still available when masked vectors were due, and their ids."""
     gone = set(
         chain(*(silent.get(stage, ()) for stage in (ServerStage.ADVERTISE, ServerStage.SHARE, ServerStage.MASK)))
     )
@@ -136,7 +136,7 @@ def test_a_client_may_live_in_another_process_for_every_message():
 
 
 def masked_upload(vectors_KD):
-    """What client 0 sends in the third stage."""
+    """Return the masked vector of client 0, which it sends in the third stage."""
     replies = {}
     exchange(vectors_KD, len(vectors_KD) // 2 + 1, {}, replies)
     return np.frombuffer(decode(replies[0][ServerStage.MASK], MaskedVector).vector, vectors_KD.dtype)

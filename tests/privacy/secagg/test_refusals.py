@@ -1,4 +1,4 @@
-"""What a client does not do, whatever a server, or someone in between, asks of it."""
+"""Messages of a malicious server, or of an attacker on the network, that a client refuses."""
 
 import os
 from dataclasses import replace
@@ -29,7 +29,7 @@ VECTORS = np.arange(30, dtype=np.uint32).reshape(5, 6)
 
 
 class Round:
-    """Five clients, threshold 3, brought up to a stage by an honest server; client 0 is the one under attack."""
+    """A round of five clients with threshold 3, run by an honest server until a stage; the tests attack client 0."""
 
     def __init__(self, until=ServerStage.ADVERTISE, *, number=1, clients=None, silent=(), **changes):
         self.clients, self.registered = clients or in_memory.create_clients(range(5))
@@ -49,7 +49,7 @@ class Round:
         return self.clients[client].respond(request or self.requests[client], lambda session: VECTORS[client])
 
     def refuses(self, request, because):
-        """Client 0 refuses, and goes on as if nothing had been."""
+        """Check that client 0 refuses the request and keeps its state."""
         before = self.clients[0].state
         with pytest.raises(ProtocolError, match=because):
             self.respond(0, encode(request))
@@ -81,7 +81,7 @@ def test_other_survivors_than_those_confirmed_are_not_opened():
 
 
 def test_survivors_that_only_some_clients_were_shown_are_not_opened():
-    """The server splits the clients: it wants the seed of 4's mask from some and its pairwise secret from others."""
+    """Split the clients: the server asks some for the seed of client 4's mask, and others for its pairwise secret."""
     split = Round(ServerStage.CONFIRM)
     shown = decode(split.requests[0], Survivors)
     without = replace(shown, survivors=(0, 1, 2, 3), dropped=(4,))
