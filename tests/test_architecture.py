@@ -1,4 +1,4 @@
-"""Who may know whom, and what must stay light."""
+"""Rules of the architecture: allowed imports, and modules that must load fast."""
 
 import ast
 import re
@@ -49,7 +49,7 @@ def test_importing_fedlearn_strategies_and_all_namespaces_loads_nothing_heavy():
 
 
 def imports_of(path):
-    """(module, names) of every import in a file."""
+    """Yield (module, names) of each import in a file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             yield node.module, [alias.name for alias in node.names]
@@ -127,7 +127,7 @@ def test_hydra_lives_only_in_the_runner_and_applications():
     assert all(path.startswith(homes) for path in found), found
 
 
-COMPATIBILITY = {  # library -> its module, and packages that it documents
+COMPATIBILITY = {  # library -> its module, and the packages that it documents
     "flwr": ("fedlearn/flower/compat.py", {"app", "clientapp", "serverapp", "simulation"}),
     "ray": ("fedlearn/engines/ray/compat.py", {"", "exceptions", "util"}),
     "hydra": ("fedlearn/runner/compat.py", {"errors", "types", "utils"}),
@@ -137,7 +137,7 @@ DOCUMENTED = {"flwr.serverapp.strategy", "flwr.clientapp.mod"}  # below the pack
 
 
 def names_of_libraries(path):
-    """Dotted names of libraries in imports, and in strings that are no documentation."""
+    """Yield dotted names of libraries in imports, and in strings outside of docstrings."""
     tree = ast.parse(path.read_text())
     documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
@@ -178,7 +178,7 @@ def test_strategies_use_only_the_public_names_of_fedlearn_and_its_namespaces():
 
 
 def num_statements(function):
-    """Statements of a function and of those inside it, without docstrings."""
+    """Count the statements of a function and of its inner functions, without docstrings."""
     statements = [node for node in ast.walk(function) if isinstance(node, ast.stmt) and node is not function]
     return sum(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)) for node in statements)
 
@@ -201,7 +201,7 @@ def test_no_pickle_and_no_global_seed_anywhere():
 
 MESSAGE_TYPES = {"NodeRequest", "NodeResponse"}
 BYTE_CARRIERS = {"to_record_dict", "to_record_dicts", "from_record_dict", "call_trainer", "respond_to_bytes"}
-DEPLOYED = ("fedlearn.engines.deployed", "fedlearn.protocol.client_app", "fedlearn.deploy.trainer")  # a process each
+DEPLOYED = ("fedlearn.engines.deployed", "fedlearn.protocol.client_app", "fedlearn.deploy.trainer")  # one process each
 TOUCH_A_REQUEST = {  # docs/architecture.md lists them; this set may only shrink
     "fedlearn.protocol.messages",
     "fedlearn.protocol.exchange",
@@ -218,7 +218,7 @@ def path_of(module):
 
 
 def modules_reachable_from(*modules):
-    """Return all modules of fedlearn that these modules import, directly or not, in functions too."""
+    """Return all modules of fedlearn that these modules import, directly or not, and in functions, too."""
     found, waiting = set(), list(modules)
     while waiting:
         module = waiting.pop()

@@ -14,12 +14,12 @@ PACKAGES = ("fedlearn", "strategies", "simulations")
 BANNED = frozenset(
     # pronouns, question words and participles that say nothing about the thing
     "one own made told seen found given words what who whom whose whoever whatever which how beside besides "  # noqa: SIM905
-    # paraphrases, each replaced by a term of the vocabulary in CONTRIBUTING.md
+    # paraphrases; CONTRIBUTING.md has the term of the vocabulary for each
     "ask asked answer reply replies letter letters parcel envelope post aloft landing landed lander flying flight "
     "fate tally claim claimed gathered folded memories venue ear overheard keeps leaving inquiry drill remembered "
     "suit nobody everybody absent lost late".split()
 )
-# terms of the field that carry such a word
+# terms of the field that contain such a word
 TERMS = re.compile(r"in_?flight|one_?hot|leave_?one_?out|claimed_?epsilon", re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ def arguments_of(function):
 
 
 def names_in(body, prefix):
-    """(where, name) of public definitions, their arguments and fields."""
+    """Yield (place, name) of public definitions, their arguments and fields."""
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield f"{prefix}.{node.name}", node.name

@@ -44,7 +44,7 @@ PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\bmy_|\.\.\.|\*")  # NAME, my_code, ...
 
 
 def text_of(page: str) -> str:
-    """Return a page. The first column of the changelog's tables holds names that are gone."""
+    """Return a page. The first column of the changelog's tables contains old names, and is omitted."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.sub(r"^ *\|[^|]*\|", "|", text, flags=re.MULTILINE) if page == "CHANGELOG.md" else text
 
@@ -63,7 +63,7 @@ def code_of(page: str) -> list[str]:
 
 @cache
 def names_of(path: Path) -> dict[str, ast.AST]:
-    """Return the names of a module, and those of its classes as ``Class.name``."""
+    """Return the names of a module, and the names of its classes' members as ``Class.name``."""
     names: dict[str, ast.AST] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         names |= dict.fromkeys(bound_names(node), node)
@@ -130,14 +130,14 @@ def test_every_dotted_name_is_in_the_source(page):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_path_is_a_file_or_folder(page):
     own_folder = ROOT / "fedlearn" if page == "docs/architecture.md" else (ROOT / page).parent
-    own_files = re.findall(r"^\*\*(\S+)\*\*$", text_of(page), re.MULTILINE)  # which the reader writes
+    own_files = re.findall(r"^\*\*(\S+)\*\*$", text_of(page), re.MULTILINE)  # files that the reader writes
     missing = []
     for span in spans(page):
         for path in re.findall(r"(?<![\w:=])[\w./{},-]*(?:\w\.py|\w\.md|/\w+\.yaml|\w/)(?![\w.])", span):
             known = {path.rstrip("/") for path in own_files}
             if PLACEHOLDER.search(span) or span.startswith("python") or path in known or "://" in span:
                 continue
-            if path.endswith("/") and path.partition("/")[0] not in FOLDERS:  # of a run folder, of keys, ...
+            if path.endswith("/") and path.partition("/")[0] not in FOLDERS:  # folders of a run or of keys, for example
                 continue
             if not any((base / path).exists() for base in (ROOT, own_folder)):
                 missing.append(path)

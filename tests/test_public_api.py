@@ -35,7 +35,7 @@ LAZY = {
 def public_names():
     for module in [*NAMESPACES, "strategies"]:
         for name in importlib.import_module(module).__all__:
-            if name not in LAZY:  # they load frameworks: see the last test
+            if name not in LAZY:  # these load frameworks: see the last test
                 yield module, name
 
 

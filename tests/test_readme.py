@@ -35,7 +35,7 @@ def fences(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Each command of the shell blocks and of the code within sentences and tables, as words."""
+    """Yield each command of the shell blocks and of the code within sentences and tables, as words."""
     blocks = [line for block in fences(text, "bash") for line in block.splitlines()]
     without_blocks = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     for line in [*blocks, *re.findall(r"`(python -m [^`]+)`", without_blocks)]:
@@ -45,7 +45,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def files(text: str) -> dict[str, str]:
-    """The files that the reader is told to write: a name in bold, then its contents."""
+    """Return the files that the reader writes: a name in bold, then its contents."""
     return dict(re.findall(r"^\*\*(\S+)\*\*\n+```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
 
 
@@ -56,7 +56,7 @@ RUNS = [words for words in RUNS if not IS_OTHERS.search(" ".join(words))]
 
 
 def in_shell(words: list[str], folder: Path) -> subprocess.CompletedProcess:
-    """A command as the reader types it, with this Python."""
+    """Run a command in a shell as the reader types it, with this Python."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     argv = [sys.executable, *words[1:]]
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=180)

@@ -1,4 +1,4 @@
-"""The wheel: it has all that an installation needs, and nothing of the user's folder comes before it."""
+"""The wheel has all files of an installation, and no file of the user's folder takes precedence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(bool(missing_tool()), reason=missing_tool() or "
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A folder with what the wheel would install, built from a copy of the sources."""
+    """Build a folder with the contents of the wheel, from a copy of the sources."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
@@ -82,7 +82,10 @@ def test_no_installed_module_imports_the_benchmarks(installed):
 
 @pytest.fixture
 def start(installed, tmp_path):
-    """``start("fedlearn", ...)`` runs the console command, and ``start("-m", module, ...)`` Python, in ``work``."""
+    """Return a function that starts a program in ``work``.
+
+    ``start("fedlearn", ...)`` runs the console command, and ``start("-m", module, ...)`` runs Python.
+    """
     script = tmp_path / "bin" / "fedlearn"
     script.parent.mkdir()
     script.write_text(SCRIPT)
@@ -99,7 +102,7 @@ def start(installed, tmp_path):
     return run
 
 
-CLASHES = {  # a user's files with names of packages: all raise when they are imported
+CLASHES = {  # a user's files with names of packages: all raise an error on import
     "packages of fedlearn": ("strategies/__init__.py", "simulations/__init__.py", "fedlearn/__init__.py"),
     "modules of fedlearn": ("strategies.py", "simulations.py", "fedlearn.py"),
     "a dependency": ("types.py", "torch.py", "random.py", "numpy/__init__.py", "rich.py", "hydra/__init__.py"),

@@ -56,11 +56,11 @@ def spoilt(*, how, num_features=3):
 
 
 class FakeGrid:
-    """Nodes are functions from the bytes of a request to the bytes of a response; each message has a thread.
+    """A `Grid` whose nodes are functions from request bytes to response bytes. Each message has its own thread.
 
     Attributes:
-        nodes: by id; None never answers.
-        gates: by id; the responses of a node are held back until its gate is open.
+        nodes: functions by node id; a node that is None never responds.
+        gates: events by node id; the responses of a node are held back until its event is set.
     """
 
     def __init__(self, nodes):

@@ -1,4 +1,4 @@
-"""Undocumented names of Flower."""
+"""Undocumented names of Flower that fedlearn uses."""
 
 import ast
 from importlib.metadata import version

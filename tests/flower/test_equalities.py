@@ -1,4 +1,4 @@
-"""Ours and Flower's strategies on the same updates: they agree, or the paper's equation says who differs and how.
+"""Strategies of fedlearn and Flower on the same updates: they agree, or the paper's equation shows the difference.
 
 Shapes: K clients, D parameters laid flat.
 """

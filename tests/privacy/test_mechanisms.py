@@ -1,6 +1,6 @@
-"""What is released: how much noise, how far one client can move it, and what stays at home.
+"""Released values: size of the noise, sensitivity to one client, and values that stay at the client.
 
-One test for each of the faults F1-F19 that a well-known framework's classes were found to have.
+Each of the faults F1-F19, found in the classes of a well-known framework, has a test.
 """
 
 import math

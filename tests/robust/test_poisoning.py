@@ -1,4 +1,4 @@
-"""Attacks send what their papers say, and stay as hidden as they claim."""
+"""Poisonings send the updates that their papers define, and stay within the stated distance of honest updates."""
 
 import numpy as np
 import pytest

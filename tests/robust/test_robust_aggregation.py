@@ -1,4 +1,4 @@
-"""Robust rules keep what their papers claim, on every array library."""
+"""Robust rules have the properties of their papers, on each array library."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def aggregate(strategy, updates_KD):
 
 
 def honest_and_malicious(seed, num_honest, num_malicious, size=6):
-    """Honest updates about each other, and malicious ones anywhere, at any size."""
+    """Return honest updates close to each other, and malicious ones at any place and of any size."""
     rng = np.random.default_rng(seed)
     honest_KD = rng.normal(1, 0.2, (num_honest, size))
     scale = 10.0 ** rng.integers(-3, 10, (num_malicious, 1))
@@ -56,7 +56,8 @@ def test_krum_never_chooses_an_update_far_from_all_honest_ones(seed, malicious, 
     rng = np.random.default_rng(seed)
     honest_KD = rng.normal(1, 0.2, (malicious + 3, 6))
     widest = max(np.linalg.norm(a - b) for a in honest_KD for b in honest_KD)
-    factor = np.sqrt((malicious + 1) / 2) + 1  # more than the docstring asks for, from the centre of the honest ones
+    # farther away than the docstring requires; measured from the mean of the honest updates
+    factor = np.sqrt((malicious + 1) / 2) + 1
     away_KD = honest_KD.mean(0) + scale * factor * widest * np.eye(6)[:malicious]
     updates_KD = np.concatenate([away_KD, honest_KD]).astype(np.float32)
     chosen_D = aggregate(strategies.krum(num_malicious=malicious), updates_KD)
@@ -80,7 +81,7 @@ def test_krum_is_fooled_in_one_coordinate_where_bulyan_is_not():
     rng = np.random.default_rng(0)
     honest_KD = rng.normal(0, 0.1, (9, 1000)).astype(np.float32)
     hidden_KD = np.repeat(honest_KD.mean(0, keepdims=True), 2, axis=0)
-    hidden_KD[:, 0] += 2.0  # about as far as honest updates are from each other in the 1000 coordinates together
+    hidden_KD[:, 0] += 2.0  # about the distance between honest updates over all 1000 coordinates
     updates_KD = np.concatenate([honest_KD, hidden_KD])
     assert aggregate(strategies.krum(num_malicious=2), updates_KD)[0] > 1.5
     assert aggregate(strategies.bulyan(num_malicious=2), updates_KD)[0] < 0.3

@@ -1,4 +1,4 @@
-"""Root data: a server's own examples, at a client that its operator runs."""
+"""The root dataset: the server's own examples, at a client that its operator runs."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_root_data_are_not_drawn_where_nobody_has_all_examples():
 
 
 def test_trust_by_a_sample_of_all_is_worth_more_than_trust_by_a_skewed_share():
-    """Ten clients of two digits each: the root's own share knows nothing of the other eight."""
+    """Compare ten clients of two digits each: the root's own share has no example of the other eight digits."""
     pytest.importorskip("torch")
     words = ["strategy=fltrust", "scenario=digits", "partition.num_clients=10", "partition=pathological"]
     words += ["rounds=10", "local.learning_rate=0.3"]

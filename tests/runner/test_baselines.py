@@ -1,4 +1,4 @@
-"""What a federation is held against: the pooled model, and each client alone."""
+"""The baselines of a federation: the pooled model, and a separate model for each client."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ LOCAL = LocalSettings(epochs=2, batch_size=8, learning_rate=0.1)
 
 
 def conflicting(num_clients=3, num_examples=40):
-    """Clients whose targets follow from other weights each, so that no common model suits them."""
+    """Return clients with different true weights, so that no common model suits them."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(num_clients * num_examples, 3)).astype(np.float32)
     weights = rng.normal(size=(num_clients, 3))
@@ -94,11 +94,11 @@ def test_the_budget_is_what_the_federation_has_used(local):
     data = conflicting()
     made = experiment(data, "central", "local", local=local)
     made = replace(made, scenario=replace(made.scenario, trainer=Counting(3)))
-    train_baselines(made, num_client_updates=6)  # two rounds of all
+    train_baselines(made, num_client_updates=6)  # two rounds of all clients
     steps = 2 * sum(int(local.num_steps(len(data.train(client)))) for client in data.clients)
     central, alone = seen
     assert alone == steps
-    assert central == pytest.approx(steps, rel=0.1)  # a pass over all has fewer batches that are not full
+    assert central == pytest.approx(steps, rel=0.1)  # a pass over the pooled examples has fewer incomplete batches
 
 
 def test_what_is_stopped_is_left_out():

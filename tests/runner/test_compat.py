@@ -1,4 +1,4 @@
-"""Undocumented names of Hydra."""
+"""Undocumented names of Hydra that fedlearn uses."""
 
 import subprocess
 import sys

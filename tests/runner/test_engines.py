@@ -1,4 +1,4 @@
-"""Engine capabilities are stated by the builder and the engine; nothing follows from a name."""
+"""The builder and the engine state the capabilities of an engine; none is guessed from a name."""
 
 import pickle
 import sys
@@ -41,7 +41,7 @@ def small_problem():
 
 @offered
 class Crowd(InProcessEngine):
-    """In process, stated as a class attribute, under a name that nobody knows."""
+    """States as a class attribute that it runs in process."""
 
     def __init__(self, data, trainer):
         super().__init__(data, trainer, block_size=2)
@@ -55,14 +55,14 @@ def thread_of_one(data, trainer):
 
 @offered
 def vector_of_silence(data, trainer):
-    """States nothing."""
+    """Build an engine without stating a capability."""
     return InProcessEngine(data, trainer, block_size=1)
 
 
 @offered
 @engine_builder(rebuilds_scenario=True)
 def far_away(data, trainer, again, *, seats: int = 1):
-    """Works in other processes: it gets the function that builds the scenario there."""
+    """Build an engine in other processes, from the function that builds the scenario there."""
     scenario = pickle.loads(pickle.dumps(again))()  # noqa: S301
     assert scenario.trainer.layout == trainer.layout
     return Far(scenario.data, scenario.trainer, block_size=seats)
@@ -199,13 +199,13 @@ def test_the_loop_refuses_an_engine_without_a_member_by_name():
 
 
 def without(engine, name):
-    """The engine as an object without one of its members."""
+    """Return the engine as an object without one of its members."""
     names = [n for n in dir(engine) if not n.startswith("_") and n != name]
     return type("Partial", (), {n: getattr(engine, n) for n in names})()
 
 
 class Folding(EngineWrapper):
-    """States that it is in process, and yet aggregates itself."""
+    """States that it runs in process, but returns a partial aggregate."""
 
     def fit(self, request, strategy, cohort):
         whole = PartialAggregate(aggregator_state=strategy.aggregate.init(self.layout))

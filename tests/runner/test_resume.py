@@ -1,4 +1,4 @@
-"""What a run folder of another version of fedlearn comes to."""
+"""Errors for the run folder of another version of fedlearn."""
 
 import json
 

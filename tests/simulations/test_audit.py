@@ -30,7 +30,7 @@ MECHANISMS = {
 
 @pytest.fixture
 def audited(tmp_path, monkeypatch):
-    """``audited(*words) -> (exit code, what audit.json says)``."""
+    """Return ``audited(*words) -> (exit code, content of audit.json)``."""
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str, folder: str = "found") -> tuple[int, dict]:
@@ -43,7 +43,7 @@ def audited(tmp_path, monkeypatch):
 
 @pytest.fixture
 def weakened(monkeypatch):
-    """A build whose noise is five times too small, everywhere."""
+    """Divide the noise of all mechanisms by five."""
 
     def fifth(update, draws, std):
         return add_gaussian_noise(update, draws, std / 5)
@@ -114,7 +114,7 @@ def test_the_jax_twin_of_dp_sgd_is_audited_as_well(audited):
 
 
 def masked(**settings) -> Mechanism:
-    """Noise of the clients themselves, with the claim that its cost makes."""
+    """Build a mechanism with noise of the clients, charged with its equivalent noise multiplier."""
     made = masked_sum.Masking(**{"clip_norm": 1.0, "noise": "skellam", "noise_multiplier": 1.0, "bits": 14, **settings})
 
     def protect(strategy, local, population):
@@ -145,7 +145,8 @@ def test_the_bound_on_a_sum_with_distributed_noise_is_below_its_claim_and_weaker
     assert 0.3 < found["epsilon_lower_bound"] < found["claimed_epsilon"] == pytest.approx(4.38, abs=0.05)
     right = masked_sum.draw_noise
     monkeypatch.setattr(masked_sum, "draw_noise", lambda kind, std, *args: right(kind, std / 8, *args))
-    assert audited(*words, folder="weak")[0] == 3  # half the cohort may drop out: there is twice the variance claimed
+    # half of the cohort may drop out, so the sum has twice the claimed variance
+    assert audited(*words, folder="weak")[0] == 3
 
 
 @pytest.mark.parametrize(

@@ -42,14 +42,14 @@ TINY = {"w1": {"clients": 6, "cohort": 3, "examples": 70}, "w3": {"clients": 30,
 
 @pytest.fixture(autouse=True)
 def small_pool(monkeypatch):
-    """A few megabytes of examples instead of 192 MiB."""
+    """Use a few megabytes of examples instead of 192 MiB."""
     monkeypatch.setattr(synthetic, "POOL_BYTES", 4 * 2**20)
     pool_of.cache_clear()
     yield
     pool_of.cache_clear()
 
 
-# what the work is
+# workloads
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_cohorts_and_orders_are_drawn_anew_each_round():
             assert sorted(order_N.tolist()) == list(range(work.size(client)))
 
 
-# the models are one model
+# equal models in all systems
 
 
 @pytest.mark.parametrize("work", WORKLOADS.values(), ids=WORKLOADS)
@@ -143,11 +143,11 @@ def test_dropout_is_on_in_training_only(framework):
     assert np.array_equal(*outputs)
 
 
-# the systems do the same work
+# equal work in all systems
 
 
 def as_ours(work, round, cohort_K):
-    """The batches that our engine draws."""
+    """Return the batches that fedlearn draws."""
     order = Request(round=round, seed=SEED, params_D=np.zeros(1), local=work.local)
     plans_KSB, _ = batch_plans(order, cohort_K, np.array([work.size(client) for client in cohort_K.tolist()]))
     return [plan_SB[plan_SB >= 0] for plan_SB in plans_KSB]
@@ -222,7 +222,7 @@ team.close()
 
 
 def test_processes_share_a_cohort_and_give_its_weighted_mean():
-    # not in this process, where JAX may have started threads that a fork would lose
+    # not in this process: JAX may have started threads, and a fork would lose them
     done = subprocess.run([sys.executable, "-c", SPLIT], capture_output=True, text=True, timeout=120, check=True)
     mean = sum(k * (k + 1) for k in range(7)) / 28
     np.testing.assert_allclose(json.loads(done.stdout), [[0.5 + mean] * 4, [1.5 + mean] * 4], rtol=1e-6)
@@ -309,12 +309,13 @@ def test_sizes_of_ones_own_reach_the_workload():
         workload("w1", cohort=0)
 
 
-# what goes wrong is a row that says why
+# errors become rows with their reason
 
 
 @pytest.mark.parametrize(("system", "package"), [("flower", "flwr"), ("pfl", "pfl")])
 def test_a_system_that_is_not_installed_says_how_to_install_it(system, package, monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == package]:  # whatever came before
+    # modules that other tests have imported
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, f"simulations.benchmarks.{system}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""Runs told apart by their settings and put side by side over seeds."""
+"""Runs are distinguished by their settings, and compared over seeds."""
 
 import json
 
@@ -15,7 +15,7 @@ needs("matplotlib", reason="needs the extra 'report'")
 
 
 def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", clock=None, **settings):
-    """A run folder with these values of a metric, a thousand bytes a round each way."""
+    """Write a run folder with these values of a metric, and a thousand bytes per round in each direction."""
     folder.mkdir(parents=True)
     own = "\n".join(f"  {key}: {value}" for key, value in settings.items())
     text = f"seed: {seed}\nrounds: {len(values)}\nrun_name: x{seed}\nscenario:\n  seed: {seed}\n"
@@ -45,7 +45,7 @@ def test_runs_that_differ_in_the_seed_alone_belong_together(tmp_path):
     }
     rows = comparison_rows(found, metric)
     assert by(rows, "final") == {"fedavg": "80.0 ± 10.0 %", "fedprox": "90.0 ± 10.0 %"}
-    assert by(rows, "difference") == {"fedavg": "–", "fedprox": "+10.0 ± 0.0 %"}  # each seed by itself
+    assert by(rows, "difference") == {"fedavg": "–", "fedprox": "+10.0 ± 0.0 %"}  # the difference is taken per seed
 
 
 def test_a_setting_is_named_where_it_differs_between_runs_of_its_builder(tmp_path):

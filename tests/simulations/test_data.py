@@ -16,7 +16,7 @@ CONTENT = b"1,2\n"
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """One data set, which a folder serves."""
+    """Create one data set that is found in a folder."""
     (tmp_path / "official").mkdir()
     (tmp_path / "official" / "a.csv").write_bytes(CONTENT)
     monkeypatch.setenv("FEDLEARN_CACHE", str(tmp_path / "cache"))

@@ -39,7 +39,7 @@ def rows(count=40):
 
 @pytest.fixture(scope="session")
 def clinics(tmp_path_factory) -> Path:
-    """A CSV file for each of three clinics, with a missing value here and there."""
+    """Write one CSV file for each of three clinics, with a few missing values."""
     path = tmp_path_factory.mktemp("clinics")
     for site in SITES:
         text = "\n".join(["age,sex,pressure,sick", *rows(), "61.0,,?,yes", "40.0,f,,no", ""])
@@ -94,7 +94,7 @@ def test_what_is_held_out_does_not_move_the_scales(clinics, tmp_path):
     assert sizes(split) == [(42, 1)] * 3
     assert np.array_equal(split.train(1).x, whole.train(1).x)
     assert split.test(0).x[0, 0] > 1000
-    assert split.test(0).x[0, 1:3].tolist() == [0, 0]  # a category that nobody trained on is as good as missing
+    assert split.test(0).x[0, 1:3].tolist() == [0, 0]  # a category without training examples counts as missing
 
 
 def test_a_node_with_its_own_file_only_has_what_it_has_in_a_simulation(clinics, tmp_path):
@@ -149,7 +149,7 @@ def test_a_cell_that_does_not_fit_is_named_by_file_row_and_column(clinics, tmp_p
     with pytest.raises(DataError, match=reason) as caught:
         folder(path=path, target="sick", **settings)
     assert "try       " in str(caught.value)
-    assert "6l" not in str(caught.value)  # what stands in a cell is told to nobody
+    assert "6l" not in str(caught.value)  # the error does not contain the value of a cell
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_one_table_is_divided_by_a_column_or_by_time(tmp_path):
         order_by="day", scale="none",
     ).data  # fmt: skip
     assert sorted(by_time.train(0).x.ravel().tolist()) == [*range(21, 28)]
-    assert by_time.train(0).x.shape == (7, 1)  # the day is no feature
+    assert by_time.train(0).x.shape == (7, 1)  # the day is not a feature
 
 
 def test_texts_are_hashed_so_that_no_vocabulary_is_learned(tmp_path):
@@ -351,7 +351,7 @@ def test_a_run_starts_with_what_its_statistics_have_cost(clinics, tmp_path, capf
     words += ["scenario.categories={sex:[f,m]}", "privacy=example", "privacy.noise_multiplier=20"]
     assert main(["scenario=folder", *words, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
     seen = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
-    assert seen["epsilon"] > 0.7  # most of it of the statistics: a round with noise 20 is below 0.2
+    assert seen["epsilon"] > 0.7  # the statistics cost most of it: a round with noise 20 alone is below 0.2
 
 
 def test_one_table_of_nobody_in_particular_says_how_to_divide_it(tmp_path):

@@ -58,7 +58,7 @@ def test_twins_learn_alike(model, task):
 
 def test_twins_learn_alike_on_flat_parts_of_an_image():
     data = images((8, 8, 1))
-    flat = Examples(np.round(data.train(0).x), data.train(0).y)  # equal patches tie in the 2 x 2 maximum
+    flat = Examples(np.round(data.train(0).x), data.train(0).y)  # equal patches give ties in the 2 x 2 maximum
     deltas = []
     for one in twins("cnn", data, (8, 8, 1)):
         order = Request(round=1, seed=1, params_D=one.init(3), local=LocalSettings(batch_size=8))

@@ -29,7 +29,10 @@ USERS, ITEMS = 12, 130
 
 
 def fixture_ratings():
-    """``user, item, stars, time``: everybody rates some films, and agrees on which are good."""
+    """Return ``user, item, stars, time``.
+
+    All users rate some films, and agree on the good ones.
+    """
     rng = np.random.default_rng(0)
     user = np.repeat(np.arange(1, USERS + 1), 20)
     item = np.concatenate([rng.permutation(ITEMS)[:20] for _ in range(USERS)]) + 1
@@ -39,7 +42,7 @@ def fixture_ratings():
 
 @pytest.fixture
 def layouts(tmp_path, monkeypatch):
-    """The official files of each size, small, and `sources.SIZES` with their checksums."""
+    """Create small official files of each size, and `sources.SIZES` with their checksums."""
     columns = np.stack(fixture_ratings()).T.tolist()
     files = {
         "100k": ("u.data", "\n".join("\t".join(map(str, row)) for row in columns) + "\n"),
@@ -106,13 +109,13 @@ def test_of_films_seen_in_one_second_the_last_is_drawn_and_is_not_the_one_with_t
     last = [at_once.test(client).x[0] for client in at_once.clients]
     highest = [(item - 1)[user - 1 == client].max() for client in at_once.clients]
     assert np.sum(np.array(last) == highest) <= USERS // 4
-    shuffled = np.random.default_rng(1).permutation(len(user))  # whatever the order of a file's lines
+    shuffled = np.random.default_rng(1).permutation(len(user))  # the order of the lines in a file must not matter
     again = leave_one_out(user[shuffled] - 1, item[shuffled] - 1, np.zeros_like(time), num_negatives=1, seed=1)
     assert last == [again.test(client).x[0] for client in again.clients]
 
 
 class Watching(TrainerWrapper):
-    """Remembers what it was given to train on."""
+    """Records the examples that it trains on."""
 
     def fit(self, order, rule, work):
         self.seen = {one.client: one.examples for one in work}
@@ -135,7 +138,7 @@ def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
         assert len(others) == 2 * len(liked)
         assert not set(others.tolist()) & {*data.test(0).x.tolist(), *liked.tolist()}
     assert not np.array_equal(seen[0].x, seen[1].x)
-    assert np.array_equal(seen[0].x, seen[2].x)  # whoever else is in the block
+    assert np.array_equal(seen[0].x, seen[2].x)  # the other clients of the block do not matter
     stranger = ClientWork(client=len(data.clients), examples=own)
     made.fit(Request(round=1, seed=1, params_D=None), plain_training, [stranger])
     assert within.seen[stranger.client] is own
@@ -186,9 +189,9 @@ def test_what_describes_a_user_never_leaves_the_client(layouts, model):
     kept = [leaf.name for leaf in layout.leaves if leaf.name.startswith("user.")]
     tensors = layout.unpack(np.asarray(rounds[-1].state.params_D))
     assert kept == ["user.bias", "user.vectors"]
-    assert not any(tensors[name].any() for name in kept)  # the server's are as they were
+    assert not any(tensors[name].any() for name in kept)  # the server's values are unchanged
     assert all(memory["local.kept"].any() for memory in engine.client_states.values())
-    assert rounds[-1].evaluation.pooled["rmse"] < 1.5  # of stars that are 2 or 5
+    assert rounds[-1].evaluation.pooled["rmse"] < 1.5  # the stars are 2 or 5
 
 
 def test_a_ranking_is_evaluated_list_by_list(layouts):

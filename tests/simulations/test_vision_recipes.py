@@ -1,4 +1,4 @@
-"""Recipes of images and of intensive care: they compose, ask for what exists, and say what they reach."""
+"""Recipes of images and of intensive care compose, have existing settings, and state the metric that they reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""X-rays, intensive care, MNIST and CIFAR-10: files are read as they are published, and scenarios are what they say."""
+"""X-rays, intensive care, MNIST and CIFAR-10: published files are read, and scenarios match their descriptions."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def nothing_but_fixtures(monkeypatch, tmp_path):
 
 
 def shelf(name):
-    """A folder of real data, where this machine has it."""
+    """Return the folder of a real data set, or skip if this machine lacks it."""
     if not (SHELF / name).is_dir():
         pytest.skip(f"{name} is not here (set FEDLEARN_DATA)")
     return SHELF / name
 
 
 def of_files(folder, *names):
-    """A data set of files as they lie in a folder, verified like any other."""
+    """Return a data set of the files in a folder, verified by checksum."""
     checksums = {name: "sha256:" + hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     return DataSet(name="fixture", origins=(LocalCopy(files=checksums),))
 
@@ -62,7 +62,7 @@ def sizes(data):
 
 
 def rounds_in(scenario, num_rounds=2, num_clients=3):
-    """Parameters after a few rounds of plain averaging over some clients, in the scenario's framework."""
+    """Return the parameters after a few rounds of plain averaging over some clients, in the scenario's framework."""
     made, clients = scenario.trainer, [k for k in scenario.data.clients if len(scenario.data.train(k))][:num_clients]
     params = made.init(1)
     for number in range(1, num_rounds + 1):
@@ -72,7 +72,7 @@ def rounds_in(scenario, num_rounds=2, num_clients=3):
     return params
 
 
-# --- MNIST and its like
+# --- MNIST and data sets in its format
 
 
 def idx(array):
@@ -82,7 +82,7 @@ def idx(array):
 
 @pytest.fixture
 def idx_folder(tmp_path):
-    """Sixty training and twenty test images under MNIST's official names."""
+    """Write sixty training and twenty test images under MNIST's official names."""
     for part, number in (("train", 60), ("t10k", 20)):
         images, labels = mnist_images.FILES[part]
         (tmp_path / images).write_bytes(idx(RNG.integers(0, 256, (number, 28, 28), np.uint8)))
@@ -143,7 +143,7 @@ def test_nothing_need_be_held_out_at_clients_where_there_is_an_official_test_par
 
 @pytest.fixture
 def leaf_folder(tmp_path):
-    """Three writers in LEAF's layout, one of them in two files."""
+    """Write three writers in LEAF's layout, one of them in two files."""
     for folder in ("all_data", "train", "test"):
         (tmp_path / folder).mkdir()
 
@@ -201,7 +201,7 @@ def test_the_official_test_images_of_mnist_are_the_ten_thousand():
 
 
 def batch(images_NHWC, labels):
-    """A batch as Python 2 wrote it, opcode for opcode."""
+    """Return a batch as Python 2 pickled it, opcode for opcode."""
     pixels = images_NHWC.transpose(0, 3, 1, 2).tobytes()
     shape = struct.pack("<H", len(labels)) + b"M" + struct.pack("<H", 3072)
     return b"".join(
@@ -215,14 +215,14 @@ def batch(images_NHWC, labels):
             b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T",
             struct.pack("<i", len(pixels)) + pixels,
             b"tbU\tfilenamesq\x0c]q\r(U\x0eleptodactylus.q\x0e",
-            b"cos\nabort\nq\x0f)Reu.",  # run, this would end the process
+            b"cos\nabort\nq\x0f)Reu.",  # if it was executed, this would end the process
         ]
     )
 
 
 @pytest.fixture
 def tarball(tmp_path, monkeypatch):
-    """Six batches of ten images in the official archive's layout."""
+    """Create an archive with six batches of ten images in the official layout."""
     images, labels = RNG.integers(0, 256, (60, 32, 32, 3), np.uint8), np.arange(60) % 10
     with tarfile.open(tmp_path / cifar_images.TARBALL, "w:gz") as archive:
         for number, name in enumerate((*cifar_images.TRAIN, *cifar_images.TEST)):
@@ -303,7 +303,7 @@ def test_jpegs_stand_in_for_the_archive_where_only_they_are(monkeypatch):
 
 @pytest.fixture
 def x_ray_folder(tmp_path, monkeypatch):
-    """MedMNIST's layout: 40 images to train on, 10 to validate on, 12 to test on."""
+    """Write MedMNIST's layout: 40 images for training, 10 for validation, 12 for testing."""
     parts = {}
     for part, number in (("train", 40), ("val", 10), ("test", 12)):
         parts[f"{part}_images"] = RNG.integers(0, 256, (number, 28, 28), np.uint8)
@@ -363,7 +363,7 @@ def test_x_rays_lie_unevenly_at_twenty_hospitals_by_default():
 
 
 def stays(num_stays=30):
-    """Hourly values in the benchmark's layout: a third of them not measured, one value never."""
+    """Return hourly values in the benchmark's layout: a third is not measured, and one value never is."""
     ids = np.sort(RNG.choice(np.concatenate([np.arange(b, b + 40) for b in icu.BLOCKS]), num_stays, False))
     hours = {name: RNG.normal(SCALES[name][0], 1, (num_stays, 25)) for name in icu.HOURLY_COLUMNS}
     for values in hours.values():

@@ -1,4 +1,4 @@
-"""Problems that are small enough to know the answer, and runs on them."""
+"""Small problems with known solutions, and runs on them."""
 
 from types import SimpleNamespace
 
@@ -10,7 +10,7 @@ from fedlearn.testing import LinearTrainer
 
 
 def federation(clients):
-    """Regression clients from ``(x, y)``, judged on what they train on."""
+    """Return regression clients from ``(x, y)``, which are evaluated on their training examples."""
     held = [Examples(np.asarray(x, np.float32), np.asarray(y, np.float32)) for x, y in clients]
     return FederatedData(
         task="regression", num_classes=1, clients=range(len(held)), train=held.__getitem__, test=held.__getitem__
@@ -18,13 +18,13 @@ def federation(clients):
 
 
 def two_clients(*, steepness=(1.0, 2.0), copies=(1, 1)):
-    """One client wants a slope of 1 and the other of -1, where x has these sizes; both an offset of 0."""
+    """Return one client with slope 1 and one with slope -1, for x of these sizes. Both have offset 0."""
     x = [np.array([[s], [-s]] * n) for s, n in zip(steepness, copies, strict=True)]
     return federation([(x[0], x[0][:, 0]), (x[1], -x[1][:, 0])])
 
 
 def run(strategy, data, *, rounds, trainer=None, engine=None, **local):
-    """The last round, and the engine with the clients' memories."""
+    """Run a strategy; return the last round, and the engine with its client states."""
     trainer = trainer or LinearTrainer(data.train(0).x.shape[1])
     engine = (engine or serial)(data, trainer)
     state = start(strategy, trainer.init(1), engine, seed=1)
@@ -37,5 +37,5 @@ def run(strategy, data, *, rounds, trainer=None, engine=None, **local):
 
 @pytest.fixture
 def small():
-    """``federation``, ``two_clients`` and ``run``."""
+    """Return the three helpers of this module."""
     return SimpleNamespace(federation=federation, two_clients=two_clients, run=run)

@@ -1,4 +1,4 @@
-"""What the papers on asynchronous federated learning claim, on problems with a known answer and on a virtual clock.
+"""Claims of the papers on asynchronous federated learning, on problems with known solutions and a virtual clock.
 
 Shapes: D parameters laid flat.
 """
@@ -75,7 +75,7 @@ def test_fedbuff_steps_by_the_mean_of_its_buffer_weighted_by_staleness():
     for (before, after), ages in zip(pairwise(rounds), seen[1:], strict=True):
         under_way = {one.client: one.request for one in before.state.in_flight}
         if not under_way.keys() >= set(after.cohort) or len(set(after.cohort)) < 2:
-            continue  # somebody was sent out and landed within this step
+            continue  # a request was sent and completed within this step
         orders = [under_way[client] for client in after.cohort]
         assert ages == [after.number - order.round for order in orders]
         triples = zip(orders, after.cohort, ages, strict=True)

@@ -1,4 +1,4 @@
-"""What the papers on clients that differ claim, on problems whose answer is known."""
+"""Claims of the papers on heterogeneous clients, on problems with known solutions."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_drift_is_removed_and_the_true_optimum_reached(small, strategy):
 
 
 def test_scaffold_remembers_each_client_s_gradient_at_the_optimum(small):
-    """At rest c_k is the client's own gradient, 2 (w - 1) and 8 (w + 1), and c is their mean, zero."""
+    """Check the fixed point: c_k is the client's own gradient, 2 (w - 1) or 8 (w + 1), and their mean c is zero."""
     last, engine = small.run(strategies.scaffold(), small.two_clients(), rounds=60, steps=20)
     assert engine.client_states[0]["client_control"][1] == pytest.approx(2 * (OPTIMUM - 1), abs=1e-2)
     assert engine.client_states[1]["client_control"][1] == pytest.approx(8 * (OPTIMUM + 1), abs=1e-2)
@@ -36,7 +36,7 @@ def test_scaffold_remembers_each_client_s_gradient_at_the_optimum(small):
 
 
 def test_unequal_numbers_of_steps_do_not_bias_fednova(small):
-    """One client takes one step a pass, the other four; the objective weighs them 1 to 4."""
+    """Check two clients with one and four steps per pass; the objective weighs them 1 to 4."""
     data = small.two_clients(steepness=(1, 1), copies=(1, 4))
     settings = {"rounds": 150, "data": data, "steps": None, "batch_size": 2, "learning_rate": 0.01}
     assert slope(small, strategies.fedavg(), **settings) < -0.8
@@ -62,7 +62,7 @@ def test_q_fedavg_narrows_the_spread_of_losses(small):
 
 
 def test_minimax_leaves_no_client_worse_off_than_another(small):
-    """The slope at which both losses are equal, -1/3, is the best for the worst of them."""
+    """Check that both losses are equal at the slope -1/3, the best for the worse client."""
     fair, mean = losses(small, strategies.afl(learning_rate=0.05)), losses(small, strategies.fedavg())
     assert fair.max() < mean.max() - 0.5
     assert fair == pytest.approx(16 / 9, abs=0.1)
@@ -79,7 +79,7 @@ def test_minimax_weights_are_a_distribution_on_the_clients(small):
 
 
 def test_extrapolation_is_faster_where_one_model_fits_all(small):
-    """Eight clients that know one coordinate each: the mean takes an eighth of what each would."""
+    """Check eight clients that know one coordinate each: the mean is one eighth of the step of each client."""
     data = small.federation([(np.eye(8)[k : k + 1], [1.0 + k]) for k in range(8)])
 
     def left(strategy):
@@ -105,7 +105,10 @@ def test_the_extrapolated_step_is_never_shorter_than_the_mean():
 
 @pytest.fixture(scope="module")
 def skewed(digits):
-    """Five clients: 40 examples each of two of the ten digits, and 2 of each other; the first has its two alone."""
+    """Return five clients with 40 examples each of two of the ten digits.
+
+    Each has 2 examples of each other digit, except for the first, which has its two digits only.
+    """
     x, y = digits
     rng, clients = np.random.default_rng(0), []
     for k in range(5):
@@ -169,7 +172,7 @@ def test_calibrated_logits_are_refused_where_there_are_no_classes(small):
 
 
 def test_where_training_begins_is_where_an_update_is_counted_from(skewed):
-    """All trainers, all ways to train a block: a client that begins elsewhere moves as one that was sent that model."""
+    """Check each trainer and batching: a client with a start of its own moves as if it had received that model."""
     made = [trainer_of(skewed, "torch"), trainer_of(skewed, "torch").with_batching("vmap"), trainer_of(skewed, "jax")]
     params_D = made[0].init(1)
     there_D = made[0].init(2)

@@ -1,4 +1,4 @@
-"""MOON: what the paper defines, and what it claims of representations; in both frameworks, in all engines."""
+"""MOON: definitions and claims of the paper, in both frameworks and in all engines."""
 
 from functools import partial
 
@@ -35,7 +35,7 @@ FRAMEWORKS = ("torch", "jax")
 
 @pytest.fixture(scope="module")
 def data(digits):
-    """Four clients of uneven size, each with two or three of the digits only."""
+    """Return four clients of uneven size, each with two or three of the digits only."""
     x, y = digits
     clients = []
     for k, size in enumerate((20, 33, 27, 40)):
@@ -60,14 +60,14 @@ def end(strategy, engine, *, rounds=3):
 
 
 def local_model(trainer, data, rule, *, model_D, last_D, client=0, **settings):
-    """Where a client ends that trains from ``model_D`` and remembers ``last_D``."""
+    """Return the model of a client that trains from ``model_D`` with the previous model ``last_D``."""
     order = Request(round=1, seed=1, params_D=model_D, local=LocalSettings(batch_size=8, learning_rate=0.1, **settings))
     work = ClientWork(client=client, examples=data.train(client), client_state={PREVIOUS_MODEL: last_D})
     return model_D + np.asarray(trainer.fit(order, rule, [work]).delta_KD)[0]
 
 
 def features(data, params_D, x):
-    """What goes into the last layer of the MLP."""
+    """Return the inputs of the last layer of the MLP."""
     import torch
 
     net = trainer_of(data).network(params_D)
@@ -78,7 +78,7 @@ def features(data, params_D, x):
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_a_step_is_along_the_gradient_of_the_paper_s_loss(data, framework, model):
-    """Written out with copies of the network, as in the paper's code: cross-entropy over two similarities."""
+    """Compare with the paper's code: cross-entropy over two similarities, with copies of the network."""
     trainer = trainer_of(data, framework, model=model)
     import torch
 
@@ -142,7 +142,7 @@ def test_a_client_s_first_round_is_federated_averaging_s_and_no_later_one_is(dat
 
 
 def test_a_client_compares_with_the_model_that_its_own_last_round_ended_with(data):
-    """Also where others took part in between; nothing of it leaves."""
+    """Check that other clients' rounds in between do not matter, and that the previous model stays at the client."""
     trainer, strategy = trainer_of(data), strategies.moon(clients_per_round=2)
     engine = serial(data, trainer)
     state, ended = start(strategy, trainer.init(1), engine, seed=1), {}
@@ -161,7 +161,7 @@ def test_a_client_compares_with_the_model_that_its_own_last_round_ended_with(dat
 
 
 def test_representations_come_closer_to_the_global_model_s_than_to_the_last_one_s(data, digits):
-    """Also of digits that the client has never seen. Plain training leads it back to where it was."""
+    """Check digits that the client does not have. Plain training returns to the previous representations."""
     trainer, x = trainer_of(data), digits[0][1200:]
     engine = serial(data, trainer)
     model_D = end(strategies.moon(mu=0.1), engine).state.params_D
@@ -169,7 +169,7 @@ def test_representations_come_closer_to_the_global_model_s_than_to_the_last_one_
     z_global, z_last = (features(data, v_D, x) for v_D in (model_D, last_D))
 
     def closer(mu):
-        """Mean of sim(z, z_glob) - sim(z, z_prev)."""
+        """Return the mean of sim(z, z_glob) - sim(z, z_prev)."""
         import torch
 
         rule = strategies.moon(mu=mu).local
@@ -211,7 +211,7 @@ def test_a_trainer_that_has_no_features_says_so():
 
 
 def test_other_models_are_run_only_where_a_rule_asks_for_them(data):
-    """No strategy but this one pays for it."""
+    """Check that other strategies do not pay for the additional models."""
     trainer, runs = trainer_of(data), []
     trainer.module.register_forward_hook(lambda module, inputs, output: runs.append(len(output)))
     for strategy, times in ((strategies.fedavg(), 1), (strategies.moon(), 3)):

@@ -1,4 +1,4 @@
-"""Personal models beat the global one where clients want different things, and what stays at a client stays."""
+"""Personal models beat the global one if clients differ, and personal parameters stay at their client."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_personal_models_beat_the_global_one_on_conflicting_clients(small, strat
 
 
 def test_ditto_s_penalty_goes_from_training_alone_to_following_the_global_model(small):
-    """The personal slope minimises (v - 1)^2 + penalty / 2 (v - w)^2."""
+    """Compare with the personal slope that minimizes (v - 1)^2 + penalty / 2 (v - w)^2."""
     for penalty in (0.0, 2.0):
         last, engine = small.run(strategies.ditto(penalty=penalty), small.two_clients(), rounds=40, steps=20)
         w, v = float(last.state.params_D[1]), float(engine.client_states[0][PERSONAL_MODEL][1])
@@ -50,7 +50,7 @@ def test_apfl_predicts_with_the_mixture_and_trains_it(small):
 
 
 def offsets(small):
-    """Clients that agree about the slope, 1, and not about the offset, -1 or 1."""
+    """Return clients with an equal slope, 1, and different offsets, -1 or 1."""
     x = np.linspace(-1, 1, 8)[:, None]
     return small.federation([(x, x[:, 0] + offset) for offset in (-1.0, 1.0)])
 
@@ -92,7 +92,7 @@ def normed(framework) -> Trainer:
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_fedbn_keeps_normalisation_layers_at_their_clients(small, framework):
-    """Features of the second client mean ten times as much: only its own scales can tell."""
+    """Check features with a ten times larger mean at the second client: only its own scales can correct them."""
     trainer, x = normed(framework), np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     inner = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True)
     y = inner[:, 0]

@@ -1,4 +1,4 @@
-"""Rules that remember, mix or trust keep what their papers claim, and equal an independent implementation."""
+"""Rules with a state, mixing or trust have the properties of their papers, and equal an independent implementation."""
 
 import tracemalloc
 
@@ -49,7 +49,7 @@ def test_rules_equal_an_independent_implementation_on_random_inputs(byzfl, seed)
     pairs = {
         "median": (strategies.fedmedian(), byzfl.rules.Median()),
         "trimmed mean": (strategies.fedtrimmedavg(trim=f / 13), byzfl.rules.TrMean(f)),
-        "Krum": (strategies.krum(num_malicious=f), byzfl.rules.Krum(f + 1)),  # which counts the neighbours differently
+        "Krum": (strategies.krum(num_malicious=f), byzfl.rules.Krum(f + 1)),  # it counts the neighbors differently
         "RFA": (strategies.rfa(num_iterations=8, smoothing=0.01), byzfl.rules.GeometricMedian(0.01, 8)),
         "clipping": (
             strategies.centered_clipping(radius=3.0, num_iterations=4),
@@ -59,7 +59,8 @@ def test_rules_equal_an_independent_implementation_on_random_inputs(byzfl, seed)
     for name, (ours, theirs) in pairs.items():
         scale = np.abs(rows_KD).max()
         assert np.allclose(of(ours, rows_KD) / scale, theirs(rows_KD) / scale, rtol=0, atol=1e-5), name
-    best_KD = rows_KD[rank_by_krum(squared_distances(rows_KD), f)[: 12 - f]]  # one more than our multi-Krum would keep
+    # one update more than our multi-Krum keeps
+    best_KD = rows_KD[rank_by_krum(squared_distances(rows_KD), f)[: 12 - f]]
     assert np.allclose(best_KD.mean(0), byzfl.rules.MultiKrum(f + 1)(rows_KD), rtol=0, atol=1e-5)
     mixed = strategies.nnm(rule=strategies.fedtrimmedavg(trim=f / 13), num_malicious=f)
     theirs_D = byzfl.rules.TrMean(f)(byzfl.mixing.NNM(f)(rows_KD))
@@ -217,7 +218,7 @@ def test_no_rule_needs_more_than_three_copies_of_the_matrix(name, monkeypatch):
 
     monkeypatch.setattr(
         robust_aggregation, "MAX_ELEMENTS", 2**14
-    )  # as small beside this matrix as it is beside a large one
+    )  # scaled down with the matrix, so that the ratio is that of a large matrix
     monkeypatch.setattr(folding, "TILE_SIZE", 2**10)
     strategy = getattr(strategies, name)()
     tracemalloc.start()
@@ -226,4 +227,4 @@ def test_no_rule_needs_more_than_three_copies_of_the_matrix(name, monkeypatch):
     aggregate(strategy, *updates)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak <= 3.1 * matrix, f"{peak / matrix:.2f}"  # a tenth for what does not grow with the matrix
+    assert peak <= 3.1 * matrix, f"{peak / matrix:.2f}"  # one tenth for memory that does not grow with the matrix

@@ -1,4 +1,4 @@
-"""Selectors keep their sampling laws, and those that learn prefer whom their papers prefer."""
+"""Selectors follow their sampling laws, and adaptive ones prefer the clients that their papers prefer."""
 
 from collections import Counter
 
@@ -54,7 +54,7 @@ def test_a_poisson_cohort_has_the_size_and_spread_of_independent_coins():
 
 
 def test_a_weighted_cohort_follows_the_numbers_of_examples_once_they_are_told():
-    """Clients of 5, 9, ..., 25 examples: the first of a cohort of one is drawn in proportion."""
+    """Check clients of 5, 9, ..., 25 examples: the first client of a cohort of one is drawn in proportion."""
     data = linear_problem()
     engine = serial(data, TRAINER)
     strategy = Strategy(select=weighted(6))
@@ -71,7 +71,7 @@ def test_a_weighted_cohort_follows_the_numbers_of_examples_once_they_are_told():
 
 
 def noisy(*clients):
-    """A problem in which some clients' targets are noise, so that their losses stay large."""
+    """Return a problem with random targets at these clients, so that their losses stay large."""
     data = linear_problem(num_clients=12)
 
     def train(client):

@@ -1,6 +1,6 @@
-"""Which layer a test belongs to, by what it starts; every test has exactly one.
+"""Assign each test to exactly one layer, by the frameworks and processes that it starts.
 
-The most exact row wins; a mark on the test itself wins over the table.
+The row with the longest path applies; a mark on the test takes precedence over the table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 NAMES = ("unit", "framework", "process", "cli", "docs")
-OWN = ("fedlearn", "simulations", "strategies")  # whose docstrings are tested
+OWN = ("fedlearn", "simulations", "strategies")  # packages with doctests
 
 TABLE = {
     **dict.fromkeys(OWN, "unit"),
@@ -72,7 +72,7 @@ TABLE = {
 }
 
 
-# these have clusters and federations of many processes: one at a time is as much as a small machine has memory for
+# these start clusters and federations of many processes; a small machine has memory for one at a time
 CROWDED = (
     "tests/deploy/test_deployment",
     "tests/deploy/test_rehearse",
@@ -85,14 +85,14 @@ CROWDED = (
 )
 
 FRAMEWORKS = {"torch", "jax", "flwr", "ray", "opacus", "flax"}
-STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn"}  # as Python's audit hooks call them
+STARTS = {"subprocess.Popen", "os.fork", "os.posix_spawn"}  # names of the events of Python's audit hooks
 started: list[str] = []
 sys.addaudithook(lambda event, args: started.append(f"{event} {args[:1]}") if event in STARTS else None)
 
 
 @pytest.fixture(autouse=True)
 def a_unit_starts_nothing(request):
-    """Fails a test of the layer ``unit`` that is the first to load a framework, or starts a process."""
+    """Fail a test of the layer ``unit`` that first loads a framework, or starts a process."""
     loaded, began = FRAMEWORKS & sys.modules.keys(), len(started)
     yield
     if request.node.get_closest_marker("unit"):
@@ -110,13 +110,13 @@ def pytest_configure(config):
 
 
 class Layers:
-    """Marks tests, and reads no file that holds none of those that were asked for."""
+    """Marks tests, and skips files without a test of the requested layer."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def layer_of(self, path: Path) -> str | None:
-        """What the table says about a file; None if nothing."""
+        """Return the layer of a file in the table, or None."""
         if not path.is_relative_to(self.root):
             return None
         words = path.relative_to(self.root).with_suffix("").parts
@@ -146,12 +146,12 @@ class Layers:
         if "slow" not in config.option.markexpr:  # -m "slow or not slow" runs all
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
             items[:] = [item for item in items if not item.get_closest_marker("slow")]
-        # crowded and long ones first, so that no process of pytest-xdist is left with them in the end
+        # crowded and long ones first, so that no process of pytest-xdist has to run them alone at the end
         items.sort(key=lambda item: next(NAMES[::-1].index(name) for name in NAMES if item.get_closest_marker(name)))
         items.sort(key=lambda item: self.group_of(item.path) != "crowded")
 
     def group_of(self, path: Path) -> str:
-        """What pytest-xdist keeps in one process: a file, or all the crowded ones."""
+        """Return the name of the tests that pytest-xdist runs in one process: a file, or all crowded ones."""
         name = path.relative_to(self.root).with_suffix("").as_posix() if path.is_relative_to(self.root) else str(path)
         return "crowded" if name in CROWDED else name
 

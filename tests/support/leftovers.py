@@ -1,7 +1,7 @@
-"""What tests leave behind: threads that keep Python alive, processes, files. It is told, fails the run, and is ended.
+"""Report threads that keep Python alive, processes and files that tests leave; end them, and fail the run.
 
-Processes are known as descendants, and by a variable of the environment that programs inherit, so that one whose parent
-has gone is found too.
+A process belongs to the tests if it is a descendant, or if it inherited an environment variable of the session. So
+processes without a living parent are found, too.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pathlib import Path
 import pytest
 
 MARK = "FEDLEARN_TEST_SESSION"
-LIMIT_S = 30.0  # for what is about to end
-SOURCES = {".py", ".pyc", ".md", ".toml", ".yaml", ".yml"}  # written while tests run, by whoever works on them
+LIMIT_S = 30.0  # limit for processes and threads that are about to end
+SOURCES = {".py", ".pyc", ".md", ".toml", ".yaml", ".yml"}  # developers may write these files while tests run
 CACHES = {".git", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", ".mypy_cache", ".import_linter_cache"}
-HELPERS = ("multiprocessing.resource_tracker",)  # Python's own, which ends with the process that it belongs to
+HELPERS = ("multiprocessing.resource_tracker",)  # Python's own; it ends with its parent process
 SHARED = Path("/dev/shm")
 
 
@@ -34,16 +34,16 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_outlives_the_tests(pytestconfig):
-    """Set up first, and so torn down last."""
+    """Run the check last: this fixture is set up first, and therefore torn down last."""
     yield
     pytestconfig.pluginmanager.get_plugin("leftovers of the tests").check()
 
 
 class Leftovers:
-    """What there was before the tests, in each process that runs some.
+    """Threads and files that exist before the tests, in each process that runs tests.
 
     Args:
-        root: the repository, where no file may be left; nor in the working directory or in shared memory.
+        root: folder of the repository. Tests must not leave files there, in the working directory or in shared memory.
     """
 
     def __init__(self, root: Path) -> None:
@@ -64,7 +64,7 @@ class Leftovers:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session):
-        if not hasattr(session.config, "workerinput"):  # one look for all workers, when they are done
+        if not hasattr(session.config, "workerinput"):  # one check for all workers, after they have finished
             self.strays = settled(lambda: sorted(self._files() - self.files))
             if self.strays and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -78,7 +78,7 @@ class Leftovers:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self, config):
-        if self._threads() and not hasattr(config, "workerinput"):  # Python would wait for them for ever
+        if self._threads() and not hasattr(config, "workerinput"):  # Python would wait for them forever
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(self.status)
@@ -107,7 +107,7 @@ class Leftovers:
 
 @dataclass(frozen=True)
 class Process:
-    """A process, by what the system tells about it."""
+    """A process with its parent, command line and environment, from ``/proc``."""
 
     pid: int
     parent: int
@@ -116,7 +116,7 @@ class Process:
 
     @classmethod
     def read(cls, folder: Path) -> Process | None:
-        """The process of a folder in ``/proc``; None if it has ended."""
+        """Read a process from its folder in ``/proc``; return None if it has ended."""
         with suppress(OSError):
             state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
             command = b" ".join(_words(folder / "cmdline")).decode("utf-8", "replace").strip()
@@ -130,7 +130,7 @@ class Process:
 
 
 def settled(look: Callable[[], list], limit_s: float = LIMIT_S) -> list:
-    """What is still there after a while, at once if there is nothing."""
+    """Return the remaining items after a wait, at once if there are none."""
     until = time.monotonic() + limit_s
     while (found := look()) and time.monotonic() < until:
         time.sleep(0.1)
@@ -138,14 +138,14 @@ def settled(look: Callable[[], list], limit_s: float = LIMIT_S) -> list:
 
 
 def end(processes: Iterable[Process]) -> None:
-    """Kill them."""
+    """Send SIGKILL to these processes."""
     for process in processes:
         with suppress(OSError):
             os.kill(process.pid, signal.SIGKILL)
 
 
 def _is_idle(thread: threading.Thread) -> bool:
-    """Whether it belongs to a pool and has nothing to do: Python ends such threads at its own end."""
+    """Return whether an idle worker of a pool runs the thread; Python ends such threads at exit."""
     frame = sys._current_frames().get(thread.ident or 0)
     return frame is not None and frame.f_code.co_name == "_worker" and frame.f_code.co_filename == futures.__file__
 
@@ -167,7 +167,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _in_use() -> set[str]:
-    """Files of shared memory that another living process has mapped or open."""
+    """Return the files of shared memory that another running process has mapped or open."""
     used = set()
     for folder in Path("/proc").glob("[0-9]*"):
         if int(folder.name) == os.getpid():

@@ -1,4 +1,4 @@
-"""Tests of a module that needs an extra are skipped where that is missing; to see it, nothing is loaded."""
+"""Skip test modules whose extra is not installed, without loading the extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are distorted anew each round: what happens to them, and that everyone sees the same."""
+"""Images are augmented anew in each round, and all frameworks see the same ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_shift_moves_whole_pixels_and_leaves_black_behind():
 
 def test_a_rotation_goes_both_ways_about_the_centre_and_no_further_than_asked():
     dot = np.zeros((300, 41, 41, 1), np.float32)
-    dot[:, 20, 35] = 1  # 15 pixels to the right of the centre
+    dot[:, 20, 35] = 1  # 15 pixels to the right of the center
     turned = augment(dot, Augmentation(flip=False, shift=0, rotation=15), rng())[..., 0]
     rows, columns = np.mgrid[:41, :41]
     mass = turned.sum(axis=(1, 2))

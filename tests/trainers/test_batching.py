@@ -1,4 +1,4 @@
-"""However a block is trained, the model is the same; a worker that dies or fails is no more than a failure."""
+"""Each batching gives the same model; a worker process that dies or fails is only a failure of its clients."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from fedlearn.testing import LinearTrainer, check_trainer, linear_problem
 from fedlearn.trainers.process_pool import ProcessPoolTrainer, balance_shares
 from simulations import models
 
-# the children of these tests never touch JAX, whose threads in this process are asleep
+# the forked children never touch JAX, whose threads in this process are idle
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 SIZES = [1, 5, 33, 64, 100, 7, 50, 20, 3, 12, 150, 40] * 3
 
@@ -123,7 +123,7 @@ class Stumbling(LinearTrainer):
 
 
 class Dying(LinearTrainer):
-    """Kills the process that trains client 2, unless it is the one that started."""
+    """Kills the process that trains client 2, unless it is the main process."""
 
     def __init__(self, num_features):
         super().__init__(num_features)

@@ -1,4 +1,4 @@
-"""Statistics of batch norms: refused, averaged or kept at the clients, the same in both frameworks."""
+"""Batch norm statistics: refused, averaged or kept at the clients, with equal results in both frameworks."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ LAYOUT = TORCH.layout
 
 @pytest.fixture(scope="module")
 def examples():
-    """Clients whose features have means and scales of their own."""
+    """Return clients whose features have different means and scales."""
     rng = np.random.default_rng(0)
     made = []
     for k, size in enumerate(SIZES):
@@ -125,7 +125,8 @@ def test_a_model_with_buffers_is_refused_by_their_names_with_the_two_other_polic
     assert caught.value.setting == "buffers"
     with pytest.raises(SettingError, match="buffers is mean"):
         with_buffer_policy(strategies.fedavg(), LAYOUT, "mean")
-    assert with_buffer_policy(strategies.fedavg(), LAYOUT.trainable, "refuse").buffers == "refuse"  # nothing to refuse
+    # there are no buffers to refuse
+    assert with_buffer_policy(strategies.fedavg(), LAYOUT.trainable, "refuse").buffers == "refuse"
 
 
 def test_buffers_lie_in_the_vector_of_both_frameworks_as_a_model_begins_with_them(examples):
@@ -138,7 +139,7 @@ def test_buffers_lie_in_the_vector_of_both_frameworks_as_a_model_begins_with_the
 
 
 def transcribed(examples, client, began, *, mu):
-    """Local training in float64: batch norm, an affine map, squared error, SGD with all that it has."""
+    """Train in float64: batch norm, an affine map, squared error, and SGD with all its options."""
     g, b, w, c = (began[name] for name in ("norm.weight", "norm.bias", "out.weight", "out.bias"))
     weights = first = {"g": g, "b": b, "w": w[0], "c": c}
     velocity = dict.fromkeys(weights, 0.0)
@@ -173,7 +174,7 @@ def test_a_round_of_averaging_is_its_float64_transcription(data, examples, train
     found = named(done.state.params_D)
     for name, began in first.items():
         moved = sum(n * (end[name] - began) for n, end in zip(SIZES, ends, strict=True)) / sum(SIZES)
-        step = moved if name in STATISTICS else rate * moved  # no server's rate applies to statistics
+        step = moved if name in STATISTICS else rate * moved  # the server's learning rate does not apply to statistics
         np.testing.assert_allclose(found[name], began + step, rtol=0, atol=2e-6)
 
 
@@ -216,9 +217,9 @@ def test_local_statistics_never_leave_and_each_client_is_judged_by_its_own(data,
     assert strategy.shared_layout(LAYOUT) == LAYOUT.trainable
     assert rounds[0].bytes_up == len(SIZES) * 4 * LAYOUT.trainable.num_parameters
     first, last = named(TORCH.init(1)), named(rounds[-1].state.params_D)
-    assert all(np.array_equal(first[name], last[name]) for name in STATISTICS)  # the server's are as they were
+    assert all(np.array_equal(first[name], last[name]) for name in STATISTICS)  # the server's values are unchanged
     own = [engine.client_states[client]["local.kept"][:FEATURES].mean() for client in data.clients]
-    assert np.all(np.diff(own) > 0.5)  # as the clients' features lie
+    assert np.all(np.diff(own) > 0.5)  # in the order of the clients' features
     seen = rounds[-1].evaluation
     alone = [trainer.predict(rounds[-1].state.params_D, data.test(k).x)[:, 0] - data.test(k).y for k in data.clients]
     assert seen.pooled["rmse"] < np.sqrt(np.mean(np.concatenate(alone) ** 2))
@@ -265,7 +266,7 @@ def test_statistics_move_in_both_parts_of_a_training_in_parts(data, examples):
     strategy = averaging(Strategy(select=everyone(), local=rule))
     (alone,), _ = run(strategy, replace(data, clients=[2]), rounds=1)
     expected = np.zeros(FEATURES)
-    for epochs in (1, LOCAL.epochs):  # of what stays, then of the rest
+    for epochs in (1, LOCAL.epochs):  # first the personal part, then the shared part
         plan_KSB, _ = batch_plans(order(epochs=epochs), np.array([2]), np.array([SIZES[2]]))
         for rows in plan_KSB[0]:
             expected = 0.9 * expected + 0.1 * examples[2].x[rows[rows >= 0]].mean(0)

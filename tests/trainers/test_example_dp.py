@@ -1,4 +1,4 @@
-"""DP-SGD: sums of clipped gradients are those of a plain loop, noise has the size that is accounted for."""
+"""DP-SGD: sums of clipped gradients equal those of a plain loop, and noise has the size that the ledger charges."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -75,7 +75,7 @@ class ChangesItsInput(nn.Module):
     def forward(self, x):
         hidden = self.first(x)
         outputs = self.out(hidden)
-        hidden.mul_(2)  # after it was used
+        hidden.mul_(2)  # after its first use
         return outputs + hidden.sum(1, keepdim=True)
 
 
@@ -130,7 +130,8 @@ def test_the_sum_in_torch_is_that_of_gradients_clipped_one_by_one(name, clip):
             total += g * min(1.0, clip / float(norm))
     assert clipped._layerwise is (name not in WHOLE)
     assert torch.allclose(loss_B, losses(module(x), y), atol=1e-6)
-    assert not any(own.requires_grad for own in [*sums, loss_B])  # else a client's steps would pile up in memory
+    # otherwise the graphs of a client's steps would accumulate in memory
+    assert not any(own.requires_grad for own in [*sums, loss_B])
     for total, own in zip(expected, sums, strict=True):
         assert (total - own).abs().max() < 1e-6 * max(1.0, float(total.abs().max()))
 
@@ -301,7 +302,7 @@ def test_a_client_trains_the_same_alone_in_a_block_and_together(framework):
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 3e38])
 def test_an_example_of_any_value_moves_a_step_by_no_more_than_the_clip(framework, batching, poison):
     made, data = trainer(framework).with_batching(batching), examples(num=16)
-    asked = order(made, clip=0.5, noise_multiplier=0.0, steps=1, learning_rate=1.0)  # rate 1: all are drawn
+    asked = order(made, clip=0.5, noise_multiplier=0.0, steps=1, learning_rate=1.0)  # rate 1: all examples are drawn
     spoilt = Examples(data.x.copy(), data.y)
     spoilt.x[3] = poison
     moved = fitted(made, asked, data=spoilt) - fitted(made, asked, data=data)
@@ -343,7 +344,7 @@ def test_poisson_batches_take_each_example_at_the_rate_and_independently():
     assert sizes_S.var() == pytest.approx(100 * 0.2 * 0.8, rel=0.25)
     taken_N = np.bincount(plan_KSB[0][plan_KSB[0] >= 0], minlength=100)
     assert taken_N.std() < 1.3 * np.sqrt(400 * 0.2 * 0.8)
-    assert ((plan_KSB[1] >= 0).sum(axis=1) == 10).all()  # fewer examples than a batch: all of them, each time
+    assert ((plan_KSB[1] >= 0).sum(axis=1) == 10).all()  # fewer examples than a batch: each batch has all of them
     assert steps_K.tolist() == [400, 400]
 
 

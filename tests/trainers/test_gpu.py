@@ -1,4 +1,4 @@
-"""The same model on a GPU as on the CPU, with data, blocks and aggregation on the device."""
+"""A run on a GPU gives the model of the CPU, with data, blocks and aggregation on the device."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Trainers keep given weights and change nothing of the process."""
+"""Trainers keep given weights, and do not change the state of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Some clients in torch, others in JAX: one model."""
+"""One model with some clients in torch and others in JAX."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Torch and JAX mean the same thing; one client means the same alone and in a block."""
+"""Torch and JAX give equal results; a client gives the same result alone and in a block."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ from simulations import models
 torch = pytest.importorskip("torch")
 jax = pytest.importorskip("jax")
 nn = torch.nn
-PLAN = [[[5, 1, 2, 3, 4, 0]]]  # of client 7 with 6 examples, in round 1 of seed 1
+PLAN = [[[5, 1, 2, 3, 4, 0]]]  # batches of client 7 with 6 examples, in round 1 of seed 1
 SIZES = [1, 5, 33, 64, 100, 7, 50, 20]
 
 
@@ -201,7 +201,7 @@ def test_sizes_from_1_to_200_give_the_same_in_one_block_as_alone(digits, data):
 def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(digits, data, apart):
     x, y = digits
     made, rng, seen = trainer(data, "jax", "linear").with_batching("map"), np.random.default_rng(0), set()
-    for round in range(1, 21):  # 30 clients or so, as drawn by Poisson sampling
+    for round in range(1, 21):  # about 30 clients, drawn by Poisson sampling
         sizes = np.minimum(200, rng.lognormal(3, 0.7, rng.poisson(30)).astype(int) + 1)
         work = [
             ClientWork(client=k, examples=Examples(x[:n].copy() if apart else x[:n], y[:n]))
@@ -212,7 +212,7 @@ def test_cohorts_of_other_clients_and_other_sizes_share_what_jax_has_compiled(di
         seen.add((len(work), -(-max(sizes) // 10)))
     programs = made._block(plain_training, order.local, False)._cache_size()
     assert len(seen) > 15
-    assert programs <= 8  # a growing number of steps twice at most, and 13 to 22 clients a core rounded up
+    assert programs <= 8  # the number of steps grows at most twice; 13 to 22 clients per core are rounded up
 
 
 class TorchDropout(nn.Module):
@@ -247,7 +247,7 @@ def test_dropout_draws_per_client_and_round_whatever_the_block(clients, framewor
     made = with_dropout(framework)
     check_trainer(made, clients[2:5], tolerance=1e-6)
     twice = [ClientWork(client=client, examples=clients[4]) for client in (1, 2)]
-    local = LocalSettings(steps=1, batch_size=100)  # one full batch: only dropout tells the clients apart
+    local = LocalSettings(steps=1, batch_size=100)  # one full batch: the clients differ only by dropout
     order = Request(round=1, seed=1, params_D=made.init(1), local=local)
     one, other = np.asarray(made.fit(order, plain_training, twice).delta_KD)
     assert not np.array_equal(one, other)

@@ -1,4 +1,4 @@
-"""Undocumented names of Ray."""
+"""Undocumented names of Ray that fedlearn uses."""
 
 from importlib.metadata import version
 
