@@ -1,9 +1,9 @@
-"""What a federation is held against: one model of everybody's data together, and a model of each client alone.
+"""Train baselines for a federated run: one model on the pooled data, and one model per client on its own data.
 
-Both are trained by the run's own trainer, from the same initial parameters, with the same local settings (no strategy,
-no privacy mechanism) and the same budget: as many passes over the data as the federated clients made on average.
+The baselines use the trainer, the initial parameters and the local settings of the run, but no strategy and no privacy
+mechanism. The budget is the same, too: a baseline makes as many passes over the data as a federated client on average.
 
-Shapes: K clients in a block, D parameters laid flat.
+Shapes: K clients in a block, D parameters of the flat vector.
 """
 
 from __future__ import annotations
@@ -25,73 +25,74 @@ from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import select_evaluation_clients
 from fedlearn.runner.config import Experiment
 
-BLOCK_SIZE = 64  # clients that train alone, at a time
+BLOCK_SIZE = 64  # clients per block that train their local models at once
 log = logging.getLogger(__name__)
 
 
 def train_baselines(
     experiment: Experiment, *, num_client_updates: int, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, dict[str, Any]]:
-    """Metrics of each baseline that the plan asks for.
+    """Train the baselines of the plan, and return their metrics.
 
     Args:
-        experiment: whose data, trainer and settings to use.
-        num_client_updates: that the federated run has had.
-        should_stop: asked now and then; what is not done by then is left out.
+        experiment: data, trainer, and settings, including the names of the baselines.
+        num_client_updates: number of client updates of the federated run, >= 0; it determines the budget.
+        should_stop: function that returns True to stop. A baseline that is incomplete at this moment is omitted.
 
     Returns:
-        name -> ``test`` (metric -> value on all held-out examples together) and ``clients`` (metric -> ``mean``,
-        ``std``, ``worst10``), as a line of ``metrics.jsonl`` has them. ``local`` judges each client's own model on the
-        client's own held-out examples.
+        Name -> ``test`` (metric -> value on the pooled held-out examples) and ``clients`` (metric -> ``mean``, ``std``,
+        ``worst10``), as in ``metrics.jsonl``. ``local`` evaluates the model of each client on the held-out examples of
+        this client. A baseline without held-out examples is absent.
     """
-    judged = select_evaluation_clients(experiment.scenario.data.clients, experiment.plan.schedule, experiment.plan.seed)
-    made = {"central": _central, "local": _alone}
-    found = {}
+    evaluated = select_evaluation_clients(
+        experiment.scenario.data.clients, experiment.plan.schedule, experiment.plan.seed
+    )
+    baselines = {"central": _central, "local": _local}
+    metrics = {}
     for name in experiment.plan.baselines:
         log.info("baseline %s: %s", name, _budget(experiment, num_client_updates))
-        seen = made[name](experiment, judged, num_client_updates, should_stop)
+        evaluation = baselines[name](experiment, evaluated, num_client_updates, should_stop)
         if should_stop():
             break
-        if seen is None:  # nothing is held out
+        if evaluation is None:  # there are no held-out examples
             continue
-        test = {metric: finite_or_none(value) for metric, value in seen.pooled.items()}
-        found[name] = {"test": test, "clients": {metric: client_statistics(seen, metric) for metric in seen.per_client}}
-    return found
+        test = {metric: finite_or_none(value) for metric, value in evaluation.pooled.items()}
+        clients = {metric: client_statistics(evaluation, metric) for metric in evaluation.per_client}
+        metrics[name] = {"test": test, "clients": clients}
+    return metrics
 
 
 def _central(
-    experiment: Experiment, judged: Sequence[ClientId], client_updates: int, stopped: Callable[[], bool]
+    experiment: Experiment, evaluated: Sequence[ClientId], client_updates: int, should_stop: Callable[[], bool]
 ) -> Evaluation | None:
     scenario, data = experiment.scenario, experiment.scenario.data
-    together = _end_to_end([data.train(client) for client in data.clients])
-    order = _order(experiment, client_updates, steps_of=len(data.clients))
-    (params_D,) = _fitted(experiment, order, [ClientWork(client=len(data.clients), examples=together)])
-    if stopped():
+    pooled = _concatenate([data.train(client) for client in data.clients])
+    request = _request(experiment, client_updates, step_factor=len(data.clients))
+    (params_D,) = _train(experiment, request, [ClientWork(client=len(data.clients), examples=pooled)])
+    if should_stop():
         return None
-    parts = [_predictions(experiment, params_D, client) for client in judged]
+    parts = [_predictions(experiment, params_D, client) for client in evaluated]
     return judge(scenario)(params_D, [part for part in parts if len(part.targets)])
 
 
-def _alone(
-    experiment: Experiment, judged: Sequence[ClientId], client_updates: int, stopped: Callable[[], bool]
+def _local(
+    experiment: Experiment, evaluated: Sequence[ClientId], client_updates: int, should_stop: Callable[[], bool]
 ) -> Evaluation | None:
     data = experiment.scenario.data
-    order, parts = _order(experiment, client_updates), list[Predictions]()
-    for block in split_into_blocks(
-        [client for client in judged if len(data.train(client)) and len(data.test(client))], BLOCK_SIZE
-    ):
-        models = _fitted(
-            experiment, order, [ClientWork(client=client, examples=data.train(client)) for client in block]
-        )
-        parts += [_predictions(experiment, own_D, client) for own_D, client in zip(models, block, strict=True)]
-        if stopped():
+    request, parts = _request(experiment, client_updates), list[Predictions]()
+    with_data = [client for client in evaluated if len(data.train(client)) and len(data.test(client))]
+    for block in split_into_blocks(with_data, BLOCK_SIZE):
+        work = [ClientWork(client=client, examples=data.train(client)) for client in block]
+        models = zip(_train(experiment, request, work), block, strict=True)
+        parts += [_predictions(experiment, params_D, client) for params_D, client in models]
+        if should_stop():
             return None
     return evaluate(parts, task=data.task)
 
 
-def _fitted(experiment: Experiment, order: Request, work: Sequence[ClientWork]) -> Iterator[np.ndarray]:
-    delta_KD = as_numpy(experiment.scenario.trainer.fit(order, plain_training, work).delta_KD)
-    return (as_numpy(order.params_D) + delta_D for delta_D in delta_KD)
+def _train(experiment: Experiment, request: Request, work: Sequence[ClientWork]) -> Iterator[np.ndarray]:
+    delta_KD = as_numpy(experiment.scenario.trainer.fit(request, plain_training, work).delta_KD)
+    return (as_numpy(request.params_D) + delta_D for delta_D in delta_KD)
 
 
 def _predictions(experiment: Experiment, params_D: np.ndarray, client: ClientId) -> Predictions:
@@ -99,10 +100,10 @@ def _predictions(experiment: Experiment, params_D: np.ndarray, client: ClientId)
     return Predictions(client=client, outputs=experiment.scenario.trainer.predict(params_D, test.x), targets=test.y)
 
 
-def _order(experiment: Experiment, client_updates: int, *, steps_of: int = 1) -> Request:
-    """To train from the beginning to the end at once; ``steps_of`` clients' steps where these are counted."""
+def _request(experiment: Experiment, client_updates: int, *, step_factor: int = 1) -> Request:
+    """Return a request for the whole training. If ``local.steps`` is set, ``step_factor`` multiplies the steps."""
     local = _budget(experiment, client_updates)
-    local = replace(local, steps=local.steps * steps_of) if local.steps else local
+    local = replace(local, steps=local.steps * step_factor) if local.steps else local
     params_D = experiment.scenario.trainer.init(experiment.plan.seed)
     return Request(round=1, seed=experiment.plan.seed, params_D=params_D, local=local)
 
@@ -114,5 +115,5 @@ def _budget(experiment: Experiment, client_updates: int) -> LocalSettings:
     return replace(local, epochs=max(1, round(client_updates * local.epochs / num_clients)))
 
 
-def _end_to_end(parts: Sequence[Examples]) -> Examples:
+def _concatenate(parts: Sequence[Examples]) -> Examples:
     return Examples(np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts]))

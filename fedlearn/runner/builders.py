@@ -1,7 +1,7 @@
-"""Which code a configuration may name, and with which settings.
+"""Check the code that a configuration names, and its settings.
 
-A configuration names code (``_target_``), so it is treated as input that nobody has checked: only names below the
-allowed modules are imported, and what they turn out to be must have been defined there.
+A configuration names code (``_target_``), so it is untrusted input. Only names in allowed modules are imported. The
+imported object must be defined in an allowed module, too, because modules also have names that they have imported.
 """
 
 from __future__ import annotations
@@ -20,44 +20,46 @@ ALLOWED_MODULES = (
     "fedlearn",
     "strategies",
     "simulations",
-    "flwr.serverapp.strategy",
-)  # of Flower only what it aggregates by
+    "flwr.serverapp.strategy",  # no other module of Flower
+)
 SCENARIO_GROUPS = ("model", "partition")  # top-level groups that a scenario receives
-FORBIDDEN_MODULES = ("fedlearn.runner.config", __name__)  # a configuration must not widen what configurations may do
+FORBIDDEN_MODULES = ("fedlearn.runner.config", __name__)  # a configuration must not change the checks of configurations
 
 
 class BuildError(FedlearnError):
-    """Code that a configuration names failed; its own exception is the cause."""
+    """Report that code which a configuration names failed. ``__cause__`` is the exception of this code."""
 
     exit_code = 3
 
 
 def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_args: int | None = None) -> None:
-    """Check every target of a tree: all names before the first import, then what each is and takes.
+    """Check every ``_target_`` of a tree: all names before the first import, then objects and parameters.
 
     Args:
-        plain: a mapping with ``_target_``, as plain dicts and lists.
-        setting: where it stands in the configuration, for messages.
-        allow: modules besides `ALLOWED_MODULES`.
-        num_args: positional arguments that the outermost target will get; None if not known yet.
+        plain: mapping with ``_target_``, in plain dicts and lists.
+        setting: name of the mapping in the configuration, for error texts.
+        allow: allowed modules besides `ALLOWED_MODULES`.
+        num_args: number of positional arguments that the outermost target will receive; None if it is not yet known.
 
     Raises:
-        SettingError: a target is not allowed or not found, or a key is not one of its parameters.
-        BuildError: a module failed while it was imported.
+        SettingError: a target is not allowed or does not exist, or a key is not one of its parameters.
+        BuildError: the import of a module failed.
+
+    Guarantees: if one name is not allowed, no module is imported.
     """
     allow = (*ALLOWED_MODULES, *allow)
     targets = list(_targets(plain, setting))
     if not targets or targets[0][0] != setting:
         raise SettingError(
-            setting, plain, "a mapping with a _target_ that names its builder", f"+{setting}._target_=..."
+            setting, plain, "a mapping whose _target_ is the name of a builder", f"+{setting}._target_=..."
         )
     for where, node in targets:
-        if not _below(node["_target_"], allow):
+        if not _is_in(node["_target_"], allow):
             raise _refused(where, node["_target_"], node["_target_"], allow)
     for where, node in targets:
         target = find_target(node["_target_"], where)
         home = getattr(target, "__module__", None)
-        if not callable(target) or not _below(home, allow) or home in FORBIDDEN_MODULES:
+        if not callable(target) or not _is_in(home, allow) or home in FORBIDDEN_MODULES:
             raise _refused(where, node["_target_"], home, allow)
         _check_parameters(target, node, where, num_args=num_args if where == setting else 0)
 
@@ -72,14 +74,20 @@ def setting_path(group: str, setting: str) -> str:
 
 
 def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise a `SettingError` for a key that is not among the known ones, naming the closest."""
+    """Refuse settings with an unknown key, and suggest the closest known key.
+
+    The argument ``where`` is the name of their group, or empty for settings without a group.
+
+    Raises:
+        SettingError: a key is not among the known keys.
+    """
     for key, value in settings.items():
         if key not in known:
             prefix = f"{where}." if where else ""
             closest = did_you_mean(key, known)
             near = new_name(f"{prefix}{key}") or (closest and f"{prefix}{closest}")
-            fix = f"{near}={value}" if near else f"without {prefix}{key}"
-            expected = f"one of {', '.join(known)}: there is no {key}" if known else f"no settings: there is no {key}"
+            fix = f"{near}={value}" if near else f"the command without {prefix}{key}"
+            expected = f"one of {', '.join(known)}; there is no {key}" if known else f"no setting; there is no {key}"
             raise SettingError(f"{prefix}{key}", value, expected, fix)
 
 
@@ -94,41 +102,46 @@ def _targets(node: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _targets(value, setting_path(where, str(key)))
 
 
-def _below(name: Any, allow: Sequence[str]) -> bool:
+def _is_in(name: Any, allow: Sequence[str]) -> bool:
     return isinstance(name, str) and any(name == top or name.startswith(f"{top}.") for top in allow)
 
 
 def _refused(where: str, name: Any, home: Any, allow: Sequence[str]) -> SettingError:
     expected = f"a builder from {', '.join(allow)}"
-    seen = name if home in (name, None) else f"{name}   (from {home})"
-    fix = f"'allow_targets=[{str(home).split('.')[0]}]'   (if you trust that code)"
-    if _below(home, allow):
+    value = name if home in (name, None) else f"{name}   (from {home})"
+    fix = f"'allow_targets=[{str(home).split('.')[0]}]'   (if you trust this module)"
+    if _is_in(home, allow):
         fix = "one of the public builders"
-    return SettingError(f"{where}._target_", seen, expected, fix)
+    return SettingError(f"{where}._target_", value, expected, fix)
 
 
 def find_target(name: str, where: str) -> Any:
-    """Return the object that a dotted name refers to; an attribute comes before a module of the same name."""
+    """Return the object with this dotted name. An attribute has priority over a module of the same name.
+
+    Raises:
+        SettingError: the name does not exist.
+        BuildError: the import of a module failed.
+    """
     first, *rest = name.split(".")
     require_not_shadowed(first)
-    found = _imported(first, name, where)
+    target = _import(first, name, where)
     for i, part in enumerate(rest, start=2):
-        if hasattr(found, part):
-            found = getattr(found, part)
-        elif hasattr(found, "__path__"):
-            found = _imported(".".join(name.split(".")[:i]), name, where)
+        if hasattr(target, part):
+            target = getattr(target, part)
+        elif hasattr(target, "__path__"):
+            target = _import(".".join(name.split(".")[:i]), name, where)
         else:
-            near = did_you_mean(part, [public for public in dir(found) if not public.startswith("_")])
-            meant = f": did you mean {near}?" if near else ""
-            raise _not_found(name, where, f"{'.'.join(name.split('.')[: i - 1])} has no {part}{meant}")
-    return found
+            near = did_you_mean(part, [public for public in dir(target) if not public.startswith("_")])
+            suggestion = f": did you mean {near}?" if near else ""
+            raise _not_found(name, where, f"{'.'.join(name.split('.')[: i - 1])} has no {part}{suggestion}")
+    return target
 
 
-def _imported(module: str, name: str, where: str) -> Any:
+def _import(module: str, name: str, where: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):  # the module is there, but something that it needs is not
+        if not f"{module}.".startswith(f"{error.name}."):  # the module exists, but one of its own imports does not
             raise BuildError(f"{where}._target_ {name} cannot be imported: {error}") from error
         raise _not_found(name, where, str(error)) from error
     except FedlearnError:
@@ -137,28 +150,29 @@ def _imported(module: str, name: str, where: str) -> Any:
         raise BuildError(f"{where}._target_ {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _not_found(name: str, where: str, why: str) -> SettingError:
-    fix = "start from the folder that holds the module, and check the spelling"
-    if mine := shadowing_folder(name.partition(".")[0]):
-        why, fix = f"{why}; {mine} is not searched, as fedlearn has a package of this name", f"another name for {mine}"
-    return SettingError(f"{where}._target_", name, f"a name that Python can import ({why})", fix)
+def _not_found(name: str, where: str, reason: str) -> SettingError:
+    fix = "start from the folder that contains the module, and check the spelling"
+    if folder := shadowing_folder(name.partition(".")[0]):
+        reason = f"{reason}; {folder} is not searched, because fedlearn has a package of this name"
+        fix = f"another name for {folder}"
+    return SettingError(f"{where}._target_", name, f"a name that Python can import ({reason})", fix)
 
 
 def _check_parameters(target: Callable[..., Any], node: Mapping[str, Any], where: str, *, num_args: int | None) -> None:
-    """Refuse keys that the target does not take; once ``num_args`` is known, also that one it needs is missing."""
+    """Refuse keys that are no parameters of the target. If ``num_args`` is known, require all parameters, too."""
     try:
         parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):  # some extension types do not tell
+    except (TypeError, ValueError):  # some extension types have no signature
         return
-    given = {key: value for key, value in node.items() if not re.fullmatch(r"_\w+_", key)}
+    settings = {key: value for key, value in node.items() if not re.fullmatch(r"_\w+_", key)}
     by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     positional = [p for p in by_name if p.kind is p.POSITIONAL_OR_KEYWORD][: num_args or 0]
     open_ = [p for p in by_name if p not in positional]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        refuse_unknown_keys(given, [p.name for p in open_], where)
+        refuse_unknown_keys(settings, [p.name for p in open_], where)
     if num_args is None or node.get("_partial_") or "_args_" in node:
         return
-    for name in (p.name for p in open_ if p.default is p.empty and p.name not in given):
+    for name in (p.name for p in open_ if p.default is p.empty and p.name not in settings):
         raise SettingError(
-            f"{where}.{name}", "missing", f"a value: {node['_target_']} needs it", f"+{where}.{name}=..."
+            f"{where}.{name}", "missing", f"a value, which {node['_target_']} requires", f"+{where}.{name}=..."
         )

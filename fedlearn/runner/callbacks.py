@@ -20,7 +20,7 @@ CALLBACKS = "callbacks"
 
 
 class Required(NamedTuple):
-    """A default callback that cannot be removed, replaced or doubled."""
+    """Default callback that a run requires: it cannot be removed, replaced or added a second time."""
 
     kind: type[Callback]
     reason: str
@@ -30,34 +30,34 @@ class Required(NamedTuple):
 REQUIRED: Mapping[str, Required] = {
     "files": Required(
         RunFiles,
-        "without its files a run cannot be resumed, reported or compared",
-        "callbacks.console=null, which can be removed",
+        "without its files, a run cannot be resumed, reported or compared",
+        "callbacks.console=null   (the console can be removed)",
     ),
     "checkpoints": Required(
         Checkpoints,
-        "without checkpoints a run cannot be resumed, and predict and export have no model",
-        "callbacks.checkpoints.keep=1, which saves disk space",
+        "without checkpoints, a run cannot be resumed, and predict and export have no model",
+        "callbacks.checkpoints.keep=1   (saves disk space)",
     ),
 }
 FIRST, LAST = ("console", "report", "files", "early_stop"), ("checkpoints",)
 
 
 def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
-    """Build the callbacks in the order of their calls: callbacks of users stand before the checkpoints.
+    """Return the callbacks in the order of their calls. Callbacks of users come before the checkpoints.
 
     Args:
-        cfg: all settings. Without a group ``callbacks``, the default callbacks are built.
+        cfg: all settings. Without the group ``callbacks``, only the default callbacks are built.
 
     Raises:
-        SettingError: a callback is not a subclass of `fedlearn.callbacks.Callback`, or its module is not allowed. One
-            of its settings is not accepted, or a required callback is missing.
+        SettingError: a required callback is missing, or a callback is refused. Its class may have a wrong base class,
+            its module may not be allowed, or one of its settings may be wrong.
         BuildError: the constructor of a callback failed.
     """
     if CALLBACKS not in cfg:
         cfg = OmegaConf.merge(cfg, {CALLBACKS: default_callbacks()})  # type: ignore[assignment]
     raw: Any = cfg[CALLBACKS]
     if not OmegaConf.is_dict(raw):
-        expected = "a group of callbacks: a list adds option files, but only where conf/ is the configuration"
+        expected = "a group of callbacks; a list of option files is possible only with the configuration in conf/"
         raise SettingError(CALLBACKS, raw, expected, "+callbacks.mine._target_=my_code.MyTracker")
     raw = OmegaConf.to_container(raw, resolve=False)
     for name in REQUIRED:
@@ -68,14 +68,14 @@ def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
 
 
 def default_callbacks() -> dict[str, Any]:
-    """Return the group of the default callbacks, with references to other settings."""
+    """Return the settings of the default callbacks. References to other settings stay unresolved."""
     return _options(CONF_DIR / CALLBACKS / "default.yaml")
 
 
 def references(node: Mapping[str, Any]) -> dict[str, str]:
-    """Return the keys of a callback whose value is a reference, with the names of the other settings."""
-    found = {key: REFERENCE.fullmatch(value) for key, value in node.items() if isinstance(value, str)}
-    return {key: match[1] for key, match in found.items() if match}
+    """Return key -> setting, for each key of a callback whose value refers to another setting."""
+    matches = {key: REFERENCE.fullmatch(value) for key, value in node.items() if isinstance(value, str)}
+    return {key: match[1] for key, match in matches.items() if match}
 
 
 def _options(path: Any) -> dict[str, Any]:
@@ -99,7 +99,10 @@ def _require_present(name: str, raw: Mapping[str, Any]) -> None:
 
 
 def _refuse_second_values(cfg: DictConfig) -> None:
-    """Refuse a value that differs from the setting which an option file refers to: a setting has one name."""
+    """Refuse a value of ``callbacks.NAME.KEY`` that differs from the setting to which the option file refers.
+
+    Each value has one setting, so that two settings cannot disagree.
+    """
     for path in sorted((CONF_DIR / CALLBACKS).glob("*.yaml")):
         for name, node in _options(path).items():
             for key, setting in references(node).items():
@@ -108,28 +111,28 @@ def _refuse_second_values(cfg: DictConfig) -> None:
                     value = str(current[key]).lower() if isinstance(current[key], bool) else current[key]
                     fix = f"{setting}={value}"
                     same = current[key] == OmegaConf.select(cfg, setting)
-                    require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value: the setting is {setting}", fix)
+                    require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value here: the setting is {setting}", fix)
 
 
 def _build(name: str, cfg: DictConfig, raw: Mapping[str, Any]) -> Callback:
     where, node = f"{CALLBACKS}.{name}", raw[name]
     if not isinstance(node, dict) or "_target_" not in node:
-        expected = "a callback: a mapping with _target_, below its name in the option file"
+        expected = "a mapping with _target_, under the name of the callback in the option file"
         raise SettingError(where, node, expected, f"+{CALLBACKS}.mine._target_=my_code.MyTracker")
     allow = allowed_modules(cfg)
     check_targets(OmegaConf.to_container(cfg[CALLBACKS][name], resolve=True), where, allow=allow, num_args=0)
     kind = find_target(node["_target_"], where)
-    doubled = any(kind is required.kind and name != its_name for its_name, required in REQUIRED.items())
-    expected = "another callback: two of this kind would write the same files"
-    require(not doubled, f"{where}._target_", node["_target_"], expected, f"{where}=null")
+    is_second = any(kind is required.kind and name != first for first, required in REQUIRED.items())
+    expected = "another callback: a second callback of this class would write the same files"
+    require(not is_second, f"{where}._target_", node["_target_"], expected, f"{where}=null")
     if not (isinstance(kind, type) and issubclass(kind, Callback)):
-        near = f"a subclass of fedlearn.callbacks.Callback, but it is {kind!r}"
-        raise SettingError(f"{where}._target_", node["_target_"], near, f"class {_class_name(node)}(Callback): ...")
+        expected = f"a subclass of fedlearn.callbacks.Callback, but it is {kind!r}"
+        raise SettingError(f"{where}._target_", node["_target_"], expected, f"class {_class_name(node)}(Callback): ...")
     try:
         callback = build(cfg[CALLBACKS][name], where, allow=allow)
     except SettingError as error:
         raise _as_typed(error, name, references(node)) from None
-    if not isinstance(callback, Callback):  # _partial_ and __new__
+    if not isinstance(callback, Callback):  # possible with _partial_ or __new__
         expected = "an instance of fedlearn.callbacks.Callback"
         raise SettingError(where, node, expected, f"{where}=null")
     return callback
@@ -140,7 +143,7 @@ def _class_name(node: Mapping[str, Any]) -> str:
 
 
 def _as_typed(error: SettingError, name: str, known: Mapping[str, str]) -> SettingError:
-    """Return the error with the name of the setting that the user types: ``checkpoint_every``, not ``every``."""
+    """Return the error with the setting as the user types it: ``checkpoint_every``, not ``every``."""
     key = error.setting.removeprefix(f"{CALLBACKS}.{name}.")
     setting = known.get(key) or (key if key in known.values() else error.setting)
     fix = error.fix.replace(error.setting, setting).replace(f"{CALLBACKS}.{name}.{setting}", setting)

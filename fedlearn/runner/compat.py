@@ -1,7 +1,7 @@
-"""Hydra's undocumented names: the only module that uses them.
+"""Use undocumented names of Hydra. No other module uses them.
 
 Hydra documents ``hydra.main``, ``hydra.compose``, ``hydra.utils``, ``hydra.errors`` and ``hydra.types``. Each function
-below checks the installed version before it uses another name, and imports that name only then.
+below checks the installed version first, and imports an undocumented name only then.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ HYDRA = PrivateNames(
 
 
 def command_line_parser() -> CommandParser:
-    """Return a parser of Hydra's own options; its ``--version`` shows the version of fedlearn."""
+    """Return the parser of Hydra's own options. ``--version`` shows the version of fedlearn."""
     HYDRA.verify("command line")
     from hydra._internal.utils import get_args_parser
 
@@ -72,13 +72,13 @@ def run_command_line(args: Namespace, job: Callable[[DictConfig], float | None],
     """Run Hydra's own command line: a sweep, help, or a print of the configuration.
 
     Args:
-        args: of `command_line_parser`.
-        job: runs one configuration.
-        folder: has config.yaml and the groups.
+        args: options that the parser of `command_line_parser` returned.
+        job: function that runs one configuration.
+        folder: folder with ``config.yaml`` and the groups.
 
     Raises:
-        ValueError: flags exclude each other.
-        SystemExit: Hydra ends.
+        ValueError: two options exclude each other.
+        SystemExit: Hydra ended the command.
     """
     HYDRA.verify("command line")
     from hydra import version
@@ -89,7 +89,7 @@ def run_command_line(args: Namespace, job: Callable[[DictConfig], float | None],
 
 
 def run_folder() -> Path:
-    """Return the folder that Hydra has made for the current run of a sweep."""
+    """Return the folder that Hydra created for the current run of a sweep."""
     HYDRA.verify("run folder")
     from hydra.core.hydra_config import HydraConfig
 
@@ -97,17 +97,17 @@ def run_folder() -> Path:
 
 
 class Composer:
-    """Composes configurations from one folder and the folders beside it; made by `composer`."""
+    """Compose configurations from one folder and additional folders. `composer` creates it."""
 
     def __init__(self, hydra: Any) -> None:
         self._hydra = hydra
 
     def compose(self, name: str, overrides: list[str]) -> DictConfig:
-        """Return a configuration with the group ``hydra`` in it.
+        """Return a configuration that includes the group ``hydra``.
 
         Args:
-            name: of the main file, without .yaml.
-            overrides: ``setting=value`` words.
+            name: name of the main file, without ``.yaml``.
+            overrides: overrides ``setting=value``.
         """
         from hydra.types import RunMode
 
@@ -121,7 +121,7 @@ class Composer:
         return list(self._hydra.list_all_config_groups())
 
     def options(self, group: str) -> list[str]:
-        """Return the names of a group's options."""
+        """Return the names of the options of a group."""
         from hydra.core.object_type import ObjectType
 
         return list(self._hydra.config_loader.get_group_options(group, ObjectType.CONFIG))
@@ -132,8 +132,8 @@ def composer(folder: str | Path, *, extra_folder: str | Path | None = None) -> I
     """Set Hydra up as its own command line does.
 
     Args:
-        folder: with the main file and the groups.
-        extra_folder: a folder that is searched first.
+        folder: folder with the main file and the groups.
+        extra_folder: additional folder, which is searched first; None for no such folder.
     """
     HYDRA.verify("composition")
     from hydra import version
@@ -154,14 +154,14 @@ def composer(folder: str | Path, *, extra_folder: str | Path | None = None) -> I
 
 
 def use_for_interpolation(cfg: DictConfig) -> None:
-    """Let ``${hydra:...}`` in a configuration refer to the configuration itself."""
+    """Make ``${hydra:...}`` in a configuration refer to the configuration itself."""
     from hydra.core.hydra_config import HydraConfig
 
     HydraConfig.instance().set_config(cfg)
 
 
 def is_sweep(cfg: DictConfig) -> bool:
-    """Return True if a configuration with the group ``hydra`` asks for a sweep."""
+    """Return whether a configuration, with the group ``hydra``, has the mode of a sweep."""
     from hydra.types import RunMode
 
     return bool(cfg.hydra.mode == RunMode.MULTIRUN)
@@ -169,52 +169,52 @@ def is_sweep(cfg: DictConfig) -> bool:
 
 @dataclass(frozen=True)
 class ParsedOverride:
-    """One override; made by `parse_override`.
+    """Override in the form in which Hydra parsed it. `parse_override` creates it.
 
     Args:
-        override: as Hydra parses it.
+        override: override of Hydra.
     """
 
     override: Any
 
     @property
     def text(self) -> str:
-        """Return the override as it was typed."""
+        """Override as the user typed it."""
         return self.override.input_line or ""
 
     @property
     def setting(self) -> str:
-        """Return the dotted name of the setting, or the name of the group."""
+        """Dotted name of the setting, or name of the group."""
         return str(self.override.key_or_group)
 
     @property
     def value(self) -> Any:
-        """Return the value."""
+        """Value of the override, without sweeps resolved."""
         return self.override.value()
 
     @property
     def is_discrete_sweep(self) -> bool:
-        """Return True for a choice, a range or a glob."""
+        """True for a sweep over a choice, a range or a glob."""
         return bool(self.override.is_discrete_sweep())
 
     @property
     def is_interval(self) -> bool:
-        """Return True for a sweep without steps."""
+        """True for a sweep over an interval, which has no single values."""
         return bool(self.override.is_sweep_override()) and not self.is_discrete_sweep
 
     def choices(self) -> Iterator[str]:
-        """Return one override for each value of a discrete sweep."""
+        """Yield one override for each value of a discrete sweep."""
         for value in self.override.sweep_string_iterator():
             yield f"{self.override.get_key_element()}={value}"
 
 
-def parse_override(word: str) -> list[ParsedOverride]:
-    """Return what Hydra reads in one word of a command line.
+def parse_override(override: str) -> list[ParsedOverride]:
+    """Parse one override of a command line with the grammar of Hydra.
 
     Raises:
-        hydra.errors.OverrideParseException: the word is no override.
+        hydra.errors.OverrideParseException: the text is not an override.
     """
     HYDRA.verify("overrides")
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    return [ParsedOverride(override) for override in OverridesParser.create().parse_overrides([word])]
+    return [ParsedOverride(parsed) for parsed in OverridesParser.create().parse_overrides([override])]

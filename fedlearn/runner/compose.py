@@ -1,4 +1,4 @@
-"""The command line, composed and checked before anything is built or written."""
+"""Compose the configuration of a command line, and check it before a run builds or writes anything."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ CONF_DIR = PACKAGED_CONF_DIR if PACKAGED_CONF_DIR.is_dir() else CHECKOUT_CONF_DI
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One composed configuration, and where its run would leave its files.
+    """Composed configuration of one run, and its folders.
 
     Args:
-        cfg: without the part that concerns Hydra.
-        folder: of the run.
-        chosen: whether the user named the folder (of the sweep, if it is one).
-        sweep_folder: of the sweep that the run belongs to, if it does.
-        is_sweep: whether this is one of several runs.
+        cfg: all settings, without the group ``hydra``.
+        folder: run folder.
+        chosen: True if the user chose the run folder, or the folder of the sweep.
+        sweep_folder: folder of the sweep; default ``multirun``.
+        is_sweep: True if the run belongs to a sweep.
     """
 
     cfg: DictConfig
@@ -52,7 +52,7 @@ class Job:
 def with_custom_targets(overrides: Sequence[str]) -> list[str]:
     """Return overrides in which ``model._target_=...`` and ``partition._target_=...`` replace the chosen option.
 
-    Hydra alone would add such a setting to those of the option, or refuse it.
+    Without this change, Hydra adds such a setting to the settings of the option, or refuses it.
 
     >>> with_custom_targets(["partition._target_=my_code.Mine", "model.hidden=3", "seed=2"])
     ['partition=custom', '++partition._target_=my_code.Mine', '++model.hidden=3', 'seed=2']
@@ -69,79 +69,79 @@ def _key(override: str) -> str:
 
 
 def compose(args: Namespace) -> list[Job]:
-    """What the command line asks for: one run, or for a sweep one for each value swept over.
+    """Return the configuration of a command line: one job, or for a sweep one job per value.
 
-    A sweep's values are tried one at a time, the other settings at their first, so that checking costs their sum and
-    not their product.
+    The jobs of a sweep change one setting at a time, and have the first value of all other settings. The cost of a
+    check is therefore the sum of the numbers of values, and not their product.
 
     Raises:
         UsageError: an override, group, option or file does not exist or cannot be read.
     """
-    with _hydra(args) as hydra:
-        overrides = _parsed(args.overrides)
-        return [_job(hydra, args, words) for words in _each_value(overrides, multirun=args.multirun)]
+    with _composer(args) as hydra:
+        parsed = _parse(args.overrides)
+        return [_job(hydra, args, overrides) for overrides in _each_value(parsed, multirun=args.multirun)]
 
 
-def _job(hydra: Composer, args: Namespace, words: list[str]) -> Job:
-    def load(words: list[str]) -> DictConfig:
+def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
+    def load(overrides: list[str]) -> DictConfig:
         name = args.config_name or "config"
-        return hydra.compose(name, words)
+        return hydra.compose(name, overrides)
 
     try:
-        cfg = load(words)
-        use_for_interpolation(cfg)  # what the folder's name and run_name are made of
+        cfg = load(overrides)
+        use_for_interpolation(cfg)  # for ${hydra:...} in run_name and in the name of the run folder
         folder, sweep_folder = Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir)
-        swept = args.multirun or is_sweep(cfg)
+        in_sweep = args.multirun or is_sweep(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
-        raise UsageError(explain_config_error(error, hydra, words, load)) from error
-    key = "hydra.sweep.dir=" if swept else "hydra.run.dir="
-    chosen = any(word.startswith(key) for word in words)
-    return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, is_sweep=swept)
+        raise UsageError(explain_config_error(error, hydra, overrides, load)) from error
+    key = "hydra.sweep.dir=" if in_sweep else "hydra.run.dir="
+    chosen = any(override.startswith(key) for override in overrides)
+    return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, is_sweep=in_sweep)
 
 
 @contextmanager
-def _hydra(args: Namespace) -> Iterator[Composer]:
-    """Hydra as its own command line sets it up: ``--config-path`` instead of our folder, ``--config-dir`` beside it."""
+def _composer(args: Namespace) -> Iterator[Composer]:
+    """Set Hydra up as its own command line does: ``--config-path`` replaces ``conf/``, ``--config-dir`` extends it."""
     main, extra = args.config_path or str(CONF_DIR), args.config_dir
     for option, folder in (("--config-path", main), ("--config-dir", extra)):
         if folder and not Path(folder).is_dir():
-            raise UsageError(f"{option} {folder} is not a folder\n  try       a path from {os.getcwd()}")
+            raise UsageError(f"{option} {folder} is not a folder\n  try       a path relative to {os.getcwd()}")
     with composer(main, extra_folder=extra) as hydra:
         yield hydra
 
 
-def _parsed(words: Sequence[str]) -> list[ParsedOverride]:
+def _parse(overrides: Sequence[str]) -> list[ParsedOverride]:
     parsed: list[ParsedOverride] = []
-    for word in words:
+    for text in overrides:
         try:
-            parsed += parse_override(word)
+            parsed += parse_override(text)
         except OverrideParseException as error:
             detail = str(error).splitlines()[0]
-            key, _, value = word.lstrip("-").partition("=")
-            fix = f"\"{key.strip()}='{value}'\"   (quoted, if it is text)" if value else f"{key.strip()}=..."
-            because = "" if detail.startswith("Error parsing") else f"   ({detail})"
-            text = f"{word} cannot be read\n  expected  setting=value{because}\n  try       {fix}"
-            raise UsageError(text) from error
+            key, _, value = text.lstrip("-").partition("=")
+            fix = f"\"{key.strip()}='{value}'\"   (quotes around text)" if value else f"{key.strip()}=..."
+            reason = "" if detail.startswith("Error parsing") else f"   ({detail})"
+            message = f"{text} cannot be read\n  expected  setting=value{reason}\n  try       {fix}"
+            raise UsageError(message) from error
     for override in parsed:
-        # a scenario receives these by interpolation, so Hydra would accept the old name
+        # a scenario receives these groups by interpolation, so Hydra accepts their old names
         if override.setting in {f"scenario.{group}" for group in SCENARIO_GROUPS}:
-            meant = override.text.removeprefix("scenario.")
-            raise UsageError(f"{override.text} is not a setting\n  did you mean {meant}?")
+            near = override.text.removeprefix("scenario.")
+            raise UsageError(f"{override.text} is not a setting\n  did you mean {near}?")
     return parsed
 
 
 def _each_value(overrides: Sequence[ParsedOverride], *, multirun: bool) -> Iterator[list[str]]:
-    """The overrides as they stand; in a sweep once for each value, the others at their first."""
+    """Yield the overrides; in a sweep once for each value of each setting, with the first value of the others."""
     if not multirun:
         yield [override.text for override in overrides]
         return
     values = [list(_values(override)) for override in overrides]
-    first = [own[0] for own in values]
+    first = [choices[0] for choices in values]
     yield first
-    for i, own in enumerate(values):
-        for value in own[1:]:
+    for i, choices in enumerate(values):
+        for value in choices[1:]:
             yield [*first[:i], value, *first[i + 1 :]]
 
 
@@ -150,6 +150,6 @@ def _values(override: ParsedOverride) -> Iterator[str]:
         yield from override.choices()
     elif override.is_interval:
         fix = f"{override.setting}=1,2,3"
-        raise UsageError(f"{override.text} is an interval, which has no steps to take\n  try       {fix}")
+        raise UsageError(f"{override.text} is an interval, but a sweep needs single values\n  try       {fix}")
     else:
         yield override.text

@@ -1,4 +1,4 @@
-"""From a composed configuration to an experiment: the one place in the library that knows Hydra."""
+"""Build an experiment from a composed configuration."""
 
 from __future__ import annotations
 
@@ -51,7 +51,20 @@ BASELINES = ("central", "local")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an experiment does, built and checked without touching data or a framework."""
+    """Parts of an experiment that are built and checked without data and without a framework.
+
+    Args:
+        strategy: strategy, before the privacy mechanism changes it.
+        schedule: rounds, evaluations and limit of failures.
+        local: settings of local training.
+        privacy: privacy mechanism.
+        poisoning: poisoning by malicious clients; default honest clients.
+        compress: stage that compresses updates; default no compression.
+        seed: seed of the run, >= 0.
+        baselines: names of the baselines, from `BASELINES`; default none.
+        system: system model; default no virtual clock.
+        buffers: policy for normalization statistics: ``refuse`` (default), ``average`` or ``local``.
+    """
 
     strategy: Strategy
     schedule: Schedule
@@ -67,7 +80,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that a run needs."""
+    """Plan, scenario and engine of a run, and the clients that the poisoning controls."""
 
     plan: Plan
     scenario: Scenario
@@ -76,11 +89,11 @@ class Experiment:
 
 
 def build_plan(cfg: DictConfig) -> Plan:
-    """Build what is cheap, so that a bad setting is told before anything is loaded or written.
+    """Build the plan of a configuration, so that a wrong setting is refused before a run loads or writes anything.
 
     Raises:
         SettingError: a value is out of range, a name is unknown, or a target is not allowed.
-        CompositionError: the privacy setting could not hold with this strategy.
+        CompositionError: the privacy guarantee does not hold with this strategy.
         BuildError: a builder failed.
     """
     plain = _plain(cfg, "the configuration")
@@ -96,12 +109,12 @@ def build_plan(cfg: DictConfig) -> Plan:
     strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
     privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
     system = _of_kind(SystemModel, cfg, "system", allow) if "system" in plain else SystemModel()
-    _refuse_what_needs_rounds(system, strategy, privacy)
+    _refuse_without_rounds(system, strategy, privacy)
     privacy.validate(strategy, local)
     attack = _of_kind(Poisoning, cfg, "poisoning", allow) if "poisoning" in plain else poisoning.HONEST
-    attack = _sparing(strategy.root, attack, plain["engine"])
-    _refuse_attack(attack, plain["engine"], privacy)
-    expected = "an attack on clients' data: one on updates needs those of a round, which this strategy does not have"
+    attack = _trust_root_client(strategy.root, attack, plain["engine"])
+    _refuse_impossible_poisoning(attack, plain["engine"], privacy)
+    expected = "poisoning of data: poisoning of updates needs all updates of a round, but the strategy is asynchronous"
     forges = attack.forge is not None and strategy.asynchrony is not None
     require(not forges, "poisoning", attack.kind, expected, "poisoning=label_flip, or strategy=fedavg")
     compress = _of_kind(Stage, cfg, "compress", allow) if "compress" in plain else Stage()
@@ -123,10 +136,10 @@ def build_plan(cfg: DictConfig) -> Plan:
 
 
 def _refuse_old_names(plain: Mapping[str, Any]) -> None:
-    """A file of the user's own, or ``+``, can bring an old name, which would have no effect."""
+    """Refuse an old name, which has no effect. It can come from a file of the user or from a ``+`` override."""
     for key, value in plain.items():
         if new := new_name(key):
-            raise SettingError(key, value, f"no setting: its name is {new}", f"{new}=...")
+            raise SettingError(key, value, f"no setting with this name: its name is {new}", f"{new}=...")
 
 
 def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
@@ -135,24 +148,33 @@ def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
     for name in SCENARIO_GROUPS:
         value, received = plain.get(name), scenario.get(name)
         if isinstance(value, Mapping) and value.get("_target_") is None:
-            setting, given = next(((key, v) for key, v in value.items() if key != "_target_"), ("_target_", None))
-            expected = f"no setting without {name}._target_: a {name} of this name has no such setting"
-            raise SettingError(f"{name}.{setting}", given, expected, f"{name}._target_=my_code.My{name.capitalize()}")
+            setting, typed = next(((key, v) for key, v in value.items() if key != "_target_"), ("_target_", None))
+            expected = f"{name}._target_ beside it: only a {name} with _target_ has settings"
+            raise SettingError(f"{name}.{setting}", typed, expected, f"{name}._target_=my_code.My{name.capitalize()}")
         if name in scenario and received != value:
-            raise SettingError(f"scenario.{name}", received, f"no setting: its name is {name}", f"{name}=...")
+            raise SettingError(
+                f"scenario.{name}", received, f"no setting with this name: its name is {name}", f"{name}=..."
+            )
         chosen = value["_target_"] if isinstance(value, Mapping) else value
-        expected = f"null: scenario {scenario.get('_target_')} has no {name} to choose"
-        require(name in scenario or value is None, name, chosen, expected, f"without {name}=...")
+        expected = f"null: scenario {scenario.get('_target_')} has no choice of {name}"
+        require(name in scenario or value is None, name, chosen, expected, f"the command without {name}=...")
 
 
-def _refuse_what_needs_rounds(system: SystemModel, strategy: Strategy, privacy: Mechanism) -> None:
-    """Privacy is accounted by rounds, in which it matters who was drawn and not who was first."""
-    asynchronous, claims, enough = strategy.asynchrony is not None, privacy.kind != "none", system.min_completed
-    expected = "none: privacy is accounted by rounds, which an asynchronous strategy does not have"
-    require(not (asynchronous and claims), "privacy", privacy.kind, expected, "strategy=fedavg, or privacy=none")
-    why = "an asynchronous strategy has strategy.buffer_size" if asynchronous else "a claim rests on who was drawn"
-    rounds = enough is None or not (asynchronous or claims)
-    require(rounds, "system.min_completed", enough, f"null: {why}", "system.min_completed=null")
+def _refuse_without_rounds(system: SystemModel, strategy: Strategy, privacy: Mechanism) -> None:
+    """Refuse settings that need complete rounds.
+
+    The privacy loss is accounted per round, and amplification assumes that all selected clients count. It does not hold
+    for asynchronous strategies, or if the fastest clients close a round.
+    """
+    is_asynchronous, is_private = strategy.asynchrony is not None, privacy.kind != "none"
+    expected = "none: the privacy loss is accounted per round, and an asynchronous strategy has no rounds"
+    require(not (is_asynchronous and is_private), "privacy", privacy.kind, expected, "strategy=fedavg, or privacy=none")
+    reason = "the privacy guarantee depends on the selected clients, not on the fastest clients"
+    if is_asynchronous:
+        reason = "an asynchronous strategy has strategy.buffer_size instead"
+    is_allowed = system.min_completed is None or not (is_asynchronous or is_private)
+    setting = "system.min_completed"
+    require(is_allowed, setting, system.min_completed, f"null: {reason}", f"{setting}=null")
 
 
 def build_experiment(
@@ -161,16 +183,16 @@ def build_experiment(
     *,
     transform_scenario: Callable[[Scenario], Scenario] = lambda scenario: scenario,
 ) -> Experiment:
-    """Build the rest: data, trainer, engine.
+    """Build data, trainer and engine, and apply privacy, poisoning and system model.
 
     Args:
         cfg: all settings.
-        plan: from `plan`.
-        transform_scenario: changes the scenario before the strategy is protected and the engine is built; an audit adds
-            canaries here.
+        plan: return value of `build_plan`; None builds the plan.
+        transform_scenario: function from scenario to scenario, applied before the privacy mechanism and the engine. An
+            audit adds its canaries with it. Default: no change.
 
     Raises:
-        FedlearnError: as `plan`; also if data or an optional dependency are missing.
+        FedlearnError: the errors of `build_plan`, or data or an optional dependency are missing.
     """
     plan = plan or build_plan(cfg)
     allow = allowed_modules(cfg)
@@ -178,104 +200,112 @@ def build_experiment(
     scenario = transform_scenario(build_scenario(cfg))
     if plan.strategy.root is not None:
         scenario = replace(scenario, data=with_root_dataset(scenario.data, plan.strategy.root, seed=plan.seed))
-    attack, who = (
-        plan.poisoning,
-        poisoning.draw_malicious_clients(plan.poisoning, scenario.data.clients, seed=plan.seed),
-    )
-    scenario = replace(
-        scenario, data=poisoning.poison_data(scenario.data, attack, who), backdoor_examples=attack.backdoor_examples
-    )
+    attack = plan.poisoning
+    malicious = poisoning.draw_malicious_clients(attack, scenario.data.clients, seed=plan.seed)
+    data = poisoning.poison_data(scenario.data, attack, malicious)
+    scenario = replace(scenario, data=data, backdoor_examples=attack.backdoor_examples)
     plan = apply_privacy(plan, scenario)
-    # a cohort larger than the population is told now, not in the middle of the first round
+    # a trial selection refuses a cohort larger than the population before the first round
     select, rng = plan.strategy.select, generator(plan.seed, Purpose.SELECT, round=1)
     select.choose(1, scenario.data.clients, rng, **select.initial_state)
     if plan.strategy.asynchrony is not None:
         plan.strategy.asynchrony.validate(len(scenario.data.clients))
     check_early_stop(cfg, scenario.data.task)
-    engine = _engine(cfg, scenario, allow)  # last: nothing may fail once it has started workers
-    if attack.forge is not None and who:
-        engine = ByzantineEngine(engine, attack, who)
+    # the engine comes last: it may start processes, which a later error would not stop
+    engine = _engine(cfg, scenario, allow)
+    if attack.forge is not None and malicious:
+        engine = ByzantineEngine(engine, attack, malicious)
     engine = with_virtual_clock(engine, plan, scenario)
-    return Experiment(plan=plan, scenario=scenario, engine=engine, malicious_clients=who)
+    return Experiment(plan=plan, scenario=scenario, engine=engine, malicious_clients=malicious)
 
 
 def build_scenario(cfg: DictConfig) -> Scenario:
-    """The scenario alone, for whoever uses a model that is trained already."""
+    """Return the scenario of a configuration, without strategy and engine, for use with a trained model.
+
+    Raises:
+        FedlearnError: a setting is refused, or data or an optional dependency are missing.
+    """
     scenario: Scenario = _of_kind(Scenario, cfg, "scenario", allowed_modules(cfg))
     return scenario
 
 
 def apply_privacy(plan: Plan, scenario: Scenario) -> Plan:
-    """The plan with its privacy setting applied, now that the population is known.
+    """Return the plan with its privacy mechanism applied to the population of the scenario.
+
+    The returned plan also has the compression and the policy for normalization statistics.
 
     Raises:
-        FedlearnError: the setting cannot be kept for this population, or by this trainer.
+        FedlearnError: the guarantee does not hold for this population or with this trainer.
     """
-    data = scenario.data
-    told = data.num_train
     population = Population(
-        clients=data.clients,
+        clients=scenario.data.clients,
         rounds=plan.schedule.rounds,
-        num_examples_of=(lambda client: len(data.train(client)))
-        if told is None
-        else lambda client: told.get(client, 0),
+        num_examples_of=_count_examples(scenario),
     )
     strategy, local = plan.privacy.protect(plan.strategy, plan.local, population)
-    able = local.example_dp is None or scenario.trainer.supports_dp_sgd
-    expected = "a mechanism other than example: this scenario's trainer has no DP-SGD"
-    require(able, "privacy", plan.privacy.kind, expected, "privacy=central")
+    is_supported = local.example_dp is None or scenario.trainer.supports_dp_sgd
+    expected = "another mechanism than example: the trainer of this scenario has no DP-SGD"
+    require(is_supported, "privacy", plan.privacy.kind, expected, "privacy=central")
     refuse_dp_sgd_with_buffers(scenario.trainer.layout, local)
     strategy = with_buffer_policy(strategy, scenario.trainer.layout, plan.buffers)
     adaptive = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.clip == "adaptive"
-    expected = "none with privacy.clip=adaptive, whose bit would be compressed with the update"
-    fits = plan.compress.codec is None or not adaptive
-    require(fits, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
-    strategy = _as_prepared(with_compression(strategy, plan.compress), scenario)
+    expected = "none with privacy.clip=adaptive: its clipping bit is part of the update and must not be compressed"
+    is_possible = plan.compress.codec is None or not adaptive
+    require(is_possible, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
+    strategy = _with_disclosure(with_compression(strategy, plan.compress), scenario)
     return replace(plan, strategy=strategy, local=local)
 
 
-def _sparing(root: RootDataset | None, attack: Poisoning, engine: Mapping[str, Any]) -> Poisoning:
-    """Return the attack, without the client that holds the root dataset."""
+def _trust_root_client(root: RootDataset | None, attack: Poisoning, engine: Mapping[str, Any]) -> Poisoning:
+    """Return the poisoning, with the client of the root dataset among the trusted clients."""
     if root is None:
         return attack
     if root.num_examples is not None:
-        name, reason = "strategy.num_root_examples", "the examples are drawn from the data of all clients"
+        name, reason = "strategy.num_root_examples", "the root dataset is drawn from the data of all clients"
         require_in_process(engine, name, root.num_examples, reason, f"{name}=null")
     return attack._replace(trusted=(*attack.trusted, root.client))
 
 
-def _refuse_attack(attack: Poisoning, engine: Mapping[str, Any], privacy: Mechanism) -> None:
-    """Refuse an attack that the engine or the privacy mechanism makes impossible."""
+def _refuse_impossible_poisoning(attack: Poisoning, engine: Mapping[str, Any], privacy: Mechanism) -> None:
+    """Refuse a poisoning that the engine or the privacy mechanism makes impossible."""
     if attack.kind == "none":
         return
-    reason = "an attack changes the data and the updates of simulated clients"
+    reason = "poisoning changes the data and the updates of simulated clients"
     require_in_process(engine, "poisoning", attack.kind, reason, "engine=vector")
     masked = privacy.kind in ("secagg", "distributed")
-    expected = f"none with privacy={privacy.kind}: nobody sees a masked update, to learn from it or to forge one"
-    require(
-        not masked or attack.forge is None, "poisoning", attack.kind, expected, "poisoning=label_flip, or privacy=none"
-    )
+    expected = f"poisoning of data with privacy={privacy.kind}: poisoning of updates needs updates without masks"
+    is_possible = not masked or attack.forge is None
+    require(is_possible, "poisoning", attack.kind, expected, "poisoning=label_flip, or privacy=none")
 
 
-def _as_prepared(strategy: Strategy, scenario: Scenario) -> Strategy:
-    """With what preparing the data has told: paid for where the promise is about single examples, else not covered."""
-    protection = strategy.privacy_guarantee
-    if protection is None or not scenario.disclosure:
+def _with_disclosure(strategy: Strategy, scenario: Scenario) -> Strategy:
+    """Add the releases of the data preparation, such as federated statistics, to the privacy guarantee.
+
+    A guarantee for single examples accounts for noisy releases in its ledger. Any other guarantee lists them as not
+    covered.
+    """
+    guarantee = strategy.privacy_guarantee
+    if guarantee is None or not scenario.disclosure:
         return strategy
-    if protection.unit == "example" and scenario.ledger != Ledger():
-        return replace(strategy, privacy_guarantee=replace(protection, initial_ledger=scenario.ledger))
-    not_covered = (*protection.not_covered, scenario.disclosure)
-    return replace(strategy, privacy_guarantee=replace(protection, not_covered=not_covered))
+    if guarantee.unit == "example" and scenario.ledger != Ledger():
+        return replace(strategy, privacy_guarantee=replace(guarantee, initial_ledger=scenario.ledger))
+    not_covered = (*guarantee.not_covered, scenario.disclosure)
+    return replace(strategy, privacy_guarantee=replace(guarantee, not_covered=not_covered))
 
 
 def with_virtual_clock(engine: Engine, plan: Plan, scenario: Scenario) -> Engine:
-    """The engine on the virtual clock of the planned model of clients' speed; itself where there is none."""
+    """Return the engine on the virtual clock of the system model, or unchanged without a system model."""
     if plan.system.device is None:
         return engine
-    data = scenario.data
-    told = data.num_train
-    size_of = (lambda client: len(data.train(client))) if told is None else lambda client: told.get(client, 0)
-    return VirtualClockEngine(engine, plan.system, size_of)
+    return VirtualClockEngine(engine, plan.system, _count_examples(scenario))
+
+
+def _count_examples(scenario: Scenario) -> Callable[[ClientId], int]:
+    """Return a function from client to its number of training examples. A coordinator has the numbers only."""
+    data, num_train = scenario.data, scenario.data.num_train
+    if num_train is None:
+        return lambda client: len(data.train(client))
+    return lambda client: num_train.get(client, 0)
 
 
 def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:
@@ -287,27 +317,34 @@ def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine
 
 
 def rebuild_scenario(node: Mapping[str, Any], allow: Sequence[str], **changes: Any) -> Scenario:
-    """The scenario of plain settings, some of them changed; for a process that has nothing but these."""
+    """Return a scenario in another process, such as a Ray worker.
+
+    Args:
+        node: settings of the scenario, as plain values.
+        allow: allowed modules besides `fedlearn.runner.builders.ALLOWED_MODULES`.
+        changes: values that replace settings of ``node``.
+    """
     set_environment({**node, **changes}.get("framework"))
     scenario: Scenario = build({**node, **changes}, "scenario", allow=allow)
     return scenario
 
 
 def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any:
-    """What a node's ``_target_`` makes of its other keys, nested targets first.
+    """Call the ``_target_`` of a mapping with its other keys, after nested targets, and return the result.
 
     Args:
-        node: a mapping with ``_target_``.
-        setting: where it stands in the configuration, for messages.
-        args: positional arguments for the outermost target.
-        allow: modules besides fedlearn, strategies and simulations that targets may come from.
+        node: mapping with ``_target_``.
+        setting: name of the mapping in the configuration, for error texts.
+        args: positional arguments of the outermost target.
+        allow: allowed modules besides `fedlearn.runner.builders.ALLOWED_MODULES`.
 
-    *Guarantees*: nothing outside the allowed modules is imported or called on behalf of the node: neither by its
-    dotted name, nor by way of a module that an allowed one has imported.
+    *Guarantees*: no object outside the allowed modules is imported or called. If an allowed module
+    has imported other code, its names for that code are refused, too.
 
     Raises:
-        SettingError: a target is not allowed or not found, a key is not one of its parameters, or it refuses a value.
-        BuildError: a target raised anything else.
+        SettingError: a target is not allowed or does not exist, a key is not one of its parameters, or the target
+            refuses a value.
+        BuildError: a target raised another exception.
     """
     plain = _plain(node, setting)
     check_targets(plain, setting, allow=allow, num_args=len(args))
@@ -321,7 +358,7 @@ def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any
 
 
 def _seeded_modules(settings: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Seed torch while a user's module is built, so that its initial weights are equal in every run and process."""
+    """Seed torch during the construction of a user's module, so that its weights are equal in every run and process."""
     model = settings.get("model")
     if not isinstance(model, Mapping) or settings.get("framework", "torch") != "torch":
         return nullcontext()
@@ -341,7 +378,7 @@ def _explained(error: BaseException, setting: str, node: Any) -> FedlearnError:
 
 
 def _is_shared(node: Any, key: str) -> bool:
-    """Whether the group takes this setting from the top level, where the user typed it: ``seed: ${seed}``."""
+    """Return whether the group takes this setting from the top level, e.g. ``seed: ${seed}``."""
     raw = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     return isinstance(raw, dict) and raw.get(key) == f"${{{key}}}"
 
@@ -349,29 +386,29 @@ def _is_shared(node: Any, key: str) -> bool:
 def _of_kind(kind: type[Any], cfg: DictConfig, group: str, allow: Sequence[str]) -> Any:
     built = build(_group(cfg, group), group, allow=allow)
     if not isinstance(built, kind):
-        expected = f"a builder that returns a {kind.__name__}, but it returned {type(built).__name__}"
+        expected = f"a builder that returns a {kind.__name__}; it returned a {type(built).__name__}"
         raise SettingError(f"{group}._target_", cfg[group]["_target_"], expected, f"return {kind.__name__}(...)")
     return built
 
 
-def _record(kind: type[Any], given: Mapping[str, Any], group: str) -> Any:
-    refuse_unknown_keys(given, list(inspect.signature(kind).parameters), group)
+def _record(kind: type[Any], settings: Mapping[str, Any], group: str) -> Any:
+    refuse_unknown_keys(settings, list(inspect.signature(kind).parameters), group)
     try:
-        return kind(**given)
+        return kind(**settings)
     except SettingError as error:
         raise (error.with_prefix(group) if group else error) from None
 
 
-def _local(given: Mapping[str, Any]) -> LocalSettings:
-    """How clients train. What makes that private is set by the privacy setting alone, which accounts for it."""
-    private = given.get("example_dp")
-    require(private is None, "local.example_dp", private, "null", "privacy=example privacy.clip=1.0")
-    local: LocalSettings = _record(LocalSettings, given, "local")
+def _local(settings: Mapping[str, Any]) -> LocalSettings:
+    """Return the settings of local training. Only ``privacy=example`` sets DP-SGD, because it accounts for it."""
+    example_dp = settings.get("example_dp")
+    require(example_dp is None, "local.example_dp", example_dp, "null", "privacy=example privacy.clip=1.0")
+    local: LocalSettings = _record(LocalSettings, settings, "local")
     return local
 
 
 def check_early_stop(cfg: DictConfig, task: Task) -> None:
-    """Check ``early_stop.metric``, once the task is known.
+    """Check ``early_stop.metric`` for the task of the scenario.
 
     Raises:
         SettingError: the task has no such metric.
@@ -381,17 +418,17 @@ def check_early_stop(cfg: DictConfig, task: Task) -> None:
         EarlyStop(**settings, task=task)
 
 
-def _baselines(given: Any) -> tuple[str, ...]:
-    names = given if isinstance(given, list) else [] if given is None else [given]
+def _baselines(value: Any) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [] if value is None else [value]
     for name in names:
         near = did_you_mean(str(name), BASELINES) or "central"
         expected = f"null, {', '.join(BASELINES)}, or both: [central,local]"
-        require(name in BASELINES, "baseline", given, expected, f"baseline={near}")
+        require(name in BASELINES, "baseline", value, expected, f"baseline={near}")
     return tuple(dict.fromkeys(names))
 
 
 def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
-    """Return the modules of the user that settings may name.
+    """Return the modules of the user that ``allow_targets`` allows in settings.
 
     Raises:
         SettingError: ``allow_targets`` is not a list of modules.
@@ -406,7 +443,9 @@ def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
 def _group(cfg: Mapping[str, Any] | DictConfig, name: str) -> Any:
     group = cfg.get(name)
     if not isinstance(group, Mapping | DictConfig):
-        raise SettingError(name, group, f"a group of settings called {name}", "conf/config.yaml, which has all groups")
+        raise SettingError(
+            name, group, f"a group of settings with the name {name}", "conf/config.yaml, which has all groups"
+        )
     return group
 
 

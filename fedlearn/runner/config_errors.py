@@ -1,4 +1,4 @@
-"""Explain why a configuration cannot be composed, and suggest the closest names."""
+"""Explain errors in the composition of a configuration, and suggest the closest names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedlearn.runner.compat import Composer
 from fedlearn.runner.renames import new_name
 
 ComposeFunction = Callable[[list[str]], DictConfig]  # from overrides to a configuration
-PARTITION_WITH = {  # setting -> a partition that has it
+PARTITION_WITH = {  # setting -> name of a partition with this setting
     "alpha": "dirichlet",
     "classes_per_client": "pathological",
     "num_clients": "dirichlet",
@@ -29,10 +29,10 @@ def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[
     """Return the message for an exception of Hydra.
 
     Args:
-        error: exception.
-        hydra: composer that raised it.
-        overrides: overrides as typed.
-        compose: composes with other overrides, to find the settings that exist.
+        error: exception of the composition.
+        hydra: composer that raised the exception.
+        overrides: overrides as the user typed them.
+        compose: function that composes other overrides, to find the existing settings.
     """
     if isinstance(error, MissingConfigException):
         return _no_such_option(str(error.missing_cfg_file or ""), hydra, overrides)
@@ -43,9 +43,9 @@ def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[
     if several:
         key, value = several.groups()
         fix = f"-m {key}={value}   (a sweep), or '{key}=[{value}]'   (a list)"
-        return f"{key}={value} names several values\n  try       {fix}"
+        return f"{key}={value} names several values\n  expected  one value\n  try       {fix}"
     if "callbacks=null" in overrides:
-        expected = "a list of option files, which it adds to the default callbacks"
+        expected = "a list of option files, which are added to the default callbacks"
         fix = "callbacks.console=null   (removes one callback)"
         return f"callbacks is null\n  expected  {expected}\n  try       {fix}"
     first = next((line for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()), repr(error))
@@ -57,15 +57,15 @@ def _place(error: BaseException) -> str:
     return f"\n  in        {mark.name}, line {mark.line + 1}" if mark else ""
 
 
-def _no_such_option(missing: str, hydra: Composer, words: Sequence[str]) -> str:
-    """Return the message for an option without a file, which a list of options may contain."""
+def _no_such_option(missing: str, hydra: Composer, overrides: Sequence[str]) -> str:
+    """Return the message for an option without a file. The option may be an element of a list."""
     group, _, option = missing.rpartition("/")
     if not group:
         fix = "--config-name with the name of a file, without .yaml"
         return f"there is no configuration called {option or 'config'}\n  try       {fix}"
     known = sorted(set(hydra.options(group)) - ({"default"} if group == "callbacks" else set()))
-    typed = next((word for word in words if _names_option(word, group, option)), None)
-    lines = [f"{typed or f'{group}={option}'} is not known" + ("" if typed else "   (a file asks for it)")]
+    typed = next((override for override in overrides if _names_option(override, group, option)), None)
+    lines = [f"{typed or f'{group}={option}'} is not known" + ("" if typed else "   (it is selected in a file)")]
     near = did_you_mean(option, known)
     if near:
         fix = re.sub(rf"\b{re.escape(option)}\b(?!=)", near, typed) if typed else f"{group}={near}"
@@ -74,20 +74,22 @@ def _no_such_option(missing: str, hydra: Composer, words: Sequence[str]) -> str:
     return "\n".join([*lines, f"  expected  {expected}"])
 
 
-def _names_option(word: str, group: str, option: str) -> bool:
-    key, _, value = word.lstrip("+").partition("=")
+def _names_option(override: str, group: str, option: str) -> bool:
+    key, _, value = override.lstrip("+").partition("=")
     return key.endswith(group) and option in re.split(r"[\[\],\s]+", value)
 
 
-def _no_such_setting(key: str, hydra: Composer, words: Sequence[str], load: ComposeFunction) -> str:
-    typed = next((word for word in words if re.split("[=@]", word.lstrip("+~"))[0] == key), key)
+def _no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: ComposeFunction) -> str:
+    typed = next((override for override in overrides if re.split("[=@]", override.lstrip("+~"))[0] == key), key)
     groups = [group for group in hydra.groups() if not group.startswith("hydra")]
-    settings = _settings(words, groups, load)
-    prefix, wrong, siblings = _leave(settings, key.replace("/", "."))
+    settings = _settings(overrides, groups, load)
+    prefix, wrong, siblings = _first_unknown(settings, key.replace("/", "."))
     known = [prefix + name for name in siblings if not name.startswith("_") and name not in HIDDEN_KEYS]
     known = sorted({*known, *groups}) if not prefix else known
     elsewhere = [path for path in _paths(settings) if path.endswith(f".{wrong}")] if not prefix else []
-    names = {path.removeprefix(prefix): path for path in known}  # a prefix that is right would make all names alike
+    names = {
+        path.removeprefix(prefix): path for path in known
+    }  # without the common prefix, which would make all names similar
     closest = elsewhere[0] if elsewhere else names.get(did_you_mean(wrong, names) or "")
     if not closest or not settings.get("partition"):
         closest = _partition_with(key) or closest
@@ -99,15 +101,15 @@ def _no_such_setting(key: str, hydra: Composer, words: Sequence[str], load: Comp
 
 
 def _partition_with(key: str) -> str | None:
-    """Return the overrides that choose a partition with this setting."""
+    """Return the overrides that choose a partition with this setting, or None for other settings."""
     group, _, setting = key.partition(".")
     kind = PARTITION_WITH.get(setting) if group == "partition" else None
     return kind and f"partition={kind} {key}"
 
 
-def _settings(words: Sequence[str], groups: Sequence[str], load: ComposeFunction) -> dict[str, Any]:
-    """Return the settings that exist with the chosen options, or with the default options if those do not compose."""
-    chosen = [word for word in words if re.split("[=@]", word.lstrip("+"))[0] in groups]
+def _settings(overrides: Sequence[str], groups: Sequence[str], load: ComposeFunction) -> dict[str, Any]:
+    """Return the settings of the chosen options, or of the default options if the chosen options do not compose."""
+    chosen = [override for override in overrides if re.split("[=@]", override.lstrip("+"))[0] in groups]
     for choices in (chosen, []):
         try:
             return OmegaConf.to_container(load(choices), resolve=False)  # type: ignore[return-value]
@@ -116,8 +118,8 @@ def _settings(words: Sequence[str], groups: Sequence[str], load: ComposeFunction
     return {}
 
 
-def _leave(settings: Mapping[str, Any], key: str) -> tuple[str, str, list[str]]:
-    """Follow a dotted path until it leaves the settings; return the prefix, the wrong part and the existing names."""
+def _first_unknown(settings: Mapping[str, Any], key: str) -> tuple[str, str, list[str]]:
+    """Follow a dotted path to its first unknown part. Return the known prefix, this part and the existing names."""
     prefix, here = "", settings
     for part in key.split("."):
         child = here.get(part)

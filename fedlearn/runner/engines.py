@@ -1,4 +1,4 @@
-"""The engine of an experiment: its capabilities before it is built, and a check of the built engine."""
+"""Check the capabilities of an engine before it is built, then build and check it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fedlearn.loop.protocols import Engine
 
 
 def engine_capabilities(engine: Mapping[str, Any]) -> EngineCapabilities:
-    """Return the capabilities that the builder of a configuration states.
+    """Return the capabilities that the builder of an engine states.
 
     Args:
-        engine: settings of the engine; `fedlearn.runner.builders.check_targets` has accepted the ``_target_``.
+        engine: settings of the engine, after `fedlearn.runner.builders.check_targets` has accepted the ``_target_``.
 
     Raises:
-        SettingError: a statement is not True or False.
+        SettingError: the value of a capability is not True or False.
     """
     try:
         return stated_capabilities(get_object(engine["_target_"]))
@@ -28,13 +28,13 @@ def engine_capabilities(engine: Mapping[str, Any]) -> EngineCapabilities:
 
 
 def require_in_process(engine: Mapping[str, Any], setting: str, value: object, reason: str, fix: str) -> None:
-    """Refuse a setting that needs an engine that trains in this process, for a builder that does not state it.
+    """Refuse a setting that needs training in this process, unless the builder of the engine states ``in_process``.
 
     Args:
         engine: settings of the engine.
         setting: name of the setting that needs the engine.
         value: value of the setting.
-        reason: the need of the setting, a phrase.
+        reason: reason of the need, a clause for the error text.
         fix: one thing to try.
 
     Raises:
@@ -43,20 +43,23 @@ def require_in_process(engine: Mapping[str, Any], setting: str, value: object, r
     stated, name = engine_capabilities(engine), engine["_target_"]
     if stated.in_process and not stated.deployed:
         return
-    expected = f"a setting without it, because {name} does not state in_process=True: {reason}"
-    line = "" if name.startswith("fedlearn.") else "; or @engine_builder(in_process=True) above the builder, if it does"
-    raise SettingError(setting, value, expected, fix + line)
+    expected = f"no value with this engine: {reason}, but {name} does not state in_process=True"
+    is_builtin = name.startswith("fedlearn.")
+    alternative = (
+        "" if is_builtin else "; or @engine_builder(in_process=True) above a builder that trains in this process"
+    )
+    raise SettingError(setting, value, expected, fix + alternative)
 
 
 def refuse_coordinator_engine(engine: Mapping[str, Any]) -> None:
-    """Refuse an engine that only a coordinator can build, before a simulation loads any data.
+    """Refuse an engine that only a coordinator can build. Call this before a simulation loads data.
 
     Raises:
         SettingError: the builder states ``needs_coordinator``.
     """
     if engine_capabilities(engine).needs_coordinator:
         name, fix = engine["_target_"].rpartition(".")[2], "engine=vector, or python -m fedlearn.deploy.submit ..."
-        raise SettingError("engine", name, "an engine for simulations: this one needs a coordinator", fix)
+        raise SettingError("engine", name, "an engine for simulations; this engine needs a coordinator", fix)
 
 
 def build_engine(
@@ -65,24 +68,24 @@ def build_engine(
     parts: tuple[Any, Any],
     rebuild: Callable[..., Any],
 ) -> Engine:
-    """Build an engine and check it; an engine that is refused is closed.
+    """Build an engine and check it. A refused engine is closed.
 
     Args:
         engine: settings of the engine.
-        build: builds the engine from positional arguments.
+        build: function that builds the engine from positional arguments.
         parts: data and trainer of the scenario.
-        rebuild: function that builds the scenario in another process; passed if the builder states
+        rebuild: function that builds the scenario in another process. The builder receives it if it states
             ``rebuilds_scenario``.
 
     Raises:
-        SettingError: the engine lacks a member, or does not have the capabilities that its builder states.
+        SettingError: the engine lacks a member, or its capabilities differ from the statement of its builder.
     """
     stated = engine_capabilities(engine)
     built: Engine = build(*parts, rebuild) if stated.rebuilds_scenario else build(*parts)
     try:
         require_engine(built, stated)
     except SettingError:
-        close = getattr(built, "close", None)  # the refused object may be anything
+        close = getattr(built, "close", None)  # a refused object need not be an engine
         if callable(close):
             close()
         raise

@@ -1,6 +1,6 @@
-"""Settings of the process that runs an experiment: environment variables and memory.
+"""Prepare the process that runs an experiment: environment variables and memory.
 
-Commands and `fedlearn.run` apply them. Constructing a trainer or an engine changes nothing of the process.
+Commands and `fedlearn.run` call this module. The construction of a trainer or an engine does not change the process.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import sys
 
 from platformdirs import user_cache_path
 
-MALLOC_TRIM_BYTES = 2**30  # freed memory that glibc keeps
-MALLOC_MMAP_BYTES = 2**25  # larger blocks are returned when freed; glibc accepts no larger number
+MALLOC_TRIM_BYTES = 2**30  # glibc keeps up to this amount of freed memory
+MALLOC_MMAP_BYTES = 2**25  # glibc returns larger blocks when they are freed; it accepts no larger number
 MALLOC_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}
 
 
 def set_environment(framework: str | None) -> None:
-    """Prepare this process for a framework, before the framework is loaded. Variables that are set stay.
+    """Prepare this process for a framework, before the framework is loaded. Existing variables keep their values.
 
     - Flower sends no telemetry.
-    - JAX takes memory of a GPU as needed, and keeps compiled programs in the user's cache folder.
+    - JAX allocates GPU memory as needed, and stores compiled programs in the cache folder of the user.
     - PyTorch: glibc keeps freed memory, see `keep_freed_memory`.
 
     Args:
-        framework: ``torch``, ``jax`` or ``mixed``; None prepares for none.
+        framework: ``torch``, ``jax`` or ``mixed``; None prepares for no framework.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     if framework in ("jax", "mixed"):
@@ -36,9 +36,10 @@ def set_environment(framework: str | None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory. The next block needs it again, and the kernel would clear each page anew.
+    """Configure glibc to keep freed memory for the next block of clients.
 
-    Does nothing where the user set ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_``, or without glibc.
+    Otherwise, the kernel clears each page again for each block. The function has no effect without glibc, or if the
+    user has set ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_``.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or MALLOC_VARIABLES & os.environ.keys():

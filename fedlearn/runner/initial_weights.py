@@ -1,6 +1,6 @@
-"""Initial parameters of a run: from the trainer, from another run (``init=RUN_FOLDER``) or from a file (``init=FILE``).
+"""Get the initial parameters from the trainer, another run (``init=RUN_FOLDER``) or a file (``init=FILE``).
 
-Shapes: D parameters laid flat.
+Shapes: D parameters of the flat vector.
 """
 
 from __future__ import annotations
@@ -23,28 +23,29 @@ from fedlearn.loop.training_loop import start
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.run_folder import CONFIG_FILE
 
-EXPECTED = "the folder of a run, or a .safetensors file as python -m simulations.export writes it"
+EXPECTED = "a run folder, or a .safetensors file in the format of python -m simulations.export"
 
 
 def require_source(init: str | None) -> None:
-    """Refuse a path that is neither a run folder nor a file, before data and workers are loaded.
+    """Refuse a path that is neither a run folder nor a ``.safetensors`` file. Call this before data are loaded.
 
     Raises:
-        SettingError: the path does not exist, or is another kind of file or folder.
+        SettingError: the path does not exist, or is another file or folder.
     """
     if init is None:
         return
     path = Path(init)
-    found = (path / CONFIG_FILE).is_file() if path.is_dir() else path.is_file() and path.suffix == ".safetensors"
-    if not found:
-        raise SettingError("init", init, EXPECTED, "init=outputs/heart/fedavg/...   (what the run named as saved)")
+    is_source = (path / CONFIG_FILE).is_file() if path.is_dir() else path.is_file() and path.suffix == ".safetensors"
+    if not is_source:
+        fix = "init=outputs/heart/fedavg/...   (the folder that a run prints as saved)"
+        raise SettingError("init", init, EXPECTED, fix)
 
 
 def first_state(experiment: Experiment, cfg: DictConfig) -> ServerState:
-    """Return the state before the first round. The engine is closed if there is none.
+    """Return the server state before the first round. The engine is closed if an error occurs.
 
     Raises:
-        SettingError: ``init`` names another model.
+        SettingError: the source in ``init`` has another model.
     """
     plan, trainer = experiment.plan, experiment.scenario.trainer
     try:
@@ -59,13 +60,14 @@ def initial_parameters(trainer: Trainer, seed: int, init: str | None) -> np.ndar
     """Return the parameters before the first round.
 
     Args:
-        trainer: gives the parameters if ``init`` is None, and the layout otherwise.
+        trainer: source of the parameters if ``init`` is None; source of the layout otherwise.
         seed: seed of the run.
-        init: folder of a run, whose newest checkpoint is taken, or a ``.safetensors`` file.
+        init: run folder, for the parameters of its newest checkpoint, or a ``.safetensors`` file; None for the
+            parameters of the trainer.
 
     Raises:
-        SettingError: the file or run holds another model; the error names the first difference.
-        CheckpointError: the run has no usable checkpoint.
+        SettingError: the file or run has another model, or the run has no usable checkpoint. The error names the first
+            difference.
     """
     if init is None:
         return trainer.init(seed)
@@ -89,10 +91,12 @@ def _from_file(path: Path, layout: Layout) -> np.ndarray:
     except (OSError, SafetensorError, ValueError) as error:
         raise SettingError("init", str(path), f"{EXPECTED} ({error})", "init=null") from error
     shapes = {leaf.name: leaf.shape for leaf in layout.leaves}
-    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in [*shapes, *found]:
-        if shapes.get(name) != found.get(name):
-            have, want = found.get(name, "nothing"), shapes.get(name, "nothing")
+    in_file = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in [*shapes, *in_file]:
+        if shapes.get(name) != in_file.get(name):
+            shape, expected = in_file.get(name, "nothing"), shapes.get(name, "nothing")
             fix = "the model of that file: model=..., or init=null"
-            raise SettingError("init", f"{path} with {have} for {name}", f"{want}, as the model has", fix)
+            raise SettingError(
+                "init", f"{path} with {shape} for {name}", f"{expected}, as in the model of the run", fix
+            )
     return layout.pack({name: np.asarray(tensors[name], np.float32) for name in shapes})

@@ -1,4 +1,4 @@
-"""Old names of settings and commands, and their new names; importing this loads no other library."""
+"""Map old names of settings and commands to new names. This module imports no other library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ RENAMED: Mapping[str, str] = {  # old -> new name of a group, a setting or a com
 
 
 def new_name(name: str) -> str | None:
-    """Return the present name of a group, a setting or a command that had another one; None for any other.
+    """Return the new name of a renamed group, setting or command. Return None for all other names.
 
     >>> new_name("system.enough"), new_name("attack.fraction"), new_name("rounds")
     ('system.min_completed', 'poisoning.fraction', None)
@@ -46,6 +46,6 @@ def new_name(name: str) -> str | None:
 
 
 def refuse_renamed_command(name: str) -> int:
-    """Name the command that replaces an old one, and return the exit code of a wrong command line."""
+    """Print the new name of a renamed command, and return 2, the exit code of a wrong command line."""
     sys.stderr.write(f"{name} is not a command\n  did you mean python -m {new_name(name)}?\n")
     return 2

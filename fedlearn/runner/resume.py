@@ -1,4 +1,4 @@
-"""Resume a run that was stopped, with the result of an uninterrupted run."""
+"""Resume a stopped run. Its final model is equal to the model of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -38,99 +38,102 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
 
     Args:
         folder: run folder.
-        overrides: ``setting=value`` words, only for `CHANGEABLE_SETTINGS` and callbacks.
+        overrides: overrides ``setting=value`` of `CHANGEABLE_SETTINGS` and callbacks.
         run_mode: simulation or deployment.
 
     *Guarantees*: the final parameters are equal to the parameters of an uninterrupted run, bit for bit.
 
     Raises:
-        FedlearnError: the folder holds no run, the run is in progress, or an override is not allowed; or no checkpoint
-            is complete and of the present format.
+        FedlearnError: the folder is not a run folder, the run is in progress, or an override is not allowed.
+        CheckpointError: no checkpoint is complete, or the checkpoints have an older format.
     """
     checkpoint.check_format(folder / CHECKPOINT_FOLDER)
-    cfg = _changed(read_run_config(folder), overrides)
+    cfg = _apply_overrides(read_run_config(folder), overrides)
     run_mode.check_settings(cfg)
-    planned, callbacks = build_plan(cfg), build_callbacks(cfg)
+    plan, callbacks = build_plan(cfg), build_callbacks(cfg)
     set_environment(cfg.get("framework"))
     with locked_run_folder(folder):
-        made = run_mode.build_experiment(cfg, planned, folder)
-        state = _last_state(made, cfg, folder)
-        why = _complete(made, cfg, folder, state, overrides)
-        if why:
-            made.engine.close()
-            sys.stdout.write(f"{folder} is complete: {why}\n")
+        experiment = run_mode.build_experiment(cfg, plan, folder)
+        state = _last_state(experiment, cfg, folder)
+        reason = _reason_complete(experiment, cfg, folder, state, overrides)
+        if reason:
+            experiment.engine.close()
+            sys.stdout.write(f"{folder} is complete: {reason}\n")
             return RunOutcome(exit_code=DONE)
         if overrides:
             write_run_config(folder, cfg)
-        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it describes a run that ended earlier
+        (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it describes the earlier end of the run
         history = truncate_history(folder, state.round)
-        run = build_run_info(made, cfg, folder, run_mode=run_mode, start_round=state.round, history=history)
-        return run_rounds(made, run, state, callbacks, run_mode=run_mode)
+        run = build_run_info(experiment, cfg, folder, run_mode=run_mode, start_round=state.round, history=history)
+        return run_rounds(experiment, run, state, callbacks, run_mode=run_mode)
 
 
-def _changed(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
-    for word in words:
+def _apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    for text in overrides:
         try:
-            (override,) = parse_override(word)
+            (override,) = parse_override(text)
         except HydraException as error:
-            raise UsageError(f"{word} cannot be read\n  expected  setting=value\n  try       rounds=100") from error
+            raise UsageError(f"{text} cannot be read\n  expected  setting=value\n  try       rounds=100") from error
         key = override.setting
-        if key not in CHANGEABLE_SETTINGS and not _is_callback(cfg, word, key):
-            raise UsageError(_refusal(cfg, word, key))
+        if key not in CHANGEABLE_SETTINGS and not _is_callback(cfg, text, key):
+            raise UsageError(_refusal(cfg, text, key))
         OmegaConf.update(cfg, key, override.value, force_add=True)
     return cfg
 
 
-def _is_callback(cfg: DictConfig, word: str, key: str) -> bool:
-    """Return whether the override concerns a callback of the run, or adds one (``+callbacks.mine._target_=...``)."""
+def _is_callback(cfg: DictConfig, override: str, key: str) -> bool:
+    """Return whether the override changes a callback of the run, or adds one (``+callbacks.mine._target_=...``)."""
     group, _, rest = key.partition(".")
-    return group == "callbacks" and bool(rest) and (rest.split(".")[0] in cfg.get(group, {}) or word.startswith("+"))
+    return (
+        group == "callbacks" and bool(rest) and (rest.split(".")[0] in cfg.get(group, {}) or override.startswith("+"))
+    )
 
 
-def _refusal(cfg: DictConfig, word: str, key: str) -> str:
+def _refusal(cfg: DictConfig, override: str, key: str) -> str:
     callbacks = [f"callbacks.{name}" for name in cfg.get("callbacks", {})]
-    may = f"  expected  one of {', '.join([*CHANGEABLE_SETTINGS, *callbacks])}"
+    expected = f"  expected  one of {', '.join([*CHANGEABLE_SETTINGS, *callbacks])}"
     if key == "callbacks":
-        return f"{word} is only for a new run\n{may}\n  try       +callbacks.mine._target_=my_code.MyTracker"
+        fix = "+callbacks.mine._target_=my_code.MyTracker"
+        return f"{override} is possible only for a new run\n{expected}\n  try       {fix}"
     if OmegaConf.select(cfg, key) is not None:
         return (
-            f"{word} would make the rounds to come another experiment than those already done\n{may}\n"
-            f"  try       python -m simulations.run ... {word}   (a new run)"
+            f"{override} cannot change in a resumed run, because the completed rounds had another value\n{expected}\n"
+            f"  try       python -m simulations.run ... {override}   (a new run)"
         )
     near = did_you_mean(key, [*CHANGEABLE_SETTINGS, *callbacks])
-    return f"{word} is not a setting" + (f"\n  did you mean {near}?" if near else "") + f"\n{may}"
+    return f"{override} is not a setting" + (f"\n  did you mean {near}?" if near else "") + f"\n{expected}"
 
 
-def _last_state(made: Experiment, cfg: DictConfig, folder: Path) -> ServerState:
-    """Return the state of the newest whole checkpoint, or the first state if there is no checkpoint."""
+def _last_state(experiment: Experiment, cfg: DictConfig, folder: Path) -> ServerState:
+    """Return the state of the newest complete checkpoint, or the initial state without a checkpoint."""
     checkpoints = folder / CHECKPOINT_FOLDER
     if not any(checkpoints.glob("round_*")):
-        sys.stdout.write("no checkpoint yet: starting from the beginning\n")
-        return first_state(made, cfg)
-    state, memories, damaged = checkpoint.load_latest(checkpoints, made.engine.layout)
+        sys.stdout.write("no checkpoint yet: the run starts from the first round\n")
+        return first_state(experiment, cfg)
+    state, client_states, damaged = checkpoint.load_latest(checkpoints, experiment.engine.layout)
     for line in damaged:
-        sys.stdout.write(f"passed over: {line}\n")
-    made.engine.client_states.update(memories)
+        sys.stdout.write(f"skipped: {line}\n")
+    experiment.engine.client_states.update(client_states)
     return state
 
 
-def _complete(
-    made: Experiment, cfg: DictConfig, folder: Path, state: ServerState, overrides: Sequence[str]
+def _reason_complete(
+    experiment: Experiment, cfg: DictConfig, folder: Path, state: ServerState, overrides: Sequence[str]
 ) -> str | None:
-    """Return why nothing is left to do; None for a run that was stopped, even between last round and summary."""
+    """Return the reason that a run is complete, and one thing to try; None if rounds or the summary are missing."""
     summary = _summary(folder)
     if summary.get("rounds") != state.round:
         return None
-    changed = any(word.lstrip("+~").startswith(("early_stop.", "callbacks.")) for word in overrides)
-    if summary.get("status") == "early_stopped" and not changed:  # if changed, the callbacks decide at the start
+    changed = any(text.lstrip("+~").startswith(("early_stop.", "callbacks.")) for text in overrides)
+    if summary.get("status") == "early_stopped" and not changed:  # changed callbacks decide at their start
         has_metric = OmegaConf.select(cfg, "early_stop.metric") is not None
-        fix = "early_stop.metric=null, or more early_stop.patience" if has_metric else "callbacks.NAME=null"
+        fix = "early_stop.metric=null, or a larger early_stop.patience" if has_metric else "callbacks.NAME=null"
         return f"{summary['reason']}\n  try       {fix}"
-    protection = made.plan.strategy.privacy_guarantee
-    if summary.get("status") == "budget_exhausted" and protection and protection.max_epsilon == _budget(summary):
+    guarantee = experiment.plan.strategy.privacy_guarantee
+    if summary.get("status") == "budget_exhausted" and guarantee and guarantee.max_epsilon == _budget(summary):
         return f"{summary['reason']}\n  try       a new run with more noise, or a larger privacy.epsilon"
-    if state.round >= made.plan.schedule.rounds and summary.get("status") == "done":
-        return f"all {state.round} rounds are done\n  try       rounds={2 * state.round}   (to go on for longer)"
+    if state.round >= experiment.plan.schedule.rounds and summary.get("status") == "done":
+        return f"all {state.round} rounds are done\n  try       rounds={2 * state.round}   (more rounds)"
     return None
 
 

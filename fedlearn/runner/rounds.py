@@ -1,4 +1,4 @@
-"""Run the rounds of an experiment, call its callbacks, and sum up."""
+"""Run the rounds of an experiment, call its callbacks, and write the summary."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RunEnding:
-    """The end of the rounds.
+    """Status and state at the end of the rounds.
 
     Attributes:
         status: ``done``, ``early_stopped``, ``budget_exhausted``, ``stopped`` or ``failed``.
-        state: last state.
+        state: server state after the last completed round.
         reason: cause of an early end; empty otherwise.
     """
 
@@ -54,7 +54,7 @@ class RunEnding:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """The exit code of a run, and its main metric at the last evaluation."""
+    """Exit code of a run, and its main metric at the last evaluation (NaN without an evaluation)."""
 
     exit_code: int
     score: float = float("nan")
@@ -68,50 +68,50 @@ def run_rounds(
     *,
     run_mode: RunMode = SIMULATION,
 ) -> RunOutcome:
-    """Run the rounds after ``state`` with callbacks, and write the summary.
+    """Run the rounds after ``state``, call the callbacks, and write the summary.
 
     Args:
-        experiment: data, strategy and engine; the engine is closed at the end.
+        experiment: data, strategy and engine. The engine is closed at the end.
         run: description of the run.
-        state: state before the next round.
-        callbacks: from `fedlearn.runner.callbacks.build_callbacks`.
+        state: server state before the next round.
+        callbacks: name -> callback, from `fedlearn.runner.callbacks.build_callbacks`.
         run_mode: simulation or deployment.
 
     Raises:
-        RunFolderWriteError: the run folder can no longer be written; its last checkpoint stays.
-        CallbackError: a callback failed at the start or the end whose error ends the run.
-        KeyboardInterrupt: at the second Ctrl-C.
+        RunFolderWriteError: the run folder can no longer be written. Its last checkpoint remains.
+        CallbackError: a callback with ``ends_run_on_error`` failed at the start or at the end.
+        KeyboardInterrupt: the user pressed Ctrl-C twice.
     """
     files = callbacks["files"]
     assert isinstance(files, RunFiles)
-    called = CallbackList(_for_mode(callbacks, run_mode))
+    callback_list = CallbackList(_for_mode(callbacks, run_mode))
     try:
-        with Interrupt() as interrupt:  # to the very end: an interrupt must not cost a finished run its summary
-            ending = _run(experiment, run, state, called, interrupt)
+        with Interrupt() as interrupt:  # includes the end, so that Ctrl-C does not prevent the summary
+            ending = _run(experiment, run, state, callback_list, interrupt)
             baselines = _baselines(experiment, ending, files.history, interrupt)
             summary = _summary(run, ending, files.history, baselines)
-            called.on_end(summary)
+            callback_list.on_end(summary)
     except CallbackError as error:
         if not _is_write_error(error):
             raise
-        log.exception("the run folder failed")
+        log.exception("the run folder cannot be written")
         raise _write_error(error, run) from error.__cause__
     finally:
-        called.close()
-    if called.failures:  # again: the report, the console and the closing come after the first summary
-        with suppress(OSError):  # the first summary is complete but for these failures, which run.log has
-            write_summary(run.folder, called.add_failures(summary))
+        callback_list.close()
+    if callback_list.failures:  # write again, because callbacks can fail after the first summary
+        with suppress(OSError):  # the first summary lacks only these failures, which run.log has
+            write_summary(run.folder, callback_list.add_failures(summary))
     value = final_metrics(files.history).get(run.main_metric)
     return RunOutcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
 
 
 def parameters_sha256(state: ServerState) -> str:
-    """Return a digest of the model: equal for two runs exactly if every parameter is equal, bit for bit."""
+    """Return the SHA-256 digest of the model. Models have equal digests if their parameters are equal bit for bit."""
     return hashlib.sha256(as_numpy(state.params_D).astype(np.float32).tobytes()).hexdigest()
 
 
 def _for_mode(callbacks: Mapping[str, Callback], run_mode: RunMode) -> dict[str, Callback]:
-    """Return the callbacks with the console of a deployment, which draws for the terminal of the submitter."""
+    """Return the callbacks of a run mode. In a deployment, the console draws for the terminal of the submitter."""
     if run_mode.create_console is None or not isinstance(callbacks.get("console"), Console):
         return dict(callbacks)
     return {**callbacks, "console": run_mode.create_console()}
@@ -165,7 +165,7 @@ def _is_write_error(error: Exception) -> bool:
 
 def _write_error(error: CallbackError, run: RunInfo) -> RunFolderWriteError:
     assert isinstance(error.__cause__, OSError)
-    fix = f"make room, then {run.resume_command}"
+    fix = f"free disk space, then {run.resume_command}"
     return RunFolderWriteError(f"{run.folder} can no longer be written: {error.__cause__.strerror}\n  try       {fix}")
 
 
@@ -175,14 +175,14 @@ def _log_failures(round: Round, run: RunInfo) -> None:
 
 
 def _baselines(experiment: Experiment, ending: RunEnding, history: History, interrupt: Interrupt) -> dict[str, Any]:
-    """Train the models that the run is compared with; a baseline that fails does not fail the run."""
+    """Train the baselines of the plan. An error of a baseline does not end the run."""
     if not experiment.plan.baselines or EXIT_CODES[ending.status] != DONE:
         return {}
     updates = totals(history)["client_updates"]
     try:
         return train_baselines(experiment, num_client_updates=updates, should_stop=lambda: interrupt.is_requested)
     except Exception as error:
-        log.exception("no baseline")
+        log.exception("the baseline failed")
         sys.stderr.write(f" no baseline: {type(error).__name__}: {error}\n")
         return {}
 

@@ -1,4 +1,4 @@
-"""The config.yaml of a run folder: every setting resolved, so that it repeats the run from anywhere."""
+"""Write and read ``config.yaml`` of a run folder, which has all settings and repeats the run from any folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fedlearn.core.checkpoint import write_atomically
 from fedlearn.runner.compose import CONF_DIR
 from fedlearn.runner.run_folder import CONFIG_FILE, RunFolderError
 
-REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # to another setting; a resolver has a colon
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # reference to another setting; the name of a resolver has a colon
 
 
 def write_run_config(folder: Path, cfg: DictConfig) -> None:
-    """Write the settings, with the settings of Hydra that a run from this file alone needs."""
-    ours = OmegaConf.to_container(OmegaConf.load(CONF_DIR / CONFIG_FILE), resolve=False)
-    assert isinstance(ours, dict)
-    hydra = {name: node for name, node in ours["hydra"].items() if name != "help"}
-    quiet = [entry for entry in ours["defaults"] if any("hydra/" in str(key) for key in entry)]
-    text = OmegaConf.to_yaml({"defaults": ["_self_", *quiet], **config_to_dict(cfg), "hydra": hydra})
-    again = f"# python -m simulations.run --config-path {folder.resolve()} --config-name config\n"
-    write_atomically(folder / CONFIG_FILE, again + text)
+    """Write ``config.yaml``, including the settings of Hydra that a run from this file needs."""
+    installed = OmegaConf.to_container(OmegaConf.load(CONF_DIR / CONFIG_FILE), resolve=False)
+    assert isinstance(installed, dict)
+    hydra = {name: node for name, node in installed["hydra"].items() if name != "help"}
+    no_logging = [entry for entry in installed["defaults"] if any("hydra/" in str(key) for key in entry)]
+    text = OmegaConf.to_yaml({"defaults": ["_self_", *no_logging], **config_to_dict(cfg), "hydra": hydra})
+    command = f"# python -m simulations.run --config-path {folder.resolve()} --config-name config\n"
+    write_atomically(folder / CONFIG_FILE, command + text)
 
 
 def config_to_dict(cfg: DictConfig, *, resolve_callbacks: bool = False) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def config_to_dict(cfg: DictConfig, *, resolve_callbacks: bool = False) -> dict[
 
     Args:
         cfg: all settings.
-        resolve_callbacks: False keeps references from callbacks to other settings, such as ``${early_stop.metric}``,
-            so that a callback follows a setting which a resume changes.
+        resolve_callbacks: True resolves references from callbacks to other settings, such as ``${early_stop.metric}``.
+            False, the default, keeps them, so that callbacks receive settings that a resume changes.
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
@@ -53,23 +53,23 @@ def _keep_references(raw: Any, resolved: Any) -> Any:
 
 
 def config_from_dict(settings: Mapping[str, Any]) -> DictConfig:
-    """Return settings that `config_to_dict` made plain."""
+    """Return the configuration of plain settings that `config_to_dict` returned."""
     return OmegaConf.create(dict(settings))
 
 
 def read_run_config(folder: Path) -> DictConfig:
-    """Return the settings of a run.
+    """Return the settings in ``config.yaml`` of a run folder.
 
     Raises:
-        RunFolderError: the folder holds no run.
+        RunFolderError: the folder is not a run folder, or its ``config.yaml`` cannot be read.
     """
     try:
         settings: Any = OmegaConf.load(folder / CONFIG_FILE)
     except FileNotFoundError:
-        fix = "the folder that a run named as saved, e.g. outputs/heart/fedavg/..."
+        fix = "the folder that a run prints as saved, e.g. outputs/heart/fedavg/..."
         raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG_FILE}\n  try       {fix}") from None
     except (OSError, YAMLError) as error:
         raise RunFolderError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
     if not isinstance(settings, DictConfig) or "strategy" not in settings:
-        raise RunFolderError(f"{folder / CONFIG_FILE} holds no run's settings")
+        raise RunFolderError(f"{folder / CONFIG_FILE} does not have the settings of a run")
     return OmegaConf.masked_copy(settings, [str(key) for key in settings if key not in ("defaults", "hydra")])

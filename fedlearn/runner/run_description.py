@@ -1,4 +1,4 @@
-"""Build the description of a run, for the header and for callbacks."""
+"""Build the description of a run for its header and its callbacks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,16 @@ def build_run_info(
     start_round: int = 0,
     history: History = (),
 ) -> RunInfo:
-    """Return the description that callbacks get before the first round."""
+    """Return the description of a run before its first round.
+
+    Args:
+        experiment: experiment that runs.
+        cfg: all settings.
+        folder: run folder.
+        run_mode: simulation or deployment.
+        start_round: number of completed rounds, >= 0; default 0.
+        history: lines of the completed rounds; default none.
+    """
     scenario, trainer = experiment.scenario, experiment.scenario.trainer
     data = scenario.data
     settings = OmegaConf.to_container(cfg.strategy, resolve=True)
@@ -50,10 +59,10 @@ def build_run_info(
         model=scenario.model + f" · statistics {experiment.plan.buffers}" * bool(trainer.layout.buffers),
         num_parameters=trainer.layout.num_parameters,
         strategy=_name(cfg, settings),
-        strategy_settings=_in_words(settings),
+        strategy_settings=_short_form(settings),
         cohort=_cohort(experiment),
-        privacy=_promise(experiment),
-        poisoning=_attack(experiment, cfg),
+        privacy=_guarantee(experiment),
+        poisoning=_poisoning(experiment, cfg),
         compress=_compress(experiment, cfg),
         bytes_per_update=_bytes_per_update(experiment),
         engine=_last(cfg.engine._target_),
@@ -77,40 +86,39 @@ def build_run_info(
     )
 
 
-def _promise(experiment: Experiment) -> Mapping[str, Any]:
-    protection = experiment.plan.strategy.privacy_guarantee
-    if protection is None:
+def _guarantee(experiment: Experiment) -> Mapping[str, Any]:
+    guarantee = experiment.plan.strategy.privacy_guarantee
+    if guarantee is None:
         return {}
     source = "from the operating system's generator" if experiment.engine.deployed else "from the seed: a simulation"
-    return {**protection.to_json(), "noise": source}
+    return {**guarantee.to_json(), "noise": source}
 
 
-def _attack(experiment: Experiment, cfg: DictConfig) -> str:
-    """Who attacks, how, and with which settings."""
-    who = sorted(experiment.malicious_clients)
-    if not who:
+def _poisoning(experiment: Experiment, cfg: DictConfig) -> str:
+    """Return kind and settings of the poisoning, and the malicious clients; empty without malicious clients."""
+    malicious, num_clients = sorted(experiment.malicious_clients), len(experiment.engine.clients)
+    if not malicious:
         return ""
-    names = ", ".join(experiment.scenario.data.name(client) for client in who[:MAX_CLIENTS_NAMED])
+    names = [experiment.scenario.data.name(client) for client in malicious[:MAX_CLIENTS_NAMED]]
+    names += ["..."] if len(malicious) > MAX_CLIENTS_NAMED else []
     settings = OmegaConf.to_container(cfg.poisoning, resolve=True)
     assert isinstance(settings, dict)
-    how = _in_words({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
-    some = (
-        f"{len(who):,} of {len(experiment.engine.clients):,} clients: {names}{', ...' * (len(who) > MAX_CLIENTS_NAMED)}"
-    )
-    return " · ".join(part for part in (experiment.plan.poisoning.kind.replace("_", " "), how, some) if part)
+    shown = _short_form({key: value for key, value in settings.items() if key not in ("fraction", "trusted")})
+    clients = f"{len(malicious):,} of {num_clients:,} clients: {', '.join(names)}"
+    return " · ".join(part for part in (experiment.plan.poisoning.kind.replace("_", " "), shown, clients) if part)
 
 
 def _compress(experiment: Experiment, cfg: DictConfig) -> str:
-    """The codec and its settings; empty where updates leave as they are."""
+    """Return name and settings of the codec; empty without compression."""
     if experiment.plan.compress.codec is None:
         return ""
     settings = OmegaConf.to_container(cfg.compress, resolve=True)
     assert isinstance(settings, dict)
-    return " · ".join(part for part in (_last(settings["_target_"]), _in_words(settings)) if part)
+    return " · ".join(part for part in (_last(settings["_target_"]), _short_form(settings)) if part)
 
 
 def _bytes_per_update(experiment: Experiment) -> int:
-    """With a codec about so many; how it does with updates is told each round."""
+    """Return the size of an update in bytes. With a codec, it is an estimate; each round reports the exact size."""
     strategy = experiment.plan.strategy
     layout, codec = strategy.shared_layout(experiment.scenario.trainer.layout), strategy.codec
     return 4 * layout.num_parameters if codec is None else estimate_bytes(codec, layout)
@@ -120,7 +128,7 @@ def _system(cfg: DictConfig, experiment: Experiment) -> str:
     name = experiment.plan.system.name
     settings = OmegaConf.to_container(cfg.system, resolve=True) if name != "none" else {}
     assert isinstance(settings, dict)
-    return " · ".join(part for part in (name, _in_words(settings)) if part) if settings else ""
+    return " · ".join(part for part in (name, _short_form(settings)) if part) if settings else ""
 
 
 def _partition(partition: str) -> str:
@@ -128,7 +136,7 @@ def _partition(partition: str) -> str:
 
 
 def _name(cfg: DictConfig, settings: Mapping[Any, Any]) -> str:
-    """As the user chose it (a file in conf/strategy), or the builder's where that is not known."""
+    """Return the option name of the strategy (a file in ``conf/strategy``), or the name of its builder."""
     return str(cfg.get("run_name") or settings["_target_"].replace(".", "/")).rpartition("/")[2]
 
 
@@ -136,7 +144,7 @@ def _last(dotted: str) -> str:
     return dotted.rpartition(".")[2]
 
 
-def _in_words(settings: Mapping[Any, Any]) -> str:
+def _short_form(settings: Mapping[Any, Any]) -> str:
     shown = {key: value for key, value in settings.items() if key not in HIDDEN_SETTINGS and value is not None}
     shown = {key: value for key, value in shown.items() if OMITTED_DEFAULTS.get(key) != value}
     return " · ".join(f"{str(key).replace('_', ' ')} {_value(value)}" for key, value in shown.items())

@@ -1,4 +1,4 @@
-"""The run folder: taken by one run only, with the log, and gone again if there was nothing to run."""
+"""Reserve and lock a run folder, write its log, and remove the folder if its run never starts."""
 
 from __future__ import annotations
 
@@ -18,71 +18,80 @@ RUN_FOLDER_ENTRIES = (CONFIG_FILE, LOG_FILE, "metrics.jsonl", "checkpoints")
 
 
 class RunFolderError(FedlearnError):
-    """A run folder cannot be used."""
+    """Report a run folder that cannot be used."""
 
 
 class RunFolderWriteError(FedlearnError):
-    """A run folder can no longer be written, in the middle of a run."""
+    """Report a run folder that can no longer be written during a run."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class RunFolderLock:
-    """A folder that belongs to this run, and the folders that had to be made for it, innermost first."""
+    """Folder that is reserved for one run.
+
+    Args:
+        path: run folder.
+        created_folders: folders that the reservation created, innermost first.
+    """
 
     path: Path
     created_folders: tuple[Path, ...]
 
     def discard(self) -> None:
-        """Leave no trace of a run that never began."""
+        """Remove the files and folders of a run that never started."""
         for name in (CONFIG_FILE, LOG_FILE, LOCK_FILE):
             with suppress(OSError):
                 (self.path / name).unlink()
         for folder in self.created_folders:
-            with suppress(OSError):  # not empty: somebody else is at home there by now
+            with suppress(OSError):  # not empty: another run uses it now
                 folder.rmdir()
 
 
 def reserve_run_folder(folder: Path, *, chosen: bool) -> RunFolderLock:
-    """Take a folder for one run.
+    """Reserve a folder for one run.
 
     Args:
-        folder: made if absent.
-        chosen: by the user, who then wants this one; else the next free name is as good.
+        folder: folder, which is created if absent.
+        chosen: True if the user chose this folder. False allows the next free name, with a number at its end.
 
-    *Guarantees*: of two runs that ask for the same folder at the same moment one gets it.
+    *Guarantees*: if two runs reserve the same folder at the same time, only one of them gets it.
 
     Raises:
-        FolderError: it cannot be written, or holds a run.
+        RunFolderError: the folder cannot be written, or already has a run.
     """
-    asked = folder
+    first_choice = folder
     for number in count(2):
-        made = _missing(folder)
+        missing = _missing(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not any((folder / name).exists() for name in RUN_FOLDER_ENTRIES):
                 (folder / LOG_FILE).open("x").close()
-                return RunFolderLock(folder, made)
+                return RunFolderLock(folder, missing)
         except FileExistsError:
             if not folder.is_dir():
                 raise RunFolderError(f"{folder} is a file\n  try       hydra.run.dir=DIR") from None
         except OSError as error:
-            RunFolderLock(folder, made).discard()
+            RunFolderLock(folder, missing).discard()
             fix = "hydra.run.dir=DIR, a folder that you may write to"
             raise RunFolderError(f"{folder} cannot be written: {error.strerror}\n  try       {fix}") from error
         if chosen:
             fix = f"python -m simulations.resume {folder}   (or another hydra.run.dir)"
             raise RunFolderError(f"{folder} already holds a run\n  try       {fix}")
-        folder = _numbered(asked, number)
+        folder = _numbered(first_choice, number)
     raise AssertionError("count() ends")
 
 
 def reserve_sweep_folder(folder: Path, *, chosen: bool) -> Path:
-    """The folder made for a sweep, whose jobs claim theirs in it; another name if somebody has it who did not ask.
+    """Create the folder of a sweep, in which its jobs reserve their run folders, and return its path.
+
+    Args:
+        folder: folder of the sweep.
+        chosen: True if the user chose this folder, which may already exist. False gives the next free name.
 
     Raises:
-        FolderError: it cannot be made.
+        RunFolderError: the folder cannot be created.
     """
     for number in count(2):
         candidate = folder if number == 2 else _numbered(folder, number - 1)
@@ -94,7 +103,7 @@ def reserve_sweep_folder(folder: Path, *, chosen: bool) -> Path:
                 raise RunFolderError(f"{folder} is a file\n  try       hydra.sweep.dir=DIR") from None
         except OSError as error:
             raise RunFolderError(
-                f"{folder} cannot be made: {error.strerror}\n  try       hydra.sweep.dir=DIR"
+                f"{folder} cannot be created: {error.strerror}\n  try       hydra.sweep.dir=DIR"
             ) from error
     raise AssertionError("count() ends")
 
@@ -109,16 +118,17 @@ def _missing(folder: Path) -> tuple[Path, ...]:
 
 @contextmanager
 def locked_run_folder(folder: Path) -> Iterator[None]:
-    """Hold a run folder's lock, and send all log lines and warnings to its run.log instead of the terminal.
+    """Lock a run folder, and write all log lines and warnings to its ``run.log`` instead of the terminal.
 
     Raises:
-        FolderError: another process is at work there.
+        RunFolderError: another process has the lock.
     """
     lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunFolderError(f"{folder} is in use: its run is still going\n  try       again when it is done") from None
+        fix = "again after the end of that run"
+        raise RunFolderError(f"{folder} is in use by a run in progress\n  try       {fix}") from None
     root, handler = logging.getLogger(), logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before, level = root.handlers[:], root.level

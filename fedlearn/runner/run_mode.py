@@ -1,4 +1,4 @@
-"""The differences between a simulation and a deployment: building, console, and commands to repeat and resume."""
+"""Define the run modes simulation and deployment, which differ in construction, console and commands."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from fedlearn.runner.config import Experiment, Plan, build_experiment
 
 @dataclass(frozen=True, kw_only=True)
 class RunMode:
-    """The differences between a simulation and a deployment; the rounds are the same.
+    """Differences between a simulation and a deployment. Their rounds are the same.
 
     Args:
-        build_experiment: builds the experiment from settings, plan and run folder.
-        rerun_command: returns the command that repeats a run, from its folder.
-        resume_command: returns the command that resumes a run, from its folder.
-        create_console: creates the console that replaces the default console; None keeps the default.
-        check_settings: refuses settings of a submitter that the operator does not allow; accepts all by default.
+        build_experiment: function from settings, plan and run folder to the experiment.
+        rerun_command: function from run folder to the command that repeats the run.
+        resume_command: function from run folder to the command that resumes the run.
+        create_console: function that returns the console of the run; None, the default, keeps the default console.
+        check_settings: function that refuses settings of a submitter that the operator does not allow; the default
+            accepts all settings.
     """
 
     build_experiment: Callable[[DictConfig, Plan | None, Path], Experiment]
@@ -35,7 +36,7 @@ class RunMode:
 
 
 SIMULATION = RunMode(
-    build_experiment=lambda cfg, planned, folder: build_experiment(cfg, planned),
+    build_experiment=lambda cfg, plan, folder: build_experiment(cfg, plan),
     rerun_command=lambda folder: (
         f"python -m simulations.run --config-path {shlex.quote(relative_path(folder))} --config-name config"
     ),

@@ -1,4 +1,4 @@
-"""``python -m simulations.run``: one experiment, or a sweep of them, from settings to a folder of results."""
+"""Run one experiment or a sweep, from a command line to run folders: ``python -m simulations.run``."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0 done, 2 bad configuration, 3 failed, 130 stopped."""
+    """Run the command. Return the exit code: 0 done, 2 bad configuration, 3 failed, 130 stopped."""
     terminate_as_interrupt()
-    return exit_code(lambda: _asked_for(parse_args(argv)))
+    return exit_code(lambda: _run_command(parse_args(argv)))
 
 
 def parse_args(argv: Sequence[str] | None) -> Namespace:
-    """Return Hydra's options, with absolute paths, and the overrides.
+    """Return the options of Hydra, with absolute paths, and the overrides.
 
     Raises:
-        UsageError: an option does not exist, or lacks its value.
+        UsageError: an option does not exist, or has no value.
     """
     args: Namespace = command_line_parser().parse_args(argv)
     args.overrides = with_custom_targets(args.overrides)
@@ -60,57 +60,64 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
 
 
 def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION) -> RunOutcome:
-    """One experiment, from its settings to its folder.
+    """Run one experiment in a new run folder.
+
+    Args:
+        job: configuration and folder of the run.
+        planned: plan of the configuration; None builds the plan.
+        run_mode: simulation (default) or deployment.
 
     Raises:
-        FedlearnError: a setting is bad, data are missing, the folder cannot be used; no folder is left behind, save
-            where code that the settings name failed: then its run.log has the traceback.
+        FedlearnError: a setting is wrong, data are missing, or the folder cannot be used. The run folder is removed,
+            unless the rounds had started.
+        BuildError: code that the settings name failed. The run folder remains; ``run.log`` has the traceback.
     """
     set_environment(job.cfg.get("framework"))
-    claimed = reserve_run_folder(job.folder, chosen=job.chosen)
+    reserved = reserve_run_folder(job.folder, chosen=job.chosen)
     try:
-        with locked_run_folder(claimed.path):
-            return _in_folder(job.cfg, claimed.path, planned, run_mode)
+        with locked_run_folder(reserved.path):
+            return _run_in_folder(job.cfg, reserved.path, planned, run_mode)
     except BuildError:
-        sys.stderr.write(f"see {claimed.path / LOG_FILE}\n")
+        sys.stderr.write(f"see {reserved.path / LOG_FILE}\n")
         raise
     except (FedlearnError, KeyboardInterrupt) as error:
-        if not (claimed.path / METRICS_FILE).exists():
-            claimed.discard()
+        if not (reserved.path / METRICS_FILE).exists():
+            reserved.discard()
         elif isinstance(error, KeyboardInterrupt):
-            sys.stderr.write(f"{run_mode.resume_command(claimed.path)} goes on\n")
+            sys.stderr.write(f"to resume: {run_mode.resume_command(reserved.path)}\n")
         raise
 
 
-def _in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, venue: RunMode) -> RunOutcome:
+def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode: RunMode) -> RunOutcome:
     if cfg.get("init"):
-        cfg.init = os.path.abspath(cfg.init)  # a later resume may start elsewhere
+        cfg.init = os.path.abspath(cfg.init)  # a later resume may start in another folder
     require_source(cfg.get("init"))
     write_run_config(folder, cfg)
     try:
         callbacks = build_callbacks(cfg)
-        made = venue.build_experiment(cfg, planned, folder)
+        experiment = run_mode.build_experiment(cfg, planned, folder)
     except BuildError:
         log.exception("the experiment cannot be built")
         raise
-    for name, text in made.scenario.files.items():
+    for name, text in experiment.scenario.files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    state = first_state(made, cfg)
-    return run_rounds(made, build_run_info(made, cfg, folder, run_mode=venue), state, callbacks, run_mode=venue)
+    state = first_state(experiment, cfg)
+    info = build_run_info(experiment, cfg, folder, run_mode=run_mode)
+    return run_rounds(experiment, info, state, callbacks, run_mode=run_mode)
 
 
-def _asked_for(args: Namespace) -> int:
+def _run_command(args: Namespace) -> int:
     if args.help or args.hydra_help or args.shell_completion:
         return _hydra(args, lambda cfg: None)
     jobs = compose(args)
     if args.cfg or args.info:
         return _hydra(args, lambda cfg: None)
-    plans = [_planned(job.cfg) for job in jobs]
+    plans = [_build_plan(job.cfg) for job in jobs]
     return _sweep(args, jobs[0]) if jobs[0].is_sweep else run(jobs[0], plans[0]).exit_code
 
 
-def _planned(cfg: DictConfig) -> Plan | None:
-    """Return the plan; None if code of the user fails, because its traceback needs the log of a run folder."""
+def _build_plan(cfg: DictConfig) -> Plan | None:
+    """Return the plan. Return None if code of the user fails: its traceback belongs into the log of a run folder."""
     try:
         plan = build_plan(cfg)
         build_callbacks(cfg)
@@ -120,7 +127,7 @@ def _planned(cfg: DictConfig) -> Plan | None:
 
 
 def _sweep(args: Namespace, first: Job) -> int:
-    """Run one job after another; one that fails does not stop the others, Ctrl-C does."""
+    """Run the jobs of a sweep in order. A failed job does not stop the others; Ctrl-C does."""
     codes = [DONE]
 
     def job(cfg: DictConfig) -> float:
@@ -135,7 +142,7 @@ def _sweep(args: Namespace, first: Job) -> int:
         codes.append(exit_code(body))
         if codes[-1] == STOPPED:
             raise KeyboardInterrupt
-        with suppress(OSError):  # Hydra made the folder, whether there was anything to run or not
+        with suppress(OSError):  # remove the empty folder that Hydra created for a refused job
             folder.rmdir()
         return outcome.score
 
@@ -145,17 +152,17 @@ def _sweep(args: Namespace, first: Job) -> int:
 
 
 def _quoted(text: str) -> str:
-    """A value that Hydra's grammar takes as it is."""
+    """Return a value in quotes, so that the grammar of Hydra does not change it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def _hydra(args: Namespace, job: Callable[[DictConfig], float | None]) -> int:
-    """Hydra's own command line, for all that is not a single run."""
+    """Run the command line of Hydra for sweeps, help and prints of the configuration. Return the exit code."""
     sys.stdout.flush()
     try:
         run_command_line(args, job, folder=CONF_DIR)
-    except ValueError as error:  # flags that do not go together
+    except ValueError as error:  # two options exclude each other
         raise UsageError(str(error)) from error
     except SystemExit as error:
         return BAD_CONFIGURATION if error.code else DONE

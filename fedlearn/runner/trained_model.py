@@ -26,11 +26,11 @@ from fedlearn.runner.run_config import read_run_config
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """The model of a run after one of its rounds.
+    """Model of a run after one of its rounds.
 
     Attributes:
-        scenario: rebuilt from the settings of the run.
-        params_D: parameters after the round.
+        scenario: scenario, built from the settings of the run.
+        params_D: parameters after the round, float32.
         round: number of the round.
         metric: metric that selects the best round.
         value: value of the metric after the round; None if the round was not evaluated.
@@ -44,18 +44,18 @@ class TrainedModel:
 
     @property
     def description(self) -> str:
-        """The round and its metric, as commands print them."""
+        """Text for commands: number of the round and value of its metric."""
         value = "not evaluated" if self.value is None else f"{self.metric} {format_metric(self.metric, self.value)}"
         return f"model of round {self.round} ({value})"
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
+        """Shape of one example, without the batch axis."""
         return self.example.shape[1:]
 
     @property
     def example(self) -> np.ndarray:
-        """An example of zeros, ``(1, ...)``, with the shape and type of the data."""
+        """Batch with one example of zeros, ``(1, ...)``, with the dtype of the data."""
         data = self.scenario.data
         x = next(x for x in (data.train(client).x for client in data.clients) if len(x))
         return np.zeros_like(x[:1])
@@ -66,12 +66,14 @@ def load_trained_model(folder: Path, *, checkpoint: str = "last", framework: str
 
     Args:
         folder: run folder.
-        checkpoint: ``last``, ``best`` (see `fedlearn.callbacks.checkpoints.Checkpoints`) or the number of a round.
-        framework: replaces the framework of the run, as torch and JAX share the flat vector of parameters.
+        checkpoint: ``last`` (default), ``best`` (see `fedlearn.callbacks.checkpoints.Checkpoints`) or the number of a
+            round.
+        framework: ``torch`` or ``jax``, which share the parameter vector; None keeps the framework of the run.
 
     Raises:
-        SettingError: there is no such checkpoint.
-        FedlearnError: the folder holds no run or no whole checkpoint, or its data or framework are missing.
+        SettingError: the checkpoint does not exist.
+        FedlearnError: the folder is not a run folder, it has no complete checkpoint, or its data or framework are
+            missing.
     """
     is_known = checkpoint in ("last", "best") or checkpoint.isdecimal()
     require(is_known, "checkpoint", checkpoint, "last, best or the number of a round", "checkpoint=best")
@@ -83,10 +85,12 @@ def load_trained_model(folder: Path, *, checkpoint: str = "last", framework: str
             cfg.scenario.framework = framework
     set_environment(cfg.get("framework"))
     scenario = build_scenario(cfg)
-    own = ", ".join(scenario.trainer.layout.buffers[:3]) if cfg.get("buffers") == "local" else ""
-    if own:
-        why = f"the clients of {folder} kept their statistics ({own}, ...): the model without them predicts nothing"
-        raise FedlearnError(f"{why}\n  try       a run with buffers=average")
+    statistics = ", ".join(scenario.trainer.layout.buffers[:3]) if cfg.get("buffers") == "local" else ""
+    if statistics:
+        reason = (
+            f"the clients of {folder} kept their statistics ({statistics}, ...), without which the model is useless"
+        )
+        raise FedlearnError(f"{reason}\n  try       a run with buffers=average")
     metric = OmegaConf.select(cfg, "early_stop.metric") or scenario.metric or main_metric(scenario.data.task)
     state = _select(folder, checkpoint, metric, scenario.trainer.layout)
     value = dict(metric_values(read_history(folder), metric)).get(state.round)
@@ -102,16 +106,16 @@ def _select(folder: Path, name: str, metric: str, layout: Layout) -> ServerState
     round = _best_round(folder, metric, saved) if name == "best" else int(name)
     if round not in saved:
         value = f"best, which is round {round} by {metric}" if name == "best" else name
-        expected = f"a saved round: {', '.join(map(str, saved)) or 'there is none'}"
+        expected = f"a saved round: {', '.join(map(str, saved)) or 'none is saved'}"
         raise SettingError("checkpoint", value, expected, "checkpoint=last")
     return checkpoints.load(checkpoints.checkpoint_path(path, round), layout)[0]
 
 
 def _best_round(folder: Path, metric: str, saved: Sequence[int]) -> int:
-    """Return the best round up to the newest checkpoint: a killed run may have later rounds in its history."""
+    """Return the best round up to the newest checkpoint. The history of a killed run may have later rounds."""
     history = [line for line in read_history(folder) if saved and line["round"] <= saved[-1]]
     best = best_metrics(history).get(metric)
     if best is None:
-        expected = f"a round with a finite {metric}, but no round was evaluated with such a value"
+        expected = f"a round with a finite {metric}, but the run has none"
         raise SettingError("checkpoint", "best", expected, "checkpoint=last")
     return int(best["round"])

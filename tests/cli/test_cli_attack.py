@@ -34,7 +34,7 @@ def test_the_header_says_who_attacks_and_the_report_how_well(tmp_path, capsys):
         (["poisoning=sign_flip", "engine=grid"], "poisoning is sign_flip"),
         (["poisoning=sign_flip", "engine=ray"], "engine=vector"),
         (["poisoning=sign_flip", "poisoning.fraction=1.5"], "poisoning.fraction is 1.5"),
-        (["poisoning=sign_flip", "strategy.weighting=equal", "privacy=secagg"], "masked update"),
+        (["poisoning=sign_flip", "strategy.weighting=equal", "privacy=secagg"], "updates without masks"),
         (["poisoning=backdor"], "did you mean poisoning=backdoor"),
         (["poisoning=label_flip", "scenario=diabetes"], "poisoning=sign_flip"),
     ],

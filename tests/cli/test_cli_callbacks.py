@@ -195,7 +195,7 @@ def test_ctrl_c_inside_a_callback_stops_after_the_round(mine, summary, capsys):
         (["+callbacks.mine._target_=fedlearn.callbacks.run_files.RunFiles"], ["would write the same files"]),
         (["+callbacks.mine._target_=fedlearn.callbacks.checkpoints.Checkpoints"], ["would write the same files"]),
         (["+callbacks.mine=3"], ["callbacks.mine is 3", "_target_"]),
-        (["callbacks=[nameless]"], ["callbacks._target_ is my_trackers.Losses", "below its name"]),
+        (["callbacks=[nameless]"], ["callbacks._target_ is my_trackers.Losses", "under the name of the callback"]),
         (["callbacks=[losses]", "callbacks.losses.fil=x"], ["did you mean callbacks.losses.file=x?"]),
         (["+callbacks.mine._target_=os.system"], ["callbacks.mine._target_ is os.system", "allow_targets"]),
         (["+callbacks.mine._target_=my_trackers.function"], ["a subclass of fedlearn.callbacks.Callback"]),
@@ -344,7 +344,7 @@ def test_there_is_no_best_checkpoint_of_a_run_without_an_evaluation(run, here, c
     assert summary(folder)["best_checkpoint"] is None
     capsys.readouterr()
     assert export([str(folder), "checkpoint=best"]) == 2
-    assert "no round was evaluated" in capsys.readouterr().err
+    assert "but the run has none" in capsys.readouterr().err
     assert export([str(folder)]) == 0
     assert "model of round 2 (not evaluated)" in capsys.readouterr().err
 

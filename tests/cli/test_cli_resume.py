@@ -89,7 +89,7 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(run
     stop(1, after=False)
     _, folder = run()
     assert resume([str(folder)]) == 0
-    assert "starting from the beginning" in capsys.readouterr().out
+    assert "the run starts from the first round" in capsys.readouterr().out
     assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
 
 
@@ -152,10 +152,10 @@ def test_a_run_that_stopped_early_stays_so_unless_it_is_told_otherwise(run, summ
 @pytest.mark.parametrize(
     ("word", "phrase"),
     [
-        ("strategy.weighting=equal", "another experiment"),
-        ("seed=2", "another experiment"),
-        ("local.batch_size=1", "another experiment"),
-        ("evaluate_every=2", "another experiment"),
+        ("strategy.weighting=equal", "completed rounds had another value"),
+        ("seed=2", "completed rounds had another value"),
+        ("local.batch_size=1", "completed rounds had another value"),
+        ("evaluate_every=2", "completed rounds had another value"),
         ("roundz=9", "did you mean rounds?"),
         ("rounds=abc", "rounds is abc"),
         ("rounds", "rounds cannot be read"),
@@ -274,7 +274,7 @@ def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here, be
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in out + err
-    assert "python -m simulations.resume run goes on" in err
+    assert "to resume: python -m simulations.resume run" in err
     assert not (here / "run/summary.json").exists()
     assert checkpoint_rounds(here / "run") == [1]
 
