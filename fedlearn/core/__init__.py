@@ -1,4 +1,4 @@
-"""Vocabulary of the library: records, model layout, random streams, metrics and the privacy ledger."""
+"""Shared definitions of the library: records, model layout, random streams, metrics and the privacy ledger."""
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout, Leaf, default_initial_parameters, random_parameters

@@ -1,4 +1,4 @@
-"""Between NumPy and the array libraries of the frameworks, wherever their arrays lie."""
+"""Convert arrays between NumPy and the array libraries of the frameworks, on any device."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from array_api_compat import array_namespace, to_device
 
 
 def as_numpy(array: Any) -> np.ndarray:
-    """Return the array in main memory as NumPy, without a copy if it is there."""
+    """Return the array as NumPy in main memory. An array in main memory is not copied."""
     if isinstance(array, np.ndarray | np.generic) or not hasattr(array, "device"):
         return np.asarray(array)
     return np.asarray(to_device(array, "cpu") if hasattr(array, "cpu") else array)
 
 
 def asarray_like(array: Any, reference: Any) -> Any:
-    """Return ``array`` in the library and on the device of ``reference``. State from a checkpoint is NumPy."""
+    """Return ``array`` in the library and on the device of ``reference``.
+
+    States from a checkpoint are NumPy arrays, also if training uses another library.
+    """
     if isinstance(array, type(reference)):
         return array
     return array_namespace(reference).asarray(as_numpy(array), device=reference.device)

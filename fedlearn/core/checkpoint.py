@@ -34,7 +34,7 @@ from fedlearn.errors import CheckpointError
 
 __all__ = ["check_format", "checkpoint_path", "load", "load_latest", "save", "saved_rounds"]
 
-VERSION = 6  # before 6, states of aggregation rules were among the states of stages
+VERSION = 6  # before 6, the states of stages included the states of aggregation rules
 LEDGER = "ledger"
 
 
@@ -47,13 +47,24 @@ def save(
     keep: int = 2,
     keep_rounds: Collection[int] = (),
 ) -> Path:
-    """Write ``folder/round_000012.safetensors``; delete all but the newest ``keep`` files and ``keep_rounds``.
+    """Write a checkpoint such as ``folder/round_000012.safetensors``, and delete older ones.
+
+    Args:
+        folder: folder of the checkpoints; created if it is missing.
+        state: server state after the round.
+        client_states: state of each client that has one.
+        layout: layout of the model vector.
+        keep: number of newest checkpoints that stay, >= 1.
+        keep_rounds: rounds whose checkpoints stay too.
+
+    Returns:
+        Path of the new file.
 
     Guarantees:
-        The folder holds a complete checkpoint at every moment after the first. `load` returns the same bits.
+        After the first call, the folder always contains a complete checkpoint. `load` returns the same bits.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; older checkpoints then stay.
+        OSError: The disk is full, or the folder is not writable. Older checkpoints then stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _arrays(state, client_states)
@@ -75,7 +86,7 @@ def save(
 
 
 def checkpoint_path(folder: Path, round: int) -> Path:
-    """Return the file of a round."""
+    """Return the path of the checkpoint of a round."""
     return folder / f"round_{round:06d}.safetensors"
 
 
@@ -88,11 +99,13 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
     """Return the server state and the client states.
 
     Raises:
-        CheckpointError: the file is damaged, has another format, or belongs to a model with another layout.
+        CheckpointError: The file is damaged, has another format, or belongs to a model with another layout.
     """
     metadata, arrays = _read(path)
     if metadata["layout"] != layout.digest:
-        raise CheckpointError(f"{path} belongs to a model with other parameters\n  try       the run's own config.yaml")
+        raise CheckpointError(
+            f"{path} belongs to a model with other parameters\n  try       the config.yaml of the same run"
+        )
     state = ServerState(
         round=metadata["round"],
         seed=metadata["seed"],
@@ -114,7 +127,7 @@ def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientI
     """Return the newest complete checkpoint of a folder, and a line for each damaged file that was skipped.
 
     Raises:
-        CheckpointError: the folder has no usable checkpoint, or its checkpoints have another format.
+        CheckpointError: The folder has no usable checkpoint, or its checkpoints have another format.
     """
     check_format(folder)
     skipped: list[str] = []
@@ -123,17 +136,17 @@ def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientI
             return *load(path, layout), skipped
         except CheckpointError as error:
             skipped.append(str(error))
-    found = "\n  ".join(skipped) or "the folder holds none"
-    raise CheckpointError(f"no usable checkpoint in {folder}\n  {found}\n  try       start the run again")
+    reasons = "\n  ".join(skipped) or "the folder has no checkpoint"
+    raise CheckpointError(f"no usable checkpoint in {folder}\n  {reasons}\n  try       start the run again")
 
 
 def check_format(folder: Path) -> None:
-    """Refuse a folder with a checkpoint of another format, from the headers of its files only.
+    """Raise an error if a checkpoint of the folder has another format. Only file headers are read.
 
     A damaged file passes here, because `load_latest` skips it.
 
     Raises:
-        CheckpointError: a checkpoint has another format.
+        CheckpointError: A checkpoint has another format.
     """
     for path in _newest_first(folder):
         try:
@@ -145,18 +158,18 @@ def check_format(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Replace a file in one step; see `atomic_draft`."""
+    """Replace the content of a file in one step; see `atomic_draft`."""
     with atomic_draft(path) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_draft(path: Path) -> Iterator[Path]:
-    """Yield the path of a draft that replaces ``path`` at the end, or is deleted after an error.
+    """Yield the path of a draft file. The draft replaces ``path`` at the end; an error deletes it.
 
     *Guarantees*: the draft is on disk before it replaces the file, so a crash leaves the old file or the new one.
     """
-    draft = path.with_name(f".{os.getpid()}.{path.name}")  # with the suffix of the file
+    draft = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which some writers check
     try:
         yield draft
         with draft.open("rb") as file:
@@ -186,7 +199,7 @@ def _arrays(state: ServerState, client_states: Mapping[ClientId, State]) -> dict
 
 
 def _in_flight_arrays(in_flight: Sequence[InFlight]) -> dict[str, Any]:
-    """Return the requests in flight: client, round and clock of each, and each model that was sent once."""
+    """Return client, round and clock of each in-flight request, and each sent model once."""
     arrays: dict[str, Any] = {
         "in_flight/client": np.array([flight.client for flight in in_flight], np.int64),
         "in_flight/round": np.array([flight.request.round for flight in in_flight], np.int64),

@@ -1,4 +1,4 @@
-"""Command lines: one parser, one format of errors and one set of exit codes for all commands.
+"""Parse command lines, with one format of errors and one set of exit codes for all commands.
 
 Settings are ``key=value`` words. Options of a command are ``--name``.
 """
@@ -20,7 +20,7 @@ from fedlearn.errors import FedlearnError, SettingError, did_you_mean
 
 DONE, BAD_CONFIGURATION, FAILED, STOPPED = 0, 2, 3, 130
 VERSION_LINE = f"fedlearn {VERSION}"
-CONSOLE_SCRIPTS = ("fedlearn", "fedlearn.exe")  # the command that an installation brings
+CONSOLE_SCRIPTS = ("fedlearn", "fedlearn.exe")  # names of the installed console command
 SETTINGS = ("settings", "overrides")  # arguments that take key=value words; the second name is Hydra's
 EXPECTED = {int: "a whole number", float: "a number"}
 INVALID_VALUE = re.compile(r"invalid (\w+) value: '(.*)'")
@@ -30,14 +30,14 @@ MISSING_ARGUMENTS = re.compile(r"the following arguments are required: (.*)")
 
 
 class UsageError(FedlearnError):
-    """A word, an option or a setting of a command line is wrong."""
+    """A word, an option or a setting of the command line is invalid."""
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parse the options of one command; a wrong word raises `UsageError`.
+    """Parser of the options of one command. An invalid word raises `UsageError`.
 
     Args:
-        passes_on: parser of the words that this parser does not know; None: such words are refused.
+        passes_on: parser for the words that this parser does not know; None to refuse such words.
         options: keyword arguments of `argparse.ArgumentParser`.
     """
 
@@ -47,7 +47,7 @@ class CommandParser(argparse.ArgumentParser):
         self._typed: list[str] = []
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse all words. Words behind an option count as settings, if the command takes settings."""
+        """Parse all words. If the command takes settings, words after an option count as settings."""
         parsed, rest = self.parse_known_args(args, namespace)
         settings = next((name for name in SETTINGS if name in parsed), None)
         if settings:
@@ -59,14 +59,14 @@ class CommandParser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Parse the known words, and return the others; unknown options are refused."""
+        """Parse the known words, and return the other words. Unknown options raise `UsageError`."""
         self._typed = list(sys.argv[1:] if args is None else args)
         try:
             parsed, rest = super().parse_known_args(args, namespace)
             parse = argparse.ArgumentParser.parse_known_args
             unknown = parse(self.passes_on, rest)[1] if self.passes_on else rest
         except argparse.ArgumentError as error:
-            if error.argument_name is None:  # so does Python 3.13 where earlier versions call `error`
+            if error.argument_name is None:  # Python 3.13 raises this error, where earlier versions call `error`
                 self.error(error.message)
             raise UsageError(self._explain(error)) from error
         for word in unknown:
@@ -75,17 +75,17 @@ class CommandParser(argparse.ArgumentParser):
         return parsed, rest
 
     def error(self, message: str) -> Any:
-        """Raise `UsageError` for a message of argparse. A misspelt option comes before a missing one."""
+        """Raise `UsageError` for a message of argparse. The message names misspelled options before missing ones."""
         known = {*self._known_options(), "--help"}
         for word in self._typed:
             if word.startswith("--") and word.partition("=")[0] not in known:
                 raise UsageError(self._explain_unknown(word, accepts_settings=False))
         missing = MISSING_ARGUMENTS.match(message)
-        what = f"{missing[1]} {'are' if ',' in missing[1] else 'is'} missing" if missing else message
-        raise UsageError(f"{what}\n  expected  {self._usage()}\n  try       {self.prog} --help")
+        problem = f"{missing[1]} {'are' if ',' in missing[1] else 'is'} missing" if missing else message
+        raise UsageError(f"{problem}\n  expected  {self._usage()}\n  try       {self.prog} --help")
 
     def format_help(self) -> str:
-        """Return the help, with commands as the user calls them."""
+        """Return the help text, with the commands in the form that the user typed."""
         return as_called(super().format_help())
 
     def _known_options(self) -> list[str]:
@@ -138,21 +138,21 @@ def run_command(parser: argparse.ArgumentParser, action: Callable[..., int], arg
     """Parse a command line, run ``action``, and return the exit code.
 
     Args:
-        parser: the parser of the command; the name of each argument is a keyword of ``action``.
-        action: the command; returns an exit code.
-        argv: words of the command line; None takes the words of this process.
+        parser: parser of the command; the name of each argument is a keyword of ``action``.
+        action: function that runs the command and returns an exit code.
+        argv: words of the command line; None for the words of this process.
     """
     terminate_as_interrupt()
     return exit_code(lambda: action(**vars(parser.parse_args(argv))))
 
 
 def exit_code(action: Callable[[], int]) -> int:
-    """Run ``action``; turn its exceptions into a message and an exit code.
+    """Run ``action``, and convert its exceptions to a message and an exit code.
 
     Returns:
-        The result of ``action``; 2 or 3 for a `FedlearnError`, as its ``exit_code`` says; 130 if interrupted.
+        The result of ``action``; the ``exit_code`` of a `FedlearnError`, which is 2 or 3; 130 after an interrupt.
     """
-    # stray log lines before there is a run.log: Python would print them
+    # without a handler, Python prints log lines that come before the run.log exists
     logging.getLogger().addHandler(logging.NullHandler())
     try:
         return action()
@@ -166,39 +166,39 @@ def exit_code(action: Callable[[], int]) -> int:
 
 
 def terminate_as_interrupt() -> None:
-    """Let SIGTERM end this process as Ctrl-C does."""
+    """Make SIGTERM end this process in the same way as Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def take_settings(arguments: Sequence[str], examples: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of some settings, and all other words.
+    """Return the values of some settings, and all other words of a command line.
 
     Args:
         arguments: words of a command line.
-        examples: an accepted value of each setting; values get its type. A list takes values with commas.
+        examples: a valid value of each setting; values get its type. A list accepts values with commas.
 
     Raises:
-        UsageError: a word has the group of these settings, but is not one of them.
-        SettingError: a value has another type.
+        UsageError: A word has the group of these settings, but is not one of them.
+        SettingError: A value has another type.
 
     >>> take_settings(["audit.rounds=3", "strategy=fedprox"], {"audit.rounds": 1})
     ({'audit.rounds': 3}, ['strategy=fedprox'])
     """
     groups = {name.partition(".")[0] for name in examples}
-    own = [word for word in arguments if re.split("[.=]", word)[0] in groups]
-    return read_settings(own, examples), [word for word in arguments if word not in own]
+    matching = [word for word in arguments if re.split("[.=]", word)[0] in groups]
+    return read_settings(matching, examples), [word for word in arguments if word not in matching]
 
 
 def read_settings(arguments: Sequence[str], examples: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of ``name=value`` words.
 
     Args:
-        arguments: settings as typed; the last value of a name counts.
+        arguments: settings as typed; the last value of a name is used.
         examples: see `take_settings`.
 
     Raises:
-        UsageError: a word is not one of these settings.
-        SettingError: a value has another type.
+        UsageError: A word is not one of these settings.
+        SettingError: A value has another type.
     """
     values = {}
     for word in arguments:
@@ -232,12 +232,12 @@ def _typed(name: str, examples: Mapping[str, Any]) -> str:
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the options of a parser as its usage shows them, in long form."""
+    """Return the options of a parser in long form, in the order of its usage text."""
     return list(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w-]*", parser.format_usage())))
 
 
 def command_name(module: str) -> str:
-    """Return the command that starts a module, as the user calls commands.
+    """Return the command that starts a module, in the form that the user types.
 
     >>> command_name("simulations.privacy_attack")
     'python -m simulations.privacy_attack'
@@ -246,7 +246,10 @@ def command_name(module: str) -> str:
 
 
 def as_called(text: str) -> str:
-    """Return a text for the user: in the console command, ``python -m simulations.run`` becomes ``fedlearn run``."""
+    """Return a text with the user's form of commands.
+
+    In the console command, ``python -m simulations.run`` becomes ``fedlearn run``.
+    """
     if Path(sys.argv[0]).name not in CONSOLE_SCRIPTS:
         return text
     return re.sub(r"\bpython -m ((?:simulations|fedlearn)(?:\.\w+)+)", lambda found: console_name(found[1]), text)

@@ -1,4 +1,4 @@
-"""A data set that lies at clients.
+"""Federated data: the examples of each client, loaded on request.
 
 Shapes: N examples.
 """
@@ -16,19 +16,20 @@ Task = Literal["binary", "multiclass", "regression", "ranking"]
 
 @dataclass(frozen=True, kw_only=True)
 class FederatedData:
-    """Hold the examples of each client, loaded on request.
+    """Data set that is divided among clients.
 
     Args:
-        task: ``binary`` (y in {0, 1}), ``multiclass`` (y in 0..num_classes-1), ``regression``, or ``ranking``
-            (y in {0, 1}; a client's held-out part is one list, to be put in order of the outputs).
-        clients: ids, sized and indexable; ``range(1_000_000)`` costs nothing.
-        train: the training examples of one client.
-        test: the held-out examples of one client (may be empty).
-        pooled_test: a held-out set of all clients together, where it is not just the union of their own parts.
-        num_classes: 2 or more for classification, 1 for regression.
-        names: what to call clients in tables and figures, e.g. hospitals; the id where absent.
-        source: one line for the header: what the data are and where they came from.
-        num_train: training examples of each client, as far as told, where the examples themselves are elsewhere.
+        task: ``binary`` (y in {0, 1}), ``multiclass`` (y in 0..num_classes-1), ``regression``, or ``ranking`` (y in
+            {0, 1}). For ``ranking``, the held-out part of a client is one list; the model outputs rank it.
+        clients: sequence of client ids, e.g. ``range(1_000_000)``, which needs no memory.
+        train: function that returns the training examples of a client.
+        test: function that returns the held-out examples of a client, possibly none.
+        pooled_test: function that returns a held-out set of all clients; None for the union of their held-out parts.
+        num_classes: number of classes, >= 2; 1 for regression.
+        names: names of clients for tables and figures, e.g. hospitals; other clients are named by their ids.
+        source: content and origin of the data in one line, for the header.
+        num_train: number of training examples of each client, if the examples are on other machines and the number is
+            known; else None.
     """
 
     task: Task
@@ -42,5 +43,5 @@ class FederatedData:
     num_train: Mapping[ClientId, int] | None = None
 
     def name(self, client: ClientId) -> str:
-        """What to call a client."""
+        """Return the name of a client, or its id as text."""
         return self.names.get(client, str(client))

@@ -1,4 +1,4 @@
-"""Imports from the folder of this installation, and from the user's working folder only after it."""
+"""Set the import path: the folder of this installation first, the user's working folder last."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages
 
 
 class ShadowedPackage(FedlearnError):
-    """Another package has the name of a package of fedlearn, and comes first on the import path."""
+    """Another package has the name of a package of fedlearn, and precedes it on the import path."""
 
 
 def search_working_folder_last() -> None:
-    """Let the user's modules be imported from the working folder, after all installed packages.
+    """Add the user's working folder to the import path, after all installed packages.
 
-    The environment variable ``FEDLEARN_WORKING_FOLDER`` names the folder for processes that start elsewhere.
+    The environment variable ``FEDLEARN_WORKING_FOLDER`` sets this folder for processes that start in another folder.
     """
     for folder in (str(ROOT), os.environ.get(WORKING_FOLDER_ENV) or os.getcwd()):
         if folder not in sys.path:
@@ -29,7 +29,7 @@ def search_working_folder_last() -> None:
 
 
 def is_working_folder_last() -> bool:
-    """Return whether this process imports from the working folder, but only after the installed packages."""
+    """Return whether the working folder is on the import path, after the installed packages."""
     folder, installed = os.getcwd(), str(ROOT)
     return folder in sys.path and installed in sys.path and sys.path.index(folder) > sys.path.index(installed)
 
@@ -38,25 +38,25 @@ def require_not_shadowed(package: str) -> None:
     """Raise unless Python imports a package of fedlearn from this installation.
 
     Args:
-        package: name at the top level; names of other packages pass.
+        package: name of a top-level package; packages of others are not checked.
 
     Raises:
-        ShadowedPackage: it comes from elsewhere; the message has both places.
+        ShadowedPackage: The package is in another folder; the message names both folders.
     """
     if package not in PACKAGES:
         return
-    spec, ours = find_spec(package), ROOT / package
-    found = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
-    if [Path(place).resolve() for place in found] != [ours]:
+    spec, expected = find_spec(package), ROOT / package
+    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    if [Path(place).resolve() for place in places] != [expected]:
         raise ShadowedPackage(
-            f"the package {package} is {', '.join(found) or 'missing'}, which is not a part of fedlearn\n"
-            f"  expected  {ours}\n"
-            "  try       another name for it, or the command fedlearn, which searches the working folder last"
+            f"the package {package} is {', '.join(places) or 'missing'}, which is not a part of fedlearn\n"
+            f"  expected  {expected}\n"
+            "  try       another name for that package, or the command fedlearn"  # the command searches the working folder last
         )
 
 
 def shadowing_folder(package: str) -> Path | None:
-    """Return what has the name of a package of fedlearn in the user's working folder; None: nothing."""
+    """Return the file or folder in the working folder that has the name of a package of fedlearn, or None."""
     if package not in PACKAGES or Path.cwd() == ROOT:
         return None
     return next((path for path in (Path.cwd() / package, Path.cwd() / f"{package}.py") if path.exists()), None)

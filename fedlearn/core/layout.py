@@ -1,9 +1,9 @@
-"""How a model lies in one flat vector, the same for torch and JAX.
+"""Layout of a model in one flat vector, the same for torch and JAX.
 
-Shapes: D parameters laid flat.
+Shapes: D parameters.
 
-Leaves are ordered by name and held in torch's orientation (a linear weight is outputs x inputs, a convolution
-outputs x inputs x height x width); the JAX trainer turns its own leaves, so that one vector means one model.
+Leaves are in order of their names and in the orientation of torch. A linear weight is outputs x inputs. A convolution
+is outputs x inputs x height x width. The JAX trainer transposes its leaves, so equal vectors are equal models.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ import numpy as np
 from fedlearn.core.random import Purpose, generator
 from fedlearn.errors import require
 
-RUNNING_MEAN, RUNNING_VARIANCE = "running_mean", "running_var"  # how the names of a batch norm's statistics end
+RUNNING_MEAN, RUNNING_VARIANCE = "running_mean", "running_var"  # endings of the names of batch norm statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Describe one tensor of a model: dotted name, shape and dtype.
+    """One tensor of a model.
 
-    A ``is_buffer`` is no parameter: what a layer counts or averages while it trains, e.g. a running mean.
+    Attributes:
+        name: dotted name, e.g. ``out.weight``.
+        shape: shape in the orientation of torch.
+        dtype: name of the dtype.
+        is_buffer: True for a statistic that a layer updates during training, e.g. a running mean; False for a
+        parameter.
     """
 
     name: str
@@ -37,15 +42,15 @@ class Leaf:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements of the tensor."""
         return prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Describe the leaves in ``params_D``: names, shapes, dtypes and offsets.
+    """Names, shapes, dtypes and offsets of the leaves in ``params_D``.
 
-    *Guarantees*: ``pack(unpack(v)) == v`` bit for bit, and two models with equal layouts can exchange vectors.
+    *Guarantees*: ``pack(unpack(v)) == v``, bit for bit. Two models with equal layouts can exchange vectors.
 
     >>> layout = Layout.from_shapes([("out.weight", (1, 3)), ("out.bias", (1,))])
     >>> layout.num_parameters, [leaf.name for leaf in layout.leaves]
@@ -60,20 +65,25 @@ class Layout:
     def from_shapes(
         cls, shapes: Iterable[tuple[str, tuple[int, ...]]], buffers: Iterable[tuple[str, tuple[int, ...]]] = ()
     ) -> Layout:
-        """A layout of float32 leaves, parameters and buffers, put in order of their names."""
+        """Return the layout of float32 parameters and buffers, in order of their names.
+
+        Args:
+            shapes: name and shape of each parameter.
+            buffers: name and shape of each buffer.
+        """
         leaves = [Leaf(name, tuple(shape)) for name, shape in shapes]
         leaves += [Leaf(name, tuple(shape), is_buffer=True) for name, shape in buffers]
         return cls(tuple(sorted(leaves, key=lambda leaf: leaf.name)))
 
     @cached_property
     def slices(self) -> Mapping[str, slice]:
-        """Where each leaf lies in the vector."""
+        """Position of each leaf in the vector: name -> slice."""
         ends = np.cumsum([leaf.size for leaf in self.leaves], dtype=np.int64).tolist()
         return {leaf.name: slice(end - leaf.size, end) for leaf, end in zip(self.leaves, ends, strict=True)}
 
     @property
     def num_parameters(self) -> int:
-        """D, buffers included."""
+        """Length D of the vector, including buffers."""
         return sum(leaf.size for leaf in self.leaves)
 
     @cached_property
@@ -83,39 +93,50 @@ class Layout:
 
     @cached_property
     def trainable(self) -> Layout:
-        """The layout of the parameters alone."""
+        """Layout of the parameters, without the buffers."""
         return self.without(self.buffers)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of names, shapes and dtypes: tells on the wire whether two sides speak of the same model."""
+        """SHA-256 of names, shapes and dtypes. Coordinator and node compare it to detect different models."""
         return hashlib.sha256(repr(self.leaves).encode()).hexdigest()
 
     def positions(self, patterns: tuple[str, ...]) -> np.ndarray:
-        """Where in the vector the leaves lie whose names match one of the patterns (``head.*``), ascending.
+        """Return the positions in the vector of all leaves that match a pattern, ascending, int64.
+
+        Args:
+            patterns: patterns of leaf names, e.g. ``head.*``.
 
         Raises:
-            SettingError: a pattern matches no leaf.
+            SettingError: A pattern matches no leaf.
         """
         return _positions(self, patterns)
 
     def without(self, patterns: tuple[str, ...]) -> Layout:
-        """The layout of what is left without those leaves."""
+        """Return the layout without the leaves that match a pattern, e.g. ``head.*``."""
         if not patterns:
             return self
         return Layout(tuple(leaf for leaf in self.leaves if not any(fnmatchcase(leaf.name, p) for p in patterns)))
 
     def unpack(self, params_D: np.ndarray) -> dict[str, np.ndarray]:
-        """Views of the vector by leaf name."""
+        """Return views of the vector by leaf name.
+
+        Raises:
+            ValueError: The vector has another length.
+        """
         if params_D.shape != (self.num_parameters,):
             raise ValueError(f"params_D has shape {params_D.shape}, expected ({self.num_parameters},)")
         return {leaf.name: params_D[self.slices[leaf.name]].reshape(leaf.shape) for leaf in self.leaves}
 
     def pack(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The vector of a set of named tensors; names and shapes must be those of the layout."""
+        """Return the vector of the tensors by leaf name, float32.
+
+        Raises:
+            ValueError: Names or shapes differ from the layout.
+        """
         names = {leaf.name for leaf in self.leaves}
         if set(tensors) != names:
-            raise ValueError(f"leaves differ from the layout: {sorted(set(tensors) ^ names)}")
+            raise ValueError(f"the leaves differ from the layout in {sorted(set(tensors) ^ names)}")
         for leaf in self.leaves:
             if tuple(tensors[leaf.name].shape) != leaf.shape:
                 raise ValueError(f"{leaf.name} has shape {tuple(tensors[leaf.name].shape)}, expected {leaf.shape}")
@@ -128,25 +149,29 @@ class Layout:
 def _positions(layout: Layout, patterns: tuple[str, ...]) -> np.ndarray:
     names = [leaf.name for leaf in layout.leaves]
     for pattern in patterns:
-        known = any(fnmatchcase(name, pattern) for name in names)
+        matches = any(fnmatchcase(name, pattern) for name in names)
         fix = f"strategy.personal_parameters={names[-1] if names else ''}"
         require(
-            known,
+            matches,
             "strategy.personal_parameters",
             pattern,
-            f"a pattern of some of the model's names: {', '.join(names)}",
+            f"a pattern that matches one of these names: {', '.join(names)}",
             fix,
         )
-    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    every = np.arange(layout.num_parameters)
-    return np.concatenate([np.zeros(0, np.int64), *(every[layout.slices[name]] for name in found)])
+    selected = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    positions_D = np.arange(layout.num_parameters)
+    return np.concatenate([np.zeros(0, np.int64), *(positions_D[layout.slices[name]] for name in selected)])
 
 
 def default_initial_parameters(layout: Layout, rng: np.random.Generator) -> np.ndarray:
-    """Return initial parameters, equal for torch and JAX: torch's default for linear and convolution layers.
+    """Return initial parameters: the defaults of torch for linear and convolution layers, for torch and JAX.
 
-    Weights and biases of a layer with ``fan_in`` inputs are uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]``; a
-    one-dimensional weight (a normalisation scale) is one, and its bias zero; so are running variances and means.
+    Weights and biases of a layer with ``fan_in`` inputs are uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in)]``.
+    One-dimensional weights (normalization scales) and running variances are 1. Their biases and running means are 0.
+
+    Args:
+        layout: layout of the model.
+        rng: generator for the random numbers.
 
     Reference: He, Zhang, Ren, Sun, *Delving Deep into Rectifiers*, ICCV 2015, arXiv:1502.01852, with ``a = sqrt(5)``.
     """
@@ -164,5 +189,11 @@ def default_initial_parameters(layout: Layout, rng: np.random.Generator) -> np.n
 
 
 def random_parameters(layout: Layout, seed: int, index: int) -> np.ndarray:
-    """Return initial parameters in the default distribution, different for each ``index``, for several models."""
+    """Return initial parameters in the default distribution, for one of several models.
+
+    Args:
+        layout: layout of the model.
+        seed: seed of the run.
+        index: index of the model, >= 0; different indices give different parameters.
+    """
     return default_initial_parameters(layout, generator(seed, Purpose.INIT, client=index))

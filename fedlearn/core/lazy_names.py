@@ -1,4 +1,4 @@
-"""Import public names of a package on first use, so that importing the package loads no framework."""
+"""Import public names of a package on first use, so that the import of the package loads no framework."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fedlearn.errors import MissingExtra, did_you_mean
 
 
 class LazyName(NamedTuple):
-    """Name the module that defines a public name, and the extra that the module needs.
+    """The module that defines a public name, and the extra that the module needs.
 
     Attributes:
         module: dotted name of the module.
@@ -28,8 +28,8 @@ def lazy_names(
     """Return ``__getattr__`` and ``__dir__`` of a package with names that are imported on first use.
 
     Args:
-        package: ``__name__`` of the package; its ``__all__`` holds the public names.
-        names: the lazy names.
+        package: ``__name__`` of the package; its ``__all__`` lists the public names.
+        names: lazy names, each with its module and extra.
         namespaces: subpackages that are attributes without an import statement.
 
     *Guarantees*: an unknown name raises `AttributeError` with the closest name or with its namespace. A lazy name

@@ -24,17 +24,17 @@ METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
         "ranking": ("loss", "hr@10", "ndcg@10"),
     }
 )
-RANKING_CUTOFF = 10  # places of a ranking that count
+RANKING_CUTOFF = 10  # number of top ranks for hr@10 and ndcg@10
 _LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "attack_success"})
 
 
 def main_metric(task: Task) -> str:
-    """The metric that tables and figures lead with: ``accuracy``, ``rmse`` for regression, ``hr@10`` for ranking."""
+    """Return the main metric of tables and figures: ``accuracy``, ``rmse`` (regression) or ``hr@10`` (ranking)."""
     return {"regression": "rmse", "ranking": "hr@10"}.get(task, "accuracy")
 
 
 def higher_is_better(metric: str) -> bool:
-    """False for losses and errors, True for all others.
+    """Return False for losses and errors, and True for all other metrics.
 
     >>> higher_is_better("accuracy"), higher_is_better("rmse")
     (True, False)
@@ -43,39 +43,43 @@ def higher_is_better(metric: str) -> bool:
 
 
 def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predictions | None = None) -> Evaluation:
-    """Judge one model's outputs.
+    """Compute the metrics of one model on held-out examples, pooled and for each client.
 
-    ``loss`` is the log loss in nats (mean squared error for regression). Multiclass ``precision``, ``recall`` and
-    ``f1`` are macro averages over the classes that occur among targets or predictions (0 where nothing was
-    predicted); ``auc`` is the macro average, one class versus the rest, over the classes for which it exists, so that
-    a client which lacks some classes still has one. Binary ``auprc`` is the average precision, the area under the curve
-    of precision and recall as a sum of steps; by chance it is the share of positives.
+    ``loss`` is the log loss in nats, or the mean squared error for ``regression``. For ``multiclass``, ``precision``,
+    ``recall`` and ``f1`` are macro averages over the classes that occur in targets or predictions. Their values are 0
+    for a class without predictions. ``auc`` is the macro average, one class versus the rest, over the classes for which
+    it is defined. So a client without some classes still has an AUC. For ``binary``, ``auprc`` is the average
+    precision: the area under the curve of precision and recall, as a sum of steps. For random guesses it is the share
+    of positives.
 
-    A client's part of a ``ranking`` is one list, with one example of target 1: ``hr@10`` is 1 if fewer than ten others
-    have outputs as high, ``ndcg@10`` is then ``1 / log2(1 + place)``; of all clients together, means over the lists.
+    For ``ranking``, the held-out part of a client is one list with one example of target 1. ``hr@10`` is 1 if fewer
+    than ten other examples have outputs as high, else 0. ``ndcg@10`` is ``hr@10 / log2(1 + rank)``. The pooled values
+    are means over the lists.
 
     Args:
-        predictions: one per client, outputs ``(N, C)``: C = 1 logit for ``binary`` (positive means class 1), one
-            logit a class for ``multiclass``, C = 1 value for ``regression``; targets ``(N,)``. N may be 0. Sequences
-            have outputs ``(N, T, C)`` and targets ``(N, T)``: each position is an example, save those of target -1.
-        task: ``binary``, ``multiclass`` or ``regression``.
-        pooled: a set of all clients together; the clients' own examples laid end to end where it is None.
+        predictions: predictions of each client. The outputs are ``(N, C)`` and the targets ``(N,)``, with N >= 0.
+            ``multiclass`` has one logit per class. Other tasks have C = 1: the logit of class 1 for ``binary``, a value
+            for ``regression``, a score for ``ranking``. Sequences have outputs ``(N, T, C)`` and targets ``(N, T)``;
+            each position is an example, except for positions of target -1.
+        task: ``binary``, ``multiclass``, ``regression`` or ``ranking``.
+        pooled: predictions on a held-out set of all clients; None for the union of the clients' examples.
 
-    *Guarantees*: what is undefined is NaN, never an error or a warning: anything without examples, AUC with one class
-    present, AUPRC without a positive, R2 with fewer than two examples or constant targets, everything where an
-    output is not finite. The result does not depend on the order of ``predictions``; `METRICS` gives names and order.
+    *Guarantees*: undefined values are NaN; there is no error and no warning. Values are undefined without examples, and
+    with outputs that are not finite. AUC is undefined with one class, AUPRC without a positive, and R2 with constant
+    targets or fewer than two examples. The result does not depend on the order of ``predictions``. `METRICS` gives
+    names and order of the metrics.
     """
     from sklearn import config_context
 
-    ordered = [_by_position(part) for part in sorted(predictions, key=lambda part: part.client)]
+    ordered = [_flatten_sequences(part) for part in sorted(predictions, key=lambda part: part.client)]
     with config_context(assume_finite=True, skip_parameter_validation=True), np.errstate(all="ignore"):
-        rows = [_judge(part.outputs, part.targets, task) for part in ordered]
-        whole = _by_position(pooled) if pooled is not None else _end_to_end(ordered)
-        of_all = _judge(whole.outputs, whole.targets, task)
+        rows = [_compute_metrics(part.outputs, part.targets, task) for part in ordered]
+        union = _flatten_sequences(pooled) if pooled is not None else _concatenate(ordered)
+        values = _compute_metrics(union.outputs, union.targets, task)
         if task == "ranking" and pooled is None:  # lists of different clients are not one list
-            of_all |= {metric: _mean_of_defined([row[metric] for row in rows]) for metric in METRICS[task][1:]}
+            values |= {metric: _mean_of_defined([row[metric] for row in rows]) for metric in METRICS[task][1:]}
     return Evaluation(
-        pooled=of_all,
+        pooled=values,
         clients=tuple(part.client for part in ordered),
         num_examples_K=np.array([len(part.targets) for part in ordered], np.int64),
         per_client={metric: np.array([row[metric] for row in rows], np.float64) for metric in METRICS[task]},
@@ -83,31 +87,33 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
 
 
 def evaluate_client(predictions: Predictions, *, task: Task, num_classes: int) -> ClientEvaluation:
-    """What one client may tell of its outputs: its own metrics, and the sums from which `combine` has those of all.
+    """Return the metrics of one client, and sums from which `combine_evaluations` computes pooled metrics.
 
-    The sums are the total ``loss`` and the ``confusion`` of classes (targets x predictions, counts), or for regression
-    the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``; of a ranking the totals of
-    the loss and of the metrics, and the number of ``lists``. No output and no target is
-    among them; but a count of one tells about one example, so whoever sends tallies demands a least number of examples.
+    For classification, the sums are the total ``loss`` and the counts ``confusion`` (targets x predictions). For
+    ``regression`` they are the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``. For
+    ``ranking`` they are the totals of the loss and of the metrics, and the number of ``lists``.
+
+    The sums contain no output and no target. But sums over few examples can reveal single examples, so callers require
+    a minimum number of examples.
 
     Args:
-        predictions: outputs and targets, as for `evaluate`.
-        task: ``binary``, ``multiclass`` or ``regression``.
-        num_classes: of the task, whether they occur here or not.
+        predictions: outputs and targets; see `evaluate`.
+        task: ``binary``, ``multiclass``, ``regression`` or ``ranking``.
+        num_classes: number of classes of the task, including classes that this client does not have.
     """
-    predictions = _by_position(predictions)
-    own = evaluate([predictions], task=task).per_client
+    predictions = _flatten_sequences(predictions)
+    metrics = evaluate([predictions], task=task).per_client
     outputs_NC, targets_N = np.asarray(predictions.outputs, np.float64), predictions.targets
     if task == "regression":
         sums = _error_sums(outputs_NC, targets_N)
     elif task == "ranking":
-        sums = _list_sums(own, len(targets_N))
+        sums = _list_sums(metrics, len(targets_N))
     else:
-        sums = _counts(own, outputs_NC, targets_N, num_classes)
+        sums = _class_sums(metrics, outputs_NC, targets_N, num_classes)
     return ClientEvaluation(
         client=predictions.client,
         num_examples=len(targets_N),
-        metrics={metric: float(values_K[0]) for metric, values_K in own.items()},
+        metrics={metric: float(values_K[0]) for metric, values_K in metrics.items()},
         sums=sums,
     )
 
@@ -119,43 +125,45 @@ def _error_sums(outputs_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, np.n
     return {name: np.asarray(column_N.sum(), np.float64) for name, column_N in columns.items()}
 
 
-def _list_sums(own: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    judged = {metric: np.nan_to_num(values_K[0]) for metric, values_K in own.items()}
-    judged |= {"loss": judged["loss"] * count, "lists": float(np.isfinite(own["hr@10"][0]))}
-    return {name: np.asarray(value, np.float64) for name, value in judged.items()}
+def _list_sums(metrics: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    sums = {metric: np.nan_to_num(values_K[0]) for metric, values_K in metrics.items()}
+    sums |= {"loss": sums["loss"] * count, "lists": float(np.isfinite(metrics["hr@10"][0]))}
+    return {name: np.asarray(value, np.float64) for name, value in sums.items()}
 
 
-def _counts(
-    own: Mapping[str, np.ndarray], outputs_NC: np.ndarray, targets_N: np.ndarray, num_classes: int
+def _class_sums(
+    metrics: Mapping[str, np.ndarray], outputs_NC: np.ndarray, targets_N: np.ndarray, num_classes: int
 ) -> dict[str, np.ndarray]:
     predicted_N = outputs_NC[:, 0] > 0 if outputs_NC.shape[1] == 1 else outputs_NC.argmax(axis=1)
     confusion = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(confusion, (np.asarray(targets_N, np.int64), predicted_N.astype(np.int64)), 1)
-    total = own["loss"][0] * len(targets_N) if len(targets_N) else 0.0
+    total = metrics["loss"][0] * len(targets_N) if len(targets_N) else 0.0
     return {"loss": np.asarray(total, np.float64), "confusion": confusion}
 
 
 def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task: Task) -> Evaluation:
-    """The evaluation of clients that told sums instead of outputs.
+    """Return the evaluation of clients that send sums instead of outputs.
 
-    *Guarantees*: what `evaluate` gives on the outputs themselves, to 1e-9, except the pooled AUC and AUPRC, which are
-    NaN: they rank examples of different clients against each other, and a histogram of scores fine enough to replace
-    that would show single patients of a small hospital. Each client's own are there, and with them mean, spread and
-    worst tenth.
+    *Guarantees*: the values agree with `evaluate` on the outputs, up to 1e-9, except for the pooled AUC and AUPRC.
+    These are NaN, because they compare the scores of different clients. A histogram of scores that is precise enough to
+    replace the scores would reveal single patients of a small hospital. AUC and AUPRC of each client are available, and
+    so are their mean, standard deviation and worst tenth.
     """
-    ordered = sorted(client_evaluations, key=lambda one: one.client)
-    count_K = np.array([one.num_examples for one in ordered], np.int64)
-    judged = [one for one in ordered if one.num_examples]
+    ordered = sorted(client_evaluations, key=lambda evaluation: evaluation.client)
+    count_K = np.array([evaluation.num_examples for evaluation in ordered], np.int64)
+    nonempty = [evaluation for evaluation in ordered if evaluation.num_examples]
     values = dict.fromkeys(METRICS[task], float("nan"))
-    if judged:
-        sums = {name: np.sum([one.sums[name] for one in judged], axis=0) for name in judged[0].sums}
+    if nonempty:
+        sums = {name: np.sum([evaluation.sums[name] for evaluation in nonempty], axis=0) for name in nonempty[0].sums}
         with np.errstate(all="ignore"):
-            values |= _FROM_SUMS.get(task, _from_counts)(sums, int(count_K.sum()))
+            values |= _FROM_SUMS.get(task, _from_class_sums)(sums, int(count_K.sum()))
     return Evaluation(
         pooled=values,
-        clients=tuple(one.client for one in ordered),
+        clients=tuple(evaluation.client for evaluation in ordered),
         num_examples_K=count_K,
-        per_client={metric: np.array([one.metrics[metric] for one in ordered]) for metric in METRICS[task]},
+        per_client={
+            metric: np.array([evaluation.metrics[metric] for evaluation in ordered]) for metric in METRICS[task]
+        },
     )
 
 
@@ -166,21 +174,22 @@ def _from_error_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, fl
     return {"loss": float(mse), "rmse": float(np.sqrt(mse)), "mae": float(mae), "r2": float(r2)}
 
 
-def _from_counts(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
+def _from_class_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
     confusion = sums["confusion"]
     hit_C, target_C, predicted_C = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
     shares = {"precision": (hit_C, predicted_C), "recall": (hit_C, target_C), "f1": (2 * hit_C, target_C + predicted_C)}
     occurs_C = np.array([False, True]) if len(confusion) == 2 else (target_C + predicted_C) > 0
-    found = {name: np.nan_to_num(part_C / of_C)[occurs_C].mean() for name, (part_C, of_C) in shares.items()}
-    found |= {"loss": sums["loss"] / count, "accuracy": hit_C.sum() / count}
-    return {name: float(value) for name, value in found.items()}
+    values = {name: np.nan_to_num(part_C / all_C)[occurs_C].mean() for name, (part_C, all_C) in shares.items()}
+    values |= {"loss": sums["loss"] / count, "accuracy": hit_C.sum() / count}
+    return {name: float(value) for name, value in values.items()}
 
 
-def _by_position(part: Predictions) -> Predictions:
+def _flatten_sequences(part: Predictions) -> Predictions:
+    """Return predictions with one example per position of a sequence, without padding (target -1)."""
     if part.targets.ndim == 1:
         return part
-    real_NT = part.targets >= 0
-    return replace(part, outputs=part.outputs[real_NT], targets=part.targets[real_NT])
+    is_real_NT = part.targets >= 0
+    return replace(part, outputs=part.outputs[is_real_NT], targets=part.targets[is_real_NT])
 
 
 def _from_list_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
@@ -193,14 +202,14 @@ _FROM_SUMS: Mapping[Task, Callable[..., dict[str, float]]] = MappingProxyType(
 )
 
 
-def _end_to_end(parts: Sequence[Predictions]) -> Predictions:
+def _concatenate(parts: Sequence[Predictions]) -> Predictions:
     if not parts:
         return Predictions(client=-1, outputs=np.zeros((0, 1)), targets=np.zeros(0))
     outputs, targets = (np.concatenate(arrays) for arrays in zip(*((p.outputs, p.targets) for p in parts), strict=True))
     return Predictions(client=-1, outputs=outputs, targets=targets)
 
 
-def _judge(outputs: np.ndarray, targets: np.ndarray, task: Task) -> dict[str, float]:
+def _compute_metrics(outputs: np.ndarray, targets: np.ndarray, task: Task) -> dict[str, float]:
     outputs_NC = np.asarray(outputs, np.float64)
     if not len(targets) or not np.isfinite(outputs_NC).all():
         return dict.fromkeys(METRICS[task], float("nan"))
@@ -210,7 +219,7 @@ def _judge(outputs: np.ndarray, targets: np.ndarray, task: Task) -> dict[str, fl
         values = _ranking(outputs_NC[:, 0], np.asarray(targets) == 1)
     else:
         classify = _binary if task == "binary" else _multiclass
-        # a client without examples may have brought floats into the targets of all
+        # the targets are float if a client without examples is among the clients
         values = classify(outputs_NC, np.asarray(targets, np.int64))
     return {metric: float(values[metric]) for metric in METRICS[task]}
 
@@ -244,9 +253,9 @@ def _ranking(score_N: np.ndarray, wanted_N: np.ndarray) -> dict[str, float]:
     loss = np.logaddexp(0, np.where(wanted_N, -score_N, score_N)).mean()
     if wanted_N.sum() != 1:
         return {"loss": loss, "hr@10": np.nan, "ndcg@10": np.nan}
-    place = 1 + int((score_N[~wanted_N] >= score_N[wanted_N]).sum())  # equal outputs are no merit
-    found = place <= RANKING_CUTOFF
-    return {"loss": loss, "hr@10": float(found), "ndcg@10": found / np.log2(1 + place)}
+    rank = 1 + int((score_N[~wanted_N] >= score_N[wanted_N]).sum())  # ties count against the wanted example
+    is_hit = rank <= RANKING_CUTOFF
+    return {"loss": loss, "hr@10": float(is_hit), "ndcg@10": is_hit / np.log2(1 + rank)}
 
 
 def _mean_of_defined(values: Sequence[float]) -> float:
@@ -261,12 +270,13 @@ def _hits(targets: np.ndarray, predicted: np.ndarray, average: str) -> dict[str,
     return dict(zip(("precision", "recall", "f1"), scores, strict=False)) | {"accuracy": np.mean(targets == predicted)}
 
 
-# For a client with 50 examples, AUC and average precision of scikit-learn 1.9.1 take 2.5 and 1.4 ms, and the next two
-# functions 0.006 and 0.008 ms. With 5,000 examples it is 2.1 and 0.9 ms against 0.4 and 0.1 ms. Values differ by 1e-16.
+# The next two functions replace AUC and average precision of scikit-learn, because they are faster for small clients.
+# With 50 examples they take 0.006 and 0.008 ms; scikit-learn 1.9.1 takes 2.5 and 1.4 ms. With 5,000 examples they take
+# 0.4 and 0.1 ms; scikit-learn takes 2.1 and 0.9 ms. The values differ by 1e-16.
 
 
 def _roc_auc(positive: np.ndarray, score: np.ndarray) -> float:
-    """Return the share of (positive, negative) pairs in the right order; ties count half (Mann and Whitney, 1947)."""
+    """Return the share of (positive, negative) pairs in the correct order; ties count half (Mann, Whitney, 1947)."""
     above, below = score[positive], np.sort(score[~positive])
     if not len(above) or not len(below):
         return float("nan")
@@ -284,8 +294,9 @@ def _average_precision(positive: np.ndarray, score: np.ndarray) -> float:
 
 
 def _log_softmax(logits_NC: np.ndarray) -> np.ndarray:
-    """Log-probabilities that stay distinct near 0: the largest term is left out of the sum and given to log1p, so that
-    confident examples do not tie in a ranking.
+    """Return log-probabilities that stay distinct near 0, so that confident examples do not tie in a ranking.
+
+    The sum omits its largest term, and log1p adds it.
     """
     shifted_NC = logits_NC - logits_NC.max(axis=1, keepdims=True)
     others_NC = np.exp(shifted_NC)

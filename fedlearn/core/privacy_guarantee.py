@@ -16,7 +16,7 @@ UNITS = ("client", "example")
 
 
 class Neighbors(StrEnum):
-    """Name the difference between two data sets that a guarantee hides.
+    """Difference between two data sets that a guarantee hides.
 
     A record that is replaced moves a sum twice as far as a record that is added, removed or set to zero.
     """
@@ -27,13 +27,14 @@ class Neighbors(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
-    """Describe the release of one round, as far as a ledger needs it.
+    """Release of one round, as input of a ledger.
 
     Attributes:
-        round: from 1.
-        clients: who delivers; before the round, who is asked.
-        examples, steps: training examples and local steps of each; None before the round.
-        dropouts: clients whose reply did not arrive though they may have sent it; they count as having delivered.
+        round: round number, >= 1.
+        clients: responding clients; before the round, the cohort.
+        num_examples: training examples of each responding client; None before the round.
+        num_steps: local steps of each responding client; None before the round.
+        dropouts: clients that may have sent a response which did not arrive; they pay like responding clients.
     """
 
     round: int
@@ -45,7 +46,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class PrivacyGuarantee:
-    """Describe the guarantee of a strategy, and the way to account for it.
+    """Privacy guarantee of a strategy, with the functions that account for it.
 
     A mechanism with other noise than Gaussian, or without clipping, leaves ``noise_multiplier`` or ``clip_norm`` at
     None and states its parameters in ``settings``.
@@ -53,13 +54,13 @@ class PrivacyGuarantee:
     Attributes:
         kind: name of the mechanism, for example ``central``.
         unit: privacy unit, ``client`` or ``example``.
-        adjacency: difference between two data sets that the guarantee hides, in words.
-        neighbors: the same for programs: `Neighbors.REPLACE` if a record of the unit is replaced.
+        adjacency: difference between two data sets that the guarantee hides, as text.
+        neighbors: this difference for programs: `Neighbors.REPLACE` if a record of the unit is replaced.
         charge: ``(ledger, release) -> ledger``. It is called before a round with the largest possible release, and
             after the round with the actual release. A round that released nothing is not charged.
-        epsilon_of: ``ledger -> epsilon``; None where no epsilon is promised.
-        sampling: assumption on the sampling of clients or examples, in words.
-        delta: delta of the guarantee, in (0, 1); None where no epsilon is promised.
+        epsilon_of: ``ledger -> epsilon``; returns None if the mechanism has no epsilon.
+        sampling: assumption on the sampling of clients or examples, as text.
+        delta: delta of the guarantee, in [0, 1); None if the mechanism has no epsilon.
         noise_multiplier: standard deviation of the Gaussian noise divided by the clip norm; None without such noise.
         clip_norm: largest L2 norm of a contribution; None without clipping.
         clip: ``fixed``, ``adaptive`` or ``per example``.
@@ -71,7 +72,7 @@ class PrivacyGuarantee:
         warnings: warnings for the reader of a report, each a sentence.
         settings: further parameters of the mechanism as JSON values, for reports.
         initial_ledger: ledger that a run starts with: releases before the first round.
-        supports_empty_rounds: whether a round without clients still releases noise.
+        supports_empty_rounds: True if a round without clients releases noise.
     """
 
     kind: str
@@ -102,7 +103,7 @@ class PrivacyGuarantee:
         require(known, "withheld", set(self.withheld), f"a set of {', '.join(WITHHELD_NAMES)}", "withheld=frozenset()")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the guarantee as JSON values, as ``summary.json`` and reports show it."""
+        """Return the guarantee as JSON values, for ``summary.json`` and reports."""
         withheld = " and ".join(text for name, text in WITHHELD_NAMES.items() if name in self.withheld)
         secure = {} if self.threshold is None else {"threshold": self.threshold}
         return {
@@ -123,12 +124,17 @@ class PrivacyGuarantee:
         }
 
     def refusal_reason(self, ledger: Ledger, release: Release) -> str | None:
-        """Why a round must not happen: it would overspend. None if it may."""
+        """Return the reason to refuse a round that exceeds the budget; None for a round within the budget.
+
+        Args:
+            ledger: ledger before the round.
+            release: largest possible release of the round.
+        """
         if self.max_epsilon is None:
             return None
         before, after = self.epsilon_of(ledger), self.epsilon_of(self.charge(ledger, release))
         if before is None or after is None or after.value <= self.max_epsilon:
             return None
         now, delta = before.value, self.delta or 0.0
-        would = f"round {release.round} would bring epsilon to {after.value:.4g}"
-        return f"{would}, above privacy.epsilon={self.max_epsilon:g} at delta {delta:g} (now {now:.4g})"
+        effect = f"round {release.round} would bring epsilon to {after.value:.4g}"
+        return f"{effect}, above privacy.epsilon={self.max_epsilon:g} at delta {delta:g} (now {now:.4g})"

@@ -1,7 +1,7 @@
-"""The releases that a run has paid for, as data: events of the federation and of each client.
+"""Privacy ledger: the releases of a run as data, for the federation and for each client.
 
-Nothing here computes an epsilon (`fedlearn.privacy.accounting` does). So a ledger is read, saved and carried through a
-run without an accounting library.
+`fedlearn.privacy.accounting` computes epsilon; this module does not. So programs read, save and update a ledger without
+an accounting library.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from fedlearn.errors import FedlearnError, is_count, is_number, require
 
 Sampling = Literal["none", "poisson", "fixed_size"]
 SAMPLINGS = ("none", "poisson", "fixed_size")
-WHOLE_ORDERS = (*map(float, range(2, 65)), 128.0, 256.0, 512.0, 1024.0)  # for Renyi divergences of whole orders
+WHOLE_ORDERS = (*map(float, range(2, 65)), 128.0, 256.0, 512.0, 1024.0)  # orders of Renyi divergences
 
 
 class LedgerError(FedlearnError, ValueError):
-    """A saved ledger is damaged or in another format."""
+    """A saved ledger is damaged or has another format."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Event:
-    """Record one release of a sum with Gaussian noise.
+    """One release of a sum with Gaussian noise.
 
     Args:
-        noise_multiplier: standard deviation of the noise over the L2 sensitivity of the sum, > 0. The sensitivity is
-            that of the adjacency which the mechanism states: ``clip`` where a record is added or removed, ``2 clip``
-            where it is replaced. So an event means the same for each accountant.
-        sampling: sampling law of the records of the sum. ``poisson``: each independently with probability ``rate``;
-            ``fixed_size``: this share of them, without replacement (the adjacency is then replacement); ``none``: no
-            assumption.
-        rate: in (0, 1]; 1 for ``none``.
+        noise_multiplier: standard deviation of the noise divided by the L2 sensitivity of the sum, > 0. The
+            adjacency of the mechanism determines the sensitivity. It is ``clip`` if a record is added or removed, and
+            ``2 clip`` if it is replaced. So an event has one meaning for all accountants.
+        sampling: sampling law of the records in the sum. ``poisson`` draws each record independently with probability
+            ``rate``. ``fixed_size`` draws this share of the records without replacement; its adjacency is replacement.
+            ``none`` makes no assumption.
+        rate: sampling rate, in (0, 1]; 1 for ``none``.
 
     Raises:
-        SettingError: a number is out of range or NaN.
+        SettingError: A number is out of range or NaN.
     """
 
     noise_multiplier: float
@@ -51,16 +51,16 @@ class Event:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LaplaceEvent:
-    """Record one release of a sum with Laplace noise.
+    """One release of a sum with Laplace noise.
 
     Args:
-        noise_multiplier: scale b of the noise (density ``exp(-|x| / b) / 2b`` in each coordinate) over the L1
+        noise_multiplier: scale b of the noise (density ``exp(-|x| / b) / 2b`` in each coordinate) divided by the L1
             sensitivity of the sum, > 0. One release without sampling has epsilon ``1 / noise_multiplier`` and delta 0.
         sampling: see `Event`.
         rate: see `Event`.
 
     Raises:
-        SettingError: a number is out of range or NaN.
+        SettingError: A number is out of range or NaN.
 
     Reference: Dwork, McSherry, Nissim, Smith, *Calibrating Noise to Sensitivity in Private Data Analysis*, TCC 2006.
     """
@@ -76,14 +76,14 @@ class LaplaceEvent:
 
 @dataclass(frozen=True, slots=True, order=True)
 class EpsilonDeltaEvent:
-    """Record one release of a mechanism that is only known to be (epsilon, delta)-differentially private.
+    """One release of a mechanism that is only known to be (epsilon, delta)-differentially private.
 
     Args:
-        epsilon: > 0 and finite.
-        delta: in [0, 1); 0 for pure differential privacy.
+        epsilon: epsilon of the mechanism, > 0 and finite.
+        delta: delta of the mechanism, in [0, 1); 0 for pure differential privacy.
 
     Raises:
-        SettingError: a number is out of range or NaN.
+        SettingError: A number is out of range or NaN.
     """
 
     epsilon: float
@@ -97,15 +97,15 @@ class EpsilonDeltaEvent:
 
 @dataclass(frozen=True, slots=True, order=True)
 class RenyiEvent:
-    """Record one release of a mechanism that is known by bounds on its Renyi divergences.
+    """One release of a mechanism with known bounds on its Renyi divergences.
 
     Args:
-        orders: ascending, each > 1. The bound of an order holds for smaller orders too, because divergences increase
-            with the order. Nothing is known above the largest order.
+        orders: orders, ascending, each > 1. The bound of an order also holds for smaller orders, because divergences
+            increase with the order. Above the largest order there is no bound.
         divergences: upper bounds on the divergence of each order, in both directions, >= 0.
 
     Raises:
-        SettingError: a number is out of range or NaN, or the lengths differ.
+        SettingError: A number is out of range or NaN, or the lengths differ.
 
     Reference: Mironov, *Renyi Differential Privacy*, CSF 2017, arXiv:1702.07476.
     """
@@ -126,7 +126,7 @@ class RenyiEvent:
 
 
 AnyEvent = Event | LaplaceEvent | EpsilonDeltaEvent | RenyiEvent
-EVENT_TYPES: Mapping[str, type[AnyEvent]] = {  # the names in JSON; their order sorts histories
+EVENT_TYPES: Mapping[str, type[AnyEvent]] = {  # names in JSON; histories are sorted in this order of types
     "gaussian": Event,
     "laplace": LaplaceEvent,
     "epsilon_delta": EpsilonDeltaEvent,
@@ -137,7 +137,7 @@ EventHistory = tuple[tuple[AnyEvent, int], ...]  # count of each event, in ascen
 
 
 def event_history(counts: Mapping[Any, int]) -> EventHistory:
-    """Return counts of events in the form that ledgers and accountants compare."""
+    """Return counts of events as a sorted history, so that equal counts give equal histories."""
     return tuple(sorted(((event, count) for event, count in counts.items() if count > 0), key=_sort_key))
 
 
@@ -154,16 +154,16 @@ def _require_sampling(sampling: str, rate: float) -> None:
     require(is_number(rate, at_least=0) and 0 < rate <= 1, "rate", rate, "a share in (0, 1]", "rate=0.01")
     known = sampling in SAMPLINGS
     require(known, "sampling", sampling, f"one of {', '.join(SAMPLINGS)}", "sampling=poisson")
-    whole = sampling != "none" or rate == 1
-    require(whole, "rate", rate, "1, because sampling=none amplifies nothing", "rate=1.0, or sampling=poisson")
+    fits = sampling != "none" or rate == 1
+    require(fits, "rate", rate, "1, because sampling=none gives no amplification", "rate=1.0, or sampling=poisson")
 
 
 class Epsilon(NamedTuple):
-    """Hold upper bounds on epsilon at one delta.
+    """Upper bounds on epsilon at one delta.
 
     Attributes:
-        pld: from privacy loss distributions; None for events without one.
-        rdp: from Renyi divergences.
+        pld: bound from privacy loss distributions; None if an event has no loss distribution.
+        rdp: bound from Renyi divergences.
     """
 
     pld: float | None
@@ -171,19 +171,19 @@ class Epsilon(NamedTuple):
 
     @property
     def value(self) -> float:
-        """Return the smaller bound, which is the one to quote."""
+        """The smaller of both bounds, for reports."""
         return self.rdp if self.pld is None else min(self.pld, self.rdp)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """Record all events that a run has paid for. Charging returns a new ledger; the old one does not change.
+    """Record of all releases of a run. A charge returns a new ledger and does not change the old one.
 
     Attributes:
-        federation: events that touched whoever took part, e.g. a noisy mean of clients.
-        groups: histories of clients that pay for themselves, each once.
-        clients: client -> number of its history in ``groups``; absent: nothing spent. A million clients share a few
-            histories.
+        federation: events that all participating clients pay for, e.g. a noisy mean of clients.
+        groups: distinct histories of clients that pay for their own rounds.
+        clients: client -> index of its history in ``groups``; clients without events are absent. A million clients
+            share a few histories.
     """
 
     federation: EventHistory = ()
@@ -191,15 +191,22 @@ class Ledger:
     clients: Mapping[int, int] = field(default_factory=dict)
 
     def charge_federation(self, event: AnyEvent, count: int = 1) -> Ledger:
-        """With ``count`` more releases of ``event`` by the federation."""
+        """Return the ledger after ``count`` more releases of ``event`` by the federation."""
         return Ledger(_plus(self.federation, event, count), self.groups, self.clients)
 
     def replace_federation(self, event: AnyEvent) -> Ledger:
-        """With ``event`` in place of all that the federation has spent: for releases that make up one event."""
+        """Return the ledger with ``event`` instead of all events of the federation.
+
+        It is for mechanisms whose releases of all rounds together are one event.
+        """
         return Ledger(((event, 1),), self.groups, self.clients)
 
     def charge_clients(self, charges: Mapping[int, tuple[AnyEvent, int]]) -> Ledger:
-        """With each client's own ``(event, count)`` added to its history; costs O(clients charged) computations."""
+        """Return the ledger after the clients' events. The cost is linear in the number of charged clients.
+
+        Args:
+            charges: client -> event and its count.
+        """
         groups, clients = list(self.groups), dict(self.clients)
         numbers = {history: number for number, history in enumerate(groups)}
         moves: dict[tuple[int, AnyEvent, int], int] = {}
@@ -214,7 +221,7 @@ class Ledger:
         return ledger._compact() if len(groups) > 2 * len(clients) + 64 else ledger
 
     def _compact(self) -> Ledger:
-        """Without histories that no client has any longer."""
+        """Return the ledger without the histories that no client has any more."""
         used = sorted(set(self.clients.values()))
         number = {old: new for new, old in enumerate(used)}
         clients = {client: number[old] for client, old in self.clients.items()}
@@ -222,19 +229,19 @@ class Ledger:
 
     @cached_property
     def histories(self) -> tuple[EventHistory, ...]:
-        """The histories that some client has, each once."""
+        """Distinct histories of the clients."""
         return tuple(self.groups[number] for number in sorted(set(self.clients.values())))
 
     def client_history(self, client: int) -> EventHistory:
-        """One client's own history."""
+        """Return the history of one client; empty for a client without events."""
         return self.groups[self.clients[client]] if client in self.clients else ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values; `from_json` returns an equal ledger."""
+        """Return the ledger as JSON values; `from_json` returns an equal ledger."""
         members: dict[int, list[int]] = {}
         for client, number in self.clients.items():
             members.setdefault(number, []).append(int(client))
-        groups = [{"spent": _rows(self.groups[number]), "clients": sorted(of)} for number, of in members.items()]
+        groups = [{"spent": _rows(self.groups[number]), "clients": sorted(ids)} for number, ids in members.items()]
         return {"federation": _rows(self.federation), "groups": groups}
 
     @classmethod
@@ -242,11 +249,11 @@ class Ledger:
         """Return the ledger that `to_json` wrote.
 
         Raises:
-            LedgerError: the values are damaged, of an unknown type of event, or in another format. A cost is never
-                dropped: a damaged ledger must not look cheaper.
+            LedgerError: The values are damaged, have an unknown type of event, or have another format. No cost is
+                ignored, because a damaged ledger must not appear cheaper.
         """
         if not isinstance(values, Mapping) or set(values) != {"federation", "groups"}:
-            raise LedgerError("a ledger has the keys federation and groups")
+            raise LedgerError("the ledger has other keys, expected federation and groups")
         groups = tuple(_history(group["spent"]) for group in values["groups"])
         members = [(int(client), number) for number, g in enumerate(values["groups"]) for client in g["clients"]]
         clients = dict(members)
@@ -275,7 +282,7 @@ def _history(rows: Any) -> EventHistory:
 
 def _read_row(row: Any) -> tuple[AnyEvent, int]:
     if not isinstance(row, Mapping):
-        raise LedgerError(f"the ledger has the row {row!r}: rows of this older format are not read")
+        raise LedgerError(f"the ledger has the row {row!r}, expected a mapping; this older format is not supported")
     kind: Any = EVENT_TYPES.get(str(row.get("type")))
     if kind is None:
         raise LedgerError(f"the ledger has an event of the unknown type {row.get('type')!r}")

@@ -1,4 +1,4 @@
-"""Checks of the undocumented names that fedlearn uses from other libraries, by version and by name."""
+"""Check the undocumented names that fedlearn uses from other libraries, by version and by name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class PrivateNames:
 
     Args:
         library: name of the distribution on PyPI.
-        tried: versions that the names were tried with, the newest last.
-        lowest: first version that is accepted.
-        below: first version that is refused again; empty: none.
-        extra: extra of fedlearn that installs the library; empty: fedlearn always does.
+        tried: tested versions, ascending.
+        lowest: lowest accepted version.
+        below: lowest newer version that is refused; empty for no limit.
+        extra: extra of fedlearn that installs the library; empty if fedlearn always installs it.
         names: feature -> names, each as ``module:attribute.attribute`` or ``module``.
     """
 
@@ -33,18 +33,18 @@ class PrivateNames:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def verify(self, feature: str) -> None:
-        """Raise unless the installed version is accepted and has all names of a feature.
+        """Raise an error unless the installed version is accepted and has all names of a feature.
 
         Raises:
-            IncompatibleVersion: the version is out of range, or a name is missing.
-            MissingExtra: the library is not installed.
+            IncompatibleVersion: The version is out of range, or a name is missing.
+            MissingExtra: The library is not installed.
         """
         try:
             installed = version(self.library)
         except PackageNotFoundError as error:
             raise MissingExtra(feature, self.extra) from error
-        low, here, high = numbers(self.lowest), numbers(installed), numbers(self.below)
-        if here < low or (high and here >= high):
+        low, current, high = numbers(self.lowest), numbers(installed), numbers(self.below)
+        if current < low or (high and current >= high):
             raise self.incompatible()
         for name in self.names[feature]:
             try:
@@ -59,7 +59,7 @@ class PrivateNames:
 
 
 def resolve(name: str) -> Any:
-    """Return the object that has a name such as ``module:attribute.attribute``.
+    """Import the object with a name such as ``module:attribute.attribute``.
 
     >>> resolve("os.path:join").__name__
     'join'
@@ -82,7 +82,7 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def _of_class(kind: type, name: str) -> Any:
-    """Return an attribute as it stands in the class: a property of a metaclass may refuse to be read."""
+    """Return an attribute from the class dictionary, because a property of a metaclass may raise an error."""
     for owner in [*kind.__mro__, *type(kind).mro(type(kind))]:
         if name in vars(owner):
             return vars(owner)[name]

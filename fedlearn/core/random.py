@@ -1,4 +1,4 @@
-"""Random numbers: streams of one seed, split by round, client and purpose, and numbers from the operating system.
+"""Random numbers from the seed, split by round, client and purpose, and from the operating system.
 
 Streams of the seed can be repeated. Numbers from the operating system's cryptographic generator cannot.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """Number the purposes of random streams. The values are stable, because checkpoints depend on them."""
+    """Purposes of random streams. Their values are stable, because checkpoints depend on them."""
 
     INIT = 0
     SELECT = 1
@@ -37,7 +37,7 @@ class Purpose(IntEnum):
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:
-    """The root of one stream; equal arguments give equal streams on every machine."""
+    """Return the seed sequence of one stream. Equal arguments give equal streams on all machines."""
     return np.random.SeedSequence((seed, round, client, int(purpose)))
 
 
@@ -52,19 +52,22 @@ def generator(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -
 
 
 def integer_seed(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> int:
-    """A 63-bit seed for a framework's own generator."""
+    """Return a 63-bit seed for the generator of a framework."""
     high, low = seed_sequence(seed, purpose, round=round, client=client).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 
 def secret_uniforms(shape: tuple[int, ...]) -> np.ndarray:
-    """Return secret numbers, uniform in [0, 1): multiples of 2^-53, float64."""
+    """Return secret uniform numbers in [0, 1), float64, multiples of 2^-53."""
     bits = np.frombuffer(os.urandom(8 * int(np.prod(shape))), np.uint64)
     return (bits >> np.uint64(11)).reshape(shape) * 2.0**-53
 
 
 def secret_normals(shape: tuple[int, ...]) -> np.ndarray:
-    """Return secret standard normal numbers, float64, by Box and Muller; none lies beyond 8.7 standard deviations."""
+    """Return secret standard normal numbers, float64, by the method of Box and Muller.
+
+    No number exceeds 8.7 standard deviations.
+    """
     count = int(np.prod(shape))
     radius, angle = secret_uniforms((2, (count + 1) // 2))
     radius, angle = np.sqrt(-2 * np.log(radius + 2.0**-54)), 2 * np.pi * angle

@@ -1,6 +1,6 @@
-"""What travels between loop, engine and clients. Everything here is frozen and knows NumPy only.
+"""Records that the training loop, engines and clients exchange. All records are frozen and need NumPy only.
 
-Shapes: K clients in a block, D parameters laid flat, N examples, S local steps, B batch.
+Shapes: K clients in a block, D parameters, N examples, C model outputs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from fedlearn.core.privacy_ledger import Epsilon, Ledger
 from fedlearn.errors import is_count, is_number, require
 
 Array = Any  # any array of the array API standard: NumPy, torch, JAX
-ClientId = int  # stable: a partition number, never a connection
-State = Mapping[str, Any]  # named arrays that outlive a round
+ClientId = int  # index in the partition; it does not change when a node reconnects
+State = Mapping[str, Any]  # named arrays that persist between rounds
 
 EMPTY_STATE: State = {}
 OPTIMIZERS = ("sgd", "adamw")
@@ -25,11 +25,13 @@ OPTIMIZERS = ("sgd", "adamw")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExampleDP:
-    """Set example-level differential privacy of local training: DP-SGD (Abadi et al., CCS 2016, arXiv:1607.00133).
+    """Settings of DP-SGD, example-level differential privacy in local training.
 
     Args:
-        clip: L2 bound on each example's gradient, > 0.
-        noise_multiplier: standard deviation of the noise on the sum of clipped gradients, divided by ``clip``; >= 0.
+        clip: L2 bound on the gradient of each example, > 0.
+        noise_multiplier: standard deviation of the noise on the sum of clipped gradients divided by ``clip``, >= 0.
+
+    Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.
     """
 
     clip: float = 1.0
@@ -45,17 +47,21 @@ class ExampleDP:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSettings:
-    """Set local training: minibatch SGD or AdamW from the global model, with a new optimizer state in each round.
+    """Settings of local training: minibatch SGD or AdamW, with a new optimizer state in each round.
 
     Args:
-        epochs: passes over the client's examples, >= 1; 1 when ``steps`` is given instead.
-        steps: local steps instead of epochs, >= 1; the client's examples are reshuffled at each pass.
-        batch_size: examples a step, >= 1; the last batch of a pass may be smaller.
+        epochs: passes over the examples of the client, >= 1; 1 if ``steps`` is set.
+        steps: number of local steps instead of epochs, >= 1; each pass reshuffles the examples. None to use ``epochs``.
+        batch_size: examples per step, >= 1; the last batch of a pass may be smaller.
         optimizer: ``sgd`` or ``adamw``.
-        learning_rate: >= 0.
-        momentum: in [0, 1), for ``sgd``.
-        weight_decay: >= 0; an L2 term for ``sgd``, decoupled for ``adamw`` (as in torch.optim).
-        example_dp: train with DP-SGD; batches are then Poisson samples of ``batch_size`` expected examples.
+        learning_rate: learning rate of the optimizer, >= 0.
+        momentum: momentum of ``sgd``, in [0, 1).
+        weight_decay: weight decay, >= 0; an L2 term for ``sgd``, decoupled for ``adamw`` (as in torch.optim).
+        example_dp: settings of DP-SGD, or None. With DP-SGD, batches are Poisson samples with ``batch_size`` expected
+            examples.
+
+    Raises:
+        SettingError: A value is out of range, or both ``epochs`` and ``steps`` are set.
     """
 
     epochs: int = 1
@@ -70,10 +76,8 @@ class LocalSettings:
     def __post_init__(self) -> None:
         require(is_count(self.epochs), "epochs", self.epochs, "a whole number >= 1", "epochs=1")
         require(self.steps is None or is_count(self.steps), "steps", self.steps, "null, or >= 1", "steps=100")
-        either = self.steps is None or self.epochs == 1
-        require(
-            either, "epochs", self.epochs, f"1, as it is not used beside steps={self.steps}", "epochs=1, or steps=null"
-        )
+        is_unique = self.steps is None or self.epochs == 1
+        require(is_unique, "epochs", self.epochs, f"1, because steps={self.steps} is set", "epochs=1, or steps=null")
         require(is_count(self.batch_size), "batch_size", self.batch_size, "a whole number >= 1", "batch_size=32")
         known = self.optimizer in OPTIMIZERS
         require(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}", "optimizer=sgd")
@@ -84,16 +88,24 @@ class LocalSettings:
         require(decays, "weight_decay", self.weight_decay, "a number >= 0", "weight_decay=0.0001")
 
     def num_steps(self, num_examples: Any) -> Any:
-        """Local steps that a client with so many examples takes in a round; of many clients for an array."""
+        """Return the number of local steps per round of a client with ``num_examples`` examples.
+
+        Args:
+            num_examples: number of examples; an integer, or an integer array for several clients.
+        """
         return self.steps + 0 * num_examples if self.steps else self.epochs * -(-num_examples // self.batch_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Hold labelled examples: inputs and targets.
+    """Labelled examples: inputs and targets.
 
-    ``x`` is ``(N, ...)`` float32 (images are N x height x width x channels); ``y`` is ``(N,)``: int64 class numbers, or
-    float32 targets for regression.
+    Attributes:
+        x: inputs, ``(N, ...)``, float32; images are N x height x width x channels.
+        y: targets, ``(N,)``; int64 classes, or float32 values for regression.
+
+    Raises:
+        ValueError: ``x`` and ``y`` have different lengths.
     """
 
     x: np.ndarray
@@ -101,7 +113,7 @@ class Examples:
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
-            raise ValueError(f"x holds {len(self.x)} examples but y holds {len(self.y)}")
+            raise ValueError(f"x has {len(self.x)} examples, but y has {len(self.y)}")
 
     def __len__(self) -> int:
         return len(self.y)
@@ -109,17 +121,17 @@ class Examples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """Describe a request to a cohort. It carries no code.
+    """Request to a cohort to train the global model. It contains no code.
 
     Attributes:
-        round: from 1.
-        seed: of the run; clients derive their batches from it.
-        params_D: the global model.
-        broadcast: further D-vectors for the clients, e.g. SCAFFOLD's server control variate, and what server halves of
-            stages send to their client halves, as ``stage/0/name``.
-        local: how to train.
-        deployed: whether clients are real, so that noise must come from the operating system's entropy, not the seed.
-        clock: when it is given, in seconds since the run began, where there is a clock.
+        round: round number, >= 1.
+        seed: seed of the run; clients derive their batches from it.
+        params_D: global model.
+        broadcast: further arrays for the clients, by name, e.g. SCAFFOLD's server control variate. Values from the
+            server half of a stage to its client half are named like ``stage/0/name``.
+        local: settings of local training.
+        deployed: True in a deployment; noise then comes from the operating system's entropy, not from the seed.
+        clock: time of the request in seconds since the start of the run; 0 without a clock.
     """
 
     round: int
@@ -133,21 +145,21 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlight:
-    """Hold a request that a client still works on, in an asynchronous strategy."""
+    """Request to a client of an asynchronous strategy, before its response."""
 
     client: ClientId
     request: Request
 
 
 class ClientWork(NamedTuple):
-    """Hold the part of a request that concerns one client.
+    """Part of a request for one client.
 
     Attributes:
-        client: who.
-        examples: its own.
-        client_state: what it has kept for itself, by name.
-        start_D: where its training begins; None: at the order's ``params_D``.
-        round: from which its random numbers follow; None: the order's, as where all clients of a block have the same.
+        client: id of the client.
+        examples: training examples of the client.
+        client_state: client state from earlier rounds, by name.
+        start_D: initial parameters of local training; None for ``params_D`` of the request.
+        round: round number for the random streams of the client; None for the round of the request.
     """
 
     client: ClientId
@@ -159,38 +171,38 @@ class ClientWork(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MetricSum:
-    """Hold a metric as totals and counts over K clients, so that it adds across clients and blocks."""
+    """Metric as totals and counts of K clients, so that sums over clients and blocks are possible."""
 
     total_K: np.ndarray
     count_K: np.ndarray
 
     def client_means(self) -> np.ndarray:
-        """Of each client, NaN where nothing was counted."""
+        """Return the mean of each client, ``(K,)``; NaN if its count is 0."""
         count_K = np.asarray(self.count_K, np.float64)
         return np.divide(self.total_K, count_K, out=np.full(len(count_K), np.nan), where=count_K > 0)
 
     @property
     def mean(self) -> float:
-        """Over everything counted, NaN if nothing was."""
+        """Mean over all clients, weighted by their counts; NaN if all counts are 0."""
         count = float(np.sum(self.count_K))
         return float(np.sum(self.total_K)) / count if count else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Updates:
-    """Hold the updates of K clients.
+    """Updates of K clients.
 
     Attributes:
         clients_K: client ids.
-        delta_KD: where local training ended minus where it began; on its way to the server without the parameters
-            that stay at the clients, K x fewer (`Strategy.shared_layout`).
+        delta_KD: parameters after local training minus parameters before it. Updates for the server contain only the
+            shared parameters (`Strategy.shared_layout`).
         num_examples_K: training examples of each client.
-        num_steps_K: local steps that each took.
-        metrics: sums, e.g. ``loss`` over the examples seen while training.
-        client_state: what each client keeps for itself, K x D or fewer; stays with the engine.
-        extra: what else it sends, K x D, e.g. SCAFFOLD's control change.
-        num_bytes_K: bytes that each client sends.
-        payloads: each client's update as it is sent, where a codec writes it; what it reads as is ``delta_KD``.
+        num_steps_K: local steps of each client.
+        metrics: training metrics as sums, e.g. ``loss`` over the examples of all steps.
+        client_state: new client states by name, ``(K, D)`` or smaller; they stay with the engine.
+        extra: further vectors for the server by name, ``(K, D)``, e.g. SCAFFOLD's control change.
+        num_bytes_K: bytes that each client sends; empty if they were not counted.
+        payloads: encoded update of each client, if the strategy has a codec; ``delta_KD`` contains the decoded updates.
     """
 
     clients_K: np.ndarray
@@ -207,7 +219,11 @@ class Updates:
         return len(self.clients_K)
 
     def rows(self, keep: np.ndarray) -> Updates:
-        """The updates of some of the clients, chosen by a mask or by row numbers."""
+        """Return the updates of some clients.
+
+        Args:
+            keep: boolean mask ``(K,)``, or row numbers.
+        """
         return replace(
             self,
             clients_K=self.clients_K[keep],
@@ -223,7 +239,7 @@ class Updates:
 
 
 class FailureStage(StrEnum):
-    """Name the stage at which a client failed. The values are those of ``metrics.jsonl``.
+    """Stage at which a client failed. ``metrics.jsonl`` contains these values.
 
     A node may name only the stages for which ``may_be_named_by_node`` is True; any other name counts as ``node``.
     """
@@ -246,17 +262,17 @@ class FailureStage(StrEnum):
 
     @property
     def counts_as_failure(self) -> bool:
-        """Whether the stage counts against ``max_failures``."""
+        """True if the stage counts towards ``max_failures``."""
         return self is not FailureStage.NOT_NEEDED
 
     @property
     def is_before_sending(self) -> bool:
-        """Whether the client failed before anything was sent, so that its data were not released."""
+        """True if the client failed before it sent data, so nothing was released."""
         return self in (FailureStage.DATA, FailureStage.FIT, FailureStage.UPDATE)
 
     @property
     def may_be_named_by_node(self) -> bool:
-        """Whether a coordinator accepts this stage from a node."""
+        """True if a coordinator accepts this stage from a node."""
         return self.is_before_sending or self in (
             FailureStage.CLIENT_STATE,
             FailureStage.POLICY,
@@ -266,12 +282,12 @@ class FailureStage(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """Record a client that delivered no update or no evaluation.
+    """Failure of a client to send an update or an evaluation.
 
     Attributes:
         client: id of the client.
-        stage: stage at which it failed; its value as a string is accepted.
-        reason: reason, one sentence.
+        stage: stage of the failure, or its value as a string.
+        reason: reason in one sentence.
         traceback: traceback of the error; empty for a client on another machine.
 
     Raises:
@@ -289,7 +305,13 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """Hold raw outputs ``(N, C)`` of a model (logits, or values for regression) on the held-out part of one client."""
+    """Outputs of a model on the held-out part of one client.
+
+    Attributes:
+        client: id of the client.
+        outputs: raw outputs, ``(N, C)``; logits, or values for regression.
+        targets: targets, ``(N,)``.
+    """
 
     client: ClientId
     outputs: np.ndarray
@@ -298,13 +320,13 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientEvaluation:
-    """Hold the metrics of one client that keeps outputs and targets to itself.
+    """Metrics of one client, without its outputs and targets.
 
     Attributes:
-        client: who.
-        num_examples: held-out examples.
-        metrics: metric -> value on its own part; NaN where it is undefined.
-        sums: what adds across clients, e.g. ``loss`` (total) and ``confusion`` (C x C counts), see
+        client: id of the client.
+        num_examples: number of held-out examples.
+        metrics: metric -> value on the held-out part of the client; NaN if it is undefined.
+        sums: values that are added over clients, e.g. ``loss`` (total) and ``confusion`` (C x C counts); see
             `fedlearn.core.metrics.evaluate_client`.
     """
 
@@ -316,15 +338,15 @@ class ClientEvaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Hold the metrics on held-out examples: of the global model, or of the models with personal parameters.
+    """Metrics of the global model, or of the models with personal parameters, on held-out examples.
 
     Attributes:
-        pooled: metric -> value on the examples of all clients together.
-        clients: the clients evaluated, in ascending order.
-        num_examples_K: held-out examples of each.
-        per_client: metric -> value on each client's own part (K); NaN where it is undefined (AUC with one class).
-        personal: what the models are worth that clients keep beside the global one, each on its client's own part;
-            None where there are none.
+        pooled: metric -> value on the held-out examples of all clients together.
+        clients: evaluated clients, in ascending order.
+        num_examples_K: number of held-out examples of each client.
+        per_client: metric -> values on the held-out parts of the clients, ``(K,)``; NaN if undefined, e.g. AUC with one
+            class.
+        personal: evaluation of the clients' personal models on their own held-out parts; None without personal models.
     """
 
     pooled: Mapping[str, float]
@@ -334,15 +356,21 @@ class Evaluation:
     personal: Evaluation | None = None
 
     def mean(self, metric: str) -> float:
-        """Over the clients where the metric is defined, each counted once."""
+        """Return the mean over the clients with a defined metric, with equal weights."""
         return _over_defined(np.mean, self.per_client[metric])
 
     def std(self, metric: str) -> float:
-        """Standard deviation over those clients."""
+        """Return the standard deviation over the clients with a defined metric."""
         return _over_defined(np.std, self.per_client[metric])
 
     def worst(self, metric: str, *, higher_is_better: bool, share: float = 0.1) -> float:
-        """Mean over the worst ``share`` of those clients (at least one)."""
+        """Return the mean over the clients with the worst values.
+
+        Args:
+            metric: name of the metric.
+            higher_is_better: True if high values are good.
+            share: share of the clients with a defined metric, in (0, 1]; at least one client is used.
+        """
         values_K = np.asarray(self.per_client[metric], np.float64)
         ascending_K = np.sort(values_K[~np.isnan(values_K)])
         num_worst = max(1, int(np.ceil(share * len(ascending_K))))
@@ -357,10 +385,19 @@ def _over_defined(summary: Any, values_K: np.ndarray) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerState:
-    """Hold the whole state of the server after ``round`` rounds. With the client states it makes a checkpoint.
+    """Complete state of the server after ``round`` rounds. A checkpoint contains it and the client states.
 
-    ``clock`` is the time in seconds since the run began, where there is a clock. ``in_flight`` are the requests in
-    flight of an asynchronous strategy, each with the model that was sent.
+    Attributes:
+        round: number of completed rounds, >= 0.
+        seed: seed of the run.
+        params_D: global model.
+        server: state of the server optimizer.
+        stages: state of the server half of each stage.
+        aggregate: state of the aggregation rule.
+        select: state of the client selection.
+        ledger: privacy ledger of the run.
+        clock: time in seconds since the start of the run; 0 without a clock.
+        in_flight: in-flight requests of an asynchronous strategy, each with the model that was sent.
     """
 
     round: int
@@ -377,21 +414,23 @@ class ServerState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """Hold the result of one round. The training loop yields one per round; callbacks consume it.
+    """Result of one round. The training loop yields it, and callbacks consume it.
 
     Attributes:
-        state: after the round.
-        cohort: clients chosen, ascending; of an asynchronous strategy those that answered, or are given up, since the
-            step before, and one may be there twice.
-        failures: those that did not deliver.
-        metrics: training metrics, pooled over the clients that delivered.
-        evaluation: after the round, or None in rounds that do not evaluate.
-        num_examples: training examples at the clients that delivered; None where the protection withholds it.
-        privacy: epsilon of all rounds so far; None without protection.
-        bytes_up, bytes_down: payload sent by clients, and to them.
-        seconds: wall time of the round, evaluation included.
-        clock: seconds since the run began, without evaluation, on the virtual clock of a system model
-            (`fedlearn.loop.system_model`). For asynchronous strategies with real clients: wall time. None: no clock.
+        state: server state after the round.
+        cohort: selected clients, ascending. For an asynchronous strategy: clients whose requests ended since the step
+            before, by a response or a failure; a client may be listed twice.
+        failures: failures of clients in this round.
+        metrics: training metrics, pooled over the responding clients.
+        evaluation: evaluation after the round; None in rounds without evaluation.
+        num_examples: training examples of the responding clients; None if the privacy mechanism withholds them.
+        privacy: epsilon of all rounds so far; None without a privacy mechanism.
+        bytes_up: payload from the clients, in bytes.
+        bytes_down: payload to the clients, in bytes.
+        seconds: wall time of the round in seconds, including the evaluation.
+        clock: time in seconds since the start of the run, without evaluations, on the virtual clock of a system model
+            (`fedlearn.loop.system_model`). For asynchronous strategies with real clients it is wall time. None without
+            a clock.
     """
 
     state: ServerState
@@ -408,17 +447,17 @@ class Round:
 
     @property
     def number(self) -> int:
-        """From 1."""
+        """Round number, starting from 1."""
         return self.state.round
 
     @property
     def num_updates(self) -> int:
-        """Clients that delivered."""
+        """Number of clients that sent an update."""
         return len(self.cohort) - len(
             {failure.client for failure in self.failures if failure.stage != FailureStage.EVALUATE}
         )
 
 
 def sorted_client_ids(clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
-    """Client ids as plain ints, ascending."""
+    """Return client ids as Python integers, in ascending order."""
     return tuple(sorted(int(client) for client in clients))

@@ -23,8 +23,8 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.errors import FedlearnError
 
 METADATA_KEY = "fedlearn"
-LENGTH_BYTES = 8  # safetensors begins with the length of its header
-MAX_HEADER_BYTES = 8 * 2**20  # 8 MiB of JSON become at most some 200 MB of Python objects
+LENGTH_BYTES = 8  # a safetensors file starts with the length of its header
+MAX_HEADER_BYTES = 8 * 2**20  # 8 MiB of JSON give at most about 200 MB of Python objects
 MAX_DIGITS = 100  # digits of an integer; readers check the range of each field
 UNREADABLE = (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -48,7 +48,7 @@ def pack(payload: Payload) -> bytes:
     array([0., 0.])
 
     Raises:
-        ValueError: a number in the metadata is NaN or infinite.
+        ValueError: A number in the metadata is NaN or infinite.
     """
     arrays = {name: np.ascontiguousarray(as_numpy(array)) for name, array in payload.arrays.items()}
     metadata = json.dumps({**payload.metadata}, allow_nan=False)
@@ -59,7 +59,7 @@ def unpack(data: bytes) -> Payload:
     """Return the payload in untrusted bytes.
 
     Raises:
-        WireError: the bytes are damaged, or their JSON is malformed, too large, too deep or ambiguous.
+        WireError: The bytes are damaged, or their JSON is malformed, too large, too deep or ambiguous.
     """
     try:
         return Payload(metadata=_header_metadata(data), arrays=from_safetensors(data))
@@ -71,7 +71,7 @@ def read_file(path: Path) -> Payload:
     """Return the payload in a file.
 
     Raises:
-        WireError: the file cannot be read.
+        WireError: The file cannot be read.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -85,7 +85,7 @@ def read_file_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of a payload in a file, from its header only.
 
     Raises:
-        WireError: the file cannot be read.
+        WireError: The file cannot be read.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -95,10 +95,10 @@ def read_file_metadata(path: Path) -> dict[str, Any]:
 
 
 def read_fields(metadata: Any, **types: type) -> dict[str, Any]:
-    """Return some fields of the metadata, each checked for its type.
+    """Return some fields of the metadata, after a check of their types.
 
     Raises:
-        WireError: a field is missing or has another type.
+        WireError: A field is missing or has another type.
     """
     if not isinstance(metadata, dict):
         raise WireError(f"the message has {_short(metadata)} instead of named fields")
@@ -112,7 +112,7 @@ def read_text(value: Any, name: str, *, max_length: int = 200) -> str:
     """Return untrusted text as one line of printable characters, so that it is safe in logs and on terminals.
 
     Raises:
-        WireError: the value is not a string.
+        WireError: The value is not a string.
     """
     if not isinstance(value, str):
         raise WireError(f"the field {name} is {_short(value)}, expected str")
@@ -120,20 +120,20 @@ def read_text(value: Any, name: str, *, max_length: int = 200) -> str:
 
 
 def select_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Return the arrays whose names start with a prefix, by the rest of their names."""
+    """Return the arrays whose names start with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def with_prefix(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays with a prefix before each name."""
+    """Return the arrays with a prefix added to each name."""
     return {f"{prefix}{name}": array for name, array in arrays.items()}
 
 
 def require_array(array: np.ndarray, shape: tuple[int, ...], dtype: Any, name: str) -> None:
-    """Refuse an array of another shape or dtype.
+    """Raise an error for an array of another shape or dtype.
 
     Raises:
-        WireError: shape or dtype differ.
+        WireError: The shape or the dtype differs.
     """
     if array.shape != shape or array.dtype != dtype:
         expected = f"{shape} of {np.dtype(dtype).name}"
@@ -141,10 +141,10 @@ def require_array(array: np.ndarray, shape: tuple[int, ...], dtype: Any, name: s
 
 
 def require_vector(vector_D: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    """Refuse an array that is not finite float32 of this shape.
+    """Raise an error unless the array is finite float32 of this shape.
 
     Raises:
-        WireError: shape or dtype differ, or a number is NaN or infinite.
+        WireError: The shape or the dtype differs, or a number is NaN or infinite.
     """
     require_array(vector_D, shape, np.float32, name)
     if not np.isfinite(vector_D).all():
@@ -168,7 +168,7 @@ def _parse_object(text: str) -> dict[str, Any]:
     )
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__}, expected an object")
-    json.dumps(value, ensure_ascii=False).encode()  # fails for lone surrogates, which no log file can hold
+    json.dumps(value, ensure_ascii=False).encode()  # fails for lone surrogates, which a log file cannot contain
     return value
 
 

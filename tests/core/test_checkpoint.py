@@ -65,7 +65,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage
 
 
 def test_no_usable_checkpoint_is_an_error_that_says_what_was_found(tmp_path):
-    with pytest.raises(CheckpointError, match="holds none"):
+    with pytest.raises(CheckpointError, match="the folder has no checkpoint"):
         checkpoint.load_latest(tmp_path, LAYOUT)
     path = checkpoint.save(tmp_path, state_of(1), {}, layout=LAYOUT)
     path.write_bytes(b"nonsense")

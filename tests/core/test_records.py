@@ -25,7 +25,7 @@ def test_local_settings_out_of_range_are_refused_by_name(setting, value):
 
 
 def test_passes_beside_a_number_of_steps_are_not_ignored_in_silence():
-    with pytest.raises(SettingError, match=r"epochs is 3\n  expected  1, as it is not used beside steps=20") as caught:
+    with pytest.raises(SettingError, match=r"epochs is 3\n  expected  1, because steps=20 is set") as caught:
         LocalSettings(epochs=3, steps=20)
     assert caught.value.setting == "epochs"
 

@@ -91,7 +91,7 @@ class Client:
                 calls it.
 
         Raises:
-            ProtocolError: the message is not acceptable; the state is unchanged.
+            ProtocolError: The message is not acceptable; the state is unchanged.
         """
         request = decode(message, Session, KeyDirectory, ReceivedShares, Survivors, UnmaskRequest)
         if isinstance(request, Session):
@@ -255,7 +255,7 @@ def verify_directory(
     """Return the verified keys of a directory, by client.
 
     Raises:
-        ProtocolError: too few keys, a client outside the cohort, a signature of another identity, keys of another
+        ProtocolError: Too few keys, a client outside the cohort, a signature of another identity, keys of another
             session, or a key that appears twice.
     """
     reject_if(bool(set(directory) - set(session.clients)), "a client on the roster is not in the cohort")

@@ -68,8 +68,8 @@ def run_protocol(
         dropouts: stage -> clients that do not respond from this stage on.
 
     Raises:
-        SecAggAborted: too few clients are left.
-        ProtocolError: a client refuses a message.
+        SecAggAborted: Too few clients are left.
+        ProtocolError: A client refuses a message.
     """
     server, gone = Server(session, registered), set[int]()
     requests = server.start()

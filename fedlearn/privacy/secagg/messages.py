@@ -230,7 +230,7 @@ def decode(data: bytes, *expected: type) -> Any:
         expected: accepted record types.
 
     Raises:
-        ProtocolError: the bytes are not the canonical encoding of a record of an expected type.
+        ProtocolError: The bytes are not the canonical encoding of a record of an expected type.
     """
     record_type = _record_type(data, expected)
     values = _decode_values(data, record_type)

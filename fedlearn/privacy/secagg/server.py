@@ -107,7 +107,7 @@ class Server:
             response: received bytes.
 
         Raises:
-            ProtocolError: the response is late, repeated or not acceptable; the state is unchanged.
+            ProtocolError: The response is late, repeated or not acceptable; the state is unchanged.
         """
         reject_if(self.stage == ServerStage.DONE, "the round is over")
         record = decode(response, RESPONSE_TYPES[self.stage])
@@ -123,7 +123,7 @@ class Server:
         """End the stage; return the messages of the next stage, client -> message, or nothing at the end.
 
         Raises:
-            SecAggAborted: fewer than ``threshold`` clients responded, or the revealed shares are inconsistent.
+            SecAggAborted: Fewer than ``threshold`` clients responded, or the revealed shares are inconsistent.
         """
         count, size, threshold = len(self._responses), len(self._requested), self.session.threshold
         if count < threshold:
