@@ -1,4 +1,4 @@
-"""One file per paper; every name that they import from fedlearn is public."""
+"""Strategies of federated learning, one file per paper. They use only public names of fedlearn."""
 
 from strategies.afl import afl
 from strategies.apfl import apfl

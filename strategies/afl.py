@@ -1,4 +1,4 @@
-"""Agnostic federated learning: minimise the loss of the worst mixture of clients."""
+"""Agnostic federated learning: minimize the loss of the worst mixture of clients."""
 
 import numpy as np
 
@@ -13,31 +13,29 @@ def afl(*, learning_rate: float = 0.1) -> Strategy:
     ``w <- w + sum_k lambda_k (w_k - w);  lambda <- P(lambda + learning_rate (F_1(w), ..., F_N(w)))``
 
     Each client computes and sends ``F_k``, the loss of the global model on its examples, at the cost of a pass.
-    All clients take part in each round, and several local steps may replace one step.
+    All clients take part in each round. Unlike in the paper, a client may take several local steps.
 
     Args:
-        learning_rate: of lambda, >= 0; 0 is FedAvg with equal weights.
+        learning_rate: learning rate of lambda, >= 0; 0 is FedAvg with equal weights.
 
     *Guarantees*: at a fixed point, no client with ``lambda_k > 0`` has a smaller loss than another client.
 
     Reference: Mohri, Sivek, Suresh, *Agnostic Federated Learning*, ICML 2019, arXiv:1902.00146, section 4; with several
     local steps: Deng, Kamani, Mahdavi, *Distributionally Robust Federated Averaging*, NeurIPS 2020, arXiv:2102.12660.
     """
-    ok = is_number(learning_rate, at_least=0)
-    require(ok, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")
+    is_valid = is_number(learning_rate, at_least=0)
+    require(is_valid, "learning_rate", learning_rate, "a number >= 0", "learning_rate=0.1")
 
-    def weigh(delta_KD: Array, memory: State, context: Context) -> tuple[Array, State]:
+    def weigh(delta_KD: Array, state: State, context: Context) -> tuple[Array, State]:
         clients_N, lambda_N = (np.asarray(context.broadcast[name]) for name in ("clients", "weights"))
-        times_K = lookup_values(context.clients_K, clients_N, len(lambda_N) * lambda_N, default=1)
+        factor_K = lookup_values(context.clients_K, clients_N, len(lambda_N) * lambda_N, default=1)
         xp = array_namespace(delta_KD)
-        return xp.asarray(times_K, dtype=delta_KD.dtype, device=delta_KD.device)[:, None] * delta_KD, memory
+        return xp.asarray(factor_K, dtype=delta_KD.dtype, device=delta_KD.device)[:, None] * delta_KD, state
 
-    def ascend(update_D: Array, memory: State, context: Context) -> tuple[Array, State]:
-        lambda_K = lookup_values(
-            context.clients_K, memory["clients"], memory["weights"], default=1 / context.num_clients
-        )
+    def ascend(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
+        lambda_K = lookup_values(context.clients_K, state["clients"], state["weights"], default=1 / context.num_clients)
         raised_K = lambda_K + learning_rate * context.metrics["loss/w_global"]
-        raised = update_values(memory, {"clients": context.clients_K, "weights": raised_K}, key="clients")
+        raised = update_values(state, {"clients": context.clients_K, "weights": raised_K}, key="clients")
         return update_D, {**raised, "weights": project_onto_simplex(raised["weights"])}
 
     server = Transform(

@@ -1,4 +1,4 @@
-"""Bucketing: before a robust rule, means of a few clients drawn at random."""
+"""Bucketing: a robust rule gets the means of random groups of updates."""
 
 from fedlearn import Array, Context, Strategy, Updates
 from fedlearn.extend import is_count, require
@@ -7,13 +7,13 @@ from strategies.rfa import rfa
 
 
 def bucketing(*, rule: Strategy | None = None, size: int = 2, clients_per_round: int | None = None) -> Strategy:
-    """Apply a rule to the means of buckets of ``size`` clients, drawn anew in each round.
+    """Apply a robust rule to the means of buckets of ``size`` updates, drawn at random in each round.
 
     Args:
-        rule: any strategy with a robust rule; None is `rfa`. It sees ``n / size`` updates, of which as many may be
-            malicious as there are malicious clients.
-        size: ``s``, clients in a bucket, >= 1; the last may have fewer.
-        clients_per_round: cohort size, drawn uniformly; None leaves it to the rule.
+        rule: any strategy with a robust rule; None is `rfa`. It gets ``n / size`` means, and each malicious client can
+            spoil one of them.
+        size: ``s``, number of clients per bucket, >= 1; the last bucket may have fewer.
+        clients_per_round: cohort size, drawn uniformly; None keeps the selector of the rule.
 
     *Guarantees*: the variance of the bucket means is the variance of honest updates divided by ``size``.
 

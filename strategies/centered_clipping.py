@@ -1,4 +1,4 @@
-"""Centered clipping: updates are clipped about the last aggregate."""
+"""Centered clipping: updates are clipped around the previous aggregate."""
 
 from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
 from fedlearn.extend import asarray_like, is_count, is_number, require, zeros
@@ -8,14 +8,14 @@ from fedlearn.robust import distances_to, weighted_mean
 def centered_clipping(
     *, radius: float = 1.0, num_iterations: int = 1, clients_per_round: int | None = None
 ) -> Strategy:
-    """Move the global model by ``v``, which starts each round at its last value.
+    """Move the global model by ``v``, which starts each round at its previous value.
 
     ``v <- v + (1 / n) sum_k (u_k - v) min(1, radius / ||u_k - v||)``
 
     Args:
-        radius: ``tau``, how far from ``v`` a client may pull, > 0.
-        num_iterations: ``L`` of these steps a round, >= 1.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        radius: ``tau``, largest distance from ``v`` of a clipped update, > 0.
+        num_iterations: ``L``, number of these steps per round, >= 1.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
 
     *Guarantees*: in one step a client moves ``v`` by at most ``radius / n``, for any update.
 

@@ -1,4 +1,4 @@
-"""Ditto: a personal model at each client, pulled towards the global one."""
+"""Ditto: a personal model at each client, pulled towards the global model."""
 
 from fedlearn import LocalRule, Strategy, mean, proximal, uniform
 from fedlearn.algorithm import PersonalModel
@@ -6,16 +6,16 @@ from fedlearn.extend import is_number, require
 
 
 def ditto(*, penalty: float = 0.1, clients_per_round: int | None = None, weighting: str = "examples") -> Strategy:
-    """Run FedAvg for the global model; each client also trains a personal model ``v_k``, which never leaves it.
+    """Run FedAvg for the global model; each client also trains a personal model ``v_k`` and keeps it.
 
-    ``v_k <- v_k - eta (grad F_k(v_k) + penalty (v_k - w))``, as many steps as for the global model
+    ``v_k <- v_k - eta (grad F_k(v_k) + penalty (v_k - w))``, with as many steps as for the global model
 
     Args:
-        penalty: lambda, >= 0; 0 is training alone, large values follow the global model.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        penalty: lambda, >= 0; 0 is training alone; with large values ``v_k`` follows the global model.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: the global model and all updates equal those of FedAvg bit for bit.
+    *Guarantees*: the global model and all updates are the same as in FedAvg, bit for bit.
 
     Reference: Li, Hu, Beirami, Smith, *Ditto: Fair and Robust Federated Learning Through Personalization*, ICML 2021,
     arXiv:2012.04221, Algorithm 1.

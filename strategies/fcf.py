@@ -1,4 +1,4 @@
-"""FCF: federated collaborative filtering, with user factors that stay with the user."""
+"""FCF: federated collaborative filtering; the factors of a user stay at the client."""
 
 from fedlearn import Array, LocalRule, Strategy, adaptive, mean, uniform
 from fedlearn.algorithm import parameter_patterns
@@ -13,22 +13,23 @@ def fcf(
     tau: float = 0.0001,
     clients_per_round: int | None = None,
 ) -> Strategy:
-    """Keep the parameters of a user with the user; the server takes Adam steps for the items.
+    """Keep the parameters of a user at the client; the server takes Adam steps for the items.
 
-    Most clients say nothing of most items, so that the mean update of an item is small; Adam's step does not depend on
-    how small. ``m <- beta1 m + (1 - beta1) delta; v <- beta2 v + (1 - beta2) delta^2;``
-    ``w <- w + learning_rate m / (sqrt(v) + tau)``. Clients have equal weights:
-    example counts reveal activity.
+    ``m <- beta1 m + (1 - beta1) delta;  v <- beta2 v + (1 - beta2) delta^2;``
+    ``w <- w + learning_rate m / (sqrt(v) + tau)``
+
+    Most clients have no example of most items, so the mean update of an item is small. The size of Adam's step does not
+    depend on it. Clients have equal weights, because example counts reveal the activity of users.
 
     Args:
-        personal_parameters: patterns of the names of parameters that describe a user.
-        learning_rate: of the server, >= 0.
+        personal_parameters: name patterns of the parameters that describe a user.
+        learning_rate: server learning rate, >= 0.
         beta1: decay of the first moment, in [0, 1).
         beta2: decay of the second moment, in [0, 1).
         tau: degree of adaptivity, > 0.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
 
-    *Guarantees*: no update contains parameters of a user; each client is evaluated with its personal parameters.
+    *Guarantees*: no update contains parameters of a user. Each client is evaluated with its personal parameters.
 
     Reference: Ammad-ud-din et al., *Federated Collaborative Filtering for Privacy-Preserving Personalized
     Recommendation System*, 2019, arXiv:1901.09888.

@@ -1,4 +1,4 @@
-"""FedAdagrad: an adaptive server optimiser."""
+"""FedAdagrad: an adaptive server optimizer."""
 
 from fedlearn import Array, Strategy, adaptive, mean, uniform
 
@@ -17,10 +17,10 @@ def fedadagrad(
     ``w <- w + learning_rate m / (sqrt(v) + tau)``
 
     Args:
-        learning_rate: of the server, >= 0.
+        learning_rate: server learning rate, >= 0.
         beta1: decay of the first moment, in [0, 1).
         tau: degree of adaptivity, > 0; the second moment starts at tau^2.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
     Reference: Reddi et al., *Adaptive Federated Optimization*, ICLR 2021, arXiv:2003.00295, Algorithm 2.

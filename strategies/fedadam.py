@@ -1,4 +1,4 @@
-"""FedAdam: an adaptive server optimiser."""
+"""FedAdam: an adaptive server optimizer."""
 
 from fedlearn import Array, Strategy, adaptive, mean, uniform
 from fedlearn.extend import is_number, require
@@ -19,11 +19,11 @@ def fedadam(
     ``w <- w + learning_rate m / (sqrt(v) + tau)``
 
     Args:
-        learning_rate: of the server, >= 0.
+        learning_rate: server learning rate, >= 0.
         beta1: decay of the first moment, in [0, 1).
         beta2: decay of the second moment, in [0, 1).
         tau: degree of adaptivity, > 0; the second moment starts at tau^2.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
     Reference: Reddi et al., *Adaptive Federated Optimization*, ICLR 2021, arXiv:2003.00295, Algorithm 2.

@@ -10,10 +10,10 @@ def fedavg(*, clients_per_round: int | None = None, weighting: str = "examples",
     ``w <- w + sum_k (n_k / n) (w_k - w)``
 
     Args:
-        clients_per_round: cohort size; None takes everyone.
-        weighting: ``examples`` (n_k training examples count n_k-fold) or ``equal``.
-        select: ``uniform``, ``poisson`` (cohorts of that size on average), ``weighted`` (by training examples, which
-            goes with ``weighting=equal``) or ``round_robin``.
+        clients_per_round: cohort size; None selects all clients.
+        weighting: ``examples`` (in proportion to the training examples n_k) or ``equal``.
+        select: ``uniform``, ``poisson`` (``clients_per_round`` is the expected size), ``weighted`` (by training
+            examples; use it with ``weighting=equal``) or ``round_robin``.
 
     Reference: McMahan, Moore, Ramage, Hampson, Agüera y Arcas, *Communication-Efficient Learning of Deep Networks from
     Decentralized Data*, AISTATS 2017, arXiv:1602.05629.

@@ -1,4 +1,4 @@
-"""Federated averaging with server momentum."""
+"""FedAvgM: federated averaging with server momentum."""
 
 from fedlearn import Strategy, mean, sgd, uniform
 
@@ -10,12 +10,12 @@ def fedavgm(
     clients_per_round: int | None = None,
     weighting: str = "examples",
 ) -> Strategy:
-    """Follow the mean update with server momentum: ``v <- momentum v + delta; w <- w + learning_rate v``.
+    """Move along the mean update with momentum: ``v <- momentum v + delta; w <- w + learning_rate v``.
 
     Args:
-        learning_rate: of the server, >= 0.
-        momentum: in [0, 1).
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        learning_rate: server learning rate, >= 0.
+        momentum: server momentum, in [0, 1).
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
     Reference: Hsu, Qi, Brown, *Measuring the Effects of Non-Identical Data Distribution for Federated Visual

@@ -1,4 +1,4 @@
-"""FedBuff: the server steps as soon as its buffer holds enough updates of any client and any staleness."""
+"""FedBuff: the server takes a step as soon as its buffer has K updates, of any client and staleness."""
 
 from fedlearn import Strategy, everyone, mean, sgd
 from fedlearn.algorithm import Asynchrony, polynomial
@@ -13,17 +13,19 @@ def fedbuff(
     momentum: float = 0.0,
     weighting: str = "equal",
 ) -> Strategy:
-    """Update after K updates: ``w <- w + learning_rate / K sum_k s(tau_k) delta_k``, ``s(tau) = (1 + tau)^-exponent``.
+    """Take a server step after each K updates, with weights that fall with staleness.
 
-    ``tau_k`` counts the server's steps since client k got its model. With a buffer as large as the population, equally
-    fast clients and ``exponent=0`` it is FedAvg.
+    ``w <- w + learning_rate / K sum_k s(tau_k) delta_k`` with ``s(tau) = (1 + tau)^-exponent``
+
+    ``tau_k`` is the staleness: the number of server steps since client k received its model. With ``exponent=0``,
+    equally fast clients and a buffer for all of them, it is FedAvg.
 
     Args:
-        buffer_size: K, >= 1.
-        concurrency: clients at work at a time, >= 1; all where there are fewer.
-        exponent: >= 0; 0 counts all the same.
-        learning_rate: of the server, >= 0.
-        momentum: of the server, in [0, 1).
+        buffer_size: K, number of updates per server step, >= 1.
+        concurrency: number of in-flight requests, >= 1; at most the number of clients.
+        exponent: exponent of the staleness weight, >= 0; 0 gives equal weights.
+        learning_rate: server learning rate, >= 0.
+        momentum: server momentum, in [0, 1).
         weighting: ``equal``, as in the paper, or ``examples``.
 
     Reference: Nguyen, Malik, Zhan, Yousefpour, Rabbat, Malek, Huba, *Federated Learning with Buffered Asynchronous

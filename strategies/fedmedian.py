@@ -1,4 +1,4 @@
-"""The coordinate-wise median of the clients' updates."""
+"""FedMedian: the coordinate-wise median of the updates."""
 
 from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
 from fedlearn.robust import coordinate_median
@@ -7,13 +7,13 @@ from fedlearn.robust import coordinate_median
 def fedmedian(*, clients_per_round: int | None = None) -> Strategy:
     """Move the global model by the median update: ``w <- w + median_k (w_k - w)``, coordinate by coordinate.
 
-    Every client counts the same: the number of its examples is for a malicious client to choose.
+    All clients have equal weights, because a malicious client can report any number of examples.
 
     Args:
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
 
-    *Guarantees*: while fewer than half of a round's clients are malicious, each coordinate of the step lies within the
-    range of the honest clients' updates.
+    *Guarantees*: if less than half of the responding clients are malicious, each coordinate of the step lies within the
+    range of the honest updates.
 
     Reference: Yin, Chen, Ramchandran, Bartlett, *Byzantine-Robust Distributed Learning: Towards Optimal Statistical
     Rates*, ICML 2018, arXiv:1803.01498, Definition 1.

@@ -1,4 +1,4 @@
-"""Federated learning with personalisation layers."""
+"""FedPer: a shared base, and a personal head at each client."""
 
 from fedlearn import LocalRule, Strategy, mean, uniform
 from fedlearn.algorithm import parameter_patterns
@@ -13,11 +13,11 @@ def fedper(
     """Train a shared base and a personal head: ``W_B <- sum_k (n_k / n) W_B,k``; ``W_P,k`` stays at client k.
 
     Args:
-        personal_parameters: patterns of the names of parameters that stay at the clients; all others are shared.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        personal_parameters: name patterns of the parameters that stay at the clients; all others are shared.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: no update contains personal parameters; each client is evaluated with its personal parameters.
+    *Guarantees*: no update contains personal parameters, and each client is evaluated with its own.
 
     Reference: Arivazhagan, Aggarwal, Singh, Choudhary, *Federated Learning with Personalization Layers*, 2019,
     arXiv:1912.00818, Algorithms 1 and 2.

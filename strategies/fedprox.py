@@ -1,4 +1,4 @@
-"""Federated averaging with a proximal term at the clients."""
+"""FedProx: federated averaging with a proximal term at the clients."""
 
 from fedlearn import Strategy, mean, proximal, uniform
 from fedlearn.extend import is_number, require
@@ -9,7 +9,7 @@ def fedprox(*, mu: float = 0.1, clients_per_round: int | None = None, weighting:
 
     Args:
         mu: weight of the proximal term, >= 0; 0 is FedAvg.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
     Reference: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, *Federated Optimization in Heterogeneous Networks*, MLSys

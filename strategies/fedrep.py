@@ -1,4 +1,4 @@
-"""FedRep: a shared representation under heads that stay at the clients, trained one after the other."""
+"""FedRep: a shared representation and a personal head at each client, trained one after the other."""
 
 from fedlearn import LocalRule, Strategy, mean, uniform
 from fedlearn.algorithm import parameter_patterns
@@ -18,12 +18,12 @@ def fedrep(
     ``phi <- sum_k (n_k / n) phi_k``
 
     Args:
-        personal_parameters: patterns of the names of parameters that stay at the clients: the head.
-        head_epochs: passes for the head, >= 1.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        personal_parameters: name patterns of the parameters of the head, which stay at the clients.
+        head_epochs: passes over the examples for the head, >= 1.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
-    *Guarantees*: no update contains personal parameters; each client is evaluated with them.
+    *Guarantees*: no update contains personal parameters, and each client is evaluated with its own.
 
     Reference: Collins, Hassani, Mokhtari, Shakkottai, *Exploiting Shared Representations for Personalized Federated
     Learning*, ICML 2021, arXiv:2102.07078, Algorithm 1.

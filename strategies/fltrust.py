@@ -1,4 +1,4 @@
-"""FLTrust: the weight of an update is its similarity to the update of the server."""
+"""FLTrust: the weight of an update is its similarity to an update on the root dataset of the server."""
 
 from fedlearn import Array, Context, State, Strategy, Updates, sgd, stacked, uniform
 from fedlearn.algorithm import RootDataset
@@ -12,16 +12,16 @@ def fltrust(
     learning_rate: float = 1.0,
     clients_per_round: int | None = None,
 ) -> Strategy:
-    """Move the global model by the mean of the updates, scaled to the length of the root update and weighted by trust.
+    """Move the global model by the mean of updates that are scaled to the root update's norm and weighted by trust.
 
     ``w <- w + lr g``, ``g = sum_k TS_k (||g_0|| / ||g_k||) g_k / sum_k TS_k`` with ``TS_k = max(0, cos(g_k, g_0))``
 
     Args:
-        root_client: client with the root dataset of the server; its update ``g_0`` is the reference, not averaged.
-        num_root_examples: number of examples of all clients that replace the root data, as in the paper (simulations
-            only, see `RootDataset`); None: the root client's examples. Clients with rare classes get less trust.
-        learning_rate: >= 0.
-        clients_per_round: cohort size, drawn uniformly, the root client not counted; None takes everyone.
+        root_client: id of the client with the root dataset. Its update ``g_0`` is the reference and not averaged.
+        num_root_examples: number of examples of all clients that form the root dataset, as in the paper (simulations
+            only, see `RootDataset`). None takes the root client's examples. Clients with rare classes get less trust.
+        learning_rate: server learning rate, >= 0.
+        clients_per_round: cohort size without the root client, drawn uniformly; None selects all clients.
 
     *Guarantees*: the step is never longer than ``learning_rate`` times the root update. If no update has a positive
     similarity to it, the model does not change.

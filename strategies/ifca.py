@@ -11,17 +11,18 @@ from fedlearn.extend import as_numpy, is_count, require
 def ifca(
     *, num_clusters: int = 2, seed: int = 0, clients_per_round: int | None = None, weighting: str = "examples"
 ) -> Strategy:
-    """Train several models; each client starts from the model with the least loss on its examples and updates it.
+    """Train several models; each client updates the model with the smallest loss on its examples.
 
     ``j_k = argmin_j F_k(w_j);  w_j <- w_j + sum_{k: j_k = j} (n_k / n_j) (w_k - w_j)``
 
-    ``w_0`` is the global model. Clients receive all models, and compare them at the cost of a pass each; the one that a
-    client trained last is its personal model.
+    ``w_0`` is the global model. Clients receive all models and compare them, at the cost of a pass each. The personal
+    model of a client is the model that it trained in its last round.
 
     Args:
-        num_clusters: >= 2.
-        seed: of the first models but ``w_0``; the paper begins anew with others where clusters do not part.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        num_clusters: number of models, >= 2.
+        seed: seed of the initial models except ``w_0``. If the clusters do not separate, try another seed (as in the
+            paper).
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
     Reference: Ghosh, Chung, Yin, Ramchandran, *An Efficient Framework for Clustered Federated Learning*, NeurIPS 2020,
@@ -31,7 +32,7 @@ def ifca(
     others = tuple(f"model_{j}" for j in range(1, num_clusters))
     models = ("w_global", *others)
 
-    def first(layout: Layout) -> State:
+    def initial_models(layout: Layout) -> State:
         return {name: random_parameters(layout, seed, j) for j, name in enumerate(others, start=1)}
 
     def move(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
@@ -43,5 +44,5 @@ def ifca(
 
     cluster_mean = mean(weighting=weighting)
     local = LocalRule(receives=others, evaluate_models=models, personal=PersonalModel())
-    aggregate = stacked(move, init=first, broadcast=dict, reads=("metrics",))
+    aggregate = stacked(move, init=initial_models, broadcast=dict, reads=("metrics",))
     return Strategy(select=uniform(clients_per_round), local=local, aggregate=aggregate)

@@ -1,4 +1,4 @@
-"""MOON: features of a client's model are pulled to those of the global model, away from its previous model."""
+"""MOON: a contrastive loss pulls the features of a client towards the features of the global model."""
 
 from fedlearn import Array, LocalRule, Strategy, mean, uniform
 from fedlearn.extend import array_namespace, is_number, require
@@ -7,18 +7,18 @@ from fedlearn.extend import array_namespace, is_number, require
 def moon(
     *, mu: float = 1.0, tau: float = 0.5, clients_per_round: int | None = None, weighting: str = "examples"
 ) -> Strategy:
-    """Run FedAvg with clients that minimize ``l_sup + mu l_con``; z, z_glob and z_prev are features of an example.
+    """Run FedAvg with clients that minimize ``l_sup + mu l_con``, a supervised and a contrastive loss.
 
     ``l_con = -log(exp(sim(z, z_glob) / tau) / (exp(sim(z, z_glob) / tau) + exp(sim(z, z_prev) / tau)))``
 
-    Features are the inputs of the last layer (in the paper, of a projection head). They come from the trained model,
-    the global model, and the client's model after its last round. ``sim`` is the cosine. The first round of a client
-    is that of FedAvg.
+    ``z``, ``z_glob`` and ``z_prev`` are the features of an example under the trained model, the global model, and the
+    client's model after its last round. Features are the inputs of the last layer (in the paper: of a projection head).
+    ``sim`` is the cosine. The first round of a client is the same as in FedAvg.
 
     Args:
-        mu: >= 0; 0 is FedAvg. The paper takes the best of 0.1, 1, 5 and 10.
+        mu: weight of the contrastive loss, >= 0; 0 is FedAvg. The paper takes the best of 0.1, 1, 5 and 10.
         tau: temperature, > 0.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
         weighting: ``examples`` or ``equal``.
 
     Reference: Li, He, Song, *Model-Contrastive Federated Learning*, CVPR 2021, arXiv:2103.16257, equations 3 and 4.
@@ -29,7 +29,7 @@ def moon(
     def sim(a_BF: Array, b_BF: Array) -> Array:
         xp = array_namespace(a_BF)
         squares_B = xp.sum(a_BF**2, axis=-1) * xp.sum(b_BF**2, axis=-1)
-        return xp.sum(a_BF * b_BF, axis=-1) / xp.sqrt(squares_B + 1e-16)  # an example may have none
+        return xp.sum(a_BF * b_BF, axis=-1) / xp.sqrt(squares_B + 1e-16)  # features may be zero
 
     def contrast(z: Array, z_glob: Array, z_prev: Array) -> Array:
         near, far = sim(z, z_glob) / tau, sim(z, z_prev) / tau

@@ -10,12 +10,12 @@ def norm_bounding(*, bound: float = 1.0, clients_per_round: int | None = None) -
 
     ``w <- w + (1 / n) sum_k u_k / max(1, ||u_k|| / bound)``
 
-    Every client counts the same: the number of its examples is for a malicious client to choose. The server clips, as
-    a malicious client would not; a mean of clipped updates streams.
+    All clients have equal weights, because a malicious client can report any number of examples. The server
+    clips, because a malicious client would not. The mean streams in constant memory.
 
     Args:
         bound: ``M``, the largest L2 norm of an update, > 0.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
 
     *Guarantees*: a client moves the global model by at most ``bound / n`` in a round, for any update.
 

@@ -1,4 +1,4 @@
-"""RFA: the geometric median of the clients' updates."""
+"""RFA: the geometric median of the updates."""
 
 from fedlearn import Array, Context, State, Strategy, Updates, stacked, uniform
 from fedlearn.extend import is_count, is_number, require
@@ -8,18 +8,18 @@ from fedlearn.robust import distances_to, weighted_mean
 def rfa(*, num_iterations: int = 8, smoothing: float = 1e-6, clients_per_round: int | None = None) -> Strategy:
     """Move the global model by ``argmin_v sum_k ||v - u_k||``, computed with the smoothed Weiszfeld algorithm.
 
-    ``v <- sum_k b_k u_k / sum_k b_k`` with ``b_k = 1 / max(smoothing, ||v - u_k||)``, from ``v = 0``: the current
-    global model, which no client can move.
+    ``v <- sum_k b_k u_k / sum_k b_k`` with ``b_k = 1 / max(smoothing, ||v - u_k||)``. The iteration starts at ``v = 0``
+    (the current global model), because no client can move this point.
 
-    Every client counts the same: the number of its examples is for a malicious client to choose.
+    All clients have equal weights, because a malicious client can report any number of examples.
 
     Args:
-        num_iterations: >= 1.
-        smoothing: ``nu``, the distance below which a client weighs no more, > 0.
-        clients_per_round: cohort size, drawn uniformly; None takes everyone.
+        num_iterations: number of Weiszfeld steps per round, >= 1.
+        smoothing: ``nu``, > 0. The weight of an update does not rise further below this distance.
+        clients_per_round: cohort size, drawn uniformly; None selects all clients.
 
-    *Guarantees*: each iterate is a convex combination of the updates. While fewer than half of a round's clients are
-    malicious, the geometric median stays within a bounded distance of the honest updates, whatever is sent.
+    *Guarantees*: each iterate is a convex combination of the updates. If less than half of the clients of a round are
+    malicious, the geometric median stays within a bounded distance of the honest updates.
 
     Reference: Pillutla, Kakade, Harchaoui, *Robust Aggregation for Federated Learning*, IEEE Transactions on Signal
     Processing 2022, arXiv:1912.13445, Algorithm 2.
