@@ -48,10 +48,11 @@ def require_not_shadowed(package: str) -> None:
     spec, expected = find_spec(package), ROOT / package
     places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
     if [Path(place).resolve() for place in places] != [expected]:
+        # the command fedlearn searches the working folder last
         raise ShadowedPackage(
             f"the package {package} is {', '.join(places) or 'missing'}, which is not a part of fedlearn\n"
             f"  expected  {expected}\n"
-            "  try       another name for that package, or the command fedlearn"  # the command searches the working folder last
+            "  try       another name for that package, or the command fedlearn"
         )
 
 
