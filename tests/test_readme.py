@@ -175,7 +175,7 @@ def test_your_own_code_works_as_written(tmp_path):
     told = in_shell(first, tmp_path / "my_study").stdout
     assert "513 parameters" in told
     accuracy = float(re.search(r"done .*accuracy ([\d.]+) %", told)[1])
-    assert accuracy > 85, "always the larger class is 63 %"
+    assert accuracy > 85, "predicting the larger class gives 63 %"
     assert in_shell(sweep, tmp_path / "my_study").stdout.count(" done ") == 4
     assert "3 passed" in in_shell(tests, tmp_path / "my_study").stdout
     shown = in_shell(["python", "-m", "simulations.compare", "multirun"], tmp_path / "my_study")

@@ -61,6 +61,6 @@ def test_what_is_remembered_of_clients_is_replaced_where_there_is_news_and_found
     then = update_values(first, {"who": np.array([5, 2]), "loss": np.array([0.5, 9.0])}, key="who")
     assert then["who"].tolist() == [2, 5, 7]
     assert then["loss"].tolist() == [9.0, 0.5, 0.7]
-    assert first["loss"].tolist() == [0.2, 0.7], "memory is never changed in place"
+    assert first["loss"].tolist() == [0.2, 0.7], "choose must not change the selector state in place"
     assert lookup_values([7, 3, 2], then["who"], then["loss"], default=-1).tolist() == [0.7, -1, 9.0]
     assert lookup_values([7], empty["who"], empty["loss"], default=-1).tolist() == [-1]

@@ -68,7 +68,7 @@ def go(folder, numbers, start_round=0):
 
 def strict_json(text):
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not valid JSON")
 
     return json.loads(text, parse_constant=refuse)
 

@@ -26,7 +26,7 @@ def final_accuracy(strategy: str, seed: int) -> float:
     try:
         made = build_experiment(job.cfg)
     except DataError as error:
-        pytest.skip(f"the heart disease data cannot be had here: {error}")
+        pytest.skip(f"the heart disease data are not available: {error}")
     plan, evaluate = made.plan, judge(made.scenario)
     state = start(plan.strategy, made.scenario.trainer.init(seed), made.engine, seed=seed)
     rounds = federate(plan.strategy, made.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)

@@ -151,7 +151,7 @@ def test_a_partition_of_a_user_works_in_any_scenario(own_code, scenario, request
     try:
         made = build_scenario(cfg)
     except DataError:
-        pytest.skip("the data of heart are not here")
+        pytest.skip("the heart disease data are not available")
     assert (made.partition, len(made.data.clients)) == ("Alternating", 5)
 
 

@@ -22,7 +22,7 @@ def last_round(*words: str) -> Round:
     try:
         made = build_experiment(job.cfg)
     except DataError as error:
-        pytest.skip(f"the data cannot be had here: {error}")
+        pytest.skip(f"the data are not available: {error}")
     plan, evaluate = made.plan, judge(made.scenario)
     state = start(plan.strategy, made.scenario.trainer.init(plan.seed), made.engine, seed=plan.seed)
     *_, last = federate(plan.strategy, made.engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)

@@ -115,7 +115,7 @@ def test_a_coordinator_killed_in_a_run_comes_back_and_the_run_ends_as_it_would_h
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the process by way of /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the process in /proc")
 def test_a_run_lives_through_the_death_of_flowers_link(federation, tmp_path):
     go = tmp_path / "go"
 

@@ -45,7 +45,7 @@ def test_the_block_leaves_no_process_behind_not_even_a_stubborn_one_with_childre
     assert gone(grandchild)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children that their parent is gone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals child processes that their parent has ended")
 def test_a_child_ends_with_a_parent_that_is_killed(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom fedlearn.deploy.processes import Child, Children\n"

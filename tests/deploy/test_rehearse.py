@@ -62,7 +62,7 @@ def last_parameters(folder):
     return load_file(max((folder / "checkpoints").iterdir()))["params"]
 
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes by way of /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads processes from /proc")
 
 
 @pytest.mark.slow

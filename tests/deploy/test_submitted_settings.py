@@ -82,7 +82,7 @@ def test_the_coordinator_carries_out_no_attack(settings, name, monkeypatch, tmp_
     monkeypatch.setenv("HOME", "a secret")
     monkeypatch.chdir(tmp_path)
     for function in ("run", "build_plan"):
-        monkeypatch.setattr(server_app, function, lambda *arguments, **options: pytest.fail("it was carried out"))
+        monkeypatch.setattr(server_app, function, lambda *arguments, **options: pytest.fail("the setting was executed"))
     order = {"do": "run", "settings": attacked(settings, ATTACKS[name]), "folder": "run", "chosen": True, "width": None}
     with pytest.raises(FedlearnError) as refused:
         server_app.execute(json.loads(json.dumps(order)), None, 1, tmp_path)
@@ -110,7 +110,7 @@ def test_a_resume_carries_out_no_attack(settings, override, monkeypatch, tmp_pat
 
     monkeypatch.delenv(ALLOW_ENV, raising=False)
     monkeypatch.setenv("HOME", "a secret")
-    monkeypatch.setattr(resume, "build_plan", lambda cfg: pytest.fail("it was carried out"))
+    monkeypatch.setattr(resume, "build_plan", lambda cfg: pytest.fail("the setting was executed"))
     (tmp_path / "run").mkdir()
     write_run_config(tmp_path / "run", config_from_dict(settings))
     order = {"do": "resume", "folder": "run", "overrides": [override], "width": None}

@@ -597,7 +597,7 @@ def test_hospitals_that_each_have_their_own_file_only_train_the_model_of_a_simul
     pytest.importorskip("torch", reason="the extra torch is not installed")
     shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "heart-disease-uci"
     if not shelf.is_dir():
-        pytest.skip("UCI's own heart disease files are not here (set FEDLEARN_DATA)")
+        pytest.skip("UCI's own heart disease files are not available (set FEDLEARN_DATA)")
     heart = "simulations.scenarios.heart.heart"
     made = federation(clients=((0,), (1,), (2,), (3,)), policy={"scenarios": {heart: {}}}, deadline=60, join_timeout=60)
     for node, name in zip(list(made.sites), UCI_FILES, strict=True):

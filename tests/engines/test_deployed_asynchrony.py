@@ -60,7 +60,7 @@ def test_a_slow_site_delays_nobody_and_its_update_counts_as_stale(federation):
         if done.number == 3:
             gate.set()
             made.grid.until_arrived()
-    assert gate.is_set(), "the slow site's update came before it was sent"
+    assert gate.is_set(), "the slow node's update arrived before its gate was open"
     assert 0 in done.cohort
     assert 3 < done.number < 40
 

@@ -66,7 +66,7 @@ def overheard(made, change=lambda node, asked, parcel: parcel):
             heard.append(parcel)
             changed = change(node, asked, parcel)
             if changed is None:
-                raise RuntimeError("the line is dead")
+                raise RuntimeError("the connection is lost")
             return pack(changed)
 
         made.grid.nodes[node] = answer

@@ -136,7 +136,7 @@ def test_what_stays_needs_no_protection_and_gets_none(mechanism):
     protected, settings = mechanism.protect(equal, LOCAL_SETTINGS, Population(clients=range(6), rounds=3))
     engine = serial(DATA, TRAINER)
     last = run(protected, engine, rounds=3, local=settings)[-1]
-    assert last.state.params_D[0] == TRAINER.init(1)[0], "noise must not reach what stays"
+    assert last.state.params_D[0] == TRAINER.init(1)[0], "noise must not change personal parameters"
     assert (last.state.params_D[1:] != TRAINER.init(1)[1:]).all()
     assert all(memory[PERSONAL_PARAMETERS][0] != TRAINER.init(1)[0] for memory in engine.client_states.values())
 
@@ -174,7 +174,7 @@ def test_a_personal_model_is_trained_beside_the_global_one_and_judged_beside_it(
     engine, alone = serial(DATA, TRAINER), serial(DATA, TRAINER)
     last = run(DITTO, engine, rounds=5)[-1]
     plainly = run(Strategy(select=everyone()), alone, rounds=5)[-1]
-    assert np.array_equal(last.state.params_D, plainly.state.params_D), "it must not touch what is sent"
+    assert np.array_equal(last.state.params_D, plainly.state.params_D), "the personal model must not change the update"
     assert last.bytes_up == plainly.bytes_up
     assert last.evaluation.pooled == plainly.evaluation.pooled
     assert last.evaluation.personal.mean("loss") < last.evaluation.mean("loss")
@@ -214,7 +214,7 @@ def test_forked_workers_train_all_parts_as_one_process_does():
             ends.append(
                 [rounds[-1].state.params_D, *(v for k in DATA.clients for v in engine.client_states[k].values())]
             )
-        assert len(workers._rules) == 2, "one holds a part fast, one trains the personal model"
+        assert len(workers._rules) == 2, "one rule freezes a part, one trains the personal model"
     finally:
         workers.close()
     assert all(np.array_equal(a, b) for a, b in zip(*ends, strict=True))

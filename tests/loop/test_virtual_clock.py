@@ -225,7 +225,7 @@ def test_devices_of_a_trace_bring_the_same_in_blocks(tmp_path):
     in_turn, mixed, by_version = in_turn_and_in_blocks(drifts(), trace(path=str(path), period=120.0))
     assert_same(mixed, in_turn)
     assert_same(by_version, in_turn)
-    assert in_turn[0][-1].clock > 20, "nobody waited for its window"
+    assert in_turn[0][-1].clock > 20, "no client waited for its window"
 
 
 def test_a_client_that_breaks_its_block_fails_alone():

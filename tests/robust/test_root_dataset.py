@@ -34,7 +34,7 @@ def test_root_data_are_drawn_uniformly_from_all_clients_and_lie_at_one_of_them()
     all_x = np.concatenate([data.train(k).x for k in data.clients])
     found = rooted.train(2)
     places = [np.flatnonzero((all_x == x).all(axis=1)).tolist() for x in found.x]
-    assert len({place for (place,) in places}) == len(found) == 60, "each of them is some client's, and no one twice"
+    assert len({place for (place,) in places}) == len(found) == 60, "each example is of a client, and none occurs twice"
     assert all(np.array_equal(rooted.train(k).x, data.train(k).x) for k in (0, 1, 3, 4, 5))
     assert np.array_equal(rooted.test(2).x, data.test(2).x)
     assert np.array_equal(with_root_dataset(data, RootDataset(client=2, num_examples=60), seed=1).train(2).x, found.x)
@@ -42,7 +42,7 @@ def test_root_data_are_drawn_uniformly_from_all_clients_and_lie_at_one_of_them()
     for seed in range(200):
         x = with_root_dataset(data, RootDataset(client=0, num_examples=9), seed=seed).train(0).x
         counts[[np.flatnonzero((all_x == one).all(axis=1))[0] for one in x]] += 1
-    assert counts.max() < 35, "18 each on average"
+    assert counts.max() < 35, "the average count is 18"
     with pytest.raises(SettingError, match="at most 90"):
         with_root_dataset(data, RootDataset(client=2, num_examples=91), seed=1)
 

@@ -83,7 +83,7 @@ def test_the_default_is_943_users_of_the_pinned_wheel(tmp_path_factory, monkeypa
     try:
         scenario = movielens()
     except DataError as error:
-        pytest.skip(f"the data cannot be had here: {error}")
+        pytest.skip(f"the data are not available: {error}")
     data = scenario.data
     assert len(data.clients) == 943
     assert sum(len(data.train(user)) + len(data.test(user)) for user in data.clients) == 100_000

@@ -34,7 +34,7 @@ def wheel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         try:
             read_heart_disease()
         except DataError as error:
-            pytest.skip(f"the heart disease data cannot be had here: {error}")
+            pytest.skip(f"the heart disease data are not available: {error}")
     return folder
 
 
@@ -52,7 +52,7 @@ def uci_folder() -> Path:
     shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data"))
     folder = shelf / "heart-disease-uci"
     if not folder.is_dir():
-        pytest.skip("UCI's own heart disease files are not here (set FEDLEARN_DATA)")
+        pytest.skip("UCI's own heart disease files are not available (set FEDLEARN_DATA)")
     return folder
 
 

@@ -486,7 +486,7 @@ def real(tmp_path_factory):
         try:
             return load_minilm(length=16)
         except DataError as error:
-            pytest.skip(f"the encoder cannot be had here: {error}")
+            pytest.skip(f"the encoder is not available: {error}")
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
@@ -535,7 +535,7 @@ def test_the_recipe_reaches_what_it_says(tmp_path):
     try:
         sst2()
     except DataError as error:
-        pytest.skip(f"the sentences or the encoder cannot be had here: {error}")
+        pytest.skip(f"the sentences or the encoder are not available: {error}")
     folder = tmp_path / "run"
     assert run(["experiment=sst2", f"hydra.run.dir={folder}"]) == 0
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -548,7 +548,7 @@ def test_the_sentences_are_those_of_the_paper():
 
     folder = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "sst2"
     if not folder.is_dir():
-        pytest.skip("the sentences are not here")
+        pytest.skip("the sentences are not available")
     (texts_N, positive_N), (tests_N, test_N), _ = read_reviews(path=folder)
     assert (len(texts_N), positive_N.sum()) == (6920, 3610)
     assert (len(tests_N), test_N.sum()) == (1821, 909)

@@ -191,7 +191,7 @@ def from_wheels(cache: Path, monkeypatch: pytest.MonkeyPatch):
         try:
             return scenario(**settings)
         except DataError as error:
-            pytest.skip(f"the data cannot be had here: {error}")
+            pytest.skip(f"the data are not available: {error}")
 
     return build
 

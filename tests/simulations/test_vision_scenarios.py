@@ -47,7 +47,7 @@ def nothing_but_fixtures(monkeypatch, tmp_path):
 def shelf(name):
     """Return the folder of a real data set, or skip if this machine lacks it."""
     if not (SHELF / name).is_dir():
-        pytest.skip(f"{name} is not here (set FEDLEARN_DATA)")
+        pytest.skip(f"{name} is not available (set FEDLEARN_DATA)")
     return SHELF / name
 
 

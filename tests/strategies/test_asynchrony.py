@@ -83,7 +83,7 @@ def test_fedbuff_steps_by_the_mean_of_its_buffer_weighted_by_staleness():
         expected_D = before.state.params_D + np.mean(moved_KD, axis=0)
         assert np.allclose(after.state.params_D, expected_D, rtol=0, atol=1e-6)
         stale += max(ages) > 0
-    assert stale >= 2, "nobody was slow"
+    assert stale >= 2, "no update was stale"
 
 
 def weighted_update(data, order, client, age):
@@ -106,7 +106,7 @@ def test_fedasync_mixes_in_the_model_that_arrives_by_algorithm_1():
         expected_D = (1 - share) * before.state.params_D + share * arrived_D
         assert np.allclose(after.state.params_D, expected_D, rtol=0, atol=1e-6)
         checked += after.number > order.round
-    assert checked >= 3, "nobody was slow"
+    assert checked >= 3, "no update was stale"
 
 
 def test_with_stragglers_fedbuff_reaches_a_target_in_less_virtual_time_than_fedavg():
@@ -132,7 +132,7 @@ def test_no_client_gets_the_same_model_twice_and_none_two_orders_at_a_time():
         at_work = [one.client for one in done.state.in_flight]
         assert len(set(at_work)) == len(at_work) <= 3
     landed = [client for done in rounds for client in done.cohort]
-    assert set(landed) == set(range(6)), "somebody was never asked"
+    assert set(landed) == set(range(6)), "a client was never selected"
 
 
 def test_everybody_at_work_is_a_buffer_that_closes_when_nobody_is_left():

@@ -122,7 +122,7 @@ def test_ifca_recovers_two_planted_clusters(small):
     assert np.allclose(np.sort(ends[:, 0]), [-1, 1], atol=0.05)
     assert np.allclose(ends[0], -ends[1], atol=0.1)
     assert last.evaluation.personal.worst("loss", higher_is_better=False) < 0.01
-    assert last.evaluation.pooled["loss"] > 1, "one model for all is wrong for half of them"
+    assert last.evaluation.pooled["loss"] > 1, "one common model is wrong for half of the clients"
     assert last.bytes_down == 6 * 2 * 4 * 4
     assert last.bytes_up == 6 * 4 * 4
     assert len(engine.client_states) == 6

@@ -41,7 +41,7 @@ def test_round_robin_asks_all_equally_often_and_in_order():
     select = round_robin(4)
     asked = [client for t in range(1, 7) for client in select.choose(t, range(10, 22), rng(0))]
     assert asked == [*range(10, 22)] * 2
-    assert select.law is None, "nothing is drawn, so nothing is amplified"
+    assert select.law is None, "without sampling there is no amplification"
     with pytest.raises(SettingError, match="at most 3"):
         select.choose(1, range(3), rng(0))
 

@@ -97,7 +97,7 @@ def a_unit_starts_nothing(request):
     yield
     if request.node.get_closest_marker("unit"):
         new = [*sorted((FRAMEWORKS & sys.modules.keys()) - loaded), *started[began:]]
-        assert not new, f"not a unit: {new}"
+        assert not new, f"a test of the layer unit loaded or started {new}"
 
 
 def pytest_configure(config):
@@ -105,7 +105,7 @@ def pytest_configure(config):
         row for row in (*TABLE, *CROWDED) if not any((config.rootpath / f"{row}{end}").exists() for end in ("", ".py"))
     ]
     if stale:
-        raise pytest.UsageError(f"there is no such file (tests/support/layers.py): {', '.join(stale)}")
+        raise pytest.UsageError(f"rows of tests/support/layers.py without a file: {', '.join(stale)}")
     config.pluginmanager.register(Layers(config.rootpath), "layers of the tests")
 
 
@@ -142,7 +142,9 @@ class Layers:
     def pytest_collection_modifyitems(self, config, items):
         wrong = [item.nodeid for item in items if len({m.name for m in item.iter_markers() if m.name in NAMES}) != 1]
         if wrong:
-            raise pytest.UsageError("not in exactly one layer (tests/support/layers.py):\n  " + "\n  ".join(wrong))
+            raise pytest.UsageError(
+                "tests without exactly one layer (tests/support/layers.py):\n  " + "\n  ".join(wrong)
+            )
         if "slow" not in config.option.markexpr:  # -m "slow or not slow" runs all
             config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("slow")])
             items[:] = [item for item in items if not item.get_closest_marker("slow")]

@@ -31,7 +31,7 @@ def jax_gpus():
 @pytest.fixture(params=["torch", "jax"])
 def framework(request):
     if not has_gpu(request.param):
-        pytest.skip(f"{request.param} sees no GPU")
+        pytest.skip(f"{request.param} has no GPU")
     return request.param
 
 
@@ -95,7 +95,7 @@ def test_jax_leaves_memory_of_a_gpu_to_others():
     import sys
 
     if not has_gpu("jax"):
-        pytest.skip("jax sees no GPU")
+        pytest.skip("jax has no GPU")
     code = """
 from omegaconf import OmegaConf
 from fedlearn.runner.environment import set_environment

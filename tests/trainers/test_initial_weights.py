@@ -78,7 +78,7 @@ def test_flax_variables_of_another_module_are_refused_by_the_first_leaf_that_dif
 
 
 def test_a_trainer_changes_neither_threads_nor_environment_nor_the_global_generator(monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda *args: pytest.fail("a trainer changes how memory is allocated"))
+    monkeypatch.setattr("ctypes.CDLL", lambda *args: pytest.fail("a trainer changes the memory allocator"))
     threads, environment = torch.get_num_threads(), dict(os.environ)
     torch.set_num_threads(2)
     try:
