@@ -13,7 +13,9 @@ from simulations.analysis.sampling import sample_text
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command, and return the same exit codes as ``simulations.run``."""
     parser = command_parser("simulations.sample", "Write text with the language model of a run, by characters.")
-    parser.add_argument("folder", type=Path, metavar="RUN", help="folder of a run of scenario=shakespeare")
+    parser.add_argument(
+        "folder", type=Path, metavar="RUN", help="folder of a run with a language model, e.g. scenario=shakespeare"
+    )
     parser.add_argument("--start", default="O ", help="first characters of the text (%(default)r)")
     parser.add_argument("--length", type=int, default=300, help="number of sampled characters (%(default)s)")
     parser.add_argument(

@@ -100,7 +100,8 @@ def _inputs(model: TrainedModel, data: Path) -> np.ndarray:
     if x.shape[1:] != shape and x[0].size != int(np.prod(shape)):
         expected = " x ".join(map(str, shape))
         raise DataError(
-            f"{data} has examples of shape {x.shape[1:]}\n  expected  {expected}, the input shape of the model"
+            f"{data} has examples of shape {x.shape[1:]}\n  expected  {expected}, the input shape of the model\n"
+            "  try       a file with examples of this shape"
         )
     if not np.isfinite(x).all():
         row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
@@ -121,10 +122,14 @@ def _read_array(data: Path) -> np.ndarray:
         else:
             array = _read_numbers(data)
     except (OSError, KeyError, ValueError) as error:
-        fix = "a .npy file, a .npz file with an array x, or a .csv file of numbers"
-        raise DataError(f"{data} cannot be read: {error}\n  try       {fix}") from error
+        expected = "a .npy file, a .npz file with an array x, or a .csv file of numbers"
+        problem = f"{data} cannot be read: {error}"
+        raise DataError(f"{problem}\n  expected  {expected}\n  try       --data examples.npy") from error
     if array.ndim < 2 or not len(array):
-        raise DataError(f"{data} has shape {array.shape}\n  expected  a row for each example")
+        raise DataError(
+            f"{data} has shape {array.shape}\n  expected  a row for each example, and at least one row\n"
+            "  try       an array of shape (examples, features)"
+        )
     return np.asarray(array)
 
 

@@ -183,7 +183,7 @@ def _run(experiment: Experiment, rounds: int, observer: Observer | None) -> tupl
     finally:
         engine.close()
     if not done:
-        raise SettingError("privacy.epsilon", plan.privacy.kind, "a budget that allows one round", "privacy.epsilon=2")
+        raise SettingError("privacy", plan.privacy.kind, "a budget for one round or more", "privacy.epsilon=2")
     return done[-1], np.asarray(done[-1].state.params_D, np.float64)
 
 

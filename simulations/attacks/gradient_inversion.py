@@ -145,7 +145,7 @@ def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Examples]:
 def _require_images(scenario: Scenario) -> None:
     data, layout = scenario.data, scenario.trainer.layout
     images = data.train(data.clients[0]).x.ndim == 4 and data.task == "multiclass"
-    require(images, "scenario", scenario.name, "one that classifies images", "scenario=digits")
+    require(images, "scenario", scenario.name, "a scenario that classifies images", "scenario=digits")
     expected = "linear or mlp: the attack needs an affine first layer"
     require(_affine_first_layer(layout) is not None, "model", scenario.model, expected, "model=mlp")
 

@@ -68,5 +68,8 @@ def observe_updates(experiment: Experiment, strategy: Strategy, local: LocalSett
     for failure in results:
         if not isinstance(failure, Updates):
             reason = getattr(failure, "reason", "it sent no update")
-            raise FedlearnError(f"an attacked client failed: {reason}\n  try       a smaller local.learning_rate")
+            raise FedlearnError(
+                f"an attacked client failed: {reason}\n  expected  an update of each client\n"
+                "  try       a smaller local.learning_rate"
+            )
     return np.concatenate([as_numpy(result.delta_KD) for result in results if isinstance(result, Updates)])

@@ -73,7 +73,10 @@ def system(name: str, framework: str) -> System:
         FedlearnError: The system does not support the framework.
     """
     if name == "pfl" and framework != "torch":
-        raise FedlearnError("systems=pfl: pfl-research has no JAX model\n  try       framework=torch")
+        raise FedlearnError(
+            "systems=pfl with framework=jax: pfl-research has no JAX model\n  expected  framework=torch\n"
+            "  try       framework=torch"
+        )
     module: Any = import_module(f"simulations.benchmarks.{'pfl_torch' if name == 'pfl' else name}")
     return module
 

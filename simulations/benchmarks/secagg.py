@@ -96,7 +96,7 @@ class Rehearsal:
         for client in sorted(set(requests) - self.silent.get(stage, set())):
             vector = self._vector(client) if stage == ServerStage.MASK else None
             with _timed(costs.client[stage]):
-                response = self.clients[client].respond(requests[client], lambda session, own=vector: own)  # type: ignore[misc]
+                response = self.clients[client].respond(requests[client], lambda session, vector=vector: vector)  # type: ignore[misc]
             costs.down[stage].append(len(requests[client]))
             costs.up[stage].append(len(response))
             with _timed(costs.server[stage]):

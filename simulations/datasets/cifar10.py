@@ -28,6 +28,7 @@ OFFICIAL = OfficialSource(
     base_url="https://www.cs.toronto.edu/~kriz", files={TARBALL: "md5:c58f30108f718f92721af3b95e74349a"}
 )
 JPEG_SUBSET = LocalCopy(files={JPEGS: "sha256:1b663f6f7a0b99191f0142e53d3962ae4311e5cf5d47e8fb1b93de143a35a74d"})
+FIX = "\n  expected  the official archive of CIFAR-10\n  try       another copy of the archive"
 CITATION = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 CIFAR10 = DataSet(
     name="cifar10",
@@ -74,7 +75,7 @@ def _read_tarball(file: Path) -> tuple[ImagesAndLabels, ImagesAndLabels]:
         with tarfile.open(file, "r:gz") as archive:
             parts = {name: _read_member(archive, f"cifar-10-batches-py/{name}") for name in (*TRAIN, *TEST)}
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{file} is not a complete tar archive: {error}") from error
+        raise DataError(f"{file} is not a complete tar archive: {error}{FIX}") from error
     train, test = (zip(*(parts[name] for name in names), strict=True) for names in (TRAIN, TEST))
     return _concatenate(*train), _concatenate(*test)
 
@@ -89,9 +90,9 @@ def _read_member(archive: tarfile.TarFile, name: str) -> ImagesAndLabels:
     try:
         member = archive.extractfile(name)
     except KeyError as error:
-        raise DataError(f"{where} is not in the archive") from error
+        raise DataError(f"{where} is not in the archive{FIX}") from error
     if member is None:
-        raise DataError(f"{where} is not a file")
+        raise DataError(f"{where} is not a file{FIX}")
     labels: list[int] = []
     key, pixels = "", b""
     for opcode, value, _ in pickletools.genops(member.read()):
@@ -106,7 +107,9 @@ def _read_member(archive: tarfile.TarFile, name: str) -> ImagesAndLabels:
 def _to_images(pixels: bytes, labels: list[int], *, where: str) -> ImagesAndLabels:
     labels_N = np.array(labels, np.int64)
     if len(pixels) != len(labels_N) * CHANNELS * HEIGHT * WIDTH or not set(labels) <= set(range(10)):
-        raise DataError(f"{where} holds {len(pixels)} bytes of pixels and {len(labels_N)} labels, which do not match")
+        raise DataError(
+            f"{where} holds {len(pixels)} bytes of pixels and {len(labels_N)} labels: the numbers do not match{FIX}"
+        )
     planes_NCHW = np.frombuffer(pixels, np.uint8).reshape(-1, CHANNELS, HEIGHT, WIDTH)
     return planes_NCHW.transpose(0, 2, 3, 1), labels_N
 

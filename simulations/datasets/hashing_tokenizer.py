@@ -16,7 +16,7 @@ import numpy as np
 from fedlearn.data.download import open_decompressed
 from fedlearn.errors import DataError, MissingExtra, is_count, require
 
-REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # pattern: token that replaces all words with the pattern
+REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # all words that match a pattern become one token
 
 
 def read_lines(file: Path) -> list[str]:

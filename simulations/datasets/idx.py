@@ -12,6 +12,7 @@ import numpy as np
 
 from fedlearn.errors import DataError
 
+FIX = "\n  expected  a gzipped IDX file\n  try       another copy of the file"
 BYTES = 8  # code of unsigned bytes, the only type in these data sets
 
 
@@ -27,12 +28,12 @@ def read_idx(file: Path) -> np.ndarray:
     try:
         content = gzip.decompress(file.read_bytes())
     except (OSError, EOFError) as error:
-        raise DataError(f"{file} is not a complete gzip file: {error}") from error
+        raise DataError(f"{file} is not a complete gzip file: {error}{FIX}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != BYTES or len(content) < 4 + 4 * content[3]:
-        raise DataError(f"{file} is not an IDX file of bytes: it starts with {content[:4].hex(' ')}")
+        raise DataError(f"{file} is not an IDX file of bytes: it starts with {content[:4].hex(' ')}{FIX}")
     num_dimensions = content[3]
     shape = tuple(np.frombuffer(content, ">u4", num_dimensions, offset=4).tolist())
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * num_dimensions)
     if len(values) != np.prod(shape):
-        raise DataError(f"{file} has {len(values)} values, but its shape is {' x '.join(map(str, shape))}")
+        raise DataError(f"{file} has {len(values)} values, but its shape is {' x '.join(map(str, shape))}{FIX}")
     return values.reshape(shape)

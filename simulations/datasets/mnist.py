@@ -171,7 +171,8 @@ def _whole(data: DataSet, title: str) -> Callable[[str | PathLike[str] | None], 
 def _idx_pair(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndarray]:
     images_N, labels_N = (read_idx(files[name]) for name in FILES[part])
     if len(images_N) != len(labels_N):
-        raise DataError(f"{FILES[part][0]} has {len(images_N)} images, but {FILES[part][1]} has {len(labels_N)} labels")
+        problem = f"{FILES[part][0]} has {len(images_N)} images, but {FILES[part][1]} has {len(labels_N)} labels"
+        raise DataError(f"{problem}\n  expected  one label per image\n  try       another copy of both files")
     return images_N, labels_N.astype(np.int64)
 
 
@@ -227,7 +228,8 @@ def _read_leaf(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
         return {writer: _read_writer(content["user_data"][writer]) for writer in content["users"]}
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{file} is not in LEAF's layout (users, user_data with x and y): {error!r}") from error
+        problem = f"{file} is not in LEAF's layout (users, user_data with x and y): {error!r}"
+        raise DataError(f"{problem}\n{FEMNIST_ADVICE}") from error
 
 
 def _read_writer(user_data: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:

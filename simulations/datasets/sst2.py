@@ -12,7 +12,7 @@ from simulations.datasets.hashing_tokenizer import read_lines
 
 SST2 = DataSet(
     name="sst2",
-    about="8,741 sentences of film reviews, 6,920 to learn from and 1,821 to test: positive or negative",
+    about="8,741 sentences of film reviews, 6,920 for training and 1,821 for testing: positive or negative?",
     licence="not stated by its authors",
     citation="Socher et al., Recursive Deep Models for Semantic Compositionality Over a Sentiment Treebank, EMNLP 2013",
     megabytes=0.9,

@@ -39,7 +39,7 @@ UCI = OfficialSource(
 )
 HEART_DISEASE = DataSet(
     name="heart-disease-uci",
-    about="920 patients, 13 features: has the patient heart disease?",
+    about="920 patients, 13 features: does the patient have heart disease?",
     clients="4 hospitals",
     licence="CC BY 4.0",
     citation="Janosi, Steinbrunn, Pfisterer, Detrano, Heart Disease, UCI Machine Learning Repository, 1988, "
