@@ -11,7 +11,7 @@ from fedlearn.errors import FedlearnError
 
 PACKAGES = ("fedlearn", "strategies", "simulations")
 WORKING_FOLDER_ENV = "FEDLEARN_WORKING_FOLDER"
-ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the packages: site-packages, or a checkout
+ROOT = Path(__file__).resolve().parents[2]  # folder of the packages: site-packages, or a checkout
 
 
 class ShadowedPackage(FedlearnError):

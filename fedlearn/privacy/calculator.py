@@ -73,10 +73,10 @@ class PrivacyQuery:
         require(positive, "noise_multiplier", noise, "a finite number > 0", "noise_multiplier=1.0")
         known = self.sampling in SAMPLINGS
         require(known, "sampling", self.sampling, f"one of {', '.join(SAMPLINGS)}", "sampling=poisson")
-        given = [name for name in ("epsilon", "noise_multiplier", "rounds") if getattr(self, name) is not None]
+        is_set = [name for name in ("epsilon", "noise_multiplier", "rounds") if getattr(self, name) is not None]
         expected = "exactly two of epsilon, noise_multiplier and rounds"
-        fix = "rounds=2000 epsilon=2" if len(given) < 2 else f"without {given[-1]}"
-        require(len(given) == 2, "the query", " ".join(given) or "empty", expected, fix)
+        fix = "rounds=2000 epsilon=2" if len(is_set) < 2 else f"without {is_set[-1]}"
+        require(len(is_set) == 2, "the query", " ".join(is_set) or "empty", expected, fix)
 
     def history(self, noise: float, rounds: int) -> EventHistory:
         """Return the events of ``rounds`` rounds with the noise multiplier ``noise``."""

@@ -33,7 +33,7 @@ def example(
     epsilon: float | None = None,
     delta: float = 1e-5,
 ) -> Mechanism:
-    """Protect each example at each client against everyone except the client that holds it.
+    """Protect each example at each client against all parties except its client.
 
     A client of N examples draws Poisson batches of rate ``q = min(1, batch_size / N)`` and takes
     ``epochs * ceil(N / batch_size)`` steps per round (or ``steps``). It pays for all steps of its own rounds only.

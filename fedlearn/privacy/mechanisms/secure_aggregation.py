@@ -173,7 +173,7 @@ def _protect_with_noise(
     size = masking.cohort_size(strategy, population.num_clients)
 
     def event_of(noise: float) -> RenyiEvent:
-        """Return the divergences at whole orders. Those of the equivalent Gaussian noise are proven upper bounds."""
+        """Return upper bounds on the divergences: the divergences of the equivalent Gaussian noise at whole orders."""
         z = replace(masking, noise_multiplier=noise).smallest_noisy_sum(size).equivalent_noise_multiplier
         return RenyiEvent(WHOLE_ORDERS, tuple(order / (2 * z**2) for order in WHOLE_ORDERS))
 

@@ -141,12 +141,12 @@ class Client:
     def _share(self, roster: KeyDirectory) -> bytes:
         session, me = self._at(ClientStage.ADVERTISED, roster.session), self.identity.client
         reject_if(roster.keys.get(me) != self._state.roster[me], "the keys of this client were changed in transit")
-        everyone = verify_directory(session, roster.keys, self.registered)
+        all_keys = verify_directory(session, roster.keys, self.registered)
         size, t = len(session.clients), session.threshold
         seed_shares = crypto.split(self._state.seed, threshold=t, num_shares=size)
         key_shares = crypto.split(self._state.mask_secret, threshold=t, num_shares=size)
         both = {c: seed_shares[i] + key_shares[i] for i, c in enumerate(session.clients)}
-        encrypted = {c: self._encrypt(keys, both[c]) for c, keys in everyone.items() if c != me}
+        encrypted = {c: self._encrypt(keys, both[c]) for c, keys in all_keys.items() if c != me}
         self._state = replace(self._state, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
         return encode(EncryptedShares(session=roster.session, client=me, encrypted=encrypted))
 
@@ -160,14 +160,14 @@ class Client:
         reject_if(
             sharers < session.threshold, f"{sharers} clients have shared, fewer than threshold {session.threshold}"
         )
-        everyone = {c: decode(data, PublicKeys) for c, data in self._state.roster.items()}
-        shares = {c: self._decrypt(everyone[c], encrypted) for c, encrypted in inbox.encrypted.items()}
+        all_keys = {c: decode(data, PublicKeys) for c, data in self._state.roster.items()}
+        shares = {c: self._decrypt(all_keys[c], encrypted) for c, encrypted in inbox.encrypted.items()}
         if vector is None:
             raise ProtocolError("this client has no vector to mask")
         masked = _checked_copy(vector(session), session)
         crypto.add_mask(masked, crypto.self_mask_key(self._state.seed, inbox.session, me), sign=1)
         for other in inbox.encrypted:
-            key = crypto.pairwise_mask_key(self._state.mask_secret, everyone[other].mask_key, inbox.session, me, other)
+            key = crypto.pairwise_mask_key(self._state.mask_secret, all_keys[other].mask_key, inbox.session, me, other)
             crypto.add_mask(masked, key, sign=1 if me < other else -1)
         self._state = replace(
             self._state,
@@ -261,14 +261,14 @@ def verify_directory(
     reject_if(bool(set(directory) - set(session.clients)), "a client on the roster is not in the cohort")
     too_few = f"{len(directory)} clients have advertised keys, fewer than threshold {session.threshold}"
     reject_if(len(directory) < session.threshold, too_few)
-    everyone: dict[int, PublicKeys] = {client: decode(data, PublicKeys) for client, data in directory.items()}
-    for client, keys in everyone.items():
+    all_keys: dict[int, PublicKeys] = {client: decode(data, PublicKeys) for client, data in directory.items()}
+    for client, keys in all_keys.items():
         reject_if(keys.client != client, f"the keys of client {keys.client} are shown as those of client {client}")
         reject_if(keys.session != crypto.digest(session), f"the keys of client {client} are of another session")
         crypto.verify_keys(keys, registered)
-    public = [key for keys in everyone.values() for key in (keys.encryption_key, keys.mask_key)]
+    public = [key for keys in all_keys.values() for key in (keys.encryption_key, keys.mask_key)]
     reject_if(len(set(public)) < len(public), "a public key appears twice")
-    return everyone
+    return all_keys
 
 
 def _context(session: bytes, sender: int, receiver: int) -> bytes:

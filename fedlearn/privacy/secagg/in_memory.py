@@ -71,14 +71,14 @@ def run_protocol(
         SecAggAborted: Too few clients are left.
         ProtocolError: A client refuses a message.
     """
-    server, gone = Server(session, registered), set[int]()
+    server, dropped = Server(session, registered), set[int]()
     requests = server.start()
     while requests:
-        gone |= set((dropouts or {}).get(server.stage, ()))
+        dropped |= set((dropouts or {}).get(server.stage, ()))
         for client, request in requests.items():
-            if client not in gone:
-                reply = clients[client].respond(request, lambda session, client=client: vectors[client])  # type: ignore[misc]
-                server.add(client, reply)
+            if client not in dropped:
+                response = clients[client].respond(request, lambda session, client=client: vectors[client])  # type: ignore[misc]
+                server.add(client, response)
         requests = server.advance()
     assert server.total is not None
     return SecureSum(server.total, server.survivors)

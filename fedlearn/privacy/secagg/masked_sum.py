@@ -193,7 +193,7 @@ class MaskedEncoding:
         x_KD = as_numpy(update)
         signs_P = _signs(context, x_KD.shape[1]) if self.flatten > 1 else None
         clients_K = context.clients_K.tolist()
-        encoded = [  # row by row, because float64 and 64-bit integers of a whole block need four times its state
+        encoded = [  # row by row, because float64 and 64-bit integers of a whole block need four times its memory
             self.fixed_point.wrap(self._integers(x_D, signs_P, client, context))
             for x_D, client in zip(x_KD, clients_K, strict=True)
         ]

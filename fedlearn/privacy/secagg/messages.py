@@ -257,11 +257,11 @@ def _frozen(value: Any) -> Any:
 def _record_type(data: bytes, expected: Sequence[type]) -> type:
     reject_if(data[:3] != MAGIC or len(data) <= HEADER_BYTES, "not a message of secure aggregation")
     reject_if(data[3] != VERSION, f"protocol version {data[3]}, expected {VERSION}")
-    found = dict(enumerate(RECORD_TYPES, 1)).get(data[4])
-    if found is None or found not in expected:
+    record_type = dict(enumerate(RECORD_TYPES, 1)).get(data[4])
+    if record_type is None or record_type not in expected:
         names = " or ".join(each.__name__ for each in expected)
-        raise ProtocolError(f"{found.__name__ if found else 'an unknown record type'}, expected {names}")
-    return found
+        raise ProtocolError(f"{record_type.__name__ if record_type else 'an unknown record type'}, expected {names}")
+    return record_type
 
 
 def _decode_values(data: bytes, record_type: type) -> list[Any]:

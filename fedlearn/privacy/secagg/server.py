@@ -163,7 +163,7 @@ class Server:
 
     def _accept_confirmation(self, confirmation: Confirmation) -> bytes:
         client = confirmation.client
-        message = crypto.survivors_statement(self._shown)
+        message = crypto.survivors_statement(self._survivors_record)
         crypto.verify(self.registered[client], confirmation.signature, message, signer=f"client {client}")
         return confirmation.signature
 
@@ -177,14 +177,14 @@ class Server:
         return reveal
 
     @property
-    def _shown(self) -> Survivors:
+    def _survivors_record(self) -> Survivors:
         return Survivors(session=self._digest, survivors=self.survivors, dropped=self.dropped)
 
-    def _roster_out(self, responses: Mapping[int, PublicKeys]) -> dict[int, bytes]:
+    def _send_keys(self, responses: Mapping[int, PublicKeys]) -> dict[int, bytes]:
         encoded, self._roster = {client: encode(keys) for client, keys in responses.items()}, dict(responses)
         return dict.fromkeys(responses, encode(KeyDirectory(session=self._digest, keys=encoded)))
 
-    def _inboxes_out(self, responses: Mapping[int, EncryptedShares]) -> dict[int, bytes]:
+    def _send_shares(self, responses: Mapping[int, EncryptedShares]) -> dict[int, bytes]:
         self._roster = {client: self._roster[client] for client in responses}
         return {
             client: encode(
@@ -199,36 +199,38 @@ class Server:
             for client in responses
         }
 
-    def _survivors_out(self, responses: Mapping[int, bool]) -> dict[int, bytes]:
+    def _send_survivors(self, responses: Mapping[int, bool]) -> dict[int, bytes]:
         self.survivors = tuple(responses)
         self.dropped = tuple(sorted(set(self._roster) - set(responses)))
-        return dict.fromkeys(responses, encode(self._shown))
+        return dict.fromkeys(responses, encode(self._survivors_record))
 
-    def _opening_out(self, responses: Mapping[int, bytes]) -> dict[int, bytes]:
-        shown = self._shown
+    def _request_unmasking(self, responses: Mapping[int, bytes]) -> dict[int, bytes]:
+        shown = self._survivors_record
         opening = UnmaskRequest(
             session=shown.session, survivors=shown.survivors, dropped=shown.dropped, signatures=responses
         )
         return dict.fromkeys(responses, encode(opening))
 
-    def _total_out(self, responses: Mapping[int, UnmaskShares]) -> dict[int, bytes]:
+    def _compute_total(self, responses: Mapping[int, UnmaskShares]) -> dict[int, bytes]:
         for client in self.survivors:
-            seed = responses[client].seed if client in responses else self._combined(client, responses, "seed_shares")
+            seed = (
+                responses[client].seed if client in responses else self._reconstruct(client, responses, "seed_shares")
+            )
             crypto.add_mask(self._sum, crypto.self_mask_key(seed, self._digest, client), sign=-1)
-        for gone in self.dropped:
-            self._remove_pairs(gone, self._combined(gone, responses, "key_shares"))
+        for dropout in self.dropped:
+            self._remove_pairs(dropout, self._reconstruct(dropout, responses, "key_shares"))
         self.total = self._sum
         return {}
 
-    def _remove_pairs(self, gone: int, secret: bytes) -> None:
+    def _remove_pairs(self, dropout: int, secret: bytes) -> None:
         """Remove the masks between a dropped client and each survivor from the sum."""
-        if crypto.derive_public_key(secret) != self._roster[gone].mask_key:
-            raise self._abort(f"the shares for client {gone} do not give the secret of its key")
+        if crypto.derive_public_key(secret) != self._roster[dropout].mask_key:
+            raise self._abort(f"the shares for client {dropout} do not give the secret of its key")
         for client in self.survivors:
-            key = crypto.pairwise_mask_key(secret, self._roster[client].mask_key, self._digest, gone, client)
-            crypto.add_mask(self._sum, key, sign=-1 if client < gone else 1)
+            key = crypto.pairwise_mask_key(secret, self._roster[client].mask_key, self._digest, dropout, client)
+            crypto.add_mask(self._sum, key, sign=-1 if client < dropout else 1)
 
-    def _combined(self, client: int, responses: Mapping[int, UnmaskShares], which: str) -> bytes:
+    def _reconstruct(self, client: int, responses: Mapping[int, UnmaskShares], which: str) -> bytes:
         shares = {
             self.session.share_index(holder): getattr(reveal, which)[client] for holder, reveal in responses.items()
         }
@@ -243,9 +245,9 @@ _ACCEPT: Mapping[ServerStage, Any] = {
     ServerStage.OPEN: Server._accept_reveal,
 }
 _NEXT: Mapping[ServerStage, Any] = {
-    ServerStage.ADVERTISE: Server._roster_out,
-    ServerStage.SHARE: Server._inboxes_out,
-    ServerStage.MASK: Server._survivors_out,
-    ServerStage.CONFIRM: Server._opening_out,
-    ServerStage.OPEN: Server._total_out,
+    ServerStage.ADVERTISE: Server._send_keys,
+    ServerStage.SHARE: Server._send_shares,
+    ServerStage.MASK: Server._send_survivors,
+    ServerStage.CONFIRM: Server._request_unmasking,
+    ServerStage.OPEN: Server._compute_total,
 }
