@@ -1,4 +1,4 @@
-"""Training images that are flipped, shifted and rotated anew in every round.
+"""Augment training images: flip, shift and rotate them with new random numbers in every round.
 
 Shapes: N images of H x W pixels and C channels, K clients in a block.
 """
@@ -18,7 +18,7 @@ from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.trainers.batching import round_of
 
-CHUNK_SIZE = 256  # images that are distorted together: their pixels stay in the cache
+CHUNK_SIZE = 256  # number of images that are transformed together; their pixels stay in the processor cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +26,9 @@ class Augmentation:
     """Set the augmentation of training images.
 
     Args:
-        flip: left to right, for every other image.
-        shift: pixels at most, in each of four directions: a crop from an image with a black border.
-        rotation: degrees at most, either way.
+        flip: mirror an image left to right with probability 1/2; default True.
+        shift: maximum shift along each axis, in pixels, >= 0; default 4. Pixels from outside the image are 0.
+        rotation: maximum rotation in either direction, in degrees, in [0, 180]; default 15.
     """
 
     flip: bool = True
@@ -43,16 +43,19 @@ class Augmentation:
 
 
 class AugmentedTrainer(TrainerWrapper):
-    """Wrap a trainer so that it gets the images of each client augmented, differently in each round.
+    """Wrap a trainer and augment the images of each client, with new random numbers in each round.
 
     Args:
-        trainer: of either framework, or mixed.
-        augmentation: what may happen to an image.
+        trainer: trainer in any framework.
+        augmentation: range of the random changes of an image.
 
-    *Guarantees*: what happens to an image follows from (seed, round, client, row) alone and is worked out before any
-    framework sees it, so that torch and JAX, all engines and a resumed run train on the same pixels. An image is
-    distorted once a round, also where a round makes several passes. Evaluation sees images as they are. One image
-    stays one image, so that DP-SGD protects it as before.
+    *Guarantees*:
+
+    - The change of an image depends only on (seed, round, client, row). NumPy computes it before a framework reads
+      the image. So torch and JAX, all engines and a resumed run train on the same pixels.
+    - An image changes once per round, also if local training makes several passes.
+    - Evaluation uses the original images.
+    - One image gives one training example, so the guarantee of DP-SGD stays valid.
     """
 
     def __init__(self, trainer: Trainer, augmentation: Augmentation) -> None:
@@ -60,39 +63,47 @@ class AugmentedTrainer(TrainerWrapper):
         self.augmentation = augmentation
 
     def with_batching(self, batching: str) -> AugmentedTrainer:
-        """The same around the trainer batched so."""
+        """Return a wrapper of the trainer with another way to train a block."""
         return AugmentedTrainer(self.trainer.with_batching(batching), self.augmentation)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        """Train K clients on distorted images; see `Trainer.fit`."""
-        return self.trainer.fit(request, rule, [self._distorted(request, one) for one in work])
+        """Train K clients on augmented images. See `Trainer.fit`."""
+        return self.trainer.fit(request, rule, [self._augment(request, client_work) for client_work in work])
 
-    def _distorted(self, order: Request, one: ClientWork) -> ClientWork:
-        rng = generator(order.seed, Purpose.AUGMENT, round=round_of(order, one), client=one.client)
-        return one._replace(examples=Examples(augment(one.examples.x, self.augmentation, rng), one.examples.y))
+    def _augment(self, request: Request, work: ClientWork) -> ClientWork:
+        rng = generator(request.seed, Purpose.AUGMENT, round=round_of(request, work), client=work.client)
+        return work._replace(examples=Examples(augment(work.examples.x, self.augmentation, rng), work.examples.y))
 
 
 def augment(x_NHWC: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Images, each flipped, shifted and rotated about its centre; zero where nothing was. Bilinear between pixels.
+    """Flip, shift and rotate each image about its centre, with bilinear interpolation.
+
+    Args:
+        x_NHWC: images ``(N, H, W, C)``.
+        augmentation: range of the random changes.
+        rng: source of the random numbers, four per image.
+
+    Returns:
+        Images ``(N, H, W, C)``. Pixels from outside the original image are 0.
 
     >>> augment(np.eye(3, dtype=np.float32)[None, :, :, None], Augmentation(flip=False, shift=0, rotation=0),
     ...     np.random.default_rng(1))[0, :, :, 0].tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    draws_N4 = rng.random((len(x_NHWC), 4))  # image n's depend on n alone, not on how many there are
+    draws_N4 = rng.random((len(x_NHWC), 4))  # the numbers of image n depend on n, not on N
     sign_N = np.where(augmentation.flip & (draws_N4[:, 0] < 0.5), -1.0, 1.0)
     shift_N2 = np.floor(draws_N4[:, 1:3] * (2 * augmentation.shift + 1)) - augmentation.shift
     angle_N = np.deg2rad(augmentation.rotation) * (2 * draws_N4[:, 3] - 1)
     out = np.empty_like(x_NHWC)
     for start in range(0, len(x_NHWC), CHUNK_SIZE):
-        own = slice(start, start + CHUNK_SIZE)
-        at_N2P = _sources(x_NHWC.shape[1:3], sign_N[own], shift_N2[own], angle_N[own])
-        out[own] = _between_pixels(x_NHWC[own], at_N2P)
+        chunk = slice(start, start + CHUNK_SIZE)
+        at_N2P = _source_points(x_NHWC.shape[1:3], sign_N[chunk], shift_N2[chunk], angle_N[chunk])
+        out[chunk] = _interpolate(x_NHWC[chunk], at_N2P)
     return out
 
 
-def _sources(size: tuple[int, ...], sign_N: np.ndarray, shift_N2: np.ndarray, angle_N: np.ndarray) -> np.ndarray:
-    """Where each pixel of the new image lies in the old one, ``(N, 2, H x W)``, rows and columns."""
+def _source_points(size: tuple[int, ...], sign_N: np.ndarray, shift_N2: np.ndarray, angle_N: np.ndarray) -> np.ndarray:
+    """Return the position in the original image of each pixel, ``(N, 2, H x W)``: rows and columns."""
     centre_21 = (np.array(size)[:, None] - 1) / 2
     grid_2P = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij")).reshape(2, -1) - centre_21
     cos_N, sin_N = np.cos(angle_N), np.sin(angle_N)
@@ -101,11 +112,11 @@ def _sources(size: tuple[int, ...], sign_N: np.ndarray, shift_N2: np.ndarray, an
     return at_N2P
 
 
-def _between_pixels(x_NHWC: np.ndarray, at_N2P: np.ndarray) -> np.ndarray:
-    """The images at points between pixels, from the four around each."""
+def _interpolate(x_NHWC: np.ndarray, at_N2P: np.ndarray) -> np.ndarray:
+    """Return the images at these points, by bilinear interpolation between four pixels."""
     num_images, height, width, channels = x_NHWC.shape
     border = ((0, 0), (1, 2), (1, 2), (0, 0))
-    flat = np.pad(x_NHWC, border).reshape(-1, channels)  # points outside fall on zeros
+    flat = np.pad(x_NHWC, border).reshape(-1, channels)  # points outside the image read zeros
     row_NP = np.clip(at_N2P[:, 0] + 1, 0, height + 1)
     column_NP = np.clip(at_N2P[:, 1] + 1, 0, width + 1)
     top_NP, left_NP = row_NP.astype(np.int64), column_NP.astype(np.int64)
@@ -113,7 +124,7 @@ def _between_pixels(x_NHWC: np.ndarray, at_N2P: np.ndarray) -> np.ndarray:
     right_NP1 = (column_NP - left_NP).astype(np.float32)[..., None]
     first_NP = (np.arange(num_images)[:, None] * (height + 3) + top_NP) * (width + 3) + left_NP
 
-    def row(first_NP: np.ndarray) -> np.ndarray:  # in place: what takes time here is memory
+    def row(first_NP: np.ndarray) -> np.ndarray:  # in place, because memory traffic takes most of the time
         left, right = flat.take(first_NP, axis=0), flat.take(first_NP + 1, axis=0)
         right -= left
         right *= right_NP1

@@ -44,13 +44,14 @@ class LocalResult(NamedTuple):
 
 
 class BaseTrainer:
-    """Provide a trainer in NumPy with defaults for all optional members; the base for trainers of other frameworks.
+    """Base class of trainers, in NumPy, with defaults for all optional members.
 
-    A subclass sets ``layout``, and defines `outputs` and one of `gradient` and `example_gradients`. The base then
-    trains with SGD or AdamW under any local rule that corrects gradients. With `example_gradients` and
-    ``supports_dp_sgd = True`` it also trains with DP-SGD. A solver without gradients overrides `fit_client`.
+    A subclass sets ``layout``, and defines `outputs` and one of `gradient` and `example_gradients`. The base class
+    then trains with SGD or AdamW, under any local rule that corrects gradients. With `example_gradients` and
+    ``supports_dp_sgd = True`` it also trains with DP-SGD. A subclass with a solver without gradients overrides
+    `fit_client`.
 
-    *Guarantees*: a request, rule or model that the base does not support raises `SettingError`; nothing is ignored.
+    *Guarantees*: the base class raises `SettingError` for each request, rule or model that it does not support.
     """
 
     framework = "numpy"
@@ -76,7 +77,7 @@ class BaseTrainer:
         return loss_N, np.mean(grad_ND, axis=0)
 
     def example_gradients(self, params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the loss of each example, ``(N,)``, and its gradient, ``(N, D)``; N may be 0."""
+        """Return the loss of each example, ``(N,)``, and its gradient, ``(N, D)``. N may be 0."""
         raise NotImplementedError(f"{type(self).__name__} needs the method gradient or example_gradients")
 
     def init(self, seed: int) -> np.ndarray:
@@ -84,10 +85,10 @@ class BaseTrainer:
         return initial_parameters(self.layout, default_initial_parameters, seed)
 
     def with_batching(self, batching: str) -> Self:
-        """Return this trainer, which trains one client after another.
+        """Return this trainer. It always trains one client after another.
 
         Raises:
-            SettingError: ``batching`` is ``vmap``.
+            SettingError: ``batching`` is neither ``auto`` nor ``map``.
         """
         fits = batching in ("auto", "map")
         expected = f"map: {type(self).__name__} trains one client after another"
@@ -95,27 +96,27 @@ class BaseTrainer:
         return self
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """See `Trainer.describe_batching`."""
+        """Return ``map``, because this trainer trains one client after another."""
         return "map"
 
     def close(self) -> None:
-        """See `Trainer.close`."""
+        """Release nothing. A subclass with processes or memory of its own overrides this method."""
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """See `Trainer.predict`; inputs pass through `outputs` in batches."""
+        """Return raw outputs ``(N, C)`` in evaluation mode. Inputs pass through `outputs` in batches."""
         batches = range(0, max(1, len(x)), self.max_predict_rows)
         parts = [self.outputs(as_numpy(params_D), x[i : i + self.max_predict_rows]) for i in batches]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        """Train K clients, one after another; see `Trainer.fit`."""
+        """Train K clients, one after another. See `Trainer.fit`."""
         self._refuse_unsupported(request, rule)
-        results = [self.fit_client(request, rule, one) for one in work]
+        results = [self.fit_client(request, rule, client_work) for client_work in work]
         delta_K, losses_K, counts_K, steps_K = zip(*results, strict=True)
         return Updates(
-            clients_K=np.array([one.client for one in work], np.int64),
+            clients_K=np.array([client_work.client for client_work in work], np.int64),
             delta_KD=np.stack(delta_K).astype(np.float32),
-            num_examples_K=np.array([len(one.examples) for one in work], np.int64),
+            num_examples_K=np.array([len(client_work.examples) for client_work in work], np.int64),
             num_steps_K=np.array(steps_K, np.int64),
             metrics={"loss": MetricSum(np.array(losses_K, np.float64), np.array(counts_K, np.int64))},
         )
@@ -123,7 +124,7 @@ class BaseTrainer:
     def fit_client(self, request: Request, rule: LocalRule, work: ClientWork) -> LocalResult:
         """Train one client by minibatch gradients.
 
-        A subclass that overrides this method with a solver of its own must call `require_plain_training` first.
+        A subclass that overrides this method with another solver must call `require_plain_training` first.
         """
         w_global_D = as_numpy(request.params_D)
         start_D = w_D = w_global_D if work.start_D is None else as_numpy(work.start_D)
@@ -143,6 +144,7 @@ class BaseTrainer:
     def _gradient_of(
         self, request: Request, work: ClientWork
     ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Return `gradient`, or the gradient of DP-SGD if the request sets it."""
         dp = request.local.example_dp
         if dp is None:
             return self.gradient
@@ -159,21 +161,22 @@ class BaseTrainer:
         expected = f"null, because {name} has no DP-SGD"
         require(dp is None or self.supports_dp_sgd, "local.example_dp", dp, expected, "privacy=central")
         require_features(rule.feature_penalty is None)
-        expected = f"one that does not change the loss, because {name} computes the gradient of its own loss"
+        expected = f"a strategy that does not change the loss, because {name} computes the gradient of its own loss"
         changed = rule.adjust_logits is not None
         require(not changed, "strategy", "one that adjusts logits", expected, "strategy=fedavg")
         buffers = ", ".join(self.layout.buffers[:2])
-        require(not buffers, "model", f"one with buffers ({buffers})", f"one without, for {name}", "group norm")
+        expected = f"a model without buffers, because {name} does not train them"
+        require(not buffers, "model", f"one with buffers ({buffers})", expected, "a model with group norm")
 
 
 def require_plain_training(rule: LocalRule, request: Request) -> None:
     """Refuse local rules and DP-SGD, for a trainer whose solver does not expose gradients.
 
     Raises:
-        SettingError: the rule changes local training, or the request asks for DP-SGD.
+        SettingError: The rule changes local training, or the request asks for DP-SGD.
     """
     plain = rule.correct is LocalRule().correct and not rule.has_custom_loss
-    expected = "one with plain local training: this trainer cannot correct gradients"
+    expected = "a strategy with plain local training: this trainer cannot correct gradients"
     require(plain, "strategy", "one that changes local training", expected, "strategy=fedavg")
     dp = request.local.example_dp
     require(dp is None, "local.example_dp", dp, "null: this trainer has no DP-SGD", "privacy=central")
@@ -186,20 +189,19 @@ def class_counts(trainer: Trainer, task: str, request: Request, work: Sequence[C
         ``(K, C)`` float32, C >= 2.
 
     Raises:
-        SettingError: the task is regression.
+        SettingError: The task is regression.
     """
     require(task != "regression", "strategy", "one that adjusts logits", "a scenario with classes", "strategy=fedavg")
     num_classes = max(2, trainer.predict(request.params_D, work[0].examples.x[:1]).shape[1])
-    return np.stack([np.bincount(one.examples.y.astype(np.int64), minlength=num_classes) for one in work]).astype(
-        np.float32
-    )
+    counts = [np.bincount(client_work.examples.y.astype(np.int64), minlength=num_classes) for client_work in work]
+    return np.stack(counts).astype(np.float32)
 
 
 def require_features(has_features: bool) -> None:
     """Refuse a model that has no features for `LocalRule.feature_penalty`.
 
     Raises:
-        SettingError: the model has none.
+        SettingError: ``has_features`` is False.
     """
     expected = "a model that ends in one affine map (torch.nn.Linear, flax.linen.Dense) of features that it learns"
     require(has_features, "strategy", "one that compares features", expected, "model=mlp, or strategy=fedprox")
@@ -213,20 +215,20 @@ def available_cores() -> int:
 def initial_parameters(
     layout: Layout, initial: Initializer, seed: int, buffers: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Return initial parameters beside the given buffers.
+    """Return the initial parameters and the values of the buffers, as one vector ``(D,)``.
 
     Args:
         layout: layout of the model.
         initial: draws the parameters from ``(layout, rng)``.
-        seed: seed of the run.
-        buffers: values of the buffers, by name.
+        seed: seed of the run, >= 0.
+        buffers: values of the buffers, by name; None for a model without buffers.
     """
     first_D = initial(layout.trainable, generator(seed, Purpose.INIT))
     return layout.pack({**layout.trainable.unpack(first_D), **buffers}) if buffers else first_D
 
 
 def keep_weights(weights: Mapping[str, np.ndarray]) -> Initializer:
-    """Return an initializer that gives the parameters these values, whatever the seed.
+    """Return an initializer that gives the parameters these values for every seed.
 
     Args:
         weights: value of each parameter, by its name in the layout. Other names are ignored.
@@ -248,13 +250,13 @@ def describe_initializer(initial: Initializer) -> str:
 def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:
     """Refuse DP-SGD for a model with batch statistics.
 
-    Batch statistics make the gradient of an example depend on the other examples of its batch. Clipping then does not
-    bound the influence of one example, and the statistics themselves would be sent without noise.
+    With batch statistics, the gradient of an example depends on the other examples of its batch. Clipping then does
+    not bound the influence of one example. The client would also send the statistics without noise.
 
     Raises:
-        SettingError: DP-SGD is set and the model has buffers.
+        SettingError: The request sets DP-SGD and the model has buffers.
     """
-    some = ", ".join(layout.buffers[:2])
-    expected = f"another, or a model with group norm: statistics of this one ({some}) mix the examples of a batch"
+    names = ", ".join(layout.buffers[:2])
+    expected = f"another setting, or a model with group norm: the statistics ({names}) mix the examples of a batch"
     ok = local.example_dp is None or not layout.buffers
     require(ok, "privacy", "example", expected, "privacy=central with buffers=local, or model=gn_cnn")

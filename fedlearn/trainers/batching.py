@@ -1,6 +1,6 @@
-"""Random batches of local training, and the distribution of clients over workers.
+"""Draw random batches for local training, and distribute clients over processes.
 
-All trainers and engines take their batches from here, so they train on the same examples in the same order.
+All trainers and engines use these batches, so they train on the same examples in the same order.
 
 Shapes: K clients in a block, N examples, S local steps, B batch.
 """
@@ -16,8 +16,8 @@ import numpy as np
 from fedlearn.core.random import Purpose, secret_uniforms, seed_sequence
 from fedlearn.core.records import ClientWork, Request
 
-GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads neighbours
-MAX_RESIDENT_BYTES = 2**30  # of examples that are kept in one piece from round to round
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio; hashes of neighbours then differ widely
+MAX_RESIDENT_BYTES = 2**30  # maximum size of an array that stays on the device between rounds
 
 
 def round_of(request: Request, work: ClientWork) -> int:
@@ -26,12 +26,12 @@ def round_of(request: Request, work: ClientWork) -> int:
 
 
 def rounds_of(request: Request, work: Sequence[ClientWork]) -> np.ndarray:
-    """Return `round_of` for K clients, ``(K,)``."""
-    return np.array([round_of(request, one) for one in work], np.int64)
+    """Return the rounds that seed the random numbers of K clients, ``(K,)``."""
+    return np.array([round_of(request, client_work) for client_work in work], np.int64)
 
 
 def draw_by_round(rounds_K: np.ndarray, draw: Callable[[int], Any]) -> np.ndarray:
-    """Return ``draw(round)`` for the round of each client, ``(K, ...)``; draw once per distinct round."""
+    """Return ``draw(round)`` for the round of each client, ``(K, ...)``. Call ``draw`` once per distinct round."""
     rounds, back_K = np.unique(rounds_K, return_inverse=True)
     return np.array([draw(round) for round in rounds.tolist()])[back_K]
 
@@ -41,19 +41,21 @@ def batch_plans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the examples of each local step of K clients, for all trainers and engines.
 
-    Each pass visits every example once, in a new random order. With ``local.steps``, passes repeat until the steps are
-    done; a batch never spans two passes. A pass is ordered by 64-bit hashes of (seed, round, client, pass, example).
-    So a whole block is drawn at once, and the batches of a client do not depend on the other clients in the block.
+    Each pass visits every example once, in a new random order. With ``local.steps``, passes repeat until all steps are
+    done. A batch never spans two passes.
+
+    Hashes of (seed, round, client, pass, example), 64 bits each, order a pass. So NumPy draws a whole block at once,
+    and the batches of a client do not depend on the other clients in the block.
 
     Args:
-        request: gives seed, round and local settings.
+        request: seed, round and local settings.
         clients_K: ids of the clients.
         sizes_K: number of training examples of each client, >= 1.
-        rounds_K: round that seeds each client; None takes the round of the request.
+        rounds_K: round that seeds each client; default the round of the request.
 
     Returns:
-        ``(K, S, B)`` int32 row numbers, -1 where a batch is not full or a client has fewer steps, and the number of
-        steps of each client, ``(K,)``.
+        Row numbers ``(K, S, B)`` int32, and the number of steps of each client, ``(K,)``. A row number is -1 if a
+        batch is not full or a client has fewer steps.
 
     References:
         The hash is the finaliser of Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, OOPSLA 2014.
@@ -82,11 +84,12 @@ def poisson_plans(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return batches for DP-SGD: each step takes each of N examples with probability ``min(1, batch_size / N)``.
 
-    Draws are independent, and a batch may be empty. The number of steps is that of plain training. Privacy
-    amplification requires that the drawn examples stay secret. Real clients therefore draw from the entropy of the
-    operating system, not from the seed of the run.
+    Draws are independent, and a batch may be empty. The number of steps equals the number in training without DP-SGD.
 
-    Arguments and result are those of `batch_plans`.
+    Privacy amplification by sampling requires that the drawn examples stay secret. Real clients therefore draw from
+    the entropy of the operating system, not from the seed of the run.
+
+    Arguments and result have the same meaning as in `batch_plans`.
     """
     local, sizes_K, largest = request.local, np.asarray(sizes_K, np.int64), int(np.max(sizes_K))
     steps_K = local.num_steps(sizes_K)
@@ -111,23 +114,26 @@ def poisson_plans(
 def _hashes(
     request: Request, clients_K: np.ndarray, rounds_K: np.ndarray | None, number: int, num_examples: int
 ) -> np.ndarray:
-    """Return ``(K, N)`` 64-bit hashes, a function of (seed, round, client, pass, example) only."""
+    """Return 64-bit hashes of (seed, round, client, pass, example), ``(K, N)``."""
     root_K = draw_by_round(
         np.array([request.round]) if rounds_K is None else rounds_K,
         lambda round: seed_sequence(request.seed, Purpose.BATCHES, round=round).generate_state(1, np.uint64)[0],
     )
-    client_K1 = _mixed(_mixed(root_K + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
-    return _mixed(client_K1 + GOLDEN * np.arange(1, num_examples + 1, dtype=np.uint64))
+    client_K1 = _mix_bits(_mix_bits(root_K + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
+    return _mix_bits(client_K1 + GOLDEN * np.arange(1, num_examples + 1, dtype=np.uint64))
 
 
-def _mixed(z: np.ndarray) -> np.ndarray:
+def _mix_bits(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def shared_base_array(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, np.ndarray]:
-    """Return the array that contains all these as slices of rows, and the first row of each; None if there is none."""
+    """Return the array that contains all of these as slices of rows, and the first row of each slice, ``(K,)``.
+
+    The array is None if the arrays have no common base, or if the base exceeds `MAX_RESIDENT_BYTES`.
+    """
     whole = arrays[0].base
     if not (isinstance(whole, np.ndarray) and whole.flags.c_contiguous and whole.nbytes <= MAX_RESIDENT_BYTES):
         return None, np.zeros(0)
@@ -140,14 +146,14 @@ def shared_base_array(arrays: Sequence[np.ndarray]) -> tuple[np.ndarray | None, 
 
 
 def balance_shares(costs: Sequence[float], num_shares: int, *, max_size: int | None = None) -> list[np.ndarray]:
-    """Return row numbers for each worker, so that the sums of ``costs`` are close.
+    """Return row numbers for each process, so that the shares have similar total costs.
 
-    Rows are assigned from the most expensive one on, each to the share with the least total cost.
+    The function assigns rows in descending order of cost, each to the share with the least total cost.
 
     Args:
         costs: cost of each row.
-        num_shares: number of shares, >= 1; fewer are returned where there are fewer rows.
-        max_size: rows in a share at most; None for no bound.
+        num_shares: number of shares, >= 1; the result has fewer shares if there are fewer rows.
+        max_size: maximum number of rows in a share; None for no bound.
 
     >>> [share.tolist() for share in balance_shares([5, 1, 1, 4], 2)]
     [[0, 1], [2, 3]]

@@ -1,4 +1,4 @@
-"""One federation, several frameworks: each client trains in its own.
+"""Train one model in several frameworks: each client trains in one of them.
 
 Shapes: K clients in a block, D parameters laid flat, N examples, C outputs.
 """
@@ -18,16 +18,18 @@ from fedlearn.loop.protocols import Trainer
 
 
 class MixedTrainer:
-    """Train client ``c`` with trainer ``c mod n`` of n trainers of one model: with two, even and odd clients differ.
+    """Train client ``c`` with trainer ``c mod n`` of n trainers of one model.
+
+    With two trainers, clients with even ids use the first trainer and clients with odd ids use the second.
 
     Args:
-        trainers: of models with equal layouts, e.g. one in torch and its twin in JAX.
+        trainers: trainers of models with equal layouts, for example one model in torch and in JAX.
 
-    *Guarantees*: a client's update is that of its own trainer, whoever else is in the block; after 10 rounds the model
-    is within 1e-4 of one trained in either framework alone, for models that are smooth (no ReLU at its kink).
+    *Guarantees*: an update depends only on the client and its trainer, not on the other clients of the block. For
+    smooth models (no ReLU at its kink), 10 rounds give parameters within 1e-4 of training in one framework.
 
     Raises:
-        FedlearnError: the layouts differ.
+        FedlearnError: The layouts differ.
     """
 
     framework = "mixed"
@@ -41,47 +43,53 @@ class MixedTrainer:
         self.supports_dp_sgd = all(trainer.supports_dp_sgd for trainer in trainers)
         for trainer in trainers[1:]:
             if trainer.layout != self.layout:
-                raise FedlearnError(f"{trainer.framework} and {trainers[0].framework} have models of different layouts")
+                raise FedlearnError(
+                    f"the models in {trainers[0].framework} and {trainer.framework} have different layouts\n"
+                    "  try       the same model in both frameworks"
+                )
 
     def init(self, seed: int) -> np.ndarray:
-        """Initial ``params_D``, the same in all of them."""
+        """Return initial ``params_D``, which are equal in all frameworks."""
         return self.trainers[0].init(seed)
 
     def with_batching(self, batching: str) -> MixedTrainer:
-        """The same, each trainer batched so."""
+        """Return a mixed trainer whose trainers train a block in this way."""
         return MixedTrainer([trainer.with_batching(batching) for trainer in self.trainers])
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """How a block of so many clients would be trained, framework by framework."""
-        share = -(-num_clients // len(self.trainers))
-        own = num_examples * share // num_clients
-        return " + ".join(f"{one.framework} {one.describe_batching(share, own)}" for one in self.trainers)
+        """Return how each framework would train its share of a block of this size."""
+        share_clients = -(-num_clients // len(self.trainers))
+        share_examples = num_examples * share_clients // num_clients
+        return " + ".join(
+            f"{trainer.framework} {trainer.describe_batching(share_clients, share_examples)}"
+            for trainer in self.trainers
+        )
 
     def close(self) -> None:
-        """Close all trainers."""
+        """Close the trainers of all frameworks."""
         for trainer in self.trainers:
             trainer.close()
 
     def trainer_of(self, client: ClientId) -> Trainer:
-        """The trainer of a client."""
+        """Return the trainer that trains this client."""
         return self.trainers[client % len(self.trainers)]
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        """Train K clients, each with its own trainer; updates come as NumPy arrays, in the order of ``work``."""
-        rows, parts = [], []
+        """Train K clients, each with its trainer. Return updates as NumPy arrays, in the order of ``work``."""
+        all_rows, parts = [], []
         for trainer in self.trainers:
-            own = [k for k, one in enumerate(work) if self.trainer_of(one.client) is trainer]
-            if own:
-                rows += own
-                parts.append(trainer.fit(request, rule, [work[k] for k in own]))
-        return _end_to_end(parts).rows(np.argsort(rows))
+            rows = [k for k, client_work in enumerate(work) if self.trainer_of(client_work.client) is trainer]
+            if rows:
+                all_rows += rows
+                parts.append(trainer.fit(request, rule, [work[k] for k in rows]))
+        return _concatenate(parts).rows(np.argsort(all_rows))
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """Raw outputs ``(N, C)``, by the first trainer: a client's outputs differ between them by rounding only."""
+        """Return raw outputs ``(N, C)`` of the first trainer. The other trainers differ by rounding errors only."""
         return self.trainers[0].predict(params_D, x)
 
 
-def _end_to_end(parts: Sequence[Updates]) -> Updates:
+def _concatenate(parts: Sequence[Updates]) -> Updates:
     names = parts[0].metrics
     return Updates(
         clients_K=np.concatenate([part.clients_K for part in parts]),

@@ -1,4 +1,4 @@
-"""Steps of local training in NumPy, for `fedlearn.trainers.base.BaseTrainer`.
+"""Optimizer steps and DP-SGD in NumPy, for `fedlearn.trainers.base.BaseTrainer`.
 
 Shapes: D parameters, N examples of a batch.
 """
@@ -17,7 +17,7 @@ Step = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (w_D, grad_D) -> w_D
 
 
 def optimizer(local: LocalSettings) -> Step:
-    """Return one step of ``torch.optim.SGD`` or ``torch.optim.AdamW``, with fresh state."""
+    """Return a function that takes the steps of ``torch.optim.SGD`` or ``torch.optim.AdamW``, with a new state."""
     return _adamw(local) if local.optimizer == "adamw" else _sgd(local)
 
 
@@ -51,14 +51,17 @@ def _adamw(local: LocalSettings, beta1: float = 0.9, beta2: float = 0.999, eps: 
 
 
 def clipped_sum(grad_ND: np.ndarray, clip: float) -> np.ndarray:
-    """Return the sum of the gradients of N examples, each clipped to ``clip``; gradients that are not finite add 0."""
+    """Return the sum of N gradients, each clipped to the L2 norm ``clip``. Gradients that are not finite add 0."""
     norm_N = np.linalg.norm(grad_ND.astype(np.float64), axis=1)
     factor_N = np.where(np.isfinite(norm_N), np.minimum(1, clip / np.maximum(norm_N, 1e-300)), 0)
     return np.asarray(factor_N @ np.where(np.isfinite(norm_N)[:, None], grad_ND, 0))
 
 
 def noise_source(request: Request, work: ClientWork) -> Callable[[int], np.ndarray]:
-    """Return the standard normal numbers of a client: secret in a deployment, from the seed in a simulation."""
+    """Return a function that draws standard normal numbers for a client.
+
+    A deployment draws secret numbers from the operating system. A simulation draws them from the seed of the run.
+    """
     if request.deployed:
         return lambda size: secret_normals((size,))
     rng = generator(request.seed, Purpose.NOISE, round=round_of(request, work), client=work.client)

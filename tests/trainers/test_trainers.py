@@ -274,7 +274,7 @@ def test_state_that_no_policy_knows_is_refused():
             self.variable("seen", "count", lambda: 0)
             return linen.Dense(1)(x)
 
-    with pytest.raises(FedlearnError, match="state that would not travel: seen"):
+    with pytest.raises(FedlearnError, match="state that updates do not include: seen"):
         JaxTrainer(Counting(), task="binary", input_shape=(4,))
 
 

@@ -1,4 +1,4 @@
-"""Train JAX models."""
+"""Train and evaluate flax models with JAX."""
 
 from fedlearn.trainers.jax.trainer import JaxTrainer
 

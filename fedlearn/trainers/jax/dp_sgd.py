@@ -1,4 +1,4 @@
-"""Sums of clipped per-example gradients in JAX, without the gradients where their norms can be had more cheaply.
+"""Sum clipped per-example gradients in JAX, in many layers without computing the gradients themselves.
 
 Shapes: B batch, T positions (1, time steps, pixels), F inputs and O outputs of a layer.
 """
@@ -18,36 +18,38 @@ LossOf = Callable[[Any, Any, Any, Any], jax.Array]  # (params, x_B, y_B, key) ->
 
 
 class _Call(NamedTuple):
-    """One use of a layer."""
+    """One call of a layer in the forward pass."""
 
     layer: nn.Module
     inputs: Any
     output: Any
-    is_plain: bool  # its __call__, with one argument
+    is_plain: bool  # True if the model called ``__call__`` with one argument
 
 
 class _Share(NamedTuple):
-    """What one layer adds to the gradient."""
+    """The per-example gradients of a layer, in implicit form."""
 
-    squared_norm_B: jax.Array  # of each example's gradient
+    squared_norm_B: jax.Array  # squared norm of the gradient of each example
     weighted_sum: Callable[[jax.Array, jax.Array], Any]  # (counts_B, factor_B) -> sum of factor_i gradient_i
 
 
 def clipped_gradient(loss_of: LossOf, *, clip: float) -> Callable[..., tuple[Any, jax.Array]]:
-    """``(params, x_B, y_B, real_B, key) -> sum_i g_i min(1, C / |g_i|)`` and the sum of the losses.
+    """Return ``(params, x_B, y_B, real_B, key) -> sum_i g_i min(1, C / |g_i|)``, and the sum of the losses.
 
-    As `fedlearn.trainers.torch.dp_sgd`: one backward pass to the outputs of the layers gives, with their inputs, the
-    norm of every example's gradient g_i: of affine layers and embeddings by Gram matrices, of others by their own
-    vector-Jacobian products, one for each example. The sum is one more product for each layer, at output gradients
-    scaled by the clipping factors. A model that uses a layer twice, or whose layers with parameters hold other such
-    layers, is differentiated example by example.
+    The method equals the one in `fedlearn.trainers.torch.dp_sgd`. One backward pass gives the gradients of the outputs
+    of all layers. With the inputs of the layers, they give the norm of the gradient g_i of each example. Gram matrices
+    give the norms of affine layers and embeddings. Vector-Jacobian products, one per example, give the norms of other
+    layers. One more product per layer gives the sum, from output gradients times the clipping factors.
+
+    Two kinds of models need the gradient of each example instead. One kind calls a layer twice. The other kind has
+    layers with parameters inside other layers with parameters.
 
     Args:
-        loss_of: runs a flax model; the loss of one example must not depend on others.
-        clip: C > 0.
+        loss_of: runs a flax model. The loss of one example must not depend on other examples.
+        clip: L2 bound C on the gradient of each example, > 0.
 
-    *Guarantees*: one example more or less moves the sum by at most C (up to rounding), whatever it holds; examples that
-    are not ``real_B``, or whose gradient is not finite, add nothing.
+    *Guarantees*: one more or one fewer example changes the sum by at most C (up to rounding), for any example. An
+    example that is not in ``real_B``, or whose gradient is not finite, adds nothing.
     """
 
     def gradient(params: Any, x_B: Any, y_B: Any, real_B: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
@@ -69,36 +71,40 @@ def clipped_gradient(loss_of: LossOf, *, clip: float) -> Callable[..., tuple[Any
 def _by_layer(
     run: Callable[[], jax.Array], params: Any, num_examples: int
 ) -> tuple[dict[Path, _Share], jax.Array] | None:
-    """A share for each layer that owns parameters, and the losses; None if they are not used once each, apart."""
+    """Return a share for each layer with parameters, and the losses.
+
+    The result is None if the model calls such a layer twice, or if one such layer contains another.
+    """
     owned: dict[Path, dict[Path, Any]] = {}
     for path, leaf in flatten_dict(params).items():
         owned.setdefault(path[:-1], {})[path[-1:]] = leaf
-    seen: dict[Path, list[_Call]] = {}
-    jax.eval_shape(lambda: _watched(run, owned, {}, seen))
-    if not _are_apart(seen, owned, num_examples):
+    traced: dict[Path, list[_Call]] = {}
+    jax.eval_shape(lambda: _losses(run, owned, {}, traced))
+    if not _supports_layers(traced, owned, num_examples):
         return None
 
     def total(offsets: Mapping[Path, jax.Array]) -> Any:
         calls: dict[Path, list[_Call]] = {}
-        loss_B = _watched(run, owned, offsets, calls)
+        loss_B = _losses(run, owned, offsets, calls)
         return jnp.sum(loss_B), (loss_B, {path: call.inputs for path, (call,) in calls.items()})
 
-    nothing = {path: jnp.zeros(call.output.shape, call.output.dtype) for path, (call,) in seen.items()}
-    gradients, (loss_B, inputs) = jax.grad(total, has_aux=True)(nothing)
+    # the gradient with respect to a zero offset is the gradient with respect to the output of the layer
+    zeros = {path: jnp.zeros(call.output.shape, call.output.dtype) for path, (call,) in traced.items()}
+    gradients, (loss_B, inputs) = jax.grad(total, has_aux=True)(zeros)
     shares = {
         path: _share(call.layer, unflatten_dict(owned[path]), inputs[path], gradients[path])
-        for path, (call,) in seen.items()
+        for path, (call,) in traced.items()
     }
     return shares, loss_B
 
 
-def _watched(
+def _losses(
     run: Callable[[], jax.Array],
     owners: Collection[Path],
     offsets: Mapping[Path, jax.Array],
     calls: dict[Path, list[_Call]],
 ) -> jax.Array:
-    """The losses, with ``offsets`` added to the outputs of layers, whose calls are noted."""
+    """Return the losses. Add ``offsets`` to the outputs of the layers, and record their calls in ``calls``."""
 
     def watch(method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output, path = method(*args, **kwargs), context.module.path
@@ -113,38 +119,40 @@ def _watched(
         return run()
 
 
-def _are_apart(calls: Mapping[Path, list[_Call]], owners: Collection[Path], num_examples: int) -> bool:
+def _supports_layers(calls: Mapping[Path, list[_Call]], owners: Collection[Path], num_examples: int) -> bool:
+    """Return whether the model calls each layer with parameters once, and no such layer contains another."""
     nested = any(path != other and path == other[: len(path)] for path in owners for other in owners)
-    once = all(len(some) == 1 and some[0].is_plain for some in calls.values())
-    arrays = all(
-        isinstance(some[0].output, jax.Array) and len(some[0].output) == num_examples for some in calls.values()
-    )
+    once = all(len(layer_calls) == 1 and layer_calls[0].is_plain for layer_calls in calls.values())
+    outputs = [layer_calls[0].output for layer_calls in calls.values()]
+    arrays = all(isinstance(output, jax.Array) and len(output) == num_examples for output in outputs)
     return set(calls) == set(owners) and not nested and once and arrays
 
 
 def _by_example(loss_of: LossOf, params: Any, x_B: Any, y_B: Any, key: Any) -> tuple[dict[Path, _Share], jax.Array]:
-    def loss_of_one(params: Any, x: Any, y: Any, key: Any) -> jax.Array:
+    """Return one share of all parameters from the gradient of each example, and the losses."""
+
+    def example_loss(params: Any, x: Any, y: Any, key: Any) -> jax.Array:
         return loss_of(params, x[None], y[None], key)[0]
 
     keys_B = jax.random.split(key, len(y_B))
-    of_each = jax.vmap(jax.value_and_grad(loss_of_one), in_axes=(None, 0, 0, 0))
-    loss_B, gradient_B = of_each(params, x_B, y_B, keys_B)
+    per_example = jax.vmap(jax.value_and_grad(example_loss), in_axes=(None, 0, 0, 0))
+    loss_B, gradient_B = per_example(params, x_B, y_B, keys_B)
 
     def weighted_sum(counts_B: jax.Array, factor_B: jax.Array) -> Any:
-        return jax.tree.map(lambda g_B: jnp.tensordot(factor_B, _only(counts_B, g_B), 1), gradient_B)
+        return jax.tree.map(lambda g_B: jnp.tensordot(factor_B, _select_examples(counts_B, g_B), 1), gradient_B)
 
     return {(): _Share(_squared_norm(gradient_B), weighted_sum)}, loss_B
 
 
 def _share(layer: nn.Module, params: Any, inputs: jax.Array, gradient: jax.Array) -> _Share:
     def pull_back(inputs: jax.Array, gradient: jax.Array) -> Any:
-        """The gradient of the parameters for given gradients of the outputs."""
-        _, back = jax.vjp(lambda params: layer.apply({"params": params}, inputs), params)
-        return back(gradient)[0]
+        """Return the gradient of the parameters from the gradient of the outputs."""
+        _, vjp = jax.vjp(lambda params: layer.apply({"params": params}, inputs), params)
+        return vjp(gradient)[0]
 
     def weighted_sum(counts_B: jax.Array, factor_B: jax.Array) -> Any:
-        scaled = _only(counts_B, gradient) * _along(factor_B, gradient)
-        return pull_back(_only(counts_B, inputs), scaled)
+        scaled = _select_examples(counts_B, gradient) * _broadcast_like(factor_B, gradient)
+        return pull_back(_select_examples(counts_B, inputs), scaled)
 
     if isinstance(layer, nn.Dense):
         squared_norm_B = _squared_norm_of_affine(layer, _positions(inputs), _positions(gradient))
@@ -156,7 +164,10 @@ def _share(layer: nn.Module, params: Any, inputs: jax.Array, gradient: jax.Array
 
 
 def _squared_norm_of_affine(layer: nn.Dense, a_BTF: jax.Array, d_BTO: jax.Array) -> jax.Array:
-    """``|sum_t d_t a_t^T|^2`` (by Gram matrices or by the product itself, whichever is smaller), and the bias's."""
+    """Return the squared norm of the gradient of an affine layer: weight ``|sum_t d_t a_t^T|^2``, plus bias.
+
+    Gram matrices give the norm of the weight, or the product if it is smaller.
+    """
     _, positions, features = a_BTF.shape
     if positions == 1:
         squared_B = jnp.sum(a_BTF**2, (1, 2)) * jnp.sum(d_BTO**2, (1, 2))
@@ -168,7 +179,7 @@ def _squared_norm_of_affine(layer: nn.Dense, a_BTF: jax.Array, d_BTO: jax.Array)
 
 
 def _squared_norm_of_embedding(index_BT: jax.Array, d_BTO: jax.Array) -> jax.Array:
-    """Of a table of which example i's gradient adds ``d_it`` to row ``index_it``."""
+    """Return the squared norm of the gradient of an embedding: example i adds ``d_it`` to row ``index_it``."""
     same_BTT = index_BT[:, :, None] == index_BT[:, None, :]
     return jnp.sum((d_BTO @ d_BTO.swapaxes(1, 2)) * same_BTT, (1, 2))
 
@@ -179,14 +190,15 @@ def _squared_norm(tree_B: Any) -> jax.Array:
 
 
 def _positions(values: jax.Array) -> jax.Array:
-    """``(B, ..., F)`` as ``(B, T, F)``."""
+    """Return values ``(B, ..., F)`` as ``(B, T, F)``."""
     return values.reshape(len(values), -1, values.shape[-1])
 
 
-def _only(counts_B: jax.Array, values_B: jax.Array) -> jax.Array:
-    """The values of the examples that count; zero, whatever they were, of the others."""
-    return jnp.where(_along(counts_B, values_B), values_B, 0)
+def _select_examples(counts_B: jax.Array, values_B: jax.Array) -> jax.Array:
+    """Return the values of the examples that count, and zeros for the others, also in place of NaN."""
+    return jnp.where(_broadcast_like(counts_B, values_B), values_B, 0)
 
 
-def _along(values_B: jax.Array, like_B: jax.Array) -> jax.Array:
+def _broadcast_like(values_B: jax.Array, like_B: jax.Array) -> jax.Array:
+    """Return values with trailing axes of length 1, as many as ``like_B`` has axes."""
     return values_B.reshape(-1, *(1,) * (like_B.ndim - 1))

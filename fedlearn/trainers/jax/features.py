@@ -1,4 +1,4 @@
-"""What a flax model hands to its last layer.
+"""Record the features of a flax model: the inputs of its last layer.
 
 Shapes: B batch, F features, C outputs.
 """
@@ -15,13 +15,17 @@ from fedlearn.trainers.base import require_features
 
 
 def with_features(run: Callable[[], Any], leaves: Collection[tuple[str, ...]]) -> tuple[jax.Array, jax.Array]:
-    """The outputs that ``run`` gets of a module (B x C), and their features (B x F).
+    """Return the outputs of a module, ``(B, C)``, and the features of the batch, ``(B, F)``.
 
-    ``leaves`` are the paths of its parameters. Features are the inputs of the ``nn.Dense`` whose outputs are the
-    module's own: nothing may come after it.
+    The features are the inputs of the last ``nn.Dense``. Its outputs must be the outputs of the module.
+
+    Args:
+        run: calls the module and returns its outputs.
+        leaves: paths of the parameters of the module.
 
     Raises:
-        SettingError: there is no such layer, nothing is learnt before it, or an example has several vectors of them.
+        SettingError: The model does not end in an ``nn.Dense``, has no trainable parameters before it, or gives an
+            example more than one feature vector.
     """
     calls: list[tuple[tuple[str, ...], jax.Array, jax.Array]] = []
 
@@ -34,7 +38,7 @@ def with_features(run: Callable[[], Any], leaves: Collection[tuple[str, ...]]) -
     with nn.intercept_methods(watch):
         outputs_BC = run()
     last = next((call for call in calls if call[2] is outputs_BC), None)
-    learns_before = last is not None and any(path[:-1] != last[0] for path in leaves)
-    require_features(last is not None and last[1].ndim == 2 and learns_before)
+    has_parameters_before = last is not None and any(path[:-1] != last[0] for path in leaves)
+    require_features(last is not None and last[1].ndim == 2 and has_parameters_before)
     assert last is not None
     return outputs_BC, last[1]

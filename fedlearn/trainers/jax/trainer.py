@@ -1,9 +1,12 @@
-"""Train and predict with JAX: the only home of jax and flax in the library.
+"""Train a flax model and predict with it, in JAX.
 
-Shapes: K clients in a block, D parameters laid flat, N examples, S local steps, B batch, C outputs.
+A block of clients is one compiled program. The program trains one client after another (``lax.map``). Each client takes
+its own number of steps (``fori_loop`` with a dynamic end). The examples of all clients are concatenated, so clients
+with fewer examples need no padding.
 
-A block of clients is one compiled program: clients one after another inside it (``lax.map``), each with as many steps
-as it needs (``fori_loop`` with a dynamic end), on examples laid end to end, so that uneven clients cost no padding.
+Only this folder and `fedlearn.testing` import jax and flax.
+
+Shapes: K clients in a block, D parameters, N examples, S local steps, B batch, C outputs.
 """
 
 from __future__ import annotations
@@ -66,45 +69,49 @@ LOSSES: Mapping[Task, Loss] = {
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
 }
 
-# shares of a block run side by side already: small products that are cut up once more wait for each other
+# shares of a block already run in parallel; threads within a small matrix product would wait for each other
 SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
 
-BATCH_STATS = "batch_stats"  # flax's collection of a model's buffers
+BATCH_STATS = "batch_stats"  # name of the flax collection with the buffers of a model
 LEAF_NAMES = {  # flax -> torch
     "params": {"kernel": "weight", "scale": "weight", "embedding": "weight"},
     BATCH_STATS: {"mean": RUNNING_MEAN, "var": RUNNING_VARIANCE},
 }
-Path = tuple[str, ...]  # of a leaf in flax
-NamedShape = tuple[str, tuple[int, ...]]  # its name and shape in torch
+Path = tuple[str, ...]  # path of a leaf in flax
+NamedShape = tuple[str, tuple[int, ...]]  # name and shape of a leaf in torch
 
 
 class JaxTrainer:
-    """Train a flax (linen) module. Its leaves have the names and the orientation of its torch twin.
+    """Train a flax (linen) module, with the names and axes of the same model in torch.
 
     Args:
-        module: maps ``(B, ...)`` float32 to ``(B, C)``; takes ``train: bool`` if it behaves differently in training.
-            One that has a ``jit`` of its own is compiled by that: it hands values to programs besides the parameters.
-        task: chooses the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
-        input_shape: of one example.
-        initial: draws the initial parameters from ``(layout, rng)``; None is `default_initial_parameters`, unless there
-            are ``variables``.
-        variables: weights to keep, as ``module.init`` returns them: ``params`` and, with batch norm, ``batch_stats``.
-        device: ``cpu``, ``cuda:0``, ``tpu``, ...
-        loss: ``(outputs_BC, y_B) -> loss_B`` instead of the task's.
-        batching: ``map`` (one client after another inside the program), ``vmap`` (all step together), or ``auto``: map
-            on a CPU, whose cache holds one model, vmap elsewhere.
+        module: maps ``(B, ...)`` float32 to ``(B, C)``. Its ``__call__`` has the argument ``train: bool`` if it
+            behaves differently in training. If it has a method ``jit``, this method compiles the programs. A module
+            can so pass values other than parameters to them.
+        task: selects the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
+        input_shape: shape of the input of one example.
+        initial: draws the initial parameters from ``(layout, rng)``; default `default_initial_parameters`, or
+            ``variables`` if they are set.
+        variables: initial weights as ``module.init`` returns them: ``params`` and, with batch norm, ``batch_stats``.
+        device: device of JAX, for example ``cpu`` (default), ``cuda:0`` or ``tpu``.
+        loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
+        batching: ``map`` trains one client after another inside the program. ``vmap`` trains all clients together.
+            ``auto`` (default) selects ``map`` on a CPU, whose cache can hold one model, and ``vmap`` elsewhere.
 
-    Guarantees: equal initial parameters and batches to a `TorchTrainer` of the twin model; dropout draws from (seed,
-    round, client), whatever the block. ``batch_stats`` are buffers, which only batches move (as in `TorchTrainer`).
-    Flax's BatchNorm takes statistics of real examples only, though batches are filled up, and averages the unbiased
-    variance as torch's does (flax alone: the biased one); torch's momentum of 0.1 is flax's of 0.9. Another layer that
-    takes statistics of a batch would count what fills it up.
+    *Guarantees*:
+
+    - Initial parameters and batches equal the ones of a `TorchTrainer` of the same model.
+    - Dropout draws from (seed, round, client), in every block.
+    - ``batch_stats`` are buffers. Only forward passes change them, as in `TorchTrainer`.
+    - ``nn.BatchNorm`` computes statistics of real examples only, not of the padding of a batch. It averages the
+      unbiased variance as torch does, although flax itself averages the biased variance. The momentum 0.1 in torch
+      equals 0.9 in flax. Other layers with batch statistics would include the padding.
 
     Raises:
-        FedlearnError: if the module keeps state besides ``params`` and ``batch_stats``.
+        FedlearnError: The module has state other than ``params`` and ``batch_stats``.
     """
 
-    framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # threads of JAX do not survive a fork
+    framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # a forked process has no JAX threads
 
     def __init__(
         self,
@@ -120,80 +127,84 @@ class JaxTrainer:
     ) -> None:
         self.module, self.task, self.device = module, task, device
         self.loss = loss or LOSSES[task]
-        _ = self._jax_device  # refuse a device that is not there before anything else
+        _ = self._jax_device  # raise an error for an absent device first
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
         shapes = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
         if set(shapes) - {"params", BATCH_STATS}:
             unknown = ", ".join(sorted(set(shapes) - {"params", BATCH_STATS}))
-            raise FedlearnError(f"the model keeps state that would not travel: {unknown}\n  try       one without it")
-        self._turned, self._kept = (_torch_leaves(shapes, kind) for kind in ("params", BATCH_STATS))
-        self.layout = Layout.from_shapes(self._turned.values(), self._kept.values())
+            raise FedlearnError(
+                f"the model has state that updates do not include: {unknown}\n"
+                f"  expected  no state other than params and {BATCH_STATS}\n"
+                "  try       a model without this state"
+            )
+        self._parameters, self._statistics = (_torch_leaves(shapes, kind) for kind in ("params", BATCH_STATS))
+        self.layout = Layout.from_shapes(self._parameters.values(), self._statistics.values())
         self._buffers: dict[str, np.ndarray] = {}
-        if self._kept:
-            given = variables if variables is not None else module.init(keys, jnp.zeros((1, *input_shape)))
-            self._buffers = _named_arrays(given, BATCH_STATS, self._kept)
+        if self._statistics:
+            initial_variables = variables if variables is not None else module.init(keys, jnp.zeros((1, *input_shape)))
+            self._buffers = _named_arrays(initial_variables, BATCH_STATS, self._statistics)
         self._set_initial(initial, variables)
         self._jit = getattr(module, "jit", jax.jit)
         self._predict = self._jit(self._outputs)
         self._block = lru_cache(maxsize=16)(self._compile)
-        self._room: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # sizes of compiled programs, by dimension
         self._resident: tuple[np.ndarray, jax.Array] | None = None
         self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
         self._num_shares = available_cores() if device == "cpu" else 1
 
     def _set_initial(self, initial: Initializer | None, variables: Mapping[str, Any] | None) -> None:
         if initial is None and variables is not None:
-            self._initial = keep_weights(_named_arrays(variables, "params", self._turned))
+            self._initial = keep_weights(_named_arrays(variables, "params", self._parameters))
             self.initialization = FROM_MODULE
         else:
             self._initial = initial or default_initial_parameters
             self.initialization = describe_initializer(self._initial)
 
     def with_batching(self, batching: str) -> JaxTrainer:
-        """The same trainer with another way to train a block."""
+        """Return this trainer with another way to train a block: ``map``, ``vmap`` or ``auto``."""
         other = copy(self)
         other.batching = batching if batching != "auto" else "map" if self.device == "cpu" else "vmap"
         other._block = lru_cache(maxsize=16)(other._compile)
         return other
 
     def close(self) -> None:
-        """See `Trainer.close`; there is nothing to release."""
+        """Release nothing: the trainer has no processes."""
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """How a block would be trained."""
+        """Return ``map`` or ``vmap``, for blocks of all sizes."""
         return self.batching
 
     def init(self, seed: int) -> np.ndarray:
-        """Initial ``params_D``."""
+        """Return the initial parameters and buffers, ``params_D``."""
         return initial_parameters(self.layout, self._initial, seed, self._buffers)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        """Train K clients in one compiled program; see `Trainer.fit`."""
+        """Train K clients in one compiled program. See `Trainer.fit`."""
         refuse_dp_sgd_with_buffers(self.layout, request.local)
-        clients_K = np.array([one.client for one in work], np.int64)
-        sizes_K = np.array([len(one.examples) for one in work], np.int64)
+        clients_K = np.array([client_work.client for client_work in work], np.int64)
+        sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)
         plans = poisson_plans if request.local.example_dp else batch_plans
         rounds_K = rounds_of(request, work)
         plan_KSB, steps_K = plans(request, clients_K, sizes_K, rounds_K)
-        memory_KD = {name: np.stack([one.client_state[name] for one in work]) for name in rule.client_state}
-        start_KD = _starts(request, work)
+        states_KD = {
+            name: np.stack([client_work.client_state[name] for client_work in work]) for name in rule.client_state
+        }
+        start_KD = _start_parameters(request, work)
         counts_KC = class_counts(self, self.task, request, work) if rule.adjust_logits else None
-        known_K = (
-            counts_KC,
-            np.stack([one.client_state[PREVIOUS_MODEL] for one in work]) if rule.feature_penalty else None,
-        )
+        previous = [client_work.client_state[PREVIOUS_MODEL] for client_work in work] if rule.feature_penalty else None
+        rule_inputs_K = (counts_KC, None if previous is None else np.stack(previous))
         broadcast = {name: request.broadcast[name] for name in rule.receives}
         seeds_K2 = draw_by_round(rounds_K, partial(_seeds, request.seed))
         block = self._block(rule, request.local, request.deployed)
         with jax.default_device(self._jax_device):
-            x, x_starts_K = self._laid_out([one.examples.x for one in work])
-            y, y_starts_K = self._end_to_end([one.examples.y for one in work])
-            rows_KSB = self._widened(plan_KSB, request.local, int(sizes_K.max()))
-            drawn = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
-            own = (*drawn, memory_KD, start_KD, known_K, seeds_K2)
+            x, x_starts_K = self._inputs([client_work.examples.x for client_work in work])
+            y, y_starts_K = self._concatenate([client_work.examples.y for client_work in work])
+            rows_KSB = self._pad_plan(plan_KSB, request.local, int(sizes_K.max()))
+            batches = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
+            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K2)
             shared = (jnp.asarray(request.params_D), broadcast, x, y)
-        delta_KD, losses_K = self._in_shares(block, shared, own, steps_K)
+        delta_KD, losses_K = self._run_shares(block, shared, per_client, steps_K)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD,
@@ -202,16 +213,19 @@ class JaxTrainer:
             metrics={"loss": MetricSum(losses_K.astype(np.float64), (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
 
-    def _in_shares(self, block: Any, shared: Any, own: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
-        """Run the program on each core's share of the clients, all at the same time, in equal shapes, and in few."""
+    def _run_shares(self, block: Any, shared: Any, per_client: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
+        """Run the program on one share of the clients per core, in parallel.
+
+        All shares have one size, and few sizes occur in a run. So few programs are compiled.
+        """
         size = -(-len(steps_K) // self._num_shares)
-        if size != self._room.setdefault("clients", size):  # blocks are not all of one size
+        if size != self._sizes.setdefault("clients", size):  # blocks have different sizes
             size = 1 << (size - 1).bit_length() if size <= 16 else _round_up(size)
         shares = balance_shares(steps_K.tolist(), self._num_shares, max_size=size)
 
         def run(rows: np.ndarray) -> Any:
-            share = jax.tree.map(lambda v_K: _filled_up(v_K[rows], size), own)
-            with jax.default_device(self._jax_device):  # holds for one thread
+            share = jax.tree.map(lambda v_K: _pad_rows(v_K[rows], size), per_client)
+            with jax.default_device(self._jax_device):  # the default device of this thread only
                 return jax.block_until_ready(block(*shared, *share))
 
         if len(shares) == 1:
@@ -226,52 +240,60 @@ class JaxTrainer:
             delta, losses = run(rows)
             delta_KD[rows], losses_K[rows] = np.asarray(delta)[: len(rows)], np.asarray(losses)[: len(rows)]
 
-        # one device runs programs one after another, unless each has a thread of its own waiting for it
+        # a device runs programs in parallel only if a different thread waits for each
         with ThreadPoolExecutor(len(shares) - 1) as threads:
-            others = [threads.submit(put, rows) for rows in shares[1:]]
+            futures = [threads.submit(put, rows) for rows in shares[1:]]
             put(shares[0])
-            for other in others:
-                other.result()
+            for future in futures:
+                future.result()
         return delta_KD, losses_K
 
-    def _laid_out(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
-        """The inputs of K clients on the device, and the row at which each client's begin.
+    def _inputs(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+        """Return the inputs of K clients on the device, and the first row of each client, ``(K,)``.
 
-        Clients whose inputs are slices of one array, as `from_arrays` makes them, find it on the device from the
-        round before; otherwise they are laid end to end.
+        If all inputs are slices of one array, as from `from_arrays`, this array stays on the device between rounds.
+        Other inputs are concatenated in each round.
         """
         whole, starts_K = shared_base_array(arrays)
         if whole is None:
-            return self._end_to_end(arrays)
+            return self._concatenate(arrays)
         if self._resident is None or self._resident[0] is not whole:
             self._resident = whole, jnp.asarray(whole)
         return self._resident[1], starts_K
 
-    def _end_to_end(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
+    def _concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
         sizes = [len(array) for array in arrays]
-        laid = np.zeros((self._room_for("rows", sum(sizes), spare=1.25), *arrays[0].shape[1:]), arrays[0].dtype)
-        np.concatenate(arrays, out=laid[: sum(sizes)])
-        return jnp.asarray(laid), np.cumsum([0, *sizes[:-1]])
+        num_rows = self._compiled_size("rows", sum(sizes), spare=1.25)
+        padded = np.zeros((num_rows, *arrays[0].shape[1:]), arrays[0].dtype)
+        np.concatenate(arrays, out=padded[: sum(sizes)])
+        return jnp.asarray(padded), np.cumsum([0, *sizes[:-1]])
 
-    def _widened(self, plan_KSB: np.ndarray, local: LocalSettings, largest: int) -> np.ndarray:
-        """The plan in one of few shapes: as many steps as ever needed; batches, by this block alone, full or of 2^n."""
+    def _pad_plan(self, plan_KSB: np.ndarray, local: LocalSettings, largest: int) -> np.ndarray:
+        """Return the plan, padded with -1 to one of few shapes.
+
+        The number of steps is the largest of the run so far, with a reserve. The batch size is ``local.batch_size``, or
+        the next power of two if all batches of this block are smaller.
+        """
         clients, steps, batch = plan_KSB.shape
         width = min(local.batch_size, 1 << (batch - 1).bit_length())
-        if local.example_dp:  # batches are of any size, few of more than three standard deviations above the mean
+        if local.example_dp:  # batches have random sizes, rarely above the mean plus three standard deviations
             usual = min(largest, local.batch_size + round(3 * local.batch_size**0.5))
             width = _round_up(max(batch, usual))
-        wide_KSB = np.full((clients, self._room_for("steps", steps, spare=2), width), -1, np.int32)
-        wide_KSB[:, :steps, :batch] = plan_KSB
-        return wide_KSB
+        padded_KSB = np.full((clients, self._compiled_size("steps", steps, spare=2), width), -1, np.int32)
+        padded_KSB[:, :steps, :batch] = plan_KSB
+        return padded_KSB
 
-    def _room_for(self, what: str, needed: int, *, spare: float) -> int:
-        """A size that seldom grows, so that uneven cohorts share one compiled program; costs memory, not steps."""
-        if needed > self._room.get(what, 0):
-            self._room[what] = _round_up(int(spare * needed))
-        return self._room[what]
+    def _compiled_size(self, dimension: str, needed: int, *, spare: float) -> int:
+        """Return a size that seldom grows, so that different cohorts share one compiled program.
+
+        The reserve costs memory, but no steps.
+        """
+        if needed > self._sizes.get(dimension, 0):
+            self._sizes[dimension] = _round_up(int(spare * needed))
+        return self._sizes[dimension]
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """Outputs ``(N, C)`` in evaluation mode; sizes are rounded up so that few programs are compiled."""
+        """Return raw outputs ``(N, C)`` in evaluation mode. N is rounded up, so that few programs are compiled."""
         padded = np.zeros((_round_up(len(x)), *x.shape[1:]), x.dtype)
         padded[: len(x)] = x
         with jax.default_device(self._jax_device):
@@ -280,17 +302,20 @@ class JaxTrainer:
     def _compile(
         self, rule: LocalRule, local: LocalSettings, deployed: bool
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        """The program for a block of clients under one rule and one set of local settings."""
+        """Return the compiled program that trains a block of clients, for one rule and one set of local settings."""
         optimizer = _optimizer(local)
         private_gradient = self._private_gradient(local, deployed) if local.example_dp else None
 
-        def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, own: Any) -> Any:
-            rows_SB, num_steps, client, size, x_start, y_start, memory, start_D, (counts_C, last_D), seeds = own
+        def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any) -> Any:
+            rows_SB, num_steps, client, size, x_start, y_start, client_state, start_D, rule_inputs, seeds = (
+                client_inputs
+            )
+            counts_C, previous_D = rule_inputs
             params, start_D = self._unflatten(params_D), params_D if start_D is None else start_D
-            contrast = rule.feature_penalty and partial(self._contrast, rule, (params_D, last_D))
-            gradient_of = private_gradient or partial(self._gradient, partial(_seen, rule, counts_C), contrast)
-            start, stats = self._unflatten(start_D), self._statistics(start_D)
-            vectors = {name: self._unflatten(v_D) for name, v_D in {**memory, **broadcast}.items()}
+            penalty = rule.feature_penalty and partial(self._penalty, rule, (params_D, previous_D))
+            gradient_of = private_gradient or partial(self._gradient, partial(_adjust, rule, counts_C), penalty)
+            start, stats = self._unflatten(start_D), self._unflatten_statistics(start_D)
+            vectors = {name: self._unflatten(v_D) for name, v_D in {**client_state, **broadcast}.items()}
             names = list(vectors)
             keys = [jax.random.fold_in(jax.random.key(seed), client) for seed in seeds]
 
@@ -309,35 +334,44 @@ class JaxTrainer:
                 return optax.apply_updates(weights, change), stats, state, total + loss_sum
 
             first = (start, stats, optimizer.init(start), jnp.zeros(()))
-            weights, after, _, total = lax.fori_loop(0, num_steps, step, first)
-            delta, moved = jax.tree.map(jnp.subtract, (weights, after), (start, stats))
-            return self._flatten(delta, moved), total
+            weights, new_stats, _, total = lax.fori_loop(0, num_steps, step, first)
+            delta, stats_delta = jax.tree.map(jnp.subtract, (weights, new_stats), (start, stats))
+            return self._flatten(delta, stats_delta), total
 
-        def block(params_D: Any, broadcast: Any, x: Any, y: Any, *own: Any) -> Any:
-            one = partial(fit_client, params_D, broadcast, x, y)
-            in_turn = self.batching == "map" or (deployed and local.example_dp)  # a callback cannot be batched
-            return lax.map(one, own) if in_turn else jax.vmap(one)(own)
+        def block(params_D: Any, broadcast: Any, x: Any, y: Any, *per_client: Any) -> Any:
+            fit = partial(fit_client, params_D, broadcast, x, y)
+            in_turn = self.batching == "map" or (deployed and local.example_dp)  # vmap does not support the callback
+            return lax.map(fit, per_client) if in_turn else jax.vmap(fit)(per_client)
 
         return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
 
     def _gradient(
-        self, seen: Any, contrast: Any, model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
+        self, adjust: Any, penalty: Any, model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
     ) -> tuple[Any, jax.Array, Any]:
-        """Of the mean loss over the real examples of a batch, the sum of their losses, of ``seen(outputs)``, and what
-        the batch makes of the statistics.
+        """Return the gradient of the mean loss, the total loss, and the statistics after the batch.
+
+        Args:
+            adjust: changes the outputs before the loss.
+            penalty: ``(x_B, features_BF) -> penalty_B`` to add to the losses, or None.
+            model: weights and statistics.
+            x: inputs of the batch.
+            y: targets of the batch.
+            real_B: True for examples, False for padding.
+            keys: random keys of the model and of the noise.
+            size: number of examples of the client; not used here.
         """
         weights, stats = model
 
         def mean_loss(weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            losses_B, after = self._losses(weights, stats, x, y, real_B, keys[0], seen, contrast)
+            losses_B, new_stats = self._losses(weights, stats, x, y, real_B, keys[0], adjust, penalty)
             total = jnp.sum(jnp.where(real_B, losses_B, 0.0))
-            return total / jnp.sum(real_B), (total, after)
+            return total / jnp.sum(real_B), (total, new_stats)
 
-        gradient, (total, after) = jax.grad(mean_loss, has_aux=True)(weights)
-        return gradient, total, after
+        gradient, (total, new_stats) = jax.grad(mean_loss, has_aux=True)(weights)
+        return gradient, total, new_stats
 
     def _private_gradient(self, local: LocalSettings, deployed: bool) -> Callable[..., tuple[Any, jax.Array, Any]]:
-        """What stands for the gradient in DP-SGD: clipped, summed, noised, over the expected batch."""
+        """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
         dp = local.example_dp
         assert dp is not None
         clipped = clipped_gradient(self._private_losses, clip=dp.clip)
@@ -356,49 +390,50 @@ class JaxTrainer:
         return gradient_of
 
     def _losses(
-        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, seen: Any, contrast: Any
+        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, adjust: Any, penalty: Any
     ) -> tuple[jax.Array, Any]:
-        """Of each example, in training mode, and the statistics after it."""
-        if contrast is None:
-            outputs, after = self._trained_outputs(params, stats, x, real_B, key)
-            return self.loss(seen(outputs), y), after
-        trained = partial(self._trained_outputs, params, stats, x, real_B, key)
-        outputs, features_BF = with_features(lambda: trained()[0], self._turned)
-        return self.loss(seen(outputs), y) + contrast(x, features_BF), stats
+        """Return the loss of each example in training mode, and the statistics after the batch."""
+        if penalty is None:
+            outputs, new_stats = self._training_outputs(params, stats, x, real_B, key)
+            return self.loss(adjust(outputs), y), new_stats
+        run = partial(self._training_outputs, params, stats, x, real_B, key)
+        outputs, features_BF = with_features(lambda: run()[0], self._parameters)
+        return self.loss(adjust(outputs), y) + penalty(x, features_BF), stats
 
     def _private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
-        """Of each example, in training mode, of a model without statistics."""
-        return self.loss(self._trained_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0], y)
+        """Return the loss of each example in training mode, for a model without statistics."""
+        return self.loss(self._training_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0], y)
 
-    def _contrast(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
-        """What the rule adds to the losses, given models that are not trained, D each."""
+    def _penalty(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
+        """Return the values that the rule adds to the losses. ``models`` are vectors ``(D,)`` that are not trained."""
         assert rule.feature_penalty is not None
         runs = [partial(self._outputs, model_D, x) for model_D in models]
-        penalty_B: jax.Array = rule.feature_penalty(features_BF, *(with_features(run, self._turned)[1] for run in runs))
+        features = (with_features(run, self._parameters)[1] for run in runs)
+        penalty_B: jax.Array = rule.feature_penalty(features_BF, *features)
         return penalty_B
 
-    def _trained_outputs(
+    def _training_outputs(
         self, params: Any, stats: Any, x: jax.Array, real_B: jax.Array, key: jax.Array
     ) -> tuple[Any, Any]:
-        """In training mode, and the statistics after it."""
+        """Return the outputs in training mode, and the statistics after the batch."""
         train: dict[str, Any] = {"train": True} if self._takes_train else {}
-        with nn.intercept_methods(partial(_of_real_rows, real_B)):
-            how: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": [BATCH_STATS], **train}
-            outputs, after = self.module.apply({"params": params, BATCH_STATS: stats}, x, **how)
-        return outputs, after.get(BATCH_STATS, {})
+        with nn.intercept_methods(partial(_call_with_real_rows, real_B)):
+            options: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": [BATCH_STATS], **train}
+            outputs, changed = self.module.apply({"params": params, BATCH_STATS: stats}, x, **options)
+        return outputs, changed.get(BATCH_STATS, {})
 
     def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
-        variables = {"params": self._unflatten(params_D), BATCH_STATS: self._statistics(params_D)}
+        variables = {"params": self._unflatten(params_D), BATCH_STATS: self._unflatten_statistics(params_D)}
         outputs: Any = self.module.apply(variables, x)
         return outputs
 
     def _unflatten(self, params_D: jax.Array) -> Any:
-        """The vector's part that is trained, as flax parameters."""
-        return self._as_flax(params_D, self._turned)
+        """Return the trainable part of the vector, as flax parameters."""
+        return self._as_flax(params_D, self._parameters)
 
-    def _statistics(self, params_D: jax.Array) -> Any:
-        """The vector's buffers, as flax's ``batch_stats``."""
-        return self._as_flax(params_D, self._kept)
+    def _unflatten_statistics(self, params_D: jax.Array) -> Any:
+        """Return the buffers of the vector, as flax ``batch_stats``."""
+        return self._as_flax(params_D, self._statistics)
 
     def _as_flax(self, params_D: jax.Array, names: Mapping[Path, NamedShape]) -> Any:
         leaves = {}
@@ -407,9 +442,9 @@ class JaxTrainer:
         return unflatten_dict(leaves)
 
     def _flatten(self, params: Any, stats: Any) -> jax.Array:
-        """Flax parameters and statistics as the vector."""
-        leaves = {self._turned[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(params).items()}
-        leaves |= {self._kept[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(stats).items()}
+        """Return flax parameters and statistics as one vector ``(D,)``."""
+        leaves = {self._parameters[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(params).items()}
+        leaves |= {self._statistics[path][0]: _to_torch(path, leaf) for path, leaf in flatten_dict(stats).items()}
         return jnp.concatenate([leaves[leaf.name].ravel() for leaf in self.layout.leaves])
 
     @cached_property
@@ -423,25 +458,30 @@ class JaxTrainer:
 
 
 def _seeds(seed: int, round: int) -> np.ndarray:
-    """Of what the model draws in training, and of noise."""
-    drawn = [integer_seed(seed, purpose, round=round) & 0xFFFFFFFF for purpose in (Purpose.MODEL, Purpose.NOISE)]
-    return np.array(drawn, np.uint32)
+    """Return the seeds of the model's random numbers in training, and of the noise, ``(2,)``."""
+    seeds = [integer_seed(seed, purpose, round=round) & 0xFFFFFFFF for purpose in (Purpose.MODEL, Purpose.NOISE)]
+    return np.array(seeds, np.uint32)
 
 
-def _seen(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
-    """What the loss sees of a model's outputs under a rule."""
+def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
+    """Return the outputs for the loss, with the change that the rule makes to logits."""
     return outputs if rule.adjust_logits is None else rule.adjust_logits(outputs, counts_C)
 
 
-def _starts(order: Request, work: Sequence[ClientWork]) -> np.ndarray | None:
-    """Where clients begin, if not all of them at the global model."""
-    if all(one.start_D is None for one in work):
+def _start_parameters(request: Request, work: Sequence[ClientWork]) -> np.ndarray | None:
+    """Return the parameters from which each client starts, ``(K, D)``; None if all start from the global model."""
+    if all(client_work.start_D is None for client_work in work):
         return None
-    return np.stack([as_numpy(order.params_D if one.start_D is None else one.start_D) for one in work])
+    starts = [request.params_D if client_work.start_D is None else client_work.start_D for client_work in work]
+    return np.stack([as_numpy(start_D) for start_D in starts])
 
 
-def _of_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """A call of some module; of a batch norm that takes statistics, over real rows, with torch's running variance."""
+def _call_with_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Call a module. A batch norm computes statistics of real rows only, and the running variance of torch.
+
+    Raises:
+        FedlearnError: A batch norm has another number of rows than the batch.
+    """
     norm = context.module
     if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
         return call(*args, **kwargs)
@@ -449,45 +489,52 @@ def _of_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, context:
     if any(fixed):
         return call(*args, **kwargs)
     if len(x) != len(real_B):
-        raise FedlearnError(f"{'.'.join(norm.path)} is a batch norm of {len(x)} rows, not of the batch's {len(real_B)}")
+        raise FedlearnError(
+            f"the batch norm {'.'.join(norm.path)} has {len(x)} rows\n"
+            f"  expected  {len(real_B)} rows, one per example\n"
+            "  try       group norm"
+        )
     before: Any = norm.get_variable(BATCH_STATS, "var")
     outputs = call(*args, **{**kwargs, "mask": real_B.reshape(-1, *(1,) * (x.ndim - 1))})
-    count = real_B.sum() * (x.size // len(x) // before.size)  # of values that a channel's variance is taken of
-    kept = norm.momentum * before
-    change = norm.get_variable(BATCH_STATS, "var") - kept
-    norm.put_variable(BATCH_STATS, "var", kept + change * count / jnp.maximum(count - 1, 1))
+    count = real_B.sum() * (x.size // len(x) // before.size)  # number of values per channel
+    decayed = norm.momentum * before
+    change = norm.get_variable(BATCH_STATS, "var") - decayed
+    norm.put_variable(BATCH_STATS, "var", decayed + change * count / jnp.maximum(count - 1, 1))
     return outputs
 
 
 def _torch_leaves(variables: Mapping[str, Any], kind: str) -> dict[Path, NamedShape]:
-    """The names and shapes that torch gives to flax leaves of one collection."""
-    found = {}
+    """Return the torch names and shapes of the leaves of one flax collection, by their paths."""
+    leaves = {}
     for path, leaf in flatten_dict(variables.get(kind, {})).items():
         name = ".".join([*path[:-1], LEAF_NAMES[kind].get(path[-1], path[-1])])
-        found[path] = name, tuple(np.empty(leaf.shape, np.bool_).transpose(_axes_to_torch(path, leaf.ndim)).shape)
-    return found
+        leaves[path] = name, tuple(np.empty(leaf.shape, np.bool_).transpose(_axes_to_torch(path, leaf.ndim)).shape)
+    return leaves
 
 
 def _named_arrays(variables: Mapping[str, Any], kind: str, leaves: Mapping[Path, NamedShape]) -> dict[str, np.ndarray]:
     """Return the arrays of a flax collection by their names and axes in torch.
 
     Raises:
-        SettingError: the collection lacks a leaf of the module, or a shape differs.
+        SettingError: The collection lacks a leaf of the module, or a shape differs.
     """
-    given = flatten_dict(variables.get(kind, {}))
+    values = flatten_dict(variables.get(kind, {}))
     arrays = {}
     for path, (name, shape) in leaves.items():
-        array = np.asarray(_to_torch(path, given[path]), np.float32) if path in given else None
-        found = "nothing" if array is None else f"shape {array.shape}"
+        array = np.asarray(_to_torch(path, values[path]), np.float32) if path in values else None
+        actual = "nothing" if array is None else f"shape {array.shape}"
         expected = f"an array of shape {shape} at {'/'.join(path)}, as module.init returns it"
         if array is None or array.shape != shape:
-            raise SettingError(f"variables[{kind!r}]", found, expected, "variables=module.init(key, x)")
+            raise SettingError(f"variables[{kind!r}]", actual, expected, "variables=module.init(key, x)")
         arrays[name] = array
     return arrays
 
 
 def _axes_to_torch(path: tuple[str, ...], ndim: int) -> tuple[int, ...]:
-    """Flax kernels are (..., inputs, outputs); torch weights are (outputs, inputs, ...)."""
+    """Return the order of axes that turns a flax leaf into a torch leaf.
+
+    Flax kernels are (..., inputs, outputs). Torch weights are (outputs, inputs, ...).
+    """
     return (ndim - 1, ndim - 2, *range(ndim - 2)) if path[-1] == "kernel" else tuple(range(ndim))
 
 
@@ -500,33 +547,33 @@ def _to_flax(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
 
 
 def _normals(key: jax.Array, shape: tuple[int, ...], *, secret: bool) -> jax.Array:
-    """Standard normal numbers: those of a key, or such as no key gives."""
+    """Return standard normal numbers from the key, or secret numbers from the operating system."""
     if not secret:
         return jax.random.normal(key, shape)
     return io_callback(lambda: secret_normals(shape).astype(np.float32), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:
-    """Some rows, zero where they are not real: what lies there may be another client's."""
+    """Return rows of an array, and zeros for rows that are not real: their index can be a row of another client."""
     real = real_B.reshape(-1, *(1,) * (array.ndim - 1))
     return jnp.where(real, array[rows_B], jnp.zeros((), array.dtype))
 
 
-def _filled_up(rows_K: np.ndarray, size: int) -> np.ndarray:
-    """The rows and zeros, ``size`` in all: clients of no steps."""
+def _pad_rows(rows_K: np.ndarray, size: int) -> np.ndarray:
+    """Return ``size`` rows, padded with zeros. A zero row is a client that takes no steps."""
     if len(rows_K) == size:
         return rows_K
     return np.concatenate([rows_K, np.zeros((size - len(rows_K), *rows_K.shape[1:]), rows_K.dtype)])
 
 
 def _round_up(size: int) -> int:
-    """To three significant bits, so that few different sizes are compiled: at most a quarter more."""
-    grain = 1 << max(0, size.bit_length() - 3)
-    return -(-size // grain) * grain
+    """Round up to three significant bits, by at most a quarter, so that few programs are compiled."""
+    unit = 1 << max(0, size.bit_length() - 3)
+    return -(-size // unit) * unit
 
 
 def _optimizer(local: LocalSettings) -> optax.GradientTransformation:
-    """The optax twins of torch.optim.SGD and torch.optim.AdamW."""
+    """Return the optax optimizer that equals torch.optim.SGD or torch.optim.AdamW."""
     if local.optimizer == "adamw":
         return optax.adamw(local.learning_rate, weight_decay=local.weight_decay)
     momentum = local.momentum or None

@@ -1,4 +1,4 @@
-"""Train PyTorch models."""
+"""Train and evaluate PyTorch models, also with DP-SGD."""
 
 from fedlearn.trainers.torch.trainer import TorchTrainer
 

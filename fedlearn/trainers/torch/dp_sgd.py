@@ -1,6 +1,6 @@
-"""Sums of clipped per-example gradients in PyTorch, without the gradients where their norms can be had more cheaply.
+"""Sum clipped per-example gradients in PyTorch, in many layers without computing the gradients themselves.
 
-Shapes: B batch, T positions (1, time steps, pixels), F inputs and O outputs of a layer, D parameters laid flat.
+Shapes: B batch, T positions (1, time steps, pixels), F inputs and O outputs of a layer, D parameters.
 """
 
 from __future__ import annotations
@@ -18,39 +18,41 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B)
 
 
 class _Share(NamedTuple):
-    """What one layer adds to the gradient of some of its parameters."""
+    """The per-example gradients of some parameters of a layer, in implicit form."""
 
     parameters: Sequence[torch.Tensor]
-    squared_norm_B: torch.Tensor  # of each example's gradient
+    squared_norm_B: torch.Tensor  # squared norm of the gradient of each example
     weighted_sum: Callable[[torch.Tensor], Sequence[torch.Tensor]]  # factor_B -> sum of factor_i gradient_i
 
 
 class _Call(NamedTuple):
-    """One use of a layer."""
+    """One call of a layer in the forward pass."""
 
     layer: nn.Module
     inputs: tuple[torch.Tensor, ...]
-    versions: list[int]  # of the inputs, at that time
+    versions: list[int]  # versions of the inputs at the time of the call
     output: GradientEdge
 
 
 class ClippedGradient:
-    """``(x_B, y_B) -> sum_i g_i min(1, C / |g_i|)``, where g_i is the gradient of example i's loss.
+    """Compute ``(x_B, y_B) -> sum_i g_i min(1, C / |g_i|)``, where g_i is the gradient of the loss of example i.
 
-    One backward pass to the outputs of the layers gives, with their inputs, the norm of every g_i and then the sum as
-    one matrix product for each layer. An affine layer with input a and output gradient d on one example has
-    ``|d a^T|^2 = |d|^2 |a|^2``; over T positions the same holds with Gram matrices. Other layers are asked for their
-    per-example gradients (Opacus). A model with parameters outside such layers, or that uses a layer twice, is
-    differentiated example by example (torch.func).
+    One backward pass gives the gradients of the outputs of all layers. With the inputs of the layers, they give the
+    norm of each g_i, and then the sum as one matrix product per layer. An affine layer with input a and output
+    gradient d on one example satisfies ``|d a^T|^2 = |d|^2 |a|^2``. Gram matrices extend this to T positions. Opacus
+    computes the per-example gradients of other layers.
+
+    Two kinds of models need torch.func, which computes the gradient of each example. One kind has parameters outside
+    these layers. The other kind calls a layer twice.
 
     Args:
-        module: the model; outputs of one example must not depend on others.
-        loss: of each example.
+        module: the model. The outputs of one example must not depend on other examples.
+        loss: ``(outputs_BC, y_B) -> loss_B``.
         leaves: the parameters, in the order of the result.
-        clip: C > 0.
+        clip: L2 bound C on the gradient of each example, > 0.
 
-    *Guarantees*: one example more or less moves the sum by at most C (up to rounding), whatever it holds; one whose
-    gradient is not finite adds nothing.
+    *Guarantees*: one more or one fewer example changes the sum by at most C (up to rounding), for any example. An
+    example whose gradient is not finite adds nothing.
 
     Reference: Goodfellow, *Efficient Per-Example Gradient Computations*, 2015, arXiv:1510.01799; Bu, Wang, Zha,
     Karypis, *Differentially Private Optimization on Large Model at Small Cost*, ICML 2023, arXiv:2210.00038.
@@ -62,7 +64,7 @@ class ClippedGradient:
         owned = [p for part in owners for p in part.parameters(recurse=False) if p.requires_grad]
         self._layerwise = all(_is_known(part) for part in owners) and len(owned) == len(self.leaves)
         self._num_layers = len(owners)
-        self._calls: list[_Call] | None = None  # those of the forward pass that is under way
+        self._calls: list[_Call] | None = None  # calls in the current forward pass, or None
         if self._layerwise:
             for part in owners:
                 part.register_forward_hook(self._record)
@@ -71,7 +73,7 @@ class ClippedGradient:
     def __call__(
         self, x_B: torch.Tensor, y_B: torch.Tensor, *, scale: float = 1.0
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """``scale`` times the sum for each parameter, and the losses of the examples in it."""
+        """Return ``scale`` times the sum for each parameter, and the losses of the examples that it includes."""
         if not len(y_B):
             return [torch.zeros_like(leaf) for leaf in self.leaves], y_B.new_zeros(0, dtype=torch.float32)
         shares, loss_B = self._by_layer(x_B, y_B) if self._layerwise else self._by_example(x_B, y_B)
@@ -87,6 +89,7 @@ class ClippedGradient:
         return [sums[leaf] for leaf in self.leaves], loss_B
 
     def _by_layer(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[_Share], torch.Tensor]:
+        """Return the shares of all layers from one backward pass, and the losses."""
         calls: list[_Call] = []
         self._calls = calls
         try:
@@ -95,18 +98,19 @@ class ClippedGradient:
         finally:
             self._calls = None
         if not (len(calls) == self._num_layers == len({c.layer for c in calls}) and all(map(_is_intact, calls))):
-            self._layerwise = False  # from now on
+            self._layerwise = False  # also for all later batches
             return self._by_example(x_B, y_B)
         gradients = torch.autograd.grad(loss_B, [call.output for call in calls], torch.ones_like(loss_B))
         shares = [_shares(c.layer, c.inputs[0], gradient) for c, gradient in zip(calls, gradients, strict=True)]
-        return [share for some in shares for share in some], loss_B.detach()
+        return [share for layer_shares in shares for share in layer_shares], loss_B.detach()
 
     def _record(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        if self._calls is not None:  # an edge, since the next layer may change the output in place
+        if self._calls is not None:  # a gradient edge, because the next layer may change the output in place
             call = _Call(layer, inputs, [v._version for v in inputs], get_gradient_edge(output))
             self._calls.append(call)
 
     def _by_example(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[_Share], torch.Tensor]:
+        """Return the shares of all parameters from the gradient of each example, and the losses."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         leaves = {names[id(leaf)]: leaf.detach() for leaf in self.leaves}
 
@@ -114,20 +118,21 @@ class ClippedGradient:
             outputs = torch.func.functional_call(self.module, leaves, (x[None],))
             return self.loss(outputs, y[None])[0]
 
-        of_each = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
-        gradients, loss_B = of_each(leaves, x_B, y_B)
-        return [_instantiated(leaf, gradients[names[id(leaf)]]) for leaf in self.leaves], loss_B
+        per_example = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
+        gradients, loss_B = per_example(leaves, x_B, y_B)
+        return [_share_of_gradients(leaf, gradients[names[id(leaf)]]) for leaf in self.leaves], loss_B
 
 
 def _is_intact(call: _Call) -> bool:
-    """Whether a layer was called with one tensor, and that tensor was not changed in place afterwards."""
+    """Return whether the layer got one tensor, and no later operation changed this tensor in place."""
     return len(call.inputs) == 1 and call.inputs[0]._version == call.versions[0]
 
 
 def _is_known(layer: nn.Module) -> bool:
+    """Return whether this module or Opacus has per-example gradients for the layer."""
     if type(layer) in (nn.Linear, nn.Embedding):
         return True
-    from opacus.grad_sample import GradSampleModule  # not before it is needed: its import takes seconds
+    from opacus.grad_sample import GradSampleModule  # imported here, because the import takes seconds
 
     return type(layer) in GradSampleModule.GRAD_SAMPLERS
 
@@ -146,24 +151,24 @@ def _shares(layer: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor) -> l
     from opacus.grad_sample import GradSampleModule
 
     sampled = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], gradient)
-    return [_instantiated(parameter, gradient_B) for parameter, gradient_B in sampled.items()]
+    return [_share_of_gradients(parameter, gradient_B) for parameter, gradient_B in sampled.items()]
 
 
 def _positions(values: torch.Tensor) -> torch.Tensor:
-    """``(B, ..., F)`` as ``(B, T, F)``."""
+    """Return values ``(B, ..., F)`` as ``(B, T, F)``."""
     return values.reshape(len(values), -1, values.shape[-1])
 
 
 def _patches(layer: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor | None:
-    """What each output pixel of a convolution sees, ``(B, T, F)``."""
+    """Return the input patch of each output pixel of a convolution, ``(B, T, F)``; None for padding by name."""
     if isinstance(layer.padding, str):
         return None
-    how: Any = {"padding": layer.padding, "stride": layer.stride, "dilation": layer.dilation}
-    return F.unfold(inputs, layer.kernel_size, **how).transpose(1, 2)
+    options: Any = {"padding": layer.padding, "stride": layer.stride, "dilation": layer.dilation}
+    return F.unfold(inputs, layer.kernel_size, **options).transpose(1, 2)
 
 
 def _affine(layer: nn.Linear, a_BF: torch.Tensor, d_BO: torch.Tensor) -> _Share:
-    """A weight of which example i's gradient is ``d_i a_i^T``, and a bias of which it is ``d_i``."""
+    """Return the share of an affine layer. Example i has the gradient ``d_i a_i^T`` (weight) and ``d_i`` (bias)."""
     weight, bias = _trained(layer)
     squared_a_B = a_BF.square().sum(1) if weight else torch.zeros_like(d_BO[:, 0])
     squared_norm_B = d_BO.square().sum(1) * (squared_a_B + len(bias))
@@ -176,7 +181,10 @@ def _affine(layer: nn.Linear, a_BF: torch.Tensor, d_BO: torch.Tensor) -> _Share:
 
 
 def _affine_at_positions(layer: nn.Linear | nn.Conv2d, a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> _Share:
-    """A weight of which example i's gradient is ``sum_t d_it a_it^T``, and a bias of which it is ``sum_t d_it``."""
+    """Return the share of an affine layer that acts at T positions.
+
+    Example i has the gradient ``sum_t d_it a_it^T`` (weight) and ``sum_t d_it`` (bias).
+    """
     weight, bias = _trained(layer)
     squared_norm_B = d_BTO.sum(1).square().sum(1) * len(bias)
     if weight:
@@ -190,15 +198,15 @@ def _affine_at_positions(layer: nn.Linear | nn.Conv2d, a_BTF: torch.Tensor, d_BT
 
 
 def _trained(layer: nn.Linear | nn.Conv2d) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The weight and the bias, or nothing where there is none to train."""
-    weight, bias = layer.weight, layer.bias  # looked up once: a module searches for them
+    """Return the trainable weight and the trainable bias, each as a list of at most one tensor."""
+    weight, bias = layer.weight, layer.bias  # read once, because attributes of a module are slow
     weights: list[torch.Tensor] = [weight] if weight.requires_grad else []
     biases: list[torch.Tensor] = [bias] if bias is not None and bias.requires_grad else []
     return weights, biases
 
 
 def _squared_norm_of_products(a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
-    """``|sum_t d_t a_t^T|^2`` of each example, by Gram matrices or by the product itself, whichever is smaller."""
+    """Return ``|sum_t d_t a_t^T|^2`` of each example, from Gram matrices or from the product if it is smaller."""
     _, positions, features = a_BTF.shape
     if 2 * positions**2 <= features * d_BTO.shape[2]:
         return ((a_BTF @ a_BTF.transpose(1, 2)) * (d_BTO @ d_BTO.transpose(1, 2))).sum((1, 2))
@@ -206,7 +214,7 @@ def _squared_norm_of_products(a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> torch
 
 
 def _embedding(layer: nn.Embedding, index: torch.Tensor, gradient: torch.Tensor) -> _Share:
-    """A table of which example i's gradient adds ``d_it`` to row ``index_it``."""
+    """Return the share of an embedding. The gradient of example i adds ``d_it`` to row ``index_it`` of the table."""
     index_BT, d_BTO = index.reshape(len(index), -1), _positions(gradient)
     if layer.padding_idx is not None:
         d_BTO = d_BTO * (index_BT != layer.padding_idx)[:, :, None]
@@ -220,6 +228,7 @@ def _embedding(layer: nn.Embedding, index: torch.Tensor, gradient: torch.Tensor)
     return _Share([layer.weight], squared_norm_B, weighted_sum)
 
 
-def _instantiated(parameter: torch.Tensor, gradient_B: torch.Tensor) -> _Share:
+def _share_of_gradients(parameter: torch.Tensor, gradient_B: torch.Tensor) -> _Share:
+    """Return the share of a parameter whose per-example gradients are in memory."""
     squared_norm_B = gradient_B.flatten(1).square().sum(1)
     return _Share([parameter], squared_norm_B, lambda factor_B: [torch.tensordot(factor_B, gradient_B, 1)])

@@ -1,4 +1,4 @@
-"""What a PyTorch model hands to its last layer.
+"""Record the features of a PyTorch model: the inputs of its last layer.
 
 Shapes: B batch, F features, C outputs.
 """
@@ -15,12 +15,17 @@ from fedlearn.trainers.base import require_features
 
 
 def with_features(module: nn.Module, run: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The outputs that ``run`` gets of a module (B x C), and their features (B x F).
+    """Return the outputs of a module, ``(B, C)``, and the features of the batch, ``(B, F)``.
 
-    Features are the inputs of the ``nn.Linear`` whose outputs are the module's own: nothing may come after it.
+    The features are the inputs of the last ``nn.Linear``. Its outputs must be the outputs of the module.
+
+    Args:
+        module: the model.
+        run: calls the module and returns its outputs.
 
     Raises:
-        SettingError: there is no such layer, nothing is learnt before it, or an example has several vectors of them.
+        SettingError: The model does not end in an ``nn.Linear``, has no trainable parameters before it, or gives an
+            example more than one feature vector.
     """
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
@@ -34,11 +39,11 @@ def with_features(module: nn.Module, run: Callable[[], torch.Tensor]) -> tuple[t
         for hook in hooks:
             hook.remove()
     last = next((call for call in calls if call[2] is outputs_BC), None)
-    require_features(last is not None and last[1].ndim == 2 and _learns_before(module, last[0]))
+    require_features(last is not None and last[1].ndim == 2 and _has_trainable_parameters_before(module, last[0]))
     assert last is not None
     return outputs_BC, last[1]
 
 
-def _learns_before(module: nn.Module, last: nn.Module) -> bool:
-    own = set(last.parameters())
-    return any(p.requires_grad and p not in own for p in module.parameters())
+def _has_trainable_parameters_before(module: nn.Module, last: nn.Module) -> bool:
+    last_parameters = set(last.parameters())
+    return any(p.requires_grad and p not in last_parameters for p in module.parameters())

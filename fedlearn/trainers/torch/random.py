@@ -1,4 +1,4 @@
-"""Random numbers of torch's global generator, which initializes the weights of a new module."""
+"""Seed torch's global random generator, which draws the initial weights of a new module."""
 
 from __future__ import annotations
 
