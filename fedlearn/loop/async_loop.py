@@ -1,6 +1,6 @@
-"""The asynchronous half of a step: who is sent the newest model when, and whose updates make the step.
+"""Collect the updates of one asynchronous step: send the newest model to idle clients, and wait for completions.
 
-Shapes: K updates in a buffer, D parameters laid flat.
+Shapes: K updates in a buffer, D parameters.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fedlearn.loop.protocols import AsyncEngine
 
 @dataclass(frozen=True, kw_only=True)
 class Buffer:
-    """What made a step.
+    """Hold the results of one asynchronous step.
 
     Attributes:
-        completed: orders that ended, by client and then by age, with what they brought.
-        in_flight: orders that are still under way.
-        clock: when the last one landed.
-        num_sent: orders that were sent out meanwhile.
+        completed: completed requests with their results, in order of client id and then of round.
+        in_flight: requests that are still in flight.
+        clock: time of the last completion, in seconds since the run began.
+        num_sent: number of requests that the server sent during the step.
     """
 
     completed: tuple[tuple[InFlight, Updates | Failure], ...]
@@ -36,24 +36,24 @@ class Buffer:
 
     @property
     def cohort(self) -> tuple[ClientId, ...]:
-        """Who answered or was given up, ascending; one that did so twice is there twice."""
-        return tuple(one.client for one, _ in self.completed)
+        """Clients of the completed requests, ascending. A client with two completed requests occurs twice."""
+        return tuple(item.client for item, _ in self.completed)
 
     def received_updates(self) -> list[tuple[InFlight, Updates]]:
-        """Orders that brought an update."""
-        return [(one, result) for one, result in self.completed if isinstance(result, Updates)]
+        """Return the completed requests that gave an update, with their updates."""
+        return [(item, result) for item, result in self.completed if isinstance(result, Updates)]
 
     def staleness(self, round: int) -> np.ndarray:
-        """Server steps since each client that delivered was sent its model (K)."""
-        return np.array([round - one.request.round for one, _ in self.received_updates()], np.int64)
+        """Return the number of server steps between the request and this round, for each update, ``(K,)``."""
+        return np.array([round - item.request.round for item, _ in self.received_updates()], np.int64)
 
     def mean_sent_params(self) -> Array:
-        """The mean of the models that those clients were sent (D)."""
-        orders = {one.request.round: one.request for one, _ in self.received_updates()}
-        counts = Counter(one.request.round for one, _ in self.received_updates())
+        """Return the mean of the models from which the received updates started, ``(D,)``."""
+        requests = {item.request.round: item.request for item, _ in self.received_updates()}
+        counts = Counter(item.request.round for item, _ in self.received_updates())
         total = None
-        for round, order in orders.items():
-            total = add_rows(total, order.params_D[None], np.array([counts[round]]))
+        for round, request in requests.items():
+            total = add_rows(total, request.params_D[None], np.array([counts[round]]))
         return divide_total(total, counts.total())
 
 
@@ -64,47 +64,47 @@ def fill_buffer(
     in_flight: Sequence[InFlight],
     request: Request,
 ) -> Buffer:
-    """Keep clients at work until the buffer is full, or nobody is left to ask.
+    """Send requests and wait for completions until the buffer is full, or no request is in flight.
 
     Args:
-        strategy: an asynchronous one.
-        engine: which lets orders land.
-        clients: all there are.
-        in_flight: orders under way.
-        request: with the newest model, and the time when the last step was taken.
+        strategy: the asynchronous strategy.
+        engine: engine that completes requests.
+        clients: ids of all clients.
+        in_flight: requests in flight at the start.
+        request: the request with the newest model, and with the time of the last step.
 
-    *Guarantees*: all that is drawn follows from the order's seed and round.
+    *Guarantees*: all draws depend only on the seed and the round of the request. No client receives a model twice.
 
     Raises:
-        SettingError: the buffer is larger than the population.
+        SettingError: The buffer is larger than the population.
     """
     rule = strategy.asynchrony
     assert rule is not None
     rule.validate(len(clients))
-    up, clock, sent, delivered = list(in_flight), request.clock, 0, 0
-    landed: list[tuple[InFlight, Updates | Failure]] = []
-    idle = _in_random_order(clients, generator(request.seed, Purpose.SELECT, round=request.round))
-    back: list[ClientId] = []  # from earlier orders, and free for this one
-    while delivered < rule.buffer_size:
-        at_work = {one.client for one in up}
-        while len(up) < rule.concurrency and (client := _next(idle, back, at_work)) is not None:
-            up.append(InFlight(client=client, request=replace(request, clock=clock)))
-            at_work.add(client)
-            sent += 1
-        if not up:
+    pending, clock, num_sent, num_updates = list(in_flight), request.clock, 0, 0
+    completed: list[tuple[InFlight, Updates | Failure]] = []
+    candidates = _in_random_order(clients, generator(request.seed, Purpose.SELECT, round=request.round))
+    returned: list[ClientId] = []  # clients that completed an older request and have not received this model
+    while num_updates < rule.buffer_size:
+        busy = {item.client for item in pending}
+        while len(pending) < rule.concurrency and (client := _next_client(candidates, returned, busy)) is not None:
+            pending.append(InFlight(client=client, request=replace(request, clock=clock)))
+            busy.add(client)
+            num_sent += 1
+        if not pending:
             break
-        place, result, clock = engine.wait_for_next(strategy, up, clock)
-        one = up.pop(place)
-        landed.append((one, result))
-        delivered += isinstance(result, Updates)
-        if one.request.round < request.round:
-            back.append(one.client)
-    landed.sort(key=lambda pair: (pair[0].client, pair[0].request.round))
-    return Buffer(completed=tuple(landed), in_flight=tuple(up), clock=clock, num_sent=sent)
+        index, result, clock = engine.wait_for_next(strategy, pending, clock)
+        item = pending.pop(index)
+        completed.append((item, result))
+        num_updates += isinstance(result, Updates)
+        if item.request.round < request.round:
+            returned.append(item.client)
+    completed.sort(key=lambda pair: (pair[0].client, pair[0].request.round))
+    return Buffer(completed=tuple(completed), in_flight=tuple(pending), clock=clock, num_sent=num_sent)
 
 
 def accumulate_buffer(partial: PartialAggregate, strategy: Strategy, buffer: Buffer, round: int) -> PartialAggregate:
-    """Fold a buffer, each update multiplied by what its staleness makes it worth."""
+    """Add the results of a buffer to a partial aggregate, with each update times the weight of its staleness."""
     assert strategy.asynchrony is not None
     weights = iter(strategy.asynchrony.staleness_weight(buffer.staleness(round)).tolist())
     for _, result in buffer.completed:
@@ -114,23 +114,26 @@ def accumulate_buffer(partial: PartialAggregate, strategy: Strategy, buffer: Buf
     return partial
 
 
-def _next(idle: Iterator[ClientId], back: list[ClientId], at_work: set[ClientId]) -> ClientId | None:
-    """A client that is free and was not sent this model yet."""
-    for client in idle:
-        if client not in at_work:
-            if client in back:
-                back.remove(client)
+def _next_client(candidates: Iterator[ClientId], returned: list[ClientId], busy: set[ClientId]) -> ClientId | None:
+    """Return a client that is not busy and has not received this model; None if there is none."""
+    for client in candidates:
+        if client not in busy:
+            if client in returned:
+                returned.remove(client)
             return client
-    return back.pop(0) if back else None
+    return returned.pop(0) if returned else None
 
 
 def _in_random_order(clients: Sequence[ClientId], rng: np.random.Generator) -> Iterator[ClientId]:
-    """All of them, at the cost of those that are asked for: a large population is not listed first."""
-    seen: set[int] = set()
-    while 2 * len(seen) < len(clients):
-        place = int(rng.integers(len(clients)))
-        if place not in seen:
-            seen.add(place)
-            yield int(clients[place])
-    rest = [place for place in range(len(clients)) if place not in seen]
-    yield from (int(clients[place]) for place in rng.permutation(rest).tolist())
+    """Yield all clients in random order.
+
+    The cost is proportional to the number of clients that the caller takes, not to the population.
+    """
+    drawn: set[int] = set()
+    while 2 * len(drawn) < len(clients):
+        index = int(rng.integers(len(clients)))
+        if index not in drawn:
+            drawn.add(index)
+            yield int(clients[index])
+    rest = [index for index in range(len(clients)) if index not in drawn]
+    yield from (int(clients[index]) for index in rng.permutation(rest).tolist())

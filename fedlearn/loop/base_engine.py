@@ -1,7 +1,7 @@
-"""A base class for engines, and the statement of an engine's capabilities before it is built.
+"""Define a base class for engines, and the capabilities that a builder states before it builds an engine.
 
 A configuration names a builder: a function or a class that returns an engine. The builder states the capabilities of
-its engine as attributes. Settings that the engine does not support are then refused before any data are loaded.
+its engine as attributes. So a run can refuse unsupported settings before it loads any data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ ENGINE_MEMBERS = {  # member -> line that adds it to an engine of a user
 
 
 class BaseEngine:
-    """Provide defaults for all optional members of an engine; a subclass adds `Engine.fit` and `Engine.evaluate`.
+    """Base class of engines, with defaults for all optional members.
+
+    A subclass adds `Engine.fit` and `Engine.evaluate`.
 
     Args:
         clients: ids of all clients.
@@ -52,16 +54,16 @@ class BaseEngine:
         self.client_states: dict[ClientId, State] = {}
 
     def describe(self, cohort_size: int) -> str:
-        """See `Engine.describe`."""
+        """Return how a cohort of this size is trained, for the header."""
         return f"a cohort of {cohort_size}"
 
     def close(self) -> None:
-        """See `Engine.close`."""
+        """Release nothing. A subclass with workers or connections overrides this method."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineCapabilities:
-    """State the capabilities of an engine builder; a builder that states nothing has none of them.
+    """State the capabilities of an engine builder. A builder that states nothing has none of them.
 
     Attributes:
         in_process: see `fedlearn.loop.protocols.Engine`.
@@ -106,7 +108,7 @@ def stated_capabilities(builder: Any) -> EngineCapabilities:
     """Return the capabilities that a builder states as attributes.
 
     Raises:
-        SettingError: an attribute is not True or False.
+        SettingError: An attribute is not True or False.
     """
     stated = {name: getattr(builder, name, False) for name in EngineCapabilities.__dataclass_fields__}
     for name, value in stated.items():
@@ -122,7 +124,7 @@ def require_engine(engine: Engine, stated: EngineCapabilities | None = None) -> 
         stated: capabilities that the builder stated; None skips this check.
 
     Raises:
-        SettingError: a member is missing, or a capability differs. The message has the line to add.
+        SettingError: A member is missing, or a capability differs. The message has the line to add.
     """
     kind = type(engine).__name__
     for name, line in ENGINE_MEMBERS.items():
@@ -138,10 +140,10 @@ def require_engine(engine: Engine, stated: EngineCapabilities | None = None) -> 
 
 
 def require_single_updates(result: Updates | PartialAggregate | Failure) -> Updates | Failure:
-    """Return a result that shows each update, for poisoning and audits.
+    """Return the result if it contains single updates. Poisoning and audits need them.
 
     Raises:
-        SettingError: the result is a partial aggregate, although the engine states ``in_process``.
+        SettingError: The result is a partial aggregate, although the engine states ``in_process``.
     """
     if isinstance(result, PartialAggregate):
         fix = "yield Updates from fit, or state in_process=False"

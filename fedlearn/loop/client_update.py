@@ -1,12 +1,15 @@
-"""What happens at a client: the same function in every engine and on a real node.
+"""Compute the updates of clients: local training, checks, and the client halves of the stages.
 
-Shapes: K clients in a block, D parameters laid flat.
+Every engine and every real node uses these functions.
+
+Shapes: K clients in a block, D parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -23,35 +26,41 @@ from fedlearn.loop.protocols import Trainer
 
 
 def initial_client_state(strategy: Strategy, layout: Layout, params_D: Array) -> State:
-    """Return the state of a client before its first round: the part of the local rule and those of the stages."""
-    memory = initial_rule_state(strategy.local, layout, params_D)
+    """Return the client state before the first round: the values of the local rule and of each stage."""
+    client_state = initial_rule_state(strategy.local, layout, params_D)
     for i, stage in enumerate(strategy.stages):
-        memory |= {
-            f"{i}.{name}": np.asarray(v) for name, v in stage.client.init(strategy.shared_layout(layout)).items()
-        }
-    return memory
+        stage_state = stage.client.init(strategy.shared_layout(layout))
+        client_state |= {f"{i}.{name}": np.asarray(v) for name, v in stage_state.items()}
+    return client_state
 
 
 def update_size_and_dtype(strategy: Strategy, request: Request, layout: Layout) -> tuple[int, np.dtype]:
-    """How many numbers each client's update has when it leaves, for a stage may add some, and of which dtype."""
+    """Return the number of values in an update that a client sends, and their dtype. A stage can change both."""
     blank = Updates(
         clients_K=np.zeros(1, np.int64),
         delta_KD=zeros(strategy.shared_layout(layout))[None],
         num_examples_K=np.ones(1, np.int64),
         num_steps_K=np.ones(1, np.int64),
     )
-    memory_KD = stack_client_states([initial_client_state(strategy, layout, request.params_D)])
+    state_KD = stack_client_states([initial_client_state(strategy, layout, request.params_D)])
     for i, stage in enumerate(strategy.stages):
-        blank = _leave_through(stage, i, request, blank, memory_KD)
+        blank = _apply_stage(stage, i, request, blank, state_KD)
     return int(blank.delta_KD.shape[1]), as_numpy(blank.delta_KD).dtype
 
 
 def client_step(
     trainer: Trainer, strategy: Strategy, request: Request, work: Sequence[ClientWork]
 ) -> tuple[Updates, list[Failure]]:
-    """Train K clients, refuse what is not finite, apply the client halves of the stages.
+    """Train K clients, refuse updates that are not finite, and apply the client halves of the stages.
 
-    Returns the updates of the clients that succeeded and a failure for each of the others.
+    Args:
+        trainer: trains the clients.
+        strategy: local rule and stages.
+        request: the request to the cohort.
+        work: the K clients, with examples and client states.
+
+    Returns:
+        The updates of the clients that succeeded, and a failure for each of the others.
     """
     return _after_training(trainer, strategy, request, work, train(trainer, strategy.local, request, work))
 
@@ -59,39 +68,45 @@ def client_step(
 def client_step_mixed_rounds(
     trainer: Trainer, strategy: Strategy, requests: Sequence[Request], work: Sequence[ClientWork]
 ) -> list[Updates | Failure]:
-    """Train K clients, each with a request of its own, as one block; return one result for each client.
+    """Train K clients, each with a different request, as one block. Return one result for each client.
 
     The local rule must satisfy `LocalRule.supports_mixed_rounds`.
     """
     trained, results = train_mixed_rounds(trainer, strategy.local, requests, work), []
-    for k, (order, one) in enumerate(zip(requests, work, strict=True)):
-        updates, failures = _after_training(trainer, strategy, order, [one], trained.rows(np.array([k])))
+    for k, (request, client_work) in enumerate(zip(requests, work, strict=True)):
+        updates, failures = _after_training(trainer, strategy, request, [client_work], trained.rows(np.array([k])))
         results.append(updates if len(updates) else failures[0])
     return results
 
 
 def _after_training(
-    trainer: Trainer, strategy: Strategy, order: Request, work: Sequence[ClientWork], updates: Updates
+    trainer: Trainer, strategy: Strategy, request: Request, work: Sequence[ClientWork], updates: Updates
 ) -> tuple[Updates, list[Failure]]:
-    if tuple(updates.delta_KD.shape) != (len(work), trainer.layout.num_parameters):
-        raise ValueError(f"updates have shape {tuple(updates.delta_KD.shape)}, not those of {len(work)} such models")
+    """Check the updates of the trainer, and apply local rule, stages, codecs and privacy.
+
+    Raises:
+        ValueError: The trainer returns updates of a wrong shape.
+    """
+    shape, expected = tuple(updates.delta_KD.shape), (len(work), trainer.layout.num_parameters)
+    if shape != expected:
+        raise ValueError(f"the trainer returned updates of shape {shape}, expected {expected} (clients, parameters)")
     updates, failures = refuse_non_finite(updates, work)
     if not len(updates):
         return updates, failures
-    kept = set(updates.clients_K.tolist())
-    memory_KD = stack_client_states([one.client_state for one in work if one.client in kept])
-    updates = _finish(strategy, order, updates, memory_KD)
+    valid = set(updates.clients_K.tolist())
+    state_KD = stack_client_states([client_work.client_state for client_work in work if client_work.client in valid])
+    updates = _apply_rule(strategy, request, updates, state_KD)
     updates = replace(updates, delta_KD=drop_personal_parameters(strategy, trainer.layout, updates.delta_KD))
     for i, stage in enumerate(strategy.stages):
-        updates = _leave_through(stage, i, order, updates, memory_KD)
-        updates = _written(stage, i, order, updates, memory_KD, strategy.shared_layout(trainer.layout))
+        updates = _apply_stage(stage, i, request, updates, state_KD)
+        updates = _compress(stage, i, request, updates, state_KD, strategy.shared_layout(trainer.layout))
     if strategy.privacy_guarantee is not None:
-        updates = _withholding(updates, strategy.privacy_guarantee.withheld)
-    return replace(updates, num_bytes_K=_bytes_of(updates)), failures
+        updates = _withhold(updates, strategy.privacy_guarantee.withheld)
+    return replace(updates, num_bytes_K=_num_bytes(updates)), failures
 
 
 def drop_personal_parameters(strategy: Strategy, layout: Layout, delta_KD: Array) -> Array:
-    """Updates without the parameters that stay at the clients."""
+    """Return updates without the personal parameters of the clients."""
     if not strategy.local.personal_parameters:
         return delta_KD
     sent = np.delete(np.arange(layout.num_parameters), layout.positions(strategy.local.personal_parameters))
@@ -99,117 +114,128 @@ def drop_personal_parameters(strategy: Strategy, layout: Layout, delta_KD: Array
 
 
 def refuse_non_finite(updates: Updates, work: Sequence[ClientWork]) -> tuple[Updates, list[Failure]]:
-    """Drop the clients whose update or own model is not finite, with the reason as far as their data tell it."""
+    """Drop clients whose update or client state is not finite. Return the other updates, and the failures.
+
+    The failure names NaN or infinity in the examples of the client, if there are any.
+    """
     finite_K = np.all([_finite(rows_KD) for rows_KD in (updates.delta_KD, *updates.client_state.values())], axis=0)
     if finite_K.all():
         return updates, []
     bad = set(updates.clients_K[~finite_K].tolist())
     failures = [
-        Failure(client=one.client, stage=FailureStage.UPDATE, reason=_why_not_finite(one.examples))
-        for one in work
-        if one.client in bad
+        Failure(client=item.client, stage=FailureStage.UPDATE, reason=_non_finite_reason(item.examples))
+        for item in work
+        if item.client in bad
     ]
     return updates.rows(finite_K), failures
 
 
 def _finite(rows_KD: Array) -> np.ndarray:
+    """Return for each row whether all its values are finite, ``(K,)``."""
     xp = array_namespace(rows_KD)
     with np.errstate(over="ignore", invalid="ignore"):
         finite_K = as_numpy(xp.isfinite(xp.sum(rows_KD, axis=-1)))
     if finite_K.all():
         return finite_K
-    return as_numpy(xp.all(xp.isfinite(rows_KD), axis=-1))  # sums may overflow though all they add is finite
+    return as_numpy(xp.all(xp.isfinite(rows_KD), axis=-1))  # the sum of finite values may overflow
 
 
-def _why_not_finite(examples: Examples) -> str:
+def _non_finite_reason(examples: Examples) -> str:
     for name, array in (("x", examples.x), ("y", examples.y)):
         numbers_NF = np.asarray(array, np.float64).reshape(len(array), -1)
         bad_N = np.any(~np.isfinite(numbers_NF), axis=1)
         if bad_N.any():
             first = int(np.argmax(bad_N))
             count = f"{bad_N.sum()} of {len(bad_N)}"
-            return f"the update is not finite: {count} examples hold NaN or infinity in {name}, first {first}"
-    return "the update is not finite though the data are: training diverged; try a smaller local.learning_rate"
+            return f"the update is not finite: {count} examples have NaN or infinity in {name}, first {first}"
+    return "the update is not finite, but the data are finite: training diverged. Try a smaller local.learning_rate"
 
 
 def stack_client_states(client_states: Sequence[State]) -> Mapping[str, np.ndarray]:
-    """The memories of K clients as K x D arrays."""
-    return {name: np.stack([as_numpy(memory[name]) for memory in client_states]) for name in client_states[0]}
+    """Return the states of K clients as one array ``(K, ...)`` per name."""
+    return {name: np.stack([as_numpy(state[name]) for state in client_states]) for name in client_states[0]}
 
 
-def _finish(strategy: Strategy, order: Request, updates: Updates, memory_KD: Mapping[str, Array]) -> Updates:
-    """Let the local rule say what each client remembers and what else it sends."""
+def _apply_rule(strategy: Strategy, request: Request, updates: Updates, state_KD: Mapping[str, Array]) -> Updates:
+    """Add the new client states and the extra values of the local rule to the updates."""
     rule = strategy.local
-    vectors = {name: memory_KD[name] for name in rule.client_state} | {
-        name: order.broadcast[name] for name in rule.receives
-    }
+    vectors = {name: state_KD[name] for name in rule.client_state}
+    vectors |= {name: request.broadcast[name] for name in rule.receives}
     vectors = {name: asarray_like(v, updates.delta_KD) for name, v in vectors.items()}
     delta_KD = updates.delta_KD
     steps_K = array_namespace(delta_KD).asarray(updates.num_steps_K, dtype=delta_KD.dtype, device=delta_KD.device)
-    kept, extra = rule.after_training(delta_KD, steps_K, order.local.learning_rate, **vectors)
-    return replace(updates, client_state={**updates.client_state, **kept}, extra=dict(extra))
+    new_state, extra = rule.after_training(delta_KD, steps_K, request.local.learning_rate, **vectors)
+    return replace(updates, client_state={**updates.client_state, **new_state}, extra=dict(extra))
 
 
-def _leave_through(
-    stage: Stage, number: int, order: Request, updates: Updates, memory_KD: Mapping[str, Array]
+def _apply_stage(
+    stage: Stage, number: int, request: Request, updates: Updates, state_KD: Mapping[str, Array]
 ) -> Updates:
-    """Apply one stage's client half to the whole block."""
+    """Apply the client half of one stage to the whole block."""
     prefix, sent = f"{number}.", f"stage/{number}/"
-    memory_KD = {name: asarray_like(v, updates.delta_KD) for name, v in memory_KD.items() if name.startswith(prefix)}
-    own = {name.removeprefix(prefix): v for name, v in memory_KD.items()}
-    broadcast = {name.removeprefix(sent): v for name, v in order.broadcast.items() if name.startswith(sent)}
+    state_KD = {name: asarray_like(v, updates.delta_KD) for name, v in state_KD.items() if name.startswith(prefix)}
+    stage_state = {name.removeprefix(prefix): v for name, v in state_KD.items()}
+    broadcast = {name.removeprefix(sent): v for name, v in request.broadcast.items() if name.startswith(sent)}
     context = Context(
-        round=order.round,
-        seed=order.seed,
+        round=request.round,
+        seed=request.seed,
         clients_K=updates.clients_K,
         broadcast=broadcast,
-        deployed=order.deployed,
+        deployed=request.deployed,
     )
-    delta_KD, kept = stage.client.update(updates.delta_KD, own, context)
-    memory = {**updates.client_state, **{f"{prefix}{name}": v for name, v in kept.items()}}
-    return replace(updates, delta_KD=delta_KD, client_state=memory)
+    delta_KD, new_state = stage.client.update(updates.delta_KD, stage_state, context)
+    client_state = {**updates.client_state, **{f"{prefix}{name}": v for name, v in new_state.items()}}
+    return replace(updates, delta_KD=delta_KD, client_state=client_state)
 
 
-def _written(
-    stage: Stage, number: int, order: Request, updates: Updates, memory_KD: Mapping[str, Array], layout: Layout
+def _compress(
+    stage: Stage, number: int, request: Request, updates: Updates, state_KD: Mapping[str, Array], layout: Layout
 ) -> Updates:
-    """Write each client's update with the stage's codec, and go on with what a reader makes of it."""
+    """Encode each update with the codec of the stage, and replace it by its decoded value.
+
+    The server sees only the decoded value. With error feedback, the encoding error stays at the client as its residual.
+
+    Raises:
+        ValueError: An update has another number of parameters than the codec encodes.
+    """
     if stage.codec is None:
         return updates
     name = f"{number}.error"
-    whole_KD = as_numpy(updates.delta_KD) + memory_KD.get(name, 0)
+    input_KD = as_numpy(updates.delta_KD) + state_KD.get(name, 0)
+    rng_of = partial(codec_rng, request)
     clients = updates.clients_K.tolist()
-    if whole_KD.shape[1:] != (layout.num_parameters,):
-        raise ValueError(f"a codec writes the {layout.num_parameters} numbers of an update, not {whole_KD.shape[1]}")
-    written = [
-        stage.codec.encode(row_D, layout, codec_rng(order, client))
-        for row_D, client in zip(whole_KD, clients, strict=True)
-    ]
-    read_KD = np.stack(
-        [
-            stage.codec.decode(payload, layout, codec_rng(order, client))
-            for payload, client in zip(written, clients, strict=True)
-        ]
-    )
-    memory = {**updates.client_state, name: whole_KD - read_KD} if name in memory_KD else updates.client_state
-    return replace(
-        updates, delta_KD=asarray_like(read_KD, updates.delta_KD), client_state=memory, payloads=tuple(written)
-    )
+    if input_KD.shape[1:] != (layout.num_parameters,):
+        num_values = input_KD.shape[1]
+        raise ValueError(
+            f"the update has {num_values} values, but the codec encodes {layout.num_parameters} parameters"
+        )
+    rows = zip(input_KD, clients, strict=True)
+    payloads = [stage.codec.encode(row_D, layout, rng_of(client)) for row_D, client in rows]
+    pairs = zip(payloads, clients, strict=True)
+    decoded_KD = np.stack([stage.codec.decode(payload, layout, rng_of(client)) for payload, client in pairs])
+    client_state = updates.client_state
+    if name in state_KD:
+        client_state = {**client_state, name: input_KD - decoded_KD}
+    delta_KD = asarray_like(decoded_KD, updates.delta_KD)
+    return replace(updates, delta_KD=delta_KD, client_state=client_state, payloads=tuple(payloads))
 
 
 def codec_rng(request: Request, client: ClientId) -> np.random.Generator:
-    """The random numbers that writer and reader of an update share."""
+    """Return the generator that the encoder and the decoder of an update share."""
     return generator(request.seed, Purpose.COMPRESS, round=request.round, client=client)
 
 
-def _withholding(updates: Updates, what: frozenset[str]) -> Updates:
-    """Without what no noise covers; each client then counts as one example, so that no weight tells how many it has."""
-    examples_K = np.ones_like(updates.num_examples_K) if "examples" in what else updates.num_examples_K
-    return replace(updates, metrics={} if "metrics" in what else updates.metrics, num_examples_K=examples_K)
+def _withhold(updates: Updates, withheld: frozenset[str]) -> Updates:
+    """Remove the values that no noise protects.
+
+    Without example counts, each client counts as one example. So no weight reveals the number of its examples.
+    """
+    examples_K = np.ones_like(updates.num_examples_K) if "examples" in withheld else updates.num_examples_K
+    return replace(updates, metrics={} if "metrics" in withheld else updates.metrics, num_examples_K=examples_K)
 
 
-def _bytes_of(updates: Updates) -> np.ndarray:
-    """Payload of each client: its update and what else it sends."""
+def _num_bytes(updates: Updates) -> np.ndarray:
+    """Return the number of bytes that each client sends: its update and its extra values, ``(K,)``."""
     vectors = [*updates.extra.values()] if updates.payloads else [updates.delta_KD, *updates.extra.values()]
     same = sum(v.dtype.itemsize * int(np.prod(v.shape[1:])) for v in vectors)
     return same + np.array([len(payload) for payload in updates.payloads] or [0] * len(updates), np.int64)

@@ -1,7 +1,8 @@
-"""Clients under way on a virtual clock train in blocks, and land one at a time.
+"""Train clients with requests in flight in blocks, and return their results one at a time, on a virtual clock.
 
-What a client does follows from its order and from its own memory, which nothing changes while it is at work. So it may
-train at any time before it lands; and it does with others that are under way when the first of them lands.
+The update of a client depends on its request and its client state. Neither changes while the request is in flight. So
+the client may train at any time before its completion. This module trains it together with other clients in flight,
+when the first of them completes.
 """
 
 from __future__ import annotations
@@ -20,61 +21,73 @@ RequestKey = tuple[int, ClientId, int, float, int, LocalSettings]
 
 
 class DeferredTraining:
-    """Trains clients before they land. Until then nothing of it is seen: neither updates nor what they remember.
+    """Train clients before their completion, and hide updates and client states until then.
 
     Args:
-        engine: which trains.
+        engine: engine that trains the clients.
 
-    *Guarantees*: results wait of clients that are under way only, so of no more than the strategy's concurrency.
+    *Guarantees*: stored results belong to requests in flight only, so their number is at most the concurrency of the
+    strategy.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._strategy: Strategy | None = None
+        # the values hold the requests, so that no other model can get the id of a model in a key
         self._waiting: dict[RequestKey, tuple[InFlight, Updates | Failure, State | None]] = {}
 
     def next_result(self, strategy: Strategy, due: Sequence[InFlight]) -> Updates | Failure:
-        """What the first of these brings, who land in this order; results of whoever is not among them are dropped."""
-        known = {request_key(one) for one in due} if strategy is self._strategy else set()
+        """Return the result of the first request. Train it first if necessary, with others.
+
+        Args:
+            strategy: the asynchronous strategy.
+            due: requests in flight in order of their completion. Results of all other requests are dropped.
+        """
+        known = {request_key(item) for item in due} if strategy is self._strategy else set()
         self._strategy = strategy
-        self._waiting = {name: kept for name, kept in self._waiting.items() if name in known}
-        name = request_key(due[0])
-        if name not in self._waiting:
-            self._train(strategy, [one for one in due if request_key(one) not in self._waiting])
-        _, result, memory = self._waiting.pop(name)
-        if memory is not None:
-            self.engine.client_states[due[0].client] = memory
+        self._waiting = {key: entry for key, entry in self._waiting.items() if key in known}
+        key = request_key(due[0])
+        if key not in self._waiting:
+            self._train(strategy, [item for item in due if request_key(item) not in self._waiting])
+        _, result, client_state = self._waiting.pop(key)
+        if client_state is not None:
+            self.engine.client_states[due[0].client] = client_state
         return result
 
     def _train(self, strategy: Strategy, untrained: Sequence[InFlight]) -> None:
-        """Train the first and others: all of one version, or of any where engine and rule can do that."""
-        engine, order = self.engine, untrained[0].request
-        most = engine.mixed_block_size if isinstance(engine, MixedRoundEngine) else len(untrained)
+        """Train the first client and others in one block.
+
+        The requests come from one round, or from several rounds if the engine and the rule support this.
+        """
+        engine, request = self.engine, untrained[0].request
+        max_size = engine.mixed_block_size if isinstance(engine, MixedRoundEngine) else len(untrained)
         if isinstance(engine, MixedRoundEngine) and strategy.local.supports_mixed_rounds:
-            block = untrained[:most]
-            found: Iterable[Any] = engine.fit_mixed_rounds(strategy, block)
+            block = untrained[:max_size]
+            outcomes: Iterable[Any] = engine.fit_mixed_rounds(strategy, block)
         else:
-            block = [one for one in untrained if one.request.round == order.round][:most]
-            found = engine.fit(order, strategy, sorted(one.client for one in block))
-        before = {one.client: engine.client_states[one.client] for one in block if one.client in engine.client_states}
-        results = _by_client(found)
-        for one in block:
-            self._waiting[request_key(one)] = (one, results[one.client], engine.client_states.pop(one.client, None))
-        engine.client_states.update(before)
+            block = [item for item in untrained if item.request.round == request.round][:max_size]
+            outcomes = engine.fit(request, strategy, sorted(item.client for item in block))
+        clients = [item.client for item in block]
+        old_states = {client: engine.client_states[client] for client in clients if client in engine.client_states}
+        results = _by_client(outcomes)
+        for item in block:
+            new_state = engine.client_states.pop(item.client, None)
+            self._waiting[request_key(item)] = (item, results[item.client], new_state)
+        engine.client_states.update(old_states)
 
 
 def request_key(in_flight: InFlight) -> RequestKey:
-    """Of an order; its model is kept with the result, so that no other one takes its place in memory."""
-    order = in_flight.request
-    return order.seed, in_flight.client, order.round, order.clock, id(order.params_D), order.local
+    """Return the key of a request to one client. The key contains the id of the model, not the model itself."""
+    request = in_flight.request
+    return request.seed, in_flight.client, request.round, request.clock, id(request.params_D), request.local
 
 
-def _by_client(found: Iterable[Updates | PartialAggregate | Failure]) -> dict[ClientId, Updates | Failure]:
+def _by_client(outcomes: Iterable[Updates | PartialAggregate | Failure]) -> dict[ClientId, Updates | Failure]:
     results: dict[ClientId, Updates | Failure] = {}
-    for one in found:
-        assert not isinstance(one, PartialAggregate), "what an asynchronous strategy aggregates cannot be merged"
-        if isinstance(one, Failure):
-            results[one.client] = one
+    for outcome in outcomes:
+        assert not isinstance(outcome, PartialAggregate), "asynchronous strategies do not merge partial aggregates"
+        if isinstance(outcome, Failure):
+            results[outcome.client] = outcome
         else:
-            results |= {client: one.rows(np.array([k])) for k, client in enumerate(one.clients_K.tolist())}
+            results |= {client: outcome.rows(np.array([k])) for k, client in enumerate(outcome.clients_K.tolist())}
     return results

@@ -1,8 +1,8 @@
-"""A client's local training under a rule: where it begins, in which parts, and what the client keeps of it.
+"""Train clients under a local rule: start parameters, passes, and the new client states.
 
-Shapes: K clients in a block, D parameters laid flat.
+Each rule needs only `Trainer.fit`, called once or several times, with different start parameters and corrections.
 
-Whatever a rule asks for is done by the trainer's one `fit`, once or several times, with other starts and corrections.
+Shapes: K clients in a block, D parameters.
 """
 
 from __future__ import annotations
@@ -22,79 +22,89 @@ from fedlearn.core.records import Array, ClientWork, Request, State, Updates
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 
-# in a client's memory: no names that a rule's function could take
+# names in a client state; a dot prevents conflicts with argument names of a rule's functions
 PERSONAL_PARAMETERS, PERSONAL_MODEL, RECEIVED_MODEL = "local.kept", "local.personal", "local.received"
 
 
 def initial_rule_state(rule: LocalRule, layout: Layout, params_D: Array) -> dict[str, np.ndarray]:
-    """What the rule lets a client remember before its first round, in which it receives ``params_D``."""
-    memory = {name: zeros(layout) for name in rule.client_state}
+    """Return the client state of a rule before the first round.
+
+    Args:
+        rule: the local rule.
+        layout: layout of the model.
+        params_D: the global model of the first round of the client.
+    """
+    state = {name: zeros(layout) for name in rule.client_state}
     if rule.personal_parameters:
-        memory[PERSONAL_PARAMETERS] = as_numpy(params_D)[layout.positions(rule.personal_parameters)]
+        state[PERSONAL_PARAMETERS] = as_numpy(params_D)[layout.positions(rule.personal_parameters)]
     if rule.personal:
-        memory[PERSONAL_MODEL] = np.array(as_numpy(params_D))
+        state[PERSONAL_MODEL] = np.array(as_numpy(params_D))
     if rule.feature_penalty:
-        memory[PREVIOUS_MODEL] = np.array(as_numpy(params_D))
-    return memory
+        state[PREVIOUS_MODEL] = np.array(as_numpy(params_D))
+    return state
 
 
 def personal_model(rule: LocalRule, layout: Layout, params_D: Array, client_state: State) -> np.ndarray:
-    """The parameters with which a client predicts: its personal model, or the global one with what it keeps."""
+    """Return the parameters with which a client predicts.
+
+    They are its personal model, or the global model with its personal parameters.
+    """
     if rule.personal:
         return as_numpy(rule.personal.start(np.asarray(client_state[PERSONAL_MODEL]), as_numpy(params_D)))
-    return _with_kept(rule, layout, params_D, client_state)
+    return _with_personal_parameters(rule, layout, params_D, client_state)
 
 
 def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[ClientWork]) -> Updates:
-    """Train K clients; ``memory`` of the result holds what they keep of their models.
+    """Train K clients under a rule. The client states of the result have their personal parameters and models.
 
     Raises:
-        SettingError: noise on examples' gradients is asked for, with a loss that it is not made for.
+        SettingError: The request asks for DP-SGD, and the rule changes the loss. DP-SGD supports the task's loss only.
     """
     dp = request.local.example_dp
-    expected = "null with a strategy that trains with another loss than the task's"
+    expected = "null, because this strategy changes the loss of the task"
     require(dp is None or not rule.has_custom_loss, "local.example_dp", dp, expected, "strategy=fedavg")
     layout = trainer.layout
-    told, best_K = _compare(trainer, rule, request, work)
+    losses, best_K = _evaluate_models(trainer, rule, request, work)
     if rule.personal_parameters or rule.evaluate_models:
-        work = [_beginning(rule, layout, request, one, name) for one, name in zip(work, best_K, strict=True)]
-    updates = _in_parts(trainer, rule, request, work) if rule.personal_epochs else trainer.fit(request, rule, work)
-    memory = {}
+        work = [_with_start(rule, layout, request, item, name) for item, name in zip(work, best_K, strict=True)]
+    updates = _fit_in_parts(trainer, rule, request, work) if rule.personal_epochs else trainer.fit(request, rule, work)
+    state = {}
     if rule.personal_parameters:
-        memory[PERSONAL_PARAMETERS] = _ends(request, work, updates)[:, layout.positions(rule.personal_parameters)]
+        final_KD = _final_parameters(request, work, updates)
+        state[PERSONAL_PARAMETERS] = final_KD[:, layout.positions(rule.personal_parameters)]
     if rule.personal:
-        memory[PERSONAL_MODEL] = _train_personal(trainer, rule, request, work, updates)
+        state[PERSONAL_MODEL] = _train_personal(trainer, rule, request, work, updates)
     if rule.feature_penalty:
-        memory[PREVIOUS_MODEL] = _ends(request, work, updates)
-    return replace(updates, client_state=memory, metrics={**updates.metrics, **told})
+        state[PREVIOUS_MODEL] = _final_parameters(request, work, updates)
+    return replace(updates, client_state=state, metrics={**updates.metrics, **losses})
 
 
 def train_mixed_rounds(
     trainer: Trainer, rule: LocalRule, requests: Sequence[Request], work: Sequence[ClientWork]
 ) -> Updates:
-    """Train K clients, each by an order of its own, under a rule that mixes.
+    """Train K clients, each with a different request, under a rule that supports mixed rounds.
 
-    They share seed and settings, and differ in the round and in what the server sent: to the trainer that is the
-    client's own, as its memory is.
+    The requests share seed and settings. They differ in the round, the model and the broadcast values. The trainer
+    receives these values as part of the client states.
     """
-    there = [
-        one._replace(
-            round=order.round,
-            start_D=order.params_D,
+    new_work = [
+        item._replace(
+            round=request.round,
+            start_D=request.params_D,
             client_state={
-                **one.client_state,
-                RECEIVED_MODEL: order.params_D,
-                **{name: order.broadcast[name] for name in rule.receives},
+                **item.client_state,
+                RECEIVED_MODEL: request.params_D,
+                **{name: request.broadcast[name] for name in rule.receives},
             },
         )
-        for order, one in zip(requests, work, strict=True)
+        for request, item in zip(requests, work, strict=True)
     ]
-    return trainer.fit(requests[0], _received(rule), there)
+    return trainer.fit(requests[0], _reading_client_state(rule), new_work)
 
 
-@lru_cache(maxsize=64)  # the same rule from block to block: compiled programs and workers are kept by it
-def _received(rule: LocalRule) -> LocalRule:
-    """The rule, for clients that bring what the server sent."""
+@lru_cache(maxsize=64)  # one rule object for all blocks, because compiled programs and process pools are cached by rule
+def _reading_client_state(rule: LocalRule) -> LocalRule:
+    """Return the rule for client states that contain the received model and the broadcast values."""
     if rule.correct is plain_training.correct:
         return rule._replace(receives=())
 
@@ -106,72 +116,72 @@ def _received(rule: LocalRule) -> LocalRule:
     )
 
 
-def _beginning(rule: LocalRule, layout: Layout, order: Request, one: ClientWork, name: str) -> ClientWork:
-    """The work, to begin at one of the received models with what the client keeps."""
+def _with_start(rule: LocalRule, layout: Layout, request: Request, work: ClientWork, name: str) -> ClientWork:
+    """Return the work with this received model and the personal parameters as its start parameters."""
     if name == GLOBAL_MODEL and not rule.personal_parameters:
-        return one
-    model_D = order.params_D if name == GLOBAL_MODEL else order.broadcast[name]
-    return one._replace(start_D=_with_kept(rule, layout, model_D, one.client_state))
+        return work
+    model_D = request.params_D if name == GLOBAL_MODEL else request.broadcast[name]
+    return work._replace(start_D=_with_personal_parameters(rule, layout, model_D, work.client_state))
 
 
-def _with_kept(rule: LocalRule, layout: Layout, params_D: Array, memory: State) -> np.ndarray:
+def _with_personal_parameters(rule: LocalRule, layout: Layout, params_D: Array, client_state: State) -> np.ndarray:
     if not rule.personal_parameters:
         return as_numpy(params_D)
-    own_D = np.array(as_numpy(params_D))
-    own_D[layout.positions(rule.personal_parameters)] = memory[PERSONAL_PARAMETERS]
-    return own_D
+    model_D = np.array(as_numpy(params_D))
+    model_D[layout.positions(rule.personal_parameters)] = client_state[PERSONAL_PARAMETERS]
+    return model_D
 
 
-def _ends(order: Request, work: Sequence[ClientWork], updates: Updates) -> Array:
-    """The models at which training ended, K x D."""
-    if all(one.start_D is None for one in work):
-        return asarray_like(order.params_D, updates.delta_KD) + updates.delta_KD
-    starts = [as_numpy(order.params_D if one.start_D is None else one.start_D) for one in work]
+def _final_parameters(request: Request, work: Sequence[ClientWork], updates: Updates) -> Array:
+    """Return the parameters after local training, ``(K, D)``."""
+    if all(item.start_D is None for item in work):
+        return asarray_like(request.params_D, updates.delta_KD) + updates.delta_KD
+    starts = [as_numpy(request.params_D if item.start_D is None else item.start_D) for item in work]
     return asarray_like(np.stack(starts), updates.delta_KD) + updates.delta_KD
 
 
-def _compare(
-    trainer: Trainer, rule: LocalRule, order: Request, work: Sequence[ClientWork]
+def _evaluate_models(
+    trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[ClientWork]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The loss of each received model that is compared, and the name of the best for each client.
+    """Return the loss of each received model that the rule compares, and the name of the best model of each client.
 
-    A pass with a learning rate of zero sees every example once and leaves the model as it is.
+    A pass with learning rate 0 computes the loss of every example once, and does not change the model.
     """
-    still = replace(order.local, learning_rate=0.0, epochs=1, steps=None, example_dp=None)
-    found = {}
+    local = replace(request.local, learning_rate=0.0, epochs=1, steps=None, example_dp=None)
+    losses = {}
     for name in rule.evaluate_models:
-        there = [_beginning(rule, trainer.layout, order, one, name) for one in work]
-        found[f"loss/{name}"] = trainer.fit(replace(order, local=still), plain_training, there).metrics["loss"]
-    if not found:
+        new_work = [_with_start(rule, trainer.layout, request, item, name) for item in work]
+        losses[f"loss/{name}"] = trainer.fit(replace(request, local=local), plain_training, new_work).metrics["loss"]
+    if not losses:
         return {}, [GLOBAL_MODEL] * len(work)
-    loss_MK = np.stack([one.total_K / one.count_K for one in found.values()])
-    return found, [rule.evaluate_models[m] for m in np.argmin(np.nan_to_num(loss_MK, nan=np.inf), axis=0)]
+    loss_MK = np.stack([loss.total_K / loss.count_K for loss in losses.values()])
+    return losses, [rule.evaluate_models[m] for m in np.argmin(np.nan_to_num(loss_MK, nan=np.inf), axis=0)]
 
 
-def _in_parts(trainer: Trainer, rule: LocalRule, order: Request, work: Sequence[ClientWork]) -> Updates:
-    """First what stays, with the rest held fast; then the rest, with what stays held fast."""
-    kept_D = np.zeros(trainer.layout.num_parameters, np.float32)
-    kept_D[trainer.layout.positions(rule.personal_parameters)] = 1
-    rest_D = 1 - kept_D
-    for moves_D in (kept_D, rest_D):  # batches move statistics in both parts
-        moves_D[trainer.layout.positions(trainer.layout.buffers)] = 1
-    passes = replace(order.local, epochs=rule.personal_epochs, steps=None)
-    first = trainer.fit(_moving(replace(order, local=passes), kept_D), _held(rule), work)
-    # weight decay would move what is held fast
-    first = replace(first, delta_KD=first.delta_KD * asarray_like(kept_D, first.delta_KD))
-    ends_KD = as_numpy(_ends(order, work, first))
-    work = [one._replace(start_D=ends_KD[k]) for k, one in enumerate(work)]
-    then = trainer.fit(_moving(order, rest_D), _held(rule), work)
-    return replace(then, delta_KD=first.delta_KD + then.delta_KD * asarray_like(rest_D, then.delta_KD))
+def _fit_in_parts(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[ClientWork]) -> Updates:
+    """Train the personal parameters with fixed shared parameters, then the shared with fixed personal parameters."""
+    personal_D = np.zeros(trainer.layout.num_parameters, np.float32)
+    personal_D[trainer.layout.positions(rule.personal_parameters)] = 1
+    shared_D = 1 - personal_D
+    for mask_D in (personal_D, shared_D):  # forward passes change batch statistics in both parts
+        mask_D[trainer.layout.positions(trainer.layout.buffers)] = 1
+    local = replace(request.local, epochs=rule.personal_epochs, steps=None)
+    first = trainer.fit(_with_mask(replace(request, local=local), personal_D), _masked(rule), work)
+    # the mask applies to gradients, but weight decay changes all parameters
+    first = replace(first, delta_KD=first.delta_KD * asarray_like(personal_D, first.delta_KD))
+    final_KD = as_numpy(_final_parameters(request, work, first))
+    work = [item._replace(start_D=final_KD[k]) for k, item in enumerate(work)]
+    second = trainer.fit(_with_mask(request, shared_D), _masked(rule), work)
+    return replace(second, delta_KD=first.delta_KD + second.delta_KD * asarray_like(shared_D, second.delta_KD))
 
 
-def _moving(order: Request, moves_D: np.ndarray) -> Request:
-    return replace(order, broadcast={**order.broadcast, "moves": moves_D})
+def _with_mask(request: Request, mask_D: np.ndarray) -> Request:
+    return replace(request, broadcast={**request.broadcast, "moves": mask_D})
 
 
-@lru_cache(maxsize=64)  # the same rule from round to round: compiled programs and workers are kept by it
-def _held(rule: LocalRule) -> LocalRule:
-    """The rule, for the parameters that ``moves`` is one for."""
+@lru_cache(maxsize=64)  # one rule object for all rounds, because compiled programs and process pools are cached by rule
+def _masked(rule: LocalRule) -> LocalRule:
+    """Return the rule, restricted to the parameters for which the broadcast vector ``moves`` is 1."""
 
     def correct(grad: Any, w: Any, w_global: Any, moves: Any, **vectors: Any) -> Any:
         return moves * rule.correct(grad, w, w_global, **vectors)
@@ -180,24 +190,24 @@ def _held(rule: LocalRule) -> LocalRule:
 
 
 def _train_personal(
-    trainer: Trainer, rule: LocalRule, order: Request, work: Sequence[ClientWork], updates: Updates
+    trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[ClientWork], updates: Updates
 ) -> Array:
-    """The personal models after this round. None of them leaves, so that they are trained without noise."""
+    """Return the personal models after this round. They stay at the clients, so training adds no noise."""
     personal = rule.personal
     assert personal is not None
     if personal.correct is None:
-        return _ends(order, work, updates)
-    own_KD = np.stack([as_numpy(one.client_state[PERSONAL_MODEL]) for one in work])
-    start_KD = personal.start(own_KD, as_numpy(order.params_D))
-    there = [one._replace(start_D=start_KD[k]) for k, one in enumerate(work)]
-    order = replace(order, local=replace(order.local, example_dp=None))
-    delta_KD = trainer.fit(order, _alone(rule), there).delta_KD
-    return personal.after_training(asarray_like(own_KD, delta_KD), delta_KD)
+        return _final_parameters(request, work, updates)
+    old_KD = np.stack([as_numpy(item.client_state[PERSONAL_MODEL]) for item in work])
+    start_KD = personal.start(old_KD, as_numpy(request.params_D))
+    new_work = [item._replace(start_D=start_KD[k]) for k, item in enumerate(work)]
+    request = replace(request, local=replace(request.local, example_dp=None))
+    delta_KD = trainer.fit(request, _personal_rule(rule), new_work).delta_KD
+    return personal.after_training(asarray_like(old_KD, delta_KD), delta_KD)
 
 
 @lru_cache(maxsize=64)
-def _alone(rule: LocalRule) -> LocalRule:
-    """The rule of the personal model's own training."""
+def _personal_rule(rule: LocalRule) -> LocalRule:
+    """Return the rule that trains the personal model."""
     assert rule.personal is not None
     assert rule.personal.correct is not None
     return LocalRule(correct=rule.personal.correct, adjust_logits=rule.adjust_logits)

@@ -96,7 +96,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Release workers and connections."""
+        """Release all workers and connections."""
         ...
 
 

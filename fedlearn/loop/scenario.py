@@ -1,4 +1,4 @@
-"""A reproducible problem: data at clients, a model, and how it is judged."""
+"""Describe a reproducible problem: data of clients, a model, and its evaluation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class CharacterEncoding:
     """Encode text for a model that predicts the next character.
 
     Args:
-        alphabet: characters with the numbers 1, 2, ...; 0 is padding. Other characters have the number of the last one.
-        length: characters that the model receives at once.
+        alphabet: characters with the numbers 1, 2, ...; 0 is padding. Other characters get the last number.
+        length: number of characters in one input of the model.
 
     >>> CharacterEncoding(alphabet="ab ", length=80).encode("ba!").tolist()
     [2, 1, 3]
@@ -31,7 +31,7 @@ class CharacterEncoding:
     length: int
 
     def encode(self, text: str) -> np.ndarray:
-        """Return ``(T,)`` int32 numbers from 1."""
+        """Return the numbers of the characters, ``(T,)`` int32, from 1."""
         numbers = {character: number for number, character in enumerate(self.alphabet, 1)}
         return np.array([numbers.get(character, len(self.alphabet)) for character in text], np.int32)
 
@@ -41,18 +41,19 @@ class Scenario:
     """Describe the problem of an experiment: data, trainer and metrics, without the algorithm.
 
     Args:
-        name: short; names the run folder.
-        data: examples by client.
+        name: short name, part of the name of the run folder.
+        data: examples of each client.
         trainer: the model in its framework.
-        model: description of the model for the header, e.g. ``mlp 13-32-1``; empty for none.
-        metric: to lead with in tables and figures; None takes the task's (see `fedlearn.core.metrics.main_metric`).
-        partition: how the data came to lie at the clients, e.g. ``natural`` or ``dirichlet(0.3)``.
+        model: description of the model for the header, e.g. ``mlp 13-32-1``; default empty.
+        metric: main metric of tables and figures; default the metric of the task (see
+            `fedlearn.core.metrics.main_metric`).
+        partition: partition of the data over the clients, e.g. ``natural`` (default) or ``dirichlet(0.3)``.
+        target_scale: (centre, spread) of a regression target. A prediction is ``centre + spread * output``.
         read_inputs: reads model inputs ``(N, ...)`` from a file of new examples, or from a folder of images.
-        disclosure: what preparing the data has told of clients, in words; empty for nothing.
-        ledger: what that has cost the clients, if noise covers each of their records; else empty.
-        target_scale: (centre, spread) of a regression's target: a prediction is ``centre + spread * output``.
-        backdoor_examples: held-out examples with an attack's trigger and target; None where there is no backdoor.
-        files: small texts that belong to the model, by file name, e.g. its vocabulary; a run folder holds them.
+        disclosure: information about clients that the preparation of the data disclosed; default empty.
+        ledger: privacy loss of this disclosure, if noise protects each record; default empty.
+        backdoor_examples: changes held-out examples to the trigger and the target of an attack; None for no backdoor.
+        files: small texts of the model by file name, e.g. its vocabulary. The run folder contains them.
         characters: encoding of a language model that predicts the next character; None for other models.
     """
 
@@ -72,22 +73,27 @@ class Scenario:
 
 
 def judge(scenario: Scenario) -> Evaluate:
-    """Return the evaluation of a scenario, for `federate`: pooled and per client, with the metrics of its task.
+    """Return the evaluation function of a scenario, for `federate`.
 
-    Where each client uses a model of its own, their examples together are what is pooled.
+    It computes the metrics of the task for each client and for all examples pooled. The examples for the pooled metrics
+    come from one of these sources:
 
-    Clients that do not send outputs send a `ClientEvaluation` each; their metric sums are then pooled.
+    - the test set of the scenario, if it has one and clients use the global model;
+    - the held-out examples of all evaluated clients, otherwise;
+    - the metric sums of the clients, if clients send a `ClientEvaluation` in place of outputs.
 
-    Where no client holds anything out, the global model is judged on the scenario's own test alone, if it has one.
+    If no client has held-out examples, the test set of the scenario alone evaluates the global model.
     """
     from fedlearn.core.metrics import combine_evaluations, evaluate
 
     data = scenario.data
 
-    def judged(params_D: Array | None, parts: Sequence[Predictions] | Sequence[ClientEvaluation]) -> Evaluation | None:
-        tallies = [part for part in parts if isinstance(part, ClientEvaluation)]
-        if tallies:
-            return combine_evaluations(tallies, task=data.task)
+    def evaluate_scenario(
+        params_D: Array | None, parts: Sequence[Predictions] | Sequence[ClientEvaluation]
+    ) -> Evaluation | None:
+        client_evaluations = [part for part in parts if isinstance(part, ClientEvaluation)]
+        if client_evaluations:
+            return combine_evaluations(client_evaluations, task=data.task)
         predictions = [part for part in parts if isinstance(part, Predictions)]
         pooled = None
         if data.pooled_test is not None and params_D is not None:
@@ -95,23 +101,26 @@ def judge(scenario: Scenario) -> Evaluate:
             pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
         if not predictions and pooled is None:
             return None
-        seen = evaluate(predictions, task=data.task, pooled=pooled)
+        evaluation = evaluate(predictions, task=data.task, pooled=pooled)
         if scenario.backdoor_examples is None or params_D is None:
-            return seen
-        success = _attack_success(scenario, params_D, seen.clients, scenario.backdoor_examples)
-        return replace(seen, pooled={**seen.pooled, "attack_success": success})
+            return evaluation
+        success = _attack_success(scenario, params_D, evaluation.clients, scenario.backdoor_examples)
+        return replace(evaluation, pooled={**evaluation.pooled, "attack_success": success})
 
-    return judged
+    return evaluate_scenario
 
 
 def _attack_success(
-    scenario: Scenario, params_D: Array, clients: Sequence[ClientId], triggered: Callable[[Examples], Examples]
+    scenario: Scenario, params_D: Array, clients: Sequence[ClientId], add_trigger: Callable[[Examples], Examples]
 ) -> float:
-    """The share of held-out examples that a backdoor's trigger turns into its target; NaN where there are none."""
-    shown = [triggered(scenario.data.test(client)) for client in clients]
-    if not shown:
+    """Return the share of held-out examples with the trigger that the model assigns to the target of the backdoor.
+
+    The result is NaN if there are no examples.
+    """
+    examples = [add_trigger(scenario.data.test(client)) for client in clients]
+    if not examples:
         return float("nan")
-    x, y = np.concatenate([some.x for some in shown]), np.concatenate([some.y for some in shown])
+    x, y = np.concatenate([part.x for part in examples]), np.concatenate([part.y for part in examples])
     outputs = scenario.trainer.predict(params_D, x)
-    told = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
-    return float(np.mean(told == y)) if len(y) else float("nan")
+    predicted = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
+    return float(np.mean(predicted == y)) if len(y) else float("nan")

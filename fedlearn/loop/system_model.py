@@ -1,7 +1,7 @@
-"""The system model: speed and availability of clients, and deadlines of the server, on a virtual clock.
+"""Model the speed and availability of clients, and the deadlines of the server, on a virtual clock.
 
-All draws follow from the seed of the run, the client and the number of the request (see `fedlearn.core.random`). So a
-run repeats, and resumes, to the same virtual second. Times are virtual seconds, sizes are bytes.
+All draws depend only on the seed of the run, the client and the round of the request (see `fedlearn.core.random`). So a
+repeated or resumed run has the same virtual times. Times are virtual seconds, and sizes are bytes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId
 from fedlearn.errors import DataError, is_count, is_number, require
 
-NOT_CONNECTED = "no node with this client is connected"  # the words of the engine for real clients
+NOT_CONNECTED = (
+    "no node with this client is connected"  # the reason that `fedlearn.protocol.exchange` gives for real clients
+)
 COLUMNS = ("client", "seconds_per_step", "download", "upload")
 WINDOW = ("from", "until")
 
 
 class Device(NamedTuple):
-    """What a client computes and sends with: seconds a local step, and bytes a second (``inf``: no time at all)."""
+    """Hold the speed of a client.
+
+    Attributes:
+        seconds_per_step: duration of one local step, in seconds, >= 0.
+        download: bytes per second to the client, > 0; ``inf`` (default) takes no time.
+        upload: bytes per second from the client, > 0; ``inf`` (default) takes no time.
+    """
 
     seconds_per_step: float
     download: float = inf
@@ -33,7 +41,13 @@ class Device(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What an order costs a client: local steps, and bytes down and up."""
+    """Hold the work of a client for one request.
+
+    Attributes:
+        num_steps: number of local steps.
+        bytes_down: size of the request, in bytes.
+        bytes_up: size of the response, in bytes.
+    """
 
     num_steps: int = 0
     bytes_down: int = 0
@@ -41,11 +55,11 @@ class Workload(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """What comes of an order.
+    """Hold the outcome of a request to one client.
 
     Attributes:
-        seconds: from the order to the answer, or to when the server knows that there will be none.
-        failure_reason: why there is none; empty for an answer.
+        seconds: time from the request to the response, or to the moment when the server records a failure.
+        failure_reason: reason of the failure; empty for a response.
     """
 
     seconds: float
@@ -57,18 +71,18 @@ class SystemModel:
     """Describe speed, network and availability of clients, as the server sees them.
 
     Args:
-        name: of the model, for the header.
-        device: ``(seed, client, round) -> Device``; None: there is no model, and every order takes one second.
-        window: ``(client, clock) -> (begins, ends)``, when a client that is asked at ``clock`` is there, now or next;
-            ``inf`` for never.
-        available: chance that a client is there when it is asked, in (0, 1].
-        dropout: chance that one that began never answers, in [0, 1).
-        deadline: seconds that an order is waited for, > 0; None: for ever.
-        min_completed: number of updates that close a round of a synchronous strategy, >= 1; the other clients of the
-            cohort are spare. None waits for all.
+        name: name of the model, for the header; default ``none``.
+        device: ``(seed, client, round) -> Device``. With None (default), every request takes one second.
+        window: ``(client, clock) -> (begins, ends)``, the current or next time window in which the client is
+            connected; ``inf`` for never. By default, clients are always connected.
+        available: probability that a client is connected when the server sends a request, in (0, 1]; default 1.
+        dropout: probability that a client drops out during its work, in [0, 1); default 0.
+        deadline: seconds after which a request counts as failed, > 0; default None, no deadline.
+        min_completed: number of updates that close a round of a synchronous strategy, >= 1. The round does not need
+            the other clients of the cohort. None (default) waits for all.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: A setting is out of range.
     """
 
     name: str = "none"
@@ -80,46 +94,54 @@ class SystemModel:
     min_completed: int | None = None
 
     def __post_init__(self) -> None:
-        there = is_number(self.available, at_least=0) and 0 < self.available <= 1
-        require(there, "available", self.available, "a chance in (0, 1]", "available=0.9")
-        out = is_number(self.dropout, at_least=0, below=1)
-        require(out, "dropout", self.dropout, "a chance in [0, 1)", "dropout=0.1")
-        timely = self.deadline is None or _is_positive(self.deadline)
-        require(timely, "deadline", self.deadline, "null, or a number of seconds > 0", "deadline=600")
-        counted = self.min_completed is None or is_count(self.min_completed)
-        require(counted, "min_completed", self.min_completed, "null, or a whole number >= 1", "min_completed=10")
+        ok = is_number(self.available, at_least=0) and 0 < self.available <= 1
+        require(ok, "available", self.available, "a probability in (0, 1]", "available=0.9")
+        ok = is_number(self.dropout, at_least=0, below=1)
+        require(ok, "dropout", self.dropout, "a probability in [0, 1)", "dropout=0.1")
+        ok = self.deadline is None or _is_positive(self.deadline)
+        require(ok, "deadline", self.deadline, "null, or a number of seconds > 0", "deadline=600")
+        ok = self.min_completed is None or is_count(self.min_completed)
+        require(ok, "min_completed", self.min_completed, "null, or a whole number >= 1", "min_completed=10")
 
     def arrival(self, seed: int, client: ClientId, round: int, workload: Workload, *, clock: float = 0.0) -> Arrival:
-        """What comes of an order that a client gets at some time.
+        """Return the outcome of a request that the server sends at time ``clock``.
 
         ``seconds = wait for its window + bytes_down / download + steps x seconds_per_step + bytes_up / upload``
 
-        A dropout is noticed when the answer would have been there, a client that leaves when it leaves, and all that
-        takes longer than the deadline at the deadline.
+        The server notices a dropout at the time of the missing response. It notices a client that leaves at the end of
+        its window. It notices everything else at the deadline, at the latest.
+
+        Args:
+            seed: seed of the run.
+            client: id of the client.
+            round: round of the request.
+            workload: local steps and bytes.
+            clock: time of the request, in virtual seconds; default 0.
         """
         if self.device is None:
             return Arrival(1.0)
-        present, stays = generator(seed, Purpose.SYSTEM, round=round, client=client).random(2)
+        availability, dropout = generator(seed, Purpose.SYSTEM, round=round, client=client).random(2)
         device, (begins, ends) = self.device(seed, client, round), self.window(client, clock)
-        if present >= self.available or begins == inf:
+        if availability >= self.available or begins == inf:
             return Arrival(0.0, NOT_CONNECTED)
-        lasts = (
+        duration = (
             workload.bytes_down / device.download
             + workload.num_steps * device.seconds_per_step
             + workload.bytes_up / device.upload
         )
-        fate = Arrival(begins - clock + lasts, "it dropped out before it was done" if stays < self.dropout else "")
-        if begins + lasts > ends:
-            fate = Arrival(ends - clock, f"it left after {ends - clock:g} s, before it was done")
-        if self.deadline is not None and fate.seconds > self.deadline:
+        reason = "the client dropped out during its work" if dropout < self.dropout else ""
+        arrival = Arrival(begins - clock + duration, reason)
+        if begins + duration > ends:
+            arrival = Arrival(ends - clock, f"the client left after {ends - clock:g} s, before the end of its work")
+        if self.deadline is not None and arrival.seconds > self.deadline:
             return Arrival(self.deadline, f"no response within {self.deadline:g} s")
-        return fate
+        return arrival
 
 
 def none() -> SystemModel:
-    """No model: simulated rounds have no clock, and real clients are as fast as they are.
+    """Return an empty model: simulated rounds have no clock, and real clients have their own speed.
 
-    Under an asynchronous strategy, which needs a clock, each order to a simulated client takes one virtual second.
+    An asynchronous strategy needs a clock. Each request to a simulated client then takes one virtual second.
     """
     return SystemModel()
 
@@ -134,16 +156,16 @@ def constant(
     deadline: float | None = None,
     min_completed: int | None = None,
 ) -> SystemModel:
-    """Return a model of equally fast clients, which differ in local steps and bytes only.
+    """Return a model of clients with equal speed, which differ in local steps and bytes only.
 
     Args:
-        seconds_per_step: of local training, >= 0.
-        download: bytes a second, > 0; None takes no time.
-        upload: likewise.
+        seconds_per_step: duration of one local step, in seconds, >= 0; default 0.1.
+        download: bytes per second to a client, > 0; default 1e6. None takes no time.
+        upload: bytes per second from a client, > 0; default 2.5e5. None takes no time.
         available: see `SystemModel`.
-        dropout: likewise.
-        deadline: likewise.
-        min_completed: likewise.
+        dropout: see `SystemModel`.
+        deadline: see `SystemModel`.
+        min_completed: see `SystemModel`.
     """
     device = _device(seconds_per_step, download, upload)
     return SystemModel(
@@ -170,29 +192,32 @@ def lognormal(
 ) -> SystemModel:
     """Return a model of clients whose speed and network vary by lognormal factors, so that some are stragglers.
 
-    ``seconds_per_step_k,t = seconds_per_step exp(sigma a_k + jitter e_k,t)``, and bandwidths likewise (both of a
-    client by one factor), with standard normal ``a_k`` for the run and ``e_k,t`` for each order.
+    ``seconds_per_step_k,t = seconds_per_step exp(sigma a_k + jitter e_k,t)``
+
+    ``a_k`` is standard normal for each client, ``e_k,t`` for each request. One more factor with the same distribution
+    divides both bandwidths of a client.
 
     Args:
-        seconds_per_step: the median client's, >= 0.
-        download: the median client's bytes a second, > 0; None takes no time.
-        upload: likewise.
-        sigma: how far clients differ, >= 0; with 1 one in six is more than 2.7 times slower than the median.
-        jitter: how far a client's orders differ, >= 0.
+        seconds_per_step: duration of one local step at the median client, in seconds, >= 0; default 0.1.
+        download: bytes per second to the median client, > 0; default 1e6. None takes no time.
+        upload: bytes per second from the median client, > 0; default 2.5e5. None takes no time.
+        sigma: variation between clients, >= 0; default 1. With 1, one client in six is more than 2.7 times slower
+            than the median.
+        jitter: variation between requests to one client, >= 0; default 0.1.
         available: see `SystemModel`.
-        dropout: likewise.
-        deadline: likewise.
-        min_completed: likewise.
+        dropout: see `SystemModel`.
+        deadline: see `SystemModel`.
+        min_completed: see `SystemModel`.
     """
     median = _device(seconds_per_step, download, upload)
     for name, spread in (("sigma", sigma), ("jitter", jitter)):
         require(is_number(spread, at_least=0, below=100), name, spread, "a number >= 0", f"{name}=0.5")
 
     def device(seed: int, client: ClientId, round: int) -> Device:
-        own = generator(seed, Purpose.DEVICE, client=client).normal(size=2)
-        now = generator(seed, Purpose.DEVICE, client=client, round=round).normal(size=2)
-        slower, narrower = (exp(sigma * a + jitter * e) for a, e in zip(own.tolist(), now.tolist(), strict=True))
-        return Device(median.seconds_per_step * slower, median.download / narrower, median.upload / narrower)
+        a_2 = generator(seed, Purpose.DEVICE, client=client).normal(size=2)
+        e_2 = generator(seed, Purpose.DEVICE, client=client, round=round).normal(size=2)
+        compute, network = (exp(sigma * a + jitter * e) for a, e in zip(a_2.tolist(), e_2.tolist(), strict=True))
+        return Device(median.seconds_per_step * compute, median.download / network, median.upload / network)
 
     return SystemModel(
         name="lognormal",
@@ -214,23 +239,24 @@ def trace(
 ) -> SystemModel:
     """Return a model of measured devices, from a CSV file with a header line.
 
-    Columns: ``client`` (a number), ``seconds_per_step``, ``download`` and ``upload`` (bytes a second; empty for no
-    time), and if wanted ``from`` and ``until``: when the device is there. A device with several such windows has
-    several rows, of which the first tells its speed. Client k is device number k of the file, counted round and round,
-    so that a short trace serves a large population.
+    The columns are ``client`` (a number), ``seconds_per_step``, ``download`` and ``upload`` (bytes per second; empty
+    for no time). The optional columns ``from`` and ``until`` are the window in which the device is connected. A device
+    with several windows has several rows, and the first row determines its speed.
+
+    Client k is device k modulo the number of devices, so a short trace is enough for a large population.
 
     Args:
-        path: of the file.
-        period: seconds after which windows repeat, > 0; None: they do not.
+        path: path of the file.
+        period: seconds after which windows repeat, > 0; default one day. None does not repeat them.
         dropout: see `SystemModel`.
-        deadline: likewise.
-        min_completed: likewise.
+        deadline: see `SystemModel`.
+        min_completed: see `SystemModel`.
 
     Raises:
-        SettingError: no path is given, or a number is out of range.
-        DataError: the file cannot be read, or does not say what it must.
+        SettingError: The path is missing, or a number is out of range.
+        DataError: The file cannot be read, or has missing or wrong values.
     """
-    require(bool(path), "path", path, "a CSV file", "system.path=devices.csv")
+    require(bool(path), "path", path, "the path of a CSV file", "system.path=devices.csv")
     require(period is None or _is_positive(period), "period", period, "null, or seconds > 0", "period=86400")
     devices = _read(Path(str(path)))
 
@@ -258,7 +284,7 @@ def _device(seconds_per_step: float, download: float | None, upload: float | Non
     ok = is_number(seconds_per_step, at_least=0, below=inf)
     require(ok, "seconds_per_step", seconds_per_step, "a number of seconds >= 0", "seconds_per_step=0.1")
     for name, rate in (("download", download), ("upload", upload)):
-        require(rate is None or _is_positive(rate), name, rate, "null, or bytes a second > 0", f"{name}=1e6")
+        require(rate is None or _is_positive(rate), name, rate, "null, or bytes per second > 0", f"{name}=1e6")
     return Device(seconds_per_step, *(inf if rate is None else float(rate) for rate in (download, upload)))
 
 
@@ -267,32 +293,32 @@ def _is_positive(number: object) -> bool:
 
 
 def _read(path: Path) -> Sequence[tuple[Device, list[tuple[float, float]]]]:
-    """Device and windows of each client of a trace, by its number there."""
+    """Return device and windows of each client of a trace, in order of the client numbers."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        found: dict[int, tuple[Device, list[tuple[float, float]]]] = {}
+        devices: dict[int, tuple[Device, list[tuple[float, float]]]] = {}
         for row in rows:
             client = int(row["client"])
-            _, windows = found.setdefault(client, (_measured(row), []))
+            _, windows = devices.setdefault(client, (_read_device(row), []))
             if row.get("until"):
-                windows.append(_windowed(row))
+                windows.append(_read_window(row))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        fix = f"a CSV file with the columns {', '.join(COLUMNS)} and, if wanted, {', '.join(WINDOW)}"
+        fix = f"a CSV file with the columns {', '.join(COLUMNS)}, and optionally {', '.join(WINDOW)}"
         raise DataError(
             f"the trace {path} cannot be read: {type(error).__name__}: {error}\n  try       {fix}"
         ) from error
-    if not found:
-        raise DataError(f"the trace {path} names no device\n  try       a row for each of them")
-    return [(device, sorted(windows)) for _, (device, windows) in sorted(found.items())]
+    if not devices:
+        raise DataError(f"the trace {path} has no rows\n  try       one row per device")
+    return [(device, sorted(windows)) for _, (device, windows) in sorted(devices.items())]
 
 
-def _measured(row: Mapping[str, Any]) -> Device:
+def _read_device(row: Mapping[str, Any]) -> Device:
     rates = [float(row[name]) if row[name] else None for name in ("download", "upload")]
     return _device(float(row["seconds_per_step"]), *rates)
 
 
-def _windowed(row: Mapping[str, Any]) -> tuple[float, float]:
+def _read_window(row: Mapping[str, Any]) -> tuple[float, float]:
     begins, ends = float(row["from"]), float(row["until"])
     if not 0 <= begins < ends < inf:
         raise ValueError(f"from {begins:g} until {ends:g}, expected 0 <= from < until")
@@ -300,12 +326,19 @@ def _windowed(row: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def refuse_early_end(strategy: Strategy, min_completed: int | None, setting: str) -> None:
-    """Refuse to close rounds before all have answered where a privacy claim rests on the draw.
+    """Refuse to close rounds early if the strategy has a privacy guarantee.
+
+    The guarantee assumes that the sampling law of the strategy determines the participants. A round that closes early
+    selects the fastest clients instead.
+
+    Args:
+        strategy: the strategy.
+        min_completed: number of updates that close a round; None waits for all clients.
+        setting: name of this setting, for the error.
 
     Raises:
-        SettingError: names the setting by which they would close.
+        SettingError: ``min_completed`` is set, and the strategy has a privacy guarantee.
     """
-    expected = "null: a privacy claim rests on who was drawn, not on who was first"
-    require(
-        min_completed is None or strategy.privacy_guarantee is None, setting, min_completed, expected, f"{setting}=null"
-    )
+    expected = "null, because the privacy guarantee assumes that random sampling alone selects the participants"
+    ok = min_completed is None or strategy.privacy_guarantee is None
+    require(ok, setting, min_completed, expected, f"{setting}=null")

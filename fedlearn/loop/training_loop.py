@@ -1,6 +1,6 @@
-"""The federated round, as a generator: everything else looks on.
+"""Run federated rounds as a generator. Callbacks and commands consume the rounds.
 
-Shapes: K clients in a block, D parameters laid flat.
+Shapes: K clients in a block, D parameters, S parameters that clients share with the server.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.virtual_clock import VirtualClockEngine
 
-# of the global model (None where each client uses its own), from clients' outputs: none where nobody holds anything
-# out; and then None where there is nothing else to judge it by
+# (params_D, results of clients) -> Evaluation. params_D is None if each client uses a personal model. The list is empty
+# if no client has held-out examples. The result is None if the scenario has no other examples.
 Evaluate = Callable[[Array | None, Sequence[Predictions] | Sequence[ClientEvaluation]], Evaluation | None]
 
 
@@ -54,10 +54,12 @@ class Schedule:
     """Set the number of rounds, the rounds that evaluate, and the tolerated failures.
 
     Args:
-        rounds: in all, counted from the first, >= 1.
-        evaluate_every: evaluate each n-th round and the last, >= 1.
-        evaluate_clients: how many clients to evaluate at most; more are drawn once per run.
-        max_failures: share of a cohort that may fail, in [0, 1); a round with no update at all always stops.
+        rounds: number of all rounds, including the rounds before a resume, >= 1.
+        evaluate_every: n, to evaluate each n-th round and the last round, >= 1; default 1.
+        evaluate_clients: maximum number of clients to evaluate, >= 1; default 1000. Larger populations are sampled once
+            per run.
+        max_failures: maximum share of the cohort that may fail, in [0, 1); default 0.3. A round without any update
+            always stops the run.
     """
 
     rounds: int
@@ -73,29 +75,35 @@ class Schedule:
         require(is_number(share, at_least=0, below=1), "max_failures", share, "a share in [0, 1)", "max_failures=0.3")
 
     def is_evaluation_round(self, round: int) -> bool:
-        """Whether this round is evaluated."""
+        """Return whether the schedule evaluates this round."""
         return round % self.evaluate_every == 0 or round == self.rounds
 
 
 def start(strategy: Strategy, params_D: Array, engine: Engine, *, seed: int) -> ServerState:
-    """Return the server state before the first round."""
+    """Return the server state before the first round, for the model of the engine."""
     return initial_server_state(strategy, params_D, engine.layout, seed=seed)
 
 
 def initial_server_state(strategy: Strategy, params_D: Array, layout: Layout, *, seed: int) -> ServerState:
-    """The same, where there is no engine."""
-    stages = tuple(stage.server.init(strategy.shared_layout(layout)) for stage in strategy.stages)
-    server, select, protection = strategy.server.init(layout), strategy.select.initial_state, strategy.privacy_guarantee
-    ledger = Ledger() if protection is None else protection.initial_ledger
+    """Return the server state before the first round, for a layout.
+
+    Args:
+        strategy: the algorithm.
+        params_D: initial parameters.
+        layout: layout of the model.
+        seed: seed of the run, >= 0.
+    """
+    shared_layout = strategy.shared_layout(layout)
+    guarantee = strategy.privacy_guarantee
     return ServerState(
         round=0,
         seed=seed,
         params_D=params_D,
-        server=server,
-        stages=stages,
-        aggregate=strategy.aggregate.init_state(strategy.shared_layout(layout)),
-        select=select,
-        ledger=ledger,
+        server=strategy.server.init(layout),
+        stages=tuple(stage.server.init(shared_layout) for stage in strategy.stages),
+        aggregate=strategy.aggregate.init_state(shared_layout),
+        select=strategy.select.initial_state,
+        ledger=Ledger() if guarantee is None else guarantee.initial_ledger,
     )
 
 
@@ -108,35 +116,35 @@ def federate(
     local: LocalSettings | None = None,
     evaluate: Evaluate | None = None,
 ) -> Generator[Round, None, str | None]:
-    """Run rounds ``state.round + 1`` to ``schedule.rounds``, yielding each.
+    """Run rounds ``state.round + 1`` to ``schedule.rounds``, and yield each.
 
-    Stop by breaking out; go on later by passing the last round's state (and the engine's memories). A round depends
-    on nothing else, so that a resumed run ends where an uninterrupted one does, bit for bit. Before a round that would
-    overspend the strategy's privacy budget it ends, and all that was yielded stands.
+    To stop, leave the loop. To resume, pass the state of the last round (and the client states of the engine). A round
+    depends only on these states, so a resumed run equals an uninterrupted run bit for bit. If the next round would
+    exceed the privacy budget of the strategy, the run ends before it, and all earlier rounds stay valid.
 
-    Of an asynchronous strategy a round is one step of the server. It needs a clock: an engine without one gets that of
-    `fedlearn.loop.system_model.none`, on which every order takes a second.
+    In an asynchronous strategy, a round is one step of the server. Asynchronous strategies need a clock. An engine
+    without a clock gets the clock of `fedlearn.loop.system_model.none`, on which every request takes one second.
 
     Args:
         strategy: the algorithm.
-        engine: who carries it out.
-        state: from `start`, or from a checkpoint.
-        schedule: rounds, evaluation, failures.
-        local: how clients train.
-        evaluate: from what the engine brings of clients' held-out parts to an `Evaluation`; None never evaluates.
+        engine: sends requests to the clients.
+        state: server state from `start`, or from a checkpoint.
+        schedule: rounds, evaluation and tolerated failures.
+        local: settings of local training; default `LocalSettings()`.
+        evaluate: turns predictions or metric sums of clients into an `Evaluation`; None (default) never evaluates.
 
     Returns:
-        Why it ended before ``schedule.rounds`` (the value of ``StopIteration``), or None.
+        The reason why the run ended before ``schedule.rounds`` (the value of ``StopIteration``), or None.
 
     Raises:
-        TooManyFailures: if more of a cohort fails than ``schedule.max_failures``; the last yielded state stands.
+        TooManyFailures: More clients failed than ``schedule.max_failures`` allows. The last yielded state is valid.
     """
     local = local or LocalSettings()
     require_engine(engine)
     if strategy.asynchrony is not None and not isinstance(engine, AsyncEngine):
         engine = VirtualClockEngine(engine, SystemModel())
     while state.round < schedule.rounds:
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         if strategy.asynchrony is not None:
             done = run_async_step(strategy, engine, state, schedule=schedule, local=local)
         else:
@@ -151,16 +159,16 @@ def federate(
         if evaluate is not None and schedule.is_evaluation_round(state.round):
             evaluation, failures = evaluate_round(strategy, engine, state, schedule, evaluate)
             done = replace(done, evaluation=evaluation, failures=done.failures + failures)
-        yield replace(done, seconds=time.perf_counter() - began)
+        yield replace(done, seconds=time.perf_counter() - start_time)
     return None
 
 
 def _cohort(strategy: Strategy, engine: Engine, state: ServerState) -> tuple[ClientId, ...]:
+    """Return the client ids of the next cohort, in ascending order."""
     number = state.round + 1
     rng = generator(state.seed, Purpose.SELECT, round=number)
-    if (
-        engine.deployed and strategy.privacy_guarantee is not None
-    ):  # who takes part must not follow from a run's settings
+    if engine.deployed and strategy.privacy_guarantee is not None:
+        # the privacy guarantee requires a secret cohort, which does not follow from the settings of the run
         rng = np.random.Generator(np.random.PCG64(int.from_bytes(os.urandom(32), "big")))
     return sorted_client_ids(strategy.select.choose(number, engine.clients, rng, **state.select))
 
@@ -174,12 +182,12 @@ def run_round(
     schedule: Schedule,
     local: LocalSettings,
 ) -> Round:
-    """One round: train, aggregate, step, charge."""
-    order = _order(strategy, engine, state, local)
-    gathered = _gather(strategy, engine, order, cohort)
+    """Run one round of a synchronous strategy: train, aggregate, update the model, and charge the privacy ledger."""
+    request = _request(strategy, engine, state, local)
+    partial = _accumulate_results(strategy, engine, request, cohort)
     if cohort or not (strategy.privacy_guarantee and strategy.privacy_guarantee.supports_empty_rounds):
-        _stop_if_too_many_failed(gathered, len(cohort), schedule.max_failures)
-    done = _concluded(strategy, engine, state, order, gathered, cohort)
+        _check_failures(partial, len(cohort), schedule.max_failures)
+    done = _finish_round(strategy, engine, state, request, partial, cohort)
     if engine.elapsed_s is None:
         return done
     clock = state.clock + engine.elapsed_s
@@ -189,22 +197,24 @@ def run_round(
 def run_async_step(
     strategy: Strategy, engine: Engine, state: ServerState, *, schedule: Schedule, local: LocalSettings
 ) -> Round:
-    """One step of an asynchronous strategy: wait for updates, however old, aggregate, step."""
+    """Run one step of an asynchronous strategy: wait for updates with any staleness, aggregate, update the model."""
     assert isinstance(engine, AsyncEngine)
-    order = _order(strategy, engine, state, local)
-    under_way = [
-        replace(one, request=replace(one.request, local=local, deployed=engine.deployed)) for one in state.in_flight
-    ]  # a checkpoint does not repeat what the settings say
-    buffer = fill_buffer(strategy, engine, engine.clients, under_way, order)
-    fold = strategy.aggregate.init(strategy.shared_layout(engine.layout))
-    gathered = accumulate_buffer(PartialAggregate(aggregator_state=fold), strategy, buffer, order.round)
-    _stop_if_too_many_failed(gathered, len(buffer.completed) + len(buffer.in_flight), schedule.max_failures)
-    stale = {"staleness_K": buffer.staleness(order.round), "sent_D": buffer.mean_sent_params()}
-    done = _concluded(strategy, engine, state, order, gathered, buffer.cohort, num_sent=buffer.num_sent, **stale)
+    request = _request(strategy, engine, state, local)
+    # a checkpoint does not store the values that follow from the settings
+    in_flight = [
+        replace(item, request=replace(item.request, local=local, deployed=engine.deployed)) for item in state.in_flight
+    ]
+    buffer = fill_buffer(strategy, engine, engine.clients, in_flight, request)
+    initial = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
+    partial = accumulate_buffer(initial, strategy, buffer, request.round)
+    _check_failures(partial, len(buffer.completed) + len(buffer.in_flight), schedule.max_failures)
+    stale = {"staleness_K": buffer.staleness(request.round), "sent_D": buffer.mean_sent_params()}
+    done = _finish_round(strategy, engine, state, request, partial, buffer.cohort, num_sent=buffer.num_sent, **stale)
     return replace(done, state=replace(done.state, clock=buffer.clock, in_flight=buffer.in_flight), clock=buffer.clock)
 
 
-def _order(strategy: Strategy, engine: Engine, state: ServerState, local: LocalSettings) -> Request:
+def _request(strategy: Strategy, engine: Engine, state: ServerState, local: LocalSettings) -> Request:
+    """Return the request of the next round, with the current model."""
     return Request(
         round=state.round + 1,
         seed=state.seed,
@@ -216,40 +226,51 @@ def _order(strategy: Strategy, engine: Engine, state: ServerState, local: LocalS
     )
 
 
-def _concluded(
+def _finish_round(
     strategy: Strategy,
     engine: Engine,
     state: ServerState,
-    order: Request,
-    gathered: PartialAggregate,
+    request: Request,
+    partial: PartialAggregate,
     cohort: tuple[ClientId, ...],
     *,
     num_sent: int | None = None,
-    **known: Any,
+    **async_values: Any,
 ) -> Round:
-    """The server's half of a round: aggregate, step, charge. ``num_sent`` orders went out; None: one to each client."""
-    number, protection = order.round, strategy.privacy_guarantee
+    """Compute the server's half of a round: aggregate, update the model, charge the privacy ledger.
+
+    Args:
+        strategy: the algorithm.
+        engine: gives layout and population.
+        state: server state before the round.
+        request: the request of the round.
+        partial: the accumulated results of the clients.
+        cohort: ids of the clients.
+        num_sent: number of requests sent; default one per client of the cohort.
+        async_values: further fields of `Context` for asynchronous strategies.
+    """
+    number, guarantee = request.round, strategy.privacy_guarantee
     context = Context(
         round=number,
         seed=state.seed,
-        clients_K=np.array(gathered.clients, np.int64),
-        num_examples_K=np.array(gathered.num_examples_per_client, np.int64),
-        metrics={name: np.array(values) for name, values in gathered.metrics_per_client.items()},
+        clients_K=np.array(partial.clients, np.int64),
+        num_examples_K=np.array(partial.num_examples_per_client, np.int64),
+        metrics={name: np.array(values) for name, values in partial.metrics_per_client.items()},
         num_clients=len(engine.clients),
         cohort_size=len(cohort),
-        extra={name: divide_total(total, gathered.num_updates) for name, total in gathered.extra.items()},
+        extra={name: divide_total(total, partial.num_updates) for name, total in partial.extra.items()},
         params_D=state.params_D,
         layout=strategy.shared_layout(engine.layout),
         deployed=engine.deployed,
-        **known,
+        **async_values,
     )
-    update_D, aggregate = strategy.aggregate.finish(gathered.aggregator_state, state.aggregate, context)
+    update_D, aggregate = strategy.aggregate.finish(partial.aggregator_state, state.aggregate, context)
     params_D, server, stages = server_step(strategy, state, update_D, context, engine.layout)
-    learn = strategy.select.update
-    select = learn(state.select, context) if learn else state.select
-    ledger = state.ledger if protection is None else protection.charge(state.ledger, _release(number, gathered))
-    withheld = protection is not None and "examples" in protection.withheld
-    sent = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in order.broadcast.values())
+    update_selection = strategy.select.update
+    select = update_selection(state.select, context) if update_selection else state.select
+    ledger = state.ledger if guarantee is None else guarantee.charge(state.ledger, _release(number, partial))
+    withheld = guarantee is not None and "examples" in guarantee.withheld
+    num_values = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in request.broadcast.values())
     return Round(
         state=replace(
             state,
@@ -262,73 +283,111 @@ def _concluded(
             ledger=ledger,
         ),
         cohort=cohort,
-        failures=gathered.failures,
-        metrics={name: total / count for name, (total, count) in gathered.metrics.items() if count},
-        num_examples=None if withheld else gathered.num_examples,
-        privacy=None if protection is None else protection.epsilon_of(ledger),
-        bytes_up=gathered.bytes_up,
-        bytes_down=(len(cohort) if num_sent is None else num_sent) * 4 * sent,
+        failures=partial.failures,
+        metrics={name: total / count for name, (total, count) in partial.metrics.items() if count},
+        num_examples=None if withheld else partial.num_examples,
+        privacy=None if guarantee is None else guarantee.epsilon_of(ledger),
+        bytes_up=partial.bytes_up,
+        bytes_down=(len(cohort) if num_sent is None else num_sent) * 4 * num_values,
     )
 
 
 def _broadcast(strategy: Strategy, state: ServerState) -> dict[str, Array]:
-    """Return the vectors of a request: those for the local rule, and those of stages for their client halves."""
-    of_stages = (
-        (f"stage/{i}/{name}", v)
+    """Return the vectors that a request contains beside the model.
+
+    The server optimizer and the aggregator send vectors to the local rule. The stages send vectors to their client
+    halves.
+    """
+    stage_vectors = {
+        f"stage/{i}/{name}": v
         for i, stage in enumerate(strategy.stages)
         for name, v in stage.server.broadcast(state.stages[i]).items()
-    )
-    of_rule = strategy.aggregate.broadcast(state.aggregate)
-    return {**strategy.server.broadcast(state.server), **of_rule, **dict(of_stages)}
+    }
+    aggregator_vectors = strategy.aggregate.broadcast(state.aggregate)
+    return {**strategy.server.broadcast(state.server), **aggregator_vectors, **stage_vectors}
 
 
-def _release(number: int, gathered: PartialAggregate) -> Release:
-    """What left the clients. One that failed before sending released nothing; a lost reply may have been read."""
-    lost = {failure.client for failure in gathered.failures if not failure.stage.is_before_sending}
-    sent, examples, steps = gathered.clients, gathered.num_examples_per_client, gathered.num_steps_per_client
+def _release(number: int, partial: PartialAggregate) -> Release:
+    """Return the values that clients released in a round, for the privacy ledger.
+
+    A client that failed before sending released nothing. A lost response counts as released, because somebody may have
+    read it.
+    """
+    lost = {failure.client for failure in partial.failures if not failure.stage.is_before_sending}
+    clients = partial.clients
     return Release(
-        round=number, clients=sent, num_examples=examples, num_steps=steps, dropouts=tuple(sorted(lost - set(sent)))
+        round=number,
+        clients=clients,
+        num_examples=partial.num_examples_per_client,
+        num_steps=partial.num_steps_per_client,
+        dropouts=tuple(sorted(lost - set(clients))),
     )
 
 
-def _gather(strategy: Strategy, engine: Engine, order: Request, cohort: Sequence[ClientId]) -> PartialAggregate:
-    gathered = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
-    for result in engine.fit(order, strategy, cohort):
-        gathered = accumulate(gathered, strategy.aggregate, result)
-    return gathered
+def _accumulate_results(
+    strategy: Strategy, engine: Engine, request: Request, cohort: Sequence[ClientId]
+) -> PartialAggregate:
+    """Send the request to the cohort, and accumulate the results as they arrive."""
+    partial = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
+    for result in engine.fit(request, strategy, cohort):
+        partial = accumulate(partial, strategy.aggregate, result)
+    return partial
 
 
-def _stop_if_too_many_failed(gathered: PartialAggregate, num_asked: int, max_failures: float) -> None:
-    failures = [failure for failure in gathered.failures if failure.stage.counts_as_failure]
-    failed = len({failure.client for failure in failures})
-    if failed > floor(max_failures * num_asked) or not gathered.num_updates:
+def _check_failures(partial: PartialAggregate, num_requests: int, max_failures: float) -> None:
+    """Stop the run if too many clients failed, or if there is no update.
+
+    Raises:
+        TooManyFailures: More than ``max_failures`` of the clients failed, or no client sent an update.
+    """
+    failures = [failure for failure in partial.failures if failure.stage.counts_as_failure]
+    num_failed = len({failure.client for failure in failures})
+    if num_failed > floor(max_failures * num_requests) or not partial.num_updates:
         first = failures[0] if failures else None
-        why = f"; the first: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
+        cause = f"; first failure: client {first.client}, at stage {first.stage}: {first.reason}" if first else ""
         raise TooManyFailures(
-            f"{failed} of {num_asked} clients failed, more than max_failures={max_failures} allows{why}",
-            gathered.failures,
+            f"{num_failed} of {num_requests} clients failed, more than max_failures={max_failures} allows{cause}",
+            partial.failures,
         )
 
 
 def server_step(
     strategy: Strategy, state: ServerState, update_D: Array, context: Context, layout: Layout
 ) -> tuple[Array, State, tuple[State, ...]]:
-    """The server's half: stages in reverse order, then the optimiser, then the step; what stays at clients stays."""
+    """Apply the server halves of the stages in reverse order, then the server optimizer. Return model and states.
+
+    The global model keeps its values for personal parameters, because clients do not send them.
+
+    Args:
+        strategy: the algorithm.
+        state: server state before the round.
+        update_D: the aggregate of the shared parameters.
+        context: values of the round for stages and optimizer.
+        layout: layout of the model.
+
+    Returns:
+        The new parameters ``(D,)``, the state of the server optimizer, and the states of the stages.
+
+    Raises:
+        FedlearnError: A running variance of the new model is negative.
+    """
     stages = list(state.stages)
     for i in reversed(range(len(strategy.stages))):
         update_D, stages[i] = strategy.stages[i].server.update(update_D, stages[i], context)
     if strategy.local.personal_parameters:
-        update_D = _filled_up(update_D, layout.positions(strategy.local.personal_parameters), layout.num_parameters)
+        update_D = _pad_with_zeros(
+            update_D, layout.positions(strategy.local.personal_parameters), layout.num_parameters
+        )
     step_D, server = strategy.server.update(update_D, state.server, context)
     if strategy.buffers == "average":
-        step_D = _averaged(step_D, update_D, layout)
+        step_D = _average_buffers(step_D, update_D, layout)
     params_D = asarray_like(state.params_D, step_D) + step_D
     _refuse_negative_variances(params_D, layout)
     return params_D, server, tuple(stages)
 
 
-def _averaged(step_D: Array, update_D: Array, layout: Layout) -> Array:
-    """The server's step, which of buffers is the aggregate itself: they follow no gradient to be accelerated."""
+def _average_buffers(step_D: Array, update_D: Array, layout: Layout) -> Array:
+    """Return the step, with the aggregate itself for buffers: they have no gradient for the server optimizer."""
     is_buffer_D = np.zeros(layout.num_parameters, bool)
     is_buffer_D[layout.positions(layout.buffers)] = True
     return array_namespace(step_D).where(asarray_like(is_buffer_D, step_D), asarray_like(update_D, step_D), step_D)
@@ -338,16 +397,16 @@ def _refuse_negative_variances(params_D: Array, layout: Layout) -> None:
     names = [name for name in layout.buffers if name.endswith(RUNNING_VARIANCE)]
     if names and (as_numpy(params_D)[layout.positions(tuple(names))] < 0).any():
         raise FedlearnError(
-            "a running variance fell below zero: what this strategy makes of updates (or its compression leaves of "
-            "them) is no weighted mean of the clients' statistics\n  try       buffers=local"
+            "a running variance fell below zero: this strategy or its codec does not average the batch statistics\n"
+            "  try       buffers=local"
         )
 
 
-def _filled_up(update_S: Array, kept: np.ndarray, size: int) -> Array:
-    """An update of the parameters that are shared, with zeros for those that are not."""
+def _pad_with_zeros(update_S: Array, personal: np.ndarray, size: int) -> Array:
+    """Return an update of all parameters ``(D,)``, with zeros at the positions of the personal parameters."""
     xp = array_namespace(update_S)
     source_D = np.full(size, update_S.shape[0])
-    source_D[np.delete(np.arange(size), kept)] = np.arange(update_S.shape[0])
+    source_D[np.delete(np.arange(size), personal)] = np.arange(update_S.shape[0])
     padded = xp.concat([update_S, xp.zeros_like(update_S[:1])])
     return xp.take(padded, asarray_like(source_D, padded), axis=0)
 
@@ -355,29 +414,37 @@ def _filled_up(update_S: Array, kept: np.ndarray, size: int) -> Array:
 def evaluate_round(
     strategy: Strategy, engine: Engine, state: ServerState, schedule: Schedule, evaluate: Evaluate
 ) -> tuple[Evaluation | None, tuple[Failure, ...]]:
-    """Judge on clients' held-out parts the global model, if there is one, and the models of the clients' own."""
+    """Evaluate the global model and the personal models on the held-out examples of clients.
+
+    With personal parameters, there is no complete global model, and only the personal models are evaluated.
+
+    Returns:
+        The evaluation, or None if there are no examples; and the failures of clients.
+    """
     rule, cohort = strategy.local, select_evaluation_clients(engine.clients, schedule, state.seed)
     if rule.personal_parameters:
-        return _evaluated(engine.evaluate(state.params_D, cohort, strategy), None, evaluate)
-    found, failures = _evaluated(engine.evaluate(state.params_D, cohort), state.params_D, evaluate)
-    if not (found and rule.personal):
-        return found, failures
-    personal, more = _evaluated(engine.evaluate(state.params_D, cohort, strategy), None, evaluate)
-    return replace(found, personal=personal), failures + more
+        return _evaluate_results(engine.evaluate(state.params_D, cohort, strategy), None, evaluate)
+    evaluation, failures = _evaluate_results(engine.evaluate(state.params_D, cohort), state.params_D, evaluate)
+    if not (evaluation and rule.personal):
+        return evaluation, failures
+    results = engine.evaluate(state.params_D, cohort, strategy)
+    personal, personal_failures = _evaluate_results(results, None, evaluate)
+    return replace(evaluation, personal=personal), failures + personal_failures
 
 
-def _evaluated(
+def _evaluate_results(
     results: Iterable[Any], params_D: Array | None, evaluate: Evaluate
 ) -> tuple[Evaluation | None, tuple[Failure, ...]]:
+    """Return the evaluation of the successful results, and the failures."""
     results = list(results)
-    judged: list[Any] = [result for result in results if not isinstance(result, Failure)]
+    successes: list[Any] = [result for result in results if not isinstance(result, Failure)]
     failures = tuple(result for result in results if isinstance(result, Failure))
-    return (evaluate(params_D, judged) if judged or params_D is not None else None), failures
+    return (evaluate(params_D, successes) if successes or params_D is not None else None), failures
 
 
 def select_evaluation_clients(clients: Sequence[ClientId], schedule: Schedule, seed: int) -> Sequence[ClientId]:
-    """Whose held-out parts are evaluated: all, or those drawn for the run."""
+    """Return the clients that a run evaluates: all, or a random sample that stays the same in all rounds."""
     if len(clients) <= schedule.evaluate_clients:
         return clients
-    chosen = generator(seed, Purpose.EVALUATE).choice(len(clients), schedule.evaluate_clients, replace=False)
-    return sorted_client_ids([clients[i] for i in chosen])
+    positions = generator(seed, Purpose.EVALUATE).choice(len(clients), schedule.evaluate_clients, replace=False)
+    return sorted_client_ids([clients[i] for i in positions])

@@ -1,10 +1,9 @@
-"""A virtual clock around any engine: stragglers and dropouts follow from the system model.
+"""Run any engine on a virtual clock: a system model determines stragglers and dropouts.
 
-Shapes: K clients in a block.
-
-No strategy knows of it. What happens has the same words and the same consequences as with real clients (`grid.py`):
-``node`` for whoever is not there, drops out or misses the deadline, ``spare`` for whoever was not waited for; and only
-those whose answer is taken train, so that the others' memories stay as the server knows them.
+Strategies do not see the clock. Failures have the same stages and effects as in a deployment. The stage is ``node`` for
+a client that is not connected, drops out or misses the deadline. The stage is ``not_needed`` for a client whose
+response comes after the round is closed. Only clients whose response is used train, so the states of other clients do
+not change.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ class VirtualClockEngine(EngineWrapper):
     """Run the clients of another engine on a virtual clock.
 
     Args:
-        engine: which trains.
-        system: the model.
-        num_examples_of: training examples of a client, from which the steps that it takes follow.
+        engine: engine that trains the clients.
+        system: speed and availability of the clients.
+        num_examples_of: returns the number of training examples of a client, which determines its local steps.
     """
 
     def __init__(
@@ -39,82 +38,89 @@ class VirtualClockEngine(EngineWrapper):
     ) -> None:
         super().__init__(engine)
         self.system, self._elapsed_s = system, 0.0
-        self._size_of = num_examples_of
+        self._num_examples_of = num_examples_of
         self._strategy: Strategy | None = None
-        self._fates: dict[RequestKey, Arrival] = {}
-        self._ahead = DeferredTraining(engine)
+        self._arrivals: dict[RequestKey, Arrival] = {}
+        self._deferred = DeferredTraining(engine)
 
     @property
     def elapsed_s(self) -> float:
-        """Virtual seconds of the last `fit`."""
+        """Duration of the last `fit`, in virtual seconds."""
         return self._elapsed_s
 
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
-        """Train those whose answer comes in time, in ascending order, after the failures of the others.
+        """Yield the failures of the virtual clock, then train the clients whose response comes in time.
+
+        If the training of a client fails, the next client by time of response takes its place. Results of one call of
+        the inner engine are in ascending order of client ids.
 
         Raises:
-            SettingError: a round that closes early would break the sampling law of a privacy claim.
+            SettingError: A round that closes early would break the sampling law of a privacy guarantee.
         """
         refuse_early_end(strategy, self.system.min_completed, "system.min_completed")
-        load = self._load_of(request, strategy)
-        fates = {client: self._fate(request, client, load) for client in sorted(cohort)}
-        arriving = sorted((fate.seconds, client) for client, fate in fates.items() if not fate.failure_reason)
-        wanted, delivered, closed = self.system.min_completed or len(arriving), 0, 0.0
-        yield from (_missing(client, fate.failure_reason) for client, fate in fates.items() if fate.failure_reason)
-        while arriving and delivered < wanted:
-            now, arriving = arriving[: wanted - delivered], arriving[wanted - delivered :]
-            closed, delivered = now[-1][0], delivered + len(now)
-            for result in self.engine.fit(request, strategy, sorted(client for _, client in now)):
-                delivered -= isinstance(result, Failure)  # one of those who are still to come takes its place
+        workload_of = self._workload_of(request, strategy)
+        arrivals = {client: self._arrival(request, client, workload_of) for client in sorted(cohort)}
+        pending = sorted((arrival.seconds, c) for c, arrival in arrivals.items() if not arrival.failure_reason)
+        target, completed, closed = self.system.min_completed or len(pending), 0, 0.0
+        for client, arrival in arrivals.items():
+            if arrival.failure_reason:
+                yield _failure(client, arrival.failure_reason)
+        while pending and completed < target:
+            batch, pending = pending[: target - completed], pending[target - completed :]
+            closed, completed = batch[-1][0], completed + len(batch)
+            for result in self.engine.fit(request, strategy, sorted(client for _, client in batch)):
+                completed -= isinstance(result, Failure)  # a pending client takes the place of a failed client
                 yield result
-        if delivered < wanted or self.system.min_completed is None:
-            closed = max((fate.seconds for fate in fates.values()), default=0.0)
+        if completed < target or self.system.min_completed is None:
+            closed = max((arrival.seconds for arrival in arrivals.values()), default=0.0)
         self._elapsed_s = closed
-        why = f"the round had its {wanted} updates without it"
-        yield from (Failure(client=client, stage=FailureStage.NOT_NEEDED, reason=why) for _, client in arriving)
+        reason = f"the round closed with {target} other updates"
+        yield from (Failure(client=client, stage=FailureStage.NOT_NEEDED, reason=reason) for _, client in pending)
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
-        """Return the next completion; training is deferred and batched with other clients (`DeferredTraining`)."""
-        known = self._fates if strategy is self._strategy else {}
-        self._strategy, names = strategy, [request_key(one) for one in in_flight]
-        self._fates = {
-            name: known.get(name) or self._fate(one.request, one.client, self._load_of(one.request, strategy))
-            for name, one in zip(names, in_flight, strict=True)
+        """Return the next completion. Training is deferred and batched with other clients (`DeferredTraining`)."""
+        known = self._arrivals if strategy is self._strategy else {}
+        self._strategy, keys = strategy, [request_key(item) for item in in_flight]
+        self._arrivals = {
+            key: known.get(key) or self._arrival(item.request, item.client, self._workload_of(item.request, strategy))
+            for key, item in zip(keys, in_flight, strict=True)
         }
-        fates = [self._fates[name] for name in names]
-        done = [one.request.clock + fate.seconds for one, fate in zip(in_flight, fates, strict=True)]
-        by_time = sorted(range(len(in_flight)), key=lambda i: (done[i], in_flight[i].client))
-        first, lost = by_time[0], fates[by_time[0]].failure_reason
-        if lost:
-            result: Updates | Failure = _missing(in_flight[first].client, lost)
-        elif isinstance(self.engine, AsyncEngine):  # real clients train when they are told to
+        arrivals = [self._arrivals[key] for key in keys]
+        times = [item.request.clock + arrival.seconds for item, arrival in zip(in_flight, arrivals, strict=True)]
+        by_time = sorted(range(len(in_flight)), key=lambda i: (times[i], in_flight[i].client))
+        first, failure_reason = by_time[0], arrivals[by_time[0]].failure_reason
+        if failure_reason:
+            result: Updates | Failure = _failure(in_flight[first].client, failure_reason)
+        elif isinstance(self.engine, AsyncEngine):  # real clients train as soon as they receive a request
             result = self.engine.wait_for_next(strategy, [in_flight[first]], in_flight[first].request.clock).result
         else:
-            result = self._ahead.next_result(strategy, [in_flight[i] for i in by_time if not fates[i].failure_reason])
-        return Completion(first, result, max(clock, done[first]))
+            due = [in_flight[i] for i in by_time if not arrivals[i].failure_reason]
+            result = self._deferred.next_result(strategy, due)
+        return Completion(first, result, max(clock, times[first]))
 
-    def _load_of(self, order: Request, strategy: Strategy) -> Callable[[ClientId], Workload]:
-        """What this order costs each client."""
+    def _workload_of(self, request: Request, strategy: Strategy) -> Callable[[ClientId], Workload]:
+        """Return a function that gives the workload of a client for this request."""
         if self.system.device is None:
             return lambda client: Workload()
-        vectors = 4 * self.layout.num_parameters
-        down = vectors + sum(4 * int(np.prod(v.shape)) for v in order.broadcast.values())
-        up = _update_bytes(strategy, order, self.layout) + vectors * len(extra_names(strategy.local))
-        return lambda client: Workload(order.local.num_steps(self._size_of(client)), down, up)
+        vector_bytes = 4 * self.layout.num_parameters
+        bytes_down = vector_bytes + sum(4 * int(np.prod(v.shape)) for v in request.broadcast.values())
+        bytes_up = _update_bytes(strategy, request, self.layout) + vector_bytes * len(extra_names(strategy.local))
+        return lambda client: Workload(request.local.num_steps(self._num_examples_of(client)), bytes_down, bytes_up)
 
-    def _fate(self, order: Request, client: ClientId, load_of: Callable[[ClientId], Workload]) -> Arrival:
-        return self.system.arrival(order.seed, client, order.round, load_of(client), clock=order.clock)
-
-
-def _missing(client: ClientId, why: str) -> Failure:
-    return Failure(client=client, stage=FailureStage.NODE, reason=why)
+    def _arrival(self, request: Request, client: ClientId, workload_of: Callable[[ClientId], Workload]) -> Arrival:
+        """Return the time of the client's response, or of its failure."""
+        return self.system.arrival(request.seed, client, request.round, workload_of(client), clock=request.clock)
 
 
-def _update_bytes(strategy: Strategy, order: Request, layout: Layout) -> int:
-    """Of a client's update on its way up."""
+def _failure(client: ClientId, reason: str) -> Failure:
+    return Failure(client=client, stage=FailureStage.NODE, reason=reason)
+
+
+def _update_bytes(strategy: Strategy, request: Request, layout: Layout) -> int:
+    """Return the size of the update that a client sends, in bytes."""
     if strategy.codec is not None:
         return estimate_bytes(strategy.codec, strategy.shared_layout(layout))
-    numbers, dtype = update_size_and_dtype(strategy, order, layout)
+    numbers, dtype = update_size_and_dtype(strategy, request, layout)
     return numbers * dtype.itemsize

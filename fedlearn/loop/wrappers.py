@@ -1,4 +1,4 @@
-"""An engine around another engine, and a trainer around another trainer.
+"""Wrap an engine or a trainer, and forward all members that a subclass does not define.
 
 Shapes: D parameters.
 """
@@ -28,12 +28,12 @@ class EngineWrapper:
 
     @property
     def clients(self) -> Sequence[ClientId]:
-        """The clients of the inner engine."""
+        """Ids of all clients of the inner engine."""
         return self.engine.clients
 
     @property
     def layout(self) -> Layout:
-        """The layout of the model."""
+        """Names, shapes and offsets of the model's parameters."""
         return self.engine.layout
 
     @property
@@ -47,17 +47,17 @@ class EngineWrapper:
 
     @property
     def in_process(self) -> bool:
-        """Whether the inner engine trains in this process."""
+        """True if the inner engine trains in this process."""
         return self.engine.in_process
 
     @property
     def deployed(self) -> bool:
-        """Whether the clients of the inner engine are real."""
+        """True if the clients of the inner engine are real."""
         return self.engine.deployed
 
     @property
     def elapsed_s(self) -> float | None:
-        """Virtual seconds of the last round of the inner engine."""
+        """Duration of the last round of the inner engine, in virtual seconds."""
         return self.engine.elapsed_s
 
     @property
@@ -68,23 +68,23 @@ class EngineWrapper:
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
-        """See `Engine.fit`."""
+        """Train the cohort with the inner engine. See `Engine.fit`."""
         return self.engine.fit(request, strategy, cohort)
 
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | ClientEvaluation | Failure]:
-        """See `Engine.evaluate`."""
+        """Yield predictions or metric sums of the inner engine. See `Engine.evaluate`."""
         if personal_strategy is None:
             return self.engine.evaluate(params_D, cohort)
         return self.engine.evaluate(params_D, cohort, personal_strategy)
 
     def describe(self, cohort_size: int) -> str:
-        """See `Engine.describe`."""
+        """Return how the inner engine trains a cohort of this size."""
         return self.engine.describe(cohort_size)
 
     def close(self) -> None:
-        """Close the inner engine."""
+        """Release workers and connections of the inner engine."""
         self.engine.close()
 
 
@@ -110,36 +110,36 @@ class TrainerWrapper:
 
     @property
     def layout(self) -> Layout:
-        """The layout of the model."""
+        """Names, shapes and offsets of the model's parameters."""
         return self.trainer.layout
 
     @property
     def initialization(self) -> str:
-        """The source of the initial parameters."""
+        """One phrase on the source of the initial parameters."""
         return self.trainer.initialization
 
     @property
     def supports_dp_sgd(self) -> bool:
-        """Whether the inner trainer has DP-SGD."""
+        """True if the inner trainer has DP-SGD."""
         return self.trainer.supports_dp_sgd
 
     @property
     def supports_process_pool(self) -> bool:
-        """Whether the inner trainer can train in forked processes."""
+        """True if the inner trainer can train in forked processes."""
         return self.trainer.supports_process_pool
 
     def describe_batching(self, num_clients: int, num_examples: int) -> str:
-        """See `Trainer.describe_batching`."""
+        """Return how the inner trainer trains a block of this size."""
         return self.trainer.describe_batching(num_clients, num_examples)
 
     def close(self) -> None:
-        """Close the inner trainer."""
+        """Release processes and memory of the inner trainer."""
         self.trainer.close()
 
     def init(self, seed: int) -> np.ndarray:
-        """See `Trainer.init`."""
+        """Return the initial parameters of the inner trainer."""
         return self.trainer.init(seed)
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
-        """See `Trainer.predict`."""
+        """Return raw outputs ``(N, C)`` of the inner trainer."""
         return self.trainer.predict(params_D, x)

@@ -33,7 +33,7 @@ def test_a_client_with_broken_data_fails_by_name_and_the_others_go_on(value):
     assert updates.clients_K.tolist() == [0, 4]
     assert np.array_equal(updates.delta_KD, healthy.delta_KD)
     assert [(f.client, f.stage) for f in failures] == [(1, "update")]
-    assert "1 of 9 examples hold NaN or infinity in x, first 2" in failures[0].reason
+    assert "1 of 9 examples have NaN or infinity in x, first 2" in failures[0].reason
 
 
 def test_a_client_that_diverges_on_sound_data_is_told_so():

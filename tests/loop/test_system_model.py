@@ -78,7 +78,9 @@ def test_a_traced_device_has_the_speed_and_the_windows_of_its_rows(tmp_path):
     assert system.arrival(1, 1, 1, LOAD) == Arrival(3 + 40.0)  # the second device, always available
     assert system.arrival(1, 0, 1, LOAD) == Arrival(10 + 15.0)  # waits for its availability window
     assert system.arrival(1, 0, 1, LOAD, clock=20.0) == Arrival(15.0)
-    assert system.arrival(1, 0, 1, LOAD, clock=30.0) == Arrival(10.0, "it left after 10 s, before it was done")
+    assert system.arrival(1, 0, 1, LOAD, clock=30.0) == Arrival(
+        10.0, "the client left after 10 s, before the end of its work"
+    )
     assert system.arrival(1, 0, 1, LOAD, clock=95.0) == Arrival(15 + 15.0)  # the next day
     assert system.arrival(1, 2, 1, LOAD) == system.arrival(1, 0, 1, LOAD)  # devices are assigned cyclically
 

@@ -61,7 +61,7 @@ def test_enough_takes_the_fastest_and_calls_the_others_spare():
     for waited, early in zip(everyone_in, closed, strict=True):
         assert early.num_updates == 4
         assert {(one.stage, one.reason) for one in early.failures} == {
-            ("not_needed", "the round had its 4 updates without it")
+            ("not_needed", "the round closed with 4 other updates")
         }
         assert early.clock < waited.clock
 
@@ -240,7 +240,7 @@ def test_what_waits_is_of_clients_under_way():
     engine, strategy = clocked(SLOW, vector, 9), fedasync(concurrency=5)
     state, most = start(strategy, LinearTrainer(3).init(1), engine, seed=1), 0
     for done in federate(strategy, engine, state, schedule=Schedule(rounds=30), local=LOCAL_SETTINGS):
-        waiting = [one.client for one, *_ in engine._ahead._waiting.values()]
+        waiting = [one.client for one, *_ in engine._deferred._waiting.values()]
         assert set(waiting) <= {one.client for one in done.state.in_flight}
         most = max(most, len(waiting))
     assert 1 < most <= 4
