@@ -86,8 +86,8 @@ class JaxTrainer:
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``. Its ``__call__`` has the argument ``train: bool`` if it
-            behaves differently in training. If it has a method ``jit``, this method compiles the programs. A module
-            can so pass values other than parameters to them.
+            behaves differently in training. If it has a method ``jit``, this method compiles the programs. It can
+            pass values other than parameters to them.
         task: selects the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
         input_shape: shape of the input of one example.
         initial: draws the initial parameters from ``(layout, rng)``; default `default_initial_parameters`, or
