@@ -53,15 +53,15 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
         raise SettingError(
             setting, plain, "a mapping whose _target_ is the name of a builder", f"+{setting}._target_=..."
         )
-    for where, node in targets:
+    for path, node in targets:
         if not _is_in(node["_target_"], allow):
-            raise _refused(where, node["_target_"], node["_target_"], allow)
-    for where, node in targets:
-        target = find_target(node["_target_"], where)
+            raise _refused(path, node["_target_"], node["_target_"], allow)
+    for path, node in targets:
+        target = find_target(node["_target_"], path)
         home = getattr(target, "__module__", None)
         if not callable(target) or not _is_in(home, allow) or home in FORBIDDEN_MODULES:
-            raise _refused(where, node["_target_"], home, allow)
-        _check_parameters(target, node, where, num_args=num_args if where == setting else 0)
+            raise _refused(path, node["_target_"], home, allow)
+        _check_parameters(target, node, path, num_args=num_args if path == setting else 0)
 
 
 def setting_path(group: str, setting: str) -> str:
@@ -73,17 +73,20 @@ def setting_path(group: str, setting: str) -> str:
     return setting if group == "scenario" and setting.split(".")[0] in SCENARIO_GROUPS else f"{group}.{setting}"
 
 
-def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], group: str) -> None:
     """Refuse settings with an unknown key, and suggest the closest known key.
 
-    The argument ``where`` is the name of their group, or empty for settings without a group.
+    Args:
+        settings: key -> value.
+        known: known keys.
+        group: name of their group; empty for top-level settings.
 
     Raises:
         SettingError: a key is not among the known keys.
     """
     for key, value in settings.items():
         if key not in known:
-            prefix = f"{where}." if where else ""
+            prefix = f"{group}." if group else ""
             closest = did_you_mean(key, known)
             near = new_name(f"{prefix}{key}") or (closest and f"{prefix}{closest}")
             fix = f"{near}={value}" if near else f"the command without {prefix}{key}"
@@ -91,31 +94,31 @@ def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], where
             raise SettingError(f"{prefix}{key}", value, expected, fix)
 
 
-def _targets(node: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if isinstance(node, list):
         for i, item in enumerate(node):
-            yield from _targets(item, f"{where}.{i}")
+            yield from _targets(item, f"{path}.{i}")
     elif isinstance(node, dict):
         if "_target_" in node:
-            yield where, node
+            yield path, node
         for key, value in node.items():
-            yield from _targets(value, setting_path(where, str(key)))
+            yield from _targets(value, setting_path(path, str(key)))
 
 
 def _is_in(name: Any, allow: Sequence[str]) -> bool:
     return isinstance(name, str) and any(name == top or name.startswith(f"{top}.") for top in allow)
 
 
-def _refused(where: str, name: Any, home: Any, allow: Sequence[str]) -> SettingError:
+def _refused(setting: str, name: Any, home: Any, allow: Sequence[str]) -> SettingError:
     expected = f"a builder from {', '.join(allow)}"
     value = name if home in (name, None) else f"{name}   (from {home})"
     fix = f"'allow_targets=[{str(home).split('.')[0]}]'   (if you trust this module)"
     if _is_in(home, allow):
         fix = "one of the public builders"
-    return SettingError(f"{where}._target_", value, expected, fix)
+    return SettingError(f"{setting}._target_", value, expected, fix)
 
 
-def find_target(name: str, where: str) -> Any:
+def find_target(name: str, setting: str) -> Any:
     """Return the object with this dotted name. An attribute has priority over a module of the same name.
 
     Raises:
@@ -124,41 +127,43 @@ def find_target(name: str, where: str) -> Any:
     """
     first, *rest = name.split(".")
     require_not_shadowed(first)
-    target = _import(first, name, where)
+    target = _import(first, name, setting)
     for i, part in enumerate(rest, start=2):
         if hasattr(target, part):
             target = getattr(target, part)
         elif hasattr(target, "__path__"):
-            target = _import(".".join(name.split(".")[:i]), name, where)
+            target = _import(".".join(name.split(".")[:i]), name, setting)
         else:
             near = did_you_mean(part, [public for public in dir(target) if not public.startswith("_")])
             suggestion = f": did you mean {near}?" if near else ""
-            raise _not_found(name, where, f"{'.'.join(name.split('.')[: i - 1])} has no {part}{suggestion}")
+            raise _not_found(name, setting, f"{'.'.join(name.split('.')[: i - 1])} has no {part}{suggestion}")
     return target
 
 
-def _import(module: str, name: str, where: str) -> Any:
+def _import(module: str, name: str, setting: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):  # the module exists, but one of its own imports does not
-            raise BuildError(f"{where}._target_ {name} cannot be imported: {error}") from error
-        raise _not_found(name, where, str(error)) from error
+            raise BuildError(f"{setting}._target_ {name} cannot be imported: {error}") from error
+        raise _not_found(name, setting, str(error)) from error
     except FedlearnError:
         raise
     except Exception as error:
-        raise BuildError(f"{where}._target_ {name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise BuildError(f"{setting}._target_ {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _not_found(name: str, where: str, reason: str) -> SettingError:
+def _not_found(name: str, setting: str, reason: str) -> SettingError:
     fix = "start from the folder that contains the module, and check the spelling"
     if folder := shadowing_folder(name.partition(".")[0]):
         reason = f"{reason}; {folder} is not searched, because fedlearn has a package of this name"
         fix = f"another name for {folder}"
-    return SettingError(f"{where}._target_", name, f"a name that Python can import ({reason})", fix)
+    return SettingError(f"{setting}._target_", name, f"a name that Python can import ({reason})", fix)
 
 
-def _check_parameters(target: Callable[..., Any], node: Mapping[str, Any], where: str, *, num_args: int | None) -> None:
+def _check_parameters(
+    target: Callable[..., Any], node: Mapping[str, Any], setting: str, *, num_args: int | None
+) -> None:
     """Refuse keys that are no parameters of the target. If ``num_args`` is known, require all parameters, too."""
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -169,10 +174,10 @@ def _check_parameters(target: Callable[..., Any], node: Mapping[str, Any], where
     positional = [p for p in by_name if p.kind is p.POSITIONAL_OR_KEYWORD][: num_args or 0]
     open_ = [p for p in by_name if p not in positional]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        refuse_unknown_keys(settings, [p.name for p in open_], where)
+        refuse_unknown_keys(settings, [p.name for p in open_], setting)
     if num_args is None or node.get("_partial_") or "_args_" in node:
         return
     for name in (p.name for p in open_ if p.default is p.empty and p.name not in settings):
         raise SettingError(
-            f"{where}.{name}", "missing", f"a value, which {node['_target_']} requires", f"+{where}.{name}=..."
+            f"{setting}.{name}", "missing", f"a value, which {node['_target_']} requires", f"+{setting}.{name}=..."
         )

@@ -149,7 +149,7 @@ def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
         value, received = plain.get(name), scenario.get(name)
         if isinstance(value, Mapping) and value.get("_target_") is None:
             setting, typed = next(((key, v) for key, v in value.items() if key != "_target_"), ("_target_", None))
-            expected = f"{name}._target_ beside it: only a {name} with _target_ has settings"
+            expected = f"{name}._target_ as well: only a {name} with _target_ has settings"
             raise SettingError(f"{name}.{setting}", typed, expected, f"{name}._target_=my_code.My{name.capitalize()}")
         if name in scenario and received != value:
             raise SettingError(
@@ -163,8 +163,8 @@ def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
 def _refuse_without_rounds(system: SystemModel, strategy: Strategy, privacy: Mechanism) -> None:
     """Refuse settings that need complete rounds.
 
-    The privacy loss is accounted per round, and amplification assumes that all selected clients count. It does not hold
-    for asynchronous strategies, or if the fastest clients close a round.
+    The privacy loss is accounted per round, and amplification assumes that all selected clients count. Both fail
+    for asynchronous strategies, and amplification fails if the fastest clients close a round.
     """
     is_asynchronous, is_private = strategy.asynchrony is not None, privacy.kind != "none"
     expected = "none: the privacy loss is accounted per round, and an asynchronous strategy has no rounds"
@@ -386,7 +386,7 @@ def _is_shared(node: Any, key: str) -> bool:
 def _of_kind(kind: type[Any], cfg: DictConfig, group: str, allow: Sequence[str]) -> Any:
     built = build(_group(cfg, group), group, allow=allow)
     if not isinstance(built, kind):
-        expected = f"a builder that returns a {kind.__name__}; it returned a {type(built).__name__}"
+        expected = f"a builder that returns a {kind.__name__}; it returned {type(built).__name__}"
         raise SettingError(f"{group}._target_", cfg[group]["_target_"], expected, f"return {kind.__name__}(...)")
     return built
 

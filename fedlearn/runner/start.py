@@ -117,7 +117,7 @@ def _run_command(args: Namespace) -> int:
 
 
 def _build_plan(cfg: DictConfig) -> Plan | None:
-    """Return the plan. Return None if code of the user fails: its traceback belongs into the log of a run folder."""
+    """Return the plan. Return None if code of the user fails: its traceback belongs in the log of a run folder."""
     try:
         plan = build_plan(cfg)
         build_callbacks(cfg)

@@ -87,7 +87,7 @@ def test_a_path_without_a_model_is_refused_before_anything_is_loaded(tmp_path, m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.bin").write_bytes(b"x")
     assert main([*QUICK, f"init={init}", "hydra.run.dir=run"]) == 2
-    assert "the folder of a run, or a .safetensors file" in capsys.readouterr().err
+    assert "a run folder, or a .safetensors file" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

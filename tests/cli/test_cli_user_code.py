@@ -115,7 +115,7 @@ def test_code_that_fails_is_told_in_a_few_words_with_its_traceback_in_the_log(mi
 @pytest.mark.parametrize(
     ("strategy", "phrase"),
     [
-        ("wrong_kind", "a builder that returns a Strategy, but it returned int"),
+        ("wrong_kind", "a builder that returns a Strategy; it returned int"),
         ("missing", "has no nothing_here"),
         ("elsewhere", "No module named 'my_cod'"),
     ],
