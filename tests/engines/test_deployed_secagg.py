@@ -188,7 +188,7 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
     ("protection", "words", "reason"),
     [
         ({"minimum": "secagg"}, None, "this node requires privacy=secagg or distributed"),
-        ({"minimum": "secagg", "min_clients_in_sum": 4}, SECAGG, "this client is in no sum of fewer than 4"),
+        ({"minimum": "secagg", "min_clients_in_sum": 4}, SECAGG, "expected at least 4 for this client"),
         ({"minimum": "secagg", "max_clip": 1.0}, {**SECAGG, "clip_norm": 5.0}, "this node accepts at most 1.0"),
     ],
     ids=["unmasked", "small sum", "clip"],

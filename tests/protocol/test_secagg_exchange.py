@@ -75,7 +75,7 @@ def test_clients_that_fall_silent_at_any_stage_are_named(stage):
 def test_too_few_clients_give_no_sum_a_named_cause_and_a_next_round_that_works(stage):
     clients = Clients()
     clients.silent = {stage: (0, 1, 3)}
-    with pytest.raises(SecAggAborted, match=r"2 of 5 clients answered.* the first: client 0, no answer") as aborted:
+    with pytest.raises(SecAggAborted, match=r"2 of 5 clients responded.* the first: client 0, no answer") as aborted:
         total(clients)
     assert aborted.value.stage == stage.name.lower()
     assert {failure.client for failure in aborted.value.failures} == {0, 1, 3}
