@@ -1,4 +1,4 @@
-"""Engines of this process. Other engines are in modules of this package, because they load a framework."""
+"""Export the engines that run in this process. Import other engines from their modules, which load frameworks."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
-"""What the loop asks of an engine, and what engines in this process share.
+"""Train clients in this process, one at a time or in blocks.
 
-Shapes: K clients in a block, D parameters laid flat.
+Shapes: K clients in a block, D parameters.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class InProcessEngine(BaseEngine):
     """Run clients in this process, ``block_size`` at a time.
 
     Args:
-        data: examples by client.
-        trainer: of the model.
-        block_size: clients in a block.
-        mixed_block_size: in a block of orders of different ages, whose clients are others after a stop; None: as many.
+        data: examples of each client.
+        trainer: trainer of the model.
+        block_size: clients per block, >= 1.
+        mixed_block_size: clients per block of requests from different rounds (asynchronous strategies); None:
+            ``block_size``. After a stop these blocks have other clients, so results must not depend on the block.
     """
 
     in_process = True
@@ -56,34 +57,38 @@ class InProcessEngine(BaseEngine):
         self.mixed_block_size = min(block_size, mixed_block_size or block_size)
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
-        """Train the cohort, block after block."""
-        fresh = initial_client_state(strategy, self.layout, request.params_D)
+        """Train the cohort, one block after another."""
+        initial = initial_client_state(strategy, self.layout, request.params_D)
         for block in split_into_blocks(cohort, self.block_size):
             work = []
             for client in block:
                 try:
-                    work.append(self._work(client, fresh))
+                    work.append(self._work(client, initial))
                 except Exception as error:
                     yield failure(client, FailureStage.DATA, error)
             if work:
                 yield from self._fit_block(request, strategy, work)
 
     def fit_mixed_rounds(self, strategy: Strategy, block: Sequence[InFlight]) -> Iterator[Updates | Failure]:
-        """Train a block of clients whose orders differ in age."""
-        orders, work = [], []
-        for one in block:
+        """Train a block of clients whose requests are from different rounds."""
+        requests, work = [], []
+        for flight in block:
             try:
-                work.append(self._work(one.client, initial_client_state(strategy, self.layout, one.request.params_D)))
-                orders.append(one.request)
+                initial = initial_client_state(strategy, self.layout, flight.request.params_D)
+                work.append(self._work(flight.client, initial))
+                requests.append(flight.request)
             except Exception as error:
-                yield failure(one.client, FailureStage.DATA, error)
+                yield failure(flight.client, FailureStage.DATA, error)
         if work:
-            yield from self._fit_mixed(strategy, orders, work)
+            yield from self._fit_mixed(strategy, requests, work)
 
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | Failure]:
-        """Predict, for many clients in one pass over their examples laid end to end where they share a model."""
+        """Yield the outputs of the model, or of the personal model, on the held-out part of each client.
+
+        Clients with the same model share one pass over their concatenated examples.
+        """
         for block in split_into_blocks(cohort, 256):
             tests = {client: self.data.test(client) for client in block}
             tests = {client: test for client, test in tests.items() if len(test)}
@@ -98,88 +103,88 @@ class InProcessEngine(BaseEngine):
                     yield Failure(client=client, stage=FailureStage.EVALUATE, reason="predictions are not finite")
 
     def _predict(
-        self, params_D: Array, tests: Mapping[ClientId, Examples], own: Strategy | None
+        self, params_D: Array, tests: Mapping[ClientId, Examples], personal_strategy: Strategy | None
     ) -> Iterable[np.ndarray]:
-        if own is None:
+        if personal_strategy is None:
             outputs = self.trainer.predict(params_D, np.concatenate([test.x for test in tests.values()]))
             return np.split(outputs, np.cumsum([len(test) for test in tests.values()])[:-1])
-        fresh = initial_client_state(own, self.layout, params_D)
-        memories = {client: self.client_states.get(client, fresh) for client in tests}
-        models = {client: personal_model(own.local, self.layout, params_D, memories[client]) for client in tests}
+        initial, rule = initial_client_state(personal_strategy, self.layout, params_D), personal_strategy.local
+        states = {client: self.client_states.get(client, initial) for client in tests}
+        models = {client: personal_model(rule, self.layout, params_D, states[client]) for client in tests}
         return (self.trainer.predict(models[client], test.x) for client, test in tests.items())
 
     def describe(self, cohort_size: int) -> str:
-        """How a cohort of so many clients is trained, and the memory that its updates take at once."""
+        """Return how a cohort is trained, and the memory of the updates of one block, for the header."""
         block = min(self.block_size, cohort_size)
-        some = [len(self.data.train(self.clients[i])) for i in range(min(10, len(self.clients)))]
-        how = self.trainer.describe_batching(block, round(block * float(np.mean(some or [0]))))
+        sizes = [len(self.data.train(self.clients[i])) for i in range(min(10, len(self.clients)))]
+        batching = self.trainer.describe_batching(block, round(block * float(np.mean(sizes or [0]))))
         kib = block * 4 * self.layout.num_parameters / 1024
-        return f"{how}, {block} at a time in {f'{kib / 1024:.0f} MiB' if kib > 1024 else f'{kib:.1f} KiB'}"
+        return f"{batching}, {block} at a time in {f'{kib / 1024:.0f} MiB' if kib > 1024 else f'{kib:.1f} KiB'}"
 
     def close(self) -> None:
-        """Close the trainer, which may have started processes."""
+        """Close the trainer, which may have child processes."""
         self.trainer.close()
 
-    def _work(self, client: ClientId, fresh: State) -> ClientWork:
+    def _work(self, client: ClientId, initial: State) -> ClientWork:
         examples = self.data.train(client)
         if not len(examples):
             raise ValueError(f"client {self.data.name(client)} has no training examples")
-        return ClientWork(client=client, examples=examples, client_state=self.client_states.get(client, fresh))
+        return ClientWork(client=client, examples=examples, client_state=self.client_states.get(client, initial))
 
-    def _fit_block(self, order: Request, strategy: Strategy, work: Sequence[ClientWork]) -> Iterator[Updates | Failure]:
+    def _fit_block(
+        self, request: Request, strategy: Strategy, work: Sequence[ClientWork]
+    ) -> Iterator[Updates | Failure]:
         try:
-            updates, failures = client_step(self.trainer, strategy, order, work)
+            updates, failures = client_step(self.trainer, strategy, request, work)
         except Exception as error:
             if len(work) == 1:
                 yield failure(work[0].client, FailureStage.FIT, error)
-            else:  # one client spoilt the block: find it, and keep what the others did
-                for one in work:
-                    yield from self._fit_block(order, strategy, [one])
+            else:  # one client made the block fail: train each client alone, so that the other clients succeed
+                for client_work in work:
+                    yield from self._fit_block(request, strategy, [client_work])
             return
         yield from failures
         if len(updates):
-            self._remember(updates)
+            self._store_client_states(updates)
             yield updates
 
     def _fit_mixed(
-        self, strategy: Strategy, orders: Sequence[Request], work: Sequence[ClientWork]
+        self, strategy: Strategy, requests: Sequence[Request], work: Sequence[ClientWork]
     ) -> Iterator[Updates | Failure]:
         try:
-            results = client_step_mixed_rounds(self.trainer, strategy, orders, work)
-        except Exception:  # one client spoilt the block, or is the block
-            for order, one in zip(orders, work, strict=True):
-                yield from self._fit_block(order, strategy, [one])
+            results = client_step_mixed_rounds(self.trainer, strategy, requests, work)
+        except Exception:  # one client made the block fail: train each client alone
+            for request, client_work in zip(requests, work, strict=True):
+                yield from self._fit_block(request, strategy, [client_work])
             return
         for result in results:
             if isinstance(result, Updates):
-                self._remember(result)
+                self._store_client_states(result)
             yield result
 
-    def _remember(self, updates: Updates) -> None:
-        kept: Mapping[str, Array] = {name: as_numpy(v) for name, v in updates.client_state.items()}
-        if kept:
+    def _store_client_states(self, updates: Updates) -> None:
+        states: Mapping[str, Array] = {name: as_numpy(v) for name, v in updates.client_state.items()}
+        if states:
             for k, client in enumerate(updates.clients_K.tolist()):
-                self.client_states[client] = {name: rows_KD[k].copy() for name, rows_KD in kept.items()}
+                self.client_states[client] = {name: rows_KD[k].copy() for name, rows_KD in states.items()}
 
 
 def split_into_blocks(cohort: Sequence[ClientId], size: int) -> Iterator[Sequence[ClientId]]:
-    """The cohort in ascending order, cut into blocks."""
+    """Yield the cohort in ascending order, in blocks of at most ``size`` clients."""
     ascending = sorted(cohort)
     for start in range(0, len(ascending), size):
         yield ascending[start : start + size]
 
 
 def failure(client: ClientId, stage: FailureStage, error: Exception) -> Failure:
-    """Return the record of an exception of one client."""
+    """Return the `Failure` of one client for an exception, with its traceback."""
     reason = f"{type(error).__name__}: {error}"
     return Failure(client=client, stage=stage, reason=reason, traceback=traceback.format_exc())
 
 
 BATCHINGS = ("auto", "map", "vmap", "process_pool")
-MAX_MIXED_BLOCK_SIZE = (
-    31  # clients in a block of orders of different ages: few enough for ``auto`` to train them exactly as alone
-)
-MAX_BLOCK_BYTES = 512 * 2**20  # of updates held at once when the size is chosen automatically
+MAX_MIXED_BLOCK_SIZE = 31  # clients per block of requests from different rounds; below 32, ``auto`` trains bit-exactly
+MAX_BLOCK_BYTES = 512 * 2**20  # bytes of the updates of a block with automatic size
 
 
 @engine_builder(in_process=True)
@@ -189,39 +194,47 @@ def vector(
     """Return an engine that runs blocks of clients.
 
     Args:
-        data: examples by client.
-        trainer: of the model.
-        block_size: clients in a block, >= 1; None takes as many as keep their updates within 512 MiB, at most 1024.
-        batching: how a block is trained. ``map``: one client after another (JAX: inside one program for each core).
-            ``vmap``: all clients step together, as one batch of models. ``process_pool``: processes, one a core, for
-            torch on the CPU of a Linux machine. ``auto``: what suits device, model and block; the header says what.
+        data: examples of each client.
+        trainer: trainer of the model.
+        block_size: clients per block, >= 1. None: as many clients as fit 512 MiB of updates, at most 1024.
+        batching: method to train a block, default ``auto``. ``map``: one client after another (JAX: in one program per
+            core). ``vmap``: all clients step together, as one batch of models. ``process_pool``: one process per core,
+            for torch on the CPU of a Linux machine. ``auto``: a method for the device, the model and the block; the
+            header shows it.
 
-    *Guarantees*: results do not depend on ``block_size``, nor on ``batching`` by more than 1e-5 after 20 rounds. In
-    torch ``map`` and ``process_pool`` are bit-identical to the serial engine, and so is ``auto`` for blocks of less
-    than 32 clients or models of more than 20,000 parameters. Under an asynchronous strategy ``auto`` on a CPU keeps
-    blocks below that, as what is under way together is not the same after a stop; ``vmap`` there repeats to rounding.
+    Guarantees:
+        Results do not depend on ``block_size``. They depend on ``batching`` by at most 1e-5 after 20 rounds. In torch,
+        ``map`` and ``process_pool`` are bit-identical to the serial engine. ``auto`` is bit-identical too, for blocks
+        of less than 32 clients or models of more than 20,000 parameters. With an asynchronous strategy, a resumed run
+        has other blocks than an uninterrupted run. Therefore ``auto`` on a CPU uses blocks of less than 32 clients
+        there. With ``vmap`` a resumed run is equal up to rounding only.
 
     Raises:
-        SettingError: a setting is out of range, or the trainer cannot be batched so.
+        SettingError: A setting is out of range, or the trainer does not support this batching.
     """
-    ok = block_size is None or is_count(block_size)
-    require(ok, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
+    is_valid = block_size is None or is_count(block_size)
+    require(is_valid, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
     require(batching in BATCHINGS, "batching", batching, f"one of {', '.join(BATCHINGS)}", "batching=auto")
     can_fork = trainer.supports_process_pool and sys.platform == "linux"
-    expected = "another, because processes need Linux and a trainer that supports_process_pool (torch on a CPU)"
+    expected = "another method: a process pool needs Linux and a trainer that supports it (torch on a CPU)"
     require(can_fork or batching != "process_pool", "batching", batching, expected, "batching=auto")
-    made = trainer.with_batching("map" if batching == "process_pool" else batching)
-    safe = can_fork and available_cores() > 1 and "jax" not in sys.modules  # whose threads do not survive a fork
-    if batching == "process_pool" or (batching == "auto" and safe):
-        made = ProcessPoolTrainer(made, data, num_processes=max(2, available_cores()), auto=batching == "auto")
+    batched = trainer.with_batching("map" if batching == "process_pool" else batching)
+    is_fork_safe = (
+        can_fork and available_cores() > 1 and "jax" not in sys.modules
+    )  # threads of jax do not survive a fork
+    if batching == "process_pool" or (batching == "auto" and is_fork_safe):
+        batched = ProcessPoolTrainer(batched, data, num_processes=max(2, available_cores()), auto=batching == "auto")
     automatic = min(1024, max(1, MAX_BLOCK_BYTES // (4 * max(1, trainer.layout.num_parameters))))
-    exactly = batching == "auto" and trainer.device == "cpu"
-    return InProcessEngine(
-        data, made, block_size=block_size or automatic, mixed_block_size=MAX_MIXED_BLOCK_SIZE if exactly else None
-    )
+    mixed_block_size = MAX_MIXED_BLOCK_SIZE if batching == "auto" and trainer.device == "cpu" else None
+    return InProcessEngine(data, batched, block_size=block_size or automatic, mixed_block_size=mixed_block_size)
 
 
 @engine_builder(in_process=True)
 def serial(data: FederatedData, trainer: Trainer) -> InProcessEngine:
-    """Return an engine that runs one client at a time."""
+    """Return an engine that runs one client at a time.
+
+    Args:
+        data: examples of each client.
+        trainer: trainer of the model.
+    """
     return InProcessEngine(data, trainer, block_size=1)

@@ -1,9 +1,9 @@
-"""An engine some of whose clients are malicious: it gathers what the cohort sends and rewrites what they send.
+"""Simulate malicious clients: collect the updates of a cohort, and replace the updates of malicious clients.
 
-Shapes: K clients in a block, H honest clients of a round, F malicious ones, D parameters laid flat.
+Shapes: K clients in a block, H honest and F malicious clients of a round, D parameters.
 
-It knows nothing of the strategy. Client halves of stages have been applied when updates are forged, so that a malicious
-client is bound by no clip; what it keeps for itself and what it sends besides its update are left as they are.
+The engine does not know the strategy. It forges updates after the client halves of the stages, so no clipping limits a
+forged update. The client state and the further values of a malicious client are not changed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from fedlearn.robust.poisoning import AttackView, Poisoning
 
 
 class ByzantineEngine(EngineWrapper):
-    """Wrap an engine and replace the updates of malicious clients by those of a poisoning.
+    """Wrap an engine and replace the updates of malicious clients by forged updates.
 
     Args:
-        engine: that hands over updates, not folds.
-        poisoning: with ``forge``.
-        malicious_clients: the malicious clients.
+        engine: engine that returns updates, not partial aggregates.
+        poisoning: poisoning with a function ``forge``.
+        malicious_clients: ids of the malicious clients.
     """
 
     def __init__(self, engine: Engine, poisoning: Poisoning, malicious_clients: frozenset[ClientId]) -> None:
@@ -36,29 +36,29 @@ class ByzantineEngine(EngineWrapper):
         self.poisoning, self.malicious_clients = poisoning, malicious_clients
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
-        """Train the cohort, wait for all of it, forge. A round without honest updates is left alone."""
+        """Train the whole cohort and forge updates. A round without honest updates is not changed."""
         results = [require_single_updates(result) for result in self.engine.fit(request, strategy, cohort)]
         blocks = [result for result in results if isinstance(result, Updates)]
         yield from (result for result in results if not isinstance(result, Updates))
-        yield from self._forged(request, blocks)
+        yield from self._forge(request, blocks)
 
-    def _forged(self, order: Request, blocks: Sequence[Updates]) -> Iterator[Updates]:
+    def _forge(self, request: Request, blocks: Sequence[Updates]) -> Iterator[Updates]:
         bad = [np.isin(block.clients_K, list(self.malicious_clients)) for block in blocks]
-        own = [as_numpy(block.delta_KD)[bad_K] for block, bad_K in zip(blocks, bad, strict=True)]
+        malicious = [as_numpy(block.delta_KD)[bad_K] for block, bad_K in zip(blocks, bad, strict=True)]
         honest = [as_numpy(block.delta_KD)[~bad_K] for block, bad_K in zip(blocks, bad, strict=True)]
-        if not sum(map(len, own)) or not sum(map(len, honest)):
+        if not sum(map(len, malicious)) or not sum(map(len, honest)):
             yield from blocks
             return
-        scene = AttackView(
+        view = AttackView(
             honest_HD=np.concatenate(honest).astype(np.float64),
-            malicious_FD=np.concatenate(own).astype(np.float64),
-            round=order.round,
-            seed=order.seed,
+            malicious_FD=np.concatenate(malicious).astype(np.float64),
+            round=request.round,
+            seed=request.seed,
         )
         assert self.poisoning.forge is not None
-        forged_FD = np.broadcast_to(self.poisoning.forge(scene), scene.malicious_FD.shape)
+        forged_FD = np.broadcast_to(self.poisoning.forge(view), view.malicious_FD.shape)
         for block, bad_K in zip(blocks, bad, strict=True):
-            here, forged_FD = forged_FD[: bad_K.sum()], forged_FD[bad_K.sum() :]
+            forged_of_block, forged_FD = forged_FD[: bad_K.sum()], forged_FD[bad_K.sum() :]
             delta_KD = as_numpy(block.delta_KD).copy()
-            delta_KD[bad_K] = here
+            delta_KD[bad_K] = forged_of_block
             yield replace(block, delta_KD=asarray_like(delta_KD, block.delta_KD))

@@ -2,10 +2,10 @@
 
 Shapes: C model outputs, D parameters.
 
-The coordinator needs neither data nor a framework: layout, task, names and initial parameters come from the nodes.
-Clients have stable ids, which each node sends when it joins; Flower's node ids are only addresses. Client states stay
-on the disks of the nodes. `DeployedEngine.client_states` holds only the round of the last accepted update of each
-client. The client continues from its state of that round, so a repeated round starts from the same state.
+The coordinator needs no data and no framework: nodes send layout, task, names and initial parameters. Clients have
+stable ids, which each node sends when it joins. Flower's node ids are only addresses. Client states stay on the disks
+of the nodes. `DeployedEngine.client_states` has only the round of the last accepted update of each client. The client
+starts from its state of this round, so a repeated round starts from the same state.
 """
 
 from __future__ import annotations
@@ -71,40 +71,41 @@ def grid(
     Args:
         data: not used.
         trainer: not used.
-        num_nodes: see `DeployedEngine`; None: all nodes that may join, as the coordinator counts them.
+        num_nodes: see `DeployedEngine`; None: all nodes that the coordinator admits.
         join_timeout: see `DeployedEngine`.
         deadline: see `DeployedEngine`.
         min_updates: see `DeployedEngine`.
         min_completed: see `DeployedEngine`.
 
     Raises:
-        SettingError: always, with the command that deploys.
+        SettingError: Always; the error has the command for a deployment.
     """
     fix = "python -m fedlearn.deploy.submit ..."
     raise SettingError("_target_", "grid", "serial, vector or ray in a simulation", fix)
 
 
 class DeployedEngine(BaseEngine):
-    """An engine that trains on the clients of connected nodes.
+    """Train the clients of connected nodes.
 
     Args:
         grid: Flower's connection to the nodes.
-        settings: ``scenario`` and ``strategy`` as plain settings with their ``_target_``; each node builds its own.
-            Optional: ``compress`` in the same form; ``buffers``, the policy for buffers; ``privacy`` (`set_privacy`).
+        settings: ``scenario`` and ``strategy`` as plain settings with their ``_target_``, from which each node builds
+            both. Optional: ``compress`` in the same form; ``buffers``, the policy for buffers; ``privacy``
+            (`set_privacy`).
         run: name of the run, equal after a restart of the coordinator; nodes keep client states under this name.
-        num_nodes: number of nodes to wait for at the start, >= 1.
-        join_timeout: seconds to wait for these nodes, and in a round for nodes of the cohort, > 0.
-        deadline: seconds after which a request to a node counts as failed, > 0.
-        min_updates: number of updates without which a round stops the run, >= 1.
-        min_completed: number of updates that close a round. The other clients of the cohort are not needed then. None
-            waits for all.
+        num_nodes: number of nodes to wait for at the start, >= 1, default 1.
+        join_timeout: seconds to wait for these nodes, and in a round for nodes of the cohort, > 0, default 120.
+        deadline: seconds after which a request to a node counts as failed, > 0, default 600.
+        min_updates: smallest number of updates of a round, >= 1, default 1; a round with fewer updates stops the run.
+        min_completed: number of updates that close a round, >= ``min_updates``. The round then does not wait for the
+            other clients of the cohort. None: wait for all clients.
 
     Attributes:
-        exchange: requests and responses.
+        exchange: connection for requests and responses.
         membership: nodes that have joined.
 
     Raises:
-        SettingError: a setting is out of range.
+        SettingError: A setting is out of range.
     """
 
     deployed = True
@@ -124,11 +125,11 @@ class DeployedEngine(BaseEngine):
         for name, value in (("num_nodes", num_nodes), ("min_updates", min_updates)):
             require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
         for name, seconds in (("join_timeout", join_timeout), ("deadline", deadline)):
-            ok = is_number(seconds, at_least=0) and 0 < seconds < float("inf")
-            require(ok, f"engine.{name}", seconds, "a number of seconds > 0", f"engine.{name}=120")
-        ok = min_completed is None or is_count(min_completed, at_least=min_updates)
+            is_valid = is_number(seconds, at_least=0) and 0 < seconds < float("inf")
+            require(is_valid, f"engine.{name}", seconds, "a number of seconds > 0", f"engine.{name}=120")
+        is_valid = min_completed is None or is_count(min_completed, at_least=min_updates)
         expected = f"null, or a whole number >= min_updates={min_updates}"
-        require(ok, "engine.min_completed", min_completed, expected, "engine.min_completed=null")
+        require(is_valid, "engine.min_completed", min_completed, expected, "engine.min_completed=null")
         self.num_nodes, self.join_timeout = num_nodes, join_timeout
         self.min_updates, self.min_completed = min_updates, min_completed
         used = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
@@ -139,10 +140,10 @@ class DeployedEngine(BaseEngine):
         self._round = 0
 
     def open(self) -> None:
-        """Wait for the nodes to join; return at once if they have joined before.
+        """Wait until the nodes have joined; return at once if they have joined before.
 
         Raises:
-            FederationError: too few nodes joined in time, a node refuses the settings, or the models differ.
+            FederationError: Too few nodes joined in time, a node refuses the settings, or the models differ.
         """
         if not self.clients:
             self.exchange.wait_for_nodes(self.num_nodes, timeout_s=self.join_timeout)
@@ -150,7 +151,7 @@ class DeployedEngine(BaseEngine):
             self._add_clients()
 
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
-        """Send the privacy settings to nodes with each further request, so that they protect their updates.
+        """Send the settings of a privacy mechanism to the nodes with each further request.
 
         Args:
             settings: settings of the mechanism, with its ``_target_`` and the calibrated noise multiplier.
@@ -161,10 +162,10 @@ class DeployedEngine(BaseEngine):
         self.exchange.settings = {**self.exchange.settings, **privacy}
 
     def initial_parameters(self, seed: int) -> np.ndarray:
-        """Return ``params_D`` before the first round, from the node of the lowest client.
+        """Return ``params_D`` before the first round, from the node of the client with the lowest id.
 
         Raises:
-            FederationError: this node fails.
+            FederationError: The node fails or refuses the request.
         """
         self.open()
         params_D: np.ndarray = self.exchange.initial_parameters(self.clients[0], seed, self._round)
@@ -173,11 +174,11 @@ class DeployedEngine(BaseEngine):
     def fit(
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
-        """Train the cohort. Yield a result per client in ascending order, or the sum of masked updates.
+        """Train the cohort, and yield a result per client in ascending order, or the sum of masked updates.
 
         Raises:
-            FederationError: fewer than ``min_updates`` clients delivered an update by the deadline.
-            SettingError: the privacy guarantee does not allow a round that closes early.
+            FederationError: Fewer than ``min_updates`` updates arrived before the deadline.
+            SettingError: The privacy guarantee does not allow a round that closes early.
         """
         refuse_early_end(strategy, self.min_completed, "engine.min_completed")
         self.open()
@@ -190,41 +191,46 @@ class DeployedEngine(BaseEngine):
             if any(stage.needs_sum for stage in strategy.stages)
             else self.exchange.run_cohort(self._training_request(request, strategy, cohort))
         )
-        accepted, failures = 0, list[Failure]()
+        num_accepted, failures = 0, list[Failure]()
         for result in results:
             if isinstance(result, Failure):
                 failures += [result] if result.stage.counts_as_failure else []
             else:
                 clients = result.clients if isinstance(result, PartialAggregate) else [client_of(result)]
-                accepted += len(clients)
+                num_accepted += len(clients)
                 self._accept(request, clients)
             yield result
-        if accepted < needed:
+        if num_accepted < needed:
             first = "; ".join(f"client {f.client}, at stage {f.stage}: {f.reason}" for f in failures[:5])
-            few = f"round {request.round} has {accepted} updates, fewer than engine.min_updates={self.min_updates}"
-            raise FederationError(f"{few} ({first})")
+            problem = f"round {request.round} has {num_accepted} updates"
+            raise FederationError(f"{problem}, fewer than engine.min_updates={self.min_updates} ({first})")
 
     def wait_for_next(self, strategy: Strategy, in_flight: Sequence[InFlight], clock: float) -> Completion:
-        """Send the new ones of these requests, and wait for the next completion, in wall-clock time.
+        """Send these requests unless they are in flight, and wait for the next completion, in wall-clock time.
+
+        Args:
+            strategy: asynchronous strategy.
+            in_flight: all requests that must be in flight; other requests are cancelled.
+            clock: time of the run so far, in seconds.
 
         Raises:
             SettingError: ``min_completed`` is set, but an asynchronous strategy has no rounds to close.
         """
-        expected, fix = "null: an asynchronous strategy has strategy.buffer_size", "engine.min_completed=null"
+        expected, fix = "null, because an asynchronous strategy has strategy.buffer_size", "engine.min_completed=null"
         require(self.min_completed is None, "engine.min_completed", self.min_completed, expected, fix)
-        began = time.monotonic()
+        start = time.monotonic()
         self.open()
         indices = {(flight.client, flight.request.round): index for index, flight in enumerate(in_flight)}
         self.exchange.cancel_except(indices)
         for (client, _), index in indices.items():
             if not self._start(strategy, in_flight[index]):
                 failure = Failure(client=client, stage=FailureStage.NODE, reason=NOT_CONNECTED)
-                return Completion(index, failure, clock + time.monotonic() - began)
+                return Completion(index, failure, clock + time.monotonic() - start)
         key, result = self.exchange.wait_for_next()
         index = indices[key]
         if isinstance(result, Updates):
             self._accept(in_flight[index].request, [client_of(result)])
-        return Completion(index, result, clock + time.monotonic() - began)
+        return Completion(index, result, clock + time.monotonic() - start)
 
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
@@ -272,7 +278,7 @@ class DeployedEngine(BaseEngine):
         yield from run_secure_round(self.exchange, request, strategy, cohort, session_name=name, state_rounds=rounds)
 
     def _start(self, strategy: Strategy, flight: InFlight) -> bool:
-        """Send a request if it is new and its node is free; return False if no node has the client."""
+        """Send a request if it is not in flight and its node is free. Return False if no node has the client."""
         key = (flight.client, flight.request.round)
         if self.exchange.is_in_flight(key):
             return True

@@ -2,9 +2,9 @@
 
 Shapes: K clients, C model outputs, D parameters.
 
-Flower runs in a thread and starts Ray; its ServerApp only lends its `Grid` to the loop. In Ray's actors a ClientApp
-builds the scenario once and trains the client of its node as the engine ``serial`` does. Request, update and client
-state travel in Flower's messages, as safetensors. The engine is as slow as Flower; ``vector`` is fast.
+Flower runs in a thread and starts Ray. Its ServerApp only provides its `Grid` to the loop. In Ray's actors a ClientApp
+builds the scenario once and trains the client of its node, as the engine ``serial`` does. Flower's messages contain the
+request, the update and the client state as safetensors. The engine is as slow as Flower; ``vector`` is faster.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ except ImportError as missing:
     raise MissingExtra("engine=flower", "ray") from missing
 
 Result = Updates | Predictions | Failure
-MAX_CLIENTS = 10_000  # Flower polls every node ten times a second
+MAX_CLIENTS = 10_000  # clients, because Flower polls each node ten times per second
 
 
 @engine_builder(rebuilds_scenario=True)
@@ -68,50 +68,57 @@ def flower(
     Args:
         data: data of the scenario.
         trainer: trainer of the scenario; only its layout is used here.
-        rebuild: function that builds the same `Scenario` in each of Ray's processes; it can be pickled.
-        num_workers: number of Ray actors of one core each; None takes one per core.
-        timeout: seconds for the clients of a round to respond, the start of Ray included; > 0.
+        rebuild: picklable function that builds the same `Scenario` in each of Ray's processes.
+        num_workers: number of Ray actors of one core each, >= 1; None: one per core.
+        timeout: seconds for the clients of a round to respond, the start of Ray included, > 0, default 600.
 
-    *Guarantees*: the model of the engine ``serial``, bit for bit in torch. Waiting is bounded by ``timeout``.
+    Guarantees:
+        The model is equal to the model of the engine ``serial``, in torch bit for bit. ``timeout`` limits each wait.
 
     Raises:
         MissingExtra: Flower or Ray is not installed.
-        SettingError: a setting is out of range, or there are too many clients for Flower.
+        SettingError: A setting is out of range, or the scenario has too many clients for Flower.
         SimulationError: Flower does not start.
     """
-    ok = num_workers is None or is_count(num_workers)
-    require(ok, "num_workers", num_workers, "null (one a core), or a whole number >= 1", "num_workers=2")
-    ok = is_number(timeout, at_least=0) and timeout > 0
-    require(ok, "timeout", timeout, "seconds, > 0", "timeout=600")
-    most = f"a scenario of at most {MAX_CLIENTS} clients; this has {len(data.clients)}"
-    require(len(data.clients) <= MAX_CLIENTS, "engine", "flower", most, "engine=vector")
+    is_valid = num_workers is None or is_count(num_workers)
+    require(is_valid, "num_workers", num_workers, "null (one per core), or a whole number >= 1", "num_workers=2")
+    is_valid = is_number(timeout, at_least=0) and timeout > 0
+    require(is_valid, "timeout", timeout, "a number of seconds > 0", "timeout=600")
+    expected = f"another engine for {len(data.clients)} clients; engine=flower supports at most {MAX_CLIENTS}"
+    require(len(data.clients) <= MAX_CLIENTS, "engine", "flower", expected, "engine=vector")
     return FlowerEngine(data, trainer, rebuild, num_workers=num_workers or available_cores(), timeout=timeout)
 
 
 class FlowerEngine(BaseEngine):
-    """Sends orders to the nodes of Flower's simulation; made by `flower`. Close it: Flower's threads outlive a program.
+    """Train clients at the nodes of Flower's simulation. Call `close` to end Flower's threads.
 
-    Attributes:
-        clients, layout, memories: as in every engine.
+    `flower` builds this engine and checks its settings.
+
+    Args:
+        data: data of the scenario.
+        trainer: trainer of the scenario; only its layout is used here.
+        rebuild: picklable function that builds the same `Scenario` in each of Ray's processes.
+        num_workers: number of Ray actors of one core each, >= 1.
+        timeout: seconds for the clients of a round to respond, > 0.
     """
 
     def __init__(
         self, data: FederatedData, trainer: Trainer, rebuild: Callable[[], Any], *, num_workers: int, timeout: float
     ) -> None:
         super().__init__(data.clients, trainer.layout)
-        self._num_workers, self._timeout = num_workers, timeout
+        self._num_workers = num_workers
         self._node = _Node(_Named(rebuild), _Named(None), tuple(data.clients))
         self._simulation = Simulation(self._node.app(), len(data.clients), num_workers=num_workers, timeout_s=timeout)
         self._nodes: dict[ClientId, int] = {}
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
-        """Train the cohort, each client in answer to a message to its node."""
+        """Train the cohort with one message per client."""
         self._set_strategy(strategy)
         requests = {client: pack_request(request, self.client_states.get(client, {})) for client in sorted(cohort)}
         for result in self._results("train", requests, stage=FailureStage.FIT):
             if isinstance(result, Updates) and result.client_state:
-                own = {name: rows_KD[0] for name, rows_KD in result.client_state.items()}
-                self.client_states[int(result.clients_K[0])] = own
+                state = {name: rows_KD[0] for name, rows_KD in result.client_state.items()}
+                self.client_states[int(result.clients_K[0])] = state
             if isinstance(result, Updates | Failure):
                 yield result
 
@@ -135,7 +142,7 @@ class FlowerEngine(BaseEngine):
     def describe(self, cohort_size: int) -> str:
         """Return how a cohort is trained, for the header."""
         number = self._num_workers
-        return f"Flower's simulation, {number} Ray actor{'s' * (number != 1)}, a message a client"
+        return f"Flower's simulation, {number} Ray actor{'s' * (number != 1)}, one message per client"
 
     def close(self) -> None:
         """End the simulation and Ray; a second call has no effect."""
@@ -144,21 +151,21 @@ class FlowerEngine(BaseEngine):
     def _results(self, kind: str, requests: Mapping[ClientId, bytes], *, stage: FailureStage) -> Iterator[Result]:
         """Yield the result of each client, in ascending order of clients; errors of Flower are failures."""
         if not self._nodes:
-            replies = self._simulation.exchange("query", {node: RecordDict() for node in self._simulation.node_ids()})
-            self._nodes = {_whose(reply): node for node, reply in replies.items()}
+            responses = self._simulation.exchange("query", {node: RecordDict() for node in self._simulation.node_ids()})
+            self._nodes = {_client_of(response): node for node, response in responses.items()}
         contents = {self._nodes[client]: to_record_dict(request) for client, request in requests.items()}
-        replies = self._simulation.exchange(kind, contents)
+        responses = self._simulation.exchange(kind, contents)
         for client in requests:
-            reply = replies[self._nodes[client]]
-            if reply.has_error():
-                yield Failure(client=client, stage=stage, reason=f"{reply.error.reason}".strip())
-            elif result := unpack_result(from_record_dict(reply.content), client):
+            response = responses[self._nodes[client]]
+            if response.has_error():
+                yield Failure(client=client, stage=stage, reason=f"{response.error.reason}".strip())
+            elif result := unpack_result(from_record_dict(response.content), client):
                 yield result
 
 
 @dataclass(frozen=True)
 class _Named:
-    """A value with a unique name; after pickling, two values are equal if their names are."""
+    """A value with a unique name. After pickling, two values are equal if their names are equal."""
 
     value: Any = field(compare=False)
     name: str = field(default_factory=lambda: uuid4().hex)
@@ -166,7 +173,7 @@ class _Named:
 
 @dataclass
 class _Node:
-    """The work of a node. Flower pickles it with each message, so each message has the present strategy."""
+    """The functions of a node. Flower pickles them with each message, so each message has the present strategy."""
 
     rebuild: _Named
     strategy: _Named
@@ -187,9 +194,9 @@ class _Node:
     def train(self, message: Message, context: Context) -> Message:
         """Train the client of this node."""
         client, engine = self._client(context), _engine(self.rebuild)
-        order, state = unpack_request(from_record_dict(message.content))
+        request, state = unpack_request(from_record_dict(message.content))
         engine.client_states = {client: state} if state else {}
-        (result,) = engine.fit(order, _value(self.strategy), [client])
+        (result,) = engine.fit(request, _value(self.strategy), [client])
         return Message(to_record_dict(pack_result(result)), reply_to=message)
 
     def evaluate(self, message: Message, context: Context) -> Message:
@@ -214,14 +221,14 @@ def _engine(rebuild: _Named) -> InProcessEngine:
 
 @lru_cache(maxsize=1)
 def _value(named: _Named) -> Any:
-    """Return the first value with this name, because compiled programs are cached by the parts of a strategy."""
+    """Return the first value with this name. The same object is needed, because it is a key for compiled programs."""
     return named.value
 
 
-def _whose(reply: Message) -> ClientId:
-    if reply.has_error():
-        raise SimulationError(f"a node of Flower's simulation cannot say who it is: {reply.error.reason}")
-    return int(cast(int, reply.content["about"]["client"]))
+def _client_of(response: Message) -> ClientId:
+    if response.has_error():
+        raise SimulationError(f"a node of Flower's simulation does not return its client: {response.error.reason}")
+    return int(cast(int, response.content["about"]["client"]))
 
 
 def pack_request(request: Request, state: State) -> bytes:
@@ -271,7 +278,7 @@ def pack_result(result: Result | None) -> bytes:
 
 
 def unpack_result(data: bytes, client: ClientId) -> Result | None:
-    """Return the result of ``client``, None if it has no held-out examples."""
+    """Return the result of ``client``; None if the client has no held-out examples."""
     payload = unpack(data)
     if "failure" in payload.metadata:
         failure = payload.metadata["failure"]

@@ -1,7 +1,7 @@
-"""Run a round with secure aggregation over real nodes: the coordinator learns the sum of the updates only.
+"""Run a round with secure aggregation over real nodes. The coordinator can read only the sum of the updates.
 
-The name of the session changes when the coordinator restarts, so that an interrupted round can be repeated. Within one
-start of the coordinator no round is opened twice.
+The name of the session changes when the coordinator restarts, so an interrupted round can be repeated. Between two
+restarts, no round is opened twice.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ def run_secure_round(
     Args:
         exchange: connection to the nodes.
         request: the training order.
-        strategy: strategy with a privacy guarantee that names a threshold.
+        strategy: strategy whose privacy guarantee has a threshold.
         cohort: ids of the clients.
-        session_name: name of the run and of the start of the coordinator.
-        state_rounds: for each client, the round of the client state it continues from.
+        session_name: name of the session, different after each start of the coordinator.
+        state_rounds: for each client, the round of the client state to start from; 0: the initial state.
 
     Raises:
-        SecAggAborted: fewer clients than the threshold responded at a stage. No part of an update is known then.
-        FederationError: the node of a client has no key for secure aggregation.
+        SecAggAborted: Fewer clients than the threshold responded at a stage. The coordinator then knows no part of an
+            update.
+        FederationError: The node of a client has no key for secure aggregation.
     """
     members = exchange.membership.members_by_client()
     present = [client for client in cohort if client in members]
@@ -117,11 +118,11 @@ def _masking_keys(membership: Membership, clients: Sequence[ClientId]) -> dict[C
     """Return the public masking key of each client.
 
     Raises:
-        FederationError: a node has none.
+        FederationError: A node has no key.
     """
     members = membership.members_by_client()
     missing = [client for client in clients if not members[client].masking_key]
     if missing:
-        fix = "put masking.key and masking.pub of fedlearn.deploy.keys into the --keys folder of their nodes"
+        fix = "masking.key and masking.pub of fedlearn.deploy.keys in the --keys folder of these nodes"
         raise FederationError(f"the nodes of clients {missing} have no key for secure aggregation\n  try       {fix}")
     return {client: bytes.fromhex(members[client].masking_key) for client in clients}

@@ -1,8 +1,8 @@
-"""Carry messages between Flower and the trainer of a node; this is the node's Flower `ClientApp`.
+"""Forward messages between Flower and the trainer of a node, as the node's Flower `ClientApp`.
 
-Flower starts a process for each message and brings the code that runs in it from the coordinator. Therefore this
-process has neither data nor a framework. It passes the bytes of a request to the trainer, a process of the node's
-operator, and returns the bytes of the response. The trainer has a Unix socket, which the node's configuration names:
+Flower starts a process for each message, with code from the coordinator. Therefore this process has no data and no
+framework. It sends the bytes of a request to the trainer, a process of the node's operator, and returns the bytes of
+the response. The node's configuration has the path of the trainer's Unix socket:
 ``--node-config 'socket="/run/fedlearn/trainer.sock"'``.
 """
 
@@ -25,24 +25,33 @@ app = ClientApp()
 
 @app.query()
 def forward(message: Message, context: Context) -> Message:
-    """Pass a request to the trainer and return its response."""
+    """Forward a request to the trainer and return its response.
+
+    Raises:
+        RuntimeError: The node's configuration has no socket, or the trainer does not respond.
+    """
     socket = context.node_config.get("socket")
     if not isinstance(socket, str):
-        raise RuntimeError("the node's configuration names no trainer: --node-config 'socket=\"/path/trainer.sock\"'")
+        raise RuntimeError(
+            "the node's configuration has no socket of a trainer: --node-config 'socket=\"/path/trainer.sock\"'"
+        )
     response = call_trainer(socket, from_record_dict(message.content), timeout_s=message.metadata.ttl)
     return Message(to_record_dict(response), reply_to=message)
 
 
 def call_trainer(socket: str, payload: bytes, *, timeout_s: float) -> bytes:
-    """Return the trainer's response to a request, both as bytes.
+    """Send a request to the trainer and return its response.
 
     Args:
         socket: path of the trainer's Unix socket.
-        payload: the request.
-        timeout_s: seconds until the response must be there, > 0.
+        payload: packed request.
+        timeout_s: seconds to wait for the response, > 0.
+
+    Returns:
+        The packed response.
 
     Raises:
-        RuntimeError: no trainer uses the socket, or it does not respond in time.
+        RuntimeError: No trainer uses the socket, or it does not respond in time.
     """
     with grpc.insecure_channel(f"unix:{socket}", options=CHANNEL_OPTIONS) as channel:
         call = channel.stream_stream(METHOD)
@@ -53,7 +62,7 @@ def call_trainer(socket: str, payload: bytes, *, timeout_s: float) -> bytes:
 
 
 def split_chunks(payload: bytes) -> Iterator[bytes]:
-    """Yield a message in pieces of 1 MiB."""
+    """Yield the bytes of a message in chunks of `CHUNK_BYTES`."""
     for start in range(0, len(payload), CHUNK_BYTES):
         yield payload[start : start + CHUNK_BYTES]
 

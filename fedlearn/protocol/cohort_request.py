@@ -35,14 +35,14 @@ class CohortRequest(Generic[Result]):
 
     Args:
         kind: task.
-        round: round, 0 before the first.
-        clients: the cohort.
+        round: round, from 1; 0 before the first round.
+        clients: ids of the clients.
         reader: reader of the results.
         shared: content that is equal for all nodes.
-        content_for: function from the clients of a node to the content for this node.
-        state_rounds: for each client, the round of the client state it continues from. None: client states are not
-            needed.
-        min_completed: number of results that close the round; None waits for all.
+        content_for: function that returns the content for a node from the clients of this node.
+        state_rounds: for each client, the round of the client state to start from. None: the request needs no client
+            states.
+        min_completed: number of results that close the round; None: wait for all results.
     """
 
     kind: RequestKind
@@ -64,7 +64,16 @@ def training_request(
     state_rounds: Mapping[ClientId, int],
     min_completed: int | None = None,
 ) -> CohortRequest[Updates | Failure]:
-    """Return the request to train the clients of ``state_rounds`` with a training order."""
+    """Return the request to train the clients of ``state_rounds``.
+
+    Args:
+        request: training order.
+        strategy: strategy of the run.
+        layout: layout of the model.
+        members: member of each client.
+        state_rounds: for each client, the round of the client state to start from; 0: the initial state.
+        min_completed: number of updates that close the round; None: wait for all updates.
+    """
     counts = {client: members[client].num_examples[client] for client in state_rounds if client in members}
     return CohortRequest(
         kind=RequestKind.FIT,
@@ -85,7 +94,15 @@ def evaluation_request(
     round: int,
     state_rounds: Mapping[ClientId, int] | None,
 ) -> CohortRequest[ClientEvaluation]:
-    """Return the request to evaluate a model, or with ``state_rounds`` the personal model of each client."""
+    """Return the request to evaluate a model, or the personal model of each client.
+
+    Args:
+        params_D: parameters of the model.
+        clients: ids of the clients.
+        model: a member, for the task and the number of classes.
+        round: round, from 0.
+        state_rounds: for each client, the round of the client state of its personal model; None: the model itself.
+    """
     num_outputs = model.num_classes if model.task == "multiclass" else 1
     example = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
     template = evaluate_client(example, task=model.task, num_classes=model.num_classes)

@@ -23,15 +23,15 @@ from fedlearn.protocol.membership import FederationError, Member, Membership
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.responses import ParameterReader, ResponseReader
 
-HELLO_TIMEOUT_S = 600.0  # for a node to import its framework and to read its data
-MAX_HELLO_BYTES = 8 * 2**20
+HELLO_TIMEOUT_S = 600.0  # seconds for a node to import its framework and to read its data
+MAX_HELLO_BYTES = 8 * 2**20  # bytes of a response to a hello request
 NOT_CONNECTED = "no node with this client is connected"
 RequestKey = tuple[ClientId, int]  # client and round of a request of an asynchronous strategy
 log = logging.getLogger(__name__)
 
 
 class Exchange:
-    """Sends requests to the members of a federation and reads their responses.
+    """Send requests to the members of a federation and read their responses.
 
     Args:
         grid_client: connection to the nodes.
@@ -40,7 +40,7 @@ class Exchange:
         timeout_s: seconds after which a request counts as failed, > 0.
 
     Attributes:
-        membership: the nodes that have joined.
+        membership: nodes that have joined.
         layout: layout of the model; empty until the nodes have joined.
     """
 
@@ -55,13 +55,13 @@ class Exchange:
         """Wait until this number of nodes have joined with the same model.
 
         Raises:
-            FederationError: too few nodes joined in time, a node refuses the settings, or the models differ.
+            FederationError: Too few nodes joined in time, a node refuses the settings, or the models differ.
         """
         deadline, pause, members = time.monotonic() + timeout_s, 0.05, self.membership
         while len(members.present) < num_nodes:
             self.update_members(0)
-            settled = len(members.present) + len(members.refused) >= num_nodes
-            if (members.refused and settled) or time.monotonic() >= deadline:
+            is_complete = len(members.present) + len(members.refused) >= num_nodes
+            if (members.refused and is_complete) or time.monotonic() >= deadline:
                 few = f"{len(members.present)} of {num_nodes} nodes joined within {timeout_s:g} s"
                 raise FederationError("\n".join([few, *members.report()]))
             time.sleep(pause)
@@ -69,7 +69,14 @@ class Exchange:
         self.layout = members.require_same_model().layout
 
     def wait_for_clients(self, cohort: Collection[ClientId], needed: int, *, round: int, timeout_s: float) -> None:
-        """Wait until enough clients of a cohort are connected; return at the deadline in any case."""
+        """Wait until enough clients of a cohort are connected, or until the deadline.
+
+        Args:
+            cohort: ids of the clients.
+            needed: number of clients to wait for, >= 0.
+            round: round of the hello requests to new nodes.
+            timeout_s: seconds to wait.
+        """
         deadline = time.monotonic() + timeout_s
         self.update_members(round)
         while len(self.membership.members_by_client().keys() & set(cohort)) < needed and time.monotonic() < deadline:
@@ -77,12 +84,12 @@ class Exchange:
             self.update_members(round)
 
     def update_members(self, round: int) -> None:
-        """Send hello requests to new nodes, read the responses, and remove disconnected nodes; return at once."""
+        """Send hello requests to new nodes, read available responses, and remove disconnected nodes; do not wait."""
         connected, members = self.grid_client.node_ids(), self.membership
         members.remove_except(connected)
-        gone = {id for id, node_id in self._hellos.items() if node_id not in connected}
-        self.grid_client.cancel(gone)
-        self._hellos = {id: node_id for id, node_id in self._hellos.items() if id not in gone}
+        disconnected = {id for id, node_id in self._hellos.items() if node_id not in connected}
+        self.grid_client.cancel(disconnected)
+        self._hellos = {id: node_id for id, node_id in self._hellos.items() if id not in disconnected}
         requests = {node_id: self._request(RequestKind.HELLO, round) for node_id in members.nodes_to_greet(connected)}
         self._send(requests, timeout_s=HELLO_TIMEOUT_S, max_bytes=lambda clients: MAX_HELLO_BYTES)
         self._hellos |= {request.id: node_id for node_id, request in requests.items()}
@@ -94,7 +101,7 @@ class Exchange:
         """Return ``params_D`` that the node of a client draws from a seed.
 
         Raises:
-            FederationError: the node fails or refuses.
+            FederationError: The node fails or refuses.
         """
         content = Payload(metadata={"seed": seed})
         reader = ParameterReader(num_parameters=self.layout.num_parameters)
@@ -112,36 +119,36 @@ class Exchange:
     def run_cohort(self, cohort: CohortRequest[Result]) -> Iterator[Result | Failure]:
         """Send a request to a cohort and yield one result per client, in ascending order of clients.
 
-        A result is yielded as soon as the results of all clients before it are there.
+        The method yields a result as soon as the results of all clients with lower ids are available.
         """
-        held: dict[ClientId, Result | Failure] = {}
+        arrived: dict[ClientId, Result | Failure] = {}
         queue = deque(sorted(cohort.clients))
         for result in self._results(cohort):
-            held[client_of(result)] = result
-            while queue and queue[0] in held:
-                yield held.pop(queue.popleft())
-        yield from (held[client] for client in queue if client in held)
+            arrived[client_of(result)] = result
+            while queue and queue[0] in arrived:
+                yield arrived.pop(queue.popleft())
+        yield from (arrived[client] for client in queue if client in arrived)
 
     def start(self, key: RequestKey, cohort: CohortRequest[Any]) -> None:
-        """Send a request to one client, whose node is connected and not busy."""
+        """Send a request to one client. Its node must be connected and not busy."""
         ((node_id, request),) = self._divide(cohort).items()
         self._send({node_id: request}, max_bytes=cohort.reader.max_bytes)
         self._in_flight[key] = (request, cohort)
 
     def is_in_flight(self, key: RequestKey) -> bool:
-        """Return whether a request was started and its result was not taken."""
+        """Return whether a request was sent and `wait_for_next` did not return its result."""
         return key in self._in_flight
 
     def cancel_except(self, keys: Collection[RequestKey]) -> None:
-        """Cancel all started requests but these."""
+        """Cancel all in-flight requests except these."""
         cancelled = [key for key in self._in_flight if key not in keys]
         self.grid_client.cancel({self._in_flight.pop(key)[0].id for key in cancelled})
 
     def wait_for_next(self) -> tuple[RequestKey, Any]:
-        """Wait until a started request completes. Return its key and the result of its client.
+        """Wait for the completion of an in-flight request. Return its key and the result of its client.
 
         Raises:
-            RuntimeError: no request is in flight.
+            RuntimeError: No request is in flight.
         """
         keys = {request.id: key for key, (request, _) in self._in_flight.items()}
         response = self.grid_client.wait(keys.keys())
@@ -174,7 +181,7 @@ class Exchange:
     def _read(
         self, request: NodeRequest, response: NodeResponse, reader: ResponseReader[Result]
     ) -> list[Result | Failure]:
-        """Return the results of the clients of one request; a client without one fails, unless it may be omitted."""
+        """Return the results of the clients of one request, and a failure for each client without a result."""
         if response.refusal:
             log.warning("%s: %s", request.kind, response.refusal.reason)
             if response.refusal.stage == FailureStage.REQUEST:  # the node restarted, with other clients or settings
@@ -191,12 +198,12 @@ class Exchange:
 
     def _divide(self, cohort: CohortRequest[Any]) -> dict[int, NodeRequest]:
         """Return a request for each node that has clients of the cohort."""
-        homes, clients_of = self.membership.members_by_client(), dict[int, list[ClientId]]()
+        members, clients_by_node = self.membership.members_by_client(), dict[int, list[ClientId]]()
         for client in cohort.clients:
-            if client in homes:
-                clients_of.setdefault(homes[client].node_id, []).append(client)
+            if client in members:
+                clients_by_node.setdefault(members[client].node_id, []).append(client)
         rounds, requests = cohort.state_rounds, {}
-        for node_id, clients in clients_of.items():
+        for node_id, clients in clients_by_node.items():
             requests[node_id] = self._request(
                 cohort.kind,
                 cohort.round,
@@ -219,7 +226,7 @@ class Exchange:
         max_bytes: Callable[[int], int],
         timeout_s: float | None = None,
     ) -> None:
-        """Send requests to nodes; ``max_bytes`` bounds a response by its number of clients."""
+        """Send requests to nodes. ``max_bytes`` returns the size limit of a response for a number of clients."""
         self.grid_client.send(
             [
                 InFlightRequest(
@@ -233,7 +240,7 @@ class Exchange:
         )
 
     def _admit(self, response: NodeResponse, node_id: int) -> None:
-        """Add the node that a response to ``hello`` describes to the members, or refuse it."""
+        """Add a node to the members from its response to a hello request, or refuse the node."""
         self.membership.pending.discard(node_id)
         try:
             if response.refusal:

@@ -1,4 +1,4 @@
-"""Read fields of messages from untrusted JSON values; each function returns a checked value or raises `WireError`."""
+"""Read fields of messages from untrusted JSON values. Each function returns a checked value or raises `WireError`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,25 @@ MAX_NUMBER = 2**53  # bound of client ids, rounds and counts
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
-    """A reason for a response without results: of the node, or of the connection to it."""
+    """A reason for a response without results, from the node or from the connection to the node.
+
+    Attributes:
+        stage: stage at which the request failed.
+        reason: text, at most `MAX_REASON_LENGTH` characters from a node.
+    """
 
     stage: FailureStage
     reason: str
 
 
 def read_number(value: Any, name: str, *, at_least: int = 0) -> int:
-    """Return a whole number from ``at_least`` to 2**53."""
+    """Return a whole number from ``at_least`` to 2**53.
+
+    Args:
+        value: untrusted value.
+        name: name of the field, for the error.
+        at_least: smallest accepted number, default 0.
+    """
     if type(value) is not int or not at_least <= value <= MAX_NUMBER:
         raise WireError(f"the field {name} has {value!r:.60}, expected a whole number from {at_least} to 2**53")
     return value
@@ -36,7 +47,7 @@ def read_numbers(values: Any, name: str) -> tuple[int, ...]:
 
 
 def read_client_ids(values: Any) -> tuple[ClientId, ...]:
-    """Return client ids, each of which occurs once."""
+    """Return distinct client ids from an untrusted list."""
     clients = read_numbers(values, "clients")
     if len(set(clients)) != len(clients):
         raise WireError("a client occurs twice in the field clients")
@@ -44,7 +55,7 @@ def read_client_ids(values: Any) -> tuple[ClientId, ...]:
 
 
 def read_failures(values: Sequence[Any]) -> tuple[Failure, ...]:
-    """Return the failures of clients."""
+    """Return the failures of clients from an untrusted list."""
     failures = []
     for value in values:
         client = read_number(read_fields(value, client=int)["client"], "client")
@@ -53,12 +64,12 @@ def read_failures(values: Sequence[Any]) -> tuple[Failure, ...]:
 
 
 def read_refusal(value: Any) -> Refusal | None:
-    """Return the refusal of a request, or None."""
+    """Return the refusal of a request from an untrusted value; None for no refusal."""
     return None if value is None else Refusal(stage=_stage(value), reason=_reason(value))
 
 
 def failure_to_json(failure: Failure | Refusal) -> dict[str, Any]:
-    """Return stage and reason of a failure or refusal, and the client of a failure; a traceback stays at the node."""
+    """Return stage and reason of a failure or refusal, and the client of a failure. Tracebacks are left out."""
     client = {"client": failure.client} if isinstance(failure, Failure) else {}
     reason = read_text(failure.reason, "reason", max_length=MAX_REASON_LENGTH)
     return {**client, "stage": failure.stage, "reason": reason}
@@ -68,7 +79,7 @@ def require_requested(clients: Sequence[ClientId], failures: Sequence[Failure], 
     """Refuse results for clients that are not in the request, and several results for one client.
 
     Raises:
-        WireError: there is such a client.
+        WireError: The response has such a client.
     """
     present = [*clients, *(failure.client for failure in failures)]
     unknown = sorted(set(present) - set(requested))
@@ -79,7 +90,7 @@ def require_requested(clients: Sequence[ClientId], failures: Sequence[Failure], 
 
 
 def client_of(result: Any) -> ClientId:
-    """Return the client of a result, e.g. of an update with one row or of a failure."""
+    """Return the client of a result, for example an update with one row or a failure."""
     return int(result.clients_K[0]) if isinstance(result, Updates) else result.client
 
 
@@ -88,7 +99,7 @@ def _reason(value: Mapping[str, Any]) -> str:
 
 
 def _stage(value: Mapping[str, Any]) -> FailureStage:
-    """Return the stage that a node names; a stage that no node may name counts as `FailureStage.NODE`."""
+    """Return the failure stage in a message. A node may name some stages only; other stages become `NODE`."""
     name = read_fields(value, stage=str)["stage"]
     stage = FailureStage(name) if name in set(FailureStage) else FailureStage.NODE
     return stage if stage.may_be_named_by_node else FailureStage.NODE

@@ -1,7 +1,7 @@
-"""Send requests through Flower's `Grid` and receive the responses: the only place where a message is a `RecordDict`.
+"""Send requests through Flower's `Grid` and receive the responses. Only here a message is a `RecordDict`.
 
-A small message is a value in a config record, because each further record of a message costs a request at each station.
-A large part is an array. Flower cuts it into objects of 5 MB, so no message has to fit the 2 GiB of one protobuf.
+A small message is a value in a config record, because each further record costs an HTTP request at each process. A
+large part is an array. Flower divides it into objects of 5 MB, so no message has to fit into one protobuf of 2 GiB.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fedlearn.protocol.polling import INITIAL_BACKOFF_S, poll_interval
 
 RECORD, SHARED, PAYLOAD = "fedlearn", "fedlearn.shared", "payload"
 STYPE = "fedlearn.safetensors"
-MAX_INLINE_BYTES = 2**20  # bytes
+MAX_INLINE_BYTES = 2**20  # bytes of a shared part that stays in the config record
 MAX_POLL_INTERVAL_S = 3.0  # seconds between two polls
-MAX_TRACKED_MESSAGES = 10_000  # messages whose responses may still come, after the deadline or twice
+MAX_TRACKED_MESSAGES = 10_000  # messages that may still get a late or second response
 MAX_SEND_ATTEMPTS = 3  # attempts to upload messages while the SuperLink restarts
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,12 @@ def to_record_dict(data: bytes) -> RecordDict:
 
 
 def to_record_dicts(heads: Sequence[bytes], shared: bytes = b"") -> list[RecordDict]:
-    """Return messages for several receivers as records; Flower stores and sends one copy of their shared part."""
+    """Return messages for several nodes as records. Flower stores one copy of their shared part.
+
+    Args:
+        heads: first part of the message to each node.
+        shared: second part, equal for all nodes.
+    """
     if len(shared) <= MAX_INLINE_BYTES:
         return [RecordDict({RECORD: _record(head + shared)}) for head in heads]
     record = ArrayRecord({PAYLOAD: _array(shared)})
@@ -50,7 +55,7 @@ def from_record_dict(content: RecordDict) -> bytes:
     """Return the message in records of Flower.
 
     Raises:
-        ValueError: the records hold no message of fedlearn.
+        ValueError: The records have no message of fedlearn.
     """
     parts = [_bytes(content.get(name)) for name in (RECORD, SHARED) if name in content]
     if not parts or None in parts:
@@ -75,14 +80,14 @@ def _bytes(record: object) -> bytes | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InFlightRequest:
-    """A request to a node without a response so far.
+    """A request that was sent to a node and has no response yet.
 
     Attributes:
         node_id: Flower's id of the node.
-        request: the request.
+        request: the sent request.
         timeout_s: seconds after which the request counts as failed, > 0.
-        max_response_bytes: size limit of the response.
-        sent_at: time of sending, by the monotonic clock.
+        max_response_bytes: size limit of the response, in bytes.
+        sent_at: time of sending, on the monotonic clock.
     """
 
     node_id: int
@@ -98,10 +103,10 @@ class InFlightRequest:
 
 
 class GridClient:
-    """Sends requests to nodes and collects the responses; each request gets exactly one response.
+    """Send requests to nodes and collect the responses. Each request gets exactly one response.
 
-    A request fails without a response of its node: at the deadline, or when Flower reports an error. Its response is
-    then a refusal at stage ``node``. A response that cannot be read becomes a refusal at stage ``response``.
+    A request fails at its deadline, or when Flower reports an error. Its response is then a refusal at stage ``node``.
+    A response that cannot be read becomes a refusal at stage ``response``.
 
     Attributes:
         num_ignored: number of responses that were ignored, by cause: ``expired``, ``duplicate``, ``unknown_sender``,
@@ -114,7 +119,7 @@ class GridClient:
         self.num_ignored: Counter[str] = Counter()
         self._in_flight: dict[str, InFlightRequest] = {}  # by Flower's id of the message
         self._completed: dict[str, NodeResponse] = {}  # by id of the request
-        self._expired: dict[str, None] = {}  # messages that were given up, in order
+        self._expired: dict[str, None] = {}  # Flower's ids of messages without a response in time, in order
         self._answered: deque[str] = deque(maxlen=MAX_TRACKED_MESSAGES)
 
     def node_ids(self) -> set[int]:
@@ -127,10 +132,10 @@ class GridClient:
         return any(sent.node_id == node_id for sent in self._in_flight.values())
 
     def send(self, requests: Sequence[InFlightRequest]) -> None:
-        """Send requests with the same shared content. A request that Flower does not accept completes with a refusal.
+        """Send requests with the same shared content. A request that Flower refuses completes with a refusal.
 
         Raises:
-            FedlearnError: Flower accepts none, because they are too large or its SuperLink is down.
+            FedlearnError: Flower accepts no request, because they are too large or the SuperLink is down.
         """
         message_ids = self._push(requests) if requests else []
         for sent, message_id in zip(requests, message_ids, strict=True):
@@ -140,7 +145,7 @@ class GridClient:
                 self._refuse(sent, FailureStage.NODE, "Flower did not accept the message")
 
     def take(self, ids: Collection[str]) -> list[NodeResponse]:
-        """Return the responses to these requests that have arrived, without waiting."""
+        """Return the available responses to these requests; do not wait."""
         self._poll()
         return [self._completed.pop(id) for id in list(self._completed) if id in ids]
 
@@ -148,9 +153,9 @@ class GridClient:
         """Wait until one of these requests completes, and return its response.
 
         Raises:
-            RuntimeError: none of these requests is in flight.
+            RuntimeError: None of these requests is in flight.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         while True:
             for id in (id for id in self._completed if id in ids):
                 return self._completed.pop(id)
@@ -158,13 +163,13 @@ class GridClient:
                 remaining = [sent.remaining_s for sent in self._in_flight.values() if sent.request.id in ids]
                 if not remaining:
                     raise RuntimeError("no request is in flight")
-                pause = poll_interval(time.monotonic() - began, MAX_POLL_INTERVAL_S)
+                pause = poll_interval(time.monotonic() - start, MAX_POLL_INTERVAL_S)
                 time.sleep(max(0.0, min(pause, *remaining)))
 
     def cancel(self, ids: Collection[str]) -> None:
-        """Cancel these requests; responses that still arrive are counted as expired."""
+        """Cancel these requests. Later responses to them count as expired."""
         for message_id in [message_id for message_id, sent in self._in_flight.items() if sent.request.id in ids]:
-            self._give_up(message_id)
+            self._expire(message_id)
         for id in ids:
             self._completed.pop(id, None)
 
@@ -180,16 +185,16 @@ class GridClient:
                 with _interruptible():
                     message_ids = list(self.grid.push_messages(messages))
             except upload_error() as error:  # the SuperLink restarted between announcement and upload
-                log.warning("the messages are sent again: %s", error)
+                log.warning("sending the messages again: %s", error)
                 continue
             if len(message_ids) != len(messages):
-                raise FedlearnError("Flower accepted no message: they are too large, or its SuperLink is down")
+                raise FedlearnError("Flower accepted no message: the messages are too large, or the SuperLink is down")
             return message_ids
         return [None] * len(requests)
 
     def _poll(self) -> int:
-        """Collect the responses that have arrived, and give up expired requests. Return the number of completions."""
-        before = len(self._completed)
+        """Collect available responses, and refuse requests after their deadline. Return the number of completions."""
+        num_before = len(self._completed)
         with _interruptible():
             arrived = list(self.grid.pull_messages([*self._in_flight, *self._expired]))
         for message in arrived:
@@ -204,9 +209,9 @@ class GridClient:
                 self._complete(self._in_flight.pop(message_id), message)
         for message_id, sent in list(self._in_flight.items()):
             if sent.remaining_s <= 0:
-                self._give_up(message_id)
+                self._expire(message_id)
                 self._refuse(sent, FailureStage.NODE, f"no response within {sent.timeout_s:g} s")
-        return len(self._completed) - before
+        return len(self._completed) - num_before
 
     def _complete(self, sent: InFlightRequest, message: Message) -> None:
         if message.has_error():
@@ -224,7 +229,7 @@ class GridClient:
     def _refuse(self, sent: InFlightRequest, stage: FailureStage, reason: str) -> None:
         self._completed[sent.request.id] = NodeResponse.refuse(sent.request, stage, reason)
 
-    def _give_up(self, message_id: str) -> None:
+    def _expire(self, message_id: str) -> None:
         del self._in_flight[message_id]
         self._expired[message_id] = None
         for oldest in list(self._expired)[:-MAX_TRACKED_MESSAGES]:

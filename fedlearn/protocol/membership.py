@@ -1,7 +1,7 @@
-"""Keep the members of a federation: the nodes that described their clients and their model.
+"""Keep the members of a federation, the nodes that have described their clients and their model.
 
-Messages are sent elsewhere (`fedlearn.protocol.exchange`). This module writes and reads the description of a node, and
-decides about the admission of nodes.
+This module packs and reads the description of a node, and admits or refuses nodes. `fedlearn.protocol.exchange` sends
+the messages.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedlearn.core.serialization import Payload, WireError, read_fields, read_te
 from fedlearn.errors import FedlearnError
 from fedlearn.protocol.fields import read_number, read_numbers
 
-RETRY_INTERVAL_S = 30.0  # seconds after which a refused node is asked again
+RETRY_INTERVAL_S = 30.0  # seconds until a refused node gets a new hello request
 MAX_PARAMETERS = 2**40
 MAX_CLASSES = 2**14  # a confusion matrix of the coordinator then has at most 2 GiB
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
@@ -30,22 +30,22 @@ log = logging.getLogger(__name__)
 
 
 class FederationError(FedlearnError):
-    """Too few nodes joined, or their models differ."""
+    """Report a federation with too few nodes, a failed node, or nodes with different models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A node as it describes itself.
+    """The description of a node in its response to a hello request.
 
     Attributes:
         layout: layout of its model.
-        num_examples: number of training examples of each of its clients.
-        names: name of each of its clients.
+        num_examples: client -> number of training examples, as the node reports it.
+        names: client -> name.
         name, task, num_classes, model, partition: properties of its scenario.
         framework, device: properties of its trainer.
-        supports_metrics: whether its policy lets evaluation metrics leave.
+        supports_metrics: True if its policy allows evaluation metrics to leave.
         masking_key: public key for secure aggregation, in hexadecimal; empty if the node has none.
-        node_id: Flower's id of the node; 0 at the node itself, which does not know it.
+        node_id: Flower's id of the node; 0 at the node itself, which does not know its id.
     """
 
     layout: Layout
@@ -71,7 +71,7 @@ class Member:
         return f"the node of client{'s' * (len(self.clients) > 1)} {', '.join(map(str, self.clients))}"
 
     def pack(self) -> Payload:
-        """Return the description as the content of a response to ``hello``, one value per client where it applies."""
+        """Return the description as the content of a response to a hello request."""
         names = ("name", "task", "num_classes", "model", "partition", "framework", "device", "supports_metrics")
         metadata: dict[str, Any] = {name: getattr(self, name) for name in (*names, "masking_key")}
         metadata["leaves"] = [list(asdict(leaf).values()) for leaf in self.layout.leaves]
@@ -84,7 +84,7 @@ class Member:
         """Return the member that an untrusted content describes.
 
         Raises:
-            WireError: a field is missing or has a wrong type or value.
+            WireError: A field is missing or has a wrong type or value.
         """
         texts = ("name", "task", "model", "partition", "framework", "device", "masking_key")
         lists = dict.fromkeys(("leaves", "num_examples", "names"), list)
@@ -106,12 +106,12 @@ class Member:
 
 
 class Membership:
-    """The nodes of a federation.
+    """The members of a federation.
 
     Attributes:
-        present: connected nodes that were admitted, by Flower's id.
-        refused: reasons why other nodes were refused, by Flower's id.
-        pending: nodes that were asked and have not responded.
+        present: admitted and connected nodes, by Flower's id.
+        refused: reason of the refusal of each other node, by Flower's id.
+        pending: nodes with an unanswered hello request, by Flower's id.
     """
 
     def __init__(self) -> None:
@@ -128,31 +128,31 @@ class Membership:
         self.pending &= set(connected)
 
     def nodes_to_greet(self, connected: Collection[int]) -> list[int]:
-        """Return the nodes that need a hello request: new nodes, and refused nodes after some time."""
-        again = time.monotonic() - RETRY_INTERVAL_S
+        """Return the nodes that need a hello request: new nodes, and refused nodes after `RETRY_INTERVAL_S`."""
+        retry_before = time.monotonic() - RETRY_INTERVAL_S
         new = set(connected) - self.present.keys() - self.pending
-        return sorted(node_id for node_id in new if self._refused_at.get(node_id, again) <= again)
+        return sorted(node_id for node_id in new if self._refused_at.get(node_id, retry_before) <= retry_before)
 
     def admit(self, member: Member) -> None:
         """Add a node to the members.
 
         Raises:
-            WireError: another node has one of its clients, or its model differs from the model of the federation.
+            WireError: Another node has one of its clients, or its model differs from the model of the federation.
         """
-        homes = self.members_by_client()
-        taken = [client for client in member.clients if client in homes]
+        members = self.members_by_client()
+        taken = [client for client in member.clients if client in members]
         if taken:
-            nodes = f"nodes {homes[taken[0]].node_id} and {member.node_id}"
+            nodes = f"nodes {members[taken[0]].node_id} and {member.node_id}"
             raise WireError(f"{nodes} both claim client {taken[0]}; give each client to one node")
-        if self._model is not None and _problem(member) != _problem(self._model):
+        if self._model is not None and _task_and_layout(member) != _task_and_layout(self._model):
             raise WireError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
         self.refused.pop(member.node_id, None)
         self.present[member.node_id] = member
-        quiet = "" if member.supports_metrics else ", without metrics"
-        log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, quiet)
+        suffix = "" if member.supports_metrics else ", without metrics"
+        log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, suffix)
 
     def refuse(self, node_id: int, reason: str) -> None:
-        """Refuse a node for some time."""
+        """Refuse a node for `RETRY_INTERVAL_S`, and keep the reason."""
         self.refused[node_id] = reason
         self._refused_at[node_id] = time.monotonic()
         log.warning("node %d is refused: %s", node_id, reason)
@@ -163,17 +163,17 @@ class Membership:
             del self.present[node_id]
 
     def require_same_model(self) -> Member:
-        """Return a member with the model that all present members have; later members need the same model.
+        """Return a member with the model of all present members. Later members need the same model.
 
         Raises:
-            FederationError: the models differ; the error names a node of the minority.
+            FederationError: The models differ; the error names a node whose model the most nodes do not have.
         """
         if self._model is None:
             members = sorted(self.present.values(), key=lambda member: member.clients)
-            counts = Counter(_problem(member) for member in members)
-            self._model = next(m for m in members if _problem(m) == counts.most_common(1)[0][0])
+            counts = Counter(_task_and_layout(member) for member in members)
+            self._model = next(m for m in members if _task_and_layout(m) == counts.most_common(1)[0][0])
             for member in members:
-                if _problem(member) != _problem(self._model):
+                if _task_and_layout(member) != _task_and_layout(self._model):
                     raise FederationError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
         return self._model
 
@@ -182,18 +182,18 @@ class Membership:
         return {client: member for member in self.present.values() for client in member.clients}
 
     def report(self) -> list[str]:
-        """Return a line for each node: joined, refused with the reason, or silent."""
+        """Return one line per node: joined, refused with the reason, or silent."""
         lines = [f"  joined    {member}" for member in self.present.values()]
         lines += [f"  refused   node {node_id}: {reason}" for node_id, reason in sorted(self.refused.items())]
-        silent = "is connected, but its trainer has not responded"
-        return lines + [f"  silent    node {node_id} {silent}" for node_id in sorted(self.pending)]
+        problem = "is connected, but its trainer has not responded"
+        return lines + [f"  silent    node {node_id} {problem}" for node_id in sorted(self.pending)]
 
 
 def read_layout(values: Any) -> Layout:
-    """Return the layout in untrusted JSON.
+    """Return the layout of a model from an untrusted JSON value.
 
     Raises:
-        WireError: a leaf has a wrong form, or two leaves have the same name.
+        WireError: A leaf has a wrong form, or two leaves have the same name.
     """
     leaves = []
     for value in values if type(values) is list else [None]:
@@ -217,7 +217,7 @@ def _require_key(key: str) -> None:
         raise WireError("the masking key is not 32 bytes in hexadecimal")
 
 
-def _problem(member: Member) -> tuple[str, str, int, str]:
+def _task_and_layout(member: Member) -> tuple[str, str, int, str]:
     return member.name, member.task, member.num_classes, member.layout.digest
 
 
@@ -225,7 +225,7 @@ def _difference(member: Member, other: Member) -> str:
     """Return the first difference between the models of two members."""
     for leaf, expected in zip_longest(member.layout.leaves, other.layout.leaves):
         if leaf != expected:
-            return f"its model has {_describe_leaf(leaf)} where the other has {_describe_leaf(expected)}"
+            return f"its model has {_describe_leaf(leaf)}, and the other model has {_describe_leaf(expected)}"
     return f"it has {member.name} ({member.task}, {member.num_classes}), the other {other.name} ({other.task})"
 
 

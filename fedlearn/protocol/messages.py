@@ -1,10 +1,10 @@
-"""Define the request to a node and the response of a node: the only two messages of a deployment.
+"""Define the two messages of a deployment: the request to a node and its response.
 
 Shapes: D parameters.
 
-Both read themselves from untrusted bytes and check each field: reading returns a valid message or raises `WireError`.
+Both classes read untrusted bytes with a check of each field: ``unpack`` returns a valid message or raises `WireError`.
 A request has two parts. The first part is for one node. The second part, `NodeRequest.shared`, is equal for all nodes
-of a cohort, so that Flower stores a large model once.
+of a cohort, so Flower stores a large model once.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from fedlearn.protocol.fields import (
     require_requested,
 )
 
-MAX_REQUEST_BYTES = 2**33  # 8 GiB, the parameters of a model with two billion of them
-VERSION = 3  # both sides need the same version of the format
+MAX_REQUEST_BYTES = 2**33  # 8 GiB, for a model with two billion parameters
+VERSION = 3  # version of the format; node and coordinator need the same version
 
 
 class RequestKind(StrEnum):
-    """The task of a request. The values are those on the wire."""
+    """The task of a request. The values are part of the message format."""
 
     HELLO = "hello"  # describe the node: its clients, model and framework
     INIT = "init"  # return initial parameters
     FIT = "fit"  # train the clients and return their updates
-    MASK = "mask"  # answer a message of secure aggregation, and train the clients if an order comes along
+    MASK = "mask"  # respond to a message of secure aggregation; train the clients if the request has an order
     EVALUATE = "evaluate"  # return metric sums over held-out examples
 
 
@@ -56,12 +56,12 @@ class NodeRequest:
     Attributes:
         kind: task.
         run: name of the federated run, equal after a restart of the coordinator.
-        round: round, from 1; 0 before the first.
-        id: random for each request, so that no earlier response can be taken for the response to it.
+        round: round, from 1; 0 before the first round.
+        id: random id, so that a response to an earlier request is recognized.
         settings: settings from which the node builds scenario, strategy and mechanism.
         clients: clients of the node, ascending; none for ``hello``.
-        state_rounds: for each client, the round whose client state it continues from; 0 for the initial state. None:
-            the request needs no client states.
+        state_rounds: for each client, the round of the client state to start from; 0: the initial state. None: the
+            request needs no client states.
         layout: digest of the coordinator's layout; empty for ``hello``.
         content: content for this node.
         shared: content that is equal for all nodes, e.g. a training order (`fedlearn.protocol.training_order`).
@@ -83,7 +83,7 @@ class NodeRequest:
         return self.pack_head() + pack(self.shared)
 
     def pack_head(self) -> bytes:
-        """Return the first part of the request as bytes; `shared`, packed, follows it."""
+        """Return the first part of the request as bytes, without `shared`."""
         names = ("kind", "run", "round", "id", "settings", "clients", "state_rounds", "layout")
         head = _pack_with_content({name: getattr(self, name) for name in names}, self.content)
         return len(head).to_bytes(LENGTH_BYTES, "little") + head
@@ -93,7 +93,7 @@ class NodeRequest:
         """Return the request in untrusted bytes.
 
         Raises:
-            WireError: the bytes are too many, damaged or of another version, or a field has a wrong type or value.
+            WireError: The message is too large, damaged or of another version, or a field has a wrong type or value.
         """
         if len(data) > MAX_REQUEST_BYTES:
             raise WireError(f"the request has more than {MAX_REQUEST_BYTES} bytes")
@@ -115,7 +115,7 @@ class NodeRequest:
         """Return the round of the client state of each client.
 
         Raises:
-            WireError: the request has none.
+            WireError: The request has no client states.
         """
         if self.state_rounds is None:
             raise WireError("the request has no state_rounds")
@@ -145,12 +145,18 @@ class NodeResponse:
 
     @classmethod
     def to(cls, request: NodeRequest, **fields: Any) -> NodeResponse:
-        """Return a response to a request."""
+        """Return a response that repeats the identifying fields of a request."""
         return cls(**{name: getattr(request, name) for name in ("kind", "run", "round", "id", "layout")}, **fields)
 
     @classmethod
     def refuse(cls, request: NodeRequest | None, stage: FailureStage, reason: str) -> NodeResponse:
-        """Return a response without results; ``request`` is None if the node could not read it."""
+        """Return a response without results.
+
+        Args:
+            request: the request; None if the node could not read it.
+            stage: stage at which the request failed.
+            reason: text of the refusal.
+        """
         refusal = Refusal(stage=stage, reason=reason)
         if request is None:
             return cls(kind=RequestKind.HELLO, run="", round=0, id="", layout="", refusal=refusal)
@@ -168,8 +174,8 @@ class NodeResponse:
         """Return the response to ``request`` in untrusted bytes.
 
         Raises:
-            WireError: the bytes are too many, damaged or of another version. Or a field has a wrong type or value.
-                Or the response is for another request, or has clients that are not in the request.
+            WireError: The message is too large, damaged or of another version. A field has a wrong type or value. The
+                response is for another request, or has clients that are not in the request.
         """
         if len(data) > max_bytes:
             raise WireError(f"the response has {len(data)} bytes, expected at most {max_bytes}")

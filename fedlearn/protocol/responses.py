@@ -1,4 +1,4 @@
-"""Define the readers of response contents, and the contents with evaluations and initial parameters.
+"""Define readers of the content of responses, and pack and read evaluations and initial parameters.
 
 Shapes: K clients in a response, D parameters.
 """
@@ -14,15 +14,15 @@ import numpy as np
 from fedlearn.core.records import Array, ClientEvaluation, ClientId
 from fedlearn.core.serialization import Payload, WireError, require_array, require_vector, select_prefix, with_prefix
 
-RESPONSE_OVERHEAD_BYTES = 2**20  # bytes of a response that are not numbers of results
+RESPONSE_OVERHEAD_BYTES = 2**20  # bytes of a response besides the numbers of its results
 Result = TypeVar("Result")
 
 
 class ResponseReader(Protocol[Result]):
-    """Reads the results in the content of responses.
+    """Read the results in the content of a response.
 
     Attributes:
-        may_omit_clients: whether a response may leave clients out, as a node does for clients with few test examples.
+        may_omit_clients: True if a response may leave out clients, for example clients with few test examples.
     """
 
     @property
@@ -36,13 +36,13 @@ class ResponseReader(Protocol[Result]):
         """Return one result per client.
 
         Raises:
-            WireError: the content does not have the expected form.
+            WireError: The content does not have the expected form.
         """
         ...
 
 
 def pack_evaluations(results: Sequence[ClientEvaluation]) -> Payload:
-    """Return the evaluations of clients as content, one row per client."""
+    """Return the evaluations of clients as the content of a response, with one row per client."""
     if not results:
         return Payload()
     arrays: dict[str, Any] = {"num_examples": np.array([result.num_examples for result in results], np.int64)}
@@ -55,7 +55,7 @@ def pack_evaluations(results: Sequence[ClientEvaluation]) -> Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReader:
-    """Reads the evaluations of clients.
+    """Read the evaluations of clients, with checks of names, shapes, dtypes and values.
 
     Args:
         template: an evaluation of the same task, for the names and shapes of metrics.
@@ -73,7 +73,7 @@ class EvaluationReader:
         """Return one evaluation per client.
 
         Raises:
-            WireError: a metric is missing or unknown, has a wrong shape or dtype, or a sum is not finite.
+            WireError: A metric is missing or unknown, has a wrong shape or dtype, or a sum is not finite.
         """
         if not clients:
             return []
@@ -87,7 +87,7 @@ class EvaluationReader:
         counts_K = content.arrays["num_examples"]
         metrics, sums = select_prefix(content.arrays, "metric/"), select_prefix(content.arrays, "sum/")
         if not all(np.isfinite(rows).all() for rows in sums.values()) or not (counts_K > 0).all():
-            raise WireError("a sum is not finite, or counts no examples")
+            raise WireError("a metric sum is not finite, or an example count is not positive")
         return [
             ClientEvaluation(
                 client=client,
@@ -100,13 +100,13 @@ class EvaluationReader:
 
 
 def pack_parameters(params_D: Array) -> Payload:
-    """Return initial parameters as content."""
+    """Return initial parameters as the content of a response."""
     return Payload(arrays={"params": params_D})
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterReader:
-    """Reads initial parameters, the content of a response to ``init``.
+    """Read initial parameters, the content of a response to an ``init`` request.
 
     Args:
         num_parameters: length of the vector.
@@ -120,10 +120,10 @@ class ParameterReader:
         return RESPONSE_OVERHEAD_BYTES + 4 * self.num_parameters
 
     def read(self, content: Payload, clients: Sequence[ClientId]) -> list[np.ndarray]:
-        """Return ``params_D``.
+        """Return the initial parameters in a list with one vector ``params_D``.
 
         Raises:
-            WireError: the parameters are missing, are not finite, or have another shape or dtype.
+            WireError: The parameters are missing, are not finite, or have another shape or dtype.
         """
         if content.arrays.keys() != {"params"}:
             raise WireError("the response has no parameters")

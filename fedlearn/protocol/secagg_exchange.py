@@ -1,7 +1,7 @@
 """Transport the messages of secure aggregation between coordinator and nodes.
 
-The protocol is in `fedlearn.privacy.secagg`. This module has the coordinator's side of a round (`run_secure_sum`), for
-any transport, and the contents of requests and responses of kind ``mask``.
+`fedlearn.privacy.secagg` has the protocol. This module has the coordinator's side of a round (`run_secure_sum`), for
+any transport. It also packs and reads the contents of requests and responses of kind ``mask``.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.responses import RESPONSE_OVERHEAD_BYTES
 from fedlearn.protocol.training_order import pack_order
 
-BYTES_PER_PEER = 256  # size limit of the part of a message that concerns another client
+BYTES_PER_PEER = 256  # size limit of the part of a message about another client
 
 
 class SecAggResponse(NamedTuple):
-    """The response of a client to a message of the protocol, or the reason why it has none."""
+    """The response of a client to a message of the protocol, or the reason of its failure."""
 
     client: ClientId
     payload: bytes = b""
@@ -43,7 +43,7 @@ class SecureSumResult:
     Attributes:
         sum: sum of the vectors of the surviving clients, modulo ``2**bits``.
         clients: the surviving clients.
-        failures: clients that dropped out or refused at any stage, surviving clients among them.
+        failures: clients that dropped out or refused at any stage; surviving clients may be among them.
         num_bytes_up: bytes of all responses.
     """
 
@@ -61,13 +61,14 @@ def run_secure_sum(
     Args:
         session: parameters of the sum.
         registered: client -> public key of its identity.
-        exchange: function ``(stage, client -> message) -> responses``, in any order; it ends at a deadline.
+        exchange: function ``(stage, client -> message) -> responses``. It yields responses in any order, and stops at a
+            deadline.
 
     Guarantees:
         The exact sum, if at least ``session.threshold`` clients respond at each stage; otherwise no part of a sum.
 
     Raises:
-        SecAggAborted: too few clients responded at a stage; the error names the stage and the first failure.
+        SecAggAborted: Too few clients responded at a stage; the error names the stage and the first failure.
     """
     server, failures, bytes_up = Server(session, registered), list[Failure](), 0
     messages = server.start()
@@ -91,7 +92,15 @@ def masking_request(
     order: Request | None,
     state_rounds: Mapping[ClientId, int],
 ) -> CohortRequest[SecAggResponse]:
-    """Return the request that carries a message to each client, and at the stage ``mask`` the training order."""
+    """Return the request with a message to each client.
+
+    Args:
+        session: parameters of the sum.
+        messages: client -> message.
+        registered: client -> public key, for the whole cohort.
+        order: training order at the stage ``mask``; None at all other stages.
+        state_rounds: for each client, the round of the client state to start from.
+    """
 
     def content_for(clients: Sequence[ClientId]) -> Payload:
         return pack_mask_request({client: messages[client] for client in clients}, registered)
@@ -121,7 +130,7 @@ def read_mask_request(
     """Return the message to each client, and the public keys of the cohort.
 
     Raises:
-        WireError: a message is missing, or the content is malformed.
+        WireError: A message is missing, or the content is malformed.
     """
     try:
         keys = read_fields(content.metadata, registered=dict)["registered"]
@@ -139,7 +148,7 @@ def pack_mask_response(responses: Mapping[ClientId, bytes]) -> Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskReader:
-    """Reads the responses of clients to messages of secure aggregation.
+    """Read the responses of clients to messages of secure aggregation.
 
     Args:
         session: parameters of the sum, for the size limit.
@@ -157,7 +166,7 @@ class MaskReader:
         """Return the response of each client.
 
         Raises:
-            WireError: a response is missing or malformed.
+            WireError: A response is missing or malformed.
         """
         responses = _read_messages(content, "response/", clients)
         return [SecAggResponse(client, responses[client]) for client in clients]
@@ -170,7 +179,7 @@ def _to_array(message: bytes) -> np.ndarray:
 def _read_messages(content: Payload, prefix: str, clients: Sequence[ClientId]) -> dict[ClientId, bytes]:
     names = {f"{prefix}{client}": client for client in clients}
     if content.arrays.keys() != names.keys():
-        raise WireError(f"there are messages {sorted(content.arrays)[:9]}, expected {sorted(names)[:9]}")
+        raise WireError(f"the content has the messages {sorted(content.arrays)[:9]}, expected {sorted(names)[:9]}")
     if any(array.dtype != np.uint8 or array.ndim != 1 for array in content.arrays.values()):
         raise WireError("a message is not a vector of bytes")
     messages = select_prefix(content.arrays, prefix)

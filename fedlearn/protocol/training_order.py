@@ -1,4 +1,4 @@
-"""Write a training order as the shared content of a request, and read it with all checks.
+"""Pack a training order as the shared content of a request, and read it with all checks.
 
 Shapes: D parameters.
 """
@@ -24,14 +24,14 @@ def read_order(payload: Payload, round: int) -> Request:
     """Return the training order in the shared content of a request.
 
     Raises:
-        WireError: an array is missing or unknown, or a setting is out of range.
+        WireError: An array is missing or unknown, or a setting is out of range.
     """
     fields = read_fields(payload.metadata, seed=int, local=dict)
     arrays = dict(payload.arrays)
     params_D = arrays.pop("params", None)
     unknown = [name for name in arrays if not name.startswith("broadcast/")]
     if params_D is None or unknown or fields["seed"] < 0:
-        raise WireError("the order needs parameters, broadcasts and a seed >= 0, and nothing more")
+        raise WireError("the training order has other fields; expected parameters, broadcasts and a seed >= 0")
     try:
         private = fields["local"].get("example_dp")
         local = LocalSettings(**{**fields["local"], "example_dp": ExampleDP(**private) if private else None})
@@ -45,7 +45,7 @@ def require_order_fits(request: Request, layout: Layout) -> None:
     """Refuse a training order whose vectors do not fit a layout or are not finite.
 
     Raises:
-        WireError: a vector has another shape or dtype, or is not finite.
+        WireError: A vector has another shape or dtype, or is not finite.
     """
     require_vector(request.params_D, (layout.num_parameters,), "params")
     for name, vector in request.broadcast.items():

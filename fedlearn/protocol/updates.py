@@ -2,8 +2,8 @@
 
 Shapes: K clients in a response, D parameters.
 
-A content of a wrong form raises `WireError` and costs all clients of the node. A client with wrong numbers is a
-`Failure` of this client only.
+A malformed content raises `WireError`, and all clients of the node fail. If only the numbers of a client are wrong,
+only this client fails.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Decode = Callable[[bytes, ClientId], np.ndarray]
 
 
 def pack_updates(results: Sequence[Updates]) -> Payload:
-    """Return the updates of clients as content, one row per client; client states stay at the node."""
+    """Return the updates of clients as the content of a response, one row per client, without client states."""
     if not results:
         return Payload()
     first = results[0]
@@ -43,13 +43,12 @@ def pack_updates(results: Sequence[Updates]) -> Payload:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateReader:
-    """Reads updates, one record per client. Each update is checked before it can change the model.
+    """Read the updates of clients, and check each update before it can change the model.
 
     Args:
-        sizes: vectors that each client sends, ``delta`` among them, and their lengths.
+        sizes: name -> length of each vector that a client sends, ``delta`` included.
         losses: names of the losses that each client must send: ``loss``, or ``loss/NAME`` of a received model.
-        num_examples: example counts that the clients declared when they joined; a client without a count is not
-            checked.
+        num_examples: client -> example count that its node declared when it joined; other clients are not checked.
         decode: decoder of compressed updates; None if updates are not compressed.
     """
 
@@ -63,7 +62,14 @@ class UpdateReader:
     def of(
         cls, strategy: Strategy, request: Request, layout: Layout, num_examples: Mapping[ClientId, int]
     ) -> UpdateReader:
-        """Return the reader of updates of a strategy in a round."""
+        """Return the reader of the updates of a strategy in a round.
+
+        Args:
+            strategy: strategy of the run.
+            request: training order of the round.
+            layout: layout of the model.
+            num_examples: client -> declared example count; not used if the privacy guarantee withholds the counts.
+        """
         sizes = dict.fromkeys(extra_names(strategy.local), layout.num_parameters)
         sizes["delta"], _ = update_size_and_dtype(strategy, request, layout)
         guarantee, codec, shared = strategy.privacy_guarantee, strategy.codec, strategy.shared_layout(layout)
@@ -86,7 +92,7 @@ class UpdateReader:
         """Return the update of each client, or the failure of a client whose numbers are wrong.
 
         Raises:
-            WireError: the content does not have the expected arrays.
+            WireError: The content does not have the expected arrays.
         """
         if not clients:
             return []
@@ -165,7 +171,7 @@ class UpdateReader:
 
 
 def _deltas(results: Sequence[Updates]) -> dict[str, np.ndarray]:
-    """Return the updates, or the payloads of a codec where updates are compressed."""
+    """Return the updates as arrays, or the payloads of compressed updates."""
     payloads = [payload for update in results for payload in update.payloads]
     if not payloads:
         return {"delta": _rows(update.delta_KD for update in results)}

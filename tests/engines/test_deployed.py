@@ -452,7 +452,9 @@ def test_the_node_with_another_model_is_named(federation):
     made = federation(clients=((0,), (1,), (2,)))
     builder = made.sites[102].builder
     builder._with_operator_settings = lambda settings: {**settings, "num_features": 5}
-    with pytest.raises(FederationError, match=r"the node of client 1 does not fit .*out.weight 1x5 where .*1x3"):
+    with pytest.raises(
+        FederationError, match=r"the node of client 1 does not fit .*out.weight 1x5, and the other .*1x3"
+    ):
         made.engine.open()
 
 

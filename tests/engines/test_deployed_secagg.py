@@ -131,9 +131,9 @@ def masked_arrays(change):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda arrays: {}, "there are messages"),
-        (lambda arrays: {"response/0": arrays["response/3"]}, "there are messages"),
-        (lambda arrays: {**arrays, "response/0": arrays["response/3"]}, "there are messages"),
+        (lambda arrays: {}, "the content has the messages"),
+        (lambda arrays: {"response/0": arrays["response/3"]}, "the content has the messages"),
+        (lambda arrays: {**arrays, "response/0": arrays["response/3"]}, "the content has the messages"),
         (lambda arrays: {"response/3": arrays["response/3"].astype(np.float32)}, "not a vector of bytes"),
         (lambda arrays: {"response/3": arrays["response/3"][:-1]}, "ends too early|malformed|CBOR|bytes"),
         (lambda arrays: {"response/3": np.zeros(2**22, np.uint8)}, "expected at most"),

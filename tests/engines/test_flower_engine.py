@@ -90,9 +90,9 @@ def test_a_client_that_fails_is_named_with_its_stage_and_reason(engine, scenario
 
 
 def test_waiting_ends_with_a_named_cause(engine, scenario, monkeypatch):
-    monkeypatch.setattr(engine._simulation, "_timeout", 1e-6)
+    monkeypatch.setattr(engine._simulation, "_timeout_s", 1e-6)
     began = time.monotonic()
-    with pytest.raises(SimulationError, match=r"2 of 2 nodes have not answered in 1e-06 s\n.*engine.timeout=1e-05"):
+    with pytest.raises(SimulationError, match=r"2 of 2 nodes have not responded in 1e-06 s\n.*engine.timeout=1e-05"):
         list(engine.evaluate(scenario.trainer.init(1), [0, 1]))
     assert time.monotonic() - began < 120
 

@@ -1,9 +1,9 @@
-"""The connection to a Ray cluster, and the workers that run there.
+"""Connect to a Ray cluster, and define the workers that run there.
 
 Shapes: K clients in a block, D parameters.
 
-A cluster that this process starts has its own temporary folder, which is removed at the end. A cluster that was running
-before keeps running. Log lines and notices of Ray stay away from the terminal.
+A cluster of this process has a temporary folder, which is removed at the end. A cluster that was running before keeps
+running. Log lines and notices of Ray do not appear in the terminal.
 """
 
 from __future__ import annotations
@@ -31,26 +31,38 @@ from fedlearn.engines.base import MAX_BLOCK_BYTES, InProcessEngine
 from fedlearn.engines.ray.compat import import_path_of_workers, session_folder, verify_version, without_worker_notices
 from fedlearn.errors import FedlearnError, MissingExtra, require
 
-CONNECT_TIMEOUT_S = 5.0  # seconds for a cluster to answer at all
-MAX_TEMP_PATH_LENGTH = 32  # characters; leaves room for the names of Ray's sockets, which may have 107
+CONNECT_TIMEOUT_S = 5.0  # seconds to connect to the port of a cluster
+MAX_TEMP_PATH_LENGTH = 32  # characters; the paths of Ray's sockets, which are longer, may have 107 characters
 
 
 class ClusterError(FedlearnError):
-    """The cluster cannot be reached, a worker fails, or a worker exceeds its time limit."""
+    """Report a cluster that is unreachable, a worker that failed, or a worker that exceeded its time limit."""
 
 
 class WorkerDied(ClusterError):
-    """A worker process has ended before its task was done."""
+    """Report a worker process that ended before it completed its task."""
 
 
 class Cluster:
-    """A connection to Ray that is quiet, bounded in time, and ends only processes that it started."""
+    """A connection to a Ray cluster.
+
+    Ray prints nothing to the terminal. Each call has a time limit. `close` ends only processes of this connection.
+
+    Args:
+        address: ``auto`` or ``host:port``; None: a new cluster on this machine, or the present connection.
+        cpus: number of cores of a new cluster, >= 1.
+        timeout: seconds to connect to ``address``, > 0.
+
+    Raises:
+        SettingError: The address is invalid, or this process is already connected to a cluster.
+        ClusterError: No cluster is at this address.
+    """
 
     def __init__(self, address: str | None, *, cpus: int, timeout: float) -> None:
-        self._ray, self._ending = load_ray(), ExitStack()
+        self._ray, self._cleanup = load_ray(), ExitStack()
         if self._ray.is_initialized():
-            free = address is None
-            require(free, "address", address, "null: this process is connected to a cluster already", "address=null")
+            expected = "null, because this process is already connected to a cluster"
+            require(address is None, "address", address, expected, "address=null")
             return
         try:
             with _signals_kept(), warnings.catch_warnings(action="ignore"):
@@ -60,12 +72,12 @@ class Cluster:
             raise
 
     def _start(self, cpus: int) -> None:
-        """Start a cluster on this machine, until `close`."""
+        """Start a cluster on this machine, which `close` ends."""
         root = tempfile.gettempdir()
         folder = tempfile.TemporaryDirectory(
             prefix="fl-", dir=root if len(root) <= MAX_TEMP_PATH_LENGTH else "/tmp", ignore_cleanup_errors=True
         )
-        self._ending.callback(folder.cleanup)
+        self._cleanup.callback(folder.cleanup)
         self._connect("local", num_cpus=cpus, include_dashboard=False, **session_folder(folder.name))
 
     def _join(self, address: str, timeout: float) -> None:
@@ -73,8 +85,8 @@ class Cluster:
         known = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
         host, _, port = known.rpartition("://")[2].rpartition(":")
         if known != "auto":
-            ok = bool(host) and port.isdigit()
-            require(ok, "address", address, "auto, or host:port", "address=auto")
+            is_valid = bool(host) and port.isdigit()
+            require(is_valid, "address", address, "auto, or host:port", "address=auto")
             try:
                 socket.create_connection((host, int(port)), timeout=min(timeout, CONNECT_TIMEOUT_S)).close()
             except OSError as error:
@@ -82,22 +94,24 @@ class Cluster:
         self._connect(address)
 
     def _connect(self, address: str, **settings: Any) -> None:
-        self._ending.callback(self._ray.shutdown)
-        _quieten(self._ending)
+        self._cleanup.callback(self._ray.shutdown)
+        _silence_ray(self._cleanup)
         try:
-            with import_path_of_workers() as more:
-                self._ray.init(address=address, log_to_driver=False, configure_logging=False, **settings, **more)
+            with import_path_of_workers() as worker_settings:
+                self._ray.init(
+                    address=address, log_to_driver=False, configure_logging=False, **settings, **worker_settings
+                )
         except Exception as error:
             raise _no_cluster(address, error) from error
 
     @property
     def resources(self) -> Mapping[str, float]:
-        """The CPUs, GPUs and other resources of all machines together."""
-        found: Mapping[str, float] = self._ray.cluster_resources()
-        return found
+        """Resources of all machines together: name, e.g. ``CPU`` or ``GPU`` -> number."""
+        resources: Mapping[str, float] = self._ray.cluster_resources()
+        return resources
 
     def actor(self, gpus: float) -> Any:
-        """Return the actor class of workers; Ray does not restart them, see `fedlearn.engines.ray.engine`."""
+        """Return the actor class of workers. `fedlearn.engines.ray.engine` replaces dead workers, not Ray."""
         return self._ray.remote(Worker).options(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")
 
     def put(self, value: Any, label: str) -> Any:
@@ -105,22 +119,27 @@ class Cluster:
         try:
             return self._ray.put(value)
         except (TypeError, AttributeError, ValueError) as error:
-            fix = "let it refer to functions and settings, not to open files, locks or generators"
+            fix = "a value without open files, locks and generators"
             raise ClusterError(f"{label} cannot be sent to workers: {_first_line(error)}\n  try       {fix}") from error
 
     def get(self, ref: Any, timeout: float, *, doing: str) -> Any:
         """Return the value of a reference.
 
+        Args:
+            ref: reference to the result of a task.
+            timeout: seconds to wait.
+            doing: name of the task, for errors.
+
         Raises:
-            WorkerDied: the worker process has ended.
-            ClusterError: the worker raised an error.
+            WorkerDied: The worker process has ended.
+            ClusterError: The worker raised an error.
         """
         try:
             return self._ray.get(ref, timeout=timeout)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause or error
-            why = str(cause) if isinstance(cause, FedlearnError) else f"{type(cause).__name__}: {cause}"
-            raise ClusterError(f"a worker failed at {doing}: {why}") from error
+            reason = str(cause) if isinstance(cause, FedlearnError) else f"{type(cause).__name__}: {cause}"
+            raise ClusterError(f"a worker failed at {doing}: {reason}") from error
         except self._ray.exceptions.RayError as error:
             raise WorkerDied(f"{doing}: {_first_line(error)}") from error
 
@@ -131,17 +150,17 @@ class Cluster:
 
     def kill(self, worker: Any) -> None:
         """End a worker, busy or idle."""
-        with suppress(Exception):  # it may be dead already, and so may the cluster
+        with suppress(Exception):  # the worker or the cluster may already be dead
             self._ray.kill(worker)
 
     def close(self) -> None:
         """Close the connection; end the cluster if this connection started it."""
         with _signals_kept():
-            self._ending.close()
+            self._cleanup.close()
 
 
 class Worker:
-    """One process of the cluster. It keeps the scenario, and nothing that a round depends on.
+    """A process of the cluster. It keeps the scenario; a round does not depend on its memory.
 
     Args:
         rebuild: function that builds the scenario.
@@ -163,7 +182,7 @@ class Worker:
         block: Sequence[ClientId],
         client_states: Mapping[ClientId, State],
     ) -> WorkerResponse:
-        """Train one block; ``strategy_ref`` holds a reference to the strategy, which is fetched once."""
+        """Train one block. ``strategy_ref`` has the reference to the strategy, which the worker fetches once."""
         engine, strategy = self._local(), self._known(strategy_ref[0])
         engine.client_states = dict(copy_arrays(client_states))
         results: Sequence[Any] = [
@@ -179,7 +198,7 @@ class Worker:
         block: Sequence[ClientId],
         client_states: Mapping[ClientId, State],
     ) -> WorkerResponse:
-        """Return the predictions for one block; with ``strategy_ref``, each client uses its personal model."""
+        """Return the predictions for one block, with ``strategy_ref`` of the personal model of each client."""
         engine, strategy = self._local(), self._known(strategy_ref[0]) if strategy_ref else None
         engine.client_states = dict(copy_arrays(client_states))
         return WorkerResponse(results=list(engine.evaluate(copy_arrays(params_D), block, strategy)), client_states={})
@@ -188,15 +207,15 @@ class Worker:
         if self._engine is None:
             try:
                 scenario = self._rebuild()
-            except Exception as error:  # as text: Ray cannot send every exception back
+            except Exception as error:  # sent as text, because Ray cannot pickle every exception
                 raise ClusterError(f"{type(error).__name__}: {error}") from error
             trainer = scenario.trainer.with_batching("auto")
-            most = min(1024, max(1, MAX_BLOCK_BYTES // (4 * max(1, trainer.layout.num_parameters))))
-            self._engine = InProcessEngine(scenario.data, trainer, block_size=most)
+            block_size = min(1024, max(1, MAX_BLOCK_BYTES // (4 * max(1, trainer.layout.num_parameters))))
+            self._engine = InProcessEngine(scenario.data, trainer, block_size=block_size)
         return self._engine
 
     def _known(self, ref: Any) -> Strategy:
-        if self._strategy[0] != ref:  # keep the same object: compiled programs are cached by its parts
+        if self._strategy[0] != ref:  # keep the same object, because its parts are keys for compiled programs
             self._strategy = (ref, load_ray().get(ref))
         strategy: Strategy = self._strategy[1]
         return strategy
@@ -204,7 +223,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class WorkerResponse:
-    """The result of one block.
+    """The result of one block of clients.
 
     Attributes:
         results: updates, failures, predictions, or one partial aggregate of the whole block.
@@ -218,7 +237,7 @@ class WorkerResponse:
 def copy_arrays(value: Any) -> Any:
     """Return a record, mapping or list with copies of all its arrays, as writable NumPy arrays.
 
-    Arrays from Ray are shared and read-only: a trainer that writes to them would end its process.
+    Arrays from Ray are shared and read-only. A trainer that writes to them would crash its process.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: copy_arrays(getattr(value, field.name)) for field in fields_of(value)})
@@ -235,10 +254,10 @@ def _merged(strategy: Strategy, engine: InProcessEngine, results: Sequence[Updat
     """Return one partial aggregate of the block if the strategy supports it, else the results."""
     if not strategy.supports_partial_aggregates:
         return results
-    gathered = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
+    aggregate = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
     for result in results:
-        gathered = accumulate(gathered, strategy.aggregate, result)
-    return [gathered]
+        aggregate = accumulate(aggregate, strategy.aggregate, result)
+    return [aggregate]
 
 
 def _without_state(result: Updates | Failure) -> Updates | Failure:
@@ -246,7 +265,7 @@ def _without_state(result: Updates | Failure) -> Updates | Failure:
 
 
 def load_ray() -> Any:
-    """Import ray, with its usage statistics switched off."""
+    """Import ray without its usage statistics, and return the module."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -256,31 +275,31 @@ def load_ray() -> Any:
     return ray
 
 
-def _quieten(ending: ExitStack) -> None:
-    """Keep Ray off the terminal: send its log lines to the root logger, and drop its notices about workers."""
+def _silence_ray(cleanup: ExitStack) -> None:
+    """Send Ray's log lines to the root logger instead of the terminal, and drop its notices about workers."""
     logger = logging.getLogger("ray")
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.WARNING)
-    ending.enter_context(without_worker_notices())
+    cleanup.enter_context(without_worker_notices())
 
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Restore the handler of SIGTERM: Ray replaces it with one that ends the process at once."""
+    """Restore the handler of SIGTERM, because Ray installs a handler that ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _no_cluster(address: str, error: Exception) -> ClusterError:
     where = "on this machine" if address == "local" else f"at engine.address={address}"
-    fix = "engine.address=null, which starts one here" if address != "local" else "engine=vector"
+    fix = "engine.address=null, which starts a cluster on this machine" if address != "local" else "engine=vector"
     return ClusterError(f"no Ray cluster {where}: {_first_line(error)}\n  try       {fix}")
 
 

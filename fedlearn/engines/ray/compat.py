@@ -1,6 +1,6 @@
-"""Ray's undocumented names: the only module that uses them.
+"""Use undocumented names of Ray. No other module uses them.
 
-The names below only keep Ray quiet and give a folder to its sessions.
+These names stop notices of Ray and set the folder of its sessions.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ RAY = PrivateNames(
 
 
 def verify_version() -> None:
-    """Raise unless the installed version of Ray is accepted.
+    """Raise an error if the installed version of Ray is too old.
 
     Raises:
-        IncompatibleVersion: it is too old.
+        IncompatibleVersion: Ray is older than the lowest accepted version.
     """
     RAY.verify("start")
 
@@ -42,9 +42,10 @@ def session_folder(folder: str) -> dict[str, Any]:
 
 @contextmanager
 def import_path_of_workers() -> Iterator[dict[str, Any]]:
-    """Yield arguments of ``ray.init`` by which workers search the working folder last, if this process does.
+    """Yield arguments of ``ray.init`` that give workers the import path of this process.
 
-    Ray lets workers import from the current folder first, so that is the folder of fedlearn in the meantime.
+    If this process searches the working folder last, its workers do too. Ray makes workers import from the current
+    folder first, so fedlearn's own folder is the current folder during the start.
     """
     if not is_working_folder_last():
         yield {}
@@ -59,7 +60,7 @@ def import_path_of_workers() -> Iterator[dict[str, Any]]:
 def without_worker_notices() -> Iterator[None]:
     """Keep Ray's notices about dead workers from the terminal; ``log_to_driver=False`` does not stop them.
 
-    A version of Ray without this switch prints the notices; a warning in the log gives the cause.
+    A version of Ray without this switch prints the notices, and a warning is logged.
     """
     try:
         RAY.verify("worker notices")

@@ -1,18 +1,20 @@
-"""The engine for more than one machine or GPU: it trains blocks of clients on a Ray cluster.
+"""Train blocks of clients on a Ray cluster, with several machines or GPUs.
 
 Shapes: K clients in a block, D parameters.
 
-Each worker builds the scenario itself and keeps it, so no training data is sent. In a round a worker receives the
-request and the client states of its block. It returns one partial aggregate, or the updates where the aggregator cannot
-merge. A worker keeps nothing that a round depends on. If a worker dies, a new worker runs its block again.
+Each worker builds the scenario once and keeps it, so the engine sends no training data. In a round a worker receives
+the request and the client states of its block. It returns one partial aggregate. If the aggregator cannot merge partial
+aggregates, it returns the updates. A round does not depend on the memory of a worker. If a worker dies, a new worker
+runs its block again.
 
-Scheduling and replacement are here, because Ray's own parts lose guarantees (ray 2.55.1, two workers):
+This module schedules blocks and replaces workers itself, because Ray's own tools lose guarantees (ray 2.55.1, two
+workers):
 
 - `ray.util.ActorPool.map` returns an actor to the pool only when its result is read, in order. One block of 4 s and
-  eight of 0.5 s take 6 s, and 4 s if an idle worker gets the next block at once. The pool still sends blocks to an
-  actor that died: 3 of 6 fail.
-- ``max_task_retries`` runs the block of a hung worker again after ``ray.kill``, and the next block waits for it.
-  Without it, ``max_restarts`` saves four statements, and the model of the new process is not checked.
+  eight of 0.5 s take 6 s. They take 4 s if an idle worker gets the next block at once. The pool also sends blocks to a
+  dead actor: 3 of 6 blocks fail.
+- ``max_task_retries`` runs the block of a stuck worker again after ``ray.kill``, and the next block waits for it.
+  ``max_restarts`` alone saves four statements, but does not check the model of the new process.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import available_cores
 
-MAX_ATTEMPTS = 3  # per block; then the block itself is the probable cause
-MIN_BLOCK_SIZE = 8  # clients; larger cohorts are cut into more blocks than workers, to keep all busy
+MAX_ATTEMPTS = 3  # attempts per block; after that, the block itself is the probable cause
+MIN_BLOCK_SIZE = 8  # clients per block; a larger cohort has more blocks than workers, so that no worker is idle
 
 log = logging.getLogger(__name__)
 
@@ -60,29 +62,30 @@ def ray(
     """Return an engine whose workers run on a Ray cluster, each with one core or one GPU.
 
     Args:
-        data: the data of the scenario.
-        trainer: the trainer of the scenario; it gives the layout and evaluates a pooled test set.
-        rebuild: function that builds the same `Scenario` in each worker; Ray must be able to send it. With GPUs it is
-            called with ``device="cuda:0"``, the first GPU that Ray lets a worker see.
-        address: address of a cluster that this machine is part of: ``auto`` or ``host:port``. None takes the cluster
-            that this process is connected to, or starts one on this machine for the run.
-        num_workers: number of workers, >= 1; None takes all that fit on the cluster.
-        gpus_per_worker: GPUs per worker; 0 computes on CPUs, a share in (0, 1) lets workers share a GPU.
-        block_size: clients per block, >= 1. None gives each worker an equal share. Large cohorts on CPUs are then cut
-            into up to four blocks per worker, which balances uneven clients.
-        timeout: seconds for a worker to start, and for a block, > 0.
+        data: data of the scenario.
+        trainer: trainer of the scenario; it gives the layout and evaluates a pooled test set.
+        rebuild: picklable function that builds the same `Scenario` in each worker. With GPUs the engine calls it with
+            ``device="cuda:0"``, the first GPU that Ray assigns to a worker.
+        address: address of a cluster that includes this machine: ``auto`` or ``host:port``. None: the cluster that this
+            process is connected to, or a new cluster on this machine for the run.
+        num_workers: number of workers, >= 1; None: all that fit on the cluster.
+        gpus_per_worker: GPUs per worker, default 0. 0: workers use CPUs only; a share in (0, 1): workers share a GPU.
+        block_size: clients per block, >= 1. None: an equal share per worker. A large cohort on CPUs then has up to four
+            blocks per worker, which balances clients with different durations.
+        timeout: seconds for a worker to start, and for a block, > 0, default 600.
 
-    *Guarantees*: the model equals that of the engine ``vector``, up to the rounding of float64 sums. With
-    ``block_size`` set it does not depend on the number of workers. A worker that dies is replaced, and its clients run
-    again with the same result. Every wait is bounded by ``timeout``. `RayEngine.close` ends only processes that this
-    engine started.
+    Guarantees:
+        The model is equal to the model of the engine ``vector``, up to the rounding of float64 sums. With a
+        ``block_size`` it does not depend on the number of workers. A dead worker is replaced, and its clients run again
+        with the same result. ``timeout`` limits each wait. `RayEngine.close` ends only processes that this engine
+        started.
 
-    All machines need the same versions of Python, ray and fedlearn, and the data in the place that the scenario reads.
+    All machines need the same versions of Python, ray and fedlearn, and the data at the path that the scenario reads.
 
     Raises:
-        MissingExtra: ray is not installed.
-        SettingError: a setting is out of range, or exceeds the resources of the cluster.
-        ClusterError: there is no cluster at ``address``, or a worker cannot start.
+        MissingExtra: Ray is not installed.
+        SettingError: A setting is out of range, or exceeds the resources of the cluster.
+        ClusterError: There is no cluster at ``address``, or a worker cannot start.
     """
     _check(trainer, num_workers, gpus_per_worker, block_size, timeout)
     build = partial(rebuild, device="cuda:0") if gpus_per_worker else rebuild
@@ -98,10 +101,10 @@ def ray(
 
 
 class RayEngine(BaseEngine):
-    """An engine that runs blocks of clients on the workers of a cluster; built by `ray`.
+    """Train blocks of clients on the workers of a cluster. `ray` builds this engine.
 
     Attributes:
-        clients, layout, client_states: as in `fedlearn.loop.protocols.Engine`.
+        clients, layout, client_states: see `fedlearn.loop.protocols.Engine`.
         num_workers: number of workers.
     """
 
@@ -119,20 +122,20 @@ class RayEngine(BaseEngine):
         self.num_workers = 0
         self._cluster, self._rebuild = cluster, rebuild
         self._timeout, self._block_size = timeout, block_size
-        self._most_blocks = 1  # per worker and round
+        self._max_blocks = 1  # blocks per worker and round
         self._pids: dict[Any, int] = {}  # worker -> process id
         self._strategy: tuple[Strategy | None, Any] = (None, None)
 
     def start(self, num_workers: int | None, gpus_per_worker: float) -> None:
-        """Start the workers; each builds the scenario. `ray` calls this once."""
-        has, room = self._cluster.resources, _room(self._cluster.resources, gpus_per_worker)
-        capacity = f"{has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
-        fits = bool(room) or not gpus_per_worker
-        require(fits, "gpus_per_worker", gpus_per_worker, f"a number that fits {capacity}", "gpus_per_worker=0")
+        """Start the workers, each of which builds the scenario. `ray` calls this method once."""
+        resources, room = self._cluster.resources, _room(self._cluster.resources, gpus_per_worker)
+        capacity = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+        is_possible = bool(room) or not gpus_per_worker
+        require(is_possible, "gpus_per_worker", gpus_per_worker, f"a number that fits {capacity}", "gpus_per_worker=0")
         expected = f"at most {room}, the capacity of {capacity}"
         require((num_workers or 1) <= room, "num_workers", num_workers, expected, f"num_workers={room}")
         self.num_workers = num_workers or min(room, len(self.clients))
-        self._most_blocks = 1 if gpus_per_worker else 4  # a GPU trains all clients of a block at once
+        self._max_blocks = 1 if gpus_per_worker else 4  # a GPU trains all clients of a block at once
         self._actor = self._cluster.actor(gpus_per_worker)
         self._fill_up()
 
@@ -140,11 +143,13 @@ class RayEngine(BaseEngine):
         self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]
     ) -> Iterator[Updates | PartialAggregate | Failure]:
         """Train the cohort; yield a partial aggregate for each block, or its updates, in order of client ids."""
-        sent, rule = self._cluster.put(copy_arrays(request), "the request"), self._reference(strategy)
+        request_ref, strategy_ref = self._cluster.put(copy_arrays(request), "the request"), self._reference(strategy)
         has_states = bool(initial_client_state(strategy, self.layout, request.params_D))
 
         def submit(worker: Any, block: Sequence[ClientId]) -> Any:
-            return worker.fit.remote(sent, rule, block, self._client_states_of(block) if has_states else {})
+            return worker.fit.remote(
+                request_ref, strategy_ref, block, self._client_states_of(block) if has_states else {}
+            )
 
         for response in self._responses(submit, self._blocks(cohort), f"round {request.round}"):
             self.client_states.update(copy_arrays(response.client_states))
@@ -154,13 +159,12 @@ class RayEngine(BaseEngine):
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[Predictions | Failure]:
         """Yield the outputs of the model, or of each personal model, on the held-out data of each client."""
-        sent, rule = (
-            self._cluster.put(copy_arrays(params_D), "the model"),
-            self._reference(personal_strategy) if personal_strategy else None,
-        )
+        model_ref = self._cluster.put(copy_arrays(params_D), "the model")
+        strategy_ref = self._reference(personal_strategy) if personal_strategy else None
 
         def submit(worker: Any, block: Sequence[ClientId]) -> Any:
-            return worker.evaluate.remote(sent, rule, block, self._client_states_of(block) if personal_strategy else {})
+            states = self._client_states_of(block) if personal_strategy else {}
+            return worker.evaluate.remote(model_ref, strategy_ref, block, states)
 
         for response in self._responses(submit, self._blocks(cohort), "evaluation"):
             yield from response.results
@@ -176,13 +180,13 @@ class RayEngine(BaseEngine):
 
     @property
     def pids(self) -> Sequence[int]:
-        """The process id of each worker, on its own machine."""
+        """Process id of each worker, on the machine of the worker."""
         return tuple(self._pids.values())
 
     def describe(self, cohort_size: int) -> str:
         """Return how a cohort of this size is trained, for the header."""
-        most = max(map(len, self._blocks(range(cohort_size))), default=0)
-        return f"{self.num_workers} worker{'s' * (self.num_workers != 1)}, up to {most} clients each at a time"
+        largest = max(map(len, self._blocks(range(cohort_size))), default=0)
+        return f"{self.num_workers} worker{'s' * (self.num_workers != 1)}, up to {largest} clients each at a time"
 
     def close(self) -> None:
         """End the workers, and the cluster if this engine started it; a second call has no effect."""
@@ -192,14 +196,14 @@ class RayEngine(BaseEngine):
     def _blocks(self, cohort: Sequence[ClientId]) -> list[Sequence[ClientId]]:
         """Cut the sorted cohort into blocks whose sizes differ by one client at most.
 
-        Blocks count clients, not examples: numbers of examples are not known here, and JAX compiles again for each new
-        block size.
+        Block sizes are numbers of clients, not of examples. The numbers of examples are not known here, and JAX
+        compiles again for each new block size.
         """
         ascending = sorted(int(client) for client in cohort)
         if self._block_size:
             number = -(-len(ascending) // self._block_size)
         else:
-            per_worker = min(self._most_blocks, max(1, len(ascending) // (self.num_workers * MIN_BLOCK_SIZE)))
+            per_worker = min(self._max_blocks, max(1, len(ascending) // (self.num_workers * MIN_BLOCK_SIZE)))
             number = min(len(ascending), per_worker * self.num_workers)
         ends = np.linspace(0, len(ascending), number + 1).round().astype(int).tolist() if number else [0]
         return [ascending[start:end] for start, end in pairwise(ends)]
@@ -228,11 +232,11 @@ class RayEngine(BaseEngine):
                     del running[ref]
                 yield done.pop(number)
         finally:  # the results of tasks that still run are not needed
-            self._drop([each.worker for each in running.values()])
+            self._drop([running_task.worker for running_task in running.values()])
 
     def _first(self, running: Mapping[Any, _RunningTask]) -> Any:
         """Wait for the first block to complete; return its reference."""
-        first_due = min(running.values(), key=lambda each: each.due)
+        first_due = min(running.values(), key=lambda running_task: running_task.due)
         ready = self._cluster.wait(list(running), max(0.0, first_due.due - time.monotonic()))
         if not ready:
             raise ClusterError(
@@ -252,17 +256,20 @@ class RayEngine(BaseEngine):
         """Start missing workers and wait until each has built the scenario."""
         new = [self._actor.remote(self._rebuild) for _ in range(self.num_workers - len(self._pids))]
         self._pids |= dict.fromkeys(new, 0)
-        began = {worker.ready.remote(): worker for worker in new}
-        ready = self._cluster.wait(list(began), self._timeout, count=len(began)) if began else []
-        if len(ready) < len(began):
+        starting = {worker.ready.remote(): worker for worker in new}
+        ready = self._cluster.wait(list(starting), self._timeout, count=len(starting)) if starting else []
+        if len(ready) < len(starting):
             raise ClusterError(
-                f"{len(ready)} of {len(began)} workers started within engine.timeout={self._timeout:g} s\n"
-                "  try       a smaller engine.num_workers, if others use the cluster too"
+                f"{len(ready)} of {len(starting)} workers started within engine.timeout={self._timeout:g} s\n"
+                "  try       a smaller engine.num_workers, if other programs use the cluster too"
             )
-        for ref, worker in began.items():
+        for ref, worker in starting.items():
             digest, self._pids[worker] = self._cluster.get(ref, self._timeout, doing="building the scenario")
             if digest != self.layout.digest:
-                raise ClusterError("a worker built a model with other parameters: it has other code or other settings")
+                raise ClusterError(
+                    "a worker built a model with other parameters\n"
+                    "  try       the same versions of code and data on all machines"
+                )
 
     def _drop(self, workers: Sequence[Any]) -> None:
         for worker in workers:
@@ -275,10 +282,10 @@ class _BlockTask:
     """A block of clients to run.
 
     Attributes:
-        number: position among the blocks.
-        block: its clients.
+        number: position of the block in the cohort, from 0.
+        block: ids of the clients.
         purpose: text for messages, such as ``round 3``.
-        attempt: from 1 to `MAX_ATTEMPTS`.
+        attempt: number of the attempt, from 1 to `MAX_ATTEMPTS`.
     """
 
     number: int
@@ -311,17 +318,19 @@ class _RunningTask(NamedTuple):
 def _check(
     trainer: Trainer, num_workers: int | None, gpus_per_worker: float, block_size: int | None, timeout: float
 ) -> None:
-    ok = num_workers is None or is_count(num_workers)
-    require(ok, "num_workers", num_workers, "null (all that fit), or a whole number >= 1", "num_workers=2")
-    ok = is_number(gpus_per_worker, at_least=0) and (gpus_per_worker < 1 or gpus_per_worker == int(gpus_per_worker))
-    require(ok, "gpus_per_worker", gpus_per_worker, "a whole number, or a share in [0, 1)", "gpus_per_worker=1")
-    ok = bool(gpus_per_worker) or trainer.device == "cpu"
+    is_valid = num_workers is None or is_count(num_workers)
+    require(is_valid, "num_workers", num_workers, "null (all that fit), or a whole number >= 1", "num_workers=2")
+    is_valid = is_number(gpus_per_worker, at_least=0) and (
+        gpus_per_worker < 1 or gpus_per_worker == int(gpus_per_worker)
+    )
+    require(is_valid, "gpus_per_worker", gpus_per_worker, "a whole number, or a share in [0, 1)", "gpus_per_worker=1")
+    is_valid = bool(gpus_per_worker) or trainer.device == "cpu"
     expected = f"more than 0, for device={trainer.device}"
-    require(ok, "gpus_per_worker", gpus_per_worker, expected, "gpus_per_worker=1")
-    ok = block_size is None or is_count(block_size)
-    require(ok, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
-    ok = is_number(timeout, at_least=0) and timeout > 0
-    require(ok, "timeout", timeout, "seconds, > 0", "timeout=600")
+    require(is_valid, "gpus_per_worker", gpus_per_worker, expected, "gpus_per_worker=1")
+    is_valid = block_size is None or is_count(block_size)
+    require(is_valid, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
+    is_valid = is_number(timeout, at_least=0) and timeout > 0
+    require(is_valid, "timeout", timeout, "a number of seconds > 0", "timeout=600")
 
 
 def _room(resources: Mapping[str, float], gpus_per_worker: float) -> int:
