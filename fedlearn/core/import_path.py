@@ -35,7 +35,7 @@ def is_working_folder_last() -> bool:
 
 
 def require_not_shadowed(package: str) -> None:
-    """Raise unless Python imports a package of fedlearn from this installation.
+    """Raise an error unless Python imports a package of fedlearn from this installation.
 
     Args:
         package: name of a top-level package; packages of others are not checked.

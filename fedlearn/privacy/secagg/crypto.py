@@ -102,7 +102,7 @@ def agree_key(secret: bytes, public_key: bytes, *purpose: bytes | int) -> bytes:
 
 
 def encrypt(key: bytes, plaintext: bytes, context: bytes) -> bytes:
-    """Encrypt and authenticate; ``context`` is authenticated too."""
+    """Return the encrypted and authenticated plaintext. ``context`` is authenticated, but not encrypted."""
     nonce = os.urandom(12)
     return nonce + ChaCha20Poly1305(key).encrypt(nonce, plaintext, context)
 

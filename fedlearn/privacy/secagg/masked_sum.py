@@ -309,7 +309,7 @@ def partial_sum(total_D: np.ndarray, count: int) -> State:
 
 
 def _run_protocol(rows: Mapping[int, np.ndarray], threshold: int) -> np.ndarray:
-    """Return the sum from the real protocol, among clients in state."""
+    """Return the sum from the real protocol, among clients in memory."""
     in_memory = _import_protocol()
     clients, registered = in_memory.create_clients(rows)
     first_D = next(iter(rows.values()))

@@ -278,7 +278,7 @@ def _decode_values(data: bytes, record_type: type) -> list[Any]:
 
 
 class _NoTags(dict[int, Any]):
-    """Refuse each CBOR tag: tags build dates, patterns, e-mails and cyclic values."""
+    """Mapping that refuses all CBOR tags, because tags create dates, patterns, e-mails and cyclic values."""
 
     def __missing__(self, tag: int) -> NoReturn:
         raise cbor2.CBORDecodeError(f"tag {tag} is not allowed")
