@@ -111,7 +111,7 @@ def test_what_stays_is_in_the_checkpoint_of_a_simulation(tmp_path):
 def test_nothing_may_stay_that_is_not_there_and_something_must_leave():
     for keeps, why in (
         (("body.*",), r"personal_parameters is body\.\*(.|\n)*out\.bias, out\.weight"),
-        (("out.*",), "leave some"),
+        (("out.*",), "match some parameters, not all"),
     ):
         with pytest.raises(SettingError, match=why):
             Strategy(select=everyone(), local=LocalRule(personal_parameters=keeps)).shared_layout(TRAINER.layout)
