@@ -1,4 +1,4 @@
-"""The conformance kit: checks for the parts that users bring.
+"""The conformance kit: checks for parts that users write.
 
 Each check raises `AssertionError` and names the guarantee that does not hold. Call the checks from a test:
 

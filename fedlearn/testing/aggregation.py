@@ -1,4 +1,4 @@
-"""Check the aggregator of a strategy on updates that need no training.
+"""Check the aggregator of a strategy on random updates, without training.
 
 Shapes: K clients in a block, D parameters.
 """
@@ -24,7 +24,7 @@ NUM_CLIENTS, TOLERANCE = 12, 1e-5
 
 
 def check_aggregation(strategy: Strategy) -> None:
-    """Check the guarantees of an aggregator: pure, independent of the order of clients, bounded as it declares.
+    """Check that an aggregator is pure, independent of the order of clients, and bounded as declared.
 
     Raises:
         AssertionError: a guarantee does not hold; the message names it.
@@ -35,8 +35,10 @@ def check_aggregation(strategy: Strategy) -> None:
     _check_arguments_are_kept(aggregator, updates, state)
     _check_state(state)
     expected = two_rounds(aggregator, updates, updates)
-    pure = np.array_equal(expected, two_rounds(aggregator, updates, updates))
-    assert pure, "an aggregation rule must depend on its arguments only: no state in a closure, no other random numbers"
+    is_pure = np.array_equal(expected, two_rounds(aggregator, updates, updates))
+    assert is_pure, (
+        "an aggregation rule must depend on its arguments only: no state in a closure, no other random numbers"
+    )
     _check_clients(strategy, updates, expected)
     zeros = replace(updates, delta_KD=np.zeros_like(updates.delta_KD))
     assert is_close(aggregate(aggregator, zeros)[0], 0, 1e-7), "an aggregate of zero updates must be zero"
@@ -58,7 +60,7 @@ def check_aggregation(strategy: Strategy) -> None:
 
 
 def some_updates(strategy: Strategy, *, num_clients: int = NUM_CLIENTS, seed: int = 0) -> Updates:
-    """Return updates with all values that a rule may read. Client ids are no row numbers; the root client is one."""
+    """Return updates with all values that a rule may read. Client ids differ from row numbers."""
     rng, root = np.random.default_rng(seed), strategy.root.client if strategy.root else 2
     clients_K = np.sort([root, *(root + 3 * k for k in range(1, num_clients))])
     names = ("loss", *(f"loss/{name}" for name in strategy.local.evaluate_models))
@@ -76,7 +78,7 @@ def some_updates(strategy: Strategy, *, num_clients: int = NUM_CLIENTS, seed: in
 def aggregate(
     aggregator: Aggregator, updates: Updates, *, state: State | None = None, round: int = 1
 ) -> tuple[np.ndarray, State]:
-    """Return the aggregate of a round in two blocks, and the state after it.
+    """Aggregate a round in two blocks, and return the aggregate and the new state.
 
     Raises:
         AssertionError: the rule reads values that it does not declare, or uses client ids as row numbers.
@@ -97,26 +99,26 @@ def aggregate(
 
 
 def two_rounds(aggregator: Aggregator, first: Updates, second: Updates) -> np.ndarray:
-    """Return the aggregates of two rounds in a row, one below the other."""
+    """Return the aggregates of two consecutive rounds, ``(2, D)``."""
     first_D, state = aggregate(aggregator, first)
     return np.stack([first_D, aggregate(aggregator, second, state=state, round=2)[0]])
 
 
 def _check_clients(strategy: Strategy, updates: Updates, expected: np.ndarray) -> None:
-    """Check the role of client ids and of the order of clients."""
+    """Check the influence of client ids and of the order of clients."""
     aggregator, rng = strategy.aggregate, np.random.default_rng(1)
     shuffled = [updates.rows(rng.permutation(len(updates))) for _ in range(2)]
     same = is_close(two_rounds(aggregator, *shuffled), expected, TOLERANCE)
     assert same, "an aggregate must not depend on the order of clients"
-    renamed = replace(updates, clients_K=_renamed(updates.clients_K))
+    renamed = replace(updates, clients_K=_rename(updates.clients_K))
     two_rounds(aggregator, renamed, renamed)  # fails if ids are row numbers of a table
     if "clients_K" not in aggregator.reads:
         same = is_close(two_rounds(aggregator, updates, renamed), expected, TOLERANCE)
         assert same, "a rule that uses client ids must declare reads=('clients_K',)"
 
 
-def _renamed(clients_K: np.ndarray) -> np.ndarray:
-    """Return other, large ids in the same order; the first, which may be the root client, stays."""
+def _rename(clients_K: np.ndarray) -> np.ndarray:
+    """Return other, large ids in the same order. The first id does not change, because it may be the root client."""
     return np.where(np.arange(len(clients_K)) > 0, 7 * clients_K + 1_000_000, clients_K)
 
 
@@ -138,28 +140,30 @@ def _copies(updates: Updates, state: State) -> Mapping[str, np.ndarray]:
 
 def _check_state(state: State) -> None:
     for name, value in state.items():
-        numbers = np.asarray(as_numpy(value)).dtype.kind in "biuf"
-        assert numbers, f"the state of a rule must be named arrays of numbers, which a checkpoint holds: {name}"
+        is_numeric = np.asarray(as_numpy(value)).dtype.kind in "biuf"
+        assert is_numeric, (
+            f"the state of a rule must be named arrays of numbers, because checkpoints contain it: {name}"
+        )
 
 
 def check_sensitivity(aggregator: Aggregator, *, clip: float = 1.0) -> None:
     """Check that no replaced update moves the aggregate by more than the declared sensitivity.
 
-    Updates are random, equal, or in two opposite groups; the replacement is the opposite update, zero, or a random
-    one, with any number of examples.
+    Updates are random, equal, or in two opposite groups. The replacement is the opposite update, zero, or a random
+    update, with a random number of examples.
     """
     assert aggregator.sensitivity is not None
     rng = np.random.default_rng(2)
     for num_clients in (2, 3, NUM_CLIENTS):
         bound = aggregator.sensitivity(clip, num_clients)
         for rows_KD in _clipped_rows(rng, num_clients, clip):
-            rows = _plain(rows_KD)
+            rows = _updates_of(rows_KD)
             before_D, _ = aggregate(aggregator, rows)
             for other in _with_one_replaced(rng, rows, clip):
                 moved = float(np.linalg.norm(aggregate(aggregator, other)[0] - before_D))
                 assert moved <= bound * (1 + TOLERANCE), (
                     f"the sensitivity of the aggregator is wrong: one of {num_clients} clients moved the aggregate by "
-                    f"{moved:.4g}, declared is {bound:.4g}"
+                    f"{moved:.4g}, but {bound:.4g} is declared"
                 )
 
 
@@ -182,7 +186,7 @@ def _with_one_replaced(rng: np.random.Generator, updates: Updates, clip: float) 
     return others
 
 
-def _plain(rows_KD: np.ndarray) -> Updates:
+def _updates_of(rows_KD: np.ndarray) -> Updates:
     num = len(rows_KD)
     counts_K = np.full(num, 50)
     return Updates(

@@ -39,15 +39,15 @@ NUM_FEATURES = 3
 def check_callback(callback: Callback | Callable[[], Callback]) -> None:
     """Check that a callback observes a run, and neither changes nor endangers it.
 
-    The check runs six rounds of a small federation, of which every second has an evaluation, without a terminal. It
-    resumes after each round. It ends early, without any round, and with undefined metrics. It calls ``close`` twice.
-    The model must be bit-identical with and without the callback.
+    The check runs six rounds of a small federation without a terminal, and evaluates every second round. It resumes
+    after each round. It also ends a run early, runs without a round, and runs with undefined metrics. It calls
+    ``close`` twice. The model must be bit-identical with and without the callback.
 
     Args:
         callback: a function or class that creates the callback, or a new callback, which is copied.
 
     Raises:
-        AssertionError: the callback breaks a guarantee, which the message names.
+        AssertionError: a guarantee does not hold; the message names it.
     """
     create = callback if callable(callback) else partial(_copy, callback)
     assert isinstance(create(), Callback), "a callback must be a subclass of fedlearn.callbacks.Callback"
@@ -172,7 +172,7 @@ def _end(callback: Callback, run: RunInfo, rounds: Sequence[Round], status: str,
 
 
 def _call(callback: Callback, method: str, where: str, *arguments: Any) -> str | None:
-    """Call a method as a run does, and check that it changes neither its argument nor the process."""
+    """Call a method as in a run, and check that it changes neither its argument nor the process."""
     guarded = [_guard(argument) for argument in arguments]
     before, process = _fingerprint(guarded), _process_state()
     try:
@@ -209,7 +209,7 @@ def _fingerprint(value: Any) -> Any:
 
 
 def _process_state() -> dict[str, Any]:
-    """Return the state of the process that a callback must leave alone, by its name in messages."""
+    """Return the parts of the process state that a callback must not change, by name."""
     state: dict[str, Any] = {
         "the random state of Python": random.getstate(),
         "the global random state of NumPy": _fingerprint(np.random.get_state()),  # noqa: NPY002

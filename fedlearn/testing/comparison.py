@@ -13,18 +13,18 @@ def is_close(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def installed_array_libraries() -> list[Any]:
-    """Return the conversions from NumPy into torch and JAX arrays, for each library that is installed."""
-    found: list[Any] = []
+    """Return the functions that convert NumPy arrays to torch and JAX, for installed libraries."""
+    conversions: list[Any] = []
     try:
         import torch
 
-        found.append(torch.from_numpy)
+        conversions.append(torch.from_numpy)
     except ImportError:
         pass
     try:
         import jax.numpy as jnp
 
-        found.append(jnp.asarray)
+        conversions.append(jnp.asarray)
     except ImportError:
         pass
-    return found
+    return conversions

@@ -2,8 +2,8 @@
 
 Shapes: N examples of a batch, D parameters.
 
-One step on a full batch, without noise, shows the sum of clipped gradients. Steps on each example alone show its
-contribution. Examples that do not mix have contributions that add up to the sum of the batch.
+One step on a full batch without noise gives the sum of clipped gradients. A step on one example gives its
+contribution. If examples do not mix, the contributions add up to the sum of the batch.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fedlearn.errors import SettingError
 from fedlearn.loop.protocols import Trainer
 
 BATCH_SIZE = 6
-CLIENT = 1_000_000  # an id that no data set has, so that a trainer uses the examples that it receives
-TOLERANCE = 0.02  # of the clip norm or of the largest gradient: far above rounding, far below a mixed gradient
+CLIENT = 1_000_000  # an id that no data set has, so the trainer uses the given examples
+TOLERANCE = 0.02  # relative to the clip norm or the largest gradient: far above rounding, far below mixed gradients
 
 
 def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None:
     """Check a trainer that states ``supports_dp_sgd``.
 
-    It checks that no example contributes more than the clip norm, that the contributions of a batch add up, and that
-    plain training has gradients that add up, too. A model with random layers (dropout) or random inputs (augmentation)
-    is checked by replacing examples, with equal random numbers.
+    No example may contribute more than the clip norm. The contributions of a batch must add up, and so must the
+    gradients of plain training. For a model with random layers (dropout) or inputs (augmentation), the check replaces
+    examples at equal random numbers.
 
     Raises:
-        AssertionError: names the guarantee that does not hold.
+        AssertionError: a guarantee does not hold; the message names it.
     """
     params_D, batch = trainer.init(1), _batch(clients)
     if trainer.layout.buffers:
@@ -51,7 +51,7 @@ def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None
         )
     else:
         _check_differences(trainer, params_D, batch, None, 1.0, scale)
-    clip = 0.1 * float(np.median(norm_N[norm_N > 0])) if norm_N.any() else 1.0  # so that all gradients are clipped
+    clip = 0.1 * float(np.median(norm_N[norm_N > 0])) if norm_N.any() else 1.0  # small, so all gradients are clipped
     _check_clipped(trainer, params_D, batch, clip, is_random=is_random)
 
 
@@ -82,7 +82,7 @@ def _check_clipped(trainer: Trainer, params_D: np.ndarray, batch: Examples, clip
 def _check_differences(
     trainer: Trainer, params_D: np.ndarray, batch: Examples, clip: float | None, learning_rate: float, scale: float
 ) -> None:
-    """Replacing one example changes the sum by as much, whatever another example is; random numbers stay the same."""
+    """Check that the effect of one replaced example does not depend on another example, at equal random numbers."""
     first, second = 0, len(batch) // 2
     batches = [batch, _replaced(batch, first), _replaced(batch, second), _replaced(_replaced(batch, first), second)]
     a_D, b_D, c_D, d_D = _summed(trainer, params_D, batches, clip, learning_rate)
@@ -94,7 +94,7 @@ def _check_differences(
 
 
 def _check_refusal(trainer: Trainer, params_D: np.ndarray, batch: Examples) -> None:
-    """A model with batch statistics mixes examples, so its trainer refuses DP-SGD."""
+    """Check that the trainer refuses DP-SGD for a model with batch statistics, because they mix examples."""
     try:
         _summed(trainer, params_D, [batch], 1.0, 1.0)
     except SettingError:
@@ -110,13 +110,13 @@ def _summed(
     learning_rate: float,
     client: int = CLIENT,
 ) -> np.ndarray:
-    """Return the summed gradient of each part, from one step over all of its examples; clipped, but without noise."""
+    """Return the sum of clipped gradients of each part, from one step on all its examples without noise."""
     size = len(parts[0])
     dp = None if clip is None else ExampleDP(clip=clip, noise_multiplier=0.0)
     local = LocalSettings(steps=1, batch_size=size, learning_rate=learning_rate * size, example_dp=dp)
     request = Request(round=1, seed=1, params_D=params_D, local=local)
     work = [ClientWork(client=client, examples=part) for part in parts]
-    try:  # one client at a time, because a process pool has examples of its own for each client of a block
+    try:  # one client at a time, because a process pool reads the examples of each client itself
         delta_KD = np.concatenate([as_numpy(trainer.fit(request, plain_training, [one]).delta_KD) for one in work])
     except Exception as error:
         if size > 1:
@@ -138,7 +138,7 @@ def _row(batch: Examples, n: int) -> Examples:
 
 
 def _replaced(batch: Examples, n: int) -> Examples:
-    """Return the batch with its next example in the place of one example."""
+    """Replace one example of a batch by the next example."""
     rows = np.arange(len(batch))
     rows[n] = (n + 1) % len(batch)
     return Examples(batch.x[rows], batch.y[rows])

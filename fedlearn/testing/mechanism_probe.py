@@ -1,4 +1,4 @@
-"""Run a privacy mechanism on updates that are known, and observe everything that it releases.
+"""Run a privacy mechanism on known updates, and observe its releases.
 
 Shapes: R draws of the noise, T rounds, D parameters, K clients.
 """
@@ -30,17 +30,17 @@ from fedlearn.testing.problems import LinearTrainer
 from fedlearn.trainers.base import BaseTrainer, LocalResult
 
 NUM_PARAMETERS = 128
-BATCH = 8  # examples of a client, all of them in the batch of its one step
-FAR = 1e5  # length of an update that any clip shortens
+BATCH = 8  # examples per client; one step uses all of them
+FAR = 1e5  # norm of an update that is above each clip norm
 
 
 @dataclass(frozen=True)
 class Releases:
-    """The releases of a few rounds.
+    """Releases of a mechanism in a few rounds.
 
     Attributes:
-        aggregate_TD: what the server releases in each round.
-        uploads_TKD: what each client sends in each round.
+        aggregate_TD: release of the server in each round.
+        uploads_TKD: upload of each client in each round.
         ledgers: the ledger after each round.
     """
 
@@ -50,11 +50,11 @@ class Releases:
 
 
 class KnownUpdates(BaseTrainer):
-    """A trainer whose clients send the updates that are set.
+    """Trainer with fixed updates of the clients.
 
     Args:
-        sent: update of each client; others send zero.
-        alternates: the client whose update changes its sign from round to round; None for none.
+        sent: update of each client; zero for a missing client.
+        alternates: client with an update that changes its sign in each round; None for none.
     """
 
     def __init__(self, sent: Mapping[ClientId, np.ndarray], alternates: ClientId | None = None) -> None:
@@ -63,15 +63,15 @@ class KnownUpdates(BaseTrainer):
         self.failing: frozenset[ClientId] = frozenset()  # clients that send NaN
 
     def init(self, seed: int) -> np.ndarray:
-        """Return zero, so that a release is not rounded."""
+        """Return zeros, so releases are not rounded."""
         return np.zeros(NUM_PARAMETERS, np.float32)
 
     def outputs(self, params_D: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """Return zeros."""
+        """Return zeros, ``(N, 1)``, because no check reads predictions."""
         return np.zeros((len(x), 1), np.float32)
 
     def fit_client(self, request: Request, rule: LocalRule, work: ClientWork) -> LocalResult:
-        """Return the update that is set."""
+        """Return the fixed update of the client."""
         sign = -1.0 if work.client == self.alternates and request.round % 2 == 0 else 1.0
         sent_D = sign * self.sent.get(work.client, np.zeros(NUM_PARAMETERS))
         sent_D = np.full(NUM_PARAMETERS, np.nan) if work.client in self.failing else sent_D
@@ -79,14 +79,14 @@ class KnownUpdates(BaseTrainer):
 
 
 class UploadTap(EngineWrapper):
-    """An engine that keeps what clients send."""
+    """Engine wrapper that keeps the uploads of the last round."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
         self.uploads: dict[ClientId, np.ndarray] = {}
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Any]:
-        """See `Engine.fit`."""
+        """Train a cohort as `Engine.fit` does, and keep the uploads."""
         self.uploads = {}
         for result in self.engine.fit(request, strategy, cohort):
             if isinstance(result, Updates):
@@ -96,7 +96,7 @@ class UploadTap(EngineWrapper):
 
 @dataclass(frozen=True)
 class Probe:
-    """A protected strategy with clients whose contributions are known.
+    """Protected strategy with known contributions of the clients.
 
     Args:
         strategy: the protected strategy.
@@ -114,27 +114,27 @@ class Probe:
 
     @property
     def guarantee(self) -> PrivacyGuarantee:
-        """The guarantee of the strategy."""
+        """The privacy guarantee of the strategy."""
         assert self.strategy.privacy_guarantee is not None, "protect must return a strategy with a privacy_guarantee"
         return self.strategy.privacy_guarantee
 
     @cached_property
     def _unaccounted(self) -> Strategy:
-        """The strategy without the computation of epsilon, which takes most of the time of a round."""
+        """The strategy without the computation of epsilon, for speed."""
         return replace(self.strategy, privacy_guarantee=replace(self.guarantee, epsilon_of=lambda ledger: None))
 
     @property
     def protects_examples(self) -> bool:
-        """Whether the privacy unit is an example."""
+        """True if the privacy unit is an example."""
         return self.guarantee.unit == "example"
 
     @cached_property
     def cohorts(self) -> tuple[tuple[ClientId, ...], ...]:
-        """Cohorts that the selector really draws, in which some client takes part as often as possible."""
-        if self.protects_examples:  # the model moves in the first round, and examples have other gradients then
+        """Cohorts that the selector draws; one client takes part as often as possible."""
+        if self.protects_examples:  # after one round the model differs, and so do gradients
             return ((0, 1),)
-        drawn = [self._draw_cohorts(self.seed + number) for number in range(20)]
-        return max(drawn, key=lambda cohorts: max(map(len, _rounds_by_client(cohorts).values()), default=0))
+        candidates = [self._draw_cohorts(self.seed + number) for number in range(20)]
+        return max(candidates, key=lambda cohorts: max(map(len, _rounds_by_client(cohorts).values()), default=0))
 
     def _draw_cohorts(self, seed: int) -> tuple[tuple[ClientId, ...], ...]:
         select = self.strategy.select
@@ -155,7 +155,7 @@ class Probe:
         return max(sorted(parts), key=lambda client: len(parts[client]))
 
     def failing(self, cohort: Sequence[ClientId]) -> frozenset[ClientId]:
-        """Return clients that fail, so that secure aggregation opens the smallest sum that it may."""
+        """Return clients that fail, so secure aggregation opens the smallest allowed sum."""
         if self.guarantee.threshold is None:
             return frozenset()
         return frozenset(sorted(cohort, key=lambda client: (client != self.target, client))[self.guarantee.threshold :])
@@ -170,15 +170,15 @@ class Probe:
         alternates: bool = False,
         deployed: bool = False,
     ) -> Releases:
-        """Run the rounds.
+        """Run the rounds, and return the releases.
 
         Args:
             seed: seed of the noise.
             target: update of the target, or an example of it; None sends zero.
             others: update of all other clients; None sends zero.
-            drops_out: the target does not take part.
-            alternates: the update of the target changes its sign from round to round.
-            deployed: clients are real, so noise comes from the operating system.
+            drops_out: True if the target does not take part.
+            alternates: True if the update of the target changes its sign in each round.
+            deployed: True for real clients, with noise from the operating system.
         """
         trainer, data = self._problem(target, others, self.target if alternates else None)
         inner = InProcessEngine(data, trainer, block_size=256)
@@ -189,12 +189,12 @@ class Probe:
         for cohort in self.cohorts:
             if isinstance(trainer, KnownUpdates):
                 trainer.failing = self.failing(cohort)
-            asked = tuple(sorted(client for client in cohort if not (drops_out and client == self.target)))
-            done = run_round(self._unaccounted, engine, state, asked, schedule=schedule, local=self.local)
-            aggregates.append(as_numpy(done.state.params_D).astype(np.float64) - as_numpy(state.params_D))
+            selected = tuple(sorted(client for client in cohort if not (drops_out and client == self.target)))
+            result = run_round(self._unaccounted, engine, state, selected, schedule=schedule, local=self.local)
+            aggregates.append(as_numpy(result.state.params_D).astype(np.float64) - as_numpy(state.params_D))
             uploads.append(engine.uploads)
-            ledgers.append(done.state.ledger)
-            state = done.state
+            ledgers.append(result.state.ledger)
+            state = result.state
         return Releases(np.array(aggregates), uploads, ledgers)
 
     def _problem(
@@ -222,21 +222,21 @@ class Probe:
 
     @cached_property
     def noises_uploads(self) -> bool:
-        """Whether an observer sees single uploads, because the client adds the noise and no sum hides it."""
+        """True if clients add the noise and an observer can read single uploads."""
         if self.guarantee.threshold is not None:
             return False
         first, second = (self.run(self.seed + number).uploads_TKD[0][self.target] for number in (1, 2))
         return not np.array_equal(first, second)
 
     def observed(self, releases: Releases) -> np.ndarray:
-        """Return what an observer sees of the target, ``(T, D)``."""
+        """Return the releases that an observer can read about the target, ``(T, D)``."""
         if not self.noises_uploads:
             return releases.aggregate_TD
         absent = np.zeros(NUM_PARAMETERS)
         return np.array([uploads.get(self.target, absent) for uploads in releases.uploads_TKD], np.float64)
 
     def extreme_contributions(self) -> list[Any]:
-        """Return contributions of the target that a clip must bound, in several directions and lengths."""
+        """Return large contributions of the target, in several directions and lengths."""
         ones, first = np.ones(NUM_PARAMETERS), np.eye(NUM_PARAMETERS)[0]
         drawn = generator(self.seed, Purpose.CANARIES).standard_normal(NUM_PARAMETERS)
         if self.protects_examples:
@@ -246,9 +246,9 @@ class Probe:
         return [length * v for v in unit for length in (FAR, FAR**0.5)]
 
     def movements(self) -> list[np.ndarray]:
-        """Return changes of the observed releases, ``(T, D)`` each, between neighboring data sets at equal noise."""
+        """Return differences of the observed releases of neighboring data sets at equal noise, ``(T, D)`` each."""
         seed = self.seed + 1
-        zero, found = self.observed(self.run(seed)), []
+        zero, differences = self.observed(self.run(seed)), []
         extremes = [(extreme, False) for extreme in self.extreme_contributions()]
         if len(self.cohorts) > 1:
             extremes.append((self.extreme_contributions()[0], True))
@@ -258,33 +258,33 @@ class Probe:
             if self.guarantee.neighbors is Neighbors.REPLACE:
                 opposite = Examples(extreme.x, -extreme.y) if isinstance(extreme, Examples) else -extreme
                 other = self.observed(self.run(seed, target=opposite, alternates=alternates))
-            found.append(here - other)
+            differences.append(here - other)
         can_leave = not self.noises_uploads and not self.protects_examples and self.guarantee.threshold is None
         if can_leave and self.guarantee.neighbors is Neighbors.ADD_OR_REMOVE and min(map(len, self.cohorts)) > 1:
             others = FAR * np.ones(NUM_PARAMETERS)
             present = self.run(seed, target=-others, others=others)
-            found.append(self.observed(self.run(seed, others=others, drops_out=True)) - self.observed(present))
-        return found
+            differences.append(self.observed(self.run(seed, others=others, drops_out=True)) - self.observed(present))
+        return differences
 
     def noise(self, num_draws: int) -> tuple[np.ndarray, list[Ledger]]:
-        """Return noise of the observed releases, ``(R, T, D)``, and the ledgers of the rounds."""
+        """Return the noise of the observed releases, ``(R, T, D)``, and the ledgers of the rounds."""
         runs = [self.run(self.seed + 1 + number) for number in range(num_draws)]
-        seen_RTD = np.array([self.observed(run) for run in runs])
-        return seen_RTD - seen_RTD.mean(axis=0), runs[0].ledgers
+        observed_RTD = np.array([self.observed(run) for run in runs])
+        return observed_RTD - observed_RTD.mean(axis=0), runs[0].ledgers
 
     def booked(self, ledger: Ledger) -> EventHistory:
-        """Return the events that a ledger holds for the target."""
+        """Return the events in a ledger that concern the target."""
         return ledger.federation + ledger.client_history(self.target)
 
 
 def unmoved_server(strategy: Strategy) -> Strategy:
-    """Return the strategy whose server step is the aggregate itself; a server optimizer sees only what is released."""
+    """Return the strategy without a server optimizer, because it only processes releases."""
     return replace(strategy, server=sgd())
 
 
 def _rounds_by_client(cohorts: Sequence[Sequence[ClientId]]) -> dict[ClientId, list[int]]:
-    found: dict[ClientId, list[int]] = {}
+    rounds: dict[ClientId, list[int]] = {}
     for t, cohort in enumerate(cohorts):
         for client in cohort:
-            found.setdefault(client, []).append(t)
-    return found
+            rounds.setdefault(client, []).append(t)
+    return rounds

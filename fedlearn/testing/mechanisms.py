@@ -24,7 +24,7 @@ from fedlearn.privacy.accounting import epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.testing.mechanism_probe import BATCH, Probe, unmoved_server
 
-SIGMAS = 5.0  # deviations of a statistic beyond which a check fails
+SIGMAS = 5.0  # a check fails beyond this number of standard deviations
 MIN_P_VALUE = 1e-9
 SLACK = 1.01  # for rounding to a grid of numbers
 DELTAS = (0.3, 0.1, 0.03, 0.01)
@@ -40,40 +40,40 @@ def check_mechanism(
     num_draws: int = 128,
     seed: int = 0,
 ) -> None:
-    """Check that a mechanism adds the noise, bounds the contributions and draws the samples that it books.
+    """Check that noise, contributions and sampling of a mechanism agree with the events that it books.
 
     It applies the mechanism to a strategy, sends known updates through the real training loop, and checks:
 
     - the header has all fields, and the guarantee is plain JSON;
-    - equal seeds give equal noise in a simulation, and no seed gives the noise of a deployment;
+    - equal seeds give equal noise in a simulation, but the noise of a deployment does not follow from a seed;
     - every coordinate gets noise; noise of coordinates, rounds and clients is independent as far as the event assumes;
-    - one client (or example) with any contribution moves the releases no further than the events allow at this noise.
-      Gaussian and Laplace events are compared by scale and by shape. Other events are compared by an attack that
-      separates two neighboring data sets by one number;
+    - one client (or example) with any contribution moves the releases no further than the events allow at this noise;
+    - for Gaussian and Laplace events, scale and shape of the noise are compared. For other events, an attack tries to
+      separate two neighboring data sets by one number;
     - cohorts have the sampling rate and the variation that the events state;
     - each round that releases something is charged, a lost response is charged, and epsilon never falls;
     - the ledger survives JSON.
 
-    Tests are at 5 standard deviations with fixed seeds, so a result does not change from run to run. A wrong scale
-    of the noise is found from about 5 % on for Gaussian and Laplace events; other events need a factor of about 2.
+    Tests allow 5 standard deviations. Seeds are fixed, so the result is reproducible. The check finds a wrong noise
+    scale of about 5 % for Gaussian and Laplace events, and of a factor of about 2 for other events.
 
-    It cannot prove a guarantee: it sees a few contributions, one model size, and marginal laws of cohorts. It does not
-    see the noise of the operating system itself, side channels, or values that the mechanism withholds from the loop.
+    The check cannot prove a guarantee. It tries a few contributions, one model size, and marginal laws of cohorts. It
+    does not cover the random numbers of the operating system, side channels, or values outside the training loop.
 
     Args:
         mechanism: the mechanism, as its builder returns it.
         strategy: strategy to protect; None takes the equally weighted mean of cohorts of half of the clients.
         num_clients: number of clients.
-        rounds: rounds to observe.
+        rounds: number of rounds to observe.
         num_draws: number of draws of the noise; 128 parameters are observed in each.
         seed: seed of the check.
 
     Raises:
-        AssertionError: names the guarantee that does not hold.
+        AssertionError: a guarantee does not hold; the message names it.
     """
     strategy = unmoved_server(strategy or Strategy(select=uniform(num_clients // 2), aggregate=mean(weighting="equal")))
     local = LocalSettings(steps=1, batch_size=BATCH, learning_rate=1.0)
-    probe = _protected(mechanism, strategy, local, num_clients=num_clients, rounds=rounds, seed=seed)
+    probe = _protect(mechanism, strategy, local, num_clients=num_clients, rounds=rounds, seed=seed)
     _check_header(mechanism, probe.guarantee)
     if probe.guarantee.epsilon_of(probe.run(seed).ledgers[-1]) is None:
         _check_bounded(probe)
@@ -91,7 +91,7 @@ def check_mechanism(
         _check_cohorts(probe, ledgers[0].federation)
 
 
-def _protected(
+def _protect(
     mechanism: Mechanism, strategy: Strategy, local: LocalSettings, *, num_clients: int, rounds: int, seed: int
 ) -> Probe:
     mechanism.validate(strategy, local)
@@ -134,7 +134,7 @@ def _check_randomness(probe: Probe) -> None:
 
 
 def _check_coordinates(noise_RTD: np.ndarray, movements: Sequence[np.ndarray]) -> None:
-    """Each coordinate that a client can move gets noise, and coordinates are independent."""
+    """Check that all coordinates that a client can move get independent noise."""
     num_draws = len(noise_RTD)
     moved_D = np.max([np.abs(moved_TD[0]) for moved_TD in movements], axis=0) > 0
     variance_D, overall = noise_RTD[:, 0].var(axis=0), float(noise_RTD[:, 0].var())
@@ -142,12 +142,12 @@ def _check_coordinates(noise_RTD: np.ndarray, movements: Sequence[np.ndarray]) -
     assert overall > 0, "the releases carry no noise"
     assert least > overall * max(0.1, 1 - 6 * sqrt(2 / num_draws)), "every coordinate must get noise of the same scale"
     largest = float(np.linalg.norm(noise_RTD[:, 0], ord=2)) ** 2 / num_draws
-    edge = (1 + sqrt(noise_RTD.shape[2] / num_draws)) ** 2  # of independent noise: Marchenko and Pastur
+    edge = (1 + sqrt(noise_RTD.shape[2] / num_draws)) ** 2  # limit for independent noise (Marchenko and Pastur)
     assert largest < 2 * edge * overall, "the noise of different coordinates must be independent"
 
 
 def _check_events(booked: EventHistory, noise_RTD: np.ndarray, movements: Sequence[np.ndarray]) -> None:
-    """The releases so far cost no more than the events that are booked for them."""
+    """Check that the releases cost at most the booked events."""
     moved = max(float(np.linalg.norm(moved_TD)) for moved_TD in movements)
     assert booked or moved == 0, "a round that released something must be charged"
     kinds = {type(event) for event, _ in booked}
@@ -160,20 +160,25 @@ def _check_events(booked: EventHistory, noise_RTD: np.ndarray, movements: Sequen
 
 
 def _check_gaussian(booked: EventHistory, noise_RTD: np.ndarray, movements: Sequence[np.ndarray]) -> None:
-    """All rounds together are one Gaussian release; compare the distance of two data sets in units of its noise."""
+    """Compare the distance of two data sets, in units of the noise, with the booked events.
+
+    All rounds together are one Gaussian release.
+    """
     _check_shape("norm", noise_RTD[:, 0], "Gaussian")
     rows = noise_RTD.transpose(0, 2, 1).reshape(-1, noise_RTD.shape[1])
     covariance_TT = rows.T @ rows / len(rows)
     inverse_TT = np.linalg.pinv(covariance_TT, rcond=1e-6, hermitian=True)
-    seen_TT = covariance_TT @ inverse_TT
+    projection_TT = covariance_TT @ inverse_TT
     for moved_TD in movements:
-        hidden = np.allclose(seen_TT @ moved_TD, moved_TD, atol=1e-3 * np.abs(moved_TD).max(initial=1e-9))
-        assert hidden, "noise of different rounds must be independent: a difference of rounds carries none"
+        hidden = np.allclose(projection_TT @ moved_TD, moved_TD, atol=1e-3 * np.abs(moved_TD).max(initial=1e-9))
+        assert hidden, "noise of different rounds must be independent, but a difference of rounds has no noise"
     apart = max(sqrt(float(np.sum(moved_TD * (inverse_TT @ moved_TD)))) for moved_TD in movements)
     allowed = sqrt(sum(count / event.noise_multiplier**2 for event, count in booked if isinstance(event, Event)))
     tolerance = SLACK * (1 + SIGMAS * sqrt(noise_RTD.shape[1] / (2 * len(rows))))
-    says = f"booked noise multiplier {1 / allowed:.4g}, measured {1 / max(apart, 1e-12):.4g}"
-    assert apart <= allowed * tolerance, f"one record must move the releases no further than the event allows: {says}"
+    numbers = f"booked noise multiplier {1 / allowed:.4g}, measured {1 / max(apart, 1e-12):.4g}"
+    assert apart <= allowed * tolerance, (
+        f"one record must move the releases no further than the event allows: {numbers}"
+    )
 
 
 def _check_laplace(booked: EventHistory, noise_RTD: np.ndarray, movements: Sequence[np.ndarray]) -> None:
@@ -185,9 +190,11 @@ def _check_laplace(booked: EventHistory, noise_RTD: np.ndarray, movements: Seque
     scale_T = np.abs(noise_RTD).mean(axis=(0, 2))  # the mean of |x| is the scale
     apart = max(float(np.sum(np.abs(moved_TD).sum(axis=1) / scale_T)) for moved_TD in movements)
     allowed = sum(count / event.noise_multiplier for event, count in booked if isinstance(event, LaplaceEvent))
-    says = f"booked epsilon {allowed:.4g} without sampling, measured {apart:.4g}"
+    numbers = f"booked epsilon {allowed:.4g} without sampling, measured {apart:.4g}"
     tolerance = SLACK * (1 + SIGMAS / sqrt(count))
-    assert apart <= allowed * tolerance, f"one record must move the releases no further than the event allows: {says}"
+    assert apart <= allowed * tolerance, (
+        f"one record must move the releases no further than the event allows: {numbers}"
+    )
 
 
 def _check_shape(law: str, noise_RD: np.ndarray, name: str) -> None:
@@ -205,7 +212,7 @@ def _check_by_attack(booked: EventHistory, noise_RD: np.ndarray, movements: Sequ
     sample, margin = np.sort(noise_RD.ravel()), sqrt(log(2 / MIN_P_VALUE) / (2 * noise_RD.size))
     shifts = [float(np.abs(moved_D).max()) for moved_D in movements]
     shifts += [float(np.linalg.norm(moved_D)) for moved_D in movements if np.count_nonzero(moved_D) > 1]
-    shift = max(shifts)  # along a direction, the noise is at most as wide as in one coordinate
+    shift = max(shifts)  # the noise along a direction is at most as wide as in one coordinate
     thresholds = np.quantile(sample, np.linspace(0.001, 0.999, 400)) + shift / 2
     without = 1 - np.searchsorted(sample, thresholds) / len(sample)
     with_it = 1 - np.searchsorted(sample, thresholds - shift) / len(sample)
@@ -214,8 +221,8 @@ def _check_by_attack(booked: EventHistory, noise_RD: np.ndarray, movements: Sequ
         if epsilon > 20:
             continue
         excess = float(np.max(with_it - margin - exp(epsilon) * (without + margin)))
-        says = f"epsilon {epsilon:.3g} at delta {delta:g} is booked, but an attack finds a delta of {excess:.3g}"
-        assert excess <= delta, f"one record must move the releases no further than the event allows: {says}"
+        numbers = f"epsilon {epsilon:.3g} at delta {delta:g} is booked, but an attack finds a delta of {excess:.3g}"
+        assert excess <= delta, f"one record must move the releases no further than the event allows: {numbers}"
 
 
 def _without_sampling(event: AnyEvent) -> AnyEvent:
@@ -239,7 +246,7 @@ def _check_charges(probe: Probe, ledgers: Sequence[Ledger]) -> None:
     lost = Release(round=1, clients=(), dropouts=(probe.target,))
     charged = guarantee.epsilon_of(guarantee.charge(guarantee.initial_ledger, lost))
     assert charged is not None
-    assert charged.value > 0, "a client whose response was lost must be charged: it may have been read"
+    assert charged.value > 0, "a client with a lost response must be charged, because the response may have been read"
 
 
 def _compact(ledger: Ledger) -> Ledger:
@@ -247,7 +254,7 @@ def _compact(ledger: Ledger) -> Ledger:
 
 
 def _check_cohorts(probe: Probe, booked: EventHistory) -> None:
-    """The cohorts have the rate and the variation of the sampling law that amplifies."""
+    """Check that cohorts have the rate and the variation of the booked sampling law."""
     sampled = [e for e, _ in booked if isinstance(e, Event | LaplaceEvent) and e.rate < 1]
     if not sampled:
         return
@@ -272,9 +279,9 @@ def _check_cohorts(probe: Probe, booked: EventHistory) -> None:
 
 
 def _check_batches(mechanism: Mechanism, strategy: Strategy, num_clients: int, seed: int) -> None:
-    """A client pays for all its steps, at the rate at which its batches are drawn."""
+    """Check that all steps of a client are booked, with the sampling rate of its batches."""
     local = LocalSettings(epochs=2, batch_size=BATCH // 4, learning_rate=0.0)
-    probe = _protected(mechanism, strategy, local, num_clients=num_clients, rounds=1, seed=seed)
+    probe = _protect(mechanism, strategy, local, num_clients=num_clients, rounds=1, seed=seed)
     booked = probe.booked(probe.run(seed).ledgers[0])
     rate, steps = local.batch_size / BATCH, int(local.num_steps(BATCH))
     total = sum(count for _, count in booked)

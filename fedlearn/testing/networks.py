@@ -1,4 +1,4 @@
-"""A network in NumPy that supports every local rule, for problems of the conformance kit.
+"""Network in NumPy that supports all local rules, for problems of the conformance kit.
 
 Shapes: D parameters, N examples, F features, H hidden units, C classes.
 """
@@ -20,15 +20,15 @@ RowLoss = Callable[[np.ndarray], np.ndarray]  # one number per row
 
 
 class HiddenLayerTrainer(BaseTrainer):
-    """Classify with one hidden layer. Its loss follows the rule: adjusted logits and penalties on features.
+    """Classify with one hidden layer, with adjusted logits and feature penalties in the loss.
 
-    Derivatives of the loss by outputs and features are central differences, because a rule gives no gradients.
+    Derivatives by outputs and features are central differences, because a rule gives no gradients.
 
     Args:
         num_features: number of features of an example.
         num_classes: number of classes.
         num_hidden: number of hidden units, which are the features of `LocalRule.feature_penalty`.
-        shifts: names of further parameters, each added to the hidden layer.
+        shifts: names of additional parameters; each is added to the hidden layer.
     """
 
     def __init__(self, num_features: int, num_classes: int, *, num_hidden: int = 4, shifts: Sequence[str] = ()) -> None:

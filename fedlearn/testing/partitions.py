@@ -1,4 +1,4 @@
-"""Check a partition: rows of clients, from labels.
+"""Check the rows of clients that a partition returns.
 
 Shapes: N examples.
 """
@@ -19,11 +19,11 @@ NUM_NATURAL_CLIENTS = 7
 
 
 def check_partition(partition: Partition | str, *, rows: Rows | None = None, seed: int = 1) -> None:
-    """Check that a partition divides rows among clients as scenarios expect it.
+    """Check that a partition divides rows among clients as scenarios require.
 
     Args:
-        partition: your partition, or the name of a kind.
-        rows: labels, natural clients and order to divide; None takes 600 rows of ten classes.
+        partition: partition, or the name of a kind.
+        rows: labels, natural clients and order; None takes 600 rows of ten classes.
         seed: seed of the partition.
 
     Raises:
@@ -34,11 +34,11 @@ def check_partition(partition: Partition | str, *, rows: Rows | None = None, see
     """
     partition, rows = as_partition(partition), rows or example_rows()
     before = [None if array is None else array.copy() for array in _arrays(rows)]
-    random_state = _global_numbers()
+    random_state = _global_state()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         first = list(partition.client_rows(rows, seed))
-    assert np.array_equal(random_state, _global_numbers()), "it must not draw from NumPy's global generator"
+    assert np.array_equal(random_state, _global_state()), "it must not draw from NumPy's global generator"
     for array, copy in zip(_arrays(rows), before, strict=True):
         unchanged = array is None or copy is None or np.array_equal(array, copy)
         assert unchanged, "it must not change its inputs"
@@ -50,14 +50,14 @@ def check_partition(partition: Partition | str, *, rows: Rows | None = None, see
 
 
 def example_rows() -> Rows:
-    """Return 600 rows of ten classes of uneven size, with seven natural clients and an order."""
+    """Return 600 rows of ten classes of different sizes, with seven natural clients and an order."""
     rng = np.random.default_rng(7)
     labels_N = np.concatenate([np.arange(10).repeat(20), rng.integers(0, 10, NUM_EXAMPLES - 200)])
     natural_N = rng.permutation(np.arange(NUM_EXAMPLES) % NUM_NATURAL_CLIENTS)
     return Rows(labels_N=labels_N, natural_N=natural_N, order_N=rng.standard_normal(NUM_EXAMPLES))
 
 
-def _global_numbers() -> np.ndarray:
+def _global_state() -> np.ndarray:
     state: Any = np.random.get_state()  # noqa: NPY002
     return np.array(state[1])
 
@@ -67,8 +67,8 @@ def _arrays(rows: Rows) -> tuple[np.ndarray | None, ...]:
 
 
 def _check_rows(partition: Partition, rows_K: list[np.ndarray], num_examples: int, *, is_warned: bool) -> None:
-    wanted = partition.num_clients
-    assert wanted in (None, len(rows_K)), f"it must return rows of {wanted} clients, not of {len(rows_K)}"
+    num_clients = partition.num_clients
+    assert num_clients in (None, len(rows_K)), f"it must return rows of {num_clients} clients, not of {len(rows_K)}"
     for client, rows_k in enumerate(rows_K):
         kind = isinstance(rows_k, np.ndarray) and rows_k.ndim == 1 and rows_k.dtype.kind in "iu"
         assert kind, f"client {client} needs an array of row numbers (N,) of an integer dtype"
@@ -82,7 +82,7 @@ def _check_rows(partition: Partition, rows_K: list[np.ndarray], num_examples: in
 
 
 def _check_reproducible(partition: Partition, first: list[np.ndarray], rows: Rows, seed: int) -> None:
-    """Compare with the rows after other draws from the global generators."""
+    """Compare with a second call after draws from the global generators."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         np.random.random()  # noqa: NPY002
@@ -98,7 +98,7 @@ def _check_reproducible(partition: Partition, first: list[np.ndarray], rows: Row
 
 
 def _check_real_targets(partition: Partition, rows: Rows, seed: int) -> None:
-    """Divide real targets, or be refused with a `SettingError`."""
+    """Check that real targets are divided, or refused with a `SettingError`."""
     targets_N = rows.labels_N + 0.5
     try:
         with warnings.catch_warnings():

@@ -24,7 +24,7 @@ from fedlearn.trainers.base import BaseTrainer
 
 
 class LinearTrainer(BaseTrainer):
-    """Train linear regression in NumPy: the smallest trainer, and a reference for others.
+    """Train linear regression in NumPy. It is the smallest trainer, and a reference for others.
 
     Args:
         num_features: number of features of an example.
@@ -54,7 +54,7 @@ class LinearTrainer(BaseTrainer):
 def linear_problem(
     *, num_clients: int = 6, num_features: int = 3, seed: int = 0, max_examples: int | None = None
 ) -> FederatedData:
-    """Return a small regression problem: clients of uneven size that disagree about the weights."""
+    """Return a small regression problem: clients have different sizes and different weights."""
     rng = np.random.default_rng(seed)
     held = {}
     for client in range(num_clients):
@@ -68,7 +68,7 @@ def linear_problem(
 
 
 def class_problem(*, num_clients: int = 6, num_features: int = 3, num_classes: int = 3, seed: int = 0) -> FederatedData:
-    """Return a small classification problem: clients of uneven size and class balance."""
+    """Return a small classification problem: clients have different sizes and class balances."""
     rng = np.random.default_rng(seed)
     held = {}
     for client in range(num_clients):
@@ -87,8 +87,8 @@ def class_problem(*, num_clients: int = 6, num_features: int = 3, num_classes: i
 def problem_for(strategy: Strategy) -> tuple[FederatedData, Trainer]:
     """Return data and a trainer that meet the stated needs of a strategy.
 
-    The needs are those of its parts: the size of a cohort or buffer, classes, features of a hidden layer, names of
-    personal parameters, and root examples.
+    A strategy may need a number of clients (cohort or buffer), classes, features of a hidden layer, names of personal
+    parameters, or root examples.
     """
     rule, num_clients = strategy.local, num_clients_for(strategy)
     linear = LinearTrainer(3)

@@ -1,4 +1,4 @@
-"""Check a scenario: data of all clients, and a trainer that accepts them.
+"""Check the data and the trainer of a scenario.
 
 Shapes: N examples, C outputs.
 """
@@ -37,7 +37,7 @@ def check_scenario(build: Callable[[], Scenario]) -> None:
     assert isinstance(scenario, Scenario), f"it must build a Scenario, not a {type(scenario).__name__}"
     data = scenario.data
     _check_clients(data)
-    clients = _some(data.clients)
+    clients = _sample(data.clients)
     parts = [data.train(client) for client in clients], [data.test(client) for client in clients]
     pooled = [data.pooled_test()] if data.pooled_test is not None else []
     for part in (*parts[0], *parts[1], *pooled):
@@ -52,7 +52,7 @@ def check_scenario(build: Callable[[], Scenario]) -> None:
     assert equal, "two builds must have equal initial parameters"
 
 
-def _some(clients: Sequence[ClientId]) -> list[ClientId]:
+def _sample(clients: Sequence[ClientId]) -> list[ClientId]:
     positions = np.unique(np.linspace(0, len(clients) - 1, MAX_CLIENTS).round().astype(int))
     return [clients[k] for k in positions]
 
@@ -60,10 +60,10 @@ def _some(clients: Sequence[ClientId]) -> list[ClientId]:
 def _check_clients(data: FederatedData) -> None:
     assert len(data.clients) > 0, "it needs one client or more"
     assert len(set(data.clients)) == len(data.clients), "client numbers must be unique"
-    strangers = set(data.names) - set(data.clients)
-    assert not strangers, f"names has clients {sorted(strangers)}, which do not exist"
+    unknown = set(data.names) - set(data.clients)
+    assert not unknown, f"names has clients {sorted(unknown)}, which do not exist"
     assert len(set(data.names.values())) == len(data.names), "names of clients must be unique"
-    for client in _some(data.clients) if data.num_train is not None else []:
+    for client in _sample(data.clients) if data.num_train is not None else []:
         stated, found = data.num_train.get(client), len(data.train(client))  # type: ignore[union-attr]
         assert stated == found, f"num_train of client {client} is {stated}, but it has {found} examples"
 
@@ -86,7 +86,7 @@ def _check_examples(part: Examples, data: FederatedData, *, like: Examples) -> N
 
 
 def _check_disjoint(train: Sequence[Examples], test: Sequence[Examples]) -> None:
-    """Find held-out examples that are training examples of the same client, beyond duplicates in the data."""
+    """Check that held-out examples are no training examples of the client, except for duplicates."""
     num_test = num_shared = num_train = num_repeated = 0
     for train_k, test_k in zip(train, test, strict=True):
         rows, held_out = _rows(train_k), _rows(test_k)
@@ -107,7 +107,9 @@ def _check_memory(parts: Sequence[Examples]) -> None:
     by_address = sorted(arrays, key=lambda array: byte_bounds(array)[0])
     for low, high in pairwise(by_address):
         apart = byte_bounds(low)[1] <= byte_bounds(high)[0] or not np.shares_memory(low, high)
-        assert apart, "examples of two clients, or of train and test, share memory: a change of one changes the other"
+        assert apart, (
+            "examples of two clients, or of train and test, share memory, so a change of one changes the other"
+        )
 
 
 def _check_trainer(trainer: Trainer, data: FederatedData, train: Sequence[Examples], test: Sequence[Examples]) -> None:
@@ -126,5 +128,5 @@ def _check_trainer(trainer: Trainer, data: FederatedData, train: Sequence[Exampl
     assert fits, f"the model must have {num_outputs} outputs for task {data.task}, not shape {outputs.shape}"
 
 
-def _equal(one: Examples, other: Examples) -> bool:
-    return np.array_equal(one.x, other.x) and np.array_equal(one.y, other.y)
+def _equal(first: Examples, second: Examples) -> bool:
+    return np.array_equal(first.x, second.x) and np.array_equal(first.y, second.y)

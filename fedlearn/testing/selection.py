@@ -1,4 +1,4 @@
-"""Check a selector: cohorts, random numbers, and the sampling law that a privacy ledger relies on.
+"""Check the cohorts, the random numbers and the sampling law of a selector.
 
 Shapes: N clients.
 """
@@ -16,7 +16,7 @@ MAX_DEVIATION = 6.0  # in standard deviations: a correct selector fails once in 
 
 
 def check_selection(selector: Selector, *, num_clients: int) -> None:
-    """Check that a selector draws cohorts from its generator only, and by the law that it states.
+    """Check that a selector draws from its generator only, and follows its stated law.
 
     Raises:
         AssertionError: a guarantee does not hold; the message names it.

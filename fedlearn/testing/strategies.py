@@ -1,4 +1,4 @@
-"""Check a strategy against the guarantees that engines, checkpoints and privacy mechanisms rely on.
+"""Check the guarantees of a strategy on which engines, checkpoints and privacy mechanisms rely.
 
 Shapes: K clients in a block, D parameters.
 """
@@ -28,10 +28,11 @@ from fedlearn.testing.selection import check_selection
 
 
 def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, trainer: Trainer | None = None) -> None:
-    """Check that a strategy keeps the guarantees that all engines and privacy mechanisms rely on.
+    """Check the guarantees of a strategy on which engines and privacy mechanisms rely.
 
-    It checks the aggregator, the selector and the local rule alone, and then runs a few rounds. The run must be finite
-    and reproducible, independent of the block size, equal to a resumed run bit for bit, and without changes in place.
+    The check tests the aggregator, the selector and the local rule alone, and then runs a few rounds. The run must be
+    finite and reproducible. It must not depend on the block size, and a resumed run must be equal bit for bit. No array
+    may change in place.
 
     Args:
         strategy: the strategy to check.
@@ -47,7 +48,7 @@ def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, tra
     check_aggregation(strategy)
     check_selection(strategy.select, num_clients=num_clients_for(strategy))
     _check_local_rule(strategy.local)
-    whole, memories = _run(strategy, serial(data, trainer), trainer, rounds=4)
+    whole, client_states = _run(strategy, serial(data, trainer), trainer, rounds=4)
     again, _ = _run(strategy, serial(data, trainer), trainer, rounds=4)
     in_blocks, _ = _run(strategy, vector(data, trainer, block_size=4), trainer, rounds=4)
     assert np.isfinite(whole["params"]).all(), "the model must stay finite"
@@ -56,16 +57,14 @@ def check_strategy(strategy: Strategy, *, data: FederatedData | None = None, tra
     tolerance = 0 if trainer.framework != "jax" else 1e-5
     same = is_close(whole["params"], in_blocks["params"], tolerance)
     assert same, "the result must not depend on the engine's blocks"
-    resumed, resumed_memories = _run_with_a_stop(strategy, data, trainer)
+    resumed, resumed_client_states = _run_with_a_stop(strategy, data, trainer)
     _check_resumed("model", {"params": whole["params"]}, {"params": resumed["params"]})
-    _check_resumed("client states", memories, resumed_memories)
+    _check_resumed("client states", client_states, resumed_client_states)
 
 
 def _check_resumed(kind: str, whole: Mapping[str, np.ndarray], resumed: Mapping[str, np.ndarray]) -> None:
     same = whole.keys() == resumed.keys() and all(np.array_equal(whole[n], resumed[n], equal_nan=True) for n in whole)
-    assert same, (
-        f"a resumed run must end as an uninterrupted one: a difference in the {kind} means that a state is not saved"
-    )
+    assert same, f"a resumed run must equal an uninterrupted run, but the {kind} differ: a state is not saved"
 
 
 def _run(
@@ -73,8 +72,8 @@ def _run(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return all arrays of the server and of the clients after some rounds."""
     state = _last_state(strategy, engine, trainer, rounds=rounds, state=state)
-    memories = {f"{k}/{name}": v for k, one in engine.client_states.items() for name, v in one.items()}
-    return _arrays(state), {name: np.array(as_numpy(value)) for name, value in memories.items()}
+    values = {f"{k}/{name}": v for k, client_state in engine.client_states.items() for name, v in client_state.items()}
+    return _arrays(state), {name: np.array(as_numpy(value)) for name, value in values.items()}
 
 
 def _last_state(
@@ -102,7 +101,7 @@ def _arrays(state: ServerState) -> dict[str, np.ndarray]:
 def _run_with_a_stop(
     strategy: Strategy, data: FederatedData, trainer: Trainer
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Run two rounds, save a checkpoint, and run two more from the checkpoint with a new engine."""
+    """Run two rounds, save a checkpoint, and run two rounds more from it with a new engine."""
     with TemporaryDirectory() as folder:
         first = serial(data, trainer)
         half = _last_state(strategy, first, trainer, rounds=2)
@@ -121,8 +120,8 @@ def _check_local_rule(rule: LocalRule) -> None:
     expected = rule.correct(grad, w, w_global, **named)
     assert np.shape(expected) == (5,), "a local rule must keep the gradient's shape"
     for as_library in installed_array_libraries():
-        theirs = {name: as_library(v) for name, v in named.items()}
-        corrected = rule.correct(as_library(grad), as_library(w), as_library(w_global), **theirs)
+        converted = {name: as_library(v) for name, v in named.items()}
+        corrected = rule.correct(as_library(grad), as_library(w), as_library(w_global), **converted)
         assert is_close(corrected, expected, 1e-5), f"a local rule must be the same on {as_library.__module__} arrays"
     _check_after_training(rule, rng)
     if rule.feature_penalty:
@@ -150,7 +149,9 @@ def _refuse_changes_in_place(name: str, function: Callable[..., Any], *arguments
 def _check_feature_penalty(penalty: Callable[..., Any], rng: np.random.Generator) -> None:
     features = rng.normal(size=(3, 4, 5)).astype(np.float32)
     expected = penalty(*features)
-    assert np.shape(expected) == (4,), f"a contrast must be one number an example, not of shape {np.shape(expected)}"
+    assert np.shape(expected) == (4,), (
+        f"a feature penalty must be one number per example, not of shape {np.shape(expected)}"
+    )
     for as_library in installed_array_libraries():
         same = is_close(penalty(*map(as_library, features)), expected, 1e-5)
-        assert same, f"a contrast must be the same on {as_library.__module__} arrays"
+        assert same, f"a feature penalty must be the same on {as_library.__module__} arrays"

@@ -215,7 +215,7 @@ FAULTS = {
     "has no guarantee": (none, "privacy_guarantee"),
     "does not charge lost responses": (
         lambda: booking_another(local(noise_multiplier=2.0), lambda charge: lambda ledger, release:
-                                charge(ledger, replace(release, dropouts=()))), "response was lost",
+                                charge(ledger, replace(release, dropouts=()))), "lost response must be charged",
     ),
     "books more noise than DP-SGD adds": (
         lambda: booking_another(example(noise_multiplier=1.0), lambda charge: lambda ledger, release:

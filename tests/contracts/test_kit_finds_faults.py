@@ -235,7 +235,7 @@ class Timeless(LinearTrainer):
     ("kind", "promise"),
     [
         (Deaf, "local rule"), (Leaky, "its block"), (Meddling, "global model"), (Moody, "function of the seed"),
-        (Constant, "follow the parameters"), (Timeless, "the round that its work names"),
+        (Constant, "follow the parameters"), (Timeless, "the round of its ClientWork"),
     ],
 )  # fmt: skip
 def test_a_broken_trainer_is_caught(kind, promise):
