@@ -8,7 +8,7 @@ from strategies import fedavg
 
 
 class MLP(linen.Module):
-    """Classify vectors."""
+    """Classify vectors with one hidden layer."""
 
     @linen.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""Write an aggregation rule with state: updates that agree with the last step count more."""
+"""Write an aggregation rule with state: updates similar to the last step get larger weights."""
 
 import numpy as np
 

@@ -11,7 +11,7 @@ from strategies import fedavg, fedper
 
 images, labels = load_digits(return_X_y=True)
 clients = np.arange(len(labels)) % 8
-shuffled = (labels + clients) % 10  # each client names the digits in its own way
+shuffled = (labels + clients) % 10  # each client uses other labels for the digits
 data = fedlearn.from_arrays(images / 16, shuffled, assignment=clients, task="multiclass")
 net = nn.Sequential(OrderedDict(hidden=nn.Linear(64, 32), tanh=nn.Tanh(), out=nn.Linear(32, 10)))
 trainer = fedlearn.TorchTrainer(net, task="multiclass")

@@ -1,4 +1,4 @@
-"""Stop after five rounds, save a checkpoint, and resume: the model equals that of an uninterrupted run."""
+"""Stop after five rounds, save a checkpoint, and resume. The model equals the model of an uninterrupted run."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ local = fedlearn.LocalSettings(learning_rate=0.05)
 
 
 def run(engine, state, rounds):
-    """Run until this round and return the last state."""
+    """Run until this round, and return the last state."""
     for round in fedlearn.federate(strategy, engine, state, schedule=fedlearn.Schedule(rounds=rounds), local=local):
         state = round.state
     return state

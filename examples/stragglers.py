@@ -1,4 +1,4 @@
-"""Compare waiting for all clients with a deadline, on a virtual clock. No time passes for real."""
+"""Compare waiting for all clients with a deadline, on a virtual clock (no real waiting)."""
 
 from sklearn.datasets import load_digits
 from torch import nn
