@@ -491,7 +491,7 @@ def test_a_client_waits_for_the_separation_before_it_takes_part_again(separation
         assert len(set(cohort)) == size
         assert all(round - seen.get(client, -separation) >= separation for client in cohort)
         seen |= dict.fromkeys(cohort, round)
-    with pytest.raises(SettingError, match="whose turn"):
+    with pytest.raises(SettingError, match="candidates in a round"):
         min_separation(61, separation).choose(1, range(60), generator(1, Purpose.SELECT))
 
 

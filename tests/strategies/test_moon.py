@@ -264,9 +264,9 @@ def test_settings_out_of_range_are_refused(setting, value):
         strategies.moon(**{setting: value})
 
 
-def test_the_kit_finds_a_contrast_that_is_not_one_number_an_example(data):
+def test_the_kit_finds_a_feature_penalty_that_is_not_one_number_per_example(data):
     broken = Strategy(
         select=everyone(), local=LocalRule(feature_penalty=lambda z, z_global, z_last: 0 * (z - z_global).sum())
     )
-    with pytest.raises(AssertionError, match="one number an example"):
+    with pytest.raises(AssertionError, match="one number per example"):
         check_strategy(broken, data=data, trainer=trainer_of(data))
