@@ -138,7 +138,8 @@ def _pem(path: Path) -> bytes:
     try:
         key = formats.load_ssh_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise KeysError(f"{path} is not a public key: {error}") from error
+        fix = "a key that python -m fedlearn.deploy.keys add created, or remove this file"
+        raise KeysError(f"{path} is not a public key: {error}\n  try       {fix}") from error
     return key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -183,7 +183,8 @@ def expiry(certificate: Path) -> datetime:
     try:
         return x509.load_pem_x509_certificate(_read(certificate)).not_valid_after_utc
     except ValueError as error:
-        raise KeysError(f"{certificate} is not a certificate: {error}") from error
+        fix = "python -m fedlearn.deploy.keys renew FOLDER"
+        raise KeysError(f"{certificate} is not a certificate: {error}\n  try       {fix}") from error
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:

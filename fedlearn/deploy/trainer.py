@@ -80,7 +80,7 @@ def _respond(service: NodeService, request: Iterator[bytes]) -> Iterator[bytes]:
     for part in request:
         parts.append(part)
         size += len(part)
-        if size > messages.MAX_REQUEST_BYTES:  # the service refuses the request for its size
+        if size > messages.MAX_REQUEST_BYTES:  # the service refuses such a large request
             break
     response = service.respond_to_bytes(b"".join(parts))
     for start in range(0, len(response), CHUNK_BYTES):

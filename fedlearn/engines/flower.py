@@ -248,7 +248,12 @@ def unpack_request(data: bytes) -> tuple[Request, State]:
 
 
 def pack_model(params_D: Array, state: State | None = None) -> bytes:
-    """Return parameters to evaluate as bytes; a ``state``, also an empty one, asks for the client's personal model."""
+    """Return parameters to evaluate as bytes.
+
+    Args:
+        params_D: parameters of the model.
+        state: client state of the personal model to evaluate, possibly empty; None: evaluate the model itself.
+    """
     arrays = {"params": params_D, **with_prefix("state/", state or {})}
     return pack(Payload(metadata={"is_personal": state is not None}, arrays=arrays))
 

@@ -47,7 +47,10 @@ class MaskingKeys:
         """
         untrusted = [client for client, key in public_keys.items() if key not in self.trusted_keys]
         if untrusted:
-            raise FedlearnError(f"the keys of clients {untrusted} are not in this node's {IDENTITIES}")
+            raise FedlearnError(
+                f"the keys of clients {untrusted} are not in this node's {IDENTITIES}; "
+                "if the sites agree on these clients, copy their new masking.pub to this node"
+            )
         return dict(public_keys)
 
 
