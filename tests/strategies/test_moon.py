@@ -244,7 +244,7 @@ def test_the_models_it_compares_with_are_in_evaluation_mode(digits):
 
 def test_noise_on_updates_goes_with_it_and_noise_on_examples_gradients_is_refused(data):
     strategy = strategies.moon(weighting="equal")
-    with pytest.raises(CompositionError, match="task's own loss"):
+    with pytest.raises(CompositionError, match="gradients of the loss of the task"):
         example(noise_multiplier=1.0).validate(strategy, LOCAL)
     order = Request(round=1, seed=1, params_D=trainer_of(data).init(1), local=LocalSettings(example_dp=ExampleDP()))
     with pytest.raises(SettingError, match=r"local\.example_dp"):
