@@ -32,7 +32,7 @@ class RunInfo:
         bytes_per_update: size of an update in bytes (approximate with a codec); None is four bytes per parameter.
         strategy: name of the strategy.
         strategy_settings: short form of its settings, e.g. ``mu 0.1``; may be empty.
-        cohort: short form of the client selection, e.g. ``all 4 of 4 clients a round``.
+        cohort: short form of the client selection, e.g. ``all 4 of 4 clients per round``.
         privacy: description of the guarantee, see `fedlearn.core.privacy_guarantee.PrivacyGuarantee`; empty for none.
         poisoning: malicious clients and kind of poisoning; empty for none.
         compress: codec of updates and its settings; empty for none.

@@ -161,11 +161,12 @@ def _cohort(experiment: Experiment) -> str:
     law = experiment.plan.strategy.select.law
     rule = experiment.plan.strategy.asynchrony
     if rule is not None:
-        return f"{min(rule.concurrency, num_clients):,} of {num_clients:,} clients at work, {rule.buffer_size:,} a step"
+        in_flight = min(rule.concurrency, num_clients)
+        return f"{in_flight:,} of {num_clients:,} clients in flight, {rule.buffer_size:,} updates per step"
     if law is None:
         return f"chosen from {num_clients:,} clients each round"
     average = " on average" if law.kind == "poisson" else ""
-    return f"{'all ' * (size == num_clients)}{size:,.10g} of {num_clients:,} clients a round{average}"
+    return f"{'all ' * (size == num_clients)}{size:,.10g} of {num_clients:,} clients per round{average}"
 
 
 def _expected_size(experiment: Experiment) -> float:

@@ -152,7 +152,7 @@ def _run_info(folder: Path) -> RunInfo:
         model="linear 3-1",
         num_parameters=trainer.layout.num_parameters,
         strategy="fedavg",
-        cohort="all 6 of 6 clients a round",
+        cohort="all 6 of 6 clients per round",
         engine="serial",
         framework="numpy",
         seed=1,

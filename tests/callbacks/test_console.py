@@ -22,7 +22,7 @@ def about(folder, **changes):
         "scenario": "heart", "task": "binary", "source": "UCI heart disease", "num_clients": 2,
         "examples_per_client": (123, 303),
         "client_names": {0: "Basel", 1: "Bern"}, "model": "mlp 13-32-1", "num_parameters": 481, "strategy": "fedprox",
-        "strategy_settings": "mu 0.1", "cohort": "all 2 of 2 clients a round",
+        "strategy_settings": "mu 0.1", "cohort": "all 2 of 2 clients per round",
         "engine": "vector", "machine": "torch · cpu",
         "framework": "torch", "seed": 1, "rounds": 5, "rerun_command": "python -m simulations.run strategy=fedprox",
     }  # fmt: skip
