@@ -4,7 +4,7 @@ Shapes: M canaries, D parameters.
 
 If the privacy unit is a client, canaries are clients. They train, and each then sends one large parameter through the
 stages, engine, aggregator and noise of the run. If the unit is an example, canaries are examples of one client. The
-model is then linear, each canary has the gradient of one parameter, and the DP-SGD of the run clips and adds noise.
+model is then linear, and each canary has the gradient of one parameter. The DP-SGD of the run clips and adds noise.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ with one actor per core. Clients train and evaluate at almost no cost, so the re
 runtimes take turns, and each run has its own process.
 
 The table has medians over the runs. A whole run includes imports and the start of Ray. The time of a round excludes the
-first round. The processor time of a round is that of the ServerApp's process, so other work on the machine does not
+first round. The processor time of a round counts the process of the ServerApp. Other work on the machine does not
 change it.
 """
 

@@ -3,7 +3,7 @@
 Shapes: D parameters, K clients of a chunk, N examples of one client, B batch, F features.
 
 It has no data loader, no optimizer object and no flattening of parameters. It computes the gradients of a list of
-parameters, updates the list in one fused step, and adds the models to a running sum. Each core has one process with
+parameters, and updates the list in one fused step. It adds the models to a running sum. Each core has one process with
 one thread.
 """
 

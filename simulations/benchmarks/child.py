@@ -100,9 +100,9 @@ def _how_to_install(missing: ModuleNotFoundError) -> str:
     return f"{name} is not installed: pip install '{PACKAGES.get(name, name)}'"
 
 
-def _peak(who: int) -> float:
+def _peak(processes: int) -> float:
     """Return the peak resident memory, MiB, of this process or of its largest child that has ended."""
-    return resource.getrusage(who).ru_maxrss / 1024
+    return resource.getrusage(processes).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ def measure(num_clients: int, num_parameters: int) -> tuple[float, float]:
     """Aggregate updates one by one.
 
     Returns:
-        Peak memory of the partial aggregate, in float32 vectors of the model, without the arriving update; and the
-        duration in seconds.
+        Peak memory of the partial aggregate and duration in seconds. The unit of memory is one float32 vector of the
+        model. The arriving update is not counted.
     """
     aggregate, layout = mean(), Layout.from_shapes([("weight", (num_parameters,))])
     arriving_KD = np.full((1, num_parameters), 0.5, np.float32)

@@ -93,8 +93,8 @@ def run_system(settings: Settings, framework: str, system: str, *, repeat: int) 
 def environment(framework: str, system: str) -> dict[str, str]:
     """Return the environment variables of a system's process.
 
-    Torch has one thread per process. JAX chooses its number of threads, except in Flower: there it has one thread,
-    because each core has its own actor.
+    Torch has one thread per process. JAX chooses its number of threads. In Flower, JAX has one thread too, because each
+    core has its own actor.
     """
     variables = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0", "JAX_PLATFORMS": "cpu"}
     if framework == "torch":

@@ -51,8 +51,8 @@ def read_cifar10(*, path: str | PathLike[str] | None = None) -> tuple[ImagesAndL
     """Read all of CIFAR-10, or a subset of 12,000 images that are stored as JPEG.
 
     Args:
-        path: folder with the official tarball or with the JPEG file. None searches three places in this order: the
-            tarball on this machine, the JPEG file in ``FEDLEARN_DATA``, the tarball at its source.
+        path: folder with the official tarball or with the JPEG file. None searches for the tarball on this
+            machine, then for the JPEG file in ``FEDLEARN_DATA``, then for the tarball at its source.
 
     Returns:
         ``(train, test, source)``: images and labels of both parts, and the source of the files.

@@ -16,7 +16,7 @@ import numpy as np
 from fedlearn.data.download import open_decompressed
 from fedlearn.errors import DataError, MissingExtra, is_count, require
 
-REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # all words that match a pattern become one token
+REPLACEMENTS = {r"https?://\S+": "url", r"\d+": "0"}  # all matches of a pattern become one word
 
 
 def read_lines(file: Path) -> list[str]:
@@ -42,13 +42,13 @@ class HashingTokenizer:
     The numbers are public and equal at every node, and no statistics of the texts are needed.
 
     Text is normalized and split into words as for BERT uncased, by the tokenizers library. All links become one word,
-    and all numbers another. Several words may share one token number. This costs little: the vocabulary has 8,191
-    numbers by default, and about 5,000 words make up nearly all of a corpus.
+    and all numbers another. Several words may share one token number. This costs little: by default, words have 8,191
+    numbers, and about 5,000 words make up nearly all of a corpus.
 
     All texts have one length, so that the clients of a block fit into one array. Shorter arrays per client or per
-    batch would save little. The six airlines all have texts of 40 words or more, so padding each client to its longest
-    text saves nothing. Padding per batch of 32 tweets saves 1 % of the positions. For users with few tweets, padding
-    per client, rounded up to eight, would save a fifth.
+    batch would save little. All six airlines have texts of 40 words or more, so padding per client saves nothing.
+    Padding per batch of 32 tweets saves 1 % of the positions. For users with few tweets, padding per client, rounded
+    up to eight, would save a fifth.
 
     Args:
         vocab_size: number of tokens, >= 2, default 8192; 0 is padding, words have numbers in 1..vocab_size - 1.

@@ -1,4 +1,4 @@
-"""Read the first 24 hours of stays in intensive care, from the demo tables of a benchmark or from a copy of them.
+"""Read the first 24 hours of stays in intensive care, from the demo tables of a benchmark or a copy.
 
 Shapes: N stays, R rows of hourly values, 196 columns.
 

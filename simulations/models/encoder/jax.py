@@ -97,8 +97,8 @@ def build_encoder(
 class PartiallyFrozenModule:
     """A module with frozen parameters. Its variables contain the trained parameters only.
 
-    The frozen values are an argument of each compiled program, so that memory holds them once for all programs and
-    clients. As constants, 90 MB, they would be part of each program, and of each program that JAX caches on disk.
+    The frozen values are an argument of each compiled program. So memory has one copy for all programs and clients. As
+    constants, 90 MB, they would be part of each program, and of each program that JAX caches on disk.
 
     Args:
         module: module with all parameters.

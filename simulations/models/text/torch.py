@@ -1,8 +1,8 @@
 """Text models in PyTorch. `simulations.models.text.jax` has the same models under the same names.
 
 A text is a row of token numbers, padded with 0 at its end. Padding does not change the outputs of a model. Recurrent
-layers consist of affine maps, because the recurrent layers of torch support neither batches of clients nor gradients
-of single examples.
+layers consist of affine maps. The recurrent layers of torch support neither batches of clients nor gradients of
+single examples.
 
 Shapes: B batch, T positions, E width, H hidden, A heads, C outputs.
 """

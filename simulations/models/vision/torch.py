@@ -2,9 +2,9 @@
 
 Shapes: B batch, H height, W width, C channels, O outputs.
 
-By default, the networks normalize groups of channels within one image (group norm). Batch statistics would be sent
-with the model, differ between clients, and make the output for one example depend on other examples. With
-``norm="batch"``, the networks use batch statistics.
+By default, the networks normalize groups of channels within one image (group norm). Batch statistics have three
+disadvantages: they are sent with the model, they differ between clients, and the output for one example depends on
+others. With ``norm="batch"``, the networks use batch statistics.
 
 References: Wu, He, *Group Normalization*, ECCV 2018, arXiv:1803.08494; Ioffe, Szegedy, *Batch Normalization*, ICML
 2015, arXiv:1502.03167.
