@@ -64,6 +64,7 @@ TABLE = {
     "tests/algorithm/test_server_optimizers": "framework",
     "tests/test_readme": "docs",
     "tests/test_pages": "docs",
+    "tests/test_prose": "docs",
     "tests/robust/test_poisoning": "framework",
     "tests/robust/test_robust_aggregation": "framework",
     "tests/strategies/test_robust_rules": "framework",
