@@ -52,7 +52,7 @@ def movielens(
         task: ``rating`` predicts stars; the metric is the RMSE on ``test_share`` of each user's films. ``ranking``
             ranks each user's last film among 99 unseen ones; the metrics are HR@10 and NDCG@10.
         factors: dimension of the vector of a user or a film, >= 1.
-        num_negatives: for ``ranking``: unseen films per seen film in training, drawn anew in each round, >= 1.
+        num_negatives: for ``ranking``: unseen films per seen film in training, drawn again in each round, >= 1.
         seed: seed of the test split and of the unseen films.
         path: folder with the data; None searches for them.
         device: device for training, e.g. ``cpu`` or ``cuda``.

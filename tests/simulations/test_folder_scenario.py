@@ -273,8 +273,8 @@ def test_a_model_of_images_says_what_new_ones_are(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].split(",") == told[2][1:]
     for wrong, why in (
         ("new/notes.txt", "neither an image nor a folder of images"),
-        ("pets", "is no file"),
-        ("no.png", "is no file"),
+        ("pets", "is not a file"),
+        ("no.png", "is not a file"),
     ):
         assert predict([run, "--data", str(tmp_path / wrong)]) == 2
         assert why in capsys.readouterr().err
