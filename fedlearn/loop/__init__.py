@@ -2,6 +2,7 @@
 
 from fedlearn.loop.base_engine import BaseEngine, EngineCapabilities, engine_builder, require_engine
 from fedlearn.loop.client_update import client_step, initial_client_state
+from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.protocols import AsyncEngine, Completion, Engine, MixedRoundEngine, Trainer
 from fedlearn.loop.scenario import Scenario, judge
 from fedlearn.loop.system_model import SystemModel, constant, lognormal, trace
@@ -30,6 +31,7 @@ __all__ = [
     "initial_client_state",
     "judge",
     "lognormal",
+    "personal_model",
     "require_engine",
     "start",
     "trace",

@@ -11,7 +11,13 @@ from fedlearn.privacy.accounting import (
 )
 from fedlearn.privacy.gaussian_noise import add_gaussian_noise, standard_normals
 from fedlearn.privacy.mechanisms import central, distributed, example, ftrl, local, secagg
-from fedlearn.privacy.mechanisms.base import Mechanism, Population
+from fedlearn.privacy.mechanisms.base import (
+    Mechanism,
+    Population,
+    refuse_example_dp,
+    refuse_extra_uploads,
+    refuse_unequal_weights,
+)
 
 if TYPE_CHECKING:
     from fedlearn.privacy.calculator import PrivacyEstimate, PrivacyQuery, solve
@@ -40,6 +46,9 @@ __all__ = [
     "ftrl",
     "local",
     "max_epsilon_bounds",
+    "refuse_example_dp",
+    "refuse_extra_uploads",
+    "refuse_unequal_weights",
     "secagg",
     "solve",
     "standard_normals",

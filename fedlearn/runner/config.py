@@ -436,7 +436,8 @@ def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
     plain = _plain(cfg, "the configuration")
     modules = plain.get("allow_targets") or []
     ok = isinstance(modules, list) and all(isinstance(m, str) and re.fullmatch(r"\w+(\.\w+)*\.?", m) for m in modules)
-    require(ok, "allow_targets", modules, "a list of modules", "'allow_targets=[my_strategies]'")
+    example = modules if isinstance(modules, str) and re.fullmatch(r"\w+(\.\w+)*", modules) else "my_strategies"
+    require(ok, "allow_targets", modules, "a list of modules", f"'allow_targets=[{example}]'")
     return tuple(module.rstrip(".") for module in modules)
 
 

@@ -115,7 +115,10 @@ def _build(
     known = known_models(input_shape)
     guess = did_you_mean(model, known) if isinstance(model, str) else None
     expected = f"one of {', '.join(known)}, or a module of the chosen framework"
-    raise SettingError("model", model, expected, f"model={guess or 'mlp'}")
+    shown = model if isinstance(model, str) else f"a {type(model).__name__}"  # not the layers of a module
+    other = "jax" if modules.__name__.endswith("torch") else "torch"
+    fix = f"model={guess or 'mlp'}" if isinstance(model, str) else f"framework={other}, or model=mlp"
+    raise SettingError("model", shown, expected, fix)
 
 
 def known_models(input_shape: tuple[int, ...]) -> tuple[str, ...]:

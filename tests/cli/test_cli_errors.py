@@ -65,6 +65,7 @@ WRONG = {
     "--cfg jb": ["--cfg is jb", "one of job, hydra, all", "try       --cfg job"],
     "strategy=null": ["cannot be composed"],
     "strategy=[1]": ["cannot be composed"],
+    "allow_targets=my_code": ["a list of modules", "try       'allow_targets=[my_code]'"],
     "strategy._target_=os.system": ["strategy._target_ is os.system", "allow_targets=[os]"],
     "strategy._target_=strategies.fedavgg": ["strategies.fedavgg"],
     "scenario.seed=${nope}": ["nope"],

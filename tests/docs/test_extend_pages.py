@@ -13,11 +13,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
+from fedlearn import Schedule, federate, serial, start
 from fedlearn.runner.compose import compose
 from fedlearn.runner.config import build_plan
 from fedlearn.runner.start import parse_args
+from strategies import ditto
 
 PAGES = [p for p in sorted((Path(__file__).parents[2] / "docs/extend").glob("*.md")) if p.stem != "index"]
 BLOCK = re.compile(r"^(?:\*\*(?P<file>\S+)\*\*\n+)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -70,3 +73,17 @@ def test_a_block_that_fails_fails_the_page(tmp_path):
     with pytest.raises(AssertionError) as failed:
         run_page(page, tmp_path)
     assert failed.traceback[-1].lineno + 1 == 8, "the error has the line of the page"
+
+
+def test_the_engine_of_the_page_evaluates_personal_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = run_page(next(page for page in PAGES if page.stem == "engine"), tmp_path)
+    sys.modules.pop("my_engine", None)
+    strategy, outputs = ditto(), []
+    for builder in (page.Stopwatch, serial):
+        engine = builder(page.data, page.trainer)
+        state = start(strategy, page.trainer.init(1), engine, seed=1)
+        *_, last = federate(strategy, engine, state, schedule=Schedule(rounds=2))
+        results = engine.evaluate(last.state.params_D, engine.clients, strategy)
+        outputs.append(np.concatenate([result.outputs for result in results]))
+    assert np.array_equal(*outputs)
