@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
 
-MOST_MEGABYTES = 1000  # memory of a process above which caches are cleared
+MAX_MEGABYTES = 1000  # memory of a process above which caches are cleared
 # growth since the caches were last cleared: clearing them after each test takes longer than the tests
 GROWTH_MEGABYTES = 300
 floor = 0.0
@@ -50,7 +50,7 @@ def pytest_make_parametrize_id(val, argname):
     return argname if isinstance(val, bytes) else None
 
 
-def let_go():
+def clear_compiled_programs():
     """Clear the programs that JAX has compiled from memory. They stay in the cache on disk."""
     if "jax" not in sys.modules:
         return
@@ -60,7 +60,7 @@ def let_go():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def megabytes():
+def resident_megabytes():
     """Return the resident memory of this process, or 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
@@ -70,9 +70,9 @@ def megabytes():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_programs_of_a_file_are_let_go():
+def clear_programs_after_each_module():
     yield
-    let_go()
+    clear_compiled_programs()
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +80,9 @@ def memory_is_bounded():
     """Clear caches between tests. Modules with many models to compile would fill the memory before they end."""
     yield
     global floor
-    if megabytes() > max(MOST_MEGABYTES, floor + GROWTH_MEGABYTES):
-        let_go()
-        floor = megabytes()
+    if resident_megabytes() > max(MAX_MEGABYTES, floor + GROWTH_MEGABYTES):
+        clear_compiled_programs()
+        floor = resident_megabytes()
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def updates_of(delta_KD, num_examples_K=None):
     return Updates(clients_K=np.arange(k), delta_KD=delta_KD, num_examples_K=counts, num_steps_K=np.ones(k, int))
 
 
-def folded(aggregator, updates, cut=()):
+def accumulated(aggregator, updates, cut=()):
     memory = aggregator.init(LAYOUT)
     for rows in np.split(np.arange(len(updates)), cut):
         if len(rows):
@@ -30,34 +30,34 @@ def folded(aggregator, updates, cut=()):
     return memory
 
 
-def fold(aggregator, updates, cut=()):
-    return np.asarray(aggregator.finalize(folded(aggregator, updates, cut)))
+def aggregated(aggregator, updates, cut=()):
+    return np.asarray(aggregator.finalize(accumulated(aggregator, updates, cut)))
 
 
 @given(blocks, st.lists(st.integers(0, 9), max_size=3).map(sorted))
 def test_a_mean_does_not_depend_on_how_the_cohort_is_cut_into_blocks(delta_KD, cut):
     updates = updates_of(delta_KD)
-    assert np.array_equal(fold(mean(), updates, cut), fold(mean(), updates))
+    assert np.array_equal(aggregated(mean(), updates, cut), aggregated(mean(), updates))
 
 
 @given(blocks, st.randoms(use_true_random=False))
 def test_a_mean_does_not_depend_on_the_order_of_clients(delta_KD, random):
     updates = updates_of(delta_KD)
     order = random.sample(range(len(delta_KD)), len(delta_KD))
-    assert np.allclose(fold(mean(), updates), fold(mean(), updates.rows(np.array(order))), atol=1e-4)
+    assert np.allclose(aggregated(mean(), updates), aggregated(mean(), updates.rows(np.array(order))), atol=1e-4)
 
 
 @given(arrays(np.float32, 5, elements=floats), st.integers(1, 20))
 def test_a_mean_of_equal_updates_is_that_update_exactly(delta_D, k):
-    assert np.array_equal(fold(mean(), updates_of(np.tile(delta_D, (k, 1)))), delta_D)
+    assert np.array_equal(aggregated(mean(), updates_of(np.tile(delta_D, (k, 1)))), delta_D)
 
 
 @given(blocks)
 def test_a_mean_agrees_with_numpy(delta_KD):
     counts = np.arange(1, len(delta_KD) + 1)
     expected = np.average(delta_KD.astype(np.float64), axis=0, weights=counts)
-    assert np.allclose(fold(mean(), updates_of(delta_KD)), expected, rtol=1e-6, atol=1e-6)
-    equal = fold(mean(weighting="equal"), updates_of(delta_KD))
+    assert np.allclose(aggregated(mean(), updates_of(delta_KD)), expected, rtol=1e-6, atol=1e-6)
+    equal = aggregated(mean(weighting="equal"), updates_of(delta_KD))
     assert np.allclose(equal, delta_KD.mean(axis=0, dtype=np.float64), rtol=1e-6, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_a_long_sum_loses_nothing_to_float32_in_any_library():
     exact = delta_KD.astype(np.float64).mean(axis=0)
     updates = updates_of(delta_KD)
     for convert in libraries():
-        ours = fold(mean(weighting="equal"), replace(updates, delta_KD=convert(delta_KD)))
+        ours = aggregated(mean(weighting="equal"), replace(updates, delta_KD=convert(delta_KD)))
         assert np.abs(ours - exact).max() <= 1e-6 * np.abs(exact).max(), convert
 
 

@@ -58,7 +58,7 @@ class Fails(Callback):
             self.close = lambda: setattr(self, "closed", True)
 
 
-def go_through(called, folder):
+def call_all(called, folder):
     reasons = [called.on_start(about(folder)), called.on_round(a_round(1)), called.on_round(a_round(2))]
     called.on_end({"status": "done"})
     called.close()
@@ -67,7 +67,7 @@ def go_through(called, folder):
 
 def test_callbacks_start_in_order_and_end_in_reverse(tmp_path):
     log = []
-    go_through(CallbackList({name: Recorder(name, log) for name in "ab"}), tmp_path)
+    call_all(CallbackList({name: Recorder(name, log) for name in "ab"}), tmp_path)
     rounds = ["a.round1", "b.round1", "a.round2", "b.round2"]
     assert log == ["a.start", "b.start", *rounds, "b.end", "a.end", "b.close", "a.close"]
 
@@ -77,7 +77,7 @@ def test_callbacks_start_in_order_and_end_in_reverse(tmp_path):
 def test_a_callback_that_fails_is_named_and_switched_off_and_the_others_go_on(tmp_path, capsys, caplog, method, error):
     log, failing = [], Fails(method, error)
     called = CallbackList({"tracker": failing, "other": Recorder("other", log)})
-    assert go_through(called, tmp_path) == [None, None, None]
+    assert call_all(called, tmp_path) == [None, None, None]
     assert log == ["other.start", "other.round1", "other.round2", "other.end", "other.close"]
     (failure,) = called.failures
     assert (failure.callback, failure.method) == ("tracker", method)
@@ -147,7 +147,7 @@ class Ends(Callback):
 def test_the_first_reason_ends_the_run_and_all_see_the_round(tmp_path):
     log = []
     called = CallbackList({"a": Ends(1, "first"), "b": Ends(1, "second"), "c": Recorder("c", log)})
-    assert go_through(called, tmp_path)[:2] == [None, "first"]
+    assert call_all(called, tmp_path)[:2] == [None, "first"]
     assert "c.round1" in log
     assert CallbackList({"a": Ends(0, "before")}).on_start(about(tmp_path)) == "before"
 
@@ -156,7 +156,7 @@ def test_the_first_reason_ends_the_run_and_all_see_the_round(tmp_path):
 @pytest.mark.parametrize("at", [0, 1])
 def test_a_result_that_is_no_reason_is_an_error_of_the_callback(tmp_path, capsys, result, at):
     called = CallbackList({"tracker": Ends(at, result)})
-    assert go_through(called, tmp_path) == [None, None, None]
+    assert call_all(called, tmp_path) == [None, None, None]
     assert "expected None, or the reason" in called.failures[0].error
     capsys.readouterr()
 

@@ -34,7 +34,7 @@ def a_round(number, value, metric="accuracy"):
     return Round(state=state, cohort=(0,), evaluation=evaluation)
 
 
-def go_through(folder, values, *, first=1, history=(), end=True, metric="accuracy", select=None, **options):
+def run_rounds(folder, values, *, first=1, history=(), end=True, metric="accuracy", select=None, **options):
     called = Checkpoints(**options)
     called.on_start(about(folder, history, select))
     for number, value in enumerate(values, start=first):
@@ -63,7 +63,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_newest_and_the_best_stay(tmp_path, case):
     values, options, expected = CASES[case]
-    assert go_through(tmp_path, values, **options) == expected
+    assert run_rounds(tmp_path, values, **options) == expected
 
 
 values = st.lists(st.sampled_from([None, math.nan, 0.1, 0.2, 0.3, 0.4]), min_size=1, max_size=9)
@@ -73,13 +73,13 @@ values = st.lists(st.sampled_from([None, math.nan, 0.1, 0.2, 0.3, 0.4]), min_siz
 @given(values, st.integers(0, 8), st.integers(1, 4), st.booleans())
 def test_a_resumed_run_keeps_the_best_of_an_uninterrupted_run(tmp_path_factory, values, stop, every, killed):
     whole, resumed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("resumed")
-    expected = go_through(whole, values, every=every)
+    expected = run_rounds(whole, values, every=every)
     stop = min(stop, len(values))
-    saved = go_through(resumed, values[:stop], every=every, end=not killed)
+    saved = run_rounds(resumed, values[:stop], every=every, end=not killed)
     assert len(saved) <= 3
     last = saved[-1] if saved else 0
     history = [history_entry(a_round(n, value)) for n, value in enumerate(values[:last], start=1)]
-    found = go_through(resumed, values[last:], first=last + 1, history=history, every=every)
+    found = run_rounds(resumed, values[last:], first=last + 1, history=history, every=every)
     assert len(found) <= 3
     assert found[-1:] == expected[-1:] or last == len(values)
     best = best_metrics([history_entry(a_round(n, value)) for n, value in enumerate(values, start=1)]).get("accuracy")

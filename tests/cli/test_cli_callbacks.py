@@ -78,7 +78,7 @@ ALLOW = "allow_targets=[my_trackers]"
 
 
 @pytest.fixture
-def mine(run, here, monkeypatch):
+def run_with_user_code(run, here, monkeypatch):
     """Return a function that runs in a folder with a user's trackers and option files."""
     pytest.importorskip("torch")
     (here / "my_trackers.py").write_text(dedent(CODE))
@@ -96,9 +96,9 @@ def rows(folder):
 
 
 @pytest.mark.parametrize("words", [["callbacks=[losses]"], ["+callbacks.losses._target_=my_trackers.Losses"]])
-def test_a_tracker_of_the_user_sees_each_round_and_changes_none(mine, summary, words):
-    _, plain = mine(folder="plain")
-    code, folder = mine(*words)
+def test_a_tracker_of_the_user_sees_each_round_and_changes_none(run_with_user_code, summary, words):
+    _, plain = run_with_user_code(folder="plain")
+    code, folder = run_with_user_code(*words)
     assert code == 0
     assert rows(folder) == [[str(line["round"]), str(line["train"]["loss"])] for line in read_history(folder)]
     assert summary(folder)["parameters_sha256"] == summary(plain)["parameters_sha256"]
@@ -111,8 +111,8 @@ def test_a_tracker_of_the_user_sees_each_round_and_changes_none(mine, summary, w
     }  # fmt: skip
 
 
-def test_a_tracker_resumes_with_the_rounds_done_and_can_be_added_and_removed(mine, capsys):
-    _, folder = mine("callbacks=[losses]", "rounds=2")
+def test_a_tracker_resumes_with_the_rounds_done_and_can_be_added_and_removed(run_with_user_code, capsys):
+    _, folder = run_with_user_code("callbacks=[losses]", "rounds=2")
     assert resume([str(folder), "rounds=4"]) == 0
     assert len(rows(folder)) == 4
     assert resume([str(folder), "rounds=5", "callbacks.losses=null"]) == 0
@@ -125,8 +125,10 @@ def test_a_tracker_resumes_with_the_rounds_done_and_can_be_added_and_removed(min
 
 
 @pytest.mark.parametrize("method", ["on_start", "on_round", "on_end", "close"])
-def test_a_callback_that_fails_costs_the_run_nothing_and_is_named_everywhere(mine, summary, capsys, method):
-    code, folder = mine("+callbacks.wandb={_target_: my_trackers.Broken, method: " + method + "}")
+def test_a_callback_that_fails_costs_the_run_nothing_and_is_named_everywhere(
+    run_with_user_code, summary, capsys, method
+):
+    code, folder = run_with_user_code("+callbacks.wandb={_target_: my_trackers.Broken, method: " + method + "}")
     assert code == 0
     assert (summary(folder)["status"], summary(folder)["rounds"]) == ("done", 3)
     (failure,) = summary(folder)["callback_failures"]
@@ -140,17 +142,17 @@ def test_a_callback_that_fails_costs_the_run_nothing_and_is_named_everywhere(min
     assert "no tracking server" in (folder / "run.log").read_text()
 
 
-def test_a_callback_that_writes_to_the_model_is_switched_off(mine, summary):
-    _, plain = mine(folder="plain")
-    code, folder = mine("callbacks=[zeros,losses]")
+def test_a_callback_that_writes_to_the_model_is_switched_off(run_with_user_code, summary):
+    _, plain = run_with_user_code(folder="plain")
+    code, folder = run_with_user_code("callbacks=[zeros,losses]")
     assert code == 0
     assert "read-only" in summary(folder)["callback_failures"][0]["error"]
     assert summary(folder)["parameters_sha256"] == summary(plain)["parameters_sha256"]
     assert len(rows(folder)) == 3
 
 
-def test_a_callback_ends_a_run_and_a_resume_respects_it(mine, summary, capsys):
-    code, folder = mine("+callbacks.enough._target_=my_trackers.StopsAfter", "rounds=5")
+def test_a_callback_ends_a_run_and_a_resume_respects_it(run_with_user_code, summary, capsys):
+    code, folder = run_with_user_code("+callbacks.enough._target_=my_trackers.StopsAfter", "rounds=5")
     assert code == 0
     assert (summary(folder)["status"], summary(folder)["rounds"]) == ("early_stopped", 2)
     assert summary(folder)["reason"] == "2 rounds are enough"
@@ -164,8 +166,10 @@ def test_a_callback_ends_a_run_and_a_resume_respects_it(mine, summary, capsys):
     assert (summary(folder)["status"], summary(folder)["rounds"]) == ("done", 5)
 
 
-def test_ctrl_c_inside_a_callback_stops_after_the_round(mine, summary, capsys):
-    code, folder = mine("+callbacks.mine._target_=my_trackers.Interrupts", "rounds=5", "checkpoint_every=5")
+def test_ctrl_c_inside_a_callback_stops_after_the_round(run_with_user_code, summary, capsys):
+    code, folder = run_with_user_code(
+        "+callbacks.mine._target_=my_trackers.Interrupts", "rounds=5", "checkpoint_every=5"
+    )
     assert code == 130
     assert summary(folder)["rounds"] == 1
     assert checkpoint.saved_rounds(folder / "checkpoints") == [1]
@@ -207,8 +211,8 @@ def test_ctrl_c_inside_a_callback_stops_after_the_round(mine, summary, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value[0], str) else "",
 )
-def test_a_wrong_callback_is_refused_before_the_run(mine, capsys, words, phrases):
-    code, folder = mine(*words)
+def test_a_wrong_callback_is_refused_before_the_run(run_with_user_code, capsys, words, phrases):
+    code, folder = run_with_user_code(*words)
     error = capsys.readouterr().err
     assert code == 2, error
     assert not folder.exists()
@@ -217,15 +221,15 @@ def test_a_wrong_callback_is_refused_before_the_run(mine, capsys, words, phrases
     assert len(error.splitlines()) <= 3
 
 
-def test_code_of_the_user_is_not_imported_without_permission(mine, capsys):
-    code, _ = mine("callbacks=[losses]", "allow_targets=[]")
+def test_code_of_the_user_is_not_imported_without_permission(run_with_user_code, capsys):
+    code, _ = run_with_user_code("callbacks=[losses]", "allow_targets=[]")
     assert code == 2
     assert "try       'allow_targets=[my_trackers]'" in capsys.readouterr().err
     assert "my_trackers" not in sys.modules
 
 
-def test_a_constructor_that_fails_ends_the_command_with_the_traceback_in_the_log(mine, capsys):
-    code, folder = mine("+callbacks.mine._target_=my_trackers.NotReady")
+def test_a_constructor_that_fails_ends_the_command_with_the_traceback_in_the_log(run_with_user_code, capsys):
+    code, folder = run_with_user_code("+callbacks.mine._target_=my_trackers.NotReady")
     assert code == 3
     assert "callbacks.mine cannot be built: ZeroDivisionError: no luck today" in capsys.readouterr().err
     assert "Traceback" in (folder / "run.log").read_text()
@@ -240,7 +244,7 @@ def test_the_default_callbacks_can_be_removed(run, summary, capsys):
     assert summary(folder)["status"] == "done"
 
 
-def test_a_sweep_and_the_print_of_the_configuration_take_callbacks(mine, here, capsys):
+def test_a_sweep_and_the_print_of_the_configuration_take_callbacks(run_with_user_code, here, capsys):
     words = ["--config-dir", "my_conf", ALLOW, "scenario=diabetes", "rounds=4", "report=false"]
     assert main([*words, "-m", "callbacks=[losses]", "callbacks.checkpoints.keep=1,3"]) == 0
     (sweep,) = (here / "multirun").iterdir()
@@ -350,9 +354,11 @@ def test_there_is_no_best_checkpoint_of_a_run_without_an_evaluation(run, here, c
 
 
 @pytest.mark.parametrize(("method", "status"), [("on_start", None), ("on_round", "failed"), ("on_end", None)])
-def test_the_error_of_an_essential_callback_ends_the_run_with_exit_code_3(mine, here, capsys, method, status):
+def test_the_error_of_an_essential_callback_ends_the_run_with_exit_code_3(
+    run_with_user_code, here, capsys, method, status
+):
     (here / "my_trackers.py").write_text(dedent(CODE) + "\n\nclass Essential(Broken):\n    ends_run_on_error = True\n")
-    code, folder = mine("+callbacks.audit={_target_: my_trackers.Essential, method: " + method + "}")
+    code, folder = run_with_user_code("+callbacks.audit={_target_: my_trackers.Essential, method: " + method + "}")
     assert code == 3
     seen = capsys.readouterr()
     assert "callback audit failed" in seen.out + seen.err

@@ -38,7 +38,7 @@ def stop(monkeypatch):
     return at
 
 
-def facts(history):
+def without_times(history):
     """Return the lines of the rounds without times."""
     return [{key: value for key, value in line.items() if key not in ("time", "seconds")} for line in history]
 
@@ -54,7 +54,7 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(run, stop,
     assert code == 130
     assert resume([str(folder)]) == 0
     assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
-    assert facts(read_history(folder)) == facts(read_history(whole))
+    assert without_times(read_history(folder)) == without_times(read_history(whole))
     assert (folder / "clients.csv").read_text() == (whole / "clients.csv").read_text()
 
 
@@ -67,7 +67,7 @@ def test_a_run_on_a_clock_goes_on_to_the_same_virtual_second(run, stop, summary,
     assert resume(["run"]) == 0
     folder = whole.parent / "run"
     assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
-    assert facts(read_history(folder)) == facts(read_history(whole))
+    assert without_times(read_history(folder)) == without_times(read_history(whole))
     clocks = [line["clock"] for line in read_history(folder)]
     assert clocks == sorted(clocks)
     assert summary(folder)["clock"] == clocks[-1] > 0
@@ -80,7 +80,7 @@ def test_a_round_that_was_measured_but_not_saved_is_measured_again_and_not_twice
     _, folder = run()
     assert [line["round"] for line in read_history(folder)] == [1, 2]
     assert resume([str(folder)]) == 0
-    assert facts(read_history(folder)) == facts(read_history(whole))
+    assert without_times(read_history(folder)) == without_times(read_history(whole))
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(run, stop, summary, capsys):
@@ -180,7 +180,7 @@ def test_a_folder_without_a_run_is_told(here, capsys, folder):
 
 
 # Run in a separate process. Before or after round 2 is saved, print a line and wait for a line of input.
-HELD = """
+HOLDING_SCRIPT = """
 import sys
 
 from fedlearn.core import checkpoint
@@ -207,12 +207,12 @@ sys.exit(main(sys.argv[2:]))
 
 
 @pytest.fixture
-def begin(here):
+def start_and_hold(here):
     """Return a function that starts a run, which waits in its second round for a line of input."""
     started = []
 
     def run(*words, when="before"):
-        argv = [sys.executable, "-c", HELD, when, *LONG, *words]
+        argv = [sys.executable, "-c", HOLDING_SCRIPT, when, *LONG, *words]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         started.append(subprocess.Popen(argv, cwd=here, text=True, **pipes))
         said = iter(started[-1].stdout.readline, "")
@@ -227,10 +227,10 @@ def begin(here):
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, begin, summary, strategy, when):
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, start_and_hold, summary, strategy, when):
     pytest.importorskip("torch")
     words = [f"strategy={strategy}", "strategy.clients_per_round=5"]
-    process = begin(*words, when=when)
+    process = start_and_hold(*words, when=when)
     assert resume(["run"]) == 2  # the run has not ended
     process.kill()
     process.communicate(timeout=60)
@@ -240,7 +240,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, begin, sum
     assert resume(["run"]) == 0
     _, whole = run(*LONG[:-1], *words, folder="whole")
     assert summary(here / "run")["parameters_sha256"] == summary(whole)["parameters_sha256"]
-    assert facts(read_history(here / "run")) == facts(read_history(whole))
+    assert without_times(read_history(here / "run")) == without_times(read_history(whole))
 
 
 def checkpoint_rounds(folder):
@@ -249,9 +249,9 @@ def checkpoint_rounds(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(here, begin, summary, number):
+def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(here, start_and_hold, summary, number):
     pytest.importorskip("torch")
-    process = begin()
+    process = start_and_hold()
     process.send_signal(number)
     assert any("stopping after this round" in line for line in iter(process.stderr.readline, ""))
     out, err = process.communicate("go on\n", timeout=60)
@@ -265,9 +265,9 @@ def test_an_interrupted_run_finishes_its_round_saves_it_and_says_how_to_go_on(he
     assert summary(here / "run")["rounds"] == ROUNDS
 
 
-def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here, begin):
+def test_a_second_interrupt_stops_at_once_with_the_last_checkpoint_left(here, start_and_hold):
     pytest.importorskip("torch")
-    process = begin()
+    process = start_and_hold()
     process.send_signal(signal.SIGINT)
     assert any("stopping after this round" in line for line in iter(process.stderr.readline, ""))
     process.send_signal(signal.SIGINT)

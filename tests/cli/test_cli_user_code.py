@@ -57,7 +57,7 @@ FILES = {
 
 
 @pytest.fixture
-def mine(here, monkeypatch):
+def user_folder(here, monkeypatch):
     """Create a user's folder and make it importable, as if Python were started in it."""
     pytest.importorskip("torch")
     (here / "my_code.py").write_text(dedent(CODE))
@@ -75,17 +75,17 @@ def words(*more: str) -> list[str]:
     return ["--config-dir", "my_conf", "hydra.run.dir=run", "report=false", *more]
 
 
-def test_an_experiment_of_the_users_own_code_runs_and_resumes(mine, summary, capsys):
+def test_an_experiment_of_the_users_own_code_runs_and_resumes(user_folder, summary, capsys):
     assert main(words("experiment=mine")) == 0
-    assert summary(mine / "run")["scenario"] == "moons"
-    assert summary(mine / "run")["strategy"] == "halfway"
+    assert summary(user_folder / "run")["scenario"] == "moons"
+    assert summary(user_folder / "run")["strategy"] == "halfway"
     told = capsys.readouterr().out
     assert "13 parameters" in told
     assert "share 0.5" in told
     assert resume(["run", "rounds=3"]) == 0
 
 
-def test_it_is_the_same_from_a_shell(mine, command):
+def test_it_is_the_same_from_a_shell(user_folder, command):
     options = ["--config-dir", "my_conf", "strategy=halfway", "scenario=diabetes", "rounds=1", "report=false"]
     assert command("simulations.run", *options, "allow_targets=[my_code]").returncode == 0
     refused = command("simulations.run", *options)
@@ -94,22 +94,22 @@ def test_it_is_the_same_from_a_shell(mine, command):
 
 
 @pytest.mark.parametrize("choice", ["strategy=halfway", "scenario=moons", "model=net"])
-def test_code_that_is_not_allowed_is_refused_and_not_even_imported(mine, capsys, choice):
+def test_code_that_is_not_allowed_is_refused_and_not_even_imported(user_folder, capsys, choice):
     assert main(words(choice, *([] if "scenario" in choice else ["scenario=diabetes"]))) == 2
     told = capsys.readouterr().err
     assert "my_code" in told
     assert "try       'allow_targets=[my_code]'" in told
     assert "my_code" not in sys.modules
-    assert not (mine / "run").exists()
+    assert not (user_folder / "run").exists()
 
 
-def test_code_that_fails_is_told_in_a_few_words_with_its_traceback_in_the_log(mine, capsys):
+def test_code_that_fails_is_told_in_a_few_words_with_its_traceback_in_the_log(user_folder, capsys):
     assert main(words("strategy=broken", "scenario=diabetes", "allow_targets=[my_code]")) == 3
     told = capsys.readouterr().err
     assert "strategy cannot be built: ZeroDivisionError: no luck today" in told
     assert "my_code.py, line" in told
     assert "Traceback" not in told
-    assert "Traceback" in (mine / "run/run.log").read_text()
+    assert "Traceback" in (user_folder / "run/run.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_code_that_fails_is_told_in_a_few_words_with_its_traceback_in_the_log(mi
         ("elsewhere", "No module named 'my_cod'"),
     ],
 )
-def test_a_target_that_is_no_strategy_is_told(mine, capsys, strategy, phrase):
+def test_a_target_that_is_no_strategy_is_told(user_folder, capsys, strategy, phrase):
     assert main(words(f"strategy={strategy}", "scenario=diabetes", "allow_targets=[my_code,my_cod]")) == 2
     assert phrase in capsys.readouterr().err
-    assert not (mine / "run").exists()
+    assert not (user_folder / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_a_strategy_can_be_put_together_in_yaml_alone():
     assert build(node, "strategy").aggregate.sensitivity is not None
 
 
-def test_a_missing_parameter_is_told(mine):
+def test_a_missing_parameter_is_told(user_folder):
     with pytest.raises(SettingError, match=r"strategy\.select is missing"):
         build({"_target_": "fedlearn.Strategy"}, "strategy")
 
 
-def test_a_builder_that_fails_keeps_its_cause(mine):
+def test_a_builder_that_fails_keeps_its_cause(user_folder):
     with pytest.raises(BuildError) as failed:
         build({"_target_": "my_code.broken"}, "strategy", allow=["my_code"])
     assert isinstance(failed.value.__cause__, ZeroDivisionError)

@@ -46,7 +46,7 @@ LAYOUT = Layout.from_shapes([("a.weight", (20, 12)), ("a.bias", (20,)), ("b.weig
 SIZE = LAYOUT.num_parameters
 
 
-def read(stage, vector_D, *, layout=LAYOUT, seed=0):
+def round_trip(stage, vector_D, *, layout=LAYOUT, seed=0):
     """Encode a vector; return the decoded vector and the bytes."""
     payload = stage.codec.encode(vector_D, layout, np.random.default_rng(seed))
     return stage.codec.decode(payload, layout, np.random.default_rng(seed)), payload
@@ -58,12 +58,12 @@ def read(stage, vector_D, *, layout=LAYOUT, seed=0):
 def test_every_vector_can_be_written_and_read_and_stays_finite(name, seed, size, scale, zeros):
     layout = Layout.from_shapes([("w", (size,))])
     vector_D = (10.0**scale * np.random.default_rng(seed).normal(size=size) * (not zeros)).astype(np.float32)
-    found_D, payload = read(CODECS[name], vector_D, layout=layout, seed=seed)
+    found_D, payload = round_trip(CODECS[name], vector_D, layout=layout, seed=seed)
     assert found_D.shape == (size,)
     assert found_D.dtype == np.float32
     assert np.isfinite(found_D).all()
     assert isinstance(payload, bytes)
-    assert read(CODECS[name], vector_D, layout=layout, seed=seed)[1] == payload
+    assert round_trip(CODECS[name], vector_D, layout=layout, seed=seed)[1] == payload
     if zeros and name != "signs":
         assert not found_D.any()
 
@@ -113,7 +113,7 @@ def far_from_zero():
 @pytest.mark.parametrize("name", UNBIASED)
 def test_what_claims_to_be_unbiased_is(name):
     vector_D = far_from_zero()
-    found_RD = np.stack([read(CODECS[name], vector_D, seed=seed)[0] for seed in range(1500)]).astype(np.float64)
+    found_RD = np.stack([round_trip(CODECS[name], vector_D, seed=seed)[0] for seed in range(1500)]).astype(np.float64)
     deviation_D = found_RD.std(axis=0) / np.sqrt(len(found_RD))
     # the largest number is exact up to float32 rounding
     z_D = (found_RD.mean(axis=0) - vector_D) / (deviation_D + 1e-4)
@@ -124,7 +124,7 @@ def test_what_claims_to_be_unbiased_is(name):
 @pytest.mark.parametrize("name", ["topk", "randomk", "powersgd", "signs", "float16"])
 def test_the_test_of_unbiasedness_can_fail(name):
     vector_D = far_from_zero()
-    found_RD = np.stack([read(CODECS[name], vector_D, seed=seed)[0] for seed in range(300)]).astype(np.float64)
+    found_RD = np.stack([round_trip(CODECS[name], vector_D, seed=seed)[0] for seed in range(300)]).astype(np.float64)
     deviation_D = found_RD.std(axis=0) / np.sqrt(len(found_RD))
     assert np.abs((found_RD.mean(axis=0) - vector_D) / np.maximum(deviation_D, 1e-12)).max() > 5
 
@@ -136,7 +136,7 @@ def test_bounds_of_the_papers_hold():
     whole = float(vector_D @ vector_D)
 
     def error(stage, seed=0):
-        return float(((read(stage, vector_D, layout=layout, seed=seed)[0] - vector_D) ** 2).sum()) / whole
+        return float(((round_trip(stage, vector_D, layout=layout, seed=seed)[0] - vector_D) ** 2).sum()) / whole
 
     assert error(codecs.topk(share=0.1)) <= 0.9
     assert np.mean([error(codecs.randomk(share=0.1), seed) for seed in range(20)]) == pytest.approx(0.9, rel=0.02)
@@ -154,7 +154,7 @@ def test_bounds_of_the_papers_hold():
 def test_bfloat16_rounds_as_torch_does(number):
     torch = pytest.importorskip("torch")
     vector_D, layout = np.array([number], np.float32), Layout.from_shapes([("w", (1,))])
-    found_D, payload = read(codecs.half(format="bfloat16"), vector_D, layout=layout)
+    found_D, payload = round_trip(codecs.half(format="bfloat16"), vector_D, layout=layout)
     assert found_D[0] == float(torch.tensor(vector_D).to(torch.bfloat16)[0])
     assert len(payload) == 2
 
@@ -163,7 +163,7 @@ def test_a_matrix_of_low_rank_is_sent_whole():
     rng = np.random.default_rng(3)
     layout = Layout.from_shapes([("w", (40, 30))])
     matrix = (rng.normal(size=(40, 2)) @ rng.normal(size=(2, 30))).astype(np.float32)
-    found_D, payload = read(codecs.powersgd(rank=2), matrix.ravel(), layout=layout)
+    found_D, payload = round_trip(codecs.powersgd(rank=2), matrix.ravel(), layout=layout)
     assert np.allclose(found_D.reshape(40, 30), matrix, atol=1e-5)
     assert len(payload) == 4 * 2 * 70
 
@@ -178,7 +178,7 @@ def test_bytes_are_few_and_counted():
     made = {name: getattr(codecs, name)() for name in most}
     made |= {"topk": codecs.topk(share=0.025 * 0.79), "randomk": codecs.randomk(share=0.025)}
     for name, share in most.items():
-        assert len(read(made[name], vector_D, layout=layout)[1]) <= share * vector_D.nbytes, name
+        assert len(round_trip(made[name], vector_D, layout=layout)[1]) <= share * vector_D.nbytes, name
 
 
 def run(strategy, *, rounds=30, learning_rate=0.05):
@@ -213,7 +213,7 @@ def test_one_client_has_one_vote_however_large_its_update():
 
     rows_KD = np.array([[1e9, -1e9], [-1, 1], [-2, 3]], np.float32)
     votes_KD = np.stack(
-        [read(strategy.stages[0], row_D, layout=Layout.from_shapes([("w", (2,))]))[0] for row_D in rows_KD]
+        [round_trip(strategy.stages[0], row_D, layout=Layout.from_shapes([("w", (2,))]))[0] for row_D in rows_KD]
     )
     step_D, _ = strategy.server.update(votes_KD.mean(axis=0), {}, Context(round=1, seed=1))
     assert step_D.tolist() == [-0.5, 0.5]
@@ -245,7 +245,7 @@ def test_a_compression_that_never_lengthens_may_follow_a_clip_and_keeps_its_boun
     Strategy(select=uniform(3), stages=(clip(1.0), stage))
     for seed in range(50):
         vector_D = np.random.default_rng(seed).normal(size=SIZE).astype(np.float32)
-        assert np.linalg.norm(read(stage, vector_D)[0]) <= np.linalg.norm(vector_D)
+        assert np.linalg.norm(round_trip(stage, vector_D)[0]) <= np.linalg.norm(vector_D)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ VARIANTS = [{}, {"clients_per_round": 3}, {"weighting": "equal"}]
 SMALL = {"personal_parameters": "out.bias"}  # for a model with one layer
 
 
-def taken(builder, settings):
+def accepted_settings(builder, settings):
     """Return the settings that this strategy accepts."""
     return {name: settings[name] for name in settings.keys() & inspect.signature(builder).parameters.keys()}
 
@@ -31,7 +31,7 @@ def taken(builder, settings):
         pytest.param(builder, settings, id=f"{builder.__name__}-{settings}")
         for builder in BUILDERS
         for settings in VARIANTS
-        if taken(builder, settings) == settings
+        if accepted_settings(builder, settings) == settings
     ],
 )
 def test_every_strategy_keeps_the_contract(builder, settings):
@@ -90,7 +90,9 @@ def some_digits(digits, framework):
 def test_every_strategy_keeps_the_contract_in_both_frameworks(builder, problem):
     data, trainer = problem
     check_strategy(
-        builder(**taken(builder, {"clients_per_round": 4, "personal_parameters": "out.*"})), data=data, trainer=trainer
+        builder(**accepted_settings(builder, {"clients_per_round": 4, "personal_parameters": "out.*"})),
+        data=data,
+        trainer=trainer,
     )
 
 
@@ -126,7 +128,7 @@ class ElsewhereTrainer(LinearTrainer):
 @pytest.mark.parametrize("builder", OF_ALL_TASKS, ids=lambda builder: builder.__name__)
 def test_every_strategy_takes_updates_of_any_array_library(builder, library):
     xp, data, ends = pytest.importorskip(library), linear_problem(), []
-    strategy = builder(**taken(builder, SMALL))
+    strategy = builder(**accepted_settings(builder, SMALL))
     for trainer in (LinearTrainer(3), ElsewhereTrainer(xp.asarray)):
         engine = vector(data, trainer, block_size=4)
         state = start(strategy, trainer.init(1), engine, seed=1)

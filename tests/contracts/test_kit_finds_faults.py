@@ -187,14 +187,14 @@ def test_rules_that_declare_what_they_need_pass(aggregate):
     check_strategy(broken(aggregate=aggregate))
 
 
-class Deaf(LinearTrainer):
+class IgnoresLocalRule(LinearTrainer):
     """Trains without the correction of the local rule."""
 
     def fit(self, order, rule, work):
         return super().fit(order, rule._replace(correct=lambda g, w, w0: g), work)
 
 
-class Leaky(LinearTrainer):
+class MixesClients(LinearTrainer):
     """Lets one client see the client before it."""
 
     def fit(self, order, rule, work):
@@ -202,7 +202,7 @@ class Leaky(LinearTrainer):
         return replace(updates, delta_KD=np.cumsum(updates.delta_KD, axis=0))
 
 
-class Meddling(LinearTrainer):
+class ChangesGlobalModel(LinearTrainer):
     """Changes the global model in place."""
 
     def fit(self, order, rule, work):
@@ -210,7 +210,7 @@ class Meddling(LinearTrainer):
         return super().fit(order, rule, work)
 
 
-class Moody(LinearTrainer):
+class IgnoresSeed(LinearTrainer):
     """Initializes the model at random, and ignores the seed."""
 
     def init(self, seed):
@@ -224,7 +224,7 @@ class Constant(LinearTrainer):
         return np.zeros((len(x), 1), np.float32)
 
 
-class Timeless(LinearTrainer):
+class IgnoresRoundOfWork(LinearTrainer):
     """Ignores the rounds that the work of a block names."""
 
     def fit(self, order, rule, work):
@@ -234,10 +234,14 @@ class Timeless(LinearTrainer):
 @pytest.mark.parametrize(
     ("kind", "promise"),
     [
-        (Deaf, "local rule"), (Leaky, "its block"), (Meddling, "global model"), (Moody, "function of the seed"),
-        (Constant, "follow the parameters"), (Timeless, "the round of its ClientWork"),
+        (IgnoresLocalRule, "local rule"),
+        (MixesClients, "its block"),
+        (ChangesGlobalModel, "global model"),
+        (IgnoresSeed, "function of the seed"),
+        (Constant, "follow the parameters"),
+        (IgnoresRoundOfWork, "the round of its ClientWork"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_trainer_is_caught(kind, promise):
     with pytest.raises(AssertionError, match=promise):
         check_trainer(kind(3), CLIENTS)

@@ -73,7 +73,7 @@ def test_no_usable_checkpoint_is_an_error_that_says_what_was_found(tmp_path):
         checkpoint.load_latest(tmp_path, LAYOUT)
 
 
-def of_version(path, version):
+def rewrite_version(path, version):
     """Rewrite the header of a checkpoint with the version of an earlier fedlearn."""
     with safe_open(path, framework="numpy") as file:
         facts = json.loads(file.metadata()["fedlearn"])
@@ -85,7 +85,7 @@ def of_version(path, version):
 def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_to_try(tmp_path, version):
     checkpoint.save(tmp_path, state_of(1), {}, layout=LAYOUT)
     path = checkpoint.save(tmp_path, state_of(2), {}, layout=LAYOUT)
-    of_version(path, version)
+    rewrite_version(path, version)
     reason = (
         rf"(?s)cannot read .*{path.name}.* not {version}\n  try       resume with the version .*, or start a new run"
     )

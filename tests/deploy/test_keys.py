@@ -18,7 +18,7 @@ HOSTS = ["localhost", "127.0.0.1", "::1", "coordinator.example.org"]
 
 
 @pytest.fixture
-def made(tmp_path):
+def keys_folder(tmp_path):
     folder = tmp_path / "keys"
     keys.create(folder, HOSTS, ["a", "b"], days=30)
     return folder
@@ -28,54 +28,61 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_secrets_are_readable_by_their_owner_only(made):
-    secrets = [*made.rglob("*.key"), *made.rglob("token"), *made.rglob("*.secret")]
+def test_secrets_are_readable_by_their_owner_only(keys_folder):
+    secrets = [*keys_folder.rglob("*.key"), *keys_folder.rglob("token"), *keys_folder.rglob("*.secret")]
     assert len(secrets) == 1 + 1 + 2 * 2 + 2 + 1  # authority, server, nodes, tokens, executor
     assert {mode(path) for path in secrets} == {0o600}
 
 
-def test_each_part_holds_what_it_needs_and_nothing_else(made):
-    assert {path.name for path in (made / "nodes/a").iterdir()} == {"node.key", "ca.crt", "masking.key", "masking.pub"}
-    assert {path.name for path in (made / "operator").iterdir()} == {"token", "ca.crt"}
-    assert not list((made / "coordinator").rglob("node.key"))
-    assert not list((made / "coordinator").rglob("ca.key"))
+def test_each_part_holds_what_it_needs_and_nothing_else(keys_folder):
+    assert {path.name for path in (keys_folder / "nodes/a").iterdir()} == {
+        "node.key",
+        "ca.crt",
+        "masking.key",
+        "masking.pub",
+    }
+    assert {path.name for path in (keys_folder / "operator").iterdir()} == {"token", "ca.crt"}
+    assert not list((keys_folder / "coordinator").rglob("node.key"))
+    assert not list((keys_folder / "coordinator").rglob("ca.key"))
 
 
-def test_all_parts_know_the_same_keys_for_masked_sums_and_a_node_its_own(made):
-    keys.add(made, ["c"])
-    lists = {path.read_text() for path in made.rglob("masking.pub")}
+def test_all_parts_know_the_same_keys_for_masked_sums_and_a_node_its_own(keys_folder):
+    keys.add(keys_folder, ["c"])
+    lists = {path.read_text() for path in keys_folder.rglob("masking.pub")}
     assert len(lists) == 1
-    assert read_masking_keys(made / "nodes/a").public_key in read_masking_keys(made / "nodes/c").trusted_keys
-    keys.revoke(made, ["b"])
-    assert [*read_identities(made / "coordinator/masking.pub")] == ["a", "c"]
+    assert (
+        read_masking_keys(keys_folder / "nodes/a").public_key in read_masking_keys(keys_folder / "nodes/c").trusted_keys
+    )
+    keys.revoke(keys_folder, ["b"])
+    assert [*read_identities(keys_folder / "coordinator/masking.pub")] == ["a", "c"]
     with pytest.raises(FedlearnError, match="does not have the public key of this node"):
-        read_masking_keys(made / "nodes/b")
+        read_masking_keys(keys_folder / "nodes/b")
 
 
-def test_a_node_has_a_p384_key_in_the_format_that_flower_reads(made):
-    private = formats.load_ssh_private_key((made / "nodes/a/node.key").read_bytes(), None)
-    public = formats.load_ssh_public_key((made / "coordinator/allowed/a.pub").read_bytes())
+def test_a_node_has_a_p384_key_in_the_format_that_flower_reads(keys_folder):
+    private = formats.load_ssh_private_key((keys_folder / "nodes/a/node.key").read_bytes(), None)
+    public = formats.load_ssh_public_key((keys_folder / "coordinator/allowed/a.pub").read_bytes())
     assert private.curve.name == "secp384r1"
     assert private.public_key() == public
 
 
-def test_nothing_is_overwritten(made):
-    before = {path: path.read_bytes() for path in made.rglob("*") if path.is_file()}
+def test_nothing_is_overwritten(keys_folder):
+    before = {path: path.read_bytes() for path in keys_folder.rglob("*") if path.is_file()}
     with pytest.raises(keys.KeysError, match="already has an authority"):
-        keys.create(made, HOSTS, ["c"])
+        keys.create(keys_folder, HOSTS, ["c"])
     with pytest.raises(keys.KeysError, match="has or had a key"):
-        keys.add(made, ["a"])
+        keys.add(keys_folder, ["a"])
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_renewal_keeps_hosts_and_authority_and_nodes(made):
-    old = (made / "coordinator/server.crt").read_bytes()
-    kept = {path: path.read_bytes() for path in (made / "nodes").rglob("*") if path.is_file()}
-    keys.renew(made, days=90)
-    certificate = keys.x509.load_pem_x509_certificate((made / "coordinator/server.crt").read_bytes())
+def test_renewal_keeps_hosts_and_authority_and_nodes(keys_folder):
+    old = (keys_folder / "coordinator/server.crt").read_bytes()
+    kept = {path: path.read_bytes() for path in (keys_folder / "nodes").rglob("*") if path.is_file()}
+    keys.renew(keys_folder, days=90)
+    certificate = keys.x509.load_pem_x509_certificate((keys_folder / "coordinator/server.crt").read_bytes())
     assert certificate.public_bytes(formats.Encoding.PEM) != old
     assert keys.hosts_of(certificate) == HOSTS
-    left = keys.expiry(made / "coordinator/server.crt") - datetime.now(UTC)
+    left = keys.expiry(keys_folder / "coordinator/server.crt") - datetime.now(UTC)
     assert timedelta(days=89) < left < timedelta(days=91)
     assert {path: path.read_bytes() for path in kept} == kept
 
@@ -85,14 +92,14 @@ def test_the_coordinator_can_always_reach_itself(tmp_path):
     assert "server    coordinator.example.org, localhost " in keys.describe(tmp_path / "k")
 
 
-def test_a_revoked_name_is_never_given_out_again(made):
-    keys.revoke(made / "coordinator", ["a"])
-    assert not (made / "coordinator/allowed/a.pub").exists()
-    assert "revoked   a" in keys.describe(made)
+def test_a_revoked_name_is_never_given_out_again(keys_folder):
+    keys.revoke(keys_folder / "coordinator", ["a"])
+    assert not (keys_folder / "coordinator/allowed/a.pub").exists()
+    assert "revoked   a" in keys.describe(keys_folder)
     with pytest.raises(keys.KeysError):
-        keys.add(made, ["a"])
+        keys.add(keys_folder, ["a"])
     with pytest.raises(keys.KeysError, match="expected  one of b"):
-        keys.revoke(made, ["a"])
+        keys.revoke(keys_folder, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -150,18 +157,18 @@ def listen():
         server.close()
 
 
-def test_the_certificate_is_trusted_under_each_of_its_names(made, listen):
-    port = listen(made / "coordinator")
+def test_the_certificate_is_trusted_under_each_of_its_names(keys_folder, listen):
+    port = listen(keys_folder / "coordinator")
     for host in ("localhost", "127.0.0.1"):
-        check_connection(f"{host}:{port}", made / "nodes/a/ca.crt", timeout_s=5)
+        check_connection(f"{host}:{port}", keys_folder / "nodes/a/ca.crt", timeout_s=5)
 
 
-def test_an_expired_certificate_is_named(made, listen, monkeypatch):
+def test_an_expired_certificate_is_named(keys_folder, listen, monkeypatch):
     monkeypatch.setattr(keys, "CLOCK_SKEW", timedelta(days=3))
     monkeypatch.setattr(keys, "datetime", LongAgo)
-    keys.renew(made, days=1)
+    keys.renew(keys_folder, days=1)
     with pytest.raises(ConnectionProblem, match="its certificate has expired"):
-        check_connection(f"localhost:{listen(made / 'coordinator')}", made / "ca.crt", timeout_s=5)
+        check_connection(f"localhost:{listen(keys_folder / 'coordinator')}", keys_folder / "ca.crt", timeout_s=5)
 
 
 class LongAgo(datetime):
@@ -170,10 +177,10 @@ class LongAgo(datetime):
         return datetime.now(tz) - timedelta(days=2)
 
 
-def test_the_wrong_authority_is_named(made, listen, tmp_path):
+def test_the_wrong_authority_is_named(keys_folder, listen, tmp_path):
     keys.create(tmp_path / "others", HOSTS, [])
     with pytest.raises(ConnectionProblem, match="signed by another authority"):
-        check_connection(f"localhost:{listen(made / 'coordinator')}", tmp_path / "others/ca.crt", timeout_s=5)
+        check_connection(f"localhost:{listen(keys_folder / 'coordinator')}", tmp_path / "others/ca.crt", timeout_s=5)
 
 
 def test_the_wrong_name_is_named(tmp_path, listen):
@@ -182,13 +189,13 @@ def test_the_wrong_name_is_named(tmp_path, listen):
         check_connection(f"127.0.0.1:{listen(tmp_path / 'k/coordinator')}", tmp_path / "k/ca.crt", timeout_s=5)
 
 
-def test_a_port_without_tls_is_named(made, listen):
+def test_a_port_without_tls_is_named(keys_folder, listen):
     with pytest.raises(ConnectionProblem, match="does not speak TLS"):
-        check_connection(f"localhost:{listen()}", made / "ca.crt", timeout_s=5)
+        check_connection(f"localhost:{listen()}", keys_folder / "ca.crt", timeout_s=5)
 
 
-def test_nobody_there_is_named(made):
+def test_nobody_there_is_named(keys_folder):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(ConnectionProblem, match="no program listens there"):
-        check_connection(f"127.0.0.1:{port}", made / "ca.crt", timeout_s=5)
+        check_connection(f"127.0.0.1:{port}", keys_folder / "ca.crt", timeout_s=5)

@@ -6,19 +6,19 @@ from fedlearn.deploy.node import NodeError, build_parser, node_from_args
 
 
 @pytest.fixture
-def made(tmp_path):
+def parse_node(tmp_path):
     words = ["--coordinator", "localhost:1", "--keys", str(tmp_path), "--state", str(tmp_path / "node")]
     return lambda: node_from_args(build_parser().parse_args([*words, "--policy", "policy.yaml", "--client", "3"]))
 
 
-def test_what_clients_keep_lies_in_the_nodes_folder(made, tmp_path):
-    options = made().trainer_args
+def test_what_clients_keep_lies_in_the_nodes_folder(parse_node, tmp_path):
+    options = parse_node().trainer_args
     assert options[options.index("--client-states") + 1] == str(tmp_path / "node" / "client_states")
 
 
-def test_a_folder_of_an_earlier_version_is_not_passed_over(made, tmp_path):
+def test_a_folder_of_an_earlier_version_is_not_passed_over(parse_node, tmp_path):
     (tmp_path / "node" / "memory").mkdir(parents=True)
     with pytest.raises(NodeError, match=r"memory is of an earlier version\n.*\n  try       mv .*memory .*states"):
-        made()
+        parse_node()
     (tmp_path / "node" / "memory").rename(tmp_path / "node" / "client_states")
-    made()
+    parse_node()

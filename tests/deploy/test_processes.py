@@ -22,7 +22,7 @@ STUBBORN = [
 ]
 
 
-def gone(pid, seconds=120.0):
+def ends_in_time(pid, seconds=120.0):
     """Return whether a process ends in time; a zombie counts as ended."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -41,8 +41,8 @@ def test_the_block_leaves_no_process_behind_not_even_a_stubborn_one_with_childre
         child = children.start(Child("stubborn", STUBBORN, tmp_path / "log"))
         children.wait_for(lambda: child.read_output().strip().isdigit(), "it is up", timeout_s=120)
         grandchild = int(child.read_output())
-    assert gone(child.process.pid)
-    assert gone(grandchild)
+    assert ends_in_time(child.process.pid)
+    assert ends_in_time(grandchild)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals child processes that their parent has ended")
@@ -58,7 +58,7 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path):
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.communicate(timeout=120)
-    assert gone(pid)
+    assert ends_in_time(pid)
 
 
 def test_what_a_child_said_is_told_when_it_ends_too_early(tmp_path):

@@ -60,7 +60,7 @@ def tampered(site, change, *, kind="fit"):
     return answer
 
 
-def until_called(made, there):
+def wait_for_members(made, there):
     """Update the list of members until it fulfills a condition."""
     ends = time.monotonic() + 120
     while not there(made.engine.membership.members_by_client()):
@@ -425,7 +425,7 @@ def test_a_node_that_disappears_fails_by_name_and_one_that_comes_back_takes_part
     assert [(f.client, f.stage) for f in second.failures] == [(2, "node"), (3, "node")]
     assert "connected" in second.failures[0].reason
     made.grid.nodes[205] = node  # under another node id: the client ids identify the clients
-    until_called(made, lambda homes: 2 in homes)
+    wait_for_members(made, lambda homes: 2 in homes)
     assert next(rounds).failures == ()
 
 
@@ -436,7 +436,7 @@ def test_a_new_client_takes_part_from_the_next_round_on(federation):
     made.engine.open()
     assert made.engine.clients == (0, 1, 2)
     made.grid.nodes[103] = late
-    until_called(made, lambda homes: 3 in homes)
+    wait_for_members(made, lambda homes: 3 in homes)
     (one,) = deployed(made, rounds=1, evaluate=False)
     assert one.cohort == (0, 1, 2)  # the cohort was chosen before the list of members was updated
     assert made.engine.clients == (0, 1, 2, 3)
@@ -541,7 +541,7 @@ def test_a_node_started_again_with_other_clients_is_asked_anew_who_lives_there(f
     state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
     rounds = federate(strategy, made.engine, state, schedule=Schedule(rounds=3, max_failures=0.5), local=LOCAL_SETTINGS)
     assert [(f.client, f.stage) for f in next(rounds).failures] == [(2, "request"), (3, "request")]
-    until_called(made, lambda homes: 2 in homes)
+    wait_for_members(made, lambda homes: 2 in homes)
     assert [(f.client, f.stage) for f in next(rounds).failures] == [(3, "node")]
 
 

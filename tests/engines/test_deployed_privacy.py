@@ -30,7 +30,7 @@ needs("dp_accounting", reason="the extra privacy is not installed")
 EQUAL = {"strategy": {"weighting": "equal"}}
 
 
-def told(made):
+def record_responses(made):
     """Record the training responses of each node, as they leave it."""
     kept = []
     for node, site in made.sites.items():
@@ -60,7 +60,7 @@ def run(made, kind, rounds=3, **settings):
 @pytest.mark.parametrize("clip", ["fixed", "adaptive"])
 def test_updates_are_clipped_before_they_leave_and_counts_and_metrics_stay(federation, clip):
     made = federation(words=EQUAL)
-    left = told(made)
+    left = record_responses(made)
     rounds = run(made, "central", clip_norm=0.05, noise_multiplier=0.1, clip=clip)
     deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
     size = made.engine.layout.num_parameters
@@ -81,7 +81,7 @@ def test_noise_that_is_added_at_nodes_or_coordinator_does_not_follow_from_the_se
 
 def test_local_noise_is_there_when_an_update_leaves(federation):
     made = federation(words={**EQUAL, "scenario": {"num_features": 5000}})
-    left = told(made)
+    left = record_responses(made)
     run(made, "local", rounds=1, clip_norm=0.5, noise_multiplier=4.0)
     deltas_KD = np.concatenate([parcel.arrays["delta"] for parcel in left])
     assert deltas_KD.std() == pytest.approx(4.0 * 0.5, rel=0.02)

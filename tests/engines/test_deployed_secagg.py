@@ -56,7 +56,7 @@ def simulated(made, words=SECAGG, rounds=3):
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
 
 
-def overheard(made, change=lambda node, asked, parcel: parcel):
+def record_responses(made, change=lambda node, asked, parcel: parcel):
     """Record each response as it leaves a node, after ``change``; a change to None drops the response."""
     heard = []
     for node, site in made.sites.items():
@@ -83,7 +83,7 @@ def test_a_masked_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_b
 
 def test_no_update_leaves_a_node_in_the_clear_and_no_count_or_metric_at_all(federation):
     made = masked(federation)
-    heard = overheard(made)
+    heard = record_responses(made)
     rounds = run(made, rounds=1)
     kinds = {parcel.metadata["kind"] for parcel in heard}
     assert kinds == {"hello", "init", "mask"}
@@ -105,7 +105,7 @@ def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_
     def silent_when_masked(node, asked, parcel):
         return None if node == 104 and "params" in asked.shared.arrays else parcel
 
-    overheard(made, silent_when_masked)
+    record_responses(made, silent_when_masked)
     (one,) = run(made, rounds=1, max_failures=0.5)
     assert [failure.client for failure in one.failures] == [3]
     assert one.num_updates == 3
@@ -119,7 +119,7 @@ def test_a_round_survives_the_client_that_falls_silent_and_gives_the_sum_of_the_
 
 
 def masked_arrays(change):
-    """Apply a change to the masked vectors of node 104; return a function for `overheard`."""
+    """Apply a change to the masked vectors of node 104; return a function for `record_responses`."""
 
     def changed(node, asked, payload):
         training = node == 104 and "params" in asked.shared.arrays
@@ -142,7 +142,7 @@ def masked_arrays(change):
 )
 def test_a_malformed_masked_vector_is_a_failure_of_its_client_only(federation, change, reason):
     made = masked(federation, clients=((0,), (1,), (2,), (3,)))
-    overheard(made, masked_arrays(change))
+    record_responses(made, masked_arrays(change))
     (one,) = run(made, rounds=1, max_failures=0.5)
     assert [failure.client for failure in one.failures] == [3]
     assert re.search(reason, one.failures[0].reason)
@@ -151,7 +151,9 @@ def test_a_malformed_masked_vector_is_a_failure_of_its_client_only(federation, c
 
 def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(federation):
     made = masked(federation, deadline=1)
-    overheard(made, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel)
+    record_responses(
+        made, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel
+    )
     with pytest.raises(SecAggAborted, match="2 of 4 clients responded, fewer than threshold 3"):
         run(made, rounds=1)
 

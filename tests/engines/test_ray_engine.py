@@ -94,7 +94,7 @@ def slow_at(seconds, *clients):
     return linear(train=train)
 
 
-def held(folder):
+def waits_for_go(folder):
     """Return a scenario whose workers create a file when they train, and wait for the file "go"."""
 
     def train(client):
@@ -139,7 +139,7 @@ def cluster():
 
 
 @pytest.fixture
-def made(cluster):
+def make_engine(cluster):
     """Return a function that builds an engine of two workers; the engines are closed after the test."""
     engines = []
 
@@ -163,17 +163,17 @@ def rounds_of(engine, strategy, *, rounds=20, params_D=None, local=LOCAL):
     return list(federate(strategy, engine, state, schedule=Schedule(rounds=rounds), local=local))
 
 
-def far(one, other):
+def max_difference(one, other):
     """Return the largest difference between the final models of two runs."""
     return np.abs(np.asarray(one[-1].state.params_D) - np.asarray(other[-1].state.params_D)).max()
 
 
-def test_every_strategy_ends_with_the_model_of_vector(made):
-    engine, here = made(), vector(linear_problem(), LinearTrainer(3))
+def test_every_strategy_ends_with_the_model_of_vector(make_engine):
+    engine, here = make_engine(), vector(linear_problem(), LinearTrainer(3))
     for name, build in OURS.items():
         strategy = build()
         ours, theirs = rounds_of(engine, strategy), rounds_of(here, strategy)
-        assert far(ours, theirs) < 1e-5, name
+        assert max_difference(ours, theirs) < 1e-5, name
         assert np.isclose(ours[-1].metrics["loss"], theirs[-1].metrics["loss"], rtol=1e-6), name
         for field in ("cohort", "num_examples", "bytes_up", "bytes_down", "num_updates"):
             assert getattr(ours[-1], field) == getattr(theirs[-1], field), (name, field)
@@ -182,9 +182,9 @@ def test_every_strategy_ends_with_the_model_of_vector(made):
             assert all(np.allclose(engine.client_states[client][key], memory[key], atol=1e-4) for key in memory), name
 
 
-def test_protected_strategies_release_from_workers_what_they_release_here(made):
+def test_protected_strategies_release_from_workers_what_they_release_here(make_engine):
     pytest.importorskip("dp_accounting", reason="needs fedlearn[privacy]")
-    engine, here = made(), vector(linear_problem(), LinearTrainer(3))
+    engine, here = make_engine(), vector(linear_problem(), LinearTrainer(3))
     equal, people = (
         Strategy(select=everyone(), aggregate=mean(weighting="equal")),
         Population(clients=range(6), rounds=3),
@@ -193,19 +193,19 @@ def test_protected_strategies_release_from_workers_what_they_release_here(made):
     for mechanism in (central(noise_multiplier=1.0), adaptive, local(noise_multiplier=1.0)):
         strategy, _ = mechanism.protect(equal, LOCAL, people)
         ours, theirs = (rounds_of(made_by, strategy, rounds=3) for made_by in (engine, here))
-        assert far(ours, theirs) < 1e-5
+        assert max_difference(ours, theirs) < 1e-5
         assert ours[-1].privacy == theirs[-1].privacy
         assert (ours[-1].metrics, ours[-1].num_examples) == ({}, None)
 
 
-def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers_does(made):
-    engine = made(block_size=2)
+def test_equal_seeds_give_equal_bits_and_with_a_block_size_any_number_of_workers_does(make_engine):
+    engine = make_engine(block_size=2)
     once, again = rounds_of(engine, scaffold(), rounds=5), rounds_of(engine, scaffold(), rounds=5)
-    assert far(once, again) == 0
+    assert max_difference(once, again) == 0
     engine.close()
-    alone = made(block_size=2, num_workers=1)
+    alone = make_engine(block_size=2, num_workers=1)
     assert alone.num_workers == 1
-    assert far(once, rounds_of(alone, scaffold(), rounds=5)) == 0
+    assert max_difference(once, rounds_of(alone, scaffold(), rounds=5)) == 0
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework)
         for strategy in (scaffold(), published()["fedper"](personal_parameters="out.*")):
             params_D = scenario.trainer.init(1)
             theirs = rounds_of(here, strategy, params_D=params_D, local=local)
-            assert far(rounds_of(engine, strategy, params_D=params_D, local=local), theirs) < 1e-5
+            assert max_difference(rounds_of(engine, strategy, params_D=params_D, local=local), theirs) < 1e-5
         clients = [5, 0, 3]
         for own in (None, strategy):
             expected = list(here.evaluate(params_D, clients, own))
@@ -234,9 +234,9 @@ def test_torch_and_jax_train_in_workers_what_they_train_here(cluster, framework)
     here.close()
 
 
-def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_result_is_the_same(made, caplog, tmp_path):
+def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_result_is_the_same(make_engine, caplog, tmp_path):
     undisturbed = rounds_of(vector(linear_problem(), LinearTrainer(3)), scaffold(), rounds=3)
-    engine = made(partial(held, tmp_path))
+    engine = make_engine(partial(waits_for_go, tmp_path))
     before = sorted(engine.pids)
 
     def kill():
@@ -252,21 +252,21 @@ def test_a_worker_killed_in_the_middle_of_a_round_is_replaced_and_the_result_is_
     killer.join(120)
     assert before[0] not in engine.pids
     assert before[1] in engine.pids
-    assert far(rounds, undisturbed) < 1e-6
+    assert max_difference(rounds, undisturbed) < 1e-6
     assert not any(done.failures for done in rounds)
     assert f"worker process {before[0]} is gone" in caplog.text
 
 
-def test_a_client_that_ends_every_worker_ends_the_run_and_is_named(made):
+def test_a_client_that_ends_every_worker_ends_the_run_and_is_named(make_engine):
     def deadly():
         return linear(train=lambda client: os._exit(1) if client == 2 else linear_problem().train(client))
 
     with pytest.raises(ClusterError, match=r"3 workers died, one after another, at round 1, 1 client \(2\)"):
-        rounds_of(made(deadly, block_size=1), Strategy(select=everyone()), rounds=1)
+        rounds_of(make_engine(deadly, block_size=1), Strategy(select=everyone()), rounds=1)
 
 
-def test_a_worker_that_takes_too_long_is_told_by_name_and_does_not_block_the_next_round(made):
-    engine = made(partial(slow_at, 600, 4), block_size=1)
+def test_a_worker_that_takes_too_long_is_told_by_name_and_does_not_block_the_next_round(make_engine):
+    engine = make_engine(partial(slow_at, 600, 4), block_size=1)
     strategy = Strategy(select=everyone())
     began, engine._timeout = time.monotonic(), 1.5
     with pytest.raises(ClusterError, match=r"longer than engine.timeout=1.5 s for round 1, 1 client \(4\)"):
@@ -274,10 +274,10 @@ def test_a_worker_that_takes_too_long_is_told_by_name_and_does_not_block_the_nex
     assert time.monotonic() - began < 120
     engine._timeout, engine.clients = 120.0, [0, 1, 2, 3]
     here = vector(replace(linear_problem(), clients=[0, 1, 2, 3]), LinearTrainer(3))
-    assert far(rounds_of(engine, strategy, rounds=1), rounds_of(here, strategy, rounds=1)) < 1e-6
+    assert max_difference(rounds_of(engine, strategy, rounds=1), rounds_of(here, strategy, rounds=1)) < 1e-6
 
 
-def test_clients_that_fail_are_named_as_they_are_here(made):
+def test_clients_that_fail_are_named_as_they_are_here(make_engine):
     strategy, schedule = Strategy(select=everyone()), Schedule(rounds=1, max_failures=0.5)
 
     def failures(engine):
@@ -285,30 +285,30 @@ def test_clients_that_fail_are_named_as_they_are_here(made):
         (one,) = federate(strategy, engine, state, schedule=schedule, local=LOCAL)
         return {(failure.client, failure.stage, failure.reason) for failure in one.failures}, one.num_updates
 
-    found = failures(made(faulty))
+    found = failures(make_engine(faulty))
     assert found == failures(vector(faulty().data, LinearTrainer(3)))
     assert (3, "data", "RuntimeError: disk gone") in found[0]
     assert found[1] == 4
 
 
-def test_what_workers_cannot_do_is_told_with_the_cause(made):
+def test_what_workers_cannot_do_is_told_with_the_cause(make_engine):
     with pytest.raises(ClusterError, match="building the scenario: FileNotFoundError: no data on this machine"):
-        made(broken)
+        make_engine(broken)
     with pytest.raises(ClusterError, match="other parameters"):
-        made(wider)
+        make_engine(wider)
     lock = threading.Lock()
     stuck = Strategy(select=everyone(), local=LocalRule(correct=lambda grad, w, w_global: lock and grad))
     with pytest.raises(ClusterError, match="the strategy cannot be sent to workers"):
-        rounds_of(made(), stuck, rounds=1)
+        rounds_of(make_engine(), stuck, rounds=1)
 
 
-def test_more_than_the_cluster_has_is_refused(made):
+def test_more_than_the_cluster_has_is_refused(make_engine):
     with pytest.raises(SettingError, match=r"num_workers is 99\n.*at most 2, .* 2 CPUs and 1 GPUs\n.*=2"):
-        made(num_workers=99)
+        make_engine(num_workers=99)
     with pytest.raises(SettingError, match=r"gpus_per_worker is 2\n.*2 CPUs and 1 GPUs\n.*=0"):
-        made(gpus_per_worker=2)
+        make_engine(gpus_per_worker=2)
     with pytest.raises(SettingError, match=r"num_workers is 2\n.*at most 1, "):
-        made(gpus_per_worker=1)
+        make_engine(gpus_per_worker=1)
 
 
 def on_its_gpu(*, device):
@@ -316,8 +316,8 @@ def on_its_gpu(*, device):
     return linear()
 
 
-def test_workers_with_gpus_build_the_scenario_on_the_first_one_that_they_see(made):
-    assert made(on_its_gpu, gpus_per_worker=0.5).num_workers == 2
+def test_workers_with_gpus_build_the_scenario_on_the_first_one_that_they_see(make_engine):
+    assert make_engine(on_its_gpu, gpus_per_worker=0.5).num_workers == 2
     scenario = linear()
     scenario.trainer.device = "cuda:0"
     with pytest.raises(SettingError, match=r"gpus_per_worker is 0\n.*device=cuda:0\n.*gpus_per_worker=1"):
@@ -334,16 +334,16 @@ def test_a_setting_out_of_range_is_refused_by_name(setting, given):
         engine_module.ray(scenario.data, scenario.trainer, linear, **{setting: given})
 
 
-def test_an_address_where_nobody_answers_is_told_within_seconds(cluster, made, monkeypatch):
+def test_an_address_where_nobody_answers_is_told_within_seconds(cluster, make_engine, monkeypatch):
     with pytest.raises(SettingError, match="address is other:6379"):
-        made(address="other:6379")
+        make_engine(address="other:6379")
     monkeypatch.setattr(cluster, "is_initialized", lambda: False)
     began = time.monotonic()
     with pytest.raises(ClusterError, match=r"no Ray cluster at engine.address=127.0.0.1:1: ConnectionRefusedError"):
-        made(address="127.0.0.1:1")
+        make_engine(address="127.0.0.1:1")
     assert time.monotonic() - began < 60
     with pytest.raises(SettingError, match=r"address is here\n.*host:port"):
-        made(address="here")
+        make_engine(address="here")
 
 
 def test_without_ray_the_extra_to_install_is_named(monkeypatch):

@@ -130,7 +130,7 @@ def test_what_a_strategy_remembers_lies_in_checkpoints_under_its_names(tmp_path)
     assert np.array_equal(params_of(resumed), params_of(rounds_of(strategy)))
 
 
-class Own(flower.FedAvg):
+class UserStrategy(flower.FedAvg):
     """A user's strategy: its steps depend on its history, and it selects clients with even ids only."""
 
     def __init__(self, **settings):
@@ -152,12 +152,12 @@ class Own(flower.FedAvg):
 
 
 def test_a_strategy_of_the_users_own_keeps_its_records_lists_and_numbers():
-    strategy = Own()
+    strategy = UserStrategy()
     check_strategy(from_flower(strategy))
     assert strategy.history == []
     whole = rounds_of(from_flower(strategy))
-    half = rounds_of(from_flower(Own()), rounds=2)[-1].state
-    assert np.array_equal(params_of(rounds_of(from_flower(Own()), state=half)), params_of(whole))
+    half = rounds_of(from_flower(UserStrategy()), rounds=2)[-1].state
+    assert np.array_equal(params_of(rounds_of(from_flower(UserStrategy()), state=half)), params_of(whole))
 
 
 class Counter:

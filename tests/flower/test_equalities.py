@@ -57,7 +57,7 @@ def as_array(leaf):
     return next(iter(ArrayRecord([leaf]).values()))
 
 
-def after(strategy, client, *, rounds=3, before=None):
+def model_after(strategy, client, *, rounds=3, before=None):
     """Return the flat global model after some rounds."""
     grid = InProcessGrid(client, NUM_CLIENTS)
     arrays = ArrayRecord({name: as_array(leaf) for name, leaf in model(np.random.default_rng(1)).items()})
@@ -71,7 +71,7 @@ def after(strategy, client, *, rounds=3, before=None):
     return np.concatenate([array.numpy().ravel() for array in arrays.values()])
 
 
-def far(one_D, other_D):
+def max_difference(one_D, other_D):
     return float(np.abs(one_D - other_D).max())
 
 
@@ -94,7 +94,7 @@ LONG = ("bulyan without f",)  # Flower computes all pairs of distances in Python
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONG else []) for n in SAME])
 def test_ours_and_flowers_agree_after_three_rounds(client, name):
     ours, theirs = SAME[name]
-    assert far(after(to_flower(ours), client), after(theirs(), client)) < TOLERANCE
+    assert max_difference(model_after(to_flower(ours), client), model_after(theirs(), client)) < TOLERANCE
 
 
 def start_at_tau(strategy, number):
@@ -113,9 +113,11 @@ ADAPTIVE = {
 def test_the_adaptive_ones_agree_once_flowers_second_moment_starts_as_in_the_paper(client, name):
     ours, theirs, betas = ADAPTIVE[name]
     flowers = {key.replace("beta", "beta_"): value for key, value in betas.items()}
-    a_D = after(to_flower(ours(learning_rate=0.03, tau=0.01, **betas)), client)
-    assert far(a_D, after(theirs(eta=0.03, tau=0.01, **flowers), client, before=start_at_tau)) < TOLERANCE
-    assert far(a_D, after(theirs(eta=0.03, tau=0.01, **flowers), client)) > 100 * TOLERANCE
+    a_D = model_after(to_flower(ours(learning_rate=0.03, tau=0.01, **betas)), client)
+    assert (
+        max_difference(a_D, model_after(theirs(eta=0.03, tau=0.01, **flowers), client, before=start_at_tau)) < TOLERANCE
+    )
+    assert max_difference(a_D, model_after(theirs(eta=0.03, tau=0.01, **flowers), client)) > 100 * TOLERANCE
 
 
 def test_flowers_adam_is_kingmas_whose_correction_the_paper_of_fedadam_does_not_have(client):
@@ -129,13 +131,13 @@ def test_flowers_adam_is_kingmas_whose_correction_the_paper_of_fedadam_does_not_
         start_at_tau(strategy, number)
         strategy.eta = eta * (1 - beta1 ** (number + 1)) / np.sqrt(1 - beta2 ** (number + 1))
 
-    ours_D = after(to_flower(strategies.fedadam(learning_rate=eta, beta1=beta1, beta2=beta2, tau=0.01)), client)
+    ours_D = model_after(to_flower(strategies.fedadam(learning_rate=eta, beta1=beta1, beta2=beta2, tau=0.01)), client)
 
     def theirs():
         return flower.FedAdam(eta=eta, beta_1=beta1, beta_2=beta2, tau=0.01)
 
-    assert far(ours_D, after(theirs(), client, before=uncorrected)) < TOLERANCE
-    assert far(ours_D, after(theirs(), client, before=start_at_tau)) > 100 * TOLERANCE
+    assert max_difference(ours_D, model_after(theirs(), client, before=uncorrected)) < TOLERANCE
+    assert max_difference(ours_D, model_after(theirs(), client, before=start_at_tau)) > 100 * TOLERANCE
 
 
 def test_multi_krum_takes_equal_means_where_flowers_weighs_by_examples(client):
@@ -145,13 +147,13 @@ def test_multi_krum_takes_equal_means_where_flowers_weighs_by_examples(client):
     """
     ours = strategies.krum(num_malicious=2, num_to_keep=3)
     theirs = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3)
-    ours_D, weighted_D = after(to_flower(ours), client), after(theirs, client)
-    assert far(ours_D, weighted_D) > 100 * TOLERANCE
+    ours_D, weighted_D = model_after(to_flower(ours), client), model_after(theirs, client)
+    assert max_difference(ours_D, weighted_D) > 100 * TOLERANCE
     equal = flower.MultiKrum(num_malicious_nodes=2, num_nodes_to_select=3, weighted_by_key="weight")
-    assert far(ours_D, after(equal, weightless(client))) < TOLERANCE
+    assert max_difference(ours_D, model_after(equal, with_equal_weights(client))) < TOLERANCE
 
 
-def weightless(client):
+def with_equal_weights(client):
     """Return the same client, which also reports an equal weight."""
     app = ClientApp()
 
@@ -178,12 +180,12 @@ def test_bulyan_chooses_by_krum_again_and_again_where_flowers_takes_the_lowest_s
         chosen.append({contents[k]["metrics"]["num-examples"] - 10 for k in which})
         return [contents[k] for k in which]
 
-    ours_D = after(to_flower(strategies.bulyan(num_malicious=2)), client)
+    ours_D = model_after(to_flower(strategies.bulyan(num_malicious=2)), client)
     told = flower.Bulyan(num_malicious_nodes=2, selection_rule=again_and_again)
-    assert far(ours_D, after(told, client)) < TOLERANCE
+    assert max_difference(ours_D, model_after(told, client)) < TOLERANCE
     assert all(len(which) == 7 and not {3, 8} & which for which in chosen)
     # other honest clients, which are all similar
-    assert far(ours_D, after(flower.Bulyan(num_malicious_nodes=2), client)) < 0.05
+    assert max_difference(ours_D, model_after(flower.Bulyan(num_malicious_nodes=2), client)) < 0.05
 
 
 def test_our_mean_of_equal_models_is_exact_where_flowers_is_not():

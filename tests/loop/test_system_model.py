@@ -12,7 +12,7 @@ from fedlearn.loop.system_model import NOT_CONNECTED, Arrival, Workload, none
 LOAD = Workload(num_steps=20, bytes_down=3000, bytes_up=500)
 
 
-def fates(system, clients=range(2000), round=1, seed=1, clock=0.0):
+def arrivals(system, clients=range(2000), round=1, seed=1, clock=0.0):
     return [system.arrival(seed, client, round, LOAD, clock=clock) for client in clients]
 
 
@@ -31,35 +31,35 @@ def test_an_order_takes_download_and_steps_and_upload():
 
 def test_equal_seeds_give_equal_fates_and_others_do_not():
     system = lognormal(dropout=0.2, available=0.9)
-    assert fates(system) == fates(system)
-    assert fates(system) != fates(system, seed=2)
-    assert fates(system) != fates(system, round=2)
+    assert arrivals(system) == arrivals(system)
+    assert arrivals(system) != arrivals(system, seed=2)
+    assert arrivals(system) != arrivals(system, round=2)
 
 
 def test_a_client_keeps_its_speed_and_orders_differ_by_the_jitter():
     steady = lognormal(sigma=1.0, jitter=0.0)
-    assert fates(steady, round=1) == fates(steady, round=9)
+    assert arrivals(steady, round=1) == arrivals(steady, round=9)
     jittery = lognormal(sigma=0.0, jitter=0.3, download=None, upload=None)
-    ratios = np.log([fate.seconds / (20 * 0.1) for fate in fates(jittery)])
+    ratios = np.log([fate.seconds / (20 * 0.1) for fate in arrivals(jittery)])
     assert abs(ratios.mean()) < 0.02
     assert abs(ratios.std() - 0.3) < 0.02
 
 
 def test_the_median_client_is_as_fast_as_was_said_and_one_in_six_is_e_times_slower():
-    seconds = np.array([fate.seconds for fate in fates(lognormal(jitter=0.0, download=None, upload=None))])
+    seconds = np.array([fate.seconds for fate in arrivals(lognormal(jitter=0.0, download=None, upload=None))])
     assert np.median(seconds) == pytest.approx(20 * 0.1, rel=0.1)
     assert np.mean(seconds > np.e * 20 * 0.1) == pytest.approx(0.159, abs=0.03)
 
 
 def test_shares_of_clients_are_absent_or_drop_out_as_was_said():
-    lost = [fate.failure_reason for fate in fates(constant(available=0.8, dropout=0.25))]
+    lost = [fate.failure_reason for fate in arrivals(constant(available=0.8, dropout=0.25))]
     assert lost.count(NOT_CONNECTED) / 2000 == pytest.approx(0.2, abs=0.03)
     assert sum("dropped out" in why for why in lost) / 2000 == pytest.approx(0.8 * 0.25, abs=0.03)
 
 
 def test_whoever_is_absent_costs_no_time_and_a_dropout_as_much_as_its_answer_would_have():
     whole = constant().arrival(1, 0, 1, LOAD).seconds
-    by_cause = {fate.failure_reason: fate.seconds for fate in fates(constant(available=0.5, dropout=0.5))}
+    by_cause = {fate.failure_reason: fate.seconds for fate in arrivals(constant(available=0.5, dropout=0.5))}
     assert sorted(by_cause.values()) == [0.0, whole, whole]
 
 

@@ -37,7 +37,7 @@ def rounds(strategy, engine, number=4, state=None, seed=1, **schedule):
     return list(federate(strategy, engine, state, schedule=schedule, local=LOCAL_SETTINGS))
 
 
-def remembers():
+def counts_accepted_updates():
     """Return a strategy whose clients count the rounds in which their update was accepted."""
     rule = LocalRule(
         correct=lambda grad, w, w_global, seen: grad,
@@ -88,7 +88,7 @@ def test_a_client_that_fails_is_replaced_by_the_next_that_arrives():
 
 def test_whoever_is_late_remembers_nothing_of_the_round():
     engine = clocked(replace(SLOW, min_completed=3))
-    taken = [done.num_updates for done in rounds(remembers(), engine)]
+    taken = [done.num_updates for done in rounds(counts_accepted_updates(), engine)]
     assert taken == [3] * 4
     assert sum(float(memory["seen"][0]) for memory in engine.client_states.values()) == sum(taken)
 
@@ -101,7 +101,7 @@ def test_the_clock_does_not_depend_on_the_engine_below():
     assert np.array_equal(one[-1].state.params_D, two[-1].state.params_D)
 
 
-def drifts():
+def drifting():
     """Return a strategy whose client states change training: an engine that reads a future state ends elsewhere."""
     rule = LocalRule(
         correct=lambda grad, w, w_global, past: grad + 0.1 * past + 0.01 * (w - w_global),
@@ -114,7 +114,7 @@ def drifts():
 
 @pytest.mark.parametrize("make", [serial, vector])
 @pytest.mark.parametrize(
-    "strategy", [fedavg(clients_per_round=5), fedasync(concurrency=4), fedbuff(concurrency=5), drifts()]
+    "strategy", [fedavg(clients_per_round=5), fedasync(concurrency=4), fedbuff(concurrency=5), drifting()]
 )
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_virtual_second(strategy, make, tmp_path):
     system = replace(SLOW, dropout=0.1, available=0.9)
@@ -148,7 +148,7 @@ def test_a_privacy_claim_does_not_rest_on_who_was_first():
 ASYNCHRONOUS = {
     "fedasync": fedasync(concurrency=5),
     "fedbuff": fedbuff(buffer_size=3, concurrency=6),
-    "a memory": drifts(),
+    "a memory": drifting(),
     "what was left out": with_compression(fedbuff(buffer_size=2, concurrency=5), topk(share=0.5)),
     "a head of its own": replace(fedbuff(concurrency=5), local=LocalRule(personal_parameters=("out.bias",))),
 }
@@ -222,7 +222,7 @@ def test_devices_of_a_trace_bring_the_same_in_blocks(tmp_path):
     rows = [f"{client},{0.1 * (client + 1)},,,{20 * client},{20 * client + 45}" for client in range(5)]
     path = tmp_path / "devices.csv"
     path.write_text("\n".join(["client,seconds_per_step,download,upload,from,until", *rows]))
-    in_turn, mixed, by_version = in_turn_and_in_blocks(drifts(), trace(path=str(path), period=120.0))
+    in_turn, mixed, by_version = in_turn_and_in_blocks(drifting(), trace(path=str(path), period=120.0))
     assert_same(mixed, in_turn)
     assert_same(by_version, in_turn)
     assert in_turn[0][-1].clock > 20, "no client waited for its window"

@@ -48,7 +48,7 @@ def test_confidence_is_the_log_odds_of_the_true_class_and_survives_certainty():
     assert confidence(np.array([[3.0], [3.0]]), np.array([1, 0])).tolist() == [3.0, -3.0]
 
 
-def remembered(strength: float) -> tuple[np.ndarray, np.ndarray]:
+def confidences(strength: float) -> tuple[np.ndarray, np.ndarray]:
     """Return confidences of 20 models on 200 examples of different difficulty.
 
     They are higher by ``strength`` for training examples.
@@ -60,18 +60,18 @@ def remembered(strength: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_likelihood_ratio_sees_members_where_examples_differ_more_than_membership_does():
-    seen_MN, member_MN = remembered(2.0)
+    seen_MN, member_MN = confidences(2.0)
     assert roc(lira(seen_MN, member_MN), member_MN).auc > 0.85
     assert roc(seen_MN, member_MN).auc < 0.7
 
 
 def test_where_nothing_is_remembered_members_cannot_be_told():
-    seen_MN, member_MN = remembered(0.0)
+    seen_MN, member_MN = confidences(0.0)
     assert roc(lira(seen_MN, member_MN), member_MN).auc == pytest.approx(0.5, abs=0.03)
 
 
 def test_an_example_that_all_shadows_or_none_were_trained_on_gets_no_score():
-    seen_MN, member_MN = remembered(2.0)
+    seen_MN, member_MN = confidences(2.0)
     member_MN[:, 0], member_MN[:, 1] = True, False
     assert (lira(seen_MN, member_MN)[:, :2] == 0).all()
 

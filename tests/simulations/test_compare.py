@@ -14,7 +14,7 @@ from simulations.compare import main
 needs("matplotlib", reason="needs the extra 'report'")
 
 
-def leave(folder, values, *, seed, strategy="fedavg", task="accuracy", clock=None, **settings):
+def write_run(folder, values, *, seed, strategy="fedavg", task="accuracy", clock=None, **settings):
     """Write a run folder with these values of a metric, and a thousand bytes per round in each direction."""
     folder.mkdir(parents=True)
     own = "\n".join(f"  {key}: {value}" for key, value in settings.items())
@@ -35,8 +35,8 @@ def by(rows, column):
 
 def test_runs_that_differ_in_the_seed_alone_belong_together(tmp_path):
     for seed in (1, 2, 3):
-        leave(tmp_path / f"a{seed}", [0.5, 0.6 + seed / 10], seed=seed)
-        leave(tmp_path / f"b{seed}", [0.5, 0.7 + seed / 10], seed=seed, strategy="fedprox", mu=0.1)
+        write_run(tmp_path / f"a{seed}", [0.5, 0.6 + seed / 10], seed=seed)
+        write_run(tmp_path / f"b{seed}", [0.5, 0.7 + seed / 10], seed=seed, strategy="fedprox", mu=0.1)
     found, metric = read_curves([tmp_path])
     assert metric == "accuracy"
     assert {label: [one.seed for one in runs] for label, runs in found.items()} == {
@@ -49,25 +49,25 @@ def test_runs_that_differ_in_the_seed_alone_belong_together(tmp_path):
 
 
 def test_a_setting_is_named_where_it_differs_between_runs_of_its_builder(tmp_path):
-    leave(tmp_path / "a", [0.5], seed=1)
-    leave(tmp_path / "b", [0.5], seed=1, strategy="fedprox", mu=0.1)
-    leave(tmp_path / "c", [0.5], seed=1, strategy="fedprox", mu=0.5)
+    write_run(tmp_path / "a", [0.5], seed=1)
+    write_run(tmp_path / "b", [0.5], seed=1, strategy="fedprox", mu=0.1)
+    write_run(tmp_path / "c", [0.5], seed=1, strategy="fedprox", mu=0.5)
     assert [*read_curves([tmp_path])[0]] == ["fedavg", "fedprox · mu 0.1", "fedprox · mu 0.5"]
 
 
 def test_rounds_and_bytes_to_a_target_are_those_of_the_first_evaluation_beyond_it(tmp_path):
-    leave(tmp_path / "a1", [0.1, None, 0.8, 0.2, 0.9], seed=1)
-    leave(tmp_path / "a2", [0.1, 0.2, 0.3, 0.3, 0.3], seed=2)
-    leave(tmp_path / "b1", [0.1] * 5, seed=1, strategy="fedprox")
+    write_run(tmp_path / "a1", [0.1, None, 0.8, 0.2, 0.9], seed=1)
+    write_run(tmp_path / "a2", [0.1, 0.2, 0.3, 0.3, 0.3], seed=2)
+    write_run(tmp_path / "b1", [0.1] * 5, seed=1, strategy="fedprox")
     rows = comparison_rows(*read_curves([tmp_path]), target=0.8)
     assert by(rows, "rounds") == {"fedavg": "3 (1 of 2 runs)", "fedprox": "never"}
     assert by(rows, "bytes") == {"fedavg": "5.9 KiB", "fedprox": "–"}
 
 
 def test_the_time_to_a_target_is_told_where_there_is_a_clock(tmp_path):
-    leave(tmp_path / "a1", [0.1, 0.8, 0.8], seed=1, clock=60.0)
-    leave(tmp_path / "a2", [0.1, 0.1, 0.9], seed=2, clock=60.0)
-    leave(tmp_path / "b1", [0.9, 0.9, 0.9], seed=1, strategy="fedprox")
+    write_run(tmp_path / "a1", [0.1, 0.8, 0.8], seed=1, clock=60.0)
+    write_run(tmp_path / "a2", [0.1, 0.1, 0.9], seed=2, clock=60.0)
+    write_run(tmp_path / "b1", [0.9, 0.9, 0.9], seed=1, strategy="fedprox")
     rows = comparison_rows(*read_curves([tmp_path]), target=0.8)
     assert by(rows, "clock") == {"fedavg": "2.5 min", "fedprox": "–"}
     assert column_headings("accuracy", 0.8, has_clock=True)["clock"] == "on the clock"
@@ -75,20 +75,20 @@ def test_the_time_to_a_target_is_told_where_there_is_a_clock(tmp_path):
 
 
 def test_errors_are_better_when_they_are_small(tmp_path):
-    leave(tmp_path / "a", [3.0, 1.0, 2.0], seed=1, task="rmse")
+    write_run(tmp_path / "a", [3.0, 1.0, 2.0], seed=1, task="rmse")
     (row,) = comparison_rows(*read_curves([tmp_path]), target=1.5)
     assert (row["best"], row["final"], row["rounds"]) == ("1.0000", "2.0000", "2")
 
 
 def test_seeds_that_one_setting_lacks_are_no_pairs(tmp_path):
-    leave(tmp_path / "a", [0.5], seed=1)
-    leave(tmp_path / "b", [0.9], seed=2, strategy="fedprox")
+    write_run(tmp_path / "a", [0.5], seed=1)
+    write_run(tmp_path / "b", [0.9], seed=2, strategy="fedprox")
     assert by(comparison_rows(*read_curves([tmp_path])), "difference")["fedprox"] == "no seed in common"
 
 
 def test_the_command_leaves_a_table_a_figure_and_facts(tmp_path, capsys):
     for seed in (1, 2):
-        leave(tmp_path / f"a{seed}", [0.5, 0.75], seed=seed)
+        write_run(tmp_path / f"a{seed}", [0.5, 0.75], seed=seed)
     assert main([str(tmp_path), "--target", "0.7"]) == 0
     assert "75.0 ± 0.0 %" in capsys.readouterr().out
     assert (tmp_path / "compare.png").stat().st_size > 5000
@@ -102,7 +102,7 @@ def test_the_command_leaves_a_table_a_figure_and_facts(tmp_path, capsys):
 )
 def test_what_cannot_be_compared_is_told(tmp_path, capsys, metric, reason):
     if metric:
-        leave(tmp_path / "a", [0.5], seed=1)
+        write_run(tmp_path / "a", [0.5], seed=1)
     words = [str(tmp_path), *(["--metric", metric] if metric else [])]
     assert main(words) == 2
     assert reason in capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_what_cannot_be_compared_is_told(tmp_path, capsys, metric, reason):
 
 
 def test_an_undefined_value_is_left_out_of_means(tmp_path):
-    leave(tmp_path / "a1", [0.5, float("nan")], seed=1)
-    leave(tmp_path / "a2", [0.5, 0.5], seed=2)
+    write_run(tmp_path / "a1", [0.5, float("nan")], seed=1)
+    write_run(tmp_path / "a2", [0.5, 0.5], seed=2)
     assert by(comparison_rows(*read_curves([tmp_path])), "final") == {"all runs": "50.0 %"}
     assert np.isnan(read_curves([tmp_path])[0]["all runs"][0].values[-1])

@@ -114,7 +114,7 @@ def test_of_films_seen_in_one_second_the_last_is_drawn_and_is_not_the_one_with_t
     assert last == [again.test(client).x[0] for client in again.clients]
 
 
-class Watching(TrainerWrapper):
+class RecordingTrainer(TrainerWrapper):
     """Records the examples that it trains on."""
 
     def fit(self, order, rule, work):
@@ -124,7 +124,7 @@ class Watching(TrainerWrapper):
 def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
     user, item, _, time = fixture_ratings()
     data = leave_one_out(user - 1, item - 1, time, num_negatives=2, seed=1)
-    within = Watching(None)
+    within = RecordingTrainer(None)
     made = NegativeSamplingTrainer(within, data, num_items=ITEMS)
     work = [ClientWork(client=k, examples=data.train(k)) for k in (0, 3)]
     seen = []

@@ -41,7 +41,7 @@ TUNINGS = {
 }
 
 
-def held(sizes: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
+def random_parameters(sizes: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random parameters of an encoder, under the names of a BERT file."""
     from simulations.datasets.minilm import PARAMETER_NAMES
 
@@ -56,8 +56,8 @@ def held(sizes: EncoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
             shapes[f"encoder.layer.{layer}.{name}.weight"] = shape
             shapes[f"encoder.layer.{layer}.{name}.bias"] = shape[:1]
     shapes |= {f"embeddings.LayerNorm.{part}": (width,) for part in ("weight", "bias")}
-    made = {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
-    return {name: (v + ("Norm.weight" in name)).astype(np.float32) for name, v in made.items()}
+    parameters = {name: 0.5 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    return {name: (v + ("Norm.weight" in name)).astype(np.float32) for name, v in parameters.items()}
 
 
 @cache
@@ -68,7 +68,7 @@ def tiny() -> PretrainedEncoder:
     from simulations.datasets.minilm import load_weights
 
     with tempfile.TemporaryDirectory() as folder:
-        save_file(held(SIZES), Path(folder) / "model.safetensors")
+        save_file(random_parameters(SIZES), Path(folder) / "model.safetensors")
         return PretrainedEncoder(
             name="tiny", config=SIZES, weights=load_weights(Path(folder) / "model.safetensors", SIZES)
         )
@@ -88,7 +88,7 @@ def at_two_clients():
 
 
 @cache
-def made(name: str, framework: str = "torch"):
+def small_trainer(name: str, framework: str = "torch"):
     """Return a trainer of the small encoder.
 
     All tests share it, so that JAX compiles each program once.
@@ -108,7 +108,7 @@ def updates(trainer, params_D, **local):
     )
 
 
-def started(trainer):
+def effective_parameters(trainer):
     """Return parameters with adapters that change the outputs."""
     params_D = trainer.init(3)
     return params_D + 0.1 * np.random.default_rng(0).standard_normal(params_D.shape).astype(np.float32)
@@ -120,10 +120,10 @@ SOME_TWINS = [TWINS[0], pytest.param(TWINS[1], marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("name", SOME_TWINS)
 def test_twins_are_one_encoder_and_tune_alike(name):
-    one, other = made(name), made(name, "jax")
+    one, other = small_trainer(name), small_trainer(name, "jax")
     assert one.layout == other.layout
     assert np.array_equal(one.init(3), other.init(3))
-    params_D, (x_NT, _) = started(one), texts(9)
+    params_D, (x_NT, _) = effective_parameters(one), texts(9)
     np.testing.assert_allclose(*(t.predict(params_D, x_NT) for t in (one, other)), atol=1e-5)
     deltas = [updates(trainer, params_D) for trainer in (one, other)]
     assert np.abs(deltas[0]).max() > 1e-3
@@ -133,22 +133,22 @@ def test_twins_are_one_encoder_and_tune_alike(name):
 @pytest.mark.parametrize("name", SOME_TWINS)
 def test_twins_clip_each_text_alike(name):
     private = ExampleDP(clip=0.05, noise_multiplier=0.0)
-    params_D = started(made(name))
-    deltas = [updates(made(name, framework), params_D, example_dp=private) for framework in ("torch", "jax")]
+    params_D = effective_parameters(small_trainer(name))
+    deltas = [updates(small_trainer(name, framework), params_D, example_dp=private) for framework in ("torch", "jax")]
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_clients_that_step_together_tune_as_they_do_in_turn(framework):
-    trainer = made(TWINS[0], framework)
-    params_D = started(trainer)
+    trainer = small_trainer(TWINS[0], framework)
+    params_D = effective_parameters(trainer)
     deltas = [updates(trainer.with_batching(how), params_D) for how in ("map", "vmap")]
     np.testing.assert_allclose(*deltas, atol=1e-5)
 
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_dropout_sets_some_of_what_the_head_reads_to_zero_and_enlarges_the_rest(framework):
-    whole, dropped = made("the head", framework), made("the head, dropped out", framework)
+    whole, dropped = small_trainer("the head", framework), small_trainer("the head, dropped out", framework)
     # the error of this model does not depend on the features
     nothing_D = np.zeros(whole.layout.num_parameters, np.float32)
     step = {"steps": 1, "batch_size": 1}
@@ -159,8 +159,8 @@ def test_dropout_sets_some_of_what_the_head_reads_to_zero_and_enlarges_the_rest(
 
 @pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_dropout_is_for_training_and_of_what_adapters_and_head_read_alone(framework):
-    whole, dropped = made("lora", framework), made("lora, dropped out", framework)
-    params_D, (x_NT, _) = started(whole), texts(9)
+    whole, dropped = small_trainer("lora", framework), small_trainer("lora, dropped out", framework)
+    params_D, (x_NT, _) = effective_parameters(whole), texts(9)
     assert np.array_equal(whole.predict(params_D, x_NT), dropped.predict(params_D, x_NT))
     assert np.array_equal(updates(dropped, params_D), updates(dropped, params_D))
     assert not np.allclose(updates(dropped, params_D), updates(whole, params_D), atol=1e-3)
@@ -173,7 +173,7 @@ def test_dropout_is_for_training_and_of_what_adapters_and_head_read_alone(framew
 
 
 def test_with_adapters_only_they_and_the_head_travel():
-    sizes = {name: made(name).layout for name in TUNINGS}
+    sizes = {name: small_trainer(name).layout for name in TUNINGS}
     assert [leaf.name for leaf in sizes["lora"].leaves] == sorted(
         [f"layer_{layer}.{name}_{which}.weight" for layer in (0, 1) for name in ("query", "value") for which in "ab"]
         + ["out.bias", "out.weight"]
@@ -186,7 +186,7 @@ def test_with_adapters_only_they_and_the_head_travel():
 
 def test_tuning_begins_at_the_encoder_as_it_is():
     x_NT, _ = texts(9)
-    trainers = [made(name) for name in ("lora", "full", "the head")]
+    trainers = [small_trainer(name) for name in ("lora", "full", "the head")]
     heads = [trainer.layout.unpack(trainer.init(3)) for trainer in trainers]
     outputs = []
     for trainer, tensors in zip(trainers, heads, strict=True):
@@ -198,8 +198,8 @@ def test_tuning_begins_at_the_encoder_as_it_is():
 
 def test_what_is_frozen_stays_as_it_was_and_lies_in_memory_once():
     before = {name: value.copy() for name, value in tiny().weights.items()}
-    trainer = made("lora")
-    updates(trainer, started(trainer))
+    trainer = small_trainer("lora")
+    updates(trainer, effective_parameters(trainer))
     assert all(np.array_equal(before[name], value) for name, value in tiny().weights.items())
     leaves = dict(trainer.module.named_parameters())
     assert all(np.shares_memory(leaves[name].numpy(), value) for name, value in tiny().weights.items())
@@ -207,17 +207,17 @@ def test_what_is_frozen_stays_as_it_was_and_lies_in_memory_once():
 
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 def test_padding_changes_nothing(framework):
-    trainer = made(TWINS[0], framework)
+    trainer = small_trainer(TWINS[0], framework)
     x_NT, _ = texts(9)
     short_NT = np.where(np.arange(SIZES.length) < 4, x_NT, 0)
-    params_D = started(trainer)
+    params_D = effective_parameters(trainer)
     np.testing.assert_allclose(*(trainer.predict(params_D, x) for x in (short_NT, short_NT[:, :4])), atol=1e-6)
 
 
 def test_predictions_come_in_the_order_of_the_texts():
-    trainer = made("lora")
+    trainer = small_trainer("lora")
     x_NT, _ = texts(200)
-    params_D = started(trainer)
+    params_D = effective_parameters(trainer)
     with torch.no_grad():
         in_one = trainer.network(params_D)(torch.from_numpy(x_NT)).numpy()
     np.testing.assert_allclose(trainer.predict(params_D, x_NT), in_one, atol=1e-6)
@@ -229,11 +229,11 @@ def test_the_encoder_is_berts_with_loras_adapters():
 
     from simulations.datasets.minilm import PARAMETER_NAMES
 
-    trainer = made("lora on all maps")
-    params_D = started(trainer)
+    trainer = small_trainer("lora on all maps")
+    params_D = effective_parameters(trainer)
     ours, bert = (
         trainer.layout.unpack(params_D.astype(np.float64)),
-        {k: v.astype(np.float64) for k, v in held(SIZES).items()},
+        {k: v.astype(np.float64) for k, v in random_parameters(SIZES).items()},
     )
 
     def norm(x, name):
@@ -325,7 +325,7 @@ def shelf(tmp_path_factory) -> Path:
     lines = [f"{'very ' * (n % 3)}{'good' if n % 2 else 'bad'} film\t{n % 2}" for n in range(60)]
     files = {
         "config.json": json.dumps({its: getattr(sizes, ours) for its, ours in told.items()}).encode(),
-        "model.safetensors": save(held(sizes)),
+        "model.safetensors": save(random_parameters(sizes)),
         "tokenizer.json": pieces.to_str().encode(),
         "train.tsv.gz": gzip.compress("\n".join(lines).encode()),
         "test.tsv.gz": gzip.compress("\n".join(lines[:20]).encode()),
@@ -374,7 +374,7 @@ RUN = ["scenario=sst2", "scenario.length=6", "scenario.layers=2", "partition=iid
 RUN += ["local.optimizer=adamw", "local.learning_rate=0.02", "local.batch_size=4", "local.steps=null", "report=false"]
 
 
-def ran(folder: Path, *words: str) -> Path:
+def run_experiment(folder: Path, *words: str) -> Path:
     from fedlearn.runner.start import main as run
 
     assert run([*RUN, *words, f"hydra.run.dir={folder}"]) == 0
@@ -386,7 +386,7 @@ def mixed_run(shelf, tmp_path_factory) -> Path:
     """Run one client in torch and one in JAX; return the run folder."""
     pytest.importorskip("flax")
     with offline(shelf):
-        return ran(
+        return run_experiment(
             tmp_path_factory.mktemp("runs") / "mixed",
             "framework=mixed",
             "rounds=6",
@@ -434,7 +434,7 @@ def test_onnx_reads_any_number_of_sentences(mixed_run, shelf, tmp_path):
 def test_adapters_are_tuned_with_privacy(shelf, tmp_path, privacy):
     pytest.importorskip("dp_accounting")
     words = [f"privacy={privacy}", "privacy.noise_multiplier=1.0", "privacy.delta=0.01", "rounds=1"]
-    ran(tmp_path / "run", *words, *(["strategy.weighting=equal"] if privacy == "central" else []))
+    run_experiment(tmp_path / "run", *words, *(["strategy.weighting=equal"] if privacy == "central" else []))
 
 
 @pytest.mark.parametrize("model", ["cnn", "bilstm", "transformer"])

@@ -32,7 +32,7 @@ MODELS = {
 }
 
 
-def made(name, framework):
+def small_trainer(name, framework):
     """Return a small model of this name, in its trainer."""
     kind, sizes = MODELS[name]
     if framework == "torch":
@@ -62,7 +62,7 @@ def texts(name, num_texts, seed=0):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_twins_of_text_are_one_model_and_learn_alike(name):
-    one, other = made(name, "torch"), made(name, "jax")
+    one, other = small_trainer(name, "torch"), small_trainer(name, "jax")
     assert one.layout == other.layout
     params_D = one.init(3)
     work = [ClientWork(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
@@ -77,7 +77,7 @@ def test_twins_of_text_are_one_model_and_learn_alike(name):
 
 @pytest.mark.parametrize("name", ["bilstm", "next gru"])
 def test_clients_that_step_together_learn_as_they_do_in_turn(name):
-    trainer = made(name, "torch")
+    trainer = small_trainer(name, "torch")
     order = Request(round=1, seed=1, params_D=trainer.init(3), local=LocalSettings(batch_size=4, learning_rate=0.3))
     work = [ClientWork(client=k, examples=texts(name, 5 + k, seed=k)) for k in range(2)]
     deltas = [trainer.with_batching(how).fit(order, plain_training, work).delta_KD for how in ("map", "vmap")]
@@ -87,7 +87,7 @@ def test_clients_that_step_together_learn_as_they_do_in_turn(name):
 @pytest.mark.parametrize("name", ["cnn", "next gru"])
 def test_twins_of_text_clip_each_text_alike(name):
     private = LocalSettings(batch_size=3, learning_rate=0.3, example_dp=ExampleDP(clip=0.05, noise_multiplier=0.0))
-    one, other = made(name, "torch"), made(name, "jax")
+    one, other = small_trainer(name, "torch"), small_trainer(name, "jax")
     order = Request(round=1, seed=1, params_D=one.init(3), local=private)
     work = [ClientWork(client=0, examples=texts(name, 6))]
     np.testing.assert_allclose(*(t.fit(order, plain_training, work).delta_KD for t in (one, other)), atol=1e-5)
@@ -96,7 +96,7 @@ def test_twins_of_text_clip_each_text_alike(name):
 @pytest.mark.parametrize("framework", ["torch", "jax"])
 @pytest.mark.parametrize("name", MODELS)
 def test_padding_changes_nothing(name, framework):
-    trainer = made(name, framework)
+    trainer = small_trainer(name, framework)
     x_NT = texts(name, 6).x
     longer_NT = np.concatenate([x_NT, np.zeros((6, 5), np.int32)], axis=1)
     params_D = trainer.init(3)
@@ -109,7 +109,7 @@ def test_padding_changes_nothing(name, framework):
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("next")])
 def test_what_comes_later_does_not_tell_what_comes_next(name):
-    trainer = made(name, "torch")
+    trainer = small_trainer(name, "torch")
     x_NT = np.random.default_rng(0).integers(1, TOKENS, (4, LENGTH)).astype(np.int32)
     changed_NT = x_NT.copy()
     changed_NT[:, 4:] = 1

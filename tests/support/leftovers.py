@@ -57,7 +57,7 @@ class Leftovers:
 
     def check(self) -> None:
         """Fail if a process or a thread is left, and end it."""
-        left = settled(lambda: [*self._processes(), *self._threads()])
+        left = remaining_after_wait(lambda: [*self._processes(), *self._threads()])
         end(self._processes())
         if left:
             pytest.fail("left by the tests:\n  " + "\n  ".join(map(str, left)), pytrace=False)
@@ -65,7 +65,7 @@ class Leftovers:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session):
         if not hasattr(session.config, "workerinput"):  # one check for all workers, after they have finished
-            self.strays = settled(lambda: sorted(self._files() - self.files))
+            self.strays = remaining_after_wait(lambda: sorted(self._files() - self.files))
             if self.strays and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         self.status = int(session.exitstatus)
@@ -129,7 +129,7 @@ class Process:
         return f"process {self.pid} of {tests[0].partition('=')[2] if tests else 'a test'}: {self.command[:300]}"
 
 
-def settled(look: Callable[[], list], limit_s: float = LIMIT_S) -> list:
+def remaining_after_wait(look: Callable[[], list], limit_s: float = LIMIT_S) -> list:
     """Return the remaining items after a wait, at once if there are none."""
     until = time.monotonic() + limit_s
     while (found := look()) and time.monotonic() < until:

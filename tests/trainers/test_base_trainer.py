@@ -31,7 +31,7 @@ class Plain(BaseTrainer):
         return error_N**2, 2 * np.concatenate([[error_N.mean()], error_N @ x / len(x)])
 
 
-def asked(**local):
+def request_with(**local):
     return replace(REQUEST, local=LocalSettings(batch_size=4, **local))
 
 
@@ -62,7 +62,7 @@ def torch_linear():
 def test_it_trains_as_the_torch_trainer_does(local, rule):
     start_D = np.ones(4, np.float32)
     work = [WORK[0], WORK[1]._replace(start_D=start_D), WORK[2]._replace(round=7)]
-    ours, theirs = (trainer.fit(asked(**local), rule, work) for trainer in (Plain(), torch_linear()))
+    ours, theirs = (trainer.fit(request_with(**local), rule, work) for trainer in (Plain(), torch_linear()))
     assert np.allclose(ours.delta_KD, theirs.delta_KD, atol=1e-5)
     assert np.allclose(ours.metrics["loss"].total_K, theirs.metrics["loss"].total_K, rtol=1e-4)
     assert np.array_equal(ours.num_steps_K, theirs.num_steps_K)
@@ -70,13 +70,13 @@ def test_it_trains_as_the_torch_trainer_does(local, rule):
 
 
 def test_its_dp_sgd_clips_as_the_torch_trainer_does():
-    request = asked(example_dp=ExampleDP(clip=0.5, noise_multiplier=0.0), learning_rate=0.1, epochs=2)
+    request = request_with(example_dp=ExampleDP(clip=0.5, noise_multiplier=0.0), learning_rate=0.1, epochs=2)
     ours, theirs = (trainer.fit(request, plain_training, WORK) for trainer in (LinearTrainer(3), torch_linear()))
     assert np.allclose(ours.delta_KD, theirs.delta_KD, atol=1e-5)
 
 
 def test_the_noise_of_a_deployment_does_not_follow_from_the_seed():
-    request = asked(example_dp=ExampleDP(), learning_rate=0.1)
+    request = request_with(example_dp=ExampleDP(), learning_rate=0.1)
     deltas = [LinearTrainer(3).fit(request, plain_training, WORK).delta_KD for _ in range(2)]
     assert np.array_equal(*deltas)
     real = [LinearTrainer(3).fit(replace(request, deployed=True), plain_training, WORK).delta_KD for _ in range(2)]
@@ -88,7 +88,7 @@ class WithBuffers(Plain):
 
 
 REFUSED = {
-    "DP-SGD": (Plain(), asked(example_dp=ExampleDP()), plain_training, r"local\.example_dp"),
+    "DP-SGD": (Plain(), request_with(example_dp=ExampleDP()), plain_training, r"local\.example_dp"),
     "a feature penalty": (Plain(), REQUEST, LocalRule(feature_penalty=lambda f, g, h: 0), "strategy is one that"),
     "adjusted logits": (Plain(), REQUEST, LocalRule(adjust_logits=lambda o, c: o), "one that adjusts logits"),
     "buffers": (WithBuffers(), REQUEST, plain_training, "model is one with buffers"),
@@ -119,7 +119,7 @@ def test_it_refuses_a_batching_that_it_does_not_support(batching):
 def test_a_solver_without_gradients_refuses_rules_and_dp_sgd(rule, local):
     require_plain_training(plain_training, REQUEST)
     with pytest.raises(SettingError):
-        require_plain_training(rule, asked(**local))
+        require_plain_training(rule, request_with(**local))
 
 
 def test_predictions_do_not_depend_on_the_batches_of_predict():

@@ -266,9 +266,9 @@ def test_torch_and_jax_train_alike_without_noise(settings):
 def test_noise_has_the_standard_deviation_that_is_accounted_for(framework):
     made = trainer(framework, (1000, 100, CLASSES))
     asked = order(made, clip=2.0, noise_multiplier=1.5, steps=1, learning_rate=1.0)
-    quiet = replace(asked, local=replace(asked.local, example_dp=ExampleDP(clip=2.0, noise_multiplier=0.0)))
+    without_noise = replace(asked, local=replace(asked.local, example_dp=ExampleDP(clip=2.0, noise_multiplier=0.0)))
     data = examples(features=1000)
-    noise = fitted(made, asked, data=data) - fitted(made, quiet, data=data)
+    noise = fitted(made, asked, data=data) - fitted(made, without_noise, data=data)
     assert noise.size > 1e5
     assert noise.std() == pytest.approx(2.0 * 1.5 / 16, rel=0.02)  # divided by the expected batch
     assert abs(noise.mean()) < 5 * noise.std() / np.sqrt(noise.size)
@@ -360,10 +360,10 @@ def test_noise_of_real_clients_does_not_follow_from_the_seed(framework, batching
     made, data = trainer(framework, (400, 50, CLASSES)).with_batching(batching), examples(num=16, features=400)
     asked = order(made, clip=0.01, noise_multiplier=2.0, steps=3, learning_rate=1.0, deployed=True)
     one, other = (fitted(made, asked, (0, 1), data) for _ in range(2))
-    drawn = np.stack([*one, *other]) - fitted(made, replace(asked, local=quiet(asked.local)), (0,), data)
+    drawn = np.stack([*one, *other]) - fitted(made, replace(asked, local=without_noise(asked.local)), (0,), data)
     assert drawn.std() == pytest.approx(np.sqrt(3) * 0.01 * 2.0 / 16, rel=0.03)
     assert np.abs(np.corrcoef(drawn)[np.triu_indices(4, 1)]).max() < 0.05
 
 
-def quiet(local):
+def without_noise(local):
     return replace(local, example_dp=replace(local.example_dp, noise_multiplier=0.0))

@@ -27,12 +27,12 @@ def exchange(vectors_KD, threshold, silent, replies=None):
     ids = range(len(vectors_KD))
     clients, registered = in_memory.create_clients(ids)
     if replies is not None:
-        clients = {client: Tapped(clients[client], replies.setdefault(client, [])) for client in ids}
+        clients = {client: RecordingClient(clients[client], replies.setdefault(client, [])) for client in ids}
     session = in_memory.create_session(vectors_KD, ids, threshold=threshold, round=1, run=b"test")
     return in_memory.run_protocol(session, clients, registered, dict(enumerate(vectors_KD)), dropouts=silent)
 
 
-class Tapped:
+class RecordingClient:
     """A client that records its responses."""
 
     def __init__(self, client, replies):
