@@ -120,6 +120,14 @@ class Strategy:
             "the aggregation rule reads the metrics of each client, and the privacy mechanism adds no noise to them",
             "privacy=none, or an aggregation rule that reads updates only",
         )
+        _refuse_if(
+            self.privacy_guarantee is not None
+            and not self.privacy_guarantee.covers_extra_vectors
+            and bool(extra_names(self.local)),
+            f"the local rule also sends {', '.join(extra_names(self.local))}, "
+            "and the privacy mechanism adds no noise to these vectors",
+            "strategy=fedavg, strategy=fedprox, or privacy=example",
+        )
 
     def _check_asynchrony(self) -> None:
         """Refuse parts that need a cohort, because an asynchronous strategy has none."""

@@ -73,6 +73,8 @@ class PrivacyGuarantee:
         settings: further parameters of the mechanism as JSON values, for reports.
         initial_ledger: ledger that a run starts with: releases before the first round.
         supports_empty_rounds: True if a round without clients releases noise.
+        covers_extra_vectors: True if the guarantee holds for all vectors that a local rule sends beside the update.
+            `Strategy` refuses such a local rule otherwise.
     """
 
     kind: str
@@ -94,6 +96,7 @@ class PrivacyGuarantee:
     settings: Mapping[str, Any] = field(default_factory=dict)
     initial_ledger: Ledger = field(default_factory=Ledger)
     supports_empty_rounds: bool = False
+    covers_extra_vectors: bool = False
 
     def __post_init__(self) -> None:
         require(self.unit in UNITS, "unit", self.unit, f"one of {', '.join(UNITS)}", "unit='client'")

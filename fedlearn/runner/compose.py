@@ -28,6 +28,7 @@ from fedlearn.runner.config_errors import explain_config_error
 
 PACKAGED_CONF_DIR, CHECKOUT_CONF_DIR = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
 CONF_DIR = PACKAGED_CONF_DIR if PACKAGED_CONF_DIR.is_dir() else CHECKOUT_CONF_DIR
+OPTIONS_WITHOUT_SETTINGS = {"partition": "custom", "engine": "serial"}  # a custom builder replaces these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class Job:
 
 
 def with_custom_targets(overrides: Sequence[str]) -> list[str]:
-    """Return overrides in which ``model._target_=...`` and ``partition._target_=...`` replace the chosen option.
+    """Return overrides in which ``_target_`` of a model, a partition or an engine replaces the chosen option.
 
     Without this change, Hydra adds such a setting to the settings of the option, or refuses it.
 
@@ -58,9 +59,9 @@ def with_custom_targets(overrides: Sequence[str]) -> list[str]:
     ['partition=custom', '++partition._target_=my_code.Mine', '++model.hidden=3', 'seed=2']
     """
     keys = {_key(override) for override in overrides}
-    is_custom = "partition._target_" in keys
-    groups = ("model.", "partition.") if is_custom else ("model.",)
-    chosen = ["partition=custom"] if is_custom and "partition" not in keys else []
+    custom = [group for group in OPTIONS_WITHOUT_SETTINGS if f"{group}._target_" in keys]
+    groups = ("model.", *(f"{group}." for group in custom))
+    chosen = [f"{group}={OPTIONS_WITHOUT_SETTINGS[group]}" for group in custom if group not in keys]
     return [*chosen, *(f"++{text.lstrip('+')}" if _key(text).startswith(groups) else text for text in overrides)]
 
 

@@ -243,6 +243,9 @@ def apply_privacy(plan: Plan, scenario: Scenario) -> Plan:
         num_examples_of=_count_examples(scenario),
     )
     strategy, local = plan.privacy.protect(plan.strategy, plan.local, population)
+    keeps_rule = plan.strategy.aggregate.rule is None or strategy.aggregate.rule is not None
+    expected = "a mechanism that keeps the aggregation rule of the strategy, but it replaces the rule by a mean"
+    require(keeps_rule, "privacy", plan.privacy.kind, expected, "strategy=fedavg, or privacy=none")
     is_supported = local.example_dp is None or scenario.trainer.supports_dp_sgd
     expected = "another mechanism than example: the trainer of this scenario has no DP-SGD"
     require(is_supported, "privacy", plan.privacy.kind, expected, "privacy=central")

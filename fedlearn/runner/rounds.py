@@ -23,7 +23,7 @@ from fedlearn.callbacks.summary import summarise
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.command_line import DONE, FAILED, STOPPED
 from fedlearn.core.records import Round, ServerState
-from fedlearn.errors import FedlearnError
+from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import federate
 from fedlearn.runner.baselines import train_baselines
@@ -146,7 +146,9 @@ def _rounds(
     except Exception as error:
         if _is_write_error(error):
             raise
-        log.exception("round %d failed", state.round + 1)
+        failures = error.failures if isinstance(error, TooManyFailures) else ()
+        trace = next((f"\n{failure.traceback}" for failure in failures if failure.traceback), "")
+        log.exception("round %d failed%s", state.round + 1, trace)
         text = str(error) if isinstance(error, FedlearnError) else f"{type(error).__name__}: {error}"
         return RunEnding(status="failed", state=state, reason=text)
     if reason:

@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 import pytest
 
 from fedlearn import CompositionError, Selector, Stage, Strategy, clip, everyone, expected_mean, mean, stacked
+from fedlearn.core import PrivacyGuarantee
+from strategies import fedprox, scaffold
 
 NOISE = Stage(event="gaussian", is_nonexpansive=True)
 EQUAL, FIXED = mean(weighting="equal"), expected_mean(10)
@@ -49,3 +53,21 @@ def test_a_strategy_cannot_be_changed_after_it_was_checked():
     strategy = Strategy(select=everyone())
     with pytest.raises(AttributeError):
         strategy.aggregate = mean(weighting="equal")
+
+
+def guarantee(**fields):
+    return PrivacyGuarantee(
+        kind="mine",
+        unit="client",
+        adjacency="one client added or removed",
+        charge=lambda ledger, release: ledger,
+        epsilon_of=lambda ledger: None,
+        **fields,
+    )
+
+
+def test_a_guarantee_is_refused_for_further_vectors_that_it_does_not_cover():
+    with pytest.raises(CompositionError, match="adds no noise to these vectors"):
+        replace(scaffold(), privacy_guarantee=guarantee())
+    assert replace(scaffold(), privacy_guarantee=guarantee(covers_extra_vectors=True))
+    assert replace(fedprox(), privacy_guarantee=guarantee())

@@ -100,3 +100,19 @@ def test_local_and_tree_run_from_the_command_line(run, summary):
     code, folder = run(*words, "privacy.epsilon=5", "strategy.clients_per_round=5", "rounds=4", folder="tree")
     assert code == 0
     assert 4.9 < summary(folder)["epsilon"] <= 5
+
+
+def test_a_mechanism_that_replaces_the_rule_of_a_strategy_is_refused(tmp_path, monkeypatch, capsys, run):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_mean.py").write_text(
+        "from dataclasses import replace\n"
+        "from fedlearn import mean\n"
+        "from fedlearn.privacy import Mechanism\n"
+        "def mine():\n"
+        "    protect = lambda strategy, local, population: (replace(strategy, aggregate=mean()), local)\n"
+        "    return Mechanism(validate=lambda strategy, local: None, protect=protect, kind='mine')\n"
+    )
+    code, _ = run("strategy=krum", "privacy._target_=my_mean.mine", "allow_targets=[my_mean]")
+    assert code == 2
+    assert "keeps the aggregation rule" in capsys.readouterr().err

@@ -24,6 +24,7 @@ CODE = """
     from dataclasses import dataclass
     import numpy as np
     from torch import nn
+    from fedlearn import serial
     from fedlearn.data import Partition
 
     @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,11 @@ CODE = """
 
     def number():
         return 3
+
+    def engine(data, trainer, *, log=None):
+        return serial(data, trainer)
+
+    engine.in_process = True
 """
 
 
@@ -165,6 +171,19 @@ def test_a_model_of_a_user_runs_resumes_and_predicts(own_code, capsys):
     assert "Net · 49 parameters" in capsys.readouterr().out
     assert resume(["run", "rounds=2"]) == 0
     assert load_trained_model(own_code / "run").round == 2
+
+
+def test_an_engine_of_a_user_gets_no_settings_of_the_default_engine(own_code):
+    pytest.importorskip("torch")
+    words = ["scenario=diabetes", "engine._target_=my_parts.engine", "engine.log=x", "allow_targets=[my_parts]"]
+    assert main([*words, "partition.num_clients=3", "rounds=1", "report=false", "hydra.run.dir=run"]) == 0
+
+
+def test_the_log_of_a_round_that_fails_has_the_traceback_of_a_client(own_code):
+    pytest.importorskip("torch")
+    words = ["scenario=diabetes", "model._target_=my_parts.Net", "model.inputs=4", "allow_targets=[my_parts]"]
+    assert main([*words, "partition.num_clients=3", "rounds=1", "report=false", "hydra.run.dir=run"]) == 3
+    assert "my_parts.py" in (own_code / "run/run.log").read_text()
 
 
 def test_what_is_no_partition_is_refused(own_code):

@@ -135,6 +135,7 @@ def _guarantee(
         epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=delta),
         max_epsilon=budget.epsilon,
         withheld=frozenset({"metrics"}),
+        covers_extra_vectors=True,  # they are functions of private gradients
         kind="example",
         unit="example",
         adjacency="one example added or removed",
