@@ -14,14 +14,14 @@ from fedlearn.runner.config import build
 from fedlearn.runner.start import parse_args
 
 RECIPES = {
-    "pneumonia_fedavgm": ("pneumonia", "AUC to reach: 0.93"),
-    "pneumonia_central": ("pneumonia", "AUC to reach: 0.95"),
-    "icu_mortality_fedavg": ("icu_mortality", "AUROC to reach"),
+    "pneumonia_fedavgm": ("pneumonia", "0.93, and 0.95 with pooled X-rays"),
+    "pneumonia_central": ("pneumonia", "The target AUC is 0.95"),
+    "icu_mortality_fedavg": ("icu_mortality", "The target AUROC is"),
     "mnist_fedavg": ("mnist", "Published"),
     "mnist_dp_sgd": ("mnist", "Accuracy (seed 1)"),
     "fashion_central_dp": ("mnist", "Accuracy (seed 1)"),
     "cifar10_fedadam": ("cifar10", "Published test accuracy"),
-    "cifar10_fedavg": ("cifar10", "Accuracy (seed 1)"),
+    "cifar10_fedavg": ("cifar10", "0.511 (seed 1)"),
 }
 
 
