@@ -1,0 +1,34 @@
+"""Run the Python code of tutorials, guides and explanations, page by page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"(\*\*\S+\*\*\n+)?^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def code_of(page: Path) -> list[str]:
+    """Return the Python blocks of a page, without files that other tests write and run."""
+    return [code for file, code in BLOCK.findall(page.read_text(encoding="utf-8")) if not file]
+
+
+PAGES = [
+    page for folder in ("tutorials", "how_to", "explanation") for page in (DOCS / folder).glob("*.md") if code_of(page)
+]
+
+
+def test_pages_with_code_exist():
+    assert {"own_pytorch_model", "from_pfl_and_fedjax"} <= {page.stem for page in PAGES}
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": f"page_{page.stem}"}
+    for code in code_of(page):
+        exec(compile(code, str(page), "exec"), namespace)
