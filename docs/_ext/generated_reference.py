@@ -172,6 +172,7 @@ def _table(settings: list[Setting]) -> list[str]:
 
 
 def _cell(text: str) -> str:
+    text = re.sub(r"(?<!\w)(_\w+_)(?!\w)", r"`\1`", text)  # not emphasis
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
