@@ -30,8 +30,13 @@ def check_scenario(build: Callable[[], Scenario]) -> None:
     Raises:
         AssertionError: a guarantee does not hold; the message names it.
 
-    >>> from fedlearn.testing.problems import LinearTrainer, linear_problem
-    >>> check_scenario(lambda: Scenario(name="x", data=linear_problem(), trainer=LinearTrainer(3), model="linear"))
+    >>> from fedlearn.data.from_arrays import from_arrays
+    >>> from fedlearn.testing.problems import LinearTrainer
+    >>> x = np.random.default_rng(1).normal(size=(60, 3))
+    >>> def build():
+    ...     data = from_arrays(x, x.sum(axis=1), assignment=[0, 1, 2] * 20, task="regression")
+    ...     return Scenario(name="sums", data=data, trainer=LinearTrainer(3), model="linear")
+    >>> check_scenario(build)
     """
     scenario, again = build(), build()
     assert isinstance(scenario, Scenario), f"it must build a Scenario, not a {type(scenario).__name__}"
