@@ -27,25 +27,6 @@ from fedlearn.data.partition_kinds import (
 )
 from fedlearn.errors import SettingError, did_you_mean, is_number, require
 
-__all__ = [
-    "PARTITIONS",
-    "Dirichlet",
-    "DirichletEqual",
-    "Feature",
-    "Iid",
-    "Natural",
-    "Partition",
-    "Pathological",
-    "Quantity",
-    "Rows",
-    "Shards",
-    "Time",
-    "add_feature_noise",
-    "as_partition",
-    "natural_partition",
-    "partition_rows",
-]
-
 PARTITIONS: Mapping[str, type[Partition]] = {
     kind.kind: kind for kind in (Natural, Iid, Dirichlet, DirichletEqual, Pathological, Shards, Quantity, Feature, Time)
 }
