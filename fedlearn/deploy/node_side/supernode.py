@@ -54,7 +54,11 @@ class ForkExecutor:
     def launch(self, spec: Any) -> None:
         """Start a process for one message. It ends at the latest with this process."""
         self.clock.restart()
+        parent = os.getpid()
         if os.fork() == 0:
+            die_with_parent()  # a fork does not inherit the signal
+            if os.getppid() != parent:  # the parent ended before prctl
+                os._exit(1)
             self._handle_message(spec)
 
     def reconcile(self) -> None:

@@ -1,8 +1,10 @@
 """Messengers are forked from a process that has imported Flower."""
 
 import os
+import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +84,32 @@ def test_messengers_have_flower_and_ours_loaded_before_the_first_message(forks):
         "fedlearn.protocol.client_app",
     } <= sys.modules.keys()
     assert "torch" not in forks.run_clientapp.__globals__
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals child processes that their parent has ended")
+def test_a_messenger_ends_with_a_parent_that_is_killed(forks, tmp_path):
+    def run_clientapp(*args, **settings):
+        (tmp_path / "draft").write_text(str(os.getpid()))
+        (tmp_path / "draft").rename(tmp_path / "messenger")
+        time.sleep(600)
+
+    forks.run_clientapp = run_clientapp
+    parent = os.fork()
+    if parent == 0:
+        forks.launch(SPEC)
+        time.sleep(600)
+        os._exit(0)
+    messenger = int(wait_for(tmp_path / "messenger"))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and is_running(messenger):
+        time.sleep(0.01)
+    assert not is_running(messenger)
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
