@@ -145,7 +145,8 @@ def federation(problem, identity, tmp_path):
     from fedlearn.deploy.node_side.client_states import ClientStates
     from fedlearn.deploy.node_side.experiment import NodeConfig
     from fedlearn.deploy.node_side.masking_keys import MaskingKeys, derive_public_key
-    from fedlearn.deploy.node_side.policy import Policy, Reveal
+    from fedlearn.deploy.node_side.policy import Policy
+    from fedlearn.deploy.node_side.reveal import Reveal
     from fedlearn.deploy.node_side.service import NodeService
     from fedlearn.engines.deployed import DeployedEngine
 

@@ -21,7 +21,7 @@ pytest.importorskip("flwr", reason="the extra flower is not installed")
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee
 from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
-from fedlearn.deploy.node_side.policy import Reveal
+from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.protocol.membership import FederationError
 
 

@@ -18,8 +18,8 @@ from fedlearn.core.records import ExampleDP
 from fedlearn.core.serialization import unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.node_side.local_clients import LocalClients
-from fedlearn.deploy.node_side.policy import RequiredPrivacy
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
+from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.protocol.messages import NodeRequest, RequestKind

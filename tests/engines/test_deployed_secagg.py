@@ -18,7 +18,7 @@ pytest.importorskip("Crypto", reason="the extra privacy is not installed")
 from fedlearn.core.records import Request
 from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
-from fedlearn.deploy.node_side.policy import RequiredPrivacy
+from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.privacy.secagg.errors import SecAggAborted
 from fedlearn.protocol.membership import FederationError

@@ -24,7 +24,7 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates
-from fedlearn.deploy.node_side.policy import Reveal
+from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.engines.base import failure, serial
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.scenario import Scenario

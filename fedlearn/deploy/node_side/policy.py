@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,10 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.core.command_line import DONE, command_parser, run_command
 from fedlearn.core.records import LocalSettings, Request
+from fedlearn.deploy.node_side.bounds import check_bounds, require_within
+from fedlearn.deploy.node_side.policy_violation import PolicyViolation
+from fedlearn.deploy.node_side.required_privacy import MECHANISM_PREFIX, RequiredPrivacy
+from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.deploy.node_side.scenario_policy import (
     bounded_settings,
     interpolation,
@@ -25,15 +28,8 @@ from fedlearn.deploy.node_side.scenario_policy import (
     refuse_old_bounds,
     scenario_problem,
 )
-from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, is_number, require
-from fedlearn.runner.builders import setting_path
+from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 
-PRIVACY_LEVELS = ("none", "example", "local", "secagg")
-REQUIRED_MECHANISMS = {
-    "local": (("local",), "without noise"),
-    "secagg": (("secagg", "distributed"), "without a mask"),
-}
-MECHANISM_PREFIX = "fedlearn.privacy.mechanisms."
 FLOWER_STRATEGIES = "flwr.serverapp.strategy"
 STRATEGY_PARTS = ("fedlearn.algorithm.", f"{FLOWER_STRATEGIES}.")  # accepted below an accepted strategy
 CODEC_PREFIX = "fedlearn.compression.codecs."
@@ -42,7 +38,6 @@ RENAMED_KEYS = {  # names in policies of earlier versions -> present names
     "max_rounds_in_all": "max_rounds_total",
     "required_privacy.min_sum": "min_clients_in_sum",
 }
-COUNT_PRECISIONS = ("exact", "rounded", "none")
 
 EXAMPLE_POLICY = """\
 # Policy of this node. The node refuses all other requests; node and coordinator both log the reason.
@@ -73,138 +68,6 @@ allow_targets: [] # modules besides fedlearn, strategies and simulations whose b
 """
 
 
-class PolicyViolation(FedlearnError):
-    """Report a request that the policy of this node refuses, with the value and the accepted values."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequiredPrivacy:
-    """The privacy that a node requires of each request.
-
-    Args:
-        minimum: required mechanism, default ``none``. ``example``: DP-SGD in the trainer. ``local``: clipping and noise
-            at the node. ``secagg``: updates leave with a mask (privacy=secagg or distributed). These mechanisms protect
-            from the coordinator too, so the node does not have to trust it.
-        max_clip: largest clip norm of the required mechanism, >= 0; None: no limit.
-        min_noise_multiplier: smallest noise multiplier of the required mechanism, >= 0; None: no limit.
-        min_clients_in_sum: smallest number of clients in a masked sum, >= 2, default 2.
-        max_epsilon: largest privacy loss of a client of this node over all runs, >= 0; None: no limit.
-        delta: delta of ``max_epsilon``, in (0, 1), default 1e-5.
-
-    Raises:
-        SettingError: A value is out of range, or is a limit of a mechanism that ``minimum`` does not require.
-    """
-
-    minimum: str = "none"
-    max_clip: float | None = None
-    min_noise_multiplier: float | None = None
-    min_clients_in_sum: int = 2
-    max_epsilon: float | None = None
-    delta: float = 1e-5
-
-    def __post_init__(self) -> None:
-        expected = f"one of {', '.join(PRIVACY_LEVELS)}"
-        require(self.minimum in PRIVACY_LEVELS, "required_privacy.minimum", self.minimum, expected, "minimum: example")
-        is_valid = is_number(self.delta, at_least=0, below=1) and self.delta > 0
-        require(is_valid, "required_privacy.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
-        require(
-            is_count(self.min_clients_in_sum, at_least=2),
-            "required_privacy.min_clients_in_sum",
-            self.min_clients_in_sum,
-            "a whole number >= 2",
-            "min_clients_in_sum: 3",
-        )
-        for name in ("max_clip", "min_noise_multiplier", "max_epsilon"):
-            value = getattr(self, name)
-            is_valid = value is None or is_number(value, at_least=0)
-            require(is_valid, f"required_privacy.{name}", value, "null, or a number >= 0", f"{name}: 1.0")
-            is_unused = value is not None and self.minimum == "none"
-            expected = "null, because required_privacy.minimum is none"
-            require(not is_unused, f"required_privacy.{name}", value, expected, "minimum: example")
-
-    def check(self, local: LocalSettings, privacy: Mapping[str, Any]) -> None:
-        """Refuse a request with less privacy than required.
-
-        Args:
-            local: local settings of the request.
-            privacy: settings of its privacy mechanism; empty for none.
-
-        Raises:
-            PolicyViolation: The mechanism is not the required one, or its clip norm or noise is outside the limits.
-        """
-        if self.minimum == "none":
-            return
-        clip, noise = _dp_sgd_values(local) if self.minimum == "example" else self._mechanism_values(privacy)
-        if self.max_clip is not None and not clip <= self.max_clip:
-            raise PolicyViolation(f"privacy={self.minimum} clips to {clip}; this node accepts at most {self.max_clip}")
-        if self.min_noise_multiplier is not None and not noise >= self.min_noise_multiplier:
-            value = f"the noise multiplier of privacy={self.minimum} is {noise}"
-            raise PolicyViolation(f"{value}; this node accepts at least {self.min_noise_multiplier}")
-
-    def _mechanism_values(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
-        """Return clip norm and noise multiplier of the required mechanism."""
-        kinds, lack = REQUIRED_MECHANISMS[self.minimum]
-        kind = str(privacy.get("_target_", "")).removeprefix(MECHANISM_PREFIX)
-        if kind not in kinds:
-            raise PolicyViolation(
-                f"updates of this request leave the node {lack}; this node requires privacy={' or '.join(kinds)}"
-            )
-        clip, noise = privacy.get("clip_norm"), privacy.get("noise_multiplier", 0.0)
-        if clip is None or noise is None or not (is_number(clip) and is_number(noise)):
-            raise PolicyViolation(f"privacy={kind} has clip_norm={clip} and noise_multiplier={noise}, expected numbers")
-        return float(clip), float(noise)
-
-
-def _dp_sgd_values(local: LocalSettings) -> tuple[float, float]:
-    """Return clip norm and noise multiplier of DP-SGD."""
-    if local.example_dp is None:
-        raise PolicyViolation("the request trains without DP-SGD; this node requires privacy=example")
-    return local.example_dp.clip, local.example_dp.noise_multiplier
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reveal:
-    """The facts about its examples that a node reveals besides the update.
-
-    Args:
-        num_examples: precision of the number of training examples, default ``exact``. ``rounded``: one digit. ``none``:
-            the node sends 1, for strategies that weight clients equally. The number of local steps reveals the number
-            of examples up to one batch, unless ``local.steps`` is set.
-        metrics: True if evaluation metrics and the number of held-out examples may leave; default True.
-        min_test_examples: smallest number of held-out examples of a client whose metrics leave, >= 1, default 10.
-
-    Raises:
-        SettingError: A value is out of range.
-    """
-
-    num_examples: str = "exact"
-    metrics: bool = True
-    min_test_examples: int = 10
-
-    def __post_init__(self) -> None:
-        expected = f"one of {', '.join(COUNT_PRECISIONS)}"
-        require(
-            self.num_examples in COUNT_PRECISIONS,
-            "reveal.num_examples",
-            self.num_examples,
-            expected,
-            "num_examples: exact",
-        )
-        require(isinstance(self.metrics, bool), "reveal.metrics", self.metrics, "true or false", "metrics: true")
-        minimum = self.min_test_examples
-        require(is_count(minimum), "reveal.min_test_examples", minimum, "a whole number >= 1", "min_test_examples: 10")
-
-    def reported_count(self, num_examples: int) -> int:
-        """Return the number of examples that the node sends to the coordinator.
-
-        >>> [Reveal(num_examples=precision).reported_count(227) for precision in ("exact", "rounded", "none")]
-        [227, 200, 1]
-        """
-        if self.num_examples == "exact" or not num_examples:
-            return num_examples
-        return round(num_examples, -floor(log10(num_examples))) if self.num_examples == "rounded" else 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Policy:
     """The policy of a node. `EXAMPLE_POLICY` describes the attributes, which are the keys of the file.
@@ -230,10 +93,10 @@ class Policy:
             fix = f"{group}: {{strategies.fedavg: {{}}}}"
             require(is_valid, group, accepted, "a mapping of builders to the bounds of their settings", fix)
             for target, bounds in accepted.items():
-                _check_bounds(bounds, f"{group}.{target}")
+                check_bounds(bounds, f"{group}.{target}")
         for target, bounds in self.scenarios.items():
             refuse_old_bounds(target, bounds)
-        _check_bounds(self.local, "local")
+        check_bounds(self.local, "local")
         _refuse_unknown(self.local, [*asdict(LocalSettings())], "local")
         require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
         total = self.max_rounds_total
@@ -265,7 +128,7 @@ class Policy:
                     raise PolicyViolation(problem)
                 settings = bounded_settings(settings, bounds)
                 bounds = {name: bound for name, bound in bounds.items() if name in settings}
-            _require_within(settings, bounds, group)
+            require_within(settings, bounds, group)
         below = {"strategy": (*self.strategies, *STRATEGY_PARTS), "privacy": (), "compress": ()}
         for group, names in below.items():
             if problem := nested_code_problem(group, request_settings.get(group), names):
@@ -311,7 +174,7 @@ class Policy:
             PolicyViolation: A local setting is outside its bounds, the privacy is less than required, or the number of
                 training requests has reached its limit.
         """
-        _require_within(asdict(request.local), self.local, "local")
+        require_within(asdict(request.local), self.local, "local")
         self.required_privacy.check(request.local, request_settings.get("privacy") or {})
         if num_requests_of_run >= self.max_rounds:
             limit = f"max_rounds={self.max_rounds}"
@@ -359,30 +222,6 @@ def _refuse_unknown(settings: Mapping[str, Any], known: Sequence[str], group: st
                     f"{name} has the new name {RENAMED_KEYS[name]}\n  try       {RENAMED_KEYS[name]}: ..."
                 )
             raise SettingError(name, value, f"one of {', '.join(known)}", did_you_mean(str(key), known) or known[0])
-
-
-def _check_bounds(bounds: Mapping[str, Any], group: str) -> None:
-    for key, bound in bounds.items():
-        is_range = isinstance(bound, list) and len(bound) == 2 and all(is_number(end) for end in bound)
-        is_choice = isinstance(bound, dict) and list(bound) == ["one_of"] and isinstance(bound["one_of"], list)
-        expected = "[low, high] or {one_of: [...]}"
-        require(is_range or is_choice, f"{group}.{key}", bound, expected, f"{key}: [1, 10]")
-
-
-def _require_within(settings: Mapping[str, Any], bounds: Mapping[str, Any], group: str) -> None:
-    """Refuse settings outside their bounds.
-
-    A missing setting is refused too, because its default may be different in another version.
-    """
-    for key, bound in bounds.items():
-        value = settings.get(key)
-        if isinstance(bound, dict):
-            is_within, accepted = value in bound["one_of"], f"one of {', '.join(map(str, bound['one_of']))}"
-        else:
-            low, high = bound
-            is_within, accepted = is_number(value) and low <= value <= high, f"{low} to {high}"
-        if not is_within:
-            raise PolicyViolation(f"{setting_path(group, key)} is {value}; this node accepts {accepted}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

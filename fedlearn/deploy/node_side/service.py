@@ -26,7 +26,8 @@ from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStat
 from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
-from fedlearn.deploy.node_side.policy import Policy, PolicyViolation
+from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.deploy.node_side.policy_violation import PolicyViolation
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import Scenario

@@ -8,14 +8,10 @@ import pytest
 from fedlearn import FedlearnError, LocalSettings, SettingError
 from fedlearn.core import Request
 from fedlearn.core.records import ExampleDP
-from fedlearn.deploy.node_side.policy import (
-    EXAMPLE_POLICY,
-    Policy,
-    PolicyViolation,
-    RequiredPrivacy,
-    Reveal,
-    read_policy,
-)
+from fedlearn.deploy.node_side.policy import EXAMPLE_POLICY, Policy, read_policy
+from fedlearn.deploy.node_side.policy_violation import PolicyViolation
+from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
+from fedlearn.deploy.node_side.reveal import Reveal
 
 HEART = {"_target_": "simulations.scenarios.heart.heart", "model": "mlp", "partition": "natural", "path": "/anywhere"}
 FEDPROX = {"_target_": "strategies.fedprox", "mu": 0.1, "weighting": "examples"}

@@ -3,7 +3,8 @@
 import pytest
 
 from fedlearn.data.partition import PARTITIONS
-from fedlearn.deploy.node_side.policy import Policy, PolicyViolation
+from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.deploy.node_side.policy_violation import PolicyViolation
 from fedlearn.deploy.rehearse import minimal_policy
 from fedlearn.errors import FedlearnError
 

@@ -10,7 +10,8 @@ from fedlearn.deploy.node_side import experiment as builders
 from fedlearn.deploy.node_side import service as services
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
-from fedlearn.deploy.node_side.policy import Policy, Reveal
+from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.deploy.node_side.service import NodeService
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.training_order import pack_order
