@@ -20,6 +20,7 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.arrays import as_numpy
+from fedlearn.core.plain_text import plain_line
 from fedlearn.errors import FedlearnError
 
 METADATA_KEY = "fedlearn"
@@ -116,7 +117,7 @@ def read_text(value: Any, name: str, *, max_length: int = 200) -> str:
     """
     if not isinstance(value, str):
         raise WireError(f"the field {name} is {_short(value)}, expected str")
-    return " ".join("".join(c if c.isprintable() else " " for c in value[: 2 * max_length]).split())[:max_length]
+    return plain_line(value, max_length=max_length)
 
 
 def select_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from fedlearn.core.command_line import DONE, FAILED, STOPPED
+from fedlearn.core.plain_text import plain_line, plain_text
 from fedlearn.deploy.connectivity import ConnectionProblem, is_final
 from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, build_app_bundle, parse_exit_code
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunStatus
@@ -203,8 +204,8 @@ class Follower:
             if FLOWER_LOG_LINE.match(line):
                 continue
             match = FOLDER_LINE.match(line)
-            self.folder = match[1] if match else self.folder
-            sys.stdout.write(f"{line}\n")
+            self.folder = plain_line(match[1], max_length=1000) if match else self.folder
+            sys.stdout.write(f"{plain_text(line, keep_styles=True)}\n")
         sys.stdout.flush()
 
     def _send_stop(self, control: CoordinatorClient, run_id: int) -> None:
@@ -273,7 +274,7 @@ def _exit_code(status: RunStatus) -> int | None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return plain_line((str(error) or type(error).__name__).splitlines()[0], max_length=500)
 
 
 def terminal_width() -> int | None:

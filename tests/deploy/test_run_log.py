@@ -43,3 +43,25 @@ def test_a_run_that_is_never_begun_is_taken_back_by_name(monkeypatch, tmp_path):
         assert Stuck.stopped == (7,)
     finally:
         Stuck.over.set()
+
+
+class Hostile(Stuck):
+    """A coordinator whose run prints control characters, cut at any place."""
+
+    def log(self, run_id, after):
+        yield from [("\x1b[1mround 1\x1b[0m\n\x1b[2", 1.0), ("J\x1b]0;title\x07 done\r\nrun        a\x1b[2Jb\n", 2.0)]
+
+    def status(self, run_id):
+        return RunStatus("finished", "failed", "fedlearn exit 3")
+
+
+def test_a_run_cannot_control_the_terminal_of_its_submitter(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run_log, "CoordinatorClient", Hostile)
+    follower = run_log.Follower("localhost:1", tmp_path, 1.0)
+    assert follower.follow(7) == 3
+    assert capsys.readouterr().out.splitlines() == [
+        "\x1b[1mround 1\x1b[0m",
+        "[2J]0;title done",
+        "run        a[2Jb",
+    ]
+    assert follower.folder == "a [2Jb"

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem, explain, read_key_file
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
@@ -58,7 +59,7 @@ class CoordinatorClient:
         with self._explain_errors():
             run_id, note = self._client.start_run(fab, config)
         if run_id is None:
-            raise ConnectionProblem(f"{self.address} did not start the run: {note}")
+            raise ConnectionProblem(f"{self.address} did not start the run: {plain_line(note)}")
         return run_id
 
     def stop(self, run_id: int) -> None:
@@ -76,7 +77,7 @@ class CoordinatorClient:
                 "  try       the id that fedlearn.deploy.submit printed"
             )
         status = runs[run_id].status
-        return RunStatus(status.status, status.sub_status, status.details)
+        return RunStatus(status.status, status.sub_status, plain_line(status.details, max_length=2000))
 
     def list_running(self) -> list[int]:
         """Return the ids of the runs that have started and not ended."""
@@ -133,4 +134,4 @@ def _describe_refusal(address: str, response: httpx.Response) -> str:
         text = content.get("public_details") or content.get("message") or content.get("detail") or response.text
     except (ValueError, AttributeError):
         text = response.text
-    return f"{address} refuses the call: {text} (HTTP {response.status_code})"
+    return f"{address} refuses the call: {plain_line(str(text))} (HTTP {response.status_code})"
