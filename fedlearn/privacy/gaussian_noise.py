@@ -3,24 +3,20 @@
 Shapes: K clients in a block, D numbers of an update.
 
 The noise is drawn in float64 by the method of Box and Muller from 53 random bits. So no draw is beyond 8.6 standard
-deviations; a Gaussian variable exceeds this with probability 1e-17. A sampler can return only some floating point
-numbers, and the gaps between them can reveal the summands (Mironov, CCS 2012). So sums are rounded to multiples of a
-power of two that is at most 2^-20 standard deviations. Both effects are far below any delta in use. Still, the
-guarantee holds for arithmetic that is nearly, but not exactly, real arithmetic.
+deviations; a Gaussian variable exceeds this with probability 1e-17. Sums are rounded to a grid
+(`fedlearn.core.noise_grid`). Both effects are far below any delta in use. Still, the guarantee holds for arithmetic
+that is nearly, but not exactly, real arithmetic.
 """
 
 from __future__ import annotations
-
-from math import floor, log2
 
 import numpy as np
 
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy, asarray_like
+from fedlearn.core.noise_grid import round_to_grid
 from fedlearn.core.random import Purpose, generator, secret_normals
 from fedlearn.core.records import Array
-
-GRID_BITS = 20  # the grid step is at most 2^-GRID_BITS standard deviations
 
 
 def standard_normals(shape: tuple[int, ...], context: Context, *, client: int | None = None) -> np.ndarray:
@@ -52,13 +48,3 @@ def add_gaussian_noise(update: Array, noise: np.ndarray, std: float) -> Array:
     """
     exact = as_numpy(update).astype(np.float64) + std * noise
     return asarray_like(round_to_grid(exact, std).astype(np.float32), update)
-
-
-def round_to_grid(values: np.ndarray, std: float) -> np.ndarray:
-    """Round to the nearest multiples of the largest power of two that is at most ``std * 2^-20``.
-
-    >>> round_to_grid(np.array([0.3]), 1.0) * 2**20
-    array([314573.])
-    """
-    step = 2.0 ** (floor(log2(std)) - GRID_BITS)
-    return np.round(values / step) * step

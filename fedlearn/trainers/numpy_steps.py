@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from fedlearn.core.noise_grid import round_to_grid
 from fedlearn.core.random import Purpose, generator, secret_normals
 from fedlearn.core.records import ClientWork, ExampleDP, LocalSettings, Request
 from fedlearn.trainers.batching import round_of
@@ -54,7 +55,8 @@ def clipped_sum(grad_ND: np.ndarray, clip: float) -> np.ndarray:
     """Return the sum of N gradients, each clipped to the L2 norm ``clip``. Gradients that are not finite add 0."""
     norm_N = np.linalg.norm(grad_ND.astype(np.float64), axis=1)
     factor_N = np.where(np.isfinite(norm_N), np.minimum(1, clip / np.maximum(norm_N, 1e-300)), 0)
-    return np.asarray(factor_N @ np.where(np.isfinite(norm_N)[:, None], grad_ND, 0))
+    finite_ND = np.where(np.isfinite(norm_N)[:, None], grad_ND, 0).astype(np.float64)
+    return np.asarray(factor_N @ finite_ND)
 
 
 def noise_source(request: Request, work: ClientWork) -> Callable[[int], np.ndarray]:
@@ -73,7 +75,11 @@ def private_gradient(
 ) -> np.ndarray:
     """Return the gradient of DP-SGD: ``(sum_n clip(grad_n, C) + N(0, (z C)^2 I)) / expected_batch``.
 
+    The noisy sum is rounded to the grid of `fedlearn.core.noise_grid`.
+
     Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.
     """
-    noise_D = dp.noise_multiplier * dp.clip * normals(grad_ND.shape[1])
-    return (clipped_sum(grad_ND, dp.clip) + noise_D) / expected_batch
+    sum_D, std = clipped_sum(grad_ND, dp.clip), dp.noise_multiplier * dp.clip
+    if not std:
+        return sum_D / expected_batch
+    return round_to_grid(sum_D + std * normals(grad_ND.shape[1]), std) / expected_batch

@@ -32,11 +32,12 @@ from fedlearn import (
 )
 from fedlearn.algorithm import SamplingLaw, min_separation
 from fedlearn.algorithm.transforms import Context
+from fedlearn.core.noise_grid import round_to_grid
 from fedlearn.core.privacy_ledger import Event, event_history
 from fedlearn.core.random import Purpose, generator, secret_normals
 from fedlearn.core.records import ExampleDP, Updates
 from fedlearn.privacy.accounting import epsilon_bounds
-from fedlearn.privacy.gaussian_noise import round_to_grid, standard_normals
+from fedlearn.privacy.gaussian_noise import standard_normals
 from fedlearn.privacy.mechanisms import central, example, ftrl, local
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.privacy.mechanisms.central_dp import clip_finite
