@@ -119,11 +119,12 @@ def _hashes(
         np.array([request.round]) if rounds_K is None else rounds_K,
         lambda round: seed_sequence(request.seed, Purpose.BATCHES, round=round).generate_state(1, np.uint64)[0],
     )
-    client_K1 = _mix_bits(_mix_bits(root_K + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
-    return _mix_bits(client_K1 + GOLDEN * np.arange(1, num_examples + 1, dtype=np.uint64))
+    client_K1 = mix_bits(mix_bits(root_K + np.asarray(clients_K, np.uint64)) + np.uint64(number))[:, None]
+    return mix_bits(client_K1 + GOLDEN * np.arange(1, num_examples + 1, dtype=np.uint64))
 
 
-def _mix_bits(z: np.ndarray) -> np.ndarray:
+def mix_bits(z: np.ndarray) -> np.ndarray:
+    """Return 64-bit hashes of 64-bit numbers, by the finaliser of SplitMix64."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
