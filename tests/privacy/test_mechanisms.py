@@ -104,6 +104,17 @@ def test_the_noise_of_an_adaptive_clip_is_split_as_the_accounting_says(rounds_of
     )
 
 
+def test_the_adaptive_clip_norm_moves_by_the_noise_that_is_accounted_for():
+    stage = protected(central(clip_norm=2.0, noise_multiplier=0.8, clip="adaptive")).stages[-1]
+    state = {"clip_norm": np.array([2.0])}
+    moves = [
+        math.log(stage.server.update(np.zeros(2), state, Context(round=1, seed=seed))[1]["clip_norm"][0] / 2.0)
+        for seed in range(1000)
+    ]
+    assert np.mean(moves) == pytest.approx(0, abs=0.2 * 0.05 * 4 / math.sqrt(1000))
+    assert np.std(moves) == pytest.approx(0.2 * 0.05, rel=0.1)  # rate 0.2; noise on the share of ten clients 0.5 / 10
+
+
 @pytest.mark.parametrize("failing", [0, 4, 8])
 def test_dropouts_change_neither_noise_nor_denominator(failing, rounds_of):
     """Check fault F4.
@@ -494,6 +505,19 @@ def test_a_client_waits_for_the_separation_before_it_takes_part_again(separation
         seen |= dict.fromkeys(cohort, round)
     with pytest.raises(SettingError, match="candidates in a round"):
         min_separation(61, separation).choose(1, range(60), generator(1, Purpose.SELECT))
+
+
+def test_the_mechanism_makes_clients_wait_for_the_separation_that_is_accounted_for():
+    private = protected(ftrl(noise_multiplier=1.0, matrix="tree", separation=3), uniform_of(3), num_clients=10)
+    cohorts = [
+        private.select.choose(round, range(10), generator(1, Purpose.SELECT, round=round)) for round in range(1, 5)
+    ]
+    for first, second, third in zip(cohorts, cohorts[1:], cohorts[2:], strict=False):
+        assert not set(first) & {*second, *third}
+
+
+def uniform_of(clients_per_round):
+    return fedavg(weighting="equal", clients_per_round=clients_per_round)
 
 
 def prefix_errors(correlated, rounds):

@@ -42,6 +42,7 @@ TABLE = {
     "tests/flower/test_flower_from_the_command_line": "cli",
     "tests/protocol/test_secagg_exchange": "unit",
     "tests/privacy/test_audit": "framework",
+    "tests/privacy/test_mutants": "process",
     "tests/privacy/test_privacy_readme": "docs",
     "tests/simulations": "framework",
     "tests/simulations/test_privacy_attack": "cli",

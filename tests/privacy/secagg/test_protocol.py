@@ -1,5 +1,7 @@
 """The protocol with honest participants returns the exact sum, or no result."""
 
+from contextlib import suppress
+from dataclasses import replace
 from itertools import chain, combinations
 
 import numpy as np
@@ -11,8 +13,8 @@ from scipy.stats import chi2
 pytest.importorskip("Crypto", reason="secure aggregation needs the extra privacy")
 from fedlearn.privacy.secagg import in_memory
 from fedlearn.privacy.secagg.client import Client
-from fedlearn.privacy.secagg.errors import SecAggAborted
-from fedlearn.privacy.secagg.messages import MaskedVector, decode
+from fedlearn.privacy.secagg.errors import ProtocolError, SecAggAborted
+from fedlearn.privacy.secagg.messages import MaskedVector, UnmaskShares, decode, encode
 from fedlearn.privacy.secagg.server import Server, ServerStage
 
 STAGES = [ServerStage.ADVERTISE, ServerStage.SHARE, ServerStage.MASK, ServerStage.CONFIRM, ServerStage.OPEN]
@@ -83,6 +85,32 @@ def test_dropouts_spread_over_all_stages_leave_the_exact_sum(data):
     assert total.sum.dtype == dtype
     assert np.array_equal(total.sum, expected_D)
     assert total.clients == there
+
+
+def test_wrong_shares_of_a_dropout_give_no_sum():
+    vectors_KD = vectors_of(5, 7)
+    clients, registered = in_memory.create_clients(range(5))
+    clients[0] = CheatingClient(clients[0])
+    session = in_memory.create_session(vectors_KD, range(5), threshold=3, round=1, run=b"test")
+    with pytest.raises(SecAggAborted, match="client 4 do not give the secret of its key"):
+        in_memory.run_protocol(
+            session, clients, registered, dict(enumerate(vectors_KD)), dropouts={ServerStage.MASK: [4]}
+        )
+
+
+class CheatingClient:
+    """A client that reveals wrong shares of the secrets of dropouts."""
+
+    def __init__(self, client):
+        self.client = client
+
+    def respond(self, message, vector):
+        response = self.client.respond(message, vector)
+        with suppress(ProtocolError):
+            shares = decode(response, UnmaskShares)
+            wrong = {client: bytes(len(share)) for client, share in shares.key_shares.items()}
+            return encode(replace(shares, key_shares=wrong))
+        return response
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name.lower())

@@ -1,0 +1,433 @@
+"""Faults that break a privacy or security claim, each with the tests that must catch it.
+
+`test_mutants.py` builds each fault in a copy of the project and runs its tests. A fault that no test catches is a gap
+in the tests. Each row of `MUTANTS` names a claim by its fault, so a new claim gets a new row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECAGG, MECHANISMS = "tests/privacy/secagg/", "tests/privacy/test_mechanisms.py::"
+PROTOCOL, REFUSALS = SECAGG + "test_protocol.py::", SECAGG + "test_refusals.py::"
+MASKED_SUM, LEDGER = SECAGG + "test_masked_sum.py::", "tests/core/test_privacy_ledger.py::"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of one place in one file.
+
+    Args:
+        path: path of the file in the repository.
+        old: text that occurs once in the file.
+        new: text in its place.
+    """
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Args:
+        name: description of the fault, in a few words.
+        changes: changes that make the fault.
+        tests: test files or tests of which at least one must fail.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    tests: tuple[str, ...]
+
+
+def fault(name: str, path: str, old: str, new: str, *tests: str, also: tuple[Change, ...] = ()) -> Mutant:
+    """Return a fault at one place of a file, and at further places if the fault needs them."""
+    return Mutant(name, (Change(path, old, new), *also), tests)
+
+
+CENTRAL = "fedlearn/privacy/mechanisms/central_dp.py"
+LOCAL = "fedlearn/privacy/mechanisms/local_dp.py"
+FTRL = "fedlearn/privacy/mechanisms/dp_ftrl.py"
+CLIENT = "fedlearn/privacy/secagg/client.py"
+SERVER = "fedlearn/privacy/secagg/server.py"
+CRYPTO = "fedlearn/privacy/secagg/crypto.py"
+SUM = "fedlearn/privacy/secagg/masked_sum.py"
+DISCRETE = "fedlearn/privacy/secagg/discrete_noise.py"
+
+MUTANTS: tuple[Mutant, ...] = (
+    # the mechanism at the server
+    fault(
+        "central: noise is divided by the square root of the cohort",
+        CENTRAL,
+        "    std = noise * bound / cohort\n",
+        "    std = noise * bound / cohort / cohort**0.5\n",
+        MECHANISMS + "test_released_minus_noiseless_has_the_promised_standard_deviation",
+    ),
+    fault(
+        "central: the client half does not clip",
+        CENTRAL,
+        "        return clip_finite(update, bound), state\n\n    def add_noise(update_D",
+        "        return update, state\n\n    def add_noise(update_D",
+        MECHANISMS + "test_one_client_moves_the_unnoised_aggregate_by_no_more_than_it_may",
+    ),
+    fault(
+        "central: cohorts of a fixed size are accounted for as Poisson cohorts",
+        CENTRAL,
+        'return Event(noise / 2, "fixed_size", rate)',
+        'return Event(noise, "poisson", rate)',
+        MECHANISMS + "test_fixed_size_cohorts_are_accounted_under_replacement_at_half_the_multiplier",
+    ),
+    fault(
+        "central: a smaller federation keeps the size of Poisson cohorts",
+        CENTRAL,
+        "return poisson(rate=cohort / num_clients)",
+        "return poisson(cohort)",
+        MECHANISMS + "test_the_law_that_is_accounted_for_stays_where_clients_go",
+    ),
+    fault(
+        "central: training metrics leave without noise",
+        CENTRAL,
+        '    refuse_extra_uploads(strategy, "central")\n',
+        "",
+        MECHANISMS + "test_unsound_combinations_are_refused_with_the_reason_and_the_fix",
+    ),
+    fault(
+        "central: weights by example counts are accepted",
+        CENTRAL,
+        '    refuse_unequal_weights(strategy, "central")\n',
+        "",
+        MECHANISMS + "test_f3_weights_by_examples_are_refused_with_the_setting_to_change",
+    ),
+    fault(
+        "central: a NaN turns clipping off",
+        CENTRAL,
+        "return clipped(xp.where(xp.isfinite(update), update, xp.zeros_like(update)), clip_norm)",
+        "return clipped(update, clip_norm)",
+        MECHANISMS + "test_f5_a_number_that_is_not_finite_does_not_switch_clipping_off",
+    ),
+    fault(
+        "adaptive clip: noise follows the clip norm after its change",
+        CENTRAL,
+        'bound, draws = float(state["clip_norm"][0]), standard_normals(update.shape, context)',
+        'bound, draws = 2 * float(state["clip_norm"][0]), standard_normals(update.shape, context)',
+        MECHANISMS + "test_f2_noise_has_the_clip_norm_that_the_updates_were_clipped_to",
+    ),
+    fault(
+        "adaptive clip: the count of unclipped updates has no noise",
+        CENTRAL,
+        "share = float(update[-1]) + std_bits / cohort * draws[-1] + 0.5",
+        "share = float(update[-1]) + 0.5",
+        MECHANISMS + "test_the_adaptive_clip_norm_moves_by_the_noise_that_is_accounted_for",
+    ),
+    fault(
+        "noise: simulated noise does not depend on the round",
+        "fedlearn/privacy/gaussian_noise.py",
+        "Purpose.NOISE, round=context.round, client",
+        "Purpose.NOISE, round=0, client",
+        MECHANISMS + "test_an_empty_poisson_cohort_is_a_round_that_releases_noise_and_is_paid_for",
+    ),
+    fault(
+        "noise: clients and server share a stream",
+        "fedlearn/privacy/gaussian_noise.py",
+        "client=0 if client is None else client + 1)",
+        "client=client or 0)",
+        MECHANISMS + "test_noise_of_clients_and_server_never_coincides",
+    ),
+    fault(
+        "noise: deployed noise follows from the seed",
+        "fedlearn/privacy/gaussian_noise.py",
+        "    if context.deployed:\n",
+        "    if context.deployed and context.seed < 0:\n",
+        MECHANISMS + "test_f14_deployed_noise_does_not_follow_from_any_seed",
+    ),
+    fault(
+        "noise: secret noise comes from the global generator of NumPy",
+        "fedlearn/core/random.py",
+        "    bits = np.frombuffer(os.urandom(8 * int(np.prod(shape))), np.uint64)\n",
+        "    bits = np.frombuffer(np.random.bytes(8 * int(np.prod(shape))), np.uint64)\n",
+        "tests/core/test_random.py",
+    ),
+    # local noise
+    fault(
+        "local: a replaced update counts as C, not 2 C",
+        LOCAL,
+        "event, delta = Event(noise / 2), budget.delta",
+        "event, delta = Event(noise), budget.delta",
+        LEDGER + "test_a_local_budget_is_each_clients_own",
+    ),
+    fault(
+        "local: further vectors leave without noise",
+        LOCAL,
+        '    refuse_extra_uploads(strategy, "local")\n',
+        "",
+        MECHANISMS + "test_unsound_combinations_are_refused_with_the_reason_and_the_fix",
+    ),
+    fault(
+        "local: clients whose responses were lost pay nothing",
+        LOCAL,
+        "dict.fromkeys((*release.clients, *release.dropouts), (event, 1))",
+        "dict.fromkeys(release.clients, (event, 1))",
+        LEDGER + "test_a_reply_that_may_have_been_read_is_paid_for",
+    ),
+    # correlated noise
+    fault(
+        "ftrl: the sensitivity counts one participation",
+        FTRL,
+        "for start in range(0, rounds, separation))\n",
+        "for start in range(0, 1, separation))\n",
+        MECHANISMS + "test_stopping_ftrl_early_costs_less_and_all_rounds_cost_the_claim",
+        "tests/privacy/test_golden_epsilons.py::test_toeplitz_sensitivities_are_the_golden_ones_and_those_of_jax_privacy",
+    ),
+    fault(
+        "ftrl: the tree has one level too few in its sensitivity",
+        FTRL,
+        "    levels = range(ceil(log2(rounds + 1)))\n",
+        "    levels = range(ceil(log2(rounds + 1)) - 1)\n",
+        MECHANISMS + "test_tree_sensitivity_bounds_every_pattern_of_participation",
+    ),
+    fault(
+        "ftrl: a client does not wait",
+        FTRL,
+        "select=min_separation(cohort, separation)",
+        "select=min_separation(cohort, 1)",
+        MECHANISMS + "test_the_mechanism_makes_clients_wait_for_the_separation_that_is_accounted_for",
+    ),
+    fault(
+        "ftrl: noise is stretched to more rounds than planned",
+        FTRL,
+        "if context.round > rounds or not np.isclose",
+        "if not np.isclose",
+        MECHANISMS + "test_correlated_noise_cannot_be_stretched_to_more_rounds",
+    ),
+    # secure aggregation
+    fault(
+        "secagg: the self mask is left out at both ends",
+        CLIENT,
+        "        crypto.add_mask(masked, crypto.self_mask_key(self._state.seed, inbox.session, me), sign=1)\n",
+        "",
+        SECAGG,
+        also=(
+            Change(
+                SERVER,
+                "            crypto.add_mask(self._sum, crypto.self_mask_key(seed, self._digest, client), sign=-1)\n",
+                "            pass\n",
+            ),
+        ),
+    ),
+    fault(
+        "secagg: self masks do not depend on the session",
+        CRYPTO,
+        'return derive(seed, b"own", session, client)',
+        'return derive(seed, b"own", client)',
+        SECAGG,
+    ),
+    fault(
+        "secagg: pairwise masks do not depend on the session",
+        CRYPTO,
+        'b"mask", session, min(client, peer), max(client, peer))',
+        'b"mask", min(client, peer), max(client, peer))',
+        SECAGG,
+    ),
+    fault(
+        "secagg: the secrets of a client are the same in each round",
+        CLIENT,
+        "encryption_secret, mask_secret = crypto.generate_secret(), crypto.generate_secret()",
+        'encryption_secret, mask_secret = crypto.derive(self.identity.secret, b"a")[:16], '
+        'crypto.derive(self.identity.secret, b"b")[:16]',
+        SECAGG,
+    ),
+    fault(
+        "secagg: the seed of the self mask is the same in each round",
+        CLIENT,
+        "            seed=crypto.generate_secret(),\n",
+        '            seed=crypto.derive(self.identity.secret, b"c")[:16],\n',
+        SECAGG,
+    ),
+    fault(
+        "secagg: pairwise masks have the same sign",
+        CLIENT,
+        "sign=1 if me < other else -1",
+        "sign=1",
+        PROTOCOL + "test_any_dropouts_at_any_stage_down_to_the_threshold_leave_the_exact_sum",
+    ),
+    fault(
+        "secagg: signatures under keys are not verified",
+        CLIENT,
+        "        crypto.verify_keys(keys, registered)\n",
+        "",
+        REFUSALS + "test_keys_that_someone_in_between_put_in_place_of_a_clients_are_refused",
+    ),
+    fault(
+        "secagg: an earlier round of a run is accepted",
+        CLIENT,
+        'reject_if(same_run and session.round < state.round, f"round {session.round} after round {state.round}")',
+        "pass",
+        REFUSALS + "test_rounds_only_go_forward",
+    ),
+    fault(
+        "secagg: a round is opened again",
+        CLIENT,
+        '        reject_if(over, f"round {session.round} is over: it is opened at most once")\n',
+        "",
+        REFUSALS + "test_a_round_is_opened_once",
+    ),
+    fault(
+        "secagg: a client may be a survivor and a dropout",
+        CLIENT,
+        "            bool(survivors & dropped),\n",
+        "            False,\n",
+        REFUSALS + "test_a_client_that_is_said_to_be_both_there_and_gone_is_not_opened",
+    ),
+    fault(
+        "secagg: other survivors than the confirmed ones are opened",
+        CLIENT,
+        "            (opening.survivors, opening.dropped) != agreed,\n",
+        "            False,\n",
+        REFUSALS + "test_other_survivors_than_those_confirmed_are_not_opened",
+    ),
+    fault(
+        "secagg: signatures under the survivors are not checked",
+        CLIENT,
+        "        self._check_signatures(opening, session)\n",
+        "",
+        REFUSALS + "test_survivors_that_only_some_clients_were_shown_are_not_opened",
+    ),
+    fault(
+        "secagg: secrets stay after the round",
+        CLIENT,
+        "        self.discard_secrets()\n        return encode(reveal)",
+        "        return encode(reveal)",
+        REFUSALS + "test_no_secret_is_kept_after_a_round",
+    ),
+    fault(
+        "secagg: the secret of the mask stays after masking",
+        CLIENT,
+        '            encryption_secret=b"",\n            mask_secret=b"",\n',
+        "",
+        REFUSALS + "test_secrets_of_masks_are_gone_once_the_vector_is_masked",
+    ),
+    fault(
+        "secagg: keys of another session are accepted",
+        CLIENT,
+        'reject_if(keys.session != crypto.digest(session), f"the keys of client {client} are of another session")',
+        "pass",
+        REFUSALS + "test_keys_of_another_session_are_refused",
+    ),
+    fault(
+        "secagg: a public key may appear twice",
+        CLIENT,
+        '    reject_if(len(set(public)) < len(public), "a public key appears twice")\n',
+        "",
+        REFUSALS + "test_a_public_key_that_appears_twice_is_refused",
+    ),
+    fault(
+        "secagg: a client takes part below its own threshold",
+        CLIENT,
+        "            session.threshold < self.min_threshold,\n",
+        "            False,\n",
+        REFUSALS + "test_a_client_may_want_to_be_in_larger_sums_only",
+    ),
+    fault(
+        "secagg: the server adds the vector of a client twice",
+        SERVER,
+        "            client not in self._requested or client in self._responses,\n",
+        "            client not in self._requested,\n",
+        REFUSALS + "test_a_server_refuses_repetitions_impostors_and_other_sessions",
+    ),
+    fault(
+        "secagg: the shares of a dropout are not checked",
+        SERVER,
+        "        if crypto.derive_public_key(secret) != self._roster[dropout].mask_key:\n",
+        "        if False:\n",
+        PROTOCOL + "test_wrong_shares_of_a_dropout_give_no_sum",
+    ),
+    fault(
+        "secagg: sums below the threshold are opened in simulations",
+        SUM,
+        "        if not threshold <= count <= fixed_point.max_clients:\n",
+        "        if not 1 <= count <= fixed_point.max_clients:\n",
+        MASKED_SUM + "test_a_round_below_the_threshold_gives_nothing_and_the_next_one_works",
+    ),
+    fault(
+        "secagg: further vectors leave beside the masked one",
+        SUM,
+        "        if names:\n            raise CompositionError(",
+        "        if False:\n            raise CompositionError(",
+        MASKED_SUM + "test_vectors_that_would_leave_beside_the_masked_one_are_refused",
+    ),
+    fault(
+        "distributed: the noise is sized for the whole cohort",
+        SUM,
+        "        std = self.noise_multiplier * self.norm / sqrt(threshold)\n",
+        "        std = self.noise_multiplier * self.norm / sqrt(size)\n",
+        MASKED_SUM + "test_noise_after_dropouts_down_to_the_threshold_is_what_was_promised_within_2_percent",
+    ),
+    fault(
+        "distributed: the noise of real clients follows from the seed",
+        SUM,
+        "            if context.deployed\n",
+        "            if context.deployed and context.seed < 0\n",
+        MASKED_SUM + "test_noise_of_real_clients_does_not_follow_from_the_seed",
+    ),
+    fault(
+        "distributed: updates are not clipped before they become integers",
+        SUM,
+        "        x_D = clipped(require_finite(x_D), self.clip_norm)\n",
+        "        x_D = require_finite(x_D)\n",
+        MASKED_SUM + "test_no_update_however_large_moves_the_sum_by_more_than_the_bound",
+    ),
+    fault(
+        "distributed: rounding has no bound on the norm",
+        DISCRETE,
+        "        if rounded_D @ rounded_D <= norm**2:\n",
+        "        if True:\n",
+        SECAGG + "test_noise.py::test_rounding_keeps_the_norm_and_moves_no_number_by_one",
+    ),
+    fault(
+        "distributed: the tails of the noise are cut at two standard deviations",
+        DISCRETE,
+        "    k = np.arange(ceil(12 * std) + 60)\n",
+        "    k = np.arange(ceil(2 * std) + 1)\n",
+        SECAGG + "test_noise.py::test_noise_has_its_variance_and_its_tails",
+    ),
+    fault(
+        "fixed point: sums may wrap around",
+        "fedlearn/privacy/secagg/fixed_point.py",
+        '        require(largest < limit, "bits"',
+        '        require(largest < 16 * limit, "bits"',
+        SECAGG + "test_fixed.py",
+    ),
+    # the ledger and the loop
+    fault(
+        "ledger: a checkpoint forgets the clients",
+        "fedlearn/core/privacy_ledger.py",
+        '        return {"federation": _rows(self.federation), "groups": groups}\n',
+        '        return {"federation": _rows(self.federation), "groups": []}\n',
+        LEDGER + "test_a_ledger_survives_json_exactly",
+    ),
+    fault(
+        "ledger: a second round of a client costs nothing",
+        "fedlearn/core/privacy_ledger.py",
+        "    counts[event] = counts.get(event, 0) + int(count)\n",
+        "    counts[event] = max(counts.get(event, 0), int(count))\n",
+        LEDGER + "test_f20_a_client_pays_for_all_steps_of_all_rounds_that_it_took_part_in",
+    ),
+    fault(
+        "loop: lost responses are not charged",
+        "fedlearn/loop/training_loop.py",
+        "    lost = {failure.client for failure in partial.failures if not failure.stage.is_before_sending}\n",
+        "    lost: set[int] = set()\n",
+        "tests/loop",
+    ),
+    fault(
+        "loop: cohorts of real clients follow from the seed",
+        "fedlearn/loop/training_loop.py",
+        "    if engine.deployed and strategy.privacy_guarantee is not None:\n",
+        "    if False:\n",
+        "tests/loop",
+        "tests/engines/test_deployed_privacy.py",
+    ),
+)
