@@ -1,17 +1,24 @@
 """Sum clipped per-example gradients in JAX, in many layers without computing the gradients themselves.
 
+Each example runs through the model alone, in a batch of one (``jax.vmap``). So the contribution of an example depends
+on no other example, for any model and any order of axes in its layers.
+
 Shapes: B batch, T positions (1, time steps, pixels), F inputs and O outputs of a layer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fedlearn.trainers.jax.example_keys import example_keys
+from fedlearn.trainers.jax.layer_gradients import Share, gradient_share, layer_share
 
 Path = tuple[str, ...]
 LossOf = Callable[[Any, Any, Any, Any], jax.Array]  # (params, x_B, y_B, key) -> loss_B
@@ -26,35 +33,29 @@ class _Call(NamedTuple):
     is_plain: bool  # True if the model called ``__call__`` with one argument
 
 
-class _Share(NamedTuple):
-    """The per-example gradients of a layer, in implicit form."""
-
-    squared_norm_B: jax.Array  # squared norm of the gradient of each example
-    weighted_sum: Callable[[jax.Array, jax.Array], Any]  # (counts_B, factor_B) -> sum of factor_i gradient_i
-
-
-def clipped_gradient(loss_of: LossOf, *, clip: float) -> Callable[..., tuple[Any, jax.Array]]:
+def clipped_gradient(loss_of: LossOf, *, clip: float, layerwise: bool = True) -> Callable[..., tuple[Any, jax.Array]]:
     """Return ``(params, x_B, y_B, real_B, key) -> sum_i g_i min(1, C / |g_i|)``, and the sum of the losses.
 
-    The method equals the one in `fedlearn.trainers.torch.dp_sgd`. One backward pass gives the gradients of the outputs
-    of all layers. With the inputs of the layers, they give the norm of the gradient g_i of each example. Gram matrices
-    give the norms of affine layers and embeddings. Vector-Jacobian products, one per example, give the norms of other
-    layers. One more product per layer gives the sum, from output gradients times the clipping factors.
+    One backward pass gives the gradients of the outputs of all layers, for each example alone. With the inputs of the
+    layers, they give the norm of the gradient g_i of each example, and the sum. See `layer_share`.
 
-    Two kinds of models need the gradient of each example instead. One kind calls a layer twice. The other kind has
-    layers with parameters inside other layers with parameters.
+    Some models need the gradient of each example instead: if the model calls a layer twice, if layers with parameters
+    contain others, or if a layer runs inside ``nn.scan`` or ``nn.remat``.
 
     Args:
-        loss_of: runs a flax model. The loss of one example must not depend on other examples.
+        loss_of: runs a flax model on a batch of one example.
         clip: L2 bound C on the gradient of each example, > 0.
+        layerwise: False computes the gradient of each example in any case.
 
-    *Guarantees*: one more or one fewer example changes the sum by at most C (up to rounding), for any example. An
-    example that is not in ``real_B``, or whose gradient is not finite, adds nothing.
+    *Guarantees*: one more or one fewer example changes the sum by at most C (up to rounding), for any example and any
+    model. An example that is not in ``real_B``, or whose gradient is not finite, adds nothing. The key of an example
+    follows from ``key`` and its content (`example_keys`).
     """
 
     def gradient(params: Any, x_B: Any, y_B: Any, real_B: jax.Array, key: jax.Array) -> tuple[Any, jax.Array]:
-        by_layer = _by_layer(lambda: loss_of(params, x_B, y_B, key), params, len(real_B))
-        shares, loss_B = by_layer or _by_example(loss_of, params, x_B, y_B, key)
+        examples = (x_B, y_B, example_keys(key, x_B, y_B))
+        by_layer = _by_layer(loss_of, params, *examples) if layerwise else None
+        shares, loss_B = by_layer or _by_example(loss_of, params, *examples)
         norm_B = jnp.sqrt(jnp.maximum(sum(share.squared_norm_B for share in shares.values()), 0.0))
         counts_B = real_B & jnp.isfinite(norm_B)
         factor_B = jnp.where(counts_B, clip / jnp.maximum(norm_B, clip), 0.0)
@@ -69,42 +70,45 @@ def clipped_gradient(loss_of: LossOf, *, clip: float) -> Callable[..., tuple[Any
 
 
 def _by_layer(
-    run: Callable[[], jax.Array], params: Any, num_examples: int
-) -> tuple[dict[Path, _Share], jax.Array] | None:
-    """Return a share for each layer with parameters, and the losses.
-
-    The result is None if the model calls such a layer twice, or if one such layer contains another.
-    """
+    loss_of: LossOf, params: Any, x_B: Any, y_B: Any, keys_B: Any
+) -> tuple[dict[Path, Share], jax.Array] | None:
+    """Return a share for each layer with parameters, and the losses; None if the model needs `_by_example`."""
     owned: dict[Path, dict[Path, Any]] = {}
     for path, leaf in flatten_dict(params).items():
         owned.setdefault(path[:-1], {})[path[-1:]] = leaf
-    traced: dict[Path, list[_Call]] = {}
-    jax.eval_shape(lambda: _losses(run, owned, {}, traced))
-    if not _supports_layers(traced, owned, num_examples):
+    run = partial(_loss, partial(loss_of, params), owned)
+    layers = _traced_layers(run, owned, (x_B, y_B, keys_B))
+    if layers is None:
         return None
-
-    def total(offsets: Mapping[Path, jax.Array]) -> Any:
-        calls: dict[Path, list[_Call]] = {}
-        loss_B = _losses(run, owned, offsets, calls)
-        return jnp.sum(loss_B), (loss_B, {path: call.inputs for path, (call,) in calls.items()})
-
     # the gradient with respect to a zero offset is the gradient with respect to the output of the layer
-    zeros = {path: jnp.zeros(call.output.shape, call.output.dtype) for path, (call,) in traced.items()}
-    gradients, (loss_B, inputs) = jax.grad(total, has_aux=True)(zeros)
+    zeros = {path: jnp.zeros(call.output.shape, call.output.dtype) for path, call in layers.items()}
+
+    def example(x: Any, y: Any, key: Any) -> Any:
+        def loss(offsets: Mapping[Path, jax.Array]) -> Any:
+            calls: dict[Path, list[_Call]] = {}
+            value = run(offsets, calls, x, y, key)
+            return value, {path: call.inputs for path, (call,) in calls.items()}
+
+        return jax.value_and_grad(loss, has_aux=True)(zeros)
+
+    (loss_B, inputs_B), gradients_B = jax.vmap(example)(x_B, y_B, keys_B)
     shares = {
-        path: _share(call.layer, unflatten_dict(owned[path]), inputs[path], gradients[path])
-        for path, (call,) in traced.items()
+        path: layer_share(call.layer, unflatten_dict(owned[path]), inputs_B[path], gradients_B[path])
+        for path, call in layers.items()
     }
     return shares, loss_B
 
 
-def _losses(
-    run: Callable[[], jax.Array],
+def _loss(
+    loss_of: Callable[[Any, Any, Any], jax.Array],
     owners: Collection[Path],
     offsets: Mapping[Path, jax.Array],
     calls: dict[Path, list[_Call]],
+    x: Any,
+    y: Any,
+    key: Any,
 ) -> jax.Array:
-    """Return the losses. Add ``offsets`` to the outputs of the layers, and record their calls in ``calls``."""
+    """Return the loss of an example. Add ``offsets`` to the outputs of layers, and record their calls in ``calls``."""
 
     def watch(method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output, path = method(*args, **kwargs), context.module.path
@@ -116,89 +120,57 @@ def _losses(
         return output + offsets[path] if path in offsets else output
 
     with nn.intercept_methods(watch):
-        return run()
+        return loss_of(x[None], y[None], key)[0]
 
 
-def _supports_layers(calls: Mapping[Path, list[_Call]], owners: Collection[Path], num_examples: int) -> bool:
-    """Return whether the model calls each layer with parameters once, and no such layer contains another."""
-    nested = any(path != other and path == other[: len(path)] for path in owners for other in owners)
-    once = all(len(layer_calls) == 1 and layer_calls[0].is_plain for layer_calls in calls.values())
-    outputs = [layer_calls[0].output for layer_calls in calls.values()]
-    arrays = all(isinstance(output, jax.Array) and len(output) == num_examples for output in outputs)
-    return set(calls) == set(owners) and not nested and once and arrays
+def _traced_layers(
+    run: Callable[..., jax.Array], owned: Mapping[Path, Mapping[Path, Any]], examples: tuple[Any, Any, Any]
+) -> dict[Path, _Call] | None:
+    """Return the call of each layer with shapes in place of arrays; None if a layer has no share."""
+    calls: dict[Path, list[_Call]] = {}
+
+    def trace(x: Any, y: Any, key: Any) -> dict[Path, Any]:
+        run({}, calls, x, y, key)
+        return {path: (call[0].inputs, call[0].output) for path, call in calls.items() if _is_supported(path, call)}
+
+    def _is_supported(path: Path, layer_calls: list[_Call]) -> bool:
+        contains = any(path != other and path == other[: len(path)] for other in owned)
+        arrays = (layer_calls[0].inputs, layer_calls[0].output)
+        return (
+            len(layer_calls) == 1
+            and layer_calls[0].is_plain
+            and not contains
+            and all(isinstance(array, jax.Array) for array in arrays)
+            and jnp.issubdtype(arrays[1].dtype, jnp.floating)
+        )
+
+    shapes = [jax.ShapeDtypeStruct(v_B.shape[1:], v_B.dtype) for v_B in map(jnp.asarray, examples)]
+    try:
+        traced = jax.eval_shape(trace, *shapes)
+    except jax.errors.UnexpectedTracerError:  # a layer inside nn.scan or nn.remat
+        return None
+    if set(traced) != set(owned):
+        return None
+    layers = {path: calls[path][0]._replace(inputs=i, output=o) for path, (i, o) in traced.items()}
+    repeatable = all(_is_repeatable(call, unflatten_dict(owned[path])) for path, call in layers.items())
+    return layers if repeatable else None
 
 
-def _by_example(loss_of: LossOf, params: Any, x_B: Any, y_B: Any, key: Any) -> tuple[dict[Path, _Share], jax.Array]:
+def _is_repeatable(call: _Call, params: Any) -> bool:
+    """Return whether a layer runs again outside its model: without random numbers, and with no other variables."""
+    try:
+        again = jax.eval_shape(lambda params, inputs: call.layer.apply({"params": params}, inputs), params, call.inputs)
+    except Exception:  # any error of a module of the user
+        return False
+    return isinstance(again, jax.ShapeDtypeStruct) and again.shape == call.output.shape
+
+
+def _by_example(loss_of: LossOf, params: Any, x_B: Any, y_B: Any, keys_B: Any) -> tuple[dict[Path, Share], jax.Array]:
     """Return one share of all parameters from the gradient of each example, and the losses."""
 
     def example_loss(params: Any, x: Any, y: Any, key: Any) -> jax.Array:
         return loss_of(params, x[None], y[None], key)[0]
 
-    keys_B = jax.random.split(key, len(y_B))
     per_example = jax.vmap(jax.value_and_grad(example_loss), in_axes=(None, 0, 0, 0))
     loss_B, gradient_B = per_example(params, x_B, y_B, keys_B)
-
-    def weighted_sum(counts_B: jax.Array, factor_B: jax.Array) -> Any:
-        return jax.tree.map(lambda g_B: jnp.tensordot(factor_B, _select_examples(counts_B, g_B), 1), gradient_B)
-
-    return {(): _Share(_squared_norm(gradient_B), weighted_sum)}, loss_B
-
-
-def _share(layer: nn.Module, params: Any, inputs: jax.Array, gradient: jax.Array) -> _Share:
-    def pull_back(inputs: jax.Array, gradient: jax.Array) -> Any:
-        """Return the gradient of the parameters from the gradient of the outputs."""
-        _, vjp = jax.vjp(lambda params: layer.apply({"params": params}, inputs), params)
-        return vjp(gradient)[0]
-
-    def weighted_sum(counts_B: jax.Array, factor_B: jax.Array) -> Any:
-        scaled = _select_examples(counts_B, gradient) * _broadcast_like(factor_B, gradient)
-        return pull_back(_select_examples(counts_B, inputs), scaled)
-
-    if isinstance(layer, nn.Dense):
-        squared_norm_B = _squared_norm_of_affine(layer, _positions(inputs), _positions(gradient))
-    elif isinstance(layer, nn.Embed):
-        squared_norm_B = _squared_norm_of_embedding(inputs.reshape(len(inputs), -1), _positions(gradient))
-    else:
-        squared_norm_B = _squared_norm(jax.vmap(lambda a, d: pull_back(a[None], d[None]))(inputs, gradient))
-    return _Share(squared_norm_B, weighted_sum)
-
-
-def _squared_norm_of_affine(layer: nn.Dense, a_BTF: jax.Array, d_BTO: jax.Array) -> jax.Array:
-    """Return the squared norm of the gradient of an affine layer: weight ``|sum_t d_t a_t^T|^2``, plus bias.
-
-    Gram matrices give the norm of the weight, or the product if it is smaller.
-    """
-    _, positions, features = a_BTF.shape
-    if positions == 1:
-        squared_B = jnp.sum(a_BTF**2, (1, 2)) * jnp.sum(d_BTO**2, (1, 2))
-    elif 2 * positions**2 <= features * d_BTO.shape[2]:
-        squared_B = jnp.sum((a_BTF @ a_BTF.swapaxes(1, 2)) * (d_BTO @ d_BTO.swapaxes(1, 2)), (1, 2))
-    else:
-        squared_B = jnp.sum((d_BTO.swapaxes(1, 2) @ a_BTF) ** 2, (1, 2))
-    return squared_B + jnp.sum(d_BTO.sum(1) ** 2, 1) if layer.use_bias else squared_B
-
-
-def _squared_norm_of_embedding(index_BT: jax.Array, d_BTO: jax.Array) -> jax.Array:
-    """Return the squared norm of the gradient of an embedding: example i adds ``d_it`` to row ``index_it``."""
-    same_BTT = index_BT[:, :, None] == index_BT[:, None, :]
-    return jnp.sum((d_BTO @ d_BTO.swapaxes(1, 2)) * same_BTT, (1, 2))
-
-
-def _squared_norm(tree_B: Any) -> jax.Array:
-    leaves = [jnp.sum(leaf_B.reshape(len(leaf_B), -1) ** 2, 1) for leaf_B in jax.tree.leaves(tree_B)]
-    return jnp.sum(jnp.stack(leaves), 0)
-
-
-def _positions(values: jax.Array) -> jax.Array:
-    """Return values ``(B, ..., F)`` as ``(B, T, F)``."""
-    return values.reshape(len(values), -1, values.shape[-1])
-
-
-def _select_examples(counts_B: jax.Array, values_B: jax.Array) -> jax.Array:
-    """Return the values of the examples that count, and zeros for the others, also in place of NaN."""
-    return jnp.where(_broadcast_like(counts_B, values_B), values_B, 0)
-
-
-def _broadcast_like(values_B: jax.Array, like_B: jax.Array) -> jax.Array:
-    """Return values with trailing axes of length 1, as many as ``like_B`` has axes."""
-    return values_B.reshape(-1, *(1,) * (like_B.ndim - 1))
+    return {(): gradient_share(gradient_B)}, loss_B

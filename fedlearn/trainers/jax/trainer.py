@@ -12,6 +12,7 @@ Shapes: K clients in a block, D parameters, N examples, S local steps, B batch, 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -25,13 +26,12 @@ import optax
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
-from jax.experimental import io_callback
 
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
-from fedlearn.core.random import Purpose, integer_seed, secret_normals
+from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
@@ -54,6 +54,7 @@ from fedlearn.trainers.batching import (
 )
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
 from fedlearn.trainers.jax.features import with_features
+from fedlearn.trainers.jax.noise import add_noise
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
 
@@ -195,14 +196,15 @@ class JaxTrainer:
         previous = [client_work.client_state[PREVIOUS_MODEL] for client_work in work] if rule.feature_penalty else None
         rule_inputs_K = (counts_KC, None if previous is None else np.stack(previous))
         broadcast = {name: request.broadcast[name] for name in rule.receives}
-        seeds_K2 = draw_by_round(rounds_K, partial(_seeds, request.seed))
+        is_secret = request.deployed and request.local.example_dp is not None
+        seeds_K22 = _secret_seeds(len(work)) if is_secret else draw_by_round(rounds_K, partial(_seeds, request.seed))
         block = self._block(rule, request.local, request.deployed)
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._inputs([client_work.examples.x for client_work in work])
             y, y_starts_K = self._concatenate([client_work.examples.y for client_work in work])
             rows_KSB = self._pad_plan(plan_KSB, request.local, int(sizes_K.max()))
             batches = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
-            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K2)
+            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K22)
             shared = (jnp.asarray(request.params_D), broadcast, x, y)
         delta_KD, losses_K = self._run_shares(block, shared, per_client, steps_K)
         return Updates(
@@ -317,7 +319,8 @@ class JaxTrainer:
             start, stats = self._unflatten(start_D), self._unflatten_statistics(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**client_state, **broadcast}.items()}
             names = list(vectors)
-            keys = [jax.random.fold_in(jax.random.key(seed), client) for seed in seeds]
+            roots = [jax.random.wrap_key_data(seed, impl="threefry2x32") for seed in seeds]
+            keys = [jax.random.fold_in(root, client) for root in roots]
 
             def correct(g: Any, w: Any, w_global: Any, *leaves: Any) -> Any:
                 return rule.correct(g, w, w_global, **dict(zip(names, leaves, strict=True)))
@@ -379,12 +382,7 @@ class JaxTrainer:
         def gradient_of(model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array, Any]:
             total, loss_sum = clipped(model[0], x, y, real_B, keys[0])
             if dp.noise_multiplier:
-                leaves, tree = jax.tree.flatten(total)
-                ends = np.cumsum([leaf.size for leaf in leaves])
-                noise = jnp.split(_normals(keys[1], (int(ends[-1]),), secret=deployed), ends[:-1])
-                deviation = dp.clip * dp.noise_multiplier
-                noised = [g + deviation * n.reshape(g.shape) for g, n in zip(leaves, noise, strict=True)]
-                total = jax.tree.unflatten(tree, noised)
+                total = add_noise(total, dp.clip * dp.noise_multiplier, keys[1], secret=deployed)
             return jax.tree.map(lambda g: g / jnp.minimum(local.batch_size, size), total), loss_sum, model[1]
 
         return gradient_of
@@ -418,7 +416,8 @@ class JaxTrainer:
         """Return the outputs in training mode, and the statistics after the batch."""
         train: dict[str, Any] = {"train": True} if self._takes_train else {}
         with nn.intercept_methods(partial(_call_with_real_rows, real_B)):
-            options: dict[str, Any] = {"rngs": {"dropout": key}, "mutable": [BATCH_STATS], **train}
+            rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}  # flax draws other streams from "params"
+            options: dict[str, Any] = {"rngs": rngs, "mutable": [BATCH_STATS], **train}
             outputs, changed = self.module.apply({"params": params, BATCH_STATS: stats}, x, **options)
         return outputs, changed.get(BATCH_STATS, {})
 
@@ -458,9 +457,14 @@ class JaxTrainer:
 
 
 def _seeds(seed: int, round: int) -> np.ndarray:
-    """Return the seeds of the model's random numbers in training, and of the noise, ``(2,)``."""
+    """Return the key data of the model's random numbers in training, and of the noise, ``(2, 2)``."""
     seeds = [integer_seed(seed, purpose, round=round) & 0xFFFFFFFF for purpose in (Purpose.MODEL, Purpose.NOISE)]
-    return np.array(seeds, np.uint32)
+    return np.array([[0, seed] for seed in seeds], np.uint32)
+
+
+def _secret_seeds(num_clients: int) -> np.ndarray:
+    """Return key data from the operating system, ``(K, 2, 2)``, so that no other party can repeat the draws."""
+    return np.frombuffer(os.urandom(16 * num_clients), np.uint32).reshape(num_clients, 2, 2)
 
 
 def _adjust(rule: LocalRule, counts_C: Any, outputs: jax.Array) -> Any:
@@ -544,13 +548,6 @@ def _to_torch(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
 
 def _to_flax(path: tuple[str, ...], leaf: jax.Array) -> jax.Array:
     return leaf.transpose(tuple(np.argsort(_axes_to_torch(path, leaf.ndim)).tolist()))
-
-
-def _normals(key: jax.Array, shape: tuple[int, ...], *, secret: bool) -> jax.Array:
-    """Return standard normal numbers from the key, or secret numbers from the operating system."""
-    if not secret:
-        return jax.random.normal(key, shape)
-    return io_callback(lambda: secret_normals(shape).astype(np.float32), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 def _rows(array: jax.Array, rows_B: jax.Array, real_B: jax.Array) -> jax.Array:

@@ -1,0 +1,49 @@
+"""Derive random keys from examples, so that the random numbers of an example follow it to any place in a batch.
+
+Shapes: B batch, W 32-bit numbers of an example.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+GOLDEN = 0x9E3779B9  # 2^32 divided by the golden ratio; hashes of neighbouring positions then differ widely
+
+
+def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
+    """Return one key per example, from ``key`` and the content of the example.
+
+    The key of an example depends on no other example, and not on its place in the batch. So dropout draws equal masks
+    for the other examples if one example is removed, added or replaced. Equal examples have equal keys.
+
+    Args:
+        key: key of the client and the local step. At real clients it comes from secret entropy.
+        x_B: inputs of the batch.
+        y_B: targets of the batch.
+    """
+    numbers_BW = jnp.concatenate([_as_uint32(x_B), _as_uint32(y_B)], axis=1)
+    places_W = jnp.uint32(GOLDEN) * jnp.arange(1, numbers_BW.shape[1] + 1, dtype=jnp.uint32)
+
+    def key_of(numbers_W: jax.Array) -> jax.Array:
+        low = jnp.sum(_mix_bits(numbers_W + places_W), dtype=jnp.uint32)
+        high = jnp.sum(_mix_bits(numbers_W ^ _mix_bits(places_W)), dtype=jnp.uint32)
+        return jax.random.fold_in(jax.random.fold_in(key, low), high)
+
+    return jax.vmap(key_of)(numbers_BW)
+
+
+def _as_uint32(values_B: jax.Array) -> jax.Array:
+    """Return the bits of each example, ``(B, W)``."""
+    values_B = jnp.asarray(values_B).reshape(len(values_B), -1)
+    if jnp.issubdtype(values_B.dtype, jnp.floating):
+        return lax.bitcast_convert_type(values_B.astype(jnp.float32), jnp.uint32)
+    return values_B.astype(jnp.uint32)
+
+
+def _mix_bits(z: jax.Array) -> jax.Array:
+    """Mix the bits of 32-bit numbers: the finaliser of MurmurHash3 (Appleby, 2011)."""
+    z = (z ^ (z >> 16)) * jnp.uint32(0x85EBCA6B)
+    z = (z ^ (z >> 13)) * jnp.uint32(0xC2B2AE35)
+    return z ^ (z >> 16)
