@@ -256,3 +256,54 @@ def test_sums_of_rankings_give_what_the_outputs_give():
     told = combine_evaluations([evaluate_client(part, task="ranking", num_classes=2) for part in parts], task="ranking")
     expected = evaluate(parts, task="ranking").pooled
     assert told.pooled == pytest.approx(expected, abs=1e-9)
+
+
+def client_of(number, seed, task):
+    rng = np.random.default_rng((seed, number))
+    size, columns = int(rng.integers(0, 9)), 4 if task == "multiclass" else 1
+    outputs = np.round(rng.normal(size=(size, columns)) * 2) / 2  # with ties
+    targets = rng.normal(size=size) if task == "regression" else rng.integers(0, max(columns, 2), size)
+    if task == "ranking":
+        targets = np.eye(max(size, 1), dtype=np.int64)[0][:size]
+    return client(number, outputs * (np.nan if rng.random() < 0.1 else 1), targets)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(METRICS)))
+def test_a_client_has_the_same_bits_alone_and_among_others(seed, task):
+    parts = [client_of(number, seed, task) for number in range(12)]
+    together = evaluate(parts, task=task)
+    for k, part in enumerate(parts):
+        alone = evaluate([part], task=task)
+        for metric in METRICS[task]:
+            np.testing.assert_array_equal(together.per_client[metric][k], alone.per_client[metric][0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["binary", "multiclass"]))
+def test_each_client_has_the_scores_of_scikit_learn(seed, task):
+    parts = [
+        part for part in (client_of(number, seed, task) for number in range(12)) if np.isfinite(part.outputs).all()
+    ]
+    together = evaluate(parts, task=task)
+    average, functions = "binary" if task == "binary" else "macro", (sk.precision_score, sk.recall_score, sk.f1_score)
+    for k, part in enumerate(parts):
+        if not len(part.targets):
+            continue
+        predicted = part.outputs.argmax(axis=1) if task == "multiclass" else part.outputs[:, 0] > 0
+        for name, score in zip(("precision", "recall", "f1"), functions, strict=True):
+            expected = score(part.targets, predicted, average=average, zero_division=0.0)
+            assert together.per_client[name][k] == pytest.approx(expected)
+        if task == "binary" and len(set(part.targets)) == 2:
+            expected = sk.average_precision_score(part.targets, part.outputs[:, 0])
+            assert together.per_client["auprc"][k] == pytest.approx(expected)
+            assert together.per_client["auc"][k] == pytest.approx(sk.roc_auc_score(part.targets, part.outputs[:, 0]))
+
+
+def test_sums_of_a_multiclass_model_with_two_outputs_give_the_metrics_of_its_outputs():
+    parts = [multiclass_client(number, seed=number, classes=2) for number in range(3)]
+    sums = combine_evaluations(
+        [evaluate_client(part, task="multiclass", num_classes=2) for part in parts], task="multiclass"
+    )
+    expected = evaluate(parts, task="multiclass").pooled
+    assert all(sums.pooled[name] == pytest.approx(expected[name]) for name in ("accuracy", "precision", "recall", "f1"))
