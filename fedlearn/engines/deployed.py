@@ -235,7 +235,12 @@ class DeployedEngine(BaseEngine):
     def evaluate(
         self, params_D: Array, cohort: Sequence[ClientId], personal_strategy: Strategy | None = None
     ) -> Iterator[ClientEvaluation | Failure]:
-        """Yield the metric sums of each client on its held-out part; outputs and targets stay at the node."""
+        """Yield the metric sums of each client on its held-out part; outputs and targets stay at the node.
+
+        Clients of nodes whose policy keeps metrics are left out.
+        """
+        members = self.membership.members_by_client()
+        cohort = [client for client in cohort if client not in members or members[client].supports_metrics]
         model, rounds = self.membership.require_same_model(), self._state_rounds(cohort)
         request = evaluation_request(
             params_D, cohort, model, round=self._round, state_rounds=rounds if personal_strategy else None

@@ -228,10 +228,13 @@ def codec_rng(request: Request, client: ClientId) -> np.random.Generator:
 def _withhold(updates: Updates, withheld: frozenset[str]) -> Updates:
     """Remove the values that no noise protects.
 
-    Without example counts, each client counts as one example. So no weight reveals the number of its examples.
+    Without example counts, each client counts as one example with one step. So no weight and no number of steps
+    reveals the number of its examples.
     """
-    examples_K = np.ones_like(updates.num_examples_K) if "examples" in withheld else updates.num_examples_K
-    return replace(updates, metrics={} if "metrics" in withheld else updates.metrics, num_examples_K=examples_K)
+    if "examples" in withheld:
+        ones_K = np.ones_like(updates.num_examples_K)
+        updates = replace(updates, num_examples_K=ones_K, num_steps_K=np.ones_like(updates.num_steps_K))
+    return replace(updates, metrics={} if "metrics" in withheld else updates.metrics)
 
 
 def _num_bytes(updates: Updates) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
 from fedlearn.core.metrics import evaluate_client
 from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, Updates
@@ -103,9 +104,7 @@ def evaluation_request(
         round: round, from 0.
         state_rounds: for each client, the round of the client state of its personal model; None: the model itself.
     """
-    num_outputs = model.num_classes if model.task == "multiclass" else 1
-    example = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
-    template = evaluate_client(example, task=model.task, num_classes=model.num_classes)
+    template = evaluation_template(model.task, model.num_classes)
     return CohortRequest(
         kind=RequestKind.EVALUATE,
         round=round,
@@ -114,3 +113,10 @@ def evaluation_request(
         shared=Payload(arrays={"params": params_D}),
         state_rounds=state_rounds,
     )
+
+
+def evaluation_template(task: Task, num_classes: int) -> ClientEvaluation:
+    """Return an evaluation of one example, for the names and shapes of the metrics of a task."""
+    num_outputs = num_classes if task == "multiclass" else 1
+    example = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
+    return evaluate_client(example, task=task, num_classes=num_classes)

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from fedlearn.core.records import ClientId, Failure, FailureStage, Updates
-from fedlearn.core.serialization import WireError, read_fields, read_text
+from fedlearn.core.records import ClientId, Failure, Updates
+from fedlearn.core.serialization import WireError, read_fields
+from fedlearn.protocol.refusals import failure_reason, read_stage
 
-MAX_REASON_LENGTH = 2000  # characters
 MAX_NUMBER = 2**53  # bound of client ids, rounds and counts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """A reason for a response without results, from the node or from the connection to the node.
-
-    Attributes:
-        stage: stage at which the request failed.
-        reason: text, at most `MAX_REASON_LENGTH` characters from a node.
-    """
-
-    stage: FailureStage
-    reason: str
 
 
 def read_number(value: Any, name: str, *, at_least: int = 0) -> int:
@@ -54,25 +40,23 @@ def read_client_ids(values: Any) -> tuple[ClientId, ...]:
     return clients
 
 
-def read_failures(values: Sequence[Any]) -> tuple[Failure, ...]:
-    """Return the failures of clients from an untrusted list."""
+def read_failures(values: Sequence[Any], reference: str) -> tuple[Failure, ...]:
+    """Return the failures of clients from an untrusted list. The reasons follow from the stages.
+
+    Args:
+        values: untrusted list.
+        reference: reference of the failures in the log of the node.
+    """
     failures = []
     for value in values:
-        client = read_number(read_fields(value, client=int)["client"], "client")
-        failures.append(Failure(client=client, stage=_stage(value), reason=_reason(value)))
+        client, stage = read_number(read_fields(value, client=int)["client"], "client"), read_stage(value)
+        failures.append(Failure(client=client, stage=stage, reason=failure_reason(stage, reference)))
     return tuple(failures)
 
 
-def read_refusal(value: Any) -> Refusal | None:
-    """Return the refusal of a request from an untrusted value; None for no refusal."""
-    return None if value is None else Refusal(stage=_stage(value), reason=_reason(value))
-
-
-def failure_to_json(failure: Failure | Refusal) -> dict[str, Any]:
-    """Return stage and reason of a failure or refusal, and the client of a failure. Tracebacks are left out."""
-    client = {"client": failure.client} if isinstance(failure, Failure) else {}
-    reason = read_text(failure.reason, "reason", max_length=MAX_REASON_LENGTH)
-    return {**client, "stage": failure.stage, "reason": reason}
+def failure_to_json(failure: Failure) -> dict[str, Any]:
+    """Return client and stage of a failure. Its reason and its traceback stay at the node."""
+    return {"client": failure.client, "stage": failure.stage}
 
 
 def require_requested(clients: Sequence[ClientId], failures: Sequence[Failure], requested: Sequence[ClientId]) -> None:
@@ -92,14 +76,3 @@ def require_requested(clients: Sequence[ClientId], failures: Sequence[Failure], 
 def client_of(result: Any) -> ClientId:
     """Return the client of a result, for example an update with one row or a failure."""
     return int(result.clients_K[0]) if isinstance(result, Updates) else result.client
-
-
-def _reason(value: Mapping[str, Any]) -> str:
-    return read_text(read_fields(value, reason=str)["reason"], "reason", max_length=MAX_REASON_LENGTH)
-
-
-def _stage(value: Mapping[str, Any]) -> FailureStage:
-    """Return the failure stage in a message. A node may name some stages only; other stages become `NODE`."""
-    name = read_fields(value, stage=str)["stage"]
-    stage = FailureStage(name) if name in set(FailureStage) else FailureStage.NODE
-    return stage if stage.may_be_named_by_node else FailureStage.NODE

@@ -227,7 +227,7 @@ class GridClient:
             self._refuse(sent, FailureStage.RESPONSE, str(error))
 
     def _refuse(self, sent: InFlightRequest, stage: FailureStage, reason: str) -> None:
-        self._completed[sent.request.id] = NodeResponse.refuse(sent.request, stage, reason)
+        self._completed[sent.request.id] = NodeResponse.missing(sent.request, stage, reason)
 
     def _expire(self, message_id: str) -> None:
         del self._in_flight[message_id]

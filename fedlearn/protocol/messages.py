@@ -25,18 +25,17 @@ from fedlearn.core.serialization import (
     unpack,
 )
 from fedlearn.protocol.fields import (
-    Refusal,
     failure_to_json,
     read_client_ids,
     read_failures,
     read_number,
     read_numbers,
-    read_refusal,
     require_requested,
 )
+from fedlearn.protocol.refusals import Refusal, RefusalCode, read_reference, read_refusal, refusal_to_json
 
 MAX_REQUEST_BYTES = 2**33  # 8 GiB, for a model with two billion parameters
-VERSION = 3  # version of the format; node and coordinator need the same version
+VERSION = 4  # version of the format; node and coordinator need the same version
 
 
 class RequestKind(StrEnum):
@@ -128,9 +127,10 @@ class NodeResponse:
 
     Attributes:
         clients: clients with a result, in the order of the rows in ``content``.
-        failures: clients that failed, without tracebacks.
+        failures: clients that failed. Only their stages leave the node.
         refusal: reason why the request has no results; None if it has.
         content: the results.
+        reference: reference of the failures in the log of the node; empty without failures.
     """
 
     kind: RequestKind
@@ -142,6 +142,7 @@ class NodeResponse:
     failures: tuple[Failure, ...] = ()
     refusal: Refusal | None = None
     content: Payload = field(default_factory=Payload)
+    reference: str = ""
 
     @classmethod
     def to(cls, request: NodeRequest, **fields: Any) -> NodeResponse:
@@ -149,24 +150,28 @@ class NodeResponse:
         return cls(**{name: getattr(request, name) for name in ("kind", "run", "round", "id", "layout")}, **fields)
 
     @classmethod
-    def refuse(cls, request: NodeRequest | None, stage: FailureStage, reason: str) -> NodeResponse:
+    def refuse(cls, request: NodeRequest | None, refusal: Refusal) -> NodeResponse:
         """Return a response without results.
 
         Args:
             request: the request; None if the node could not read it.
-            stage: stage at which the request failed.
-            reason: text of the refusal.
+            refusal: reason of the refusal.
         """
-        refusal = Refusal(stage=stage, reason=reason)
         if request is None:
             return cls(kind=RequestKind.HELLO, run="", round=0, id="", layout="", refusal=refusal)
         return cls.to(request, refusal=refusal)
+
+    @classmethod
+    def missing(cls, request: NodeRequest, stage: FailureStage, reason: str) -> NodeResponse:
+        """Return a response in place of a response that did not arrive or cannot be read."""
+        return cls.refuse(request, Refusal(stage=stage, code=RefusalCode.CONNECTION, detail=reason))
 
     def pack(self) -> bytes:
         """Return the response as bytes."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("kind", "run", "round", "id", "layout")}
         fields |= {"clients": self.clients, "failures": [failure_to_json(failure) for failure in self.failures]}
-        fields["refusal"] = failure_to_json(self.refusal) if self.refusal else None
+        fields["reference"] = self.reference
+        fields["refusal"] = refusal_to_json(self.refusal) if self.refusal else None
         return _pack_with_content(fields, self.content)
 
     @classmethod
@@ -179,13 +184,17 @@ class NodeResponse:
         """
         if len(data) > max_bytes:
             raise WireError(f"the response has {len(data)} bytes, expected at most {max_bytes}")
-        fields, content = _unpack_with_content(data, {"clients": list, "failures": list, "refusal": None})
+        fields, content = _unpack_with_content(
+            data, {"clients": list, "failures": list, "reference": str, "refusal": None}
+        )
         refusal, unread = read_refusal(fields.pop("refusal")), not fields["id"]
         for name in ("kind", "run", "round", "id", "layout"):
             value, expected = fields[name], getattr(request, name)
             if value != expected and not (refusal and unread):  # the node could not read the request
                 raise WireError(f"the response is to another request: its {name} is {value!r}, expected {expected!r}")
-        clients, failures = read_client_ids(fields.pop("clients")), read_failures(fields.pop("failures"))
+        fields["reference"] = read_reference(fields)
+        clients = read_client_ids(fields.pop("clients"))
+        failures = read_failures(fields.pop("failures"), fields["reference"])
         if request.kind != RequestKind.HELLO:
             require_requested(clients, failures, request.clients)
         return cls(**fields, clients=clients, failures=failures, refusal=refusal, content=content)

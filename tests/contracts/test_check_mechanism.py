@@ -153,7 +153,7 @@ def booking_another(mechanism, charge):
         guarantee = protected.privacy_guarantee
         return replace(protected, privacy_guarantee=replace(guarantee, charge=charge(guarantee.charge))), local
 
-    return mechanism._replace(protect=protect)
+    return replace(mechanism, protect=protect)
 
 
 def first_noise_again(context):

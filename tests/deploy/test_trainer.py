@@ -196,7 +196,7 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
     [
         ({"settings": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
         ({"kind": RequestKind.FIT, "clients": (0,)}, "request", "clients [0] are not at this node"),
-        ({"run": "../../etc"}, "node", "the name of the run is"),
+        ({"run": "../../etc"}, "request", "the name of the run is"),
         ({"kind": "exec"}, "request", "expected one of hello"),
     ],
     ids=["policy", "elsewhere", "path", "kind"],
@@ -210,7 +210,7 @@ def test_what_a_trainer_refuses_it_refuses_with_a_reason_that_both_sides_have(tr
 
 def test_bytes_that_are_no_parcel_are_refused_and_the_trainer_lives_on(trainer):
     error = unpack(call_trainer(str(trainer.socket), b"\x80\x04nonsense", timeout_s=60)).metadata["refusal"]
-    assert "cannot be read" in error["reason"]
+    assert "cannot be read" in error["detail"]
     assert health(trainer.socket) == health_pb2.HealthCheckResponse.SERVING
 
 

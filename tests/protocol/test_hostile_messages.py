@@ -23,7 +23,7 @@ from fedlearn.protocol.training_order import read_order, require_order_fits
 MESSAGES = {"x": np.arange(6, dtype=np.uint8)}
 FULL_REQUEST = replace(REQUEST, content=Payload(metadata={"registered": {"2": "ab"}}, arrays=MESSAGES))
 RESPONSE = response_with(updates(2), Failure(client=5, stage="fit", reason="out of memory"))
-REFUSAL = NodeResponse.refuse(REQUEST, "policy", "not here")
+REFUSAL = NodeResponse.missing(REQUEST, "policy", "not here")
 PREDICTIONS = [Predictions(client=c, outputs=np.ones((3, 1)), targets=np.array([0, 1, 1])) for c in (2, 5)]
 EVALUATIONS = [evaluate_client(predictions, task="binary", num_classes=2) for predictions in PREDICTIONS]
 JSON = st.recursive(
@@ -147,7 +147,7 @@ def test_each_field_of_another_type_is_read_or_refused(payload, read):
             if only_wire_errors(read, replace(payload, metadata=with_value(payload.metadata, path, value))):
                 accepted.append((path, value))
     # settings and contents are not checked; a text, a count or a stage may have another value of its type
-    free = {"settings", "content", "reason", "stage", "names", "local"}
+    free = {"settings", "content", "stage", "code", "detail", "reference", "names", "local"}
     texts = {"run", "id", "name", "model", "partition", "framework", "device", "layout", "masking_key"}
     for path, value in accepted:
         kept = type(value) is type(_at(payload.metadata, path))

@@ -1,6 +1,7 @@
 """Valid requests and responses are unchanged after transport; invalid ones are refused."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,8 @@ from fedlearn.core import Failure
 from fedlearn.core.records import ExampleDP, FailureStage
 from fedlearn.core.serialization import Payload, WireError, pack, unpack
 from fedlearn.protocol.membership import Member, read_layout
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.messages import VERSION, NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.refusals import Refusal, RefusalCode
 from fedlearn.protocol.responses import ParameterReader, pack_parameters
 from fedlearn.protocol.training_order import pack_order, read_order, require_order_fits
 
@@ -41,8 +43,8 @@ def test_a_payload_arrives_as_it_was_sent_bit_for_bit(array, fact):
 
 
 def test_another_version_is_refused_by_its_number():
-    changed = REQUEST.pack().replace(b'\\"version\\": 3', b'\\"version\\": 9')
-    with pytest.raises(WireError, match="format 9, expected 3"):
+    changed = REQUEST.pack().replace(f'\\"version\\": {VERSION}'.encode(), b'\\"version\\": 9')
+    with pytest.raises(WireError, match=f"format 9, expected {VERSION}"):
         NodeRequest.unpack(changed)
 
 
@@ -126,13 +128,16 @@ def test_updates_arrive_one_record_a_client_and_client_states_stay():
     assert b"private" not in response.pack()
 
 
-def test_a_failure_travels_without_its_traceback():
+def test_a_failure_travels_without_its_reason_and_its_traceback():
     response = response_with(
         updates(2), Failure(client=5, stage="fit", reason="out of memory", traceback="secret path")
     )
+    response = replace(response, reference="0a1b2c3d")
     assert b"secret path" not in response.pack()
+    assert b"out of memory" not in response.pack()
     (failure,) = arrived(response).failures
-    assert (failure.client, failure.stage, failure.reason) == (5, "fit", "out of memory")
+    assert (failure.client, failure.stage) == (5, "fit")
+    assert failure.reason == "local training failed (reference 0a1b2c3d in the log of the node)"
 
 
 @pytest.mark.parametrize(
@@ -165,25 +170,43 @@ def test_a_response_with_too_many_bytes_is_refused_before_it_is_read():
 
 @pytest.mark.parametrize("stage", list(FailureStage))
 def test_a_node_names_only_stages_that_it_may_name(stage):
-    response = arrived(NodeResponse.refuse(REQUEST, stage, "not here"))
+    response = arrived(NodeResponse.missing(REQUEST, stage, "not here"))
     failures = arrived(replace(response_with(), failures=(Failure(client=2, stage=stage, reason="no"),))).failures
     expected = stage if stage.may_be_named_by_node else FailureStage.NODE
     assert (response.refusal.stage, response.refusal.reason) == (expected, "not here")
     assert failures[0].stage == expected
 
 
+DAMAGED = Refusal(stage=FailureStage.REQUEST, code=RefusalCode.REQUEST, detail="damaged")
+
+
 def test_a_refusal_of_an_unreadable_request_is_accepted_and_results_without_id_are_not():
-    assert arrived(NodeResponse.refuse(None, FailureStage.REQUEST, "damaged")).refusal.reason == "damaged"
+    assert arrived(NodeResponse.refuse(None, DAMAGED)).refusal.reason == "damaged"
     with pytest.raises(WireError, match="its id is ''"):
         arrived(replace(response_with(updates(2)), id=""))
 
 
 def test_a_reason_is_one_line_of_printable_characters():
-    (failure,) = arrived(
-        response_with(Failure(client=2, stage="fit", reason="a\x1b[31mred\n2026-11-28 INFO forged" + "x" * 9999))
-    ).failures
-    assert failure.reason.isprintable()
-    assert len(failure.reason) <= 2000
+    hostile = "a\x1b[31mred\n2026-11-28 INFO forged" + "x" * 9999
+    refusal = arrived(NodeResponse.refuse(REQUEST, replace(DAMAGED, detail=hostile, reference="\x1b[2J"))).refusal
+    assert refusal.reason.isprintable()
+    assert len(refusal.reason) <= 2000
+    assert refusal.reference == ""
+
+
+@pytest.mark.parametrize("code", list(RefusalCode))
+def test_only_some_codes_carry_a_text_and_each_other_code_has_a_sentence_with_a_fix(code):
+    refusal = Refusal(stage=code.stage, code=code, detail="row 6 has acme", reference="0a1b2c3d")
+    packed = NodeResponse.refuse(REQUEST, refusal).pack()
+    assert (b"acme" in packed) is code.has_detail
+    reason = NodeResponse.unpack(packed, REQUEST, max_bytes=2**20).refusal.reason
+    assert code.has_detail or (re.search("; (try|ask) ", reason) and "0a1b2c3d" in reason)
+
+
+def test_an_unknown_code_becomes_internal():
+    packed = NodeResponse.refuse(REQUEST, replace(DAMAGED, code=RefusalCode.BUSY)).pack()
+    changed = packed.replace(b'\\"busy\\"', b'\\"what\\"')
+    assert NodeResponse.unpack(changed, REQUEST, max_bytes=2**20).refusal.code == RefusalCode.INTERNAL
 
 
 def test_a_client_with_wrong_numbers_is_a_failure_and_its_neighbor_is_not():

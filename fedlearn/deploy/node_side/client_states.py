@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.arrays import as_numpy
-from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.records import ClientId, State
+from fedlearn.deploy.node_side.private_files import write_private, write_private_json
 from fedlearn.errors import FedlearnError
 
 MAX_SAVED_ROUNDS = 10  # client states per client; a coordinator can resume from a checkpoint of these rounds
@@ -90,8 +90,7 @@ class ClientStates:
             OSError: The disk is full; the states that were saved earlier stay.
         """
         path = self._path(run, client, round)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, to_safetensors({name: np.ascontiguousarray(as_numpy(v)) for name, v in state.items()}))
+        write_private(path, to_safetensors({name: np.ascontiguousarray(as_numpy(v)) for name, v in state.items()}))
         before = [number for number in self._rounds(run, client) if number < round]
         after = [number for number in self._rounds(run, client) if number > round]  # these rounds are repeated
         for number in before[: -MAX_SAVED_ROUNDS + 1] + after:
@@ -106,9 +105,7 @@ class ClientStates:
 
     def save_secagg_state(self, run: str, client: ClientId, state: bytes) -> None:
         """Save the state of a client of secure aggregation; call this before the response leaves the node."""
-        path = self._path(run, client, 0).parent / SECAGG_STATE_FILE
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_atomically(path, state)
+        write_private(self._path(run, client, 0).parent / SECAGG_STATE_FILE, state)
 
     def request_counts(self, run: str) -> tuple[int, int]:
         """Return the number of accepted training requests of this run, and of all runs."""
@@ -119,7 +116,7 @@ class ClientStates:
         """Count one more training request on disk; call this before the training."""
         counts = self._counts()
         counts[run] = counts.get(run, 0) + 1
-        write_atomically(self.folder / REQUEST_COUNTS_FILE, json.dumps(counts, indent=1) + "\n")
+        write_private_json(self.folder / REQUEST_COUNTS_FILE, counts)
 
     def _counts(self) -> dict[str, int]:
         path = self.folder / REQUEST_COUNTS_FILE

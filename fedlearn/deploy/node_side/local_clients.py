@@ -24,6 +24,7 @@ from fedlearn.core.records import (
     Updates,
 )
 from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates
+from fedlearn.deploy.node_side.noisy_evaluation import noisy_evaluation
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.engines.base import failure, serial
 from fedlearn.loop.client_update import initial_client_state
@@ -85,6 +86,23 @@ class LocalClients:
             return failure(client, FailureStage.CLIENT_STATE, error)
         (result,) = engine.evaluate(params_D, [client], strategy)
         return self._summarize(result)
+
+    def evaluate_noisy(
+        self, params_D: np.ndarray, clients: Sequence[ClientId], epsilon: float
+    ) -> list[ClientEvaluation]:
+        """Evaluate the global model on the held-out part of each client, with noise; see `noisy_evaluation`.
+
+        The trainer sees one example at a time, so no output depends on another example. A client without held-out
+        examples sends noise only, so a response does not reveal whether a client has examples.
+        """
+        data, predict, results = self.scenario.data, self.scenario.trainer.predict, []
+        for client in clients:
+            test = data.test(client)
+            rows = [predict(params_D, test.x[row : row + 1]) for row in range(len(test))]
+            outputs = np.concatenate(rows) if rows else np.zeros((0, max(2, data.num_classes)))
+            predictions = Predictions(client=client, outputs=outputs, targets=np.asarray(test.y))
+            results.append(noisy_evaluation(predictions, task=data.task, num_classes=data.num_classes, epsilon=epsilon))
+        return results
 
     def _summarize(self, result: Predictions | Failure) -> ClientEvaluation | Failure:
         if isinstance(result, Failure):

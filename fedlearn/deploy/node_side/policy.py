@@ -19,6 +19,7 @@ from fedlearn.core.command_line import DONE, command_parser, run_command
 from fedlearn.core.records import LocalSettings, Request
 from fedlearn.deploy.node_side.bounds import check_bounds, require_within
 from fedlearn.deploy.node_side.policy_violation import PolicyViolation
+from fedlearn.deploy.node_side.query_log import EvaluationLimits
 from fedlearn.deploy.node_side.required_privacy import MECHANISM_PREFIX, RequiredPrivacy
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.deploy.node_side.scenario_policy import (
@@ -39,6 +40,8 @@ RENAMED_KEYS = {  # names in policies of earlier versions -> present names
     "required_privacy.min_sum": "min_clients_in_sum",
 }
 
+EVALUATIONS_PER_ROUND = 10  # evaluations of all runs per round of max_rounds, if the policy has no other limit
+
 EXAMPLE_POLICY = """\
 # Policy of this node. The node refuses all other requests; node and coordinator both log the reason.
 # Bounds of settings: {} accepts any value, {name: [low, high]} a range, {name: {one_of: [...]}} a choice.
@@ -53,6 +56,8 @@ local: # settings of local training; a setting without a bound may have any valu
   batch_size: [8, 512] # small batches reveal more about single examples
 max_rounds: 200 # training requests of one run, repeated requests included
 max_rounds_total: null # training requests of all runs; this node counts them on its disk
+max_evaluations_total: null # evaluated models of all runs; null: max_rounds_total, or 10 times max_rounds
+max_scenarios: 200 # different scenario settings for which this node answers, over all runs
 required_privacy:
   minimum: none # or example: DP-SGD; local: clipping and noise at this node; secagg: updates leave with a mask
   max_clip: null # largest clip norm of the mechanism in minimum, e.g. 1.0
@@ -62,8 +67,9 @@ required_privacy:
   delta: 1.0e-5 # delta of max_epsilon
 reveal:
   num_examples: exact # or rounded (to one digit), or none (only for strategies that weight clients equally)
-  metrics: true # send evaluation metrics (sums and values per client, never predictions or labels)
-  min_test_examples: 10 # smallest number of held-out examples of a client whose metrics leave
+  metrics: null # true: exact evaluation metrics; noised: with noise; false: none; null: none if privacy is required
+  metrics_epsilon: 0.1 # privacy loss of one evaluation with noised, which the ledger of this node pays for
+  min_test_examples: 10 # smallest number of held-out examples of a client whose exact metrics leave
 allow_targets: [] # modules besides fedlearn, strategies and simulations whose builders a request may name
 """
 
@@ -82,6 +88,8 @@ class Policy:
     local: Mapping[str, Any] = field(default_factory=dict)
     max_rounds: int = 200
     max_rounds_total: int | None = None
+    max_evaluations_total: int | None = None
+    max_scenarios: int = 200
     required_privacy: RequiredPrivacy = field(default_factory=RequiredPrivacy)
     reveal: Reveal = field(default_factory=Reveal)
     allow_targets: Sequence[str] = ()
@@ -102,6 +110,24 @@ class Policy:
         total = self.max_rounds_total
         is_valid = total is None or is_count(total)
         require(is_valid, "max_rounds_total", total, "null, or a whole number >= 1", "max_rounds_total: 1000")
+        total = self.max_evaluations_total
+        is_valid = total is None or is_count(total)
+        require(is_valid, "max_evaluations_total", total, "null, or a whole number >= 1", "max_evaluations_total: 1000")
+        number = self.max_scenarios
+        require(is_count(number), "max_scenarios", number, "a whole number >= 1", "max_scenarios: 200")
+
+    @property
+    def metrics(self) -> bool | str:
+        """Evaluation metrics that may leave: True for exact metrics, ``noised``, or False for none."""
+        if self.reveal.metrics is None:
+            return self.required_privacy.minimum == "none"
+        return self.reveal.metrics
+
+    @property
+    def evaluation_limits(self) -> EvaluationLimits:
+        """Largest numbers of evaluations of one run, and of all runs."""
+        total = self.max_evaluations_total or self.max_rounds_total or EVALUATIONS_PER_ROUND * self.max_rounds
+        return EvaluationLimits(of_run=self.max_rounds, total=total)
 
     def check_settings(self, request_settings: Mapping[str, Any]) -> None:
         """Refuse the settings of a request that the policy does not accept.

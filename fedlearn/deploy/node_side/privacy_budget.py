@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
-from fedlearn.core.privacy_ledger import Ledger
+from fedlearn.core.privacy_ledger import EpsilonDeltaEvent, Ledger
+from fedlearn.core.records import ClientId
 from fedlearn.deploy.node_side.client_states import ClientStateError
+from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation
+from fedlearn.deploy.node_side.private_files import write_private_json
+from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.protocol.refusals import RefusalCode
 
 LEDGER_FILE = "ledger.json"
 
@@ -19,33 +24,52 @@ LEDGER_FILE = "ledger.json"
 class PrivacyBudget:
     """The privacy ledger of a node, in a file.
 
+    A charge is on disk before the node trains or evaluates. A node that stops in between has paid for nothing, which is
+    the safe side.
+
     Args:
         folder: folder of the client states.
+        required: limit of the privacy loss.
     """
 
     folder: Path
+    required: RequiredPrivacy = field(default_factory=RequiredPrivacy)
 
-    def refusal_reason(
-        self, guarantee: PrivacyGuarantee, release: Release, *, epsilon: float, delta: float
-    ) -> str | None:
-        """Return the reason to refuse a request whose release would exceed a limit; None to accept it.
+    def charge_training(self, guarantee: PrivacyGuarantee | None, release: Release) -> None:
+        """Charge a training request on disk, if the node has a limit.
 
         Args:
-            guarantee: privacy guarantee of the strategy.
+            guarantee: privacy guarantee of the strategy; None for none.
             release: clients, examples and steps of the request.
-            epsilon: largest accepted privacy loss of a client of this node, >= 0.
-            delta: delta of ``epsilon``, in (0, 1).
-        """
-        epsilon_after = max_epsilon_bounds(guarantee.charge(self.ledger(), release).histories, delta=delta).value
-        if epsilon_after <= epsilon:
-            return None
-        spent = f"the request would raise epsilon at this node to {epsilon_after:.4g} at delta={delta:g}"
-        return f"{spent}; this node accepts {epsilon:g} (required_privacy.max_epsilon)"
 
-    def charge(self, guarantee: PrivacyGuarantee, release: Release) -> None:
-        """Charge a release on disk; call this before the training. A repeated request is charged again."""
-        ledger = guarantee.charge(self.ledger(), release)
-        write_atomically(self.folder / LEDGER_FILE, json.dumps(ledger.to_json(), indent=1) + "\n")
+        Raises:
+            PolicyViolation: The strategy has no epsilon for the clients of this node.
+            NodeRefusal: The request would exceed the limit. Nothing is charged.
+        """
+        if self.required.max_epsilon is None:
+            return
+        before = self.ledger()
+        after = before if guarantee is None else guarantee.charge(before, release)
+        if guarantee is None or guarantee.epsilon_of(after) is None or after.histories == before.histories:
+            kind = "none" if guarantee is None else guarantee.kind
+            raise PolicyViolation(
+                f"privacy={kind} has no epsilon for the clients of this node, which has required_privacy.max_epsilon="
+                f"{self.required.max_epsilon:g}; try privacy=example, privacy=local or privacy=distributed"
+            )
+        self._write_within_limit(after)
+
+    def charge_evaluation(self, clients: Sequence[ClientId], epsilon: float) -> None:
+        """Charge one evaluation with noise on disk.
+
+        Args:
+            clients: ids of the evaluated clients.
+            epsilon: privacy loss of the evaluation of a client, > 0.
+
+        Raises:
+            NodeRefusal: The evaluation would exceed the limit. Nothing is charged.
+        """
+        event = EpsilonDeltaEvent(epsilon)
+        self._write_within_limit(self.ledger().charge_clients(dict.fromkeys(clients, (event, 1))))
 
     def ledger(self) -> Ledger:
         """Return the ledger with all charged releases.
@@ -62,3 +86,10 @@ class PrivacyBudget:
             raise ClientStateError(
                 f"{path} is damaged: the privacy loss of this node is unknown\n  try       a backup of this file"
             ) from error
+
+    def _write_within_limit(self, ledger: Ledger) -> None:
+        limit, delta = self.required.max_epsilon, self.required.delta
+        if limit is not None and (epsilon := max_epsilon_bounds(ledger.histories, delta=delta).value) > limit:
+            spent = f"the request would raise epsilon at this node to {epsilon:.4g} at delta={delta:g}"
+            raise NodeRefusal(RefusalCode.EPSILON_LIMIT, f"{spent}; required_privacy.max_epsilon is {limit:g}")
+        write_private_json(self.folder / LEDGER_FILE, ledger.to_json())

@@ -82,6 +82,22 @@ class RequiredPrivacy:
             value = f"the noise multiplier of privacy={self.minimum} is {noise}"
             raise PolicyViolation(f"{value}; this node accepts at least {self.min_noise_multiplier}")
 
+    def check_threshold(self, threshold: int) -> None:
+        """Refuse a request whose smallest masked sum has too few clients.
+
+        Args:
+            threshold: smallest number of clients in a sum of the request.
+
+        Raises:
+            PolicyViolation: The sum has fewer clients than ``min_clients_in_sum``.
+        """
+        if threshold < self.min_clients_in_sum:
+            raise PolicyViolation(
+                f"a masked sum of this request may have {threshold} clients; this node accepts at least "
+                f"{self.min_clients_in_sum} (required_privacy.min_clients_in_sum); "
+                f"try privacy.threshold={self.min_clients_in_sum}"
+            )
+
     def _mechanism_values(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
         """Return clip norm and noise multiplier of the required mechanism."""
         kinds, lack = REQUIRED_MECHANISMS[self.minimum]

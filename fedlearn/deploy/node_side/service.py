@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from threading import Lock
 from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.strategy import Strategy
+from fedlearn.algorithm.strategy import CompositionError, Strategy
 from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.records import (
     ClientEvaluation,
     ClientId,
     Failure,
-    FailureStage,
     LocalSettings,
     Request,
     Updates,
@@ -24,26 +24,28 @@ from fedlearn.core.records import (
 from fedlearn.core.serialization import Payload, WireError, require_vector
 from fedlearn.deploy.node_side.client_states import ClientStateError, ClientStates, check_run_name
 from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
+from fedlearn.deploy.node_side.gate import AllowedContent, allowed_content, check_response
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
+from fedlearn.deploy.node_side.noisy_evaluation import BOUNDED_TASKS
 from fedlearn.deploy.node_side.policy import Policy
-from fedlearn.deploy.node_side.policy_violation import PolicyViolation
+from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation, RequestError
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
+from fedlearn.deploy.node_side.query_log import QueryLog, digest_of, digest_of_params
+from fedlearn.deploy.node_side.reveal import NOISED
+from fedlearn.deploy.node_side.stored_responses import StoredResponses
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.scenario import Scenario
 from fedlearn.protocol.fields import client_of
 from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.refusals import Refusal, RefusalCode, new_reference
 from fedlearn.protocol.responses import pack_evaluations, pack_parameters
 from fedlearn.protocol.training_order import read_order, require_order_fits
 from fedlearn.protocol.updates import pack_updates
 
 LOCK_TIMEOUT_S = 300.0  # seconds that a request waits for the end of an earlier one
 log = logging.getLogger(__name__)
-
-
-class NodeBusy(FedlearnError):
-    """Report a node that still works on an earlier request."""
 
 
 class NodeService:
@@ -55,12 +57,17 @@ class NodeService:
         client_states: stored client states.
 
     Guarantees:
-        `respond` and `respond_to_bytes` never raise. A response has no example, label, prediction or traceback.
+        `respond` and `respond_to_bytes` never raise. Each response passes `fedlearn.deploy.node_side.gate`. A refusal
+        has a code and a reference. Its details stay in the log of the node, unless they cannot depend on data.
     """
 
     def __init__(self, config: NodeConfig, policy: Policy, client_states: ClientStates) -> None:
         self.config, self.policy, self.client_states = config, policy, client_states
         self.builder = ExperimentBuilder(config, policy)
+        self.queries = QueryLog(client_states.folder)
+        self.budget = PrivacyBudget(client_states.folder, policy.required_privacy)
+        salt = digest_of({"reveal": asdict(policy.reveal), "required_privacy": asdict(policy.required_privacy)})
+        self.stored = StoredResponses(client_states.folder, salt)
         self._lock = Lock()
         self._handlers = {
             RequestKind.HELLO: self._hello,
@@ -71,43 +78,41 @@ class NodeService:
         }
 
     def respond(self, request: NodeRequest) -> NodeResponse:
-        """Return the response to a request. The reason of a refusal or failure is logged at the node too."""
+        """Return the response to a request. The details of a refusal or failure are in the log of the node."""
         try:
-            check_run_name(request.run)
             if not self._lock.acquire(timeout=LOCK_TIMEOUT_S):
-                raise NodeBusy("this node is still busy with an earlier request, which has timed out")
+                raise NodeRefusal(RefusalCode.BUSY)
             try:
-                return self._handlers[request.kind](request)
+                _check_run_name(request.run)
+                response = self._handlers[request.kind](request)
+                check_response(request, response, self.policy, self._allowed(request))
+                return _log_failures(response)
             finally:
                 self._lock.release()
-        except PolicyViolation as error:
-            log.warning("refused a request %s of run %s: %s", request.kind, request.run, error)
-            return NodeResponse.refuse(request, FailureStage.POLICY, str(error))
-        except (WireError, ClientStateError, NodeBusy) as error:
-            log.warning("cannot respond to %s of run %s: %s", request.kind, request.run, error)
-            return NodeResponse.refuse(request, FailureStage.REQUEST, str(error))
-        except Exception as error:
+        except NodeRefusal as error:
+            return NodeResponse.refuse(request, _refusal(error.code, str(error), request))
+        except ClientStateError as error:
+            return NodeResponse.refuse(request, _refusal(RefusalCode.CLIENT_STATE, str(error), request))
+        except Exception:
             log.exception("a request %s of run %s failed", request.kind, request.run)
-            reason = str(error) if isinstance(error, FedlearnError) else f"{type(error).__name__}: {error}"
-            stage = FailureStage.FIT if request.kind == RequestKind.FIT else FailureStage.NODE
-            return NodeResponse.refuse(request, stage, reason)
+            return NodeResponse.refuse(request, _refusal(RefusalCode.INTERNAL, "see the traceback above", request))
 
     def respond_to_bytes(self, data: bytes) -> bytes:
         """Return the packed response to a packed request, which may be unreadable."""
         try:
             request = NodeRequest.unpack(data)
         except WireError as error:
-            log.warning("cannot read a request: %s", error)
-            return NodeResponse.refuse(None, FailureStage.REQUEST, str(error)).pack()
+            return NodeResponse.refuse(None, _refusal(RefusalCode.REQUEST, str(error))).pack()
         response = self.respond(request)
         try:
             return response.pack()
-        except Exception as error:  # e.g. a scenario whose number of classes is NaN
+        except Exception:  # e.g. a scenario whose number of classes is NaN
             log.exception("the response to %s of run %s cannot be packed", request.kind, request.run)
-            return NodeResponse.refuse(request, FailureStage.NODE, f"{type(error).__name__}: {error}").pack()
+            refusal = _refusal(RefusalCode.INTERNAL, "see the traceback above", request)
+            return NodeResponse.refuse(request, refusal).pack()
 
     def _hello(self, request: NodeRequest) -> NodeResponse:
-        scenario, keys = self.builder.scenario(request.settings), self.config.masking_keys
+        scenario, keys = self._scenario(request), self.config.masking_keys
         clients, data, trainer = self._local(scenario, self.config.clients), scenario.data, scenario.trainer
         reported = self.policy.reveal.reported_count
         member = Member(
@@ -121,32 +126,34 @@ class NodeService:
             partition=scenario.partition,
             framework=trainer.framework,
             device=trainer.device,
-            supports_metrics=self.policy.reveal.metrics,
+            supports_metrics=self._metrics(scenario) is not False,
             masking_key=keys.public_key.hex() if keys else "",
         )
         return NodeResponse.to(request, clients=clients, content=member.pack())
 
     def _init(self, request: NodeRequest) -> NodeResponse:
-        scenario = self.builder.scenario(request.settings)
+        scenario = self._scenario(request)
         _require_layout(request, scenario)
         seed = request.content.metadata.get("seed")
         if type(seed) is not int or seed < 0:
-            raise WireError("the request for initial parameters has no seed >= 0")
+            raise RequestError("the request for initial parameters has no seed >= 0")
         return NodeResponse.to(request, content=pack_parameters(scenario.trainer.init(seed)))
 
     def _fit(self, request: NodeRequest) -> NodeResponse:
-        scenario = self.builder.scenario(request.settings)
+        scenario = self._scenario(request)
         clients = self._local(scenario, request.clients)
-        strategy, order = self._accept_order(request, scenario, clients)
+        strategy, order = self._check_order(request, scenario)
         if any(stage.needs_sum for stage in strategy.stages):
             raise PolicyViolation("the updates of this strategy can leave through secure aggregation only")
-        rounds = request.states_by_client()
-        local = self._clients_of(request, scenario)
+        if stored := self.stored.load(request):
+            return stored
+        self._admit_training(request, scenario, strategy, order, clients)
+        rounds, local = request.states_by_client(), self._clients_of(request, scenario)
         results = [local.train(strategy, order, client, rounds[client]) for client in clients]
         updates = [
             with_reported_counts(result, self.policy.reveal) for result in results if isinstance(result, Updates)
         ]
-        return _results(request, results, pack_updates(updates))
+        return self._store(request, results, pack_updates(updates))
 
     def _mask(self, request: NodeRequest) -> NodeResponse:
         """Respond to messages of secure aggregation; a training order makes the clients train and mask updates."""
@@ -154,73 +161,133 @@ class NodeService:
 
         keys = self.config.masking_keys
         if keys is None:
-            raise PolicyViolation(f"this node has no {MASKING_KEY} for secure aggregation; try --keys at the node")
-        scenario = self.builder.scenario(request.settings)
+            raise NodeRefusal(RefusalCode.NO_MASKING_KEY, f"this node has no {MASKING_KEY}; try --keys at the node")
+        scenario = self._scenario(request)
         clients = self._local(scenario, request.clients)
-        strategy, _ = self.builder.strategy(request.settings, scenario, LocalSettings())
-        masked = MaskedClients.of(
-            request.content, clients, strategy, run=request.run, masking_keys=keys, client_states=self.client_states
-        )
+        strategy, _ = self._strategy(request, scenario, LocalSettings())
+        with _reading_request(RefusalCode.MASKING_KEYS):
+            masked = MaskedClients.of(
+                request.content, clients, strategy, run=request.run, masking_keys=keys, client_states=self.client_states
+            )
+        self.policy.required_privacy.check_threshold(masked.threshold)
+        trains = bool(request.shared.arrays)
+        if trains:
+            strategy, order = self._check_order(request, scenario)
+        if stored := self.stored.load(request):
+            return stored
         train = None
-        if request.shared.arrays:
-            strategy, order = self._accept_order(request, scenario, clients)
+        if trains:
+            self._admit_training(request, scenario, strategy, order, clients)
             rounds, local = request.states_by_client(), self._clients_of(request, scenario)
             train = lambda client: local.train(strategy, order, client, rounds[client])  # noqa: E731
         results, content = masked.respond(train, min_clients=self.policy.required_privacy.min_clients_in_sum)
-        return _results(request, results, content)
+        return self._store(request, results, content)
 
     def _evaluate(self, request: NodeRequest) -> NodeResponse:
-        scenario = self.builder.scenario(request.settings)
-        clients, reveal = self._local(scenario, request.clients), self.policy.reveal
+        scenario = self._scenario(request)
+        clients, metrics = self._local(scenario, request.clients), self._metrics(scenario)
         _require_layout(request, scenario)
-        params_D = request.shared.arrays.get("params", np.zeros(0))
-        require_vector(params_D, (scenario.trainer.layout.num_parameters,), "params")
-        chosen = [
-            client
-            for client in clients
-            if reveal.metrics and len(scenario.data.test(client)) >= reveal.min_test_examples
-        ]
-        for client in sorted(set(clients) - set(chosen)):
-            log.info("client %d is not evaluated, because of the policy of this node", client)
+        params_D, is_personal = request.shared.arrays.get("params", np.zeros(0)), request.state_rounds is not None
+        with _reading_request():
+            require_vector(params_D, (scenario.trainer.layout.num_parameters,), "params")
+        if metrics is False or (metrics == NOISED and is_personal):  # personal models depend on data without noise
+            raise NodeRefusal(RefusalCode.EVALUATION_WITHHELD, f"reveal.metrics is {self.policy.metrics}")
+        strategy, _ = self._strategy(request, scenario, LocalSettings())
+        self.queries.admit_evaluation(
+            request.run,
+            request.round,
+            scenario=digest_of(request.settings["scenario"]),
+            params=digest_of_params(params_D),
+            kind="personal" if is_personal else "global",
+            request=self.stored.digest(request),
+            limits=self.policy.evaluation_limits,
+        )
+        if stored := self.stored.load(request):
+            return stored
         local = self._clients_of(request, scenario)
-        if request.state_rounds is None:
-            results = local.evaluate(params_D, chosen)
+        results: Sequence[ClientEvaluation | Failure]
+        if metrics == NOISED:
+            self.budget.charge_evaluation(clients, self.policy.reveal.metrics_epsilon)
+            results = local.evaluate_noisy(params_D, clients, self.policy.reveal.metrics_epsilon)
         else:
-            rounds = request.states_by_client()
-            strategy, _ = self.builder.strategy(request.settings, scenario, LocalSettings())
-            results = [local.evaluate_personal(strategy, params_D, client, rounds[client]) for client in chosen]
+            clients = self._with_enough_examples(scenario, clients)
+            results = (
+                [local.evaluate_personal(strategy, params_D, c, request.states_by_client()[c]) for c in clients]
+                if is_personal
+                else local.evaluate(params_D, clients)
+            )
         evaluations = [result for result in results if isinstance(result, ClientEvaluation)]
-        return _results(request, results, pack_evaluations(evaluations))
+        return self._store(request, results, pack_evaluations(evaluations))
 
-    def _accept_order(
-        self, request: NodeRequest, scenario: Scenario, clients: Sequence[ClientId]
-    ) -> tuple[Strategy, Request]:
-        """Return the strategy and the training order of a request after all checks.
-
-        The node then has counted the request and charged its privacy loss, also if the training fails later.
+    def _scenario(self, request: NodeRequest) -> Scenario:
+        """Return the scenario of a request, which counts as an answer of this node.
 
         Raises:
-            PolicyViolation: The policy does not accept the request.
-            WireError: The order is malformed, or does not fit the model.
+            NodeRefusal: The policy does not accept the settings, or the scenario cannot be built with the data.
+        """
+        self.policy.check_settings(request.settings)
+        self.queries.admit_scenario(request.settings["scenario"], limit=self.policy.max_scenarios)
+        try:
+            return self.builder.scenario(request.settings)
+        except NodeRefusal:
+            raise
+        except Exception as error:
+            log.exception("the scenario of run %s cannot be built", request.run)
+            raise NodeRefusal(RefusalCode.SCENARIO, f"{type(error).__name__}: {error}") from error
+
+    def _strategy(
+        self, request: NodeRequest, scenario: Scenario, local: LocalSettings
+    ) -> tuple[Strategy, LocalSettings]:
+        """Return the strategy and the local settings of a request.
+
+        Raises:
+            NodeRefusal: The privacy mechanism refuses the strategy, or the settings do not build a strategy.
+        """
+        try:
+            return self.builder.strategy(request.settings, scenario, local)
+        except NodeRefusal:
+            raise
+        except CompositionError as error:  # it follows from the settings of the request
+            raise PolicyViolation(str(error)) from error
+        except Exception as error:
+            log.exception("the strategy of run %s cannot be built", request.run)
+            raise NodeRefusal(RefusalCode.STRATEGY, f"{type(error).__name__}: {error}") from error
+
+    def _check_order(self, request: NodeRequest, scenario: Scenario) -> tuple[Strategy, Request]:
+        """Return the strategy and the training order of a request after all checks that need no counts.
+
+        Raises:
+            NodeRefusal: The policy does not accept the request, or the order is malformed or does not fit the model.
         """
         _require_layout(request, scenario)
-        order = read_order(request.shared, request.round)
-        require_order_fits(order, scenario.trainer.layout)
-        request.states_by_client()
-        strategy, local = self.builder.strategy(request.settings, scenario, order.local)
+        with _reading_request():
+            order = read_order(request.shared, request.round)
+            require_order_fits(order, scenario.trainer.layout)
+            request.states_by_client()
+        strategy, local = self._strategy(request, scenario, order.local)
         # a coordinator could clear `deployed`, and predict the noise from the seed of the request
         order = replace(order, local=local, deployed=True)
-        of_run, total = self.client_states.request_counts(request.run)
-        self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
-        self._charge(scenario, strategy, order, clients)
-        self.client_states.count_request(request.run)
+        self.policy.check_request(order, request.settings, num_requests_of_run=0, num_requests_total=0)
         return strategy, order
 
-    def _charge(self, scenario: Scenario, strategy: Strategy, order: Request, clients: Sequence[ClientId]) -> None:
-        """Charge the node's own ledger if the policy has a limit; refuse a request that would exceed it."""
-        limit, guarantee = self.policy.required_privacy, strategy.privacy_guarantee
-        if limit.max_epsilon is None or guarantee is None:
-            return
+    def _admit_training(
+        self,
+        request: NodeRequest,
+        scenario: Scenario,
+        strategy: Strategy,
+        order: Request,
+        clients: Sequence[ClientId],
+    ) -> None:
+        """Charge and count a training request on disk, before the training and also if it fails later.
+
+        Raises:
+            NodeRefusal: A limit is reached, or the run is closed. Then nothing is charged.
+        """
+        of_run, total = self.client_states.request_counts(request.run)
+        self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
+        scenario_digest = digest_of(request.settings["scenario"])
+        params = digest_of_params(order.params_D)
+        self.queries.admit_training(request.run, order.round, scenario=scenario_digest, params=params)
         sizes = np.array([len(scenario.data.train(client)) for client in clients])
         release = Release(
             round=order.round,
@@ -228,11 +295,43 @@ class NodeService:
             num_examples=tuple(sizes.tolist()),
             num_steps=tuple(order.local.num_steps(sizes).tolist()),
         )
-        budget = PrivacyBudget(self.client_states.folder)
-        reason = budget.refusal_reason(guarantee, release, epsilon=limit.max_epsilon, delta=limit.delta)
-        if reason:
-            raise PolicyViolation(reason)
-        budget.charge(guarantee, release)
+        self.budget.charge_training(strategy.privacy_guarantee, release)
+        self.client_states.count_request(request.run)
+
+    def _store(self, request: NodeRequest, results: Sequence[Any], content: Payload) -> NodeResponse:
+        """Return the response with all results, after it is stored for a repeated request.
+
+        The content has one row per client without a failure.
+        """
+        failures = tuple(result for result in results if isinstance(result, Failure))
+        clients = tuple(client_of(result) for result in results if not isinstance(result, Failure))
+        response = NodeResponse.to(request, clients=clients, failures=failures, content=content)
+        self.stored.save(request, response)
+        return response
+
+    def _allowed(self, request: NodeRequest) -> AllowedContent:
+        scenario = self.builder.scenario(request.settings)
+        is_update = request.kind == RequestKind.FIT
+        return allowed_content(
+            request.kind,
+            self.policy,
+            strategy=self._strategy(request, scenario, LocalSettings())[0] if is_update else None,
+            task=scenario.data.task,
+            num_classes=scenario.data.num_classes,
+            clients=request.clients,
+        )
+
+    def _metrics(self, scenario: Scenario) -> bool | str:
+        """Return the metrics that may leave; False if their sums have no bound, which noise needs."""
+        is_bounded = scenario.data.task in BOUNDED_TASKS
+        return False if self.policy.metrics == NOISED and not is_bounded else self.policy.metrics
+
+    def _with_enough_examples(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:
+        minimum = self.policy.reveal.min_test_examples
+        chosen = tuple(client for client in clients if len(scenario.data.test(client)) >= minimum)
+        for client in sorted(set(clients) - set(chosen)):
+            log.info("client %d is not evaluated: it has fewer than %d held-out examples", client, minimum)
+        return chosen
 
     def _clients_of(self, request: NodeRequest, scenario: Scenario) -> LocalClients:
         return LocalClients(scenario=scenario, client_states=self.client_states, run=request.run)
@@ -241,24 +340,61 @@ class NodeService:
         """Return the clients in ascending order.
 
         Raises:
-            WireError: A client is not at this node, or not in the scenario.
+            NodeRefusal: A client is not at this node, or not in the scenario.
         """
         missing = [client for client in clients if client not in self.config.clients]
         if missing:
-            raise WireError(f"clients {missing} are not at this node, which has {list(self.config.clients)}")
+            raise RequestError(f"clients {missing} are not at this node, which has {list(self.config.clients)}")
         unknown = [client for client in clients if client not in scenario.data.clients]
         if unknown:
-            raise WireError(f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}")
+            detail = f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}"
+            raise NodeRefusal(RefusalCode.SCENARIO, detail)
         return tuple(sorted(clients))
+
+
+def _check_run_name(run: str) -> None:
+    try:
+        check_run_name(run)
+    except FedlearnError as error:
+        raise RequestError(str(error)) from error
 
 
 def _require_layout(request: NodeRequest, scenario: Scenario) -> None:
     if request.layout != scenario.trainer.layout.digest:
-        raise WireError("the request is for a model with another layout (names, shapes or dtypes of parameters)")
+        raise RequestError("the request is for a model with another layout (names, shapes or dtypes of parameters)")
 
 
-def _results(request: NodeRequest, results: Sequence[Any], content: Payload) -> NodeResponse:
-    """Return the response with all results; ``content`` has one row per client without a failure."""
-    failures = tuple(result for result in results if isinstance(result, Failure))
-    clients = tuple(client_of(result) for result in results if not isinstance(result, Failure))
-    return NodeResponse.to(request, clients=clients, failures=failures, content=content)
+@contextmanager
+def _reading_request(code: RefusalCode = RefusalCode.REQUEST) -> Iterator[None]:
+    """Refuse a request that cannot be read; other errors of the block become refusals with this code."""
+    try:
+        yield
+    except WireError as error:
+        raise RequestError(str(error)) from error
+    except NodeRefusal:
+        raise
+    except FedlearnError as error:
+        raise NodeRefusal(code, str(error)) from error
+
+
+def _refusal(code: RefusalCode, detail: str, request: NodeRequest | None = None) -> Refusal:
+    """Return a refusal, and log its details under its reference."""
+    reference, kind, run = new_reference(), request and request.kind, request and request.run
+    log.warning("refused a request %s of run %s, code %s, reference %s: %s", kind, run, code, reference, detail)
+    return Refusal(stage=code.stage, code=code, detail=detail if code.has_detail else "", reference=reference)
+
+
+def _log_failures(response: NodeResponse) -> NodeResponse:
+    """Log the failures of a response under a new reference, and return the response with this reference."""
+    if not response.failures:
+        return response
+    reference = new_reference()
+    for failure in response.failures:
+        log.warning(
+            "client %d failed at stage %s, reference %s: %s",
+            failure.client,
+            failure.stage,
+            reference,
+            failure.reason,
+        )
+    return replace(response, reference=reference)

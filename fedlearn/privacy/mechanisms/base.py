@@ -1,16 +1,16 @@
 """Shared parts of the privacy mechanisms: their protocol, noise calibration and refusals.
 
 A mechanism is applied to a strategy in two steps. `Mechanism.validate` needs no data and refuses unsound combinations;
-each refusal names the setting to change. `Mechanism.protect` needs the population: its size determines the sampling
-rate, and the sampling rate determines the noise for a budget.
+each refusal names the setting to change. `Mechanism.protect` validates again, and needs the population: its size
+determines the sampling rate, and the sampling rate determines the noise for a budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
-from typing import NamedTuple
 
 from fedlearn.algorithm.strategy import CompositionError, Strategy, extra_names
 from fedlearn.core.privacy_ledger import EventHistory
@@ -42,19 +42,39 @@ class Population:
         return len(self.clients)
 
 
-class Mechanism(NamedTuple):
+Protect = Callable[[Strategy, LocalSettings, Population], tuple[Strategy, LocalSettings]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mechanism:
     """Describe a privacy mechanism before it is applied to a strategy.
 
-    Attributes:
-        validate: ``(strategy, local) -> None``; raises an error if the guarantee could not hold. It runs before any
-            data are loaded.
+    Args:
+        validate: ``(strategy, local) -> None``; raises an error if the guarantee could not hold. It needs no data.
         protect: ``(strategy, local, population) -> (strategy, local)``; adds the mechanism.
         kind: name of the mechanism.
+
+    *Guarantees*: the attribute ``protect`` calls ``validate`` first. So a simulation, a coordinator and a node refuse
+    the same combinations, and no caller can forget the check.
     """
 
     validate: Callable[[Strategy, LocalSettings], None]
-    protect: Callable[[Strategy, LocalSettings, Population], tuple[Strategy, LocalSettings]]
+    protect: Protect
     kind: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protect", partial(_validate_and_protect, self.validate, self.protect))
+
+
+def _validate_and_protect(
+    validate: Callable[[Strategy, LocalSettings], None],
+    protect: Protect,
+    strategy: Strategy,
+    local: LocalSettings,
+    population: Population,
+) -> tuple[Strategy, LocalSettings]:
+    validate(strategy, local)
+    return protect(strategy, local, population)
 
 
 def none() -> Mechanism:
