@@ -75,7 +75,7 @@ def test_clients_that_fall_silent_at_any_stage_are_named(stage):
 def test_too_few_clients_give_no_sum_a_named_cause_and_a_next_round_that_works(stage):
     clients = Clients()
     clients.silent = {stage: (0, 1, 3)}
-    with pytest.raises(SecAggAborted, match=r"2 of 5 clients responded.* the first: client 0, no answer") as aborted:
+    with pytest.raises(SecAggAborted, match=r"2 of 5 parties responded.* the first: client 0, no answer") as aborted:
         total(clients)
     assert aborted.value.stage == stage.name.lower()
     assert {failure.client for failure in aborted.value.failures} == {0, 1, 3}
@@ -85,10 +85,10 @@ def test_too_few_clients_give_no_sum_a_named_cause_and_a_next_round_that_works(s
 
 def test_a_refusal_is_a_failure_with_its_reason_and_the_others_go_on():
     clients = Clients()
-    clients.tampered = {(ServerStage.MASK, 1): b"fsa\2\1\x80"}
+    clients.tampered = {(ServerStage.MASK, 1): b"fsa\3\1\x80"}
     outcome = total(clients)
     assert np.array_equal(outcome.sum, plain((0, 2, 3, 4)))
-    assert outcome.failures[0].reason == "the client refused: Session is not an array of 7 fields"
+    assert outcome.failures[0].reason == "the client refused: Session is not an array of 8 fields"
 
 
 def test_a_round_cannot_be_opened_twice():

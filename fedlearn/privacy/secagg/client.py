@@ -10,7 +10,7 @@ Privacy-Preserving Machine Learning*, CCS 2017.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import IntEnum
 
@@ -33,6 +33,7 @@ from fedlearn.privacy.secagg.messages import (
     UnmaskShares,
     decode,
     encode,
+    parties_of,
 )
 
 VectorProvider = Callable[[Session], np.ndarray]
@@ -56,7 +57,10 @@ class Client:
         identity: signing key of this client.
         registered: client -> public key of its identity, from outside the protocol; it includes this client.
         state: ``state`` of the object that handled the previous message; empty for a new client.
-        min_threshold: smallest threshold that this client accepts.
+        min_threshold: smallest threshold, in parties, that this client accepts.
+        max_colluders: number of other parties that may collude with a server that deviates from the protocol, >= 0.
+        run: if present, this client takes part only in sessions whose run has this name, or this name, ``/`` and more.
+        siblings: states of the other clients of the same party, each at least as new as in its last response.
 
     Attributes:
         state: state until the next message. It is secret. The caller saves it before it sends the response, or a
@@ -64,17 +68,29 @@ class Client:
 
     *Guarantees*, for all messages:
 
-    - For each other client, it reveals a share of the seed or of the pairwise secret, never of both.
-    - It opens a round at most once, and only if ``threshold`` clients signed the same survivors as itself.
+    - For each other client, it reveals a share of the seed or of the pairwise secret, never of both. This holds for
+      all clients of its party together.
+    - It opens a round at most once, and only if ``threshold`` parties signed the same survivors as itself.
+    - Clients with the same registered key count as one party, and hold one share of each secret.
     - It never returns to an earlier round of a run.
     - A refused message does not change its state.
     - After a round it keeps no secret of it.
     """
 
     def __init__(
-        self, identity: Identity, registered: Mapping[int, bytes], *, state: bytes = b"", min_threshold: int = 2
+        self,
+        identity: Identity,
+        registered: Mapping[int, bytes],
+        *,
+        state: bytes = b"",
+        min_threshold: int = 2,
+        max_colluders: int = 0,
+        run: str | None = None,
+        siblings: Sequence[bytes] = (),
     ) -> None:
         self.identity, self.registered, self.min_threshold = identity, registered, min_threshold
+        self.max_colluders, self.run = max_colluders, run
+        self._siblings: list[ClientState] = [decode(sibling, ClientState) for sibling in siblings if sibling]
         self._state: ClientState = decode(state, ClientState) if state else ClientState()
 
     @property
@@ -104,16 +120,12 @@ class Client:
 
     def discard_secrets(self) -> None:
         """Delete the secrets of an unfinished round; this client then cannot help to open it."""
-        self._state = ClientState(run=self._state.run, round=self._state.round, stage=ClientStage.DONE)
+        kept = ("run", "round", "confirmed", "survivors", "dropped")
+        self._state = ClientState(stage=ClientStage.DONE, **{name: getattr(self._state, name) for name in kept})
 
     def _advertise(self, session: Session) -> bytes:
-        session.validate()
         state, me = self._state, self.identity.client
-        reject_if(me not in session.clients, f"client {me} is not in the cohort")
-        reject_if(
-            session.threshold < self.min_threshold,
-            f"threshold {session.threshold}, expected at least {self.min_threshold} for this client",
-        )
+        self._accept_session(session)
         same_run = state.run == session.run
         reject_if(same_run and session.round < state.round, f"round {session.round} after round {state.round}")
         over = same_run and session.round == state.round and state.stage == ClientStage.DONE
@@ -138,14 +150,34 @@ class Client:
         )
         return signed
 
+    def _accept_session(self, session: Session) -> None:
+        """Raise `ProtocolError` unless the session is sound and this client accepts its run, parties and threshold."""
+        session.validate()
+        me, size, threshold = self.identity.client, session.num_parties(session.clients), session.threshold
+        reject_if(me not in session.clients, f"client {me} is not in the cohort")
+        belongs = self.run is None or session.run.partition(b"/")[0] == self.run.encode()
+        reject_if(not belongs, "the session belongs to another run")
+        self._check_parties(session)
+        too_low = f"threshold {threshold}, expected at least {self.min_threshold} for this client"
+        reject_if(threshold < self.min_threshold, too_low)
+        expected = f"more than half of the parties and {self.max_colluders} colluding parties together"
+        is_safe = 2 * threshold > size + self.max_colluders
+        reject_if(not is_safe, f"threshold {threshold} of {size} parties, expected {expected}")
+
+    def _check_parties(self, session: Session) -> None:
+        """Raise `ProtocolError` unless the parties of the session are those of the registered keys."""
+        parties = parties_of(session.clients, self.registered)
+        is_same = tuple(session.party_of.values()) == parties
+        reject_if(not is_same, "the parties of the session are not those of the registered keys")
+
     def _share(self, roster: KeyDirectory) -> bytes:
         session, me = self._at(ClientStage.ADVERTISED, roster.session), self.identity.client
         reject_if(roster.keys.get(me) != self._state.roster[me], "the keys of this client were changed in transit")
         all_keys = verify_directory(session, roster.keys, self.registered)
-        size, t = len(session.clients), session.threshold
+        size, t = session.num_parties(session.clients), session.threshold
         seed_shares = crypto.split(self._state.seed, threshold=t, num_shares=size)
         key_shares = crypto.split(self._state.mask_secret, threshold=t, num_shares=size)
-        both = {c: seed_shares[i] + key_shares[i] for i, c in enumerate(session.clients)}
+        both = {c: seed_shares[i - 1] + key_shares[i - 1] for c, i in session.share_indices().items()}
         encrypted = {c: self._encrypt(keys, both[c]) for c, keys in all_keys.items() if c != me}
         self._state = replace(self._state, stage=ClientStage.SHARED, roster=roster.keys, shares={me: both[me]})
         return encode(EncryptedShares(session=roster.session, client=me, encrypted=encrypted))
@@ -156,9 +188,9 @@ class Client:
         reject_if(
             bool(set(inbox.encrypted) - set(self._state.roster)), "shares from a client that is not on the roster"
         )
-        sharers = len(inbox.encrypted) + 1
+        sharers = session.num_parties([*inbox.encrypted, me])
         reject_if(
-            sharers < session.threshold, f"{sharers} clients have shared, fewer than threshold {session.threshold}"
+            sharers < session.threshold, f"{sharers} parties have shared, fewer than threshold {session.threshold}"
         )
         all_keys = {c: decode(data, PublicKeys) for c, data in self._state.roster.items()}
         shares = {c: self._decrypt(all_keys[c], encrypted) for c, encrypted in inbox.encrypted.items()}
@@ -187,11 +219,18 @@ class Client:
         )
         reject_if(survivors | dropped != sharers, "survivors and dropouts are not the clients that have shared")
         reject_if(me not in survivors, "this client's own vector is not in the sum")
-        too_few = f"{len(survivors)} survivors, fewer than threshold {session.threshold}"
-        reject_if(len(survivors) < session.threshold, too_few)
+        size = session.num_parties(survivors)
+        reject_if(size < session.threshold, f"survivors of {size} parties, fewer than threshold {session.threshold}")
+        statement = (tuple(shown.survivors), tuple(shown.dropped))
+        others = {(s.survivors, s.dropped) for s in self._siblings if s.confirmed == shown.session} - {statement}
+        reject_if(bool(others), "another client of this party has signed other survivors")
         signature = self.identity.sign(crypto.survivors_statement(shown))
         self._state = replace(
-            self._state, stage=ClientStage.CONFIRMED, survivors=tuple(shown.survivors), dropped=tuple(shown.dropped)
+            self._state,
+            stage=ClientStage.CONFIRMED,
+            confirmed=shown.session,
+            survivors=statement[0],
+            dropped=statement[1],
         )
         return encode(Confirmation(session=shown.session, client=me, signature=signature))
 
@@ -217,8 +256,9 @@ class Client:
     def _check_signatures(self, opening: UnmaskRequest, session: Session) -> None:
         signers = set(opening.signatures)
         reject_if(bool(signers - set(opening.survivors)), "a signature under the survivors is not from a survivor")
-        too_few = f"{len(signers)} signatures under the survivors, fewer than threshold {session.threshold}"
-        reject_if(len(signers) < session.threshold, too_few)
+        size = session.num_parties(signers)
+        too_few = f"signatures of {size} parties under the survivors, fewer than threshold {session.threshold}"
+        reject_if(size < session.threshold, too_few)
         shown = Survivors(session=opening.session, survivors=opening.survivors, dropped=opening.dropped)
         for client, signature in opening.signatures.items():
             signer = f"client {client} under the survivors"
@@ -233,6 +273,7 @@ class Client:
         )
         current: Session = decode(self._state.session, Session)
         reject_if(crypto.digest(current) != session, "the message belongs to another session")
+        self._check_parties(current)  # each message comes with registered keys, which could have changed
         return current
 
     def _encrypt(self, receiver: PublicKeys, shares: bytes) -> bytes:
@@ -259,8 +300,10 @@ def verify_directory(
             session, or a key that appears twice.
     """
     reject_if(bool(set(directory) - set(session.clients)), "a client on the roster is not in the cohort")
-    too_few = f"{len(directory)} clients have advertised keys, fewer than threshold {session.threshold}"
-    reject_if(len(directory) < session.threshold, too_few)
+    size = session.num_parties(directory)
+    reject_if(
+        size < session.threshold, f"{size} parties have advertised keys, fewer than threshold {session.threshold}"
+    )
     all_keys: dict[int, PublicKeys] = {client: decode(data, PublicKeys) for client, data in directory.items()}
     for client, keys in all_keys.items():
         reject_if(keys.client != client, f"the keys of client {keys.client} are shown as those of client {client}")

@@ -9,7 +9,7 @@ Reference: Bormann, Hoffman, *Concise Binary Object Representation (CBOR)*, RFC 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from operator import index
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ import numpy as np
 
 from fedlearn.privacy.secagg.errors import ProtocolError, reject_if
 
-MAGIC, VERSION = b"fsa", 2
+MAGIC, VERSION = b"fsa", 3
 HEADER_BYTES = 5  # magic, version, record type
 MAX_MESSAGE_BYTES = 1 << 24  # except for masked vectors; a cohort of 10,000 clients needs 2.5 MB
 MAX_DEPTH = 2  # the array of fields, and a list or mapping in it
@@ -35,8 +35,9 @@ class Session:
         round: round number, >= 1; within a run it never decreases.
         nonce: 16 random bytes, different for each attempt.
         clients: the cohort, ascending.
-        threshold: least number of clients whose sum may be opened; more than half of the cohort.
+        threshold: least number of parties whose sum may be opened; more than half of the parties of the cohort.
         length: number of integers in a vector.
+        parties: party of each client, as `parties_of` returns them; empty: each client is a party of its own.
         bits: 16, 32 or 64; integers are added modulo ``2**bits``.
     """
 
@@ -47,6 +48,7 @@ class Session:
     threshold: int
     length: int
     bits: int = 32
+    parties: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> np.dtype:
@@ -58,21 +60,51 @@ class Session:
 
         With a threshold of half the cohort or less, a server could let two halves open different sums.
         """
-        size = len(self.clients)
         reject_if(
             list(self.clients) != sorted(set(self.clients)),
             "the clients of the cohort are not distinct and in ascending order",
         )
-        reject_if(size < 2, f"a cohort of {size}, expected at least 2: the sum would be the vector of one client")
-        reject_if(2 * self.threshold <= size, f"threshold {self.threshold} of {size} clients, expected more than half")
-        reject_if(self.threshold > size, f"threshold {self.threshold} of {size} clients, expected at most {size}")
+        wrong = len(self.parties) not in (0, len(self.clients)) or not set(self.parties) <= set(self.clients)
+        reject_if(wrong, "the session does not name a party for each client of the cohort")
+        size = self.num_parties(self.clients)
+        reject_if(
+            size < 2, f"a cohort of {size} parties, expected at least 2: the sum would be the vector of one party"
+        )
+        reject_if(2 * self.threshold <= size, f"threshold {self.threshold} of {size} parties, expected more than half")
+        reject_if(self.threshold > size, f"threshold {self.threshold} of {size} parties, expected at most {size}")
         reject_if(self.bits not in (16, 32, 64), f"modulus 2**{self.bits}, expected 16, 32 or 64 bits")
         reject_if(not 1 <= self.length <= 2**31, f"vectors of {self.length} numbers, expected 1 to 2**31")
         reject_if(self.round < 1 or len(self.nonce) != 16, "expected a round number >= 1 and a nonce of 16 bytes")
 
-    def share_index(self, client: int) -> int:
-        """Return the point of a client's shares on the sharing polynomials, >= 1."""
-        return self.clients.index(client) + 1
+    @property
+    def party_of(self) -> dict[int, int]:
+        """The party of each client."""
+        return dict(zip(self.clients, self.parties or self.clients, strict=True))
+
+    def num_parties(self, clients: Iterable[int]) -> int:
+        """Return the number of distinct parties of these clients."""
+        party_of = self.party_of
+        return len({party_of[client] for client in clients})
+
+    def share_indices(self) -> dict[int, int]:
+        """Return the point of each client's shares on the sharing polynomials, >= 1, equal for clients of one party."""
+        index = {party: i for i, party in enumerate(sorted(set(self.party_of.values())), 1)}
+        return {client: index[party] for client, party in self.party_of.items()}
+
+
+def parties_of(clients: Sequence[int], registered: Mapping[int, bytes]) -> tuple[int, ...]:
+    """Return the party of each client. Clients with the same registered key are one party, named by its first client.
+
+    >>> parties_of([0, 1, 2], {0: b"north", 1: b"south", 2: b"north"})
+    (0, 1, 0)
+
+    Raises:
+        ProtocolError: A client has no registered key.
+    """
+    missing = [client for client in clients if client not in registered]
+    reject_if(bool(missing), f"no identity is registered for client {missing[0] if missing else None}")
+    first = {registered[client]: client for client in sorted(clients, reverse=True)}
+    return tuple(first[registered[client]] for client in clients)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,7 +208,7 @@ class UnmaskShares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientState:
-    """The state of a client between messages: secret during a round, and only the round number after it.
+    """The state of a client between messages: secret during a round, and without any secret after it.
 
     Attributes:
         run, round, stage: position in the protocol; see `Client`.
@@ -184,7 +216,9 @@ class ClientState:
         encryption_secret, mask_secret, seed: secrets; each is dropped after its last use.
         roster: keys of the round: client -> encoded `PublicKeys`.
         shares: sender -> the two shares from this sender, concatenated.
-        survivors, dropped: the clients in the statement that this client signed.
+        confirmed: digest of the session in which this client signed the statement about survivors; kept after the
+            round, with the statement.
+        survivors, dropped: the clients in this statement.
     """
 
     run: bytes = b""
@@ -196,6 +230,7 @@ class ClientState:
     seed: bytes = b""
     roster: Mapping[int, bytes] = field(default_factory=dict)
     shares: Mapping[int, bytes] = field(default_factory=dict)
+    confirmed: bytes = b""
     survivors: tuple[int, ...] = ()
     dropped: tuple[int, ...] = ()
 

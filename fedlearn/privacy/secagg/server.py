@@ -13,7 +13,7 @@ total = server.total
 ```
 
 `Server.add` raises `ProtocolError` if one client failed; the caller continues. `Server.advance` raises `SecAggAborted`
-if too few clients are left.
+if too few parties are left.
 
 Reference: Bonawitz et al., CCS 2017, Figure 4.
 """
@@ -77,8 +77,8 @@ class Server:
         survivors: clients whose vectors are in the sum; known after the stage ``mask``.
         total: the sum modulo ``2**bits``; None before the end, and after an abort.
 
-    *Guarantees*: if at least ``threshold`` clients respond in each stage, ``total`` is the exact sum of the survivors'
-    vectors modulo ``2**bits``, for all dropouts. Otherwise `SecAggAborted` is raised, and there is no total. The memory
+    *Guarantees*: if clients of at least ``threshold`` parties respond in each stage, ``total`` is the exact sum of the
+    survivors' vectors modulo ``2**bits``, for all dropouts. Otherwise `SecAggAborted` is raised, and there is no total. The memory
     is one vector for any number of clients.
     """
 
@@ -89,7 +89,7 @@ class Server:
         self.survivors: tuple[int, ...] = ()
         self.dropped: tuple[int, ...] = ()
         self.total: np.ndarray | None = None
-        self._digest = crypto.digest(session)
+        self._digest, self._share_index = crypto.digest(session), session.share_indices()
         self._requested: set[int] = set(session.clients)
         self._responses: dict[int, Any] = {}
         self._roster: dict[int, PublicKeys] = {}
@@ -123,11 +123,11 @@ class Server:
         """End the stage; return the messages of the next stage, client -> message, or nothing at the end.
 
         Raises:
-            SecAggAborted: Fewer than ``threshold`` clients responded, or the revealed shares are inconsistent.
+            SecAggAborted: Fewer than ``threshold`` parties responded, or the revealed shares are inconsistent.
         """
-        count, size, threshold = len(self._responses), len(self._requested), self.session.threshold
-        if count < threshold:
-            raise self._abort(f"{count} of {size} clients responded, fewer than threshold {threshold}")
+        count, size = map(self.session.num_parties, (self._responses, self._requested))
+        if count < self.session.threshold:
+            raise self._abort(f"{count} of {size} parties responded, fewer than threshold {self.session.threshold}")
         stage, responses = self.stage, dict(sorted(self._responses.items()))
         requests = _NEXT[stage](self, responses)
         self.stage, self._requested, self._responses = ServerStage(stage + 1), set(requests), {}
@@ -231,9 +231,8 @@ class Server:
             crypto.add_mask(self._sum, key, sign=-1 if client < dropout else 1)
 
     def _reconstruct(self, client: int, responses: Mapping[int, UnmaskShares], which: str) -> bytes:
-        shares = {
-            self.session.share_index(holder): getattr(reveal, which)[client] for holder, reveal in responses.items()
-        }
+        index = self._share_index
+        shares = {index[holder]: getattr(reveal, which)[client] for holder, reveal in responses.items()}
         return crypto.combine(shares, threshold=self.session.threshold)
 
 

@@ -201,7 +201,7 @@ def test_a_masked_vector_may_be_longer_than_other_messages(monkeypatch):
 
 
 def test_a_message_of_the_version_before_is_refused_by_number():
-    with pytest.raises(ProtocolError, match="protocol version 1, expected 2"):
+    with pytest.raises(ProtocolError, match="protocol version 1, expected 3"):
         decode(b"fsa\1\1" + bytes(40), Session)
 
 

@@ -89,7 +89,7 @@ def test_survivors_that_only_some_clients_were_shown_are_not_opened():
         c: decode(split.respond(c, encode(without if c in (0, 1) else shown)), Confirmation).signature for c in range(5)
     }
     opening = UnmaskRequest(session=shown.session, survivors=without.survivors, dropped=(4,), signatures={})
-    split.refuses(replace(opening, signatures={0: signatures[0], 1: signatures[1]}), "2 signatures")
+    split.refuses(replace(opening, signatures={0: signatures[0], 1: signatures[1]}), "signatures of 2 parties")
     mixed = {c: signatures[c] for c in (0, 1, 2)}
     split.refuses(replace(opening, signatures=mixed), "signature of client 2 under the survivors is not valid")
     twice = {0: signatures[0], 1: signatures[1], 2: signatures[1]}
@@ -128,7 +128,8 @@ def test_a_round_that_was_not_opened_may_be_tried_again():
 def test_no_secret_is_kept_after_a_round():
     done = opened()
     notes = decode(done.clients[0].state, ClientState)
-    assert notes == ClientState(run=b"test", round=1, stage=5)
+    kept = {"confirmed": digest(done.session), "survivors": (0, 1, 2, 3, 4)}
+    assert notes == ClientState(run=b"test", round=1, stage=5, **kept)
 
 
 def test_secrets_of_masks_are_gone_once_the_vector_is_masked():
@@ -142,7 +143,7 @@ def test_secrets_of_masks_are_gone_once_the_vector_is_masked():
     [
         ({"threshold": 2}, "more than half"),
         ({"threshold": 6}, "at most 5"),
-        ({"clients": (0,), "threshold": 1}, "vector of one client"),
+        ({"clients": (0,), "threshold": 1}, "vector of one party"),
         ({"clients": (0, 0, 1, 2), "threshold": 3}, "ascending"),
         ({"clients": (1, 2, 3), "threshold": 2}, "not in the cohort"),
         ({"bits": 31}, "16, 32 or 64"),
@@ -239,16 +240,16 @@ def test_a_client_from_outside_the_cohort_is_refused():
 def test_too_few_at_any_stage_are_refused():
     attack = Round(ServerStage.SHARE)
     roster = decode(attack.requests[0], KeyDirectory)
-    attack.refuses(replace(roster, keys={c: roster.keys[c] for c in (0, 1)}), "2 clients have advertised")
+    attack.refuses(replace(roster, keys={c: roster.keys[c] for c in (0, 1)}), "2 parties have advertised")
     attack = Round(ServerStage.MASK)
     inbox = decode(attack.requests[0], ReceivedShares)
-    attack.refuses(replace(inbox, encrypted={1: inbox.encrypted[1]}), "2 clients have shared")
+    attack.refuses(replace(inbox, encrypted={1: inbox.encrypted[1]}), "2 parties have shared")
     attack = Round(ServerStage.CONFIRM)
     shown = decode(attack.requests[0], Survivors)
-    attack.refuses(replace(shown, survivors=(0, 1), dropped=(2, 3, 4)), "2 survivors")
+    attack.refuses(replace(shown, survivors=(0, 1), dropped=(2, 3, 4)), "survivors of 2 parties")
     attack = Round(ServerStage.OPEN)
     opening = decode(attack.requests[0], UnmaskRequest)
-    attack.refuses(replace(opening, signatures={c: opening.signatures[c] for c in (0, 1)}), "2 signatures")
+    attack.refuses(replace(opening, signatures={c: opening.signatures[c] for c in (0, 1)}), "signatures of 2 parties")
 
 
 def test_participants_do_not_change_between_stages():
