@@ -65,7 +65,7 @@ class PrivacyGuarantee:
         clip_norm: largest L2 norm of a contribution; None without clipping.
         clip: ``fixed``, ``adaptive`` or ``per example``.
         max_epsilon: epsilon that no round may exceed; None for no limit.
-        threshold: smallest number of clients whose sum secure aggregation opens; None without secure aggregation.
+        threshold: smallest number of parties whose sum secure aggregation opens; None without secure aggregation.
         withheld: values that stay at the clients because no noise covers them: ``metrics`` of training and numbers of
             ``examples``.
         not_covered: releases that the guarantee does not cover, each a phrase.

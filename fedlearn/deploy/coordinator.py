@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import WORKING_FOLDER_ENV
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
+from fedlearn.deploy.coordinator_side.admission import write_nodes
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.superlink import TOKEN_FILE_ENV
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry
@@ -28,8 +29,9 @@ from fedlearn.deploy.processes import Child, Children, flower_environment, modul
 from fedlearn.errors import FedlearnError, is_count, require
 from fedlearn.flower.compat import START_SUPEREXEC
 
-# environment variables: folder of all runs, folder of the admitted nodes' keys, modules that settings may name
+# environment variables: folder of all runs, folder of the admitted nodes' keys, modules that settings may name, --state
 RUNS_ENV, NODES_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_NODES", "FEDLEARN_ALLOW_TARGETS"
+STATE_ENV = "FEDLEARN_COORDINATOR_STATE"
 ADDRESS_FILE = "address"  # in the state folder: address of the coordinator, host:port
 START_TIMEOUT_S = 60.0  # seconds for the SuperLink to start
 SYNC_INTERVAL_S = 1.0  # seconds between two checks of the processes and of the admitted nodes
@@ -79,7 +81,7 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_ta
 def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targets: Sequence[str]) -> None:
     local = f"{local_host_of(host)}:{port}"
     env = flower_environment(state / "flower")
-    env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve())}
+    env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve()), STATE_ENV: str(state.resolve())}
     env |= {ALLOW_ENV: ",".join(allow_targets), WORKING_FOLDER_ENV: os.getcwd()}
     env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
     with Children() as children:
@@ -91,7 +93,7 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targ
             control.stop(run_id)
             command = "python -m fedlearn.deploy.submit --resume FOLDER"
             sys.stdout.write(f"run {run_id} was interrupted; {command} resumes it\n")
-        sync_nodes(control, keys)
+        sync_nodes(control, keys, state)
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
         (state / ADDRESS_FILE).write_text(f"{local}\n", encoding="ascii")
         sys.stdout.write(
@@ -99,10 +101,10 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targ
             f"runs          {runs.resolve()}\nlogs          {state.resolve()}\nready\n"
         )
         sys.stdout.flush()
-        _watch([link, runner], control, keys)
+        _watch([link, runner], control, keys, state)
 
 
-def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path) -> None:
+def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path, state: Path) -> None:
     """Restart processes that end, and admit or remove nodes when the key files change."""
     synced_files = None
     while True:
@@ -112,13 +114,15 @@ def _watch(children: Sequence[Child], control: CoordinatorClient, keys: Path) ->
         files = sorted(path.name for path in (keys / ALLOWED).glob("*.pub"))
         if files != synced_files:
             with suppress(ConnectionProblem):  # the SuperLink is restarting
-                sync_nodes(control, keys)
+                sync_nodes(control, keys, state)
                 synced_files = files
         time.sleep(SYNC_INTERVAL_S)
 
 
-def sync_nodes(control: CoordinatorClient, keys: Path) -> None:
+def sync_nodes(control: CoordinatorClient, keys: Path, state: Path) -> None:
     """Admit the nodes whose public keys are in ``keys/allowed``, and remove all other nodes.
+
+    The names and keys of the admitted nodes are written to the state folder, for `Admission`.
 
     Raises:
         KeysError: A file in this folder is not a public key.
@@ -131,6 +135,8 @@ def sync_nodes(control: CoordinatorClient, keys: Path) -> None:
     for key in known.keys() - wanted.keys():
         control.unregister_node(known[key])
         sys.stdout.write(f"node with id {known[key]} is no longer admitted\n")
+    admitted = control.nodes()
+    write_nodes(state, {admitted[key]: (name, key) for key, name in wanted.items() if key in admitted})
     sys.stdout.flush()
 
 

@@ -4,7 +4,8 @@ One folder has all keys. Its parts go to different machines::
 
     keys/ca.key              signs server certificates; stays on the machine that runs this command
 
-    keys/coordinator/        certificate and key of the server, secrets, public keys of the admitted nodes
+    keys/coordinator/        certificate and key of the server, secrets, public keys of the admitted nodes, and the
+                             client ids of each node (nodes.yaml)
 
     keys/nodes/NAME/         private keys of a node, its root certificate, and the keys that it trusts in masked sums
 
@@ -32,6 +33,14 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
+from fedlearn.deploy.node_bindings import (
+    BINDINGS,
+    NodeBinding,
+    check_distinct,
+    parse_node,
+    read_bindings,
+    write_bindings,
+)
 from fedlearn.deploy.node_side.masking_keys import (
     IDENTITIES,
     MASKING_KEY,
@@ -45,6 +54,7 @@ CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
 CERTIFICATE, SERVER_KEY, SECRET, NODE_KEY = "server.crt", "server.key", "executor.secret", "node.key"
 ALLOWED, REVOKED = "allowed", "revoked"  # folders of public keys, NAME.pub
 CA_DAYS = 3650
+NODES_HELP = "names of nodes; client ids and the largest number of examples may follow, as in cleveland=0-2:5000"
 CLOCK_SKEW = timedelta(minutes=5)  # a node with a slow clock must accept a new certificate
 
 
@@ -58,7 +68,8 @@ def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: in
     Args:
         folder: folder for the keys; it is created if it is missing.
         hosts: names and IP addresses of the coordinator, as nodes and operators use them.
-        nodes: names of nodes, with letters, digits, ``-``, ``_`` and ``.``, such as ``cleveland``.
+        nodes: names of nodes, with letters, digits, ``-``, ``_`` and ``.``, such as ``cleveland``. The ids of its
+            clients may follow, and the largest number of examples of a client: ``cleveland=0-2:5000``.
         days: validity of the server certificate in days, >= 1. The certificate of the authority is valid for ten years.
 
     Guarantees:
@@ -71,8 +82,7 @@ def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: in
     if (folder / CA_KEY).exists():
         fix = f"python -m fedlearn.deploy.keys add|renew|revoke {folder}, or another folder"
         raise KeysError(f"{folder} already has an authority\n  expected  a folder without keys\n  try       {fix}")
-    for name in nodes:
-        _check_name(name)
+    _parse_nodes(nodes, {})
     _check_certificate_settings(hosts, days)
     key = ec.generate_private_key(ec.SECP384R1())
     certificate = _authority(key)
@@ -129,14 +139,15 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
 
     Args:
         folder: folder with all keys.
-        nodes: names of the new nodes.
+        nodes: names of the new nodes, with or without client ids; see `create`.
 
     Raises:
         KeysError: A node of this name has keys, or had keys before it was revoked.
+        BindingError: Another node has one of the clients.
         SettingError: A name is invalid.
     """
-    for name in nodes:
-        _check_name(name)
+    bindings = _parse_nodes(nodes, read_bindings(folder / "coordinator" / BINDINGS))
+    for name in (parse_node(node)[0] for node in nodes):
         public = [folder / "coordinator" / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)]
         for path in (folder / "nodes" / name, *public):
             if path.exists():
@@ -148,9 +159,36 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         shutil.copyfile(folder / CA, target / CA)
         secret = Ed25519PrivateKey.generate().private_bytes_raw()
         _write_private(target / MASKING_KEY, secret.hex().encode())
-        _write_identities(folder, {**_identities(folder), name: derive_public_key(secret)})
+        _write_identities(folder, {**_identities(folder), name: derive_public_key(secret)}, bindings)
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
         write_atomically(public[0], line + f" {name}\n".encode())
+
+
+def bind(folder: Path, nodes: Sequence[str]) -> None:
+    """Change the client ids and the largest number of examples of admitted nodes.
+
+    A running coordinator uses them for each node that joins a run. If the folder has all keys, the list of keys for
+    secure aggregation is rewritten for all nodes; copy it to each of them.
+
+    Args:
+        folder: folder with all keys, or the coordinator's part of it on the coordinator's machine.
+        nodes: names with client ids, such as ``cleveland=0-2:5000``.
+
+    Raises:
+        KeysError: No admitted node has this name.
+        BindingError: Another node has one of the clients.
+        SettingError: A name or its ids are malformed, or the ids are missing.
+    """
+    base = _coordinator_part(folder)
+    bindings = _parse_nodes(nodes, read_bindings(base / BINDINGS))
+    for node in nodes:
+        name, binding = parse_node(node)
+        require(binding is not None, "nodes", node, "a name with client ids", f"{name}=0-2")
+        if not (base / ALLOWED / f"{name}.pub").exists():
+            raise KeysError(f"{name} is not an admitted node\n  try       python -m fedlearn.deploy.keys add")
+    write_bindings(base / BINDINGS, bindings)
+    if base != folder:
+        _write_identities(folder, _identities(folder), bindings)
 
 
 def revoke(folder: Path, nodes: Sequence[str]) -> None:
@@ -163,15 +201,18 @@ def revoke(folder: Path, nodes: Sequence[str]) -> None:
     Raises:
         KeysError: No admitted node has this name.
     """
-    base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
+    base = _coordinator_part(folder)
     for name in nodes:
         allowed = base / ALLOWED / f"{name}.pub"
         if not allowed.exists():
             known = ", ".join(sorted(path.stem for path in allowed.parent.glob("*.pub"))) or "none"
             raise KeysError(f"{name} is not an admitted node\n  expected  one of {known}")
         os.replace(allowed, base / REVOKED / allowed.name)
+    bindings = {name: value for name, value in read_bindings(base / BINDINGS).items() if name not in nodes}
+    write_bindings(base / BINDINGS, bindings)
     if base != folder:
-        _write_identities(folder, {name: key for name, key in _identities(folder).items() if name not in nodes})
+        kept = {name: key for name, key in _identities(folder).items() if name not in nodes}
+        _write_identities(folder, kept, bindings)
 
 
 def expiry(certificate: Path) -> datetime:
@@ -195,12 +236,14 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
 
 def describe(folder: Path) -> str:
     """Return a text with hosts, expiry dates, admitted nodes and revoked nodes."""
-    base = folder / "coordinator" if (folder / "coordinator").is_dir() else folder
+    base = _coordinator_part(folder)
+    bindings = read_bindings(base / BINDINGS)
     certificate = x509.load_pem_x509_certificate(_read(base / CERTIFICATE))
     lines = [f"server    {', '.join(hosts_of(certificate))}   until {certificate.not_valid_after_utc:%Y-%m-%d}"]
     lines += [f"authority until {expiry(base / CA):%Y-%m-%d}"]
     for kind in (ALLOWED, REVOKED):
-        lines += [f"{kind:<9} {path.stem}" for path in sorted((base / kind).glob("*.pub"))]
+        names = sorted(path.stem for path in (base / kind).glob("*.pub"))
+        lines += [f"{kind:<9} {name}" + (f"   {bindings[name]}" if name in bindings else "") for name in names]
     return "\n".join(lines)
 
 
@@ -208,10 +251,24 @@ def _identities(folder: Path) -> dict[str, bytes]:
     return read_identities(folder / IDENTITIES) if (folder / IDENTITIES).exists() else {}
 
 
-def _write_identities(folder: Path, identities: Mapping[str, bytes]) -> None:
-    """Write the keys that nodes trust in masked sums into each part of the folder."""
+def _write_identities(folder: Path, identities: Mapping[str, bytes], bindings: Mapping[str, NodeBinding]) -> None:
+    """Write the keys and clients that nodes trust in masked sums into each part of the folder, and the bindings."""
+    write_bindings(folder / "coordinator" / BINDINGS, bindings)
+    text = format_identities(identities, {name: binding.clients for name, binding in bindings.items()})
     for part in (folder, folder / "coordinator", *(folder / "nodes").iterdir()):
-        write_atomically(part / IDENTITIES, format_identities(identities))
+        write_atomically(part / IDENTITIES, text)
+
+
+def _coordinator_part(folder: Path) -> Path:
+    return folder / "coordinator" if (folder / "coordinator").is_dir() else folder
+
+
+def _parse_nodes(nodes: Sequence[str], bindings: Mapping[str, NodeBinding]) -> dict[str, NodeBinding]:
+    """Return the present bindings with those of further nodes."""
+    named = {name: binding for name, binding in map(parse_node, nodes) if binding is not None}
+    together = {**bindings, **named}
+    check_distinct(together)
+    return together
 
 
 def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -288,11 +345,6 @@ def _check_certificate_settings(hosts: Sequence[str], days: int) -> None:
     require(is_valid, "--host", " ".join(hosts) or "missing", expected, "--host coordinator.example.org")
 
 
-def _check_name(name: str) -> None:
-    is_valid = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is not None
-    require(is_valid, "--nodes", name, "letters, digits, - _ and .", "--nodes cleveland budapest")
-
-
 def build_parser() -> CommandParser:
     """Return the parser of the command line."""
     parser = command_parser("fedlearn.deploy.keys", "Create and renew keys; admit nodes and revoke them.")
@@ -301,6 +353,7 @@ def build_parser() -> CommandParser:
         "create": "create an authority, a server certificate, an operator's token, and a key pair per node",
         "renew": "create a new server certificate; restart the coordinator to use it",
         "add": "create key pairs for further nodes",
+        "bind": "set the client ids of admitted nodes: NAME=0-2, or NAME=0-2:5000 with a limit of examples",
         "revoke": "revoke the keys of nodes",
         "show": "show admitted and revoked nodes, and the expiry dates of certificates",
     }
@@ -313,9 +366,9 @@ def build_parser() -> CommandParser:
             )
             subparser.add_argument("--days", type=int, default=365, help="validity of the server certificate in days")
         if command == "create":
-            subparser.add_argument("--nodes", nargs="*", default=[], help="names of nodes, such as cleveland")
-        if command in ("add", "revoke"):
-            subparser.add_argument("nodes", nargs="+", help="names of nodes")
+            subparser.add_argument("--nodes", nargs="*", default=[], help=NODES_HELP)
+        if command in ("add", "bind", "revoke"):
+            subparser.add_argument("nodes", nargs="+", help=NODES_HELP if command != "revoke" else "names of nodes")
     return parser
 
 
@@ -332,8 +385,8 @@ def manage_keys(
         create(folder, host, nodes, days=days)
     elif command == "renew":
         renew(folder, host, days=days)
-    elif command in ("add", "revoke"):
-        {"add": add, "revoke": revoke}[command](folder, nodes)
+    elif command in ("add", "bind", "revoke"):
+        {"add": add, "bind": bind, "revoke": revoke}[command](folder, nodes)
     sys.stdout.write(f"{describe(folder)}\n")
     return DONE
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.core.command_line import command_parser, exit_code, take_settings, terminate_as_interrupt
+from fedlearn.deploy.client_ids import format_client_ids
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
 from fedlearn.deploy.node_side.scenario_policy import choice, named_code
@@ -76,7 +77,8 @@ class Rehearsal:
             ChildError: A process ended, or was not ready within `START_TIMEOUT_S`.
         """
         names = [f"node{number}" for number in range(len(self.clients))]
-        create(self.keys, ["localhost", "127.0.0.1"], names, days=2)
+        nodes = [f"{name}={format_client_ids(ids)}" for name, ids in zip(names, self.clients, strict=True)]
+        create(self.keys, ["localhost", "127.0.0.1"], nodes, days=2)
         self._add(children, self._coordinator())
         for name, clients in zip(names, self.clients, strict=True):
             self._add(children, self._node(name, clients))

@@ -14,7 +14,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,7 @@ try:
     from fedlearn.protocol.exchange import NOT_CONNECTED, Exchange
     from fedlearn.protocol.fields import client_of
     from fedlearn.protocol.grid_client import GridClient
-    from fedlearn.protocol.membership import FederationError
+    from fedlearn.protocol.membership import FederationError, Member
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
@@ -99,6 +99,7 @@ class DeployedEngine(BaseEngine):
         min_updates: smallest number of updates of a round, >= 1, default 1; a round with fewer updates stops the run.
         min_completed: number of updates that close a round, >= ``min_updates``. The round then does not wait for the
             other clients of the cohort. None: wait for all clients.
+        check_member: function that raises `WireError` for a node that may not have its clients.
 
     Attributes:
         exchange: connection for requests and responses.
@@ -121,6 +122,7 @@ class DeployedEngine(BaseEngine):
         deadline: float = 600.0,
         min_updates: int = 1,
         min_completed: int | None = None,
+        check_member: Callable[[Member], None] = lambda member: None,
     ) -> None:
         for name, value in (("num_nodes", num_nodes), ("min_updates", min_updates)):
             require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
@@ -133,7 +135,7 @@ class DeployedEngine(BaseEngine):
         self.num_nodes, self.join_timeout = num_nodes, join_timeout
         self.min_updates, self.min_completed = min_updates, min_completed
         used = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
-        self.exchange = Exchange(GridClient(grid), used, run=run, timeout_s=deadline)
+        self.exchange = Exchange(GridClient(grid), used, run=run, timeout_s=deadline, check_member=check_member)
         self.membership = self.exchange.membership
         super().__init__((), Layout(()))
         self._session_name = f"{run}/{secrets.token_hex(8)}"
@@ -150,6 +152,11 @@ class DeployedEngine(BaseEngine):
             self.layout = self.exchange.layout
             self._add_clients()
 
+    @property
+    def num_parties(self) -> int:
+        """Number of parties of secure aggregation: distinct masking keys of the nodes, at least 1."""
+        return self.membership.num_parties
+
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
         """Send the settings of a privacy mechanism to the nodes with each further request.
 
@@ -157,7 +164,7 @@ class DeployedEngine(BaseEngine):
             settings: settings of the mechanism, with its ``_target_`` and the calibrated noise multiplier.
             rounds: planned number of rounds.
         """
-        population = {"num_clients": len(self.clients), "rounds": rounds}
+        population = {"num_clients": len(self.clients), "rounds": rounds, "num_parties": self.num_parties}
         privacy = {"privacy": dict(settings), "population": population}
         self.exchange.settings = {**self.exchange.settings, **privacy}
 

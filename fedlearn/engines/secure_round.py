@@ -16,8 +16,9 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, Failure, FailureStage, Request
 from fedlearn.loop.client_update import update_size_and_dtype
+from fedlearn.privacy.secagg.errors import ProtocolError, SecAggAborted
 from fedlearn.privacy.secagg.masked_sum import partial_sum
-from fedlearn.privacy.secagg.messages import Session
+from fedlearn.privacy.secagg.messages import Session, parties_of
 from fedlearn.privacy.secagg.server import ServerStage
 from fedlearn.protocol.cohort_request import CohortRequest, Result
 from fedlearn.protocol.exchange import NOT_CONNECTED
@@ -58,8 +59,8 @@ def run_secure_round(
         state_rounds: for each client, the round of the client state to start from; 0: the initial state.
 
     Raises:
-        SecAggAborted: Fewer clients than the threshold responded at a stage. The coordinator then knows no part of an
-            update.
+        SecAggAborted: Clients of fewer parties than the threshold are connected, or responded at a stage. The
+            coordinator then knows no part of an update.
         FederationError: The node of a client has no key for secure aggregation.
     """
     members = exchange.membership.members_by_client()
@@ -67,7 +68,7 @@ def run_secure_round(
     for client in sorted(set(cohort) - set(present)):
         yield Failure(client=client, stage=FailureStage.NODE, reason=NOT_CONNECTED)
     registered = _masking_keys(exchange.membership, present)
-    session = _session(request, strategy, exchange.layout, present, session_name)
+    session = _session(request, strategy, exchange.layout, registered, session_name)
 
     def send(stage: ServerStage, messages: Mapping[ClientId, bytes]) -> Iterator[SecAggResponse]:
         order = request if stage == ServerStage.MASK else None
@@ -97,21 +98,33 @@ def run_secure_round(
 
 
 def _session(
-    request: Request, strategy: Strategy, layout: Layout, clients: Sequence[ClientId], session_name: str
+    request: Request, strategy: Strategy, layout: Layout, registered: Mapping[ClientId, bytes], session_name: str
 ) -> Session:
+    """Return the session of a round. Clients of nodes with the same key are one party.
+
+    Raises:
+        SecAggAborted: The cohort has clients of too few or too many parties for the threshold.
+    """
     guarantee = strategy.privacy_guarantee
     assert guarantee is not None
     assert guarantee.threshold is not None
     length, dtype = update_size_and_dtype(strategy, request, layout)
-    return Session(
+    clients = tuple(sorted(registered))
+    session = Session(
         run=session_name.encode(),
         round=request.round,
         nonce=os.urandom(16),
-        clients=tuple(clients),
+        clients=clients,
         threshold=guarantee.threshold,
         length=length,
         bits=8 * dtype.itemsize,
+        parties=parties_of(clients, registered),
     )
+    try:
+        session.validate()
+    except ProtocolError as error:
+        raise SecAggAborted("advertise", f"the connected clients of the cohort: {error}") from error
+    return session
 
 
 def _masking_keys(membership: Membership, clients: Sequence[ClientId]) -> dict[ClientId, bytes]:

@@ -38,15 +38,24 @@ class Exchange:
         settings: settings from which nodes build scenario and strategy.
         run: name of the run.
         timeout_s: seconds after which a request counts as failed, > 0.
+        check_member: function that raises `WireError` for a node that may not have its clients.
 
     Attributes:
         membership: nodes that have joined.
         layout: layout of the model; empty until the nodes have joined.
     """
 
-    def __init__(self, grid_client: GridClient, settings: Mapping[str, Any], *, run: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        grid_client: GridClient,
+        settings: Mapping[str, Any],
+        *,
+        run: str,
+        timeout_s: float,
+        check_member: Callable[[Member], None] = lambda member: None,
+    ) -> None:
         self.grid_client, self.settings, self.run, self.timeout_s = grid_client, settings, run, timeout_s
-        self.membership = Membership()
+        self.membership = Membership(check_member)
         self.layout = Layout(())
         self._hellos: dict[str, int] = {}  # id of the request -> node
         self._in_flight: dict[RequestKey, tuple[NodeRequest, CohortRequest[Any]]] = {}

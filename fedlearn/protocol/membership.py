@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
@@ -23,7 +23,7 @@ from fedlearn.errors import FedlearnError
 from fedlearn.protocol.fields import read_number, read_numbers
 
 RETRY_INTERVAL_S = 30.0  # seconds until a refused node gets a new hello request
-MAX_PARAMETERS = 2**40
+MAX_PARAMETERS = 2**31  # a request has at most 8 GiB, which is this number of float32 parameters
 MAX_CLASSES = 2**14  # a confusion matrix of the coordinator then has at most 2 GiB
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32")
 log = logging.getLogger(__name__)
@@ -108,18 +108,23 @@ class Member:
 class Membership:
     """The members of a federation.
 
+    Args:
+        check: function that raises `WireError` for a node that may not have its clients.
+
     Attributes:
         present: admitted and connected nodes, by Flower's id.
         refused: reason of the refusal of each other node, by Flower's id.
         pending: nodes with an unanswered hello request, by Flower's id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[Member], None] = lambda member: None) -> None:
+        self._check = check
         self.present: dict[int, Member] = {}
         self.refused: dict[int, str] = {}
         self.pending: set[int] = set()
         self._refused_at: dict[int, float] = {}
         self._model: Member | None = None
+        self._num_examples: dict[ClientId, int] = {}  # example counts at the first admission of this run
 
     def remove_except(self, connected: Collection[int]) -> None:
         """Remove the nodes that are no longer connected."""
@@ -137,7 +142,8 @@ class Membership:
         """Add a node to the members.
 
         Raises:
-            WireError: Another node has one of its clients, or its model differs from the model of the federation.
+            WireError: The node may not have its clients, another node has one of them, a client has another number of
+                examples than before, or the model differs from the model of the federation.
         """
         members = self.members_by_client()
         taken = [client for client in member.clients if client in members]
@@ -147,6 +153,12 @@ class Membership:
         if self._model is not None and _task_and_layout(member) != _task_and_layout(self._model):
             raise WireError(f"{member} does not fit {self._model}: {_difference(member, self._model)}")
         self.refused.pop(member.node_id, None)
+        for client, count in member.num_examples.items():
+            first = self._num_examples.get(client, count)
+            if count != first:
+                raise WireError(f"client {client} had {first} examples when this run started, and now it has {count}")
+        self._check(member)
+        self._num_examples |= member.num_examples
         self.present[member.node_id] = member
         suffix = "" if member.supports_metrics else ", without metrics"
         log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, suffix)
@@ -180,6 +192,11 @@ class Membership:
     def members_by_client(self) -> dict[ClientId, Member]:
         """Return the member of each client."""
         return {client: member for member in self.present.values() for client in member.clients}
+
+    @property
+    def num_parties(self) -> int:
+        """Number of distinct masking keys of the present nodes, at least 1; a node without a key counts as a party."""
+        return max(1, len({member.masking_key or node_id for node_id, member in self.present.items()}))
 
     def report(self) -> list[str]:
         """Return one line per node: joined, refused with the reason, or silent."""

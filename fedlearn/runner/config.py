@@ -229,10 +229,15 @@ def build_scenario(cfg: DictConfig) -> Scenario:
     return scenario
 
 
-def apply_privacy(plan: Plan, scenario: Scenario) -> Plan:
+def apply_privacy(plan: Plan, scenario: Scenario, *, num_parties: int | None = None) -> Plan:
     """Return the plan with its privacy mechanism applied to the population of the scenario.
 
     The returned plan also has the compression and the policy for normalization statistics.
+
+    Args:
+        plan: plan of the settings.
+        scenario: scenario with the clients of the population.
+        num_parties: number of nodes with these clients; None: each client is a party of its own.
 
     Raises:
         FedlearnError: the guarantee does not hold for this population or with this trainer.
@@ -241,6 +246,7 @@ def apply_privacy(plan: Plan, scenario: Scenario) -> Plan:
         clients=scenario.data.clients,
         rounds=plan.schedule.rounds,
         num_examples_of=_count_examples(scenario),
+        num_parties=num_parties,
     )
     strategy, local = plan.privacy.protect(plan.strategy, plan.local, population)
     keeps_rule = plan.strategy.aggregate.rule is None or strategy.aggregate.rule is not None

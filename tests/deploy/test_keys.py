@@ -199,3 +199,48 @@ def test_nobody_there_is_named(keys_folder):
         port = server.getsockname()[1]
     with pytest.raises(ConnectionProblem, match="no program listens there"):
         check_connection(f"127.0.0.1:{port}", keys_folder / "ca.crt", timeout_s=5)
+
+
+def test_client_ids_are_bound_to_keys_at_the_coordinator_and_at_each_node(tmp_path, capsys):
+    folder = tmp_path / "k"
+    keys.create(folder, ["localhost"], ["north=0-2:5000", "south"])
+    keys.add(folder, ["west=7"])
+    assert keys.main(["bind", str(folder), "south=3"]) == 0
+    assert "allowed   north   clients 0-2, at most 5000 examples each" in capsys.readouterr().out
+    north, south, west = (read_masking_keys(folder / "nodes" / name) for name in ("north", "south", "west"))
+    clients = {north.public_key: {0, 1, 2}, south.public_key: {3}, west.public_key: {7}}
+    assert north.clients == south.clients == west.clients == clients
+    assert keys.main(["bind", str(folder), "south=2"]) == 2
+    assert keys.main(["bind", str(folder), "south"]) == 2
+    assert keys.main(["bind", str(folder), "east=9"]) == 2
+    assert keys.main(["add", str(folder), "east=7"]) == 2
+    assert not (folder / "nodes/east").exists()
+    keys.revoke(folder, ["north"])
+    keys.bind(folder / "coordinator", ["south=0-3"])
+    assert [*keys.read_bindings(folder / "coordinator/nodes.yaml")] == ["south", "west"]
+
+
+def test_a_coordinator_cannot_give_a_key_the_clients_of_another_node(tmp_path):
+    folder = tmp_path / "k"
+    keys.create(folder, ["localhost"], ["north=0-2", "south=3", "west"])
+    north, south, west = (read_masking_keys(folder / "nodes" / name) for name in ("north", "south", "west"))
+    N, S, W = north.public_key, south.public_key, west.public_key
+    fine = {0: N, 2: N, 3: S, 8: W, 9: W}
+    assert north.check_registered(fine, (0, 1, 2)) == west.check_registered(fine, (8, 9)) == fine
+    for wrong in ({0: N, 3: N}, {0: N, 4: S}, {0: S}, {0: W}, {0: N, 3: W}, {0: b"x" * 32}):
+        with pytest.raises(FedlearnError, match=r"masking\.pub"):
+            north.check_registered(wrong, (0, 1, 2))
+    for wrong in ({8: N}, {7: W, 8: W}, {8: S}):  # its own clients are known to west, though not in the file
+        with pytest.raises(FedlearnError, match=r"masking\.pub"):
+            west.check_registered(wrong, (8, 9))
+
+
+@pytest.mark.parametrize(
+    "text", ["{key} a 0\n{other} b 0", "{key} a\n{key} b", "{key} a 0 1", "{key}", "zz a", "{key} a x"]
+)
+def test_trusted_keys_that_are_ambiguous_are_refused(keys_folder, text):
+    identities = read_identities(keys_folder / "masking.pub")
+    path = keys_folder / "nodes/a/masking.pub"
+    path.write_text(text.format(key=identities["a"].hex(), other=identities["b"].hex()))
+    with pytest.raises(FedlearnError, match="cannot be read"):
+        read_masking_keys(keys_folder / "nodes/a")

@@ -21,8 +21,10 @@ from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.privacy.secagg.errors import SecAggAborted
+from fedlearn.privacy.secagg.messages import Session, encode
 from fedlearn.protocol.membership import FederationError
 from fedlearn.protocol.messages import NodeRequest, RequestKind
+from fedlearn.protocol.secagg_exchange import pack_mask_request
 from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
@@ -37,7 +39,8 @@ def masked(federation, strategy="strategies.fedavg", **settings):
 
 def protected(made, words, clients, rounds=3):
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
-    return build(words, "privacy").protect(strategy, LOCAL_SETTINGS, Population(clients=clients, rounds=rounds))
+    population = Population(clients=clients, rounds=rounds, num_parties=len(made.sites))
+    return build(words, "privacy").protect(strategy, LOCAL_SETTINGS, population)
 
 
 def run(made, words=SECAGG, rounds=3, **schedule):
@@ -154,7 +157,7 @@ def test_below_the_threshold_no_sum_is_opened_and_the_round_is_aborted_by_name(f
     record_responses(
         made, lambda node, asked, parcel: None if node == 102 and "params" in asked.shared.arrays else parcel
     )
-    with pytest.raises(SecAggAborted, match="2 of 4 clients responded, fewer than threshold 3"):
+    with pytest.raises(SecAggAborted, match="1 of 2 parties responded, fewer than threshold 2"):
         run(made, rounds=1)
 
 
@@ -190,7 +193,7 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
     ("protection", "words", "reason"),
     [
         ({"minimum": "secagg"}, None, "this node requires privacy=secagg or distributed"),
-        ({"minimum": "secagg", "min_clients_in_sum": 4}, SECAGG, "this node accepts at least 4"),
+        ({"minimum": "secagg", "min_nodes_in_sum": 3}, SECAGG, "this node accepts at least 3"),
         ({"minimum": "secagg", "max_clip": 1.0}, {**SECAGG, "clip_norm": 5.0}, "this node accepts at most 1.0"),
     ],
     ids=["unmasked", "small sum", "clip"],
@@ -199,7 +202,7 @@ def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
     made = masked(federation, policy={"required_privacy": RequiredPrivacy(**protection)})
     with pytest.raises((FedlearnError, TooManyFailures), match=reason):
         run(made, words or {"_target_": "fedlearn.privacy.mechanisms.none"}, rounds=1)
-    fine = masked(federation, policy={"required_privacy": RequiredPrivacy(minimum="secagg", min_clients_in_sum=3)})
+    fine = masked(federation, policy={"required_privacy": RequiredPrivacy(minimum="secagg", min_nodes_in_sum=2)})
     assert len(run(fine, rounds=1)) == 1
 
 
@@ -215,3 +218,66 @@ def test_nodes_without_keys_are_named(federation):
     made = federation(words={"strategy": {"weighting": "equal"}})
     with pytest.raises(FederationError, match=r"the nodes of clients \[0, 1, 2, 3\] have no key"):
         run(made, rounds=1)
+
+
+def mask_request(made, node, registered, run="r", threshold=5, parties=()):
+    """Return the first request of a masked round, as a coordinator could make it up for client 0."""
+    layout, clients = made.engine.layout, tuple(sorted(registered))
+    nonce, length = b"n" * 16, layout.num_parameters
+    session = Session(
+        run=b"r", round=1, nonce=nonce, clients=clients, threshold=threshold, length=length, parties=parties
+    )
+    return NodeRequest(
+        kind=RequestKind.MASK,
+        run=run,
+        round=1,
+        id="1",
+        settings={**made.settings, "privacy": SECAGG, "population": {"num_clients": 9, "rounds": 1, "num_parties": 2}},
+        clients=(0,),
+        state_rounds=(0,),
+        layout=layout.digest,
+        content=pack_mask_request({0: encode(session)}, registered),
+    )
+
+
+@pytest.mark.parametrize(
+    ("threshold", "parties", "reason"),
+    [
+        (5, (), "the parties of the session are not those of the registered keys"),
+        (5, (0, *range(1, 9)), "the parties of the session are not those of the registered keys"),
+        (5, (0, *(1,) * 8), "threshold 5 of 2 parties"),
+    ],
+    ids=["no parties", "false parties", "true parties"],
+)
+def test_one_colluding_node_with_eight_clients_does_not_unmask_another(federation, threshold, parties, reason):
+    made = masked(federation, clients=((0,), (1,)))
+    remote_scenario(made.engine)
+    victim, colluder = (made.sites[node].config.masking_keys.public_key for node in (101, 102))
+    registered = {0: victim, **dict.fromkeys(range(1, 9), colluder)}
+    response = made.sites[101].respond(mask_request(made, 101, registered, threshold=threshold, parties=parties))
+    assert not response.content.arrays
+    assert reason in (response.refusal.reason if response.refusal else response.failures[0].reason)
+
+
+def test_a_node_accepts_only_its_own_clients_under_its_key_and_only_sessions_of_the_run(federation):
+    made = masked(federation, clients=((0,), (1,)))
+    remote_scenario(made.engine)
+    own, other = (made.sites[node].config.masking_keys.public_key for node in (101, 102))
+    fine = mask_request(made, 101, {0: own, 1: other}, threshold=2, parties=(0, 1))
+    assert made.sites[101].respond(fine).content.arrays
+    for request, reason in (
+        (mask_request(made, 101, {0: own, 1: other, 2: own}, threshold=2, parties=(0, 1, 0)), "masking.pub"),
+        (mask_request(made, 101, {0: own, 1: other}, run="s", threshold=2, parties=(0, 1)), "belongs to another run"),
+    ):
+        response = made.sites[101].respond(request)
+        assert not response.content.arrays
+        assert reason in (response.refusal.reason if response.refusal else response.failures[0].reason)
+
+
+def test_a_node_refuses_a_threshold_that_one_colluding_node_could_split_unless_its_policy_accepts_it(federation):
+    words = {**SECAGG, "threshold": 2}
+    three = ((0,), (1,), (2,))
+    with pytest.raises((FedlearnError, TooManyFailures), match="threshold 2 of 3 parties, expected more than half"):
+        run(masked(federation, clients=three), words, rounds=1)
+    policy = {"required_privacy": RequiredPrivacy(max_colluding_nodes=0)}
+    assert len(run(masked(federation, clients=three, policy=policy), words, rounds=1)) == 1

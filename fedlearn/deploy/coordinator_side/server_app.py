@@ -35,10 +35,12 @@ from fedlearn.callbacks.console import Console
 from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
-from fedlearn.deploy.coordinator import NODES_ENV, RUNS_ENV
+from fedlearn.deploy.coordinator import NODES_ENV, RUNS_ENV, STATE_ENV
+from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.submitted_settings import check_submitted_settings
+from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.processes import die_with_parent
 from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import FedlearnError, require
@@ -169,10 +171,11 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     if options.get("num_nodes") is None:
         options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
-    engine = DeployedEngine(grid, node_settings, run=run, **options)
+    admission = Admission(Path(os.environ[STATE_ENV]), Path(os.environ[NODES_ENV]).parent / BINDINGS)
+    engine = DeployedEngine(grid, node_settings, run=run, check_member=admission.check, **options)
     try:
         scenario = remote_scenario(engine)
-        plan = apply_privacy(plan, scenario)
+        plan = apply_privacy(plan, scenario, num_parties=engine.num_parties)
         if plan.strategy.privacy_guarantee is not None:
             calibrated = {"noise_multiplier": plan.strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
             calibrated = {name: value for name, value in calibrated.items() if name in settings["privacy"]}

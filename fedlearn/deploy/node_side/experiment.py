@@ -17,6 +17,7 @@ from fedlearn.core.records import ClientId, LocalSettings
 from fedlearn.core.serialization import WireError, read_fields
 from fedlearn.deploy.node_side.masking_keys import MaskingKeys
 from fedlearn.deploy.node_side.policy import Policy
+from fedlearn.errors import is_count
 from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.runner.config import build
@@ -98,7 +99,10 @@ class ExperimentBuilder:
         numbers = read_fields(settings.get("population") or {}, num_clients=int, rounds=int)
         if min(numbers.values()) < 1:
             raise WireError(f"the population of the request is {numbers}, expected numbers >= 1")
-        population = Population(clients=range(numbers["num_clients"]), rounds=numbers["rounds"])
+        parties = settings["population"].get("num_parties")  # `MaskedClients` counts the parties of each sum itself
+        if parties is not None and not is_count(parties):
+            raise WireError(f"population.num_parties is {parties!r:.20}, expected a number >= 1")
+        population = Population(clients=range(numbers["num_clients"]), rounds=numbers["rounds"], num_parties=parties)
         return mechanism.protect(strategy, local, population)
 
     def _with_operator_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ CODEC_PREFIX = "fedlearn.compression.codecs."
 RENAMED_KEYS = {  # names in policies of earlier versions -> present names
     "protection": "required_privacy",
     "max_rounds_in_all": "max_rounds_total",
-    "required_privacy.min_sum": "min_clients_in_sum",
+    "required_privacy.min_sum": "min_nodes_in_sum",
+    "required_privacy.min_clients_in_sum": "min_nodes_in_sum",
 }
 
 EVALUATIONS_PER_ROUND = 10  # evaluations of all runs per round of max_rounds, if the policy has no other limit
@@ -62,7 +63,8 @@ required_privacy:
   minimum: none # or example: DP-SGD; local: clipping and noise at this node; secagg: updates leave with a mask
   max_clip: null # largest clip norm of the mechanism in minimum, e.g. 1.0
   min_noise_multiplier: null # smallest noise multiplier of this mechanism, e.g. 0.8
-  min_clients_in_sum: 2 # smallest number of clients in a masked sum
+  min_nodes_in_sum: 2 # smallest number of nodes in a masked sum; several clients of a node count once
+  max_colluding_nodes: 1 # number of other nodes in a sum that may help a cheating coordinator
   max_epsilon: null # largest privacy loss of a client over all runs, e.g. 5; the ledger is on this node's disk
   delta: 1.0e-5 # delta of max_epsilon
 reveal:

@@ -28,7 +28,9 @@ class RequiredPrivacy:
             from the coordinator too, so the node does not have to trust it.
         max_clip: largest clip norm of the required mechanism, >= 0; None: no limit.
         min_noise_multiplier: smallest noise multiplier of the required mechanism, >= 0; None: no limit.
-        min_clients_in_sum: smallest number of clients in a masked sum, >= 2, default 2.
+        min_nodes_in_sum: smallest number of nodes in a masked sum, >= 2, default 2. Clients of one node count once.
+        max_colluding_nodes: number of other nodes in a sum that may help a coordinator that deviates from the protocol,
+            >= 0, default 1. The node accepts thresholds above ``(nodes + max_colluding_nodes) / 2`` only.
         max_epsilon: largest privacy loss of a client of this node over all runs, >= 0; None: no limit.
         delta: delta of ``max_epsilon``, in (0, 1), default 1e-5.
 
@@ -39,7 +41,8 @@ class RequiredPrivacy:
     minimum: str = "none"
     max_clip: float | None = None
     min_noise_multiplier: float | None = None
-    min_clients_in_sum: int = 2
+    min_nodes_in_sum: int = 2
+    max_colluding_nodes: int = 1
     max_epsilon: float | None = None
     delta: float = 1e-5
 
@@ -48,13 +51,10 @@ class RequiredPrivacy:
         require(self.minimum in PRIVACY_LEVELS, "required_privacy.minimum", self.minimum, expected, "minimum: example")
         is_valid = is_number(self.delta, at_least=0, below=1) and self.delta > 0
         require(is_valid, "required_privacy.delta", self.delta, "a number in (0, 1)", "delta: 1.0e-5")
-        require(
-            is_count(self.min_clients_in_sum, at_least=2),
-            "required_privacy.min_clients_in_sum",
-            self.min_clients_in_sum,
-            "a whole number >= 2",
-            "min_clients_in_sum: 3",
-        )
+        for name, least in (("min_nodes_in_sum", 2), ("max_colluding_nodes", 0)):
+            value, is_valid = getattr(self, name), is_count(getattr(self, name), at_least=least)
+            expected = f"a whole number >= {least}"
+            require(is_valid, f"required_privacy.{name}", value, expected, f"{name}: {least + 1}")
         for name in ("max_clip", "min_noise_multiplier", "max_epsilon"):
             value = getattr(self, name)
             is_valid = value is None or is_number(value, at_least=0)
@@ -83,19 +83,19 @@ class RequiredPrivacy:
             raise PolicyViolation(f"{value}; this node accepts at least {self.min_noise_multiplier}")
 
     def check_threshold(self, threshold: int) -> None:
-        """Refuse a request whose smallest masked sum has too few clients.
+        """Refuse a request whose smallest masked sum has too few nodes.
 
         Args:
-            threshold: smallest number of clients in a sum of the request.
+            threshold: smallest number of nodes in a sum of the request.
 
         Raises:
-            PolicyViolation: The sum has fewer clients than ``min_clients_in_sum``.
+            PolicyViolation: The sum has fewer nodes than ``min_nodes_in_sum``.
         """
-        if threshold < self.min_clients_in_sum:
+        if threshold < self.min_nodes_in_sum:
             raise PolicyViolation(
-                f"a masked sum of this request may have {threshold} clients; this node accepts at least "
-                f"{self.min_clients_in_sum} (required_privacy.min_clients_in_sum); "
-                f"try privacy.threshold={self.min_clients_in_sum}"
+                f"a masked sum of this request may have {threshold} nodes; this node accepts at least "
+                f"{self.min_nodes_in_sum} (required_privacy.min_nodes_in_sum); "
+                f"try privacy.threshold={self.min_nodes_in_sum}"
             )
 
     def _mechanism_values(self, privacy: Mapping[str, Any]) -> tuple[float, float]:

@@ -167,7 +167,14 @@ class NodeService:
         strategy, _ = self._strategy(request, scenario, LocalSettings())
         with _reading_request(RefusalCode.MASKING_KEYS):
             masked = MaskedClients.of(
-                request.content, clients, strategy, run=request.run, masking_keys=keys, client_states=self.client_states
+                request.content,
+                clients,
+                strategy,
+                run=request.run,
+                masking_keys=keys,
+                node_clients=self.config.clients,
+                required_privacy=self.policy.required_privacy,
+                client_states=self.client_states,
             )
         self.policy.required_privacy.check_threshold(masked.threshold)
         trains = bool(request.shared.arrays)
@@ -180,7 +187,7 @@ class NodeService:
             self._admit_training(request, scenario, strategy, order, clients)
             rounds, local = request.states_by_client(), self._clients_of(request, scenario)
             train = lambda client: local.train(strategy, order, client, rounds[client])  # noqa: E731
-        results, content = masked.respond(train, min_clients=self.policy.required_privacy.min_clients_in_sum)
+        results, content = masked.respond(train)
         return self._store(request, results, content)
 
     def _evaluate(self, request: NodeRequest) -> NodeResponse:

@@ -30,11 +30,13 @@ class Population:
         clients: ids of all clients from which cohorts are drawn.
         rounds: number of planned rounds, >= 1.
         num_examples_of: function that returns the number of training examples of a client; None if it is unknown.
+        num_parties: number of nodes with these clients, >= 1; None: each client is a party of its own.
     """
 
     clients: Sequence[ClientId]
     rounds: int
     num_examples_of: Callable[[ClientId], int] | None = None
+    num_parties: int | None = None
 
     @property
     def num_clients(self) -> int:

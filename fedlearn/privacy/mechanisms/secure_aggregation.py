@@ -45,8 +45,9 @@ def secagg(
         clip_norm: L2 bound on an update, > 0; longer updates are scaled down. It also sets the scale of the integers.
         bits: bits of one parameter of one client, including the sign, in [2, 48]. Values are rounded to the nearest
             multiple of ``clip_norm / 2**(bits - 1)``.
-        threshold: smallest number of clients in a sum that may be opened, more than half of the cohort; None for the
-            smallest such number. A round with fewer clients fails.
+        threshold: smallest number of parties in a sum that may be opened, more than half of the parties of a cohort;
+            None for the smallest number above ``(parties + 1) / 2``. A round with fewer parties fails. In a deployment
+            a party is a node, with one or more clients; in a simulation each client is a party.
         cohort: largest number of clients per round, >= 2; None for the number of the strategy.
         modulus_bits: bits of the transmitted integers: 16, 32 or 64.
         protocol: in a simulation, ``sum`` adds integers without masks; ``full`` runs the real protocol. Both give the
@@ -89,12 +90,12 @@ def distributed(
     """Return distributed differential privacy: secure aggregation, in which the noise of the clients adds up.
 
     Each client clips its update to ``clip_norm`` and rounds it at random, with a bound on the norm. It then adds
-    integer noise with standard deviation ``noise_multiplier * bound / sqrt(threshold)``. So the smallest sum that may
-    be opened has enough noise.
+    integer noise with standard deviation ``noise_multiplier * bound / sqrt(threshold)``. A sum that may be opened has
+    clients of at least ``threshold`` parties, so it has enough noise.
 
     Args:
         clip_norm: L2 bound on an update, > 0; see `secagg`.
-        noise_multiplier: standard deviation of the noise in the sum of ``threshold`` clients divided by the bound, > 0;
+        noise_multiplier: standard deviation of the noise of ``threshold`` clients divided by the bound, > 0;
             None for the smallest value that satisfies ``epsilon`` for the planned rounds.
         epsilon: budget; the run stops before a client exceeds this. None for no limit.
         delta: in (0, 1), below 1 over the number of clients.
@@ -102,7 +103,7 @@ def distributed(
         bits: bits of one parameter, in [2, 48]; see `secagg`. Rounding is random and unbiased. 14 bits are enough for
             models of up to five million parameters; each additional bit allows four times as many. The noise is coarser
             than the rounding.
-        threshold: smallest number of clients in a sum; see `secagg`.
+        threshold: smallest number of parties in a sum; see `secagg`.
         cohort: largest number of clients per round; see `secagg`. It is also the divisor of the sum, for any number of
             responses.
         modulus_bits: bits of the transmitted integers; see `secagg`.
@@ -112,9 +113,11 @@ def distributed(
         protocol: ``sum`` or ``full``; see `secagg`.
 
     *Guarantees*: any sum that can be opened is differentially private against all who see it, including the server. The
-    adjacency is one client's update replaced by zero. On real nodes noise comes from the operating system's entropy.
-    Renyi divergences at whole orders give the cost. There is no amplification, because the server knows the cohort.
-    Each client pays for its own rounds; the ledger reports the largest cost.
+    adjacency is one client's update replaced by zero. A party that colludes with the server knows its noise. With c
+    such parties, the remaining noise multiplier is ``noise_multiplier * sqrt((threshold - c) / threshold)``. On real
+    nodes noise comes from the operating system's entropy. Renyi divergences at whole orders give the cost. There is no
+    amplification, because the server knows the cohort. Each client pays for its own rounds; the ledger reports the
+    largest cost.
 
     Raises:
         SettingError: A setting is out of range. `Mechanism.protect` also raises it if sums could wrap around, or if a
@@ -154,11 +157,12 @@ def _refuse(kind: str, strategy: Strategy, local: LocalSettings) -> None:
 def _protect_with_masks(
     masking: Masking, strategy: Strategy, local: LocalSettings, population: Population
 ) -> tuple[Strategy, LocalSettings]:
+    masking = replace(masking, num_parties=population.num_parties)
     size = masking.cohort_size(strategy, population.num_clients)
     threshold = masking.threshold_of(size)
     guarantee = PrivacyGuarantee(
         kind="secagg",
-        adjacency=f"only sums of at least {threshold} clients can be opened",
+        adjacency=f"only sums of at least {threshold} parties can be opened",
         charge=lambda ledger, release: ledger,
         epsilon_of=lambda ledger: None,
         **_shared_parts(masking, size),
@@ -170,6 +174,7 @@ def _protect_with_masks(
 def _protect_with_noise(
     masking: Masking, budget: NoiseCalibration, strategy: Strategy, local: LocalSettings, population: Population
 ) -> tuple[Strategy, LocalSettings]:
+    masking = replace(masking, num_parties=population.num_parties)
     size = masking.cohort_size(strategy, population.num_clients)
 
     def event_of(noise: float) -> RenyiEvent:

@@ -58,6 +58,7 @@ class Masking:
     noise: str | None = None
     noise_multiplier: float = 0.0
     flatten: float = 1.0
+    num_parties: int | None = None  # parties of the population, each with one or more clients; None: one per client
 
     def __post_init__(self) -> None:
         if self.noise is not None:
@@ -128,14 +129,19 @@ class Masking:
         return int(size)
 
     def threshold_of(self, size: int) -> int:
-        """Return the smallest number of clients in a sum that may be opened, for a cohort of ``size``.
+        """Return the smallest number of parties in a sum that may be opened, for a cohort of ``size`` clients.
+
+        The default is the smallest number above ``(parties + 1) / 2``. Then a server that deviates from the protocol
+        and one colluding party cannot make the other parties open two different sums.
 
         Raises:
-            SettingError: ``threshold`` is not more than half of the cohort, or is above its size.
+            SettingError: ``threshold`` is not more than half of the parties, or is above their number.
         """
-        threshold = size // 2 + 1 if self.threshold is None else self.threshold
-        ok = is_count(threshold) and size / 2 < threshold <= size and threshold > 1
-        expected = f"null, or a whole number above half of the cohort of {size}, and at most {size}"
+        parties = min(size, self.num_parties or size)
+        threshold = (parties + 1) // 2 + 1 if self.threshold is None else self.threshold
+        ok = is_count(threshold) and parties / 2 < threshold <= parties and threshold > 1
+        kind = "the cohort of" if parties == size else "the nodes, at most"
+        expected = f"null, or a whole number above half of {kind} {parties}, and at most {parties}"
         require(ok, "threshold", self.threshold, expected, "threshold=null")
         return threshold
 
@@ -166,7 +172,10 @@ class Masking:
         return self.smallest_noisy_sum(size)
 
     def smallest_noisy_sum(self, size: int) -> NoisySum:
-        """Return the smallest sum of a cohort of ``size`` that may be opened, also if its noise cannot be sampled."""
+        """Return the smallest sum of a cohort of ``size`` that may be opened, also if its noise cannot be sampled.
+
+        Each of its parties contributes the noise of at least one client.
+        """
         threshold = self.threshold_of(size)
         std = self.noise_multiplier * self.norm / sqrt(threshold)
         return NoisySum(kind=self.noise or NOISES[0], std=std, norm=self.norm, min_clients=threshold, max_clients=size)
@@ -256,7 +265,7 @@ def integer_mean(
 
     Args:
         fixed_point: encoding of real numbers as integers.
-        threshold: smallest number of updates in a mean.
+        threshold: smallest number of updates in a mean; the number of parties is not known here.
         denominator: divisor of the sum; None for the number of updates.
         full_protocol: if True, run the secure aggregation protocol instead of adding the integers.
 

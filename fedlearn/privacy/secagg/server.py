@@ -78,8 +78,8 @@ class Server:
         total: the sum modulo ``2**bits``; None before the end, and after an abort.
 
     *Guarantees*: if clients of at least ``threshold`` parties respond in each stage, ``total`` is the exact sum of the
-    survivors' vectors modulo ``2**bits``, for all dropouts. Otherwise `SecAggAborted` is raised, and there is no total. The memory
-    is one vector for any number of clients.
+    survivors' vectors modulo ``2**bits``, for all dropouts. Otherwise `SecAggAborted` is raised, and there is no total.
+    The memory is one vector for any number of clients.
     """
 
     def __init__(self, session: Session, registered: Mapping[int, bytes]) -> None:

@@ -170,7 +170,8 @@ def test_a_file_that_is_no_policy_is_refused_with_what_is_wrong(tmp_path, text, 
     [
         ("protection: {minimum: secagg}", "protection has the new name required_privacy"),
         ("max_rounds_in_all: 3", "max_rounds_in_all has the new name max_rounds_total"),
-        ("required_privacy: {min_sum: 3}", r"required_privacy\.min_sum has the new name min_clients_in_sum"),
+        ("required_privacy: {min_sum: 3}", r"required_privacy\.min_sum has the new name min_nodes_in_sum"),
+        ("required_privacy: {min_clients_in_sum: 3}", r"min_clients_in_sum has the new name min_nodes_in_sum"),
     ],
 )
 def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(tmp_path, old, new):
