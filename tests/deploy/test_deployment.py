@@ -68,7 +68,7 @@ def test_masked_updates_add_up_to_the_bits_of_a_simulation(federation, tmp_path)
     words = ("privacy=secagg", "strategy.weighting=equal", "rounds=2")
     deployed = federation.run(*words, name="masked")
     assert deployed.code == 0, deployed.text
-    assert "only sums of at least 3 clients can be opened" in deployed.text
+    assert "only sums of at least 2 parties can be opened" in deployed.text
     assert deployed.summary["parameters_sha256"] == sha_of_simulation(tmp_path / "masked", *words)
 
 
