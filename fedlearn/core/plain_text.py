@@ -1,7 +1,7 @@
 """Remove control characters from text of other parties, so that it is safe in logs, files and on terminals.
 
-The removed characters are the control characters C0 and C1 (with the escape sequences of terminals), the marks that
-change the direction of text, invisible characters, and unpaired surrogates.
+These characters are removed: the control characters C0 and C1, marks that change the direction of text, invisible
+characters, and unpaired surrogates. Escape sequences of terminals start with a control character.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 
-STYLE = re.compile(r"(\x1b\[[0-9;]{0,20}m)")  # escape sequence that sets weight and colour, and nothing else
+STYLE = re.compile(r"(\x1b\[[0-9;]{0,20}m)")  # escape sequence that sets only weight and colour
 
 
 def plain_line(text: str, *, max_length: int = 200) -> str:

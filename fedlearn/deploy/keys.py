@@ -264,7 +264,7 @@ def _coordinator_part(folder: Path) -> Path:
 
 
 def _parse_nodes(nodes: Sequence[str], bindings: Mapping[str, NodeBinding]) -> dict[str, NodeBinding]:
-    """Return the present bindings with those of further nodes."""
+    """Return the present bindings and the bindings of further nodes."""
     named = {name: binding for name, binding in map(parse_node, nodes) if binding is not None}
     together = {**bindings, **named}
     check_distinct(together)

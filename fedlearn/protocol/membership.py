@@ -142,8 +142,8 @@ class Membership:
         """Add a node to the members.
 
         Raises:
-            WireError: The node may not have its clients, another node has one of them, a client has another number of
-                examples than before, or the model differs from the model of the federation.
+            WireError: The node may not have its clients, or another node has one of them. The number of examples of a
+                client changed. The model differs from the model of the federation.
         """
         members = self.members_by_client()
         taken = [client for client in member.clients if client in members]

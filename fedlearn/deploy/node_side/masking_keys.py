@@ -1,9 +1,8 @@
 """Read a node's private key for secure aggregation, and the public keys that the node trusts.
 
 The folder of the node's keys has two files. ``masking.key`` has the private key, which never leaves the node.
-``masking.pub`` is the same at all nodes: each line has a public key, the name of a node, and the ids of its clients,
-for example ``5f3a... north 0-2,7``. A line without ids accepts all ids that no other line has. The sites agree on this
-file outside the protocol. A node takes part in a sum only with clients whose keys are in its own ``masking.pub``.
+``masking.pub`` is the same at all nodes. Each line has a public key, the name of a node, and the ids of its clients:
+``5f3a... north 0-2,7``. A line without ids accepts all ids that no other line has. The sites agree on this file outside the protocol. A node takes part in a sum only with clients whose keys are in its own ``masking.pub``.
 """
 
 from __future__ import annotations
@@ -55,8 +54,8 @@ class MaskingKeys:
         untrusted = [client for client, key in public_keys.items() if key not in self.trusted_keys]
         if untrusted:
             raise FedlearnError(
-                f"the keys of clients {untrusted} are not in this node's {IDENTITIES}; "
-                "if the sites agree on these clients, copy their new masking.pub to this node"
+                f"the keys of clients {untrusted} are not in this node's {IDENTITIES}\n"
+                "  try       copy the new masking.pub of the sites to this node"
             )
         key_of = {client: key for key, clients in self.clients.items() for client in clients}
         key_of |= dict.fromkeys(node_clients, self.public_key)
@@ -65,8 +64,8 @@ class MaskingKeys:
         wrong += [c for c, key in public_keys.items() if c not in key_of and key in has_knnode_clients]
         if wrong:
             raise FedlearnError(
-                f"clients {wrong} have keys of nodes without these clients, by this node's {IDENTITIES}; "
-                "if the sites agree on these clients, copy their new masking.pub to this node"
+                f"in this node's {IDENTITIES}, the keys of clients {wrong} belong to other clients\n"
+                "  try       copy the new masking.pub of the sites to this node"
             )
         return dict(public_keys)
 

@@ -165,7 +165,7 @@ class Client:
         reject_if(not is_safe, f"threshold {threshold} of {size} parties, expected {expected}")
 
     def _check_parties(self, session: Session) -> None:
-        """Raise `ProtocolError` unless the parties of the session are those of the registered keys."""
+        """Raise `ProtocolError` if the parties of the session do not agree with the registered keys."""
         parties = parties_of(session.clients, self.registered)
         is_same = tuple(session.party_of.values()) == parties
         reject_if(not is_same, "the parties of the session are not those of the registered keys")

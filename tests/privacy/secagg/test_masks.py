@@ -50,7 +50,7 @@ class Recorded:
 
 
 def test_a_vector_that_arrives_after_its_client_was_declared_dropped_stays_masked(monkeypatch):
-    """The server then knows all pairwise masks of this client; only the self mask still hides the vector."""
+    """Remove all pairwise masks, which the server then knows, and look for the vector."""
     recorded = Recorded(monkeypatch)
     server = recorded.round(1, withheld=(0,))
     responses = {client: recorded.responses[0][ServerStage.OPEN, client] for client in (1, 2, 3)}

@@ -171,7 +171,7 @@ def split_view(siblings):
 
 
 def test_two_clients_of_a_node_do_not_sign_different_survivors():
-    """Otherwise a server without any helper gets shares of both secrets of client 0: it asks one client for each."""
+    """Ask one client of each node for its share of one secret of client 0, and another client for the other share."""
     with pytest.raises(ProtocolError, match="another client of this party has signed other survivors"):
         split_view(siblings=True)
     nodes, without, signatures = split_view(siblings=False)  # the attack works on clients that forget each other
