@@ -89,6 +89,7 @@ def follow(page: Path, folder: Path) -> str:
     return "".join(in_shell(words, folder).stdout for words in commands(blocks))
 
 
+@pytest.mark.slow
 def test_the_tutorial_on_csv_files_works_as_written(tmp_path):
     pytest.importorskip("torch")
     output = follow(ROOT / "docs/tutorials/own_csv_files.md", tmp_path)
@@ -162,6 +163,7 @@ def test_stopping_and_resuming_works_as_written(tmp_path):
     assert last.stdout.strip() == "my_run/report.html"
 
 
+@pytest.mark.slow
 def test_your_own_code_works_as_written(tmp_path):
     pytest.importorskip("torch")
     pytest.importorskip("jax")

@@ -225,8 +225,15 @@ def start_and_hold(here):
         process.communicate(timeout=60)
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
+@pytest.mark.parametrize(
+    ("strategy", "when"),
+    [
+        ("fedadam", "before"),
+        ("fedavg", "after"),
+        pytest.param("fedadam", "after", marks=pytest.mark.slow),
+        pytest.param("fedavg", "before", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(run, here, start_and_hold, summary, strategy, when):
     pytest.importorskip("torch")
     words = [f"strategy={strategy}", "strategy.clients_per_round=5"]

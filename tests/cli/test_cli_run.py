@@ -58,6 +58,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(run, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_two_runs_started_at_the_same_moment_never_share_a_folder(here):
     # the clock does not move, so both runs choose the same folder
     script = (

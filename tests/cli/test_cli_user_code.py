@@ -85,6 +85,7 @@ def test_an_experiment_of_the_users_own_code_runs_and_resumes(user_folder, summa
     assert resume(["run", "rounds=3"]) == 0
 
 
+@pytest.mark.slow
 def test_it_is_the_same_from_a_shell(user_folder, command):
     options = ["--config-dir", "my_conf", "strategy=halfway", "scenario=diabetes", "rounds=1", "report=false"]
     assert command("simulations.run", *options, "allow_targets=[my_code]").returncode == 0

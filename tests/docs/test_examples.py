@@ -1,4 +1,4 @@
-"""Run the examples. Three quick scripts run by default, all others and the notebooks with ``-m slow``."""
+"""Run the examples. Two quick scripts run by default, all others and the notebooks with ``-m slow``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-QUICK = ("own_strategy", "quickstart", "resume")
+QUICK = ("quickstart", "resume")
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
