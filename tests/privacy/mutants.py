@@ -208,7 +208,7 @@ MUTANTS: tuple[Mutant, ...] = (
         CLIENT,
         "        crypto.add_mask(masked, crypto.self_mask_key(self._state.seed, inbox.session, me), sign=1)\n",
         "",
-        SECAGG,
+        SECAGG + "test_masks.py",
         also=(
             Change(
                 SERVER,
@@ -222,14 +222,14 @@ MUTANTS: tuple[Mutant, ...] = (
         CRYPTO,
         'return derive(seed, b"own", session, client)',
         'return derive(seed, b"own", client)',
-        SECAGG,
+        SECAGG + "test_masks.py",
     ),
     fault(
         "secagg: pairwise masks do not depend on the session",
         CRYPTO,
         'b"mask", session, min(client, peer), max(client, peer))',
         'b"mask", min(client, peer), max(client, peer))',
-        SECAGG,
+        SECAGG + "test_masks.py",
     ),
     fault(
         "secagg: the secrets of a client are the same in each round",
@@ -237,14 +237,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "encryption_secret, mask_secret = crypto.generate_secret(), crypto.generate_secret()",
         'encryption_secret, mask_secret = crypto.derive(self.identity.secret, b"a")[:16], '
         'crypto.derive(self.identity.secret, b"b")[:16]',
-        SECAGG,
+        SECAGG + "test_masks.py",
     ),
     fault(
         "secagg: the seed of the self mask is the same in each round",
         CLIENT,
         "            seed=crypto.generate_secret(),\n",
         '            seed=crypto.derive(self.identity.secret, b"c")[:16],\n',
-        SECAGG,
+        SECAGG + "test_masks.py",
     ),
     fault(
         "secagg: pairwise masks have the same sign",
@@ -326,9 +326,38 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "secagg: a client takes part below its own threshold",
         CLIENT,
-        "            session.threshold < self.min_threshold,\n",
-        "            False,\n",
+        "        reject_if(threshold < self.min_threshold, too_low)\n",
+        "",
         REFUSALS + "test_a_client_may_want_to_be_in_larger_sums_only",
+        SECAGG + "test_parties.py",
+    ),
+    fault(
+        "secagg: clients of one key count as several parties",
+        CLIENT,
+        "        reject_if(not is_same, ",
+        "        reject_if(False, ",
+        SECAGG + "test_parties.py",
+    ),
+    fault(
+        "secagg: one colluding party may split the survivors",
+        CLIENT,
+        "        reject_if(not is_safe, ",
+        "        reject_if(False, ",
+        SECAGG + "test_parties.py",
+    ),
+    fault(
+        "secagg: a session of another run is accepted",
+        CLIENT,
+        "        reject_if(not belongs, ",
+        "        reject_if(False, ",
+        SECAGG + "test_parties.py::test_a_session_of_another_run_is_refused",
+    ),
+    fault(
+        "secagg: clients of a party sign different survivors",
+        CLIENT,
+        "        reject_if(bool(others), ",
+        "        reject_if(False, ",
+        SECAGG + "test_parties.py::test_two_clients_of_a_node_do_not_sign_different_survivors",
     ),
     fault(
         "secagg: the server adds the vector of a client twice",
