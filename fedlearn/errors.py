@@ -77,11 +77,18 @@ class TooManyFailures(FedlearnError):
     Args:
         message: number of failed clients, and the reason of the first failure.
         failures: one `fedlearn.Failure` per failed client.
+
+    Attributes:
+        is_before_sending: True if no client had sent an update yet.
+        ledger: privacy ledger with the cost of the failed round, if its uploads may have left real clients; else None.
+            To run the round again, continue with ``replace(state, ledger=error.ledger)``.
     """
 
     def __init__(self, message: str, failures: tuple[Any, ...] = ()) -> None:
         super().__init__(message)
         self.failures = failures
+        self.is_before_sending = False
+        self.ledger: Any = None
 
 
 class MissingExtra(FedlearnError, ImportError):

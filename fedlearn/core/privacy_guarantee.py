@@ -73,6 +73,8 @@ class PrivacyGuarantee:
         settings: further parameters of the mechanism as JSON values, for reports.
         initial_ledger: ledger that a run starts with: releases before the first round.
         supports_empty_rounds: True if a round without clients releases noise.
+        holds_against_server: True if the upload of a client is private against the server. Then a request is charged
+            before it goes out, because the server has the uploads of a round that fails.
         covers_extra_vectors: True if the guarantee holds for all vectors that a local rule sends beside the update.
             `Strategy` refuses such a local rule otherwise.
     """
@@ -88,6 +90,7 @@ class PrivacyGuarantee:
     noise_multiplier: float | None = None
     clip_norm: float | None = None
     clip: str = "fixed"
+    holds_against_server: bool = False
     max_epsilon: float | None = None
     threshold: int | None = None
     withheld: frozenset[str] = DEFAULT_WITHHELD

@@ -267,13 +267,21 @@ class FailureStage(StrEnum):
 
     @property
     def is_before_sending(self) -> bool:
-        """True if the client failed before it sent data, so nothing was released."""
-        return self in (FailureStage.DATA, FailureStage.FIT, FailureStage.UPDATE)
+        """True if the client failed before it sent an update, so nothing was released.
+
+        A node that names a stage sends no update of this client. At the first two stages of secure aggregation,
+        clients exchange keys only.
+        """
+        keys = (FailureStage.SECAGG_ADVERTISE, FailureStage.SECAGG_SHARE)
+        return self.may_be_named_by_node or self in keys
 
     @property
     def may_be_named_by_node(self) -> bool:
         """True if a coordinator accepts this stage from a node."""
-        return self.is_before_sending or self in (
+        return self in (
+            FailureStage.DATA,
+            FailureStage.FIT,
+            FailureStage.UPDATE,
             FailureStage.CLIENT_STATE,
             FailureStage.POLICY,
             FailureStage.REQUEST,
@@ -289,6 +297,7 @@ class Failure:
         stage: stage of the failure, or its value as a string.
         reason: reason in one sentence.
         traceback: traceback of the error; empty for a client on another machine.
+        is_delivered: False if the request did not reach the client, so nothing was released.
 
     Raises:
         ValueError: ``stage`` is not a `FailureStage`.
@@ -298,9 +307,15 @@ class Failure:
     stage: FailureStage
     reason: str
     traceback: str = ""
+    is_delivered: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stage", FailureStage(self.stage))
+
+    @property
+    def may_have_released(self) -> bool:
+        """True if the client may have sent an update that did not arrive."""
+        return self.is_delivered and not self.stage.is_before_sending
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,7 +66,7 @@ def run_secure_round(
     members = exchange.membership.members_by_client()
     present = [client for client in cohort if client in members]
     for client in sorted(set(cohort) - set(present)):
-        yield Failure(client=client, stage=FailureStage.NODE, reason=NOT_CONNECTED)
+        yield Failure(client=client, stage=FailureStage.NODE, reason=NOT_CONNECTED, is_delivered=False)
     registered = _masking_keys(exchange.membership, present)
     session = _session(request, strategy, exchange.layout, registered, session_name)
 

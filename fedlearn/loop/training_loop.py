@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import floor
 from typing import Any
@@ -20,7 +21,6 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.layout import RUNNING_VARIANCE, Layout
-from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import (
@@ -40,6 +40,7 @@ from fedlearn.core.records import (
 from fedlearn.errors import FedlearnError, TooManyFailures, is_count, is_number, require
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
 from fedlearn.loop.base_engine import require_engine
+from fedlearn.loop.charging import LedgerJournal, actual_release, charges_ahead, planned_release
 from fedlearn.loop.protocols import AsyncEngine, Engine
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.virtual_clock import VirtualClockEngine
@@ -115,6 +116,7 @@ def federate(
     schedule: Schedule,
     local: LocalSettings | None = None,
     evaluate: Evaluate | None = None,
+    journal: LedgerJournal | None = None,
 ) -> Generator[Round, None, str | None]:
     """Run rounds ``state.round + 1`` to ``schedule.rounds``, and yield each.
 
@@ -132,12 +134,15 @@ def federate(
         schedule: rounds, evaluation and tolerated failures.
         local: settings of local training; default `LocalSettings()`.
         evaluate: turns predictions or metric sums of clients into an `Evaluation`; None (default) never evaluates.
+        journal: keeps the ledger of a run whose uploads are private against the server, before each round and after
+            it; see `fedlearn.loop.charging`. None (default) keeps none.
 
     Returns:
         The reason why the run ended before ``schedule.rounds`` (the value of ``StopIteration``), or None.
 
     Raises:
-        TooManyFailures: More clients failed than ``schedule.max_failures`` allows. The last yielded state is valid.
+        TooManyFailures: More clients failed than ``schedule.max_failures`` allows. The last yielded state is valid. If
+            the error has a ledger, it replaces the ledger of this state.
     """
     local = local or LocalSettings()
     require_engine(engine)
@@ -150,11 +155,11 @@ def federate(
         else:
             cohort = _cohort(strategy, engine, state)
             refusal = strategy.privacy_guarantee and strategy.privacy_guarantee.refusal_reason(
-                state.ledger, Release(round=state.round + 1, clients=cohort)
+                state.ledger, planned_release(state.round + 1, cohort)
             )
             if refusal:
                 return refusal
-            done = run_round(strategy, engine, state, cohort, schedule=schedule, local=local)
+            done = run_round(strategy, engine, state, cohort, schedule=schedule, local=local, journal=journal)
         state = done.state
         if evaluate is not None and schedule.is_evaluation_round(state.round):
             evaluation, failures = evaluate_round(strategy, engine, state, schedule, evaluate)
@@ -181,12 +186,16 @@ def run_round(
     *,
     schedule: Schedule,
     local: LocalSettings,
+    journal: LedgerJournal | None = None,
 ) -> Round:
     """Run one round of a synchronous strategy: train, aggregate, update the model, and charge the privacy ledger."""
     request = _request(strategy, engine, state, local)
-    partial = _accumulate_results(strategy, engine, request, cohort)
-    if cohort or not (strategy.privacy_guarantee and strategy.privacy_guarantee.supports_empty_rounds):
-        _check_failures(partial, len(cohort), schedule.max_failures)
+    with _charged_ahead(strategy, engine, state, cohort, journal) as results:
+        for result in engine.fit(request, strategy, cohort):
+            results.partial = accumulate(results.partial, strategy.aggregate, result)
+        partial = results.partial
+        if cohort or not (strategy.privacy_guarantee and strategy.privacy_guarantee.supports_empty_rounds):
+            _check_failures(partial, len(cohort), schedule.max_failures)
     done = _finish_round(strategy, engine, state, request, partial, cohort)
     if engine.elapsed_s is None:
         return done
@@ -268,7 +277,7 @@ def _finish_round(
     params_D, server, stages = server_step(strategy, state, update_D, context, engine.layout)
     update_selection = strategy.select.update
     select = update_selection(state.select, context) if update_selection else state.select
-    ledger = state.ledger if guarantee is None else guarantee.charge(state.ledger, _release(number, partial))
+    ledger = state.ledger if guarantee is None else guarantee.charge(state.ledger, actual_release(number, partial))
     withheld = guarantee is not None and "examples" in guarantee.withheld
     num_values = engine.layout.num_parameters + sum(int(np.prod(v.shape)) for v in request.broadcast.values())
     return Round(
@@ -307,31 +316,42 @@ def _broadcast(strategy: Strategy, state: ServerState) -> dict[str, Array]:
     return {**strategy.server.broadcast(state.server), **aggregator_vectors, **stage_vectors}
 
 
-def _release(number: int, partial: PartialAggregate) -> Release:
-    """Return the values that clients released in a round, for the privacy ledger.
+@dataclass
+class _Results:
+    """Accumulated results of a round, also of a round that fails."""
 
-    A client that failed before sending released nothing. A lost response counts as released, because somebody may have
-    read it.
+    partial: PartialAggregate
+
+
+@contextmanager
+def _charged_ahead(
+    strategy: Strategy,
+    engine: Engine,
+    state: ServerState,
+    cohort: Sequence[ClientId],
+    journal: LedgerJournal | None,
+) -> Iterator[_Results]:
+    """Record the cost of a round before its requests go out, and after it; see `fedlearn.loop.charging`.
+
+    If the block raises an error, the cost of all clients that may have sent an update remains.
     """
-    lost = {failure.client for failure in partial.failures if not failure.stage.is_before_sending}
-    clients = partial.clients
-    return Release(
-        round=number,
-        clients=clients,
-        num_examples=partial.num_examples_per_client,
-        num_steps=partial.num_steps_per_client,
-        dropouts=tuple(sorted(lost - set(clients))),
-    )
-
-
-def _accumulate_results(
-    strategy: Strategy, engine: Engine, request: Request, cohort: Sequence[ClientId]
-) -> PartialAggregate:
-    """Send the request to the cohort, and accumulate the results as they arrive."""
-    partial = PartialAggregate(aggregator_state=strategy.aggregate.init(strategy.shared_layout(engine.layout)))
-    for result in engine.fit(request, strategy, cohort):
-        partial = accumulate(partial, strategy.aggregate, result)
-    return partial
+    initial = strategy.aggregate.init(strategy.shared_layout(engine.layout))
+    results = _Results(PartialAggregate(aggregator_state=initial))
+    guarantee, number = strategy.privacy_guarantee, state.round + 1
+    if guarantee is None or not charges_ahead(strategy, engine):
+        yield results
+        return
+    record = journal.record if journal else lambda ledger: None
+    record(guarantee.charge(state.ledger, planned_release(number, cohort)))
+    try:
+        yield results
+    except FedlearnError as error:
+        spent = guarantee.charge(state.ledger, actual_release(number, results.partial, cohort))
+        if isinstance(error, TooManyFailures):
+            error.ledger = spent = state.ledger if error.is_before_sending else spent
+        record(spent)
+        raise
+    record(guarantee.charge(state.ledger, actual_release(number, results.partial)))
 
 
 def _check_failures(partial: PartialAggregate, num_requests: int, max_failures: float) -> None:

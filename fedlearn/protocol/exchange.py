@@ -168,6 +168,7 @@ class Exchange:
     def _results(self, cohort: CohortRequest[Result]) -> Iterator[Result | Failure]:
         """Yield results as they arrive, then a failure for every client without one."""
         requests = self._divide(cohort)
+        delivered = {client for request in requests.values() for client in request.clients}
         waiting = {request.id: request for request in requests.values()}
         missing, num_completed, needed = set(cohort.clients), 0, cohort.min_completed
         stage, reason = FailureStage.NODE, NOT_CONNECTED
@@ -185,7 +186,8 @@ class Exchange:
                     break
         finally:
             self.grid_client.cancel(waiting.keys())
-        yield from (Failure(client=client, stage=stage, reason=reason) for client in missing)
+        for client in missing:
+            yield Failure(client=client, stage=stage, reason=reason, is_delivered=client in delivered)
 
     def _read(
         self, request: NodeRequest, response: NodeResponse, reader: ResponseReader[Result]

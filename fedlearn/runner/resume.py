@@ -22,6 +22,7 @@ from fedlearn.runner.compat import parse_override
 from fedlearn.runner.config import Experiment, build_plan
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.initial_weights import first_state
+from fedlearn.runner.ledger_file import LedgerFile
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import read_run_config, write_run_config
 from fedlearn.runner.run_description import build_run_info
@@ -54,7 +55,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     set_environment(cfg.get("framework"))
     with locked_run_folder(folder):
         experiment = run_mode.build_experiment(cfg, plan, folder)
-        state = _last_state(experiment, cfg, folder)
+        state = LedgerFile(folder).restore(_last_state(experiment, cfg, folder))
         reason = _reason_complete(experiment, cfg, folder, state, overrides)
         if reason:
             experiment.engine.close()

@@ -30,6 +30,7 @@ from fedlearn.runner.baselines import train_baselines
 from fedlearn.runner.callbacks import REQUIRED
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.interrupt import Interrupt
+from fedlearn.runner.ledger_file import LedgerFile
 from fedlearn.runner.run_folder import RunFolderWriteError
 from fedlearn.runner.run_mode import SIMULATION, RunMode
 
@@ -132,7 +133,15 @@ def _rounds(
     plan, engine = experiment.plan, experiment.engine
     evaluate = judge(experiment.scenario)
     reason, exhausted = callbacks.on_start(run), None
-    rounds = federate(plan.strategy, engine, state, schedule=plan.schedule, local=plan.local, evaluate=evaluate)
+    rounds = federate(
+        plan.strategy,
+        engine,
+        state,
+        schedule=plan.schedule,
+        local=plan.local,
+        evaluate=evaluate,
+        journal=LedgerFile(run.folder),
+    )
     try:
         while not (reason or interrupt.is_requested):
             try:

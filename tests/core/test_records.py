@@ -61,4 +61,8 @@ def test_a_failure_takes_a_stage_or_its_value_and_no_other_name():
 def test_a_node_cannot_name_a_stage_that_does_not_count_as_a_failure():
     assert not any(stage.may_be_named_by_node for stage in FailureStage if not stage.counts_as_failure)
     assert [stage for stage in FailureStage if not stage.counts_as_failure] == [FailureStage.NOT_NEEDED]
-    assert all(stage.may_be_named_by_node for stage in FailureStage if stage.is_before_sending)
+    assert all(stage.is_before_sending for stage in FailureStage if stage.may_be_named_by_node)
+    assert {stage for stage in FailureStage if stage.is_before_sending and not stage.may_be_named_by_node} == {
+        FailureStage.SECAGG_ADVERTISE,
+        FailureStage.SECAGG_SHARE,
+    }

@@ -446,10 +446,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     fault(
         "loop: lost responses are not charged",
-        "fedlearn/loop/training_loop.py",
-        "    lost = {failure.client for failure in partial.failures if not failure.stage.is_before_sending}\n",
+        "fedlearn/loop/charging.py",
+        "    lost = {failure.client for failure in partial.failures if failure.may_have_released}\n",
         "    lost: set[int] = set()\n",
-        "tests/loop",
+        "tests/loop/test_charging.py",
     ),
     fault(
         "loop: cohorts of real clients follow from the seed",

@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
 from fedlearn.core.arrays import as_numpy
+from fedlearn.core.private_files import write_private, write_private_json
 from fedlearn.core.records import ClientId, State
-from fedlearn.deploy.node_side.private_files import write_private, write_private_json
 from fedlearn.errors import FedlearnError
 
 MAX_SAVED_ROUNDS = 10  # client states per client; a coordinator can resume from a checkpoint of these rounds

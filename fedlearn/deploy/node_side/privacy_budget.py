@@ -9,10 +9,10 @@ from pathlib import Path
 
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import EpsilonDeltaEvent, Ledger
+from fedlearn.core.private_files import write_private_json
 from fedlearn.core.records import ClientId
 from fedlearn.deploy.node_side.client_states import ClientStateError
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation
-from fedlearn.deploy.node_side.private_files import write_private_json
 from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.protocol.refusals import RefusalCode

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.core.private_files import write_private_json
 from fedlearn.core.serialization import WireError, read_fields
 from fedlearn.deploy.node_side.client_states import ClientStateError
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal
-from fedlearn.deploy.node_side.private_files import write_private_json
 from fedlearn.protocol.refusals import RefusalCode
 
 QUERY_LOG_FILE = "queries.json"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.core.private_files import write_private
 from fedlearn.core.serialization import Payload, WireError, pack, read_fields, read_file
 from fedlearn.deploy.node_side.client_states import check_run_name
-from fedlearn.deploy.node_side.private_files import write_private
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 
 MAX_STORED_RUNS = 10  # newest runs whose responses stay on disk

@@ -134,6 +134,7 @@ def _guarantee(
         charge=charge,
         epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=delta),
         max_epsilon=budget.epsilon,
+        holds_against_server=True,
         withheld=frozenset({"metrics"}),
         covers_extra_vectors=True,  # they are functions of private gradients
         kind="example",

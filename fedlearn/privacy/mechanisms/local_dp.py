@@ -104,6 +104,7 @@ def _guarantee(clip_norm: float, noise: float, budget: NoiseCalibration, populat
         charge=charge,
         epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=delta),
         max_epsilon=budget.epsilon,
+        holds_against_server=True,
         kind="local",
         unit="client",
         neighbors=Neighbors.REPLACE,

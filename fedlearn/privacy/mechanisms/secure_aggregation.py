@@ -197,6 +197,7 @@ def _protect_with_noise(
         charge=charge,
         epsilon_of=lambda ledger: max_epsilon_bounds(ledger.histories, delta=budget.delta),
         max_epsilon=budget.epsilon,
+        holds_against_server=True,
         delta=budget.delta,
         noise_multiplier=noise,
         warnings=tuple(delta_warnings(budget.delta, population.num_clients)),

@@ -11,7 +11,7 @@ class ProtocolError(FedlearnError):
 
 
 class SecAggAborted(TooManyFailures):
-    """A round ended without a sum: nothing was released, and the next round is possible.
+    """A round ended without a sum. An honest server can open nothing, and the next round is possible.
 
     Args:
         stage: stage of the protocol, e.g. ``mask``.
@@ -22,6 +22,7 @@ class SecAggAborted(TooManyFailures):
     def __init__(self, stage: str, cause: str, failures: tuple[Failure, ...] = ()) -> None:
         super().__init__(f"secure aggregation stopped at stage {stage}: {cause}", failures)
         self.stage, self.cause = stage, cause
+        self.is_before_sending = stage in ("advertise", "share")  # clients have exchanged keys only
 
 
 def reject_if(condition: bool, cause: str) -> None:

@@ -1,4 +1,4 @@
-"""Write the files of a node, so that only the user of the trainer can read them, and a crash loses nothing."""
+"""Write files that only their owner can read, and that no crash can lose."""
 
 from __future__ import annotations
 
