@@ -29,7 +29,7 @@ class LedgerFile:
 
     @property
     def path(self) -> Path:
-        """Path of the file."""
+        """Return the path of the file in the folder of the checkpoints."""
         return self.folder / CHECKPOINT_FOLDER / LEDGER_FILE
 
     def record(self, ledger: Ledger) -> None:

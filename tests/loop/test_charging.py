@@ -57,7 +57,7 @@ class RealClients:
 
 
 class Journal:
-    """Records ledgers in memory."""
+    """Record the ledgers of a run in memory."""
 
     def __init__(self):
         self.ledgers = []
