@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ COLORS = (
 )
 # settings that do not change a result
 IGNORED_SETTINGS = ("seed", "run_name", "hydra", "defaults", "report", "callbacks", "checkpoint_every")
+SCENARIO_KEYS = ("_target_", "path", "target")  # settings of a scenario that choose the data and the question
 FILE_STEM = "compare"  # names of the files without suffix
 
 
@@ -82,11 +84,17 @@ def read_curves(folders: Sequence[Path], metric: str | None = None) -> tuple[dic
     Returns:
         Runs by the label of their settings, and the metric.
 
+    Runs with equal settings and an equal seed are repetitions, not evidence. Only the longest of them counts, the last
+    one among equally long ones; the others are named on standard error.
+
     Raises:
-        DataError: There is no evaluated run, or some run lacks the metric.
+        DataError: There is no evaluated run, the runs have different scenarios, or some run lacks the metric.
     """
     paths = dict.fromkeys(path.parent for folder in folders for path in sorted(folder.rglob(METRICS_FILE)))
-    runs = [run for run in map(read_run, paths) if any(line["test"] for line in run.history)]
+    read = {path: read_run(path) for path in paths}
+    read = {path: run for path, run in read.items() if any(line["test"] for line in run.history)}
+    _require_same_scenario(read)
+    runs = _without_repetitions(read)
     if not runs:
         where = ", ".join(map(str, folders))
         raise DataError(
@@ -105,6 +113,39 @@ def read_curves(folders: Sequence[Path], metric: str | None = None) -> tuple[dic
     for run, label in zip(runs, _labels([_settings(run) for run in runs]), strict=True):
         curves.setdefault(label, []).append(_read_curve(run, metric))
     return {label: sorted(group, key=lambda curve: curve.seed) for label, group in curves.items()}, metric
+
+
+def _require_same_scenario(runs: Mapping[Path, RunResults]) -> None:
+    """Raise a `DataError` if the runs have different scenarios or data, because their metrics do not compare."""
+    folders: dict[tuple[str, ...], list[Path]] = {}
+    for path, run in runs.items():
+        settings = _settings(run)
+        builder, path_name, target = (str(settings.get(f"scenario.{key}") or "") for key in SCENARIO_KEYS)
+        problem = (builder, Path(path_name).name, target)  # equal data may be in two places
+        folders.setdefault(problem, []).append(path)
+    if len(folders) > 1:
+        problems = "; ".join(f"{_scenario_name(problem)} in {paths[0]}" for problem, paths in folders.items())
+        first = " ".join(shlex.quote(str(path)) for path in next(iter(folders.values())))
+        raise DataError(
+            f"the runs have different scenarios or data: {problems}\n  expected  runs of one scenario\n"
+            f"  try       python -m simulations.compare {first}"
+        )
+
+
+def _scenario_name(problem: Sequence[str]) -> str:
+    target, *data = problem
+    return " ".join([target.rpartition(".")[2] or "no scenario", *filter(None, data)])
+
+
+def _without_repetitions(runs: Mapping[Path, RunResults]) -> list[RunResults]:
+    kept: dict[str, Path] = {}
+    for path, run in sorted(runs.items(), key=lambda item: len(item[1].history)):  # the longest and last run replaces
+        settings = {key: value for key, value in _settings(run).items() if key == "seed" or not _is_ignored(key)}
+        key = json.dumps(settings, sort_keys=True, default=str)
+        if key in kept:
+            sys.stderr.write(f" note      {kept[key]} has settings and seed of {path}, and does not count\n")
+        kept[key] = path
+    return [run for path, run in runs.items() if path in kept.values()]
 
 
 def _last_test(history: History) -> Mapping[str, Any]:
@@ -182,7 +223,8 @@ def comparison_rows(curves: CurvesBySetting, metric: str, *, target: float | Non
     first, *_ = curves.values()
     rows = []
     for label, runs in curves.items():
-        row = {"setting": label, "runs": str(len(runs)), "final": _spread(metric, [run.values[-1] for run in runs])}
+        row = {"setting": label, "runs": str(len(runs)), "last_round": _range([int(run.rounds[-1]) for run in runs])}
+        row |= {"final": _spread(metric, [run.values[-1] for run in runs])}
         best = np.nanmax if higher_is_better(metric) else np.nanmin
         row["best"] = _spread(metric, [best(run.values) for run in runs if not np.isnan(run.values).all()])
         if target is not None:
@@ -190,6 +232,11 @@ def comparison_rows(curves: CurvesBySetting, metric: str, *, target: float | Non
         row["difference"] = "–" if runs is first else _difference(metric, first, runs)
         rows.append(row)
     return rows
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _spread(metric: str, values: Sequence[float]) -> str:
@@ -225,14 +272,24 @@ def _difference(metric: str, first: Sequence[RunCurve], other: Sequence[RunCurve
     return _mean_and_std(metric, pairs, sign="+") if pairs else "no seed in common"
 
 
-def column_headings(metric: str, target: float | None, *, has_clock: bool = False) -> dict[str, str]:
-    """Return the headings of the columns of `comparison_rows`. ``has_clock`` adds the time to the target."""
+def column_headings(
+    metric: str, target: float | None, *, has_clock: bool = False, rounds_differ: bool = False
+) -> dict[str, str]:
+    """Return the headings of the columns of `comparison_rows`.
+
+    Args:
+        metric: metric to compare.
+        target: value of the metric; adds rounds and bytes to reach it.
+        has_clock: adds the time to the target.
+        rounds_differ: adds the round of the last evaluation.
+    """
     name = figures.metric_name(metric, inline=True)
     reach = (
         {"rounds": f"rounds to {format_metric(metric, target)}", "bytes": "bytes sent"} if target is not None else {}
     )
     reach |= {"clock": "on the clock"} if reach and has_clock else {}
-    always = {"setting": "setting", "runs": "runs", "final": f"last {name}", "best": f"best {name}"}
+    always = {"setting": "setting", "runs": "runs", **({"last_round": "last round"} if rounds_differ else {})}
+    always |= {"final": f"last {name}", "best": f"best {name}"}
     return {**always, **reach, "difference": "paired difference to the first"}
 
 
@@ -292,7 +349,8 @@ def compare_runs(
     curves, metric = read_curves(runs, metric)
     has_clock = any(not np.isnan(run.clock).any() for group in curves.values() for run in group)
     rows = comparison_rows(curves, metric, target=target)
-    headings = column_headings(metric, target, has_clock=has_clock)
+    rounds_differ = len({int(run.rounds[-1]) for group in curves.values() for run in group}) > 1
+    headings = column_headings(metric, target, has_clock=has_clock, rounds_differ=rounds_differ)
     out = out or runs[0]
     out.mkdir(parents=True, exist_ok=True)
     table = table_rows(rows, headings)

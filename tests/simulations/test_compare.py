@@ -86,6 +86,49 @@ def test_seeds_that_one_setting_lacks_are_no_pairs(tmp_path):
     assert by(comparison_rows(*read_curves([tmp_path])), "difference")["fedprox"] == "no seed in common"
 
 
+def test_runs_of_different_scenarios_are_refused_with_a_command_that_works(tmp_path, capsys):
+    for name in ("heart", "mnist"):
+        write_run(tmp_path / name / "run", [0.5], seed=1)
+        config = tmp_path / name / "run/config.yaml"
+        config.write_text(
+            config.read_text().replace("scenario:", f"scenario:\n  _target_: simulations.scenarios.{name}")
+        )
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "heart in" in error
+    assert "mnist in" in error
+    advice = error.partition("try       python -m simulations.compare ")[2].split()
+    assert main(advice) == 0
+
+
+def test_data_and_question_of_a_folder_are_a_scenario_too(tmp_path):
+    for name, target in (("a", "age"), ("b", "sex")):
+        write_run(tmp_path / name, [0.5], seed=1)
+        config = tmp_path / name / "config.yaml"
+        config.write_text(config.read_text().replace("scenario:", f"scenario:\n  target: {target}"))
+    with pytest.raises(DataError, match="different scenarios or data"):
+        read_curves([tmp_path])
+
+
+def test_a_repeated_seed_counts_once_and_the_longest_run_stays(tmp_path, capsys):
+    write_run(tmp_path / "a", [0.5, 0.6], seed=1)
+    write_run(tmp_path / "b", [0.5, 0.6], seed=1)
+    write_run(tmp_path / "c", [0.5, 0.9], seed=2)
+    assert by(comparison_rows(*read_curves([tmp_path])), "runs") == {"all runs": "2"}
+    assert f"{tmp_path / 'a'} has settings and seed of {tmp_path / 'b'}" in capsys.readouterr().err
+    (tmp_path / "b/metrics.jsonl").write_text((tmp_path / "b/metrics.jsonl").read_text().splitlines()[0] + "\n")
+    runs = read_curves([tmp_path])[0]["all runs"]
+    assert [len(run.rounds) for run in runs] == [2, 2]
+
+
+def test_different_numbers_of_rounds_are_shown(tmp_path, capsys):
+    write_run(tmp_path / "a", [0.5, 0.6], seed=1)
+    write_run(tmp_path / "b", [0.5, 0.6, 0.7], seed=1, strategy="fedprox")
+    assert main([str(tmp_path)]) == 0
+    assert "last round" in capsys.readouterr().out
+    assert sorted(by(comparison_rows(*read_curves([tmp_path])), "last_round").values()) == ["2", "3"]
+
+
 def test_the_command_leaves_a_table_a_figure_and_facts(tmp_path, capsys):
     for seed in (1, 2):
         write_run(tmp_path / f"a{seed}", [0.5, 0.75], seed=seed)
