@@ -100,9 +100,10 @@ HOMES = {
         "fedlearn/privacy/calculator.py",
         "simulations/benchmarks/picture.py",
     ],
-    "dp_accounting": ["fedlearn/privacy/accounting.py"],
+    "dp_accounting": [],
     "scipy": [
         "fedlearn/privacy/accounting.py",
+        "fedlearn/privacy/loss_distributions.py",
         "fedlearn/privacy/secagg/discrete_noise.py",
         "fedlearn/testing/mechanisms.py",
     ],

@@ -1,11 +1,9 @@
 """Compute epsilon from the events of a ledger, by privacy loss distributions (PLD) and by Renyi divergences (RDP).
 
-Only this module imports dp-accounting, when it computes the first epsilon, because the import takes a second.
-
 | event | PLD | RDP |
 |---|---|---|
-| Gaussian | all sampling laws except ``fixed_size`` | all sampling laws |
-| Laplace | exact; amplified epsilon for ``fixed_size`` | exact without sampling, else amplified epsilon |
+| Gaussian | exact without sampling; with sampling, a dominating pair | the divergences of the same pair |
+| Laplace | exact without sampling; with sampling, a dominating pair | exact without sampling; else amplified epsilon |
 | (epsilon, delta) | randomized response, which dominates all such mechanisms | randomized response |
 | Renyi divergences | none | the divergences of the event |
 
@@ -13,24 +11,19 @@ The delta of an event is subtracted from the delta of the guarantee. This is val
 (epsilon, delta)-private if it is epsilon-private except with probability delta. Basic composition, which adds pure
 epsilons, gives another bound. The smallest bound is used.
 
+Each epsilon is an upper bound. `fedlearn.privacy.loss_distributions` has the pairs and the rounding.
+
 References: Kairouz, Oh, Viswanath, *The Composition Theorem for Differential Privacy*, ICML 2015, arXiv:1311.0776
-(randomized response dominates); Balle, Barthe, Gaboardi, *Privacy Amplification by Subsampling*, NeurIPS 2018,
-arXiv:1807.01647; Koskela, Jälkö, Honkela, *Computing Tight Differential Privacy Guarantees Using FFT*, AISTATS 2020,
-arXiv:1906.03049; Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, *Connect the Dots*, PETS 2022, arXiv:2207.04380;
-Mironov, Talwar, Zhang, *Rényi Differential Privacy of the Sampled Gaussian Mechanism*, 2019, arXiv:1908.10530.
+(randomized response dominates); Balle, Wang, *Improving the Gaussian Mechanism for Differential Privacy*, ICML 2018,
+arXiv:1805.06530 (the exact curve of Gaussian noise).
 """
 
 from __future__ import annotations
 
 import heapq
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
-from math import expm1, inf, isfinite, log, log1p, sqrt
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache, partial
+from math import exp, expm1, inf, isfinite, log, log1p, sqrt
 
 from fedlearn.core.privacy_ledger import (
     AnyEvent,
@@ -42,16 +35,23 @@ from fedlearn.core.privacy_ledger import (
     RenyiEvent,
     event_history,
 )
-from fedlearn.errors import MissingExtra, is_number, require
+from fedlearn.errors import is_number, require
+from fedlearn.privacy.loss_distributions import composed_epsilon
+from fedlearn.privacy.renyi_divergences import rdp_epsilon
 
-PLD_DISCRETIZATION_INTERVAL = 1e-4  # step of the grid of privacy losses, rounded up: a coarser grid raises epsilon
-MAX_PLD_EPSILON = 100.0  # above this a tighter bound has no practical value, and its grid needs gigabytes
+EpsilonOf = Callable[[EventHistory, float], float]  # (history, delta) -> epsilon
 
 
 def require_delta(delta: float, setting: str = "delta") -> None:
     """Raise a `SettingError` unless ``delta`` is in (0, 1). NaN is outside."""
     ok = is_number(delta, at_least=0, below=1) and delta > 0
     require(ok, setting, delta, "a number in (0, 1), below 1 over the number of clients", f"{setting}=1e-5")
+
+
+def require_epsilon(epsilon: float, setting: str = "epsilon") -> None:
+    """Raise a `SettingError` unless ``epsilon`` is a finite number > 0. NaN is not finite."""
+    ok = is_number(epsilon, at_least=0) and 0 < epsilon < inf
+    require(ok, setting, epsilon, "a finite number > 0", f"{setting}=2.0")
 
 
 @lru_cache(maxsize=4096)
@@ -63,49 +63,37 @@ def epsilon_bounds(history: EventHistory, *, delta: float) -> Epsilon:
         delta: in (0, 1).
 
     *Guarantees*: an empty history has epsilon 0. The result depends only on the multiset of events, so a ledger from a
-    checkpoint has the same epsilon. ``count`` equal events take one self-composition, not ``count`` convolutions.
+    checkpoint has the same epsilon.
 
     Raises:
-        MissingExtra: The package dp-accounting is not installed.
         SettingError: ``delta`` is not in (0, 1).
     """
     require_delta(delta)
     if not history:
         return Epsilon(0.0, 0.0)
     rdp = _rdp_epsilon(history, delta)
-    if not _has_loss_distributions(history):
-        return Epsilon(None, rdp)
-    return Epsilon(_pld_epsilon(history, delta) if rdp < MAX_PLD_EPSILON else rdp, rdp)
-
-
-def _has_loss_distributions(history: EventHistory) -> bool:
-    return all(not isinstance(event, RenyiEvent) and not _is_fixed_size_gaussian(event) for event, _ in history)
-
-
-def _is_fixed_size_gaussian(event: AnyEvent) -> bool:
-    return isinstance(event, Event) and event.sampling == "fixed_size"
+    return Epsilon(_tight_epsilon(history, delta) if _has_loss_distributions(history) else None, rdp)
 
 
 def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Epsilon:
     """Return the largest epsilon of many histories, for clients that pay for their own rounds.
 
     The data of clients are disjoint, so the epsilon of a record is the epsilon of its client. The federation has the
-    maximum, not the sum. A best-first search bounds each set of histories by a history that is worse than all of them.
-    So it computes the epsilons of a few dozen histories out of thousands.
+    maximum, not the sum. A best-first search bounds sets of histories by a history that is worse than all of them, on a
+    coarse grid. So it computes the exact epsilon of few histories out of thousands.
 
     Args:
         histories: histories of the clients.
         delta: in (0, 1).
     """
+    require_delta(delta)
     ordered = _candidates(histories)
     if not ordered:
         return Epsilon(0.0, 0.0)
-    rdp = _search(ordered, delta, tight=_rdp_epsilon)
+    rdp, _ = _search(ordered, delta, bound=_rdp_epsilon, tight=_rdp_epsilon)
     if not all(map(_has_loss_distributions, ordered)):
         return Epsilon(None, rdp)
-    return Epsilon(
-        _search(ordered, delta, tight=lambda history, delta: epsilon_bounds(history, delta=delta).value), rdp
-    )
+    return Epsilon(_search(ordered, delta, bound=_coarse_epsilon, tight=_tight_epsilon)[0], rdp)
 
 
 def calibrate_noise_multiplier(
@@ -113,8 +101,12 @@ def calibrate_noise_multiplier(
 ) -> float:
     """Return the smallest noise multiplier with which no history costs more than ``epsilon``.
 
+    The search looks at one history, the most expensive one. A check of all histories follows. If another one costs more
+    than the budget, the search continues with this one.
+
     Args:
-        histories_of: function from a noise multiplier to the histories of all clients.
+        histories_of: function from a noise multiplier to the histories of all clients, in the same order for each
+            multiplier.
         epsilon: budget, > 0.
         delta: in (0, 1).
         method: ``pld``, or ``rdp`` to calibrate by Renyi divergences alone.
@@ -123,15 +115,33 @@ def calibrate_noise_multiplier(
     """
     require_epsilon(epsilon)
     require_delta(delta)
+    bound, tight = (_rdp_epsilon, _rdp_epsilon) if method == "rdp" else (_coarse_epsilon, _tight_epsilon)
+    noise, place = 1.0, -1
+    while True:
+        histories = list(histories_of(noise))
+        ordered = _candidates(histories)
+        if not ordered:
+            return noise
+        cost, worst = _search(ordered, delta, bound=bound, tight=tight if place >= 0 else bound)
+        if place >= 0 and cost <= epsilon:
+            return noise
+        place = histories.index(worst)
+        excess = partial(_excess, histories_of, place, epsilon, delta)
+        noise = _root(partial(excess, bound), noise, 1.5, tolerance=1e-3)  # the cheap bound finds the range
+        noise = _root(partial(excess, tight), noise, 1.03, tolerance=1e-6)
 
-    def excess(noise: float, by: str) -> float:
-        histories = histories_of(noise)
-        bounds = max_epsilon_bounds(histories, delta=delta) if by == "pld" else _by_rdp(histories, delta)
-        value = bounds.value if by == "pld" else bounds.rdp
-        return log(max(value, 1e-12)) - log(epsilon) if isfinite(value) else 50.0
 
-    high = _root(lambda noise: excess(noise, "rdp"), 0.5, 1.0)
-    return high if method == "rdp" else _root(lambda noise: excess(noise, "pld"), 0.8 * high, high)
+def _excess(
+    histories_of: Callable[[float], Sequence[EventHistory]],
+    place: int,
+    epsilon: float,
+    delta: float,
+    epsilon_of: EpsilonOf,
+    noise: float,
+) -> float:
+    """Return the log of the epsilon of one history, divided by the budget; 50 for an infinite epsilon."""
+    value = epsilon_of(histories_of(noise)[place], delta)
+    return log(max(value, 1e-12) / epsilon) if isfinite(value) else 50.0
 
 
 def calibrate_num_rounds(
@@ -156,25 +166,35 @@ def calibrate_num_rounds(
     return low
 
 
-def require_epsilon(epsilon: float, setting: str = "epsilon") -> None:
-    """Raise a `SettingError` unless ``epsilon`` is a finite number > 0. NaN is not finite."""
-    ok = is_number(epsilon, at_least=0) and 0 < epsilon < inf
-    require(ok, setting, epsilon, "a finite number > 0", f"{setting}=2.0")
-
-
 def _candidates(histories: Iterable[EventHistory]) -> list[EventHistory]:
-    """Return histories that include the most expensive one, ordered so that the search merges similar ones."""
-    most: dict[frozenset[AnyEvent], EventHistory] = {}
-    rest = []
+    """Return histories that include the most expensive one, ordered so that the search merges similar ones.
+
+    A history of equal events is left out if another one has the same noise, no lower sampling rate and no fewer events.
+    """
+    families: dict[Hashable, list[EventHistory]] = {}
+    several = []
     for history in {history for history in histories if history}:
         if len(history) > 1:
-            rest.append(history)
-        else:  # only the highest count of equal events can be the most expensive
-            ((event, count),) = history
-            known = most.setdefault(frozenset([event]), history)
-            if count > known[0][1]:
-                most[frozenset([event])] = history
-    return sorted([*rest, *most.values()], key=_worst_rate)
+            several.append(history)
+        else:
+            families.setdefault(_family(history[0][0]), []).append(history)
+    kept = [history for family in families.values() for history in _undominated(family)]
+    return sorted([*several, *kept], key=_worst_rate)
+
+
+def _family(event: AnyEvent) -> Hashable:
+    """Return a key of the events that differ only in their sampling rate."""
+    if isinstance(event, Event | LaplaceEvent):
+        return type(event), event.noise_multiplier, event.sampling == "fixed_size"
+    return event
+
+
+def _undominated(family: Sequence[EventHistory]) -> list[EventHistory]:
+    kept: list[EventHistory] = []
+    for history in sorted(family, key=_worst_rate, reverse=True):
+        if not kept or history[0][1] > kept[-1][0][1]:
+            kept.append(history)
+    return kept
 
 
 def _worst_rate(history: EventHistory) -> tuple[float, int]:
@@ -187,22 +207,23 @@ def _can_merge(history: EventHistory) -> bool:
     return all(isinstance(event, Event) and event.sampling != "fixed_size" for event, _ in history)
 
 
-def _search(ordered: Sequence[EventHistory], delta: float, *, tight: Callable[[EventHistory, float], float]) -> float:
-    """Return the largest tight bound. The cheap RDP bound ranks the sets, so few tight bounds are computed."""
+def _search(
+    ordered: Sequence[EventHistory], delta: float, *, bound: EpsilonOf, tight: EpsilonOf
+) -> tuple[float, EventHistory]:
+    """Return the largest tight epsilon and its history. A cheap bound ranks the sets, so few are computed."""
 
     def ranked(low: int, high: int) -> tuple[float, bool, int, int]:
-        return -_rdp_epsilon(_worst_case(ordered[low:high]), delta), False, low, high
+        return -bound(_worst_case(ordered[low:high]), delta), False, low, high
 
     merges = all(map(_can_merge, ordered))
     heap = [ranked(0, len(ordered))] if merges else [ranked(i, i + 1) for i in range(len(ordered))]
     heapq.heapify(heap)
     while True:
         top, decided, low, high = heapq.heappop(heap)
-        if not decided:
-            value = tight(_worst_case(ordered[low:high]), delta)
-            heapq.heappush(heap, (max(top, -value), True, low, high))
-        elif high - low == 1:
-            return -top
+        if decided:
+            return -top, ordered[low]
+        if high - low == 1:
+            heapq.heappush(heap, (-tight(ordered[low], delta), True, low, high))
         else:
             middle = (low + high) // 2
             for part in (ranked(low, middle), ranked(middle, high)):
@@ -219,25 +240,34 @@ def _worst_case(histories: Sequence[EventHistory]) -> EventHistory:
     return event_history({worst: max(sum(count for _, count in history) for history in histories)})
 
 
-def _by_rdp(histories: Iterable[EventHistory], delta: float) -> Epsilon:
-    ordered = _candidates(histories)
-    return Epsilon(None, _search(ordered, delta, tight=_rdp_epsilon) if ordered else 0.0)
+def _root(excess: Callable[[float], float], start: float, factor: float, *, tolerance: float) -> float:
+    """Return the root of a decreasing function, on the side where the function is at most 0.
 
-
-def _root(excess: Callable[[float], float], low: float, high: float) -> float:
-    """Return the root of a decreasing function, on the side where the function is at most 0."""
-    from scipy.optimize import brentq
-
-    while excess(high) > 0:
-        low, high = high, 2 * high
-    while excess(low) <= 0:
-        low, high = 0.8 * low, low
+    Args:
+        excess: function that decreases.
+        start: first try, > 0.
+        factor: factor between tries until the root is between two of them, > 1.
+        tolerance: relative error of the result.
+    """
+    high = start
+    while (above := excess(high)) > 0:
+        high *= factor
+    low = high / factor
+    while (below := excess(low)) <= 0:
+        low, high, above = low / factor, low, below
         if low < 1e-3:
             return high
-    root = float(brentq(excess, low, high, xtol=1e-9, rtol=1e-6))
-    while excess(root) > 0:
-        root *= 1 + 1e-6
-    return root
+    while high > low * (1 + tolerance):
+        middle = low * (high / low) ** min(max(below / (below - above), 0.02), 0.98)  # a secant in the logarithm
+        for noise in (middle, middle * (1 + tolerance / 2), middle / (1 + tolerance / 2)):
+            if low < noise < high:
+                value = excess(noise)
+                low, below, high, above = (noise, value, high, above) if value > 0 else (low, below, noise, value)
+    return high
+
+
+def _has_loss_distributions(history: EventHistory) -> bool:
+    return all(not isinstance(event, RenyiEvent) for event, _ in history)
 
 
 def _remaining_delta(history: EventHistory, delta: float) -> float:
@@ -247,135 +277,59 @@ def _remaining_delta(history: EventHistory, delta: float) -> float:
     return delta if log_survival == 0 else -expm1(log1p(-delta) - log_survival)
 
 
-def _pure_epsilon(event: AnyEvent) -> float:
-    """Return the epsilon at delta 0, with amplification and without the delta of the event; infinite if none exists."""
-    if isinstance(event, EpsilonDeltaEvent):
-        return event.epsilon
-    if isinstance(event, LaplaceEvent):
-        epsilon = 1 / event.noise_multiplier
-        return log1p(event.rate * expm1(epsilon)) if event.rate < 1 and epsilon < 700 else epsilon
-    return inf
-
-
-def _pld_epsilon(history: EventHistory, delta: float) -> float:
-    accounting, delta = _dp_accounting(), _remaining_delta(history, delta)
-    if delta <= 0:
-        return inf
-    gaussians = [(event, count) for event, count in history if isinstance(event, Event) and event.rate == 1]
-    gaussian = sum(count / event.noise_multiplier**2 for event, count in gaussians)
-    others = [item for item in history if item not in gaussians]
-    if not others:  # the exact curve of Balle and Wang, ICML 2018
-        return float(accounting.get_epsilon_gaussian(1 / sqrt(gaussian), delta))
-    composed: Any = None
-    for event, count in others:
-        distribution = _loss_distribution(event).self_compose(count)
-        composed = distribution if composed is None else composed.compose(distribution)
-    if gaussian:
-        composed = composed.compose(_loss_distribution(Event(1 / sqrt(gaussian))))
-    return float(composed.get_epsilon_for_delta(delta))
-
-
-@lru_cache(maxsize=64)
-def _loss_distribution(event: AnyEvent) -> Any:
-    """Return the loss distribution of one release, for one record added or removed, with Poisson amplification."""
-    _dp_accounting()
-    from dp_accounting.pld import common
-    from dp_accounting.pld import privacy_loss_distribution as distributions
-
-    grid: dict[str, Any] = {"value_discretization_interval": PLD_DISCRETIZATION_INTERVAL}
-    if isinstance(event, Event):
-        return distributions.from_gaussian_mechanism(event.noise_multiplier, sampling_prob=event.rate, **grid)
-    if isinstance(event, LaplaceEvent) and (event.sampling != "fixed_size" or event.rate == 1):
-        return distributions.from_laplace_mechanism(event.noise_multiplier, sampling_prob=event.rate, **grid)
-    pure = common.DifferentialPrivacyParameters(_pure_epsilon(event), 0.0)
-    return distributions.from_privacy_parameters(pure, **grid)
+def _rdp_epsilon(history: EventHistory, delta: float) -> float:
+    delta = _remaining_delta(history, delta)
+    return rdp_epsilon(history, delta) if delta > 0 else inf
 
 
 @lru_cache(maxsize=4096)
-def _rdp_epsilon(history: EventHistory, delta: float) -> float:
-    """Return the smaller of two bounds: Renyi divergences alone, or pure epsilons plus the divergences of the rest."""
+def _tight_epsilon(history: EventHistory, delta: float) -> float:
+    """Return the value of `epsilon_bounds`. For Gaussian events it needs no divergences, which give a larger bound."""
+    if not _has_loss_distributions(history):
+        return _rdp_epsilon(history, delta)
+    pld = _pld_epsilon(history, delta)
+    is_smallest = isfinite(pld) and all(isinstance(event, Event) for event, _ in history)
+    return pld if is_smallest else min(pld, _rdp_epsilon(history, delta))
+
+
+@lru_cache(maxsize=4096)
+def _coarse_epsilon(history: EventHistory, delta: float) -> float:
+    """Return an upper bound that takes less than a millisecond."""
+    if not _has_loss_distributions(history):
+        return _rdp_epsilon(history, delta)
+    return _pld_epsilon(history, delta, coarse=True)
+
+
+def _pld_epsilon(history: EventHistory, delta: float, *, coarse: bool = False) -> float:
     delta = _remaining_delta(history, delta)
     if delta <= 0:
         return inf
-    whole = _composed_rdp_epsilon(history, delta)
-    pure = sum(count * _pure_epsilon(event) for event, count in history if _pure_epsilon(event) < inf)
-    if not pure:
-        return whole
-    rest = tuple((event, count) for event, count in history if _pure_epsilon(event) == inf)
-    return min(whole, pure + (_composed_rdp_epsilon(rest, delta) if rest else 0.0))
+    precision, others = 0.0, []
+    for event, count in history:
+        assert not isinstance(event, RenyiEvent)
+        if isinstance(event, Event) and event.rate == 1:
+            precision += count / event.noise_multiplier**2
+        else:
+            others.append((event, count))
+    if not others:
+        return gaussian_epsilon(1 / sqrt(precision), delta)
+    gaussian = [(Event(1 / sqrt(precision)), 1)] if precision else []
+    return composed_epsilon([*others, *gaussian], delta, coarse=coarse)
 
 
-def _composed_rdp_epsilon(history: EventHistory, delta: float) -> float:
-    _dp_accounting()
-    from dp_accounting.rdp import compute_epsilon
+def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """Return the smallest epsilon of one Gaussian release, from the exact curve of Balle and Wang."""
+    from scipy.special import log_ndtr
 
-    total = sum((count * _rdp(event)[1] for event, count in history), np.float64(0))
-    return float(compute_epsilon(_rdp(history[0][0])[0], total, delta)[0])
+    half, noise = 1 / (2 * noise_multiplier), noise_multiplier
 
+    def delta_of(epsilon: float) -> float:
+        return exp(log_ndtr(half - epsilon * noise)) - exp(epsilon + log_ndtr(-half - epsilon * noise))
 
-@lru_cache(maxsize=4096)
-def _rdp(event: AnyEvent) -> tuple[np.ndarray, np.ndarray]:
-    """Return orders and Renyi divergences of one release.
-
-    The accountants of dp-accounting interpret a noise multiplier under replacement differently. The PLD accountant
-    doubles the sensitivity; the RDP accountant does not. Our multiplier is relative to the sensitivity under the
-    adjacency of the event. The RDP accountant expects this for both adjacencies.
-    """
-    accounting = _dp_accounting()
-    from dp_accounting.rdp import RdpAccountant
-
-    if isinstance(event, RenyiEvent):
-        orders = RdpAccountant().orders
-        return orders, _stated_divergences(event, orders)
-    relation, release = accounting.NeighboringRelation.ADD_OR_REMOVE_ONE, None
-    if isinstance(event, Event):
-        release = accounting.GaussianDpEvent(event.noise_multiplier)
-        if event.sampling == "poisson":
-            release = accounting.PoissonSampledDpEvent(event.rate, release)
-        elif event.sampling == "fixed_size":
-            relation = accounting.NeighboringRelation.REPLACE_ONE
-            release = accounting.SampledWithoutReplacementDpEvent(1, event.rate, release)  # only their ratio is used
-    elif isinstance(event, LaplaceEvent):
-        release = accounting.LaplaceDpEvent(event.noise_multiplier)
-    accountant = RdpAccountant(neighboring_relation=relation)
-    if release is not None:
-        with _without_warnings():  # orders that do not converge are left out; the others still give a bound
-            accountant.compose(release)
-    if isinstance(event, Event):
-        return accountant.orders, accountant.rdp
-    pure = _randomized_response_divergences(_pure_epsilon(event), accountant.orders)
-    return accountant.orders, np.minimum(accountant.rdp, pure) if release is not None else pure
-
-
-def _stated_divergences(event: RenyiEvent, orders: np.ndarray) -> np.ndarray:
-    """Return bounds at these orders: the least bound of any order as large; infinite above the largest order."""
-    stated, bounds = np.array(event.orders), np.minimum.accumulate(np.array(event.divergences)[::-1])[::-1]
-    place = np.searchsorted(stated, orders)  # the first stated order >= the order
-    return np.append(bounds, inf)[place]
-
-
-def _randomized_response_divergences(epsilon: float, orders: np.ndarray) -> np.ndarray:
-    """Return the Renyi divergences of randomized response, the largest of all epsilon-private mechanisms."""
-    yes, no = -log1p(np.exp(-epsilon)), -epsilon - log1p(np.exp(-epsilon))  # logs of the two probabilities
-    orders = np.asarray(orders, np.float64)
-    both = np.logaddexp(orders * yes + (1 - orders) * no, orders * no + (1 - orders) * yes)
-    return np.asarray(np.maximum(both, 0.0) / (orders - 1))
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _dp_accounting() -> Any:
-    try:
-        import dp_accounting
-    except ImportError as missing:
-        raise MissingExtra("a privacy ledger", "privacy") from missing
-    return dp_accounting
+    low, high = 0.0, 2 * half**2 + sqrt(2 * log(1 / delta)) / noise
+    if delta_of(low) <= delta:
+        return 0.0
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if delta_of(middle) <= delta else (middle, high)
+    return high

@@ -109,7 +109,6 @@ def solve(query: PrivacyQuery) -> PrivacyEstimate:
 
     Raises:
         SettingError: One round costs more than the budget.
-        MissingExtra: The package dp-accounting is not installed.
     """
     noise, rounds, budget, delta = query.noise_multiplier, query.rounds, query.epsilon, query.delta
     if noise is None:
@@ -132,14 +131,13 @@ def solve(query: PrivacyQuery) -> PrivacyEstimate:
 def result_rows(query: PrivacyQuery) -> list[tuple[str, str]]:
     """Return the answer to a query as (name, value) rows of text."""
     answer, clients, cohort = solve(query), query.clients, query.cohort
-    rdp_only = " (by RDP, as this sampling law has no PLD)" if answer.epsilon.pld is None else ""
     rows = [
         ("clients", f"{clients:,}"),
         ("cohort", f"{cohort:,} per round, {query.sampling} sampling, rate {cohort / clients:.4g}"),
         ("rounds", f"{answer.rounds:,}" + _limit_note(answer.rounds)),
         ("noise multiplier", f"{answer.noise_multiplier:.6g}"),
         ("noise on the mean", f"{answer.noise_multiplier / cohort:.4g} clip norms in each coordinate"),
-        ("epsilon", f"{answer.epsilon.value:.6g}{rdp_only}"),
+        ("epsilon", f"{answer.epsilon.value:.6g}"),
         ("epsilon by RDP", f"{answer.epsilon.rdp:.6g}"),
         ("delta", f"{query.delta:g}"),
         (

@@ -1,4 +1,8 @@
-"""The accountants agree with numbers measured with dp-accounting 0.6 and Opacus 1.6."""
+"""Epsilons agree with numbers measured with dp-accounting 0.6 and Opacus 1.6.
+
+At small sampling rates they are lower than those of dp-accounting, whose grid of 1e-4 is coarse there. A finer grid of
+dp-accounting gives the same numbers, see `test_small_rates_are_between_both_roundings_of_a_fine_grid`.
+"""
 
 import math
 from math import ceil, log2, sqrt
@@ -25,9 +29,9 @@ TABLE = [  # rate, noise, rounds, delta, RDP, PLD
     (MNIST, 1.1, 14100, 1e-5, 2.600343, 2.385211),
     (MNIST, 1.3, 3515, 1e-5, 0.954430, 0.864459),
     (0.01, 4.0, 10000, 1e-5, 1.035490, 0.946999),
-    (1e-4, 1.0, 1000, 1e-6, 0.585818, 0.015453),
-    (1e-4, 1.0, 1000, 1e-5, 0.450372, 0.011683),
-    (1e-4, 1.0, 1000, 1e-8, 0.856710, 0.024426),
+    (1e-4, 1.0, 1000, 1e-6, 0.585818, 0.014894),
+    (1e-4, 1.0, 1000, 1e-5, 0.450372, 0.011186),
+    (1e-4, 1.0, 1000, 1e-8, 0.856710, 0.024045),
     (0.01, 1.0, 1000, 1e-5, 2.101367, 1.828244),
     (0.01, 0.5, 1000, 1e-5, 15.472133, 13.360826),
     (0.1, 1.0, 100, 1e-5, 7.903850, 7.046603),
@@ -66,13 +70,13 @@ USERS = [  # clients, cohort, noise, rounds, RDP, PLD at delta = clients^-1.1
     (1e5, 100, 1, 100, 0.7246, 0.0679),
     (1e5, 100, 1, 1000, 0.7738, 0.1669),
     (1e5, 100, 1, 10000, 0.8836, 0.5167),
-    (1e6, 10, 1, 100, 0.5038, 0.0008),
-    (1e6, 10, 1, 10000, 0.5072, 0.0095),
+    (1e6, 10, 1, 100, 0.5038, 0.000467),
+    (1e6, 10, 1, 10000, 0.5072, 0.004347),
     (1e6, 1000, 1, 1000, 0.9848, 0.2108),
     (1e6, 10000, 1, 10000, 7.8076, 7.3103),
-    (1e6, 1000, 3, 100, 0.1627, 0.0127),
-    (1e6, 1000, 3, 10000, 0.1996, 0.1395),
-    (1e9, 1000, 1, 1000, 0.6899, 0.0014),
+    (1e6, 1000, 3, 100, 0.1627, 0.0126),
+    (1e6, 1000, 3, 10000, 0.1996, 0.1385),
+    (1e9, 1000, 1, 1000, 0.6899, 0.000235),
 ]
 
 
@@ -80,21 +84,53 @@ USERS = [  # clients, cohort, noise, rounds, RDP, PLD at delta = clients^-1.1
 def test_the_user_level_table_is_reproduced(clients, cohort, noise, rounds, rdp, pld):
     found = epsilon_bounds(poisson(float(noise), cohort / clients, rounds), delta=clients**-1.1)
     assert found.rdp == pytest.approx(rdp, abs=1e-3)
-    assert found.pld == pytest.approx(pld, abs=1e-4, rel=1e-3)
+    assert found.pld == pytest.approx(pld, abs=6e-5 if pld > 0.01 else 1e-6, rel=1e-3)
 
 
-def test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity():
-    """Check the sensitivity.
+@pytest.mark.slow  # dp-accounting takes 3 to 16 s for a fine grid
+@pytest.mark.parametrize(
+    ("rate", "noise", "rounds", "delta", "grid"),
+    [
+        (1e-4, 1.0, 1000, 1e-6, 2e-6),
+        (1e-4, 1.0, 1000, 1e-8, 2e-6),
+        (1e-5, 1.0, 100, 1e6**-1.1, 1e-7),
+        (1e-3, 3.0, 10000, 1e6**-1.1, 1e-5),
+    ],
+)
+def test_small_rates_are_between_both_roundings_of_a_fine_grid(rate, noise, rounds, delta, grid):
+    from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
-    Replacing a client's clipped update moves the sum by 2 C, so noise of z C is a multiplier of z / 2.
+    settings = {"sampling_prob": rate, "value_discretization_interval": grid}
+    lower, upper = (
+        from_gaussian_mechanism(noise, pessimistic_estimate=up, **settings).self_compose(rounds) for up in (False, True)
+    )
+    found = epsilon_bounds(poisson(noise, rate, rounds), delta=delta).pld
+    assert lower.get_epsilon_for_delta(delta) <= found <= upper.get_epsilon_for_delta(delta) * (1 + 2e-4)
+
+
+FIXED_SIZE = [  # multiplier at sensitivity 2 C, rate, rounds, delta, epsilon, RDP, epsilon before, lower bound
+    (1.0, 0.1, 200, 1e-3, 8.4324, 9.5367, 16.1093, 7.0962),
+    (2.0, 0.1, 200, 1e-3, 2.6147, 2.9712, 6.0251, 2.3028),
+    (1.0, 0.01, 1000, 1e-5, 2.1989, 2.4556, 3.5761, 1.8282),
+    (0.5, 0.1, 100, 1e-5, 34.1720, 37.9869, 83.9369, 31.3710),
+    (1.0, 1e-4, 1000, 1e-6, 0.0179, 0.5862, 0.5863, 0.0149),
+    (3.0, 0.3, 20, 1e-5, 2.0317, 2.2372, 4.2669, 1.9865),
+]
+
+
+@pytest.mark.parametrize(("noise", "rate", "rounds", "delta", "pld", "rdp", "before", "lower"), FIXED_SIZE)
+def test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity(
+    noise, rate, rounds, delta, pld, rdp, before, lower
+):
+    """Check cohorts of a fixed size.
+
+    Replacing a client's clipped update moves the sum by 2 C, so noise of z C is a multiplier of z / 2. The lower bound
+    is the epsilon of the data on which all other clients send -C; `test_loss_distributions` recomputes it.
     """
-    right = epsilon_bounds(event_history({Event(2.0 / 2, "fixed_size", 0.1): 200}), delta=1e-3)
-    assert right.pld is None
-    assert right.value == right.rdp == pytest.approx(16.109320, rel=1e-3)
-    as_if_once = epsilon_bounds(event_history({Event(2.0, "fixed_size", 0.1): 200}), delta=1e-3)
-    assert as_if_once.rdp == pytest.approx(6.025125, rel=1e-3)
-    large = epsilon_bounds(event_history({Event(1.0, "fixed_size", 1e-4): 1000}), delta=1e-6)
-    assert large.rdp == pytest.approx(0.586320, rel=1e-3)
+    found = epsilon_bounds(event_history({Event(noise, "fixed_size", rate): rounds}), delta=delta)
+    assert found.pld == pytest.approx(pld, rel=5e-4, abs=5e-5)
+    assert found.rdp == pytest.approx(rdp, rel=1e-3)
+    assert lower <= found.value < found.rdp <= before
 
 
 def test_both_accountants_read_a_replacement_alike():
@@ -160,14 +196,14 @@ def test_the_rounds_that_a_budget_allows():
     def after(rounds):
         return [poisson(1.0, 0.01, rounds)]
 
-    rounds = calibrate_num_rounds(after, epsilon=1.828245, delta=1e-5, max_rounds=5000)
+    rounds = calibrate_num_rounds(after, epsilon=1.8283, delta=1e-5, max_rounds=5000)
     assert rounds == 1000
     assert (
         epsilon_bounds(after(rounds)[0], delta=1e-5).value
-        <= 1.828245
+        <= 1.8283
         < epsilon_bounds(after(rounds + 1)[0], delta=1e-5).value
     )
-    assert calibrate_num_rounds(after, epsilon=1.828245, delta=1e-5, max_rounds=600) == 600
+    assert calibrate_num_rounds(after, epsilon=1.8283, delta=1e-5, max_rounds=600) == 600
     assert calibrate_num_rounds(after, epsilon=1e-3, delta=1e-5, max_rounds=600) == 0
 
 

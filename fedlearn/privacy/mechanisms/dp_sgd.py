@@ -48,8 +48,10 @@ def example(
         epsilon: budget; the run stops before a client exceeds this. None for no limit.
         delta: in (0, 1), below 1 over the number of examples of a client.
 
-    *Guarantees*: all that a client sends is (epsilon, delta)-private for adding or removing one example, if its trainer
-    keeps the contract of `fedlearn.ExampleDP`. The numbers of examples count as public.
+    *Guarantees*: all that a client sends is (epsilon, delta)-private, if its trainer keeps the contract of
+    `fedlearn.ExampleDP`. The adjacency is one example, or a blank in its place; a blank has a gradient of zero. The
+    number of examples of a client is public: it determines the sampling rate, the number of steps and the denominator,
+    so an observer can derive it from the noise.
 
     Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.
 
@@ -139,7 +141,7 @@ def _guarantee(
         covers_extra_vectors=True,  # they are functions of private gradients
         kind="example",
         unit="example",
-        adjacency="one example added or removed",
+        adjacency="one example, or a blank in its place",
         sampling="Poisson batches at each client; the largest epsilon of a client is reported",
         delta=delta,
         noise_multiplier=noise,
