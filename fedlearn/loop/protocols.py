@@ -22,6 +22,7 @@ from fedlearn.core.records import (
     ClientEvaluation,
     ClientId,
     ClientWork,
+    Examples,
     Failure,
     InFlight,
     Predictions,
@@ -199,6 +200,18 @@ class Trainer(Protocol):
 
         Guarantees:
             Row k of the result does not depend on the other clients.
+        """
+        ...
+
+    def check_example_dp(self, request: Request, examples: Examples) -> None:
+        """Check before the first round that DP-SGD protects single examples with this model.
+
+        Args:
+            request: training order with ``local.example_dp``, and parameters of the model.
+            examples: examples of a client, at least one.
+
+        Raises:
+            SettingError: The gradient of an example depends on other examples, or a forward pass changes the model.
         """
         ...
 

@@ -12,7 +12,17 @@ import numpy as np
 from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.layout import Layout
-from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, State, Updates
+from fedlearn.core.records import (
+    Array,
+    ClientEvaluation,
+    ClientId,
+    Examples,
+    Failure,
+    Predictions,
+    Request,
+    State,
+    Updates,
+)
 from fedlearn.loop.protocols import Engine, Trainer
 
 
@@ -135,6 +145,10 @@ class TrainerWrapper:
     def close(self) -> None:
         """Release processes and memory of the inner trainer."""
         self.trainer.close()
+
+    def check_example_dp(self, request: Request, examples: Examples) -> None:
+        """Check the model of the inner trainer for DP-SGD."""
+        self.trainer.check_example_dp(request, examples)
 
     def init(self, seed: int) -> np.ndarray:
         """Return the initial parameters of the inner trainer."""

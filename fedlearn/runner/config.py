@@ -22,7 +22,7 @@ from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import ClientId, LocalSettings
+from fedlearn.core.records import ClientId, LocalSettings, Request
 from fedlearn.engines.byzantine import ByzantineEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop.protocols import Engine
@@ -205,6 +205,7 @@ def build_experiment(
     data = poisoning.poison_data(scenario.data, attack, malicious)
     scenario = replace(scenario, data=data, backdoor_examples=attack.backdoor_examples)
     plan = apply_privacy(plan, scenario)
+    _check_example_dp(plan, scenario)
     # a trial selection refuses a cohort larger than the population before the first round
     select, rng = plan.strategy.select, generator(plan.seed, Purpose.SELECT, round=1)
     select.choose(1, scenario.data.clients, rng, **select.initial_state)
@@ -263,6 +264,22 @@ def apply_privacy(plan: Plan, scenario: Scenario, *, num_parties: int | None = N
     require(is_possible, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
     strategy = _with_disclosure(with_compression(strategy, plan.compress), scenario)
     return replace(plan, strategy=strategy, local=local)
+
+
+def _check_example_dp(plan: Plan, scenario: Scenario) -> None:
+    """Check with examples of the first client that the model works with DP-SGD.
+
+    Raises:
+        SettingError: the model or the loss mixes examples.
+    """
+    if plan.local.example_dp is None:
+        return
+    trainer = scenario.trainer
+    request = Request(round=1, seed=plan.seed, params_D=trainer.init(plan.seed), local=plan.local)
+    examples = (scenario.data.train(client) for client in scenario.data.clients)
+    first = next((part for part in examples if len(part)), None)
+    if first is not None:
+        trainer.check_example_dp(request, first)
 
 
 def _trust_root_client(root: RootDataset | None, attack: Poisoning, engine: Mapping[str, Any]) -> Poisoning:

@@ -15,7 +15,7 @@ from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.batching import batch_plans, poisson_plans, rounds_of
@@ -101,6 +101,9 @@ class BaseTrainer:
 
     def close(self) -> None:
         """Release nothing. A subclass with processes or memory of its own overrides this method."""
+
+    def check_example_dp(self, request: Request, examples: Examples) -> None:
+        """Accept the model. `check_trainer` checks that `example_gradients` keeps examples apart."""
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Return raw outputs ``(N, C)`` in evaluation mode. Inputs pass through `outputs` in batches."""

@@ -36,9 +36,20 @@ def example_keys(request: Request, work: ClientWork, purpose: Purpose) -> np.nda
     else:
         sequence = seed_sequence(request.seed, purpose, round=round_of(request, work), client=work.client)
         secret = sequence.generate_state(4, np.uint64).tobytes()
-    x, y = (np.ascontiguousarray(part) for part in (work.examples.x, work.examples.y))
+    return content_keys(work.examples.x, work.examples.y, secret)
+
+
+def content_keys(x_N: np.ndarray, y_N: np.ndarray, secret: bytes) -> np.ndarray:
+    """Return keys that follow from the contents of examples and a secret, ``(N,)`` uint64. See `example_keys`.
+
+    Args:
+        x_N: inputs.
+        y_N: labels.
+        secret: at most 64 bytes.
+    """
+    x_N, y_N = np.ascontiguousarray(x_N), np.ascontiguousarray(y_N)
     digests = [
-        blake2b(x[n].tobytes() + y[n].tobytes(), digest_size=8, key=secret).digest() for n in range(len(work.examples))
+        blake2b(x.tobytes() + y.tobytes(), digest_size=8, key=secret).digest() for x, y in zip(x_N, y_N, strict=True)
     ]
     return _distinct(np.frombuffer(b"".join(digests), np.uint64))
 

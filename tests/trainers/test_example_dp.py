@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fedlearn import Examples, LocalRule, LocalSettings
+from fedlearn import Examples, LocalRule, LocalSettings, SettingError
 from fedlearn.algorithm import plain_training
 from fedlearn.core import ClientWork, Request
 from fedlearn.core.layout import default_initial_parameters
@@ -98,6 +98,7 @@ TORCH = {
 }
 SHAPES = {"positions": (7, 20), "conv": (2, 8, 8), "grouped conv": (2, 8, 8), "same conv": (2, 8, 8)}
 WHOLE = ("own parameter", "twice", "tied")  # differentiated example by example
+METHODS = dict.fromkeys(WHOLE, "gradients")
 
 
 def torch_batch(name):
@@ -128,7 +129,7 @@ def test_the_sum_in_torch_is_that_of_gradients_clipped_one_by_one(name, clip):
         norm = torch.sqrt(sum(g.square().sum() for g in one))
         for total, g in zip(expected, one, strict=True):
             total += g * min(1.0, clip / float(norm))
-    assert clipped._layerwise is (name not in WHOLE)
+    assert clipped.method == METHODS.get(name, "graph")
     assert torch.allclose(loss_B, losses(module(x), y), atol=1e-6)
     # otherwise the graphs of a client's steps would accumulate in memory
     assert not any(own.requires_grad for own in [*sums, loss_B])
@@ -138,7 +139,7 @@ def test_the_sum_in_torch_is_that_of_gradients_clipped_one_by_one(name, clip):
 
 def test_a_model_that_autograd_refuses_is_refused_here_too():
     module, (x, y) = ChangesItsInput(), torch_batch("own parameter")
-    with pytest.raises(RuntimeError, match=r"in-?place"):
+    with pytest.raises(SettingError, match=r"in-?place"):
         ClippedGradient(module, losses, list(module.parameters()), clip=1.0)(x, y)
 
 

@@ -32,7 +32,7 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, integer_seed
-from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
     FROM_MODULE,
@@ -179,6 +179,10 @@ class JaxTrainer:
     def init(self, seed: int) -> np.ndarray:
         """Return the initial parameters and buffers, ``params_D``."""
         return initial_parameters(self.layout, self._initial, seed, self._buffers)
+
+    def check_example_dp(self, request: Request, examples: Examples) -> None:
+        """Check that DP-SGD protects single examples with this model. See `Trainer.check_example_dp`."""
+        refuse_dp_sgd_with_buffers(self.layout, request.local)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients in one compiled program. See `Trainer.fit`."""

@@ -1,234 +1,304 @@
 """Sum clipped per-example gradients in PyTorch, in many layers without computing the gradients themselves.
 
-Shapes: B batch, T positions (1, time steps, pixels), F inputs and O outputs of a layer, D parameters.
+Shapes: B batch, M parameters in all leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from math import isfinite
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F  # noqa: N812
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
+from fedlearn.trainers.example_keys import content_keys
+from fedlearn.trainers.torch.compat import physical_tensor, with_batch_axis
+from fedlearn.trainers.torch.example_draws import ExampleDraws
+from fedlearn.trainers.torch.example_graph import LEAVES, separate_graph
+from fedlearn.trainers.torch.example_probe import ExampleProbe
+from fedlearn.trainers.torch.layer_gradients import Share, is_known, layer_shares, share_of_gradients
+from fedlearn.trainers.torch.losses import LOSSES, Loss
+from fedlearn.trainers.torch.random import own_generator
+
+MAX_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
+METHODS = ("graph", "vmap", "gradients", "loop")  # from fast to slow
+Sums = tuple[list[torch.Tensor], torch.Tensor]  # sums of the clipped gradients per parameter, losses of the examples
 
 
-class _Share(NamedTuple):
-    """The per-example gradients of some parameters of a layer, in implicit form."""
-
-    parameters: Sequence[torch.Tensor]
-    squared_norm_B: torch.Tensor  # squared norm of the gradient of each example
-    weighted_sum: Callable[[torch.Tensor], Sequence[torch.Tensor]]  # factor_B -> sum of factor_i gradient_i
+class _UnsuitableError(Exception):
+    """A method does not fit a model or a batch, so the next method must compute it."""
 
 
 class _Call(NamedTuple):
     """One call of a layer in the forward pass."""
 
     layer: nn.Module
-    inputs: tuple[torch.Tensor, ...]
-    versions: list[int]  # versions of the inputs at the time of the call
+    inputs: torch.Tensor
+    version: int  # version of the inputs at the time of the call
     output: GradientEdge
+    batch_axis: int = 0  # batch axis of the output
 
 
 class ClippedGradient:
-    """Compute ``(x_B, y_B) -> sum_i g_i min(1, C / |g_i|)``, where g_i is the gradient of the loss of example i.
+    """Compute ``(x_B, y_B) -> sum_i g_i min(1, C / |g_i|)``. g_i is the gradient of the loss of example i alone.
 
-    One backward pass gives the gradients of the outputs of all layers. With the inputs of the layers, they give the
-    norm of each g_i, and then the sum as one matrix product per layer. An affine layer with input a and output
-    gradient d on one example satisfies ``|d a^T|^2 = |d|^2 |a|^2``. Gram matrices extend this to T positions. Opacus
-    computes the per-example gradients of other layers.
+    Four methods compute this sum. The first use checks the model on a few examples, and selects the fastest method
+    that agrees with the slowest. In each method, the share of example i cannot depend on other examples:
 
-    Two kinds of models need torch.func, which computes the gradient of each example. One kind has parameters outside
-    these layers. The other kind calls a layer twice.
+    - ``graph`` runs the model on the batch. The graph of its operations proves that rows stay apart. One backward pass
+      gives the gradients of the outputs of all layers. `layer_gradients` computes the sum from them.
+    - ``vmap`` does the same for any model, inside ``torch.func.vmap`` over batches of one example.
+    - ``gradients`` computes the gradient of each example with ``torch.func``. Models need it that use parameters
+      outside their layers, or call a layer twice.
+    - ``loop`` runs one example after another. Models need it whose code ``vmap`` refuses.
 
     Args:
-        module: the model. The outputs of one example must not depend on other examples.
+        module: the model.
         loss: ``(outputs_BC, y_B) -> loss_B``.
         leaves: the parameters, in the order of the result.
         clip: L2 bound C on the gradient of each example, > 0.
 
-    *Guarantees*: one more or one fewer example changes the sum by at most C (up to rounding), for any example. An
-    example whose gradient is not finite adds nothing.
+    *Guarantees*:
 
-    Reference: Goodfellow, *Efficient Per-Example Gradient Computations*, 2015, arXiv:1510.01799; Bu, Wang, Zha,
-    Karypis, *Differentially Private Optimization on Large Model at Small Cost*, ICML 2023, arXiv:2210.00038.
+    - One more or one fewer example changes the sum by at most C (up to rounding), for any model and example. An example
+      whose gradient is not finite adds nothing.
+    - Random draws of an example depend on its key only.
+
+    Raises:
+        SettingError: The first use shows that the model or the loss mixes the examples of a batch, that a forward
+            pass changes the model, or that the model draws numbers outside torch's generator.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, leaves: Sequence[nn.Parameter], *, clip: float) -> None:
         self.module, self.loss, self.leaves, self.clip = module, loss, list(leaves), clip
-        owners = [part for part in module.modules() if any(p.requires_grad for p in part.parameters(recurse=False))]
-        owned = [p for part in owners for p in part.parameters(recurse=False) if p.requires_grad]
-        self._layerwise = all(_is_known(part) for part in owners) and len(owned) == len(self.leaves)
-        self._num_layers = len(owners)
-        self._calls: list[_Call] | None = None  # calls in the current forward pass, or None
-        if self._layerwise:
-            for part in owners:
-                part.register_forward_hook(self._record)
+        self.method, self.has_draws = "", False
+        self._root = nn.Sequential(module) if type(module) in LEAVES else module  # a layer alone has no graph
+        owners = {
+            n: m for n, m in self._root.named_modules() if any(p.requires_grad for p in m.parameters(recurse=False))
+        }
+        owned = [p for m in owners.values() for p in m.parameters(recurse=False) if p.requires_grad]
+        suitable = len(owned) == len(self.leaves) and all(map(is_known, owners.values()))
+        self._layers = owners if suitable else {}  # the layers with parameters, if all have a rule
+        self._graph: nn.Module | None = None
+        self._num_axes = 0
+        self._calls: list[_Call] = []
+
+    def prepare(self, x_N: torch.Tensor, y_N: torch.Tensor, *, synthetic: bool = False) -> None:
+        """Check the model on a few examples, and select a method.
+
+        Args:
+            x_N: inputs of a client, at least one.
+            y_N: labels.
+            synthetic: see `fedlearn.trainers.example_check.probe_examples`.
+        """
+        probe = ExampleProbe(self.module, self.loss, self.leaves)
+        with own_generator(x_N.device):
+            probe.check(x_N, y_N, synthetic=synthetic)
+            self.has_draws = probe.has_draws
+            for method in METHODS:
+                self.method = method
+                if method == "loop" or (not probe.has_unknown_draws and self._agrees(probe)):
+                    return
+
+    def _agrees(self, probe: ExampleProbe) -> bool:
+        """Return whether the current method gives the sums of the loop."""
+        try:
+            return probe.agrees(self)
+        except Exception:  # a model may contain any code
+            return False
 
     @torch.no_grad()
     def __call__(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, *, scale: float = 1.0
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Return ``scale`` times the sum for each parameter, and the losses of the examples that it includes."""
+        self, x_B: torch.Tensor, y_B: torch.Tensor, *, keys_B: torch.Tensor | None = None, start: int = 0
+    ) -> Sums:
+        """Return the sum for each parameter, and the losses of the examples that it includes.
+
+        Args:
+            x_B: inputs of the batch.
+            y_B: labels of the batch.
+            keys_B: key of each example for its draws, int64; by default, keys follow from torch's generator.
+            start: numbers to skip in the stream of each key.
+        """
         if not len(y_B):
             return [torch.zeros_like(leaf) for leaf in self.leaves], y_B.new_zeros(0, dtype=torch.float32)
-        shares, loss_B = self._by_layer(x_B, y_B) if self._layerwise else self._by_example(x_B, y_B)
+        if not self.method:
+            self.prepare(x_B, y_B)
+        if keys_B is None and self.needs_keys:
+            keys_B = _keys_from_torch(x_B, y_B)
+        try:
+            return self._sums(x_B, y_B, keys_B, start)
+        except Exception:  # another batch can take another path through the code of a model
+            if self.method == "loop":
+                raise
+            self.method, self.has_draws = METHODS[METHODS.index(self.method) + 1], True
+            return self(x_B, y_B, keys_B=keys_B, start=start)
+
+    @property
+    def needs_keys(self) -> bool:
+        """True if the draws of an example need a key."""
+        return self.has_draws or self.method == "loop"
+
+    def _sums(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
+        if self.method == "loop":
+            return self._by_loop(x_B, y_B, keys_B, start)
+        if self.method == "gradients":
+            return self._by_gradient(x_B, y_B, keys_B, start)
+        shares, loss_B = self._by_layer(x_B, y_B, keys_B, start)
         norm_B = torch.stack([share.squared_norm_B for share in shares]).sum(0).clamp_(min=0).sqrt_()
         if not isfinite(float(norm_B.sum())):
             finite_B = torch.isfinite(norm_B)
             if not finite_B.all():
-                return self(x_B[finite_B], y_B[finite_B], scale=scale)
-        factor_B = (scale * self.clip) / norm_B.clamp_(min=self.clip)
+                return self(
+                    x_B[finite_B], y_B[finite_B], keys_B=None if keys_B is None else keys_B[finite_B], start=start
+                )
+        factor_B = self.clip / norm_B.clamp_(min=self.clip)
         sums: dict[torch.Tensor, torch.Tensor] = {}
         for share in shares:
             sums |= zip(share.parameters, share.weighted_sum(factor_B), strict=True)
         return [sums[leaf] for leaf in self.leaves], loss_B
 
-    def _by_layer(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[_Share], torch.Tensor]:
+    def _by_layer(
+        self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int
+    ) -> tuple[list[Share], torch.Tensor]:
         """Return the shares of all layers from one backward pass, and the losses."""
-        calls: list[_Call] = []
-        self._calls = calls
-        try:
-            with torch.enable_grad():
-                loss_B = self.loss(self.module(x_B), y_B)
-        finally:
-            self._calls = None
-        if not (len(calls) == self._num_layers == len({c.layer for c in calls}) and all(map(_is_intact, calls))):
-            self._layerwise = False  # also for all later batches
-            return self._by_example(x_B, y_B)
-        gradients = torch.autograd.grad(loss_B, [call.output for call in calls], torch.ones_like(loss_B))
-        shares = [_shares(c.layer, c.inputs[0], gradient) for c, gradient in zip(calls, gradients, strict=True)]
-        return [share for layer_shares in shares for share in layer_shares], loss_B.detach()
+        if not self._layers:
+            raise _UnsuitableError
+        calls, from_vmap = self._calls, self.method == "vmap"
+        calls.clear()
+        with self._draws(keys_B, start), torch.enable_grad():
+            loss_B = self._losses_in_vmap(x_B, y_B) if from_vmap else self._losses_of_graph(x_B, y_B)
+            if not (len(calls) == len(self._layers) == len({c.layer for c in calls}) and all(map(_is_intact, calls))):
+                raise _UnsuitableError
+            gradients = torch.autograd.grad(loss_B, [call.output for call in calls], torch.ones_like(loss_B))
+        shares = [
+            layer_shares(call.layer, call.inputs, gradient.movedim(call.batch_axis, 0), from_vmap=from_vmap)
+            for call, gradient in zip(calls, gradients, strict=True)
+        ]
+        calls.clear()
+        return [share for parts in shares for share in parts], loss_B.detach()
 
-    def _record(self, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        if self._calls is not None:  # a gradient edge, because the next layer may change the output in place
-            call = _Call(layer, inputs, [v._version for v in inputs], get_gradient_edge(output))
-            self._calls.append(call)
+    def _losses_of_graph(self, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """Return the losses from one pass over the batch, and record the calls of the layers."""
+        if self._graph is None:
+            self._graph = separate_graph(self._root, x_B, self._record_rows)
+            self._num_axes = x_B.ndim
+        if self._graph is None or x_B.ndim != self._num_axes:
+            raise _UnsuitableError
+        outputs_BC = self._graph(x_B)
+        if self.loss in LOSSES.values():
+            return self.loss(outputs_BC, y_B)
+        loss_of: Any = lambda outputs, y: self.loss(outputs[None], y[None]).reshape(())  # noqa: E731
+        return torch.func.vmap(loss_of, randomness="different" if self.has_draws else "error")(outputs_BC, y_B)
 
-    def _by_example(self, x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[list[_Share], torch.Tensor]:
-        """Return the shares of all parameters from the gradient of each example, and the losses."""
+    def _record_rows(self, name: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        layer = self._layers.get(name)
+        if layer is not None:  # a gradient edge, because the next layer may change the output in place
+            self._calls.append(_Call(layer, inputs, inputs._version, get_gradient_edge(output)))
+
+    def _losses_in_vmap(self, x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+        """Return the losses of the examples, each alone, and record the calls of the layers."""
+
+        def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            record = partial(self._record_alone, x, len(y_B))
+            hooks = [layer.register_forward_hook(record) for layer in self._layers.values()]
+            try:
+                return self.loss(self.module(x[None]), y[None]).reshape(())
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+        per_example = torch.func.vmap(loss_of, randomness="different" if self.has_draws else "error")
+        losses_B: torch.Tensor = per_example(x_B, y_B)
+        return losses_B
+
+    def _record_alone(
+        self, x: torch.Tensor, size: int, layer: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Record a call inside ``vmap``. Give an output that is the same for all examples a batch axis."""
+        if len(inputs) != 1:
+            raise _UnsuitableError
+        whole, replaced = physical_tensor(inputs[0]), None
+        inputs_B = inputs[0].expand(size, *inputs[0].shape) if whole is None else whole[0].movedim(whole[1], 0)
+        if physical_tensor(output) is None:
+            output = replaced = with_batch_axis(output, x, size)
+        output_B, axis = physical_tensor(output) or (output, 0)
+        self._calls.append(_Call(layer, inputs_B, inputs_B._version, get_gradient_edge(output_B), axis))
+        return replaced
+
+    def _by_gradient(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
+        """Return the result from the gradient of each example, as many at once as fit in memory."""
         names = {id(p): name for name, p in self.module.named_parameters()}
         leaves = {names[id(leaf)]: leaf.detach() for leaf in self.leaves}
 
         def loss_of(leaves: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             outputs = torch.func.functional_call(self.module, leaves, (x[None],))
-            return self.loss(outputs, y[None])[0]
+            return self.loss(outputs, y[None]).reshape(())
 
-        per_example = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different")
-        gradients, loss_B = per_example(leaves, x_B, y_B)
-        return [_share_of_gradients(leaf, gradients[names[id(leaf)]]) for leaf in self.leaves], loss_B
+        randomness = "different" if self.has_draws else "error"
+        per_example = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(None, 0, 0), randomness=randomness)
+        total = _Total(self.leaves, self.clip)
+        size = max(1, MAX_GRADIENT_BYTES // max(1, 4 * sum(leaf.numel() for leaf in self.leaves)))
+        for part in (slice(first, first + size) for first in range(0, len(y_B), size)):
+            with self._draws(None if keys_B is None else keys_B[part], start):
+                gradients, loss_B = per_example(leaves, x_B[part], y_B[part])
+            total.add([gradients[name] for name in leaves], loss_B)
+        return total.result()
+
+    def _by_loop(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
+        """Return the result from one pass per example. The key of an example seeds torch's generator."""
+        total = _Total(self.leaves, self.clip)
+        with own_generator(x_B.device):
+            for i in range(len(y_B)):
+                if keys_B is not None:
+                    torch.manual_seed(int(keys_B[i]) ^ start)
+                with torch.enable_grad():
+                    loss = self.loss(self.module(x_B[i : i + 1]), y_B[i : i + 1]).reshape(())
+                    gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
+                total.add([(g.to_dense() if g.is_sparse else g)[None] for g in gradients], loss.detach()[None])
+        return total.result()
+
+    def _draws(self, keys_B: torch.Tensor | None, start: int) -> Any:
+        return ExampleDraws(keys_B, start=start) if self.has_draws and keys_B is not None else nullcontext()
+
+
+class _Total:
+    """The sum of clipped gradients, added up part by part."""
+
+    def __init__(self, leaves: Sequence[torch.Tensor], clip: float) -> None:
+        self.clip, self.sums = clip, [torch.zeros_like(leaf) for leaf in leaves]
+        self.losses: list[torch.Tensor] = []
+
+    def add(self, gradients: Sequence[torch.Tensor], loss_B: torch.Tensor) -> None:
+        """Add the gradients of some examples, one tensor ``(B, ...)`` per parameter."""
+        shares = [share_of_gradients(total, g_B) for total, g_B in zip(self.sums, gradients, strict=True)]
+        norm_B = torch.stack([share.squared_norm_B for share in shares]).sum(0).sqrt()
+        finite_B = torch.isfinite(norm_B)
+        if not finite_B.all():
+            return self.add([g_B[finite_B] for g_B in gradients], loss_B[finite_B]) if finite_B.any() else None
+        factor_B = self.clip / norm_B.clamp(min=self.clip)
+        for total, share in zip(self.sums, shares, strict=True):
+            total += share.weighted_sum(factor_B)[0]
+        self.losses.append(loss_B)
+        return None
+
+    def result(self) -> Sums:
+        """Return the sum for each parameter, and the losses of the examples that it includes."""
+        losses = torch.cat(self.losses) if self.losses else self.sums[0].new_zeros(0)
+        return self.sums, losses
 
 
 def _is_intact(call: _Call) -> bool:
-    """Return whether the layer got one tensor, and no later operation changed this tensor in place."""
-    return len(call.inputs) == 1 and call.inputs[0]._version == call.versions[0]
+    """Return whether no later operation changed the inputs of the layer in place."""
+    return call.inputs._version == call.version
 
 
-def _is_known(layer: nn.Module) -> bool:
-    """Return whether this module or Opacus has per-example gradients for the layer."""
-    if type(layer) in (nn.Linear, nn.Embedding):
-        return True
-    from opacus.grad_sample import GradSampleModule  # imported here, because the import takes seconds
-
-    return type(layer) in GradSampleModule.GRAD_SAMPLERS
-
-
-def _shares(layer: nn.Module, inputs: torch.Tensor, gradient: torch.Tensor) -> list[_Share]:
-    if isinstance(layer, nn.Linear):
-        if inputs.ndim == 2:
-            return [_affine(layer, inputs, gradient)]
-        return [_affine_at_positions(layer, _positions(inputs), _positions(gradient))]
-    if isinstance(layer, nn.Embedding):
-        return [_embedding(layer, inputs, gradient)]
-    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros":
-        patches_BTF = _patches(layer, inputs)
-        if patches_BTF is not None:
-            return [_affine_at_positions(layer, patches_BTF, gradient.flatten(2).transpose(1, 2))]
-    from opacus.grad_sample import GradSampleModule
-
-    sampled = GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], gradient)
-    return [_share_of_gradients(parameter, gradient_B) for parameter, gradient_B in sampled.items()]
-
-
-def _positions(values: torch.Tensor) -> torch.Tensor:
-    """Return values ``(B, ..., F)`` as ``(B, T, F)``."""
-    return values.reshape(len(values), -1, values.shape[-1])
-
-
-def _patches(layer: nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor | None:
-    """Return the input patch of each output pixel of a convolution, ``(B, T, F)``; None for padding by name."""
-    if isinstance(layer.padding, str):
-        return None
-    options: Any = {"padding": layer.padding, "stride": layer.stride, "dilation": layer.dilation}
-    return F.unfold(inputs, layer.kernel_size, **options).transpose(1, 2)
-
-
-def _affine(layer: nn.Linear, a_BF: torch.Tensor, d_BO: torch.Tensor) -> _Share:
-    """Return the share of an affine layer. Example i has the gradient ``d_i a_i^T`` (weight) and ``d_i`` (bias)."""
-    weight, bias = _trained(layer)
-    squared_a_B = a_BF.square().sum(1) if weight else torch.zeros_like(d_BO[:, 0])
-    squared_norm_B = d_BO.square().sum(1) * (squared_a_B + len(bias))
-
-    def weighted_sum(factor_B: torch.Tensor) -> list[torch.Tensor]:
-        scaled_BO = d_BO * factor_B[:, None]
-        return [scaled_BO.t() @ a_BF for _ in weight] + [scaled_BO.sum(0) for _ in bias]
-
-    return _Share([*weight, *bias], squared_norm_B, weighted_sum)
-
-
-def _affine_at_positions(layer: nn.Linear | nn.Conv2d, a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> _Share:
-    """Return the share of an affine layer that acts at T positions.
-
-    Example i has the gradient ``sum_t d_it a_it^T`` (weight) and ``sum_t d_it`` (bias).
-    """
-    weight, bias = _trained(layer)
-    squared_norm_B = d_BTO.sum(1).square().sum(1) * len(bias)
-    if weight:
-        squared_norm_B = squared_norm_B + _squared_norm_of_products(a_BTF, d_BTO)
-
-    def weighted_sum(factor_B: torch.Tensor) -> list[torch.Tensor]:
-        scaled = (d_BTO * factor_B[:, None, None]).flatten(0, 1)
-        return [(scaled.t() @ a_BTF.flatten(0, 1)).view_as(w) for w in weight] + [scaled.sum(0) for _ in bias]
-
-    return _Share([*weight, *bias], squared_norm_B, weighted_sum)
-
-
-def _trained(layer: nn.Linear | nn.Conv2d) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the trainable weight and the trainable bias, each as a list of at most one tensor."""
-    weight, bias = layer.weight, layer.bias  # read once, because attributes of a module are slow
-    weights: list[torch.Tensor] = [weight] if weight.requires_grad else []
-    biases: list[torch.Tensor] = [bias] if bias is not None and bias.requires_grad else []
-    return weights, biases
-
-
-def _squared_norm_of_products(a_BTF: torch.Tensor, d_BTO: torch.Tensor) -> torch.Tensor:
-    """Return ``|sum_t d_t a_t^T|^2`` of each example, from Gram matrices or from the product if it is smaller."""
-    _, positions, features = a_BTF.shape
-    if 2 * positions**2 <= features * d_BTO.shape[2]:
-        return ((a_BTF @ a_BTF.transpose(1, 2)) * (d_BTO @ d_BTO.transpose(1, 2))).sum((1, 2))
-    return (d_BTO.transpose(1, 2) @ a_BTF).square().sum((1, 2))
-
-
-def _embedding(layer: nn.Embedding, index: torch.Tensor, gradient: torch.Tensor) -> _Share:
-    """Return the share of an embedding. The gradient of example i adds ``d_it`` to row ``index_it`` of the table."""
-    index_BT, d_BTO = index.reshape(len(index), -1), _positions(gradient)
-    if layer.padding_idx is not None:
-        d_BTO = d_BTO * (index_BT != layer.padding_idx)[:, :, None]
-    same_BTT = index_BT[:, :, None] == index_BT[:, None, :]
-    squared_norm_B = ((d_BTO @ d_BTO.transpose(1, 2)) * same_BTT).sum((1, 2))
-
-    def weighted_sum(factor_B: torch.Tensor) -> list[torch.Tensor]:
-        scaled = (d_BTO * factor_B[:, None, None]).flatten(0, 1)
-        return [torch.zeros_like(layer.weight).index_add_(0, index_BT.flatten(), scaled)]
-
-    return _Share([layer.weight], squared_norm_B, weighted_sum)
-
-
-def _share_of_gradients(parameter: torch.Tensor, gradient_B: torch.Tensor) -> _Share:
-    """Return the share of a parameter whose per-example gradients are in memory."""
-    squared_norm_B = gradient_B.flatten(1).square().sum(1)
-    return _Share([parameter], squared_norm_B, lambda factor_B: [torch.tensordot(factor_B, gradient_B, 1)])
+def _keys_from_torch(x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:
+    """Return keys from the content of the examples and from torch's generator."""
+    secret = torch.randint(2**62, (4,)).numpy().tobytes()
+    keys_B = content_keys(x_B.cpu().numpy(), y_B.cpu().numpy(), secret)
+    return torch.from_numpy(keys_B.view(np.int64)).to(x_B.device)

@@ -1,4 +1,4 @@
-"""Seed torch's global random generator, which draws the initial weights of a new module."""
+"""Seed and restore torch's global random generators."""
 
 from __future__ import annotations
 
@@ -19,4 +19,15 @@ def seeded(seed: int) -> Iterator[None]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def own_generator(device: torch.device | str) -> Iterator[None]:
+    """Restore the state of torch's global generators after a block of code.
+
+    Args:
+        device: device whose generator the block uses, besides the generator of the CPU.
+    """
+    with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else [device]):
         yield

@@ -12,18 +12,18 @@ from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule, plain_training
 from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
-from fedlearn.core.random import Purpose, integer_seed, secret_normals
-from fedlearn.core.records import Array, ClientWork, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.random import Purpose, integer_seed
+from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import SettingError, require
 from fedlearn.trainers.base import (
     FROM_MODULE,
@@ -35,33 +35,26 @@ from fedlearn.trainers.base import (
     refuse_dp_sgd_with_buffers,
 )
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
+from fedlearn.trainers.example_keys import example_keys
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
+from fedlearn.trainers.torch.losses import LOSSES, Loss
+from fedlearn.trainers.torch.noise import normal_source, round_to_grid_
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs_BC, y_B) -> loss_B
 Forward = Callable[[torch.Tensor], torch.Tensor]  # a model: x_B -> outputs_BC
 Losses = Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
 RuleInputs = Mapping[str, torch.Tensor]  # values of one client for a rule that changes the loss
 Gradients = tuple[torch.Tensor, ...]  # one gradient per parameter
-GradientOf = Callable[[torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]  # (x_B, y_B) -> ..., loss_B
+# (x_B, y_B, rows_B) -> gradients, loss_B
+GradientOf = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]
 Step = Callable[[Gradients], None]
 
-
-def _logistic(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return F.binary_cross_entropy_with_logits(outputs[:, 0], y.float(), reduction="none")
-
-
-LOSSES: Mapping[Task, Loss] = {
-    "binary": _logistic,
-    "ranking": _logistic,
-    "multiclass": lambda outputs, y: F.cross_entropy(outputs, y, reduction="none"),
-    "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
-}
 
 STOCHASTIC_MODULES = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers in training
 VMAP_MAX_PARAMETERS = 20_000  # on a CPU, vmap is faster up to this model size
 VMAP_MIN_CLIENTS = 32  # on a CPU, vmap is faster from this block size on
 MAX_PER_EXAMPLE_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
+STEP_BITS = 40  # each local step has 2^40 numbers of the stream of an example
 VMAP_GROUP_SIZE = 256  # number of clients that step together on a CPU
 
 
@@ -185,7 +178,7 @@ class TorchTrainer:
             return self._fit(request, rule, work)
 
     def _fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
-        refuse_dp_sgd_with_buffers(self.layout, request.local)
+        self.check_example_dp(request, work[0].examples)
         clients_K = np.array([client_work.client for client_work in work], np.int64)
         sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)
         plans = poisson_plans if request.local.example_dp else batch_plans
@@ -203,6 +196,8 @@ class TorchTrainer:
             counts_KC=None if counts_KC is None else self._to_device(counts_KC),
         )
         together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap"
+        if request.local.example_dp:
+            together = together and not self._clipped(clip=request.local.example_dp.clip).needs_keys
         delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job)
         return Updates(
             clients_K=clients_K,
@@ -241,7 +236,7 @@ class TorchTrainer:
         total = torch.zeros((), device=self.device)
         for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
             batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.device)
-            gradients, loss_B = gradient_of(x.index_select(0, batch), y.index_select(0, batch))
+            gradients, loss_B = gradient_of(x.index_select(0, batch), y.index_select(0, batch), batch)
             total += loss_B.sum()
             if job.rule.correct is not plain_training.correct:
                 gradients = _correct(job.rule, gradients, weights, vectors)
@@ -285,7 +280,7 @@ class TorchTrainer:
         return features_BF
 
     def _gradient(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, losses: Losses | None = None
+        self, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor, losses: Losses | None = None
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
         loss_B = (losses or self._plain_losses)(self.module, x_B, y_B)
@@ -296,30 +291,29 @@ class TorchTrainer:
         """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
         dp = job.request.local.example_dp
         assert dp is not None
-        clipped = self._clipped(clip=dp.clip)
-        noise, noise_D = self._noise(job.request, work), torch.zeros_like(self._flat_D)
-        noises, expected = self._split(noise_D), min(job.request.local.batch_size, len(work.examples))
+        clipped, steps, std = self._clipped(clip=dp.clip), count(), dp.clip * dp.noise_multiplier
+        keys_N = self._example_keys(job.request, work) if clipped.needs_keys else None
+        draw, noisy_D = (
+            normal_source(job.request, work, self.device),
+            torch.empty_like(self._flat_D, dtype=torch.float64),
+        )
+        parts, expected = self._split(noisy_D), min(job.request.local.batch_size, len(work.examples))
 
-        def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
-            sums, loss_B = clipped(x_B, y_B, scale=1 / expected)
-            if dp.noise_multiplier:
-                noise(noise_D)
-                torch._foreach_add_(sums, noises, alpha=dp.clip * dp.noise_multiplier / expected)
-            return tuple(sums), loss_B
+        def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
+            keys_B = None if keys_N is None else keys_N[rows_B]
+            sums, loss_B = clipped(x_B, y_B, keys_B=keys_B, start=next(steps) << STEP_BITS)
+            if std:
+                draw(noisy_D)
+                noisy_D.mul_(std)
+                torch._foreach_add_(parts, sums)
+                sums = self._split(round_to_grid_(noisy_D, std).float())
+            return torch._foreach_div(sums, expected), loss_B
 
         return gradient_of
 
-    def _noise(self, request: Request, work: ClientWork) -> Callable[[torch.Tensor], object]:
-        """Return a function that fills a tensor with standard normal numbers.
-
-        Real clients use numbers from the operating system, which do not follow from a seed.
-        """
-        if request.deployed:
-            return lambda noise: noise.copy_(torch.from_numpy(secret_normals(tuple(noise.shape))))
-        generator = torch.Generator(self.device)
-        seed = integer_seed(request.seed, Purpose.NOISE, round=round_of(request, work), client=work.client)
-        generator.manual_seed(seed)
-        return lambda noise: noise.normal_(generator=generator)
+    def _example_keys(self, request: Request, work: ClientWork) -> torch.Tensor:
+        """Return the key of each example of a client for its random draws, int64."""
+        return self._to_device(example_keys(request, work, Purpose.MODEL).view(np.int64))
 
     def _vectors(self, job: _Job, work: ClientWork) -> dict[str, torch.Tensor]:
         """Return the vectors ``(D,)`` of the local rule: global model, client state, broadcast values."""
@@ -392,17 +386,20 @@ class TorchTrainer:
         """Return the gradient function of DP-SGD for clients that step together."""
         dp = job.request.local.example_dp
         assert dp is not None
-        noises = [self._noise(job.request, client_work) for client_work in work]
-        noise_KD = torch.zeros((len(work), self.layout.num_parameters), device=self.device)
+        draws, std = (
+            [normal_source(job.request, client_work, self.device) for client_work in work],
+            dp.clip * dp.noise_multiplier,
+        )
+        noisy_KD = torch.empty((len(work), self.layout.num_parameters), dtype=torch.float64, device=self.device)
         expected_K = [min(job.request.local.batch_size, len(client_work.examples)) for client_work in work]
         expected_K1 = torch.tensor(expected_K, device=self.device)[:, None]
 
         def gradients(params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             sum_KD, loss_K = torch.func.vmap(partial(self._clipped_sum, dp.clip))(params_KD, *batch_KB)
-            if dp.noise_multiplier:
-                for noise, row_D in zip(noises, noise_KD, strict=True):
-                    noise(row_D)
-                sum_KD = sum_KD.add(noise_KD, alpha=dp.clip * dp.noise_multiplier)
+            if std:
+                for draw, row_D in zip(draws, noisy_KD, strict=True):
+                    draw(row_D)
+                sum_KD = round_to_grid_(noisy_KD.mul_(std).add_(sum_KD), std).float()
             return sum_KD / expected_K1, loss_K
 
         return gradients
@@ -451,6 +448,22 @@ class TorchTrainer:
     def _concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         starts_K = np.cumsum([0, *map(len, arrays[:-1])])
         return self._to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.device)[:, None]
+
+    def check_example_dp(self, request: Request, examples: Examples) -> None:
+        """Check that DP-SGD protects single examples with this model. See `Trainer.check_example_dp`.
+
+        The first call also selects the method of `ClippedGradient`. Later calls are free.
+        """
+        dp = request.local.example_dp
+        if dp is None:
+            return
+        refuse_dp_sgd_with_buffers(self.layout, request.local)
+        clipped = self._clipped(clip=dp.clip)
+        if not clipped.method:
+            self._flat_D.copy_(self._to_device(request.params_D))
+            self.module.train()
+            with _one_thread(self.device):
+                clipped.prepare(self._to_device(examples.x), self._to_device(examples.y), synthetic=request.deployed)
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Return raw outputs ``(N, C)`` in evaluation mode."""

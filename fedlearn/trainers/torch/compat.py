@@ -1,0 +1,32 @@
+"""Undocumented names of PyTorch that fedlearn uses: tensors inside ``torch.func.vmap``.
+
+Shapes: B batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch._C import _functorch
+
+
+def physical_tensor(tensor: torch.Tensor) -> tuple[torch.Tensor, int] | None:
+    """Return the whole tensor of a tensor inside ``vmap``, and its batch axis; None if it has no batch axis."""
+    if not _functorch.is_batchedtensor(tensor):
+        return None
+    physical: torch.Tensor = _functorch.get_unwrapped(tensor)
+    if _functorch.is_batchedtensor(physical):
+        raise ValueError("a tensor inside two calls of vmap")
+    return physical, _functorch.maybe_get_bdim(tensor)
+
+
+def with_batch_axis(tensor: torch.Tensor, like: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a tensor inside ``vmap`` that has one equal copy per example, at axis 0.
+
+    Args:
+        tensor: tensor without a batch axis.
+        like: tensor with a batch axis of the same ``vmap``.
+        size: batch size B.
+    """
+    level = _functorch.maybe_get_level(like)
+    batched: torch.Tensor = _functorch._add_batch_dim(tensor.expand(size, *tensor.shape), 0, level)
+    return batched
