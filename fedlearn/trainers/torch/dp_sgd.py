@@ -23,7 +23,7 @@ from fedlearn.trainers.torch.example_graph import LEAVES, separate_graph
 from fedlearn.trainers.torch.example_probe import ExampleProbe
 from fedlearn.trainers.torch.layer_gradients import Share, is_known, layer_shares, share_of_gradients
 from fedlearn.trainers.torch.losses import LOSSES, Loss
-from fedlearn.trainers.torch.random import own_generator
+from fedlearn.trainers.torch.random import restored_generators
 
 MAX_GRADIENT_BYTES = 2**28  # maximum size of the per-example gradients in memory
 METHODS = ("graph", "vmap", "gradients", "loop")  # from fast to slow
@@ -70,8 +70,8 @@ class ClippedGradient:
     - Random draws of an example depend on its key only.
 
     Raises:
-        SettingError: The first use shows that the model or the loss mixes the examples of a batch, that a forward
-            pass changes the model, or that the model draws numbers outside torch's generator.
+        SettingError: The first use shows that the model or the loss mixes the examples of a batch. Other reasons are a
+            forward pass that changes the model, and draws outside torch's generator.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, leaves: Sequence[nn.Parameter], *, clip: float) -> None:
@@ -97,7 +97,7 @@ class ClippedGradient:
             synthetic: see `fedlearn.trainers.example_check.probe_examples`.
         """
         probe = ExampleProbe(self.module, self.loss, self.leaves)
-        with own_generator(x_N.device):
+        with restored_generators(x_N.device):
             probe.check(x_N, y_N, synthetic=synthetic)
             self.has_draws = probe.has_draws
             for method in METHODS:
@@ -252,7 +252,7 @@ class ClippedGradient:
     def _by_loop(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
         """Return the result from one pass per example. The key of an example seeds torch's generator."""
         total = _Total(self.leaves, self.clip)
-        with own_generator(x_B.device):
+        with restored_generators(x_B.device):
             for i in range(len(y_B)):
                 if keys_B is not None:
                     torch.manual_seed(int(keys_B[i]) ^ start)

@@ -86,7 +86,7 @@ class ConstantDraws(_Draws):
         self.has_drawn, self.unknown = False, ""
 
     def draw(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Return constants."""
+        """Return the middle of the distribution of a random operation."""
         self.has_drawn = True
         if name in ("bernoulli", "bernoulli_"):
             return _keep_probability(name, *args, **kwargs)

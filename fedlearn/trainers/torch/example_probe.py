@@ -76,7 +76,7 @@ class ExampleProbe:
                 self._check_mixing(*group)
 
     def agrees(self, clipped: Clipped) -> bool:
-        """Return whether the sums of clipped gradients are those of a loop over the examples."""
+        """Return whether the sums of clipped gradients equal the sums from a loop over the examples."""
         clip, tolerance = clipped.clip, self._tolerance(self._groups[0][0])
         try:
             with self._restored():

@@ -23,7 +23,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def own_generator(device: torch.device | str) -> Iterator[None]:
+def restored_generators(device: torch.device | str) -> Iterator[None]:
     """Restore the state of torch's global generators after a block of code.
 
     Args:
