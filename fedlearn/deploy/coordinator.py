@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization as formats
+import httpx
 from filelock import FileLock, Timeout
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
@@ -23,14 +24,13 @@ from fedlearn.core.import_path import WORKING_FOLDER_ENV
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.coordinator_side.admission import write_nodes
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
-from fedlearn.deploy.coordinator_side.superlink import TOKEN_FILE_ENV
-from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry
-from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, python_command
+from fedlearn.deploy.coordinator_side.superlink import NODES_ENV, TOKEN_FILE_ENV
+from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry, read_admitted
+from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
 from fedlearn.errors import FedlearnError, is_count, require
-from fedlearn.flower.compat import START_SUPEREXEC
 
-# environment variables: folder of all runs, folder of the admitted nodes' keys, modules that settings may name, --state
-RUNS_ENV, NODES_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_NODES", "FEDLEARN_ALLOW_TARGETS"
+# environment variables: folder of all runs, modules that settings may name, state folder
+RUNS_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_ALLOW_TARGETS"
 STATE_ENV = "FEDLEARN_COORDINATOR_STATE"
 ADDRESS_FILE = "address"  # in the state folder: address of the coordinator, host:port
 START_TIMEOUT_S = 60.0  # seconds for the SuperLink to start
@@ -64,6 +64,7 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_ta
     _check_keys(keys)
     for folder in (state, runs):
         folder.mkdir(parents=True, exist_ok=True)
+    state.chmod(0o700)  # an earlier version may have created it for all users
     lock = FileLock(state / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -88,6 +89,7 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targ
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
         children.wait_for(lambda: _is_reachable(local, keys), "the SuperLink is reachable", timeout_s=START_TIMEOUT_S)
         _require_token_check(local, keys)
+        _require_limits(local, keys)
         control = CoordinatorClient(local, keys)
         for run_id in control.list_running():  # their processes ended with the previous coordinator
             control.stop(run_id)
@@ -127,7 +129,7 @@ def sync_nodes(control: CoordinatorClient, keys: Path, state: Path) -> None:
     Raises:
         KeysError: A file in this folder is not a public key.
     """
-    wanted = {_pem(path): path.stem for path in sorted((keys / ALLOWED).glob("*.pub"))}
+    wanted = read_admitted(keys / ALLOWED)
     known = control.nodes()
     for key in wanted.keys() - known.keys():
         control.register_node(wanted[key], key)
@@ -138,15 +140,6 @@ def sync_nodes(control: CoordinatorClient, keys: Path, state: Path) -> None:
     admitted = control.nodes()
     write_nodes(state, {admitted[key]: (name, key) for key, name in wanted.items() if key in admitted})
     sys.stdout.flush()
-
-
-def _pem(path: Path) -> bytes:
-    try:
-        key = formats.load_ssh_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        fix = "a key that python -m fedlearn.deploy.keys add created, or remove this file"
-        raise KeysError(f"{path} is not a public key: {error}\n  try       {fix}") from error
-    return key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:
@@ -162,7 +155,7 @@ def _superlink(keys: Path, state: Path, host: str, port: int) -> list[str]:
 
 def _superexec(keys: Path, address: str) -> list[str]:
     return [
-        *(*python_command(), "-c", START_SUPEREXEC, "--runtime-api-address", address),
+        *(*module_command("fedlearn.deploy.coordinator_side.superexec"), "--runtime-api-address", address),
         *("--root-certificates", str((keys / CA).resolve())),
         *("--superexec-auth-secret-file", str((keys / SECRET).resolve()), "--parent-pid", str(os.getpid())),
     ]
@@ -176,6 +169,21 @@ def _is_reachable(address: str, keys: Path) -> bool:
             raise
         return False
     return True
+
+
+def _require_limits(address: str, keys: Path) -> None:
+    """Check that `RequestLimits` stands in front of the SuperLink, which otherwise shows a description of its APIs.
+
+    Raises:
+        CoordinatorError: A future version of Flower ignores `RequestLimits`.
+    """
+    trust = ssl.create_default_context(cafile=str(keys / CA))
+    response = httpx.get(f"https://{address}/openapi.json", verify=trust, timeout=10.0, trust_env=False)
+    if response.status_code != httpx.codes.NOT_FOUND:
+        raise CoordinatorError(
+            "this version of Flower reads messages of unknown senders\n"
+            "  expected  flwr 1.41 or 1.42\n  try       pip install flwr==1.41.0"
+        )
 
 
 def _require_token_check(address: str, keys: Path) -> None:
@@ -256,7 +264,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve_until_stopped(**options: Any) -> int:
     try:
-        serve(**options)
+        with private_files():
+            serve(**options)
     except KeyboardInterrupt:
         sys.stdout.write("stopped\n")
     return DONE

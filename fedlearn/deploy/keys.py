@@ -48,6 +48,7 @@ from fedlearn.deploy.node_side.masking_keys import (
     format_identities,
     read_identities,
 )
+from fedlearn.deploy.processes import private_files
 from fedlearn.errors import FedlearnError, is_count, require
 
 CA, CA_KEY, TOKEN = "ca.crt", "ca.key", "token"
@@ -62,6 +63,7 @@ class KeysError(FedlearnError):
     """Report keys that are missing, invalid or already present."""
 
 
+@private_files()
 def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: int = 365) -> None:
     """Create an authority, a server certificate, an operator's token, and a key pair for each node.
 
@@ -88,17 +90,18 @@ def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: in
     certificate = _authority(key)
     for part in (f"coordinator/{ALLOWED}", f"coordinator/{REVOKED}", "operator", "nodes"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    _write_private(folder / CA_KEY, _pem(key))
+    write_atomically(folder / CA_KEY, _pem(key))
     for part in (".", "coordinator", "operator"):
         write_atomically(folder / part / CA, certificate.public_bytes(formats.Encoding.PEM))
     token = secrets.token_urlsafe(32)
     for part in ("coordinator", "operator"):
-        _write_private(folder / part / TOKEN, token.encode())
-    _write_private(folder / "coordinator" / SECRET, secrets.token_bytes(32).hex().encode())
+        write_atomically(folder / part / TOKEN, token.encode())
+    write_atomically(folder / "coordinator" / SECRET, secrets.token_bytes(32).hex().encode())
     renew(folder, hosts, days=days)
     add(folder, nodes)
 
 
+@private_files()
 def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
     """Create a new server certificate and key; the keys of nodes and operators stay valid.
 
@@ -127,10 +130,11 @@ def renew(folder: Path, hosts: Sequence[str] = (), *, days: int = 365) -> None:
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
         .sign(authority_key, hashes.SHA384())
     )
-    _write_private(target / SERVER_KEY, _pem(key))
+    write_atomically(target / SERVER_KEY, _pem(key))
     write_atomically(target / CERTIFICATE, certificate.public_bytes(formats.Encoding.PEM))
 
 
+@private_files()
 def add(folder: Path, nodes: Sequence[str]) -> None:
     """Create key pairs for new nodes; a running coordinator admits these nodes within seconds.
 
@@ -155,15 +159,16 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         target = folder / "nodes" / name
         target.mkdir(parents=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP384R1())
-        _write_private(target / NODE_KEY, _openssh(key))
+        write_atomically(target / NODE_KEY, _openssh(key))
         shutil.copyfile(folder / CA, target / CA)
         secret = Ed25519PrivateKey.generate().private_bytes_raw()
-        _write_private(target / MASKING_KEY, secret.hex().encode())
+        write_atomically(target / MASKING_KEY, secret.hex().encode())
         _write_identities(folder, {**_identities(folder), name: derive_public_key(secret)}, bindings)
         line = key.public_key().public_bytes(formats.Encoding.OpenSSH, formats.PublicFormat.OpenSSH)
         write_atomically(public[0], line + f" {name}\n".encode())
 
 
+@private_files()
 def bind(folder: Path, nodes: Sequence[str]) -> None:
     """Change the client ids and the largest number of examples of admitted nodes.
 
@@ -191,6 +196,7 @@ def bind(folder: Path, nodes: Sequence[str]) -> None:
         _write_identities(folder, _identities(folder), bindings)
 
 
+@private_files()
 def revoke(folder: Path, nodes: Sequence[str]) -> None:
     """Revoke the keys of nodes; a running coordinator disconnects these nodes within seconds.
 
@@ -232,6 +238,15 @@ def hosts_of(certificate: x509.Certificate) -> list[str]:
     """Return the names and IP addresses in a server certificate."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return [str(name.value) for name in names]
+
+
+def read_admitted(folder: Path) -> dict[bytes, str]:
+    """Return the public keys (PEM) and names of the nodes in the folder ``allowed``.
+
+    Raises:
+        KeysError: A file is not a public key.
+    """
+    return {_read_public(path): path.stem for path in sorted(folder.glob("*.pub"))}
 
 
 def describe(folder: Path) -> str:
@@ -314,13 +329,13 @@ def _read(path: Path) -> bytes:
         raise KeysError(f"{path} cannot be read: {error.strerror}\n  try       {fix}") from error
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    """Write a file that no other user can read at any moment."""
-    mask = os.umask(0o077)
+def _read_public(path: Path) -> bytes:
     try:
-        write_atomically(path, content)
-    finally:
-        os.umask(mask)
+        key = formats.load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError) as error:
+        fix = "a key that python -m fedlearn.deploy.keys add created, or remove this file"
+        raise KeysError(f"{path} is not a public key: {error}\n  try       {fix}") from error
+    return key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

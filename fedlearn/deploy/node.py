@@ -22,7 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.keys import CA, NODE_KEY
-from fedlearn.deploy.processes import GRACE_S, Child, Children, flower_environment, module_command
+from fedlearn.deploy.processes import GRACE_S, Child, Children, flower_environment, module_command, private_files
 from fedlearn.errors import FedlearnError
 
 CLIENT_STATES_FOLDER, OLD_CLIENT_STATES_FOLDER = "client_states", "memory"  # folders in --state
@@ -76,6 +76,7 @@ def serve(node: Node) -> None:
             fix = "--keys with the folder keys/nodes/NAME that python -m fedlearn.deploy.keys created"
             raise NodeError(f"--keys {node.keys} has no {name}\n  try       {fix}")
     node.state.mkdir(parents=True, exist_ok=True)
+    node.state.chmod(0o700)  # an earlier version may have created it for all users
     with Children() as children:
         watched = [children.start(_trainer(node, node.trainer_args))] if node.trainer_args is not None else []
         children.wait_for(lambda: is_serving(node.socket), f"the trainer at {node.socket}", timeout_s=TRAINER_TIMEOUT_S)
@@ -213,7 +214,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _serve_until_stopped(**options: Any) -> int:
     try:
-        serve(node_from_args(argparse.Namespace(**options)))
+        with private_files():
+            serve(node_from_args(argparse.Namespace(**options)))
     except KeyboardInterrupt:
         sys.stdout.write("stopped\n")
     return DONE

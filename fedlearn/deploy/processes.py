@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,16 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, number)
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Create files and folders in this block for the present user only. Processes that it starts do the same."""
+    mask = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(mask)
 
 
 def flower_environment(home: Path, **more: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from fedlearn.deploy.client_ids import format_client_ids
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
 from fedlearn.deploy.node_side.scenario_policy import choice, named_code
-from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command
+from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command, private_files
 from fedlearn.deploy.run_log import Follower
 from fedlearn.deploy.submit import compose_request
 from fedlearn.errors import is_count, require
@@ -63,10 +63,12 @@ class Rehearsal:
         self.keys, self.data = self.folder / "keys", data
         self.allow_targets = policy.get("allow_targets", ())
         self.policy = self.folder / "policy.yaml"
-        self.policy.write_text(json.dumps(policy), encoding="utf-8")  # JSON is valid YAML
+        with private_files():
+            self.policy.write_text(json.dumps(policy), encoding="utf-8")  # JSON is valid YAML
         self.children: dict[str, Child] = {}
         self.address = f"localhost:{free_port()}"
 
+    @private_files()
     def start(self, children: Children) -> None:
         """Create keys, start all processes, and wait until all of them are ready.
 
@@ -175,6 +177,7 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     require(num_nodes <= num_clients, "num_nodes", num_nodes, expected, f"num_nodes={num_clients}")
     rerun_command = shlex.join(["python", "-m", "fedlearn.deploy.rehearse", f"num_nodes={num_nodes}", *overrides])
     with ExitStack() as stack:
+        stack.enter_context(private_files())
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
         folder.mkdir(parents=True, exist_ok=True)
         policy, path = minimal_policy(settings), settings["scenario"].get("path")

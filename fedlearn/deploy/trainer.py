@@ -126,6 +126,7 @@ def _serve_until_stopped(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
+    os.umask(0o077)  # client states and logs are for this user only
     set_environment(options["framework"] or "mixed")
     search_working_folder_last()
     try:

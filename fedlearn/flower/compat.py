@@ -7,13 +7,16 @@ checks the installed version before it uses another name, and imports that name 
 from __future__ import annotations
 
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from fedlearn.core.private_names import PrivateNames
 
 SERVER = 1  # node id of the ServerApp in Flower
-START_SUPEREXEC = "from flwr.supercore.cli import flower_superexec; flower_superexec()"  # for ``python -c``
 
 FLOWER = PrivateNames(
     library="flwr",
@@ -50,6 +53,19 @@ FLOWER = PrivateNames(
             "flwr.superlink.auth_plugin:NoOpControlAuthnPlugin.validate_tokens_in_metadata",
             "flwr.superlink.cli.flower_superlink",
             "flwr.superlink.cli:flower_superlink",
+            "flwr.superlink.main:_get_middleware",
+            "flwr.common.constant:SYSTEM_TIME_TOLERANCE",
+            "flwr.common.constant:TIMESTAMP_HEADER",
+            "flwr.common.constant:TIMESTAMP_TOLERANCE",
+            "flwr.supercore.constant:FLEET_HTTP_PUBLIC_KEY_HEADER",
+            "flwr.supercore.constant:FLEET_HTTP_SIGNATURE_HEADER",
+            "flwr.supercore.primitives.asymmetric:bytes_to_public_key",
+            "flwr.supercore.primitives.asymmetric:verify_signature",
+        ),
+        "server app": (
+            "flwr.superlink.cli:flwr_serverapp",
+            "flwr.supercore.constant:TaskType.SERVER_APP",
+            "flwr.supercore.superexec.executor.types:ExecutionSpec",
         ),
         "bundle": ("flwr.cli.build:build_fab_from_files", "flwr.supercore.fab:Fab"),
         "control": (
@@ -260,16 +276,93 @@ def forget_exit_handlers() -> None:
     registered_exit_handlers.clear()
 
 
-def run_superlink(accepts: Callable[[bytes], bool]) -> None:
+def run_superlink(
+    accepts: Callable[[bytes], bool], limits: Callable[..., Any], *, max_connections: int, **settings: Any
+) -> None:
     """Run Flower's SuperLink with the arguments of this process.
 
     Args:
         accepts: returns whether a request to the Control API with this token is accepted.
+        limits: class of an ASGI application that handles each request first.
+        max_connections: largest number of connections; further connections get status 503.
+        settings: settings of ``limits``.
     """
     FLOWER.verify("superlink")
     plugin, module = control_authentication(accepts), _superlink_module()
     module.load_control_authn_plugin = lambda: plugin
+    add_middleware(limits, **settings)
+    run = partial(module.uvicorn.run, limit_concurrency=max_connections, timeout_keep_alive=30)
+    module.uvicorn = SimpleNamespace(run=run)
     module.flower_superlink()
+
+
+def add_middleware(middleware: Callable[..., Any], **settings: Any) -> None:
+    """Let an ASGI application handle each request before the other parts of Flower's SuperLink.
+
+    Args:
+        middleware: class of the application; its first argument is the next application.
+        settings: further arguments.
+    """
+    FLOWER.verify("superlink")
+    from flwr.superlink import main
+    from starlette.middleware import Middleware
+
+    others = main._get_middleware
+    main._get_middleware = lambda: [Middleware(middleware, **settings), *others()]
+
+
+def signing_key(headers: Mapping[str, str]) -> bytes | None:
+    """Return the public key (PEM) that has signed the time in the headers of a node's request.
+
+    Flower checks this signature too, but only after it has read the body.
+
+    Returns:
+        The key, or None if the signature is not valid, or the time is not the present time.
+    """
+    FLOWER.verify("superlink")
+    from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+    from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+    from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+
+    try:
+        key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+        signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+        time = headers[TIMESTAMP_HEADER]
+        age = (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+        is_recent = -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+        is_valid = is_recent and verify_signature(bytes_to_public_key(key), time.encode("ascii"), signature)
+    except (KeyError, ValueError, TypeError):
+        return None
+    return key if is_valid else None
+
+
+def run_serverapp(arguments: Sequence[str], token: str) -> None:
+    """Run Flower's process for a ServerApp; the token is not an argument of the process.
+
+    Args:
+        arguments: further arguments of ``flwr-serverapp``.
+        token: token of the run.
+    """
+    FLOWER.verify("server app")
+    from flwr.superlink.cli import flwr_serverapp
+
+    sys.argv = ["flwr-serverapp", *arguments, "--token", token]  # this does not change the command line in /proc
+    flwr_serverapp()
+
+
+def serverapp_arguments(spec: Any) -> list[str]:
+    """Return the arguments of ``flwr-serverapp`` for Flower's description of a run, without the token.
+
+    Raises:
+        ValueError: The description is not of a ServerApp.
+    """
+    FLOWER.verify("server app")
+    from flwr.supercore.constant import TaskType
+
+    if spec.task_type != TaskType.SERVER_APP:
+        raise ValueError(f"this coordinator starts no programs of type {spec.task_type}")
+    arguments = ["--runtime-api-address", spec.runtime_api_address, "--parent-pid", str(spec.parent_pid)]
+    return [*arguments, "--root-certificates", str(spec.root_certificates_path)]
 
 
 def control_authentication(accepts: Callable[[bytes], bool]) -> Any:

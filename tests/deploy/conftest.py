@@ -136,6 +136,10 @@ def federation(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, Children(grace_s=2 * GRACE_S) as children:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(FAULTS), str(ROOT), os.environ.get("PYTHONPATH", "")]))
         patch.syspath_prepend(str(FAULTS))
-        rehearsal = Rehearsal(folder, folder / "runs", [[0, 2], [1, 3]], POLICY)
-        rehearsal.start(children)
+        previous_mask = os.umask(0)  # files must be private for any umask of the operator
+        try:
+            rehearsal = Rehearsal(folder, folder / "runs", [[0, 2], [1, 3]], POLICY)
+            rehearsal.start(children)
+        finally:
+            os.umask(previous_mask)
         yield Federation(rehearsal)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -246,3 +249,73 @@ def test_the_health_of_the_coordinator_is_told_to_anybody_who_trusts_it(federati
     context = ssl.create_default_context(cafile=federation.keys / "ca.crt")
     with urllib.request.urlopen(f"https://{federation.address}/health", context=context, timeout=20) as answer:
         assert answer.status == 200
+
+
+def processes_of(federation):
+    """Return the command lines of the processes of the federation, by process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            environment = (path.parent / "environ").read_bytes()
+            if bytes(federation.folder) in environment + b" ".join(words):
+                found[int(path.parent.name)] = [word.decode(errors="replace") for word in words]
+    return found
+
+
+def memory_of(process):
+    """Return the largest memory of a process so far, in MB."""
+    lines = (Path("/proc") / str(process) / "status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+@pytest.mark.parametrize("path", ["/v1/fleet/push-object", "/v1/fleet/push-messages", "/v1/control/start-run"])
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "with a length"])
+def test_a_large_message_of_a_stranger_is_not_read(federation, path, chunked):
+    link = next(id for id, words in processes_of(federation).items() if any("side.superlink" in w for w in words))
+    before, host, port = memory_of(link), *federation.address.split(":")
+    trust = ssl.create_default_context(cafile=str(federation.keys / "operator/ca.crt"))
+    with trust.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host) as connection:
+        connection.settimeout(60)
+        size = "transfer-encoding: chunked" if chunked else f"content-length: {500 * 2**20}"
+        head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/x-protobuf\r\n{size}\r\n\r\n"
+        part = (b"400000\r\n" if chunked else b"") + b"\x0a" * 2**22 + (b"\r\n" if chunked else b"")
+        sent = 0
+        with suppress(OSError):  # the coordinator closes the connection
+            connection.sendall(head.encode())
+            for _ in range(125):
+                connection.sendall(part)
+                sent += len(part)
+        answer = b""
+        with suppress(OSError):
+            answer = connection.recv(100)
+    assert not answer or answer.startswith(b"HTTP/1.1 401"), answer
+    assert sent < 500 * 2**20 / 2
+    assert memory_of(link) - before < 40
+
+
+@pytest.mark.slow
+def test_no_argument_of_a_process_is_a_token(federation):
+    seen = {}
+
+    def look(run):
+        seen.update(processes_of(federation))
+        return any("superexec" in word for words in seen.values() for word in words[3:4]) and bool(run.lines)
+
+    run = federation.run("rounds=2", name="tokens", events=[(look, lambda: None)])
+    assert run.code == 0, run.text
+    arguments = [word for words in seen.values() for word in words]
+    assert "--runtime-api-address" in arguments
+    runs = [words for words in seen.values() if "run" in words and any("superexec" in word for word in words)]
+    assert runs, "the process of the run was not seen"
+    files = ("operator/token", "coordinator/executor.secret")
+    secrets = {(federation.keys / name).read_text().strip() for name in files}
+    assert not [word for word in arguments if word == "--token" or any(secret in word for secret in secrets)]
+    assert not [word for word in arguments if re.fullmatch(r"[0-9a-f]{32,}|[A-Za-z0-9_-]{40,}", word)]
+
+
+def test_no_other_user_can_read_a_file_of_coordinator_or_node(federation):
+    paths = [federation.folder, *federation.folder.rglob("*")]
+    assert {"flower.db", "superlink.log", "trainer.log", "masking.key", "nodes.json"} <= {path.name for path in paths}
+    open_to_others = [str(path) for path in paths if not path.is_symlink() and path.stat().st_mode & 0o077]
+    assert not open_to_others

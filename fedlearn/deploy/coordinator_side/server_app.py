@@ -35,11 +35,12 @@ from fedlearn.callbacks.console import Console
 from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
-from fedlearn.deploy.coordinator import NODES_ENV, RUNS_ENV, STATE_ENV
+from fedlearn.deploy.coordinator import RUNS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.coordinator_side.submitted_settings import check_submitted_settings
+from fedlearn.deploy.coordinator_side.superlink import NODES_ENV
 from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.processes import die_with_parent
 from fedlearn.engines.deployed import DeployedEngine

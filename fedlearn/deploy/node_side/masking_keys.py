@@ -2,7 +2,8 @@
 
 The folder of the node's keys has two files. ``masking.key`` has the private key, which never leaves the node.
 ``masking.pub`` is the same at all nodes. Each line has a public key, the name of a node, and the ids of its clients:
-``5f3a... north 0-2,7``. A line without ids accepts all ids that no other line has. The sites agree on this file outside the protocol. A node takes part in a sum only with clients whose keys are in its own ``masking.pub``.
+``5f3a... north 0-2,7``. A line without ids accepts all ids that no other line has. The sites agree on this file outside
+the protocol. A node takes part in a sum only with clients whose keys are in its own ``masking.pub``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+"""Run Flower's SuperExec, which starts a process for each run.
+
+The command is ``python -m fedlearn.deploy.coordinator_side.superexec``, with the arguments of ``flower-superexec``.
+Flower passes the token of a run as an argument of the process, which all users of the machine can read. Here the
+process reads the token from its standard input.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+from fedlearn.deploy.processes import module_command
+from fedlearn.flower.compat import executor, run_serverapp, run_superexec, serverapp_arguments
+
+RUN = "run"  # first argument of the process of a run
+
+
+class RunExecutor:
+    """Start a process for each run, and reap the processes that have ended."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def launch(self, spec: Any) -> None:
+        """Start the process of a run; it ends at the latest with this process."""
+        command = [*module_command("fedlearn.deploy.coordinator_side.superexec"), RUN, *serverapp_arguments(spec)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        process.stdin.write(f"{spec.token}\n".encode())
+        process.stdin.close()
+        self._processes.append(process)
+
+    def reconcile(self) -> None:
+        """Reap the processes that have ended."""
+        self._processes = [process for process in self._processes if process.poll() is None]
+
+
+def main() -> None:
+    """Run the SuperExec, or the process of a run, with the arguments of this process."""
+    if sys.argv[1:2] == [RUN]:
+        run_serverapp(sys.argv[2:], token=sys.stdin.readline().strip())
+    else:
+        runs = RunExecutor()
+        run_superexec(sys.argv[1:], time, executor(runs.launch, runs.reconcile))
+
+
+if __name__ == "__main__":
+    main()

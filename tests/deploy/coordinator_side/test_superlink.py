@@ -1,0 +1,108 @@
+"""Who may call the coordinator: operators with the right token, and nodes with an admitted key."""
+
+import os
+import time
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+pytest.importorskip("flwr", reason="the extra flower is not installed")
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as formats
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from fedlearn.deploy import keys
+from fedlearn.deploy.coordinator_side.superlink import AdmittedNodes, OperatorToken
+from fedlearn.flower.compat import control_authentication, signing_key
+
+pytestmark = pytest.mark.framework
+WRONG_TOKENS = ["", "wrong", "righ", "rightt", "Right", "right ", "none", "\u00ff", "right\x00"]
+
+
+@pytest.mark.parametrize("token", WRONG_TOKENS)
+def test_no_token_but_the_right_one_is_accepted(token):
+    right = OperatorToken("right")
+    assert not right.accepts(token.encode())
+    assert not right.is_in({"authorization": f"Bearer x{token}"})
+    plugin = control_authentication(right.accepts)
+    assert plugin.validate_tokens_in_metadata([("flwr-oidc-access-token", token)])[0] is False
+    assert plugin.validate_tokens_in_metadata([])[0] is False
+
+
+def test_the_right_token_is_accepted():
+    right = OperatorToken("right")
+    assert right.accepts(b"right")
+    assert right.is_in({"authorization": "Bearer right"})
+    assert control_authentication(right.accepts).validate_tokens_in_metadata([("flwr-oidc-access-token", "right")])[0]
+    for headers in ({}, {"authorization": "right"}, {"authorization": "Basic right"}, {"cookie": "right"}):
+        assert not right.is_in(headers)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("k") / "keys"
+    keys.create(folder, ["localhost"], ["north", "south"])
+    return folder
+
+
+def signed(folder, name, at=None, **changes):
+    private = formats.load_ssh_private_key((folder / "nodes" / name / "node.key").read_bytes(), None)
+    public = private.public_key().public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
+    stamp = (at or datetime.now(UTC)).isoformat()
+    signature = private.sign(stamp.encode(), ec.ECDSA(hashes.SHA256()))
+    headers = {
+        "flwr-public-key": b64encode(public).decode(),
+        "flwr-signature": b64encode(signature).decode(),
+        "flwr-timestamp": stamp,
+    }
+    return {**headers, **changes}
+
+
+def test_a_node_of_this_federation_is_known_until_its_key_is_revoked(folder):
+    nodes = AdmittedNodes(folder / "coordinator/allowed")
+    headers = signed(folder, "north")
+    assert nodes.have_signed(headers)
+    assert nodes.have_signed(headers)
+    keys.revoke(folder, ["north"])
+    assert not nodes.have_signed(headers)
+    assert nodes.have_signed(signed(folder, "south"))
+
+
+def test_a_file_that_is_being_written_changes_nothing(folder, tmp_path):
+    nodes = AdmittedNodes(folder / "coordinator/allowed")
+    assert nodes.have_signed(signed(folder, "south"))
+    half = folder / "coordinator/allowed/east.pub"
+    half.write_text("ecdsa-sha2-nistp384 AAAA")
+    os.utime(half, (time.time(), time.time()))
+    assert nodes.have_signed(signed(folder, "south"))
+    half.unlink()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flwr-signature": "AAAA"},
+        {"flwr-signature": "not base64!"},
+        {"flwr-public-key": "AAAA"},
+        {"flwr-timestamp": "2026-01-01"},
+        {"flwr-timestamp": "soon"},
+        {"flwr-timestamp": "\u00ff"},
+    ],
+)
+def test_headers_that_no_node_has_signed_are_refused(folder, changes):
+    assert signing_key(signed(folder, "south")) is not None
+    assert signing_key(signed(folder, "south", **changes)) is None
+    for name in changes:
+        assert signing_key({key: value for key, value in signed(folder, "south").items() if key != name}) is None
+
+
+@pytest.mark.parametrize("age", [timedelta(minutes=10), timedelta(minutes=-10)])
+def test_an_old_signature_is_refused(folder, age):
+    assert signing_key(signed(folder, "south", at=datetime.now(UTC) - age)) is None
+
+
+def test_a_key_that_is_not_admitted_is_refused(folder, tmp_path):
+    keys.create(tmp_path / "others", ["localhost"], ["stranger"])
+    nodes = AdmittedNodes(folder / "coordinator/allowed")
+    assert not nodes.have_signed(signed(tmp_path / "others", "stranger"))
