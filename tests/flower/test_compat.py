@@ -67,5 +67,13 @@ def test_the_command_of_the_superlink_takes_the_plugin(monkeypatch):
     taken = []
     monkeypatch.setattr(module, "load_control_authn_plugin", module.load_control_authn_plugin)
     monkeypatch.setattr(module, "flower_superlink", lambda: taken.append(module.load_control_authn_plugin()))
-    compat.run_superlink(lambda token: False)
+    monkeypatch.setattr(module, "uvicorn", module.uvicorn)
+    monkeypatch.setattr("flwr.superlink.main._get_middleware", list)
+    first = object()
+    compat.run_superlink(lambda token: False, first, max_connections=7, max_body=5)
     assert taken[0].validate_tokens_in_metadata([]) == (False, None)
+    assert module.uvicorn.run.keywords["limit_concurrency"] == 7
+    from flwr.superlink import main
+
+    (middleware,) = main._get_middleware()
+    assert (middleware.cls, middleware.kwargs) == (first, {"max_body": 5})

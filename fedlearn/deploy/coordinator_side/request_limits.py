@@ -1,7 +1,8 @@
 """Limit the requests that Flower's SuperLink reads: senders, paths, sizes, and memory.
 
 Flower reads and parses the body of a request before it checks the sender. A large body of a stranger could then fill
-the memory. `RequestLimits` stands in front of Flower, in the interface of ASGI, and reads no body of a stranger.
+the memory. `RequestLimits` stands in front of Flower, in the interface of ASGI. It reads no body of a stranger, except
+the few bytes with which a node introduces itself.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 MAX_BODY_BYTES = 8 * 2**20  # Flower divides a message into parts of 5 MiB
+MAX_FIRST_BYTES = 2**14  # body of the first request of a node; Flower then sends the reason of a refusal
 MAX_BUFFERED_BYTES = 512 * 2**20  # bodies of all requests in progress together
 BODY_TIMEOUT_S = 120.0  # seconds in which a body must arrive
 MAX_CONNECTIONS = 2048
 FLEET, CONTROL, RUNTIME, HEALTH = "/v1/fleet/", "/v1/control/", "/v1/runtime/", "/health"
+FIRST_CALLS = (f"{FLEET}register-node", f"{FLEET}activate-node")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -50,8 +53,8 @@ class RequestLimits:
         body_timeout_s: seconds in which a body must arrive.
 
     Guarantees:
-        No part of a body is read before the sender is known: a node, an operator, or a process of this machine. Other
-        paths than those of the APIs and of the health check do not exist.
+        No part of a body is read before the sender is known: a node, an operator, or a process of this machine. The
+        bodies of `FIRST_CALLS` have at most `MAX_FIRST_BYTES`. Except for the health check, no other paths exist.
     """
 
     def __init__(
@@ -80,8 +83,9 @@ class RequestLimits:
         try:
             headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             await asyncio.to_thread(self._check_sender, scope, headers)
-            self._check_length(headers)
-            await self._read(receive, body)
+            limit = MAX_FIRST_BYTES if scope["path"] in FIRST_CALLS else self.max_body
+            _check_length(headers, limit)
+            await self._read(receive, body, limit)
         except RequestRefused as refused:
             self._buffered -= len(body)
             return await _refuse(send, refused)
@@ -92,6 +96,8 @@ class RequestLimits:
 
     def _check_sender(self, scope: Scope, headers: Headers) -> None:
         path = str(scope["path"])
+        if path in FIRST_CALLS:
+            return
         if path.startswith(FLEET):
             _refuse_if(not self.is_node(headers), 401, "Invalid SuperNode authentication")
         elif path.startswith(CONTROL):
@@ -100,11 +106,7 @@ class RequestLimits:
             is_local = path.startswith(RUNTIME) and is_local_connection(scope)
             _refuse_if(path != HEALTH and not is_local, 404, "Not Found")
 
-    def _check_length(self, headers: Headers) -> None:
-        length = headers.get("content-length", "0")
-        _refuse_if(not length.isdecimal() or int(length[:20]) > self.max_body, 413, "the body is too large")
-
-    async def _read(self, receive: Receive, body: bytearray) -> None:
+    async def _read(self, receive: Receive, body: bytearray, limit: int) -> None:
         """Read a body of a known sender into ``body``."""
         try:
             async with asyncio.timeout(self.body_timeout_s):
@@ -112,7 +114,7 @@ class RequestLimits:
                     message = await receive()
                     _refuse_if(message["type"] != "http.request", 400, "the connection was closed")
                     part = message.get("body", b"")
-                    _refuse_if(len(body) + len(part) > self.max_body, 413, "the body is too large")
+                    _refuse_if(len(body) + len(part) > limit, 413, "the body is too large")
                     _refuse_if(self._buffered + len(part) > self.max_buffered, 503, "too many requests in progress")
                     body += part
                     self._buffered += len(part)
@@ -129,6 +131,11 @@ def is_local_connection(scope: Scope) -> bool:
         return ipaddress.ip_address(client[0]).is_loopback or client[0] == server[0]
     except ValueError:
         return False
+
+
+def _check_length(headers: Headers, limit: int) -> None:
+    length = headers.get("content-length", "0")
+    _refuse_if(not length.isdecimal() or int(length[:20]) > limit, 413, "the body is too large")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

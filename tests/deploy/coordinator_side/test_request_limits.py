@@ -81,6 +81,9 @@ def handle(app, *requests):
         ("/v1/fleet/push-object", {"node": "stranger"}, REMOTE, 401),
         ("/v1/fleet/push-object", OPERATOR, REMOTE, 401),
         ("/v1/fleet/push-object", {}, LOCAL, 401),
+        ("/v1/fleet/activate-node/", {}, REMOTE, 401),
+        ("/v1/fleet/activate-node", {}, REMOTE, 200),  # Flower refuses it, and names the reason
+        ("/v1/fleet/register-node", {}, REMOTE, 200),
         ("/v1/fleet/push-object", NODE, REMOTE, 200),
         ("/v1/control/start-run", {}, REMOTE, 401),
         ("/v1/control/start-run", {"operator": "guess"}, REMOTE, 401),
@@ -125,6 +128,16 @@ def test_a_large_body_of_a_node_is_refused_before_it_is_read(parts, length, stat
         assert not app.bodies
         assert (b"connection", b"close") in request.sent[0]["headers"]
         assert json.loads(request.sent[1]["body"]) == {"detail": "the body is too large"}
+
+
+@pytest.mark.parametrize("length", [None, 2**14 + 1])
+def test_a_node_introduces_itself_with_few_bytes(length):
+    app, request = (
+        limited(max_body=2**20, max_buffered=2**20),
+        Request("/v1/fleet/activate-node", {}, [b"x" * 2**14, b"x"], length=length),
+    )
+    assert handle(app, request) == [413]
+    assert request.num_read == (2 if length is None else 0)
 
 
 def test_all_bodies_together_have_a_limit():
