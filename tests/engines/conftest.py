@@ -152,7 +152,7 @@ def federation(problem, identity, tmp_path):
 
     grids = []
     targets = [f"{problem}.{name}" for name in ("linear", "normed", "spoilt")]
-    names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg", "afl", "ifca", "oort")
+    names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "fedrep", "ditto", "qfedavg", "afl", "ifca", "oort")
     names += ("fedasync", "fedbuff")
     strategies = [f"strategies.{name}" for name in names]
 

@@ -554,6 +554,18 @@ def test_a_node_may_keep_its_metrics_to_itself(federation):
     assert one.failures == ()
 
 
+def test_a_run_goes_on_without_the_metrics_of_nodes_that_keep_them(federation):
+    made = federation()
+    made.restart(102, policy={"reveal": Reveal(metrics=False)})
+    (one,) = deployed(made, rounds=1)
+    assert one.evaluation.clients == (0, 1)
+    assert one.failures == ()
+    made = federation(policy={"reveal": Reveal(metrics=False)}, run="another")
+    (one,) = deployed(made, rounds=1)
+    assert one.evaluation is None
+    assert one.failures == ()
+
+
 def test_a_messenger_that_cannot_reach_its_trainer_is_a_failure_with_its_reason(federation):
     made = federation()
     made.engine.open()

@@ -158,3 +158,51 @@ def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_order
         )
         site.respond(request)
     assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]
+
+
+def order_to(made, node, privacy, strategy, **local):
+    """Return the response of a node to a training request that no honest coordinator sends."""
+    made.engine.open()
+    layout = made.engine.layout
+    target = {"_target_": f"fedlearn.privacy.mechanisms.{privacy}", "noise_multiplier": 2.0}
+    settings = {**made.settings, "strategy": strategy, "privacy": target}
+    settings["population"] = {"num_clients": 4, "rounds": 1}
+    params_D = np.zeros(layout.num_parameters, np.float32)
+    order = Request(round=1, seed=1, params_D=params_D, local=replace(LOCAL_SETTINGS, **local))
+    zeros = {"broadcast": {"server": params_D}} if strategy["_target_"].endswith("scaffold") else {}
+    request = NodeRequest(
+        kind=RequestKind.FIT,
+        run="r",
+        round=1,
+        id="1",
+        settings=settings,
+        clients=(0,),
+        state_rounds=(0,),
+        layout=layout.digest,
+        shared=pack_order(replace(order, **zeros)),
+    )
+    return made.sites[node].respond(request)
+
+
+HOSTILE = [
+    ("local", {"_target_": "strategies.scaffold"}, "also sends change without noise"),
+    ("local", {"_target_": "strategies.fedavg"}, "strategy.weighting=equal"),
+    (
+        "example",
+        {"_target_": "strategies.fedrep", "personal_parameters": "out.bias", "head_epochs": 50},
+        "takes further steps",
+    ),
+]
+
+
+@pytest.mark.parametrize("hostile", HOSTILE, ids=["scaffold", "weights", "fedrep"])
+def test_a_node_refuses_a_strategy_whose_upload_the_mechanism_does_not_cover(federation, tmp_path, hostile):
+    privacy, strategy, reason = hostile
+    required = RequiredPrivacy(minimum=privacy, max_epsilon=50.0)
+    accepted = {f"strategies.{name}": {} for name in ("fedavg", "scaffold", "fedrep")}
+    made = federation(words=EQUAL, policy={"required_privacy": required, "strategies": accepted})
+    refusal = order_to(made, 101, privacy, strategy).refusal
+    assert refusal.stage == "policy"
+    assert reason in refusal.reason
+    assert not (tmp_path / "memory0/ledger.json").exists()
+    assert not (tmp_path / "memory0/requests.json").exists()

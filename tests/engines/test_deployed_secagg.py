@@ -195,8 +195,9 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
         ({"minimum": "secagg"}, None, "this node requires privacy=secagg or distributed"),
         ({"minimum": "secagg", "min_nodes_in_sum": 3}, SECAGG, "this node accepts at least 3"),
         ({"minimum": "secagg", "max_clip": 1.0}, {**SECAGG, "clip_norm": 5.0}, "this node accepts at most 1.0"),
+        ({"minimum": "secagg", "max_epsilon": 1.0}, SECAGG, "privacy=secagg has no epsilon"),
     ],
-    ids=["unmasked", "small sum", "clip"],
+    ids=["unmasked", "small sum", "clip", "no epsilon"],
 )
 def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
     made = masked(federation, policy={"required_privacy": RequiredPrivacy(**protection)})
