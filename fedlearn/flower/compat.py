@@ -17,6 +17,7 @@ from typing import Any
 from fedlearn.core.private_names import PrivateNames
 
 SERVER = 1  # node id of the ServerApp in Flower
+HEAD_TIMEOUT_S = 30.0  # seconds in which the head of an HTTP request must arrive
 
 FLOWER = PrivateNames(
     library="flwr",
@@ -54,6 +55,8 @@ FLOWER = PrivateNames(
             "flwr.superlink.cli.flower_superlink",
             "flwr.superlink.cli:flower_superlink",
             "flwr.superlink.main:_get_middleware",
+            "uvicorn.protocols.http.h11_impl:H11Protocol.connection_made",
+            "uvicorn.protocols.http.h11_impl:H11Protocol.connection_lost",
             "flwr.common.constant:SYSTEM_TIME_TOLERANCE",
             "flwr.common.constant:TIMESTAMP_HEADER",
             "flwr.common.constant:TIMESTAMP_TOLERANCE",
@@ -291,9 +294,40 @@ def run_superlink(
     plugin, module = control_authentication(accepts), _superlink_module()
     module.load_control_authn_plugin = lambda: plugin
     add_middleware(limits, **settings)
-    run = partial(module.uvicorn.run, limit_concurrency=max_connections, timeout_keep_alive=30)
+    options = {"http": http_protocol(), "ws": "none", "limit_concurrency": max_connections}
+    run = partial(module.uvicorn.run, timeout_keep_alive=int(HEAD_TIMEOUT_S), **options)
     module.uvicorn = SimpleNamespace(run=run)
     module.flower_superlink()
+
+
+def http_protocol(head_timeout_s: float = HEAD_TIMEOUT_S) -> Any:
+    """Return uvicorn's protocol for HTTP, with limits of size and time for the head of a request.
+
+    Uvicorn's other protocol (httptools) has no limit of size, and neither has a limit of time.
+
+    Args:
+        head_timeout_s: seconds in which the head of a request must arrive.
+    """
+    FLOWER.verify("superlink")
+    from uvicorn.protocols.http.h11_impl import H11Protocol  # 64 KiB for a head
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._timer = self.loop.call_later(head_timeout_s, self._close_if_idle)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._timer.cancel()
+            super().connection_lost(exc)
+
+        def _close_if_idle(self) -> None:
+            cycle: Any = self.cycle  # the present request and its response; None before the first one
+            if cycle is None or (cycle.response_complete and self.timeout_keep_alive_task is None):
+                self.transport.abort()
+            else:
+                self._timer = self.loop.call_later(head_timeout_s, self._close_if_idle)
+
+    return Protocol
 
 
 def add_middleware(middleware: Callable[..., Any], **settings: Any) -> None:

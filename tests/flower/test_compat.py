@@ -1,6 +1,10 @@
 """Undocumented names of Flower that fedlearn uses."""
 
 import ast
+import socket
+import threading
+import time
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -77,3 +81,50 @@ def test_the_command_of_the_superlink_takes_the_plugin(monkeypatch):
 
     (middleware,) = main._get_middleware()
     assert (middleware.cls, middleware.kwargs) == (first, {"max_body": 5})
+
+
+@pytest.fixture
+def http_server():
+    """Run the HTTP protocol of the SuperLink with a small application; return its port."""
+    import uvicorn
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    protocol = compat.http_protocol(head_timeout_s=0.3)
+    config = uvicorn.Config(app, port=0, http=protocol, ws="none", lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until = time.monotonic() + 30
+    while not server.started:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    thread.join(30)
+
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "first", [b"", b"GET / HT", REQUEST + b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nx: " + b"y" * 2**17 + b"\r\n"]
+)
+def test_a_connection_without_a_whole_head_is_closed(http_server, first):
+    with socket.create_connection(("127.0.0.1", http_server)) as connection:
+        connection.settimeout(30)
+        connection.sendall(first)
+        with suppress(ConnectionResetError):
+            while connection.recv(2**16):
+                pass
+
+
+def test_a_connection_with_requests_stays_open(http_server):
+    with socket.create_connection(("127.0.0.1", http_server)) as connection:
+        connection.settimeout(30)
+        for _ in range(5):
+            connection.sendall(REQUEST)
+            assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+            time.sleep(0.15)

@@ -348,3 +348,18 @@ def test_importing_fedlearn_loads_no_cryptography():
     code = f"import {modules}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("num_parties", "threshold"), [(None, 4), (3, 3), (4, 3), (6, 4), (9, 4)])
+def test_noise_is_sized_for_the_smallest_sum_with_one_client_per_party(num_parties, threshold):
+    masking = replace(KINDS["skellam"], noise_multiplier=1.5, num_parties=num_parties)
+    smallest = masking.noisy_sum(6)
+    assert masking.threshold_of(6) == smallest.min_clients == threshold
+    assert smallest.std * np.sqrt(threshold) == pytest.approx(1.5 * masking.norm)
+    assert smallest.equivalent_noise_multiplier == pytest.approx(1.5, rel=0.01)
+
+
+@pytest.mark.parametrize(("size", "threshold"), [(2, 2), (3, 3), (4, 3), (5, 4), (9, 6), (100, 51)])
+def test_the_default_threshold_resists_one_colluding_party(size, threshold):
+    assert Masking(clip_norm=1.0).threshold_of(size) == threshold
+    assert 2 * threshold > size + 1
