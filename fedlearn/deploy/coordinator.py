@@ -6,6 +6,7 @@ the database. The SuperExec starts a process for each run. Both are restarted if
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -28,9 +29,11 @@ from fedlearn.deploy.coordinator_side.superlink import NODES_ENV, TOKEN_FILE_ENV
 from fedlearn.deploy.keys import ALLOWED, CA, CERTIFICATE, SECRET, SERVER_KEY, TOKEN, KeysError, expiry, read_admitted
 from fedlearn.deploy.processes import Child, Children, flower_environment, module_command, private_files
 from fedlearn.errors import FedlearnError, is_count, require
+from fedlearn.runner.consent import ALLOW_ENV
+from fedlearn.runner.registry import Registry, installed_registry, read_builders
 
-# environment variables: folder of all runs, modules that settings may name, state folder
-RUNS_ENV, ALLOW_ENV = "FEDLEARN_RUNS", "FEDLEARN_ALLOW_TARGETS"
+# environment variables: folder of all runs, builders of the operator as JSON, state folder
+RUNS_ENV, BUILDERS_ENV = "FEDLEARN_RUNS", "FEDLEARN_BUILDERS"
 STATE_ENV = "FEDLEARN_COORDINATOR_STATE"
 ADDRESS_FILE = "address"  # in the state folder: address of the coordinator, host:port
 START_TIMEOUT_S = 60.0  # seconds for the SuperLink to start
@@ -41,7 +44,7 @@ class CoordinatorError(FedlearnError):
     """Report a coordinator that cannot start."""
 
 
-def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_targets: Sequence[str] = ()) -> None:
+def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, builders: Path | None = None) -> None:
     """Serve nodes and operators until the process is interrupted.
 
     Args:
@@ -50,7 +53,7 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_ta
         runs: folder for the run folders; it is created if it is missing.
         host: interface to listen on; ``0.0.0.0`` for all interfaces.
         port: port to listen on, 0 to 65535; 0 takes a free port and writes it to ``state/address``.
-        allow_targets: further modules whose code submitted settings may name.
+        builders: YAML file with the operator's builders, in the form of ``builders`` in a policy; None: no builders.
 
     Guarantees:
         A process that ends is restarted, and reads all runs, nodes and messages from the database. A process that ends
@@ -58,10 +61,12 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_ta
         SIGKILL).
 
     Raises:
-        FedlearnError: Keys are missing or expired, the port is taken, or another coordinator uses the state folder.
+        FedlearnError: Keys are missing or expired, the port is taken, another coordinator uses the state folder, or the
+            file with builders is wrong.
         KeyboardInterrupt: The process received Ctrl-C or SIGTERM.
     """
     _check_keys(keys)
+    registry = installed_registry().with_builders(read_builders(builders) if builders else {})
     for folder in (state, runs):
         folder.mkdir(parents=True, exist_ok=True)
     state.chmod(0o700)  # an earlier version may have created it for all users
@@ -76,14 +81,15 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, allow_ta
     with lock:
         port = port or free_port(host)
         _refuse_if_taken(host, port)
-        _serve(keys, state, runs, host, port, allow_targets)
+        _serve(keys, state, runs, host, port, registry)
 
 
-def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, allow_targets: Sequence[str]) -> None:
+def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: Registry) -> None:
     local = f"{local_host_of(host)}:{port}"
     env = flower_environment(state / "flower")
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve()), STATE_ENV: str(state.resolve())}
-    env |= {ALLOW_ENV: ",".join(allow_targets), WORKING_FOLDER_ENV: os.getcwd()}
+    env |= {BUILDERS_ENV: json.dumps(registry.added), ALLOW_ENV: ",".join(registry.modules)}
+    env[WORKING_FOLDER_ENV] = os.getcwd()
     env[TOKEN_FILE_ENV] = str((keys / TOKEN).resolve())
     with Children() as children:
         link = children.start(Child("the SuperLink", _superlink(keys, state, host, port), state / "superlink.log", env))
@@ -248,11 +254,7 @@ def build_parser() -> CommandParser:
         "--port", type=int, default=8000, help="port to listen on; 0 takes a free port, see STATE/address"
     )
     parser.add_argument(
-        "--allow-targets",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="a module that submitted settings may name; repeat",
+        "--builders", type=Path, metavar="FILE", help="YAML file: group, name of an option, your builder"
     )
     return parser
 

@@ -21,14 +21,19 @@ from fedlearn.core.command_line import command_parser, exit_code, take_settings,
 from fedlearn.deploy.client_ids import format_client_ids
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
-from fedlearn.deploy.node_side.scenario_policy import choice, named_code
+from fedlearn.deploy.node_side.order_settings import option_name
 from fedlearn.deploy.processes import GRACE_S, Child, Children, module_command, private_files
 from fedlearn.deploy.run_log import Follower
-from fedlearn.deploy.submit import compose_request
+from fedlearn.deploy.submit import build_request, compose_job
 from fedlearn.errors import is_count, require
 from fedlearn.runner.builders import SCENARIO_GROUPS
 from fedlearn.runner.compat import command_line_parser
+from fedlearn.runner.compose import Job
+from fedlearn.runner.conf_files import OPTION_GROUPS
 from fedlearn.runner.config import rebuild_scenario
+from fedlearn.runner.named_settings import user_builders
+from fedlearn.runner.registry import installed_registry
+from fedlearn.runner.run_config import config_to_dict
 
 DEFAULT_NUM_NODES = 2
 START_TIMEOUT_S = 90.0  # seconds for each process to start
@@ -61,10 +66,10 @@ class Rehearsal:
     ) -> None:
         self.folder, self.runs, self.clients = folder.resolve(), runs.resolve(), clients
         self.keys, self.data = self.folder / "keys", data
-        self.allow_targets = policy.get("allow_targets", ())
-        self.policy = self.folder / "policy.yaml"
+        self.policy, self.builders = self.folder / "policy.yaml", self.folder / "builders.yaml"
         with private_files():
             self.policy.write_text(json.dumps(policy), encoding="utf-8")  # JSON is valid YAML
+            self.builders.write_text(json.dumps(policy.get("builders", {})), encoding="utf-8")
         self.children: dict[str, Child] = {}
         self.address = f"localhost:{free_port()}"
 
@@ -114,8 +119,7 @@ class Rehearsal:
         command = [
             *module_command("fedlearn.deploy.coordinator"),
             *("--keys", str(self.keys / "coordinator"), "--state", str(state)),
-            *("--runs", str(self.runs), "--port", port),
-            *(argument for module in self.allow_targets for argument in ("--allow-targets", module)),
+            *("--runs", str(self.runs), "--port", port, "--builders", str(self.builders)),
         ]
         return Child("coordinator", command, self.folder / "coordinator.log", parent_death_signal=signal.SIGTERM)
 
@@ -143,16 +147,38 @@ def assign_clients(num_clients: int, num_nodes: int) -> list[list[int]]:
     return [list(range(node, num_clients, num_nodes)) for node in range(num_nodes)]
 
 
-def minimal_policy(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a policy that accepts only the builders, the model and the partition of these settings."""
-    scenario = settings["scenario"]
-    bounds = {group: {"one_of": [choice(scenario[group])]} for group in SCENARIO_GROUPS if group in scenario}
-    return {
-        "scenarios": {scenario["_target_"]: bounds},
-        "strategies": {name: {} for name in named_code(settings["strategy"])},
-        "max_rounds": 1_000_000,
-        "allow_targets": list(settings.get("allow_targets") or []),
-    }
+def minimal_policy(settings: Mapping[str, Any], builders: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return a policy that accepts only the options, the model and the partition of a submission.
+
+    Args:
+        settings: names of options and values.
+        builders: group -> name of an option -> the user's builder.
+    """
+    scenario, strategy = settings["scenario"], settings["strategy"]
+    bounds = {part: {"one_of": [option_name(scenario[part])]} for part in SCENARIO_GROUPS if part in scenario}
+    accepted: dict[str, Any] = {}
+    node = strategy
+    while node is not None:
+        accepted[option_name(node)] = {}
+        node = node.get("rule") if isinstance(node, Mapping) else None
+    policy = {"scenarios": {option_name(scenario): bounds}, "strategies": accepted, "max_rounds": 1_000_000}
+    return {**policy, "builders": builders}
+
+
+def code_of_user(job: Job) -> dict[str, dict[str, str]]:
+    """Return the user's own builders in the settings of a run, each under the name of its option file, or its own name.
+
+    Args:
+        job: composed settings, and the names of the chosen options.
+    """
+    registry, settings = installed_registry(), config_to_dict(job.cfg, resolve_callbacks=True)
+    choices = dict(job.choices)
+    for group in OPTION_GROUPS:
+        target = (settings.get(group) or {}).get("_target_") if isinstance(settings.get(group), dict) else None
+        is_named = choices.get(group) not in registry.builders[group] and choices.get(group) != "custom"
+        if target and registry.name_of(group, target) is None and not is_named:
+            choices[group] = f"my_{target.rpartition('.')[2]}"
+    return user_builders(registry, settings, choices)
 
 
 def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
@@ -170,8 +196,10 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
     require(is_count(num_nodes), "num_nodes", num_nodes, "a whole number >= 1", "num_nodes=4")
     overridden = {override.partition("=")[0] for override in overrides}
     timeouts = [f"{key}={value}" for key, value in SHORT_TIMEOUTS.items() if key not in overridden]
-    request = compose_request([*overrides, *timeouts])
-    settings = request["settings"]
+    job = compose_job([*overrides, *timeouts])
+    builders = code_of_user(job)
+    request = build_request(job, installed_registry().with_builders(builders))
+    settings = config_to_dict(job.cfg)
     num_clients = _num_clients(settings)
     expected = f"at most {num_clients}, because each node needs a client"
     require(num_nodes <= num_clients, "num_nodes", num_nodes, expected, f"num_nodes={num_clients}")
@@ -180,7 +208,7 @@ def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:
         stack.enter_context(private_files())
         folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedlearn-")))
         folder.mkdir(parents=True, exist_ok=True)
-        policy, path = minimal_policy(settings), settings["scenario"].get("path")
+        policy, path = minimal_policy(request["settings"], builders), settings["scenario"].get("path")
         rehearsal = Rehearsal(folder, Path("outputs"), assign_clients(num_clients, num_nodes), policy, path)
         rehearsal.start(stack.enter_context(Children(grace_s=2 * GRACE_S)))
         return rehearsal.follower().run({**request, "rerun_command": rerun_command})

@@ -18,6 +18,8 @@ from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose
 from fedlearn.runner.config import build_plan
+from fedlearn.runner.named_settings import name_settings, resolve_settings, user_builders
+from fedlearn.runner.registry import Registry, installed_registry
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.start import main as simulate
 from fedlearn.runner.start import parse_args as parse_simulation_args
@@ -89,16 +91,39 @@ def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
         overrides: overrides of a simulation.
 
     Returns:
-        ``settings``, ``folder``, and ``chosen``: True if the overrides name the folder.
+        ``settings`` as names of options and values, ``folder``, and ``chosen``: True if the overrides name the folder.
 
     Raises:
-        FedlearnError: An override is unknown, a setting is out of range, or the engine is for simulations.
+        FedlearnError: An override is unknown, a setting is out of range, the engine is for simulations, or a setting
+            names code that is no option.
+    """
+    job = compose_job(overrides)
+    settings = config_to_dict(job.cfg, resolve_callbacks=True)
+    registry = installed_registry()
+    return build_request(job, registry.with_builders(user_builders(registry, settings, job.choices)))
+
+
+def compose_job(overrides: Sequence[str]) -> Job:
+    """Return the composed settings of a run for real nodes.
+
+    Raises:
+        FedlearnError: An override is unknown, or starts several runs.
     """
     is_chosen = any(override.startswith("engine=") for override in overrides)
     args = parse_simulation_args(overrides if is_chosen else ["engine=grid", *overrides])
     (job,) = compose(args) if not args.multirun else [None]
     if job is None or job.is_sweep:
         raise UsageError("-m starts several runs\n  expected  one run at a time\n  try       one submission per run")
+    return job
+
+
+def build_request(job: Job, registry: Registry) -> dict[str, Any]:
+    """Return the content of a run request, after the checks of a simulation; see `compose_request`.
+
+    Settings become names before anything is built, so a setting that names other code runs nothing here.
+    """
+    named = name_settings(registry, config_to_dict(job.cfg, resolve_callbacks=True))
+    resolve_settings(registry, named)
     build_plan(job.cfg)
     target = job.cfg.engine["_target_"]
     if get_object(target) is not grid:  # the coordinator has no other engine
@@ -106,7 +131,7 @@ def compose_request(overrides: Sequence[str]) -> dict[str, Any]:
         fix = f"the same command without engine={name}"
         raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       {fix}")
     build_callbacks(job.cfg)
-    return {"settings": config_to_dict(job.cfg), "folder": _folder(job), "chosen": job.chosen}
+    return {"settings": named, "folder": _folder(job), "chosen": job.chosen}
 
 
 def _folder(job: Job) -> str:

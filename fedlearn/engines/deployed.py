@@ -89,8 +89,8 @@ class DeployedEngine(BaseEngine):
 
     Args:
         grid: Flower's connection to the nodes.
-        settings: ``scenario`` and ``strategy`` as plain settings with their ``_target_``, from which each node builds
-            both. Optional: ``compress`` in the same form; ``buffers``, the policy for buffers; ``privacy``
+        settings: ``scenario`` and ``strategy``, each with the ``name`` of an option and its values, from which each
+            node builds both. Optional: ``compress`` in the same form; ``buffers``, the policy for buffers; ``privacy``
             (`set_privacy`).
         run: name of the run, equal after a restart of the coordinator; nodes keep client states under this name.
         num_nodes: number of nodes to wait for at the start, >= 1, default 1.
@@ -161,7 +161,7 @@ class DeployedEngine(BaseEngine):
         """Send the settings of a privacy mechanism to the nodes with each further request.
 
         Args:
-            settings: settings of the mechanism, with its ``_target_`` and the calibrated noise multiplier.
+            settings: settings of the mechanism, with its ``name`` and the calibrated noise multiplier.
             rounds: planned number of rounds.
         """
         population = {"num_clients": len(self.clients), "rounds": rounds, "num_parties": self.num_parties}

@@ -1,7 +1,8 @@
 """Check the code that a configuration names, and its settings.
 
-A configuration names code (``_target_``), so it is untrusted input. Only names in allowed modules are imported. The
-imported object must be defined in an allowed module, too, because modules also have names that they have imported.
+A configuration names code (``_target_``), so it is untrusted input. Of the library, it may name the builders of the
+installed options and the documented parts of a strategy, nothing else. Of other code, it may name the modules that the
+user allows. An object of such a module must be defined there, because modules also have names that they have imported.
 """
 
 from __future__ import annotations
@@ -12,18 +13,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from fedlearn.core.import_path import require_not_shadowed, shadowing_folder
+from fedlearn.core.import_path import PACKAGES, require_not_shadowed, shadowing_folder
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
+from fedlearn.runner.conf_files import installed_options
 from fedlearn.runner.renames import new_name
 
-ALLOWED_MODULES = (
-    "fedlearn",
-    "strategies",
-    "simulations",
-    "flwr.serverapp.strategy",  # no other module of Flower
-)
 SCENARIO_GROUPS = ("model", "partition")  # top-level groups that a scenario receives
-FORBIDDEN_MODULES = ("fedlearn.runner.config", __name__)  # a configuration must not change the checks of configurations
+FLOWER_STRATEGY = re.compile(r"flwr\.serverapp\.strategy\.[A-Z]\w*", re.ASCII)
+NESTED_GROUPS = {"model": "model", "partition": "partition", "rule": "strategy"}  # setting -> group of its options
+STRATEGY_PARTS = frozenset(  # documented parts: a configuration may compose a strategy from them
+    f"{namespace}.{name}"
+    for namespace in ("fedlearn", "fedlearn.algorithm")
+    for name in (
+        "Aggregator",
+        "LocalRule",
+        "Selector",
+        "Stage",
+        "Strategy",
+        "Transform",
+        "adaptive",
+        "chain",
+        "clip",
+        "everyone",
+        "expected_mean",
+        "mean",
+        "poisson",
+        "proximal",
+        "sgd",
+        "stacked",
+        "uniform",
+    )
+)
 
 
 class BuildError(FedlearnError):
@@ -37,8 +57,9 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
 
     Args:
         plain: mapping with ``_target_``, in plain dicts and lists.
-        setting: name of the mapping in the configuration, for error texts.
-        allow: allowed modules besides `ALLOWED_MODULES`.
+        setting: name of the mapping in the configuration, for error texts. Its first part is the group, whose options
+            the mapping may name.
+        allow: modules besides the library that the user allows.
         num_args: number of positional arguments that the outermost target will receive; None if it is not yet known.
 
     Raises:
@@ -47,21 +68,39 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
 
     Guarantees: if one name is not allowed, no module is imported.
     """
-    allow = (*ALLOWED_MODULES, *allow)
     targets = list(_targets(plain, setting))
     if not targets or targets[0][0] != setting:
         raise SettingError(
             setting, plain, "a mapping whose _target_ is the name of a builder", f"+{setting}._target_=..."
         )
     for path, node in targets:
-        if not _is_in(node["_target_"], allow):
-            raise _refused(path, node["_target_"], node["_target_"], allow)
+        name = node["_target_"]
+        if not (is_library_builder(name, _group_at(path, setting)) or _is_in(name, allow)):
+            raise _refused(path, name, name, allow)
     for path, node in targets:
         target = find_target(node["_target_"], path)
         home = getattr(target, "__module__", None)
-        if not callable(target) or not _is_in(home, allow) or home in FORBIDDEN_MODULES:
+        is_known = is_library_builder(node["_target_"], _group_at(path, setting))
+        if not callable(target) or not (is_known or _is_in(home, allow)):
             raise _refused(path, node["_target_"], home, allow)
         _check_parameters(target, node, path, num_args=num_args if path == setting else 0)
+
+
+def is_library_builder(name: Any, group: str | None) -> bool:
+    """Return whether a dotted name is the builder of an installed option of this group, or a part of a strategy."""
+    if not isinstance(name, str):
+        return False
+    options = installed_options().get(group or "", {})
+    is_option = any(isinstance(option, dict) and option["_target_"] == name for option in options.values())
+    return is_option or name in STRATEGY_PARTS or (group == "flower" and FLOWER_STRATEGY.fullmatch(name) is not None)
+
+
+def _group_at(path: str, setting: str) -> str | None:
+    """Return the group whose options may stand at a place of the configuration; None: parts of a strategy only."""
+    if path == setting:
+        return setting.partition(".")[0]
+    last = path.rpartition(".")[2]
+    return "flower" if last == "flower" else NESTED_GROUPS.get(last)
 
 
 def setting_path(group: str, setting: str) -> str:
@@ -110,12 +149,25 @@ def _is_in(name: Any, allow: Sequence[str]) -> bool:
 
 
 def _refused(setting: str, name: Any, home: Any, allow: Sequence[str]) -> SettingError:
-    expected = f"a builder from {', '.join(allow)}"
+    modules = f", or a builder from {', '.join(allow)}" if allow else ""
+    expected = f"an installed option or a part of a strategy{modules}"
     value = name if home in (name, None) else f"{name}   (from {home})"
-    fix = f"'allow_targets=[{str(home).split('.')[0]}]'   (if you trust this module)"
-    if _is_in(home, allow):
-        fix = "one of the public builders"
+    module = str(home).split(".")[0]
+    fix = f"'allow_targets=[{module}]'   (if you trust this module)"
+    if folder := shadowing_folder(str(name).partition(".")[0]):
+        expected += f"; {folder} is not searched, because fedlearn has a package of this name"
+        fix = f"another name for {folder}"
+    elif module in (*PACKAGES, "flwr") or _is_in(home, allow):
+        fix = _close_builder(str(name)) or "the command without this setting"
     return SettingError(f"{setting}._target_", value, expected, fix)
+
+
+def _close_builder(name: str) -> str | None:
+    options = (
+        option for group in installed_options().values() for option in group.values() if isinstance(option, dict)
+    )
+    close = did_you_mean(name, [*(option["_target_"] for option in options), *sorted(STRATEGY_PARTS)])
+    return close and f"{close}   (a builder of the library)"
 
 
 def find_target(name: str, setting: str) -> Any:

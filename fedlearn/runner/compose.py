@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -24,10 +24,10 @@ from fedlearn.runner.compat import (
     parse_override,
     use_for_interpolation,
 )
+from fedlearn.runner.conf_files import CONF_DIR
 from fedlearn.runner.config_errors import explain_config_error
+from fedlearn.runner.consent import listed_modules, refuse_code_for_hydra, require_consent
 
-PACKAGED_CONF_DIR, CHECKOUT_CONF_DIR = Path(__file__).parents[1] / "conf", Path(__file__).parents[2] / "conf"
-CONF_DIR = PACKAGED_CONF_DIR if PACKAGED_CONF_DIR.is_dir() else CHECKOUT_CONF_DIR
 OPTIONS_WITHOUT_SETTINGS = {"partition": "custom", "engine": "serial"}  # a custom builder replaces these
 
 
@@ -41,6 +41,7 @@ class Job:
         chosen: True if the user chose the run folder, or the folder of the sweep.
         sweep_folder: folder of the sweep; default ``multirun``.
         is_sweep: True if the run belongs to a sweep.
+        choices: group -> name of the chosen option.
     """
 
     cfg: DictConfig
@@ -48,6 +49,7 @@ class Job:
     chosen: bool
     sweep_folder: Path = Path("multirun")
     is_sweep: bool = False
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_custom_targets(overrides: Sequence[str]) -> list[str]:
@@ -93,13 +95,17 @@ def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
         use_for_interpolation(cfg)  # for ${hydra:...} in run_name and in the name of the run folder
         folder, sweep_folder = Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir)
         in_sweep = args.multirun or is_sweep(cfg)
+        refuse_code_for_hydra(OmegaConf.to_container(cfg.hydra, resolve=False))
+        choices = {str(group): str(name) for group, name in cfg.hydra.runtime.choices.items() if name}
         with open_dict(cfg):
             del cfg["hydra"]
     except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
         raise UsageError(explain_config_error(error, hydra, overrides, load)) from error
     key = "hydra.sweep.dir=" if in_sweep else "hydra.run.dir="
     chosen = any(override.startswith(key) for override in overrides)
-    return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, is_sweep=in_sweep)
+    if not any(_key(override) == "allow_targets" for override in overrides):
+        require_consent(listed_modules(cfg))
+    return Job(cfg=cfg, folder=folder, sweep_folder=sweep_folder, chosen=chosen, is_sweep=in_sweep, choices=choices)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from fedlearn.runner.builders import (
     refuse_unknown_keys,
     setting_path,
 )
+from fedlearn.runner.consent import allowed_by_environment, refuse_packages
 from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.renames import new_name
@@ -347,7 +348,7 @@ def rebuild_scenario(node: Mapping[str, Any], allow: Sequence[str], **changes: A
 
     Args:
         node: settings of the scenario, as plain values.
-        allow: allowed modules besides `fedlearn.runner.builders.ALLOWED_MODULES`.
+        allow: allowed modules besides the library.
         changes: values that replace settings of ``node``.
     """
     set_environment({**node, **changes}.get("framework"))
@@ -362,10 +363,10 @@ def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any
         node: mapping with ``_target_``.
         setting: name of the mapping in the configuration, for error texts.
         args: positional arguments of the outermost target.
-        allow: allowed modules besides `fedlearn.runner.builders.ALLOWED_MODULES`.
+        allow: allowed modules besides the library.
 
-    *Guarantees*: no object outside the allowed modules is imported or called. If an allowed module
-    has imported other code, its names for that code are refused, too.
+    *Guarantees*: of the library, only builders of installed options and parts of a strategy are called. Of other code,
+    only objects of the allowed modules are imported or called, not the names that these modules have imported.
 
     Raises:
         SettingError: a target is not allowed or does not exist, a key is not one of its parameters, or the target
@@ -454,17 +455,18 @@ def _baselines(value: Any) -> tuple[str, ...]:
 
 
 def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
-    """Return the modules of the user that ``allow_targets`` allows in settings.
+    """Return the modules of the user that ``allow_targets`` or ``FEDLEARN_ALLOW_TARGETS`` allows in settings.
 
     Raises:
-        SettingError: ``allow_targets`` is not a list of modules.
+        SettingError: ``allow_targets`` is not a list of modules, or lists a package of fedlearn.
     """
     plain = _plain(cfg, "the configuration")
     modules = plain.get("allow_targets") or []
     ok = isinstance(modules, list) and all(isinstance(m, str) and re.fullmatch(r"\w+(\.\w+)*\.?", m) for m in modules)
     example = modules if isinstance(modules, str) and re.fullmatch(r"\w+(\.\w+)*", modules) else "my_strategies"
     require(ok, "allow_targets", modules, "a list of modules", f"'allow_targets=[{example}]'")
-    return tuple(module.rstrip(".") for module in modules)
+    refuse_packages(modules)
+    return tuple(dict.fromkeys([*(module.rstrip(".") for module in modules), *allowed_by_environment()]))
 
 
 def _group(cfg: Mapping[str, Any] | DictConfig, name: str) -> Any:

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.core.checkpoint import write_atomically
-from fedlearn.runner.compose import CONF_DIR
+from fedlearn.runner.conf_files import CONF_DIR
+from fedlearn.runner.consent import listed_modules, require_consent
 from fedlearn.runner.run_folder import CONFIG_FILE, RunFolderError
 
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # reference to another setting; the name of a resolver has a colon
@@ -62,6 +63,7 @@ def read_run_config(folder: Path) -> DictConfig:
 
     Raises:
         RunFolderError: the folder is not a run folder, or its ``config.yaml`` cannot be read.
+        SettingError: its ``allow_targets`` lists modules that the person who starts the command has not allowed.
     """
     try:
         settings: Any = OmegaConf.load(folder / CONFIG_FILE)
@@ -72,4 +74,5 @@ def read_run_config(folder: Path) -> DictConfig:
         raise RunFolderError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
     if not isinstance(settings, DictConfig) or "strategy" not in settings:
         raise RunFolderError(f"{folder / CONFIG_FILE} does not have the settings of a run")
+    require_consent(listed_modules(settings))
     return OmegaConf.masked_copy(settings, [str(key) for key in settings if key not in ("defaults", "hydra")])

@@ -32,10 +32,10 @@ WAITS = ["engine.join_timeout=90", "engine.deadline=60"]
 FAULTY = ("slow", "raising", "full", "held_node", "held_coordinator")
 LIMIT_S = 240.0  # limit of each wait; a run that is not finished by then is stopped
 POLICY = {
-    "scenarios": {"simulations.scenarios.diabetes.diabetes": {"partition": {"one_of": ["iid"]}}},
-    "strategies": {"strategies.fedavg": {}, **{f"faulty.{name}": {} for name in FAULTY}},
+    "scenarios": {"diabetes": {"partition": {"one_of": ["iid"]}}},
+    "strategies": {name: {} for name in ("fedavg", *FAULTY)},
+    "builders": {"strategy": {name: f"faulty.{name}" for name in FAULTY}},
     "max_rounds": 1000,
-    "allow_targets": ["faulty"],
 }
 
 

@@ -32,14 +32,13 @@ from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
 from fedlearn.protocol.training_order import pack_order
 
-ACCEPTED = "{simulations.scenarios.diabetes.diabetes: {partition: {one_of: [iid]}}}"
+ACCEPTED = "{diabetes: {partition: {one_of: [iid]}}}"
 POLICY = f"""
 scenarios: {ACCEPTED}
-strategies: {{strategies.fedavg: {{}}}}
+strategies: {{fedavg: {{}}}}
 reveal: {{min_test_examples: 1}}
 """
-IID = {"_target_": "fedlearn.data.partition.Iid", "num_clients": 4}
-DIABETES = {"_target_": "simulations.scenarios.diabetes.diabetes", "partition": IID}
+DIABETES = {"name": "diabetes", "partition": {"name": "iid", "num_clients": 4}}
 SLOW = """
 import os, pathlib, time
 
@@ -48,7 +47,7 @@ def endless():
     pathlib.Path(os.environ["BEGUN"]).touch()
     time.sleep(600)
 """
-WORDS = {"scenario": DIABETES, "strategy": {"_target_": "strategies.fedavg"}}
+WORDS = {"scenario": DIABETES, "strategy": {"name": "fedavg"}}
 HELLO = NodeRequest(kind=RequestKind.HELLO, run="run", round=0, id="1", settings=WORDS)
 
 
@@ -194,7 +193,7 @@ def test_a_trainer_answers_hello_and_trains_the_clients_that_live_there(trainer)
 @pytest.mark.parametrize(
     ("changes", "stage", "reason"),
     [
-        ({"settings": {**WORDS, "strategy": {"_target_": "os.system"}}}, "policy", "os.system is not accepted"),
+        ({"settings": {**WORDS, "strategy": {"name": "fedadam"}}}, "policy", "fedadam is not accepted"),
         ({"kind": RequestKind.FIT, "clients": (0,)}, "request", "clients [0] are not at this node"),
         ({"run": "../../etc"}, "request", "the name of the run is"),
         ({"kind": "exec"}, "request", "expected one of hello"),
@@ -222,7 +221,9 @@ def test_a_trainer_that_is_told_to_stop_takes_its_socket_along(trainer):
 
 def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "policy.yaml").write_text(POLICY.replace(ACCEPTED, "{slow.endless: {}}") + "allow_targets: [slow]\n")
+    (tmp_path / "policy.yaml").write_text(
+        POLICY.replace(ACCEPTED, "{endless: {}}") + "builders: {scenario: {endless: slow.endless}}\n"
+    )
     words = [
         "--socket",
         tmp_path / "s",
@@ -236,7 +237,7 @@ def test_a_trainer_in_the_middle_of_a_training_stops_too(tmp_path):
     command = [sys.executable, "-m", "fedlearn.deploy.trainer", *map(str, words)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])}
     env["BEGUN"] = str(tmp_path / "begun")
-    slow = replace(HELLO, settings={**WORDS, "scenario": {"_target_": "slow.endless"}})
+    slow = replace(HELLO, settings={**WORDS, "scenario": "endless"})
     process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 120

@@ -149,38 +149,41 @@ def federation(problem, identity, tmp_path):
     from fedlearn.deploy.node_side.reveal import Reveal
     from fedlearn.deploy.node_side.service import NodeService
     from fedlearn.engines.deployed import DeployedEngine
+    from fedlearn.runner.registry import installed_registry
 
     grids = []
-    targets = [f"{problem}.{name}" for name in ("linear", "normed", "spoilt")]
+    own = {name: f"{problem}.{name}" for name in ("linear", "normed", "spoilt")}
     names = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "fedrep", "ditto", "qfedavg", "afl", "ifca", "oort")
     names += ("fedasync", "fedbuff")
-    strategies = [f"strategies.{name}" for name in names]
 
     def make(
         *,
         scenario="linear",
-        strategy="strategies.fedavg",
+        strategy="fedavg",
         clients=((0, 1), (2, 3)),
         policy=None,
         words=None,
         masking=False,
         **settings,
     ):
-        accepts = {"scenarios": {name: {} for name in targets}, "strategies": {name: {} for name in strategies}}
-        accepts |= {"allow_targets": [problem], "reveal": Reveal(min_test_examples=1), **(policy or {})}
+        accepts = {"scenarios": {name: {} for name in own}, "strategies": {name: {} for name in names}}
+        accepts |= {"builders": {"scenario": own}, "reveal": Reveal(min_test_examples=1), **(policy or {})}
         secrets = [bytes([7 + number]) * 32 for number in range(len(clients))]
         known = frozenset(map(derive_public_key, secrets))
         sites = {}
         for number, here in enumerate(clients):
             memories = ClientStates(tmp_path / f"memory{number}")
-            own = NodeConfig(clients=tuple(here), masking_keys=MaskingKeys(secrets[number], known) if masking else None)
-            sites[101 + number] = NodeService(own, Policy(**accepts), memories)
+            keys = MaskingKeys(secrets[number], known) if masking else None
+            config = NodeConfig(clients=tuple(here), masking_keys=keys)
+            sites[101 + number] = NodeService(config, Policy(**accepts), memories)
         grid = FakeGrid({node: site.respond_to_bytes for node, site in sites.items()})
         grids.append(grid)
-        scenario_words = {"_target_": f"{problem}.{scenario}", **((words or {}).get("scenario", {}))}
-        strategy_words = {"_target_": strategy, **((words or {}).get("strategy", {}))}
+        scenario_words = {"name": scenario, **((words or {}).get("scenario", {}))}
+        strategy_words = {"name": strategy, **((words or {}).get("strategy", {}))}
         given = {"scenario": scenario_words, "strategy": strategy_words}
         given |= {group: words[group] for group in ("compress", "buffers") if group in (words or {})}
+        registry = installed_registry().with_builders(accepts["builders"])
+        built = {**given, **{group: registry.resolve(group, given[group]) for group in given if group != "buffers"}}
         settings = {
             "run": "test-run",
             "num_nodes": len(sites),
@@ -201,7 +204,8 @@ def federation(problem, identity, tmp_path):
             engine=DeployedEngine(grid, given, **settings),
             grid=grid,
             sites=sites,
-            settings=given,
+            order=given,  # names and values, as nodes receive them
+            settings=built,  # the same with builders, for a simulation
             allow=(problem,),
         )
 

@@ -14,6 +14,7 @@ from fedlearn.algorithm import with_buffer_policy
 from fedlearn.core import checkpoint
 from fedlearn.errors import SettingError, TooManyFailures
 from fedlearn.runner.config import build
+from fedlearn.runner.registry import installed_registry
 from fedlearn.testing import LOCAL_SETTINGS
 from simulations.datasets.uci_heart import UCI_FILES
 
@@ -77,7 +78,7 @@ def with_array(name, change):
 @pytest.mark.parametrize("policy", ["average", "local"])
 def test_statistics_of_batches_are_averaged_or_kept_at_real_nodes_as_in_simulation(federation, policy):
     pytest.importorskip("torch")
-    made = federation(scenario="normed", words={"buffers": policy}, strategy="strategies.fedadam")
+    made = federation(scenario="normed", words={"buffers": policy}, strategy="fedadam")
     there, here = (run(made, rounds=2, buffers=policy) for run in (deployed, simulated))
     assert np.array_equal(there[-1].state.params_D, here[-1].state.params_D)
     assert made.engine.layout.buffers == ("norm.running_mean", "norm.running_var")
@@ -91,7 +92,7 @@ NAMES = ("fedavg", "fedprox", "fedadam", "scaffold", "fedper", "ditto", "qfedavg
 @pytest.mark.parametrize("name", NAMES)
 def test_a_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, name):
     words = {"strategy": {"personal_parameters": "out.bias"}} if name == "fedper" else {}
-    made = federation(strategy=f"strategies.{name}", words=words)
+    made = federation(strategy=name, words=words)
     there, here = deployed(made)[-1], simulated(made)[-1]
     assert np.array_equal(there.state.params_D, here.state.params_D)
     assert there.metrics == here.metrics
@@ -297,7 +298,7 @@ def test_an_update_without_the_loss_that_it_is_weighed_by_is_refused(federation,
         kept = {k: v for k, v in kept.items() if k != "total/loss/w_global" or tell}
         return replace(parcel, arrays={k: tell(v) if k == "count/loss/w_global" else v for k, v in kept.items()})
 
-    made = federation(strategy="strategies.qfedavg")
+    made = federation(strategy="qfedavg")
     made.grid.nodes[102] = tampered(made.sites[102], change)
     (one,) = deployed(made, rounds=1, evaluate=False, max_failures=0.5)
     assert [(f.client, f.stage) for f in one.failures] == [(2, "update"), (3, "update")]
@@ -362,7 +363,7 @@ def test_a_node_that_never_answers_costs_a_deadline_and_is_named(federation):
 
 
 def test_a_late_answer_is_counted_and_ignored_and_its_memory_never_happened(federation):
-    made = federation(strategy="strategies.scaffold", deadline=2.0)
+    made = federation(strategy="scaffold", deadline=2.0)
     made.engine.open()
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
@@ -467,8 +468,8 @@ def test_missing_nodes_end_the_wait_by_name(federation):
 
 
 def test_an_order_outside_a_nodes_policy_is_refused_with_its_reason(federation, caplog):
-    made = federation(policy={"strategies": {"strategies.fedprox": {"mu": [0, 1]}}})
-    with pytest.raises(FederationError, match=r"strategy strategies.fedavg is not accepted; this node"):
+    made = federation(policy={"strategies": {"fedprox": {"mu": [0, 1]}}})
+    with pytest.raises(FederationError, match=r"strategy fedavg is not accepted; this node"):
         made.engine.open()
     assert "refused a request hello of run test-run" in caplog.text  # the node logs it too
 
@@ -484,14 +485,14 @@ def test_a_refused_order_reaches_the_rounds_failures(federation):
 
 def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation, tmp_path):
     """Check a coordinator that dies two rounds after its checkpoint; the nodes keep running and repeat them."""
-    made = federation(strategy="strategies.scaffold")
+    made = federation(strategy="scaffold")
     whole = simulated(made, rounds=5)[-1].state
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     state = start(strategy, made.engine.initial_parameters(1), made.engine, seed=1)
     for done in federate(strategy, made.engine, state, schedule=Schedule(rounds=4), local=LOCAL_SETTINGS):
         if done.number == 2:
             path = checkpoint.save(tmp_path / "saved", done.state, made.engine.client_states, layout=made.engine.layout)
-    again = type(made.engine)(made.grid, made.settings, run="test-run", num_nodes=2, join_timeout=120, deadline=120)
+    again = type(made.engine)(made.grid, made.order, run="test-run", num_nodes=2, join_timeout=120, deadline=120)
     again.open()
     state, memories = checkpoint.load(path, again.layout)
     again.client_states.update(memories)
@@ -500,7 +501,7 @@ def test_a_run_resumed_from_a_checkpoint_ends_as_an_uninterrupted_one(federation
 
 
 def test_memory_that_a_node_has_lost_is_told_instead_of_started_anew(federation, tmp_path):
-    made = federation(strategy="strategies.scaffold")
+    made = federation(strategy="scaffold")
     deployed(made, rounds=1, evaluate=False)
     for path in tmp_path.glob("memory1/test-run/client_000003/*"):
         path.unlink()
@@ -586,22 +587,19 @@ def test_the_command_line_of_a_simulation_says_how_to_deploy():
         grid(None, None)
 
 
-@pytest.mark.parametrize("strategy", ["strategies.fedavg"])
+@pytest.mark.parametrize("strategy", ["fedavg"])
 def test_nodes_in_torch_and_nodes_in_jax_train_the_model_of_an_all_torch_simulation(federation, strategy):
     pytest.importorskip("torch", reason="the extra torch is not installed")
     pytest.importorskip("jax", reason="the extra jax is not installed")
-    digits = "simulations.scenarios.digits.digits"
     made = federation(
         strategy=strategy,
-        policy={"scenarios": {digits: {"partition": {"one_of": ["dirichlet"]}}}},
+        policy={"scenarios": {"digits": {"partition": {"one_of": ["dirichlet"]}}}},
         deadline=60,
         join_timeout=60,
     )
-    made.settings["scenario"] = {
-        "_target_": digits,
-        "partition": {"_target_": "fedlearn.data.partition.Dirichlet", "num_clients": 4},
-    }
-    made.engine.exchange.settings = made.settings
+    chosen = {"name": "digits", "partition": {"name": "dirichlet", "num_clients": 4}}
+    made.settings["scenario"] = installed_registry().resolve("scenario", chosen)
+    made.engine.exchange.settings = {**made.order, "scenario": chosen}
     for node, framework in zip(list(made.sites), ("torch", "jax"), strict=True):
         made.restart(node, config={"framework": framework})
     there, here = deployed(made, rounds=10, evaluate=False)[-1], simulated(made, rounds=10, evaluate_every=10)[-1]
@@ -614,16 +612,16 @@ def test_hospitals_that_each_have_their_own_file_only_train_the_model_of_a_simul
     shelf = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data")) / "heart-disease-uci"
     if not shelf.is_dir():
         pytest.skip("UCI's own heart disease files are not available (set FEDLEARN_DATA)")
-    heart = "simulations.scenarios.heart.heart"
-    made = federation(clients=((0,), (1,), (2,), (3,)), policy={"scenarios": {heart: {}}}, deadline=60, join_timeout=60)
+    made = federation(
+        clients=((0,), (1,), (2,), (3,)), policy={"scenarios": {"heart": {}}}, deadline=60, join_timeout=60
+    )
     for node, name in zip(list(made.sites), UCI_FILES, strict=True):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_bytes((shelf / name).read_bytes())
         made.restart(node, config={"data": folder})
-    # for the simulation; nodes do not use this path
-    made.settings["scenario"] = {"_target_": heart, "path": str(shelf)}
-    made.engine.exchange.settings = made.settings
+    made.settings["scenario"] = {"_target_": "simulations.scenarios.heart.heart", "path": str(shelf)}
+    made.engine.exchange.settings = {**made.order, "scenario": "heart"}
     there, here = deployed(made)[-1], simulated(made)[-1]
     assert np.array_equal(there.state.params_D, here.state.params_D)
     assert there.evaluation.pooled["accuracy"] == here.evaluation.pooled["accuracy"]

@@ -28,15 +28,15 @@ def words(**settings):
 
 def test_a_buffer_of_everyone_without_staleness_is_fedavg_over_real_sites_bit_for_bit(federation):
     settings = words(buffer_size=4, concurrency=4, exponent=0.0, weighting="examples")
-    made = federation(strategy="strategies.fedbuff", clients=EACH, words=settings)
-    averaged = federation(strategy="strategies.fedavg", clients=EACH)
+    made = federation(strategy="fedbuff", clients=EACH, words=settings)
+    averaged = federation(strategy="fedavg", clients=EACH)
     *_, ours = federated(made, made.engine, 3)
     *_, theirs = federated(averaged, averaged.engine, 3)
     assert np.array_equal(ours.state.params_D, theirs.state.params_D)
     assert ours.clock > 0
 
 
-@pytest.mark.parametrize("strategy", ["strategies.fedasync", "strategies.fedbuff"])
+@pytest.mark.parametrize("strategy", ["fedasync", "fedbuff"])
 def test_with_a_model_of_speed_the_deployed_run_is_the_simulated_one_bit_for_bit(federation, strategy):
     made = federation(strategy=strategy, clients=EACH, words=words(concurrency=3))
     made.engine.open()
@@ -51,7 +51,7 @@ def test_with_a_model_of_speed_the_deployed_run_is_the_simulated_one_bit_for_bit
 
 
 def test_a_slow_site_delays_nobody_and_its_update_counts_as_stale(federation):
-    made = federation(strategy="strategies.fedbuff", clients=EACH, words=words(buffer_size=2, concurrency=4))
+    made = federation(strategy="fedbuff", clients=EACH, words=words(buffer_size=2, concurrency=4))
     rounds = federated(made, made.engine, 40)
     gate = made.grid.shut(101)
     for done in rounds:
@@ -66,9 +66,7 @@ def test_a_slow_site_delays_nobody_and_its_update_counts_as_stale(federation):
 
 
 def test_a_site_that_does_not_answer_in_time_is_a_failure_and_the_run_goes_on(federation):
-    made = federation(
-        strategy="strategies.fedbuff", clients=EACH, deadline=3.0, words=words(buffer_size=3, concurrency=4)
-    )
+    made = federation(strategy="fedbuff", clients=EACH, deadline=3.0, words=words(buffer_size=3, concurrency=4))
     made.engine.open()
     made.grid.nodes[102] = None
     rounds = list(federated(made, made.engine, 2))
@@ -78,7 +76,7 @@ def test_a_site_that_does_not_answer_in_time_is_a_failure_and_the_run_goes_on(fe
 
 
 def test_a_site_that_has_gone_is_told_by_name(federation):
-    made = federation(strategy="strategies.fedbuff", clients=EACH, words=words(buffer_size=3, concurrency=4))
+    made = federation(strategy="fedbuff", clients=EACH, words=words(buffer_size=3, concurrency=4))
     made.engine.open()
     del made.grid.nodes[104]
     (done,) = federated(made, made.engine, 1)
@@ -87,7 +85,7 @@ def test_a_site_that_has_gone_is_told_by_name(federation):
 
 def test_clients_of_one_site_train_one_after_another_and_all_take_part(federation):
     settings = words(buffer_size=4, concurrency=4)
-    made = federation(strategy="strategies.fedbuff", clients=((0, 1, 2, 3),), words=settings)
+    made = federation(strategy="fedbuff", clients=((0, 1, 2, 3),), words=settings)
     (done,) = federated(made, made.engine, 1)
     assert done.cohort == (0, 1, 2, 3)
     assert not done.failures
@@ -95,13 +93,13 @@ def test_clients_of_one_site_train_one_after_another_and_all_take_part(federatio
 
 def test_orders_under_way_are_sent_again_after_a_restart(federation, tmp_path):
     settings = words(buffer_size=2, concurrency=4)
-    made = federation(strategy="strategies.fedbuff", clients=EACH, words=settings)
+    made = federation(strategy="fedbuff", clients=EACH, words=settings)
     rounds = federated(made, made.engine, 2)
     made.grid.shut(101)
     half = list(rounds)[-1].state
     assert 0 in [one.client for one in half.in_flight]
     path = checkpoint.save(tmp_path / "saved", half, made.engine.client_states, layout=made.engine.layout)
-    again = federation(strategy="strategies.fedbuff", clients=EACH, words=settings)
+    again = federation(strategy="fedbuff", clients=EACH, words=settings)
     again.engine.open()
     state, again.engine.client_states = checkpoint.load(path, again.engine.layout)
     done = next(federated(again, again.engine, 3, state=state))
@@ -113,6 +111,6 @@ def test_orders_under_way_are_sent_again_after_a_restart(federation, tmp_path):
 
 
 def test_enough_is_refused_where_there_are_no_rounds(federation):
-    made = federation(strategy="strategies.fedbuff", clients=EACH, min_completed=2, words=words(buffer_size=2))
+    made = federation(strategy="fedbuff", clients=EACH, min_completed=2, words=words(buffer_size=2))
     with pytest.raises(SettingError, match=r"engine.min_completed is 2"):
         next(federated(made, made.engine, 1))

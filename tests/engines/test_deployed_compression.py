@@ -17,7 +17,7 @@ from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 
 LOCAL = LocalSettings(batch_size=4, learning_rate=0.05)
-TOPK = {"_target_": "fedlearn.compression.codecs.topk", "share": 0.5}
+TOPK = {"name": "topk", "share": 0.5}
 
 
 def strategy_of(made):
@@ -45,7 +45,7 @@ def simulated(made, rounds=3):
 
 @pytest.mark.parametrize(
     "compress",
-    [TOPK, {"_target_": "fedlearn.compression.codecs.qsgd"}, {"_target_": "fedlearn.compression.codecs.eden"}],
+    [TOPK, {"name": "qsgd"}, {"name": "eden"}],
     ids=["topk", "qsgd", "eden"],
 )
 def test_a_deployed_run_with_compression_is_the_simulated_one_bytes_included(federation, compress):
@@ -56,7 +56,7 @@ def test_a_deployed_run_with_compression_is_the_simulated_one_bytes_included(fed
 
 
 def test_the_majority_vote_travels_in_one_bit_a_parameter(federation):
-    made = federation(strategy="strategies.signsgd", policy={"strategies": {"strategies.signsgd": {}}})
+    made = federation(strategy="signsgd", policy={"strategies": {"signsgd": {}}})
     assert np.array_equal(deployed(made)[-1].state.params_D, simulated(made)[-1].state.params_D)
     assert deployed(made)[-1].bytes_up == 4 * 1  # four clients, four parameters
 
@@ -104,6 +104,7 @@ def test_a_payload_that_cannot_be_read_never_touches_the_model(federation, chang
 def test_a_node_runs_no_codec_but_ours(federation):
     from fedlearn.errors import FedlearnError
 
-    made = federation(words={"compress": {"_target_": "site_problem.linear"}})
-    with pytest.raises(FedlearnError, match=r"compress site_problem\.linear is not accepted"):
+    made = federation()
+    made.engine.exchange.settings = {**made.order, "compress": {"_target_": "site_problem.linear"}}
+    with pytest.raises(FedlearnError, match=r"compress\._target_ is site_problem\.linear"):
         remote_scenario(made.engine)

@@ -10,6 +10,7 @@ from fedlearn import Schedule, federate, start
 from fedlearn.core import Failure, Request
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.runner.config import build
+from fedlearn.runner.registry import installed_registry
 from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
@@ -46,11 +47,13 @@ def record_responses(made):
 
 
 def run(made, kind, rounds=3, **settings):
-    words = {"_target_": f"fedlearn.privacy.mechanisms.{kind}", **settings}
+    words = {"name": kind, **settings}
     scenario = remote_scenario(made.engine)
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     population = Population(clients=made.engine.clients, rounds=rounds)
-    strategy, local = build(words, "privacy").protect(strategy, LOCAL_SETTINGS, population)
+    strategy, local = build(installed_registry().resolve("privacy", words), "privacy").protect(
+        strategy, LOCAL_SETTINGS, population
+    )
     found = {"noise_multiplier": strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
     made.engine.set_privacy({**words, **found}, rounds=rounds)
     state = start(strategy, scenario.trainer.init(1), made.engine, seed=1)
@@ -133,7 +136,7 @@ def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_order
     made = federation(words=EQUAL)
     remote_scenario(made.engine)
     site, seen = made.sites[101], []
-    words = {**made.settings, "privacy": {"_target_": "fedlearn.privacy.mechanisms.example", "noise_multiplier": 3.0}}
+    words = {**made.order, "privacy": {"name": "example", "noise_multiplier": 3.0}}
     words["population"] = {"num_clients": 4, "rounds": 1}
 
     def train(self, strategy, order, client, state_round):
@@ -144,7 +147,7 @@ def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_order
     quiet = replace(LOCAL_SETTINGS, example_dp=ExampleDP(clip=9.0, noise_multiplier=0.0))
     layout = made.engine.layout
     order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=quiet)
-    for asked in (words, made.settings):
+    for asked in (words, made.order):
         request = NodeRequest(
             kind=RequestKind.FIT,
             run="r",
@@ -164,12 +167,12 @@ def order_to(made, node, privacy, strategy, **local):
     """Return the response of a node to a training request that no honest coordinator sends."""
     made.engine.open()
     layout = made.engine.layout
-    target = {"_target_": f"fedlearn.privacy.mechanisms.{privacy}", "noise_multiplier": 2.0}
-    settings = {**made.settings, "strategy": strategy, "privacy": target}
+    target = {"name": privacy, "noise_multiplier": 2.0}
+    settings = {**made.order, "strategy": strategy, "privacy": target}
     settings["population"] = {"num_clients": 4, "rounds": 1}
     params_D = np.zeros(layout.num_parameters, np.float32)
     order = Request(round=1, seed=1, params_D=params_D, local=replace(LOCAL_SETTINGS, **local))
-    zeros = {"broadcast": {"server": params_D}} if strategy["_target_"].endswith("scaffold") else {}
+    zeros = {"broadcast": {"server": params_D}} if strategy["name"] == "scaffold" else {}
     request = NodeRequest(
         kind=RequestKind.FIT,
         run="r",
@@ -185,11 +188,11 @@ def order_to(made, node, privacy, strategy, **local):
 
 
 HOSTILE = [
-    ("local", {"_target_": "strategies.scaffold"}, "also sends change without noise"),
-    ("local", {"_target_": "strategies.fedavg"}, "strategy.weighting=equal"),
+    ("local", {"name": "scaffold"}, "also sends change without noise"),
+    ("local", {"name": "fedavg"}, "strategy.weighting=equal"),
     (
         "example",
-        {"_target_": "strategies.fedrep", "personal_parameters": "out.bias", "head_epochs": 50},
+        {"name": "fedrep", "personal_parameters": "out.bias", "head_epochs": 50},
         "takes further steps",
     ),
 ]
@@ -199,7 +202,7 @@ HOSTILE = [
 def test_a_node_refuses_a_strategy_whose_upload_the_mechanism_does_not_cover(federation, tmp_path, hostile):
     privacy, strategy, reason = hostile
     required = RequiredPrivacy(minimum=privacy, max_epsilon=50.0)
-    accepted = {f"strategies.{name}": {} for name in ("fedavg", "scaffold", "fedrep")}
+    accepted = {name: {} for name in ("fedavg", "scaffold", "fedrep")}
     made = federation(words=EQUAL, policy={"required_privacy": required, "strategies": accepted})
     refusal = order_to(made, 101, privacy, strategy).refusal
     assert refusal.stage == "policy"

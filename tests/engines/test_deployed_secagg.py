@@ -10,6 +10,7 @@ from needs import needs
 from fedlearn import Schedule, federate, serial, start
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.runner.config import build
+from fedlearn.runner.registry import installed_registry
 from fedlearn.testing import LOCAL_SETTINGS
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
@@ -29,18 +30,19 @@ from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
-SECAGG = {"_target_": "fedlearn.privacy.mechanisms.secagg", "clip_norm": 10.0}
-NOISY = {"_target_": "fedlearn.privacy.mechanisms.distributed", "noise_multiplier": 1.0, "clip_norm": 1.0}
+SECAGG = {"name": "secagg", "clip_norm": 10.0}
+NOISY = {"name": "distributed", "noise_multiplier": 1.0, "clip_norm": 1.0}
 
 
-def masked(federation, strategy="strategies.fedavg", **settings):
+def masked(federation, strategy="fedavg", **settings):
     return federation(strategy=strategy, words={"strategy": {"weighting": "equal"}}, masking=True, **settings)
 
 
 def protected(made, words, clients, rounds=3):
     strategy = build(made.settings["strategy"], "strategy", allow=made.allow)
     population = Population(clients=clients, rounds=rounds, num_parties=len(made.sites))
-    return build(words, "privacy").protect(strategy, LOCAL_SETTINGS, population)
+    mechanism = build(installed_registry().resolve("privacy", words), "privacy")
+    return mechanism.protect(strategy, LOCAL_SETTINGS, population)
 
 
 def run(made, words=SECAGG, rounds=3, **schedule):
@@ -76,7 +78,7 @@ def record_responses(made, change=lambda node, asked, parcel: parcel):
     return heard
 
 
-@pytest.mark.parametrize("strategy", ["strategies.fedavg", "strategies.fedadam"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam"])
 def test_a_masked_deployed_run_gives_the_parameters_of_a_simulated_one_bit_for_bit(federation, strategy):
     made = masked(federation, strategy)
     there, here = run(made)[-1], simulated(made)[-1]
@@ -170,7 +172,7 @@ def test_noise_at_the_nodes_adds_up_and_does_not_follow_from_the_seed(federation
 def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(federation):
     made = masked(federation)
     remote_scenario(made.engine)
-    words = {**made.settings, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
+    words = {**made.order, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
     layout = made.engine.layout
     order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=LOCAL_SETTINGS)
     request = NodeRequest(
@@ -202,7 +204,7 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
 def test_a_nodes_policy_may_demand_masks(federation, protection, words, reason):
     made = masked(federation, policy={"required_privacy": RequiredPrivacy(**protection)})
     with pytest.raises((FedlearnError, TooManyFailures), match=reason):
-        run(made, words or {"_target_": "fedlearn.privacy.mechanisms.none"}, rounds=1)
+        run(made, words or {"name": "none"}, rounds=1)
     fine = masked(federation, policy={"required_privacy": RequiredPrivacy(minimum="secagg", min_nodes_in_sum=2)})
     assert len(run(fine, rounds=1)) == 1
 

@@ -17,7 +17,7 @@ from fedlearn.testing import LinearTrainer
 from strategies import fedavg
 
 NUM_FEATURES, NUM_TEST = 4, 40
-SETTINGS = {"scenario": {"_target_": "patients"}, "strategy": {"_target_": "strategies.fedavg"}}
+SETTINGS = {"scenario": {"name": "heart"}, "strategy": {"name": "fedavg"}}
 
 
 class Clinic:
@@ -54,7 +54,7 @@ class Clinic:
     def restart(self, **changes):
         """Start the node again, with changed keys of its policy."""
         self.policy = {**self.policy, **changes}
-        accepted = {"scenarios": {"patients": {}}, "strategies": {"strategies.fedavg": {}}, **self.policy}
+        accepted = {"scenarios": {"heart": {}}, "strategies": {"fedavg": {}}, **self.policy}
         self.node = NodeService(NodeConfig(clients=(0, 1)), Policy(**accepted), ClientStates(self.folder))
         self.node.builder = self
 

@@ -24,6 +24,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ from fedlearn.deploy.coordinator import RUNS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
-from fedlearn.deploy.coordinator_side.submitted_settings import check_submitted_settings
+from fedlearn.deploy.coordinator_side.submitted_settings import (
+    check_submitted_settings,
+    coordinator_registry,
+    read_submitted_settings,
+)
 from fedlearn.deploy.coordinator_side.superlink import NODES_ENV
 from fedlearn.deploy.node_bindings import BINDINGS
 from fedlearn.deploy.processes import die_with_parent
@@ -54,8 +59,9 @@ from fedlearn.runner.config import (
     check_early_stop,
     with_virtual_clock,
 )
+from fedlearn.runner.named_settings import name_builder
 from fedlearn.runner.resume import resume
-from fedlearn.runner.run_config import config_from_dict, config_to_dict
+from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_folder import RunFolderError
 from fedlearn.runner.run_mode import RunMode
 from fedlearn.runner.start import run
@@ -104,17 +110,15 @@ def execute(request: Mapping[str, Any], grid: Grid, run_id: int, runs: Path) -> 
         FedlearnError: See `fedlearn.runner.start.run` and `fedlearn.runner.resume.resume`.
     """
     if request["do"] == "stop":
-        return _stop(runs / RUNNING_FOLDER / str(request["run"]))
+        return _stop(runs / RUNNING_FOLDER / str(int(request["run"])))
     folder = _folder_in(runs, request["folder"])
     with _process_file(runs / RUNNING_FOLDER / str(run_id)):
         if request["do"] == "resume":
             _print_folder(folder, runs)
             return resume(folder, request["overrides"], run_mode=_run_mode(grid, request, runs)).exit_code
-        settings = dict(request["settings"])
-        if settings.get("init"):  # a submitter must not read other files of the coordinator
-            settings["init"] = str(_folder_in(runs, str(settings["init"])))
-        job = Job(cfg=config_from_dict(settings), folder=folder, chosen=bool(request["chosen"]))
-        check_submitted_settings(job.cfg)
+        job = Job(cfg=read_submitted_settings(request["settings"]), folder=folder, chosen=bool(request["chosen"]))
+        if job.cfg.get("init"):  # a submitter must not read other files of the coordinator
+            job.cfg.init = str(_folder_in(runs, str(job.cfg.init)))
         return run(job, build_plan(job.cfg), run_mode=_run_mode(grid, request, runs)).exit_code
 
 
@@ -165,10 +169,10 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     protocol = settings["privacy"].get("protocol", "sum")
     expected = "sum, because real nodes always run the full protocol"
     require(protocol == "sum", "privacy.protocol", protocol, expected, "privacy.protocol=sum")
-    node_settings = {name: settings.get(name) for name in ("scenario", "strategy", "allow_targets", "framework")}
-    node_settings["privacy"] = None if plan.privacy.kind == "none" else settings["privacy"]
+    names = partial(name_builder, coordinator_registry())
+    node_settings = {group: names(group, settings[group]) for group in ("scenario", "strategy")}
     node_settings["buffers"] = None if plan.buffers == "refuse" else plan.buffers
-    node_settings["compress"] = None if plan.compress.codec is None else settings["compress"]
+    node_settings["compress"] = None if plan.compress.codec is None else names("compress", settings["compress"])
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     if options.get("num_nodes") is None:
         options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
@@ -180,7 +184,7 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
         if plan.strategy.privacy_guarantee is not None:
             calibrated = {"noise_multiplier": plan.strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
             calibrated = {name: value for name, value in calibrated.items() if name in settings["privacy"]}
-            engine.set_privacy({**settings["privacy"], **calibrated}, rounds=plan.schedule.rounds)
+            engine.set_privacy({**names("privacy", settings["privacy"]), **calibrated}, rounds=plan.schedule.rounds)
         select, rng = plan.strategy.select, generator(plan.seed, Purpose.SELECT, round=1)
         select.choose(1, scenario.data.clients, rng, **select.initial_state)
         if plan.strategy.asynchrony is not None:

@@ -1,79 +1,77 @@
-"""Check submitted settings before the coordinator builds parts from them."""
+"""Read the settings of a submission at the coordinator. A submission names options and never code."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedlearn.deploy.coordinator import ALLOW_ENV
-from fedlearn.errors import SettingError
-from fedlearn.runner.compose import CONF_DIR
+from fedlearn.deploy.coordinator import BUILDERS_ENV
+from fedlearn.errors import SettingError, require
+from fedlearn.runner.named_settings import CALLBACKS, name_settings, resolve_settings
+from fedlearn.runner.registry import Registry, installed_registry
+from fedlearn.runner.run_config import config_from_dict, config_to_dict
 
-FLOWER_STRATEGIES = "flwr.serverapp.strategy"
 REFERENCES = re.compile(r"\$\{[\w.]+\}")  # references to other settings of the run are safe
 
 
-def check_submitted_settings(cfg: DictConfig) -> None:
-    """Refuse settings that run code or read data of the coordinator without permission of its operator.
+def coordinator_registry() -> Registry:
+    """Return the options that a submission may name: the installed options and the builders of the operator."""
+    return installed_registry().with_builders(json.loads(os.environ.get(BUILDERS_ENV) or "{}"))
 
-    A ``_target_`` must be an installed option, a strategy of Flower, or in a module of ``--allow-targets``. No value
-    may call a resolver (``${oc.env:...}``). No value of a callback may be a path outside the run folder.
+
+def read_submitted_settings(named: Any) -> DictConfig:
+    """Return the settings of a submission, with the builders of this coordinator.
+
+    Nothing is built, and only modules of registered builders are imported.
 
     Args:
-        cfg: submitted settings.
+        named: names of options and values, from an untrusted message.
 
     Raises:
-        SettingError: A setting is refused.
+        SettingError: A setting, an option or a value is unknown, or a value is not plain or of another type, or a
+            callback would write outside the run folder.
     """
-    settings = OmegaConf.to_container(cfg, resolve=False)
-    allowed = allowed_by_operator()
-    for name, value in _leaves(settings, ""):
+    settings = resolve_settings(coordinator_registry(), named)
+    for group in ("scenario", "strategy", "engine"):
+        require(group in settings, group, "missing", "the name of an option", f"{group}=...")
+    _require_grid(settings["engine"])
+    _require_paths_inside(settings.get(CALLBACKS) or {})
+    return config_from_dict(settings)
+
+
+def check_submitted_settings(cfg: DictConfig) -> None:
+    """Refuse settings of a resumed run that a submission could not have.
+
+    Args:
+        cfg: settings of the run folder, with the overrides of the submitter.
+
+    Raises:
+        SettingError: See `read_submitted_settings`. A value with a resolver, such as ``${oc.env:...}``, is refused too.
+    """
+    for name, value in _leaves(OmegaConf.to_container(cfg, resolve=False), ""):
         if isinstance(value, str) and "${" in REFERENCES.sub("", value):
             raise SettingError(name, value, "a value without a resolver", f"{name}=VALUE")
-        if name.endswith("._target_"):
-            _check_target(name, value, allowed)
-        elif name.startswith("callbacks.") and isinstance(value, str) and _is_outside_folder(value):
+    settings = config_to_dict(cfg, resolve_callbacks=True)
+    read_submitted_settings(name_settings(coordinator_registry(), settings))
+
+
+def _require_grid(engine: Mapping[str, Any]) -> None:
+    grid = installed_registry().builders["engine"]["grid"]
+    name = installed_registry().name_of("engine", engine["_target_"])
+    require(engine["_target_"] == grid, "engine", name, "grid, the engine of a coordinator", "engine=grid")
+
+
+def _require_paths_inside(callbacks: Mapping[str, Any]) -> None:
+    for name, value in _leaves(callbacks, CALLBACKS):
+        if isinstance(value, str) and not name.endswith("._target_") and _is_outside_folder(value):
             fix = f"{name}={PurePosixPath(value).name or 'losses.csv'}"
             raise SettingError(name, value, "a name inside the run folder", fix)
-    _check_modules(settings, allowed)
-
-
-def allowed_by_operator() -> tuple[str, ...]:
-    """Return the modules that the operator of this coordinator allows."""
-    return tuple(module for module in os.environ.get(ALLOW_ENV, "").split(",") if module)
-
-
-def _check_modules(settings: Any, allowed: Sequence[str]) -> None:
-    modules = settings.get("allow_targets") or []
-    for module in modules if isinstance(modules, list) else [modules]:
-        if not (isinstance(module, str) and _is_below(module, allowed)):
-            raise _refusal("allow_targets", module, allowed, "'allow_targets=[]'")
-
-
-def _check_target(name: str, target: Any, allowed: Sequence[str]) -> None:
-    is_allowed = isinstance(target, str) and (
-        target in _installed_targets() or _is_below(target, (*allowed, FLOWER_STRATEGIES))
-    )
-    if not is_allowed:
-        raise _refusal(name, target, allowed, f"an installed option: {name.split('.')[0]}=...")
-
-
-def _refusal(name: str, value: Any, allowed: Sequence[str], fix: str) -> SettingError:
-    modules = f", or code in a module that the operator allows ({', '.join(allowed)})" if allowed else ""
-    expected = f"an installed option{modules}; to allow more, the operator starts with --allow-targets MODULE"
-    return SettingError(name, value, expected, fix)
-
-
-@cache
-def _installed_targets() -> frozenset[str]:
-    texts = (path.read_text(encoding="utf-8") for path in CONF_DIR.rglob("*.yaml"))
-    return frozenset(target for text in texts for target in re.findall(r"_target_:\s*([\w.]+)", text))
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -87,10 +85,6 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{name}.{i}")
     else:
         yield name, node
-
-
-def _is_below(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _is_outside_folder(value: str) -> bool:

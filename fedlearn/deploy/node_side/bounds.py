@@ -1,4 +1,7 @@
-"""Check settings against the bounds of a policy."""
+"""Check settings against the bounds of a policy, and against default bounds for settings without a bound.
+
+Bounds of a policy have one of two forms: ``[low, high]`` is a range, ``{one_of: [...]}`` is a choice.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,60 @@ from typing import Any
 from fedlearn.deploy.node_side.policy_violation import PolicyViolation
 from fedlearn.errors import is_number, require
 from fedlearn.runner.builders import setting_path
+from fedlearn.runner.plain_values import MAX_INTEGER, shortened
+
+# Each whole number of an installed option has a default bound, because it may cost memory or time.
+DEFAULT_BOUNDS: Mapping[str, tuple[int, int]] = {
+    "bands": (1, 1_000),
+    "bits": (1, 64),
+    "bucket": (1, 2**20),
+    "buffer_size": (1, 10_000),
+    "classes_per_client": (1, 10_000),
+    "clients_per_round": (1, 1_000_000),
+    "cohort": (1, 1_000_000),
+    "concurrency": (1, 10_000),
+    "factors": (1, 1_024),
+    "head_epochs": (1, 100),
+    "image_size": (1, 1_024),
+    "layers": (0, 100),
+    "length": (1, 4_096),
+    "levels": (1, 2**16),
+    "lora_rank": (1, 1_024),
+    "min_available_nodes": (0, 1_000_000),
+    "min_characters": (0, 1_000_000_000),
+    "min_evaluate_nodes": (0, 1_000_000),
+    "min_train_nodes": (0, 1_000_000),
+    "modulus_bits": (1, 64),
+    "num_candidates": (1, 1_000_000),
+    "num_clients": (1, 10_000),
+    "num_clusters": (1, 100),
+    "num_iterations": (1, 1_000),
+    "num_malicious": (0, 1_000_000),
+    "num_malicious_nodes": (0, 1_000_000),
+    "num_negatives": (0, 1_000),
+    "num_nodes_to_select": (0, 1_000_000),
+    "num_root_examples": (1, 1_000_000),
+    "num_to_keep": (1, 1_000_000),
+    "num_tokens": (1, 2**20),
+    "rank": (1, 1_024),
+    "root_client": (0, 2**31),
+    "seed": (0, MAX_INTEGER),
+    "separation": (1, 1_000_000),
+    "shift": (0, 1_024),
+    "size": (1, 10_000),
+    "test_windows": (1, 1_000_000),
+    "threshold": (1, 1_000_000),
+}
+OTHER_NUMBERS = (-1_000_000_000, 1_000_000_000)  # real numbers, and settings of builders that an operator has added
+LOCAL_BOUNDS: Mapping[str, tuple[int, int]] = {
+    "epochs": (1, 100),
+    "steps": (1, 10_000),
+    "batch_size": (1, 65_536),
+    "learning_rate": (0, 1_000),
+    "momentum": (0, 1),
+    "weight_decay": (0, 1_000),
+}
+MAX_EXAMPLES_PER_REQUEST = 10_000_000  # steps x batch size of one client, if a request sets the number of steps
 
 
 def check_bounds(bounds: Mapping[str, Any], group: str) -> None:
@@ -23,20 +80,53 @@ def check_bounds(bounds: Mapping[str, Any], group: str) -> None:
         require(is_range or is_choice, f"{group}.{key}", bound, expected, f"{key}: [1, 10]")
 
 
-def require_within(settings: Mapping[str, Any], bounds: Mapping[str, Any], group: str) -> None:
-    """Refuse settings outside their bounds.
-
-    A missing setting is refused too, because its default may be different in another version.
+def require_within(values: Mapping[str, Any], bounds: Mapping[str, Any], group: str) -> None:
+    """Refuse values outside the bounds of a policy. A missing value is refused too.
 
     Raises:
-        PolicyViolation: A setting is missing or outside its bound.
+        PolicyViolation: A value is missing or outside its bound.
     """
     for key, bound in bounds.items():
-        value = settings.get(key)
-        if isinstance(bound, dict):
-            is_within, accepted = value in bound["one_of"], f"one of {', '.join(map(str, bound['one_of']))}"
+        value = values.get(key)
+        if isinstance(bound, Mapping):
+            is_flag = isinstance(value, bool)  # True is equal to 1
+            is_within = any(value == known and isinstance(known, bool) == is_flag for known in bound["one_of"])
+            accepted = f"one of {', '.join(map(str, bound['one_of']))}"
         else:
             low, high = bound
             is_within, accepted = is_number(value) and low <= value <= high, f"{low} to {high}"
         if not is_within:
-            raise PolicyViolation(f"{setting_path(group, key)} is {value}; this node accepts {accepted}")
+            raise PolicyViolation(f"{setting_path(group, key)} is {shortened(value)}; this node accepts {accepted}")
+
+
+def require_default_bounds(values: Mapping[str, Any], bounded: Mapping[str, Any], group: str) -> None:
+    """Refuse numbers outside the default bounds, for the settings without a bound in the policy.
+
+    Args:
+        values: value of each setting that the request names.
+        bounded: bounds of the policy; these settings are not checked here.
+        group: group of the settings in error texts.
+
+    Raises:
+        PolicyViolation: A number is outside its default bound.
+    """
+    for key, value in values.items():
+        if type(value) in (int, float) and key not in bounded:
+            low, high = DEFAULT_BOUNDS.get(key, OTHER_NUMBERS)
+            require_within({key: value}, {key: (low, high)}, group)
+
+
+def require_local_within(local: Mapping[str, Any], bounds: Mapping[str, Any]) -> None:
+    """Refuse settings of local training outside the bounds of the policy, or outside the default bounds.
+
+    Raises:
+        PolicyViolation: A setting is outside its bound, or a client would process too many examples.
+    """
+    require_within(local, bounds, "local")
+    unbounded = {key: bound for key, bound in LOCAL_BOUNDS.items() if key not in bounds and local[key] is not None}
+    require_within(local, unbounded, "local")
+    num_examples = (local["steps"] or 0) * local["batch_size"]
+    if num_examples > MAX_EXAMPLES_PER_REQUEST and not {"steps", "batch_size"} <= bounds.keys():
+        raise PolicyViolation(
+            f"local.steps x local.batch_size is {num_examples}; this node accepts at most {MAX_EXAMPLES_PER_REQUEST}"
+        )

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
-
 from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import ClientId, LocalSettings
-from fedlearn.core.serialization import WireError, read_fields
+from fedlearn.core.serialization import WireError
 from fedlearn.deploy.node_side.masking_keys import MaskingKeys
 from fedlearn.deploy.node_side.policy import Policy
-from fedlearn.errors import is_count
 from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.runner.config import build
+from fedlearn.runner.registry import parameter_types
 
 MAX_CACHED = 8  # scenarios, strategies and other parts in the cache
 
@@ -63,8 +60,8 @@ class ExperimentBuilder:
             PolicyViolation: The policy does not accept the settings.
             WireError: The settings do not build a scenario.
         """
-        self.policy.check_settings(settings)
-        scenario: Scenario = self._cached("scenario", self._with_operator_settings(settings["scenario"]), Scenario)
+        resolved = self.policy.check_settings(settings)
+        scenario: Scenario = self._cached("scenario", self._with_operator_settings(resolved["scenario"]), Scenario)
         return scenario
 
     def strategy(
@@ -81,33 +78,27 @@ class ExperimentBuilder:
             local: local settings of the request.
 
         Raises:
-            WireError: The settings do not build a strategy, or have no valid population.
+            PolicyViolation: The policy does not accept the settings.
+            WireError: The settings do not build a strategy.
         """
-        strategy, local = self._with_privacy(settings, replace(local, example_dp=None))
-        buffers = str(settings.get("buffers") or "refuse")
-        strategy = with_buffer_policy(strategy, scenario.trainer.layout, buffers)
-        compress = settings.get("compress")
-        if compress:
-            strategy = with_compression(strategy, self._cached("compress", compress, Stage))
+        resolved = self.policy.check_settings(settings)
+        strategy, local = self._with_privacy(resolved, replace(local, example_dp=None))
+        strategy = with_buffer_policy(strategy, scenario.trainer.layout, resolved["buffers"])
+        if "compress" in resolved:
+            strategy = with_compression(strategy, self._cached("compress", resolved["compress"], Stage))
         return strategy, local
 
-    def _with_privacy(self, settings: Mapping[str, Any], local: LocalSettings) -> tuple[Strategy, LocalSettings]:
-        strategy: Strategy = self._cached("strategy", settings["strategy"], Strategy)
-        if not settings.get("privacy"):
+    def _with_privacy(self, resolved: Mapping[str, Any], local: LocalSettings) -> tuple[Strategy, LocalSettings]:
+        strategy: Strategy = self._cached("strategy", resolved["strategy"], Strategy)
+        if "privacy" not in resolved:
             return strategy, local
-        mechanism: Mechanism = self._cached("privacy", settings["privacy"], Mechanism)
-        numbers = read_fields(settings.get("population") or {}, num_clients=int, rounds=int)
-        if min(numbers.values()) < 1:
-            raise WireError(f"the population of the request is {numbers}, expected numbers >= 1")
-        parties = settings["population"].get("num_parties")  # `MaskedClients` counts the parties of each sum itself
-        if parties is not None and not is_count(parties):
-            raise WireError(f"population.num_parties is {parties!r:.20}, expected a number >= 1")
-        population = Population(clients=range(numbers["num_clients"]), rounds=numbers["rounds"], num_parties=parties)
-        return mechanism.protect(strategy, local, population)
+        mechanism: Mechanism = self._cached("privacy", resolved["privacy"], Mechanism)
+        numbers = dict(resolved["population"])  # `MaskedClients` counts the parties of each sum itself
+        return mechanism.protect(strategy, local, Population(clients=range(numbers.pop("num_clients")), **numbers))
 
     def _with_operator_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a scenario with the values that the operator chooses."""
-        accepted = inspect.signature(get_object(settings["_target_"])).parameters  # safe: the policy accepts this name
+        accepted = parameter_types(settings["_target_"])
         data = str(self.config.data) if self.config.data else None
         values: dict[str, Any] = {"path": data, "device": self.config.device, "deployed": True}
         values |= {"framework": self.config.framework} if self.config.framework else {}
@@ -116,9 +107,9 @@ class ExperimentBuilder:
     def _cached(self, group: str, settings: Mapping[str, Any], kind: type[Any]) -> Any:
         key = f"{group} {json.dumps(settings, sort_keys=True)}"
         if key not in self._built:
-            part = build(dict(settings), group, allow=self.policy.allow_targets)
+            part = build(dict(settings), group, allow=self.policy.registry.modules)
             if not isinstance(part, kind):
-                raise WireError(f"{settings['_target_']} builds a {type(part).__name__}, expected a {kind.__name__}")
+                raise WireError(f"the {group} of this node is a {type(part).__name__}, expected a {kind.__name__}")
             while len(self._built) >= MAX_CACHED:
                 del self._built[next(iter(self._built))]
             self._built[key] = part

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,18 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from fedlearn.core.command_line import DONE, command_parser, run_command
 from fedlearn.core.records import LocalSettings, Request
-from fedlearn.deploy.node_side.bounds import check_bounds, require_within
+from fedlearn.deploy.node_side.bounds import check_bounds, require_local_within
+from fedlearn.deploy.node_side.order_settings import OrderSettings, option_name
 from fedlearn.deploy.node_side.policy_violation import PolicyViolation
 from fedlearn.deploy.node_side.query_log import EvaluationLimits
-from fedlearn.deploy.node_side.required_privacy import MECHANISM_PREFIX, RequiredPrivacy
+from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.deploy.node_side.reveal import Reveal
-from fedlearn.deploy.node_side.scenario_policy import (
-    bounded_settings,
-    interpolation,
-    nested_code_problem,
-    refuse_old_bounds,
-    scenario_problem,
-)
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
+from fedlearn.runner.registry import Registry, installed_registry
+from fedlearn.runner.renames import new_name
 
-FLOWER_STRATEGIES = "flwr.serverapp.strategy"
-STRATEGY_PARTS = ("fedlearn.algorithm.", f"{FLOWER_STRATEGIES}.")  # accepted below an accepted strategy
-CODEC_PREFIX = "fedlearn.compression.codecs."
 RENAMED_KEYS = {  # names in policies of earlier versions -> present names
+    "allow_targets": "builders",
     "protection": "required_privacy",
     "max_rounds_in_all": "max_rounds_total",
     "required_privacy.min_sum": "min_nodes_in_sum",
@@ -45,14 +40,15 @@ EVALUATIONS_PER_ROUND = 10  # evaluations of all runs per round of max_rounds, i
 
 EXAMPLE_POLICY = """\
 # Policy of this node. The node refuses all other requests; node and coordinator both log the reason.
-# Bounds of settings: {} accepts any value, {name: [low, high]} a range, {name: {one_of: [...]}} a choice.
-scenarios:
-  simulations.scenarios.heart.heart: {model: {one_of: [mlp, linear]}, partition: {one_of: [natural]}}
+# Bounds of settings: {name: [low, high]} is a range, {name: {one_of: [...]}} a choice. {} keeps the default bounds.
+scenarios: # names of installed options, or of builders below
+  heart: {model: {one_of: [mlp, linear]}, partition: {one_of: [natural]}}
 strategies:
-  strategies.fedavg: {}
-  strategies.fedprox: {mu: [0, 10]}
-  strategies.fedadam: {}
-local: # settings of local training; a setting without a bound may have any value
+  fedavg: {}
+  fedprox: {mu: [0, 10]}
+  fedadam: {}
+builders: {} # your own code, by the names that requests use, e.g. {strategy: {median: my_code.median}}
+local: # settings of local training; a setting without a bound has a default bound
   epochs: [1, 5]
   batch_size: [8, 512] # small batches reveal more about single examples
 max_rounds: 200 # training requests of one run, repeated requests included
@@ -72,7 +68,6 @@ reveal:
   metrics: null # true: exact evaluation metrics; noised: with noise; false: none; null: none if privacy is required
   metrics_epsilon: 0.1 # privacy loss of one evaluation with noised, which the ledger of this node pays for
   min_test_examples: 10 # smallest number of held-out examples of a client whose exact metrics leave
-allow_targets: [] # modules besides fedlearn, strategies and simulations whose builders a request may name
 """
 
 
@@ -94,18 +89,20 @@ class Policy:
     max_scenarios: int = 200
     required_privacy: RequiredPrivacy = field(default_factory=RequiredPrivacy)
     reveal: Reveal = field(default_factory=Reveal)
-    allow_targets: Sequence[str] = ()
+    builders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group in ("scenarios", "strategies"):
-            accepted = getattr(self, group)
+        registry = self.registry  # refuses builders with invalid names
+        for key, group in (("scenarios", "scenario"), ("strategies", "strategy")):
+            accepted = getattr(self, key)
             is_valid = isinstance(accepted, Mapping) and all(isinstance(b, Mapping) for b in accepted.values())
-            fix = f"{group}: {{strategies.fedavg: {{}}}}"
-            require(is_valid, group, accepted, "a mapping of builders to the bounds of their settings", fix)
-            for target, bounds in accepted.items():
-                check_bounds(bounds, f"{group}.{target}")
-        for target, bounds in self.scenarios.items():
-            refuse_old_bounds(target, bounds)
+            fix = f"{key}: {{{next(iter(registry.builders[group]))}: {{}}}}"
+            require(is_valid, key, accepted, "a mapping of options to the bounds of their settings", fix)
+            for name, bounds in accepted.items():
+                _require_option(registry, group, name, f"{key}.{name}")
+                check_bounds(bounds, f"{key}.{name}")
+        for name, bounds in self.scenarios.items():
+            _refuse_old_bounds(name, bounds)
         check_bounds(self.local, "local")
         _refuse_unknown(self.local, [*asdict(LocalSettings())], "local")
         require(is_count(self.max_rounds), "max_rounds", self.max_rounds, "a whole number >= 1", "max_rounds: 200")
@@ -131,56 +128,36 @@ class Policy:
         total = self.max_evaluations_total or self.max_rounds_total or EVALUATIONS_PER_ROUND * self.max_rounds
         return EvaluationLimits(of_run=self.max_rounds, total=total)
 
-    def check_settings(self, request_settings: Mapping[str, Any]) -> None:
-        """Refuse the settings of a request that the policy does not accept.
+    @cached_property
+    def registry(self) -> Registry:
+        """The options that requests may name: the installed options and the builders of the operator."""
+        return installed_registry().with_builders(self.builders)
+
+    def check_settings(self, request_settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings of a request with the builders of their options, if the policy accepts all of them.
 
         Args:
-            request_settings: ``scenario`` and ``strategy`` of the request, and optionally ``privacy`` and ``compress``,
-                each with its ``_target_``.
+            request_settings: ``scenario`` and ``strategy`` of the request, and optionally ``privacy``, ``compress``,
+                ``buffers`` and ``population``. Options have names and values.
 
         Raises:
-            PolicyViolation: The policy does not name a builder, or a setting is outside its bounds.
+            PolicyViolation: A name or a value is unknown, the policy does not list an option, or a setting is outside
+                its bounds.
         """
-        if path := interpolation(dict(request_settings)):
-            raise PolicyViolation(f"{path} has an interpolation (${{...}}); this node accepts plain values")
-        for group, accepted in (("scenario", self.scenarios), ("strategy", self.strategies)):
-            requested = request_settings.get(group)
-            settings: Mapping[str, Any] = requested if isinstance(requested, dict) else {}
-            target = str(settings.get("_target_"))
-            if target not in accepted:
-                known = ", ".join(accepted) or "none"
-                raise PolicyViolation(f"{group} {target} is not accepted; this node accepts {known}")
-            bounds = accepted[target]
-            if group == "scenario":
-                if problem := scenario_problem(settings, bounds):
-                    raise PolicyViolation(problem)
-                settings = bounded_settings(settings, bounds)
-                bounds = {name: bound for name, bound in bounds.items() if name in settings}
-            require_within(settings, bounds, group)
-        below = {"strategy": (*self.strategies, *STRATEGY_PARTS), "privacy": (), "compress": ()}
-        for group, names in below.items():
-            if problem := nested_code_problem(group, request_settings.get(group), names):
-                raise PolicyViolation(problem)
-        privacy = request_settings.get("privacy") or {}
-        mechanism = str(privacy.get("_target_", f"{MECHANISM_PREFIX}none")) if isinstance(privacy, dict) else ""
-        if not mechanism.startswith(MECHANISM_PREFIX):
-            raise PolicyViolation(
-                f"privacy {mechanism} is not accepted; this node accepts mechanisms of {MECHANISM_PREFIX[:-1]}"
-            )
-        compress = request_settings.get("compress") or {}
-        codec = str(compress.get("_target_")) if isinstance(compress, dict) else ""
-        if compress and not codec.startswith(CODEC_PREFIX):
-            raise PolicyViolation(f"compress {codec} is not accepted; this node accepts codecs of {CODEC_PREFIX[:-1]}")
-        if mechanism == f"{MECHANISM_PREFIX}example" and self.reveal.num_examples != "exact":
+        order = OrderSettings(self.registry, self.scenarios, self.strategies, max_rounds=self.max_rounds)
+        resolved = order.resolve(request_settings)
+        kind = option_name(request_settings.get("privacy"))
+        if kind == "example" and self.reveal.num_examples != "exact":
             raise PolicyViolation(
                 "privacy=example needs the exact number of examples, but this node has reveal.num_examples="
                 f"{self.reveal.num_examples}; try another privacy mechanism"
             )
-        if self.reveal.num_examples == "none" and request_settings["strategy"].get("weighting", "examples") != "equal":
+        if self.reveal.num_examples == "none" and resolved["strategy"].get("weighting", "examples") != "equal":
             raise PolicyViolation(
                 "the strategy weights clients by their number of examples, but this node has "
                 "reveal.num_examples=none; try strategy.weighting=equal"
             )
+        return resolved
 
     def check_request(
         self,
@@ -202,7 +179,7 @@ class Policy:
             PolicyViolation: A local setting is outside its bounds, the privacy is less than required, or the number of
                 training requests has reached its limit.
         """
-        require_within(asdict(request.local), self.local, "local")
+        require_local_within(asdict(request.local), self.local)
         self.required_privacy.check(request.local, request_settings.get("privacy") or {})
         if num_requests_of_run >= self.max_rounds:
             limit = f"max_rounds={self.max_rounds}"
@@ -239,6 +216,23 @@ def read_policy(path: Path) -> Policy:
         _refuse_unknown(settings, list(kind.__dataclass_fields__), name)
         content[name] = kind(**settings)
     return Policy(**content)
+
+
+def _require_option(registry: Registry, group: str, name: Any, setting: str) -> None:
+    """Refuse a name that no option has; name the option if it is the dotted name of its builder."""
+    if name in registry.builders[group]:
+        return
+    known = list(registry.builders[group])
+    near = registry.name_of(group, name) or did_you_mean(str(name), known)
+    fix = f"{near}: {{...}}" if near else f"builders: {{{group}: {{mine: {name}}}}}, and mine: {{...}} here"
+    raise SettingError(setting, "not the name of an option", f"one of {', '.join(known)}", fix)
+
+
+def _refuse_old_bounds(scenario: str, bounds: Mapping[str, Any]) -> None:
+    for name in bounds:
+        new = new_name(f"scenario.{name}")
+        if new and new != name:
+            raise FedlearnError(f"scenarios.{scenario}.{name} has the new name {new}\n  try       {new}: ...")
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: Sequence[str], group: str) -> None:

@@ -15,7 +15,6 @@ REQUIRED_MECHANISMS = {
     "local": (("local",), "without noise"),
     "secagg": (("secagg", "distributed"), "without a mask"),
 }
-MECHANISM_PREFIX = "fedlearn.privacy.mechanisms."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ class RequiredPrivacy:
     def _mechanism_values(self, privacy: Mapping[str, Any]) -> tuple[float, float]:
         """Return clip norm and noise multiplier of the required mechanism."""
         kinds, lack = REQUIRED_MECHANISMS[self.minimum]
-        kind = str(privacy.get("_target_", "")).removeprefix(MECHANISM_PREFIX)
+        kind = privacy.get("name")
         if kind not in kinds:
             raise PolicyViolation(
                 f"updates of this request leave the node {lack}; this node requires privacy={' or '.join(kinds)}"

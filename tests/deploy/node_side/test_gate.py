@@ -214,7 +214,7 @@ def test_a_scenario_that_fails_counts_like_one_that_succeeds(clinic):
     node = clinic(policy={"max_scenarios": 2})
 
     def settings(value):
-        return {"scenario": {"_target_": "patients", "categories": value}, "strategy": {}}
+        return {"scenario": {"name": "heart", "categories": value}, "strategy": {}}
 
     def fail(_):
         raise ValueError(SECRET)
@@ -288,7 +288,7 @@ def test_the_limit_of_evaluations_follows_from_the_limits_of_rounds(keys, limits
 
 def test_a_run_keeps_its_scenario(clinic):
     node = clinic()
-    other = {"scenario": {"_target_": "patients", "test_share": 0.9}, "strategy": {}}
+    other = {"scenario": {"name": "heart", "test_share": 0.9}, "strategy": {}}
     assert node.fit().refusal is None
     assert node.evaluate(settings=other).refusal.code == RefusalCode.OTHER_SCENARIO
     assert node.fit(round=2, settings=other).refusal.code == RefusalCode.OTHER_SCENARIO
@@ -354,8 +354,8 @@ def test_a_repeated_request_gets_the_stored_response_and_is_charged_once(clinic)
     required = RequiredPrivacy(minimum="local", max_epsilon=50.0)
     node = clinic(policy={"required_privacy": required, "max_rounds": 2}, mechanism=local(noise_multiplier=1.0))
     node.local = replace(node.local, epochs=1)
-    accept = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "noise_multiplier": 1.0}
-    settings = {"scenario": {"_target_": "patients"}, "strategy": {}, "privacy": accept}
+    accept = {"name": "local", "clip_norm": 1.0, "noise_multiplier": 1.0}
+    settings = {"scenario": {"name": "heart"}, "strategy": {}, "privacy": accept}
     first = node.fit(settings=settings)
     spent = node.node.budget.ledger()
     for _ in range(2):
@@ -387,8 +387,8 @@ def test_a_stored_response_does_not_outlive_the_policy_that_let_it_out(clinic):
 def test_a_request_is_counted_and_charged_on_disk_before_it_trains(clinic):
     required = RequiredPrivacy(minimum="local", max_epsilon=50.0)
     node = clinic(policy={"required_privacy": required}, mechanism=local(noise_multiplier=1.0))
-    accept = {"_target_": "fedlearn.privacy.mechanisms.local", "clip_norm": 1.0, "noise_multiplier": 1.0}
-    settings = {"scenario": {"_target_": "patients"}, "strategy": {}, "privacy": accept}
+    accept = {"name": "local", "clip_norm": 1.0, "noise_multiplier": 1.0}
+    settings = {"scenario": {"name": "heart"}, "strategy": {}, "privacy": accept}
     found = []
 
     def fit(*_):

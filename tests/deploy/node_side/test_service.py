@@ -1,12 +1,14 @@
 """The service of a node answers each request, whatever its content, or refuses it with a reason."""
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import pytest
 
 from fedlearn import Scenario, Stage, Strategy, Transform, everyone
 from fedlearn.core import Request
 from fedlearn.core.serialization import Payload
-from fedlearn.deploy.node_side import experiment as builders
 from fedlearn.deploy.node_side import service as services
 from fedlearn.deploy.node_side.client_states import ClientStates
 from fedlearn.deploy.node_side.experiment import NodeConfig
@@ -18,11 +20,12 @@ from fedlearn.protocol.refusals import RefusalCode
 from fedlearn.protocol.training_order import pack_order
 from fedlearn.testing import LinearTrainer, linear_problem
 
-WORDS = {"scenario": {"_target_": "fedlearn.testing.problem", "path": "/etc/passwd"}, "strategy": {"_target_": "mine"}}
+WORDS = {"scenario": "problem", "strategy": "noting"}
+BUILDERS = {"scenario": {"problem": "site_code.problem"}, "strategy": {"noting": "site_code.noting"}}
 SEEN = []
 
 
-def problem(*, path=None, framework="torch", device="cpu"):
+def problem(*, path: str | None = None, framework: str = "torch", device: str = "cpu"):
     SEEN.append({"path": path, "framework": framework, "device": device})
     data = linear_problem(num_clients=3)
     return Scenario(name="linear", data=data, trainer=LinearTrainer(3), model="linear")
@@ -40,21 +43,16 @@ def noting():
 
 @pytest.fixture
 def make(tmp_path, monkeypatch):
-    """Return ``make(own, policy) -> service`` with the builders above.
-
-    Other tests cover the builders by name.
-    """
+    """Return ``make(own, policy) -> service`` with the builders above, which its operator has registered."""
     SEEN.clear()
-    built = {"scenario": problem, "strategy": noting}
-
-    def build(words, group, allow=()):
-        return built[group](**{key: value for key, value in words.items() if key != "_target_"})
-
-    monkeypatch.setattr(builders, "build", build)
-    monkeypatch.setattr(builders, "get_object", lambda name: problem)
+    module = ModuleType("site_code")
+    for builder in (problem, noting):
+        monkeypatch.setattr(builder, "__module__", "site_code")
+        setattr(module, builder.__name__, builder)
+    monkeypatch.setitem(sys.modules, "site_code", module)
 
     def of(own=None, **policy):
-        accepted = {"scenarios": {"fedlearn.testing.problem": {}}, "strategies": {"mine": {}}, **policy}
+        accepted = {"scenarios": {"problem": {}}, "strategies": {"noting": {}}, "builders": BUILDERS, **policy}
         return NodeService(
             own or NodeConfig(clients=(0, 2)), Policy(**accepted), ClientStates(tmp_path / "client_states")
         )
@@ -149,7 +147,7 @@ HOSTILE_VALUES = (
     {"_target_": ["a"]},
 )
 GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers", "population")
-NO_MECHANISM = {"_target_": "fedlearn.privacy.mechanisms.none"}
+NO_MECHANISM = "none"
 HOSTILE_FIELDS = [
     *({"settings": {**WORDS, group: value}} for value in HOSTILE_VALUES for group in GROUPS),
     *({"settings": {**WORDS, "privacy": NO_MECHANISM, "population": value}} for value in HOSTILE_VALUES),
