@@ -1,8 +1,8 @@
 """Check the code that a configuration names, and its settings.
 
-A configuration names code (``_target_``), so it is untrusted input. Of the library, it may name the builders of the
-installed options and the documented parts of a strategy, nothing else. Of other code, it may name the modules that the
-user allows. An object of such a module must be defined there, because modules also have names that they have imported.
+A configuration names code (``_target_``), so it is untrusted input. It may name the builders of the installed options,
+the documented parts of a strategy, and objects of modules that the user allows. Such an object must be defined in an
+allowed module, because modules also have names that they have imported.
 """
 
 from __future__ import annotations

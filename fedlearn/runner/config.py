@@ -365,8 +365,8 @@ def build(node: Any, setting: str, *args: Any, allow: Sequence[str] = ()) -> Any
         args: positional arguments of the outermost target.
         allow: allowed modules besides the library.
 
-    *Guarantees*: of the library, only builders of installed options and parts of a strategy are called. Of other code,
-    only objects of the allowed modules are imported or called, not the names that these modules have imported.
+    *Guarantees*: only builders of installed options, parts of a strategy and objects of the allowed modules are
+    imported or called. Names that an allowed module has imported are refused.
 
     Raises:
         SettingError: a target is not allowed or does not exist, a key is not one of its parameters, or the target

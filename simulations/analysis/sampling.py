@@ -11,7 +11,7 @@ from fedlearn.core import checkpoint
 from fedlearn.core.random import Purpose, generator
 from fedlearn.errors import SettingError, is_count, is_number, require
 from fedlearn.loop.scenario import Scenario
-from fedlearn.runner.config import build
+from fedlearn.runner.config import allowed_modules, build
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.run_config import read_run_config
 
@@ -33,7 +33,7 @@ def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: 
     require(is_number(temperature, at_least=0), "--temperature", temperature, "a number >= 0", "--temperature 0.6")
     cfg = read_run_config(folder)
     set_environment(cfg.get("framework"))
-    scenario: Scenario = build(cfg.scenario, "scenario", allow=cfg.get("allow_targets") or [])
+    scenario: Scenario = build(cfg.scenario, "scenario", allow=allowed_modules(cfg))
     characters = scenario.characters
     if characters is None:
         expected = "a scenario with Scenario.characters, which encodes text"

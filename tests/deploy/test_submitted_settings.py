@@ -223,5 +223,5 @@ def test_installed_options_arrive_with_equal_settings(words, monkeypatch):
     job = compose_job(["scenario=diabetes", *words])
     named = json.loads(json.dumps(name_settings(installed_registry(), config_to_dict(job.cfg, resolve_callbacks=True))))
     arrived, sent = config_to_dict(read_submitted_settings(named)), config_to_dict(job.cfg)
-    del sent["scenario"]["device"]  # of another machine
+    del sent["scenario"]["device"]  # it belongs to another machine
     assert arrived == sent

@@ -235,7 +235,7 @@ def mask_request(made, node, registered, run="r", threshold=5, parties=()):
         run=run,
         round=1,
         id="1",
-        settings={**made.settings, "privacy": SECAGG, "population": {"num_clients": 9, "rounds": 1, "num_parties": 2}},
+        settings={**made.order, "privacy": SECAGG, "population": {"num_clients": 9, "rounds": 1, "num_parties": 2}},
         clients=(0,),
         state_rounds=(0,),
         layout=layout.digest,

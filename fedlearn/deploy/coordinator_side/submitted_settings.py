@@ -34,8 +34,8 @@ def read_submitted_settings(named: Any) -> DictConfig:
         named: names of options and values, from an untrusted message.
 
     Raises:
-        SettingError: A setting, an option or a value is unknown, or a value is not plain or of another type, or a
-            callback would write outside the run folder.
+        SettingError: A setting, an option or a value is unknown, or a value has another type. A path of a callback is
+            outside the run folder, or the engine is for simulations.
     """
     settings = resolve_settings(coordinator_registry(), named)
     for group in ("scenario", "strategy", "engine"):

@@ -41,8 +41,8 @@ class OrderSettings:
         """Return the settings of a request with the builder of each option as ``_target_``.
 
         Raises:
-            PolicyViolation: A name or a value is unknown, or the policy does not accept it. The reason quotes only the
-                start of what the request has.
+            PolicyViolation: A name or a value is unknown, or the policy does not accept it. The error quotes only the
+                first characters of a value in the request.
         """
         try:
             require_plain(order, "")
