@@ -7,6 +7,9 @@ import json
 import pytest
 from needs import needs
 
+from fedlearn.core.privacy_ledger import Event, Ledger, event_history
+from fedlearn.privacy.accounting import max_epsilon_bounds
+from fedlearn.runner.ledger_file import LedgerFile
 from simulations.resume import main as resume
 
 needs("dp_accounting", reason="needs fedlearn[privacy]")
@@ -68,6 +71,15 @@ def test_a_resumed_run_goes_on_with_the_ledger(run, summary):
     assert resume([str(half), "rounds=4"]) == 0
     assert summary(half)["epsilon"] == pytest.approx(summary(whole)["epsilon"], abs=1e-9)
     assert summary(half)["parameters_sha256"] == summary(whole)["parameters_sha256"]
+
+
+def test_a_resumed_run_has_paid_for_the_uploads_of_failed_rounds(run, summary):
+    event = Event(2.5)  # an upload with noise multiplier 5
+    _, folder = run("strategy.weighting=equal", "privacy=local", "privacy.noise_multiplier=5", "rounds=1")
+    LedgerFile(folder).record(Ledger().charge_clients({0: (event, 4)}))
+    assert resume([str(folder), "rounds=2"]) == 0
+    expected = max_epsilon_bounds([event_history({event: 5})], delta=1e-5).value
+    assert summary(folder)["epsilon"] == pytest.approx(expected, abs=1e-9)
 
 
 REFUSED = {

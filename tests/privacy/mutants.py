@@ -56,6 +56,8 @@ SERVER = "fedlearn/privacy/secagg/server.py"
 CRYPTO = "fedlearn/privacy/secagg/crypto.py"
 SUM = "fedlearn/privacy/secagg/masked_sum.py"
 DISCRETE = "fedlearn/privacy/secagg/discrete_noise.py"
+SERVICE, QUERIES = "fedlearn/deploy/node_side/service.py", "fedlearn/deploy/node_side/query_log.py"
+GATE, DEPLOYED = "tests/deploy/node_side/test_gate.py::", "tests/engines/test_deployed_privacy.py::"
 
 MUTANTS: tuple[Mutant, ...] = (
     # the mechanism at the server
@@ -458,5 +460,161 @@ MUTANTS: tuple[Mutant, ...] = (
         "    if False:\n",
         "tests/loop",
         "tests/engines/test_deployed_privacy.py",
+    ),
+    fault(
+        "loop: real rounds are charged after their uploads",
+        "fedlearn/loop/charging.py",
+        "    return engine.deployed and guarantee is not None and guarantee.holds_against_server\n",
+        "    return False\n",
+        "tests/loop/test_charging.py",
+    ),
+    fault(
+        "loop: a failed round of real clients is free",
+        "fedlearn/loop/training_loop.py",
+        "        spent = guarantee.charge(state.ledger, actual_release(number, results.partial, cohort))\n",
+        "        spent = state.ledger\n",
+        "tests/loop/test_charging.py",
+    ),
+    fault(
+        "resume: the ledger of failed rounds is not read",
+        "fedlearn/runner/resume.py",
+        "        state = LedgerFile(folder).restore(_last_state(experiment, cfg, folder))\n",
+        "        state = _last_state(experiment, cfg, folder)\n",
+        "tests/cli/test_cli_privacy.py::test_a_resumed_run_has_paid_for_the_uploads_of_failed_rounds",
+    ),
+    # the node and its gate
+    fault(
+        "mechanism: protect does not validate",
+        "fedlearn/privacy/mechanisms/base.py",
+        "    validate(strategy, local)\n    return protect",
+        "    return protect",
+        DEPLOYED + "test_a_node_refuses_a_strategy_whose_upload_the_mechanism_does_not_cover",
+    ),
+    fault(
+        "gate: responses are not checked",
+        SERVICE,
+        "                self._check(request, response)\n",
+        "",
+        GATE + "test_a_handler_that_adds_a_value_cannot_send_it",
+    ),
+    fault(
+        "gate: details of all refusals leave",
+        "fedlearn/protocol/refusals.py",
+        '    detail = refusal.detail if refusal.code.has_detail else ""\n',
+        "    detail = refusal.detail\n",
+        GATE + "test_no_error_at_the_node_reaches_the_coordinator_in_words",
+        also=(Change(SERVICE, 'detail=detail if code.has_detail else ""', "detail=detail"),),
+    ),
+    fault(
+        "evaluation: reveal.metrics false is ignored",
+        SERVICE,
+        "        if metrics is False or (metrics == NOISED and is_personal):",
+        "        if metrics == NOISED and is_personal:",
+        GATE + "test_exact_metrics_leave_only_without_required_privacy_or_by_the_operators_word",
+    ),
+    fault(
+        "evaluation: exact metrics leave under a required privacy",
+        "fedlearn/deploy/node_side/policy.py",
+        '            return self.required_privacy.minimum == "none"\n',
+        "            return True\n",
+        GATE + "test_exact_metrics_leave_only_without_required_privacy_or_by_the_operators_word",
+    ),
+    fault(
+        "evaluation: there is no limit",
+        QUERIES,
+        "            if queries.num_evaluations >= limits.of_run or total >= limits.total:\n",
+        "            if False:\n",
+        GATE + "test_evaluations_end_at_the_limits_of_a_run_and_of_all_runs",
+    ),
+    fault(
+        "evaluation: many models in one round",
+        QUERIES,
+        "        is_other = params != queries.params or kind in queries.requests\n",
+        "        is_other = False\n",
+        GATE + "test_a_node_evaluates_one_model_per_round",
+    ),
+    fault(
+        "evaluation: the evaluated model need not be trained",
+        QUERIES,
+        "        if round == queries.round + 1 and queries.params and params != queries.params:\n",
+        "        if False:\n",
+        GATE + "test_a_run_that_trains_another_model_than_it_evaluated_is_closed",
+    ),
+    fault(
+        "evaluation: another scenario in the same run",
+        QUERIES,
+        "    if queries.scenario and queries.scenario != scenario:\n",
+        "    if False:\n",
+        GATE + "test_a_run_keeps_its_scenario",
+    ),
+    fault(
+        "evaluation: noised metrics have no noise",
+        "fedlearn/deploy/node_side/noisy_evaluation.py",
+        "confusion + geometric_noise(confusion.shape, 1, epsilon / 2)",
+        "confusion",
+        GATE + "test_noised_evaluations_have_noise_and_no_exact_value",
+    ),
+    fault(
+        "evaluation: the noise is half as large as it is paid for",
+        "fedlearn/deploy/node_side/noisy_evaluation.py",
+        "    decay = exp(-epsilon / sensitivity)\n",
+        "    decay = exp(-2 * epsilon / sensitivity)\n",
+        GATE + "test_the_distribution_of_the_noise_is_the_promised_one",
+    ),
+    fault(
+        "evaluation: noised metrics are free",
+        SERVICE,
+        "            self.budget.charge_evaluation(clients, self.policy.reveal.metrics_epsilon)\n",
+        "",
+        GATE + "test_noised_evaluations_are_paid_for_by_the_nodes_ledger_until_its_limit",
+    ),
+    fault(
+        "node: scenarios are not counted",
+        QUERIES,
+        "        if len(content.scenarios) >= limit:\n",
+        "        if False:\n",
+        GATE + "test_a_scenario_that_fails_counts_like_one_that_succeeds",
+    ),
+    fault(
+        "node: a repeated request trains again",
+        "fedlearn/deploy/node_side/stored_responses.py",
+        '            return stored.arrays["response"].tobytes() if is_equal else None\n',
+        "            return None\n",
+        GATE + "test_a_repeated_request_gets_the_stored_response_and_is_charged_once",
+    ),
+    fault(
+        "node: a stored response outlives its policy",
+        SERVICE,
+        'hashlib.sha256(policy.encode() + replace(request, id="").pack())',
+        'hashlib.sha256(replace(request, id="").pack())',
+        GATE + "test_a_stored_response_does_not_outlive_the_policy_that_let_it_out",
+    ),
+    fault(
+        "node: training requests are not charged",
+        SERVICE,
+        "        self.budget.charge_training(strategy.privacy_guarantee, release)\n",
+        "",
+        GATE + "test_a_request_is_counted_and_charged_on_disk_before_it_trains",
+    ),
+    fault(
+        "node: training requests are not counted",
+        SERVICE,
+        "        self.client_states.count_request(request.run)\n",
+        "",
+        GATE + "test_a_request_is_counted_and_charged_on_disk_before_it_trains",
+    ),
+    fault(
+        "node: a mechanism without an epsilon is free",
+        "fedlearn/deploy/node_side/privacy_budget.py",
+        "        if guarantee is None or guarantee.epsilon_of(after) is None or after.histories == before.histories:\n",
+        "        if False:\n",
+        GATE + "test_a_limit_of_epsilon_refuses_a_mechanism_without_epsilon",
+    ),
+    fault(
+        "node: other users may read its files",
+        "fedlearn/core/private_files.py",
+        "            os.fchmod(file.fileno(), 0o600)\n",
+        "            os.fchmod(file.fileno(), 0o644)\n",
+        GATE + "test_a_repeated_request_gets_the_stored_response_and_is_charged_once",
     ),
 )

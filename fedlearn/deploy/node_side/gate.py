@@ -15,10 +15,11 @@ from fedlearn.algorithm.strategy import Strategy, extra_names
 from fedlearn.core.federated_data import Task
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee
 from fedlearn.core.records import ClientId
+from fedlearn.core.serialization import Payload
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal
 from fedlearn.protocol.cohort_request import evaluation_template
-from fedlearn.protocol.messages import NodeRequest, NodeResponse, RequestKind
+from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.refusals import RefusalCode
 
 HELLO_FIELDS = (
@@ -87,22 +88,37 @@ def allowed_content(
     return _allowed_update(policy, strategy)
 
 
-def check_response(request: NodeRequest, response: NodeResponse, policy: Policy, allowed: AllowedContent) -> None:
+def check_response(
+    kind: RequestKind,
+    content: Payload,
+    allowed: AllowedContent,
+    *,
+    policy: Policy,
+    clients: Collection[ClientId],
+    requested: Collection[ClientId],
+) -> None:
     """Refuse a response that has other values than the allowed ones.
+
+    Args:
+        kind: kind of the request.
+        content: content of the response.
+        allowed: values that the response may have.
+        policy: policy of the node.
+        clients: clients of the response, with a result or a failure.
+        requested: clients of the request.
 
     Raises:
         NodeRefusal: The response has such a value; the log of the node has its name.
     """
-    content, clients = response.content, {*response.clients, *(failure.client for failure in response.failures)}
     unknown = [*(content.metadata.keys() - set(allowed.fields)), *(content.arrays.keys() - set(allowed.arrays))]
-    if request.kind != RequestKind.HELLO:
-        unknown += [f"client {client}" for client in sorted(clients - set(request.clients))]
+    if kind != RequestKind.HELLO:
+        unknown += [f"client {client}" for client in sorted(set(clients) - set(requested))]
     if allowed.hides_counts:
         names = [name for name in ("num_examples", "num_steps") if name in content.arrays]
         unknown += [name for name in names if (np.asarray(content.arrays[name]) != 1).any()]
-    unknown += _imprecise_counts(content.metadata if request.kind == RequestKind.HELLO else {}, policy)
+    unknown += _imprecise_counts(content.metadata if kind == RequestKind.HELLO else {}, policy)
     if unknown:
-        raise NodeRefusal(RefusalCode.WITHHELD, f"a response to {request.kind} has {', '.join(sorted(unknown))}")
+        raise NodeRefusal(RefusalCode.WITHHELD, f"a response to {kind} has {', '.join(sorted(unknown))}")
 
 
 def _allowed_update(policy: Policy, strategy: Strategy) -> AllowedContent:

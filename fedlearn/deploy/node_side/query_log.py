@@ -39,7 +39,7 @@ class RunQueries:
         num_evaluations: number of rounds in which the node evaluated a model.
         round: round of the last evaluation; -1 before the first one.
         params: digest of the model of this evaluation; empty if the next training request may have any model.
-        requests: ``global`` or ``personal`` -> digest of this evaluation request of the round.
+        requests: kind of evaluation -> digest of this request of the round.
         is_closed: True if the node refuses all further requests of the run.
     """
 
@@ -103,7 +103,7 @@ class QueryLog:
             round: round of the request, >= 0.
             scenario: digest of the scenario's settings.
             params: digest of the model.
-            kind: ``global`` for the model itself, ``personal`` for the personal models.
+            kind: kind of evaluation: of the model itself, or of the personal models.
             request: digest of the request without its id.
             limits: largest numbers of evaluations.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,8 +67,7 @@ class NodeService:
         self.builder = ExperimentBuilder(config, policy)
         self.queries = QueryLog(client_states.folder)
         self.budget = PrivacyBudget(client_states.folder, policy.required_privacy)
-        salt = digest_of({"reveal": asdict(policy.reveal), "required_privacy": asdict(policy.required_privacy)})
-        self.stored = StoredResponses(client_states.folder, salt)
+        self.stored = StoredResponses(client_states.folder)
         self._lock = Lock()
         self._handlers = {
             RequestKind.HELLO: self._hello,
@@ -85,7 +85,7 @@ class NodeService:
             try:
                 _check_run_name(request.run)
                 response = self._handlers[request.kind](request)
-                check_response(request, response, self.policy, self._allowed(request))
+                self._check(request, response)
                 return _log_failures(response)
             finally:
                 self._lock.release()
@@ -145,7 +145,7 @@ class NodeService:
         strategy, order = self._check_order(request, scenario)
         if any(stage.needs_sum for stage in strategy.stages):
             raise PolicyViolation("the updates of this strategy can leave through secure aggregation only")
-        if stored := self.stored.load(request):
+        if stored := self._stored(request):
             return stored
         self._admit_training(request, scenario, strategy, order, clients)
         rounds, local = request.states_by_client(), self._clients_of(request, scenario)
@@ -180,7 +180,7 @@ class NodeService:
         trains = bool(request.shared.arrays)
         if trains:
             strategy, order = self._check_order(request, scenario)
-        if stored := self.stored.load(request):
+        if stored := self._stored(request):
             return stored
         train = None
         if trains:
@@ -205,11 +205,11 @@ class NodeService:
             request.round,
             scenario=digest_of(request.settings["scenario"]),
             params=digest_of_params(params_D),
-            kind="personal" if is_personal else "global",
-            request=self.stored.digest(request),
+            kind=_kind(request),
+            request=self._digest(request),
             limits=self.policy.evaluation_limits,
         )
-        if stored := self.stored.load(request):
+        if stored := self._stored(request):
             return stored
         local = self._clients_of(request, scenario)
         results: Sequence[ClientEvaluation | Failure]
@@ -313,8 +313,38 @@ class NodeService:
         failures = tuple(result for result in results if isinstance(result, Failure))
         clients = tuple(client_of(result) for result in results if not isinstance(result, Failure))
         response = NodeResponse.to(request, clients=clients, failures=failures, content=content)
-        self.stored.save(request, response)
+        if response.clients:  # without a result, a repeated request may succeed
+            data = replace(response, id="").pack()
+            self.stored.save(request.run, _kind(request), self._digest(request), data)
         return response
+
+    def _stored(self, request: NodeRequest) -> NodeResponse | None:
+        """Return the stored response to an equal request; None if there is none."""
+        data = self.stored.load(request.run, _kind(request), self._digest(request))
+        if data is None:
+            return None
+        response = NodeResponse.unpack(data, replace(request, id=""), max_bytes=len(data))
+        return replace(response, id=request.id)
+
+    def _digest(self, request: NodeRequest) -> str:
+        """Return a digest of all fields of a request but its id.
+
+        It includes the parts of the policy that determine a response. So after a change of the policy, no stored
+        response leaves.
+        """
+        policy = digest_of({"reveal": asdict(self.policy.reveal), "privacy": asdict(self.policy.required_privacy)})
+        return hashlib.sha256(policy.encode() + replace(request, id="").pack()).hexdigest()
+
+    def _check(self, request: NodeRequest, response: NodeResponse) -> None:
+        """Refuse a response with values that may not leave."""
+        check_response(
+            request.kind,
+            response.content,
+            self._allowed(request),
+            policy=self.policy,
+            clients={*response.clients, *(failure.client for failure in response.failures)},
+            requested=request.clients,
+        )
 
     def _allowed(self, request: NodeRequest) -> AllowedContent:
         scenario = self.builder.scenario(request.settings)
@@ -357,6 +387,12 @@ class NodeService:
             detail = f"scenario {scenario.name} has no clients {unknown}: it has {len(scenario.data.clients)}"
             raise NodeRefusal(RefusalCode.SCENARIO, detail)
         return tuple(sorted(clients))
+
+
+def _kind(request: NodeRequest) -> str:
+    """Return the kind of a request, with ``personal_`` for the evaluation of personal models."""
+    is_personal = request.kind == RequestKind.EVALUATE and request.state_rounds is not None
+    return f"personal_{request.kind}" if is_personal else str(request.kind)
 
 
 def _check_run_name(run: str) -> None:
