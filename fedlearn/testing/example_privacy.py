@@ -3,7 +3,8 @@
 Shapes: N examples of a batch, D parameters.
 
 One step on a full batch without noise gives the sum of clipped gradients. A step on one example gives its
-contribution. If examples do not mix, the contributions add up to the sum of the batch.
+contribution. If examples do not mix, the contributions add up to the sum of the batch. With random layers, only the
+movement by one example has a bound, which `fedlearn.privacy.example_sensitivity` measures.
 """
 
 from __future__ import annotations
@@ -17,9 +18,15 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
 from fedlearn.errors import SettingError
 from fedlearn.loop.protocols import Trainer
+from fedlearn.privacy.example_sensitivity import (
+    CLIENT,
+    NUM_EXAMPLES,
+    measure_sensitivity,
+    sample_examples,
+    untrained_leaves,
+)
 
 BATCH_SIZE = 6
-CLIENT = 1_000_000  # an id that no data set has, so the trainer uses the given examples
 TOLERANCE = 0.02  # relative to the clip norm or the largest gradient: far above rounding, far below mixed gradients
 
 
@@ -28,15 +35,43 @@ def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None
 
     No example may contribute more than the clip norm. The contributions of a batch must add up, and so must the
     gradients of plain training. For a model with random layers (dropout) or inputs (augmentation), the check replaces
-    examples at equal random numbers.
+    examples at equal random numbers. One example more in a batch may move the sum by at most the clip norm. DP-SGD must
+    train each parameter that plain training trains.
 
     Raises:
-        AssertionError: a guarantee does not hold; the message names it.
+        AssertionError: a guarantee does not hold, or the trainer refuses DP-SGD for this model; the message says why.
     """
     params_D, batch = trainer.init(1), _batch(clients)
     if trainer.layout.buffers:
         _check_refusal(trainer, params_D, batch)
         return
+    try:
+        _check_contributions(trainer, params_D, batch)
+        _check_movement(trainer, clients)
+        _check_gradients(trainer, clients)
+    except SettingError as refusal:
+        raise AssertionError(f"the trainer refuses DP-SGD for this model: {refusal}") from refusal
+
+
+def _check_movement(trainer: Trainer, clients: Sequence[Examples]) -> None:
+    """Check that one example more in a batch moves the clipped sum by at most the clip norm, also with dropout."""
+    found = measure_sensitivity(trainer, sample_examples(clients, NUM_EXAMPLES, seed=1), rounds=(1,), is_quick=True)
+    assert found.is_bounded, (
+        f"one example moves the sum of DP-SGD by {found.movement:.3g} clip norms ({found.case}): a layer or the loss "
+        "mixes examples, or the random numbers of an example depend on the other examples of its batch"
+    )
+
+
+def _check_gradients(trainer: Trainer, clients: Sequence[Examples]) -> None:
+    """Check that DP-SGD trains each parameter that plain training trains."""
+    batch = sample_examples(clients, BATCH_SIZE, seed=1)
+    plain, private = (untrained_leaves(trainer, batch, private=is_private) for is_private in (False, True))
+    lost = ", ".join(name for name in private if name not in plain)
+    assert not lost, f"DP-SGD does not train {lost}: the clipped gradient is zero, but plain training has a gradient"
+
+
+def _check_contributions(trainer: Trainer, params_D: np.ndarray, batch: Examples) -> None:
+    """Check that the contributions of single examples are clipped and add up to the sum of their batch."""
     singles = [_row(batch, n) for n in range(len(batch))]
     alone_ND = _summed(trainer, params_D, singles, None, 1.0)
     whole_D, again_D = (_summed(trainer, params_D, [batch], None, 1.0, client)[0] for client in (CLIENT, CLIENT + 2))
@@ -119,7 +154,7 @@ def _summed(
     try:  # one client at a time, because a process pool reads the examples of each client itself
         delta_KD = np.concatenate([as_numpy(trainer.fit(request, plain_training, [one]).delta_KD) for one in work])
     except Exception as error:
-        if size > 1:
+        if size > 1 or isinstance(error, SettingError):
             raise
         raise AssertionError(
             f"a batch of one example must train, because DP-SGD draws such batches: {error}"

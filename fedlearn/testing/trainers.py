@@ -5,6 +5,7 @@ Shapes: K clients in a block, D parameters, N examples, C outputs.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,8 +15,9 @@ from fedlearn.algorithm.local_rule import LocalRule, plain_training
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, Request
 from fedlearn.loop.protocols import Trainer
+from fedlearn.privacy.example_sensitivity import sample_examples, untrained_leaves
 from fedlearn.testing.comparison import is_close
-from fedlearn.testing.example_privacy import check_example_privacy
+from fedlearn.testing.example_privacy import BATCH_SIZE, check_example_privacy
 from fedlearn.trainers.base import FROM_SEED
 
 
@@ -23,7 +25,8 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     """Check the guarantees of a trainer on which engines rely.
 
     If a trainer states ``supports_dp_sgd``, no loss or layer may mix the examples of a batch. No example may contribute
-    more than the clip norm. See `fedlearn.testing.example_privacy`.
+    more than the clip norm. See `fedlearn.testing.example_privacy`. The check warns about parameters that never get a
+    gradient.
 
     Args:
         trainer: the trainer.
@@ -64,9 +67,18 @@ def check_trainer(trainer: Trainer, clients: Sequence[Examples], *, tolerance: f
     )
     assert same, "a client's random numbers must follow from the round of its ClientWork"
     _check_settings(trainer, request, work, delta_KD)
+    _check_gradients(trainer, clients)
     if trainer.supports_dp_sgd:
         check_example_privacy(trainer, clients)
     _check_predict(trainer, params_D, delta_KD, clients)
+
+
+def _check_gradients(trainer: Trainer, clients: Sequence[Examples]) -> None:
+    """Check that training moves some parameters, and warn about parameters that never move."""
+    untrained = untrained_leaves(trainer, sample_examples(clients, BATCH_SIZE, seed=1), private=False)
+    assert len(untrained) < len(trainer.layout.trainable.leaves), "fit must train: no parameter has a gradient"
+    if untrained:
+        warnings.warn(f"these parameters have no gradient, so they never train: {', '.join(untrained)}", stacklevel=3)
 
 
 def _check_settings(trainer: Trainer, request: Request, work: Sequence[ClientWork], delta_KD: np.ndarray) -> None:
