@@ -189,7 +189,7 @@ def run_round(
     journal: LedgerJournal | None = None,
 ) -> Round:
     """Run one round of a synchronous strategy: train, aggregate, update the model, and charge the privacy ledger."""
-    request = _request(strategy, engine, state, local)
+    request = next_request(strategy, engine, state, local)
     with _charged_ahead(strategy, engine, state, cohort, journal) as results:
         for result in engine.fit(request, strategy, cohort):
             results.partial = accumulate(results.partial, strategy.aggregate, result)
@@ -208,7 +208,7 @@ def run_async_step(
 ) -> Round:
     """Run one step of an asynchronous strategy: wait for updates with any staleness, aggregate, update the model."""
     assert isinstance(engine, AsyncEngine)
-    request = _request(strategy, engine, state, local)
+    request = next_request(strategy, engine, state, local)
     # a checkpoint does not store the values that follow from the settings
     in_flight = [
         replace(item, request=replace(item.request, local=local, deployed=engine.deployed)) for item in state.in_flight
@@ -222,7 +222,7 @@ def run_async_step(
     return replace(done, state=replace(done.state, clock=buffer.clock, in_flight=buffer.in_flight), clock=buffer.clock)
 
 
-def _request(strategy: Strategy, engine: Engine, state: ServerState, local: LocalSettings) -> Request:
+def next_request(strategy: Strategy, engine: Engine, state: ServerState, local: LocalSettings) -> Request:
     """Return the request of the next round, with the current model."""
     return Request(
         round=state.round + 1,

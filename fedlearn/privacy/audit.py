@@ -44,11 +44,14 @@ class Canaries:
         index_M: index of the parameter of each canary, distinct, ``(M,)``.
         is_replacement: if True, an excluded canary takes part with the opposite sign instead of being absent. This
             suits guarantees for the replacement of a client.
+        changed: canary whose contribution is changed: blank, or of the opposite sign for ``is_replacement``. Two runs
+            that differ in this value measure the influence of one client. None for no change.
     """
 
     included_M: np.ndarray
     index_M: np.ndarray
     is_replacement: bool = False
+    changed: int | None = None
 
     @property
     def participants(self) -> np.ndarray:
@@ -58,7 +61,10 @@ class Canaries:
     @property
     def sign_M(self) -> np.ndarray:  # noqa: N802
         """Signs of the updates of the canaries; 0 for an absent canary."""
-        return np.where(self.included_M, 1.0, -1.0 if self.is_replacement else 0.0)
+        sign_M = np.where(self.included_M, 1.0, -1.0 if self.is_replacement else 0.0)
+        if self.changed is not None:
+            sign_M[self.changed] *= -1.0 if self.is_replacement else 0.0
+        return sign_M
 
     def split_scores(self, scores_M: np.ndarray) -> Scores:
         """Split the scores ``(M,)`` into those for included and for excluded canaries."""
@@ -210,14 +216,20 @@ class Observer:
 
     Attributes:
         observed_M: sums, ``(M,)``.
+        first_client: first client whose upload arrived; None without uploads.
+        first_upload_D: its upload.
     """
 
     def __init__(self, canaries: Canaries) -> None:
         self.index_M, self.observed_M = canaries.index_M, np.zeros(len(canaries.index_M))
+        self.first_client: int | None = None
+        self.first_upload_D: np.ndarray | None = None
 
     def __call__(self, updates: Updates) -> None:
         """Add the uploads of one block of clients."""
         rows_KD, clients_K = as_numpy(updates.delta_KD), updates.clients_K
+        if self.first_client is None:
+            self.first_client, self.first_upload_D = int(clients_K[0]), rows_KD[0].copy()
         self.observed_M[clients_K] += rows_KD[np.arange(len(clients_K)), self.index_M[clients_K]]
 
 

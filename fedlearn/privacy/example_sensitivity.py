@@ -21,8 +21,8 @@ from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
-from fedlearn.errors import SettingError
+from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request, Updates
+from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.loop.protocols import Trainer
 
 CLIENT = 1_000_000  # an id that no data set has, so each trainer uses the examples of the request
@@ -71,7 +71,7 @@ def measure_sensitivity(
         is_quick: True for fewer sizes of batches and one way of training. JAX compiles one program per size.
 
     Raises:
-        SettingError: The trainer refuses DP-SGD for this model.
+        FedlearnError: The trainer refuses DP-SGD for this model, or fails for a batch.
     """
     sizes = _batch_sizes(examples, is_quick=is_quick)
     examples = with_outliers(Examples(examples.x[: sizes[-1]], examples.y[: sizes[-1]]))
@@ -133,9 +133,21 @@ class _Step:
         dp = None if self.clip is None else ExampleDP(clip=self.clip, noise_multiplier=0.0)
         local = LocalSettings(steps=1, batch_size=batch_size, learning_rate=scale * batch_size, example_dp=dp)
         request = Request(round=self.round, seed=self.seed, params_D=self.params_D, local=local, deployed=deployed)
-        updates = self.trainer.fit(request, plain_training, [ClientWork(client=CLIENT, examples=examples)])
+        updates = self._fit(request, ClientWork(client=CLIENT, examples=examples))
         sum_D = as_numpy(updates.delta_KD)[0].astype(np.float64) / -scale
         return sum_D, int(updates.metrics["loss"].count_K[0])
+
+    def _fit(self, request: Request, work: ClientWork) -> Updates:
+        try:
+            return self.trainer.fit(request, plain_training, [work])
+        except FedlearnError:
+            raise
+        except Exception as error:
+            raise FedlearnError(
+                f"the trainer fails for a batch of {request.local.batch_size} examples: {type(error).__name__}: {error}\n"
+                "  expected  a model that trains on a batch of any size, because DP-SGD draws such batches\n"
+                "  try       a model with group norm or layer norm instead of batch norm"
+            ) from error
 
     def distance(self, first_D: np.ndarray, second_D: np.ndarray) -> float:
         """Return the L2 distance of two sums, in multiples of the clip norm."""

@@ -196,7 +196,6 @@ def build_experiment(
         FedlearnError: the errors of `build_plan`, or data or an optional dependency are missing.
     """
     plan = plan or build_plan(cfg)
-    allow = allowed_modules(cfg)
     refuse_coordinator_engine(cfg.engine)
     scenario = transform_scenario(build_scenario(cfg))
     if plan.strategy.root is not None:
@@ -214,7 +213,7 @@ def build_experiment(
         plan.strategy.asynchrony.validate(len(scenario.data.clients))
     check_early_stop(cfg, scenario.data.task)
     # the engine comes last: it may start processes, which a later error would not stop
-    engine = _engine(cfg, scenario, allow)
+    engine = build_scenario_engine(cfg, scenario)
     if attack.forge is not None and malicious:
         engine = ByzantineEngine(engine, attack, malicious)
     engine = with_virtual_clock(engine, plan, scenario)
@@ -335,8 +334,9 @@ def _count_examples(scenario: Scenario) -> Callable[[ClientId], int]:
     return lambda client: num_train.get(client, 0)
 
 
-def _engine(cfg: DictConfig, scenario: Scenario, allow: Sequence[str]) -> Engine:
-    """Build the engine for the data and the trainer of the scenario."""
+def build_scenario_engine(cfg: DictConfig, scenario: Scenario) -> Engine:
+    """Build the engine of a configuration for the data and the trainer of the scenario."""
+    allow = allowed_modules(cfg)
     rebuild = partial(rebuild_scenario, _plain(cfg.scenario, "scenario"), allow)
     return build_engine(
         cfg.engine, partial(build, cfg.engine, "engine", allow=allow), (scenario.data, scenario.trainer), rebuild
