@@ -29,7 +29,6 @@ CLIENT = 1_000_000  # an id that no data set has, so each trainer uses the examp
 TOLERANCE = 0.02  # of a clip norm: far above rounding errors, far below the effect of mixed examples
 TIGHT_CLIP = 1e-3  # clip norm of the measurement; almost all gradients exceed it, so the bound is tight
 NUM_EXAMPLES = 10
-QUICK_SIZES = (5, 6)
 MAX_EXAMPLES = 40  # largest client; a batch as long as a sequence needs as many examples
 OUTLIER_SCALE = 10.0  # factor of the inputs of outliers
 MIN_VMAP_CLIENTS = 64  # block size at which a trainer that can train clients together does so
@@ -134,7 +133,8 @@ class _Step:
         local = LocalSettings(steps=1, batch_size=batch_size, learning_rate=scale * batch_size, example_dp=dp)
         request = Request(round=self.round, seed=self.seed, params_D=self.params_D, local=local, deployed=deployed)
         updates = self._fit(request, ClientWork(client=CLIENT, examples=examples))
-        sum_D = as_numpy(updates.delta_KD)[0].astype(np.float64) / -scale
+        expected = min(batch_size, len(examples)) / batch_size  # the trainer divides by the expected batch
+        sum_D = as_numpy(updates.delta_KD)[0].astype(np.float64) * (expected / -scale)
         return sum_D, int(updates.metrics["loss"].count_K[0])
 
     def _fit(self, request: Request, work: ClientWork) -> Updates:
@@ -144,7 +144,7 @@ class _Step:
             raise
         except Exception as error:
             raise FedlearnError(
-                f"the trainer fails for a batch of {request.local.batch_size} examples: {type(error).__name__}: {error}\n"
+                f"the trainer fails for {len(work.examples)} examples in batches of {request.local.batch_size}: {error}\n"
                 "  expected  a model that trains on a batch of any size, because DP-SGD draws such batches\n"
                 "  try       a model with group norm or layer norm instead of batch norm"
             ) from error
@@ -178,7 +178,7 @@ def _removals(step: _Step, examples: Examples) -> Iterator[tuple[float, str]]:
         return
     for n in {0, len(examples) // 2}:
         rows = np.arange(len(examples)) != n
-        rest_D, left = step(Examples(examples.x[rows], examples.y[rows]), int(rows.sum()), deployed=True)
+        rest_D, left = step(Examples(examples.x[rows], examples.y[rows]), len(examples), deployed=True)
         yield step.distance(whole_D, rest_D), f"a full batch of {count} examples, and {left} without example {n}"
 
 
@@ -199,11 +199,10 @@ def _batch_sizes(examples: Examples, *, is_quick: bool) -> list[int]:
     """Return batch sizes, ascending: some pairs of neighbours, and the sizes around each axis of the input."""
     most, shape = min(len(examples), MAX_EXAMPLES), np.shape(examples.x)
     axes = sorted({length for length in shape[1:-1] or shape[1:] if 2 <= length < most})
-    around = {
-        length + shift for length in axes[: 1 if is_quick else 2] for shift in ((-1, 0) if is_quick else (-1, 0, 1))
-    }
-    chain = QUICK_SIZES if is_quick else (1, 2, 3, 4, 5, NUM_EXAMPLES - 1, NUM_EXAMPLES)
-    return sorted({min(size, most) for size in {*chain, *around}})
+    if is_quick:
+        return [axes[0] - 1, axes[0]] if axes else [max(1, most - 1), most]
+    around = {length + shift for length in axes[:2] for shift in (-1, 0, 1)}
+    return sorted({min(size, most) for size in {1, 2, 3, 4, 5, NUM_EXAMPLES - 1, NUM_EXAMPLES, *around}})
 
 
 def sample_examples(parts: Sequence[Examples], count: int, *, seed: int) -> Examples:

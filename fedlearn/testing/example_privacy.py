@@ -20,7 +20,6 @@ from fedlearn.errors import SettingError
 from fedlearn.loop.protocols import Trainer
 from fedlearn.privacy.example_sensitivity import (
     CLIENT,
-    NUM_EXAMPLES,
     measure_sensitivity,
     sample_examples,
     untrained_leaves,
@@ -55,7 +54,7 @@ def check_example_privacy(trainer: Trainer, clients: Sequence[Examples]) -> None
 
 def _check_movement(trainer: Trainer, clients: Sequence[Examples]) -> None:
     """Check that one example more in a batch moves the clipped sum by at most the clip norm, also with dropout."""
-    found = measure_sensitivity(trainer, sample_examples(clients, NUM_EXAMPLES, seed=1), rounds=(1,), is_quick=True)
+    found = measure_sensitivity(trainer, sample_examples(clients, 1 + BATCH_SIZE, seed=1), rounds=(1,), is_quick=True)
     assert found.is_bounded, (
         f"one example moves the sum of DP-SGD by {found.movement:.3g} clip norms ({found.case}): a layer or the loss "
         "mixes examples, or the random numbers of an example depend on the other examples of its batch"
