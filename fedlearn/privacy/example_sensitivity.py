@@ -143,8 +143,9 @@ class _Step:
         except FedlearnError:
             raise
         except Exception as error:
+            size = min(request.local.batch_size, len(work.examples))
             raise FedlearnError(
-                f"the trainer fails for {len(work.examples)} examples in batches of {request.local.batch_size}: {error}\n"
+                f"the trainer fails for a batch of {size} examples: {type(error).__name__}: {error}\n"
                 "  expected  a model that trains on a batch of any size, because DP-SGD draws such batches\n"
                 "  try       a model with group norm or layer norm instead of batch norm"
             ) from error

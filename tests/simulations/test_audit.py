@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -24,7 +26,7 @@ MECHANISMS = {
     "adaptive": [*EQUAL, "privacy=central", "privacy.clip=adaptive", ONE],
     "ftrl": [*EQUAL, "privacy=ftrl", "privacy.matrix=tree", ONE, "rounds=3", "audit.rounds=3"],
     "local": [*EQUAL, "privacy=local", "privacy.noise_multiplier=2"],
-    "example": [*DIGITS, "privacy=example", ONE, "local.batch_size=1000"],
+    "example": [*DIGITS, "privacy=example", ONE],
 }
 
 
@@ -95,9 +97,8 @@ def test_without_protection_the_bound_is_above_six(audited):
     [
         [*EQUAL, "privacy=central", ONE, "strategy.clients_per_round=250"],
         [*EQUAL, "privacy=central", ONE, "strategy.clients_per_round=500", "privacy.sampling=fixed_size"],
-        [*DIGITS, "privacy=example", ONE, "local.batch_size=100"],
     ],
-    ids=["poisson", "fixed_size", "batches"],
+    ids=["poisson", "fixed_size"],
 )
 def test_where_the_claim_counts_on_sampling_no_law_is_assumed_and_the_bound_is_below_it(words, audited):
     code, found = audited(*words)
@@ -111,6 +112,73 @@ def test_the_jax_twin_of_dp_sgd_is_audited_as_well(audited):
     code, found = audited(*MECHANISMS["example"], "framework=jax")
     assert code == 0
     assert 0.8 < found["epsilon_lower_bound"] < found["claimed_epsilon"]
+
+
+def private(model: str) -> list[str]:
+    return [
+        *DIGITS,
+        "privacy=example",
+        ONE,
+        f"model._target_=audited_nets.{model}",
+        "allow_targets=[audited_nets]",
+        "audit.canaries=200",
+    ]
+
+
+@pytest.fixture
+def nets(monkeypatch):
+    """Return the folder of the models that a user brings."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "models_of_users"))
+
+
+@pytest.mark.usefixtures("nets")
+def test_the_audit_runs_the_model_of_the_user(audited):
+    code, found = audited(*private("mlp"))
+    assert code == 0
+    assert found["movement"] == pytest.approx(1, abs=0.01)
+    assert found["noise_multiplier"] == pytest.approx(1, abs=0.02)
+    assert found["canary_signal"] == pytest.approx(1, abs=0.01)  # the canary is clipped, so it is the worst case
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize("model", ["centered", "tokens_as_rows", "time_first"])
+def test_a_model_that_mixes_examples_is_caught_or_refused(model, audited, capsys):
+    code, found = audited(*private(model))
+    assert code in (2, 3)
+    assert found.get("alarm", True)
+    assert code == 3 or "privacy" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nets")
+def test_a_movement_above_the_clip_norm_is_an_alarm(audited, monkeypatch, capsys):
+    # a trainer that clips to three times the norm, behind all refusals of models
+    right = TorchTrainer.fit
+
+    def fit(self, request, rule, work):
+        dp = request.local.example_dp
+        local = replace(request.local, example_dp=dp and replace(dp, clip=3 * dp.clip, noise_multiplier=dp.noise_multiplier / 3))
+        return right(self, replace(request, local=local), rule, work)
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    code, found = audited(*private("mlp"))
+    assert code == 3
+    assert found["movement"] == pytest.approx(3, rel=0.01)
+    assert found["epsilon_lower_bound"] > found["claimed_epsilon"]
+    assert "one example moves the clipped sum by 3 clip norms" in capsys.readouterr().out
+
+
+def test_noise_that_is_a_tenth_too_small_is_caught_although_the_bound_is_below_the_claim(audited, monkeypatch):
+    right = TorchTrainer._noise
+
+    def smaller(self, request, work):
+        fill = right(self, request, work)
+        return lambda noise: (fill(noise), noise.mul_(0.9))
+
+    monkeypatch.setattr(TorchTrainer, "_noise", smaller)
+    code, found = audited(*MECHANISMS["example"], "audit.canaries=100")
+    assert code == 3
+    assert found["epsilon_lower_bound"] < found["claimed_epsilon"]
+    assert found["noise_multiplier"] == pytest.approx(0.9, abs=0.01)
 
 
 def masked(**settings) -> Mechanism:
@@ -155,6 +223,9 @@ def test_the_bound_on_a_sum_with_distributed_noise_is_below_its_claim_and_weaker
         (["audit.canaries=5"], "audit.canaries is 5"),
         (["audit.canaries=100000"], "at most 4810"),
         (["audit.rounds=21"], "audit.rounds is 21"),
+        (["audit.examples=8"], "audit.examples is 8"),
+        (["privacy=example", ONE, "local.batch_size=10", "audit.examples=11"], "audit.examples is 11"),
+        (["privacy=example", ONE, "local.batch_size=1"], "local.batch_size is 1"),
         (["audit.canary=100"], "audit.canaries=100"),
         (["privacy=centrl"], "did you mean privacy=central?"),
         (["privacy=central", ONE], "strategy.weighting=equal"),
