@@ -130,9 +130,8 @@ def _draw(analysis: AnalysisRun, plan: Plan, scenario: Scenario) -> CanaryClient
     require(batch >= 2, "local.batch_size", batch, "at least 2: one real example and the canary", "local.batch_size=8")
     fits = is_count(size, at_least=2) and size <= batch
     expected = f"a whole number in 2..{batch}, the size of a batch: the audit does not sample batches"
-    require(fits or size is None, "audit.examples", size, expected, "audit.examples=8")
-    size, rng = size or min(8, batch), generator(plan.seed, Purpose.CANARIES)
-    data = scenario.data
+    require(fits, "audit.examples", size, expected, f"audit.examples={min(8, batch)}")
+    rng, data = generator(plan.seed, Purpose.CANARIES), scenario.data
     pool = sample_examples([data.train(client) for client in data.clients], NUM_POOLED, seed=plan.seed)
     expected = f"at most {len(pool)}, the number of training examples"
     require(size <= len(pool), "audit.examples", size, expected, f"audit.examples={len(pool)}")

@@ -22,7 +22,7 @@ from simulations.analysis.audited_run import AuditedRun, join
 from simulations.analysis.canary_clients import audit_clients
 from simulations.analysis.canary_examples import audit_examples
 
-DEFAULTS = {"canaries": 1000, "rounds": 1, "examples": None}
+DEFAULTS = {"canaries": 1000, "rounds": 1, "examples": 8}
 MIN_CANARIES = 100
 
 
@@ -39,9 +39,7 @@ def audit(analysis: AnalysisRun) -> tuple[AuditedRun, AuditResult]:
     fits = is_count(rounds) and rounds <= planned
     expected = f"a whole number in 1..{planned}, the number of planned rounds"
     require(fits, "audit.rounds", rounds, expected, "rounds=20")
-    is_example_level, size = analysis.plan.privacy.kind == "example", analysis.settings["examples"]
-    expected = "null: only privacy=example has canary examples"
-    require(is_example_level or size is None, "audit.examples", size, expected, "privacy=example")
+    is_example_level = analysis.plan.privacy.kind == "example"
     audited = audit_examples(analysis) if is_example_level else audit_clients(analysis)
     return audited, audit_scores(audited.scores, delta=audited.delta, gaussian=audited.is_gaussian)
 
