@@ -26,7 +26,7 @@ from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.loop.protocols import Trainer
 
 CLIENT = 1_000_000  # an id that no data set has, so each trainer uses the examples of the request
-TOLERANCE = 0.02  # of a clip norm: far above rounding errors, far below the effect of mixed examples
+TOLERANCE = 0.02  # accepted excess in clip norms: far above rounding, far below the effect of mixed examples
 TIGHT_CLIP = 1e-3  # clip norm of the measurement; almost all gradients exceed it, so the bound is tight
 NUM_EXAMPLES = 10
 MAX_EXAMPLES = 40  # largest client; a batch as long as a sequence needs as many examples
@@ -59,8 +59,7 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Return the largest movement of the clipped sum by one example, at initial and at perturbed parameters.
 
-    The pairs include batches of each size around the lengths of the input, because a layer can confuse the axis of the
-    examples with an axis of the input. If the trainer can train clients together, it is also measured in that way.
+    Some batches are as long as an axis of the input, because a layer can confuse this axis with the examples. If the trainer can train clients together, it is also measured in that way.
 
     Args:
         trainer: a trainer with DP-SGD.
@@ -146,8 +145,7 @@ class _Step:
             size = min(request.local.batch_size, len(work.examples))
             raise FedlearnError(
                 f"the trainer fails for a batch of {size} examples: {type(error).__name__}: {error}\n"
-                "  expected  a model that trains on a batch of any size, because DP-SGD draws such batches\n"
-                "  try       a model with group norm or layer norm instead of batch norm"
+                "  expected  a model that trains on batches of any size\n  try       a model without batch norm"
             ) from error
 
     def distance(self, first_D: np.ndarray, second_D: np.ndarray) -> float:

@@ -73,7 +73,7 @@ def _check_contributions(trainer: Trainer, params_D: np.ndarray, batch: Examples
     """Check that the contributions of single examples are clipped and add up to the sum of their batch.
 
     Returns:
-        Whether the model draws random numbers. Then contributions do not add up, and need another check.
+        True if the model draws random numbers. Then contributions do not add up, and need another check.
     """
     singles = [_row(batch, n) for n in range(len(batch))]
     alone_ND = _summed(trainer, params_D, singles, None, 1.0)

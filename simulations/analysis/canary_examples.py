@@ -55,7 +55,7 @@ def audit_examples(analysis: AnalysisRun) -> AuditedRun:
         FedlearnError: a client of the audit failed.
     """
     scenario = build_scenario(analysis.cfg)
-    plan = apply_privacy(analysis.plan, scenario)  # noise and clip norm are those of the run
+    plan = apply_privacy(analysis.plan, scenario)  # keeps noise and clip norm of the run
     guarantee, dp = plan.strategy.privacy_guarantee, plan.local.example_dp
     assert guarantee is not None
     assert dp is not None
@@ -218,8 +218,8 @@ def _measure(sums: Sequence[_Sums], canaries: CanaryClients, group: range, round
 class _Sums:
     """Summed private gradients of clients over a round, in multiples of the clip norm.
 
-    The numbers of examples are public. So a client without its canary has a smaller learning rate, and its update has
-    the same scale as the update of a client with the canary.
+    The numbers of examples are public. So a client without its canary has a smaller learning rate. All updates then
+    have the same scale.
 
     Args:
         engine: engine of the clients.
