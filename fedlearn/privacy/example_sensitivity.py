@@ -143,10 +143,9 @@ class _Step:
             raise
         except Exception as error:
             size = min(request.local.batch_size, len(work.examples))
-            raise FedlearnError(
-                f"the trainer fails for a batch of {size} examples: {type(error).__name__}: {error}\n"
-                "  expected  a model that trains on batches of any size\n  try       a model without batch norm"
-            ) from error
+            fails = f"one that fails for a batch of {size} examples ({type(error).__name__}: {error})"
+            expected = "a model that trains on batches of any size"
+            raise SettingError("model", fails, expected, "a model without batch norm") from error
 
     def distance(self, first_D: np.ndarray, second_D: np.ndarray) -> float:
         """Return the L2 distance of two sums, in multiples of the clip norm."""
