@@ -273,6 +273,27 @@ def partition(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def confusion(confusion_CC: np.ndarray) -> Figure:
+    """Draw confusion counts, with one row per true class and one column per predicted class.
+
+    Args:
+        confusion_CC: counts, targets x predictions.
+    """
+    num_classes = len(confusion_CC)
+    side = 1.2 + max(1.6, min(4.6, 0.36 * num_classes))
+    figure = new_figure(side + 0.8, side)
+    axis = figure.subplots()
+    axis.imshow(confusion_CC, cmap="Blues", vmin=0, vmax=max(1, confusion_CC.max(initial=0)))
+    axis.set(title="Held-out examples", xlabel="predicted class", ylabel="true class")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    for ticks in (axis.xaxis, axis.yaxis):
+        _sparse_ticks(ticks, [str(label) for label in range(num_classes)], MAX_ANNOTATED_CELLS[1])
+    if num_classes <= MAX_ANNOTATED_CELLS[1]:
+        _annotate(axis, confusion_CC)
+    return figure
+
+
 def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
     axis.barh(np.arange(len(sizes)), sizes, color=CLIENTS_COLOR, height=0.68 if len(sizes) <= MAX_NAMED_BARS else 1.0)
     axis.set(title="Total", xlabel="examples", xlim=(0, 1.05 * max(1, *sizes)))

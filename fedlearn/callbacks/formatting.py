@@ -121,6 +121,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, baseline in summary.get("baselines", {}).items():
         lines.append((name, f"{main} {format_metric(main, baseline['test'].get(main))} · {BASELINES[name]}"))
     lines += [("privacy", format_privacy_spent(summary["privacy"]))] if summary.get("privacy") else []
+    lines += [("warning", text) for text in summary.get("warnings", ())]
     lines += [("because", summary["reason"])] if summary["reason"] else []
     lines += [("failures", f"{failures} of {failures + summary['client_updates']} client updates")] if failures else []
     lines += [("callbacks", format_callback_failure(failure)) for failure in summary.get("callback_failures", ())]

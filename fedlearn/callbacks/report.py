@@ -20,6 +20,7 @@ from typing import Any
 from fedlearn.callbacks import figures
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.formatting import NO_GUARANTEE, format_metric, human_bytes, human_seconds
+from fedlearn.callbacks.judgement import balanced_accuracy, last_confusion, majority_share
 from fedlearn.callbacks.run_history import METRICS_FILE, best_metrics, final_metrics, read_history, totals
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.checkpoint import write_atomically
@@ -137,6 +138,7 @@ def write_report(folder: Path) -> Path:
         run=run,
         facts=headline_rows(run),
         results=metric_rows(run),
+        judgement=judgement_rows(run),
         failures=failure_rows(run),
         baselines=baseline_metrics(run),
         privacy=privacy_rows(run),
@@ -169,6 +171,9 @@ def draw_figures(run: RunResults, folder: Path) -> dict[str, Path]:
             drawn["time"] = figures.time_to_accuracy(run.history, run.main_metric, baseline_metrics(run))
         if any(row.get(run.main_metric) is not None for row in run.clients):
             drawn["fairness"] = figures.fairness(run.clients, run.main_metric)
+        confusion_CC = last_confusion(run.history)
+        if confusion_CC is not None:
+            drawn["confusion"] = figures.confusion(confusion_CC)
         if run.partition.get("clients"):
             drawn["partition"] = figures.partition(run.partition)
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +198,17 @@ def headline_rows(run: RunResults) -> list[tuple[str, str]]:
         ("Client updates", f"{summary['client_updates']:,}"),
         ("Sent by clients", human_bytes(summary["bytes_up"])),
         ("Sent to clients", human_bytes(summary["bytes_down"])),
+    ]
+
+
+def judgement_rows(run: RunResults) -> list[tuple[str, str]]:
+    """Return rows that put the accuracy of a classification into perspective; empty for other tasks."""
+    confusion_CC = last_confusion(run.history)
+    if confusion_CC is None:
+        return []
+    return [
+        ("Balanced accuracy", f"{100 * balanced_accuracy(confusion_CC):.1f} %, the mean recall over classes"),
+        ("Largest class", f"{100 * majority_share(confusion_CC):.1f} % of the held-out examples"),
     ]
 
 
@@ -332,6 +348,7 @@ def captions(run: RunResults) -> dict[str, str]:
         "sent, after compression.",
         "time": f"Loss and {inline} over the time since the start of the run, without evaluation. In a simulation, the "
         "time is on the virtual clock of the system model; in a deployment, it is real time.",
+        "confusion": "Number of pooled held-out examples by true and predicted class, at the last evaluation.",
         "fairness": f"{main} of the last evaluated model on the held-out examples of each client, worst first. The "
         f"worst tenth is orange. The dashed line is the mean over clients.{omitted}",
         "partition": f"Number of training examples by client and {column}, and by client. Darker cells have more "

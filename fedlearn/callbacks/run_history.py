@@ -21,6 +21,7 @@ from fedlearn.core.records import Evaluation, Round
 HistoryEntry = Mapping[str, Any]
 History = Sequence[HistoryEntry]
 METRICS_FILE = "metrics.jsonl"
+MAX_CONFUSION = 20  # classes of the largest confusion matrix in a line
 
 
 def history_entry(round: Round) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def history_entry(round: Round) -> dict[str, Any]:
         - ``train``: metric -> value; empty if the privacy mechanism withholds it.
         - ``test``: metric -> value on the pooled held-out examples; None without evaluation.
         - ``clients``: metric -> ``mean``, ``std`` and ``worst10`` over clients; None without evaluation.
+        - ``confusion``: counts (targets x predictions) on the pooled held-out examples; absent for other tasks than
+          classification, and for more than 20 classes.
         - ``personal``: metric -> these and ``pooled`` for personal models; absent without personal models.
         - ``cohort``: number of selected clients.
         - ``num_updates``: number of completions.
@@ -49,6 +52,7 @@ def history_entry(round: Round) -> dict[str, Any]:
         "train": {name: finite_or_none(value) for name, value in round.metrics.items()},
         "test": evaluation and {name: finite_or_none(value) for name, value in evaluation.pooled.items()},
         "clients": evaluation and {name: client_statistics(evaluation, name) for name in evaluation.per_client},
+        **_confusion(evaluation),
         **({"personal": _personal(evaluation.personal)} if evaluation and evaluation.personal else {}),
         "cohort": len(round.cohort),
         "num_updates": round.num_updates,
@@ -61,6 +65,12 @@ def history_entry(round: Round) -> dict[str, Any]:
         "epsilon_rdp": round.privacy and finite_or_none(round.privacy.rdp),
         **({} if round.clock is None else {"clock": float(round.clock)}),
     }
+
+
+def _confusion(evaluation: Evaluation | None) -> dict[str, list[list[int]]]:
+    if evaluation is None or evaluation.confusion_CC is None or len(evaluation.confusion_CC) > MAX_CONFUSION:
+        return {}
+    return {"confusion": evaluation.confusion_CC.tolist()}
 
 
 def client_statistics(evaluation: Evaluation, metric: str) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedlearn.callbacks.judgement import result_warnings
 from fedlearn.callbacks.run_history import History, best_metrics, final_metrics, final_personal_metrics, totals
 from fedlearn.callbacks.run_info import RunInfo
 
@@ -43,6 +44,7 @@ def summarise(
         "personal": final_personal_metrics(history),
         "best": best,
         "best_checkpoint": selected,
+        "warnings": result_warnings(history),
         **totals(history),
         "epsilon": history[-1]["epsilon"] if history else None,
         "privacy": privacy_summary(run.privacy, history),

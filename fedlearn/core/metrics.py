@@ -16,7 +16,7 @@ import numpy as np
 
 from fedlearn.core.federated_data import Task
 from fedlearn.core.records import ClientEvaluation, Evaluation, Predictions
-from fedlearn.core.segment_metrics import confusion_scores, segment_metrics
+from fedlearn.core.segment_metrics import confusion_scores, pooled_confusion, segment_metrics
 
 METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
     {
@@ -88,6 +88,7 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
         clients=tuple(part.client for part in ordered),
         num_examples_K=count_K,
         per_client=per_client,
+        confusion_CC=pooled_confusion(union.outputs, union.targets, task),
     )
 
 
@@ -157,11 +158,12 @@ def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task:
     ordered = sorted(client_evaluations, key=lambda evaluation: evaluation.client)
     count_K = np.array([evaluation.num_examples for evaluation in ordered], np.int64)
     nonempty = [evaluation for evaluation in ordered if evaluation.num_examples]
-    values = dict.fromkeys(METRICS[task], float("nan"))
+    values, confusion_CC = dict.fromkeys(METRICS[task], float("nan")), None
     if nonempty:
         sums = {name: np.sum([evaluation.sums[name] for evaluation in nonempty], axis=0) for name in nonempty[0].sums}
         with np.errstate(all="ignore"):
             values |= _FROM_SUMS[task](sums, int(count_K.sum()))
+        confusion_CC = sums.get("confusion")
     return Evaluation(
         pooled=values,
         clients=tuple(evaluation.client for evaluation in ordered),
@@ -169,6 +171,7 @@ def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task:
         per_client={
             metric: np.array([evaluation.metrics[metric] for evaluation in ordered]) for metric in METRICS[task]
         },
+        confusion_CC=confusion_CC,
     )
 
 

@@ -362,6 +362,8 @@ class Evaluation:
         per_client: metric -> values on the held-out parts of the clients, ``(K,)``; NaN if undefined, e.g. AUC with one
             class.
         personal: evaluation of the clients' personal models on their own held-out parts; None without personal models.
+        confusion_CC: counts (targets x predictions) on the pooled examples; None unless the task is a classification
+            and all outputs are finite.
     """
 
     pooled: Mapping[str, float]
@@ -369,6 +371,7 @@ class Evaluation:
     num_examples_K: np.ndarray
     per_client: Mapping[str, np.ndarray]
     personal: Evaluation | None = None
+    confusion_CC: np.ndarray | None = None
 
     def mean(self, metric: str) -> float:
         """Return the mean over the clients with a defined metric, with equal weights."""

@@ -145,6 +145,19 @@ def confusion_scores(confusion_KCC: np.ndarray, task: Task) -> dict[str, np.ndar
     return {"accuracy": hit_KC.sum(axis=1) / np.maximum(target_KC.sum(axis=1), 1), **averaged}
 
 
+def pooled_confusion(outputs_NC: np.ndarray, targets_N: np.ndarray, task: Task) -> np.ndarray | None:
+    """Return confusion counts (targets x predictions) of all examples, ``(C, C)``.
+
+    The result is None for other tasks than classification, without examples, and if an output is not finite.
+    """
+    if task not in ("binary", "multiclass") or not len(targets_N) or not np.isfinite(outputs_NC).all():
+        return None
+    outputs_NC, num_classes = np.asarray(outputs_NC), max(2, outputs_NC.shape[1])
+    predicted_N = outputs_NC[:, 0] > 0 if task == "binary" else outputs_NC.argmax(axis=1)
+    targets_N, predicted_N = np.asarray(targets_N).astype(np.int64), predicted_N.astype(np.int64)
+    return Segments(np.array([len(targets_N)])).confusion(targets_N, predicted_N, num_classes)[0]
+
+
 def binary_loss(logit_N: np.ndarray, positive_N: np.ndarray) -> np.ndarray:
     """Return the log loss of each example, in nats."""
     return np.logaddexp(0, np.where(positive_N, -logit_N, logit_N))

@@ -68,7 +68,7 @@ def a_round(number, task, columns, num_clients):
 def test_the_report_is_one_file_that_asks_nothing_of_the_network(tmp_path, task, num_clients):
     page = report.write_report(leave_a_run(tmp_path, task, num_clients)).read_text()
     sources = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')>\s]+)', page)
-    assert len(sources) == 4
+    assert len(sources) == 5
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert "http" not in page
     assert "<script" not in page
@@ -92,7 +92,7 @@ def test_the_report_holds_results_settings_failures_and_the_command(tmp_path):
     assert "python -m simulations.run scenario=heart" in page
     assert "&lt;script&gt;" in page
     assert "00ff" in page
-    assert page.count("<figcaption>") == 4
+    assert page.count("<figcaption>") == 5
 
 
 def test_a_run_on_a_clock_is_shown_over_its_time_too(tmp_path):

@@ -1,0 +1,78 @@
+"""Judge the last evaluation of a run: warnings, balanced accuracy, and the share of the largest class.
+
+All values follow from the lines of ``metrics.jsonl``, so a resumed run has the same judgement as an uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedlearn.callbacks.run_history import History, HistoryEntry, metric_values
+
+DIVERGED = 10.0  # factor from the best loss to the last loss
+
+
+def last_confusion(history: History) -> np.ndarray | None:
+    """Return the confusion counts (targets x predictions) of the last evaluation, ``(C, C)``; None if unknown."""
+    last = _last_evaluated(history)
+    return np.array(last["confusion"]) if last and last.get("confusion") else None
+
+
+def majority_share(confusion_CC: np.ndarray) -> float:
+    """Return the share of the largest class, which is the accuracy of a model that always predicts this class."""
+    return float(confusion_CC.sum(axis=1).max() / confusion_CC.sum())
+
+
+def balanced_accuracy(confusion_CC: np.ndarray) -> float:
+    """Return the mean recall over the classes that have held-out examples."""
+    target_C = confusion_CC.sum(axis=1)
+    return float(np.mean(np.diag(confusion_CC)[target_C > 0] / target_C[target_C > 0]))
+
+
+def result_warnings(history: History) -> list[str]:
+    """Return a sentence for each sign that the model of the last evaluation is of no use."""
+    last = _last_evaluated(history)
+    if last is None:
+        return []
+    return [*_divergence(history), *_classification(last_confusion(history)), *_regression(last["test"])]
+
+
+def _last_evaluated(history: History) -> HistoryEntry | None:
+    return next((line for line in reversed(history) if line["test"]), None)
+
+
+def _divergence(history: History) -> list[str]:
+    losses = metric_values(history, "loss")
+    if not losses:
+        return []
+    number, last = losses[-1]
+    advice = "a smaller local.learning_rate can help"
+    if math.isnan(last):
+        return [f"the loss is not finite after round {number}; {advice}"]
+    best, best_round = min((loss, round) for round, loss in losses if not math.isnan(loss))
+    if last > DIVERGED * max(best, 1e-6):
+        return [f"the loss grew from {best:.4g} after round {best_round} to {last:.4g}; {advice}"]
+    return []
+
+
+def _classification(confusion_CC: np.ndarray | None) -> list[str]:
+    if confusion_CC is None or np.count_nonzero(confusion_CC.sum(axis=1)) < 2:
+        return []
+    share, accuracy = majority_share(confusion_CC), float(np.trace(confusion_CC) / confusion_CC.sum())
+    predicted = np.flatnonzero(confusion_CC.sum(axis=0))
+    if len(predicted) == 1:
+        return [
+            f"the model predicts class {predicted[0]} for all held-out examples; accuracy is {100 * accuracy:.1f} %"
+        ]
+    if accuracy <= share:
+        return [f"accuracy {100 * accuracy:.1f} % is not above {100 * share:.1f} %, the share of the largest class"]
+    return []
+
+
+def _regression(test: Mapping[str, Any]) -> list[str]:
+    r2 = test.get("r2")
+    return [] if r2 is None or r2 >= 0 else [f"R² is {r2:.4g}: the mean of the targets is a better prediction"]
