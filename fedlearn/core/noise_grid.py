@@ -1,8 +1,9 @@
 """Round noisy sums to a grid, so that the gaps between floating point numbers reveal nothing.
 
-A sampler can return only some floating point numbers, and the gaps between them can reveal the summands (Mironov, *On
-Significance of the Least Significant Bits for Differential Privacy*, CCS 2012). Noisy sums are therefore computed in
-float64 and rounded to multiples of a power of two that is at most 2^-20 standard deviations.
+A sampler can return only some floating point numbers, and the gaps between them can reveal the summands. Noisy sums are
+therefore computed in float64 and rounded to multiples of a power of two that is at most 2^-20 standard deviations.
+
+Reference: Mironov, *On Significance of the Least Significant Bits for Differential Privacy*, CCS 2012.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from fedlearn.trainers.jax.batch_axes import uses
 from fedlearn.trainers.jax.example_keys import example_keys
 from fedlearn.trainers.jax.layer_gradients import Share, gradient_share, layer_share
 
@@ -39,8 +40,8 @@ def clipped_gradient(loss_of: LossOf, *, clip: float, layerwise: bool = True) ->
     One backward pass gives the gradients of the outputs of all layers, for each example alone. With the inputs of the
     layers, they give the norm of the gradient g_i of each example, and the sum. See `layer_share`.
 
-    Some models need the gradient of each example instead: if the model calls a layer twice, if layers with parameters
-    contain others, or if a layer runs inside ``nn.scan`` or ``nn.remat``.
+    Some models need the gradient of each example instead. Such a model calls a layer twice, has layers with parameters
+    inside others, or runs a layer inside ``nn.scan`` or ``nn.remat``.
 
     Args:
         loss_of: runs a flax model on a batch of one example.
@@ -73,9 +74,7 @@ def _by_layer(
     loss_of: LossOf, params: Any, x_B: Any, y_B: Any, keys_B: Any
 ) -> tuple[dict[Path, Share], jax.Array] | None:
     """Return a share for each layer with parameters, and the losses; None if the model needs `_by_example`."""
-    owned: dict[Path, dict[Path, Any]] = {}
-    for path, leaf in flatten_dict(params).items():
-        owned.setdefault(path[:-1], {})[path[-1:]] = leaf
+    owned = _owned(params)
     run = partial(_loss, partial(loss_of, params), owned)
     layers = _traced_layers(run, owned, (x_B, y_B, keys_B))
     if layers is None:
@@ -99,16 +98,55 @@ def _by_layer(
     return shares, loss_B
 
 
+def uses_layers_only(loss_of: LossOf, params: Any, x: Any, y: Any, key: Any) -> bool:
+    """Return whether layer-wise gradients are exact, or not used: no parameter acts outside the calls of layers.
+
+    Args:
+        loss_of: runs a flax model on a batch of one example.
+        params: parameters of the model.
+        x: inputs of one example.
+        y: target of the example.
+        key: key of the example.
+    """
+    owned = _owned(params)
+    layers = _traced_layers(partial(_loss, partial(loss_of, params), owned), owned, (x[None], y[None], key[None]))
+    if layers is None:
+        return True
+    outputs = {path: jnp.zeros(call.output.shape, call.output.dtype) for path, call in layers.items()}
+
+    def loss(params: Any, outputs: Any, x: Any, y: Any, key: Any) -> jax.Array:
+        return _loss(partial(loss_of, params), owned, outputs, {}, x, y, key, replace=True)
+
+    return not uses(loss, params, outputs, x, y, key)
+
+
+def _owned(params: Any) -> dict[Path, dict[Path, Any]]:
+    """Return the parameters of each layer, by the path of the layer."""
+    owned: dict[Path, dict[Path, Any]] = {}
+    for path, leaf in flatten_dict(params).items():
+        owned.setdefault(path[:-1], {})[path[-1:]] = leaf
+    return owned
+
+
 def _loss(
     loss_of: Callable[[Any, Any, Any], jax.Array],
     owners: Collection[Path],
     offsets: Mapping[Path, jax.Array],
     calls: dict[Path, list[_Call]],
-    x: Any,
-    y: Any,
-    key: Any,
+    *example: Any,
+    replace: bool = False,
 ) -> jax.Array:
-    """Return the loss of an example. Add ``offsets`` to the outputs of layers, and record their calls in ``calls``."""
+    """Return the loss of an example ``x, y, key``. Record the calls of layers.
+
+    Args:
+        loss_of: runs the model.
+        owners: paths of the layers.
+        offsets: added to the outputs of layers, by path.
+        calls: receives the calls of each layer.
+        example: inputs, target and key.
+        replace: whether offsets replace the outputs; default False.
+    """
+    x, y, key = example
 
     def watch(method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output, path = method(*args, **kwargs), context.module.path
@@ -117,7 +155,9 @@ def _loss(
         is_plain = context.method_name == "__call__" and len(args) == 1 and not kwargs
         call = _Call(context.module.clone(parent=None), args[0] if args else None, output, is_plain)
         calls.setdefault(path, []).append(call)
-        return output + offsets[path] if path in offsets else output
+        if path not in offsets:
+            return output
+        return offsets[path] if replace else output + offsets[path]
 
     with nn.intercept_methods(watch):
         return loss_of(x[None], y[None], key)[0]

@@ -53,6 +53,7 @@ from fedlearn.trainers.batching import (
     shared_base_array,
 )
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
+from fedlearn.trainers.jax.example_check import QUICK, ExampleCheck, refuse_written_state
 from fedlearn.trainers.jax.features import with_features
 from fedlearn.trainers.jax.noise import add_noise
 
@@ -151,6 +152,7 @@ class JaxTrainer:
         self._block = lru_cache(maxsize=16)(self._compile)
         self._sizes: dict[str, int] = {}  # sizes of compiled programs, by dimension
         self._resident: tuple[np.ndarray, jax.Array] | None = None
+        self._layerwise: dict[Any, bool] = {}  # results of the check for DP-SGD, by shape and type of an input
         self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
         self._num_shares = available_cores() if device == "cpu" else 1
 
@@ -186,7 +188,7 @@ class JaxTrainer:
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients in one compiled program. See `Trainer.fit`."""
-        refuse_dp_sgd_with_buffers(self.layout, request.local)
+        layerwise = request.local.example_dp is None or self._check_examples(request, work[0].examples)
         clients_K = np.array([client_work.client for client_work in work], np.int64)
         sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)
         plans = poisson_plans if request.local.example_dp else batch_plans
@@ -202,7 +204,7 @@ class JaxTrainer:
         broadcast = {name: request.broadcast[name] for name in rule.receives}
         is_secret = request.deployed and request.local.example_dp is not None
         seeds_K22 = _secret_seeds(len(work)) if is_secret else draw_by_round(rounds_K, partial(_seeds, request.seed))
-        block = self._block(rule, request.local, request.deployed)
+        block = self._block(rule, request.local, request.deployed, layerwise)
         with jax.default_device(self._jax_device):
             x, x_starts_K = self._inputs([client_work.examples.x for client_work in work])
             y, y_starts_K = self._concatenate([client_work.examples.y for client_work in work])
@@ -306,11 +308,11 @@ class JaxTrainer:
             return np.asarray(self._predict(jnp.asarray(params_D), padded))[: len(x)]
 
     def _compile(
-        self, rule: LocalRule, local: LocalSettings, deployed: bool
+        self, rule: LocalRule, local: LocalSettings, deployed: bool, layerwise: bool
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """Return the compiled program that trains a block of clients, for one rule and one set of local settings."""
         optimizer = _optimizer(local)
-        private_gradient = self._private_gradient(local, deployed) if local.example_dp else None
+        private_gradient = self._private_gradient(local, deployed, layerwise) if local.example_dp else None
 
         def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any) -> Any:
             rows_SB, num_steps, client, size, x_start, y_start, client_state, start_D, rule_inputs, seeds = (
@@ -377,11 +379,13 @@ class JaxTrainer:
         gradient, (total, new_stats) = jax.grad(mean_loss, has_aux=True)(weights)
         return gradient, total, new_stats
 
-    def _private_gradient(self, local: LocalSettings, deployed: bool) -> Callable[..., tuple[Any, jax.Array, Any]]:
+    def _private_gradient(
+        self, local: LocalSettings, deployed: bool, layerwise: bool
+    ) -> Callable[..., tuple[Any, jax.Array, Any]]:
         """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
         dp = local.example_dp
         assert dp is not None
-        clipped = clipped_gradient(self._private_losses, clip=dp.clip)
+        clipped = clipped_gradient(self._private_losses, clip=dp.clip, layerwise=layerwise)
 
         def gradient_of(model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any) -> tuple[Any, jax.Array, Any]:
             total, loss_sum = clipped(model[0], x, y, real_B, keys[0])
@@ -404,7 +408,35 @@ class JaxTrainer:
 
     def _private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         """Return the loss of each example in training mode, for a model without statistics."""
-        return self.loss(self._training_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0], y)
+        return self.loss(self._private_outputs(params, x, key), y)
+
+    def _private_outputs(self, params: Any, x: jax.Array, key: jax.Array) -> Any:
+        return self._training_outputs(params, {}, x, jnp.ones(len(x), bool), key)[0]
+
+    def _check_examples(self, request: Request, examples: Examples) -> bool:
+        """Return whether DP-SGD may use layer-wise gradients. Check the model once for each kind of inputs.
+
+        Raises:
+            SettingError: The model writes state in a forward pass, or examples depend on others. See `ExampleCheck`.
+        """
+        kind = examples.x.shape[1:], examples.x.dtype.str
+        if kind not in self._layerwise:
+            options = QUICK if self.device == "cpu" else None
+            check = ExampleCheck(apply=self._private_outputs, loss=self.loss, jit=self._jit, options=options)
+            params_D = as_numpy(request.params_D)  # operations of JAX would compile a program each
+            with jax.default_device(self._jax_device):
+                refuse_written_state(partial(self._training_variables, params_D, examples.x[:2]))
+                refuse_dp_sgd_with_buffers(self.layout, request.local)
+                params = self._unflatten(params_D)
+                self._layerwise[kind] = check.is_layerwise(params, examples, synthetic=request.deployed)
+        return self._layerwise[kind]
+
+    def _training_variables(self, params_D: Array, x: np.ndarray) -> Any:
+        """Return all variables after a forward pass in training mode."""
+        variables = {"params": self._unflatten(params_D), BATCH_STATS: self._unflatten_statistics(params_D)}
+        train: dict[str, Any] = {"train": True} if self._takes_train else {}
+        rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+        return self.module.apply(variables, jnp.asarray(x), rngs=rngs, mutable=True, **train)[1]
 
     def _penalty(self, rule: LocalRule, models: Any, x: jax.Array, features_BF: jax.Array) -> jax.Array:
         """Return the values that the rule adds to the losses. ``models`` are vectors ``(D,)`` that are not trained."""
@@ -430,15 +462,15 @@ class JaxTrainer:
         outputs: Any = self.module.apply(variables, x)
         return outputs
 
-    def _unflatten(self, params_D: jax.Array) -> Any:
+    def _unflatten(self, params_D: Array) -> Any:
         """Return the trainable part of the vector, as flax parameters."""
         return self._as_flax(params_D, self._parameters)
 
-    def _unflatten_statistics(self, params_D: jax.Array) -> Any:
+    def _unflatten_statistics(self, params_D: Array) -> Any:
         """Return the buffers of the vector, as flax ``batch_stats``."""
         return self._as_flax(params_D, self._statistics)
 
-    def _as_flax(self, params_D: jax.Array, names: Mapping[Path, NamedShape]) -> Any:
+    def _as_flax(self, params_D: Array, names: Mapping[Path, NamedShape]) -> Any:
         leaves = {}
         for path, (name, shape) in names.items():
             leaves[path] = _to_flax(path, params_D[self.layout.slices[name]].reshape(shape))
