@@ -100,18 +100,18 @@ def composed_epsilon(history: Sequence[tuple[LossEvent, int]], delta: float, *, 
         delta: in (0, 1); deltas of the events are not subtracted.
         coarse: use a coarse grid, which raises epsilon by a few percent and takes less than a millisecond.
     """
-    step = _grid_step(history, coarse)
+    step, distributions = _grid_step(history, coarse), _coarse_distributions if coarse else _fine_distributions
     while True:
-        compositions = [_Composition(parts, delta) for parts in _directions(history, step)]
+        pairs = [(distributions(event, step), count) for event, count in history]
+        compositions = [_Composition(parts, delta) for parts in _directions(pairs)]
         size = max(composition.high - composition.low for composition in compositions)
         if size < MAX_GRID_SIZE:
             return max(composition.epsilon() for composition in compositions)
         step *= 2.0 ** ceil(log2((size + 1) / MAX_GRID_SIZE))
 
 
-def _directions(history: Sequence[tuple[LossEvent, int]], step: float) -> list[Parts]:
+def _directions(pairs: Sequence[tuple[tuple[LossDistribution, ...], int]]) -> list[Parts]:
     """Return the distributions for a record that is removed, and for a record that is added."""
-    pairs = [(loss_distributions(event, step), count) for event, count in history]
     if all(len(both) == 1 for both, _ in pairs):
         return [[(both[0], count) for both, count in pairs]]
     return [[(both[0], count) for both, count in pairs], [(both[-1], count) for both, count in pairs]]
@@ -142,7 +142,6 @@ def loss_deviation(event: LossEvent) -> float:
     return float(max(sqrt(((losses - mean) ** 2 * mass).sum()), 1e-9))
 
 
-@lru_cache(maxsize=256)
 def loss_distributions(event: LossEvent, step: float) -> tuple[LossDistribution, ...]:
     """Return the loss distributions of one release: one if it is its mirror image, else for removal and addition.
 
@@ -161,6 +160,10 @@ def loss_distributions(event: LossEvent, step: float) -> tuple[LossDistribution,
     if rate == 1:
         return (removed,)
     return removed, _connect_dots(-high, step, second[::-1], first[::-1])
+
+
+_fine_distributions = lru_cache(maxsize=16)(loss_distributions)  # up to 10 MB each
+_coarse_distributions = lru_cache(maxsize=1024)(loss_distributions)
 
 
 def _mirrored(event: LossEvent, high: int, step: float) -> LossDistribution:

