@@ -44,10 +44,10 @@ def test_calibration_holds_for_each_client_although_the_most_expensive_one_chang
     assert leaders == {0, 1}
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_calibration_is_that_of_the_client_that_needs_most_noise(seed):
     draw = random.Random(seed)
-    clients = [(draw.uniform(0.01, 0.5), draw.randrange(1, 300), draw.uniform(0.5, 2)) for _ in range(6)]
+    clients = [(draw.uniform(0.01, 0.5), draw.randrange(1, 300), draw.uniform(0.5, 2)) for _ in range(4)]
     makers = [lambda z, q=q, n=n, s=s: event_history({Event(s * z, "poisson", q): n}) for q, n, s in clients]
     together = calibrate_noise_multiplier(lambda z: [of(z) for of in makers], epsilon=2.0, delta=1e-5)
     single = [calibrate_noise_multiplier(lambda z, of=of: [of(z)], epsilon=2.0, delta=1e-5) for of in makers]
@@ -118,7 +118,10 @@ def test_the_epsilon_of_thousands_of_clients_is_that_of_the_most_expensive_one()
     histories = [event_history({Event(1.2, "poisson", 32 / n): draw.randrange(1, 4) * -(-n // 32)}) for n in sizes]
     found = []
     assert seconds_of(lambda: found.append(max_epsilon_bounds(histories, delta=1e-5))) < 1
-    sample = [*draw.sample(histories, 30), *sorted(histories, key=lambda h: h[0][0].rate**2 * h[0][1])[-30:]]
+    sample = [
+        *draw.sample(histories, 10),
+        *sorted(histories, key=lambda h: h[0][0].rate * h[0][0].rate * h[0][1])[-15:],
+    ]
     assert most(sample, 1e-5) <= found[0].value
     assert any(epsilon_bounds(history, delta=1e-5).value == found[0].value for history in sample)
 
