@@ -5,8 +5,6 @@ Shapes: D parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from fedlearn.core.noise_grid import grid_step
@@ -14,28 +12,32 @@ from fedlearn.core.random import Purpose, integer_seed, secret_normals
 from fedlearn.core.records import ClientWork, Request
 from fedlearn.trainers.batching import round_of
 
-Normals = Callable[[torch.Tensor], object]  # fills a float64 tensor with standard normal numbers
 
+class GridNoise:
+    """Add noise to sums of one client in place, and round the result to the grid.
 
-def normal_source(request: Request, work: ClientWork, device: str) -> Normals:
-    """Return a function that fills a float64 tensor with standard normal numbers.
-
-    Real clients use numbers from the operating system, which do not follow from a seed.
-    """
-    if request.deployed:
-        return lambda noise_D: noise_D.copy_(torch.from_numpy(secret_normals(tuple(noise_D.shape))))
-    generator = torch.Generator(device)
-    generator.manual_seed(integer_seed(request.seed, Purpose.NOISE, round=round_of(request, work), client=work.client))
-    # a simulation draws in float32, which is twice as fast
-    return lambda noise_D: noise_D.copy_(torch.empty(noise_D.shape, device=device).normal_(generator=generator))
-
-
-def round_to_grid_(values: torch.Tensor, std: float) -> torch.Tensor:
-    """Round float64 values in place to the nearest multiples of the grid step.
+    Sums and noise of real clients are float64, from the operating system. Noise of a simulation follows from the seed,
+    and is float32, which is faster.
 
     Args:
-        values: noisy sums, float64. They must be below 2^30 standard deviations.
+        request: seed, round and run mode.
+        work: client.
         std: standard deviation of the noise, > 0.
+        device: device of the sums.
     """
-    shift = 1.5 * 2.0**52 * grid_step(std)  # float64 numbers of this size are multiples of the grid step
-    return values.add_(shift).sub_(shift)
+
+    def __init__(self, request: Request, work: ClientWork, std: float, device: str) -> None:
+        self.std, self.step, self._generator = std, grid_step(std), None
+        self.dtype = torch.float64 if request.deployed else torch.float32
+        if not request.deployed:
+            self._generator = torch.Generator(device)
+            seed = integer_seed(request.seed, Purpose.NOISE, round=round_of(request, work), client=work.client)
+            self._generator.manual_seed(seed)
+
+    def draw_(self, values: torch.Tensor) -> torch.Tensor:
+        """Fill a tensor of `dtype` with noise, in units of the grid step."""
+        if self._generator is None:
+            values.copy_(torch.from_numpy(secret_normals(tuple(values.shape))))
+        else:
+            values.normal_(generator=self._generator)
+        return values.mul_(self.std / self.step)

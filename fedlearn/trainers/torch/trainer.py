@@ -39,7 +39,7 @@ from fedlearn.trainers.example_keys import example_keys
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
 from fedlearn.trainers.torch.losses import LOSSES, Loss
-from fedlearn.trainers.torch.noise import normal_source, round_to_grid_
+from fedlearn.trainers.torch.noise import GridNoise
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # a model: x_B -> outputs_BC
 Losses = Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
@@ -293,21 +293,20 @@ class TorchTrainer:
         assert dp is not None
         clipped, steps, std = self._clipped(clip=dp.clip), count(), dp.clip * dp.noise_multiplier
         keys_N = self._example_keys(job.request, work) if clipped.needs_keys else None
-        draw, noisy_D = (
-            normal_source(job.request, work, self.device),
-            torch.empty_like(self._flat_D, dtype=torch.float64),
-        )
-        parts, expected = self._split(noisy_D), min(job.request.local.batch_size, len(work.examples))
+        expected = min(job.request.local.batch_size, len(work.examples))
+        noise = GridNoise(job.request, work, std, self.device) if std else None
+        noisy_D = torch.empty_like(self._flat_D, dtype=noise.dtype if noise else torch.float32)
+        parts = self._split(noisy_D)
 
         def gradient_of(x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor) -> tuple[Gradients, torch.Tensor]:
             keys_B = None if keys_N is None else keys_N[rows_B]
             sums, loss_B = clipped(x_B, y_B, keys_B=keys_B, start=next(steps) << STEP_BITS)
-            if std:
-                draw(noisy_D)
-                noisy_D.mul_(std)
-                torch._foreach_add_(parts, sums)
-                sums = self._split(round_to_grid_(noisy_D, std).float())
-            return torch._foreach_div(sums, expected), loss_B
+            if noise is None:
+                return torch._foreach_div(sums, expected), loss_B
+            noise.draw_(noisy_D)
+            torch._foreach_add_(parts, sums, alpha=1 / noise.step)  # in grid steps
+            noisy_D.round_().mul_(noise.step / expected)
+            return tuple(parts if noisy_D.dtype == torch.float32 else self._split(noisy_D.float())), loss_B
 
         return gradient_of
 
@@ -386,20 +385,19 @@ class TorchTrainer:
         """Return the gradient function of DP-SGD for clients that step together."""
         dp = job.request.local.example_dp
         assert dp is not None
-        draws, std = (
-            [normal_source(job.request, client_work, self.device) for client_work in work],
-            dp.clip * dp.noise_multiplier,
-        )
-        noisy_KD = torch.empty((len(work), self.layout.num_parameters), dtype=torch.float64, device=self.device)
+        std = dp.clip * dp.noise_multiplier
+        noises = [GridNoise(job.request, client_work, std, self.device) for client_work in work] if std else []
         expected_K = [min(job.request.local.batch_size, len(client_work.examples)) for client_work in work]
         expected_K1 = torch.tensor(expected_K, device=self.device)[:, None]
 
         def gradients(params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             sum_KD, loss_K = torch.func.vmap(partial(self._clipped_sum, dp.clip))(params_KD, *batch_KB)
-            if std:
-                for draw, row_D in zip(draws, noisy_KD, strict=True):
-                    draw(row_D)
-                sum_KD = round_to_grid_(noisy_KD.mul_(std).add_(sum_KD), std).float()
+            if noises:
+                noisy_KD = torch.empty_like(sum_KD, dtype=noises[0].dtype)
+                for noise, row_D in zip(noises, noisy_KD, strict=True):
+                    noise.draw_(row_D)
+                step = noises[0].step
+                sum_KD = noisy_KD.add_(sum_KD, alpha=1 / step).round_().mul_(step).float()
             return sum_KD / expected_K1, loss_K
 
         return gradients
