@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fedlearn.trainers.batching import GOLDEN, mix_bits
 from fedlearn.trainers.example_keys import content_keys
 from fedlearn.trainers.torch.compat import physical_tensor, with_batch_axis
 from fedlearn.trainers.torch.example_draws import ExampleDraws
@@ -252,10 +253,11 @@ class ClippedGradient:
     def _by_loop(self, x_B: torch.Tensor, y_B: torch.Tensor, keys_B: torch.Tensor | None, start: int) -> Sums:
         """Return the result from one pass per example. The key of an example seeds torch's generator."""
         total = _Total(self.leaves, self.clip)
+        seeds = None if keys_B is None else _seeds(keys_B, start)
         with restored_generators(x_B.device):
             for i in range(len(y_B)):
-                if keys_B is not None:
-                    torch.manual_seed(int(keys_B[i]) ^ start)
+                if seeds is not None:
+                    torch.manual_seed(seeds[i])
                 with torch.enable_grad():
                     loss = self.loss(self.module(x_B[i : i + 1]), y_B[i : i + 1]).reshape(())
                     gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
@@ -295,6 +297,12 @@ class _Total:
 def _is_intact(call: _Call) -> bool:
     """Return whether no later operation changed the inputs of the layer in place."""
     return call.inputs._version == call.version
+
+
+def _seeds(keys_B: torch.Tensor, start: int) -> list[int]:
+    """Return a seed for each example, which differs between local steps."""
+    offset = np.uint64(int(GOLDEN) * (start + 1) % 2**64)
+    return mix_bits(keys_B.cpu().numpy().view(np.uint64) + offset).tolist()
 
 
 def _keys_from_torch(x_B: torch.Tensor, y_B: torch.Tensor) -> torch.Tensor:

@@ -161,7 +161,7 @@ def _normal_(uniforms: Uniforms, x: torch.Tensor, mean: float = 0.0, std: float 
 
 
 def _exponential_(uniforms: Uniforms, x: torch.Tensor, rate: float = 1.0, **kwargs: Any) -> torch.Tensor:
-    return x.copy_(-torch.log1p(-uniforms(x)).clamp(min=1e-30) / rate)
+    return x.copy_((-torch.log1p(-uniforms(x))).clamp(min=1e-30) / rate)
 
 
 def _new(fill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
