@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from fedlearn.core.import_path import ROOT
+from fedlearn.core.plain_text import plain_text
 from fedlearn.errors import FedlearnError
 
 GRACE_S = 6.0  # seconds for a process to end; wait longer for a process that has child processes itself
@@ -157,9 +158,9 @@ class Child:
             return ""
 
     def output_tail(self, num_lines: int = 12) -> str:
-        """Return the last lines of the output, indented, and the path of the log."""
-        tail = self.read_output().splitlines()[-num_lines:]
-        return "\n".join([*(f"    {line}" for line in tail), f"  see       {self.log}"])
+        """Return the last lines of the output, indented and without control characters, and the path of the log."""
+        tail = plain_text(self.read_output()).split("\n")[-num_lines - 1 :]
+        return "\n".join([*(f"    {line}" for line in tail if line), f"  see       {self.log}"])
 
     def stop(self) -> None:
         """Send SIGTERM to the process, if it runs."""

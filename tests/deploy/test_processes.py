@@ -95,3 +95,9 @@ def test_only_a_process_that_ended_is_started_again_and_the_message_names_it(tmp
         assert child.process.pid != before
         assert child.exit_code is None
     assert capsys.readouterr().err == "sleeper ended with code -9; it is restarted\n"
+
+
+def test_the_output_of_a_process_cannot_control_the_terminal(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("first\n\x1b[2Jlast\r\x07\n")
+    assert Child("x", ["true"], log).output_tail(1) == f"    [2Jlast\n  see       {log}"

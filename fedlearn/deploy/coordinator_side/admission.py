@@ -25,6 +25,7 @@ from fedlearn.core.records import ClientId
 from fedlearn.core.serialization import WireError
 from fedlearn.deploy.client_ids import format_client_ids, parse_client_ids
 from fedlearn.deploy.node_bindings import BindingError, NodeBinding, read_bindings
+from fedlearn.deploy.node_side.masking_keys import read_identities
 from fedlearn.protocol.membership import Member
 
 NODES_FILE, CLIENTS_FILE = "nodes.json", "clients.json"  # in the coordinator's --state folder
@@ -51,18 +52,20 @@ class Admission:
     Args:
         state: state folder of the coordinator, with the admitted nodes and the stored clients of keys.
         bindings: path of ``nodes.yaml``.
+        identities: path of the coordinator's copy of ``masking.pub``; None: keys for secure aggregation are not checked.
     """
 
-    def __init__(self, state: Path, bindings: Path) -> None:
-        self.state, self.bindings = state, bindings
+    def __init__(self, state: Path, bindings: Path, identities: Path | None = None) -> None:
+        self.state, self.bindings, self.identities = state, bindings, identities
 
     def check(self, member: Member) -> None:
         """Accept a description, and store the clients of a node that joins for the first time.
 
         Raises:
-            WireError: The node may not have one of these clients, or as many clients or examples.
+            WireError: The node may not have one of these clients, as many clients or examples, or this masking key.
         """
         node = self._node(member.node_id)
+        self._check_masking_key(node, member)
         try:
             bindings = read_bindings(self.bindings)
         except BindingError as error:
@@ -91,6 +94,14 @@ class Admission:
             return NodeKey(*nodes[str(node_id)])
         except (OSError, KeyError) as error:
             raise WireError(f"node {node_id} has no key in {NODES_FILE} of this coordinator") from error
+
+    def _check_masking_key(self, node: NodeKey, member: Member) -> None:
+        """Refuse the masking key of another node: its clients and those of this node would count as one party."""
+        if self.identities is None or not member.masking_key or not self.identities.exists():
+            return
+        key = read_identities(self.identities).get(node.name)
+        if key is not None and key.hex() != member.masking_key:
+            raise WireError(f"the masking key of node {node.name} is not its key in {self.identities.name}")
 
     def _bind_by_first_use(self, node: NodeKey, member: Member, bindings: Mapping[str, NodeBinding]) -> NodeBinding:
         stored = self._stored()

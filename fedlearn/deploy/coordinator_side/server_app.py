@@ -47,6 +47,7 @@ from fedlearn.deploy.coordinator_side.submitted_settings import (
 )
 from fedlearn.deploy.coordinator_side.superlink import NODES_ENV
 from fedlearn.deploy.node_bindings import BINDINGS
+from fedlearn.deploy.node_side.masking_keys import IDENTITIES
 from fedlearn.deploy.processes import die_with_parent
 from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import FedlearnError, require
@@ -176,7 +177,8 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
     if options.get("num_nodes") is None:
         options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
-    admission = Admission(Path(os.environ[STATE_ENV]), Path(os.environ[NODES_ENV]).parent / BINDINGS)
+    keys = Path(os.environ[NODES_ENV]).parent
+    admission = Admission(Path(os.environ[STATE_ENV]), keys / BINDINGS, keys / IDENTITIES)
     engine = DeployedEngine(grid, node_settings, run=run, check_member=admission.check, **options)
     try:
         scenario = remote_scenario(engine)

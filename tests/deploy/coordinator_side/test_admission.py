@@ -165,3 +165,13 @@ def test_an_entry_that_an_operator_wrote_by_hand_is_read(tmp_path):
     bindings = read_bindings(tmp_path / "nodes.yaml")
     assert (bindings["north"].clients, bindings["south"].clients) == ((0, 1, 2), (7,))
     assert parse_client_ids("7,0-2") == (0, 1, 2, 7)
+
+
+def test_a_node_cannot_join_with_the_masking_key_of_another(admission, tmp_path):
+    identities = tmp_path / "masking.pub"
+    identities.write_text(f"{b'n'.hex() * 32} north\n{b's'.hex() * 32} south\n")
+    checked = Admission(admission.state, admission.bindings, identities)
+    checked.check(replace(member(1, [0]), masking_key=b"n".hex() * 32))
+    checked.check(member(2, [1]))
+    with pytest.raises(WireError, match=r"the masking key of node south is not its key in masking\.pub"):
+        checked.check(replace(member(2, [1]), masking_key=b"n".hex() * 32))
