@@ -17,6 +17,7 @@ from fedlearn.errors import FedlearnError, is_count, is_number, require
 Sampling = Literal["none", "poisson", "fixed_size"]
 SAMPLINGS = ("none", "poisson", "fixed_size")
 WHOLE_ORDERS = (*map(float, range(2, 65)), 128.0, 256.0, 512.0, 1024.0)  # orders of Renyi divergences
+FRACTIONAL_ORDERS = (*(1 + tenths / 10 for tenths in range(1, 91)), *WHOLE_ORDERS[9:])  # for bounds at all orders
 
 
 class LedgerError(FedlearnError, ValueError):

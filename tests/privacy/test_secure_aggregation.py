@@ -8,6 +8,7 @@ import pytest
 from needs import needs
 
 from fedlearn import CompositionError, Schedule, SettingError, federate, serial, start
+from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.privacy_ledger import WHOLE_ORDERS, Event, Ledger, RenyiEvent, event_history
 from fedlearn.core.records import ExampleDP
 from fedlearn.privacy.accounting import epsilon_bounds
@@ -53,6 +54,19 @@ def test_what_is_known_by_renyi_divergences_alone_gets_no_tighter_claim():
     assert known.rdp >= gaussian.rdp > gaussian.pld
     saved = Ledger().charge_federation(stated, 3)
     assert Ledger.from_json(json.loads(json.dumps(saved.to_json()))) == saved
+
+
+def test_discrete_gaussian_noise_is_accounted_at_all_orders_and_skellam_noise_at_whole_orders():
+    """Check that each kind of noise states the orders of its theorem."""
+    found = {}
+    for noise in ("skellam", "discrete_gaussian"):
+        strategy, _ = run(distributed(noise_multiplier=1.0, noise=noise), rounds=1)
+        ledger = strategy.privacy_guarantee.charge(Ledger(), Release(round=1, clients=(0,)))
+        ((event, _),) = ledger.client_history(0)
+        found[noise] = epsilon_bounds(event_history({event: 10}), delta=1e-5).value
+        assert (2.5 in event.orders) == (noise == "discrete_gaussian")
+    assert epsilon_bounds(event_history({Event(1.0): 10}), delta=1e-5).pld < found["discrete_gaussian"]
+    assert found["discrete_gaussian"] < 0.98 * found["skellam"]
 
 
 def test_a_budget_finds_the_noise_and_stops_the_run_before_it_is_passed():

@@ -9,7 +9,14 @@ from typing import Any
 
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
-from fedlearn.core.privacy_ledger import WHOLE_ORDERS, EventHistory, Ledger, RenyiEvent, event_history
+from fedlearn.core.privacy_ledger import (
+    FRACTIONAL_ORDERS,
+    WHOLE_ORDERS,
+    EventHistory,
+    Ledger,
+    RenyiEvent,
+    event_history,
+)
 from fedlearn.core.records import LocalSettings
 from fedlearn.errors import require
 from fedlearn.privacy.accounting import max_epsilon_bounds
@@ -115,9 +122,9 @@ def distributed(
     *Guarantees*: any sum that can be opened is differentially private against all who see it, including the server. The
     adjacency is one client's update replaced by zero. A party that colludes with the server knows its noise. With c
     such parties, the remaining noise multiplier is ``noise_multiplier * sqrt((threshold - c) / threshold)``. On real
-    nodes noise comes from the operating system's entropy. Renyi divergences at whole orders give the cost. There is no
-    amplification, because the server knows the cohort. Each client pays for its own rounds; the ledger reports the
-    largest cost.
+    nodes noise comes from the operating system's entropy. Renyi divergences give the cost, at whole orders
+    for ``skellam`` and at all orders for ``discrete_gaussian``. There is no amplification, because the server knows the
+    cohort. Each client pays for its own rounds; the ledger reports the largest cost.
 
     Raises:
         SettingError: A setting is out of range. `Mechanism.protect` also raises it if sums could wrap around, or if a
@@ -178,9 +185,14 @@ def _protect_with_noise(
     size = masking.cohort_size(strategy, population.num_clients)
 
     def event_of(noise: float) -> RenyiEvent:
-        """Return upper bounds on the divergences: the divergences of the equivalent Gaussian noise at whole orders."""
+        """Return upper bounds on the divergences: the divergences of the equivalent Gaussian noise.
+
+        The theorem about Skellam noise covers whole orders only. The theorem about discrete Gaussian noise is a bound
+        on the concentrated divergence, which covers all orders.
+        """
+        orders = WHOLE_ORDERS if masking.noise == "skellam" else FRACTIONAL_ORDERS
         z = replace(masking, noise_multiplier=noise).smallest_noisy_sum(size).equivalent_noise_multiplier
-        return RenyiEvent(WHOLE_ORDERS, tuple(order / (2 * z**2) for order in WHOLE_ORDERS))
+        return RenyiEvent(orders, tuple(order / (2 * z**2) for order in orders))
 
     def planned(noise: float) -> Sequence[EventHistory]:
         return [event_history({event_of(noise): population.rounds})]
