@@ -1,7 +1,9 @@
 """Each answer of a node that depends on its data is in an allow list, and is counted, charged and limited."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from clinic import NUM_FEATURES, model
 from evaluation_attack import num_correct, recovered_records
 from needs import needs
 
+import fedlearn
+from fedlearn.core import LocalSettings
 from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.random import secret_normals
 from fedlearn.core.serialization import WireError
@@ -21,7 +25,7 @@ from fedlearn.deploy.node_side.query_log import EvaluationLimits, QueryLog
 from fedlearn.deploy.node_side.required_privacy import PRIVACY_LEVELS, RequiredPrivacy
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.errors import FedlearnError, SettingError
-from fedlearn.privacy.mechanisms import central, example, local, secagg
+from fedlearn.privacy.mechanisms import central, example, local, none, secagg
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.refusals import RefusalCode
@@ -127,6 +131,27 @@ def test_the_values_of_other_responses_follow_from_the_policy(minimum, metrics):
     hello = allowed_content(RequestKind.HELLO, policy)
     assert not hello.arrays
     assert {"num_examples", "names", "num_classes"} <= set(hello.fields)
+
+
+def test_the_table_on_the_operators_page_is_that_of_the_code():
+    page = (Path(fedlearn.__file__).parent / "deploy/README.md").read_text()
+    rows = re.findall(r"^\| (none|example|local|secagg) \| (\w+) \|(.*)\|$", page, re.MULTILINE)
+    equal = fedavg(weighting="equal", clients_per_round=2)
+    mechanisms = {kind: make(noise_multiplier=1.0) for kind, make in NOISY.items()} | {
+        "secagg": secagg(),
+        "none": none(),
+    }
+    assert {(minimum, kind) for minimum, kind, _ in rows} >= {(kind, kind) for kind in PRIVACY_LEVELS}
+    for minimum, kind, cells in rows:
+        _, vectors, counts, losses, metrics = (cell.strip() for cell in cells.split("|"))
+        policy = Policy(scenarios={}, strategies={}, required_privacy=RequiredPrivacy(minimum=minimum))
+        sends = scaffold() if vectors == "yes" else equal
+        strategy, _ = mechanisms[kind].protect(sends, LocalSettings(), Population(clients=range(4), rounds=1))
+        allowed = allowed_content(RequestKind.FIT, policy, strategy=strategy)
+        assert ("extra/change" in allowed.arrays) is (vectors == "yes"), (minimum, kind)
+        assert ("num_steps" in allowed.arrays and not allowed.hides_counts) is (counts == "yes"), (minimum, kind)
+        assert ("total/loss" in allowed.arrays) is (losses == "yes"), (minimum, kind)
+        assert {True: "exact", False: "none"}[policy.metrics] == metrics, (minimum, kind)
 
 
 LEAKS = {
