@@ -25,7 +25,7 @@ from fedlearn.deploy.node_side.query_log import EvaluationLimits, QueryLog
 from fedlearn.deploy.node_side.required_privacy import PRIVACY_LEVELS, RequiredPrivacy
 from fedlearn.deploy.node_side.reveal import Reveal
 from fedlearn.errors import FedlearnError, SettingError
-from fedlearn.privacy.mechanisms import central, example, local, none, secagg
+from fedlearn.privacy.mechanisms import central, distributed, example, local, none, secagg
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.refusals import RefusalCode
@@ -33,6 +33,7 @@ from strategies import fedavg, scaffold
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
+NOISY = {"example": example, "local": local, "central": central, "distributed": distributed}
 STRICT = {
     "max_rounds": 1,
     "max_rounds_total": 1,
@@ -137,10 +138,8 @@ def test_the_table_on_the_operators_page_is_that_of_the_code():
     page = (Path(fedlearn.__file__).parent / "deploy/README.md").read_text()
     rows = re.findall(r"^\| (none|example|local|secagg) \| (\w+) \|(.*)\|$", page, re.MULTILINE)
     equal = fedavg(weighting="equal", clients_per_round=2)
-    mechanisms = {kind: make(noise_multiplier=1.0) for kind, make in NOISY.items()} | {
-        "secagg": secagg(),
-        "none": none(),
-    }
+    mechanisms = {kind: make(noise_multiplier=1.0) for kind, make in NOISY.items()}
+    mechanisms |= {"secagg": secagg(), "none": none()}
     assert {(minimum, kind) for minimum, kind, _ in rows} >= {(kind, kind) for kind in PRIVACY_LEVELS}
     for minimum, kind, cells in rows:
         _, vectors, counts, losses, metrics = (cell.strip() for cell in cells.split("|"))
