@@ -59,7 +59,8 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Return the largest movement of the clipped sum by one example, at initial and at perturbed parameters.
 
-    Some batches are as long as an axis of the input, because a layer can confuse this axis with the examples. If the trainer can train clients together, it is also measured in that way.
+    Some batches are as long as an axis of the input, because a layer can confuse this axis with the examples. If the
+    trainer can train clients together, it is also measured in that way.
 
     Args:
         trainer: a trainer with DP-SGD.

@@ -45,6 +45,7 @@ from fedlearn.runner.consent import allowed_by_environment, refuse_packages
 from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.renames import new_name
+from fedlearn.runner.training_check import with_gradient_warning
 from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
 
 BASELINES = ("central", "local")
@@ -205,7 +206,7 @@ def build_experiment(
     data = poisoning.poison_data(scenario.data, attack, malicious)
     scenario = replace(scenario, data=data, backdoor_examples=attack.backdoor_examples)
     plan = apply_privacy(plan, scenario)
-    _check_example_dp(plan, scenario)
+    plan = _check_example_dp(plan, scenario)
     # a trial selection refuses a cohort larger than the population before the first round
     select, rng = plan.strategy.select, generator(plan.seed, Purpose.SELECT, round=1)
     select.choose(1, scenario.data.clients, rng, **select.initial_state)
@@ -266,20 +267,25 @@ def apply_privacy(plan: Plan, scenario: Scenario, *, num_parties: int | None = N
     return replace(plan, strategy=strategy, local=local)
 
 
-def _check_example_dp(plan: Plan, scenario: Scenario) -> None:
+def _check_example_dp(plan: Plan, scenario: Scenario) -> Plan:
     """Check with examples of the first client that the model works with DP-SGD.
 
+    Returns:
+        The plan, with a warning about parameters that do not train.
+
     Raises:
-        SettingError: the model or the loss mixes examples.
+        SettingError: the model or the loss mixes examples, or no parameter trains.
     """
     if plan.local.example_dp is None:
-        return
+        return plan
     trainer = scenario.trainer
     request = Request(round=1, seed=plan.seed, params_D=trainer.init(plan.seed), local=plan.local)
     examples = (scenario.data.train(client) for client in scenario.data.clients)
     first = next((part for part in examples if len(part)), None)
-    if first is not None:
-        trainer.check_example_dp(request, first)
+    if first is None:
+        return plan
+    trainer.check_example_dp(request, first)
+    return replace(plan, strategy=with_gradient_warning(plan.strategy, trainer, first))
 
 
 def _trust_root_client(root: RootDataset | None, attack: Poisoning, engine: Mapping[str, Any]) -> Poisoning:

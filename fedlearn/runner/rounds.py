@@ -33,6 +33,7 @@ from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.ledger_file import LedgerFile
 from fedlearn.runner.run_folder import RunFolderWriteError
 from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.training_check import MovementCheck
 
 EXIT_CODES = {"done": DONE, "early_stopped": DONE, "budget_exhausted": DONE, "stopped": STOPPED, "failed": FAILED}
 log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ def _rounds(
     plan, engine = experiment.plan, experiment.engine
     evaluate = judge(experiment.scenario)
     reason, exhausted = callbacks.on_start(run), None
+    check_movement = MovementCheck(plan.strategy, engine.layout, state, plan.schedule.rounds)
     rounds = federate(
         plan.strategy,
         engine,
@@ -151,6 +153,7 @@ def _rounds(
                 break
             state = round.state
             reason = callbacks.on_round(round)
+            check_movement(state)
             _log_failures(round, run)
     except Exception as error:
         if _is_write_error(error):

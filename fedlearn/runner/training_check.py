@@ -1,0 +1,79 @@
+"""Notice parameters that do not train. Noise moves them too, so loss and epsilon of a private run can look right."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+
+import numpy as np
+
+from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.layout import Layout
+from fedlearn.core.records import Examples, ServerState
+from fedlearn.errors import require
+from fedlearn.loop.protocols import Trainer
+from fedlearn.privacy.example_sensitivity import untrained_leaves
+
+NUM_EXAMPLES = 4  # examples of the gradient check; one step on them takes a small part of a round
+NUM_ROUNDS = 2  # in LoRA with one local step, the first factor moves in round 2 only
+MAX_NAMED = 5
+log = logging.getLogger(__name__)
+
+
+def with_gradient_warning(strategy: Strategy, trainer: Trainer, examples: Examples) -> Strategy:
+    """Return a strategy with DP-SGD, with a warning about parameters whose clipped gradient is zero.
+
+    Args:
+        strategy: strategy with a privacy guarantee.
+        trainer: trainer with DP-SGD.
+        examples: examples of a client, at least one.
+
+    Raises:
+        SettingError: no parameter has a gradient, so the run would train nothing but noise.
+    """
+    guarantee, few = strategy.privacy_guarantee, Examples(examples.x[:NUM_EXAMPLES], examples.y[:NUM_EXAMPLES])
+    names = untrained_leaves(trainer, few, private=True)
+    if not names or guarantee is None:
+        return strategy
+    expected = "a model with trainable parameters: with DP-SGD, no parameter has a gradient"
+    trains = len(names) < len(trainer.layout.trainable.leaves)
+    require(trains, "model", f"one whose parameters ({list_names(names)}) train nothing", expected, "privacy=central")
+    text = f"DP-SGD adds only noise to these parameters, because their gradient is zero: {list_names(names)}"
+    return replace(strategy, privacy_guarantee=replace(guarantee, warnings=(*guarantee.warnings, text)))
+
+
+class MovementCheck:
+    """Warn after the first rounds of a run about parameters that did not move.
+
+    Args:
+        strategy: strategy of the run. With noise, each parameter moves, so the check does nothing.
+        layout: layout of the model.
+        state: server state before the first round; the check does nothing for a resumed run.
+        rounds: number of planned rounds.
+    """
+
+    def __init__(self, strategy: Strategy, layout: Layout, state: ServerState, rounds: int) -> None:
+        has_noise = strategy.privacy_guarantee is not None
+        self._start_D = None if has_noise or state.round else np.array(as_numpy(state.params_D))
+        self._layout, self._shared = layout, {leaf.name for leaf in strategy.shared_layout(layout).leaves}
+        self._due = min(NUM_ROUNDS, rounds)
+
+    def __call__(self, state: ServerState) -> None:
+        """Write a warning to the log and to the terminal, once."""
+        if self._start_D is None or state.round < self._due:
+            return
+        start, now = (self._layout.unpack(np.asarray(v)) for v in (self._start_D, as_numpy(state.params_D)))
+        self._start_D = None
+        trained = [leaf.name for leaf in self._layout.trainable.leaves if leaf.name in self._shared]
+        if names := [name for name in trained if np.array_equal(start[name], now[name])]:
+            text = f"these parameters did not move in {self._due} rounds: {list_names(names)}"
+            log.warning(text)
+            sys.stderr.write(f" warning   {text}\n")
+
+
+def list_names(names: list[str] | tuple[str, ...]) -> str:
+    """Return the first names, and the number of the others."""
+    rest = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
