@@ -63,14 +63,20 @@ def refuse_packages(modules: Sequence[str]) -> None:
 
 
 def refuse_code_for_hydra(hydra: Any) -> None:
-    """Refuse settings of Hydra that name code: callbacks, launchers, sweepers and log handlers of other packages.
+    """Refuse settings of Hydra that name code of other packages, or that set environment variables.
+
+    Callbacks, launchers, sweepers and log handlers name code.
 
     Args:
         hydra: group ``hydra`` of a composed configuration, as plain values.
 
     Raises:
-        SettingError: A setting names code outside Hydra, its installed plugins and Python's ``logging``.
+        SettingError: A setting names code outside Hydra, its installed plugins and Python's ``logging``, or sets an
+            environment variable.
     """
+    variables = ((hydra or {}).get("job") or {}).get("env_set")
+    expected = "nothing, because a configuration file must not change the environment of the command"
+    require(not variables, "hydra.job.env_set", variables, expected, "environment variables before the command")
     for path, key, value in _entries(hydra, "hydra"):
         accepted = ACCEPTED_IN_HYDRA.get(key)
         is_code = key == "()" or (accepted is not None and not str(value).startswith(accepted))

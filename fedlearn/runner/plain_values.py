@@ -76,7 +76,8 @@ def describe_type(hint: Any) -> str:
 
 def refusal(setting: str, value: Any, expected: str) -> SettingError:
     """Return the error for a refused value, which quotes the start of the value only."""
-    return SettingError(setting[:200], shortened(value), expected, f"{setting[:60]}=VALUE")
+    name = printable(setting)
+    return SettingError(name, shortened(value), expected, f"{name[:60]}=VALUE")
 
 
 def shortened(value: Any) -> str:
@@ -89,8 +90,13 @@ def shortened(value: Any) -> str:
         return "a list" if isinstance(value, list) else "a mapping"
     is_long_number = type(value) is int and abs(value) > 10**60
     text = "a large number" if is_long_number else str(value) if isinstance(value, SCALARS) else type(value).__name__
-    text = "".join(c if c.isprintable() else " " for c in text[:61])
+    text = printable(text[:61])
     return text if len(text) <= 60 or isinstance(value, bool) else f"{text[:57]}..."
+
+
+def printable(text: str) -> str:
+    """Return the start of an untrusted text without control characters."""
+    return "".join(c if c.isprintable() else " " for c in text[:200])
 
 
 def _walk(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, int, Any]]:

@@ -123,7 +123,9 @@ class Registry:
             path = setting_path(setting, key)
             if key not in hints or key in OPERATOR_SETTINGS:
                 accepted = [hint for hint in hints if hint not in OPERATOR_SETTINGS]
-                raise refusal(path, value, f"one of {', '.join(accepted) or 'no settings'}; there is no {key[:60]}")
+                raise refusal(
+                    path, value, f"one of {', '.join(accepted) or 'no settings'}; there is no {shortened(key)}"
+                )
             if (part := PARTS.get((group, key))) and value is not None:
                 resolved[key] = self._resolve(part, value, path)
             elif part:
