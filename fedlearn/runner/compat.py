@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 VERSION_BASE = "1.3"
+HYDRA_PLUGINS = "hydra._internal.core_plugins."  # modules of the launcher and the sweeper that Hydra installs
 
 HYDRA = PrivateNames(
     library="hydra-core",

@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.core.import_path import PACKAGES
 from fedlearn.errors import SettingError, require
+from fedlearn.runner.compat import HYDRA_PLUGINS
 
-ACCEPTED_IN_HYDRA = {"_target_": ("hydra._internal.core_plugins.", "hydra_plugins."), "class": ("logging.",)}
+ACCEPTED_IN_HYDRA = {"_target_": (HYDRA_PLUGINS, "hydra_plugins."), "class": ("logging.",)}
 ALLOW_ENV = "FEDLEARN_ALLOW_TARGETS"  # environment variable: modules, separated by commas
 
 

@@ -32,6 +32,7 @@ GROUPS = (*OPTION_GROUPS, "flower")
 # these name files and devices of the machine that builds, so its operator sets them
 OPERATOR_SETTINGS = ("path", "encoder", "device", "deployed")
 # a Flower strategy needs values only; the others need functions, or wrap another strategy
+FLOWER_MODULE = "flwr.serverapp.strategy"
 FLOWER_STRATEGIES = (
     "Bulyan",
     "FedAdagrad",
@@ -157,7 +158,7 @@ def installed_registry() -> Registry:
         group: {name: node["_target_"] if isinstance(node, dict) else None for name, node in options.items()}
         for group, options in installed_options().items()
     }
-    builders["flower"] = {name: f"flwr.serverapp.strategy.{name}" for name in FLOWER_STRATEGIES}
+    builders["flower"] = {name: f"{FLOWER_MODULE}.{name}" for name in FLOWER_STRATEGIES}
     return Registry(builders=builders, added={})
 
 
