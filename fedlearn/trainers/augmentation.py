@@ -17,6 +17,7 @@ from fedlearn.errors import is_number, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.trainers.batching import round_of
+from fedlearn.trainers.example_keys import example_keys, example_uniforms
 
 CHUNK_SIZE = 256  # number of images that are transformed together; their pixels stay in the processor cache
 
@@ -53,6 +54,8 @@ class AugmentedTrainer(TrainerWrapper):
 
     - The change of an image depends only on (seed, round, client, row). NumPy computes it before a framework reads
       the image. So torch and JAX, all engines and a resumed run train on the same pixels.
+    - With DP-SGD, the change depends on the image and not on its row. At real clients it follows from a secret of the
+      operating system. So one image more or less does not change the other images.
     - An image changes once per round, also if local training makes several passes.
     - Evaluation uses the original images.
     - One image gives one training example, so the guarantee of DP-SGD stays valid.
@@ -71,8 +74,12 @@ class AugmentedTrainer(TrainerWrapper):
         return self.trainer.fit(request, rule, [self._augment(request, client_work) for client_work in work])
 
     def _augment(self, request: Request, work: ClientWork) -> ClientWork:
-        rng = generator(request.seed, Purpose.AUGMENT, round=round_of(request, work), client=work.client)
-        return work._replace(examples=Examples(augment(work.examples.x, self.augmentation, rng), work.examples.y))
+        if request.local.example_dp:
+            draws_N4 = example_uniforms(example_keys(request, work, Purpose.AUGMENT), 4)
+        else:
+            rng = generator(request.seed, Purpose.AUGMENT, round=round_of(request, work), client=work.client)
+            draws_N4 = rng.random((len(work.examples), 4))  # the numbers of image n depend on n, not on N
+        return work._replace(examples=Examples(_change(work.examples.x, self.augmentation, draws_N4), work.examples.y))
 
 
 def augment(x_NHWC: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
@@ -90,7 +97,11 @@ def augment(x_NHWC: np.ndarray, augmentation: Augmentation, rng: np.random.Gener
     ...     np.random.default_rng(1))[0, :, :, 0].tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    draws_N4 = rng.random((len(x_NHWC), 4))  # the numbers of image n depend on n, not on N
+    return _change(x_NHWC, augmentation, rng.random((len(x_NHWC), 4)))
+
+
+def _change(x_NHWC: np.ndarray, augmentation: Augmentation, draws_N4: np.ndarray) -> np.ndarray:
+    """Flip, shift and rotate each image by four uniform numbers per image."""
     sign_N = np.where(augmentation.flip & (draws_N4[:, 0] < 0.5), -1.0, 1.0)
     shift_N2 = np.floor(draws_N4[:, 1:3] * (2 * augmentation.shift + 1)) - augmentation.shift
     angle_N = np.deg2rad(augmentation.rotation) * (2 * draws_N4[:, 3] - 1)

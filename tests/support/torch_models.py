@@ -24,7 +24,7 @@ class Net(nn.Module):
             self.add_module(name, part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs."""
+        """Return the outputs of the model, ``(B, CLASSES)``."""
         return self.run(self, x)
 
 
@@ -85,7 +85,7 @@ class Noise(nn.Module):
         self.how = how
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return noisy values."""
+        """Return the inputs with noise."""
         if self.how == "randn":
             return x + 0.3 * torch.randn(x.shape)
         if self.how == "randn_like":
@@ -102,7 +102,7 @@ class Noise(nn.Module):
 
 
 class Factors(nn.Module):
-    """Parameters outside of layers."""
+    """Multiply inputs by parameters that belong to no layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Factors(nn.Module):
         self.row = nn.Parameter(torch.linspace(0.5, 1.5, 6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs."""
+        """Return the outputs of the model, ``(B, CLASSES)``."""
         return (x * self.row) @ self.weights[0] * self.scale + torch.sin(x) @ self.weights[1]
 
 
@@ -123,7 +123,7 @@ class Lora(nn.Module):
         self.out = linear()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the outputs."""
+        """Return the outputs of the model, ``(B, CLASSES)``."""
         return self.out(torch.tanh(self.base(x) + self.up(self.down(x))))
 
 
@@ -135,7 +135,7 @@ class Conv1D(nn.Module):
         self.weight, self.bias = nn.Parameter(0.3 * torch.randn(6, 4)), nn.Parameter(torch.zeros(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the affine map."""
+        """Return the affine map of the inputs."""
         return torch.addmm(self.bias, x.view(-1, 6), self.weight).view(*x.shape[:-1], 4)
 
 
@@ -145,7 +145,7 @@ def grow(x: torch.Tensor) -> torch.Tensor:
 
 
 def until_small(x: torch.Tensor) -> torch.Tensor:
-    """Halve an input until it is small: control flow that depends on values."""
+    """Halve an input until it is small, with control flow that depends on values."""
     return x if float(x.abs().max()) < 1 else until_small(x / 2)
 
 

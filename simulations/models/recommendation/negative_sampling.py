@@ -30,7 +30,8 @@ class NegativeSamplingTrainer(TrainerWrapper):
 
     *Guarantees*: No item of a user's held-out list is used for training, as a positive or as a negative. Draws
     depend on (seed, round, client) only, not on the framework. Clients that are not in ``data``, such as the client
-    of a baseline, train on their examples unchanged.
+    of a baseline, train on their examples unchanged. With DP-SGD all clients do, because a drawn negative item would
+    depend on other examples.
     """
 
     def __init__(self, trainer: Trainer, data: FederatedData, *, num_items: int) -> None:
@@ -46,7 +47,7 @@ class NegativeSamplingTrainer(TrainerWrapper):
         return self.trainer.fit(request, rule, [self._resample_negatives(request, item) for item in work])
 
     def _resample_negatives(self, request: Request, work: ClientWork) -> ClientWork:
-        if work.client not in self.data.clients:
+        if work.client not in self.data.clients or request.local.example_dp:
             return work
         positives = work.examples.x[work.examples.y == 1]
         rng = generator(request.seed, Purpose.AUGMENT, round=round_of(request, work), client=work.client)
