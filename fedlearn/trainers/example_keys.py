@@ -51,7 +51,7 @@ def content_keys(x_N: np.ndarray, y_N: np.ndarray, secret: bytes) -> np.ndarray:
     digests = [
         blake2b(x.tobytes() + y.tobytes(), digest_size=8, key=secret).digest() for x, y in zip(x_N, y_N, strict=True)
     ]
-    return _distinct(np.frombuffer(b"".join(digests), np.uint64))
+    return _distinct(np.frombuffer(b"".join(digests), np.uint64).copy())
 
 
 def _distinct(keys_N: np.ndarray) -> np.ndarray:

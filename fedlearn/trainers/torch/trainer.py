@@ -96,8 +96,9 @@ class TorchTrainer:
     - Training does not change torch's global generator. Dropout draws from (seed, round, client).
     - Gradients, optimizer, weight decay and local rule do not change buffers. The update of a client contains the
       changes of its buffers by the forward passes.
-    - Integer buffers (the number of batches) are not in the vector. They have their initial values when a client
-      starts. So a batch norm with ``momentum=None`` averages over the batches of one round.
+    - Integer buffers (the number of batches) and buffers with ``persistent=False`` are not in the vector. They have
+      their initial values when a client starts. So a batch norm with ``momentum=None`` averages over the batches of
+      one round.
     """
 
     framework, supports_dp_sgd = "torch", True
@@ -114,8 +115,11 @@ class TorchTrainer:
     ) -> None:
         _require_device(device)
         self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
-        self._counters = [(b, b.clone()) for b in module.buffers() if not b.is_floating_point()]
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
+        for name in _constants(module):
+            buffers.pop(name, None)
+        kept = set(map(id, buffers.values()))
+        self._counters = [(b, b.clone()) for b in module.buffers() if id(b) not in kept]
         draws = any(isinstance(part, STOCHASTIC_MODULES) for part in module.modules())
         # the reason why clients of this model cannot step together, or an empty string
         self._needs_map = "draws random numbers" if draws else "keeps buffers" if [*module.buffers()] else ""
@@ -481,12 +485,18 @@ class TorchTrainer:
         return network
 
     def _reset_counters(self) -> None:
-        """Set the integer buffers to their initial values."""
+        """Set the buffers that are not in the vector to their initial values."""
         for counter, initial in self._counters:
             counter.copy_(initial)
 
     def _to_device(self, array: Array) -> torch.Tensor:
         return torch.as_tensor(array, device=self.device)
+
+
+def _constants(module: nn.Module) -> list[str]:
+    """Return the names of the buffers with ``persistent=False``."""
+    parts = module.named_modules()
+    return [f"{path}.{name}".lstrip(".") for path, part in parts for name in part._non_persistent_buffers_set]
 
 
 def _set_buffer(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
