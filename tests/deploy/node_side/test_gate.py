@@ -120,6 +120,14 @@ def test_the_arrays_of_an_update_follow_from_policy_and_guarantee(clinic, minimu
     assert allowed.hides_counts is (name == "local")
 
 
+def test_a_further_vector_stays_even_if_a_strategy_with_it_passes_all_other_checks(clinic):
+    node = clinic(strategy=fedavg(weighting="equal"), mechanism=local(noise_multiplier=1.0))
+    protected, _ = node.strategy(None, None, node.local)
+    object.__setattr__(protected, "local", scaffold().local)  # a strategy refuses this pair
+    allowed = allowed_content(RequestKind.FIT, node.node.policy, strategy=protected)
+    assert not [name for name in allowed.arrays if name.startswith("extra/")]
+
+
 @pytest.mark.parametrize("minimum", PRIVACY_LEVELS)
 @pytest.mark.parametrize("metrics", [None, True, False, "noised"])
 def test_the_values_of_other_responses_follow_from_the_policy(minimum, metrics):
