@@ -44,9 +44,9 @@ from fedlearn.runner.builders import (
 from fedlearn.runner.consent import allowed_by_environment, refuse_packages
 from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
 from fedlearn.runner.training_check import with_gradient_warning
-from fedlearn.trainers.base import refuse_dp_sgd_with_buffers
 
 BASELINES = ("central", "local")
 
@@ -250,21 +250,16 @@ def apply_privacy(plan: Plan, scenario: Scenario, *, num_parties: int | None = N
         num_examples_of=_count_examples(scenario),
         num_parties=num_parties,
     )
-    strategy, local = plan.privacy.protect(plan.strategy, plan.local, population)
-    keeps_rule = plan.strategy.aggregate.rule is None or strategy.aggregate.rule is not None
-    expected = "a mechanism that keeps the aggregation rule of the strategy, but it replaces the rule by a mean"
-    require(keeps_rule, "privacy", plan.privacy.kind, expected, "strategy=fedavg, or privacy=none")
-    is_supported = local.example_dp is None or scenario.trainer.supports_dp_sgd
-    expected = "another mechanism than example: the trainer of this scenario has no DP-SGD"
-    require(is_supported, "privacy", plan.privacy.kind, expected, "privacy=central")
-    refuse_dp_sgd_with_buffers(scenario.trainer.layout, local)
-    strategy = with_buffer_policy(strategy, scenario.trainer.layout, plan.buffers)
-    adaptive = strategy.privacy_guarantee is not None and strategy.privacy_guarantee.clip == "adaptive"
-    expected = "none with privacy.clip=adaptive: its clipping bit is part of the update and must not be compressed"
-    is_possible = plan.compress.codec is None or not adaptive
-    require(is_possible, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
-    strategy = _with_disclosure(with_compression(strategy, plan.compress), scenario)
-    return replace(plan, strategy=strategy, local=local)
+    strategy, local = protect_strategy(
+        plan.privacy,
+        plan.strategy,
+        plan.local,
+        population,
+        trainer=scenario.trainer,
+        buffers=plan.buffers,
+        compress=plan.compress,
+    )
+    return replace(plan, strategy=_with_disclosure(strategy, scenario), local=local)
 
 
 def _check_example_dp(plan: Plan, scenario: Scenario) -> Plan:

@@ -11,7 +11,7 @@ from fedlearn.core import Failure, Request
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.runner.config import build
 from fedlearn.runner.registry import installed_registry
-from fedlearn.testing import LOCAL_SETTINGS
+from fedlearn.testing import LOCAL_SETTINGS, LinearTrainer
 
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 
@@ -24,6 +24,7 @@ from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Population
 from fedlearn.protocol.messages import NodeRequest, RequestKind
+from fedlearn.protocol.refusals import RefusalCode
 from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
@@ -209,3 +210,12 @@ def test_a_node_refuses_a_strategy_whose_upload_the_mechanism_does_not_cover(fed
     assert reason in refusal.reason
     assert not (tmp_path / "memory0/ledger.json").exists()
     assert not (tmp_path / "memory0/requests.json").exists()
+
+
+def test_a_trainer_without_dp_sgd_is_refused_before_anything_is_charged(federation, tmp_path, monkeypatch):
+    required = RequiredPrivacy(minimum="example", max_epsilon=50.0)
+    made = federation(words=EQUAL, policy={"required_privacy": required})
+    monkeypatch.setattr(LinearTrainer, "supports_dp_sgd", False)
+    refusal = order_to(made, 101, "example", made.order["strategy"]).refusal
+    assert refusal.code == RefusalCode.STRATEGY
+    assert not (tmp_path / "memory0/ledger.json").exists()

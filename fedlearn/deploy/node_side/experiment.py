@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
+from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import ClientId, LocalSettings
 from fedlearn.core.serialization import WireError
 from fedlearn.deploy.node_side.masking_keys import MaskingKeys
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.loop.scenario import Scenario
-from fedlearn.privacy.mechanisms.base import Mechanism, Population
+from fedlearn.privacy.mechanisms.base import Mechanism, Population, none
 from fedlearn.runner.config import build
+from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.registry import parameter_types
 
 MAX_CACHED = 8  # scenarios, strategies and other parts in the cache
@@ -82,19 +83,20 @@ class ExperimentBuilder:
             WireError: The settings do not build a strategy.
         """
         resolved = self.policy.check_settings(settings)
-        strategy, local = self._with_privacy(resolved, replace(local, example_dp=None))
-        strategy = with_buffer_policy(strategy, scenario.trainer.layout, resolved["buffers"])
-        if "compress" in resolved:
-            strategy = with_compression(strategy, self._cached("compress", resolved["compress"], Stage))
-        return strategy, local
-
-    def _with_privacy(self, resolved: Mapping[str, Any], local: LocalSettings) -> tuple[Strategy, LocalSettings]:
-        strategy: Strategy = self._cached("strategy", resolved["strategy"], Strategy)
-        if "privacy" not in resolved:
-            return strategy, local
-        mechanism: Mechanism = self._cached("privacy", resolved["privacy"], Mechanism)
-        numbers = dict(resolved["population"])  # `MaskedClients` counts the parties of each sum itself
-        return mechanism.protect(strategy, local, Population(clients=range(numbers.pop("num_clients")), **numbers))
+        mechanism, population = none(), Population(clients=(), rounds=1)
+        if "privacy" in resolved:
+            mechanism = self._cached("privacy", resolved["privacy"], Mechanism)
+            numbers = dict(resolved["population"])  # `MaskedClients` counts the parties of each sum itself
+            population = Population(clients=range(numbers.pop("num_clients")), **numbers)
+        return protect_strategy(
+            mechanism,
+            self._cached("strategy", resolved["strategy"], Strategy),
+            replace(local, example_dp=None),
+            population,
+            trainer=scenario.trainer,
+            buffers=resolved["buffers"],
+            compress=self._cached("compress", resolved["compress"], Stage) if "compress" in resolved else None,
+        )
 
     def _with_operator_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of a scenario with the values that the operator chooses."""
