@@ -37,8 +37,8 @@ MAX_GRID_SIZE = 2**18  # points of a composed distribution; above this the grid 
 MAX_LOSS = 600.0  # larger losses count as infinite, because their exponentials overflow
 TAIL_SCORE = 9.0  # normal score at which the noise of a release is cut off; the probability of this tail is 1e-19
 TAIL = 1e-6  # probability outside of the window of a composed distribution, divided by delta
-ROUNDING = 1e-14  # bound on the rounding errors of a transform of masses with the sum 1
-SMALL_DELTA = 1e-8  # below this the masses are tilted, so that rounding errors are small relative to delta
+ROUNDING = 2e-16  # rounding error of a transform of masses with the sum 1, for each release; 50 more for the transform
+PRECISION = 1e4  # a delta below this multiple of the rounding error needs tilted masses
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def loss_deviation(event: LossEvent) -> float:
     losses = _sampled_loss(unsampled, event)
     mass = np.diff(_cumulative(losses, event)[0], prepend=0.0)
     mean = (losses * mass).sum()
-    return float(max(sqrt(((losses - mean) ** 2 * mass).sum()), 1e-9))
+    return float(max(sqrt(((losses - mean) ** 2 * mass).sum()), 1e-14))
 
 
 def loss_distributions(event: LossEvent, step: float) -> tuple[LossDistribution, ...]:
@@ -301,7 +301,8 @@ class _Composition:
         self.tilt = 0.0
         if self.infinite >= delta:
             return
-        scale = min(1.0, delta / SMALL_DELTA)
+        self.rounding = ROUNDING * (50 + sum(count for _, count in parts))
+        scale = min(1.0, delta / (PRECISION * self.rounding))
         if scale < 1:
             self.tilt = self._tail_bound(1, scale)[1]
         tail, highest = TAIL * delta / scale, sum(count * part.highest for part, count in parts)
@@ -345,7 +346,7 @@ class _Composition:
         under_p = self.infinite + np.cumsum(mass[::-1])[::-1]  # mass from each loss on
         under_q = np.cumsum((mass * np.exp(-losses))[::-1])[::-1]
         profile = np.append(under_p[1:], self.infinite) - np.exp(losses) * np.append(under_q[1:], 0.0)
-        above = np.flatnonzero(profile + ROUNDING * scale > self.delta)  # losses with a larger delta
+        above = np.flatnonzero(profile + self.rounding * scale > self.delta)  # losses with a larger delta
         place = above[-1] + 1 if len(above) else 0
         if place == len(losses):
             return inf
@@ -355,6 +356,6 @@ class _Composition:
 
     def _masses(self) -> np.ndarray:
         """Return the tilted masses from the loss ``low`` on."""
-        size = 2 ** ceil(log2(self.high - self.low + 1))
+        size = 2 ** max(1, ceil(log2(self.high - self.low + 1)))
         spectrum = np.exp(sum(count * part.log_spectrum(size, self.tilt) for part, count in self.parts))
         return np.roll(np.fft.irfft(spectrum, size), self.lowest - self.low)

@@ -140,7 +140,7 @@ def test_an_epsilon_of_many_equal_rounds_is_cheap():
     began = time.process_time()
     for rounds in range(14063, 14073):
         epsilon_bounds(event_history({Event(1.1, "poisson", 256 / 60000): rounds}), delta=1e-5)
-    assert (time.process_time() - began) / 10 < 0.5  # seconds; 0.1 on an idle machine
+    assert (time.process_time() - began) / 10 < 0.05  # seconds; 0.01 on an idle machine
 
 
 @pytest.mark.parametrize("mechanism", [central(noise_multiplier=1.0), local(noise_multiplier=3.0)])
@@ -256,7 +256,6 @@ def test_example_level_epsilon_is_that_of_the_client_that_pays_most():
     assert done[-1].num_examples == sum(sizes)
 
 
-@pytest.mark.slow  # searches over noise multipliers: 5 s
 def test_example_level_noise_is_calibrated_for_the_client_that_pays_most():
     settings = LocalSettings(epochs=1, batch_size=4)
     strategy, private = example(epsilon=3.0).protect(fedavg(), settings, population(rounds=4))
