@@ -202,7 +202,7 @@ MIXING = {
     "layer norm over the batch": (lambda x, train: out(nn.LayerNorm(reduction_axes=(0, 2))(x)), "LayerNorm_0"),
     "attention between examples": (
         lambda x, train: out(nn.MultiHeadDotProductAttention(2)(x.swapaxes(0, 1)).swapaxes(0, 1)),
-        "Model",
+        r"MultiHeadDotProductAttention_0 \(",
     ),
     "place in the batch": (lambda x, train: out(x) + jnp.arange(len(x))[:, None], "Model"),
     "number of examples": (lambda x, train: out(x) / len(x), "Model"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -161,32 +161,58 @@ class ExampleCheck:
         """Return the name of the first module whose outputs depend on other examples."""
         if fault == "losses":
             return f"the loss {_name(self.loss)} of an example depends on other examples"
-        rows = BATCHES[-1]
-        key = _key(CONSTANT)
+        rows, key = BATCHES[-1], _key(CONSTANT)
         batch = self._calls(params, group.x[rows], key)
         parts = [self._calls(params, group.x[n : n + 1], key) for n in range(rows.start, rows.stop)]
-        for (name, together), *alone in zip(batch, *parts, strict=False):
-            apart = [outputs for _, outputs in alone]
-            fits = all(len(a) == 1 and a.shape[1:] == together.shape[1:] for a in apart) and len(together) == len(apart)
-            if fits and not agree(together, np.concatenate(apart)):
-                return f"{name} mixes the examples of a batch"
-        name = batch[-1][0] if batch else "the model"
+        for together, *apart in zip(batch, *parts, strict=False):
+            inputs, outputs = (
+                _is_mixed(getattr(together, kind), [getattr(call, kind) for call in apart])
+                for kind in ("inputs", "outputs")
+            )
+            if outputs and not inputs:
+                return f"{together.name} mixes the examples of a batch"
+        name = batch[-1].name if batch else "the model"
         return f"the {fault} of {name} for an example depend on other examples"
 
-    def _calls(self, params: Any, x_B: Any, key: Any) -> list[tuple[str, np.ndarray]]:
-        """Return the name and the outputs of each module that returns an array, in the order of completion."""
-        calls: list[tuple[str, np.ndarray]] = []
+    def _calls(self, params: Any, x_B: Any, key: Any) -> list[_Call]:
+        """Return the calls of all modules, in the order of completion."""
+        calls: list[_Call] = []
 
         def watch(method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             output = method(*args, **kwargs)
-            is_array = isinstance(output, jax.Array) and not isinstance(output, jax.core.Tracer) and output.ndim > 0
-            if context.method_name == "__call__" and is_array:
-                calls.append((describe_module(context.module), np.asarray(output)))
+            if context.method_name == "__call__":
+                first = args[0] if args else None
+                calls.append(_Call(describe_module(context.module), _concrete(first), _concrete(output)))
             return output
 
         with nn.intercept_methods(watch), jax.default_matmul_precision("highest"):
             self.apply(params, jnp.asarray(x_B), key)
         return calls
+
+
+class _Call(NamedTuple):
+    """One call of a module. Inputs and outputs are None if they are no arrays, or inside ``nn.scan``."""
+
+    name: str
+    inputs: np.ndarray | None
+    outputs: np.ndarray | None
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    is_array = isinstance(value, jax.Array) and not isinstance(value, jax.core.Tracer)
+    return np.asarray(value) if is_array else None
+
+
+def _is_mixed(together: np.ndarray | None, apart: list[np.ndarray | None]) -> bool:
+    """Return whether the array of a batch differs from the arrays of its examples, along any axis for the batch."""
+    arrays = [array for array in apart if array is not None]
+    if together is None or len(arrays) < len(apart):
+        return False
+    for axis, size in enumerate(together.shape):
+        single = (*together.shape[:axis], 1, *together.shape[axis + 1 :])
+        if size == len(arrays) and all(array.shape == single for array in arrays):
+            return not agree(together, np.concatenate(arrays, axis))
+    return False
 
 
 def describe_module(module: nn.Module) -> str:
