@@ -19,7 +19,7 @@ from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, Me
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.batching import batch_plans, poisson_plans, rounds_of
-from fedlearn.trainers.numpy_steps import noise_source, optimizer, private_gradient
+from fedlearn.trainers.numpy_steps import noise_source, optimizer, private_gradient, require_separate_examples
 
 Initializer = Callable[[Layout, np.random.Generator], np.ndarray]
 FROM_SEED = "weights drawn from the seed"  # values of `Trainer.initialization`
@@ -60,6 +60,7 @@ class BaseTrainer:
     supports_dp_sgd = False
     supports_process_pool = False
     initialization = FROM_SEED
+    _is_checked = False  # True after the check of `example_gradients`
     max_predict_rows = 4096  # rows that `predict` passes to `outputs` at once
 
     def __init_subclass__(cls) -> None:
@@ -151,6 +152,10 @@ class BaseTrainer:
         dp = request.local.example_dp
         if dp is None:
             return self.gradient
+        if not self._is_checked:
+            name, params_D = type(self).__name__, as_numpy(request.params_D)
+            require_separate_examples(self.example_gradients, name, params_D, work.examples, synthetic=request.deployed)
+            self._is_checked = True
         normals, expected = noise_source(request, work), min(request.local.batch_size, len(work.examples))
 
         def gradient(params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

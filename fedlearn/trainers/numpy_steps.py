@@ -6,13 +6,15 @@ Shapes: D parameters, N examples of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice, product
 
 import numpy as np
 
 from fedlearn.core.noise_grid import round_to_grid
 from fedlearn.core.random import Purpose, generator, secret_normals
-from fedlearn.core.records import ClientWork, ExampleDP, LocalSettings, Request
+from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
 from fedlearn.trainers.batching import round_of
+from fedlearn.trainers.example_check import Evaluated, find_mixing, probe_examples, refuse
 
 Step = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (w_D, grad_D) -> w_D
 
@@ -57,6 +59,38 @@ def clipped_sum(grad_ND: np.ndarray, clip: float) -> np.ndarray:
     factor_N = np.where(np.isfinite(norm_N), np.minimum(1, clip / np.maximum(norm_N, 1e-300)), 0)
     finite_ND = np.where(np.isfinite(norm_N)[:, None], grad_ND, 0).astype(np.float64)
     return np.asarray(factor_N @ finite_ND)
+
+
+def require_separate_examples(
+    example_gradients: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    name: str,
+    params_D: np.ndarray,
+    examples: Examples,
+    *,
+    synthetic: bool,
+) -> None:
+    """Refuse DP-SGD if the loss or the gradient of an example depends on other examples of its batch.
+
+    Args:
+        example_gradients: see `BaseTrainer.example_gradients`.
+        name: name of the trainer.
+        params_D: parameters. The check also adds noise to them, because mixing is invisible if weights are zero.
+        examples: examples of a client.
+        synthetic: see `probe_examples`.
+
+    Raises:
+        SettingError: Examples alone and in batches have different losses or gradients.
+    """
+    noise_D = np.random.default_rng(1).normal(0, 0.1, params_D.shape).astype(params_D.dtype)
+    groups = list(islice(probe_examples(examples, synthetic=synthetic), 2))
+    for start_D, group in product((params_D, params_D + noise_D), groups):
+
+        def evaluate(x: np.ndarray, y: np.ndarray, start_D: np.ndarray = start_D) -> Evaluated:
+            loss_N, grad_ND = example_gradients(start_D, x, y)
+            return Evaluated(np.asarray(grad_ND), np.asarray(loss_N))
+
+        if find_mixing(evaluate, group):
+            raise refuse(f"{name}.example_gradients mixes the examples of a batch")
 
 
 def noise_source(request: Request, work: ClientWork) -> Callable[[int], np.ndarray]:

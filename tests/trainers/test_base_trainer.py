@@ -83,6 +83,41 @@ def test_the_noise_of_a_deployment_does_not_follow_from_the_seed():
     assert not np.array_equal(*real)
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_releases_of_dp_sgd_lie_on_a_grid_with_and_without_an_example(deployed):
+    dp, examples = ExampleDP(clip=1.0, noise_multiplier=1.0), DATA.train(0)
+    blank = replace(examples, x=np.concatenate([0 * examples.x[:1], examples.x[1:]]))
+    local = LocalSettings(steps=1, batch_size=1024, learning_rate=float(len(examples)), example_dp=dp)
+    request = replace(REQUEST, local=local, deployed=deployed, params_D=np.zeros(4))
+    for part in (examples, blank):
+        result = LinearTrainer(3).fit_client(request, plain_training, ClientWork(client=0, examples=part))
+        steps_D = result.delta_D * 2**20
+        assert np.abs(steps_D - np.round(steps_D)).max() < 1e-6
+        assert (np.round(steps_D) % 16).any()
+
+
+class Centred(LinearTrainer):
+    """Compute gradients at inputs minus their mean over the batch."""
+
+    def example_gradients(self, params_D, x, y):
+        return super().example_gradients(params_D, x - x.mean(axis=0), y)
+
+
+class MeanLoss(LinearTrainer):
+    """Divide by the number of examples."""
+
+    def example_gradients(self, params_D, x, y):
+        loss_N, grad_ND = super().example_gradients(params_D, x, y)
+        return loss_N, grad_ND / max(1, len(y))
+
+
+@pytest.mark.parametrize("trainer", [Centred(3), MeanLoss(3)], ids=["centred", "mean loss"])
+def test_dp_sgd_is_refused_if_gradients_mix_the_examples_of_a_batch(trainer):
+    request = request_with(example_dp=ExampleDP(clip=0.5), learning_rate=0.1)
+    with pytest.raises(SettingError, match=r"example_gradients mixes the examples of a batch"):
+        trainer.fit(request, plain_training, WORK)
+
+
 class WithBuffers(Plain):
     layout = Layout.from_shapes([("out.weight", (1, 3))], [("out.mean", (1,))])
 

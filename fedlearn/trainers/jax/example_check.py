@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
+from itertools import islice, product
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from fedlearn.trainers.jax.batch_axes import has_separate_examples
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient, uses_layers_only
 
 Apply = Callable[[Any, Any, jax.Array], Any]  # (params, x_B, key) -> outputs_BC, in training mode
+Case = tuple[Any, Examples]  # parameters and examples
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compile in half the time
 NO_CLIP = 1e30
 CONSTANT, RANDOM = 0, 1
@@ -62,15 +63,15 @@ class ExampleCheck:
         self._require_shapes(params, groups[0])
         if self._is_proven(params, groups[0]):
             return True
-        params = _perturbed(params)
-        fault, group = self._find_fault(params, groups, layerwise=True)
+        cases = list(product((params, _perturbed(params)), groups))
+        fault, case = self._find_fault(cases, layerwise=True)
         if not fault:
             return True
         if fault == "gradients":
-            fault, group = self._find_fault(params, groups, layerwise=False)
+            fault, case = self._find_fault(cases, layerwise=False)
             if not fault:
                 return False
-        raise refuse(self._reason(fault, params, group))
+        raise refuse(self._reason(fault, *case))
 
     def _is_proven(self, params: Any, group: Examples) -> bool:
         """Return whether the operations of model and loss prove the result. This takes no compiled program."""
@@ -84,20 +85,18 @@ class ExampleCheck:
         x, y, key = group.x[0], group.y[0], _key(CONSTANT)
         return has_separate_examples(run, (x, y), params, key) and uses_layers_only(loss_of, params, x, y, key)
 
-    def _find_fault(self, params: Any, groups: list[Examples], *, layerwise: bool) -> tuple[str, Examples]:
-        evaluate = partial(self._evaluate, params, layerwise)
-        for group in groups:
-            fault = find_mixing(evaluate, group) or ("" if self._is_separate(params, group) else "outputs")
+    def _find_fault(self, cases: list[Case], *, layerwise: bool) -> tuple[str, Case]:
+        """Return the first difference and its case, or "" and the first case."""
+        for params, group in cases:
+            fault = find_mixing(partial(self._evaluate, params, layerwise), group)
+            fault = fault or ("" if self._is_separate(params, group) else "outputs")
             if fault:
-                return fault, group
-        return "", groups[0]
+                return fault, (params, group)
+        return "", cases[0]
 
     def _is_separate(self, params: Any, group: Examples) -> bool:
         """Return whether another last example leaves all other outputs unchanged, at equal random numbers."""
-        rows = BATCHES[-1]
-        x, y = group.x[rows], group.y[rows]
-        other = x.copy()
-        other[-1] = group.x[0]
+        x, other, y = _replaced(group)
         outputs, others = (self._together(params, v, y, _key(RANDOM))[0][:-1] for v in (x, other))
         return agree(np.asarray(outputs), np.asarray(others))
 
@@ -164,7 +163,8 @@ class ExampleCheck:
         rows, key = BATCHES[-1], _key(CONSTANT)
         batch = self._calls(params, group.x[rows], key)
         parts = [self._calls(params, group.x[n : n + 1], key) for n in range(rows.start, rows.stop)]
-        for together, *apart in zip(batch, *parts, strict=False):
+        draws = [self._calls(params, x, _key(RANDOM)) for x in _replaced(group)[:2]]
+        for together, *apart in [*zip(batch, *parts, strict=False), *zip(*draws, strict=False)]:
             inputs, outputs = (
                 _is_mixed(getattr(together, kind), [getattr(call, kind) for call in apart])
                 for kind in ("inputs", "outputs")
@@ -204,15 +204,26 @@ def _concrete(value: Any) -> np.ndarray | None:
 
 
 def _is_mixed(together: np.ndarray | None, apart: list[np.ndarray | None]) -> bool:
-    """Return whether the array of a batch differs from the arrays of its examples, along any axis for the batch."""
+    """Return whether the array of a batch differs from the arrays of its examples, along any axis for the batch.
+
+    ``apart`` may also have one array: the array of the batch after its last example was replaced.
+    """
     arrays = [array for array in apart if array is not None]
     if together is None or len(arrays) < len(apart):
         return False
+    if len(arrays) == 1:
+        return arrays[0].shape == together.shape and not agree(together[:-1], arrays[0][:-1])
     for axis, size in enumerate(together.shape):
         single = (*together.shape[:axis], 1, *together.shape[axis + 1 :])
         if size == len(arrays) and all(array.shape == single for array in arrays):
             return not agree(together, np.concatenate(arrays, axis))
     return False
+
+
+def _replaced(group: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the inputs of a batch, the inputs with another last example, and the targets."""
+    x, y = group.x[BATCHES[-1]], group.y[BATCHES[-1]]
+    return x, np.concatenate([x[:-1], group.x[:1]]), y
 
 
 def describe_module(module: nn.Module) -> str:
