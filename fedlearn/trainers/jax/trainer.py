@@ -184,7 +184,8 @@ class JaxTrainer:
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check that DP-SGD protects single examples with this model. See `Trainer.check_example_dp`."""
-        refuse_dp_sgd_with_buffers(self.layout, request.local)
+        if request.local.example_dp:
+            self._check_examples(request, examples)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients in one compiled program. See `Trainer.fit`."""
