@@ -145,7 +145,7 @@ def grow(x: torch.Tensor) -> torch.Tensor:
 
 
 def until_small(x: torch.Tensor) -> torch.Tensor:
-    """Halve an input until it is small, with control flow that depends on values."""
+    """Divide an input by 2 until it is small, with control flow that depends on values."""
     return x if float(x.abs().max()) < 1 else until_small(x / 2)
 
 
