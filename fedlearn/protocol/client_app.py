@@ -8,6 +8,7 @@ the response. The node's configuration has the path of the trainer's Unix socket
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import grpc
@@ -20,6 +21,7 @@ METHOD = "/fedlearn.Trainer/Call"
 CHUNK_BYTES = 2**20  # bytes in one gRPC message, below the limit of gRPC
 CHANNEL_OPTIONS = (("grpc.enable_http_proxy", 0),)
 
+log = logging.getLogger(__name__)
 app = ClientApp()
 
 
@@ -35,7 +37,11 @@ def forward(message: Message, context: Context) -> Message:
         raise RuntimeError(
             "the node's configuration has no socket of a trainer: --node-config 'socket=\"/path/trainer.sock\"'"
         )
-    response = call_trainer(socket, from_record_dict(message.content), timeout_s=message.metadata.ttl)
+    try:
+        response = call_trainer(socket, from_record_dict(message.content), timeout_s=message.metadata.ttl)
+    except RuntimeError as error:  # its text has paths of this node
+        log.error("%s", error)
+        raise RuntimeError("the trainer of this node does not respond; its messenger has logged the reason") from None
     return Message(to_record_dict(response), reply_to=message)
 
 

@@ -159,15 +159,20 @@ def test_a_trainer_that_does_not_answer_is_told_at_the_deadline(tmp_path):
         server.stop(0).wait(60)
 
 
-def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo, monkeypatch):
+def test_the_messenger_carries_bytes_both_ways_and_wants_to_know_the_socket(echo, monkeypatch, caplog):
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    message = Message(to_record_dict(b"question"), 7, "query", ttl=20)
+    message = Message(to_record_dict(b"question"), 7, "query", ttl=5)
     context = Context(run_id=1, node_id=7, node_config={"socket": str(echo)}, state=RecordDict(), run_config={})
     assert from_record_dict(forward(message, context).content) == b"noitseuq"
     context.node_config = {}
     with pytest.raises(RuntimeError, match="--node-config 'socket="):
         forward(message, context)
+    context.node_config = {"socket": f"{echo}.gone"}
+    with pytest.raises(RuntimeError) as gone:
+        forward(message, context)
+    assert str(gone.value) == "the trainer of this node does not respond; its messenger has logged the reason"
+    assert f"{echo}.gone" in caplog.text
 
 
 def test_the_messenger_loads_no_framework():

@@ -128,25 +128,31 @@ class QueryLog:
         queries = replace(queries, requests={**queries.requests, kind: request})
         self._write(replace(content, runs={**content.runs, run: queries}))
 
-    def admit_training(self, run: str, round: int, *, scenario: str, params: str) -> None:
+    def check_training(self, run: str, round: int, *, scenario: str, params: str) -> None:
         """Check a training request against the last evaluation of its run.
-
-        After a resume, a coordinator repeats rounds, perhaps with other models. So a request of an evaluated round
-        allows evaluations of this round again. Each costs a counted round.
 
         Raises:
             NodeRefusal: The run is closed or has another scenario, or the model is not the evaluated one. The node then
                 closes the run.
         """
         content = self._read()
-        queries = changed = _in_scenario(content.runs.get(run, RunQueries()), scenario)
+        queries = _in_scenario(content.runs.get(run, RunQueries()), scenario)
         if round == queries.round + 1 and queries.params and params != queries.params:
             self._write(replace(content, runs={**content.runs, run: replace(queries, is_closed=True)}))
             raise NodeRefusal(RefusalCode.RUN_CLOSED, f"the model of round {round} differs from the evaluated model")
+
+    def record_training(self, run: str, round: int, *, scenario: str) -> None:
+        """Record a training request that the node has counted.
+
+        After a resume, a coordinator repeats rounds, perhaps with other models. So a request of an evaluated round
+        allows an evaluation of this round again. It costs a counted round.
+        """
+        content = self._read()
+        queries = _in_scenario(content.runs.get(run, RunQueries()), scenario)
         if round <= queries.round:
-            changed = replace(queries, round=round - 1, params="", requests={})
-        if changed != content.runs.get(run):
-            self._write(replace(content, runs={**content.runs, run: changed}))
+            queries = replace(queries, round=round - 1, params="", requests={})
+        if queries != content.runs.get(run):
+            self._write(replace(content, runs={**content.runs, run: queries}))
 
     def _read(self) -> _Content:
         path = self.folder / QUERY_LOG_FILE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from threading import Lock
@@ -147,9 +147,8 @@ class NodeService:
             raise PolicyViolation("the updates of this strategy can leave through secure aggregation only")
         if stored := self._stored(request):
             return stored
-        self._admit_training(request, scenario, strategy, order, clients)
-        rounds, local = request.states_by_client(), self._clients_of(request, scenario)
-        results = [local.train(strategy, order, client, rounds[client]) for client in clients]
+        train = self._admit_training(request, scenario, strategy, order, clients)
+        results = [train(client) for client in clients]
         updates = [
             with_reported_counts(result, self.policy.reveal) for result in results if isinstance(result, Updates)
         ]
@@ -184,9 +183,7 @@ class NodeService:
             return stored
         train = None
         if trains:
-            self._admit_training(request, scenario, strategy, order, clients)
-            rounds, local = request.states_by_client(), self._clients_of(request, scenario)
-            train = lambda client: local.train(strategy, order, client, rounds[client])  # noqa: E731
+            train = self._admit_training(request, scenario, strategy, order, clients)
         results, content = masked.respond(train)
         return self._store(request, results, content)
 
@@ -284,17 +281,20 @@ class NodeService:
         strategy: Strategy,
         order: Request,
         clients: Sequence[ClientId],
-    ) -> None:
-        """Charge and count a training request on disk, before the training and also if it fails later.
+    ) -> Callable[[ClientId], Updates | Failure]:
+        """Charge and count a training request on disk, and return the function that trains a client.
+
+        The request costs the same if its training fails later.
 
         Raises:
-            NodeRefusal: A limit is reached, or the run is closed. Then nothing is charged.
+            NodeRefusal: A limit is reached, or the run is closed. Then nothing is charged. The returned function raises
+                it if a client took more steps than the request was charged for.
         """
         of_run, total = self.client_states.request_counts(request.run)
         self.policy.check_request(order, request.settings, num_requests_of_run=of_run, num_requests_total=total)
         scenario_digest = digest_of(request.settings["scenario"])
         params = digest_of_params(order.params_D)
-        self.queries.admit_training(request.run, order.round, scenario=scenario_digest, params=params)
+        self.queries.check_training(request.run, order.round, scenario=scenario_digest, params=params)
         sizes = np.array([len(scenario.data.train(client)) for client in clients])
         release = Release(
             round=order.round,
@@ -304,6 +304,18 @@ class NodeService:
         )
         self.budget.charge_training(strategy.privacy_guarantee, release)
         self.client_states.count_request(request.run)
+        self.queries.record_training(request.run, order.round, scenario=scenario_digest)
+        rounds, local = request.states_by_client(), self._clients_of(request, scenario)
+        charged = dict(zip(release.clients, release.num_steps or (), strict=True))
+
+        def train(client: ClientId) -> Updates | Failure:
+            result = local.train(strategy, order, client, rounds[client])
+            if order.local.example_dp and isinstance(result, Updates) and result.num_steps_K[0] > charged[client]:
+                detail = f"client {client} took {result.num_steps_K[0]} steps, charged {charged[client]}"
+                raise NodeRefusal(RefusalCode.WITHHELD, detail)
+            return result
+
+        return train
 
     def _store(self, request: NodeRequest, results: Sequence[Any], content: Payload) -> NodeResponse:
         """Return the response with all results, after it is stored for a repeated request.

@@ -435,6 +435,30 @@ def test_a_request_is_counted_and_charged_on_disk_before_it_trains(clinic):
     assert set(found[0]["queries.json"]["runs"]) == {"run"}
 
 
+def test_the_steps_taken_are_the_steps_charged(clinic, caplog):
+    required = RequiredPrivacy(minimum="example", max_epsilon=50.0)
+    node = clinic(policy={"required_privacy": required}, mechanism=example(noise_multiplier=1.0))
+    assert node.fit().refusal is None
+    fit = node.trainer.fit
+
+    def longer(*arguments):
+        updates = fit(*arguments)
+        return replace(updates, num_steps_K=updates.num_steps_K + 1)
+
+    object.__setattr__(node.trainer, "fit", longer)
+    assert node.fit(round=2).refusal.code == RefusalCode.WITHHELD
+    assert "took 2 steps, charged 1" in caplog.text
+
+
+def test_a_refused_training_request_does_not_allow_another_evaluation_of_the_round(clinic):
+    node = clinic(policy={"max_rounds": 2})
+    for round in (1, 2):
+        assert node.fit(model(round), round=round).refusal is None
+    assert node.evaluate(model(3), round=2).refusal is None
+    assert "max_rounds=2" in node.fit(model(9), round=2).refusal.reason
+    assert node.evaluate(model(9), round=2).refusal.code == RefusalCode.EVALUATION_REPEATED
+
+
 def test_a_refused_request_costs_nothing(clinic):
     required = RequiredPrivacy(minimum="secagg", max_epsilon=50.0)
     node = clinic(
