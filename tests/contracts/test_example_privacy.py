@@ -144,7 +144,11 @@ class OfTheSum(LinearTrainer):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(TooLong, "must clip the gradient"), (Unclipped, "must clip the gradient"), (OfTheSum, "mixes the examples of a batch")],
+    [
+        (TooLong, "must clip the gradient"),
+        (Unclipped, "must clip the gradient"),
+        (OfTheSum, "mixes the examples of a batch"),
+    ],
 )
 def test_dp_sgd_that_does_not_bound_an_example_is_rejected(kind, message):
     with pytest.raises(AssertionError, match=message):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import tracers
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fedlearn.trainers.jax.batch_axes import uses
@@ -31,7 +32,7 @@ class _Call(NamedTuple):
     layer: nn.Module
     inputs: Any
     output: Any
-    is_plain: bool  # True if the model called ``__call__`` with one argument
+    is_plain: bool  # True for a call of ``__call__`` with one argument, outside transformations of JAX
 
 
 def clipped_gradient(loss_of: LossOf, *, clip: float, layerwise: bool = True) -> Callable[..., tuple[Any, jax.Array]]:
@@ -146,13 +147,14 @@ def _loss(
         example: inputs, target and key.
         replace: whether offsets replace the outputs; default False.
     """
-    x, y, key = example
+    (x, y, key), trace = example, tracers.current_trace()
 
     def watch(method: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output, path = method(*args, **kwargs), context.module.path
         if path not in owners or context.method_name == "setup":
             return output
-        is_plain = context.method_name == "__call__" and len(args) == 1 and not kwargs
+        is_outside = tracers.current_trace() == trace  # nn.scan and nn.remat
+        is_plain = context.method_name == "__call__" and len(args) == 1 and not kwargs and is_outside
         call = _Call(context.module.clone(parent=None), args[0] if args else None, output, is_plain)
         calls.setdefault(path, []).append(call)
         if path not in offsets:
@@ -185,10 +187,7 @@ def _traced_layers(
         )
 
     shapes = [jax.ShapeDtypeStruct(v_B.shape[1:], v_B.dtype) for v_B in map(jnp.asarray, examples)]
-    try:
-        traced = jax.eval_shape(trace, *shapes)
-    except jax.errors.UnexpectedTracerError:  # a layer inside nn.scan or nn.remat
-        return None
+    traced = jax.eval_shape(trace, *shapes)
     if set(traced) != set(owned):
         return None
     layers = {path: calls[path][0]._replace(inputs=i, output=o) for path, (i, o) in traced.items()}
