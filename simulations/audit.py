@@ -15,14 +15,21 @@ USAGE = """Measure a lower bound on epsilon with canaries, and compare it with t
 Settings of python -m simulations.run, and
   audit.canaries   number of canaries, >= 100; more canaries can refute a larger epsilon
   audit.rounds     number of planned rounds that are run and audited
+  audit.examples   examples of each client of the audit with privacy=example, at most local.batch_size
+
+With privacy=example, canaries are examples. They pass through the model, the loss and the DP-SGD of the run. The audit
+also measures how far one example moves the clipped sum, and the noise. With other mechanisms, canaries are clients.
+They send one large parameter through selection, stages, aggregator and noise of the run. A bound, movement or noise
+that contradicts the ledger is an alarm.
 
 Examples
   python -m simulations.audit scenario=digits
   python -m simulations.audit scenario=digits strategy.weighting=equal privacy=central privacy.noise_multiplier=1
-  python -m simulations.audit scenario=digits privacy=example privacy.noise_multiplier=1 local.batch_size=1000
+  python -m simulations.audit scenario=digits privacy=example privacy.noise_multiplier=1
+  python -m simulations.audit --config-path outputs/digits/fedavg/2026-11-29_12-00-00   (settings of a run folder)
 
-Sampling of clients or batches hides canaries from the audit too, which weakens the lower bound. To test the mechanism
-itself, let all clients take part, and set local.batch_size to audit.canaries or more.
+Sampling of clients hides canaries from the audit too, which weakens the lower bound. To test the mechanism itself, let
+all clients take part. With privacy=example, the audit does not sample batches.
 
 Writes audit.json, scores.png and report.html to outputs/audit/...
 Exit codes: 0 the claim holds, 2 bad configuration, 3 the claim is refuted, 130 stopped.

@@ -29,7 +29,8 @@ USAGE = """Attack the updates of clients, with and without protection, and show 
   python -m simulations.privacy_attack kind=membership_inference [group=option ...] [setting=value ...]
 
 Settings of python -m simulations.run, and
-  gradient_inversion: recover an image and its label from the update of a client with one example
+  gradient_inversion: recover an input and its label from the update of a client with one example; the model needs
+  inputs of real numbers and an affine first layer
     privacy_attack.victims      number of attacked updates (200)
     privacy_attack.clip         L2 norm for clipped updates (1)
     privacy_attack.noise        noise multipliers for clipped updates ([0.01,0.1,0.5,1])

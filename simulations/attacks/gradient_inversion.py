@@ -1,6 +1,9 @@
-"""Gradient inversion: recover the image and the label of a client's only example from its update.
+"""Gradient inversion: recover the input and the label of a client's only example from its update.
 
-Shapes: B victims, K clients of a cohort, D parameters, F pixels, O outputs of the first layer, C classes.
+The attack reads the gradients of the model, the loss and the mechanism of the settings. It needs inputs of real numbers
+and an affine first layer; it refuses other models.
+
+Shapes: B victims, K clients of a cohort, D parameters, F inputs.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +27,16 @@ from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples, LocalSettings
 from fedlearn.errors import FedlearnError, MissingExtra, is_count, is_number, require
 from fedlearn.loop.scenario import Scenario
-from fedlearn.privacy.gradient_inversion_attack import pearson_correlation, reconstruct_inputs, reconstruct_labels
+from fedlearn.privacy.gradient_inversion_attack import pearson_correlation
 from fedlearn.privacy.mechanisms import local as local_dp
 from fedlearn.privacy.mechanisms.base import Mechanism, none
 from fedlearn.privacy.secagg import masked_sum
 from fedlearn.runner.config import Experiment, build_experiment
 from simulations.analysis.analysis_run import AnalysisRun, draw_with_style, save_results, write_report_page
+from simulations.attacks.attacked_layers import AttackedLayers, find_layers
 from simulations.attacks.observed_updates import apply_mechanism, observe_updates
 
+Attack = Callable[[str, np.ndarray, Examples], "InversionResult"]  # (defense, updates, victims) -> result
 ResponseFunction = Callable[[bytes, Any], bytes]
 DEFAULTS = {"victims": 200, "clip": 1.0, "noise": [0.01, 0.1, 0.5, 1.0]}
 DEFAULT_OVERRIDES = ("scenario=digits", "local.learning_rate=1.0", "strategy.weighting=equal")
@@ -46,15 +52,15 @@ class InversionResult:
         defense: description of the defense.
         epsilon: claimed epsilon for one update; None without a claim.
         delta: claimed delta; None without a claim.
-        label_accuracy: share of labels that the attack recovers.
-        image_correlation: mean correlation of recovered and true images.
-        images_BF: recovered images.
+        label_accuracy: share of labels that the attack recovers; None if no parameter reveals the label.
+        image_correlation: mean correlation of recovered and true inputs.
+        images_BF: recovered inputs.
     """
 
     defense: str
     epsilon: float | None
     delta: float | None
-    label_accuracy: float
+    label_accuracy: float | None
     image_correlation: float
     images_BF: np.ndarray
 
@@ -79,8 +85,8 @@ def run_gradient_inversion(analysis: AnalysisRun) -> int:
 
 
 def _write_report(analysis: AnalysisRun, results: Sequence[InversionResult], text: str) -> int:
-    table = [("protection", "epsilon", "labels recovered", "image correlation")]
-    table += [(r.defense, format_epsilon(r), f"{r.label_accuracy:.1%}", f"{r.image_correlation:.3f}") for r in results]
+    table = [("protection", "epsilon", "labels recovered", "input correlation")]
+    table += [(r.defense, format_epsilon(r), format_share(r, 1), f"{r.image_correlation:.3f}") for r in results]
     page = write_report_page(
         analysis,
         title="Gradient inversion",
@@ -88,12 +94,12 @@ def _write_report(analysis: AnalysisRun, results: Sequence[InversionResult], tex
         is_alarm=False,
         rows=[
             ("Update", "one example, one step of SGD"),
-            ("Image", "from the gradients of the first layer's weight and bias (Phong et al. 2018)"),
+            ("Input", "from the gradients of the first layer's weight and bias (Phong et al. 2018)"),
             ("Label", "from the gradient of the last bias (iDLG)"),
             ("Claim", f"for one update, at delta {next((r.delta for r in results if r.delta), 1e-5):g}"),
         ],
         table=table,
-        captions={"images": "Images that a server recovers from single updates, under each protection."},
+        captions={"images": "Inputs that a server recovers from single updates, under each protection."},
     )
     print_table(table)
     sys.stdout.write(f"{text}\n saved     {analysis.folder}\n report    {page}\n")
@@ -105,14 +111,19 @@ def format_epsilon(result: InversionResult) -> str:
     return "–" if result.epsilon is None else f"{result.epsilon:.3g}"
 
 
+def format_share(result: InversionResult, digits: int = 0) -> str:
+    """Return the share of recovered labels in percent, or a dash if no parameter reveals them."""
+    return "–" if result.label_accuracy is None else f"{result.label_accuracy:.{digits}%}"
+
+
 def verdict(results: Sequence[InversionResult], clip_norm: float) -> str:
     """Return the conclusion, in one or two sentences."""
     bare, clipped = results[0], results[1]
     unprotected = (
-        f"From an unprotected update, the attack recovers {bare.label_accuracy:.0%} of the labels, and images with a "
+        f"From an unprotected update, the attack recovers {format_share(bare)} of the labels, and inputs with a "
         f"correlation of {bare.image_correlation:.2f}"
     )
-    with_clipping = f"with clipping to {clip_norm:g}, {clipped.label_accuracy:.0%} and {clipped.image_correlation:.2f}"
+    with_clipping = f"with clipping to {clip_norm:g}, {format_share(clipped)} and {clipped.image_correlation:.2f}"
     useless = clipped.image_correlation > 0.9 * bare.image_correlation
     return f"{unprotected}; {with_clipping}{': clipping alone protects nothing' if useless else ''}."
 
@@ -132,30 +143,21 @@ def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Examples]:
     victims: list[Examples] = []
 
     def with_victims(scenario: Scenario) -> Scenario:
-        _require_images(scenario)
+        _require_numbers(scenario)
         victims.append(_draw_victims(scenario.data, count, plan.seed))
         return replace(scenario, data=_one_example_each(scenario.data, victims[0]))
 
     local = LocalSettings(steps=1, batch_size=1, learning_rate=plan.local.learning_rate)
-    strategy = Strategy(select=everyone(), aggregate=mean(weighting="equal"), local=plan.strategy.local)
+    strategy = Strategy(select=everyone(), aggregate=mean(weighting="equal"), server=plan.strategy.server, local=plan.strategy.local)
     bare = replace(plan, strategy=strategy, local=local, privacy=none())
     return build_experiment(analysis.cfg, bare, transform_scenario=with_victims), victims[0]
 
 
-def _require_images(scenario: Scenario) -> None:
-    data, layout = scenario.data, scenario.trainer.layout
-    images = data.train(data.clients[0]).x.ndim == 4 and data.task == "multiclass"
-    require(images, "scenario", scenario.name, "a scenario that classifies images", "scenario=digits")
-    expected = "linear or mlp: the attack needs an affine first layer"
-    require(_affine_first_layer(layout) is not None, "model", scenario.model, expected, "model=mlp")
-
-
-def _affine_first_layer(layout: Layout) -> str | None:
-    """Return the name of the first layer; None if it is not affine."""
-    shapes = {leaf.name: leaf.shape for leaf in layout.leaves}
-    if any(len(shape) == 4 for shape in shapes.values()):  # the first layer is a convolution
-        return None
-    return next((name for name in ("hidden_0", "out") if f"{name}.weight" in shapes), None)
+def _require_numbers(scenario: Scenario) -> None:
+    data = scenario.data
+    numbers = np.issubdtype(data.train(data.clients[0]).x.dtype, np.floating)
+    expected = "a scenario with inputs of real numbers: the attack does not recover tokens"
+    require(numbers, "scenario", scenario.name, expected, "scenario=digits")
 
 
 def _draw_victims(data: FederatedData, count: int, seed: int) -> Examples:
@@ -177,55 +179,52 @@ def _one_example_each(data: FederatedData, victims: Examples) -> FederatedData:
 
 def _run_attacks(analysis: AnalysisRun, experiment: Experiment, victims: Examples) -> Iterator[InversionResult]:
     plan, bound = experiment.plan, analysis.settings["clip"]
-    yield _attack_strategy("nothing", experiment, plan.strategy, plan.local, victims)
+    bare_BD = observe_updates(experiment, plan.strategy, plan.local)
+    layers = find_layers(experiment.engine.layout, -bare_BD, victims, experiment.scenario.model)
+    attack = partial(_attack_updates, experiment.engine.layout, layers)
+    yield attack("nothing", bare_BD, victims)
     clipped = replace(plan.strategy, stages=(*plan.strategy.stages, clip(bound)))
-    yield _attack_strategy(f"clipped to {bound:g}", experiment, clipped, plan.local, victims)
+    yield attack(f"clipped to {bound:g}", observe_updates(experiment, clipped, plan.local), victims)
     for noise in analysis.settings["noise"]:
         mechanism = local_dp(clip_norm=bound, noise_multiplier=float(noise))
-        yield _attack_mechanism(f"clipped, noise {noise:g}", mechanism, experiment, victims)
+        yield _attack_mechanism(attack, f"clipped, noise {noise:g}", mechanism, experiment, victims)
     with suppress(MissingExtra):  # the protocol needs cryptography
-        yield _attack_masked_updates(experiment, bound, victims)
+        yield attack("masked", *_masked_updates(experiment, bound, victims))
     kind = analysis.plan.privacy.kind
     if kind not in ("none", "secagg", "distributed"):
-        yield _attack_mechanism(f"privacy={kind}", analysis.plan.privacy, experiment, victims)
+        yield _attack_mechanism(attack, f"privacy={kind}", analysis.plan.privacy, experiment, victims)
 
 
-def _attack_mechanism(defense: str, mechanism: Mechanism, experiment: Experiment, victims: Examples) -> InversionResult:
-    strategy, local, epsilon, delta = apply_mechanism(mechanism, experiment, num_examples=1)
-    return replace(_attack_strategy(defense, experiment, strategy, local, victims), epsilon=epsilon, delta=delta)
-
-
-def _attack_strategy(
-    defense: str, experiment: Experiment, strategy: Strategy, local: LocalSettings, victims: Examples
+def _attack_mechanism(
+    attack: Attack, defense: str, mechanism: Mechanism, experiment: Experiment, victims: Examples
 ) -> InversionResult:
-    return _attack_updates(defense, experiment, observe_updates(experiment, strategy, local), victims)
+    strategy, local, epsilon, delta = apply_mechanism(mechanism, experiment, num_examples=1)
+    result = attack(defense, observe_updates(experiment, strategy, local), victims)
+    return replace(result, epsilon=epsilon, delta=delta)
 
 
-def _attack_updates(defense: str, experiment: Experiment, delta_BD: np.ndarray, victims: Examples) -> InversionResult:
-    """Recover images and labels from updates.
+def _attack_updates(
+    layout: Layout, layers: AttackedLayers, defense: str, delta_BD: np.ndarray, victims: Examples
+) -> InversionResult:
+    """Recover inputs and labels from updates.
 
     The update of one SGD step is the negative gradient times the learning rate. The attacks ignore this factor.
     """
-    layout = experiment.engine.layout
     gradient_BD = -delta_BD[:, : layout.num_parameters]
-    first = _affine_first_layer(layout)
-    weights_BOF = gradient_BD[:, layout.slices[f"{first}.weight"]]
-    biases_BO = gradient_BD[:, layout.slices[f"{first}.bias"]]
-    images_BF = reconstruct_inputs(weights_BOF.reshape(*biases_BO.shape, -1), biases_BO)
-    labels_B = reconstruct_labels(gradient_BD[:, layout.slices["out.bias"]])
+    inputs_BF, labels_B = layers.inputs(layout, gradient_BD), layers.labels(layout, gradient_BD)
     true_BF = victims.x.reshape(len(victims), -1)
     return InversionResult(
         defense=defense,
         epsilon=None,
         delta=None,
-        label_accuracy=float(np.mean(labels_B == victims.y)),
-        image_correlation=float(np.mean(pearson_correlation(images_BF, true_BF))),
-        images_BF=images_BF,
+        label_accuracy=None if labels_B is None else float(np.mean(labels_B == victims.y)),
+        image_correlation=float(np.mean(pearson_correlation(inputs_BF, true_BF))),
+        images_BF=inputs_BF,
     )
 
 
-def _attack_masked_updates(experiment: Experiment, bound: float, victims: Examples) -> InversionResult:
-    """Run secure aggregation, and attack the masked vector of each client as the server receives it."""
+def _masked_updates(experiment: Experiment, bound: float, victims: Examples) -> tuple[np.ndarray, Examples]:
+    """Run secure aggregation. Return the masked vectors that the server receives, and their victims."""
     settings = masked_sum.Masking(clip_norm=bound, cohort=COHORT_SIZE, protocol="full")
     strategy = settings.protect(experiment.plan.strategy)
     integers_BD = observe_updates(experiment, strategy, experiment.plan.local)
@@ -237,7 +236,7 @@ def _attack_masked_updates(experiment: Experiment, bound: float, victims: Exampl
     )
     code = settings.fixed_point(COHORT_SIZE)
     part = Examples(victims.x[: len(masked_BD)], victims.y[: len(masked_BD)])
-    return _attack_updates("masked", experiment, np.stack([code.decode(row_D) for row_D in masked_BD]), part)
+    return np.stack([code.decode(row_D) for row_D in masked_BD]), part
 
 
 def _mask_vectors(integers_KD: np.ndarray) -> np.ndarray:
@@ -271,7 +270,7 @@ def plot_images(results: Sequence[InversionResult], victims: Examples) -> figure
     shape = victims.x.shape[1:3]
     rows: list[tuple[str, str, np.ndarray]] = [("original", "", victims.x.reshape(len(victims), -1))]
     rows += [
-        (r.defense, f"labels {r.label_accuracy:.0%}\nimages {round(r.image_correlation, 2) + 0:.2f}", r.images_BF)
+        (r.defense, f"labels {format_share(r)}\ninputs {round(r.image_correlation, 2) + 0:.2f}", r.images_BF)
         for r in results
     ]
     figure = figures.new_figure(figures.WIDTH_INCHES, 0.62 * len(rows) + 0.2)
@@ -282,5 +281,6 @@ def plot_images(results: Sequence[InversionResult], victims: Examples) -> figure
         axis_row[0].text(1, 0.5, name, ha="right", va="center", transform=axis_row[0].transAxes)
         axis_row[-1].text(0, 0.5, numbers, ha="left", va="center", transform=axis_row[-1].transAxes, fontsize=7.5)
         for axis, image_F in zip(axis_row[1:-1], images_BF, strict=False):
-            axis.imshow(image_F.reshape(*shape, -1)[..., 0], cmap="gray")  # scaled to the range of the image
+            image = image_F.reshape(*shape, -1)[..., 0] if victims.x.ndim == 4 else image_F.reshape(1, -1)
+            axis.imshow(image, cmap="gray", aspect="auto")  # scaled to the range of the input
     return figure

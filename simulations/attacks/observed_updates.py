@@ -11,8 +11,9 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.privacy_guarantee import Release
 from fedlearn.core.privacy_ledger import Ledger
-from fedlearn.core.records import LocalSettings, Request, Updates
+from fedlearn.core.records import LocalSettings, Updates
 from fedlearn.errors import FedlearnError
+from fedlearn.loop.training_loop import next_request, start
 from fedlearn.privacy.mechanisms.base import Mechanism, Population
 from fedlearn.runner.config import Experiment
 
@@ -58,12 +59,8 @@ def observe_updates(experiment: Experiment, strategy: Strategy, local: LocalSett
             f"the strategy has the personal parameters {names}, but the attacks need whole models\n"
             "  expected  a strategy without personal parameters\n  try       strategy=fedavg"
         )
-    broadcasts = [
-        stage.server.broadcast(stage.server.init(strategy.shared_layout(engine.layout))) for stage in strategy.stages
-    ]
-    broadcast = {f"stage/{i}/{name}": value for i, values in enumerate(broadcasts) for name, value in values.items()}
-    params_D = experiment.scenario.trainer.init(seed)
-    request = Request(round=1, seed=seed, params_D=params_D, local=local, broadcast=broadcast)
+    state = start(strategy, experiment.scenario.trainer.init(seed), engine, seed=seed)
+    request = next_request(strategy, engine, state, local)
     results = list(engine.fit(request, strategy, tuple(engine.clients)))
     for failure in results:
         if not isinstance(failure, Updates):
