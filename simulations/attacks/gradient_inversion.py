@@ -148,7 +148,9 @@ def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Examples]:
         return replace(scenario, data=_one_example_each(scenario.data, victims[0]))
 
     local = LocalSettings(steps=1, batch_size=1, learning_rate=plan.local.learning_rate)
-    strategy = Strategy(select=everyone(), aggregate=mean(weighting="equal"), server=plan.strategy.server, local=plan.strategy.local)
+    strategy = Strategy(
+        select=everyone(), aggregate=mean(weighting="equal"), server=plan.strategy.server, local=plan.strategy.local
+    )
     bare = replace(plan, strategy=strategy, local=local, privacy=none())
     return build_experiment(analysis.cfg, bare, transform_scenario=with_victims), victims[0]
 

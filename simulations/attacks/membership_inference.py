@@ -176,7 +176,9 @@ def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Pool]:
         pools.append(_draw_pool(scenario.data, settings, plan.seed))
         return replace(scenario, data=_halves(scenario.data, pools[0]))
 
-    strategy = Strategy(select=everyone(), aggregate=mean(weighting="equal"), server=plan.strategy.server, local=plan.strategy.local)
+    strategy = Strategy(
+        select=everyone(), aggregate=mean(weighting="equal"), server=plan.strategy.server, local=plan.strategy.local
+    )
     return build_experiment(
         analysis.cfg, replace(plan, strategy=strategy, privacy=none()), transform_scenario=with_halves
     ), pools[0]
