@@ -68,6 +68,7 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
 
     Guarantees: if one name is not allowed, no module is imported.
     """
+    _refuse_interpolations(plain, setting)
     targets = list(_targets(plain, setting))
     if not targets or targets[0][0] != setting:
         raise SettingError(
@@ -142,6 +143,16 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield path, node
         for key, value in node.items():
             yield from _targets(value, setting_path(path, str(key)))
+
+
+def _refuse_interpolations(node: Any, path: str) -> None:
+    """Refuse a text that Hydra would resolve again during the construction, e.g. to a ``_target_`` without a check."""
+    if isinstance(node, str) and "${" in node:
+        raise SettingError(path, node, "a value; its references are resolved once, before this check", f"{path}=VALUE")
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        _refuse_interpolations(key, path)
+        _refuse_interpolations(value, setting_path(path, str(key)))
 
 
 def _is_in(name: Any, allow: Sequence[str]) -> bool:

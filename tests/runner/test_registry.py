@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 import fedlearn
 from fedlearn.errors import FedlearnError, SettingError
@@ -190,6 +191,19 @@ LOCAL = [
     ("callbacks.mine", {"_target_": "fedlearn.callbacks.report.write_report"}),
     ("callbacks.mine", {"_target_": "simulations.run.main"}),
 ]
+RESOLVED_AGAIN = "${oc.create:{_target_: fedlearn.deploy.keys.main, argv: [create, stolen]}}"
+
+
+@pytest.mark.parametrize("escape", ["", "\\", "\\\\\\"])
+def test_no_value_is_resolved_a_second_time(escape, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    value = f"{escape}{RESOLVED_AGAIN}"
+    for node in ({"clients_per_round": value}, {"weighting": [{"deep": value}]}, {value: 1}):
+        settings = {"_target_": "strategies.fedavg", **node}
+        for form in (settings, OmegaConf.create(settings)):
+            with pytest.raises(FedlearnError):
+                build(form, "strategy")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("setting", "node"), LOCAL, ids=str)
