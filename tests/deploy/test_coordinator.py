@@ -8,6 +8,8 @@ from filelock import FileLock
 
 from fedlearn.deploy import keys
 from fedlearn.deploy.coordinator import main
+from fedlearn.errors import FedlearnError
+from fedlearn.runner.registry import installed_registry, read_builders
 
 
 @pytest.fixture
@@ -47,3 +49,25 @@ def test_one_database_has_one_coordinator(keys_folder, capsys):
     with FileLock(keys_folder / "s" / ".lock"):
         assert start(keys_folder, "--port", "0") == 2
     assert "is in use by another coordinator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("strategy: [", "cannot be read"),
+        ("[1]", "a mapping of groups"),
+        ("strategies: {mine: my_code.mine}", "one of scenario"),
+        ("strategy: {fedavg: my_code.mine}", "a name that no installed option has"),
+    ],
+)
+def test_a_wrong_file_with_builders_is_refused(tmp_path, text, reason):
+    (tmp_path / "builders.yaml").write_text(text)
+    with pytest.raises(FedlearnError, match=reason):
+        installed_registry().with_builders(read_builders(tmp_path / "builders.yaml"))
+
+
+def test_a_file_with_builders_adds_options(tmp_path):
+    (tmp_path / "builders.yaml").write_text("strategy: {mine: my_code.mine}\n")
+    registry = installed_registry().with_builders(read_builders(tmp_path / "builders.yaml"))
+    assert registry.builders["strategy"]["mine"] == "my_code.mine"
+    assert registry.modules == ("my_code",)

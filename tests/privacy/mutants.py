@@ -60,6 +60,14 @@ DISCRETE = "fedlearn/privacy/secagg/discrete_noise.py"
 SERVICE, QUERIES = "fedlearn/deploy/node_side/service.py", "fedlearn/deploy/node_side/query_log.py"
 GATE, DEPLOYED = "tests/deploy/node_side/test_gate.py::", "tests/engines/test_deployed_privacy.py::"
 
+BUILDERS, CONSENT = "fedlearn/runner/builders.py", "fedlearn/runner/consent.py"
+PLAIN, BOUNDS = "fedlearn/runner/plain_values.py", "fedlearn/deploy/node_side/bounds.py"
+SUBMITTED = "fedlearn/deploy/coordinator_side/submitted_settings.py"
+REGISTRY, CONSENTS = "tests/runner/test_registry.py::", "tests/runner/test_consent.py::"
+ORDERS = "tests/deploy/node_side/test_order_settings.py::"
+HOSTILE = "tests/deploy/node_side/test_hostile_orders.py::"
+SUBMISSIONS = "tests/deploy/test_submitted_settings.py::"
+
 MUTANTS: tuple[Mutant, ...] = (
     # the mechanism at the server
     fault(
@@ -734,5 +742,124 @@ MUTANTS: tuple[Mutant, ...] = (
         '        for name in ("kind", "run", "round", "id", "layout"):\n            ',
         "        for name in ():\n            ",
         "tests/protocol/test_messages.py::test_a_response_to_another_request_is_refused",
+        "settings: only the outermost target is checked",
+        BUILDERS,
+        "    for path, node in targets:\n        name = ",
+        "    for path, node in targets[:1]:\n        name = ",
+        REGISTRY + "test_a_configuration_names_no_other_function_of_the_library_at_any_depth",
+        also=(Change(BUILDERS, "if not callable(target) or not (is_known or _is_in(home, allow)):", "if False:"),),
+    ),
+    fault(
+        "settings: each function of the library is a builder",
+        BUILDERS,
+        "    return is_option or name in STRATEGY_PARTS",
+        '    return name.startswith("fedlearn.") or is_option or name in STRATEGY_PARTS',
+        REGISTRY + "test_of_all_names_in_the_library_only_registered_builders_and_parts_are_accepted",
+    ),
+    fault(
+        "settings: a value is resolved a second time",
+        BUILDERS,
+        "    _refuse_interpolations(plain, setting)\n",
+        "",
+        REGISTRY + "test_no_value_is_resolved_a_second_time",
+    ),
+    fault(
+        "settings: a shared file brings its own consent",
+        CONSENT,
+        "    for module in modules:\n        if not (module in allowed_by_environment()",
+        "    for module in []:\n        if not (module in allowed_by_environment()",
+        CONSENTS + "test_a_shared_recipe_brings_no_consent",
+    ),
+    fault(
+        "settings: a shared file names callbacks of Hydra",
+        CONSENT,
+        '        is_code = key == "()" or',
+        "        is_code = False and",
+        CONSENTS + "test_a_shared_recipe_brings_no_consent",
+    ),
+    fault(
+        "order: keys with a meaning in Hydra are accepted",
+        PLAIN,
+        "    if isinstance(node, _Key) and SPECIAL_KEY.fullmatch(text):",
+        "    if False:",
+        REGISTRY + "test_every_parameter_of_an_order_accepts_plain_values_or_a_named_part",
+    ),
+    fault(
+        "order: interpolations are accepted",
+        PLAIN,
+        " if INTERPOLATION in text else None",
+        " if False else None",
+        HOSTILE + "test_no_request_with_code_reaches_a_builder_and_none_tells_a_secret",
+    ),
+    fault(
+        "order: types are not checked",
+        PLAIN,
+        "    if not _has_type(value, hint):",
+        "    if False:",
+        ORDERS + "test_builders_of_the_operator_have_names_and_bounds",
+    ),
+    fault(
+        "order: depth is not bounded",
+        PLAIN,
+        "_problem(node) if depth <= MAX_DEPTH else f",
+        "_problem(node) if True else f",
+        HOSTILE + "test_a_large_or_deep_order_is_refused_in_bounded_time",
+        also=(Change(PLAIN, "        if depth > MAX_DEPTH:\n            continue\n", ""),),
+    ),
+    fault(
+        "order: paths of the operator are settings",
+        "fedlearn/runner/registry.py",
+        "            if key not in hints or key in OPERATOR_SETTINGS:",
+        "            if key not in hints:",
+        ORDERS + "test_a_hostile_coordinator_is_refused",
+    ),
+    fault(
+        "order: numbers have no default bounds",
+        BOUNDS,
+        "        if type(value) in (int, float) and key not in bounded:",
+        "        if False:",
+        ORDERS + "test_a_hostile_coordinator_is_refused",
+    ),
+    fault(
+        "order: local training has no default bounds",
+        BOUNDS,
+        '    require_within(local, unbounded, "local")\n',
+        "",
+        ORDERS + "test_local_training_has_default_bounds",
+    ),
+    fault(
+        "order: a strategy inside another needs no consent",
+        "fedlearn/deploy/node_side/order_settings.py",
+        '            self._strategy(chosen["rule"], f"{setting}.rule")\n',
+        "            pass\n",
+        ORDERS + "test_a_strategy_inside_a_strategy_needs_the_consent_of_the_node_too",
+    ),
+    fault(
+        "order: the node calibrates noise",
+        "fedlearn/deploy/node_side/order_settings.py",
+        '            _require_calibrated(resolved["privacy"])\n',
+        "",
+        ORDERS + "test_a_node_calibrates_nothing_and_bounds_the_population",
+    ),
+    fault(
+        "submission: another engine than grid",
+        SUBMITTED,
+        '    _require_grid(settings["engine"])\n',
+        "",
+        SUBMISSIONS + "test_an_attack_is_refused_before_anything_is_built",
+    ),
+    fault(
+        "submission: callbacks write outside the run folder",
+        SUBMITTED,
+        "    _require_paths_inside(settings.get(CALLBACKS) or {})\n",
+        "",
+        SUBMISSIONS + "test_a_callback_of_the_operator_writes_into_the_run_folder_only",
+    ),
+    fault(
+        "submission: a word is built before it becomes a name",
+        "fedlearn/deploy/submit.py",
+        "    named = name_settings(registry, ",
+        "    build_plan(job.cfg)\n    named = name_settings(registry, ",
+        SUBMISSIONS + "test_a_submitted_word_runs_nothing_at_the_submitter",
     ),
 )

@@ -193,3 +193,40 @@ def test_the_examples_of_one_request_are_bounded():
     local = {"epochs": 1, "steps": 10_000, "batch_size": 2_000, "learning_rate": 0, "momentum": 0, "weight_decay": 0}
     with pytest.raises(PolicyViolation, match="is 20000000; this node accepts at most 10000000"):
         require_local_within(local, {})
+
+
+LOCAL_DP = {"name": "local", "clip_norm": 1.0, "noise_multiplier": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("privacy", "population", "reason"),
+    [
+        (
+            {**LOCAL_DP, "epsilon": 1.0},
+            {"num_clients": 4, "rounds": 10},
+            "this node accepts a calibrated noise_multiplier",
+        ),
+        (LOCAL_DP, {"num_clients": 4, "rounds": 201}, "population.rounds is 201; this node accepts 1 to 200"),
+        (LOCAL_DP, {"num_clients": 10**7, "rounds": 1}, "population.num_clients is 10000000; this node accepts 1 to"),
+        (LOCAL_DP, {"num_clients": 4, "rounds": True}, "population.rounds is True"),
+        (LOCAL_DP, {"num_clients": 4}, "this node accepts num_clients and rounds"),
+        (LOCAL_DP, {"num_clients": 4, "rounds": 1, "more": 1}, "this node accepts num_clients and rounds"),
+        (LOCAL_DP, None, "this node accepts num_clients and rounds"),
+        (
+            {"name": "ftrl", "noise_multiplier": 1.0, "bands": 10**6},
+            {"num_clients": 4, "rounds": 1},
+            "privacy.bands is",
+        ),
+    ],
+)
+def test_a_node_calibrates_nothing_and_bounds_the_population(privacy, population, reason):
+    order = {"scenario": "heart", "strategy": "fedavg", "privacy": privacy, "population": population}
+    with pytest.raises(PolicyViolation, match=reason):
+        Policy(scenarios={"heart": {}}, strategies={"fedavg": {}}).check_settings(order)
+
+
+def test_settings_beyond_the_known_groups_are_refused():
+    policy = Policy(scenarios={"heart": {}}, strategies={"fedavg": {}})
+    for more in ({"allow_targets": ["os"]}, {"builders": {}}, {"framework": "torch"}, {"buffers": ["average"]}):
+        with pytest.raises(PolicyViolation):
+            policy.check_settings({"scenario": "heart", "strategy": "fedavg", **more})
