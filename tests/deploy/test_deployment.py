@@ -140,11 +140,16 @@ def test_a_run_lives_through_the_death_of_flowers_link(federation, tmp_path):
     assert whole(run), run.text
 
 
-def test_training_that_raises_is_told_at_the_coordinator_and_in_the_run_folder(federation):
+def test_training_that_raises_has_a_reference_in_the_run_folder_and_its_reason_in_the_log_of_the_node(federation):
+    def logs():
+        return [path.read_text(errors="replace") for path in federation.folder.rglob("*.log")]
+
     run = federation.run("strategy=raising", "rounds=2", "max_failures=0.6", name="raising")
     assert run.code == 0, run.text
-    assert "the scanner is switched off" in run.text
-    assert "the scanner is switched off" in (run.folder / "run.log").read_text()
+    for text in (run.text, (run.folder / "run.log").read_text()):
+        assert "the scanner is switched off" not in text
+        reference = re.search(r"local training failed \(reference (\w+) in the log of the node\)", text)[1]
+        assert any(f"reference {reference}: RuntimeError: the scanner is switched off" in log for log in logs())
     failed = {failure["client"] for line in run.lines for failure in line["failures"]}
     assert failed == {1, 3}
 
