@@ -66,6 +66,8 @@ class PrivacyGuarantee:
         clip: ``fixed``, ``adaptive`` or ``per example``.
         max_epsilon: epsilon that no round may exceed; None for no limit.
         threshold: smallest number of parties whose sum secure aggregation opens; None without secure aggregation.
+        encoding_digest: digest of all settings with which clients encode masked updates, noise included. All clients of
+            a sum use the same settings. Empty without secure aggregation.
         withheld: values that stay at the clients because no noise covers them: ``metrics`` of training and numbers of
             ``examples``.
         not_covered: releases that the guarantee does not cover, each a phrase.
@@ -93,6 +95,7 @@ class PrivacyGuarantee:
     holds_against_server: bool = False
     max_epsilon: float | None = None
     threshold: int | None = None
+    encoding_digest: bytes = b""
     withheld: frozenset[str] = DEFAULT_WITHHELD
     not_covered: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

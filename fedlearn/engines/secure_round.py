@@ -118,6 +118,7 @@ def _session(
         threshold=guarantee.threshold,
         length=length,
         bits=8 * dtype.itemsize,
+        encoding=guarantee.encoding_digest,
         parties=parties_of(clients, registered),
     )
     try:

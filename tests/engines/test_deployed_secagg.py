@@ -227,8 +227,16 @@ def mask_request(made, node, registered, run="r", threshold=5, parties=()):
     """Return the first request of a masked round, as a coordinator could make it up for client 0."""
     layout, clients = made.engine.layout, tuple(sorted(registered))
     nonce, length = b"n" * 16, layout.num_parameters
+    encoding = protected(made, SECAGG, range(9), rounds=1)[0].privacy_guarantee.encoding_digest
     session = Session(
-        run=b"r", round=1, nonce=nonce, clients=clients, threshold=threshold, length=length, parties=parties
+        run=b"r",
+        round=1,
+        nonce=nonce,
+        clients=clients,
+        threshold=threshold,
+        length=length,
+        encoding=encoding,
+        parties=parties,
     )
     return NodeRequest(
         kind=RequestKind.MASK,
@@ -284,3 +292,38 @@ def test_a_node_refuses_a_threshold_that_one_colluding_node_could_split_unless_i
         run(masked(federation, clients=three), words, rounds=1)
     policy = {"required_privacy": RequiredPrivacy(max_colluding_nodes=0)}
     assert len(run(masked(federation, clients=three, policy=policy), words, rounds=1)) == 1
+
+
+def change_requests(made, node, change):
+    """Change the settings of privacy in the requests to a node, as a coordinator could do."""
+    respond = made.grid.nodes[node]
+
+    def changed(payload):
+        asked = NodeRequest.unpack(payload)
+        privacy = change(asked) if asked.kind == RequestKind.MASK else {}
+        settings = {**asked.settings, "privacy": {**(asked.settings.get("privacy") or {}), **privacy}}
+        return respond(replace(asked, settings=settings).pack() if privacy else payload)
+
+    made.grid.nodes[node] = changed
+
+
+@pytest.mark.parametrize(
+    ("privacy", "stage"),
+    [
+        ({"noise_multiplier": 0.001}, "all"),
+        ({"noise_multiplier": 0.001}, "mask"),
+        pytest.param({"noise_multiplier": 0.9}, "all", marks=pytest.mark.slow),
+        pytest.param({"bits": 12}, "mask", marks=pytest.mark.slow),
+        pytest.param({"clip_norm": 0.5}, "mask", marks=pytest.mark.slow),
+        pytest.param({"threshold": 3}, "mask", marks=pytest.mark.slow),  # three nodes have this threshold anyway
+    ],
+)
+def test_all_clients_of_a_sum_add_the_noise_on_which_each_of_them_relies(federation, privacy, stage):
+    """Ask one of three nodes for other noise: the sum is not opened, since each node relies on the others' noise."""
+    made = masked(federation, clients=((0,), (1,), (2,)))
+    change_requests(made, 103, lambda asked: privacy if stage == "all" or asked.shared.arrays else {})
+    if privacy == {"threshold": 3}:
+        assert len(run(made, NOISY, rounds=1)) == 1
+    else:
+        with pytest.raises((SecAggAborted, TooManyFailures, FedlearnError)):
+            run(made, NOISY, rounds=1)

@@ -88,7 +88,7 @@ def test_a_refusal_is_a_failure_with_its_reason_and_the_others_go_on():
     clients.tampered = {(ServerStage.MASK, 1): b"fsa\3\1\x80"}
     outcome = total(clients)
     assert np.array_equal(outcome.sum, plain((0, 2, 3, 4)))
-    assert outcome.failures[0].reason == "the client refused: Session is not an array of 8 fields"
+    assert outcome.failures[0].reason == "the client refused: Session is not an array of 9 fields"
 
 
 def test_a_round_cannot_be_opened_twice():

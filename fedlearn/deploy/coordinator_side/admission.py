@@ -52,7 +52,7 @@ class Admission:
     Args:
         state: state folder of the coordinator, with the admitted nodes and the stored clients of keys.
         bindings: path of ``nodes.yaml``.
-        identities: path of the coordinator's copy of ``masking.pub``; None: keys for secure aggregation are not checked.
+        identities: path of the coordinator's copy of ``masking.pub``; None: masking keys are not checked.
     """
 
     def __init__(self, state: Path, bindings: Path, identities: Path | None = None) -> None:
@@ -96,7 +96,7 @@ class Admission:
             raise WireError(f"node {node_id} has no key in {NODES_FILE} of this coordinator") from error
 
     def _check_masking_key(self, node: NodeKey, member: Member) -> None:
-        """Refuse the masking key of another node: its clients and those of this node would count as one party."""
+        """Refuse the masking key of another node, because the clients of both nodes would count as one party."""
         if self.identities is None or not member.masking_key or not self.identities.exists():
             return
         key = read_identities(self.identities).get(node.name)

@@ -39,6 +39,7 @@ class MaskedClients:
         messages: client -> message of the coordinator.
         registered: client -> public key, for the whole cohort; this node trusts all these keys.
         threshold: smallest number of parties whose sum the strategy opens.
+        encoding: digest of the settings with which clients encode updates.
     """
 
     masking_keys: MaskingKeys
@@ -49,6 +50,7 @@ class MaskedClients:
     messages: Mapping[ClientId, bytes]
     registered: Mapping[ClientId, bytes]
     threshold: int
+    encoding: bytes
 
     @classmethod
     def of(
@@ -70,8 +72,8 @@ class MaskedClients:
             FedlearnError: The cohort has a key that this node does not trust, or a key with clients of another node.
         """
         messages, registered = read_mask_request(content, clients)
-        threshold = strategy.privacy_guarantee.threshold if strategy.privacy_guarantee else None
-        if threshold is None:
+        guarantee = strategy.privacy_guarantee
+        if guarantee is None or guarantee.threshold is None:
             raise WireError("the settings have no secure aggregation; expected privacy=secagg or privacy=distributed")
         return cls(
             masking_keys=masking_keys,
@@ -81,7 +83,8 @@ class MaskedClients:
             run=run,
             messages=messages,
             registered=masking_keys.check_registered(registered, node_clients),
-            threshold=int(threshold),
+            threshold=guarantee.threshold,
+            encoding=guarantee.encoding_digest,
         )
 
     def respond(self, train: Train | None) -> tuple[list[SecAggResponse | Failure], Payload]:
@@ -107,6 +110,7 @@ class MaskedClients:
             state=load(client),
             min_threshold=max(self.required_privacy.min_nodes_in_sum, self.threshold),
             max_colluders=self.required_privacy.max_colluding_nodes,
+            encoding=self.encoding,
             run=self.run,
             siblings=[load(other) for other in self.node_clients if other != client],
         )

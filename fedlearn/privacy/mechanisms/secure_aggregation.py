@@ -225,5 +225,6 @@ def _shared_parts(masking: Masking, size: int) -> dict[str, Any]:
         "unit": "client",
         "clip_norm": masking.clip_norm,
         "threshold": masking.threshold_of(size),
+        "encoding_digest": masking.encoding_digest(size),
         "not_covered": (EVALUATION_NOT_COVERED, FAILURES_NOT_COVERED, revealed),
     }

@@ -59,6 +59,8 @@ class Client:
         state: ``state`` of the object that handled the previous message; empty for a new client.
         min_threshold: smallest threshold, in parties, that this client accepts.
         max_colluders: number of other parties that may collude with a server that deviates from the protocol, >= 0.
+        encoding: if present, digest of the settings with which this client encodes its vector. It refuses a session
+            with other settings, because the noise of the other clients would differ.
         run: if present, this client takes part only in sessions whose run has this name, or this name, ``/`` and more.
         siblings: states of the other clients of the same party, each at least as new as in its last response.
 
@@ -85,11 +87,12 @@ class Client:
         state: bytes = b"",
         min_threshold: int = 2,
         max_colluders: int = 0,
+        encoding: bytes | None = None,
         run: str | None = None,
         siblings: Sequence[bytes] = (),
     ) -> None:
         self.identity, self.registered, self.min_threshold = identity, registered, min_threshold
-        self.max_colluders, self.run = max_colluders, run
+        self.max_colluders, self.encoding, self.run = max_colluders, encoding, run
         self._siblings: list[ClientState] = [decode(sibling, ClientState) for sibling in siblings if sibling]
         self._state: ClientState = decode(state, ClientState) if state else ClientState()
 
@@ -157,18 +160,16 @@ class Client:
         reject_if(me not in session.clients, f"client {me} is not in the cohort")
         belongs = self.run is None or session.run.partition(b"/")[0] == self.run.encode()
         reject_if(not belongs, "the session belongs to another run")
-        self._check_parties(session)
+        agrees = self.encoding is None or session.encoding == self.encoding
+        reject_if(not agrees, "the session has other settings of encoding and noise than this client")
+        parties = tuple(session.party_of.values())
+        is_same = parties == parties_of(session.clients, self.registered)
+        reject_if(not is_same, "the parties of the session are not those of the registered keys")
         too_low = f"threshold {threshold}, expected at least {self.min_threshold} for this client"
         reject_if(threshold < self.min_threshold, too_low)
         expected = f"more than half of the parties and {self.max_colluders} colluding parties together"
         is_safe = 2 * threshold > size + self.max_colluders
         reject_if(not is_safe, f"threshold {threshold} of {size} parties, expected {expected}")
-
-    def _check_parties(self, session: Session) -> None:
-        """Raise `ProtocolError` if the parties of the session do not agree with the registered keys."""
-        parties = parties_of(session.clients, self.registered)
-        is_same = tuple(session.party_of.values()) == parties
-        reject_if(not is_same, "the parties of the session are not those of the registered keys")
 
     def _share(self, roster: KeyDirectory) -> bytes:
         session, me = self._at(ClientStage.ADVERTISED, roster.session), self.identity.client
@@ -273,7 +274,7 @@ class Client:
         )
         current: Session = decode(self._state.session, Session)
         reject_if(crypto.digest(current) != session, "the message belongs to another session")
-        self._check_parties(current)  # each message comes with registered keys, which could have changed
+        self._accept_session(current)  # a server could change registered keys and settings between two messages
         return current
 
     def _encrypt(self, receiver: PublicKeys, shares: bytes) -> bytes:

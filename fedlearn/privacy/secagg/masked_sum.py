@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from math import ceil, floor, log2, sqrt
 from typing import Any
 
@@ -151,6 +152,11 @@ class Masking:
         std = release.std * sqrt(size) if release else 0.0
         bound = self.clip_norm / self.flatten
         return FixedPoint(bound=bound, bits=self.bits, modulus_bits=self.modulus_bits, max_clients=size, noise_std=std)
+
+    def encoding_digest(self, size: int) -> bytes:
+        """Return the digest of all settings on which the integers of a client depend, for cohorts of ``size``."""
+        encoding = MaskedEncoding(self.fixed_point(size), self.clip_norm, self.flatten, self.noisy_sum(size))
+        return sha256(repr((encoding, self.threshold_of(size))).encode()).digest()
 
     @property
     def norm(self) -> float:

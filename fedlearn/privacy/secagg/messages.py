@@ -37,6 +37,7 @@ class Session:
         clients: the cohort, ascending.
         threshold: least number of parties whose sum may be opened; more than half of the parties of the cohort.
         length: number of integers in a vector.
+        encoding: digest of the settings with which all clients encode their vectors, noise included; may be empty.
         parties: party of each client, as `parties_of` returns them; empty: each client is a party of its own.
         bits: 16, 32 or 64; integers are added modulo ``2**bits``.
     """
@@ -48,6 +49,7 @@ class Session:
     threshold: int
     length: int
     bits: int = 32
+    encoding: bytes = b""
     parties: tuple[int, ...] = ()
 
     @property

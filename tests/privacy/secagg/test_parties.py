@@ -106,7 +106,7 @@ def test_the_keys_may_not_change_to_those_of_one_party_between_messages():
     server = Server(session, registered)
     server.add(0, own)
     for client, attacker in attackers.items():  # attackers follow another program, which accepts all parties
-        attacker._check_parties = lambda session: None
+        attacker._accept_session = lambda session: None
         server.add(client, attacker.respond(encode(session)))
     with pytest.raises(ProtocolError, match="the parties of the session"):
         victim.respond(0, server.advance()[0], registered)
@@ -237,3 +237,14 @@ def test_a_client_counts_parties_at_each_stage(stage):
         request = replace(request, signatures={c: name for c, name in request.signatures.items() if c in few})
     with pytest.raises(ProtocolError, match=r"2 parties .*fewer than threshold 3|of 2 parties, fewer than threshold 3"):
         nodes.respond(0, encode(request))
+
+
+@pytest.mark.parametrize(("encoding", "accepted"), [(b"noise", True), (b"less noise", False), (b"", False)])
+def test_a_session_with_other_settings_of_noise_is_refused(encoding, accepted):
+    identities = identities_of([0], [1], [2])
+    session = encode(session_of(identities, 3, encoding=encoding))
+    if accepted:
+        assert Party(identities, encoding=b"noise").respond(0, session)
+    else:
+        with pytest.raises(ProtocolError, match="other settings of encoding and noise"):
+            Party(identities, encoding=b"noise").respond(0, session)
