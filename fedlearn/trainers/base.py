@@ -104,7 +104,12 @@ class BaseTrainer:
         """Release nothing. A subclass with processes or memory of its own overrides this method."""
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
-        """Accept the model. `check_trainer` checks that `example_gradients` keeps examples apart."""
+        """Check once that `example_gradients` keeps examples apart. See `Trainer.check_example_dp`."""
+        if request.local.example_dp is None or self._is_checked or not self.supports_dp_sgd:
+            return
+        name, params_D = type(self).__name__, as_numpy(request.params_D)
+        require_separate_examples(self.example_gradients, name, params_D, examples, synthetic=request.deployed)
+        self._is_checked = True
 
     def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
         """Return raw outputs ``(N, C)`` in evaluation mode. Inputs pass through `outputs` in batches."""
@@ -152,10 +157,7 @@ class BaseTrainer:
         dp = request.local.example_dp
         if dp is None:
             return self.gradient
-        if not self._is_checked:
-            name, params_D = type(self).__name__, as_numpy(request.params_D)
-            require_separate_examples(self.example_gradients, name, params_D, work.examples, synthetic=request.deployed)
-            self._is_checked = True
+        self.check_example_dp(request, work.examples)
         normals, expected = noise_source(request, work), min(request.local.batch_size, len(work.examples))
 
         def gradient(params_D: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ import optax  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from fedlearn.trainers.jax import JaxTrainer  # noqa: E402
+from fedlearn.trainers.jax.example_keys import example_keys  # noqa: E402
 
 N, T, F, CLASSES, VOCABULARY = 6, 6, 4, 3, 11  # the padded batch has T examples
 CLIP = 0.05
@@ -380,6 +381,13 @@ def test_a_loss_that_couples_examples_is_refused_by_name(name):
     with pytest.raises(SettingError, match=expected) as refused:
         summed(trainer_of(SEPARATE["dense"], loss), data())
     assert len(str(refused.value).splitlines()) == 3
+
+
+def test_the_key_of_an_example_follows_from_its_content_and_its_rank_among_equal_examples():
+    key, x, y = jax.random.key(1), np.array([[1.0], [2.0], [1.0], [1.0]], np.float32), np.array([0, 0, 0, 1])
+    keys = np.asarray(jax.random.key_data(example_keys(key, x, y)))
+    assert len(np.unique(keys, axis=0)) == 4
+    assert np.array_equal(keys[[1, 0, 3]], jax.random.key_data(example_keys(key, x[1:], y[1:])))
 
 
 def test_real_clients_draw_masks_from_secret_entropy():

@@ -5,6 +5,8 @@ Shapes: B batch, W 32-bit numbers of an example.
 
 from __future__ import annotations
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,7 +18,7 @@ def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     """Return one key per example, from ``key`` and the content of the example.
 
     The key of an example depends on no other example, and not on its place in the batch. So dropout draws equal masks
-    for the other examples if one example is removed, added or replaced. Equal examples have equal keys.
+    for the other examples if one example is removed, added or replaced. Equal examples get distinct keys by their rank.
 
     Args:
         key: key of the client and the local step. At real clients it comes from secret entropy.
@@ -26,12 +28,15 @@ def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     numbers_BW = jnp.concatenate([_as_uint32(x_B), _as_uint32(y_B)], axis=1)
     places_W = jnp.uint32(GOLDEN) * jnp.arange(1, numbers_BW.shape[1] + 1, dtype=jnp.uint32)
 
-    def key_of(numbers_W: jax.Array) -> jax.Array:
-        low = jnp.sum(_mix_bits(numbers_W + places_W), dtype=jnp.uint32)
-        high = jnp.sum(_mix_bits(numbers_W ^ _mix_bits(places_W)), dtype=jnp.uint32)
-        return jax.random.fold_in(jax.random.fold_in(key, low), high)
+    low_B = jnp.sum(_mix_bits(numbers_BW + places_W), 1, dtype=jnp.uint32)
+    high_B = jnp.sum(_mix_bits(numbers_BW ^ _mix_bits(places_W)), 1, dtype=jnp.uint32)
+    same_BB = (low_B[:, None] == low_B) & (high_B[:, None] == high_B)
+    rank_B = jnp.sum(jnp.tril(same_BB, -1), 1, dtype=jnp.uint32)
 
-    return jax.vmap(key_of)(numbers_BW)
+    def key_of(*numbers: jax.Array) -> jax.Array:
+        return reduce(jax.random.fold_in, numbers, key)
+
+    return jax.vmap(key_of)(low_B, high_B, rank_B)
 
 
 def _as_uint32(values_B: jax.Array) -> jax.Array:
