@@ -112,7 +112,9 @@ class MaskedClients:
             max_colluders=self.required_privacy.max_colluding_nodes,
             encoding=self.encoding,
             run=self.run,
-            siblings=[load(other) for other in self.node_clients if other != client],
+            siblings=lambda: [
+                load(other) for other in self.node_clients if other in self.registered and other != client
+            ],
         )
         vector = (lambda session: as_numpy(update.delta_KD)[0]) if update is not None else None
         try:

@@ -10,7 +10,7 @@ Privacy-Preserving Machine Learning*, CCS 2017.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from enum import IntEnum
 
@@ -62,7 +62,8 @@ class Client:
         encoding: if present, digest of the settings with which this client encodes its vector. It refuses a session
             with other settings, because the noise of the other clients would differ.
         run: if present, this client takes part only in sessions whose run has this name, or this name, ``/`` and more.
-        siblings: states of the other clients of the same party, each at least as new as in its last response.
+        siblings: function that returns the states of the other clients of the same party, each at least as new as in
+            its last response.
 
     Attributes:
         state: state until the next message. It is secret. The caller saves it before it sends the response, or a
@@ -89,11 +90,11 @@ class Client:
         max_colluders: int = 0,
         encoding: bytes | None = None,
         run: str | None = None,
-        siblings: Sequence[bytes] = (),
+        siblings: Callable[[], Iterable[bytes]] = tuple,
     ) -> None:
         self.identity, self.registered, self.min_threshold = identity, registered, min_threshold
         self.max_colluders, self.encoding, self.run = max_colluders, encoding, run
-        self._siblings: list[ClientState] = [decode(sibling, ClientState) for sibling in siblings if sibling]
+        self._siblings = siblings
         self._state: ClientState = decode(state, ClientState) if state else ClientState()
 
     @property
@@ -223,7 +224,8 @@ class Client:
         size = session.num_parties(survivors)
         reject_if(size < session.threshold, f"survivors of {size} parties, fewer than threshold {session.threshold}")
         statement = (tuple(shown.survivors), tuple(shown.dropped))
-        others = {(s.survivors, s.dropped) for s in self._siblings if s.confirmed == shown.session} - {statement}
+        states = [decode(sibling, ClientState) for sibling in self._siblings() if sibling]
+        others = {(s.survivors, s.dropped) for s in states if s.confirmed == shown.session} - {statement}
         reject_if(bool(others), "another client of this party has signed other survivors")
         signature = self.identity.sign(crypto.survivors_statement(shown))
         self._state = replace(

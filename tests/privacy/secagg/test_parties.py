@@ -60,7 +60,7 @@ class Party:
         siblings = [s for c, s in self.states.items() if c != client and self.identities[c].public_key == key]
         registered = registered or self.registered
         participant = Client(
-            self.identities[client], registered, state=self.states[client], siblings=siblings, **self.options
+            self.identities[client], registered, state=self.states[client], siblings=lambda: siblings, **self.options
         )
         response = participant.respond(request, lambda session: self.vectors[client])
         self.states[client] = participant.state
