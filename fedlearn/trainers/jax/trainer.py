@@ -103,7 +103,7 @@ class JaxTrainer:
     *Guarantees*:
 
     - Initial parameters and batches equal the ones of a `TorchTrainer` of the same model.
-    - Dropout draws from (seed, round, client), in every block. In DP-SGD each draw also follows from its example, and at
+    - Dropout draws from (seed, round, client), in every block. In DP-SGD a draw also follows from its example, and at
       real clients from secret entropy.
     - ``batch_stats`` are buffers. Only forward passes change them, as in `TorchTrainer`.
     - ``nn.BatchNorm`` computes statistics of real examples only, not of the padding of a batch. It averages the
