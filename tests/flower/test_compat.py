@@ -93,7 +93,9 @@ def http_server():
         await send({"type": "http.response.body", "body": b""})
 
     protocol = compat.http_protocol(head_timeout_s=0.3)
-    config = uvicorn.Config(app, port=0, http=protocol, ws="none", lifespan="off", log_level="critical")
+    config = uvicorn.Config(
+        app, port=0, http=protocol, ws="none", lifespan="off", log_level="critical", timeout_keep_alive=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
