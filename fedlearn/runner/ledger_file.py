@@ -36,9 +36,14 @@ class LedgerFile:
         """Write the ledger. After the return, no crash can lose it.
 
         Raises:
-            OSError: The disk is full, or the folder is not writable.
+            CheckpointError: The disk is full, or the folder is not writable. No request goes out without this file.
         """
-        write_private_json(self.path, ledger.to_json())
+        try:
+            write_private_json(self.path, ledger.to_json())
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error.strerror}\n  try       free disk space, then resume the run"
+            ) from error
 
     def restore(self, state: ServerState) -> ServerState:
         """Return a saved state with the recorded ledger, which has the cost of the rounds after the checkpoint.

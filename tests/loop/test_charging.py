@@ -216,6 +216,14 @@ def test_a_damaged_ledger_of_a_run_is_no_empty_one(tmp_path, private):
         file.restore(state)
 
 
+def test_no_request_goes_out_if_its_charge_cannot_be_written(tmp_path, private):
+    (tmp_path / "checkpoints").write_text("a file in place of the folder")
+    engine = RealClients()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        run(private, engine, first_state(private, engine), journal=LedgerFile(tmp_path))
+    assert not any(engine.uploads.values())
+
+
 def test_cohorts_of_real_clients_do_not_follow_from_the_seed():
     strategy, _ = protected(central(noise_multiplier=1.0), clients_per_round=2)
     engine = RealClients()
