@@ -23,6 +23,9 @@ from fedlearn.loop.scenario import Scenario, judge
 from fedlearn.loop.training_loop import Schedule, federate, start
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from fedlearn import algorithm as algorithm
     from fedlearn import compression as compression
     from fedlearn import core as core
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from fedlearn.data.hugging_face import from_datasets
     from fedlearn.trainers.jax import JaxTrainer
     from fedlearn.trainers.torch import TorchTrainer
+
+    load: Callable[..., Any]  # fedlearn.runner.trained_model.load; an import would go up the layers
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -45,6 +50,7 @@ else:
             "JaxTrainer": LazyName("fedlearn.trainers.jax", "jax"),
             "TorchTrainer": LazyName("fedlearn.trainers.torch", "torch"),
             "from_datasets": LazyName("fedlearn.data.hugging_face", "data"),
+            "load": LazyName("fedlearn.runner.trained_model"),
         },
         namespaces=(
             "algorithm",
@@ -98,6 +104,7 @@ __all__ = [
     "from_arrays",
     "from_datasets",
     "judge",
+    "load",
     "mean",
     "poisson",
     "proximal",

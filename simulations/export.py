@@ -21,14 +21,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="RUN", help="folder of the run")
     parser.add_argument("settings", nargs="*", default=[], metavar="setting=value", help="e.g. format=onnx")
+    parser.add_argument("--client", metavar="NAME", help="client of a personal model; global for the global model")
     return run_command(parser, export_model, argv)
 
 
-def export_model(folder: Path, settings: Sequence[str]) -> int:
+def export_model(folder: Path, settings: Sequence[str], client: str | None = None) -> int:
     """Export with settings of the form ``setting=value``, print the path of the file, and return the exit code."""
     options = read_settings(settings, EXAMPLES)
     path = export(
-        folder, options.get("format", "safetensors"), options.get("out"), checkpoint=options.get("checkpoint", "last")
+        folder,
+        options.get("format", "safetensors"),
+        options.get("out"),
+        checkpoint=options.get("checkpoint", "last"),
+        client=client,
     )
     sys.stdout.write(f"{path}\n")
     return DONE

@@ -93,7 +93,7 @@ HOMES = {
     "flax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "optax": [*TRAINERS["jax"], *MODELS["jax"], *BENCHMARKS["jax"]],
     "ray": ["fedlearn/engines/ray/cluster.py", "fedlearn/engines/ray/compat.py", "fedlearn/engines/flower.py"],
-    "tokenizers": ["simulations/datasets/hashing_tokenizer.py", "simulations/datasets/minilm.py"],
+    "tokenizers": ["fedlearn/data/text_tokenizers.py"],
     "flwr_datasets": ["fedlearn/data/flwr_partitions.py", "fedlearn/data/hugging_face.py"],
     "matplotlib": [
         "fedlearn/callbacks/figures.py",

@@ -29,6 +29,7 @@ LAZY = {
     "JaxTrainer": "fedlearn/trainers/jax/trainer.py",
     "TorchTrainer": "fedlearn/trainers/torch/trainer.py",
     "from_datasets": "fedlearn/data/hugging_face.py",
+    "load": "fedlearn/runner/trained_model.py",
 }
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 
+from safetensors.numpy import save as to_safetensors
+
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.run_history import best_metrics
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core import checkpoint
+from fedlearn.core.arrays import as_numpy
+from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import Round, ServerState
 from fedlearn.errors import is_count, require
 
-CHECKPOINT_FOLDER = "checkpoints"
+CHECKPOINT_FOLDER, MODEL_FOLDER = "checkpoints", "model"
+PARAMETERS_FILE = "parameters.safetensors"
 
 
 class Checkpoints(Callback):
@@ -54,9 +59,20 @@ class Checkpoints(Callback):
             self._save(round.state)
 
     def on_end(self, summary: object) -> None:
-        """Save the last round, unless it is already saved."""
+        """Save the last round, unless it is already saved. Write its parameters into ``model/``."""
         if self._last is not None and self._saved_round < self._last.round:
             self._save(self._last)
+        if self._last is not None:
+            self._write_parameters(self._last)
+
+    def _write_parameters(self, state: ServerState) -> None:
+        assert self._run is not None
+        assert self._run.layout is not None
+        path = self._run.folder / MODEL_FOLDER
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {name: array.copy() for name, array in self._run.layout.unpack(as_numpy(state.params_D)).items()}
+        metadata = {"round": str(state.round), "layout": self._run.layout.digest}
+        write_atomically(path / PARAMETERS_FILE, to_safetensors(tensors, metadata=metadata))
 
     def _is_best(self, round: Round) -> bool:
         assert self._run is not None

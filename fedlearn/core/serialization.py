@@ -160,6 +160,18 @@ def _header_metadata(data: bytes) -> dict[str, Any]:
     return _parse_object(header["__metadata__"][METADATA_KEY])
 
 
+def parse_json_object(text: str) -> dict[str, Any]:
+    """Return the object in untrusted JSON, without duplicate keys, NaN, infinities, huge integers and lone surrogates.
+
+    Raises:
+        WireError: The text is not such an object.
+    """
+    try:
+        return _parse_object(text)
+    except UNREADABLE as error:
+        raise WireError(f"the JSON cannot be read: {str(error)[:200]}") from error
+
+
 def _parse_object(text: str) -> dict[str, Any]:
     """Parse a JSON object without duplicate keys, NaN, infinities, huge integers and lone surrogates."""
     if len(text) > MAX_HEADER_BYTES:

@@ -1,99 +1,31 @@
-"""Encode columns as numbers, with declared scales and categories or with federated statistics.
+"""Choose the encoding of columns, from declared scales and categories or from federated statistics.
 
-Shapes: N rows, F features.
+Shapes: N rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from fedlearn.core.federated_data import Task
+from fedlearn.data.column_types import Category, Column, Number, numeric_column
 from fedlearn.data.federated_statistics import Statistics
-from fedlearn.data.tables import Table, read_table, to_categories, to_category, to_numbers
+from fedlearn.data.tables import Table, to_categories, to_category, to_numbers
 from fedlearn.errors import DataError, SettingError
 
 MAX_CATEGORIES = 50
 MAX_INFERRED_CLASSES = 20  # a column of whole numbers with more distinct values is a regression target
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnEncoding:
-    """Encode the columns of a table as numeric features.
-
-    Args:
-        scales: (centre, spread) of each numeric column; a missing value becomes the centre, which is 0 after scaling.
-        categories: values of each other column, one feature for each; a missing value is 0 in all of them.
-        strict: whether an unknown category is an error; if not, it counts as missing.
-    """
-
-    scales: Mapping[str, tuple[float, float]]
-    categories: Mapping[str, tuple[str, ...]]
-    strict: bool = True
-
-    def features(self, table: Table) -> np.ndarray:
-        """Return the features ``(N, F)`` float32, with the columns in the order of the table.
-
-        Raises:
-            DataError: a cell is neither missing nor valid for its column; the message names file, row and column.
-        """
-        parts = [
-            self._one_hot(table, name) if name in self.categories else self._scaled(table, name)
-            for name in table.columns
-        ]
-        return np.concatenate(parts, axis=1).astype(np.float32)
-
-    def _scaled(self, table: Table, name: str) -> np.ndarray:
-        centre, spread = self.scales[name]
-        scaled_N = (numeric_column(table, name) - centre) / spread
-        return np.where(np.isnan(scaled_N), 0, scaled_N)[:, None]
-
-    def _one_hot(self, table: Table, name: str) -> np.ndarray:
-        categories_N, categories = to_categories(table.columns[name]), self.categories[name]
-        one_hot_NC = categories_N[:, None] == np.array(categories, object)
-        unknown_N = ~one_hot_NC.any(axis=1) & np.array([cell is not None for cell in categories_N])
-        if self.strict:
-            fix = f"'scenario.categories={{{name}:[...]}}' with all values"
-            table.refuse(unknown_N, name, f"not one of the categories {', '.join(categories)}", fix)
-        return one_hot_NC
-
-
-def numeric_column(table: Table, name: str) -> np.ndarray:
-    """Return a numeric column as float64, with NaN for missing values.
-
-    Raises:
-        DataError: a cell is not a number; the message names file, row and column of the first one.
-    """
-    values_N, invalid_N = to_numbers(table.columns[name])
-    fix = f"correcting the cell, or 'scenario.categories={{{name}:[...]}}' for a column of categories"
-    table.refuse(invalid_N, name, "not a number", fix)
-    return values_N
-
-
-def read_numeric_columns(file: Path, names: Sequence[str]) -> np.ndarray:
-    """Return columns of a file as ``(N, F)`` float64, in the order of ``names``, with NaN for empty cells.
-
-    Raises:
-        DataError: a column is missing, or a cell is not a number; the message names file, row and column.
-    """
-    table = read_table(file)
-    for name in names:
-        if name not in table.columns:
-            expected = f"{', '.join(names)}, in any order"
-            raise DataError(f"{file.name} has no column {name}\n  expected  {expected}\n  try       adding the column")
-    return np.stack([numeric_column(table, name) for name in names], axis=1)
-
-
 def declared_encoding(
     table: Table, scales: Mapping[str, Sequence[float]], categories: Mapping[str, Sequence[object]]
-) -> ColumnEncoding:
-    """Return the encoding that the settings declare, after a check against the columns.
+) -> tuple[Column, ...]:
+    """Return the columns that the settings declare, after a check against the columns of the table.
 
     Args:
-        table: the rows to encode.
+        table: the rows to encode; the order of its columns has no effect.
         scales: (centre, spread) of each numeric column, spread > 0.
         categories: values of each column of categories.
 
@@ -107,11 +39,42 @@ def declared_encoding(
             expected = f"a centre and a spread for each numeric column, or its categories; column {name} has neither"
             fix = f"'scenario.scales={{{name}:[CENTRE,SPREAD]}}', or scenario.scale=federated in a simulation"
             raise SettingError("scales", dict(scales) or None, expected, fix)
-    return ColumnEncoding(scales=pair_of, categories=declared)
+    return columns_by_name(pair_of, declared)
 
 
-def identity_encoding(table: Table, categories: Mapping[str, Sequence[object]]) -> ColumnEncoding:
-    """Return the encoding that leaves numbers unchanged.
+def declared_columns(
+    scales: Mapping[str, Sequence[float]], categories: Mapping[str, Sequence[object]]
+) -> tuple[Column, ...]:
+    """Return the columns of settings alone, without data. A coordinator knows them although the rows are at the nodes.
+
+    Raises:
+        SettingError: a scale is not a pair of numbers.
+    """
+    pair_of = {name: _pair(name, scale) for name, scale in scales.items() if name not in categories}
+    return columns_by_name(pair_of, {name: tuple(map(to_category, values)) for name, values in categories.items()})
+
+
+def columns_by_name(
+    scales: Mapping[str, tuple[float, float]], categories: Mapping[str, tuple[str, ...]]
+) -> tuple[Column, ...]:
+    """Return the columns sorted by name, so that the files of all nodes give the same order of features."""
+    return tuple(encoded_columns(sorted({*scales, *categories}), scales, categories).values())
+
+
+def encoded_columns(
+    names: Iterable[str], scales: Mapping[str, tuple[float, float]], categories: Mapping[str, tuple[str, ...]]
+) -> dict[str, Column]:
+    """Return each column with its categories or its scale; the centre replaces a missing number."""
+    return {
+        name: Category(name=name, levels=categories[name])
+        if name in categories
+        else Number(name=name, centre=scales[name][0], spread=scales[name][1], fill=scales[name][0])
+        for name in names
+    }
+
+
+def identity_encoding(table: Table, categories: Mapping[str, Sequence[object]]) -> tuple[Column, ...]:
+    """Return columns that leave numbers unchanged.
 
     Raises:
         DataError: a number is missing, because this encoding has no value to fill in.
@@ -121,13 +84,16 @@ def identity_encoding(table: Table, categories: Mapping[str, Sequence[object]]) 
     for name in numeric:
         fix = "scenario.scale=federated or constants, which replace a missing value by the centre"
         table.refuse(np.isnan(numeric_column(table, name)), name, "missing", fix)
-    return ColumnEncoding(scales=dict.fromkeys(numeric, (0.0, 1.0)), categories=declared)
+    return tuple(
+        Category(name=name, levels=declared[name]) if name in declared else Number(name=name)
+        for name in sorted(table.columns)
+    )
 
 
 def encoding_from_statistics(
     table: Table, statistics: Statistics, categories: Mapping[str, Sequence[object]]
-) -> ColumnEncoding:
-    """Return the encoding with the means, standard deviations and counted categories of federated statistics.
+) -> tuple[Column, ...]:
+    """Return the columns with the means, standard deviations and counted categories of federated statistics.
 
     Args:
         table: all rows, to name invalid cells.
@@ -143,7 +109,7 @@ def encoding_from_statistics(
             encoded[name] = _counted_categories(table, name, statistics)
     numeric = [name for name in table.columns if name not in encoded]
     scales = {name: (statistics[name].mean, statistics[name].std) for name in numeric}
-    return ColumnEncoding(scales=scales, categories=encoded, strict=False)
+    return tuple(encoded_columns(table.columns, scales, encoded).values())
 
 
 def known_categories(table: Table, categories: Mapping[str, Sequence[object]]) -> Mapping[str, tuple[str, ...]]:

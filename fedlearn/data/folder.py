@@ -175,22 +175,18 @@ def list_images(path: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
 
 
-def read_images_for_shape(shape: Sequence[int], path: Path) -> np.ndarray:
-    """Read new images for a model with inputs of ``shape``, as ``(N, *shape)`` uint8, scaled to this shape.
+def read_image_files(files: Sequence[Path], shape: Sequence[int]) -> np.ndarray:
+    """Read images for a model with inputs of ``shape``, as ``(N, *shape)`` uint8, scaled to this shape.
 
     Args:
+        files: images in any format of Pillow.
         shape: height, width, channels.
-        path: an image, or a folder of images.
 
     Raises:
-        DataError: the path has no image, or an image cannot be read.
+        DataError: a file cannot be read as an image.
         MissingExtra: Pillow is not installed.
     """
-    files, (height, width, channels) = list_images(path), shape
-    if not files:
-        raise DataError(
-            f"{path} is neither an image nor a folder of images\n  try       a {', '.join(IMAGE_SUFFIXES)} file"
-        )
+    height, width, channels = shape
     return np.stack([_read_image(file, file.name, size=(width, height), channels=channels) for file in files])
 
 

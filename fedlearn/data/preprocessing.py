@@ -1,102 +1,179 @@
-"""Scale columns and fill missing values, with declared constants or with federated statistics.
+"""Describe everything between raw examples, model inputs, model outputs and predictions, without the training data.
 
-Shapes: N rows.
+A run writes this description as ``model/preprocessing.json``. The same object transforms the training data, so training
+and prediction cannot differ. The file holds constants only and names no code.
+
+Shapes: N examples, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
 
-from fedlearn.core.privacy_ledger import Ledger
-from fedlearn.data.encoding import ColumnEncoding, declared_encoding, encoding_from_statistics, identity_encoding
-from fedlearn.data.federated_statistics import Noise, add_noise, add_sums, column_sums, project_to_bounds
-from fedlearn.data.tables import Table, take_rows
-from fedlearn.errors import did_you_mean, require
+from fedlearn.core.federated_data import Task
+from fedlearn.core.serialization import WireError, parse_json_object
+from fedlearn.data.column_types import Category, HashedText, Number
+from fedlearn.data.inputs import ArrayInputs, CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs
+from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
+from fedlearn.errors import DataError, is_number
 
-SCALES = ("federated", "constants", "none")
+FORMAT = 1
+MAX_CLASSES = 1_000_000
+TASKS = ("binary", "multiclass", "regression", "ranking")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessingSettings:
-    """Hold the settings of preprocessing.
+class Target:
+    """Describe the target, and turn model outputs into predictions.
 
     Args:
-        scale: ``federated``, ``constants`` or ``none``.
-        scales: (centre, spread) of each numeric column, for ``constants``.
-        categories: values of each column of categories.
-        noise: noise on the statistics of ``federated``; None computes exact statistics.
+        name: name of the target.
+        task: ``binary``, ``multiclass``, ``regression`` or ``ranking``.
+        classes: names of the classes in the order of their numbers; for ``binary`` the second is the positive class.
+            Empty for ``regression`` and ``ranking``.
+        centre: target value at which the model output is 0, for ``regression``.
+        spread: change of the target that changes the model output by 1, for ``regression``; not 0.
+        unit: unit of a regression target, e.g. ``days``; may be empty.
     """
 
-    scale: str
-    scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    categories: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    noise: Noise | None = None
+    name: str = "target"
+    task: Task
+    classes: tuple[str, ...] = ()
+    centre: float = 0.0
+    spread: float = 1.0
+    unit: str = ""
 
     def __post_init__(self) -> None:
-        closest = did_you_mean(str(self.scale), SCALES) or "federated"
-        require(self.scale in SCALES, "scale", self.scale, f"one of {', '.join(SCALES)}", f"scale={closest}")
-        fits = self.noise is None or self.scale == "federated"
-        expected = "null, because only scale=federated computes statistics"
-        require(fits, "noise_multiplier", self.noise and self.noise.multiplier, expected, "scale=federated")
+        has_classes = self.task in ("binary", "multiclass")
+        are_texts = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
+        are_unique = are_texts and len(set(self.classes)) == len(self.classes) <= MAX_CLASSES
+        is_count_right = len(self.classes) == 2 if self.task == "binary" else bool(self.classes) == has_classes
+        is_scale = all(is_number(value) and math.isfinite(value) for value in (self.centre, self.spread))
+        is_text = isinstance(self.name, str) and isinstance(self.unit, str)
+        if self.task not in TASKS or not (are_unique and is_count_right and is_scale and self.spread and is_text):
+            raise ValueError("a wrong target")
+
+    @property
+    def positive_class(self) -> str | None:
+        """Name of the class with number 1 of a binary task; None for other tasks."""
+        return self.classes[1] if self.task == "binary" else None
+
+    def probabilities(self, outputs_NC: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, ``(N, C)`` float64, for model outputs of a classification."""
+        outputs_NC = np.asarray(outputs_NC, np.float64)
+        if self.task == "binary":
+            positive_N = np.exp(-np.logaddexp(0, -outputs_NC[:, 0]))
+            return np.stack([1 - positive_N, positive_N], axis=1)
+        shifted_NC = np.exp(outputs_NC - outputs_NC.max(axis=1, keepdims=True))
+        return np.asarray(shifted_NC / shifted_NC.sum(axis=1, keepdims=True))
+
+    def values(self, outputs_NC: np.ndarray) -> np.ndarray:
+        """Return the values ``(N,)`` float64 in the unit of the target, or the scores of a ranking."""
+        return self.centre + self.spread * np.asarray(outputs_NC, np.float64)[:, 0]
+
+    def class_numbers(self, outputs_NC: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+        """Return the number of the predicted class of each example, ``(N,)``.
+
+        Args:
+            outputs_NC: model outputs.
+            threshold: probability above which a binary task predicts the positive class, in [0, 1).
+        """
+        probabilities_NC = self.probabilities(outputs_NC)
+        if self.task == "binary":
+            return (probabilities_NC[:, 1] > threshold).astype(np.int64)
+        return np.asarray(probabilities_NC.argmax(axis=1))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreprocessingResult:
-    """Hold the encoding of the columns, and the disclosure and privacy cost of its statistics.
+class Preprocessing:
+    """Hold the inputs and the target of a scenario.
 
     Args:
-        encoding: encoding of the columns.
-        summary: description for the header of a run.
-        disclosure: description of the statistics that clients sent; empty for none.
-        ledger: privacy cost of each client.
+        inputs: turns raw examples into model inputs.
+        target: turns model outputs into predictions.
+
+    >>> target = Target(task="binary", classes=("no", "yes"))
+    >>> preprocessing = Preprocessing(inputs=TableInputs(columns=(Number(name="age", fill=0.0),)), target=target)
+    >>> Preprocessing.from_json(preprocessing.to_json()) == preprocessing
+    True
     """
 
-    encoding: ColumnEncoding = field(default_factory=lambda: ColumnEncoding(scales={}, categories={}))
-    summary: str = ""
-    disclosure: str = ""
-    ledger: Ledger = field(default_factory=Ledger)
+    inputs: Inputs
+    target: Target
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.inputs, Inputs) or not isinstance(self.target, Target):
+            raise ValueError("wrong inputs or a wrong target")
+
+    def to_json(self) -> str:
+        """Return the description as JSON, for `from_json`."""
+        content = {"format": FORMAT, "inputs": _to_json(self.inputs), "target": _to_json(self.target)}
+        return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "preprocessing.json") -> Preprocessing:
+        """Return the description in a text that `to_json` returned. Nothing in the text is executed.
+
+        Args:
+            text: untrusted text.
+            source: name of the file, for messages.
+
+        Raises:
+            DataError: the text is damaged, or another version of fedlearn wrote it.
+        """
+        try:
+            content = parse_json_object(text)
+            if content.get("format") != FORMAT:
+                raise ValueError(f"format {content.get('format')!r}, expected {FORMAT}")
+            return cls(inputs=_from_json(content["inputs"]), target=_from_json(content["target"], Target))
+        except (WireError, ValueError, KeyError, TypeError, RecursionError) as error:
+            fix = "the file of the run, and the version of fedlearn that wrote it"
+            problem = f"{source} cannot be read: {str(error).splitlines()[0][:200] if str(error) else 'wrong content'}"
+            raise DataError(f"{problem}\n  try       {fix}") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 digest of the description."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def fit_preprocessing(
-    table: Table, train: Sequence[np.ndarray], settings: PreprocessingSettings, *, has_all_clients: bool
-) -> PreprocessingResult:
-    """Compute the encoding of the columns by the settings.
+_KINDS: Mapping[str, type[Any]] = {
+    "number": Number,
+    "category": Category,
+    "hashed text": HashedText,
+    "character encoding": CharacterEncoding,
+    **{kind.kind: kind for kind in (TableInputs, ImageInputs, TextInputs, CharacterInputs, ArrayInputs)},
+    **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer)},
+}
+_NAMES = {kind: name for name, kind in _KINDS.items()}
 
-    Args:
-        table: all available rows.
-        train: training rows of each client; statistics use no other rows.
-        settings: settings of preprocessing.
-        has_all_clients: whether the table has the rows of all clients, which federated statistics need.
 
-    Raises:
-        SettingError: a column has neither a scale nor categories, or federated statistics are not possible.
-        DataError: a cell is not valid for its column; the message names file, row and column.
-    """
-    if settings.scale == "constants":
-        return PreprocessingResult(
-            encoding=declared_encoding(table, settings.scales, settings.categories), summary="scaled by constants"
-        )
-    if settings.scale == "none":
-        return PreprocessingResult(encoding=identity_encoding(table, settings.categories))
-    expected = "constants, because this folder does not have all clients, which federated statistics need"
-    require(has_all_clients, "scale", settings.scale, expected, "scale=constants")
-    parts = [column_sums(take_rows(table, rows), noise=settings.noise) for rows in train]
-    source = f"of {len(train)} client{'s' * (len(train) != 1)}"
-    if settings.noise is None:
-        encoding = encoding_from_statistics(table, add_sums(parts), settings.categories)
-        disclosure = "exact counts, means and deviations of columns"
-        return PreprocessingResult(
-            encoding=encoding, summary=f"scaled by exact statistics {source}", disclosure=disclosure
-        )
-    released = add_sums(add_noise(part, settings.noise, client=client) for client, part in enumerate(parts))
-    noise = f"noise multiplier {settings.noise.multiplier:g}"
-    return PreprocessingResult(
-        encoding=encoding_from_statistics(table, project_to_bounds(released, settings.noise), settings.categories),
-        summary=f"scaled by noisy statistics {source} ({noise})",
-        disclosure=f"counts, means and deviations of columns, noisy for single rows only ({noise})",
-        ledger=settings.noise.initial_ledger(range(len(train))),
-    )
+def _to_json(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        kind = {"kind": _NAMES[type(value)]} if type(value) in _NAMES else {}
+        return kind | {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}
+    return [_to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _from_json(value: Any, cls: type[Any] | None = None) -> Any:
+    """Return the record of a mapping, which has exactly the fields of its class. The class checks their values."""
+    if isinstance(value, list):
+        return tuple(_from_json(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    content = dict(value)
+    if cls is None:
+        kind = content.pop("kind", None)
+        if kind not in _KINDS:
+            raise ValueError(f"unknown kind {str(kind)[:60]!r}")
+        cls = _KINDS[kind]
+    if set(content) != {field.name for field in fields(cls)}:
+        raise ValueError(f"wrong fields of {cls.__name__}")
+    return cls(**{name: _from_json(item) for name, item in content.items()})

@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,27 +152,51 @@ def take_rows(table: Table, rows: np.ndarray) -> Table:
     return Table(columns, (("some rows", 1, len(rows)),))
 
 
-def reorder_columns(table: Table, like: Table, file: Path) -> Table:
-    """Return a table with the columns of another table, in its order.
+def missing_column(table: Table, name: str, expected: Sequence[str], *, can_be_missing: bool) -> DataError:
+    """Return the error for a table that lacks a column.
 
     Args:
-        table: the table to reorder.
-        like: table with the wanted columns.
-        file: file of ``table``, for messages.
-
-    Raises:
-        DataError: ``table`` lacks a column.
+        table: the table.
+        name: name of the missing column.
+        expected: names of all columns that the model reads.
+        can_be_missing: whether the model has values that replace this column.
     """
-    for name in like.columns:
-        if name not in table.columns:
-            expected = f"{', '.join(like.columns)}, in any order"
-            raise DataError(f"{file.name} has no column {name}\n  expected  {expected}\n  try       adding the column")
-    return Table({name: table.columns[name] for name in like.columns}, table.origins)
+    source = table.origins[0][0] if table.origins else "the table"
+    hint = ", or --allow-missing, which counts its cells as missing" if can_be_missing else ""
+    return DataError(
+        f"{source} has no column {name}\n  expected  {', '.join(expected)}, in any order\n"
+        f"  try       adding the column{hint}"
+    )
 
 
 def drop_columns(table: Table, names: Sequence[str]) -> Table:
     """Return a table without these columns; names of absent columns have no effect."""
     return Table({name: cells for name, cells in table.columns.items() if name not in names}, table.origins)
+
+
+def table_from_columns(columns: Mapping[Any, Any], name: str = "the table") -> Table:
+    """Return a table of a data frame, or of a mapping from column to values.
+
+    Args:
+        columns: numbers, text, booleans or dates by column name; None and NaN are missing.
+        name: name of the source, for messages.
+
+    Raises:
+        DataError: there are no rows, or the columns differ in length.
+    """
+    cells = {str(column): _python_cells(np.asarray(columns[column])) for column in columns}
+    lengths = {len(column_N) for column_N in cells.values()}
+    if len(lengths) != 1 or lengths == {0}:
+        fix = "one value per row and column"
+        raise DataError(f"{name} has no rows, or columns of different lengths\n  try       {fix}")
+    return Table(cells, ((name, 1, lengths.pop()),))
+
+
+def _python_cells(values_N: np.ndarray) -> np.ndarray:
+    if values_N.dtype.kind in "iuf":
+        return values_N.astype(np.float64)
+    texts = values_N.astype(str) if values_N.dtype.kind in "Mm" else map(str, values_N.tolist())
+    return _cells("" if text in ("<NA>", "NaT") else text for text in texts)
 
 
 def to_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -237,22 +261,37 @@ def _read_text(file: Path) -> Table:
         raise DataError(
             f"{file.name} is empty\n  try       a header with the names of the columns, followed by the rows"
         )
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(file, text), strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter_of(file, text.splitlines()[0]), strict=True)
     csv.field_size_limit(MAX_CELL_CHARS)
     try:
         header = [name.strip() for name in next(lines)]
-        _check_header(file, header)
+        check_header(file, header)
         rows = _drop_empty_end([*lines])
     except csv.Error as error:
         fix = "correcting the line, or saving the file as CSV again"
         raise DataError(f"{file.name}, line {lines.line_num}: {error}\n  try       {fix}") from error
-    for number, row in enumerate(rows, start=2):
+    return table_of_rows(file, header, rows, first_row=2)
+
+
+def table_of_rows(file: Path, header: Sequence[str], rows: Sequence[Sequence[str]], *, first_row: int) -> Table:
+    """Return the table of some rows of a text file.
+
+    Args:
+        file: file of the rows, for messages.
+        header: names of the columns.
+        rows: cells of each row.
+        first_row: number of the first row in the file.
+
+    Raises:
+        DataError: a row has another number of cells than the header.
+    """
+    for number, row in enumerate(rows, start=first_row):
         if len(row) != len(header):
             fix = "quotes around cells that contain a comma or a line break"
             cells = f"{len(row)} cells, but the header has {len(header)} columns"
             raise DataError(f"{file.name}, row {number} has {cells}\n  try       {fix}")
     columns = {name: _cells(row[place] for row in rows) for place, name in enumerate(header)}
-    return Table(columns, ((file.name, 2, len(rows)),))
+    return Table(columns, ((file.name, first_row, len(rows)),))
 
 
 def _drop_empty_end(rows: list[list[str]]) -> list[list[str]]:
@@ -271,14 +310,17 @@ def _text(file: Path) -> str:
         raise DataError(f"{file.name}, row {line} is not UTF-8\n  try       saving the file as UTF-8") from error
 
 
-def _delimiter(file: Path, text: str) -> str:
-    if not file.name.lower().removesuffix(".gz").endswith(".csv"):
-        return "\t"
-    header = text.splitlines()[0]
-    return max(",;\t", key=header.count)
+def delimiter_of(file: Path, header: str) -> str:
+    """Return the separator of a text file: a tab, or in a ``.csv`` file the most frequent separator of its header."""
+    return max(",;\t", key=header.count) if file.name.lower().removesuffix(".gz").endswith(".csv") else "\t"
 
 
-def _check_header(file: Path, header: Sequence[str]) -> None:
+def check_header(file: Path, header: Sequence[str]) -> None:
+    """Refuse a header with a column that has no name, or a name that another column has.
+
+    Raises:
+        DataError: the header is ambiguous.
+    """
     duplicates = {name for name in header if header.count(name) > 1}
     for name in duplicates or [name for name in header if not name]:
         fault = f"the column {name} twice" if name else "a column without a name"
@@ -293,34 +335,48 @@ def _cells(cells: Any) -> np.ndarray:
 
 
 def _read_parquet(file: Path, ignored_columns: Sequence[str]) -> Table:
+    with open_parquet(file) as parquet:
+        arrow_table = parquet.read()
+    check_header(file, arrow_table.column_names)
+    return from_arrow(arrow_table, file.name, ignored_columns=ignored_columns)
+
+
+@contextmanager
+def open_parquet(file: Path) -> Iterator[Any]:
+    """Open a Parquet file as a ``pyarrow.parquet.ParquetFile``.
+
+    Raises:
+        DataError: the file cannot be read.
+        MissingExtra: pyarrow is not installed.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise MissingExtra(f"{file.name} (Parquet)", "data") from error
     try:
-        arrow_table = parquet.ParquetFile(file).read()
+        with parquet.ParquetFile(file) as opened:
+            yield opened
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{file.name} cannot be read: {reason}\n  try       saving it as Parquet again") from error
-    _check_header(file, arrow_table.column_names)
-    return from_arrow(arrow_table, file.name, ignored_columns=ignored_columns)
 
 
-def from_arrow(arrow_table: Any, name: str, *, ignored_columns: Sequence[str] = ()) -> Table:
+def from_arrow(arrow_table: Any, name: str, *, ignored_columns: Sequence[str] = (), first_row: int = 1) -> Table:
     """Convert an Arrow table.
 
     Args:
         arrow_table: a ``pyarrow.Table``.
         name: name of its source, for messages.
         ignored_columns: columns to leave out.
+        first_row: number of its first row in the source.
 
     Raises:
         DataError: the type of a column is not a number, text, date or boolean.
     """
     wanted = [column for column in arrow_table.column_names if column not in ignored_columns]
     columns = {column: _from_arrow(name, column, arrow_table[column]) for column in wanted}
-    return Table(columns, ((name, 1, arrow_table.num_rows),))
+    return Table(columns, ((name, first_row, arrow_table.num_rows),))
 
 
 def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:

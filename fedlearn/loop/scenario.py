@@ -4,36 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.records import Array, ClientEvaluation, ClientId, Evaluation, Examples, Predictions
+from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import Evaluate
 
+UNIT_METRICS = ("rmse", "mae")  # metrics in the unit of the target
+
 
 @dataclass(frozen=True, kw_only=True)
-class CharacterEncoding:
-    """Encode text for a model that predicts the next character.
+class Network:
+    """Name the builder of a model and its arguments, to build the model again without data.
 
     Args:
-        alphabet: characters with the numbers 1, 2, ...; 0 is padding. Other characters get the last number.
-        length: number of characters in one input of the model.
-
-    >>> CharacterEncoding(alphabet="ab ", length=80).encode("ba!").tolist()
-    [2, 1, 3]
+        builder: dotted name of a function ``(model, data, *, framework, device, **arguments)``, which returns a trainer
+            and a text. It reads the task and the number of classes from ``data``.
+        arguments: other arguments of the builder, as JSON values.
     """
 
-    alphabet: str
-    length: int
+    builder: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def encode(self, text: str) -> np.ndarray:
-        """Return the numbers of the characters, ``(T,)`` int32, from 1."""
-        numbers = {character: number for number, character in enumerate(self.alphabet, 1)}
-        return np.array([numbers.get(character, len(self.alphabet)) for character in text], np.int32)
+
+# function from the settings of a scenario to its preprocessing and network; None if the settings do not determine them
+DeclaredModel = Callable[[Mapping[str, Any]], tuple[Preprocessing, Network] | None]
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+def declares_model(declared: DeclaredModel) -> Callable[[Builder], Builder]:
+    """Return a decorator that states the model of a scenario builder without data.
+
+    The coordinator of a deployed run has no data. It saves this description with the trained model.
+    """
+
+    def state(builder: Builder) -> Builder:
+        vars(builder).update(declared_model=declared)
+        return builder
+
+    return state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +62,14 @@ class Scenario:
         metric: main metric of tables and figures; default the metric of the task (see
             `fedlearn.core.metrics.main_metric`).
         partition: partition of the data over the clients, e.g. ``natural`` (default) or ``dirichlet(0.3)``.
-        target_scale: (centre, spread) of a regression target. A prediction is ``centre + spread * output``.
-        read_inputs: reads model inputs ``(N, ...)`` from a file of new examples, or from a folder of images.
         disclosure: information about clients that the preparation of the data disclosed; default empty.
         ledger: privacy loss of this disclosure, if noise protects each record; default empty.
         backdoor_examples: changes held-out examples to the trigger and the target of an attack; None for no backdoor.
-        files: small texts of the model by file name, e.g. its vocabulary. The run folder contains them.
-        characters: encoding of a language model that predicts the next character; None for other models.
+        preprocessing: inputs and target of the model. A run saves it, so that predictions need no training data. None
+            for a scenario without a description; its model then predicts for arrays of model inputs only.
+        network: builder of the model. A run saves it, so that predictions need no training data; None if unknown.
+        data_digests: digest of each part of the raw data by name, e.g. of a column of a file. A resumed run compares
+            them. Empty compares the examples of each client.
     """
 
     name: str
@@ -63,13 +78,12 @@ class Scenario:
     model: str = ""
     metric: str | None = None
     partition: str = "natural"
-    target_scale: tuple[float, float] = (0.0, 1.0)
-    read_inputs: Callable[[Path], np.ndarray] | None = None
     disclosure: str = ""
     ledger: Ledger = field(default_factory=Ledger)
     backdoor_examples: Callable[[Examples], Examples] | None = None
-    files: Mapping[str, str] = field(default_factory=dict)
-    characters: CharacterEncoding | None = None
+    preprocessing: Preprocessing | None = None
+    network: Network | None = None
+    data_digests: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(scenario: Scenario) -> Evaluate:
@@ -82,7 +96,8 @@ def judge(scenario: Scenario) -> Evaluate:
     - the held-out examples of all evaluated clients, otherwise;
     - the metric sums of the clients, if clients send a `ClientEvaluation` in place of outputs.
 
-    If no client has held-out examples, the test set of the scenario alone evaluates the global model.
+    If no client has held-out examples, the test set of the scenario alone evaluates the global model. The metrics
+    ``rmse`` and ``mae`` are in the unit of the target.
     """
     from fedlearn.core.metrics import combine_evaluations, evaluate
 
@@ -93,7 +108,7 @@ def judge(scenario: Scenario) -> Evaluate:
     ) -> Evaluation | None:
         client_evaluations = [part for part in parts if isinstance(part, ClientEvaluation)]
         if client_evaluations:
-            return combine_evaluations(client_evaluations, task=data.task)
+            return in_target_unit(combine_evaluations(client_evaluations, task=data.task), scenario)
         predictions = [part for part in parts if isinstance(part, Predictions)]
         pooled = None
         if data.pooled_test is not None and params_D is not None:
@@ -101,13 +116,27 @@ def judge(scenario: Scenario) -> Evaluate:
             pooled = Predictions(client=-1, outputs=scenario.trainer.predict(params_D, test.x), targets=test.y)
         if not predictions and pooled is None:
             return None
-        evaluation = evaluate(predictions, task=data.task, pooled=pooled)
+        evaluation = in_target_unit(evaluate(predictions, task=data.task, pooled=pooled), scenario)
         if scenario.backdoor_examples is None or params_D is None:
             return evaluation
         success = _attack_success(scenario, params_D, evaluation.clients, scenario.backdoor_examples)
         return replace(evaluation, pooled={**evaluation.pooled, "attack_success": success})
 
     return evaluate_scenario
+
+
+def in_target_unit(evaluation: Evaluation, scenario: Scenario) -> Evaluation:
+    """Return the evaluation with errors in the unit of the target. The training scales the target."""
+    target = scenario.preprocessing.target if scenario.preprocessing else None
+    spread = abs(target.spread) if target is not None and target.task == "regression" else 1.0
+    if spread == 1:
+        return evaluation
+    factor = {name: spread if name in UNIT_METRICS else 1.0 for name in evaluation.pooled}
+    return replace(
+        evaluation,
+        pooled={name: value * factor[name] for name, value in evaluation.pooled.items()},
+        per_client={name: values_K * factor.get(name, 1.0) for name, values_K in evaluation.per_client.items()},
+    )
 
 
 def _attack_success(

@@ -21,7 +21,7 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import ClientId, ClientWork, Evaluation, Examples, LocalSettings, Predictions, Request
 from fedlearn.engines.base import split_into_blocks
-from fedlearn.loop.scenario import judge
+from fedlearn.loop.scenario import in_target_unit, judge
 from fedlearn.loop.training_loop import select_evaluation_clients
 from fedlearn.runner.config import Experiment
 
@@ -87,7 +87,7 @@ def _local(
         parts += [_predictions(experiment, params_D, client) for params_D, client in models]
         if should_stop():
             return None
-    return evaluate(parts, task=data.task)
+    return in_target_unit(evaluate(parts, task=data.task), experiment.scenario)
 
 
 def _train(experiment: Experiment, request: Request, work: Sequence[ClientWork]) -> Iterator[np.ndarray]:

@@ -16,18 +16,20 @@ from fedlearn.callbacks.run_history import truncate_history
 from fedlearn.core import checkpoint
 from fedlearn.core.command_line import DONE, UsageError
 from fedlearn.core.records import ServerState
-from fedlearn.errors import did_you_mean
+from fedlearn.errors import FedlearnError, did_you_mean
 from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import parse_override
 from fedlearn.runner.config import Experiment, build_plan
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.initial_weights import first_state
 from fedlearn.runner.ledger_file import LedgerFile
+from fedlearn.runner.model_folder import with_declared_model, write_model_folder
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import read_run_config, write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import locked_run_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.training_data import require_same_data
 
 EARLY_STOP_SETTINGS = ("early_stop.metric", "early_stop.patience", "early_stop.min_delta")
 CHANGEABLE_SETTINGS = ("rounds", "max_failures", "checkpoint_every", "report", *EARLY_STOP_SETTINGS)
@@ -47,6 +49,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     Raises:
         FedlearnError: the folder is not a run folder, the run is in progress, or an override is not allowed.
         CheckpointError: no checkpoint is complete, or the checkpoints have an older format.
+        DataError: the training data have changed.
     """
     checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = _apply_overrides(read_run_config(folder), overrides)
@@ -54,7 +57,8 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     plan, callbacks = build_plan(cfg), build_callbacks(cfg)
     set_environment(cfg.get("framework"))
     with locked_run_folder(folder):
-        experiment = run_mode.build_experiment(cfg, plan, folder)
+        experiment = with_declared_model(run_mode.build_experiment(cfg, plan, folder), cfg)
+        _check_data(folder, experiment)
         state = LedgerFile(folder).restore(_last_state(experiment, cfg, folder))
         reason = _reason_complete(experiment, cfg, folder, state, overrides)
         if reason:
@@ -63,10 +67,19 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
             return RunOutcome(exit_code=DONE)
         if overrides:
             write_run_config(folder, cfg)
+        write_model_folder(folder, experiment, cfg)
         (folder / SUMMARY_FILE).unlink(missing_ok=True)  # it describes the earlier end of the run
         history = truncate_history(folder, state.round)
         run = build_run_info(experiment, cfg, folder, run_mode=run_mode, start_round=state.round, history=history)
         return run_rounds(experiment, run, state, callbacks, run_mode=run_mode)
+
+
+def _check_data(folder: Path, experiment: Experiment) -> None:
+    try:
+        require_same_data(folder, experiment.scenario)
+    except FedlearnError:
+        experiment.engine.close()
+        raise
 
 
 def _apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

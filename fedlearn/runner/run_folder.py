@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedlearn.callbacks.checkpoints import MODEL_FOLDER
 from fedlearn.errors import FedlearnError
 
 CONFIG_FILE, LOG_FILE, LOCK_FILE = "config.yaml", "run.log", ".lock"
+DIGESTS_FILE = "data_digests.json"  # digests of the training data
 RUN_FOLDER_ENTRIES = (CONFIG_FILE, LOG_FILE, "metrics.jsonl", "checkpoints")
 
 
@@ -41,9 +44,10 @@ class RunFolderLock:
 
     def discard(self) -> None:
         """Remove the files and folders of a run that never started."""
-        for name in (CONFIG_FILE, LOG_FILE, LOCK_FILE):
+        for name in (CONFIG_FILE, LOG_FILE, LOCK_FILE, DIGESTS_FILE):
             with suppress(OSError):
                 (self.path / name).unlink()
+        shutil.rmtree(self.path / MODEL_FOLDER, ignore_errors=True)
         for folder in self.created_folders:
             with suppress(OSError):  # not empty: another run uses it now
                 folder.rmdir()

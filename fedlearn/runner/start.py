@@ -30,11 +30,13 @@ from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.initial_weights import first_state, require_source
+from fedlearn.runner.model_folder import with_declared_model, write_model_folder
 from fedlearn.runner.rounds import RunOutcome, run_rounds
 from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
+from fedlearn.runner.training_data import write_data_digests
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +101,9 @@ def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode
     except BuildError:
         log.exception("the experiment cannot be built")
         raise
-    for name, text in experiment.scenario.files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    experiment = with_declared_model(experiment, cfg)
+    write_model_folder(folder, experiment, cfg)
+    write_data_digests(folder, experiment.scenario)
     state = first_state(experiment, cfg)
     info = build_run_info(experiment, cfg, folder, run_mode=run_mode)
     return run_rounds(experiment, info, state, callbacks, run_mode=run_mode)

@@ -1,121 +1,302 @@
-"""Load the model of a run from one of its checkpoints."""
+"""Load the model of a run folder, and predict with it. No training data are needed.
+
+Shapes: N examples, C classes, D parameters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER
 from fedlearn.callbacks.formatting import format_metric
-from fedlearn.callbacks.run_history import best_metrics, metric_values, read_history
+from fedlearn.callbacks.run_history import metric_values, read_history
 from fedlearn.core import checkpoint as checkpoints
-from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
-from fedlearn.core.metrics import main_metric
-from fedlearn.core.records import ServerState
-from fedlearn.errors import FedlearnError, SettingError, require
-from fedlearn.loop.scenario import Scenario
-from fedlearn.runner.config import build_scenario
-from fedlearn.runner.environment import set_environment
-from fedlearn.runner.run_config import read_run_config
+from fedlearn.data.example_files import InputBatch, read_batches
+from fedlearn.data.inputs import ArrayInputs, ImageInputs, Inputs, TableInputs, TextInputs, model_inputs
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.tables import table_from_columns
+from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
+from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.wrappers import TrainerWrapper
+from fedlearn.runner.model_folder import ModelDescription, read_model_description, read_preprocessing
+from fedlearn.runner.model_network import build_network
+from fedlearn.runner.model_parameters import ModelParameters, read_parameters
+
+BATCH_SIZE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """Model of a run after one of its rounds.
+    """Model of a run after one of its rounds. Its methods accept raw examples.
+
+    Raw examples are the path of a file or of a folder of images, a data frame or a mapping of columns, a list of texts,
+    or an array. An array of bytes holds images; any other array holds model inputs.
 
     Attributes:
-        scenario: scenario, built from the settings of the run.
-        params_D: parameters after the round, float32.
-        round: number of the round.
-        metric: metric that selects the best round.
-        value: value of the metric after the round; None if the round was not evaluated.
+        folder: run folder.
+        description: description of the model.
+        preprocessing: inputs and target; None for a scenario without it, whose model accepts model inputs only.
+        parameters: parameters, and the round and the client that they belong to.
+        value: value of the metric of the run after this round; None if the round was not evaluated.
+        framework: ``torch``, ``jax`` or ``mixed``; None is the framework of the run.
+        allow_targets: modules of the user that the settings of the run may import.
+        device: device of the predictions.
     """
 
-    scenario: Scenario
-    params_D: np.ndarray
-    round: int
-    metric: str = ""
+    folder: Path
+    description: ModelDescription
+    preprocessing: Preprocessing | None
+    parameters: ModelParameters
     value: float | None = None
+    framework: str | None = None
+    allow_targets: tuple[str, ...] = ()
+    device: str = "cpu"
+
+    def __str__(self) -> str:
+        metric = self.description.metric
+        value = "not evaluated" if self.value is None else f"{metric} {format_metric(metric, self.value)}"
+        client = f", client {self.parameters.client}" if self.parameters.client is not None else ""
+        return f"model of round {self.round}{client} ({value})"
 
     @property
-    def description(self) -> str:
-        """Text for commands: number of the round and value of its metric."""
-        value = "not evaluated" if self.value is None else f"{self.metric} {format_metric(self.metric, self.value)}"
-        return f"model of round {self.round} ({value})"
+    def round(self) -> int:
+        """Round of the parameters."""
+        return self.parameters.round
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one example, without the batch axis."""
-        return self.example.shape[1:]
+    def params_D(self) -> np.ndarray:  # noqa: N802
+        """Parameters as one vector, float32."""
+        return self.parameters.params_D
 
     @property
-    def example(self) -> np.ndarray:
-        """Batch with one example of zeros, ``(1, ...)``, with the dtype of the data."""
-        data = self.scenario.data
-        x = next(x for x in (data.train(client).x for client in data.clients) if len(x))
-        return np.zeros_like(x[:1])
+    def seed(self) -> int:
+        """Seed of the run."""
+        return self.parameters.seed
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the parameters."""
+        return self.description.layout
+
+    @property
+    def target(self) -> Target:
+        """Target of the model; without preprocessing, the classes are their numbers."""
+        if self.preprocessing is not None:
+            return self.preprocessing.target
+        task = self.description.task
+        count = self.description.num_classes if task in ("binary", "multiclass") else 0
+        return Target(task=task, classes=tuple(map(str, range(count))))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of `predict_proba`; empty for a regression."""
+        return self.target.classes
+
+    @property
+    def inputs(self) -> Inputs:
+        """Inputs of the model; without preprocessing, arrays of model inputs."""
+        return self.preprocessing.inputs if self.preprocessing else ArrayInputs(shape=self._network.input_shape)
+
+    @cached_property
+    def _network(self) -> Any:
+        return build_network(
+            self.folder, self.description, self.framework, allow_targets=self.allow_targets, device=self.device
+        )
+
+    @property
+    def trainer(self) -> Trainer:
+        """Trainer with the network of the model; it is built at the first use."""
+        trainer: Trainer = self._network.trainer
+        return trainer
+
+    @property
+    def module(self) -> Any:
+        """Module with the trained weights: an ``nn.Module``, or a pair of a flax module and its variables."""
+        trainer: Any = self.trainer
+        while isinstance(trainer, TrainerWrapper):
+            trainer = trainer.trainer
+        trainer = trainer.trainers[0] if trainer.framework not in ("torch", "jax") else trainer
+        return trainer.network(self.params_D)
+
+    def predict(self, data: Any, *, threshold: float = 0.5, **options: Any) -> np.ndarray:
+        """Return one prediction for each example, ``(N,)``: the name of a class, or a value in the unit of the target.
+
+        Args:
+            data: raw examples.
+            threshold: probability above which a binary task predicts the positive class, in [0, 1).
+            options: ``batch_size`` (default 1024), ``allow_unknown``, ``allow_missing``; see `batches`.
+
+        Raises:
+            FedlearnError: an example is not valid, or the framework of the model is not installed.
+        """
+        check_threshold(self.target, threshold)
+        return self.labels(self.outputs(data, **options), threshold)
+
+    def predict_proba(self, data: Any, **options: Any) -> np.ndarray:
+        """Return the probability of each class, ``(N, C)``, in the order of `classes`.
+
+        Args:
+            data: raw examples.
+            options: see `predict`.
+
+        Raises:
+            FedlearnError: the model has no classes, or an example is not valid.
+        """
+        if not self.classes:
+            problem = f"the model predicts {self.target.name}, which has no classes"
+            raise FedlearnError(f"{problem}\n  expected  a classification\n  try       predict(...)")
+        return self.target.probabilities(self.outputs(data, **options))
+
+    def labels(self, outputs_NC: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+        """Return the predictions for model outputs."""
+        if not self.classes:
+            return self.target.values(outputs_NC)
+        return np.array(self.classes, object)[self.target.class_numbers(outputs_NC, threshold)]
+
+    def outputs(self, data: Any, **options: Any) -> np.ndarray:
+        """Return the outputs of the model ``(N, C)``: logits, or scaled values of a regression."""
+        return np.concatenate([self.trainer.predict(self.params_D, batch.x) for batch in self.batches(data, **options)])
+
+    def batches(
+        self, data: Any, *, batch_size: int = BATCH_SIZE, allow_unknown: bool = False, allow_missing: bool = False
+    ) -> Iterator[InputBatch]:
+        """Yield model inputs of raw examples. At most ``batch_size`` examples of a file are in memory.
+
+        Args:
+            data: raw examples.
+            batch_size: examples in one pass of the model, >= 1.
+            allow_unknown: whether an unknown category counts as missing. If not, it is an error.
+            allow_missing: whether an absent column counts as missing. If not, it is an error.
+
+        Raises:
+            DataError: an example is not valid; the message names row and column.
+        """
+        require(is_count(batch_size), "batch_size", batch_size, "a whole number >= 1", "batch_size=1024")
+        if isinstance(data, str | PathLike):
+            yield from read_batches(
+                Path(data), self.inputs, batch_size, allow_unknown=allow_unknown, allow_missing=allow_missing
+            )
+            return
+        x = self._transform(data, allow_unknown=allow_unknown, allow_missing=allow_missing)
+        for start in range(0, len(x), batch_size):
+            yield InputBatch(x=x[start : start + batch_size])
+
+    def _transform(self, data: Any, *, allow_unknown: bool, allow_missing: bool) -> np.ndarray:
+        inputs = self.inputs
+        if isinstance(inputs, TableInputs) and _has_columns(data):
+            table = table_from_columns(data)
+            return inputs.transform(table, allow_unknown=allow_unknown, allow_missing=allow_missing)
+        if isinstance(inputs, ImageInputs) and isinstance(data, np.ndarray) and data.dtype == np.uint8:
+            return inputs.transform(data)
+        if isinstance(inputs, TextInputs) and _are_texts(data):
+            return inputs.transform(data)
+        if not isinstance(data, np.ndarray):
+            expected = {"table": "a data frame or a mapping of columns", "texts": "a list of texts"}.get(inputs.kind)
+            problem = f"the examples are a {type(data).__name__}"
+            raise DataError(
+                f"{problem}\n  expected  {expected or 'an array'}, a path, or an array of model inputs\n"
+                f"  try       model.predict(numpy_array)"
+            )
+        return model_inputs(data, inputs.input_shape)
 
 
-def load_trained_model(folder: Path, *, checkpoint: str = "last", framework: str | None = None) -> TrainedModel:
-    """Return the model of a run.
+def load(
+    run_folder: str | PathLike[str],
+    checkpoint: str | int = "last",
+    *,
+    client: str | None = None,
+    framework: str | None = None,
+    device: str = "cpu",
+    allow_targets: Sequence[str] = (),
+) -> TrainedModel:
+    """Load the trained model of a run.
 
     Args:
-        folder: run folder.
-        checkpoint: ``last`` (default), ``best`` (see `fedlearn.callbacks.checkpoints.Checkpoints`) or the number of a
-            round.
-        framework: ``torch`` or ``jax``, which share the parameter vector; None keeps the framework of the run.
+        run_folder: run folder, also on another machine; ``model/`` and ``checkpoints/`` are enough.
+        checkpoint: ``last`` (default), ``best`` (see `fedlearn.callbacks.checkpoints.Checkpoints`) or a round.
+        client: name or number of a client of a run with personal models; ``global`` for the global model, if there is
+            a complete one.
+        framework: ``torch`` or ``jax``, which share the parameters; None keeps the framework of the run.
+        device: device of the predictions, e.g. ``cpu`` (default) or ``cuda``.
+        allow_targets: modules of the user with the code of the model. A run folder can name code, so a module that is
+            not listed here is not imported.
 
     Raises:
-        SettingError: the checkpoint does not exist.
-        FedlearnError: the folder is not a run folder, it has no complete checkpoint, or its data or framework are
-            missing.
+        SettingError: the checkpoint or the client does not exist, or the run needs a client.
+        FedlearnError: the folder has no trained model, or a file of the model is damaged.
+
+    >>> load("outputs/heart")  # doctest: +SKIP
     """
-    is_known = checkpoint in ("last", "best") or checkpoint.isdecimal()
-    require(is_known, "checkpoint", checkpoint, "last, best or the number of a round", "checkpoint=best")
+    folder = Path(run_folder)
+    return load_trained_model(
+        folder,
+        checkpoint=str(checkpoint),
+        client=client,
+        framework=framework,
+        device=device,
+        allow_targets=tuple(allow_targets),
+    )
+
+
+def load_trained_model(
+    folder: Path,
+    *,
+    checkpoint: str = "last",
+    client: str | None = None,
+    framework: str | None = None,
+    device: str = "cpu",
+    allow_targets: Sequence[str] | None = None,
+) -> TrainedModel:
+    """Load the trained model of a run; see `load`.
+
+    Args:
+        folder: see `load`.
+        checkpoint: see `load`.
+        client: see `load`.
+        framework: see `load`.
+        device: see `load`.
+        allow_targets: see `load`; None, the default of the commands, takes the modules in the settings of the run.
+    """
     checkpoints.check_format(folder / CHECKPOINT_FOLDER)
-    cfg = read_run_config(folder)
-    if framework:
-        cfg.framework = framework
-        if "framework" in cfg.scenario:
-            cfg.scenario.framework = framework
-    set_environment(cfg.get("framework"))
-    scenario = build_scenario(cfg)
-    statistics = ", ".join(scenario.trainer.layout.buffers[:3]) if cfg.get("buffers") == "local" else ""
-    if statistics:
-        reason = (
-            f"the clients of {folder} kept their statistics ({statistics}, ...), without which the model is useless"
-        )
-        raise FedlearnError(f"{reason}\n  try       a run with buffers=average")
-    metric = OmegaConf.select(cfg, "early_stop.metric") or scenario.metric or main_metric(scenario.data.task)
-    state = _select(folder, checkpoint, metric, scenario.trainer.layout)
-    value = dict(metric_values(read_history(folder), metric)).get(state.round)
-    params_D = as_numpy(state.params_D)
-    return TrainedModel(scenario=scenario, params_D=params_D, round=state.round, metric=metric, value=value)
+    description = read_model_description(folder)
+    parameters = read_parameters(folder, description, checkpoint, client)
+    allowed = description.settings.get("allow_targets", ()) if allow_targets is None else allow_targets
+    history = read_history(folder)
+    return TrainedModel(
+        folder=folder,
+        description=description,
+        preprocessing=read_preprocessing(folder),
+        parameters=parameters,
+        value=dict(metric_values(history, description.metric)).get(parameters.round),
+        framework=framework,
+        allow_targets=tuple(map(str, allowed)),
+        device=device,
+    )
 
 
-def _select(folder: Path, name: str, metric: str, layout: Layout) -> ServerState:
-    path = folder / CHECKPOINT_FOLDER
-    if name == "last":
-        return checkpoints.load_latest(path, layout)[0]
-    saved = checkpoints.saved_rounds(path)
-    round = _best_round(folder, metric, saved) if name == "best" else int(name)
-    if round not in saved:
-        value = f"best, which is round {round} by {metric}" if name == "best" else name
-        expected = f"a saved round: {', '.join(map(str, saved)) or 'none is saved'}"
-        raise SettingError("checkpoint", value, expected, "checkpoint=last")
-    return checkpoints.load(checkpoints.checkpoint_path(path, round), layout)[0]
+def check_threshold(target: Target, threshold: float) -> None:
+    """Refuse a threshold out of range, or a threshold for a task without a positive class.
+
+    Raises:
+        SettingError: the threshold has no meaning.
+    """
+    is_share = is_number(threshold, at_least=0, below=1)
+    require(is_share, "threshold", threshold, "a number in [0, 1)", "threshold=0.5")
+    is_used = threshold == 0.5 or target.task == "binary"
+    require(is_used, "threshold", threshold, "0.5, because the task is not binary", "threshold=0.5")
 
 
-def _best_round(folder: Path, metric: str, saved: Sequence[int]) -> int:
-    """Return the best round up to the newest checkpoint. The history of a killed run may have later rounds."""
-    history = [line for line in read_history(folder) if saved and line["round"] <= saved[-1]]
-    best = best_metrics(history).get(metric)
-    if best is None:
-        expected = f"a round with a finite {metric}, but the run has none"
-        raise SettingError("checkpoint", "best", expected, "checkpoint=last")
-    return int(best["round"])
+def _has_columns(data: Any) -> bool:
+    return isinstance(data, Mapping) or hasattr(data, "columns")
+
+
+def _are_texts(data: Any) -> bool:
+    return isinstance(data, Sequence) and not isinstance(data, str) and all(isinstance(text, str) for text in data)

@@ -9,24 +9,20 @@ import numpy as np
 import torch
 
 from fedlearn.errors import MissingExtra
-from fedlearn.loop.protocols import Trainer
-from fedlearn.loop.wrappers import TrainerWrapper
-from fedlearn.trainers.torch import TorchTrainer
 
 
-def save_state_dict(trainer: Trainer, params_D: np.ndarray, path: Path) -> None:
+def save_state_dict(network: torch.nn.Module, path: Path) -> None:
     """Write the state dict. Load it with ``module.load_state_dict(torch.load(path, weights_only=True))``."""
-    torch.save(_network(trainer, params_D).state_dict(), path)
+    torch.save(network.state_dict(), path)
 
 
-def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path: Path) -> None:
+def save_onnx(network: torch.nn.Module, example: np.ndarray, path: Path) -> None:
     """Write the network as ONNX. Its input is ``x``, for any number of examples; its output is ``outputs``.
 
     Outputs are logits for classification and values for regression.
 
     Args:
-        trainer: torch trainer of the model.
-        params_D: parameters of the model, (D,).
+        network: network with its parameters, in evaluation mode.
         example: example of an input, ``(B, ...)``.
         path: path of the file.
 
@@ -38,7 +34,7 @@ def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path:
         import onnxscript  # noqa: F401
     except ImportError as missing:
         raise MissingExtra("format=onnx", "export") from missing
-    network = _network(trainer, params_D).cpu()
+    network = network.cpu()
     batch = torch.from_numpy(np.concatenate([example[:1], example[:1]]))  # torch treats a batch size of 1 as constant
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own parts
@@ -53,11 +49,3 @@ def save_onnx(trainer: Trainer, params_D: np.ndarray, example: np.ndarray, path:
             verbose=False,
             dynamo=True,
         )
-
-
-def _network(trainer: Trainer, params_D: np.ndarray) -> torch.nn.Module:
-    """Return the network of the innermost trainer."""
-    while isinstance(trainer, TrainerWrapper):
-        trainer = trainer.trainer
-    assert isinstance(trainer, TorchTrainer)
-    return trainer.network(params_D)

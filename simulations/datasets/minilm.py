@@ -6,17 +6,16 @@ Shapes: N texts, T tokens, E width.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
 from fedlearn.data.download import DataSet, OfficialSource, Wheel, find
-from fedlearn.errors import MissingExtra, is_count, require
+from fedlearn.data.text_tokenizers import WordPieceTokenizer
+from fedlearn.errors import is_count, require
 from simulations.models.encoder import EncoderConfig, PretrainedEncoder
 
 FILES = {
@@ -53,44 +52,6 @@ PARAMETER_NAMES = {  # name in the file: name in our model
     "output.dense": "down",
     "output.LayerNorm": "norm_1",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordPieceTokenizer:
-    """Tokenize texts into the word pieces of a pretrained encoder.
-
-    Args:
-        tokenizer_json: content of a file of the tokenizers library.
-        length: number of tokens of a text, >= 3, including one special token at each end. Longer texts are cut, and
-            shorter ones are padded with 0.
-    """
-
-    tokenizer_json: str
-    length: int
-    file_name = "tokenizer.json"  # name of the file in a run folder
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the token numbers of the texts, ``(N, T)``, int32.
-
-        Raises:
-            MissingExtra: The library tokenizers is not installed.
-        """
-        encodings = self._tokenizer().encode_batch(list(texts))
-        return np.array([encoding.ids for encoding in encodings], np.int32).reshape(-1, self.length)
-
-    def to_json(self) -> str:
-        """Return the tokenizer as JSON. ``tokenizers.Tokenizer.from_file`` reads it, to tokenize new texts."""
-        return str(self._tokenizer().to_str())
-
-    def _tokenizer(self) -> Any:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise MissingExtra("scenario", "text") from error
-        tokenizer = Tokenizer.from_str(self.tokenizer_json)
-        tokenizer.enable_truncation(self.length)
-        tokenizer.enable_padding(length=self.length)
-        return tokenizer
 
 
 def load_minilm(

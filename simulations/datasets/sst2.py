@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from fedlearn.data.download import DataSet, LocalCopy, OfficialSource, find
-from simulations.datasets.hashing_tokenizer import read_lines
+from fedlearn.data.text_tokenizers import read_lines
 
 SST2 = DataSet(
     name="sst2",

@@ -10,11 +10,14 @@ from os import PathLike
 from typing import Any
 
 from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.inputs import TextInputs
 from fedlearn.data.partition import Natural, Partition, as_partition
+from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.loop.scenario import Scenario
-from simulations.datasets.airline_tweets import AIRLINES, read_airline_tweets
-from simulations.datasets.hashing_tokenizer import read_lines
-from simulations.models.text.readers import build_text_pipeline
+from simulations.datasets.airline_tweets import AIRLINES, SENTIMENTS, read_airline_tweets
+from simulations.models.text.readers import build_text_pipeline, text_network
+
+TARGET = Target(name="sentiment", task="multiclass", classes=SENTIMENTS)
 
 
 def airline_sentiment(
@@ -54,7 +57,8 @@ def airline_sentiment(
     words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
     texts, sentiment_N, airline_N, place = read_airline_tweets(path=path)
     partition = as_partition(partition, num_clients=6, test_share=0.2)
-    tokens_NT = words.encode(texts)
+    inputs = TextInputs(tokenizer=words)
+    tokens_NT = inputs.transform(texts)
     data = partition_arrays(tokens_NT, sentiment_N, partition, task="multiclass", natural_N=airline_N, seed=seed)
     names = dict(enumerate(AIRLINES)) if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=f"tweets to US airlines, from {place}")
@@ -65,6 +69,6 @@ def airline_sentiment(
         trainer=trainer,
         model=line,
         partition=str(partition),
-        read_inputs=lambda file: words.encode(read_lines(file)),
-        files={words.file_name: words.to_json()},
+        preprocessing=Preprocessing(inputs=inputs, target=TARGET),
+        network=text_network(model, length=length, vocab_size=num_tokens),
     )

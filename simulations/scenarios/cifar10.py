@@ -9,18 +9,25 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from fedlearn.core.records import Examples
-from fedlearn.data.folder import read_images_for_shape
 from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.inputs import ImageInputs
 from fedlearn.data.partition import Partition, as_partition
-from fedlearn.loop.scenario import Scenario
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
 from simulations.datasets.cifar10 import read_cifar10
 from simulations.models import build_trainer
 
+# in [-1, 1]: grey, which fills the border of shifted images, becomes zero
+INPUTS = ImageInputs(height=32, width=32, channels=3, offset=127.5, scale=127.5)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+PREPROCESSING = Preprocessing(inputs=INPUTS, target=Target(name="object", task="multiclass", classes=CLASSES))
+SHAPE: dict[str, Any] = {"input_shape": (32, 32, 3), "hidden": (128, 64)}
+NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
 
+
+@declares_model(lambda settings: (PREPROCESSING, NETWORK))
 def cifar10(
     *,
     framework: str = "torch",
@@ -59,12 +66,10 @@ def cifar10(
     augmentation = Augmentation(flip=flip, shift=shift, rotation=rotation)
     (images_N, label_N), (test_images, test_labels), source = read_cifar10(path=path)
     partition = as_partition(partition, num_clients=20, test_share=0.1)
-    data = partition_arrays(scale_images(images_N), label_N, partition, task="multiclass", seed=seed)
-    official = Examples(scale_images(test_images), test_labels)
+    data = partition_arrays(INPUTS.transform(images_N), label_N, partition, task="multiclass", seed=seed)
+    official = Examples(INPUTS.transform(test_images), test_labels)
     data = replace(data, pooled_test=lambda: official, source=source)
-    fitted, line = build_trainer(
-        model, data, input_shape=(32, 32, 3), hidden=(128, 64), framework=framework, device=device
-    )
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **SHAPE)
     trainer = AugmentedTrainer(fitted, augmentation) if flip or shift or rotation else fitted
     return Scenario(
         name="cifar10",
@@ -72,10 +77,6 @@ def cifar10(
         trainer=trainer,
         model=line,
         partition=str(partition),
-        read_inputs=lambda place: scale_images(read_images_for_shape((32, 32, 3), place)),
+        preprocessing=PREPROCESSING,
+        network=NETWORK,
     )
-
-
-def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Return bytes as float32 in [-1, 1]. Gray, which fills the border of shifted images, becomes zero."""
-    return (images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)

@@ -11,12 +11,26 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_digits
 
+from fedlearn.data.column_types import Number
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Partition, add_feature_noise, as_partition, partition_rows
-from fedlearn.loop.scenario import Scenario
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.tables import Table
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.models import build_trainer
 
+PIXELS = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))  # names in scikit-learn
+INPUTS = TableInputs(columns=tuple(Number(name=name, spread=16.0) for name in PIXELS), shape=(8, 8, 1))
+PREPROCESSING = Preprocessing(
+    inputs=INPUTS,
+    target=Target(name="digit", task="multiclass", classes=tuple("0123456789")),
+)
+SHAPE: dict[str, Any] = {"input_shape": (8, 8, 1), "hidden": (64,)}
+NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
 
+
+@declares_model(lambda settings: (PREPROCESSING, NETWORK))
 def digits(
     *,
     framework: str = "torch",
@@ -46,7 +60,8 @@ def digits(
     doi:10.24432/C50P49.
     """
     bunch = load_digits()
-    images_N, digit_N = (bunch.images / 16)[..., None].astype(np.float32), bunch.target.astype(np.int64)
+    table = Table(dict(zip(PIXELS, bunch.data.T, strict=True)), (("digits", 1, len(bunch.data)),))
+    images_N, digit_N = INPUTS.transform(table), bunch.target.astype(np.int64)
     partition = as_partition(partition, num_clients=20)
     rows = partition_rows(partition, digit_N, seed=seed)
     images_N = add_feature_noise(images_N, rows, level=feature_noise, seed=seed)
@@ -54,6 +69,14 @@ def digits(
         images_N, digit_N, assignment=rows, task="multiclass", test_share=partition.held_out_share, seed=seed
     )
     data = replace(data, source="UCI handwritten digits, from scikit-learn")
-    fitted, line = build_trainer(model, data, input_shape=(8, 8, 1), hidden=(64,), framework=framework, device=device)
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **SHAPE)
     header = f"{partition} · feature noise {feature_noise:g}" if feature_noise else str(partition)
-    return Scenario(name="digits", data=data, trainer=fitted, model=line, partition=header)
+    return Scenario(
+        name="digits",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=header,
+        preprocessing=PREPROCESSING,
+        network=NETWORK,
+    )

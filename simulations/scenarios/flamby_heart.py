@@ -13,7 +13,11 @@ from sklearn.model_selection import train_test_split
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Examples
-from fedlearn.loop.scenario import Scenario
+from fedlearn.data.column_types import Number
+from fedlearn.data.inputs import TableInputs
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.tables import Table
+from fedlearn.loop.scenario import Network, Scenario
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
 from simulations.models import build_trainer
 
@@ -53,27 +57,38 @@ def flamby_heart(
     Healthcare Settings*, NeurIPS 2022, arXiv:2210.04620.
     """
     table_N, hospital_N, place = read_heart_disease(path=path)
-    data = _benchmark(table_N, hospital_N, source=f"UCI heart disease (FLamby's 740 patients), from {place}")
+    source = f"UCI heart disease (FLamby's 740 patients), from {place}"
+    data, inputs = _benchmark(table_N, hospital_N, source=source)
     fitted, line = build_trainer(model, data, input_shape=(13,), framework=framework, device=device)
-    return Scenario(name="flamby_heart", data=data, trainer=fitted, model=line)
+    target = Target(name="disease", task="binary", classes=("no disease", "disease"))
+    return Scenario(
+        name="flamby_heart",
+        data=data,
+        trainer=fitted,
+        model=line,
+        preprocessing=Preprocessing(inputs=inputs, target=target),
+        network=Network(builder="simulations.models.build_trainer", arguments={"input_shape": (13,)}),
+    )
 
 
-def _benchmark(table_N: np.ndarray, hospital_N: np.ndarray, *, source: str) -> FederatedData:
+def _benchmark(table_N: np.ndarray, hospital_N: np.ndarray, *, source: str) -> tuple[FederatedData, TableInputs]:
+    """Return the data, and the inputs of new patients: the scale of the pooled test set."""
     kept = [column for column, name in enumerate(COLUMNS) if name not in DROPPED]
     complete_N = ~np.isnan(table_N[:, kept]).any(axis=1)
-    features_N, disease_N = _features(table_N[complete_N]), (table_N[complete_N, -1] > 0).astype(np.int64)
+    table_N, disease_N = table_N[complete_N], (table_N[complete_N, -1] > 0).astype(np.int64)
     hospitals = [np.flatnonzero(hospital_N[complete_N] == client) for client in range(len(HOSPITALS))]
     train, test = zip(*(_split(rows, disease_N) for rows in hospitals), strict=True)
-    all_train, all_test = np.concatenate(train), np.concatenate(test)
-    pooled_test = Examples(_standardize(features_N[all_test], features_N[all_train]), disease_N[all_test])
+    all_test = np.concatenate(test)
+    pooled_inputs = _fitted_inputs(table_N[np.concatenate(train)])
+    pooled_test = Examples(pooled_inputs.transform(_table(table_N[all_test])), disease_N[all_test])
 
     def part(side: tuple[np.ndarray, ...]) -> list[Examples]:
         return [
-            Examples(_standardize(features_N[rows], features_N[train_rows]), disease_N[rows])
+            Examples(_fitted_inputs(table_N[train_rows]).transform(_table(table_N[rows])), disease_N[rows])
             for rows, train_rows in zip(side, train, strict=True)
         ]
 
-    return FederatedData(
+    data = FederatedData(
         task="binary",
         clients=range(len(HOSPITALS)),
         train=part(train).__getitem__,
@@ -82,13 +97,26 @@ def _benchmark(table_N: np.ndarray, hospital_N: np.ndarray, *, source: str) -> F
         names=dict(enumerate(HOSPITALS)),
         source=source,
     )
+    return data, pooled_inputs
 
 
-def _features(table_N: np.ndarray) -> np.ndarray:
-    plain = [name for name in COLUMNS[:-1] if name not in DROPPED and name not in ONE_HOT]
-    columns = [table_N[:, COLUMNS.index(name)] for name in plain]
-    columns += [table_N[:, COLUMNS.index(name)] == code for name, codes in ONE_HOT.items() for code in codes]
-    return np.stack(columns, axis=1).astype(np.float64)
+def _table(table_N: np.ndarray) -> Table:
+    return Table(dict(zip(COLUMNS, table_N.T, strict=True)), (("UCI heart disease", 1, len(table_N)),))
+
+
+def _fitted_inputs(table_N: np.ndarray) -> TableInputs:
+    """Return inputs that scale each feature by its mean and deviation in these rows."""
+    plain = [(name, None) for name in COLUMNS[:-1] if name not in DROPPED and name not in ONE_HOT]
+    features = [*plain, *((name, code) for name, codes in ONE_HOT.items() for code in codes)]
+    raw = [table_N[:, COLUMNS.index(name)] for name, _ in features]
+    values_N = np.stack(
+        [column_N if code is None else column_N == code for column_N, (_, code) in zip(raw, features, strict=True)],
+        axis=1,
+    ).astype(np.float64)
+    mean_F, deviation_F = values_N.mean(axis=0), values_N.std(axis=0, ddof=1)
+    scales = zip(features, mean_F.tolist(), (deviation_F + 1e-9).tolist(), strict=True)
+    columns = (Number(name=name, centre=mean, spread=spread, equals=code) for (name, code), mean, spread in scales)
+    return TableInputs(columns=tuple(columns))
 
 
 def _split(rows: np.ndarray, disease_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,8 +131,3 @@ def _split(rows: np.ndarray, disease_N: np.ndarray) -> tuple[np.ndarray, np.ndar
         stratify=disease_N[rows] if stratified else None,
     )
     return np.sort(train), np.sort(test)
-
-
-def _standardize(features_N: np.ndarray, reference_N: np.ndarray) -> np.ndarray:
-    mean, deviation = reference_N.mean(axis=0), reference_N.std(axis=0, ddof=1)
-    return ((features_N - mean) / (deviation + 1e-9)).astype(np.float32)

@@ -14,29 +14,56 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.federated_data import Task
-from fedlearn.data.encoding import encode_targets
+from fedlearn.data.column_types import HashedText
+from fedlearn.data.digests import digests_of_images, digests_of_table
+from fedlearn.data.encoding import declared_columns, encode_targets
 from fedlearn.data.federated_statistics import Noise
-from fedlearn.data.folder import CLASS_COLUMN, Contents, read_contents, read_images_for_shape
+from fedlearn.data.fit_encoding import EncodingResult, EncodingSettings, fit_encoding
+from fedlearn.data.folder import CLASS_COLUMN, Contents, read_contents
 from fedlearn.data.from_arrays import from_rows, split_rows
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
+from fedlearn.data.inputs import ImageInputs, TableInputs
 from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
-from fedlearn.data.preprocessing import PreprocessingResult, PreprocessingSettings, fit_preprocessing
-from fedlearn.data.tables import (
-    Table,
-    drop_columns,
-    read_table,
-    reorder_columns,
-    to_categories,
-    to_category,
-    to_numbers,
-)
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.tables import Table, drop_columns, to_categories, to_category, to_numbers
 from fedlearn.errors import DataError, SettingError, require
-from fedlearn.loop.scenario import Scenario
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.models import build_trainer
 
 NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
 
 
+def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network] | None:
+    """Return inputs, target and network that the settings alone determine, as at a coordinator without data.
+
+    They are unknown for images, for numbers without scales, and without the classes or the task.
+    """
+    target, classes, task = settings.get("target"), settings.get("classes"), settings.get("task")
+    text, scales = settings.get("text"), settings.get("scales") or {}
+    has_inputs = text is not None or settings.get("scale") == "constants"
+    if target is None or not has_inputs or not (classes or task == "regression"):
+        return None
+    features = _without(scales, settings), _without(settings.get("categories") or {}, settings)
+    columns = (HashedText(name=text, num_features=NUM_TEXT_FEATURES),) if text else declared_columns(*features)
+    names = tuple(map(to_category, classes or ()))
+    centre, spread = map(float, scales.get(target, (0, 1))) if task == "regression" else (0.0, 1.0)
+    kind: Task = task or ("binary" if len(names) == 2 else "multiclass")
+    classes = () if kind == "regression" else names
+    inputs = TableInputs(columns=columns)
+    described = Target(name=target, task=kind, classes=classes, centre=centre, spread=spread)
+    return Preprocessing(inputs=inputs, target=described), _network(inputs.input_shape)
+
+
+def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = (settings["target"], settings.get("client"), *(settings.get("ignore") or ()))
+    return {name: value for name, value in columns.items() if name not in left_out}
+
+
+def _network(input_shape: tuple[int, ...]) -> Network:
+    return Network(builder="simulations.models.build_trainer", arguments={"input_shape": input_shape, "hidden": (32,)})
+
+
+@declares_model(declared_model)
 def folder(
     *,
     framework: str = "torch",
@@ -108,8 +135,11 @@ def folder(
     partition = as_partition(partition)
     _require_settings(path, clients, partition, deployed=deployed)
     noise = _noise(noise_multiplier, bounds, categories, seed)
-    preparation = PreprocessingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
+    preparation = EncodingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
     contents = _read(str(path), client_column=client, ignored_columns=ignore or (), image_size=image_size)
+    for name in preparation.scales if scale == "constants" and text is None else ():
+        if name not in (ignore or ()):
+            contents.table.column(name, f"scenario.scales.{name}")
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     label = _label(contents, target)
@@ -121,14 +151,15 @@ def folder(
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind == "regression" and (scale == "federated" or label in preparation.scales):
         scaled[label] = contents.table.columns[label]
-    preprocessing = (
-        fit_preprocessing(Table(scaled, contents.table.origins), train, preparation, has_all_clients=whole)
+    fitted_encoding = (
+        fit_encoding(Table(scaled, contents.table.origins), train, preparation, has_all_clients=whole)
         if scaled
-        else PreprocessingResult()
+        else EncodingResult()
     )
-    x, description = _features(contents, columns, text, preprocessing)
-    if label in preprocessing.encoding.scales:
-        centre, spread = preprocessing.encoding.scales[label]
+    inputs, description = _inputs(contents, columns, text, fitted_encoding)
+    x = _features(contents, columns, inputs, fitted_encoding)
+    centre, spread = fitted_encoding.scale(label)
+    if label in scaled:
         y_N, description = (y_N - centre) / spread, f"{description}, target: minus {centre:.6g}, over {spread:.6g}"
     data = replace(
         from_rows(x, y_N, train=train, test=test, task=kind),
@@ -137,25 +168,19 @@ def folder(
         source=" · ".join(part for part in (Path(str(path)).name, description) if part),
     )
     fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
-
-    def read(file: Path) -> np.ndarray:
-        if contents.images is not None:
-            return read_images_for_shape(x.shape[1:], file).astype(np.float32) / 255
-        new = read_table(file)
-        return _features(
-            Contents(table=new, clients=None, test_N=None), reorder_columns(new, columns, file), text, preprocessing
-        )[0]
-
     return Scenario(
         name="folder",
         data=data,
         trainer=fitted,
         model=line,
         partition=str(partition),
-        disclosure=preprocessing.disclosure,
-        ledger=preprocessing.ledger,
-        read_inputs=read,
-        target_scale=preprocessing.encoding.scales.get(label, (0.0, 1.0)),
+        disclosure=fitted_encoding.disclosure,
+        ledger=fitted_encoding.ledger,
+        preprocessing=Preprocessing(
+            inputs=inputs, target=Target(name=label, task=kind, classes=known, centre=centre, spread=spread)
+        ),
+        network=_network(inputs.input_shape),
+        data_digests=_digests(contents),
     )
 
 
@@ -254,24 +279,36 @@ def _noise(
     return Noise(multiplier=multiplier, bounds=pairs, categories=known, seed=seed)
 
 
-def _features(
-    contents: Contents, columns: Table, text: str | None, preprocessing: PreprocessingResult
-) -> tuple[np.ndarray, str]:
-    """Return the features, and their description for the header."""
+def _inputs(
+    contents: Contents, columns: Table, text: str | None, fitted: EncodingResult
+) -> tuple[TableInputs | ImageInputs, str]:
+    """Return the inputs, and their description for the header."""
     if contents.images is not None:
-        return contents.images.astype(np.float32) / 255, ""
+        height, width, channels = contents.images.shape[1:]
+        return ImageInputs(height=height, width=width, channels=channels), ""
     if text is not None:
-        return _word_features(columns, text), f"words of {text}, hashed"
+        columns.column(text, "scenario.text")
+        hashed = HashedText(name=text, num_features=NUM_TEXT_FEATURES)
+        return TableInputs(columns=(hashed,)), f"words of {text}, hashed"
     if not columns.columns:
         raise DataError("scenario.ignore leaves out all columns\n  try       fewer names in scenario.ignore")
-    return preprocessing.encoding.features(columns), preprocessing.summary
+    encoded = tuple(column for column in fitted.columns if column.name in columns.columns)
+    return TableInputs(columns=encoded), fitted.summary
 
 
-def _word_features(columns: Table, text: str) -> np.ndarray:
-    """Return counts of hashed words, of unit length; hashing needs no statistics of clients."""
-    from sklearn.feature_extraction.text import HashingVectorizer
+def _features(
+    contents: Contents, columns: Table, inputs: TableInputs | ImageInputs, fitted: EncodingResult
+) -> np.ndarray:
+    """Return the model inputs of all rows."""
+    if isinstance(inputs, ImageInputs):
+        assert contents.images is not None
+        return inputs.transform(contents.images)
+    fix = "'scenario.categories={COLUMN:[...]}' with all values"
+    return inputs.transform(columns, allow_unknown=fitted.allow_unknown, unknown_fix=fix)
 
-    cells_N = columns.column(text, "scenario.text")
-    texts = ["" if cell is None else str(cell) for cell in cells_N]
-    hashed = HashingVectorizer(n_features=NUM_TEXT_FEATURES, dtype=np.float32).transform(texts)
-    return np.asarray(hashed.toarray())
+
+def _digests(contents: Contents) -> Mapping[str, str]:
+    """Return digests of the rows of each file and column, or of the pixels and the class of each image."""
+    if contents.images is None:
+        return digests_of_table(contents.table)
+    return digests_of_images(contents.table, contents.images)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedlearn.data.encoding import read_numeric_columns
+from fedlearn.data.column_types import Number
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Natural, Partition, as_partition, partition_rows
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.tables import Table
 from fedlearn.errors import require
-from fedlearn.loop.scenario import Scenario
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
 from simulations.models import build_trainer
 
@@ -38,8 +40,21 @@ SCALES = {
     "thal": (5, 2),  # thallium test: 3 normal, 6 fixed, 7 reversible defect
 }
 ZERO_IS_MISSING = ("trestbps", "chol")  # 0 is impossible; Switzerland wrote 0 for each missing cholesterol
+INPUTS = TableInputs(
+    columns=tuple(
+        Number(name=name, centre=centre, spread=spread, fill=centre, zero_is_missing=name in ZERO_IS_MISSING)
+        for name, (centre, spread) in SCALES.items()
+    )
+)
+PREPROCESSING = Preprocessing(
+    inputs=INPUTS,
+    target=Target(name="disease", task="binary", classes=("no disease", "disease")),
+)
+SHAPE: dict[str, Any] = {"input_shape": (len(SCALES),), "hidden": (32,)}
+NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
 
 
+@declares_model(lambda settings: (PREPROCESSING, NETWORK))
 def heart(
     *,
     framework: str = "torch",
@@ -85,29 +100,19 @@ def heart(
     names = dict(enumerate(HOSPITALS)) if isinstance(partition, Natural) else {}
     only = f" of {', '.join(HOSPITALS[number] for number in np.unique(hospital_N))} only" if is_partial else ""
     data = replace(data, names=names, source=f"UCI heart disease{only}, from {place}")
-    fitted, line = build_trainer(
-        model, data, input_shape=(len(SCALES),), hidden=(32,), framework=framework, device=device
-    )
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **SHAPE)
     return Scenario(
-        name="heart", data=data, trainer=fitted, model=line, partition=str(partition), read_inputs=read_patients
+        name="heart",
+        data=data,
+        trainer=fitted,
+        model=line,
+        partition=str(partition),
+        preprocessing=PREPROCESSING,
+        network=NETWORK,
     )
-
-
-def read_patients(file: Path) -> np.ndarray:
-    """Read a table with UCI's columns and codes, and return the features ``(N, 13)``. Empty cells and ? are missing.
-
-    Raises:
-        DataError: a column is missing, or a cell is not a number; the message names file, row and column.
-    """
-    table_N = read_numeric_columns(file, tuple(SCALES))
-    return scale_features(np.column_stack([table_N, np.full(len(table_N), np.nan)]))
 
 
 def scale_features(table_N: np.ndarray) -> np.ndarray:
     """Return the features ``(N, 13)`` float32, centered and scaled by constants; missing values are zero."""
-    columns = []
-    for feature, (centre, spread) in SCALES.items():
-        column_N = table_N[:, COLUMNS.index(feature)]
-        missing_N = np.isnan(column_N) | (column_N == 0 if feature in ZERO_IS_MISSING else False)
-        columns.append(np.where(missing_N, 0, (column_N - centre) / spread))
-    return np.stack(columns, axis=1).astype(np.float32)
+    columns = {name: table_N[:, COLUMNS.index(name)] for name in SCALES}
+    return INPUTS.transform(Table(columns, (("UCI heart disease", 1, len(table_N)),)))

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from fedlearn.core.layout import Layout, default_initial_parameters
-from fedlearn.data.encoding import read_numeric_columns
+from fedlearn.data.column_types import Number
 from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Natural, Partition, as_partition
-from fedlearn.loop.scenario import Scenario
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.tables import Table
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.datasets.icu import BLOCKS, COLUMNS, read_icu_stays
 from simulations.models import build_trainer
 
@@ -81,6 +84,23 @@ NUM_HOURS = 25  # hours in which a value can be measured
 PRIOR_MORTALITY = 0.1
 
 
+def _column(name: str) -> Number:
+    if name.endswith("_count"):
+        return Number(name=name, spread=float(np.log1p(NUM_HOURS)), fill=0.0, scaling="log1p")
+    centre, spread = SCALES[name if name in SCALES else name.rpartition("_")[0]]
+    return Number(name=name, centre=centre, spread=spread, fill=centre, scaling="arcsinh")
+
+
+INPUTS = TableInputs(columns=tuple(map(_column, COLUMNS)))
+PREPROCESSING = Preprocessing(
+    inputs=INPUTS,
+    target=Target(name="outcome", task="binary", classes=("survival", "death")),
+)
+SHAPE: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
+NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+
+
+@declares_model(lambda settings: (PREPROCESSING, NETWORK))
 def icu_mortality(
     *,
     framework: str = "torch",
@@ -116,9 +136,8 @@ def icu_mortality(
     data = partition_arrays(scale_features(table_N), died_N, partition, task="binary", natural_N=block_N, seed=seed)
     names = {block: f"block {block}" for block in range(len(BLOCKS))} if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=f"eICU demo (YAIB's task mortality24), from {place}")
-    shape: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
     initial = initial_params if isinstance(model, str) else None
-    fitted, line = build_trainer(model, data, framework=framework, device=device, initial=initial, **shape)
+    fitted, line = build_trainer(model, data, framework=framework, device=device, initial=initial, **SHAPE)
     return Scenario(
         name="icu_mortality",
         data=data,
@@ -126,7 +145,8 @@ def icu_mortality(
         model=line,
         metric="auc",
         partition=str(partition),
-        read_inputs=lambda file: scale_features(read_numeric_columns(file, COLUMNS)),
+        preprocessing=PREPROCESSING,
+        network=NETWORK,
     )
 
 
@@ -143,13 +163,5 @@ def scale_features(table_N: np.ndarray) -> np.ndarray:
     Values become ``arcsinh((value - centre) / spread)``, which is linear within the range and logarithmic far from it.
     Counts become ``log(1 + count) / log(1 + NUM_HOURS)``, in [0, 1].
     """
-    columns = [_scale(name, column_N) for name, column_N in zip(COLUMNS, table_N.T, strict=True)]
-    return np.nan_to_num(np.stack(columns, axis=1)).astype(np.float32)
-
-
-def _scale(name: str, column_N: np.ndarray) -> np.ndarray:
-    if name.endswith("_count"):
-        return np.log1p(column_N) / np.log1p(NUM_HOURS)
-    value = name if name in SCALES else name.rpartition("_")[0]
-    centre, spread = SCALES[value]
-    return np.arcsinh((column_N - centre) / spread)
+    columns = dict(zip(COLUMNS, table_N.T, strict=True))
+    return INPUTS.transform(Table(columns, (("eICU", 1, len(table_N)),)))

@@ -5,21 +5,34 @@ Shapes: N images of 28 x 28 x 1.
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from fedlearn.core.records import Examples
-from fedlearn.data.folder import read_images_for_shape
 from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.inputs import ImageInputs
 from fedlearn.data.partition import Natural, Partition, as_partition
-from fedlearn.loop.scenario import Scenario
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.datasets.mnist import read_images
 from simulations.models import build_trainer
 
+INPUTS = ImageInputs(height=28, width=28, channels=1)  # in [0, 1]
+FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CHARACTERS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
+SHAPE: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (128, 64)}
+NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
 
+
+def preprocessing_of(variant: str) -> Preprocessing:
+    """Return inputs and classes of a variant."""
+    classes = {"fashion": FASHION, "femnist": CHARACTERS}.get(variant, CHARACTERS[:10])
+    return Preprocessing(inputs=INPUTS, target=Target(name="label", task="multiclass", classes=classes))
+
+
+@declares_model(lambda settings: (preprocessing_of(settings.get("variant", "small")), NETWORK))
 def mnist(
     *,
     variant: str = "small",
@@ -58,26 +71,20 @@ def mnist(
     found = read_images(variant, path=path)
     default = "dirichlet" if found.writer_N is None else "natural"
     partition = as_partition(partition or default, num_clients=20, test_share=0.2)
-    x_N = scale_images(found.x_N)
+    x_N = INPUTS.transform(found.x_N)
     data = partition_arrays(x_N, found.y_N, partition, task="multiclass", natural_N=found.writer_N, seed=seed)
     names = dict(enumerate(found.writer_names)) if isinstance(partition, Natural) else {}
     data = replace(data, names=names, source=found.source, num_classes=found.num_classes)
     if found.test:
-        official = Examples(scale_images(found.test[0]), found.test[1])
+        official = Examples(INPUTS.transform(found.test[0]), found.test[1])
         data = replace(data, pooled_test=lambda: official)
-    shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (128, 64)}
-    fitted, line = build_trainer(model, data, framework=framework, device=device, **shape)
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **SHAPE)
     return Scenario(
         name="mnist",
         data=data,
         trainer=fitted,
         model=line,
         partition=str(partition),
-        read_inputs=lambda place: scale_images(read_images_for_shape((28, 28, 1), place)[..., 0]),
+        preprocessing=preprocessing_of(variant),
+        network=NETWORK,
     )
-
-
-def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Return images as float32 in [0, 1], ``(N, 28, 28, 1)``; floats are already in that range."""
-    whole = np.float32(255 if images_N.dtype == np.uint8 else 1)
-    return (images_N.astype(np.float32) / whole)[..., None]

@@ -13,10 +13,13 @@ import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.random import Purpose, generator
+from fedlearn.data.column_types import Number
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Partition, natural_partition
+from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.errors import is_count, require
-from fedlearn.loop.scenario import Scenario
+from fedlearn.loop.scenario import Network, Scenario
 from simulations.datasets.movielens import read_ratings
 from simulations.models.recommendation import build_recommender
 from simulations.models.recommendation.negative_sampling import NegativeSamplingTrainer, label_items
@@ -77,13 +80,21 @@ def movielens(
     else:
         data = leave_one_out(user_R, item_R, time_R, num_negatives=num_negatives, seed=seed)
     data = replace(data, source=f"MovieLens {size}, from {place}")
-    options: dict[str, Any] = {"framework": framework, "device": device}
     centre = GLOBAL_MEAN if task == "rating" else 0.0
-    fitted, line = build_recommender(
-        model, data, num_items=num_items, num_factors=factors, global_mean=centre, **options
-    )
+    sizes: dict[str, Any] = {"num_items": num_items, "num_factors": factors, "global_mean": centre}
+    fitted, line = build_recommender(model, data, framework=framework, device=device, **sizes)
     fitted = NegativeSamplingTrainer(fitted, data, num_items=num_items) if task == "ranking" else fitted
-    return Scenario(name="movielens", data=data, trainer=fitted, model=line)
+    return Scenario(
+        name="movielens",
+        data=data,
+        trainer=fitted,
+        model=line,
+        preprocessing=Preprocessing(
+            inputs=TableInputs(columns=(Number(name="item", largest=num_items - 1),), shape=()),
+            target=Target(name="stars", task=data.task, unit="stars" if task == "rating" else ""),
+        ),
+        network=Network(builder="simulations.models.recommendation.build_recommender", arguments=sizes),
+    )
 
 
 def leave_one_out(

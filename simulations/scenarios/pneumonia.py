@@ -9,17 +9,23 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from fedlearn.core.records import Examples
-from fedlearn.data.folder import read_images_for_shape
 from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.inputs import ImageInputs
 from fedlearn.data.partition import Partition, as_partition
-from fedlearn.loop.scenario import Scenario
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.datasets.pneumonia import read_x_rays
 from simulations.models import build_trainer
 
+INPUTS = ImageInputs(height=28, width=28, channels=1, offset=127.5, scale=127.5)  # in [-1, 1]
+TARGET = Target(name="diagnosis", task="binary", classes=("normal", "pneumonia"))
+PREPROCESSING = Preprocessing(inputs=INPUTS, target=TARGET)
+SHAPE: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
+NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
 
+
+@declares_model(lambda settings: (PREPROCESSING, NETWORK))
 def pneumonia(
     *,
     framework: str = "torch",
@@ -52,11 +58,10 @@ def pneumonia(
     """
     (images_N, ill_N), (test_images, test_ill), place = read_x_rays(path=path)
     partition = as_partition(partition, num_clients=20, classes_per_client=1, test_share=0.1)
-    data = partition_arrays(scale_images(images_N), ill_N, partition, task="binary", seed=seed)
-    official = Examples(scale_images(test_images), test_ill)
+    data = partition_arrays(INPUTS.transform(images_N), ill_N, partition, task="binary", seed=seed)
+    official = Examples(INPUTS.transform(test_images), test_ill)
     data = replace(data, pooled_test=lambda: official, source=f"PneumoniaMNIST (MedMNIST v2), from {place}")
-    shape: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
-    fitted, line = build_trainer(model, data, framework=framework, device=device, **shape)
+    fitted, line = build_trainer(model, data, framework=framework, device=device, **SHAPE)
     return Scenario(
         name="pneumonia",
         data=data,
@@ -64,10 +69,6 @@ def pneumonia(
         model=line,
         metric="auc",
         partition=str(partition),
-        read_inputs=lambda place: scale_images(read_images_for_shape((28, 28, 1), place)[..., 0]),
+        preprocessing=PREPROCESSING,
+        network=NETWORK,
     )
-
-
-def scale_images(images_N: np.ndarray) -> np.ndarray:
-    """Return bytes as float32 in [-1, 1], ``(N, 28, 28, 1)``."""
-    return ((images_N.astype(np.float32) - np.float32(127.5)) / np.float32(127.5))[..., None]

@@ -14,12 +14,15 @@ import numpy as np
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
 from fedlearn.data.from_arrays import from_rows, split_rows
+from fedlearn.data.inputs import TextInputs
 from fedlearn.data.partition import Partition, natural_partition
+from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.errors import is_number, require
 from fedlearn.loop.scenario import Scenario
-from simulations.datasets.hashing_tokenizer import read_lines
 from simulations.datasets.sent140 import read_tweets
-from simulations.models.text.readers import build_text_pipeline
+from simulations.models.text.readers import build_text_pipeline, text_network
+
+TARGET = Target(name="sentiment", task="binary", classes=("unhappy", "happy"))
 
 
 def sent140(
@@ -63,7 +66,8 @@ def sent140(
     require(is_share, "held_out_users", held_out_users, "a share in (0, 1)", "held_out_users=0.2")
     words, fitted = build_text_pipeline(model, length=length, vocab_size=num_tokens, framework=framework, device=device)
     texts, happy_N, user_N, place = read_tweets(path=path)
-    tokens_NT = words.encode(texts)
+    inputs = TextInputs(tokenizer=words)
+    tokens_NT = inputs.transform(texts)
     users = generator(seed, Purpose.SPLIT).permutation(user_N.max() + 1)
     testing, training = np.split(users, [round(held_out_users * len(users))])
     rows_of_users = [np.flatnonzero(user_N == user) for user in np.sort(training)]
@@ -78,6 +82,6 @@ def sent140(
         data=data,
         trainer=trainer,
         model=line,
-        read_inputs=lambda file: words.encode(read_lines(file)),
-        files={words.file_name: words.to_json()},
+        preprocessing=Preprocessing(inputs=inputs, target=TARGET),
+        network=text_network(model, length=length, vocab_size=num_tokens),
     )

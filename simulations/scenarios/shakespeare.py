@@ -14,9 +14,12 @@ import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import Examples
+from fedlearn.data.inputs import CharacterInputs
 from fedlearn.data.partition import Partition, natural_partition
+from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.text_tokenizers import CharacterEncoding
 from fedlearn.errors import is_count, require
-from fedlearn.loop.scenario import CharacterEncoding, Scenario
+from fedlearn.loop.scenario import Network, Scenario
 from simulations.datasets.shakespeare import read_roles
 from simulations.models.text import build_language_model
 
@@ -73,15 +76,17 @@ def shakespeare(
     fitted, line = build_language_model(
         model, data, vocab_size=VOCAB_SIZE, length=length, framework=framework, device=device
     )
-    files = {"characters.txt": ALPHABET}
+    inputs = CharacterInputs(encoding=CharacterEncoding(alphabet=ALPHABET, length=length))
+    target = Target(name="next character", task="multiclass", classes=("padding", *ALPHABET))
+    arguments = {"vocab_size": VOCAB_SIZE, "length": length}
     return Scenario(
         name="shakespeare",
         data=data,
         trainer=fitted,
         model=line,
         partition="natural",
-        files=files,
-        characters=CharacterEncoding(alphabet=ALPHABET, length=length),
+        preprocessing=Preprocessing(inputs=inputs, target=target),
+        network=Network(builder="simulations.models.text.build_language_model", arguments=arguments),
     )
 
 

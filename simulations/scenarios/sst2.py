@@ -14,12 +14,15 @@ import numpy as np
 
 from fedlearn.core.records import Examples
 from fedlearn.data.from_arrays import partition_arrays
+from fedlearn.data.inputs import TextInputs
 from fedlearn.data.partition import Partition, as_partition
+from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.loop.scenario import Scenario
-from simulations.datasets.hashing_tokenizer import read_lines
 from simulations.datasets.sst2 import read_reviews
 from simulations.models.encoder import FineTuning
-from simulations.models.text.readers import build_text_pipeline
+from simulations.models.text.readers import build_text_pipeline, text_network
+
+TARGET = Target(name="sentiment", task="binary", classes=("negative", "positive"))
 
 
 def sst2(
@@ -80,9 +83,11 @@ def sst2(
         model, length=length, tuning=tuned, encoder_path=encoder, framework=framework, device=device
     )
     (texts, positive_N), (test_texts, test_positive), place = read_reviews(path=path)
-    tokens_NT = pieces.encode(texts)
+    inputs = TextInputs(tokenizer=pieces)
+    tokens_NT = inputs.transform(texts)
     data = partition_arrays(tokens_NT, positive_N, partition, task="binary", seed=seed)
-    official = Examples(pieces.encode(test_texts).astype(np.float32), test_positive)  # same dtype as at clients
+    test_NT = inputs.transform(test_texts).astype(np.float32)  # same dtype as at clients
+    official = Examples(test_NT, test_positive)
     data = replace(data, pooled_test=lambda: official, source=f"SST-2 from {place}")
     trainer, line = fitted(data)
     return Scenario(
@@ -91,6 +96,6 @@ def sst2(
         trainer=trainer,
         model=line,
         partition=str(partition),
-        read_inputs=lambda file: pieces.encode(read_lines(file)),
-        files={pieces.file_name: pieces.to_json()},
+        preprocessing=Preprocessing(inputs=inputs, target=TARGET),
+        network=text_network(model, length=length, tuning=tuned, encoder_path=encoder),
     )

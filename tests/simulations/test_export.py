@@ -12,6 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from fedlearn.runner.config import build_scenario
+from fedlearn.runner.run_config import read_run_config
 from fedlearn.runner.start import main as run_main
 from fedlearn.runner.trained_model import load_trained_model
 from simulations.analysis.export import export
@@ -19,6 +21,7 @@ from simulations.export import main as export_main
 from simulations.models import vision
 from simulations.models.basic.torch import mlp
 from simulations.predict import main as predict_main
+from simulations.scenarios.digits import PIXELS
 
 
 @pytest.fixture(scope="module", params=["torch", "jax"])
@@ -31,20 +34,19 @@ def digits(request, tmp_path_factory):
 
 
 def some_images(folder):
-    data = load_trained_model(folder).scenario.data
-    return data.test(0).x
+    return build_scenario(read_run_config(folder)).data.test(0).x
 
 
 def outputs(folder, x):
     model = load_trained_model(folder)
-    return model.scenario.trainer.predict(model.params_D, x)
+    return model.trainer.predict(model.params_D, x)
 
 
 def test_safetensors_hold_the_named_parameters_and_tell_of_the_run(digits):
     path = export(digits)
     model = load_trained_model(digits)
     held = load_file(path)
-    assert np.array_equal(model.scenario.trainer.layout.pack(held), model.params_D)
+    assert np.array_equal(model.layout.pack(held), model.params_D)
     with safe_open(path, framework="numpy") as file:
         facts = json.loads(file.metadata()["fedlearn"])
     assert (facts["scenario"], facts["round"], facts["task"]) == ("digits", 2, "multiclass")
@@ -77,7 +79,8 @@ def test_a_model_whose_statistics_stayed_at_the_clients_is_not_handed_out(tmp_pa
     assert run_main([*words, f"hydra.run.dir={run}"]) == 0
     assert "statistics local" in capsys.readouterr().out
     assert export_main([str(run)]) == 2
-    assert "kept their statistics (norm_0.running_mean" in capsys.readouterr().err
+    assert "client is None\n  expected  a client with a personal model: 0, 1, 2" in capsys.readouterr().err
+    assert export_main([str(run), "--client", "3"]) == 0
 
 
 @pytest.mark.parametrize("words", [["buffers=average", "privacy=example", "privacy.noise_multiplier=1"], []])
@@ -96,14 +99,16 @@ def test_onnx_gives_the_outputs_of_torch_for_any_number_of_examples(tmp_path, mo
     session = onnxruntime.InferenceSession(export(run, "onnx"))
     for count in (1, 7):
         x = some_images(run)[:count]
-        (found,) = session.run(["outputs"], {"x": x})
+        pixels = dict(zip(PIXELS, (x.reshape(count, 64) * 16.0).T, strict=True))
+        (found,) = session.run(["outputs"], {name: column_N.astype(np.float64) for name, column_N in pixels.items()})
         assert np.abs(found - outputs(run, x)).max() < 1e-5
 
 
 def test_predictions_are_those_of_the_model(digits, tmp_path, capsys):
     x = some_images(digits)[:5]
     np.save(tmp_path / "x.npy", x)
-    np.savetxt(tmp_path / "x.csv", x.reshape(5, 64), delimiter=",", header=",".join(map(str, range(64))), comments="p")
+    header = ",".join(PIXELS)
+    np.savetxt(tmp_path / "x.csv", x.reshape(5, 64) * 16, delimiter=",", header=header, comments="")
     expected = outputs(digits, x).argmax(axis=1)
     told = []
     for name in ("x.npy", "x.csv"):
@@ -117,9 +122,9 @@ def test_predictions_are_those_of_the_model(digits, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("1,2\n3,4\n", "expected  8 x 8 x 1"),
-        ("1,a\n", "has shape"),
-        ("1,2\n3,a\n", "cannot be read"),
+        ("1,2\n3,4\n", "has no column pixel_0_0"),
+        ("\n", "is empty"),
+        ("1,2\n3\n", "row 2 has 1 cells"),
         (None, "is not a file"),
     ],
 )
@@ -142,7 +147,7 @@ def test_patients_are_read_as_people_have_them(tmp_path, capsys):
     capsys.readouterr()
     assert predict_main([str(run), "--data", str(file)]) == 0
     first, second = csv.DictReader(io.StringIO(capsys.readouterr().out))
-    assert float(first["probability"]) > float(second["probability"])
+    assert float(first["probability_disease"]) > float(second["probability_disease"])
     file.write_text(f"{head}\n4,old,1,145,233,1,2,150,0,2.3,3,0,6\n")
     assert predict_main([str(run), "--data", str(file)]) == 2
     assert "patients.csv, row 2, column age: not a number" in capsys.readouterr().err

@@ -360,14 +360,11 @@ def here(request) -> Iterator[None]:
 
 
 def test_sentences_are_numbered_as_the_encoder_knows_them(shelf):
-    from tokenizers import Tokenizer
-
     from simulations.datasets.minilm import load_minilm
 
     _, pieces, _ = load_minilm(length=6)
     found = pieces.encode(["A good films", "very good, very bad film", "été"])
     assert found.tolist() == [[2, 4, 5, 7, 8, 3], [2, 10, 5, 9, 10, 3], [2, 1, 3, 0, 0, 0]]
-    assert Tokenizer.from_str(pieces.to_json()).encode("A good films").ids == found[0].tolist()
 
 
 RUN = ["scenario=sst2", "scenario.length=6", "scenario.layers=2", "partition=iid", "partition.num_clients=2"]
@@ -396,12 +393,13 @@ def mixed_run(shelf, tmp_path_factory) -> Path:
 
 
 def test_a_mixed_run_learns_and_its_model_reads_new_sentences(mixed_run, shelf, tmp_path):
-    from simulations.analysis.prediction import predict
+    from fedlearn.runner.trained_model import load
 
     (tmp_path / "new.txt").write_text("A very good film\nbad, bad films\n")
-    names, rows = predict(mixed_run, tmp_path / "new.txt")
-    assert dict(zip(names, rows.T.tolist(), strict=True))["prediction"] == [1, 0]
-    assert json.loads((mixed_run / "tokenizer.json").read_text())["truncation"]["max_length"] == 6
+    model = load(mixed_run)
+    assert model.predict(tmp_path / "new.txt").tolist() == ["positive", "negative"]
+    assert model.predict(["A very good film"]).tolist() == ["positive"]
+    assert model.inputs.tokenizer.length == 6
 
 
 def test_a_tuned_encoder_is_exported_whole_or_as_what_was_tuned(mixed_run, shelf, tmp_path):
@@ -412,7 +410,7 @@ def test_a_tuned_encoder_is_exported_whole_or_as_what_was_tuned(mixed_run, shelf
 
     model = load_trained_model(mixed_run)
     tuned = load_file(export(mixed_run, "safetensors", tmp_path / "model.safetensors"))
-    assert np.array_equal(model.scenario.trainer.layout.pack(tuned), model.params_D)
+    assert np.array_equal(model.layout.pack(tuned), model.params_D)
     whole = torch.load(export(mixed_run, "torch", tmp_path / "model.pt"), weights_only=True)
     assert {*tuned, "token_embedding.weight", "layer_0.query.weight"} <= set(whole)
 
@@ -425,9 +423,9 @@ def test_onnx_reads_any_number_of_sentences(mixed_run, shelf, tmp_path):
 
     model = load_trained_model(mixed_run, framework="torch")
     session = onnxruntime.InferenceSession(export(mixed_run, "onnx", tmp_path / "model.onnx"))
-    for x_NT in (model.scenario.data.test(0).x[:1], model.scenario.data.pooled_test().x):
+    for x_NT in (np.array([[2, 4, 5, 7, 8, 3]], np.float32), np.array([[2, 1, 3, 0, 0, 0]] * 3, np.float32)):
         (found,) = session.run(["outputs"], {"x": x_NT})
-        np.testing.assert_allclose(found, model.scenario.trainer.predict(model.params_D, x_NT), atol=1e-5)
+        np.testing.assert_allclose(found, model.trainer.predict(model.params_D, x_NT), atol=1e-5)
 
 
 @pytest.mark.parametrize("privacy", ["example", "central"])
@@ -445,7 +443,7 @@ def test_models_that_begin_from_nothing_read_the_same_word_pieces(shelf, model):
 
 
 def test_scenarios_of_hashed_words_have_the_pretrained_encoder_too(shelf):
-    from simulations.datasets.hashing_tokenizer import HashingTokenizer
+    from fedlearn.data.text_tokenizers import HashingTokenizer
     from simulations.datasets.minilm import WordPieceTokenizer
     from simulations.models.text.readers import build_text_pipeline
 
@@ -466,12 +464,13 @@ def test_an_unknown_model_is_named_with_those_there_are(shelf):
 
 @pytest.mark.parametrize(("content", "told"), [(b"", "contains no text"), (b"\xff\xfe", "is not UTF-8")])
 def test_a_file_without_sentences_is_refused(shelf, tmp_path, content, told):
+    from fedlearn.data.example_files import read_batches
     from simulations.scenarios.sst2 import sst2
 
     scenario = sst2(layers=2, length=6, partition=Iid(num_clients=2))
     (tmp_path / "new.txt").write_bytes(content)
     with pytest.raises(DataError, match=told):
-        scenario.read_inputs(tmp_path / "new.txt")
+        list(read_batches(tmp_path / "new.txt", scenario.preprocessing.inputs, 10))
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import zlib
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from needs import needs
 
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
+from fedlearn.data.example_files import read_batches
 from fedlearn.data.partition import Natural
+from fedlearn.data.text_tokenizers import HashingTokenizer
 from fedlearn.errors import DataError, SettingError
 from fedlearn.testing import check_scenario
-from simulations.datasets.hashing_tokenizer import HashingTokenizer
 
 needs("torch")
 
@@ -30,6 +30,11 @@ MODELS = {
         {"num_outputs": TOKENS, "width": 8, "num_heads": 2, "num_layers": 1, "causal": True},
     ),
 }
+
+
+def read_examples(scenario, path):
+    """Return the model inputs of a file of new examples."""
+    return np.concatenate([batch.x for batch in read_batches(path, scenario.preprocessing.inputs, 1000)])
 
 
 def small_trainer(name, framework):
@@ -128,12 +133,6 @@ def test_words_have_the_same_numbers_on_every_machine():
     assert words.encode(["late"])[0].tolist() == [1 + zlib.crc32(b"late") % 99, 0, 0, 0, 0, 0]
 
 
-def test_the_numbering_of_words_is_read_back_from_its_file():
-    words = HashingTokenizer(vocab_size=64, length=9)
-    assert HashingTokenizer.from_json(words.to_json()) == words
-    assert json.loads(words.to_json())["hash"] == "crc32"
-
-
 @pytest.mark.parametrize(("argument", "setting"), [("vocab_size", "num_tokens"), ("length", "length")])
 def test_a_setting_of_words_out_of_range_is_named(argument, setting):
     with pytest.raises(SettingError) as caught:
@@ -221,10 +220,9 @@ def test_airline_sentiment_runs_small(from_wheels, framework, tmp_path):
     data = scenario.data
     assert [len(data.train(k)) + len(data.test(k)) for k in data.clients] == [515, 3841, 2417, 2203, 2932, 2517]
     assert sum(np.bincount(data.train(0).y)) == len(data.train(0).y)
-    assert "hashing_tokenizer.json" in scenario.files
     (tmp_path / "new.txt").write_text("@united thank you\n")
     expected_NT = HashingTokenizer(vocab_size=500, length=20).encode(["@united thank you"])
-    assert np.array_equal(scenario.read_inputs(tmp_path / "new.txt"), expected_NT)
+    assert np.array_equal(read_examples(scenario, tmp_path / "new.txt"), expected_NT)
     local = LocalSettings(steps=2, optimizer="adamw", learning_rate=0.01)
     pooled = one_round(scenario, local, strategies.fedavg(), clients=2)
     assert 0.2 < pooled["accuracy"] < 1
@@ -243,7 +241,8 @@ def test_shakespeare_runs_small(from_wheels, framework):
     assert 0 <= pooled["accuracy"] < 0.5
 
 
-def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys):
+def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys, monkeypatch):
+    from fedlearn.runner.model_folder import read_preprocessing
     from fedlearn.runner.start import main
     from simulations import sample as sampling
     from simulations.datasets.shakespeare import read_roles
@@ -253,7 +252,9 @@ def test_a_run_writes_text_the_same_each_time(from_wheels, tmp_path, capsys):
     few = ["strategy.clients_per_round=1", "local.steps=1", "rounds=1", "evaluate_clients=1", "report=false"]
     folder = tmp_path / "run"
     assert main(["scenario=shakespeare", *small, *few, f"hydra.run.dir={folder}"]) == 0
-    assert (folder / "characters.txt").read_text() == "\n" + "".join(map(chr, range(32, 127))) + "�"
+    encoding = read_preprocessing(folder).inputs.encoding
+    assert encoding.alphabet == "\n" + "".join(map(chr, range(32, 127))) + "�"
+    monkeypatch.setenv("FEDLEARN_DATA", str(tmp_path / "nothing"))  # a trained model needs no data
     written = [sampling.sample_text(folder, prompt="O ", num_characters=12, temperature=t) for t in (0.7, 0.7, 0.0)]
     assert written[0] == written[1]
     assert all(len(text) == 14 and text.startswith("O ") for text in written)
@@ -305,7 +306,7 @@ def test_sent140_holds_users_out_whom_no_client_knows(monkeypatch, tmp_path):
     assert sum(len(data.train(client)) + len(data.test(client)) for client in data.clients) == 28
     (tmp_path / "new.txt").write_text('day 3 "was good"\n\nday 4 "was bad"\n')
     expected_NT = HashingTokenizer(vocab_size=50, length=5).encode(['day 3 "was good"', 'day 4 "was bad"'])
-    assert np.array_equal(scenario.read_inputs(tmp_path / "new.txt"), expected_NT)
+    assert np.array_equal(read_examples(scenario, tmp_path / "new.txt"), expected_NT)
     import strategies
 
     pooled = one_round(scenario, LocalSettings(learning_rate=0.5), strategies.fedavg(), clients=7)

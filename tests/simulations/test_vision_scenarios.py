@@ -9,6 +9,7 @@ import json
 import os
 import struct
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from needs import needs
 from fedlearn.algorithm.local_rule import plain_training
 from fedlearn.core.records import ClientWork, LocalSettings, Request
 from fedlearn.data.download import DataSet, LocalCopy
+from fedlearn.data.example_files import read_batches
 from fedlearn.data.partition import Iid, Natural
 from fedlearn.errors import DataError, SettingError
 from fedlearn.testing import check_scenario
@@ -36,6 +38,11 @@ needs("torch")
 
 RNG = np.random.default_rng(0)
 SHELF = Path(os.environ.get("FEDLEARN_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+
+def read_examples(scenario, path):
+    """Return the model inputs of a file of new examples."""
+    return np.concatenate([batch.x for batch in read_batches(path, scenario.preprocessing.inputs, 1000)])
 
 
 @pytest.fixture(autouse=True)
@@ -330,7 +337,7 @@ def test_a_new_x_ray_is_read_as_the_scenario_has_its_own(x_ray_folder, tmp_path)
     scenario = pneumonia.pneumonia(path=x_ray_folder, partition=Iid(num_clients=5))
     (x, *_) = scenario.data.pooled_test().x
     image.fromarray(np.round(x[..., 0] * 127.5 + 127.5).astype(np.uint8)).save(tmp_path / "chest.png")
-    np.testing.assert_array_equal(scenario.read_inputs(tmp_path / "chest.png"), x[None])
+    np.testing.assert_array_equal(read_examples(scenario, tmp_path / "chest.png"), x[None])
 
 
 def test_twins_learn_alike_from_x_rays(x_ray_folder):
@@ -429,7 +436,7 @@ def test_scaling_puts_the_missing_and_the_healthy_at_zero_and_looks_at_no_other_
 def test_new_stays_are_read_from_a_table_as_the_scenario_has_its_own(stay_folder, tmp_path):
     folder, _, _ = stay_folder
     table_N, _, _, _ = icu.read_icu_stays(path=folder)
-    read = icu_mortality(path=folder, partition=Iid(num_clients=3)).read_inputs
+    read = partial(read_examples, icu_mortality(path=folder, partition=Iid(num_clients=3)))
     shuffled = RNG.permutation(196)
     cells = np.where(np.isnan(table_N), "", table_N.astype(str))[:, shuffled]
     names = np.array(icu.COLUMNS)[shuffled]

@@ -309,6 +309,13 @@ class JaxTrainer:
         with jax.default_device(self._jax_device):
             return np.asarray(self._predict(jnp.asarray(params_D), padded))[: len(x)]
 
+    def network(self, params_D: Array) -> tuple[nn.Module, Any]:
+        """Return the module, and its variables with these parameters."""
+        params_D = jnp.asarray(params_D)
+        statistics = self._unflatten_statistics(params_D)
+        variables = {"params": self._unflatten(params_D)} | ({BATCH_STATS: statistics} if statistics else {})
+        return self.module, variables
+
     def _compile(
         self, rule: LocalRule, local: LocalSettings, deployed: bool, layerwise: bool
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:

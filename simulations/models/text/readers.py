@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from os import PathLike
 from typing import Any
 
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.data.text_tokenizers import HashingTokenizer, WordPieceTokenizer
 from fedlearn.errors import did_you_mean, require
 from fedlearn.loop.protocols import Trainer
-from simulations.datasets.hashing_tokenizer import HashingTokenizer
-from simulations.datasets.minilm import WordPieceTokenizer, load_minilm
+from fedlearn.loop.scenario import Network
+from simulations.datasets.minilm import load_minilm
 from simulations.models.encoder import FineTuning, PretrainedEncoder, build_fine_tuning_trainer
 from simulations.models.text import TEXT_CLASSIFIERS, build_text_classifier
 
@@ -60,6 +62,49 @@ def build_text_pipeline(
             build_text_classifier, model, vocab_size=pretrained.config.vocab_size, length=length, **backend
         )
     return pieces, partial(_build_fine_tuned, pretrained, tuning or FineTuning(), place, **backend)
+
+
+def text_network(
+    model: Any,
+    *,
+    length: int,
+    vocab_size: int | None = None,
+    tuning: FineTuning | None = None,
+    encoder_path: str | PathLike[str] | None = None,
+) -> Network:
+    """Return the network of `build_text_pipeline` with these arguments."""
+    arguments: dict[str, Any] = {"length": length, "vocab_size": vocab_size}
+    if model == "minilm":
+        arguments |= {"tuning": asdict(tuning or FineTuning()), "encoder_path": encoder_path and str(encoder_path)}
+    return Network(builder="simulations.models.text.readers.build_text_network", arguments=arguments)
+
+
+def build_text_network(
+    model: Any,
+    data: FederatedData,
+    *,
+    length: int,
+    vocab_size: int | None = None,
+    tuning: Mapping[str, Any] | None = None,
+    encoder_path: str | None = None,
+    framework: str = "torch",
+    device: str = "cpu",
+) -> tuple[Trainer, str]:
+    """Build the trainer of a text pipeline; see `build_text_pipeline` for the arguments.
+
+    The frozen weights of ``minilm`` are not part of a trained model. They are read from their files again.
+    """
+    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in (tuning or {}).items()}
+    _, build = build_text_pipeline(
+        model,
+        length=length,
+        vocab_size=vocab_size,
+        tuning=FineTuning(**settings) if settings else None,
+        encoder_path=encoder_path,
+        framework=framework,
+        device=device,
+    )
+    return build(data)
 
 
 def _build_fine_tuned(

@@ -1,15 +1,15 @@
-"""Tokenize texts by hashing, without a vocabulary that is learned from the texts of clients.
+"""Turn texts into numbers: hashed words, word pieces of a pretrained encoder, or characters.
 
 Shapes: N texts, T tokens.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
-from collections.abc import Sequence as Several
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -60,54 +60,84 @@ class HashingTokenizer:
 
     vocab_size: int = 8192
     length: int = 40
-    file_name = "hashing_tokenizer.json"  # name of the file in a run folder
+    kind: ClassVar[str] = "hashed words, version 1"  # BERT uncased words, CRC-32, `REPLACEMENTS`
 
     def __post_init__(self) -> None:
         at_least_two = is_count(self.vocab_size, at_least=2)
         require(at_least_two, "num_tokens", self.vocab_size, "a whole number >= 2", "num_tokens=8192")
         require(is_count(self.length), "length", self.length, "a whole number >= 1", "length=40")
 
-    def encode(self, texts: Several[str]) -> np.ndarray:
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return the token numbers of the texts, ``(N, T)``, int32.
 
         Raises:
             MissingExtra: The library tokenizers is not installed.
         """
         try:
-            from tokenizers import Regex
-            from tokenizers.normalizers import BertNormalizer, Replace, Sequence
+            from tokenizers import Regex, normalizers
             from tokenizers.pre_tokenizers import BertPreTokenizer
         except ImportError as error:
             raise MissingExtra("scenario", "text") from error
-        replacements = [Replace(Regex(pattern), token) for pattern, token in REPLACEMENTS.items()]
-        normalizer, splitter = Sequence([*replacements, BertNormalizer()]), BertPreTokenizer()
+        replacements = [normalizers.Replace(Regex(pattern), token) for pattern, token in REPLACEMENTS.items()]
+        normalizer = normalizers.Sequence([*replacements, normalizers.BertNormalizer()])
+        splitter = BertPreTokenizer()
         tokens_NT = np.zeros((len(texts), self.length), np.int32)
         for row_T, text in zip(tokens_NT, texts, strict=True):
             words = splitter.pre_tokenize_str(normalizer.normalize_str(text))[: self.length]
             row_T[: len(words)] = [1 + zlib.crc32(word.encode()) % (self.vocab_size - 1) for word, _ in words]
         return tokens_NT
 
-    def to_json(self) -> str:
-        """Return the settings as JSON for `from_json`.
 
-        A run saves them beside its model, so that new texts get the token numbers of the training.
+@dataclass(frozen=True, kw_only=True)
+class WordPieceTokenizer:
+    """Tokenize texts into the word pieces of a pretrained encoder.
+
+    Args:
+        tokenizer_json: content of a file of the tokenizers library.
+        length: number of tokens of a text, >= 3, including one special token at each end. Longer texts are cut, and
+            shorter ones are padded with 0.
+    """
+
+    tokenizer_json: str
+    length: int
+    kind: ClassVar[str] = "word pieces"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the token numbers of the texts, ``(N, T)``, int32.
+
+        Raises:
+            MissingExtra: The library tokenizers is not installed.
         """
-        return json.dumps(
-            {
-                "kind": "hashed words",
-                "hash": "crc32",
-                "splitting": "bert uncased",
-                "replacements": REPLACEMENTS,
-                **asdict(self),
-            }
-        )
+        encodings = self._tokenizer().encode_batch(list(texts))
+        return np.array([encoding.ids for encoding in encodings], np.int32).reshape(-1, self.length)
 
-    @classmethod
-    def from_json(cls, text: str) -> HashingTokenizer:
-        """Create a tokenizer from the output of `to_json`.
+    def _tokenizer(self) -> Any:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise MissingExtra("scenario", "text") from error
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.enable_truncation(self.length)
+        tokenizer.enable_padding(length=self.length)
+        return tokenizer
 
-        >>> HashingTokenizer.from_json(HashingTokenizer(vocab_size=100, length=5).to_json())
-        HashingTokenizer(vocab_size=100, length=5)
-        """
-        settings = json.loads(text)
-        return cls(vocab_size=settings["vocab_size"], length=settings["length"])
+
+@dataclass(frozen=True, kw_only=True)
+class CharacterEncoding:
+    """Encode text for a model that predicts the next character.
+
+    Args:
+        alphabet: characters with the numbers 1, 2, ...; 0 is padding. Other characters get the last number.
+        length: number of characters in one input of the model.
+
+    >>> CharacterEncoding(alphabet="ab ", length=80).encode("ba!").tolist()
+    [2, 1, 3]
+    """
+
+    alphabet: str
+    length: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the numbers of the characters, ``(T,)`` int32, from 1."""
+        numbers = {character: number for number, character in enumerate(self.alphabet, 1)}
+        return np.array([numbers.get(character, len(self.alphabet)) for character in text], np.int32)
