@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import ClientId
-from fedlearn.errors import DataError, FedlearnError
+from fedlearn.errors import DataError, FedlearnError, require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.runner.builders import find_target
 from fedlearn.runner.config import build, build_scenario
 from fedlearn.runner.model_folder import ModelDescription
 from fedlearn.runner.run_config import read_run_config
+
+NETWORK_BUILDERS = frozenset(  # functions of the library that the file of a model may name
+    {
+        "simulations.models.build_trainer",
+        "simulations.models.recommendation.build_recommender",
+        "simulations.models.text.build_language_model",
+        "simulations.models.text.readers.build_text_network",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +83,36 @@ def _from_description(
         test=_refuse_access,
         num_classes=description.num_classes,
     )
+    builder = _find_builder(network.builder, allow_targets)
     arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in network.arguments.items()}
     chosen = framework or description.settings.get("framework") or "torch"
-    node = {"_target_": network.builder, **arguments, "framework": chosen, "device": device}
-    trainer: Trainer = build(node, "model", model, data, allow=allow_targets)[0]
+    try:
+        trainer: Trainer = builder(model, data, framework=chosen, device=device, **arguments)[0]
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FedlearnError):
+            raise
+        fix = "the version of fedlearn that wrote model/model.json"
+        raise FedlearnError(f"the network cannot be built: {error}\n  try       {fix}") from error
     return trainer
+
+
+def _find_builder(name: str, allow_targets: Sequence[str]) -> Callable[..., Any]:
+    """Return a builder of networks. A model file is untrusted, so it may name no other function.
+
+    Raises:
+        SettingError: the name is neither in `NETWORK_BUILDERS` nor in an allowed module.
+    """
+
+    def is_allowed(place: str) -> bool:
+        return any(place == module or place.startswith(f"{module}.") for module in allow_targets)
+
+    expected = "a builder of networks of the library, or one in an allowed module"
+    fix = f"allow_targets=[{name.partition('.')[0]!r}]   (if you trust this module)"
+    is_library = name in NETWORK_BUILDERS
+    require(is_library or is_allowed(name), "network.builder", name, expected, fix)
+    builder: Callable[..., Any] = find_target(name, "network")
+    require(is_library or is_allowed(builder.__module__), "network.builder", name, expected, fix)
+    return builder
 
 
 def _from_scenario(folder: Path, framework: str | None, allow_targets: Sequence[str]) -> BuiltNetwork:

@@ -26,6 +26,7 @@ from fedlearn.data.tables import table_from_columns
 from fedlearn.errors import DataError, FedlearnError, is_count, is_number, require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
+from fedlearn.runner.consent import allowed_by_environment, listed_modules, refuse_packages, require_consent
 from fedlearn.runner.model_folder import ModelDescription, read_model_description, read_preprocessing
 from fedlearn.runner.model_network import build_network
 from fedlearn.runner.model_parameters import ModelParameters, read_parameters
@@ -263,12 +264,16 @@ def load_trained_model(
         client: see `load`.
         framework: see `load`.
         device: see `load`.
-        allow_targets: see `load`; None, the default of the commands, takes the modules in the settings of the run.
+        allow_targets: see `load`; None, the default of the commands, takes the modules in the settings of the run, if
+            the person who starts the command has allowed them.
     """
     checkpoints.check_format(folder / CHECKPOINT_FOLDER)
     description = read_model_description(folder)
     parameters = read_parameters(folder, description, checkpoint, client)
-    allowed = description.settings.get("allow_targets", ()) if allow_targets is None else allow_targets
+    if allow_targets is None:
+        allow_targets = listed_modules(description.settings)
+        require_consent(allow_targets)
+    refuse_packages(allow_targets)
     history = read_history(folder)
     return TrainedModel(
         folder=folder,
@@ -277,7 +282,7 @@ def load_trained_model(
         parameters=parameters,
         value=dict(metric_values(history, description.metric)).get(parameters.round),
         framework=framework,
-        allow_targets=tuple(map(str, allowed)),
+        allow_targets=(*allow_targets, *allowed_by_environment()),
         device=device,
     )
 

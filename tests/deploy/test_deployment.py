@@ -64,6 +64,9 @@ def test_deployed_vector_and_serial_end_with_the_same_bits(federation, tmp_path)
         "checkpoints",
     }
     assert [line["num_updates"] for line in deployed.lines] == [4, 4, 4]
+    described = [folder / "model/preprocessing.json" for folder in (deployed.folder, tmp_path / "serial")]
+    assert described[0].read_bytes() == described[1].read_bytes()  # from the settings: a coordinator has no data
+    assert not (deployed.folder / "data_digests.json").exists()
 
 
 @pytest.mark.slow

@@ -147,12 +147,13 @@ def test_negatives_are_others_in_each_round_and_never_of_the_held_out_list():
 def test_a_model_within_a_trainer_around_a_trainer_is_exported(layouts, tmp_path):
     import torch
 
-    from simulations.analysis.export_torch import save_state_dict
+    from fedlearn.runner.start import main
+    from simulations.analysis.export import export
 
-    scenario = movielens(path=layouts, task="ranking", factors=2)
-    save_state_dict(scenario.trainer, scenario.trainer.init(1), tmp_path / "model.pt")
-    names = torch.load(tmp_path / "model.pt", weights_only=True)
-    assert set(names) == {leaf.name for leaf in scenario.trainer.layout.leaves}
+    settings = ["scenario=movielens", f"scenario.path={layouts}", "scenario.task=ranking", "scenario.factors=2"]
+    assert main([*settings, "rounds=1", "report=false", f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    names = torch.load(export(tmp_path / "run", "torch", client="0"), weights_only=True)
+    assert "items.weight" in names
 
 
 @pytest.mark.parametrize("task", ["regression", "ranking"])
