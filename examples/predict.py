@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import fedlearn
-from fedlearn.runner.start import main as run
+from simulations.run import main as run
 
 rng = np.random.default_rng(0)
 

@@ -63,7 +63,7 @@ class Number:
 
     @property
     def accepts_missing(self) -> bool:
-        """Whether a missing cell has a replacement."""
+        """True if a missing cell has a replacement."""
         return self.fill is not None
 
     def features(self, table: Table, *, allow_unknown: bool = False, unknown_fix: str = "") -> np.ndarray:
@@ -117,7 +117,7 @@ class Category:
 
     @property
     def accepts_missing(self) -> bool:
-        """Whether a missing cell has a replacement."""
+        """True if a missing cell has a replacement."""
         return True
 
     def features(self, table: Table, *, allow_unknown: bool = False, unknown_fix: str = "") -> np.ndarray:
@@ -159,7 +159,7 @@ class HashedText:
 
     @property
     def accepts_missing(self) -> bool:
-        """Whether a missing cell has a replacement."""
+        """True if a missing cell has a replacement."""
         return True
 
     def features(self, table: Table, *, allow_unknown: bool = False, unknown_fix: str = "") -> np.ndarray:

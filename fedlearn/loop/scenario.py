@@ -68,8 +68,8 @@ class Scenario:
         preprocessing: inputs and target of the model. A run saves it, so that predictions need no training data. None
             for a scenario without a description; its model then predicts for arrays of model inputs only.
         network: builder of the model. A run saves it, so that predictions need no training data; None if unknown.
-        data_digests: digest of each part of the raw data by name, e.g. of a column of a file. A resumed run compares
-            them. Empty compares the examples of each client.
+        data_digests: digest of each part of the raw data by name, e.g. the name of a column and a file. A resumed run
+            compares them. Empty compares the examples of each client.
     """
 
     name: str

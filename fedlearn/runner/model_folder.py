@@ -64,14 +64,14 @@ class ModelDescription:
 
     @property
     def is_personalised(self) -> bool:
-        """Whether clients have different models."""
+        """True if clients have different models."""
         return bool(self.personal_parameters) or self.has_personal_models
 
 
 def with_declared_model(experiment: Experiment, cfg: DictConfig) -> Experiment:
     """Return the experiment with inputs and network from the settings, if its data are at the nodes.
 
-    Nothing else is known to a coordinator, so no file of the model contains more than the settings of the run.
+    A coordinator has no other information about the data, so the files of the model contain the settings only.
     """
     scenario = experiment.scenario
     if scenario.data.num_train is None or scenario.preprocessing is not None:

@@ -38,8 +38,8 @@ BATCH_SIZE = 1024
 class TrainedModel:
     """Model of a run after one of its rounds. Its methods accept raw examples.
 
-    Raw examples are the path of a file or of a folder of images, a data frame or a mapping of columns, a list of texts,
-    or an array. An array of bytes holds images; any other array holds model inputs.
+    Raw examples are a path, a data frame, a mapping of columns, a list of texts, or an array. A path is a file or a
+    folder of images. An array of bytes holds images; any other array holds model inputs.
 
     Attributes:
         folder: run folder.
@@ -69,7 +69,7 @@ class TrainedModel:
 
     @property
     def round(self) -> int:
-        """Round of the parameters."""
+        """Number of the round of the parameters."""
         return self.parameters.round
 
     @property
@@ -79,7 +79,7 @@ class TrainedModel:
 
     @property
     def seed(self) -> int:
-        """Seed of the run."""
+        """Seed of the run, from its checkpoint."""
         return self.parameters.seed
 
     @property

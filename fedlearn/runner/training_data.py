@@ -38,7 +38,7 @@ def require_same_data(folder: Path, scenario: Scenario) -> None:
     shown = ", ".join(changed[:MAX_SHOWN]) + more
     raise DataError(
         f"the training data of {folder} have changed: {shown}\n"
-        f"  expected  the data at the start of the run: its other rounds would be from different data\n"
+        "  expected  the data at the start of the run\n"
         f"  try       the earlier data, or a new run with init={folder}"
     )
 

@@ -22,7 +22,7 @@ from fedlearn.data.preprocessing import Preprocessing, Target
 
 ML_DOMAIN, ML_VERSION = "ai.onnx.ml", 3
 BATCH = "batch"
-PREFIX = "fedlearn_"  # of the names of added tensors
+PREFIX = "fedlearn_"  # prefix of added tensors
 
 
 def add_preprocessing(path: Path, preprocessing: Preprocessing | None, metadata: Mapping[str, str]) -> None:
