@@ -67,6 +67,8 @@ def names_of(path: Path) -> dict[str, ast.AST]:
     names: dict[str, ast.AST] = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         names |= dict.fromkeys(bound_names(node), node)
+        if isinstance(node, ast.If):  # lazy names
+            names |= {name: node for child in node.body for name in bound_names(child)}
         if isinstance(node, ast.ClassDef):
             names |= {f"{node.name}.{name}": node for child in node.body for name in bound_names(child)}
             attributes = (child for child in ast.walk(node) if isinstance(child, ast.Attribute))
