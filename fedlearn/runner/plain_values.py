@@ -134,6 +134,8 @@ def _problem(node: Any) -> str | None:
         if len(text) > MAX_TEXT:
             return f"at most {MAX_TEXT} characters"
         return "a value without an interpolation (${...})" if INTERPOLATION in text else None
+    if type(node) in (list, dict) and len(node) > MAX_VALUES:
+        return f"at most {MAX_VALUES} values"
     if type(node) is int:
         return None if abs(node) <= MAX_INTEGER else "a whole number below 2^63"
     if type(node) is float:
