@@ -791,6 +791,8 @@ MUTANTS: tuple[Mutant, ...] = (
         '        for name in ("kind", "run", "round", "id", "layout"):\n            ',
         "        for name in ():\n            ",
         "tests/protocol/test_messages.py::test_a_response_to_another_request_is_refused",
+    ),
+    fault(
         "settings: only the outermost target is checked",
         BUILDERS,
         "    for path, node in targets:\n        name = ",

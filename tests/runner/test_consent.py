@@ -38,6 +38,7 @@ def shared_recipe(here, text):
 
 RECIPES = {
     "a module of Python": "allow_targets: [os]\nstrategy: {_target_: os.system, command: touch stolen}",
+    "a module that writes a file": "allow_targets: [logging]\nmodel: {_target_: logging.FileHandler, filename: stolen}",
     "a part of such a module": "allow_targets: [os.path]\nstrategy: {_target_: os.path.exists, path: x}",
     "a text": "allow_targets: subprocess\nmodel: {_target_: subprocess.getoutput, cmd: touch stolen}",
     "an installed package": "allow_targets: [numpy]\nstrategy: {_target_: numpy.save, file: stolen, arr: 1}",
