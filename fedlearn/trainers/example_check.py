@@ -44,26 +44,34 @@ def probe_examples(examples: Examples, *, synthetic: bool, seed: int = 1) -> Ite
 
     Args:
         examples: examples of a client, N >= 1.
-        synthetic: whether inputs are drawn at random. Real clients need this, because a refusal must not depend on
-            their data. Integer inputs are drawn below the largest value of the client.
+        synthetic: whether inputs are drawn at random, in the range of the client's data. Real clients need this,
+            because a refusal must not depend on their data.
         seed: seed of the random inputs.
     """
     rng = np.random.default_rng(seed)
+    x_N, y_N = np.asarray(examples.x), np.asarray(examples.y)
     rows = rng.choice(len(examples), NUM_EXAMPLES, replace=len(examples) < NUM_EXAMPLES)
-    x, y = np.asarray(examples.x)[rows], np.asarray(examples.y)[rows]
-    is_float = np.issubdtype(x.dtype, np.floating)
-    scale = max(1.0, float(np.abs(x[np.isfinite(x)]).mean())) if is_float and not synthetic and x.size else 1.0
-    normal = rng.normal(0, scale, x.shape).astype(x.dtype) if is_float else rng.permuted(x.reshape(-1)).reshape(x.shape)
+    x, y = np.nan_to_num(x_N[rows], posinf=0, neginf=0), y_N[rows]
+    are_codes = not np.issubdtype(x.dtype, np.floating) or bool((x == np.rint(x)).all())
     if synthetic:
-        largest = int(np.max(examples.x, initial=0))
-        x = normal if is_float else rng.integers(0, largest + 1, x.shape).astype(x.dtype)
-    elif is_float:  # examples may be equal or not finite
-        x = np.where(np.isfinite(x), x, 0).astype(x.dtype) + (0.1 * normal).astype(x.dtype)
+        x = _in_range(x_N, rng, are_codes=are_codes)
     yield Examples(x, y)
+    scale = LARGE * max(1.0, float(np.abs(x).mean())) if not are_codes else 0.0
+    other = rng.normal(0, scale, x.shape).astype(x.dtype) if scale else _in_range(x_N, rng, are_codes=True)
     # equal labels, because a loss can count the labels of a batch
-    yield Examples((LARGE * normal).astype(x.dtype) if is_float else normal, np.repeat(y[:1], NUM_EXAMPLES, axis=0))
+    yield Examples(other, np.repeat(y[:1], NUM_EXAMPLES, axis=0))
     if x.ndim > 1 and x.shape[1] > 2:
         yield Examples(np.ascontiguousarray(x[:, : x.shape[1] - 1]), y)  # refused by most models without sequences
+
+
+def _in_range(x_N: np.ndarray, rng: np.random.Generator, *, are_codes: bool) -> np.ndarray:
+    """Return random inputs in the range of each input, because a model can use inputs as row numbers of a table."""
+    finite = np.nan_to_num(x_N, posinf=0, neginf=0)
+    low, high = finite.min(axis=0), finite.max(axis=0)
+    shape = (NUM_EXAMPLES, *x_N.shape[1:])
+    if are_codes:
+        return rng.integers(low.astype(np.int64), high.astype(np.int64) + 1, shape).astype(x_N.dtype)
+    return rng.uniform(low, high, shape).astype(x_N.dtype)
 
 
 def find_mixing(evaluate: Evaluate, examples: Examples, *, tolerance: float = TOLERANCE) -> str:

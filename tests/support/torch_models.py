@@ -296,6 +296,9 @@ MIXING: dict[str, Callable[[], nn.Module]] = {
         out=linear(),
     ),
     "mixup": lambda: Net(lambda s, x: s.out(0.7 * x + 0.3 * x[torch.randperm(len(x))]), out=linear()),
+    "mixup at times": lambda: Net(
+        lambda s, x: s.out(x + x[torch.randperm(len(x))] if float(torch.rand(1)) < 0.3 else x), out=linear()
+    ),
     "cumulative": lambda: Net(lambda s, x: s.out(x.cumsum(0)), out=linear()),
     "gradient hook": lambda: Net(lambda s, x: s.out(centred_gradient(s.a(x))), a=linear(6, 6), out=linear()),
 }

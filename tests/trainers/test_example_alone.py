@@ -152,6 +152,44 @@ def test_a_forward_pass_that_changes_the_model_is_refused(name):
         ClippedGradient(module, cross_entropy, trained(module), clip=1.0)(x, y)
 
 
+def test_a_later_batch_that_changes_a_buffer_is_refused():
+    class Rare(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = linear()
+            self.register_buffer("seen", torch.zeros(6), persistent=False)
+
+        def forward(self, x):
+            if float(x.abs().max()) > 1e4:
+                self.seen += x.sum(0)
+            return self.out(x + self.seen)
+
+    module, (x, y) = Rare(), batch("mlp")
+    clipped = ClippedGradient(module, cross_entropy, trained(module), clip=1.0)
+    clipped(x, y)
+    x[0] = 1e5
+    with pytest.raises(SettingError, match="a forward pass changes a buffer"):
+        clipped(x, y)
+
+
+def test_a_table_of_rows_and_of_columns_gets_valid_row_numbers():
+    class Columns(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.few, self.many, self.out = torch.nn.Embedding(2, 4), torch.nn.Embedding(90, 4), linear(4)
+
+        def forward(self, x):
+            return self.out(self.few(x[:, 0].long()) * self.many(x[:, 1].long()))
+
+    module = Columns()
+    x = torch.stack([torch.arange(B) % 2, 11 * torch.arange(B)], 1)
+    for inputs in (x, x.float()):
+        for synthetic in (False, True):
+            clipped = ClippedGradient(module, cross_entropy, trained(module), clip=1.0)
+            clipped.prepare(inputs, torch.arange(B) % 3, synthetic=synthetic)
+            assert clipped.method in ("vmap", "gradients")
+
+
 @pytest.mark.parametrize("kind", [torch.nn.Embedding, torch.nn.EmbeddingBag])
 def test_max_norm_is_refused_by_name(kind):
     module = torch.nn.Sequential(kind(TOKENS, 4, max_norm=1.0), torch.nn.Flatten(), torch.nn.LazyLinear(3))

@@ -16,7 +16,9 @@ import torch
 from torch import nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from fedlearn.errors import SettingError
 from fedlearn.trainers.batching import GOLDEN, mix_bits
+from fedlearn.trainers.example_check import refuse
 from fedlearn.trainers.example_keys import content_keys
 from fedlearn.trainers.torch.compat import physical_tensor, with_batch_axis
 from fedlearn.trainers.torch.example_draws import ExampleDraws
@@ -85,6 +87,8 @@ class ClippedGradient:
         owned = [p for m in owners.values() for p in m.parameters(recurse=False) if p.requires_grad]
         suitable = len(owned) == len(self.leaves) and all(map(is_known, owners.values()))
         self._layers = owners if suitable else {}  # the layers with parameters, if all have a rule
+        parts = [part._buffers for part in module.modules()]
+        self._buffers = [(buffers, name) for buffers in parts for name, b in buffers.items() if b is not None]
         self._graph: nn.Module | None = None
         self._num_axes = 0
         self._calls: list[_Call] = []
@@ -131,13 +135,24 @@ class ClippedGradient:
             self.prepare(x_B, y_B)
         if keys_B is None and self.needs_keys:
             keys_B = _keys_from_torch(x_B, y_B)
+        before = self._buffer_versions()
         try:
-            return self._sums(x_B, y_B, keys_B, start)
+            result = self._sums(x_B, y_B, keys_B, start)
+        except SettingError:
+            raise
         except Exception:  # another batch can take another path through the code of a model
             if self.method == "loop":
                 raise
             self.method, self.has_draws = METHODS[METHODS.index(self.method) + 1], True
             return self(x_B, y_B, keys_B=keys_B, start=start)
+        if before != self._buffer_versions():
+            raise refuse("a forward pass changes a buffer")
+        return result
+
+    def _buffer_versions(self) -> list[tuple[int, int]]:
+        """Return identity and version of each buffer, which change if code writes to it."""
+        now = [buffers[name] for buffers, name in self._buffers]
+        return [(id(buffer), -1 if buffer is None else buffer._version) for buffer in now]
 
     @property
     def needs_keys(self) -> bool:
@@ -259,7 +274,7 @@ class ClippedGradient:
                 if seeds is not None:
                     torch.manual_seed(seeds[i])
                 with torch.enable_grad():
-                    loss = self.loss(self.module(x_B[i : i + 1]), y_B[i : i + 1]).reshape(())
+                    loss = self.loss(self.module(x_B[i : i + 1].clone()), y_B[i : i + 1]).reshape(())
                     gradients = torch.autograd.grad(loss, self.leaves, materialize_grads=True)
                 total.add([(g.to_dense() if g.is_sparse else g)[None] for g in gradients], loss.detach()[None])
         return total.result()

@@ -74,24 +74,27 @@ class ExampleDraws(_Draws):
 
 
 class ConstantDraws(_Draws):
-    """Replace each draw by the middle of its distribution, so that results do not depend on draws.
+    """Replace each draw by a fixed value of its distribution, so that results do not depend on draws.
+
+    Args:
+        level: quantile of the fixed value, in (0, 1). A binary draw gives its mean.
 
     Attributes:
         has_drawn: True after the first draw.
         unknown: name of an operation that drew numbers for lack of a rule, or "".
     """
 
-    def __init__(self) -> None:
+    def __init__(self, level: float = 0.5) -> None:
         super().__init__()
-        self.has_drawn, self.unknown = False, ""
+        self.level, self.has_drawn, self.unknown = level, False, ""
 
     def draw(self, func: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Return the middle of the distribution of a random operation."""
+        """Return a fixed value of the distribution of a random operation."""
         self.has_drawn = True
         if name in ("bernoulli", "bernoulli_"):
             return _keep_probability(name, *args, **kwargs)
         if name in RULES:
-            return RULES[name](_halves, *args, **kwargs)
+            return RULES[name](self.levels, *args, **kwargs)
         if name == "randperm":  # reversed, so that a model that mixes by permutations differs
             return torch.arange(args[0] - 1, -1, -1, dtype=kwargs.get("dtype"), device=kwargs.get("device"))
         if name == "rrelu_with_noise":
@@ -104,6 +107,10 @@ class ConstantDraws(_Draws):
         self.unknown = str(func)
         return func(*args, **kwargs)
 
+    def levels(self, like: torch.Tensor) -> torch.Tensor:
+        """Return the quantile in the shape of a tensor, float64."""
+        return torch.full(like.shape, self.level, dtype=torch.float64, device=like.device)
+
 
 def _has_no_dropout(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """Return whether an operation draws only for its dropout, for example attention, and the rate is zero."""
@@ -113,10 +120,6 @@ def _has_no_dropout(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> b
 
 
 Uniforms = Callable[[torch.Tensor], torch.Tensor]
-
-
-def _halves(like: torch.Tensor) -> torch.Tensor:
-    return torch.full(like.shape, 0.5, dtype=torch.float64, device=like.device)
 
 
 def _shift(z: torch.Tensor, bits: int) -> torch.Tensor:

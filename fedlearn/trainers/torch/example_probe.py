@@ -26,6 +26,7 @@ from fedlearn.trainers.torch.losses import Loss
 
 GPU_TOLERANCE = 0.02  # GPUs round products to 10 bits
 MAX_CAUSE = 120  # characters of an error from a model
+LEVELS = (0.1, 0.9, 0.3)  # quantiles of draws, because code can branch on a draw
 PERTURBATION = 0.1  # standard deviation of the change of the parameters, so that a branch with zero weights counts
 
 
@@ -72,8 +73,8 @@ class ExampleProbe:
             self._groups = [group for number, group in enumerate(groups) if self._runs(*group, must=number == 0)]
             self._check_mixing(*self._groups[0])
             self._perturb()
-            for group in self._groups:
-                self._check_mixing(*group)
+            for group, level in zip(self._groups, LEVELS, strict=False):
+                self._check_mixing(*group, level)
 
     def agrees(self, clipped: Clipped) -> bool:
         """Return whether the sums of clipped gradients equal the sums from a loop over the examples."""
@@ -93,11 +94,11 @@ class ExampleProbe:
         clipped.clip = float(np.median(norms or [1.0])) or 1.0  # clips some of the gradients
         factors = [min(1.0, clipped.clip / max(norm, 1e-30)) for norm in norms]
         with ConstantDraws(), torch.no_grad():
-            sums, _ = clipped._sums(x_N, y_N, None, 0)
+            sums, _ = clipped._sums(x_N.clone(), y_N, None, 0)
         expected_D = np.sum([f * g for f, g in zip(factors, gradients, strict=True)], axis=0)
         return not gradients or agree(_flat(sums), expected_D, tolerance, scale=float(np.abs(gradients[0]).max()))
 
-    def _check_mixing(self, x_N: torch.Tensor, y_N: torch.Tensor) -> None:
+    def _check_mixing(self, x_N: torch.Tensor, y_N: torch.Tensor, level: float = 0.5) -> None:
         if self.has_unknown_draws:  # results would differ between runs
             return
 
@@ -105,14 +106,14 @@ class ExampleProbe:
         scaled = any(getattr(part, "scale_grad_by_freq", False) for part in self.module.modules())
 
         def evaluate(x: np.ndarray, y: np.ndarray) -> Evaluated:
-            evaluated = self._evaluate(torch.from_numpy(x).to(x_N.device), torch.from_numpy(y).to(y_N.device))
+            evaluated = self._evaluate(torch.from_numpy(x).to(x_N.device), torch.from_numpy(y).to(y_N.device), level)
             return evaluated._replace(gradient_D=None) if scaled else evaluated
 
         group = Examples(x_N.cpu().numpy(), y_N.cpu().numpy())
         part = find_mixing(evaluate, group, tolerance=self._tolerance(x_N))
         if not part:
             return
-        with ConstantDraws():
+        with ConstantDraws(level):
             name = first_mixing_module(self.module, x_N)
         if name or part == "outputs":
             raise refuse(f"{name or type(self.module).__name__} mixes the examples of a batch")
@@ -135,7 +136,7 @@ class ExampleProbe:
         torch.manual_seed(1)
         try:
             with torch.no_grad():
-                return _numpy(self.module(x_B))
+                return _numpy(self.module(x_B.clone()))
         except SettingError:
             raise
         except Exception as error:
@@ -158,10 +159,10 @@ class ExampleProbe:
         cause = str(error).split("\n")[0][:MAX_CAUSE]
         return refuse(f"{type(self.module).__name__} fails on a batch of {size} ({cause})")
 
-    def _evaluate(self, x_B: torch.Tensor, y_B: torch.Tensor) -> Evaluated:
-        """Run a batch, with each draw in the middle of its distribution."""
-        with ConstantDraws() as draws, torch.enable_grad():
-            outputs = self.module(x_B)
+    def _evaluate(self, x_B: torch.Tensor, y_B: torch.Tensor, level: float = 0.5) -> Evaluated:
+        """Run a batch, with each draw at a fixed quantile of its distribution."""
+        with ConstantDraws(level) as draws, torch.enable_grad():
+            outputs = self.module(x_B.clone())  # the model may change its inputs
             loss_B = self.loss(outputs, y_B)
             if loss_B.shape != (len(y_B),):
                 raise refuse(f"the loss has the shape {tuple(loss_B.shape)} for a batch of {len(y_B)}")
