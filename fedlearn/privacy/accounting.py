@@ -11,7 +11,8 @@ The delta of an event is subtracted from the delta of the guarantee. This is val
 (epsilon, delta)-private if it is epsilon-private except with probability delta. Basic composition, which adds pure
 epsilons, gives another bound. The smallest bound is used.
 
-Each epsilon is an upper bound. `fedlearn.privacy.loss_distributions` has the pairs and the rounding.
+Each epsilon is an upper bound. `fedlearn.privacy.loss_distributions` has the pairs, and
+`fedlearn.privacy.loss_composition` the rounding.
 
 References: Kairouz, Oh, Viswanath, *The Composition Theorem for Differential Privacy*, ICML 2015, arXiv:1311.0776
 (randomized response dominates); Balle, Wang, *Improving the Gaussian Mechanism for Differential Privacy*, ICML 2018,
@@ -20,26 +21,15 @@ arXiv:1805.06530 (the exact curve of Gaussian noise).
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial
 from math import exp, expm1, inf, isfinite, log, log1p, sqrt
 
-from fedlearn.core.privacy_ledger import (
-    AnyEvent,
-    Epsilon,
-    EpsilonDeltaEvent,
-    Event,
-    EventHistory,
-    LaplaceEvent,
-    RenyiEvent,
-    event_history,
-)
+from fedlearn.core.privacy_ledger import Epsilon, EpsilonDeltaEvent, Event, EventHistory, RenyiEvent
 from fedlearn.errors import is_number, require
-from fedlearn.privacy.loss_distributions import composed_epsilon
+from fedlearn.privacy.loss_composition import composed_epsilon
+from fedlearn.privacy.most_expensive_history import EpsilonOf, most_expensive_history, undominated_histories
 from fedlearn.privacy.renyi_divergences import rdp_epsilon
-
-EpsilonOf = Callable[[EventHistory, float], float]  # (history, delta) -> epsilon
 
 
 def require_delta(delta: float, setting: str = "delta") -> None:
@@ -87,13 +77,14 @@ def max_epsilon_bounds(histories: Iterable[EventHistory], *, delta: float) -> Ep
         delta: in (0, 1).
     """
     require_delta(delta)
-    ordered = _candidates(histories)
-    if not ordered:
+    candidates = undominated_histories(histories)
+    if not candidates:
         return Epsilon(0.0, 0.0)
-    rdp, _ = _search(ordered, delta, bound=_rdp_epsilon, tight=_rdp_epsilon)
-    if not all(map(_has_loss_distributions, ordered)):
+    rdp, _ = most_expensive_history(candidates, delta, bound=_rdp_epsilon, tight=_rdp_epsilon)
+    if not all(map(_has_loss_distributions, candidates)):
         return Epsilon(None, rdp)
-    return Epsilon(_search(ordered, delta, bound=_coarse_epsilon, tight=_tight_epsilon)[0], rdp)
+    pld, _ = most_expensive_history(candidates, delta, bound=_coarse_epsilon, tight=_tight_epsilon)
+    return Epsilon(pld, rdp)
 
 
 def calibrate_noise_multiplier(
@@ -119,10 +110,10 @@ def calibrate_noise_multiplier(
     noise, place = 1.0, -1
     while True:
         histories = list(histories_of(noise))
-        ordered = _candidates(histories)
-        if not ordered:
+        candidates = undominated_histories(histories)
+        if not candidates:
             return noise
-        cost, worst = _search(ordered, delta, bound=bound, tight=tight if place >= 0 else bound)
+        cost, worst = most_expensive_history(candidates, delta, bound=bound, tight=tight if place >= 0 else bound)
         if place >= 0 and cost <= epsilon:
             return noise
         place = histories.index(worst)
@@ -164,80 +155,6 @@ def calibrate_num_rounds(
         within = max_epsilon_bounds(histories_of(middle), delta=delta).value <= epsilon
         low, high = (middle, high) if within else (low, middle)
     return low
-
-
-def _candidates(histories: Iterable[EventHistory]) -> list[EventHistory]:
-    """Return histories that include the most expensive one, ordered so that the search merges similar ones.
-
-    A history of equal events is left out if another one has the same noise, no lower sampling rate and no fewer events.
-    """
-    families: dict[Hashable, list[EventHistory]] = {}
-    several = []
-    for history in {history for history in histories if history}:
-        if len(history) > 1:
-            several.append(history)
-        else:
-            families.setdefault(_family(history[0][0]), []).append(history)
-    kept = [history for family in families.values() for history in _undominated(family)]
-    return sorted([*several, *kept], key=_worst_rate)
-
-
-def _family(event: AnyEvent) -> Hashable:
-    """Return a key of the events that differ only in their sampling rate."""
-    if isinstance(event, Event | LaplaceEvent):
-        return type(event), event.noise_multiplier, event.sampling == "fixed_size"
-    return event
-
-
-def _undominated(family: Sequence[EventHistory]) -> list[EventHistory]:
-    kept: list[EventHistory] = []
-    for history in sorted(family, key=_worst_rate, reverse=True):
-        if not kept or history[0][1] > kept[-1][0][1]:
-            kept.append(history)
-    return kept
-
-
-def _worst_rate(history: EventHistory) -> tuple[float, int]:
-    sampled = (event.rate for event, _ in history if isinstance(event, Event | LaplaceEvent))
-    return max(sampled, default=1.0), sum(count for _, count in history)
-
-
-def _can_merge(history: EventHistory) -> bool:
-    """Return whether `_worst_case` can bound this history together with others."""
-    return all(isinstance(event, Event) and event.sampling != "fixed_size" for event, _ in history)
-
-
-def _search(
-    ordered: Sequence[EventHistory], delta: float, *, bound: EpsilonOf, tight: EpsilonOf
-) -> tuple[float, EventHistory]:
-    """Return the largest tight epsilon and its history. A cheap bound ranks the sets, so few are computed."""
-
-    def ranked(low: int, high: int) -> tuple[float, bool, int, int]:
-        return -bound(_worst_case(ordered[low:high]), delta), False, low, high
-
-    merges = all(map(_can_merge, ordered))
-    heap = [ranked(0, len(ordered))] if merges else [ranked(i, i + 1) for i in range(len(ordered))]
-    heapq.heapify(heap)
-    while True:
-        top, decided, low, high = heapq.heappop(heap)
-        if decided:
-            return -top, ordered[low]
-        if high - low == 1:
-            heapq.heappush(heap, (-tight(ordered[low], delta), True, low, high))
-        else:
-            middle = (low + high) // 2
-            for part in (ranked(low, middle), ranked(middle, high)):
-                heapq.heappush(heap, part)
-
-
-def _worst_case(histories: Sequence[EventHistory]) -> EventHistory:
-    """Return a history that costs at least as much as each one: least noise, highest rate, most releases."""
-    if len(histories) == 1:
-        return histories[0]
-    events = [event for history in histories for event, _ in history if isinstance(event, Event)]
-    rate = max(event.rate for event in events)
-    worst = Event(min(event.noise_multiplier for event in events), "poisson" if rate < 1 else "none", rate)
-    return event_history({worst: max(sum(count for _, count in history) for history in histories)})
 
 
 def _root(excess: Callable[[float], float], start: float, factor: float, *, tolerance: float) -> float:

@@ -10,7 +10,8 @@ from scipy.special import ndtr
 
 from fedlearn.core.privacy_ledger import EpsilonDeltaEvent, Event, LaplaceEvent, event_history
 from fedlearn.privacy.accounting import epsilon_bounds, gaussian_epsilon
-from fedlearn.privacy.loss_distributions import composed_epsilon, loss_distributions
+from fedlearn.privacy.loss_composition import composed_epsilon
+from fedlearn.privacy.loss_distributions import loss_distributions
 from fedlearn.privacy.renyi_divergences import ORDERS, divergences
 
 OUTPUTS = np.linspace(-20, 30, 50_001)  # cells of a one-dimensional release, in units of the sensitivity
