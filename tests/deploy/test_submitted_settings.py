@@ -157,6 +157,17 @@ def test_a_resume_carries_out_no_attack(settings, override, monkeypatch, tmp_pat
 
 
 @pytest.mark.framework
+@pytest.mark.parametrize(
+    ("width", "used"), [(None, None), (80, 80), (10**9, 500), (-1, 20), ("80", None), (True, None), ([80], None)]
+)
+def test_the_width_of_a_terminal_is_bounded(width, used):
+    pytest.importorskip("flwr")
+    from fedlearn.deploy.coordinator_side.server_app import _read_width
+
+    assert _read_width(width) == used
+
+
+@pytest.mark.framework
 def test_a_resume_accepts_the_settings_that_a_run_has_written(settings, monkeypatch):
     monkeypatch.delenv(BUILDERS_ENV, raising=False)
     cfg = read_submitted_settings(settings)

@@ -68,6 +68,7 @@ from fedlearn.runner.run_mode import RunMode
 from fedlearn.runner.start import run
 
 DEPLOYMENT_FILE = "deployment.json"  # in the run folder: id and commands of the run, for a resumed run
+MIN_WIDTH, MAX_WIDTH = 20, 500  # characters per line of the console
 RUNNING_FOLDER = ".running"  # beside the run folders: the process ids of each run in progress
 
 app = ServerApp()
@@ -137,7 +138,7 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
             (folder / DEPLOYMENT_FILE).unlink()
             raise
 
-    width = request.get("width")
+    width = _read_width(request.get("width"))
     return RunMode(
         build_experiment=build,
         create_console=lambda: Console(terminal=width is not None, width=width, live=False),
@@ -147,6 +148,11 @@ def _run_mode(grid: Grid, request: Mapping[str, Any], runs: Path) -> RunMode:
         ),
         check_settings=check_submitted_settings,
     )
+
+
+def _read_width(width: Any) -> int | None:
+    """Return the width of the submitter's terminal within limits, because each line may be that long."""
+    return min(max(width, MIN_WIDTH), MAX_WIDTH) if type(width) is int else None
 
 
 def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str) -> Experiment:
