@@ -71,7 +71,6 @@ class ExampleProbe:
             with refused_modules(self.module):
                 self._check_state(*groups[0])
             self._groups = [group for number, group in enumerate(groups) if self._runs(*group, must=number == 0)]
-            self._check_mixing(*self._groups[0])
             self._perturb()
             for group, level in zip(self._groups, LEVELS, strict=False):
                 self._check_mixing(*group, level)
@@ -83,7 +82,7 @@ class ExampleProbe:
             with self._restored():
                 first = self._agrees_on(clipped, *self._groups[0], tolerance)
                 self._perturb()
-                return first and all(self._agrees_on(clipped, *group, tolerance) for group in self._groups)
+                return first and self._agrees_on(clipped, *self._groups[min(1, len(self._groups) - 1)], tolerance)
         finally:
             clipped.clip = clip
 
