@@ -128,3 +128,22 @@ def test_a_mechanism_that_replaces_the_rule_of_a_strategy_is_refused(tmp_path, m
     code, _ = run("strategy=krum", "privacy._target_=my_mean.mine", "allow_targets=[my_mean]")
     assert code == 2
     assert "keeps the aggregation rule" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("affine", "statistics"), [(False, False), (True, False), (True, True)])
+def test_batch_norm_is_refused_before_the_first_round(run, here, monkeypatch, capsys, affine, statistics):
+    pytest.importorskip("torch")
+    norm = f"nn.BatchNorm1d(8, affine={affine}, track_running_stats={statistics})"
+    layers = f"nn.Flatten(), nn.Linear(64, 8), {norm}, nn.Linear(8, 10)"
+    name = f"net_{affine}_{statistics}"
+    code = f"from torch import nn\n\n\ndef net(framework='torch'):\n    return nn.Sequential({layers})\n"
+    (here / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(str(here))
+    settings = ["privacy=example", "privacy.noise_multiplier=1", f"allow_targets=[{name}]", "scenario=digits"]
+    code, folder = run(*settings, f"model={{_target_:{name}.net}}", "rounds=1")
+    error = capsys.readouterr().err
+    assert code == 2
+    assert error.startswith("privacy is example")
+    assert "2 (BatchNorm1d)" in error or "2.running_mean" in error
+    assert error.count("\n") == 3
+    assert not (folder / "metrics.jsonl").exists()

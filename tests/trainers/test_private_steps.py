@@ -8,6 +8,7 @@ from fedlearn.algorithm import plain_training
 from fedlearn.core import ClientWork, Request
 from fedlearn.core.noise_grid import grid_step
 from fedlearn.core.records import ExampleDP, Examples
+from fedlearn.privacy.gaussian_noise import add_gaussian_noise
 from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
 
 torch = pytest.importorskip("torch")
@@ -95,6 +96,13 @@ def test_noisy_sums_are_multiples_of_the_grid_step(batching, deployed):
     steps = sums / grid_step(CLIP)
     assert np.array_equal(steps, np.rint(steps))
     assert np.abs(steps).max() > 2**19
+
+
+def test_noise_of_the_server_on_a_torch_array_is_on_the_grid():
+    update = torch.linspace(-1, 1, 1000) / 3
+    noise = np.random.default_rng(0).standard_normal(1000)
+    steps = add_gaussian_noise(update, noise, 0.3).double().numpy() / grid_step(0.3)
+    assert np.array_equal(steps, np.rint(steps))
 
 
 @pytest.mark.parametrize("batching", ["auto", "map"])
