@@ -3,8 +3,8 @@
 The privacy loss of an output is the log of the ratio of its two probabilities: P with the record, Q without it. The
 distribution of the loss under P determines delta for each epsilon, also after composition, because losses add up.
 
-Each distribution here belongs to a pair (P, Q) that **dominates** the mechanism: for each epsilon, also a negative one,
-its delta is at least the delta of any two neighboring data sets. Dominating pairs compose, also for adaptive mechanisms
+Each distribution here belongs to a pair (P, Q) that **dominates** the mechanism. Its delta is at least the delta of any
+two neighboring data sets, for each epsilon, also a negative one. Dominating pairs compose, also for adaptive mechanisms
 (Zhu, Dong, Wang). Losses are moved to a grid in such a way that the result dominates the pair (Doroshenko et al.). So a
 coarse grid gives a cheap upper bound, and a fine grid gives a tight one.
 
@@ -12,8 +12,8 @@ coarse grid gives a cheap upper bound, and a fine grid gives a tight one.
 image. Each composes by itself, and the larger delta counts.
 
 **Sampling without replacement** with rate q; a record is replaced. The decision note
-``docs/decisions/011-privacy-accounting.md`` has the proof. The pair is its mirror image: the positive losses are those
-of ``((1 - q) Q + q P, Q)``, and the rest of the probability has loss 0.
+``docs/decisions/011-privacy-accounting.md`` has the proof. The pair equals its mirror image. Its positive losses are
+the losses of ``((1 - q) Q + q P, Q)``. The rest of the probability has loss 0.
 
 References: Zhu, Dong, Wang, *Optimal Accounting of Differential Privacy via Characteristic Function*, AISTATS 2022,
 arXiv:2106.08567; Doroshenko, Ghazi, Kamath, Kumar, Manurangsi, *Connect the Dots*, PETS 2022, arXiv:2207.04380;

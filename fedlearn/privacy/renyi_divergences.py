@@ -85,8 +85,8 @@ def _poisson_gaussian(noise: float, rate: float, order: float) -> float:
 def _fixed_size_gaussian(noise: float, rate: float, order: float) -> float:
     """Return the divergence of the dominating pair for sampling without replacement, by Gauss quadrature.
 
-    See `fedlearn.privacy.loss_distributions` for the pair: its positive losses are those of a removal, its negative
-    losses are their mirror image, and the rest of the probability has loss 0.
+    `fedlearn.privacy.loss_distributions` describes the pair. Its positive losses are the losses of a removal, and its
+    negative losses are their mirror image. The rest of the probability has loss 0.
     """
     nodes, weights = np.polynomial.legendre.leggauss(16)
     panels = np.arange(0.5, order + 10 * noise + 1, noise)

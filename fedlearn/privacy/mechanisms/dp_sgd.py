@@ -50,7 +50,7 @@ def example(
 
     *Guarantees*: all that a client sends is (epsilon, delta)-private, if its trainer keeps the contract of
     `fedlearn.ExampleDP`. The adjacency is one example, or a blank in its place; a blank has a gradient of zero. The
-    number of examples of a client is public: it determines the sampling rate, the number of steps and the denominator,
+    number of examples of a client is public. It determines the sampling rate, the number of steps and the denominator,
     so an observer can derive it from the noise.
 
     Reference: Abadi et al., *Deep Learning with Differential Privacy*, CCS 2016, arXiv:1607.00133.

@@ -106,7 +106,7 @@ def _weight(shape: tuple[int, ...], a_BTF: jax.Array, d_BTO: jax.Array) -> Share
     def weighted_sum(counts_B: jax.Array, factor_B: jax.Array) -> jax.Array:
         scaled = _select_examples(counts_B, d_BTO) * _broadcast_like(factor_B, d_BTO)
         a = _select_examples(counts_B, a_BTF)
-        return jnp.einsum("btf,bto->fo", a, scaled, precision=EXACT).reshape(shape)
+        return jnp.einsum("bti,btj->ij", a, scaled, precision=EXACT).reshape(shape)
 
     a_BT, d_BT = (jnp.sum(v**2, 2) + TINY * v.shape[2] for v in (a_BTF, d_BTO))
     if positions == 1:
