@@ -1,6 +1,8 @@
 from itertools import product
 
-from fedlearn.core.random import Purpose, generator, integer_seed
+import numpy as np
+
+from fedlearn.core.random import Purpose, generator, integer_seed, secret_uniforms
 
 STREAM = [413, 965, 108, 859, 20]  # numbers of round 3, client 7, seed 1
 
@@ -15,3 +17,11 @@ def test_every_round_client_and_purpose_has_its_own_stream():
 def test_streams_are_the_same_on_every_machine_and_in_every_version():
     assert generator(1, Purpose.BATCHES, round=3, client=7).integers(1000, size=5).tolist() == STREAM
     assert 0 <= integer_seed(1, Purpose.MODEL, round=1, client=2) < 2**63
+
+
+def test_secret_numbers_do_not_follow_from_a_generator_that_user_code_can_seed():
+    draws = []
+    for _ in range(2):
+        np.random.seed(1)  # noqa: NPY002
+        draws.append(secret_uniforms((4,)))
+    assert not np.array_equal(*draws)
