@@ -137,7 +137,8 @@ class PartiallyFrozenModule:
 
     @cached_property
     def _values(self) -> Any:  # created on first use, when the device is known
-        return {path: jnp.asarray(value) for path, value in self._frozen.items()}
+        with jax.ensure_compile_time_eval():  # the first use may be in a trace, whose values must not stay
+            return {path: jnp.asarray(value) for path, value in self._frozen.items()}
 
     @contextmanager
     def _traced_values(self, frozen: Any) -> Iterator[None]:
