@@ -23,3 +23,12 @@ def asarray_like(array: Any, reference: Any) -> Any:
     if isinstance(array, type(reference)):
         return array
     return array_namespace(reference).asarray(as_numpy(array), device=reference.device)
+
+
+def holds_whole_numbers(array: np.ndarray) -> bool:
+    """Return whether all values are whole numbers, such as tokens. Scenarios may keep tokens as floating-point numbers.
+
+    >>> holds_whole_numbers(np.array([3.0, 7.0])), holds_whole_numbers(np.array([3.0, 0.5]))
+    (True, False)
+    """
+    return not np.issubdtype(array.dtype, np.floating) or bool(np.array_equal(array, np.rint(array)))

@@ -18,7 +18,7 @@ from math import inf, isfinite
 import numpy as np
 
 from fedlearn.algorithm.local_rule import plain_training
-from fedlearn.core.arrays import as_numpy
+from fedlearn.core.arrays import as_numpy, holds_whole_numbers
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request, Updates
@@ -217,7 +217,7 @@ def with_outliers(examples: Examples) -> Examples:
     If a layer mixes the examples of a batch, an outlier changes the gradients of all other examples.
     """
     x, y, n = np.array(examples.x), np.array(examples.y), np.arange(len(examples))
-    if np.issubdtype(x.dtype, np.floating):
+    if not holds_whole_numbers(x):
         x[n % 3 == 0] *= OUTLIER_SCALE
     y[n % 3 == 1] = np.roll(y, 1)[n % 3 == 1]
     return Examples(x, y)

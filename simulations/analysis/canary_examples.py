@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.core.arrays import as_numpy
+from fedlearn.core.arrays import as_numpy, holds_whole_numbers
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import Ledger
@@ -144,7 +144,7 @@ def _draw(analysis: AnalysisRun, plan: Plan, scenario: Scenario) -> CanaryClient
 def _worst_case(examples: Examples, data: FederatedData, pool: Examples, rng: np.random.Generator) -> Examples:
     """Return examples with a large gradient: a wrong target, and enlarged inputs unless they are whole numbers."""
     x, y = np.array(examples.x), np.array(examples.y)
-    if np.issubdtype(x.dtype, np.floating):
+    if not holds_whole_numbers(pool.x):
         x *= OUTLIER_SCALE
     if data.task == "regression":
         spread = float(np.std(pool.y)) or 1.0

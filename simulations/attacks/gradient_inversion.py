@@ -21,6 +21,7 @@ from fedlearn import clip, everyone, mean
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.callbacks import figures
 from fedlearn.callbacks.tables import print_table
+from fedlearn.core.arrays import holds_whole_numbers
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, generator
@@ -157,7 +158,7 @@ def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Examples]:
 
 def _require_numbers(scenario: Scenario) -> None:
     data = scenario.data
-    numbers = np.issubdtype(data.train(data.clients[0]).x.dtype, np.floating)
+    numbers = not holds_whole_numbers(data.train(data.clients[0]).x)
     expected = "a scenario with inputs of real numbers: the attack does not recover tokens"
     require(numbers, "scenario", scenario.name, expected, "scenario=digits")
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedlearn.core.arrays import holds_whole_numbers
 from fedlearn.core.records import Examples
 from fedlearn.errors import SettingError
 from fedlearn.privacy.example_sensitivity import measure_sensitivity, sample_examples, untrained_leaves, with_outliers
 from fedlearn.testing import LinearTrainer, check_trainer, linear_problem
+from fedlearn.trainers.example_check import probe_examples
 
 DATA = linear_problem(num_features=6)
 CLIENTS = [DATA.train(k) for k in range(3)]
@@ -86,8 +88,11 @@ def test_a_model_that_fails_for_a_batch_is_refused_by_name():
 
 
 def test_outliers_keep_whole_numbers():
-    tokens = Examples(np.arange(12).reshape(6, 2), np.arange(6))
-    assert np.array_equal(with_outliers(tokens).x, tokens.x)
+    for kind in (np.int32, np.float32):  # scenarios of text keep tokens as floating-point numbers
+        tokens = Examples(np.arange(12, dtype=kind).reshape(6, 2), np.arange(6))
+        assert np.array_equal(with_outliers(tokens).x, tokens.x)
+        groups = probe_examples(tokens, synthetic=False)
+        assert all(part.x.min() >= 0 and part.x.max() < 12 and holds_whole_numbers(part.x) for part in groups)
     assert not np.array_equal(with_outliers(EXAMPLES).x, EXAMPLES.x)
 
 
