@@ -68,6 +68,8 @@ ORDERS = "tests/deploy/node_side/test_order_settings.py::"
 HOSTILE = "tests/deploy/node_side/test_hostile_orders.py::"
 SUBMISSIONS = "tests/deploy/test_submitted_settings.py::"
 
+JAX, JAX_STEPS = "fedlearn/trainers/jax/", "tests/trainers/test_jax_example_privacy.py::"
+
 MUTANTS: tuple[Mutant, ...] = (
     # the mechanism at the server
     fault(
@@ -912,5 +914,55 @@ MUTANTS: tuple[Mutant, ...] = (
         "    named = name_settings(registry, ",
         "    build_plan(job.cfg)\n    named = name_settings(registry, ",
         SUBMISSIONS + "test_a_submitted_word_runs_nothing_at_the_submitter",
+    ),
+    # DP-SGD in JAX and NumPy
+    fault(
+        "DP-SGD in JAX: gradients that are not finite count",
+        JAX + "dp_sgd.py",
+        "counts_B = real_B & jnp.isfinite(norm_B)",
+        "counts_B = real_B",
+        "tests/trainers/test_example_dp.py::test_an_example_of_any_value_moves_a_step_by_no_more_than_the_clip",
+    ),
+    fault(
+        "DP-SGD in JAX: random numbers follow the place in the batch",
+        JAX + "dp_sgd.py",
+        "example_keys(key, x_B, y_B)",
+        "jax.random.split(key, len(y_B))",
+        JAX_STEPS + "test_one_example_moves_a_model_with_random_numbers_by_no_more_than_the_clip",
+    ),
+    fault(
+        "DP-SGD in JAX: masks of real clients follow from the seed",
+        JAX + "trainer.py",
+        "is_secret = request.deployed and request.local.example_dp is not None",
+        "is_secret = False",
+        JAX_STEPS + "test_real_clients_draw_masks_from_secret_entropy",
+    ),
+    fault(
+        "DP-SGD in JAX: secret noise has no grid",
+        JAX + "noise.py",
+        "round_to_grid(leaf, std).astype(np.float32)",
+        "leaf.astype(np.float32)",
+        JAX_STEPS + "test_releases_lie_on_a_grid_with_and_without_an_example",
+    ),
+    fault(
+        "DP-SGD in JAX: float32 loses a norm",
+        JAX + "layer_gradients.py",
+        "ROUNDING = 2**10 * ",
+        "ROUNDING = 0 * ",
+        JAX_STEPS + "test_gradients_that_cancel_are_clipped_although_float32_loses_their_norm",
+    ),
+    fault(
+        "DP-SGD in JAX: a proof accepts a sort of the batch",
+        JAX + "batch_axes.py",
+        "if not moved or axis in np.ravel(moved):",
+        "if not moved:",
+        JAX_STEPS + "test_a_proof_fails_for_operations_that_mix_examples",
+    ),
+    fault(
+        "DP-SGD in NumPy: noise has no grid",
+        "fedlearn/trainers/numpy_steps.py",
+        "round_to_grid(sum_D + std * normals(grad_ND.shape[1]), std)",
+        "(sum_D + std * normals(grad_ND.shape[1]))",
+        "tests/trainers/test_base_trainer.py::test_releases_of_dp_sgd_lie_on_a_grid_with_and_without_an_example",
     ),
 )

@@ -14,6 +14,7 @@ import optax  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from fedlearn.trainers.jax import JaxTrainer  # noqa: E402
+from fedlearn.trainers.jax.batch_axes import has_separate_examples  # noqa: E402
 from fedlearn.trainers.jax.example_keys import example_keys  # noqa: E402
 
 N, T, F, CLASSES, VOCABULARY = 6, 6, 4, 3, 11  # the padded batch has T examples
@@ -373,6 +374,47 @@ def test_a_model_that_mixes_examples_is_refused_with_the_name_of_the_module(name
         summed(trainer_of(build), data())
     assert len(str(refused.value).splitlines()) == 3
     assert refused.value.exit_code == 2
+
+
+PROVEN = {
+    "affine": lambda x: jnp.tanh(x @ jnp.ones((F, 2))),
+    "attention": lambda x: jax.nn.softmax(jnp.einsum("btf,bsf->bts", x, x)) @ x,
+    "time first": lambda x: x.swapaxes(0, 1).mean(0),
+    "convolution": lambda x: jax.lax.conv_general_dilated(x.swapaxes(1, 2), jnp.ones((2, F, 3)), (1,), "SAME"),
+    "tokens": lambda x: jnp.ones((VOCABULARY, 2))[tokens(x)],
+    "scan": lambda x: jax.lax.scan(lambda h, t: (h + t, h), jnp.zeros((len(x), F)), x.swapaxes(0, 1))[0],
+    "pad, slice and sort": lambda x: jnp.sort(jnp.pad(x, ((0, 0), (1, 2), (0, 0)))[:, 1:, ::2], axis=1),
+    "draws": lambda x: x * jax.random.bernoulli(jax.random.key(1), 0.5, x.shape),
+}
+UNPROVEN = {
+    "mean": lambda x: x - x.mean(0),
+    "mean at positions": lambda x: x.swapaxes(0, 1) - x.mean(0)[:, None],
+    "roll": lambda x: jnp.roll(x, 1, axis=0),
+    "reverse": lambda x: x[::-1],
+    "sort": lambda x: jnp.sort(x, axis=0),
+    "cumulative sum": lambda x: jnp.cumsum(x, axis=0),
+    "first example": lambda x: x + x[:1],
+    "product of examples": lambda x: x + (x[:, 0] @ x[:, 0].T @ x[:, 0])[:, None],
+    "flat sum": lambda x: x + x.reshape(-1, F).sum(0),
+    "shifted rows": lambda x: jax.lax.pad(x, 0.0, ((1, -1, 0), (0, 0, 0), (0, 0, 0))),
+    "place": lambda x: x + jnp.arange(len(x))[:, None, None],
+    "count": lambda x: x / len(x),
+    "count in an array": lambda x: x * np.float32(1 / np.sqrt(len(x))) * jnp.ones(F),
+    "permutation": lambda x: jax.random.permutation(jax.random.key(1), x),
+    "scan over examples": lambda x: jax.lax.scan(lambda h, t: (h + t, h + t), x[0] * 0, x)[1],
+    "carried mean": lambda x: jax.lax.scan(lambda h, t: (h + t.mean(0), h), x[:, 0], x.swapaxes(0, 1))[0],
+    "window": lambda x: jax.lax.reduce_window(x, 0.0, jax.lax.add, (3, 1, 1), (1, 1, 1), "SAME"),
+    "convolution over examples": lambda x: jax.lax.conv_general_dilated(
+        x[None, :, 0], jnp.ones((3, F, F)), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )[0],
+    "outputs along another axis": lambda x: x.swapaxes(0, 1),
+}
+
+
+def test_a_proof_fails_for_operations_that_mix_examples():
+    example = (np.zeros((T, F), np.float32),)
+    assert [name for name, run in PROVEN.items() if not has_separate_examples(run, example)] == []
+    assert [name for name, run in UNPROVEN.items() if has_separate_examples(run, example)] == []
 
 
 @pytest.mark.parametrize("name", sample(COUPLED, ("cox",)))
