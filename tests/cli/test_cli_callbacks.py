@@ -295,7 +295,8 @@ def test_predict_and_export_take_the_best_the_last_or_a_round(run, here, capsys)
     pytest.importorskip("torch")
     _, folder = run(*OVERSHOOTS)
     best = best_round(folder)["round"]
-    (here / "x.csv").write_text(",".join("0.1" for _ in range(10)) + "\n")
+    names = ["age", "sex", "bmi", "bp", *(f"s{number}" for number in range(1, 7))]
+    (here / "x.csv").write_text(",".join(names) + "\n" + ",".join("0.1" for _ in names) + "\n")
     capsys.readouterr()
     lines = {}
     for name, round in {"best": best, "last": 8, str(best): best, "7": 7}.items():
@@ -324,7 +325,8 @@ WRONG_CHECKPOINTS = {
 def test_a_wrong_checkpoint_is_refused_with_those_that_exist(run, here, capsys):
     pytest.importorskip("torch")
     _, folder = run("rounds=6")
-    (here / "x.csv").write_text(",".join("0.1" for _ in range(10)) + "\n")
+    names = ["age", "sex", "bmi", "bp", *(f"s{number}" for number in range(1, 7))]
+    (here / "x.csv").write_text(",".join(names) + "\n" + ",".join("0.1" for _ in names) + "\n")
     capsys.readouterr()
     for word, phrases in WRONG_CHECKPOINTS.items():
         for code in (predict([str(folder), "--data", "x.csv", word]), export([str(folder), word])):

@@ -19,8 +19,12 @@ from fedlearn.core.command_line import console_name
 from simulations.cli import COMMANDS, MODULES, main
 
 ROOT = Path(fedlearn.__file__).parents[1]
-# other commands start these two
-INTERNAL = {"fedlearn.deploy.node_side.supernode", "fedlearn.deploy.coordinator_side.superlink"}
+# other commands start these programs
+INTERNAL = {
+    "fedlearn.deploy.node_side.supernode",
+    "fedlearn.deploy.coordinator_side.superexec",
+    "fedlearn.deploy.coordinator_side.superlink",
+}
 OLD_NAMES = {"simulations.attack", "fedlearn.deploy.local"}
 SCRIPT = "import sys; from simulations.cli import main; sys.exit(main())\n"  # as pip writes it
 

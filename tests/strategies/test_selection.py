@@ -136,7 +136,7 @@ def test_what_a_selector_has_learnt_is_in_the_checkpoint(strategy, tmp_path):
 def test_a_choice_by_losses_does_not_pass_a_protection():
     with pytest.raises(CompositionError, match=r"uses the training metrics of clients(.|\n)*uniform"):
         local(noise_multiplier=1.0).protect(
-            strategies.power_of_choice(), LocalSettings(), Population(clients=range(40), rounds=3)
+            strategies.power_of_choice(weighting="equal"), LocalSettings(), Population(clients=range(40), rounds=3)
         )
 
 
