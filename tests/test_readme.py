@@ -58,9 +58,12 @@ RUNS = [words for words in RUNS if not IS_OTHERS.search(" ".join(words))]
 def in_shell(words: list[str], folder: Path) -> subprocess.CompletedProcess:
     """Run a command in a shell as the reader types it, with this Python."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    argv = [sys.executable, *words[1:]]
+    redirected = words[-2:-1] == [">"]
+    argv = [sys.executable, *(words[1:-2] if redirected else words[1:])]
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    if redirected:
+        (folder / words[-1]).write_text(done.stdout)
     return done
 
 
