@@ -44,7 +44,7 @@ class Segments:
 
     def ranking(self, score_N: np.ndarray) -> Ranking:
         """Return the examples in ascending order of their scores within each segment."""
-        order_N = np.argsort(score_N)
+        order_N = np.argsort(score_N, kind="stable")  # ties in one order, alone and among other segments
         small = len(self.sizes_K) <= np.iinfo(np.uint16).max
         index_N = self.index_N.astype(np.uint16) if small else self.index_N  # NumPy sorts 16-bit integers by radix
         order_N = order_N[np.argsort(index_N[order_N], kind="stable")]
