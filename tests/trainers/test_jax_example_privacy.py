@@ -432,6 +432,16 @@ def test_the_key_of_an_example_follows_from_its_content_and_its_rank_among_equal
     assert np.array_equal(keys[[1, 0, 3]], jax.random.key_data(example_keys(key, x[1:], y[1:])))
 
 
+def test_the_key_of_an_example_does_not_depend_on_examples_that_collide_in_a_hash_without_secret():
+    """Check two examples that had equal hashes, when the hash depended on their content alone."""
+    x = np.zeros((2, 400), np.uint32)
+    x[:, [139, 234]] = [[0x480284D1, 0x116C592A], [0xC80284D1, 0x916C592A]]
+    for seed in (1, 2):
+        key, y = jax.random.key(seed), np.zeros(2, np.int32)
+        together, alone = example_keys(key, x, y), example_keys(key, x[1:], y[1:])
+        assert np.array_equal(jax.random.key_data(together)[1:], jax.random.key_data(alone))
+
+
 def test_real_clients_draw_masks_from_secret_entropy():
     trainer, examples = trainer_of(DRAWING["dropout"]), data()
     one_D, other_D = sums(trainer, [examples, examples], deployed=True)

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-GOLDEN = 0x9E3779B9  # 2^32 divided by the golden ratio; hashes of neighbouring positions then differ widely
-
 
 def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     """Return one key per example, from ``key`` and the content of the example.
@@ -20,21 +18,23 @@ def example_keys(key: jax.Array, x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     The key of an example depends on no other example, and not on its place in the batch. So dropout draws equal masks
     for the other examples if one example is removed, added or replaced. Equal examples get distinct keys by their rank.
 
+    The hash of the content depends on ``key``. Otherwise the author of the data could choose different examples with
+    equal hashes, and the rank of each would depend on the others.
+
     Args:
         key: key of the client and the local step. At real clients it comes from secret entropy.
         x_B: inputs of the batch.
         y_B: targets of the batch.
     """
     numbers_BW = jnp.concatenate([_as_uint32(x_B), _as_uint32(y_B)], axis=1)
-    places_W = jnp.uint32(GOLDEN) * jnp.arange(1, numbers_BW.shape[1] + 1, dtype=jnp.uint32)
-
-    low_B = jnp.sum(_mix_bits(numbers_BW + places_W), 1, dtype=jnp.uint32)
-    high_B = jnp.sum(_mix_bits(numbers_BW ^ _mix_bits(places_W)), 1, dtype=jnp.uint32)
+    hash_key, draw_key = jax.random.split(key)
+    places_2W = jax.random.bits(hash_key, (2, numbers_BW.shape[1]), jnp.uint32)
+    low_B, high_B = (jnp.sum(_mix_bits(numbers_BW + place_W), 1, dtype=jnp.uint32) for place_W in places_2W)
     same_BB = (low_B[:, None] == low_B) & (high_B[:, None] == high_B)
     rank_B = jnp.sum(jnp.tril(same_BB, -1), 1, dtype=jnp.uint32)
 
     def key_of(*numbers: jax.Array) -> jax.Array:
-        return reduce(jax.random.fold_in, numbers, key)
+        return reduce(jax.random.fold_in, numbers, draw_key)
 
     return jax.vmap(key_of)(low_B, high_B, rank_B)
 
