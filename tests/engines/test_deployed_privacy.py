@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from needs import needs
+from sample_messages import training_request
 
 from fedlearn import Schedule, federate, start
-from fedlearn.core import Failure, Request
+from fedlearn.core import Failure
 from fedlearn.errors import FedlearnError, TooManyFailures
 from fedlearn.runner.config import build
 from fedlearn.runner.registry import installed_registry
@@ -23,9 +24,7 @@ from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
 from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
 from fedlearn.privacy.accounting import max_epsilon_bounds
 from fedlearn.privacy.mechanisms.base import Population
-from fedlearn.protocol.messages import NodeRequest, RequestKind
 from fedlearn.protocol.refusals import RefusalCode
-from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
@@ -146,21 +145,8 @@ def test_dp_sgd_at_a_node_follows_the_words_that_are_accounted_for_not_the_order
 
     monkeypatch.setattr(LocalClients, "train", train)
     quiet = replace(LOCAL_SETTINGS, example_dp=ExampleDP(clip=9.0, noise_multiplier=0.0))
-    layout = made.engine.layout
-    order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=quiet)
     for asked in (words, made.order):
-        request = NodeRequest(
-            kind=RequestKind.FIT,
-            run="r",
-            round=1,
-            id="1",
-            settings=asked,
-            clients=(0,),
-            state_rounds=(0,),
-            layout=layout.digest,
-            shared=pack_order(order),
-        )
-        site.respond(request)
+        site.respond(training_request(made.engine.layout, asked, quiet))
     assert seen == [ExampleDP(clip=1.0, noise_multiplier=3.0), None]
 
 
@@ -171,20 +157,8 @@ def order_to(made, node, privacy, strategy, **local):
     target = {"name": privacy, "noise_multiplier": 2.0}
     settings = {**made.order, "strategy": strategy, "privacy": target}
     settings["population"] = {"num_clients": 4, "rounds": 1}
-    params_D = np.zeros(layout.num_parameters, np.float32)
-    order = Request(round=1, seed=1, params_D=params_D, local=replace(LOCAL_SETTINGS, **local))
-    zeros = {"broadcast": {"server": params_D}} if strategy["name"] == "scaffold" else {}
-    request = NodeRequest(
-        kind=RequestKind.FIT,
-        run="r",
-        round=1,
-        id="1",
-        settings=settings,
-        clients=(0,),
-        state_rounds=(0,),
-        layout=layout.digest,
-        shared=pack_order(replace(order, **zeros)),
-    )
+    zeros = {"server": np.zeros(layout.num_parameters, np.float32)} if strategy["name"] == "scaffold" else {}
+    request = training_request(layout, settings, replace(LOCAL_SETTINGS, **local), broadcast=zeros)
     return made.sites[node].respond(request)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from needs import needs
+from sample_messages import training_request
 
 from fedlearn import Schedule, federate, serial, start
 from fedlearn.errors import FedlearnError, TooManyFailures
@@ -16,7 +17,6 @@ from fedlearn.testing import LOCAL_SETTINGS
 pytest.importorskip("flwr", reason="the extra flower is not installed")
 pytest.importorskip("Crypto", reason="the extra privacy is not installed")
 
-from fedlearn.core.records import Request
 from fedlearn.core.serialization import pack, unpack
 from fedlearn.deploy.coordinator_side.remote_scenario import remote_scenario
 from fedlearn.deploy.node_side.required_privacy import RequiredPrivacy
@@ -26,7 +26,6 @@ from fedlearn.privacy.secagg.messages import Session, encode
 from fedlearn.protocol.membership import FederationError
 from fedlearn.protocol.messages import NodeRequest, RequestKind
 from fedlearn.protocol.secagg_exchange import pack_mask_request
-from fedlearn.protocol.training_order import pack_order
 
 needs("dp_accounting", reason="the extra privacy is not installed")
 
@@ -173,20 +172,7 @@ def test_a_node_never_sends_a_masked_strategys_update_on_an_ordinary_order(feder
     made = masked(federation)
     remote_scenario(made.engine)
     words = {**made.order, "privacy": SECAGG, "population": {"num_clients": 4, "rounds": 1}}
-    layout = made.engine.layout
-    order = Request(round=1, seed=1, params_D=np.zeros(layout.num_parameters, np.float32), local=LOCAL_SETTINGS)
-    request = NodeRequest(
-        kind=RequestKind.FIT,
-        run="r",
-        round=1,
-        id="1",
-        settings=words,
-        clients=(0,),
-        state_rounds=(0,),
-        layout=layout.digest,
-        shared=pack_order(order),
-    )
-    response = made.sites[101].respond(request)
+    response = made.sites[101].respond(training_request(made.engine.layout, words, LOCAL_SETTINGS))
     assert not response.content.arrays
     assert "through secure aggregation only" in response.refusal.reason
 

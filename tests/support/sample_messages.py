@@ -50,6 +50,23 @@ REQUEST = NodeRequest(
 )
 
 
+def training_request(layout, settings, local, **order_fields):
+    """Return a request of round 1 to client 0, with parameters of zeros."""
+    params_D = np.zeros(layout.num_parameters, np.float32)
+    request = Request(round=1, seed=1, params_D=params_D, local=local, **order_fields)
+    return NodeRequest(
+        kind=RequestKind.FIT,
+        run="r",
+        round=1,
+        id="1",
+        settings=settings,
+        clients=(0,),
+        state_rounds=(0,),
+        layout=layout.digest,
+        shared=pack_order(request),
+    )
+
+
 def updates(*clients, value=1.0):
     k = len(clients)
     return Updates(

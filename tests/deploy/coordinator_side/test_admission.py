@@ -4,34 +4,21 @@ import json
 from dataclasses import replace
 
 import pytest
+from sample_messages import MEMBER
 
-from fedlearn.core.layout import Layout
 from fedlearn.core.serialization import WireError
 from fedlearn.deploy.client_ids import parse_client_ids
 from fedlearn.deploy.coordinator_side.admission import CLIENTS_FILE, MAX_CLIENTS, Admission, write_nodes
 from fedlearn.deploy.node_bindings import BindingError, parse_node, read_bindings, write_bindings
 from fedlearn.errors import SettingError
-from fedlearn.protocol.membership import Member, Membership
+from fedlearn.protocol.membership import Membership
 
 KEYS = {1: ("north", b"key of north"), 2: ("south", b"key of south"), 3: ("stranger", b"key of a stranger")}
 
 
 def member(node_id, clients, num_examples=100):
-    return Member(
-        layout=Layout(()),
-        num_examples=dict.fromkeys(clients, num_examples),
-        names={client: f"c{client}" for client in clients},
-        name="heart",
-        task="binary",
-        num_classes=2,
-        model="m",
-        partition="p",
-        framework="torch",
-        device="cpu",
-        supports_metrics=True,
-        masking_key="",
-        node_id=node_id,
-    )
+    counts, names = dict.fromkeys(clients, num_examples), {client: f"c{client}" for client in clients}
+    return replace(MEMBER, num_examples=counts, names=names, masking_key="", node_id=node_id)
 
 
 @pytest.fixture
