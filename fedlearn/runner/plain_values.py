@@ -8,6 +8,7 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
+from fedlearn.core.plain_text import plain_line
 from fedlearn.errors import SettingError
 
 MAX_DEPTH = 8  # nested lists and mappings
@@ -76,7 +77,7 @@ def describe_type(hint: Any) -> str:
 
 def refusal(setting: str, value: Any, expected: str) -> SettingError:
     """Return the error for a refused value, which quotes the start of the value only."""
-    name = printable(setting)
+    name = plain_line(setting)
     return SettingError(name, shortened(value), expected, f"{name[:60]}=VALUE")
 
 
@@ -90,13 +91,8 @@ def shortened(value: Any) -> str:
         return "a list" if isinstance(value, list) else "a mapping"
     is_long_number = type(value) is int and abs(value) > 10**60
     text = "a large number" if is_long_number else str(value) if isinstance(value, SCALARS) else type(value).__name__
-    text = printable(text[:61])
+    text = plain_line(text[:61])
     return text if len(text) <= 60 or isinstance(value, bool) else f"{text[:57]}..."
-
-
-def printable(text: str) -> str:
-    """Return the start of an untrusted text without control characters."""
-    return "".join(c if c.isprintable() else " " for c in text[:200])
 
 
 def _walk(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, int, Any]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedlearn.core.arrays import holds_whole_numbers
 from fedlearn.core.records import Examples
 from fedlearn.errors import SettingError
 
@@ -52,7 +53,7 @@ def probe_examples(examples: Examples, *, synthetic: bool, seed: int = 1) -> Ite
     x_N, y_N = np.asarray(examples.x), np.asarray(examples.y)
     rows = rng.choice(len(examples), NUM_EXAMPLES, replace=len(examples) < NUM_EXAMPLES)
     x, y = np.nan_to_num(x_N[rows], posinf=0, neginf=0), y_N[rows]
-    are_codes = not np.issubdtype(x.dtype, np.floating) or bool((x == np.rint(x)).all())
+    are_codes = holds_whole_numbers(x)
     if synthetic:
         x = _in_range(x_N, rng, are_codes=are_codes)
     yield Examples(x, y)

@@ -21,12 +21,18 @@ from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import default_initial_parameters
 from fedlearn.errors import MissingExtra, SettingError, did_you_mean, require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.scenario import Network
 from fedlearn.trainers.base import Initializer
 from fedlearn.trainers.mixed import MixedTrainer
 from simulations.models import vision
 
 MODELS = ("linear", "mlp", "cnn", *vision.MIN_IMAGE_SIZE)
 FRAMEWORKS = ("torch", "jax", "mixed")
+
+
+def network_of(**arguments: Any) -> Network:
+    """Return the description of the network that `build_trainer` builds with these arguments, without data."""
+    return Network(builder=f"{__name__}.{build_trainer.__name__}", arguments=arguments)
 
 
 def build_trainer(

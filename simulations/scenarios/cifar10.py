@@ -14,17 +14,17 @@ from fedlearn.data.from_arrays import partition_arrays
 from fedlearn.data.inputs import ImageInputs
 from fedlearn.data.partition import Partition, as_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
-from fedlearn.loop.scenario import Network, Scenario, declares_model
+from fedlearn.loop.scenario import Scenario, declares_model
 from fedlearn.trainers.augmentation import Augmentation, AugmentedTrainer
 from simulations.datasets.cifar10 import read_cifar10
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 # in [-1, 1]: grey, which fills the border of shifted images, becomes zero
 INPUTS = ImageInputs(height=32, width=32, channels=3, offset=127.5, scale=127.5)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PREPROCESSING = Preprocessing(inputs=INPUTS, target=Target(name="object", task="multiclass", classes=CLASSES))
 SHAPE: dict[str, Any] = {"input_shape": (32, 32, 3), "hidden": (128, 64)}
-NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+NETWORK = network_of(**SHAPE)
 
 
 @declares_model(lambda settings: (PREPROCESSING, NETWORK))

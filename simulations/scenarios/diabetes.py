@@ -17,8 +17,8 @@ from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Partition, as_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
-from fedlearn.loop.scenario import Network, Scenario, declares_model
-from simulations.models import build_trainer
+from fedlearn.loop.scenario import Scenario, declares_model
+from simulations.models import build_trainer, network_of
 
 # each published feature has unit norm over all 442 patients; times sqrt(442) it has unit variance
 FEATURE_SCALE = 442**-0.5
@@ -30,7 +30,7 @@ PREPROCESSING = Preprocessing(
     inputs=INPUTS,
     target=Target(name="progression", task="regression", centre=TARGET_CENTER, spread=TARGET_SCALE, unit="points"),
 )
-NETWORK = Network(builder="simulations.models.build_trainer", arguments={"input_shape": (10,)})
+NETWORK = network_of(input_shape=(10,))
 
 
 @declares_model(lambda settings: (PREPROCESSING, NETWORK))

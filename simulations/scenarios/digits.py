@@ -17,8 +17,8 @@ from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Partition, add_feature_noise, as_partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
-from fedlearn.loop.scenario import Network, Scenario, declares_model
-from simulations.models import build_trainer
+from fedlearn.loop.scenario import Scenario, declares_model
+from simulations.models import build_trainer, network_of
 
 PIXELS = tuple(f"pixel_{row}_{column}" for row in range(8) for column in range(8))  # names in scikit-learn
 INPUTS = TableInputs(columns=tuple(Number(name=name, spread=16.0) for name in PIXELS), shape=(8, 8, 1))
@@ -27,7 +27,7 @@ PREPROCESSING = Preprocessing(
     target=Target(name="digit", task="multiclass", classes=tuple("0123456789")),
 )
 SHAPE: dict[str, Any] = {"input_shape": (8, 8, 1), "hidden": (64,)}
-NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+NETWORK = network_of(**SHAPE)
 
 
 @declares_model(lambda settings: (PREPROCESSING, NETWORK))

@@ -17,9 +17,9 @@ from fedlearn.data.column_types import Number
 from fedlearn.data.inputs import TableInputs
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
-from fedlearn.loop.scenario import Network, Scenario
+from fedlearn.loop.scenario import Scenario
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 DROPPED = ("slope", "ca", "thal")
 ONE_HOT = {"cp": (2, 3, 4), "restecg": (1, 2)}  # the first code is the reference category
@@ -67,7 +67,7 @@ def flamby_heart(
         trainer=fitted,
         model=line,
         preprocessing=Preprocessing(inputs=inputs, target=target),
-        network=Network(builder="simulations.models.build_trainer", arguments={"input_shape": (13,)}),
+        network=network_of(input_shape=(13,)),
     )
 
 

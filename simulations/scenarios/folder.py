@@ -28,7 +28,7 @@ from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table, drop_columns, to_categories, to_category, to_numbers
 from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.scenario import Network, Scenario, declares_model
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
 
@@ -60,7 +60,7 @@ def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 
 def _network(input_shape: tuple[int, ...]) -> Network:
-    return Network(builder="simulations.models.build_trainer", arguments={"input_shape": input_shape, "hidden": (32,)})
+    return network_of(input_shape=input_shape, hidden=(32,))
 
 
 @declares_model(declared_model)

@@ -18,9 +18,9 @@ from fedlearn.data.partition import Natural, Partition, as_partition, partition_
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
 from fedlearn.errors import require
-from fedlearn.loop.scenario import Network, Scenario, declares_model
+from fedlearn.loop.scenario import Scenario, declares_model
 from simulations.datasets.uci_heart import COLUMNS, HOSPITALS, read_heart_disease
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 # (centre, spread) of each feature: round clinical reference values, or the middle of a code's range. They are chosen
 # without looking at any hospital's data. So scaling reveals nothing about a patient and is the same at every node.
@@ -51,7 +51,7 @@ PREPROCESSING = Preprocessing(
     target=Target(name="disease", task="binary", classes=("no disease", "disease")),
 )
 SHAPE: dict[str, Any] = {"input_shape": (len(SCALES),), "hidden": (32,)}
-NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+NETWORK = network_of(**SHAPE)
 
 
 @declares_model(lambda settings: (PREPROCESSING, NETWORK))

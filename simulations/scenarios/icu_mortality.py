@@ -18,9 +18,9 @@ from fedlearn.data.inputs import TableInputs
 from fedlearn.data.partition import Natural, Partition, as_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table
-from fedlearn.loop.scenario import Network, Scenario, declares_model
+from fedlearn.loop.scenario import Scenario, declares_model
 from simulations.datasets.icu import BLOCKS, COLUMNS, read_icu_stays
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 # (centre, spread) of each value: the middle of the reference range of healthy adults, and about half its width.
 # The source is laboratories and textbooks; no stay is used. So scaling reveals nothing about a patient and is the same
@@ -97,7 +97,7 @@ PREPROCESSING = Preprocessing(
     target=Target(name="outcome", task="binary", classes=("survival", "death")),
 )
 SHAPE: dict[str, Any] = {"input_shape": (len(COLUMNS),), "hidden": (32,)}
-NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+NETWORK = network_of(**SHAPE)
 
 
 @declares_model(lambda settings: (PREPROCESSING, NETWORK))

@@ -15,15 +15,15 @@ from fedlearn.data.from_arrays import partition_arrays
 from fedlearn.data.inputs import ImageInputs
 from fedlearn.data.partition import Natural, Partition, as_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
-from fedlearn.loop.scenario import Network, Scenario, declares_model
+from fedlearn.loop.scenario import Scenario, declares_model
 from simulations.datasets.mnist import read_images
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 INPUTS = ImageInputs(height=28, width=28, channels=1)  # in [0, 1]
 FASHION = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 CHARACTERS = tuple(string.digits + string.ascii_uppercase + string.ascii_lowercase)
 SHAPE: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (128, 64)}
-NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+NETWORK = network_of(**SHAPE)
 
 
 def preprocessing_of(variant: str) -> Preprocessing:

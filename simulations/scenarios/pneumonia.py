@@ -14,15 +14,15 @@ from fedlearn.data.from_arrays import partition_arrays
 from fedlearn.data.inputs import ImageInputs
 from fedlearn.data.partition import Partition, as_partition
 from fedlearn.data.preprocessing import Preprocessing, Target
-from fedlearn.loop.scenario import Network, Scenario, declares_model
+from fedlearn.loop.scenario import Scenario, declares_model
 from simulations.datasets.pneumonia import read_x_rays
-from simulations.models import build_trainer
+from simulations.models import build_trainer, network_of
 
 INPUTS = ImageInputs(height=28, width=28, channels=1, offset=127.5, scale=127.5)  # in [-1, 1]
 TARGET = Target(name="diagnosis", task="binary", classes=("normal", "pneumonia"))
 PREPROCESSING = Preprocessing(inputs=INPUTS, target=TARGET)
 SHAPE: dict[str, Any] = {"input_shape": (28, 28, 1), "hidden": (64,)}
-NETWORK = Network(builder="simulations.models.build_trainer", arguments=SHAPE)
+NETWORK = network_of(**SHAPE)
 
 
 @declares_model(lambda settings: (PREPROCESSING, NETWORK))

@@ -69,7 +69,8 @@ class ClippedGradient:
     *Guarantees*:
 
     - One more or one fewer example changes the sum by at most C (up to rounding), for any model and example. An example
-      whose gradient is not finite adds nothing.
+      whose gradient is not finite adds nothing. In the method ``loop``, the code of a model could keep values of an
+      example for the next example. The first use refuses a model that does so on a few examples.
     - Random draws of an example depend on its key only.
 
     Raises:
