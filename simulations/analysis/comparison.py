@@ -143,7 +143,7 @@ def _without_repetitions(runs: Mapping[Path, RunResults]) -> list[RunResults]:
         settings = {key: value for key, value in _settings(run).items() if key == "seed" or not _is_ignored(key)}
         key = json.dumps(settings, sort_keys=True, default=str)
         if key in kept:
-            sys.stderr.write(f" note      {kept[key]} has settings and seed of {path}, and does not count\n")
+            sys.stderr.write(f" note      {kept[key]} has the settings and the seed of {path}, and does not count\n")
         kept[key] = path
     return [run for path, run in runs.items() if path in kept.values()]
 

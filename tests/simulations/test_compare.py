@@ -115,7 +115,7 @@ def test_a_repeated_seed_counts_once_and_the_longest_run_stays(tmp_path, capsys)
     write_run(tmp_path / "b", [0.5, 0.6], seed=1)
     write_run(tmp_path / "c", [0.5, 0.9], seed=2)
     assert by(comparison_rows(*read_curves([tmp_path])), "runs") == {"all runs": "2"}
-    assert f"{tmp_path / 'a'} has settings and seed of {tmp_path / 'b'}" in capsys.readouterr().err
+    assert f"{tmp_path / 'a'} has the settings and the seed of {tmp_path / 'b'}" in capsys.readouterr().err
     (tmp_path / "b/metrics.jsonl").write_text((tmp_path / "b/metrics.jsonl").read_text().splitlines()[0] + "\n")
     runs = read_curves([tmp_path])[0]["all runs"]
     assert [len(run.rounds) for run in runs] == [2, 2]
