@@ -34,6 +34,8 @@ class Purpose(IntEnum):
     ROOT = 26
     SYSTEM = 30
     DEVICE = 31
+    INTERVALS = 40
+    PERMUTATION = 41
 
 
 def seed_sequence(seed: int, purpose: Purpose, *, round: int = 0, client: int = 0) -> np.random.SeedSequence:

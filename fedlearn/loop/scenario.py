@@ -70,6 +70,8 @@ class Scenario:
         network: builder of the model. A run saves it, so that predictions need no training data; None if unknown.
         data_digests: digest of each part of the raw data by name, e.g. the name of a column and a file. A resumed run
             compares them. Empty compares the examples of each client.
+        held_out_columns: name of a column -> function from a client to its cells of the held-out rows, in the order of
+            ``data.test``. Groups of examples come from them; None computes the cells back from the model inputs.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Scenario:
     preprocessing: Preprocessing | None = None
     network: Network | None = None
     data_digests: Mapping[str, str] = field(default_factory=dict)
+    held_out_columns: Mapping[str, Callable[[ClientId], np.ndarray]] | None = None
 
 
 def judge(scenario: Scenario) -> Evaluate:

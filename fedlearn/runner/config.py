@@ -64,6 +64,7 @@ class Plan:
         compress: stage that compresses updates; default no compression.
         seed: seed of the run, >= 0.
         baselines: names of the baselines, from `BASELINES`; default none.
+        subgroups: columns whose values divide the held-out examples in the report; default none.
         system: system model; default no virtual clock.
         buffers: policy for normalization statistics: ``refuse`` (default), ``average`` or ``local``.
     """
@@ -76,6 +77,7 @@ class Plan:
     compress: Stage = field(default_factory=Stage)
     seed: int
     baselines: tuple[str, ...] = ()
+    subgroups: tuple[str, ...] = ()
     system: SystemModel = field(default_factory=SystemModel)
     buffers: str = "refuse"
 
@@ -132,6 +134,7 @@ def build_plan(cfg: DictConfig) -> Plan:
         compress=compress,
         seed=seed,
         baselines=_baselines(plain.get("baseline")),
+        subgroups=_subgroups(plain.get("subgroups")),
         system=system,
         buffers=buffers,
     )
@@ -444,6 +447,13 @@ def check_early_stop(cfg: DictConfig, task: Task) -> None:
     settings = _plain(_group(cfg, "early_stop"), "early_stop")
     if settings.get("metric") is not None:
         EarlyStop(**settings, task=task)
+
+
+def _subgroups(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else ([] if value is None else value)
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    require(is_list, "subgroups", value, "a list of columns, or null", "'subgroups=[sex]'")
+    return tuple(dict.fromkeys(names))
 
 
 def _baselines(value: Any) -> tuple[str, ...]:

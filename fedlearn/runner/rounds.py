@@ -29,6 +29,7 @@ from fedlearn.loop.training_loop import federate
 from fedlearn.runner.baselines import train_baselines
 from fedlearn.runner.callbacks import REQUIRED
 from fedlearn.runner.config import Experiment
+from fedlearn.runner.evaluation import write_evaluation
 from fedlearn.runner.interrupt import Interrupt
 from fedlearn.runner.ledger_file import LedgerFile
 from fedlearn.runner.run_folder import RunFolderWriteError
@@ -92,6 +93,8 @@ def run_rounds(
             ending = _run(experiment, run, state, callback_list, interrupt)
             baselines = _baselines(experiment, ending, files.history, interrupt)
             summary = _summary(run, ending, files.history, baselines)
+            if ending.status not in ("stopped", "failed"):
+                write_evaluation(run.folder, experiment, ending.state)
             callback_list.on_end(summary)
     except CallbackError as error:
         if not _is_write_error(error):

@@ -29,6 +29,7 @@ from fedlearn.runner.compat import command_line_parser, run_command_line, run_fo
 from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.evaluation.subgroups import require_subgroups
 from fedlearn.runner.initial_weights import first_state, require_source
 from fedlearn.runner.model_folder import with_declared_model, write_model_folder
 from fedlearn.runner.rounds import RunOutcome, run_rounds
@@ -101,6 +102,7 @@ def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode
     except BuildError:
         log.exception("the experiment cannot be built")
         raise
+    require_subgroups(experiment.scenario, experiment.plan.subgroups)
     experiment = with_declared_model(experiment, cfg)
     write_model_folder(folder, experiment, cfg)
     write_data_digests(folder, experiment.scenario)

@@ -172,6 +172,8 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
     expected = "null, because the coordinator has no data to train a baseline"
     require(not plan.baselines, "baseline", ", ".join(plan.baselines), expected, "baseline=null")
+    expected = "null, because the coordinator has no rows to divide into groups"
+    require(not plan.subgroups, "subgroups", ", ".join(plan.subgroups), expected, "subgroups=null")
     settings = config_to_dict(cfg)
     protocol = settings["privacy"].get("protocol", "sum")
     expected = "sum, because real nodes always run the full protocol"

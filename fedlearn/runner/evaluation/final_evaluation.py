@@ -1,0 +1,122 @@
+"""Judge the final model of a run once, on the held-out examples, and write ``evaluation.json``.
+
+The result depends on the settings, the seed and the final parameters only. A resumed run therefore has the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlearn.callbacks.evaluation_file import EVALUATION_FILE, FORMAT
+from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.intervals import bootstrap_of
+from fedlearn.core.metrics import main_metric
+from fedlearn.core.random import Purpose, generator
+from fedlearn.core.records import ServerState
+from fedlearn.data.preprocessing import Target
+from fedlearn.loop.scenario import Scenario
+from fedlearn.runner.config import Experiment
+from fedlearn.runner.evaluation.classification import classification_entries
+from fedlearn.runner.evaluation.held_out import HeldOut, NotEvaluated, predict_held_out
+from fedlearn.runner.evaluation.importance import importance_entries
+from fedlearn.runner.evaluation.regression import regression_entries
+from fedlearn.runner.evaluation.scores import estimates, scores_of
+from fedlearn.runner.evaluation.subgroups import subgroup_entries
+
+MAX_EXAMPLES = 100_000  # with more, the bootstrap takes seconds, and its intervals are narrow
+MAX_SITES = 100
+
+log = logging.getLogger(__name__)
+
+
+def write_evaluation(folder: Path, experiment: Experiment, state: ServerState) -> None:
+    """Judge the final model and write ``evaluation.json``. An error is logged and does not end the run."""
+    try:
+        evaluation = evaluate_final_model(experiment, state)
+        write_atomically(folder / EVALUATION_FILE, json.dumps(evaluation, allow_nan=False, ensure_ascii=False) + "\n")
+    except Exception as error:
+        log.exception("the final model cannot be judged")
+        sys.stderr.write(f" no {EVALUATION_FILE}: {type(error).__name__}: {error}\n")
+
+
+def evaluate_final_model(experiment: Experiment, state: ServerState) -> dict[str, Any]:
+    """Return the content of ``evaluation.json``, see `fedlearn.callbacks.evaluation_file`."""
+    head = {"format": FORMAT, "round": state.round}
+    try:
+        held_out = predict_held_out(experiment, state)
+    except NotEvaluated as reason:
+        return {**head, "missing": str(reason)}
+    target = target_of(experiment.scenario)
+    if target is None or (scores := scores_of(held_out, target)) is None:
+        return {**head, "missing": "the task is neither a classification nor a regression"}
+    rng = generator(experiment.plan.seed, Purpose.INTERVALS)
+    is_small = len(held_out.targets_N) <= MAX_EXAMPLES
+    bootstrap = bootstrap_of(held_out.client_N, held_out.unit_N) if is_small else None
+    too_large = f"no intervals: more than {MAX_EXAMPLES:,} held-out examples make them narrow"
+    entries = classification_entries if target.classes else regression_entries
+    return {
+        **head,
+        "model": "models of the clients" if experiment.plan.strategy.local.personal_parameters else "global model",
+        "examples": held_out.source,
+        "num_examples": len(held_out.targets_N),
+        "sites": _sites(held_out, experiment.scenario, target),
+        "metrics": estimates(scores, bootstrap, rng),
+        "intervals": bootstrap.method if bootstrap else too_large,
+        "constant": constant_prediction(held_out, target),
+        **entries(held_out, target),
+        **_by_columns(experiment, held_out),
+    }
+
+
+def target_of(scenario: Scenario) -> Target | None:
+    """Return the target of a scenario; without preprocessing, the classes are their numbers. None for other tasks."""
+    if scenario.preprocessing is not None:
+        return scenario.preprocessing.target
+    task, data = scenario.data.task, scenario.data
+    if task not in ("binary", "multiclass", "regression"):
+        return None
+    return Target(task=task, classes=() if task == "regression" else tuple(map(str, range(data.num_classes))))
+
+
+def constant_prediction(held_out: HeldOut, target: Target) -> dict[str, Any]:
+    """Return the metrics of the best constant prediction: the largest class, or the mean of the targets."""
+    if target.classes:
+        count_C = np.bincount(held_out.targets_N.astype(np.int64), minlength=len(target.classes))
+        name, share = target.classes[int(count_C.argmax())], float(count_C.max() / count_C.sum())
+        values = {"accuracy": share, "balanced_accuracy": 1 / np.count_nonzero(count_C), "auc": 0.5}
+        if len(target.classes) == 2:
+            values["auprc"] = float(count_C[1] / count_C.sum())
+        return {"prediction": name, "metrics": values}
+    truth_N = target.centre + target.spread * np.asarray(held_out.targets_N, np.float64)
+    values = {"rmse": float(truth_N.std()), "mae": float(abs(truth_N - truth_N.mean()).mean()), "r2": 0.0}
+    return {"prediction": "the mean of the targets", "metrics": values}
+
+
+def _sites(held_out: HeldOut, scenario: Scenario, target: Target) -> list[dict[str, Any]]:
+    """Return number of held-out examples, and of positive examples, of the first clients."""
+    sites = []
+    for number, client in enumerate(held_out.clients[:MAX_SITES]):
+        target_N = held_out.targets_N[held_out.client_N == number]
+        positives = {"num_positive": int((target_N == 1).sum())} if len(target.classes) == 2 else {}
+        sites.append({"name": scenario.data.name(client), "num_examples": len(target_N), **positives})
+    return sites
+
+
+def _by_columns(experiment: Experiment, held_out: HeldOut) -> dict[str, Any]:
+    """Return the entries ``importance`` and ``subgroups``, which need inputs that are columns of a table."""
+    scenario, plan = experiment.scenario, experiment.plan
+    metric = scenario.metric or main_metric(scenario.data.task)
+    rng = generator(plan.seed, Purpose.PERMUTATION)
+    if held_out.are_sequences:
+        return {"importance": {"missing": "the inputs are sequences"}, "subgroups": []}
+    importance = importance_entries(held_out, scenario.preprocessing, metric, rng)
+    names: Sequence[str] = plan.subgroups if held_out.clients or scenario.held_out_columns is None else ()
+    rng = generator(plan.seed, Purpose.INTERVALS, round=1)
+    return {"importance": importance, "subgroups": subgroup_entries(held_out, scenario, names, metric, rng)}
