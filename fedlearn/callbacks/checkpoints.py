@@ -78,7 +78,7 @@ class Checkpoints(Callback):
         assert self._run is not None
         metric = self._run.selection_metric
         value = round.evaluation.pooled.get(metric, math.nan) if round.evaluation else math.nan
-        sign = 1 if higher_is_better(metric) else -1
+        sign = 1 if higher_is_better(metric, self._run.task.lower_is_better) else -1
         if not math.isfinite(value) or (self._best and sign * value <= sign * self._best[0]):
             return False
         self._best = (float(value), round.number)

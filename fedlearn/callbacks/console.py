@@ -222,7 +222,8 @@ def _scores(round: Round, run: RunInfo) -> tuple[str, str, str]:
     evaluation, main = round.evaluation, run.main_metric
     if evaluation is None:
         return "–", "–", "–"
-    worst = evaluation.worst(main, higher_is_better=higher_is_better(main))
+    is_good_high = higher_is_better(main, evaluation.lower_is_better)
+    worst = evaluation.worst(main, higher_is_better=is_good_high)
     return (
         format_metric("loss", evaluation.pooled["loss"]),
         format_metric(main, evaluation.pooled[main]),

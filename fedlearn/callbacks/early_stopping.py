@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.run_history import History, HistoryEntry, finite_or_none, metric_values
 from fedlearn.callbacks.run_info import RunInfo
-from fedlearn.core.federated_data import Task
-from fedlearn.core.metrics import METRICS, higher_is_better, main_metric
+from fedlearn.core.metrics import higher_is_better
 from fedlearn.core.records import Round
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import did_you_mean, is_count, is_number, require
 
 
@@ -19,10 +19,11 @@ class EarlyStop:
     """Stopping rule: stop after ``patience`` evaluations of a metric without a gain.
 
     Args:
-        metric: metric of the pooled evaluation, one of ``METRICS[task]``.
+        metric: metric of the pooled evaluation, one of the metrics of the task.
         patience: number of consecutive evaluations without a gain, >= 1.
         min_delta: an improvement counts as a gain if it is larger than this, in units of the metric, >= 0; default 0.
-        task: task of the scenario, which determines the known metrics; default ``multiclass``.
+        task: task of the scenario, which has the known metrics, or the name of a shipped task; default
+            ``multiclass``.
 
     *Guarantees*: the decision is a function of the history alone, so a resumed run stops at the same round. A NaN is
     never a gain. The first value that is not NaN is a gain.
@@ -35,11 +36,12 @@ class EarlyStop:
     metric: str
     patience: int
     min_delta: float = 0.0
-    task: Task = "multiclass"
+    task: Task | str = "multiclass"
 
     def __post_init__(self) -> None:
-        known = METRICS[self.task]
-        near = did_you_mean(str(self.metric), known) or main_metric(self.task)
+        task = as_task(self.task)
+        known = task.metric_names
+        near = did_you_mean(str(self.metric), known) or task.main_metric
         fix = f"early_stop.metric={near}"
         require(self.metric in known, "early_stop.metric", self.metric, f"one of {', '.join(known)}", fix)
         patient = is_count(self.patience)
@@ -63,7 +65,8 @@ class EarlyStop:
     def _gains(self, value: float, best: float) -> bool:
         if math.isnan(value) or math.isnan(best):
             return not math.isnan(value)
-        gain = value - best if higher_is_better(self.metric) else best - value
+        is_gain_up = higher_is_better(self.metric, as_task(self.task).lower_is_better)
+        gain = value - best if is_gain_up else best - value
         return gain > self.min_delta
 
 
@@ -80,10 +83,6 @@ class EarlyStopping(Callback):
 
     def __init__(self, *, metric: str | None = None, patience: int = 5, min_delta: float = 0.0) -> None:
         EarlyStop("loss", patience, min_delta)
-        known = list(dict.fromkeys(name for names in METRICS.values() for name in names))
-        near = did_you_mean(str(metric), known) or "loss"
-        is_known = metric is None or metric in known
-        require(is_known, "early_stop.metric", metric, f"one of {', '.join(known)}", f"early_stop.metric={near}")
         self._metric, self._patience, self._min_delta = metric, patience, min_delta
         self._rule: EarlyStop | None = None
         self._history: list[HistoryEntry] = []

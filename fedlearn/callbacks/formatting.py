@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.callbacks.run_info import RunInfo
-from fedlearn.core.metrics import main_metric
 from fedlearn.core.records import Failure, Round
 
 BASELINES = {
@@ -105,7 +104,7 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     Args:
         summary: content of ``summary.json``.
     """
-    main = summary.get("metric") or main_metric(summary["task"])
+    main = summary.get("metric") or "loss"
     rounds, failures = summary["rounds"], summary["client_failures"]
     parts = [f"{rounds} round{'s' * (rounds != 1)} in {human_seconds(summary['seconds'])}"]
     parts += [f"{human_seconds(summary['clock'])} on the clock"] if "clock" in summary else []

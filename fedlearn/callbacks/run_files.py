@@ -168,7 +168,7 @@ def partition_summary(data: FederatedData) -> dict[str, Any]:
     """
     shown = [int(data.clients[k]) for k in range(min(len(data.clients), MAX_CLIENTS_SHOWN))]
     targets = {client: np.asarray(data.train(client).y) for client in shown}
-    labelled = data.task != "regression"
+    labelled = data.task.has_classes
     count, columns = _by_label(data.num_classes) if labelled else _by_bin(targets)
     return {
         "kind": "labels" if labelled else "targets",

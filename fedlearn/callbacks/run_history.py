@@ -35,6 +35,7 @@ def history_entry(round: Round) -> dict[str, Any]:
         - ``clients``: metric -> ``mean``, ``std`` and ``worst10`` over clients; None without evaluation.
         - ``confusion``: counts (targets x predictions) on the pooled held-out examples; absent for other tasks than
           classification, and for more than 20 classes.
+        - ``lower_is_better``: metrics of the user whose low values are good; absent without such metrics.
         - ``personal``: metric -> these and ``pooled`` for personal models; absent without personal models.
         - ``cohort``: number of selected clients.
         - ``num_updates``: number of completions.
@@ -53,6 +54,7 @@ def history_entry(round: Round) -> dict[str, Any]:
         "test": evaluation and {name: finite_or_none(value) for name, value in evaluation.pooled.items()},
         "clients": evaluation and {name: client_statistics(evaluation, name) for name in evaluation.per_client},
         **_confusion(evaluation),
+        **_directions(evaluation),
         **({"personal": _personal(evaluation.personal)} if evaluation and evaluation.personal else {}),
         "cohort": len(round.cohort),
         "num_updates": round.num_updates,
@@ -73,9 +75,22 @@ def _confusion(evaluation: Evaluation | None) -> dict[str, list[list[int]]]:
     return {"confusion": evaluation.confusion_CC.tolist()}
 
 
+def _directions(evaluation: Evaluation | None) -> dict[str, list[str]]:
+    """Return the metrics of the user whose low values are good, for readers of the file."""
+    lower = [name for name in evaluation.lower_is_better if higher_is_better(name)] if evaluation else []
+    return {"lower_is_better": lower} if lower else {}
+
+
+def is_higher_better(history: History, metric: str) -> bool:
+    """Return whether high values of a metric of a run are good."""
+    last: HistoryEntry = next((line for line in reversed(history) if line["test"]), {})
+    return higher_is_better(metric, last.get("lower_is_better", ()))
+
+
 def client_statistics(evaluation: Evaluation, metric: str) -> dict[str, float | None]:
     """Return ``mean`` and ``std`` of a metric over clients, and ``worst10``, the mean over the worst tenth."""
-    worst = evaluation.worst(metric, higher_is_better=higher_is_better(metric))
+    is_good_high = higher_is_better(metric, evaluation.lower_is_better)
+    worst = evaluation.worst(metric, higher_is_better=is_good_high)
     return {
         "mean": finite_or_none(evaluation.mean(metric)),
         "std": finite_or_none(evaluation.std(metric)),
@@ -116,7 +131,7 @@ def best_metrics(history: History) -> dict[str, dict[str, Any]]:
     """Return metric -> best pooled ``value`` and the first ``round`` with this value. Omit metrics without a value."""
     best = {}
     for metric in final_metrics(history):
-        sign = 1 if higher_is_better(metric) else -1
+        sign = 1 if is_higher_better(history, metric) else -1
         defined = [(sign * value, number) for number, value in metric_values(history, metric) if not math.isnan(value)]
         if defined:
             merit, number = max(defined, key=itemgetter(0))

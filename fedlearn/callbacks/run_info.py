@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.callbacks.run_history import History
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
-from fedlearn.core.metrics import main_metric
 from fedlearn.core.records import ClientId, State
+from fedlearn.core.tasks import TaskField
 from fedlearn.errors import SettingError
 
 
@@ -21,7 +20,7 @@ class RunInfo:
 
     Args:
         scenario: name of the scenario.
-        task: ``binary``, ``multiclass`` or ``regression``.
+        task: task of the scenario, with its metrics, or the name of a shipped task. The attribute is a `Task`.
         source: partition and origin of the data; may be empty.
         metric: main metric; empty selects the main metric of the task.
         num_clients: size of the population.
@@ -55,7 +54,7 @@ class RunInfo:
     """
 
     scenario: str
-    task: Task
+    task: TaskField = TaskField()  # noqa: RUF009 - a descriptor, without a default
     num_clients: int
     model: str
     num_parameters: int
@@ -90,7 +89,7 @@ class RunInfo:
     @property
     def main_metric(self) -> str:
         """Name of the metric that tables show first."""
-        return self.metric or main_metric(self.task)
+        return self.metric or self.task.main_metric
 
     @property
     def selection_metric(self) -> str:

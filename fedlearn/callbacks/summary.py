@@ -30,7 +30,7 @@ def summarise(
         "status": status,
         "reason": reason,
         "scenario": run.scenario,
-        "task": run.task,
+        "task": run.task.name,
         "metric": run.main_metric,
         "strategy": run.strategy,
         "framework": run.framework,

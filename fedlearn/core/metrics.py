@@ -1,49 +1,47 @@
-"""Metrics of a model on held-out examples, pooled and for each client.
+"""Evaluate a model on held-out examples, pooled and for each client.
 
 Shapes: K clients, N examples, C model outputs.
 
-`fedlearn.core.segment_metrics` computes the metrics of all clients at once. The tests compare them with scikit-learn.
+All clients are evaluated at once. The tests compare the metrics with scikit-learn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 
-from fedlearn.core.federated_data import Task
+from fedlearn.core.metric import COUNT, Metric, Sums, SumsOf
 from fedlearn.core.records import ClientEvaluation, Evaluation, Predictions
-from fedlearn.core.segment_metrics import confusion_scores, pooled_confusion, segment_metrics
+from fedlearn.core.segments import Counts, Segments
+from fedlearn.core.tasks import TASKS, Task, as_task
+from fedlearn.errors import require
 
-METRICS: Mapping[Task, tuple[str, ...]] = MappingProxyType(
-    {
-        "binary": ("loss", "accuracy", "auc", "auprc", "precision", "recall", "f1"),
-        "multiclass": ("loss", "accuracy", "auc", "precision", "recall", "f1"),
-        "regression": ("loss", "rmse", "mae", "r2"),
-        "ranking": ("loss", "hr@10", "ndcg@10"),
-    }
-)
-_LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "attack_success"})
+CONFUSION = "confusion"
+# the share of a backdoor is a metric of a scenario, not of a task
+_LOWER_IS_BETTER = frozenset({"attack_success"}.union(*(task.lower_is_better for task in TASKS.values())))
 
 
-def main_metric(task: Task) -> str:
-    """Return the main metric of tables and figures: ``accuracy``, ``rmse`` (regression) or ``hr@10`` (ranking)."""
-    return {"regression": "rmse", "ranking": "hr@10"}.get(task, "accuracy")
+def main_metric(task: Task | str) -> str:
+    """Return the main metric of tables and figures, e.g. ``accuracy`` for ``binary``."""
+    return as_task(task).main_metric
 
 
-def higher_is_better(metric: str) -> bool:
+def higher_is_better(metric: str, lower_is_better: Sequence[str] = ()) -> bool:
     """Return False for losses and errors, and True for all other metrics.
 
-    >>> higher_is_better("accuracy"), higher_is_better("rmse")
-    (True, False)
+    Args:
+        metric: name of a metric.
+        lower_is_better: names of the metrics of the user whose low values are good.
+
+    >>> higher_is_better("accuracy"), higher_is_better("rmse"), higher_is_better("gap", ["gap"])
+    (True, False, False)
     """
-    return metric not in _LOWER_IS_BETTER
+    return metric not in _LOWER_IS_BETTER and metric not in lower_is_better
 
 
-def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predictions | None = None) -> Evaluation:
+def evaluate(predictions: Sequence[Predictions], *, task: Task | str, pooled: Predictions | None = None) -> Evaluation:
     """Compute the metrics of one model on held-out examples, pooled and for each client.
 
     ``loss`` is the log loss in nats, or the mean squared error for ``regression``. For ``multiclass``, ``precision``,
@@ -59,155 +57,189 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task, pooled: Predicti
 
     Args:
         predictions: predictions of each client. The outputs are ``(N, C)`` and the targets ``(N,)``, with N >= 0.
-            ``multiclass`` has one logit per class. Other tasks have C = 1: the logit of class 1 for ``binary``, a value
-            for ``regression``, a score for ``ranking``. Sequences have outputs ``(N, T, C)`` and targets ``(N, T)``;
-            each position is an example, except for positions of target -1.
-        task: ``binary``, ``multiclass``, ``regression`` or ``ranking``.
+            ``multiclass`` has one logit per class. ``binary``, ``regression`` and ``ranking`` have C = 1: the logit of
+            class 1, a value, or a score. For ``multiclass``, sequences have outputs ``(N, T, C)`` and targets
+            ``(N, T)``; each position is an example, except for positions of target -1. The modules of
+            `fedlearn.core.tasks` describe the other tasks.
+        task: a task, or the name of a shipped task.
         pooled: predictions on a held-out set of all clients; None for the union of the clients' examples.
 
     *Guarantees*: undefined values are NaN; there is no error and no warning. Values are undefined without examples, and
     with outputs that are not finite. AUC is undefined with one class, AUPRC without a positive, and R2 with constant
-    targets or fewer than two examples. The result does not depend on the order of ``predictions``. `METRICS` gives
-    names and order of the metrics.
+    targets or fewer than two examples. R2 of a client is at least -1, so that clients with nearly constant targets do
+    not rule the mean over clients. The result does not depend on the order of ``predictions``.
     """
-    ordered = [_flatten_sequences(part) for part in sorted(predictions, key=lambda part: part.client)]
-    together, names = _concatenate(ordered), METRICS[task]
+    task = as_task(task)
+    ordered = [_flatten_sequences(part, task) for part in sorted(predictions, key=lambda part: part.client)]
+    together = _concatenate(ordered)
     count_K = np.array([len(part.targets) for part in ordered], np.int64)
-    union = together if pooled is None else _flatten_sequences(pooled)
+    union = together if pooled is None else _flatten_sequences(pooled, task)
     with np.errstate(all="ignore"):
-        per_client = segment_metrics(together.outputs, together.targets, count_K, task, names)
-        size_1 = np.array([len(union.targets)])
-        values = {
-            name: float(value_1[0])
-            for name, value_1 in segment_metrics(union.outputs, union.targets, size_1, task, names).items()
-        }
-    if task == "ranking" and pooled is None:  # lists of different clients are not one list
-        values |= {metric: _mean_of_defined(per_client[metric].tolist()) for metric in names[1:]}
+        per_client, _ = _segment_metrics(together, count_K, task)
+        pooled_1, sums_1 = _segment_metrics(union, np.array([len(union.targets)]), task)
+    values = {name: float(value_1[0]) for name, value_1 in pooled_1.items()}
+    if task.averages_lists and pooled is None:  # lists of different clients are not one list
+        values |= _means_of_lists(per_client, task)
+    confusion_1CC = sums_1.get(CONFUSION) if task.is_classification else None
     return Evaluation(
         pooled=values,
         clients=tuple(part.client for part in ordered),
         num_examples_K=count_K,
-        per_client=per_client,
-        confusion_CC=pooled_confusion(union.outputs, union.targets, task),
+        per_client=_with_floors(per_client, task),
+        confusion_CC=None if confusion_1CC is None else confusion_1CC[0],
+        lower_is_better=task.lower_is_better,
     )
 
 
-def evaluate_client(predictions: Predictions, *, task: Task, num_classes: int) -> ClientEvaluation:
+def evaluate_client(predictions: Predictions, *, task: Task | str) -> ClientEvaluation:
     """Return the metrics of one client, and sums from which `combine_evaluations` computes pooled metrics.
 
     For classification, the sums are the total ``loss`` and the counts ``confusion`` (targets x predictions). For
-    ``regression`` they are the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``. For
-    ``ranking`` they are the totals of the loss and of the metrics, and the number of ``lists``.
+    ``regression`` they are the totals of ``squared_error``, ``absolute_error``, ``target`` and ``target_squared``. A
+    metric of the user has its sums, with the name of the metric before their names.
 
     The sums contain no output and no target. But sums over few examples can reveal single examples, so callers require
     a minimum number of examples.
 
     Args:
         predictions: outputs and targets; see `evaluate`.
-        task: ``binary``, ``multiclass``, ``regression`` or ``ranking``.
-        num_classes: number of classes of the task, including classes that this client does not have.
+        task: see `evaluate`.
     """
-    predictions = _flatten_sequences(predictions)
+    task = as_task(task)
+    predictions = _flatten_sequences(predictions, task)
     metrics = evaluate([predictions], task=task).per_client
-    outputs_NC, targets_N = np.asarray(predictions.outputs, np.float64), predictions.targets
-    if task == "regression":
-        sums = _error_sums(outputs_NC, targets_N)
-    elif task == "ranking":
-        sums = _list_sums(metrics, len(targets_N))
-    else:
-        sums = _class_sums(metrics, outputs_NC, targets_N, num_classes)
     return ClientEvaluation(
         client=predictions.client,
-        num_examples=len(targets_N),
+        num_examples=len(predictions.targets),
         metrics={metric: float(values_K[0]) for metric, values_K in metrics.items()},
-        sums=sums,
+        sums=_client_sums(predictions, task),
     )
 
 
-def _error_sums(outputs_NC: np.ndarray, targets_N: np.ndarray) -> dict[str, np.ndarray]:
-    error_N, targets_N = outputs_NC[:, 0] - targets_N, np.asarray(targets_N, np.float64)
-    columns = {"squared_error": error_N**2, "absolute_error": abs(error_N)}
-    columns |= {"target": targets_N, "target_squared": targets_N**2}
-    return {name: np.asarray(column_N.sum(), np.float64) for name, column_N in columns.items()}
-
-
-def _list_sums(metrics: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
-    sums = {metric: np.nan_to_num(values_K[0]) for metric, values_K in metrics.items()}
-    sums |= {"loss": sums["loss"] * count, "lists": float(np.isfinite(metrics["hr@10"][0]))}
-    return {name: np.asarray(value, np.float64) for name, value in sums.items()}
-
-
-def _class_sums(
-    metrics: Mapping[str, np.ndarray], outputs_NC: np.ndarray, targets_N: np.ndarray, num_classes: int
-) -> dict[str, np.ndarray]:
-    predicted_N = outputs_NC[:, 0] > 0 if outputs_NC.shape[1] == 1 else outputs_NC.argmax(axis=1)
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(confusion, (np.asarray(targets_N, np.int64), predicted_N.astype(np.int64)), 1)
-    total = metrics["loss"][0] * len(targets_N) if len(targets_N) else 0.0
-    return {"loss": np.asarray(total, np.float64), "confusion": confusion}
-
-
-def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task: Task) -> Evaluation:
+def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task: Task | str) -> Evaluation:
     """Return the evaluation of clients that send sums instead of outputs.
 
-    *Guarantees*: the values agree with `evaluate` on the outputs, up to 1e-9, except for the pooled AUC and AUPRC.
-    These are NaN, because they compare the scores of different clients. A histogram of scores that is precise enough to
-    replace the scores would reveal single patients of a small hospital. AUC and AUPRC of each client are available, and
-    so are their mean, standard deviation and worst tenth.
+    *Guarantees*: the values agree with `evaluate` on the outputs, up to 1e-9, except for the pooled values of metrics
+    that need all outputs, e.g. AUC. These are NaN, because they compare the scores of different clients. A histogram of
+    scores that is precise enough to replace the scores would reveal single patients of a small hospital. AUC and AUPRC
+    of each client are available, and so are their mean, standard deviation and worst tenth.
     """
+    task = as_task(task)
     ordered = sorted(client_evaluations, key=lambda evaluation: evaluation.client)
     count_K = np.array([evaluation.num_examples for evaluation in ordered], np.int64)
     nonempty = [evaluation for evaluation in ordered if evaluation.num_examples]
-    values, confusion_CC = dict.fromkeys(METRICS[task], float("nan")), None
+    per_client = {name: np.array([evaluation.metrics[name] for evaluation in ordered]) for name in task.metric_names}
+    values, confusion_CC = dict.fromkeys(task.metric_names, float("nan")), None
     if nonempty:
-        sums = {name: np.sum([evaluation.sums[name] for evaluation in nonempty], axis=0) for name in nonempty[0].sums}
+        totals = {name: np.sum([evaluation.sums[name] for evaluation in nonempty], axis=0) for name in nonempty[0].sums}
         with np.errstate(all="ignore"):
-            values |= _FROM_SUMS[task](sums, int(count_K.sum()))
-        confusion_CC = sums.get("confusion")
+            finished = _finish({name: total[None] for name, total in totals.items()}, count_K.sum()[None], task)
+        values |= {name: float(value_1[0]) for name, value_1 in finished.items()}
+        confusion_CC = totals.get(CONFUSION) if task.is_classification else None
+    if task.averages_lists:
+        values |= _means_of_lists(per_client, task)
     return Evaluation(
         pooled=values,
         clients=tuple(evaluation.client for evaluation in ordered),
         num_examples_K=count_K,
-        per_client={
-            metric: np.array([evaluation.metrics[metric] for evaluation in ordered]) for metric in METRICS[task]
-        },
+        per_client=_with_floors(per_client, task),
         confusion_CC=confusion_CC,
+        lower_is_better=task.lower_is_better,
     )
 
 
-def _from_error_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
-    mse, mae = sums["squared_error"] / count, sums["absolute_error"] / count
-    spread = sums["target_squared"] - sums["target"] ** 2 / count
-    r2 = 1 - sums["squared_error"] / spread if count >= 2 and spread > 0 else np.nan
-    return {"loss": float(mse), "rmse": float(np.sqrt(mse)), "mae": float(mae), "r2": float(r2)}
+def _segment_metrics(
+    part: Predictions, sizes_K: np.ndarray, task: Task
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the metrics and the sums of each segment.
+
+    A segment without examples, or with an output that is not finite, has NaN. The sums are empty without another
+    segment.
+    """
+    outputs, sizes_K = np.asarray(part.outputs, np.float64), np.asarray(sizes_K, np.int64)
+    is_bad_N = ~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
+    index_N = np.repeat(np.arange(len(sizes_K)), sizes_K)
+    is_defined_K = (sizes_K > 0) & (np.bincount(index_N[is_bad_N], minlength=len(sizes_K)) == 0)
+    values = {name: np.full(len(sizes_K), np.nan) for name in task.metric_names}
+    if not is_defined_K.any():
+        return values, {}
+    kept_N, segments = is_defined_K[index_N], Segments(sizes_K[is_defined_K])
+    outputs, targets = outputs[kept_N], np.asarray(part.targets)[kept_N]
+    sums = {name: segments.sum(rows) for name, rows in _example_sums(outputs, targets, task).items()}
+    computed = _finish(sums, segments.sizes_K, task)
+    computed |= {metric.name: metric.whole(segments, outputs, targets) for metric in task.metrics if metric.whole}
+    for name in task.metric_names:
+        values[name][is_defined_K] = computed[name]
+    return values, sums
 
 
-def _from_class_sums(task: Task, sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
-    values = {name: score_1[0] for name, score_1 in confusion_scores(sums["confusion"][None], task).items()}
-    return {name: float(value) for name, value in ({"loss": sums["loss"] / count} | values).items()}
+def _sum_functions(task: Task) -> list[tuple[Metric, SumsOf, str]]:
+    """Return the metrics with sums, the function, and the prefix of the names of their sums.
+
+    Metrics of a task share sums. A metric of the user has the name of the metric as prefix.
+    """
+    first_added = len(task.metrics) - task.num_added
+    return [
+        (metric, metric.sums, f"{metric.name}." if number >= first_added else "")
+        for number, metric in enumerate(task.metrics)
+        if metric.sums is not None
+    ]
 
 
-def _flatten_sequences(part: Predictions) -> Predictions:
+def _example_sums(outputs: np.ndarray, targets: np.ndarray, task: Task) -> Sums:
+    """Return the values of each example that all metrics of a task add up."""
+    computed: dict[SumsOf, Sums] = {}
+    sums: dict[str, np.ndarray | Counts] = {}
+    for metric, function, prefix in _sum_functions(task):
+        if function in computed and not prefix:
+            continue
+        rows = computed[function] = computed.get(function) or function(outputs, targets)
+        for name in rows:
+            is_free, setting = f"{prefix}{name}" not in sums, f"sum of metric {metric.name}"
+            require(is_free, setting, name, "a name that no other metric of the task uses", f"{metric.name}_{name}")
+        sums |= {f"{prefix}{name}": values for name, values in rows.items()}
+    return sums
+
+
+def _finish(sums: Mapping[str, np.ndarray], count_K: np.ndarray, task: Task) -> dict[str, np.ndarray]:
+    """Return the value of each metric with sums, ``(K,)``."""
+    values = {}
+    for metric, _, prefix in _sum_functions(task):
+        assert metric.finish is not None
+        chosen = {name.removeprefix(prefix): rows for name, rows in sums.items() if name.startswith(prefix)}
+        values[metric.name] = np.broadcast_to(metric.finish({**chosen, COUNT: count_K}), count_K.shape)
+    return values
+
+
+def _client_sums(predictions: Predictions, task: Task) -> dict[str, np.ndarray]:
+    outputs, targets = np.asarray(predictions.outputs, np.float64), np.asarray(predictions.targets)
+    with np.errstate(all="ignore"):
+        rows = _example_sums(outputs, targets, task)
+    if not len(targets):
+        return {name: np.zeros(_shape_of_sum(values)) for name, values in rows.items()}
+    segment = Segments(np.array([len(targets)]))
+    return {name: np.asarray(segment.sum(values)[0], np.float64) for name, values in rows.items()}
+
+
+def _shape_of_sum(values: np.ndarray | Counts) -> tuple[int, ...]:
+    return values.shape if isinstance(values, Counts) else values.shape[1:]
+
+
+def _with_floors(per_client: Mapping[str, np.ndarray], task: Task) -> dict[str, np.ndarray]:
+    """Return the values of clients, at least the floor of their metric; NaN stays."""
+    floors = {metric.name: metric.client_floor for metric in task.metrics if metric.client_floor is not None}
+    return {
+        name: np.maximum(values_K, floors[name]) if name in floors else values_K
+        for name, values_K in per_client.items()
+    }
+
+
+def _flatten_sequences(part: Predictions, task: Task) -> Predictions:
     """Return predictions with one example per position of a sequence, without padding (target -1)."""
-    if part.targets.ndim == 1:
+    if part.targets.ndim == 1 or not task.positions_are_examples:
         return part
     is_real_NT = part.targets >= 0
     return replace(part, outputs=part.outputs[is_real_NT], targets=part.targets[is_real_NT])
-
-
-def _from_list_sums(sums: Mapping[str, np.ndarray], count: int) -> dict[str, float]:
-    means = {name: float(sums[name] / sums["lists"]) for name in METRICS["ranking"][1:]}
-    return {"loss": float(sums["loss"] / count)} | means
-
-
-_FROM_SUMS: Mapping[Task, Callable[..., dict[str, float]]] = MappingProxyType(
-    {
-        "binary": partial(_from_class_sums, "binary"),
-        "multiclass": partial(_from_class_sums, "multiclass"),
-        "regression": _from_error_sums,
-        "ranking": _from_list_sums,
-    }
-)
 
 
 def _concatenate(parts: Sequence[Predictions]) -> Predictions:
@@ -217,6 +249,11 @@ def _concatenate(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(client=-1, outputs=outputs, targets=targets)
 
 
-def _mean_of_defined(values: Sequence[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
+def _means_of_lists(per_client: Mapping[str, np.ndarray], task: Task) -> dict[str, float]:
+    """Return the mean over the lists of each metric that needs all outputs of a list."""
+    return {metric.name: _mean_of_defined(per_client[metric.name]) for metric in task.metrics if metric.whole}
+
+
+def _mean_of_defined(values_K: np.ndarray) -> float:
+    defined = values_K[~np.isnan(values_K)]
+    return float(np.mean(defined)) if len(defined) else float("nan")

@@ -364,6 +364,7 @@ class Evaluation:
         personal: evaluation of the clients' personal models on their own held-out parts; None without personal models.
         confusion_CC: counts (targets x predictions) on the pooled examples; None unless the task is a classification
             and all outputs are finite.
+        lower_is_better: names of the metrics whose low values are good.
     """
 
     pooled: Mapping[str, float]
@@ -372,6 +373,7 @@ class Evaluation:
     per_client: Mapping[str, np.ndarray]
     personal: Evaluation | None = None
     confusion_CC: np.ndarray | None = None
+    lower_is_better: tuple[str, ...] = ()
 
     def mean(self, metric: str) -> float:
         """Return the mean over the clients with a defined metric, with equal weights."""

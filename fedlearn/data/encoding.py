@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from fedlearn.core.federated_data import Task
 from fedlearn.data.column_types import Category, Column, Number, numeric_column
 from fedlearn.data.federated_statistics import Statistics
 from fedlearn.data.tables import Table, to_categories, to_category, to_numbers
@@ -124,8 +123,8 @@ def known_categories(table: Table, categories: Mapping[str, Sequence[object]]) -
 
 
 def encode_targets(
-    table: Table, name: str, *, task: Task | None, classes: Sequence[object] | None, has_all_clients: bool
-) -> tuple[np.ndarray, Task, tuple[str, ...]]:
+    table: Table, name: str, *, task: str | None, classes: Sequence[object] | None, has_all_clients: bool
+) -> tuple[np.ndarray, str, tuple[str, ...]]:
     """Return the targets, the task, and the classes (empty for a regression).
 
     Args:
@@ -194,7 +193,7 @@ def _has_real_values(cells_N: np.ndarray) -> bool:
     return not invalid_N.any() and not (are_whole and len(np.unique(values_N)) <= MAX_INFERRED_CLASSES)
 
 
-def _classes(cells_N: np.ndarray, task: Task | None, has_all_clients: bool) -> tuple[str, ...]:
+def _classes(cells_N: np.ndarray, task: str | None, has_all_clients: bool) -> tuple[str, ...]:
     present = set(cells_N)
     if task == "binary" and present <= {"0", "1"}:
         return ("0", "1")

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedlearn.core.federated_data import FederatedData, Task
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.metric import Metric
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.data.partition import Partition, partition_rows
 from fedlearn.errors import DataError, is_number, require
 
@@ -19,19 +21,27 @@ Assignment = np.ndarray | Sequence[int] | Sequence[np.ndarray]
 
 
 def from_arrays(
-    x: np.ndarray, y: np.ndarray, *, assignment: Assignment, task: Task, test_share: float = 0.25, seed: int = 1
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    assignment: Assignment,
+    task: Task | str,
+    test_share: float = 0.25,
+    seed: int = 1,
+    metrics: Sequence[Metric] = (),
 ) -> FederatedData:
     """Give each client its rows, and hold out a part of them.
 
     Args:
         x: ``(N, ...)`` numbers, kept as float32. Values are not checked.
-        y: ``(N,)`` class numbers from 0, or real targets for ``regression``.
+        y: ``(N,)`` class numbers from 0, or real targets for ``regression``; see `fedlearn.core.tasks` for others.
         assignment: client of each row, ``(N,)`` integers, or one array of row numbers per client. A client without
             rows is a client without examples. Rows without a client are left out.
-        task: ``binary``, ``multiclass`` or ``regression``.
+        task: a `Task`, or the name of a shipped task, e.g. ``binary``, ``multiclass`` or ``regression``.
         test_share: share that each client holds out, in [0, 1). The number is rounded, stratified by target, and never
             includes the only example of a client.
         seed: seed of the split. The split of a client depends on its rows and its number only.
+        metrics: metrics of the user, in addition to the metrics of the task.
 
     Raises:
         DataError: the targets do not fit the task, or lengths differ.
@@ -45,10 +55,11 @@ def from_arrays(
     """
     if len(x) != len(y):
         raise DataError(f"x has {len(x)} examples, but y has {len(y)}\n  try       one target per example")
-    y_N = _targets(np.asarray(y), task)
+    task = as_task(task)
+    y_N = task.targets(np.asarray(y))
     rows = rows_of_clients(assignment, num_examples=len(y_N))
-    train, test = split_rows(rows, y_N, test_share=test_share, seed=seed)
-    return from_rows(x, y_N, train=train, test=test, task=task)
+    train, test = split_rows(rows, task.strata(y_N), test_share=test_share, seed=seed)
+    return from_rows(x, y_N, train=train, test=test, task=task, metrics=metrics)
 
 
 def partition_arrays(
@@ -56,7 +67,7 @@ def partition_arrays(
     y: np.ndarray,
     partition: Partition,
     *,
-    task: Task,
+    task: Task | str,
     natural_N: np.ndarray | None = None,
     order_N: np.ndarray | None = None,
     seed: int = 1,
@@ -81,7 +92,7 @@ def partition_arrays(
     >>> [len(data.train(client)) for client in data.clients]
     [1, 1]
     """
-    rows = partition_rows(partition, y, natural_N, order_N=order_N, seed=seed)
+    rows = partition_rows(partition, as_task(task).strata(np.asarray(y)), natural_N, order_N=order_N, seed=seed)
     return from_arrays(x, y, assignment=rows, task=task, test_share=partition.held_out_share, seed=seed)
 
 
@@ -107,7 +118,13 @@ def split_rows(
 
 
 def from_rows(
-    x: np.ndarray, y: np.ndarray, *, train: Sequence[np.ndarray], test: Sequence[np.ndarray], task: Task
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    train: Sequence[np.ndarray],
+    test: Sequence[np.ndarray],
+    task: Task | str,
+    metrics: Sequence[Metric] = (),
 ) -> FederatedData:
     """Build federated data from the training rows and the held-out rows of each client.
 
@@ -117,19 +134,21 @@ def from_rows(
         train: training rows of each client.
         test: held-out rows of each client.
         task: see `from_arrays`.
+        metrics: see `from_arrays`.
 
     Raises:
         DataError: the targets do not fit the task.
     """
-    y_N = _targets(np.asarray(y), task)
+    task = as_task(task)
+    y_N = task.targets(np.asarray(y))
     train_K, test_K = (_examples_of_clients(np.asarray(x), y_N, rows) for rows in (train, test))
-    num_classes = 1 if task == "regression" else max(2, int(y_N.max(initial=0)) + 1)
     return FederatedData(
         task=task,
         clients=range(len(train_K)),
         train=train_K.__getitem__,
         test=test_K.__getitem__,
-        num_classes=num_classes,
+        num_classes=task.count_classes(y_N),
+        metrics=metrics,
     )
 
 
@@ -181,25 +200,6 @@ def held_out(y_N: np.ndarray, test_share: float, rng: np.random.Generator) -> np
     positions = (np.arange(num_test) + rng.random()) * num_examples / num_test
     mask_N[by_target_N[np.minimum(positions.astype(np.int64), num_examples - 1)]] = True
     return mask_N
-
-
-def _targets(y: np.ndarray, task: Task) -> np.ndarray:
-    if task not in ("binary", "multiclass", "regression"):
-        require(False, "task", task, "binary, multiclass or regression", "task=multiclass")
-    if y.ndim != 1:
-        raise DataError(f"y has shape {y.shape}, expected one target per example")
-    if task == "regression":
-        return y.astype(np.float32)
-    classes = y.astype(np.int64)
-    if (
-        not np.array_equal(classes, y)
-        or classes.min(initial=0) < 0
-        or (task == "binary" and classes.max(initial=0) > 1)
-    ):
-        raise DataError(
-            f"y has other values than the class numbers of a {task} task (0, 1{', ...' * (task != 'binary')})"
-        )
-    return classes
 
 
 def _train_and_test(

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.core.federated_data import FederatedData, Task
+from fedlearn.core.federated_data import FederatedData
+from fedlearn.core.tasks import Task
 from fedlearn.data.download.catalog import cache_folder
 from fedlearn.data.folder import CLASS_COLUMN, Contents, clients_of_rows, read_images
 from fedlearn.data.from_arrays import Assignment, from_arrays, from_rows, rows_of_clients
@@ -91,7 +92,7 @@ def from_datasets(
     client_column: str | None = None,
     assignment: Assignment | None = None,
     features: Sequence[str] | None = None,
-    task: Task = "multiclass",
+    task: Task | str = "multiclass",
     test_share: float = 0.25,
     seed: int = 1,
 ) -> FederatedData:
@@ -105,7 +106,7 @@ def from_datasets(
         assignment: client of each row, or rows of each client, as in `fedlearn.from_arrays`. Row numbers count the rows
             of ``train`` first, then the rows of ``test``.
         features: names of the columns of inputs: one column of images, or columns of numbers. Default: all others.
-        task: ``binary``, ``multiclass`` or ``regression``.
+        task: ``binary``, ``multiclass``, ``regression``, or a `Task`.
         test_share: share that each client holds out, in [0, 1); not used if there is a split ``test``.
         seed: seed of the split.
 
@@ -169,7 +170,7 @@ def _divide(
     y: np.ndarray,
     assignment: Assignment,
     *,
-    task: Task,
+    task: Task | str,
     test_share: float,
     seed: int,
 ) -> FederatedData:

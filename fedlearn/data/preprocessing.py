@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.core.federated_data import Task
 from fedlearn.core.serialization import WireError, parse_json_object
+from fedlearn.core.tasks import Task, TaskField
+from fedlearn.core.tasks.base import single_output
 from fedlearn.data.column_types import Category, HashedText, Number
 from fedlearn.data.inputs import ArrayInputs, CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
@@ -26,7 +27,6 @@ from fedlearn.errors import DataError, is_number
 
 FORMAT = 1
 MAX_CLASSES = 1_000_000
-TASKS = ("binary", "multiclass", "regression", "ranking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,60 +35,59 @@ class Target:
 
     Args:
         name: name of the target.
-        task: ``binary``, ``multiclass``, ``regression`` or ``ranking``.
-        classes: names of the classes in the order of their numbers; for ``binary`` the second is the positive class.
-            Empty for ``regression`` and ``ranking``.
+        task: a task, or the name of a shipped task. The attribute is a `Task`.
+        classes: names of the classes or labels in the order of their numbers; for ``binary`` the second is the positive
+            class. Empty for tasks whose predictions are values.
         centre: target value at which the model output is 0, for ``regression``.
         spread: change of the target that changes the model output by 1, for ``regression``; not 0.
         unit: unit of a regression target, e.g. ``days``; may be empty.
     """
 
     name: str = "target"
-    task: Task
+    task: TaskField = TaskField()  # noqa: RUF009 - a descriptor, without a default
     classes: tuple[str, ...] = ()
     centre: float = 0.0
     spread: float = 1.0
     unit: str = ""
 
     def __post_init__(self) -> None:
-        has_classes = self.task in ("binary", "multiclass")
+        task = self.task
         are_texts = isinstance(self.classes, tuple) and all(isinstance(name, str) for name in self.classes)
         are_unique = are_texts and len(set(self.classes)) == len(self.classes) <= MAX_CLASSES
-        is_count_right = len(self.classes) == 2 if self.task == "binary" else bool(self.classes) == has_classes
+        is_count_right = len(self.classes) == 2 if task.name == "binary" else bool(self.classes) == bool(task.decide)
         is_scale = all(is_number(value) and math.isfinite(value) for value in (self.centre, self.spread))
         is_text = isinstance(self.name, str) and isinstance(self.unit, str)
-        if self.task not in TASKS or not (are_unique and is_count_right and is_scale and self.spread and is_text):
+        if not (are_unique and is_count_right and is_scale and self.spread and is_text):
             raise ValueError("a wrong target")
 
     @property
     def positive_class(self) -> str | None:
         """Name of the class with number 1 of a binary task; None for other tasks."""
-        return self.classes[1] if self.task == "binary" else None
+        return self.classes[1] if self.task.name == "binary" else None
 
-    def probabilities(self, outputs_NC: np.ndarray) -> np.ndarray:
-        """Return the probability of each class, ``(N, C)`` float64, for model outputs of a classification."""
-        outputs_NC = np.asarray(outputs_NC, np.float64)
-        if self.task == "binary":
-            positive_N = np.exp(-np.logaddexp(0, -outputs_NC[:, 0]))
-            return np.stack([1 - positive_N, positive_N], axis=1)
-        shifted_NC = np.exp(outputs_NC - outputs_NC.max(axis=1, keepdims=True))
-        return np.asarray(shifted_NC / shifted_NC.sum(axis=1, keepdims=True))
+    def probabilities(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the probabilities of the classes or labels, float64, for a task that has probabilities.
+
+        Their shape is ``(N, C)`` for one class or some labels per example; see `Task.class_axis` for others.
+        """
+        assert self.task.probabilities is not None
+        return self.task.probabilities(np.asarray(outputs, np.float64))
 
     def values(self, outputs_NC: np.ndarray) -> np.ndarray:
-        """Return the values ``(N,)`` float64 in the unit of the target, or the scores of a ranking."""
-        return self.centre + self.spread * np.asarray(outputs_NC, np.float64)[:, 0]
+        """Return the values float64 in the unit of the target, or scores: ``(N,)``, or ``(N, C)`` for C > 1."""
+        values_NC = self.centre + self.spread * np.asarray(outputs_NC, np.float64)
+        has_one_value = self.task.num_outputs is single_output or values_NC.shape[1] == 1
+        return values_NC[:, 0] if has_one_value else values_NC
 
-    def class_numbers(self, outputs_NC: np.ndarray, threshold: float = 0.5) -> np.ndarray:
-        """Return the number of the predicted class of each example, ``(N,)``.
+    def class_numbers(self, outputs: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+        """Return the number of the predicted class of each example, ``(N,)``, or of each position.
 
         Args:
-            outputs_NC: model outputs.
+            outputs: model outputs.
             threshold: probability above which a binary task predicts the positive class, in [0, 1).
         """
-        probabilities_NC = self.probabilities(outputs_NC)
-        if self.task == "binary":
-            return (probabilities_NC[:, 1] > threshold).astype(np.int64)
-        return np.asarray(probabilities_NC.argmax(axis=1))
+        assert self.task.decide is not None
+        return self.task.decide(np.asarray(outputs, np.float64), threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +117,13 @@ class Preprocessing:
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "preprocessing.json") -> Preprocessing:
+    def from_json(cls, text: str, *, source: str = "preprocessing.json", task: Task | None = None) -> Preprocessing:
         """Return the description in a text that `to_json` returned. Nothing in the text is executed.
 
         Args:
             text: untrusted text.
             source: name of the file, for messages.
+            task: task of the user that the text may name; None for shipped tasks only.
 
         Raises:
             DataError: the text is damaged, or another version of fedlearn wrote it.
@@ -132,7 +132,10 @@ class Preprocessing:
             content = parse_json_object(text)
             if content.get("format") != FORMAT:
                 raise ValueError(f"format {content.get('format')!r}, expected {FORMAT}")
-            return cls(inputs=_from_json(content["inputs"]), target=_from_json(content["target"], Target))
+            target = dict(content["target"])
+            if task is not None and target["task"] == task.name:
+                target["task"] = task
+            return cls(inputs=_from_json(content["inputs"]), target=_from_json(target, Target))
         except (WireError, ValueError, KeyError, TypeError, RecursionError) as error:
             fix = "the file of the run, and the version of fedlearn that wrote it"
             problem = f"{source} cannot be read: {str(error).splitlines()[0][:200] if str(error) else 'wrong content'}"
@@ -156,6 +159,8 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def _to_json(value: Any) -> Any:
+    if isinstance(value, Task):
+        return value.name
     if is_dataclass(value) and not isinstance(value, type):
         kind = {"kind": _NAMES[type(value)]} if type(value) in _NAMES else {}
         return kind | {field.name: _to_json(getattr(value, field.name)) for field in fields(value)}

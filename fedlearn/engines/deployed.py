@@ -35,6 +35,7 @@ from fedlearn.core.records import (
     Updates,
     sorted_client_ids,
 )
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import MissingExtra, SettingError, is_count, is_number, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.protocols import Completion, Trainer
@@ -100,6 +101,7 @@ class DeployedEngine(BaseEngine):
         min_completed: number of updates that close a round, >= ``min_updates``. The round then does not wait for the
             other clients of the cohort. None: wait for all clients.
         check_member: function that raises `WireError` for a node that may not have its clients.
+        find_task: function from the name of a task to the task; default the shipped tasks.
 
     Attributes:
         exchange: connection for requests and responses.
@@ -123,6 +125,7 @@ class DeployedEngine(BaseEngine):
         min_updates: int = 1,
         min_completed: int | None = None,
         check_member: Callable[[Member], None] = lambda member: None,
+        find_task: Callable[[str], Task] = as_task,
     ) -> None:
         for name, value in (("num_nodes", num_nodes), ("min_updates", min_updates)):
             require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
@@ -135,7 +138,9 @@ class DeployedEngine(BaseEngine):
         self.num_nodes, self.join_timeout = num_nodes, join_timeout
         self.min_updates, self.min_completed = min_updates, min_completed
         used = {group: settings[group] for group in SETTING_GROUPS if settings.get(group)}
-        self.exchange = Exchange(GridClient(grid), used, run=run, timeout_s=deadline, check_member=check_member)
+        self.exchange = Exchange(
+            GridClient(grid), used, run=run, timeout_s=deadline, check_member=check_member, find_task=find_task
+        )
         self.membership = self.exchange.membership
         super().__init__((), Layout(()))
         self._session_name = f"{run}/{secrets.token_hex(8)}"
@@ -156,6 +161,11 @@ class DeployedEngine(BaseEngine):
     def num_parties(self) -> int:
         """Number of parties of secure aggregation: distinct masking keys of the nodes, at least 1."""
         return self.membership.num_parties
+
+    @property
+    def task(self) -> Task:
+        """Task of the connected nodes."""
+        return self.membership.task_of(self.membership.require_same_model())
 
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
         """Send the settings of a privacy mechanism to the nodes with each further request.
@@ -250,7 +260,11 @@ class DeployedEngine(BaseEngine):
         cohort = [client for client in cohort if client not in members or members[client].supports_metrics]
         model, rounds = self.membership.require_same_model(), self._state_rounds(cohort)
         request = evaluation_request(
-            params_D, cohort, model, round=self._round, state_rounds=rounds if personal_strategy else None
+            params_D,
+            cohort,
+            (self.task, model.num_classes),
+            round=self._round,
+            state_rounds=rounds if personal_strategy else None,
         )
         for result in self.exchange.run_cohort(request):
             yield replace(result, stage=FailureStage.EVALUATE) if isinstance(result, Failure) else result

@@ -15,8 +15,6 @@ from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import Evaluate
 
-UNIT_METRICS = ("rmse", "mae")  # metrics in the unit of the target
-
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -59,8 +57,7 @@ class Scenario:
         data: examples of each client.
         trainer: the model in its framework.
         model: description of the model for the header, e.g. ``mlp 13-32-1``; default empty.
-        metric: main metric of tables and figures; default the metric of the task (see
-            `fedlearn.core.metrics.main_metric`).
+        metric: main metric of tables and figures; default the metric of the task .
         partition: partition of the data over the clients, e.g. ``natural`` (default) or ``dirichlet(0.3)``.
         disclosure: information about clients that the preparation of the data disclosed; default empty.
         ledger: privacy loss of this disclosure, if noise protects each record; default empty.
@@ -99,8 +96,8 @@ def judge(scenario: Scenario) -> Evaluate:
     - the held-out examples of all evaluated clients, otherwise;
     - the metric sums of the clients, if clients send a `ClientEvaluation` in place of outputs.
 
-    If no client has held-out examples, the test set of the scenario alone evaluates the global model. The metrics
-    ``rmse`` and ``mae`` are in the unit of the target.
+    If no client has held-out examples, the test set of the scenario alone evaluates the global model. Metrics such as
+    ``rmse`` are in the unit of the target.
     """
     from fedlearn.core.metrics import combine_evaluations, evaluate
 
@@ -131,10 +128,11 @@ def judge(scenario: Scenario) -> Evaluate:
 def in_target_unit(evaluation: Evaluation, scenario: Scenario) -> Evaluation:
     """Return the evaluation with errors in the unit of the target. The training scales the target."""
     target = scenario.preprocessing.target if scenario.preprocessing else None
-    spread = abs(target.spread) if target is not None and target.task == "regression" else 1.0
+    spread = abs(target.spread) if target is not None and not target.classes else 1.0
     if spread == 1:
         return evaluation
-    factor = {name: spread if name in UNIT_METRICS else 1.0 for name in evaluation.pooled}
+    unit_metrics = scenario.data.task.unit_metrics
+    factor = {name: spread if name in unit_metrics else 1.0 for name in evaluation.pooled}
     return replace(
         evaluation,
         pooled={name: value * factor[name] for name, value in evaluation.pooled.items()},

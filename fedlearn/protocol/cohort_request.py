@@ -9,14 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-import numpy as np
-
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
 from fedlearn.core.metrics import evaluate_client
 from fedlearn.core.records import Array, ClientEvaluation, ClientId, Failure, Predictions, Request, Updates
 from fedlearn.core.serialization import Payload
+from fedlearn.core.tasks import Task
 from fedlearn.protocol.membership import Member
 from fedlearn.protocol.messages import RequestKind
 from fedlearn.protocol.responses import EvaluationReader, ResponseReader
@@ -90,7 +88,7 @@ def training_request(
 def evaluation_request(
     params_D: Array,
     clients: Sequence[ClientId],
-    model: Member,
+    size: tuple[Task, int],
     *,
     round: int,
     state_rounds: Mapping[ClientId, int] | None,
@@ -100,11 +98,11 @@ def evaluation_request(
     Args:
         params_D: parameters of the model.
         clients: ids of the clients.
-        model: a member, for the task and the number of classes.
+        size: task and number of classes, for the names and shapes of metrics.
         round: round, from 0.
         state_rounds: for each client, the round of the client state of its personal model; None: the model itself.
     """
-    template = evaluation_template(model.task, model.num_classes)
+    template = evaluation_template(*size)
     return CohortRequest(
         kind=RequestKind.EVALUATE,
         round=round,
@@ -117,6 +115,5 @@ def evaluation_request(
 
 def evaluation_template(task: Task, num_classes: int) -> ClientEvaluation:
     """Return an evaluation of one example, for the names and shapes of the metrics of a task."""
-    num_outputs = num_classes if task == "multiclass" else 1
-    example = Predictions(client=0, outputs=np.zeros((1, num_outputs)), targets=np.zeros(1, np.int64))
-    return evaluate_client(example, task=task, num_classes=num_classes)
+    outputs, targets = task.example_arrays(num_classes)
+    return evaluate_client(Predictions(client=0, outputs=outputs, targets=targets), task=task)

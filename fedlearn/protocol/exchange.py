@@ -16,6 +16,7 @@ from typing import Any
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, Failure, FailureStage, sorted_client_ids
 from fedlearn.core.serialization import Payload, WireError
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.protocol.cohort_request import CohortRequest, Result
 from fedlearn.protocol.fields import client_of
 from fedlearn.protocol.grid_client import GridClient, InFlightRequest
@@ -39,6 +40,7 @@ class Exchange:
         run: name of the run.
         timeout_s: seconds after which a request counts as failed, > 0.
         check_member: function that raises `WireError` for a node that may not have its clients.
+        find_task: see `Membership`.
 
     Attributes:
         membership: nodes that have joined.
@@ -53,9 +55,10 @@ class Exchange:
         run: str,
         timeout_s: float,
         check_member: Callable[[Member], None] = lambda member: None,
+        find_task: Callable[[str], Task] = as_task,
     ) -> None:
         self.grid_client, self.settings, self.run, self.timeout_s = grid_client, settings, run, timeout_s
-        self.membership = Membership(check_member)
+        self.membership = Membership(check_member, find_task)
         self.layout = Layout(())
         self._hellos: dict[str, int] = {}  # id of the request -> node
         self._in_flight: dict[RequestKey, tuple[NodeRequest, CohortRequest[Any]]] = {}

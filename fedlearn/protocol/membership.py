@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
 
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout, Leaf
-from fedlearn.core.metrics import METRICS
 from fedlearn.core.records import ClientId
 from fedlearn.core.serialization import Payload, WireError, read_fields, read_text
-from fedlearn.errors import FedlearnError
+from fedlearn.core.tasks import Task, as_task
+from fedlearn.core.tasks.base import TASK_NAME
+from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.protocol.fields import read_number, read_numbers
 
 RETRY_INTERVAL_S = 30.0  # seconds until a refused node gets a new hello request
@@ -41,7 +41,8 @@ class Member:
         layout: layout of its model.
         num_examples: client -> number of training examples, as the node reports it.
         names: client -> name.
-        name, task, num_classes, model, partition: properties of its scenario.
+        name, num_classes, model, partition: properties of its scenario.
+        task: name of the task. It is text of another party, so it is never imported by this name alone.
         framework, device: properties of its trainer.
         supports_metrics: True if its policy allows evaluation metrics to leave.
         masking_key: public key for secure aggregation, in hexadecimal; empty if the node has none.
@@ -52,7 +53,7 @@ class Member:
     num_examples: Mapping[ClientId, int]
     names: Mapping[ClientId, str]
     name: str
-    task: Task
+    task: str
     num_classes: int
     model: str
     partition: str
@@ -93,8 +94,8 @@ class Member:
         counts, names = read_numbers(fields["num_examples"], "num_examples"), fields["names"]
         if not clients or not len(clients) == len(counts) == len(names):
             raise WireError(f"the node has {len(clients)} clients, {len(counts)} example counts, {len(names)} names")
-        if fields["task"] not in METRICS:
-            raise WireError(f"the task is {fields['task']}, expected one of {', '.join(METRICS)}")
+        if not TASK_NAME.fullmatch(fields["task"]):
+            raise WireError("the task is not the name of a task")
         _require_key(fields["masking_key"])
         if read_number(fields["num_classes"], "num_classes") > MAX_CLASSES:
             raise WireError(f"the task has {fields['num_classes']} classes, expected at most {MAX_CLASSES}")
@@ -110,6 +111,8 @@ class Membership:
 
     Args:
         check: function that raises `WireError` for a node that may not have its clients.
+        find_task: function from the name of a task to the task. It raises `SettingError` for an unknown name, and
+            imports only code that the operator of the coordinator has registered. Default: the shipped tasks.
 
     Attributes:
         present: admitted and connected nodes, by Flower's id.
@@ -117,8 +120,10 @@ class Membership:
         pending: nodes with an unanswered hello request, by Flower's id.
     """
 
-    def __init__(self, check: Callable[[Member], None] = lambda member: None) -> None:
-        self._check = check
+    def __init__(
+        self, check: Callable[[Member], None] = lambda member: None, find_task: Callable[[str], Task] = as_task
+    ) -> None:
+        self._check, self._find_task = check, find_task
         self.present: dict[int, Member] = {}
         self.refused: dict[int, str] = {}
         self.pending: set[int] = set()
@@ -143,8 +148,9 @@ class Membership:
 
         Raises:
             WireError: The node may not have its clients, or another node has one of them. The number of examples of a
-                client changed. The model differs from the model of the federation.
+                client changed. The task is unknown. The model differs from the model of the federation.
         """
+        self.task_of(member)
         members = self.members_by_client()
         taken = [client for client in member.clients if client in members]
         if taken:
@@ -162,6 +168,17 @@ class Membership:
         self.present[member.node_id] = member
         suffix = "" if member.supports_metrics else ", without metrics"
         log.info("%s has joined (%s on %s%s)", member, member.framework, member.device, suffix)
+
+    def task_of(self, member: Member) -> Task:
+        """Return the task of a member.
+
+        Raises:
+            WireError: The coordinator does not know the task.
+        """
+        try:
+            return self._find_task(member.task)
+        except SettingError as error:
+            raise WireError(f"the task is {error.value}, expected {error.expected}") from error
 
     def refuse(self, node_id: int, reason: str) -> None:
         """Refuse a node for `RETRY_INTERVAL_S`, and keep the reason."""

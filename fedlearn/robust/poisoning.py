@@ -130,17 +130,17 @@ def poison_data(data: FederatedData, poisoning: Poisoning, malicious_clients: fr
         malicious_clients: result of `draw_malicious_clients`.
 
     Raises:
-        SettingError: the poisoning changes labels, but the task is a regression.
+        SettingError: the poisoning changes labels, but the targets of the task are not class numbers.
     """
     poison = poisoning.poison
     if poison is None:
         return data
-    has_classes, poisoned = data.task != "regression", {}
+    has_classes, poisoned = data.task.has_classes, {}
     require(
         has_classes,
         "poisoning",
         poisoning.kind,
-        "a poisoning of updates, because a regression has no labels to change",
+        "a poisoning of updates, because this task has no labels to change",
         "poisoning=sign_flip",
     )
 

@@ -18,11 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from fedlearn.algorithm.strategy import RootDataset, Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.callbacks.early_stopping import EarlyStop
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, LocalSettings, Request
+from fedlearn.core.tasks import Task
 from fedlearn.engines.byzantine import ByzantineEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop.protocols import Engine

@@ -8,25 +8,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fedlearn.callbacks.checkpoints import MODEL_FOLDER
 from fedlearn.core.checkpoint import write_atomically
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout, Leaf
-from fedlearn.core.metrics import main_metric
 from fedlearn.core.plain_text import plain_line
 from fedlearn.core.serialization import WireError, parse_json_object, read_fields
+from fedlearn.core.tasks import Task
 from fedlearn.data.preprocessing import Preprocessing
+from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import Network, Scenario
 from fedlearn.runner.builders import find_target
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.run_folder import CONFIG_FILE, RunFolderError
+from fedlearn.runner.user_code import find_task
 
 MODEL_FILE, PREPROCESSING_FILE = "model.json", "preprocessing.json"
 FORMAT = 1
@@ -103,7 +105,7 @@ def _describe(experiment: Experiment, cfg: DictConfig) -> ModelDescription:
     scenario, rule = experiment.scenario, experiment.plan.strategy.local
     settings = OmegaConf.to_container(cfg.scenario, resolve=True)
     assert isinstance(settings, dict)
-    metric = OmegaConf.select(cfg, "early_stop.metric") or scenario.metric or main_metric(scenario.data.task)
+    metric = OmegaConf.select(cfg, "early_stop.metric") or scenario.metric or scenario.data.task.main_metric
     return ModelDescription(
         scenario=scenario.name,
         model=scenario.model,
@@ -123,28 +125,61 @@ def _describe(experiment: Experiment, cfg: DictConfig) -> ModelDescription:
     )
 
 
-def read_model_description(folder: Path) -> ModelDescription:
-    """Return the description in ``model/model.json`` of a run folder. Nothing in the file is executed.
+def read_model_description(folder: Path, allow_targets: Sequence[str] = ()) -> ModelDescription:
+    """Return the description in ``model/model.json`` of a run folder.
+
+    Nothing in the file is executed. The module of a task of the user is imported only if it is allowed.
+
+    Args:
+        folder: run folder.
+        allow_targets: modules of the user that may be imported.
 
     Raises:
+        SettingError: the module of the task is not allowed.
         RunFolderError: the folder is not a run folder, or the file is missing or damaged.
     """
+    with _readable(folder) as content:
+        return _from_json(content, allow_targets)
+
+
+def read_model_settings(folder: Path) -> Mapping[str, Any]:
+    """Return the settings in ``model/model.json`` of a run folder, for the check of consent before code is imported.
+
+    Raises:
+        RunFolderError: see `read_model_description`.
+    """
+    with _readable(folder) as content:
+        settings = content["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError("the settings are not a mapping")
+        return settings
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the content of ``model/model.json``. An error of its reader names the file."""
     path = folder / MODEL_FOLDER / MODEL_FILE
     try:
-        return _from_json(parse_json_object(path.read_text(encoding="utf-8")))
+        yield parse_json_object(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not (folder / CONFIG_FILE).exists():
             fix = "the folder that a run prints as saved, e.g. outputs/heart/fedavg/..."
             raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG_FILE}\n  try       {fix}") from None
         fix = f"python -m simulations.resume {folder}   (it writes this file)"
         raise RunFolderError(f"{path} does not exist\n  expected  a run that started\n  try       {fix}") from None
+    except SettingError:
+        raise
     except (OSError, ValueError, WireError, KeyError, TypeError, AttributeError) as error:
         fix = "the file of the run, and the version of fedlearn that wrote it"
         raise RunFolderError(f"{path} cannot be read: {error}\n  try       {fix}") from error
 
 
-def read_preprocessing(folder: Path) -> Preprocessing | None:
+def read_preprocessing(folder: Path, task: Task | None = None) -> Preprocessing | None:
     """Return the inputs and the target in ``model/preprocessing.json`` of a run folder; None without this file.
+
+    Args:
+        folder: run folder.
+        task: task of the model, if it is a task of the user.
 
     Raises:
         DataError: the file is damaged.
@@ -152,7 +187,7 @@ def read_preprocessing(folder: Path) -> Preprocessing | None:
     path = folder / MODEL_FOLDER / PREPROCESSING_FILE
     if not path.exists():
         return None
-    return Preprocessing.from_json(path.read_text(encoding="utf-8"), source=str(path))
+    return Preprocessing.from_json(path.read_text(encoding="utf-8"), source=str(path), task=task)
 
 
 def _to_json(description: ModelDescription) -> dict[str, Any]:
@@ -161,7 +196,7 @@ def _to_json(description: ModelDescription) -> dict[str, Any]:
         "format": FORMAT,
         "scenario": description.scenario,
         "model": description.model,
-        "task": description.task,
+        "task": description.task.name,
         "num_classes": description.num_classes,
         "metric": description.metric,
         "network": {"builder": network.builder, "arguments": dict(network.arguments)} if network else None,
@@ -173,18 +208,16 @@ def _to_json(description: ModelDescription) -> dict[str, Any]:
     }
 
 
-def _from_json(content: Mapping[str, Any]) -> ModelDescription:
+def _from_json(content: Mapping[str, Any], allow_targets: Sequence[str]) -> ModelDescription:
     if content.get("format") != FORMAT:
         raise ValueError(f"format {content.get('format')!r}, expected {FORMAT}")
     texts = read_fields(content, scenario=str, model=str, metric=str)
     others = read_fields(content, num_classes=int, has_personal_models=bool, layout=list, personal_parameters=list)
     groups = read_fields(content, settings=dict, client_names=dict)
-    if content["task"] not in get_args(Task):
-        raise ValueError("unknown task")
-    network = content["network"]
+    network, task = content["network"], find_task(str(content["task"]), allow_targets)
     return ModelDescription(
         **{name: plain_line(text) for name, text in texts.items()},
-        task=content["task"],
+        task=task,
         num_classes=others["num_classes"],
         layout=Layout(tuple(_leaf(*item) for item in others["layout"])),
         network=network and Network(builder=str(network["builder"]), arguments=dict(network["arguments"])),

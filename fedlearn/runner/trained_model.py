@@ -27,7 +27,12 @@ from fedlearn.errors import DataError, FedlearnError, is_count, is_number, requi
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
 from fedlearn.runner.consent import allowed_by_environment, listed_modules, refuse_packages, require_consent
-from fedlearn.runner.model_folder import ModelDescription, read_model_description, read_preprocessing
+from fedlearn.runner.model_folder import (
+    ModelDescription,
+    read_model_description,
+    read_model_settings,
+    read_preprocessing,
+)
 from fedlearn.runner.model_network import build_network
 from fedlearn.runner.model_parameters import ModelParameters, read_parameters
 
@@ -93,7 +98,7 @@ class TrainedModel:
         if self.preprocessing is not None:
             return self.preprocessing.target
         task = self.description.task
-        count = self.description.num_classes if task in ("binary", "multiclass") else 0
+        count = self.description.num_classes if task.decide else 0
         return Target(task=task, classes=tuple(map(str, range(count))))
 
     @property
@@ -268,17 +273,17 @@ def load_trained_model(
             the person who starts the command has allowed them.
     """
     checkpoints.check_format(folder / CHECKPOINT_FOLDER)
-    description = read_model_description(folder)
-    parameters = read_parameters(folder, description, checkpoint, client)
     if allow_targets is None:
-        allow_targets = listed_modules(description.settings)
+        allow_targets = listed_modules(read_model_settings(folder))
         require_consent(allow_targets)
     refuse_packages(allow_targets)
+    description = read_model_description(folder, (*allow_targets, *allowed_by_environment()))
+    parameters = read_parameters(folder, description, checkpoint, client)
     history = read_history(folder)
     return TrainedModel(
         folder=folder,
         description=description,
-        preprocessing=read_preprocessing(folder),
+        preprocessing=read_preprocessing(folder, description.task),
         parameters=parameters,
         value=dict(metric_values(history, description.metric)).get(parameters.round),
         framework=framework,
@@ -295,8 +300,8 @@ def check_threshold(target: Target, threshold: float) -> None:
     """
     is_share = is_number(threshold, at_least=0, below=1)
     require(is_share, "threshold", threshold, "a number in [0, 1)", "threshold=0.5")
-    is_used = threshold == 0.5 or target.task == "binary"
-    require(is_used, "threshold", threshold, "0.5, because the task is not binary", "threshold=0.5")
+    is_used = threshold == 0.5 or target.task.has_threshold
+    require(is_used, "threshold", threshold, "0.5, because the task has no threshold", "threshold=0.5")
 
 
 def _has_columns(data: Any) -> bool:

@@ -80,11 +80,11 @@ def _check_examples(part: Examples, data: FederatedData, *, like: Examples) -> N
         assert kind, f"{name} of all clients must have the same shape and dtype, e.g. {other.shape[1:]} {other.dtype}"
         finite = array.dtype.kind != "f" or np.isfinite(array).all()
         assert finite, f"{name} must be finite"
-    if data.task == "regression":
-        assert y.dtype.kind == "f", f"targets of a regression are real numbers, not {y.dtype}"
+    if not data.task.has_classes:
+        assert y.dtype.kind == "f", f"targets of a {data.task} task are real numbers, not {y.dtype}"
         return
     assert y.dtype.kind in "iu", f"targets of task {data.task} are class numbers, not {y.dtype}"
-    classes = 2 if data.task in ("binary", "ranking") else data.num_classes
+    classes = max(2, data.num_classes)
     lowest = -1 if y.ndim > 1 else 0  # -1 marks a position of a sequence without target
     fits = not y.size or lowest <= y.min() <= y.max() < classes
     assert fits, f"targets must be class numbers in 0..{classes - 1}"
@@ -128,8 +128,8 @@ def _check_trainer(trainer: Trainer, data: FederatedData, train: Sequence[Exampl
     assert finite, "one training step gives an update that is not finite"
     x = np.asarray(next((part.x for part in test if len(part)), work[0].examples.x))[:4]
     outputs = np.asarray(trainer.predict(params_D, x))
-    num_outputs = data.num_classes if data.task == "multiclass" else 1
-    fits = (len(outputs), outputs.shape[-1]) == (len(x), num_outputs)
+    num_outputs = data.task.num_outputs(data.num_classes)
+    fits = (len(outputs), outputs.shape[data.task.class_axis]) == (len(x), num_outputs)
     assert fits, f"the model must have {num_outputs} outputs for task {data.task}, not shape {outputs.shape}"
 
 

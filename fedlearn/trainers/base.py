@@ -16,6 +16,7 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.tasks import Task
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.batching import batch_plans, poisson_plans, rounds_of
@@ -192,16 +193,17 @@ def require_plain_training(rule: LocalRule, request: Request) -> None:
     require(dp is None, "local.example_dp", dp, "null: this trainer has no DP-SGD", "privacy=central")
 
 
-def class_counts(trainer: Trainer, task: str, request: Request, work: Sequence[ClientWork]) -> np.ndarray:
+def class_counts(trainer: Trainer, task: Task, request: Request, work: Sequence[ClientWork]) -> np.ndarray:
     """Count the training examples of each class at K clients, for `LocalRule.adjust_logits`.
 
     Returns:
         ``(K, C)`` float32, C >= 2.
 
     Raises:
-        SettingError: The task is regression.
+        SettingError: The targets are not one class number per example.
     """
-    require(task != "regression", "strategy", "one that adjusts logits", "a scenario with classes", "strategy=fedavg")
+    has_classes = task.has_classes and work[0].examples.y.ndim == 1
+    require(has_classes, "strategy", "one that adjusts logits", "a scenario with classes", "strategy=fedavg")
     num_classes = max(2, trainer.predict(request.params_D, work[0].examples.x[:1]).shape[1])
     counts = [np.bincount(client_work.examples.y.astype(np.int64), minlength=num_classes) for client_work in work]
     return np.stack(counts).astype(np.float32)

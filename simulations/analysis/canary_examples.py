@@ -146,7 +146,7 @@ def _worst_case(examples: Examples, data: FederatedData, pool: Examples, rng: np
     x, y = np.array(examples.x), np.array(examples.y)
     if not holds_whole_numbers(pool.x):
         x *= OUTLIER_SCALE
-    if data.task == "regression":
+    if not data.task.has_classes:
         spread = float(np.std(pool.y)) or 1.0
         return Examples(x, (y + 100 * spread * rng.choice([-1, 1], len(y))).astype(y.dtype))
     num_classes = max(2, data.num_classes)

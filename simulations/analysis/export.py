@@ -67,7 +67,7 @@ def _metadata(model: TrainedModel) -> dict[str, str]:
     facts = {
         "scenario": model.description.scenario,
         "model": model.description.model,
-        "task": model.description.task,
+        "task": model.description.task.name,
         "round": model.round,
         "client": model.parameters.client,
         "metric": model.description.metric,

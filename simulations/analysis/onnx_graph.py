@@ -22,6 +22,7 @@ from fedlearn.data.preprocessing import Preprocessing, Target
 
 ML_DOMAIN, ML_VERSION = "ai.onnx.ml", 3
 BATCH = "batch"
+PREDICTED_TASKS = ("binary", "multiclass", "regression")  # tasks with one prediction per example in the graph
 PREFIX = "fedlearn_"  # prefix of added tensors
 
 
@@ -141,10 +142,10 @@ class _Graph:
 
     def add_predictions(self, target: Target) -> None:
         """Add the outputs ``prediction`` and ``probabilities``, if the model has one prediction for each example."""
-        if target.task == "ranking" or self.num_axes != 2:
+        if target.task.name not in PREDICTED_TASKS or self.num_axes != 2:
             return
         self._nodes = self.last
-        if target.task == "regression":
+        if target.task.name == "regression":
             self._add_values(target)
             return
         probabilities = self._probabilities(target)
@@ -155,7 +156,7 @@ class _Graph:
         self._output("probabilities", TensorProto.FLOAT, [BATCH, len(names)], probabilities)
 
     def _probabilities(self, target: Target) -> str:
-        if target.task != "binary":
+        if target.task.name != "binary":
             return self.add("Softmax", self.outputs, axis=1)
         logit = self.add("Gather", self.outputs, self.constant([0], np.int64), axis=1)
         negative, positive = self.add("Sigmoid", self.add("Neg", logit)), self.add("Sigmoid", logit)

@@ -186,8 +186,7 @@ def _build_experiment(analysis: AnalysisRun) -> tuple[Experiment, Pool]:
 
 def _draw_pool(data: FederatedData, settings: Mapping[str, Any], seed: int) -> Pool:
     """Draw the examples from the data of all clients, change some labels, and draw the members of each model."""
-    classifies = data.task in ("binary", "multiclass")
-    require(classifies, "task of the scenario", data.task, "binary or multiclass", "scenario=digits")
+    require(data.task.is_classification, "task of the scenario", data.task, "binary or multiclass", "scenario=digits")
     parts, rng = [data.train(client) for client in data.clients], generator(seed, Purpose.SHADOWS)
     x, y = np.concatenate([part.x for part in parts]), np.concatenate([part.y for part in parts])
     count, half = 2 * settings["members"], settings["members"]

@@ -19,7 +19,6 @@ from math import log
 import numpy as np
 
 from fedlearn import LocalSettings, SettingError
-from fedlearn.core.federated_data import Task
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ExampleDP
 from fedlearn.errors import did_you_mean
@@ -52,7 +51,7 @@ class Workload:
     name: str
     title: str
     model: str
-    task: Task
+    task: str
     num_classes: int
     input_shape: tuple[int, ...]
     num_clients: int

@@ -73,7 +73,7 @@ def build_trainer(
         return MixedTrainer([torch_trainer, jax_trainer]), line
     initial = initial or (default_initial_parameters if isinstance(model, str) else None)
     modules, trainers = load_family(framework)
-    num_outputs = data.num_classes if data.task == "multiclass" else 1
+    num_outputs = data.task.num_outputs(data.num_classes)
     if isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:
         module, line = vision.build_network(model, framework, input_shape=input_shape, num_outputs=num_outputs)
     else:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.core.federated_data import Task
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.digests import digests_of_images, digests_of_table
 from fedlearn.data.encoding import declared_columns, encode_targets
@@ -47,7 +46,7 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
     columns = (HashedText(name=text, num_features=NUM_TEXT_FEATURES),) if text else declared_columns(*features)
     names = tuple(map(to_category, classes or ()))
     centre, spread = map(float, scales.get(target, (0, 1))) if task == "regression" else (0.0, 1.0)
-    kind: Task = task or ("binary" if len(names) == 2 else "multiclass")
+    kind: str = task or ("binary" if len(names) == 2 else "multiclass")
     classes = () if kind == "regression" else names
     inputs = TableInputs(columns=columns)
     described = Target(name=target, task=kind, classes=classes, centre=centre, spread=spread)
@@ -71,7 +70,7 @@ def folder(
     partition: Partition | str = "natural",
     path: str | PathLike[str] | None = None,
     target: str | None = None,
-    task: Task | None = None,
+    task: str | None = None,
     classes: Sequence[Any] | None = None,
     client: str | None = None,
     clients: Sequence[Any] | None = None,

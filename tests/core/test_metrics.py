@@ -7,8 +7,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from fedlearn.core.metrics import METRICS, combine_evaluations, evaluate, evaluate_client, higher_is_better, main_metric
+from fedlearn.core.metrics import combine_evaluations, evaluate, evaluate_client, higher_is_better, main_metric
 from fedlearn.core.records import Predictions
+from fedlearn.core.tasks import TASKS
+
+METRICS = {name: TASKS[name].metric_names for name in ("binary", "multiclass", "regression", "ranking")}
 
 
 def client(number, outputs, targets):
@@ -183,11 +186,8 @@ MAKERS = {"binary": binary_client, "multiclass": multiclass_client, "regression"
 @settings(deadline=None, max_examples=25)
 def test_sums_over_clients_give_the_evaluation_of_all_their_outputs_but_the_pooled_areas(task, seed, sizes):
     parts = [MAKERS[task](number, seed + number, size) for number, size in enumerate(sizes)]
-    classes = {"binary": 2, "multiclass": 4, "regression": 1}[task]
     whole = evaluate(parts, task=task)
-    summed = combine_evaluations(
-        [evaluate_client(part, task=task, num_classes=classes) for part in reversed(parts)], task=task
-    )
+    summed = combine_evaluations([evaluate_client(part, task=task) for part in reversed(parts)], task=task)
     for metric in METRICS[task]:
         assert np.array_equal(summed.per_client[metric], whole.per_client[metric], equal_nan=True)
         if metric in ("auc", "auprc"):
@@ -199,7 +199,7 @@ def test_sums_over_clients_give_the_evaluation_of_all_their_outputs_but_the_pool
 
 def test_a_tally_holds_no_output_and_no_target():
     part = binary_client(0, 1)
-    told = evaluate_client(part, task="binary", num_classes=2)
+    told = evaluate_client(part, task="binary")
     assert {name: np.shape(value) for name, value in told.sums.items()} == {"loss": (), "confusion": (2, 2)}
     assert told.sums["confusion"].sum() == told.num_examples == 40
 
@@ -221,7 +221,7 @@ def test_each_position_of_a_sequence_with_a_target_is_an_example():
     found, expected = (evaluate(some, task="multiclass") for some in (parts, flat))
     assert found.pooled == expected.pooled
     assert found.num_examples_K.tolist() == [3, 3]
-    assert evaluate_client(parts[0], task="multiclass", num_classes=4).num_examples == 3
+    assert evaluate_client(parts[0], task="multiclass").num_examples == 3
 
 
 def ranked(client, place, others=99):
@@ -253,7 +253,7 @@ def test_a_client_without_a_list_has_no_place_in_a_ranking():
 
 def test_sums_of_rankings_give_what_the_outputs_give():
     parts = [ranked(0, 1), ranked(1, 7), ranked(2, 40)]
-    told = combine_evaluations([evaluate_client(part, task="ranking", num_classes=2) for part in parts], task="ranking")
+    told = combine_evaluations([evaluate_client(part, task="ranking") for part in parts], task="ranking")
     expected = evaluate(parts, task="ranking").pooled
     assert told.pooled == pytest.approx(expected, abs=1e-9)
 
@@ -303,8 +303,6 @@ def test_each_client_has_the_scores_of_scikit_learn(seed, task):
 
 def test_sums_of_a_multiclass_model_with_two_outputs_give_the_metrics_of_its_outputs():
     parts = [multiclass_client(number, seed=number, classes=2) for number in range(3)]
-    sums = combine_evaluations(
-        [evaluate_client(part, task="multiclass", num_classes=2) for part in parts], task="multiclass"
-    )
+    sums = combine_evaluations([evaluate_client(part, task="multiclass") for part in parts], task="multiclass")
     expected = evaluate(parts, task="multiclass").pooled
     assert all(sums.pooled[name] == pytest.approx(expected[name]) for name in ("accuracy", "precision", "recall", "f1"))

@@ -114,7 +114,7 @@ def test_clients_spread_over_nodes_in_any_way_give_the_same_model(federation):
 def test_the_coordinator_learns_the_problem_from_its_nodes(federation):
     made = federation()
     scenario = remote_scenario(made.engine)
-    assert (scenario.name, scenario.model, scenario.data.task) == ("linear", "linear 3-1", "regression")
+    assert (scenario.name, scenario.model, scenario.data.task.name) == ("linear", "linear 3-1", "regression")
     assert made.engine.clients == (0, 1, 2, 3)
     assert scenario.data.num_train == {0: 5, 1: 9, 2: 13, 3: 17}
     assert scenario.trainer.framework == "numpy"

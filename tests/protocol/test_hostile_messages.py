@@ -25,7 +25,7 @@ FULL_REQUEST = replace(REQUEST, content=Payload(metadata={"registered": {"2": "a
 RESPONSE = response_with(updates(2), Failure(client=5, stage="fit", reason="out of memory"))
 REFUSAL = NodeResponse.missing(REQUEST, "policy", "not here")
 PREDICTIONS = [Predictions(client=c, outputs=np.ones((3, 1)), targets=np.array([0, 1, 1])) for c in (2, 5)]
-EVALUATIONS = [evaluate_client(predictions, task="binary", num_classes=2) for predictions in PREDICTIONS]
+EVALUATIONS = [evaluate_client(predictions, task="binary") for predictions in PREDICTIONS]
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -60,7 +60,7 @@ def changed(clinics, tmp_path, old, new, *, file="south.csv"):
 def test_a_folder_of_tables_is_a_problem_with_a_client_for_each(clinics):
     scenario = folder(path=clinics, target="sick")
     assert scenario.model == "mlp 4-32-1"  # age, two sexes, pressure
-    assert scenario.data.task == "binary"
+    assert scenario.data.task.name == "binary"
     assert [scenario.data.name(client) for client in scenario.data.clients] == list(SITES)
     assert sizes(scenario.data) == [(31, 11)] * 3
     assert scenario.data.source == f"{clinics.name} · scaled by exact statistics of 3 clients"
@@ -200,7 +200,7 @@ def test_the_task_follows_from_the_target(tmp_path, cells, task, classes):
     lines = ["x,y", *(f"{n},{cells[n % len(cells)]}" for n in range(60))]
     (tmp_path / "a.csv").write_text("\n".join(lines))
     data = folder(path=tmp_path / "a.csv", target="y", partition=Iid(num_clients=2, test_share=0)).data
-    assert (data.task, data.num_classes) == (task, classes)
+    assert (data.task.name, data.num_classes) == (task, classes)
     assert data.train(0).y.max() < 40
     if task == "regression":
         together = np.concatenate([data.train(client).y for client in data.clients])

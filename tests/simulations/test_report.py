@@ -12,8 +12,9 @@ from needs import needs
 from fedlearn.callbacks.run_files import RunFiles
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.callbacks.summary import summarise
-from fedlearn.core.metrics import METRICS, evaluate
+from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import Failure, Predictions, Round, ServerState
+from fedlearn.core.tasks import TASKS
 from fedlearn.errors import DataError, MissingExtra
 
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
@@ -111,7 +112,7 @@ def test_the_result_table_gives_every_metric_of_the_task(tmp_path):
     run = report.read_run(leave_a_run(tmp_path, "regression"))
     assert [row["metric"] for row in report.metric_rows(run)] == ["Loss", "RMSE", "MAE", "R²"]
     assert run.main_metric == "rmse"
-    assert len(report.metric_rows(report.read_run(leave_a_run(tmp_path / "b")))) == len(METRICS["binary"])
+    assert len(report.metric_rows(report.read_run(leave_a_run(tmp_path / "b")))) == len(TASKS["binary"].metrics)
 
 
 def test_failures_are_counted_by_client_and_stage(tmp_path):

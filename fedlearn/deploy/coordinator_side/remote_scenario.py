@@ -31,7 +31,7 @@ def remote_scenario(engine: DeployedEngine) -> Scenario:
     model = engine.membership.require_same_model()
     frameworks = sorted({member.framework for member in members.values()})
     data = FederatedData(
-        task=model.task,
+        task=engine.task,
         clients=engine.clients,
         train=_refuse_access,
         test=_refuse_access,

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy, extra_names
-from fedlearn.core.federated_data import Task
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee
 from fedlearn.core.records import ClientId
 from fedlearn.core.serialization import Payload
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal
 from fedlearn.protocol.cohort_request import evaluation_template
@@ -59,7 +59,7 @@ def allowed_content(
     policy: Policy,
     *,
     strategy: Strategy | None = None,
-    task: Task = "binary",
+    task: Task | str = "binary",
     num_classes: int = 2,
     clients: Collection[ClientId] = (),
 ) -> AllowedContent:
@@ -69,7 +69,7 @@ def allowed_content(
         kind: kind of the request.
         policy: policy of the node.
         strategy: strategy of the request, with its privacy mechanism; used for ``fit`` only.
-        task: task of the scenario.
+        task: task of the scenario, with all its metrics; only their names and sums may leave.
         num_classes: number of classes of the task.
         clients: clients of the request.
     """
@@ -80,7 +80,7 @@ def allowed_content(
     if kind == RequestKind.MASK:
         return AllowedContent(arrays=[f"response/{client}" for client in clients])
     if kind == RequestKind.EVALUATE:
-        template = evaluation_template(task, num_classes)
+        template = evaluation_template(as_task(task), num_classes)
         sums = [f"sum/{name}" for name in template.sums]
         arrays = ["num_examples", *(f"metric/{name}" for name in template.metrics), *sums]
         return AllowedContent(arrays=arrays if policy.metrics else ())

@@ -108,7 +108,7 @@ class LocalClients:
         if isinstance(result, Failure):
             return result
         data = self.scenario.data
-        return evaluate_client(result, task=data.task, num_classes=data.num_classes)
+        return evaluate_client(result, task=data.task)
 
 
 def with_reported_counts(update: Updates, reveal: Reveal) -> Updates:

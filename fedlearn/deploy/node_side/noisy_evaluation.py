@@ -16,13 +16,17 @@ from math import exp, log
 
 import numpy as np
 
-from fedlearn.core.federated_data import Task
-from fedlearn.core.metrics import METRICS, combine_evaluations
+from fedlearn.core.metrics import combine_evaluations
 from fedlearn.core.random import secret_uniforms
 from fedlearn.core.records import ClientEvaluation, Predictions
+from fedlearn.core.tasks import Task
 
 LOSS_STEPS = 1000  # steps from loss 0 to the largest loss
-BOUNDED_TASKS: tuple[Task, ...] = ("binary", "multiclass")  # tasks with bounded metric sums
+
+
+def has_bounded_sums(task: Task) -> bool:
+    """Return whether all sums of a task are the loss and a confusion matrix, which have bounds. Noise needs bounds."""
+    return task.is_classification and not task.num_added
 
 
 def noisy_evaluation(predictions: Predictions, *, task: Task, num_classes: int, epsilon: float) -> ClientEvaluation:
@@ -30,7 +34,7 @@ def noisy_evaluation(predictions: Predictions, *, task: Task, num_classes: int, 
 
     Args:
         predictions: outputs ``(N, C)``, or ``(N, 1)`` for ``binary``, and targets ``(N,)``.
-        task: a task of `BOUNDED_TASKS`.
+        task: a task with `has_bounded_sums`.
         num_classes: number of classes, C.
         epsilon: privacy loss of the release, > 0.
 
@@ -48,7 +52,7 @@ def noisy_evaluation(predictions: Predictions, *, task: Task, num_classes: int, 
         "confusion": confusion.astype(np.float64),
     }
     count = max(1, int(confusion.sum()))
-    unknown = dict.fromkeys(METRICS[task], float("nan"))
+    unknown = dict.fromkeys(task.metric_names, float("nan"))
     noisy = ClientEvaluation(client=predictions.client, num_examples=count, metrics=unknown, sums=sums)
     metrics = dict(combine_evaluations([noisy], task=task).pooled)
     return ClientEvaluation(client=noisy.client, num_examples=count, metrics=metrics, sums=sums)

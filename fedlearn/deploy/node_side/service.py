@@ -28,7 +28,7 @@ from fedlearn.deploy.node_side.experiment import ExperimentBuilder, NodeConfig
 from fedlearn.deploy.node_side.gate import AllowedContent, allowed_content, check_response
 from fedlearn.deploy.node_side.local_clients import LocalClients, with_reported_counts
 from fedlearn.deploy.node_side.masking_keys import MASKING_KEY
-from fedlearn.deploy.node_side.noisy_evaluation import BOUNDED_TASKS
+from fedlearn.deploy.node_side.noisy_evaluation import has_bounded_sums
 from fedlearn.deploy.node_side.policy import Policy
 from fedlearn.deploy.node_side.policy_violation import NodeRefusal, PolicyViolation, RequestError
 from fedlearn.deploy.node_side.privacy_budget import PrivacyBudget
@@ -120,7 +120,7 @@ class NodeService:
             num_examples={client: reported(len(data.train(client))) for client in clients},
             names={client: data.name(client) for client in clients},
             name=scenario.name,
-            task=data.task,
+            task=data.task.name,
             num_classes=data.num_classes,
             model=scenario.model,
             partition=scenario.partition,
@@ -372,7 +372,7 @@ class NodeService:
 
     def _metrics(self, scenario: Scenario) -> bool | str:
         """Return the metrics that may leave; False if their sums have no bound, which noise needs."""
-        is_bounded = scenario.data.task in BOUNDED_TASKS
+        is_bounded = has_bounded_sums(scenario.data.task)
         return False if self.policy.metrics == NOISED and not is_bounded else self.policy.metrics
 
     def _with_enough_examples(self, scenario: Scenario, clients: Sequence[ClientId]) -> tuple[ClientId, ...]:

@@ -29,10 +29,10 @@ from jax import lax
 
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
     FROM_MODULE,
@@ -55,21 +55,8 @@ from fedlearn.trainers.batching import (
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
 from fedlearn.trainers.jax.example_check import QUICK, ExampleCheck, refuse_written_state
 from fedlearn.trainers.jax.features import with_features
+from fedlearn.trainers.jax.losses import Loss, loss_of
 from fedlearn.trainers.jax.noise import add_noise
-
-Loss = Callable[[jax.Array, jax.Array], jax.Array]  # (outputs_BC, y_B) -> loss_B
-
-
-def _logistic(outputs: jax.Array, y: jax.Array) -> jax.Array:
-    return optax.sigmoid_binary_cross_entropy(outputs[:, 0], y)
-
-
-LOSSES: Mapping[Task, Loss] = {
-    "binary": _logistic,
-    "ranking": _logistic,
-    "multiclass": optax.softmax_cross_entropy_with_integer_labels,
-    "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
-}
 
 # shares of a block already run in parallel; threads within a small matrix product would wait for each other
 SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
@@ -90,7 +77,7 @@ class JaxTrainer:
         module: maps ``(B, ...)`` float32 to ``(B, C)``. Its ``__call__`` has the argument ``train: bool`` if it
             behaves differently in training. If it has a method ``jit``, this method compiles the programs. It can
             pass values other than parameters to them.
-        task: selects the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
+        task: a `Task` or the name of a shipped task. It determines the loss, e.g. binary cross-entropy on one logit.
         input_shape: shape of the input of one example.
         initial: draws the initial parameters from ``(layout, rng)``; default `default_initial_parameters`, or
             ``variables`` if they are set.
@@ -120,7 +107,7 @@ class JaxTrainer:
         self,
         module: nn.Module,
         *,
-        task: Task,
+        task: Task | str,
         input_shape: tuple[int, ...],
         initial: Initializer | None = None,
         variables: Mapping[str, Any] | None = None,
@@ -128,8 +115,8 @@ class JaxTrainer:
         loss: Loss | None = None,
         batching: str = "auto",
     ) -> None:
-        self.module, self.task, self.device = module, task, device
-        self.loss = loss or LOSSES[task]
+        self.module, self.task, self.device = module, as_task(task), device
+        self.loss = loss or loss_of(self.task)
         _ = self._jax_device  # raise an error for an absent device first
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule, plain_training
-from fedlearn.core.federated_data import Task
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import SettingError, require
 from fedlearn.trainers.base import (
     FROM_MODULE,
@@ -38,7 +38,7 @@ from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rou
 from fedlearn.trainers.example_keys import example_keys
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
-from fedlearn.trainers.torch.losses import LOSSES, Loss
+from fedlearn.trainers.torch.losses import Loss, loss_of
 from fedlearn.trainers.torch.noise import GridNoise
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # a model: x_B -> outputs_BC
@@ -80,7 +80,7 @@ class TorchTrainer:
 
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``. Parameters with ``requires_grad=False`` do not change.
-        task: selects the loss: binary cross-entropy on one logit, cross-entropy, or squared error.
+        task: a `Task` or the name of a shipped task. It determines the loss, e.g. binary cross-entropy on one logit.
         initial: draws the initial parameters from ``(layout, rng)``, for example
             `fedlearn.core.layout.default_initial_parameters`. None keeps the weights of the module.
         device: device of torch, for example ``cpu`` (default) or ``cuda:0``.
@@ -107,14 +107,14 @@ class TorchTrainer:
         self,
         module: nn.Module,
         *,
-        task: Task,
+        task: Task | str,
         initial: Initializer | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
         batching: str = "auto",
     ) -> None:
         _require_device(device)
-        self.module, self.task, self.device, self.batching = module.to(device), task, device, batching
+        self.module, self.task, self.device, self.batching = module.to(device), as_task(task), device, batching
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
         for name in _constants(module):
             buffers.pop(name, None)
@@ -123,7 +123,7 @@ class TorchTrainer:
         draws = any(isinstance(part, STOCHASTIC_MODULES) for part in module.modules())
         # the reason why clients of this model cannot step together, or an empty string
         self._needs_map = "draws random numbers" if draws else "keeps buffers" if [*module.buffers()] else ""
-        self.loss = loss or LOSSES[task]
+        self.loss = loss or loss_of(self.task)
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         shapes, buffer_shapes = ([(name, tuple(t.shape)) for name, t in ts.items()] for ts in (trainable, buffers))
         self.layout = Layout.from_shapes(shapes, buffer_shapes)

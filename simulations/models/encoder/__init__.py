@@ -182,7 +182,7 @@ def _build_trainer(
     encoder: PretrainedEncoder, tuning: FineTuning, data: FederatedData, framework: str, device: str
 ) -> Trainer:
     modules, trainers = load_family(framework, "encoder")
-    num_outputs = data.num_classes if data.task == "multiclass" else 1
+    num_outputs = data.task.num_outputs(data.num_classes)
     frozen = tuning.frozen_params(encoder)
     initial = partial(_initial_params, encoder.weights)
     options: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}

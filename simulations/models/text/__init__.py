@@ -30,7 +30,7 @@ def build_text_classifier(
         framework: ``torch`` (default), ``jax`` or ``mixed``.
         device: device for the computation.
     """
-    num_outputs = data.num_classes if data.task == "multiclass" else 1
+    num_outputs = data.task.num_outputs(data.num_classes)
     sizes = (vocab_size, num_outputs)
     trainer = build_named_trainer(
         "text", model, TEXT_CLASSIFIERS, sizes, data, input_shape=(length,), framework=framework, device=device
