@@ -119,6 +119,22 @@ def macro_score(totals: Totals, *, score: str) -> np.ndarray:
     return np.asarray(class_scores(totals, score=score).sum(axis=-1) / np.maximum(occurs.sum(axis=-1), 1))
 
 
+def confusion_matrix(outputs_NC: np.ndarray, targets_N: np.ndarray) -> np.ndarray:
+    """Return the confusion counts (targets x predictions) of all examples, ``(C, C)``; N >= 1."""
+    cells = confusion_sums(outputs_NC, targets_N)["confusion"]
+    return np.asarray(Segments(np.array([len(targets_N)])).sum(cells)[0])
+
+
+def confusion_scores(confusion_KCC: np.ndarray, task: Task) -> dict[str, np.ndarray]:
+    """Return each metric of a classification that follows from confusion counts, K values for each name."""
+    totals = {"confusion": confusion_KCC, "count": confusion_KCC.sum(axis=-1).sum(axis=-1)}
+    return {
+        metric.name: metric.finish(totals)
+        for metric in task.metrics
+        if metric.sums is confusion_sums and metric.finish is not None
+    }
+
+
 def _binary_auc(segments: Segments, outputs_NC: np.ndarray, targets_N: np.ndarray) -> np.ndarray:
     return segments.ranking(outputs_NC[:, 0]).roc_auc(targets_N == 1)
 

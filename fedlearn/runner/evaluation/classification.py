@@ -13,7 +13,7 @@ import numpy as np
 from fedlearn.callbacks.run_history import finite_or_none
 from fedlearn.core.intervals import RankedScores, wilson_interval
 from fedlearn.core.score_curves import Curve, precision_recall_curve, reliability_curve, roc_curve
-from fedlearn.core.segment_metrics import pooled_confusion
+from fedlearn.core.tasks.classification import confusion_matrix
 from fedlearn.data.preprocessing import Target
 from fedlearn.runner.evaluation.held_out import HeldOut
 from fedlearn.runner.evaluation.scores import MAX_CLASSES, confidences, json_estimate
@@ -36,8 +36,7 @@ def classification_entries(held_out: HeldOut, target: Target) -> dict[str, Any]:
     num_classes, target_N = len(target.classes), held_out.targets_N.astype(np.int64)
     entries: dict[str, Any] = {"calibration": _calibration(held_out, target)}
     if num_classes <= MAX_CLASSES:
-        confusion_CC = pooled_confusion(held_out.outputs_NC, target_N, target.task)
-        assert confusion_CC is not None
+        confusion_CC = confusion_matrix(held_out.outputs_NC, target_N)
         entries |= {"confusion": confusion_CC.tolist(), "classes": _classes(confusion_CC, target.classes)}
         if num_classes == 2:
             entries["clinical"] = clinical_figures(confusion_CC, target.classes)

@@ -17,7 +17,6 @@ import numpy as np
 from fedlearn.callbacks.evaluation_file import EVALUATION_FILE, FORMAT
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.intervals import bootstrap_of
-from fedlearn.core.metrics import main_metric
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ServerState
 from fedlearn.data.preprocessing import Target
@@ -80,9 +79,9 @@ def target_of(scenario: Scenario) -> Target | None:
     if scenario.preprocessing is not None:
         return scenario.preprocessing.target
     task, data = scenario.data.task, scenario.data
-    if task not in ("binary", "multiclass", "regression"):
+    if task.name not in ("binary", "multiclass", "regression"):
         return None
-    return Target(task=task, classes=() if task == "regression" else tuple(map(str, range(data.num_classes))))
+    return Target(task=task, classes=() if task.name == "regression" else tuple(map(str, range(data.num_classes))))
 
 
 def constant_prediction(held_out: HeldOut, target: Target) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def _sites(held_out: HeldOut, scenario: Scenario, target: Target) -> list[dict[s
 def _by_columns(experiment: Experiment, held_out: HeldOut) -> dict[str, Any]:
     """Return the entries ``importance`` and ``subgroups``, which need inputs that are columns of a table."""
     scenario, plan = experiment.scenario, experiment.plan
-    metric = scenario.metric or main_metric(scenario.data.task)
+    metric = scenario.metric or scenario.data.task.main_metric
     rng = generator(plan.seed, Purpose.PERMUTATION)
     if held_out.are_sequences:
         return {"importance": {"missing": "the inputs are sequences"}, "subgroups": []}

@@ -15,7 +15,7 @@ import numpy as np
 from fedlearn.callbacks.run_history import finite_or_none
 from fedlearn.core.intervals import Bootstrap, RankedScores, interval_of
 from fedlearn.core.score_curves import NUM_BINS, brier_scores
-from fedlearn.core.segment_metrics import confusion_scores, log_softmax
+from fedlearn.core.tasks.classification import confusion_scores, log_softmax
 from fedlearn.data.preprocessing import Target
 from fedlearn.runner.evaluation.held_out import HeldOut
 
@@ -88,9 +88,9 @@ def _mean_of_defined(value_CR: np.ndarray) -> np.ndarray:
 
 def scores_of(held_out: HeldOut, target: Target) -> Scores | None:
     """Return the scores of a classification or of a regression; None for other tasks."""
-    if target.classes:
+    if target.task.is_classification:
         return classification_scores(held_out, target)
-    return regression_scores(held_out, target) if target.task == "regression" else None
+    return regression_scores(held_out, target) if target.task.name == "regression" else None
 
 
 def regression_scores(held_out: HeldOut, target: Target) -> Scores:
