@@ -1,85 +1,41 @@
-"""Draw the figures of reports: convergence, metrics per client, partition and robustness.
-
-The functions return matplotlib figures. They use neither pyplot nor process-wide settings.
-"""
+"""Draw the figures of a run: convergence, traffic, metrics of the clients, and the partition."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedlearn.callbacks.figure_style import (
+    CENTRAL_COLOR,
+    CLIENTS_COLOR,
+    LOCAL_COLOR,
+    POOLED_COLOR,
+    TEXT_COLOR,
+    WIDTH_INCHES,
+    WORST_COLOR,
+    annotate_cells,
+    format_as_percent,
+    metric_name,
+    new_figure,
+    short_name,
+    sparse_ticks,
+    to_numbers,
+)
+from fedlearn.callbacks.formatting import format_metric
 from fedlearn.callbacks.run_history import History
 from fedlearn.core.metrics import higher_is_better
-from fedlearn.errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Palette of Okabe and Ito. Its colors differ for people with common kinds of color blindness, and in grey.
-POOLED_COLOR, WORST_COLOR, CLIENTS_COLOR, TEXT_COLOR = "#0072B2", "#D55E00", "#56B4E9", "#333333"
-CENTRAL_COLOR, LOCAL_COLOR = "#009E73", "#CC79A7"
-WIDTH_INCHES = 7.6  # inches
 BYTE_UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
 MAX_NAMED_BARS = 40  # with more bars, names are too small to read
 MAX_ANNOTATED_CELLS = (24, 12)  # rows and columns; cells of larger heat maps are too small for numbers
-METRIC_NAMES = {
-    "auc": "AUC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "attack_success": "Attack success",
-}
-STYLE: Mapping[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 8,
-    "axes.labelsize": 9,
-    "axes.labelcolor": TEXT_COLOR,
-    "axes.edgecolor": "#999999",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": TEXT_COLOR,
-    "ytick.color": TEXT_COLOR,
-    "legend.frameon": False,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.7,
-}
-
-
-def style() -> AbstractContextManager[None]:
-    """Return a context in which new figures have the style of reports."""
-    try:
-        import matplotlib
-    except ImportError as missing:
-        raise MissingExtra("report.html", "report") from missing
-    return matplotlib.rc_context(dict(STYLE))
-
-
-def new_figure(width_inches: float, height_inches: float) -> Figure:
-    """Return an empty figure of this size in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width_inches, height_inches), layout="constrained")
-
-
-def metric_name(metric: str, *, inline: bool = False) -> str:
-    """Return the usual name of a metric. ``inline`` is True for use inside a sentence.
-
-    >>> metric_name("accuracy"), metric_name("accuracy", inline=True), metric_name("auc", inline=True)
-    ('Accuracy', 'accuracy', 'AUC')
-    """
-    return METRIC_NAMES.get(metric, metric if inline else metric.capitalize())
 
 
 def convergence(history: History, main_metric: str, baselines: Mapping[str, Any] = MappingProxyType({})) -> Figure:
@@ -129,9 +85,9 @@ def time_unit(seconds: float) -> tuple[str, float]:
 def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:
     unit, size = ("", 1) if over == "round" else time_unit(evaluated[-1]["clock"])
     rounds = [line[over] / size if unit else line[over] for line in evaluated]
-    pooled = _numbers(line["test"][metric] for line in evaluated)
+    pooled = to_numbers(line["test"][metric] for line in evaluated)
     mean, std, worst = (
-        _numbers(line["clients"][metric][key] for line in evaluated) for key in ("mean", "std", "worst10")
+        to_numbers(line["clients"][metric][key] for line in evaluated) for key in ("mean", "std", "worst10")
     )
     low, high = (0.0, 1.0) if metric == "accuracy" else (0.0, math.inf)
     marker = "o" if len(rounds) <= 12 else None
@@ -148,7 +104,7 @@ def _curves(axis: Axes, evaluated: History, metric: str, over: str) -> None:
     axis.margins(x=0.02)
     axis.grid(axis="y")
     axis.locator_params(axis="x", integer=not unit)
-    _as_percent(axis.yaxis, metric)
+    format_as_percent(axis.yaxis, metric)
 
 
 def traffic(history: History, metric: str) -> Figure:
@@ -173,7 +129,7 @@ def traffic(history: History, metric: str) -> Figure:
     axis.set_ylabel(metric_name(metric))
     axis.set_xlim(left=0)
     axis.grid(axis="y")
-    _as_percent(axis.yaxis, metric)
+    format_as_percent(axis.yaxis, metric)
     return figure
 
 
@@ -188,7 +144,7 @@ def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str) -> Figure:
     """
     defined = [row for row in clients if row[main_metric] is not None]
     ordered = sorted(defined, key=lambda row: row[main_metric], reverse=not higher_is_better(main_metric))
-    values = _numbers(row[main_metric] for row in ordered)
+    values = to_numbers(row[main_metric] for row in ordered)
     num_worst = max(1, math.ceil(0.1 * len(values)))
     colors = [WORST_COLOR if k < num_worst else POOLED_COLOR for k in range(len(values))]
     named = len(ordered) <= MAX_NAMED_BARS
@@ -202,8 +158,6 @@ def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str) -> Figure:
 def _named_bars(
     axis: Axes, ordered: Sequence[Mapping[str, Any]], values: np.ndarray, colors: list[str], main: str
 ) -> None:
-    from fedlearn.callbacks.formatting import format_metric
-
     places = np.arange(len(ordered))
     axis.barh(places, values, color=colors, height=0.68)
     for place, value in zip(places, values, strict=True):
@@ -211,7 +165,7 @@ def _named_bars(
             format_metric(main, value), (1, place), xycoords=("axes fraction", "data"),
             xytext=(46, 0), textcoords="offset points", ha="right", va="center", color=TEXT_COLOR,
         )  # fmt: skip
-    axis.set_yticks(places, [f"{_short(row['name'])}  (n = {row['num_examples']})" for row in ordered])
+    axis.set_yticks(places, [f"{short_name(row['name'])}  (n = {row['num_examples']})" for row in ordered])
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(ordered) - 0.5, -0.5)
     axis.axvline(values.mean(), color=TEXT_COLOR, linewidth=1, linestyle=(0, (4, 2)))
@@ -221,14 +175,12 @@ def _named_bars(
     )  # fmt: skip
     axis.set_xlim(min(0, values.min()), 1.0 if main == "accuracy" else None)
     axis.set_xlabel(metric_name(main))
-    _as_percent(axis.xaxis, main)
+    format_as_percent(axis.xaxis, main)
 
 
 def _thin_bars(
     axis: Axes, ordered: Sequence[Mapping[str, Any]], values: np.ndarray, colors: list[str], main: str
 ) -> None:
-    from fedlearn.callbacks.formatting import format_metric
-
     axis.bar(np.arange(1, len(values) + 1), values, color=colors, width=1.0, linewidth=0)
     axis.axhline(values.mean(), color=TEXT_COLOR, linewidth=1, linestyle=(0, (4, 2)))
     below = 0 if higher_is_better(main) else 1  # side at which bars end below the line, so that the label is on white
@@ -238,7 +190,7 @@ def _thin_bars(
     )  # fmt: skip
     axis.set(xlabel="client, worst first", ylabel=metric_name(main), xlim=(0.5, len(values) + 0.5))
     axis.set_ylim(min(0, values.min()), 1.0 if main == "accuracy" else None)
-    _as_percent(axis.yaxis, main)
+    format_as_percent(axis.yaxis, main)
 
 
 def partition(summary: Mapping[str, Any]) -> Figure:
@@ -257,8 +209,8 @@ def partition(summary: Mapping[str, Any]) -> Figure:
     axis.set(title="Training examples by client", xlabel="class" if labelled else "target", ylabel="client")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    _sparse_ticks(axis.xaxis, [f"{column:.4g}" for column in summary["columns"]], 16, shift=0 if labelled else -0.5)
-    _sparse_ticks(axis.yaxis, [_short(row["name"]) for row in rows], MAX_NAMED_BARS)
+    sparse_ticks(axis.xaxis, column_names(summary), 16, shift=0 if labelled else -0.5)
+    sparse_ticks(axis.yaxis, [short_name(row["name"]) for row in rows], MAX_NAMED_BARS)
     axis.set_xticks(np.arange(-0.5, num_columns), minor=True)
     axis.set_yticks(np.arange(-0.5, len(rows)), minor=True)
     if len(rows) <= MAX_NAMED_BARS:
@@ -268,30 +220,15 @@ def partition(summary: Mapping[str, Any]) -> Figure:
     bar.ax.locator_params(axis="y", integer=True)
     bar.outline.set_visible(False)
     if len(rows) <= MAX_ANNOTATED_CELLS[0] and num_columns <= MAX_ANNOTATED_CELLS[1]:
-        _annotate(axis, counts)
+        annotate_cells(axis, counts)
     _sizes(totals_axis, [row["num_examples"] for row in rows])
     return figure
 
 
-def confusion(confusion_CC: np.ndarray) -> Figure:
-    """Draw confusion counts, with one row per true class and one column per predicted class.
-
-    Args:
-        confusion_CC: counts, targets x predictions.
-    """
-    num_classes = len(confusion_CC)
-    side = 1.2 + max(1.6, min(4.6, 0.36 * num_classes))
-    figure = new_figure(side + 0.8, side)
-    axis = figure.subplots()
-    axis.imshow(confusion_CC, cmap="Blues", vmin=0, vmax=max(1, confusion_CC.max(initial=0)))
-    axis.set(title="Held-out examples", xlabel="predicted class", ylabel="true class")
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
-    for ticks in (axis.xaxis, axis.yaxis):
-        _sparse_ticks(ticks, [str(label) for label in range(num_classes)], MAX_ANNOTATED_CELLS[1])
-    if num_classes <= MAX_ANNOTATED_CELLS[1]:
-        _annotate(axis, confusion_CC)
-    return figure
+def column_names(summary: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes, or the edges of the ranges, of a partition."""
+    columns = summary["columns"]
+    return [short_name(each, 12) if isinstance(each, str) else f"{each:.4g}" for each in columns]
 
 
 def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
@@ -300,69 +237,3 @@ def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
     axis.tick_params(axis="y", which="both", length=0, labelleft=False)
     axis.spines["left"].set_visible(False)
     axis.locator_params(axis="x", nbins=3, integer=True)
-
-
-def robustness(cells: Sequence[Mapping[str, Any]], title: str) -> Figure:
-    """Draw the metric for each aggregation rule (rows) under each poisoning (columns), with the backdoor success.
-
-    Args:
-        cells: one per rule and poisoning, row by row, with ``rule``, ``attack``, ``metric``, ``value`` and
-            ``attack_success`` (None without a backdoor).
-        title: title of the figure.
-    """
-    from fedlearn.callbacks.formatting import format_metric
-
-    rules, attacks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("rule", "attack"))
-    metric = cells[0]["metric"]
-    values = np.array([cell["value"] for cell in cells]).reshape(len(rules), len(attacks))
-    figure = new_figure(max(WIDTH_INCHES * 0.7, 1.9 + 0.92 * len(attacks)), 1.5 + 0.42 * len(rules))
-    axis = figure.subplots()
-    better = higher_is_better(metric)
-    low, high = (0.0, 1.0) if metric == "accuracy" else (values.min(), values.max())
-    image = axis.imshow(values, cmap="YlGnBu" if better else "YlGnBu_r", vmin=low, vmax=high, aspect="auto")
-    axis.set(title=title)
-    axis.set_xticks(range(len(attacks)), [attack.replace("_", "\n") for attack in attacks])
-    axis.set_yticks(range(len(rules)), rules)
-    axis.xaxis.tick_bottom()
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-    for place, cell in enumerate(cells):
-        row, column = divmod(place, len(attacks))
-        success = cell["attack_success"]
-        backdoor = "" if success is None else f"\nattack {format_metric('attack_success', success)}"
-        shade = (cell["value"] - low) / max(high - low, 1e-12)
-        dark = shade > 0.55 if better else shade < 0.45
-        text = f"{format_metric(metric, cell['value'])}{backdoor}"
-        axis.text(column, row, text, ha="center", va="center", color="white" if dark else TEXT_COLOR, fontsize=8)
-    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04, aspect=24)
-    bar.outline.set_visible(False)
-    bar.set_label(metric_name(metric))
-    _as_percent(bar.ax.yaxis, metric)
-    return figure
-
-
-def _annotate(axis: Axes, counts: np.ndarray) -> None:
-    dark = 0.55 * counts.max(initial=1)
-    for (row, column), count in np.ndenumerate(counts):
-        axis.text(column, row, f"{count}", ha="center", va="center", color="white" if count > dark else TEXT_COLOR)
-
-
-def _sparse_ticks(axis: Any, names: Sequence[str], max_ticks: int, *, shift: float = 0.0) -> None:
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, len(names)) if len(names) <= step * max_ticks)
-    places = range(0, len(names), step)
-    axis.set_ticks([place + shift for place in places], names[::step])
-
-
-def _as_percent(axis: Any, metric: str) -> None:
-    if metric == "accuracy":
-        from matplotlib.ticker import PercentFormatter
-
-        axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
-
-
-def _numbers(values: Any) -> np.ndarray:
-    return np.array([math.nan if value is None else value for value in values], np.float64)
-
-
-def _short(name: str, max_length: int = 28) -> str:
-    return name if len(name) <= max_length else f"{name[: max_length - 1]}…"

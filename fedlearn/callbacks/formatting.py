@@ -91,11 +91,19 @@ def format_metric(metric: str, value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return "nan"
-    if metric in ("accuracy", "attack_success"):
+    if metric in ("accuracy", "balanced_accuracy", "attack_success"):
         return f"{100 * value:.1f} %"
     if abs(value) >= 1000:
         return f"{value:.4g}"
     return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}"
+
+
+def interval_text(metric: str, estimate: Mapping[str, Any]) -> str:
+    """Return the 95 % interval of a metric; empty if it is unknown."""
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None or high is None:
+        return ""
+    return f"{format_metric(metric, low)} to {format_metric(metric, high)}"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

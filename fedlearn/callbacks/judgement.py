@@ -6,13 +6,14 @@ All values follow from the lines of ``metrics.jsonl``, so a resumed run has the 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedlearn.callbacks.run_history import History, HistoryEntry, metric_values
 
+MIN_EXAMPLES, MIN_RECALL = 10, 0.1  # a class with a smaller recall is named, if it has this many examples
 DIVERGED = 10.0  # factor from the best loss to the last loss
 
 
@@ -33,12 +34,17 @@ def balanced_accuracy(confusion_CC: np.ndarray) -> float:
     return float(np.mean(np.diag(confusion_CC)[target_C > 0] / target_C[target_C > 0]))
 
 
-def result_warnings(history: History) -> list[str]:
-    """Return a sentence for each sign that the model of the last evaluation is of no use."""
+def result_warnings(history: History, classes: Sequence[str] = ()) -> list[str]:
+    """Return a sentence for each sign that the model of the last evaluation is of no use.
+
+    Args:
+        history: lines of the run.
+        classes: names of the classes; default their numbers.
+    """
     last = _last_evaluated(history)
     if last is None:
         return []
-    return [*_divergence(history), *_classification(last_confusion(history)), *_regression(last["test"])]
+    return [*_divergence(history), *_classification(last_confusion(history), classes), *_regression(last["test"])]
 
 
 def _last_evaluated(history: History) -> HistoryEntry | None:
@@ -59,18 +65,26 @@ def _divergence(history: History) -> list[str]:
     return []
 
 
-def _classification(confusion_CC: np.ndarray | None) -> list[str]:
+def _classification(confusion_CC: np.ndarray | None, classes: Sequence[str]) -> list[str]:
     if confusion_CC is None or np.count_nonzero(confusion_CC.sum(axis=1)) < 2:
         return []
+    names = classes if len(classes) == len(confusion_CC) else [str(number) for number in range(len(confusion_CC))]
     share, accuracy = majority_share(confusion_CC), float(np.trace(confusion_CC) / confusion_CC.sum())
     predicted = np.flatnonzero(confusion_CC.sum(axis=0))
     if len(predicted) == 1:
-        return [
-            f"the model predicts class {predicted[0]} for all held-out examples; accuracy is {100 * accuracy:.1f} %"
-        ]
+        only = names[predicted[0]]
+        return [f"the model predicts class {only} for all held-out examples; accuracy is {100 * accuracy:.1f} %"]
     if accuracy <= share:
         return [f"accuracy {100 * accuracy:.1f} % is not above {100 * share:.1f} %, the share of the largest class"]
-    return []
+    return _overlooked_classes(confusion_CC, names)
+
+
+def _overlooked_classes(confusion_CC: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Return a sentence on the classes of which the model finds less than a tenth of the examples."""
+    target_C, hit_C = confusion_CC.sum(axis=1), np.diag(confusion_CC)
+    overlooked = np.flatnonzero((target_C >= MIN_EXAMPLES) & (hit_C < MIN_RECALL * target_C)).tolist()
+    counts = [f"{int(hit_C[label])} of {int(target_C[label])} of class {names[label]}" for label in overlooked]
+    return [f"the model finds few held-out examples of some classes: {', '.join(counts)}"] if counts else []
 
 
 def _regression(test: Mapping[str, Any]) -> list[str]:

@@ -116,6 +116,7 @@ def environment(run: RunInfo) -> dict[str, Any]:
     """Return the header, machine, package versions, Git commit and commands of a run, for ``environment.json``."""
     return {
         "header": dict(header_lines(run)),
+        "target": dict(run.target),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
@@ -156,12 +157,16 @@ def _commit(source: Path) -> str | None:
         return None
 
 
-def partition_summary(data: FederatedData) -> dict[str, Any]:
+def partition_summary(data: FederatedData, classes: Sequence[str] = ()) -> dict[str, Any]:
     """Return the number of training examples by client and class, for figures. At most 100 clients are included.
+
+    Args:
+        data: federated data.
+        classes: names of the classes; default their numbers.
 
     Returns:
         - ``kind``: ``labels`` for classes, or ``targets`` for bins of a numeric target.
-        - ``columns``: class numbers, or the B + 1 edges of B equally wide bins.
+        - ``columns``: names of the classes, or the B + 1 edges of B equally wide bins.
         - ``num_clients``: size of the population.
         - ``clients``: for each of the first 100 clients ``client``, ``name``, ``num_examples`` and ``counts``, the
           number of examples by class or bin.
@@ -169,7 +174,7 @@ def partition_summary(data: FederatedData) -> dict[str, Any]:
     shown = [int(data.clients[k]) for k in range(min(len(data.clients), MAX_CLIENTS_SHOWN))]
     targets = {client: np.asarray(data.train(client).y) for client in shown}
     labelled = data.task.has_classes
-    count, columns = _by_label(data.num_classes) if labelled else _by_bin(targets)
+    count, columns = _by_label(data.num_classes, classes) if labelled else _by_bin(targets)
     return {
         "kind": "labels" if labelled else "targets",
         "columns": columns,
@@ -181,8 +186,9 @@ def partition_summary(data: FederatedData) -> dict[str, Any]:
     }
 
 
-def _by_label(num_classes: int) -> tuple[Any, list[int]]:
-    return lambda y: np.bincount(y[y >= 0].astype(np.int64), minlength=num_classes), list(range(num_classes))
+def _by_label(num_classes: int, classes: Sequence[str]) -> tuple[Any, list[str]]:
+    names = list(classes) if len(classes) == num_classes else [str(number) for number in range(num_classes)]
+    return lambda y: np.bincount(y[y >= 0].astype(np.int64), minlength=num_classes), names
 
 
 def _by_bin(targets: Mapping[ClientId, np.ndarray]) -> tuple[Any, list[float]]:

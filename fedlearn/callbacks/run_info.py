@@ -49,6 +49,8 @@ class RunInfo:
         resume_command: command that resumes this run.
         config: all settings of the run as plain values.
         layout: names and shapes of the parameters in ``params_D``.
+        target: ``name``, ``unit`` and ``classes`` of the target; empty if unknown. Of two classes, the second is
+            positive.
         partition: see `fedlearn.callbacks.run_files.partition_summary`; None in a deployment.
         client_states: function that returns the client states after the last round; empty in a deployment.
     """
@@ -83,8 +85,14 @@ class RunInfo:
     resume_command: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     layout: Layout | None = None
+    target: Mapping[str, Any] = field(default_factory=dict)
     partition: Mapping[str, Any] | None = None
     client_states: Callable[[], Mapping[ClientId, State]] = dict
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes in the order of their numbers; empty if unknown, and for other tasks."""
+        return tuple(self.target.get("classes", ()))
 
     @property
     def main_metric(self) -> str:

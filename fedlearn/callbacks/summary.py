@@ -44,7 +44,7 @@ def summarise(
         "personal": final_personal_metrics(history),
         "best": best,
         "best_checkpoint": selected,
-        "warnings": result_warnings(history),
+        "warnings": result_warnings(history, run.classes),
         **totals(history),
         "epsilon": history[-1]["epsilon"] if history else None,
         "privacy": privacy_summary(run.privacy, history),

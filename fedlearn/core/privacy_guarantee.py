@@ -125,6 +125,7 @@ class PrivacyGuarantee:
             "clip_norm": self.clip_norm,
             "clip": self.clip,
             "budget": self.max_epsilon,
+            "holds_against_server": self.holds_against_server,
             **secure,
             **self.settings,
             "withheld": withheld or "nothing",

@@ -14,6 +14,7 @@ from fedlearn.callbacks.run_files import partition_summary
 from fedlearn.callbacks.run_history import History
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.federated_data import FederatedData
+from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import Experiment
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_mode import RunMode
@@ -81,9 +82,22 @@ def build_run_info(
         resume_command=run_mode.resume_command(folder),
         config=config_to_dict(cfg, resolve_callbacks=True),
         layout=experiment.engine.layout,
-        partition=partition_summary(data) if data.num_train is None else None,
+        target=_target(scenario),
+        partition=partition_summary(data, target_classes(scenario)) if data.num_train is None else None,
         client_states=lambda: experiment.engine.client_states,
     )
+
+
+def target_classes(scenario: Scenario) -> tuple[str, ...]:
+    """Return the names of the classes; empty if the scenario has no names."""
+    return scenario.preprocessing.target.classes if scenario.preprocessing else ()
+
+
+def _target(scenario: Scenario) -> dict[str, Any]:
+    if scenario.preprocessing is None:
+        return {}
+    target = scenario.preprocessing.target
+    return {"name": target.name, "unit": target.unit, "classes": list(target.classes)}
 
 
 def _guarantee(experiment: Experiment) -> Mapping[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fedlearn.callbacks import figures
-from fedlearn.callbacks.report import DOTS_PER_INCH, data_uri, load_template
+from fedlearn.callbacks import figure_style
+from fedlearn.callbacks.figure_style import DOTS_PER_INCH, share_of_page
+from fedlearn.callbacks.report import data_uri, load_template
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import UsageError, command_parser, exit_code, take_settings, terminate_as_interrupt
 from fedlearn.errors import FedlearnError
@@ -103,7 +104,7 @@ def run_analysis_command(
 
 
 def save_results(
-    analysis: AnalysisRun, name: str, results: Mapping[str, Any], named_figures: Mapping[str, figures.Figure]
+    analysis: AnalysisRun, name: str, results: Mapping[str, Any], named_figures: Mapping[str, figure_style.Figure]
 ) -> None:
     """Write ``name.json``, and each figure as a PNG file."""
     write_atomically(analysis.folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
@@ -140,6 +141,7 @@ def write_report_page(
         rows=rows,
         table=table,
         images=images,
+        widths={name: share_of_page(analysis.folder / f"{name}.png") for name in captions},
         captions=captions,
         command=analysis.command_line,
     )
@@ -147,9 +149,9 @@ def write_report_page(
     return analysis.folder / REPORT_FILE
 
 
-def draw_with_style(draw: Callable[[], figures.Figure]) -> figures.Figure:
+def draw_with_style(draw: Callable[[], figure_style.Figure]) -> figure_style.Figure:
     """Return the figure of ``draw``, in the style of reports."""
-    with figures.style():
+    with figure_style.style():
         figure = draw()
         figure.canvas.draw()  # the style of text is set when it is drawn
         return figure

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from fedlearn.callbacks import figures
+from fedlearn.callbacks import figure_style
+from fedlearn.callbacks.figure_style import DOTS_PER_INCH
 from fedlearn.callbacks.formatting import format_metric, human_bytes, human_seconds
-from fedlearn.callbacks.report import DOTS_PER_INCH, RunResults, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE, History
+from fedlearn.callbacks.run_results import RunResults, read_run
 from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE
@@ -30,12 +31,12 @@ from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
 
 COLORS = (
-    figures.POOLED_COLOR,
-    figures.WORST_COLOR,
-    figures.CENTRAL_COLOR,
-    figures.LOCAL_COLOR,
+    figure_style.POOLED_COLOR,
+    figure_style.WORST_COLOR,
+    figure_style.CENTRAL_COLOR,
+    figure_style.LOCAL_COLOR,
     "#E69F00",
-    figures.CLIENTS_COLOR,
+    figure_style.CLIENTS_COLOR,
     "#000000",
 )
 # settings that do not change a result
@@ -283,7 +284,7 @@ def column_headings(
         has_clock: adds the time to the target.
         rounds_differ: adds the round of the last evaluation.
     """
-    name = figures.metric_name(metric, inline=True)
+    name = figure_style.metric_name(metric, inline=True)
     reach = (
         {"rounds": f"rounds to {format_metric(metric, target)}", "bytes": "bytes sent"} if target is not None else {}
     )
@@ -298,11 +299,11 @@ def table_rows(rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -
     return [[*headings.values()], *([row.get(key, "") for key in headings] for row in rows)]
 
 
-def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = None) -> figures.Figure:
+def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = None) -> figure_style.Figure:
     """Draw the metric over rounds and over bytes: means over seeds, with one standard deviation around them."""
     most = max(float(run.bytes_sent[-1]) for runs in curves.values() for run in runs)
     unit, size = ("MiB", 2**20) if most >= 2**20 else ("KiB", 2**10)
-    figure = figures.new_figure(figures.WIDTH_INCHES, 3.3 + 0.17 * len(curves))
+    figure = figure_style.new_figure(figure_style.WIDTH_INCHES, 3.3 + 0.17 * len(curves))
     over_rounds, over_bytes = figure.subplots(1, 2, sharey=True)
     for (label, runs), color in zip(curves.items(), COLORS * 10, strict=False):
         rounds, mean, std, sent = _curve(runs)
@@ -313,11 +314,11 @@ def plot_curves(curves: CurvesBySetting, metric: str, target: float | None = Non
         axis.set_xlabel(name)
         axis.grid(axis="y")
         if target is not None:
-            axis.axhline(target, color=figures.TEXT_COLOR, linewidth=0.9, linestyle=":")
+            axis.axhline(target, color=figure_style.TEXT_COLOR, linewidth=0.9, linestyle=":")
         if metric == "accuracy":
             axis.yaxis.set_major_formatter(lambda share, place: f"{100 * share:g} %")
-    over_rounds.set_title(figures.metric_name(metric))
-    over_bytes.set_title(f"{figures.metric_name(metric)} by bytes sent")
+    over_rounds.set_title(figure_style.metric_name(metric))
+    over_bytes.set_title(f"{figure_style.metric_name(metric)} by bytes sent")
     handles, labels = over_rounds.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=1 if max(map(len, labels)) > 40 else 2)
     return figure
@@ -358,7 +359,7 @@ def compare_runs(
     write_atomically(out / f"{FILE_STEM}.md", markdown_table(table))
     results = {"metric": metric, "target": target, "rows": rows}
     write_atomically(out / f"{FILE_STEM}.json", json.dumps(results, indent=1))
-    with figures.style():
+    with figure_style.style():
         plot_curves(curves, metric, target).savefig(out / f"{FILE_STEM}.png", dpi=DOTS_PER_INCH, facecolor="white")
     sys.stdout.write(f" saved     {out / f'{FILE_STEM}.png'}\n")
     return DONE

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.callbacks import figures
+from fedlearn.callbacks import figure_style
 from fedlearn.core.command_line import DONE, FAILED
 from fedlearn.errors import is_count, require
 from fedlearn.privacy.audit import SIGNIFICANCE, AuditResult, Scores, audit_scores
@@ -144,9 +144,9 @@ def caption(audited: AuditedRun) -> str:
     )
 
 
-def plot_audit(audited: AuditedRun, result: AuditResult) -> figures.Figure:
+def plot_audit(audited: AuditedRun, result: AuditResult) -> figure_style.Figure:
     """Draw the scores of included and excluded canaries, and the measured bound beside the claim."""
-    figure = figures.new_figure(figures.WIDTH_INCHES, 3.2)
+    figure = figure_style.new_figure(figure_style.WIDTH_INCHES, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     _histograms(left, audited.scores)
     _bars(right, audited, result)
@@ -156,7 +156,10 @@ def plot_audit(audited: AuditedRun, result: AuditResult) -> figures.Figure:
 def _histograms(axis: Any, scores: Scores) -> None:
     gap = float(np.median(scores.included) - np.median(scores.excluded)) or 1.0
     middle = float(np.median(scores.excluded))
-    groups = {"excluded": (scores.excluded, figures.CLIENTS_COLOR), "included": (scores.included, figures.WORST_COLOR)}
+    groups = {
+        "excluded": (scores.excluded, figure_style.CLIENTS_COLOR),
+        "included": (scores.included, figure_style.WORST_COLOR),
+    }
     scaled = {name: ((values - middle) / abs(gap), color) for name, (values, color) in groups.items()}
     low, high = np.quantile(np.concatenate([values for values, _ in scaled.values()]), [0.001, 0.999])
     edges = np.linspace(low - 0.1, high + 0.1, 45)
@@ -170,11 +173,11 @@ def _bars(axis: Any, audited: AuditedRun, result: AuditResult) -> None:
     claimed = audited.claimed_epsilon
     alarm = claimed is not None and result.epsilon_lower_bound > claimed
     bars = [
-        ("proved", result.epsilon_lower_bound, figures.WORST_COLOR if alarm else figures.POOLED_COLOR),
+        ("proved", result.epsilon_lower_bound, figure_style.WORST_COLOR if alarm else figure_style.POOLED_COLOR),
         ("provable", result.max_lower_bound, "#BBBBBB"),
     ]
     if claimed is not None:
-        bars.insert(1, ("claimed", claimed, figures.TEXT_COLOR))
+        bars.insert(1, ("claimed", claimed, figure_style.TEXT_COLOR))
     names, values, colors = zip(*bars, strict=True)
     places = np.arange(len(bars))
     axis.bar(places, values, color=colors, width=0.62)

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlearn.callbacks import figures
+from fedlearn.callbacks import figure_style
+from fedlearn.callbacks.figure_style import DOTS_PER_INCH
 from fedlearn.callbacks.formatting import format_metric
-from fedlearn.callbacks.report import DOTS_PER_INCH, read_run
 from fedlearn.callbacks.run_history import METRICS_FILE
+from fedlearn.callbacks.run_results import read_run
 from fedlearn.callbacks.tables import print_table
 from fedlearn.core.command_line import DONE
 from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
 
 FIGURE_FILE = "privacy_utility.png"
-COLORS = (figures.POOLED_COLOR, figures.WORST_COLOR, "#009E73", "#CC79A7", "#E69F00")
+COLORS = (figure_style.POOLED_COLOR, figure_style.WORST_COLOR, "#009E73", "#CC79A7", "#E69F00")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +84,10 @@ def group_by_epsilon(points: Sequence[Point]) -> Mapping[str, Mapping[float | No
     return grouped
 
 
-def plot_privacy_utility(points: Sequence[Point]) -> figures.Figure:
+def plot_privacy_utility(points: Sequence[Point]) -> figure_style.Figure:
     """Draw the metric against epsilon: each run, and the means over seeds. More private runs are on the left."""
     metric = points[0].metric
-    figure = figures.new_figure(0.75 * figures.WIDTH_INCHES, 3.4)
+    figure = figure_style.new_figure(0.75 * figure_style.WIDTH_INCHES, 3.4)
     axis = figure.subplots()
     for (series, values), color in zip(group_by_epsilon(points).items(), _colors(), strict=False):
         unprotected, epsilons = values.get(None), sorted(epsilon for epsilon in values if epsilon is not None)
@@ -102,7 +103,9 @@ def plot_privacy_utility(points: Sequence[Point]) -> figures.Figure:
     if epsilons:
         axis.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
         axis.set_xticks([], minor=True)
-    axis.set(title="Cost of privacy", xlabel="epsilon (smaller is more private)", ylabel=figures.metric_name(metric))
+    axis.set(
+        title="Cost of privacy", xlabel="epsilon (smaller is more private)", ylabel=figure_style.metric_name(metric)
+    )
     if metric == "accuracy":
         axis.yaxis.set_major_formatter(lambda share, place: f"{100 * share:g} %")
     axis.grid(axis="y")
@@ -133,7 +136,7 @@ def write_privacy_utility(folders: Sequence[Path]) -> int:
         DataError: There is no finished run, or the runs have different metrics.
     """
     points = read_points(folders)
-    with figures.style():
+    with figure_style.style():
         plot_privacy_utility(points).savefig(folders[0] / FIGURE_FILE, dpi=DOTS_PER_INCH, facecolor="white")
     print_table(table_rows(points))
     sys.stdout.write(f" saved     {folders[0] / FIGURE_FILE}\n")

@@ -15,11 +15,12 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import strategies
-from fedlearn.callbacks import figures
+from fedlearn.callbacks import figure_style
 from fedlearn.callbacks.formatting import format_metric, relative_path
 from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE
+from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import did_you_mean, is_count, is_number, require
 from fedlearn.loop.scenario import judge
 from fedlearn.loop.training_loop import federate, start
@@ -170,7 +171,7 @@ def run_robustness(analysis: AnalysisRun) -> int:
     title = f"{cells[0].metric.capitalize()} on {scenario} after {analysis.plan.schedule.rounds} rounds, " + (
         f"{100 * fraction:g} % of clients malicious"
     )
-    figure = draw_with_style(lambda: figures.robustness([vars(cell) for cell in cells], title))
+    figure = draw_with_style(lambda: plot_robustness([vars(cell) for cell in cells], title))
     rows, legend = table_rows(cells), _legend(cells)
     write_atomically(analysis.folder / "robustness.md", f"**{title}**\n\n{markdown_table(rows)}{legend}")
     save_results(
@@ -180,3 +181,42 @@ def run_robustness(analysis: AnalysisRun) -> int:
     print_table(rows)
     sys.stdout.write(f"{legend}\n saved     {relative_path(analysis.folder)}\n")
     return DONE
+
+
+def plot_robustness(cells: Sequence[Mapping[str, Any]], title: str) -> figure_style.Figure:
+    """Draw the metric for each aggregation rule (rows) under each poisoning (columns), with the backdoor success.
+
+    Args:
+        cells: one per rule and poisoning, row by row, with ``rule``, ``attack``, ``metric``, ``value`` and
+            ``attack_success`` (None without a backdoor).
+        title: title of the figure.
+    """
+    rules, attacks = (list(dict.fromkeys(cell[name] for cell in cells)) for name in ("rule", "attack"))
+    metric = cells[0]["metric"]
+    values = np.array([cell["value"] for cell in cells]).reshape(len(rules), len(attacks))
+    figure = figure_style.new_figure(
+        max(figure_style.WIDTH_INCHES * 0.7, 1.9 + 0.92 * len(attacks)), 1.5 + 0.42 * len(rules)
+    )
+    axis = figure.subplots()
+    better = higher_is_better(metric)
+    low, high = (0.0, 1.0) if metric == "accuracy" else (values.min(), values.max())
+    image = axis.imshow(values, cmap="YlGnBu" if better else "YlGnBu_r", vmin=low, vmax=high, aspect="auto")
+    axis.set(title=title)
+    axis.set_xticks(range(len(attacks)), [attack.replace("_", "\n") for attack in attacks])
+    axis.set_yticks(range(len(rules)), rules)
+    axis.xaxis.tick_bottom()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    for place, cell in enumerate(cells):
+        row, column = divmod(place, len(attacks))
+        success = cell["attack_success"]
+        backdoor = "" if success is None else f"\nattack {format_metric('attack_success', success)}"
+        shade = (cell["value"] - low) / max(high - low, 1e-12)
+        dark = shade > 0.55 if better else shade < 0.45
+        text = f"{format_metric(metric, cell['value'])}{backdoor}"
+        axis.text(column, row, text, ha="center", va="center", color="white" if dark else figure_style.TEXT_COLOR)
+    bar = figure.colorbar(image, ax=axis, pad=0.015, fraction=0.04, aspect=24)
+    bar.outline.set_visible(False)
+    bar.set_label(figure_style.metric_name(metric))
+    figure_style.format_as_percent(bar.ax.yaxis, metric)
+    return figure

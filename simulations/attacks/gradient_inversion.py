@@ -19,7 +19,7 @@ import numpy as np
 
 from fedlearn import clip, everyone, mean
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.callbacks import figures
+from fedlearn.callbacks import figure_style
 from fedlearn.callbacks.tables import print_table
 from fedlearn.core.arrays import holds_whole_numbers
 from fedlearn.core.federated_data import FederatedData
@@ -267,7 +267,7 @@ def _mask_vectors(integers_KD: np.ndarray) -> np.ndarray:
     return np.stack([masked[number] for number in sorted(masked)])
 
 
-def plot_images(results: Sequence[InversionResult], victims: Examples) -> figures.Figure:
+def plot_images(results: Sequence[InversionResult], victims: Examples) -> figure_style.Figure:
     """Draw the first images, and the recovered images under each protection."""
     num_images = min(NUM_IMAGES_SHOWN, len(victims))
     shape = victims.x.shape[1:3]
@@ -276,13 +276,13 @@ def plot_images(results: Sequence[InversionResult], victims: Examples) -> figure
         (r.defense, f"labels {format_share(r)}\ninputs {round(r.image_correlation, 2) + 0:.2f}", r.images_BF)
         for r in results
     ]
-    figure = figures.new_figure(figures.WIDTH_INCHES, 0.62 * len(rows) + 0.2)
+    figure = figure_style.new_figure(figure_style.WIDTH_INCHES, 0.62 * len(rows) + 0.2)
     axes = figure.subplots(len(rows), num_images + 2, width_ratios=[2.6, *[1] * num_images, 1.7], squeeze=False)
     for axis_row, (name, numbers, images_BF) in zip(axes, rows, strict=True):
         for axis in axis_row:
             axis.set_axis_off()
         axis_row[0].text(1, 0.5, name, ha="right", va="center", transform=axis_row[0].transAxes)
-        axis_row[-1].text(0, 0.5, numbers, ha="left", va="center", transform=axis_row[-1].transAxes, fontsize=7.5)
+        axis_row[-1].text(0, 0.5, numbers, ha="left", va="center", transform=axis_row[-1].transAxes)
         for axis, image_F in zip(axis_row[1:-1], images_BF, strict=False):
             image = image_F.reshape(*shape, -1)[..., 0] if victims.x.ndim == 4 else image_F.reshape(1, -1)
             axis.imshow(image, cmap="gray", aspect="auto")  # scaled to the range of the input

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlearn import everyone, mean
 from fedlearn.algorithm.strategy import Strategy
-from fedlearn.callbacks import figures
+from fedlearn.callbacks import figure_style
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Examples
@@ -228,14 +228,14 @@ def _confidence(experiment: Experiment, model_D: np.ndarray, pool: Pool) -> np.n
     return confidence(experiment.scenario.trainer.predict(model_D, pool.examples.x), pool.examples.y)
 
 
-def plot_roc_curves(results: list[MembershipResult]) -> figures.Figure:
+def plot_roc_curves(results: list[MembershipResult]) -> figure_style.Figure:
     """Draw the ROC curves of the attacks, and the bound of the claimed epsilon."""
-    figure = figures.new_figure(0.62 * figures.WIDTH_INCHES, 0.56 * figures.WIDTH_INCHES)
+    figure = figure_style.new_figure(0.62 * figure_style.WIDTH_INCHES, 0.56 * figure_style.WIDTH_INCHES)
     axis = figure.subplots()
     smallest = 1e-3
     grid = np.geomspace(smallest, 1, 200)
     axis.plot(grid, grid, color="#999999", linewidth=1, linestyle=(0, (4, 2)), label="guessing")
-    for result, color in zip(results, (figures.WORST_COLOR, figures.POOLED_COLOR), strict=False):
+    for result, color in zip(results, (figure_style.WORST_COLOR, figure_style.POOLED_COLOR), strict=False):
         for (name, curve), width in zip(result.roc_curves.items(), (1.9, 0.9), strict=True):
             label = f"{result.defense}, {name} (AUC {curve.auc:.2f})"
             axis.plot(np.maximum(curve.fpr, smallest / 10), curve.tpr, color=color, linewidth=width, label=label)
@@ -246,6 +246,6 @@ def plot_roc_curves(results: list[MembershipResult]) -> figures.Figure:
     axis.set(title="Membership inference", xlabel="false positive rate", ylabel="true positive rate")
     for direction in (axis.xaxis, axis.yaxis):
         direction.set_major_formatter(lambda share, place: f"{100 * share:g} %")
-    axis.legend(loc="lower right", fontsize=7.5)
+    axis.legend(loc="lower right")
     axis.grid(color="#E6E6E6")
     return figure

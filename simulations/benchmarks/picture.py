@@ -8,7 +8,7 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from fedlearn.callbacks.figures import CLIENTS_COLOR, POOLED_COLOR, TEXT_COLOR, WIDTH_INCHES, style
+from fedlearn.callbacks.figure_style import CLIENTS_COLOR, POOLED_COLOR, TEXT_COLOR, WIDTH_INCHES, style
 from simulations.benchmarks.measure import Run
 from simulations.benchmarks.tables import groups
 
@@ -27,12 +27,12 @@ def draw(path: Path, runs: Sequence[Run], *, title: str) -> None:
                 median(seconds), row, "o", color=POOLED_COLOR if system == "ours" else CLIENTS_COLOR, markersize=10
             )
             axis.plot(seconds, [row] * len(seconds), "|", color=TEXT_COLOR, markersize=8)
-            axis.annotate(f"   {median(seconds):.3g} s", (max(seconds), row), va="center", fontsize=8)
+            axis.annotate(f"   {median(seconds):.3g} s", (max(seconds), row), va="center")
         axis.set_yticks(range(len(good)), [f"{system} ({framework})" for framework, system in good])
         axis.set_ylim(len(good) - 0.5, -0.5)
         axis.grid(axis="x")
         axis.set_xscale("log")
         axis.set_xlabel("seconds per round: median (dot) and repeats (strokes)")
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title)
         axis.margins(x=0.15)
         figure.savefig(path, dpi=150)

@@ -198,7 +198,9 @@ def data(task, targets, num_classes=2):
 
 def test_the_partition_counts_labels_by_client(tmp_path):
     told = partition_summary(data("multiclass", [[0, 2, 2], []], num_classes=3))
-    assert told["columns"] == [0, 1, 2]
+    assert told["columns"] == ["0", "1", "2"]
+    named = partition_summary(data("binary", [[0, 1]]), ("no", "yes"))
+    assert named["columns"] == ["no", "yes"]
     assert [row["counts"] for row in told["clients"]] == [[1, 0, 2], [0, 0, 0]]
     assert [row["name"] for row in told["clients"]] == ["Basel", "1"]
     files = RunFiles()

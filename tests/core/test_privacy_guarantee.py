@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from fedlearn.callbacks.formatting import NO_GUARANTEE, format_privacy_spent, guarantee_parts, limitation_lines
-from fedlearn.callbacks.report import RunResults, privacy_rows
+from fedlearn.callbacks.report_tables import privacy_rows
+from fedlearn.callbacks.run_results import RunResults
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import Epsilon, Ledger
 from fedlearn.errors import SettingError

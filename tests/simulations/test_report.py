@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from needs import needs
 
+from fedlearn.callbacks.formatting import human_seconds
 from fedlearn.callbacks.run_files import RunFiles
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.callbacks.summary import summarise
@@ -18,7 +19,8 @@ from fedlearn.core.tasks import TASKS
 from fedlearn.errors import DataError, MissingExtra
 
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
-from fedlearn.callbacks import report
+from fedlearn.callbacks import report, report_tables
+from fedlearn.callbacks.run_results import read_run
 from simulations.report import main
 
 needs("matplotlib", reason="needs the extra 'report'")
@@ -97,26 +99,27 @@ def test_the_report_holds_results_settings_failures_and_the_command(tmp_path):
 
 
 def test_a_run_on_a_clock_is_shown_over_its_time_too(tmp_path):
-    run = report.read_run(leave_a_run(tmp_path, clock=True))
+    run = read_run(leave_a_run(tmp_path, clock=True))
     page = report.write_report(tmp_path).read_text()
     assert "<h2>Time to accuracy</h2>" in page
     assert (tmp_path / "figures" / "time.png").exists()
-    assert ("On the clock", "5.0 min") in report.headline_rows(run)
-    *_, last = report.time_to_target_rows(run)
+    assert ("On the clock", "5.0 min") in report_tables.headline_rows(run)
+    *_, last = report_tables.time_to_target_rows(run)
     best = run.summary["best"]["accuracy"]
     assert (last["share"], last["round"]) == ("100 %", str(best["round"]))
-    assert last["clock"] == report.human_seconds(100.0 * best["round"])
+    assert last["clock"] == human_seconds(100.0 * best["round"])
 
 
 def test_the_result_table_gives_every_metric_of_the_task(tmp_path):
-    run = report.read_run(leave_a_run(tmp_path, "regression"))
-    assert [row["metric"] for row in report.metric_rows(run)] == ["Loss", "RMSE", "MAE", "R²"]
+    run = read_run(leave_a_run(tmp_path, "regression"))
+    assert [row["metric"] for row in report_tables.metric_rows(run)] == ["Loss", "RMSE", "MAE", "R²"]
     assert run.main_metric == "rmse"
-    assert len(report.metric_rows(report.read_run(leave_a_run(tmp_path / "b")))) == len(TASKS["binary"].metrics)
+    rows = report_tables.metric_rows(read_run(leave_a_run(tmp_path / "b")))
+    assert len(rows) == len(TASKS["binary"].metrics)
 
 
 def test_failures_are_counted_by_client_and_stage(tmp_path):
-    (row,) = report.failure_rows(report.read_run(leave_a_run(tmp_path)))
+    (row,) = report_tables.failure_rows(read_run(leave_a_run(tmp_path)))
     assert (row["name"], row["stage"], row["count"], row["first"]) == (HOSTILE, "fit", 3, 1)
 
 

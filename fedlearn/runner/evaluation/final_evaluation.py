@@ -104,7 +104,8 @@ def _sites(held_out: HeldOut, scenario: Scenario, target: Target) -> list[dict[s
     for number, client in enumerate(held_out.clients[:MAX_SITES]):
         target_N = held_out.targets_N[held_out.client_N == number]
         positives = {"num_positive": int((target_N == 1).sum())} if len(target.classes) == 2 else {}
-        sites.append({"name": scenario.data.name(client), "num_examples": len(target_N), **positives})
+        name = scenario.data.name(client)
+        sites.append({"client": int(client), "name": name, "num_examples": len(target_N), **positives})
     return sites
 
 

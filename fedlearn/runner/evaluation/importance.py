@@ -34,7 +34,7 @@ def importance_entries(
     """Return the importance of each column, or the reason why it is missing.
 
     The value of a column is the mean loss of quality over the repeats. Loss of quality is the decrease of ``metric``,
-    or its increase if a low value is better. The values of correlated columns are small, because each replaces the other.
+    or its increase if a low value is better. Correlated columns have small values, because each replaces the other.
 
     Args:
         held_out: held-out examples.
