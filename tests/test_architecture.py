@@ -96,7 +96,8 @@ HOMES = {
     "tokenizers": ["fedlearn/data/text_tokenizers.py"],
     "flwr_datasets": ["fedlearn/data/flwr_partitions.py", "fedlearn/data/hugging_face.py"],
     "matplotlib": [
-        "fedlearn/callbacks/figures.py",
+        "fedlearn/callbacks/figure_style.py",
+        "fedlearn/callbacks/fonts.py",
         "fedlearn/privacy/calculator.py",
         "simulations/benchmarks/picture.py",
     ],

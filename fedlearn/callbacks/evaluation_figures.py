@@ -24,8 +24,7 @@ from fedlearn.callbacks.figure_style import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from fedlearn.callbacks.figure_style import Axes, Figure
 
 MAX_TICKS = 12
 DASHED = (0, (4, 2))

@@ -30,8 +30,7 @@ from fedlearn.callbacks.run_history import History
 from fedlearn.core.metrics import higher_is_better
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from fedlearn.callbacks.figure_style import Axes, Figure
 
 BYTE_UNITS = ((30, "GiB"), (20, "MiB"), (10, "KiB"), (0, "bytes"))
 MAX_NAMED_BARS = 40  # with more bars, names are too small to read

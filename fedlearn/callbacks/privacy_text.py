@@ -14,7 +14,7 @@ UNITS = {"client": "one client", "example": "one example, such as one row of a t
 
 
 def privacy_paragraph(privacy: Mapping[str, Any] | None, *, is_simulation: bool) -> str:
-    """Return a paragraph: protected data, protection from whom, epsilon and delta, and the limits.
+    """Return a paragraph on the protected data, the parties, epsilon and delta, and the limits.
 
     Args:
         privacy: entry ``privacy`` of ``summary.json``; None or empty without a mechanism.

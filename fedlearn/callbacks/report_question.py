@@ -1,4 +1,4 @@
-"""Return the first screen of a report: the question, the data, and the main result with its interval and comparisons."""
+"""Return the first screen of a report: the question, the data, and the main result with its comparisons."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _verdict(run: RunResults, metric: str, estimate: Mapping[str, Any]) -> str:
     text = f"{always[0].upper()}{always[1:]} has {format_metric(metric, reference)}."
     if estimate.get("low") is None:
         return text
-    sign = 1 if higher_is_better(metric) else -1
+    sign = 1 if higher_is_better(metric, run.lower_is_better) else -1
     nearest, other = sorted((sign * estimate["low"], sign * estimate["high"]))
     if nearest > sign * reference:
         return f"{text} The model is better: its whole interval is on the better side."

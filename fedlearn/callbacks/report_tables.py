@@ -97,7 +97,7 @@ def time_to_target_rows(run: RunResults) -> list[dict[str, str]]:
     if not (has_clock(run) and len(evaluated) > 1):
         return []
     first, best = evaluated[0]["test"][run.main_metric], run.summary["best"][run.main_metric]["value"]
-    sign = 1 if higher_is_better(run.main_metric) else -1
+    sign = 1 if higher_is_better(run.main_metric, run.lower_is_better) else -1
     rows = []
     for share in TARGET_FRACTIONS:
         target = first + share * (best - first)

@@ -49,8 +49,8 @@ class RunInfo:
         resume_command: command that resumes this run.
         config: all settings of the run as plain values.
         layout: names and shapes of the parameters in ``params_D``.
-        target: ``name``, ``unit`` and ``classes`` of the target; empty if unknown. Of two classes, the second is
-            positive.
+        target: ``name``, ``unit`` and ``classes`` of the target; empty if unknown. If there are two
+            classes, the second is positive.
         partition: see `fedlearn.callbacks.run_files.partition_summary`; None in a deployment.
         client_states: function that returns the client states after the last round; empty in a deployment.
     """

@@ -56,6 +56,11 @@ class RunResults:
         return self.target.get("classes", ())
 
     @property
+    def lower_is_better(self) -> Sequence[str]:
+        """Metrics of the user whose low values are good."""
+        return next((line["lower_is_better"] for line in self.history if "lower_is_better" in line), ())
+
+    @property
     def baselines(self) -> Mapping[str, Any]:
         """Name -> metrics of each baseline that was trained, see `fedlearn.runner.baselines.train_baselines`."""
         return self.summary.get("baselines", {})
