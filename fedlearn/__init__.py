@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from fedlearn.trainers.jax import JaxTrainer
     from fedlearn.trainers.torch import TorchTrainer
 
-    load: Callable[..., Any]  # fedlearn.runner.trained_model.load; an import would go up the layers
+    # fedlearn.runner.trained_model.load and fedlearn.runner.python_run.run; an import would go up the layers
+    load: Callable[..., Any]
+    run: Callable[..., Any]
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -51,6 +53,7 @@ else:
             "TorchTrainer": LazyName("fedlearn.trainers.torch", "torch"),
             "from_datasets": LazyName("fedlearn.data.hugging_face", "data"),
             "load": LazyName("fedlearn.runner.trained_model"),
+            "run": LazyName("fedlearn.runner.python_run"),
         },
         namespaces=(
             "algorithm",
@@ -108,6 +111,7 @@ __all__ = [
     "mean",
     "poisson",
     "proximal",
+    "run",
     "serial",
     "sgd",
     "stacked",

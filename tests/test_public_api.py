@@ -30,6 +30,7 @@ LAZY = {
     "TorchTrainer": "fedlearn/trainers/torch/trainer.py",
     "from_datasets": "fedlearn/data/hugging_face.py",
     "load": "fedlearn/runner/trained_model.py",
+    "run": "fedlearn/runner/python_run.py",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -42,11 +43,12 @@ REQUIRED: Mapping[str, Required] = {
 FIRST, LAST = ("console", "report", "files", "early_stop"), ("checkpoints",)
 
 
-def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
+def build_callbacks(cfg: DictConfig, extra: Mapping[str, Callback] = MappingProxyType({})) -> dict[str, Callback]:
     """Return the callbacks in the order of their calls. Callbacks of users come before the checkpoints.
 
     Args:
         cfg: all settings. Without the group ``callbacks``, only the default callbacks are built.
+        extra: callbacks of a Python program by name; default none.
 
     Raises:
         SettingError: a required callback is missing, or a callback is refused. Its class may have a wrong base class,
@@ -64,7 +66,8 @@ def build_callbacks(cfg: DictConfig) -> dict[str, Callback]:
         _require_present(name, raw)
     active = [name for name, node in raw.items() if node is not None]
     _refuse_second_values(cfg)
-    return {name: _build(name, cfg, raw) for name in sorted(active, key=_position)}
+    found = {**{name: _build(name, cfg, raw) for name in active}, **extra}
+    return {name: found[name] for name in sorted(found, key=_position)}
 
 
 def default_callbacks() -> dict[str, Any]:

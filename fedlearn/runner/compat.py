@@ -56,6 +56,9 @@ HYDRA = PrivateNames(
             "hydra.core.override_parser.types:Override.is_sweep_override",
             "hydra.core.override_parser.types:Override.sweep_string_iterator",
             "hydra.core.override_parser.types:Override.value",
+            "hydra._internal.grammar.utils:escape_special_characters",
+            "hydra.core.override_parser.types:Quote.single",
+            "hydra.core.override_parser.types:QuotedString.with_quotes",
         ),
     },
 )
@@ -219,3 +222,19 @@ def parse_override(override: str) -> list[ParsedOverride]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return [ParsedOverride(parsed) for parsed in OverridesParser.create().parse_overrides([override])]
+
+
+def quote(text: str) -> str:
+    """Return a text in quotes, which the grammar of Hydra reads as the same text."""
+    HYDRA.verify("overrides")
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def quote_key(text: str) -> str:
+    """Return a key of a mapping, which the grammar of Hydra reads as the same key. A key cannot contain quotes."""
+    HYDRA.verify("overrides")
+    from hydra._internal.grammar.utils import escape_special_characters
+
+    return escape_special_characters(text)

@@ -44,6 +44,7 @@ from fedlearn.runner.builders import (
 from fedlearn.runner.consent import allowed_by_environment, refuse_packages
 from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.parts import NO_PARTS, Parts
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
 from fedlearn.runner.training_check import with_gradient_warning
@@ -92,8 +93,12 @@ class Experiment:
     malicious_clients: frozenset[ClientId] = frozenset()
 
 
-def build_plan(cfg: DictConfig) -> Plan:
+def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
     """Build the plan of a configuration, so that a wrong setting is refused before a run loads or writes anything.
+
+    Args:
+        cfg: all settings.
+        parts: objects of a Python program that replace groups of settings; default none.
 
     Raises:
         SettingError: a value is out of range, a name is unknown, or a target is not allowed.
@@ -104,14 +109,15 @@ def build_plan(cfg: DictConfig) -> Plan:
     _refuse_old_names(plain)
     _refuse_hidden_groups(plain)
     allow = allowed_modules(plain)
-    check_targets(_group(plain, "scenario"), "scenario", allow=allow, num_args=0)
+    if parts.find("scenario", _group(plain, "scenario")) is None:
+        check_targets(plain["scenario"], "scenario", allow=allow, num_args=0)
     check_targets(_group(plain, "engine"), "engine", allow=allow)
     refuse_unknown_keys(_group(plain, "early_stop"), ("metric", "patience", "min_delta"), "early_stop")
     seed = plain.get("seed")
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
-    strategy, local = _of_kind(Strategy, cfg, "strategy", allow), _local(_group(plain, "local"))
-    privacy = _of_kind(Mechanism, cfg, "privacy", allow) if "privacy" in plain else none()
+    strategy, local = _of_kind(Strategy, cfg, "strategy", allow, parts), _local(_group(plain, "local"))
+    privacy = _of_kind(Mechanism, cfg, "privacy", allow, parts) if "privacy" in plain else none()
     system = _of_kind(SystemModel, cfg, "system", allow) if "system" in plain else SystemModel()
     _refuse_without_rounds(system, strategy, privacy)
     privacy.validate(strategy, local)
@@ -187,6 +193,7 @@ def build_experiment(
     plan: Plan | None = None,
     *,
     transform_scenario: Callable[[Scenario], Scenario] = lambda scenario: scenario,
+    parts: Parts = NO_PARTS,
 ) -> Experiment:
     """Build data, trainer and engine, and apply privacy, poisoning and system model.
 
@@ -195,13 +202,14 @@ def build_experiment(
         plan: return value of `build_plan`; None builds the plan.
         transform_scenario: function from scenario to scenario, applied before the privacy mechanism and the engine. An
             audit adds its canaries with it. Default: no change.
+        parts: objects of a Python program that replace groups of settings; default none.
 
     Raises:
         FedlearnError: the errors of `build_plan`, or data or an optional dependency are missing.
     """
-    plan = plan or build_plan(cfg)
+    plan = plan or build_plan(cfg, parts)
     refuse_coordinator_engine(cfg.engine)
-    scenario = transform_scenario(build_scenario(cfg))
+    scenario = transform_scenario(parts.scenario or build_scenario(cfg))
     if plan.strategy.root is not None:
         scenario = replace(scenario, data=with_root_dataset(scenario.data, plan.strategy.root, seed=plan.seed))
     attack = plan.poisoning
@@ -414,8 +422,9 @@ def _is_shared(node: Any, key: str) -> bool:
     return isinstance(raw, dict) and raw.get(key) == f"${{{key}}}"
 
 
-def _of_kind(kind: type[Any], cfg: DictConfig, group: str, allow: Sequence[str]) -> Any:
-    built = build(_group(cfg, group), group, allow=allow)
+def _of_kind(kind: type[Any], cfg: DictConfig, group: str, allow: Sequence[str], parts: Parts = NO_PARTS) -> Any:
+    node = _group(cfg, group)
+    built = parts.find(group, node) or build(node, group, allow=allow)
     if not isinstance(built, kind):
         expected = f"a builder that returns a {kind.__name__}; it returned {type(built).__name__}"
         raise SettingError(f"{group}._target_", cfg[group]["_target_"], expected, f"return {kind.__name__}(...)")

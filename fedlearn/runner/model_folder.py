@@ -50,6 +50,7 @@ class ModelDescription:
         client_names: names of clients by id.
         personal_parameters: name patterns of parameters that stay at the clients.
         has_personal_models: whether each client has a personal model beside the global model.
+        input_shape: shape of one model input of a scenario without ``network``; empty if unknown.
     """
 
     scenario: str
@@ -63,6 +64,7 @@ class ModelDescription:
     client_names: Mapping[int, str] = field(default_factory=dict)
     personal_parameters: tuple[str, ...] = ()
     has_personal_models: bool = False
+    input_shape: tuple[int, ...] = ()
 
     @property
     def is_personalised(self) -> bool:
@@ -122,7 +124,17 @@ def _describe(experiment: Experiment, cfg: DictConfig) -> ModelDescription:
         client_names={int(client): scenario.data.name(client) for client in scenario.data.clients},
         personal_parameters=tuple(rule.personal_parameters),
         has_personal_models=rule.personal is not None,
+        input_shape=_input_shape(scenario) if scenario.network is None else (),
     )
+
+
+def _input_shape(scenario: Scenario) -> tuple[int, ...]:
+    """Return the shape of one model input; empty at a coordinator, which has no data."""
+    data = scenario.data
+    if data.num_train is not None:
+        return ()
+    inputs = (data.train(client).x for client in data.clients)
+    return next((tuple(map(int, x.shape[1:])) for x in inputs if len(x)), ())
 
 
 def read_model_description(folder: Path, allow_targets: Sequence[str] = ()) -> ModelDescription:
@@ -203,6 +215,7 @@ def _to_json(description: ModelDescription) -> dict[str, Any]:
         "settings": dict(description.settings),
         "personal_parameters": list(description.personal_parameters),
         "has_personal_models": description.has_personal_models,
+        "input_shape": list(description.input_shape),
         "layout": [[leaf.name, list(leaf.shape), leaf.dtype, leaf.is_buffer] for leaf in description.layout.leaves],
         "client_names": {str(client): name for client, name in description.client_names.items()},
     }
@@ -225,6 +238,7 @@ def _from_json(content: Mapping[str, Any], allow_targets: Sequence[str]) -> Mode
         client_names={int(client): plain_line(str(name)) for client, name in groups["client_names"].items()},
         personal_parameters=tuple(map(str, others["personal_parameters"])),
         has_personal_models=others["has_personal_models"],
+        input_shape=tuple(map(int, content.get("input_shape", ()))),
     )
 
 

@@ -14,6 +14,7 @@ from fedlearn.loop.protocols import Trainer
 from fedlearn.runner.builders import find_target
 from fedlearn.runner.config import build, build_scenario
 from fedlearn.runner.model_folder import ModelDescription
+from fedlearn.runner.parts import OBJECT_TARGET
 from fedlearn.runner.run_config import read_run_config
 
 NETWORK_BUILDERS = frozenset(  # functions of the library that the file of a model may name
@@ -63,10 +64,19 @@ def build_network(
         built = BuiltNetwork(
             trainer=_from_description(description, framework, allow_targets, device), input_shape=shape
         )
-    if built.trainer.layout.digest != description.layout.digest:
+    require_same_layout(built.trainer, description, folder)
+    return built
+
+
+def require_same_layout(trainer: Trainer, description: ModelDescription, folder: Path) -> None:
+    """Refuse a trainer whose network has other parameters than the trained model.
+
+    Raises:
+        FedlearnError: names or shapes of the parameters differ.
+    """
+    if trainer.layout.digest != description.layout.digest:
         fix = "the version of fedlearn that trained it, or the earlier code of the model"
         raise FedlearnError(f"the network of {folder} has other parameters than the trained model\n  try       {fix}")
-    return built
 
 
 def _from_description(
@@ -117,6 +127,10 @@ def _find_builder(name: str, allow_targets: Sequence[str]) -> Callable[..., Any]
 
 def _from_scenario(folder: Path, framework: str | None, allow_targets: Sequence[str]) -> BuiltNetwork:
     cfg = read_run_config(folder)
+    if cfg.scenario.get("_target_") == OBJECT_TARGET:
+        problem = f"the scenario of {folder} was an object of a Python program, so its network is unknown"
+        fix = f"fedlearn.load({str(folder)!r}, trainer=...)   (in Python)"
+        raise FedlearnError(f"{problem}\n  expected  a trainer with this network\n  try       {fix}")
     cfg.allow_targets = list(allow_targets)
     if framework and "framework" in cfg.scenario:
         cfg.framework = cfg.scenario.framework = framework

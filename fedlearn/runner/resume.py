@@ -54,7 +54,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
     checkpoint.check_format(folder / CHECKPOINT_FOLDER)
     cfg = _apply_overrides(read_run_config(folder), overrides)
     run_mode.check_settings(cfg)
-    plan, callbacks = build_plan(cfg), build_callbacks(cfg)
+    plan, callbacks = build_plan(cfg, run_mode.parts), build_callbacks(cfg, run_mode.parts.callbacks)
     set_environment(cfg.get("framework"))
     with locked_run_folder(folder):
         experiment = with_declared_model(run_mode.build_experiment(cfg, plan, folder), cfg)
@@ -64,7 +64,7 @@ def resume(folder: Path, overrides: Sequence[str] = (), *, run_mode: RunMode = S
         if reason:
             experiment.engine.close()
             sys.stdout.write(f"{folder} is complete: {reason}\n")
-            return RunOutcome(exit_code=DONE)
+            return RunOutcome(exit_code=DONE, folder=folder)
         if overrides:
             write_run_config(folder, cfg)
         write_model_folder(folder, experiment, cfg)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,19 @@ class RunEnding:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """Exit code of a run, and its main metric at the last evaluation (NaN without an evaluation)."""
+    """Exit code of a run, and its main metric at the last evaluation (NaN without an evaluation).
+
+    Attributes:
+        exit_code: exit code of the command.
+        score: main metric at the last evaluation.
+        folder: run folder; None if the run has none.
+        reason: cause of an early end; empty otherwise.
+    """
 
     exit_code: int
     score: float = float("nan")
+    folder: Path | None = None
+    reason: str = ""
 
 
 def run_rounds(
@@ -107,7 +117,12 @@ def run_rounds(
         with suppress(OSError):  # the first summary lacks only these failures, which run.log has
             write_summary(run.folder, callback_list.add_failures(summary))
     value = final_metrics(files.history).get(run.main_metric)
-    return RunOutcome(exit_code=EXIT_CODES[ending.status], score=float("nan") if value is None else value)
+    return RunOutcome(
+        exit_code=EXIT_CODES[ending.status],
+        score=float("nan") if value is None else value,
+        folder=run.folder,
+        reason=ending.reason,
+    )
 
 
 def parameters_sha256(state: ServerState) -> str:

@@ -13,6 +13,7 @@ from fedlearn.callbacks.console import Console
 from fedlearn.callbacks.formatting import relative_path
 from fedlearn.core.command_line import as_called
 from fedlearn.runner.config import Experiment, Plan, build_experiment
+from fedlearn.runner.parts import NO_PARTS, Parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class RunMode:
         create_console: function that returns the console of the run; None, the default, keeps the default console.
         check_settings: function that refuses settings of a submitter that the operator does not allow; the default
             accepts all settings.
+        parts: objects of a Python program that replace groups of settings; default none.
     """
 
     build_experiment: Callable[[DictConfig, Plan | None, Path], Experiment]
@@ -33,6 +35,7 @@ class RunMode:
     resume_command: Callable[[Path], str]
     create_console: Callable[[], Console] | None = None
     check_settings: Callable[[DictConfig], None] = lambda cfg: None
+    parts: Parts = NO_PARTS
 
 
 SIMULATION = RunMode(

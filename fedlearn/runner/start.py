@@ -97,7 +97,7 @@ def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode
     require_source(cfg.get("init"))
     write_run_config(folder, cfg)
     try:
-        callbacks = build_callbacks(cfg)
+        callbacks = build_callbacks(cfg, run_mode.parts.callbacks)
         experiment = run_mode.build_experiment(cfg, planned, folder)
     except BuildError:
         log.exception("the experiment cannot be built")

@@ -33,7 +33,7 @@ from fedlearn.runner.model_folder import (
     read_model_settings,
     read_preprocessing,
 )
-from fedlearn.runner.model_network import build_network
+from fedlearn.runner.model_network import BuiltNetwork, build_network, require_same_layout
 from fedlearn.runner.model_parameters import ModelParameters, read_parameters
 
 BATCH_SIZE = 1024
@@ -55,6 +55,7 @@ class TrainedModel:
         framework: ``torch``, ``jax`` or ``mixed``; None is the framework of the run.
         allow_targets: modules of the user that the settings of the run may import.
         device: device of the predictions.
+        trainer_of_caller: trainer with the network of the model; None builds it from the run folder.
     """
 
     folder: Path
@@ -65,6 +66,7 @@ class TrainedModel:
     framework: str | None = None
     allow_targets: tuple[str, ...] = ()
     device: str = "cpu"
+    trainer_of_caller: Trainer | None = None
 
     def __str__(self) -> str:
         metric = self.description.metric
@@ -113,6 +115,8 @@ class TrainedModel:
 
     @cached_property
     def _network(self) -> Any:
+        if self.trainer_of_caller is not None:
+            return BuiltNetwork(trainer=self.trainer_of_caller, input_shape=self.description.input_shape)
         return build_network(
             self.folder, self.description, self.framework, allow_targets=self.allow_targets, device=self.device
         )
@@ -222,6 +226,7 @@ def load(
     framework: str | None = None,
     device: str = "cpu",
     allow_targets: Sequence[str] = (),
+    trainer: Trainer | None = None,
 ) -> TrainedModel:
     """Load the trained model of a run.
 
@@ -234,6 +239,7 @@ def load(
         device: device of the predictions, e.g. ``cpu`` (default) or ``cuda``.
         allow_targets: modules of the user with the code of the model. A run folder can name code, so a module that is
             not listed here is not imported.
+        trainer: trainer with the network of the model, for a run whose scenario was an object of a Python program.
 
     Raises:
         SettingError: the checkpoint or the client does not exist, or the run needs a client.
@@ -249,6 +255,7 @@ def load(
         framework=framework,
         device=device,
         allow_targets=tuple(allow_targets),
+        trainer=trainer,
     )
 
 
@@ -260,6 +267,7 @@ def load_trained_model(
     framework: str | None = None,
     device: str = "cpu",
     allow_targets: Sequence[str] | None = None,
+    trainer: Trainer | None = None,
 ) -> TrainedModel:
     """Load the trained model of a run; see `load`.
 
@@ -271,6 +279,7 @@ def load_trained_model(
         device: see `load`.
         allow_targets: see `load`; None, the default of the commands, takes the modules in the settings of the run, if
             the person who starts the command has allowed them.
+        trainer: see `load`.
     """
     checkpoints.check_format(folder / CHECKPOINT_FOLDER)
     if allow_targets is None:
@@ -278,6 +287,8 @@ def load_trained_model(
         require_consent(allow_targets)
     refuse_packages(allow_targets)
     description = read_model_description(folder, (*allow_targets, *allowed_by_environment()))
+    if trainer is not None:
+        require_same_layout(trainer, description, folder)
     parameters = read_parameters(folder, description, checkpoint, client)
     history = read_history(folder)
     return TrainedModel(
@@ -289,6 +300,7 @@ def load_trained_model(
         framework=framework,
         allow_targets=(*allow_targets, *allowed_by_environment()),
         device=device,
+        trainer_of_caller=trainer,
     )
 
 

@@ -48,6 +48,7 @@ TABLE = {
     "tests/simulations/test_privacy_attack": "cli",
     "tests/simulations/test_audit": "cli",
     "tests/runner/test_baselines": "unit",
+    "tests/runner/test_python_run": "framework",
     "tests/runner/test_trained_model": "framework",
     "tests/simulations/test_compare": "unit",
     "tests/simulations/test_data": "unit",
