@@ -173,8 +173,10 @@ def partition_summary(data: FederatedData, classes: Sequence[str] = ()) -> dict[
     """
     shown = [int(data.clients[k]) for k in range(min(len(data.clients), MAX_CLIENTS_SHOWN))]
     targets = {client: np.asarray(data.train(client).y) for client in shown}
-    labelled = data.task.has_classes
-    count, columns = _by_label(data.num_classes, classes) if labelled else _by_bin(targets)
+    labelled = data.task.has_classes or data.task.decide is not None
+    if not labelled:  # of several values, the first one, e.g. the time of a survival
+        targets = {client: y.T[0] if y.ndim == 2 else y.ravel() for client, y in targets.items()}
+    count, columns = _by_label(data, classes) if labelled else _by_bin(targets)
     return {
         "kind": "labels" if labelled else "targets",
         "columns": columns,
@@ -186,8 +188,11 @@ def partition_summary(data: FederatedData, classes: Sequence[str] = ()) -> dict[
     }
 
 
-def _by_label(num_classes: int, classes: Sequence[str]) -> tuple[Any, list[str]]:
+def _by_label(data: FederatedData, classes: Sequence[str]) -> tuple[Any, list[str]]:
+    num_classes = data.num_classes
     names = list(classes) if len(classes) == num_classes else [str(number) for number in range(num_classes)]
+    if not data.task.has_classes:  # one column of 0 and 1 for each label
+        return lambda y: y.sum(axis=0), names
     return lambda y: np.bincount(y[y >= 0].astype(np.int64), minlength=num_classes), names
 
 

@@ -42,6 +42,8 @@ class Metric:
         in_target_unit: True for an error in the unit of a scaled regression target; default False.
         client_floor: smallest value of a single client, for a metric without lower bound; lower values become this
             value. None (default) keeps all values.
+        is_stratified: True if ``whole`` compares examples of one client only. The pooled value is then the mean over
+            clients, weighted by their examples. Default False.
 
     Raises:
         SettingError: the name is not valid, or the functions are incomplete.
@@ -58,6 +60,7 @@ class Metric:
     higher_is_better: bool = True
     in_target_unit: bool = False
     client_floor: float | None = None
+    is_stratified: bool = False
 
     def __post_init__(self) -> None:
         is_name = isinstance(self.name, str) and NAME.fullmatch(self.name) is not None

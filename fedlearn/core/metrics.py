@@ -78,8 +78,8 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task | str, pooled: Pr
         per_client, _ = _segment_metrics(together, count_K, task)
         pooled_1, sums_1 = _segment_metrics(union, np.array([len(union.targets)]), task)
     values = {name: float(value_1[0]) for name, value_1 in pooled_1.items()}
-    if task.averages_lists and pooled is None:  # lists of different clients are not one list
-        values |= _means_of_lists(per_client, task)
+    if pooled is None:
+        values |= _means_over_clients(per_client, count_K, task)
     confusion_1CC = sums_1.get(CONFUSION) if task.is_classification else None
     return Evaluation(
         pooled=values,
@@ -136,8 +136,7 @@ def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task:
             finished = _finish({name: total[None] for name, total in totals.items()}, count_K.sum()[None], task)
         values |= {name: float(value_1[0]) for name, value_1 in finished.items()}
         confusion_CC = totals.get(CONFUSION) if task.is_classification else None
-    if task.averages_lists:
-        values |= _means_of_lists(per_client, task)
+    values |= _means_over_clients(per_client, count_K, task)
     return Evaluation(
         pooled=values,
         clients=tuple(evaluation.client for evaluation in ordered),
@@ -249,9 +248,16 @@ def _concatenate(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(client=-1, outputs=outputs, targets=targets)
 
 
-def _means_of_lists(per_client: Mapping[str, np.ndarray], task: Task) -> dict[str, float]:
-    """Return the mean over the lists of each metric that needs all outputs of a list."""
-    return {metric.name: _mean_of_defined(per_client[metric.name]) for metric in task.metrics if metric.whole}
+def _means_over_clients(per_client: Mapping[str, np.ndarray], count_K: np.ndarray, task: Task) -> dict[str, float]:
+    """Return the pooled values that are means over clients: of lists, and of metrics within one client."""
+    lists = [metric.name for metric in task.metrics if metric.whole and task.averages_lists]
+    means = {name: _mean_of_defined(per_client[name]) for name in lists}
+    for metric in task.metrics:
+        if metric.is_stratified:
+            weight_K = count_K * ~np.isnan(per_client[metric.name])
+            total = float(np.sum(weight_K * np.nan_to_num(per_client[metric.name])))
+            means[metric.name] = total / float(weight_K.sum()) if weight_K.any() else float("nan")
+    return means
 
 
 def _mean_of_defined(values_K: np.ndarray) -> float:

@@ -139,6 +139,9 @@ class TrainedModel:
     def predict(self, data: Any, *, threshold: float = 0.5, **options: Any) -> np.ndarray:
         """Return one prediction for each example, ``(N,)``: the name of a class, or a value in the unit of the target.
 
+        The prediction of ``survival`` is the logarithm of the relative hazard. ``multilabel`` has 1 or 0 for each
+        label, ``(N, L)``.
+
         Args:
             data: raw examples.
             threshold: probability above which a binary task predicts the positive class, in [0, 1).
@@ -167,9 +170,10 @@ class TrainedModel:
 
     def labels(self, outputs_NC: np.ndarray, threshold: float = 0.5) -> np.ndarray:
         """Return the predictions for model outputs."""
-        if not self.classes:
+        if self.target.task.decide is None:
             return self.target.values(outputs_NC)
-        return np.array(self.classes, object)[self.target.class_numbers(outputs_NC, threshold)]
+        numbers = self.target.class_numbers(outputs_NC, threshold)
+        return np.array(self.classes, object)[numbers] if self.target.task.has_class_names else numbers
 
     def outputs(self, data: Any, **options: Any) -> np.ndarray:
         """Return the outputs of the model ``(N, C)``: logits, or scaled values of a regression."""

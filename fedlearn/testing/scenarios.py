@@ -81,7 +81,9 @@ def _check_examples(part: Examples, data: FederatedData, *, like: Examples) -> N
         finite = array.dtype.kind != "f" or np.isfinite(array).all()
         assert finite, f"{name} must be finite"
     if not data.task.has_classes:
-        assert y.dtype.kind == "f", f"targets of a {data.task} task are real numbers, not {y.dtype}"
+        is_valid = y.dtype.kind == "f" or data.task.decide is not None
+        assert is_valid, f"targets of a {data.task} task are real numbers, not {y.dtype}"
+        assert np.array_equal(data.task.targets(y), y), f"targets do not have the form of a {data.task} task"
         return
     assert y.dtype.kind in "iu", f"targets of task {data.task} are class numbers, not {y.dtype}"
     classes = max(2, data.num_classes)

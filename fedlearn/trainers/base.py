@@ -259,6 +259,17 @@ def describe_initializer(initial: Initializer) -> str:
     return FROM_INITIALIZER
 
 
+def refuse_dp_sgd_with_coupled_loss(task: Task, local: LocalSettings, *, has_task_loss: bool) -> None:
+    """Refuse DP-SGD for a task whose loss compares the examples of a batch: clipping would not bound one example.
+
+    Raises:
+        SettingError: The request sets DP-SGD, and the trainer has the loss of such a task.
+    """
+    expected = f"another setting: the loss of task={task.name} of an example depends on the other examples of a batch"
+    is_coupled = local.example_dp is not None and task.couples_examples and has_task_loss
+    require(not is_coupled, "privacy", "example", expected, "privacy=central")
+
+
 def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:
     """Refuse DP-SGD for a model with batch statistics.
 

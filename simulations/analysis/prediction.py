@@ -112,11 +112,21 @@ def prediction_columns(model: TrainedModel, outputs_NC: np.ndarray, threshold: f
         outputs_NC: its outputs.
         threshold: see `PredictionOptions`.
     """
-    labels = model.labels(outputs_NC, threshold)
-    if not model.classes:
-        return {"prediction": [f"{value:.6g}" for value in labels]}
-    probabilities_NC = model.target.probabilities(outputs_NC)
-    columns = {"prediction": [str(label) for label in labels]}
-    for name, column_N in zip(model.classes, probabilities_NC.T, strict=True):
+    labels, task = model.labels(outputs_NC, threshold), model.target.task
+    if task.decide is None:
+        return _value_columns(labels)
+    if task.is_classification:
+        predictions = [str(label) for label in labels]
+    else:  # some labels of each example
+        predictions = ["; ".join(np.array(model.classes)[row == 1]) for row in labels]
+    columns = {"prediction": predictions}
+    for name, column_N in zip(model.classes, model.target.probabilities(outputs_NC).T, strict=True):
         columns[f"probability_{name}"] = [f"{value:.6g}" for value in column_N]
     return columns
+
+
+def _value_columns(values: np.ndarray) -> dict[str, list[str]]:
+    if values.ndim == 1:
+        return {"prediction": [f"{value:.6g}" for value in values]}
+    rows = values.reshape(len(values), -1).T
+    return {f"prediction_{number}": [f"{value:.6g}" for value in row] for number, row in enumerate(rows, start=1)}

@@ -15,7 +15,7 @@ import numpy as np
 
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.digests import digests_of_images, digests_of_table
-from fedlearn.data.encoding import declared_columns, encode_targets
+from fedlearn.data.encoding import declared_columns
 from fedlearn.data.federated_statistics import Noise
 from fedlearn.data.fit_encoding import EncodingResult, EncodingSettings, fit_encoding
 from fedlearn.data.folder import CLASS_COLUMN, Contents, read_contents
@@ -25,6 +25,7 @@ from fedlearn.data.inputs import ImageInputs, TableInputs
 from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
 from fedlearn.data.tables import Table, drop_columns, to_categories, to_category, to_numbers
+from fedlearn.data.target_columns import declared_target, read_targets, target_names
 from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.models import build_trainer, network_of
@@ -37,24 +38,22 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
 
     They are unknown for images, for numbers without scales, and without the classes or the task.
     """
-    target, classes, task = settings.get("target"), settings.get("classes"), settings.get("task")
+    target, found = settings.get("target"), declared_target(settings)
     text, scales = settings.get("text"), settings.get("scales") or {}
     has_inputs = text is not None or settings.get("scale") == "constants"
-    if target is None or not has_inputs or not (classes or task == "regression"):
+    if target is None or not has_inputs or found is None:
         return None
     features = _without(scales, settings), _without(settings.get("categories") or {}, settings)
     columns = (HashedText(name=text, num_features=NUM_TEXT_FEATURES),) if text else declared_columns(*features)
-    names = tuple(map(to_category, classes or ()))
-    centre, spread = map(float, scales.get(target, (0, 1))) if task == "regression" else (0.0, 1.0)
-    kind: str = task or ("binary" if len(names) == 2 else "multiclass")
-    classes = () if kind == "regression" else names
+    (task, classes), label = found, ", ".join(target_names(target))
+    centre, spread = map(float, scales.get(label, (0, 1))) if task.name == "regression" else (0.0, 1.0)
     inputs = TableInputs(columns=columns)
-    described = Target(name=target, task=kind, classes=classes, centre=centre, spread=spread)
+    described = Target(name=label, task=task, classes=classes, centre=centre, spread=spread)
     return Preprocessing(inputs=inputs, target=described), _network(inputs.input_shape)
 
 
 def _without(columns: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = (settings["target"], settings.get("client"), *(settings.get("ignore") or ()))
+    left_out = (*target_names(settings["target"]), settings.get("client"), *(settings.get("ignore") or ()))
     return {name: value for name, value in columns.items() if name not in left_out}
 
 
@@ -69,7 +68,7 @@ def folder(
     model: Any = "mlp",
     partition: Partition | str = "natural",
     path: str | PathLike[str] | None = None,
-    target: str | None = None,
+    target: str | Sequence[str] | None = None,
     task: str | None = None,
     classes: Sequence[Any] | None = None,
     client: str | None = None,
@@ -104,9 +103,12 @@ def folder(
         partition: ``natural`` (the clients in the data) or another kind; defaults: 10 clients, 2 classes per client,
             test share 0.25. Files named train and test determine the test set themselves.
         path: a file, a folder, or ``hf://owner/name``.
-        target: column to predict. The target of an image is the name of its folder.
-        task: ``binary``, ``multiclass`` or ``regression``; None infers it from the target column.
-        classes: all values of the target, in the order of their numbers; None takes the values in the data.
+        target: column to predict, or a list of columns: time and event for ``survival``, one column per label for
+            ``multilabel``. The target of an image is the name of its folder.
+        task: ``binary``, ``multiclass``, ``regression``, ``survival`` or ``multilabel``; None infers it from one
+            target column.
+        classes: all values of the target, in the order of their numbers; None takes the values in the data. For
+            ``survival`` and ``multilabel``, the two values of an event or a label, first the value for no.
         client: column with the client of each row; None uses the names of files and folders.
         clients: names of all clients, in the order of their numbers; None takes the names in the data, sorted. If it is
             given, the folder may have the rows of some clients only, as at a real node.
@@ -141,14 +143,15 @@ def folder(
             contents.table.column(name, f"scenario.scales.{name}")
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
-    label = _label(contents, target)
-    y_N, kind, known = encode_targets(contents.table, label, task=task, classes=classes, has_all_clients=whole)
-    rows = _rows(partition, contents, y_N, natural_N, names=names, order_by=order_by, seed=seed)
-    train, test = _sides(contents, rows, y_N, test_share=partition.held_out_share, seed=seed)
-    left_out = (label, client, order_by if isinstance(partition, Time) else None)
+    targets = read_targets(contents.table, _label(contents, target), task=task, classes=classes, has_all_clients=whole)
+    label, y_N, kind = targets.label, targets.y, targets.task
+    strata_N = kind.strata(y_N)
+    rows = _rows(partition, contents, strata_N, natural_N, names=names, order_by=order_by, seed=seed)
+    train, test = _sides(contents, rows, strata_N, test_share=partition.held_out_share, seed=seed)
+    left_out = (*targets.names, client, order_by if isinstance(partition, Time) else None)
     columns = drop_columns(contents.table, [name for name in left_out if name])
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
-    if kind == "regression" and (scale == "federated" or label in preparation.scales):
+    if kind.name == "regression" and (scale == "federated" or label in preparation.scales):
         scaled[label] = contents.table.columns[label]
     fitted_encoding = (
         fit_encoding(Table(scaled, contents.table.origins), train, preparation, has_all_clients=whole)
@@ -162,7 +165,7 @@ def folder(
         y_N, description = (y_N - centre) / spread, f"{description}, target: minus {centre:.6g}, over {spread:.6g}"
     data = replace(
         from_rows(x, y_N, train=train, test=test, task=kind),
-        num_classes=len(known) or 1,
+        num_classes=len(targets.classes) or 1,
         names=dict(enumerate(names)) if isinstance(partition, Natural) else {},
         source=" · ".join(part for part in (Path(str(path)).name, description) if part),
     )
@@ -176,7 +179,7 @@ def folder(
         disclosure=fitted_encoding.disclosure,
         ledger=fitted_encoding.ledger,
         preprocessing=Preprocessing(
-            inputs=inputs, target=Target(name=label, task=kind, classes=known, centre=centre, spread=spread)
+            inputs=inputs, target=Target(name=label, task=kind, classes=targets.classes, centre=centre, spread=spread)
         ),
         network=_network(inputs.input_shape),
         data_digests=_digests(contents),
@@ -217,7 +220,7 @@ def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[st
     return names, number_of[natural_N]
 
 
-def _label(contents: Contents, target: str | None) -> str:
+def _label(contents: Contents, target: str | Sequence[str] | None) -> str | Sequence[str]:
     if contents.images is not None:
         return CLASS_COLUMN
     if target is None:

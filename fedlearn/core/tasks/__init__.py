@@ -7,13 +7,16 @@ from types import MappingProxyType
 
 from fedlearn.core.tasks.base import Loss, Task
 from fedlearn.core.tasks.classification import BINARY, MULTICLASS
+from fedlearn.core.tasks.multilabel import MULTILABEL
 from fedlearn.core.tasks.ranking import RANKING
 from fedlearn.core.tasks.regression import REGRESSION
+from fedlearn.core.tasks.survival import SURVIVAL
 from fedlearn.errors import SettingError, did_you_mean
 
 __all__ = ["TASKS", "Loss", "Task", "TaskField", "as_task"]
 
-TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in (BINARY, MULTICLASS, REGRESSION, RANKING)})
+_SHIPPED = (BINARY, MULTICLASS, REGRESSION, RANKING, MULTILABEL, SURVIVAL)
+TASKS: Mapping[str, Task] = MappingProxyType({task.name: task for task in _SHIPPED})
 
 
 def as_task(task: Task | str) -> Task:

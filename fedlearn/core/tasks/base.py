@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def num_columns(y: np.ndarray) -> int:
     return 1 if y.ndim == 1 else int(y.shape[1])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Task:
     """Describe a kind of prediction. A shipped task has a name; a task of the user is an object in the user's module.
 
@@ -98,7 +98,7 @@ class Task:
     class_axis: int = -1
     has_threshold: bool = False
     example: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None
-    num_added: int = field(default=0, repr=False)
+    num_added: int = 0
 
     def __post_init__(self) -> None:
         is_name = isinstance(self.name, str) and TASK_NAME.fullmatch(self.name) is not None
@@ -113,6 +113,14 @@ class Task:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        return f"Task(name={self.name!r})"
+
+    @property
+    def has_class_names(self) -> bool:
+        """True if a prediction is the name of a class, for each example or for each position of a sequence."""
+        return self.has_classes and self.decide is not None and self.class_axis == -1
 
     @property
     def metric_names(self) -> tuple[str, ...]:

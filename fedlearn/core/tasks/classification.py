@@ -78,7 +78,7 @@ def confusion_sums(outputs_NC: np.ndarray, targets_N: np.ndarray) -> Sums:
 
 
 def mean_loss(totals: Totals) -> np.ndarray:
-    """Return the mean loss."""
+    """Return the mean loss over the examples."""
     return np.asarray(totals["loss"] / totals["count"])
 
 

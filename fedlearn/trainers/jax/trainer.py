@@ -43,6 +43,7 @@ from fedlearn.trainers.base import (
     initial_parameters,
     keep_weights,
     refuse_dp_sgd_with_buffers,
+    refuse_dp_sgd_with_coupled_loss,
 )
 from fedlearn.trainers.batching import (
     balance_shares,
@@ -116,6 +117,7 @@ class JaxTrainer:
         batching: str = "auto",
     ) -> None:
         self.module, self.task, self.device = module, as_task(task), device
+        self._has_task_loss = loss is None
         self.loss = loss or loss_of(self.task)
         _ = self._jax_device  # raise an error for an absent device first
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
@@ -423,6 +425,7 @@ class JaxTrainer:
             with jax.default_device(self._jax_device):
                 refuse_written_state(partial(self._training_variables, params_D, examples.x[:2]))
                 refuse_dp_sgd_with_buffers(self.layout, request.local)
+                refuse_dp_sgd_with_coupled_loss(self.task, request.local, has_task_loss=self._has_task_loss)
                 params = self._unflatten(params_D)
                 self._layerwise[kind] = check.is_layerwise(params, examples, synthetic=request.deployed)
         return self._layerwise[kind]

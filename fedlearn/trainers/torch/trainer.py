@@ -33,6 +33,7 @@ from fedlearn.trainers.base import (
     initial_parameters,
     keep_weights,
     refuse_dp_sgd_with_buffers,
+    refuse_dp_sgd_with_coupled_loss,
 )
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
 from fedlearn.trainers.example_keys import example_keys
@@ -123,6 +124,7 @@ class TorchTrainer:
         draws = any(isinstance(part, STOCHASTIC_MODULES) for part in module.modules())
         # the reason why clients of this model cannot step together, or an empty string
         self._needs_map = "draws random numbers" if draws else "keeps buffers" if [*module.buffers()] else ""
+        self._has_task_loss = loss is None
         self.loss = loss or loss_of(self.task)
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         shapes, buffer_shapes = ([(name, tuple(t.shape)) for name, t in ts.items()] for ts in (trainable, buffers))
@@ -460,6 +462,7 @@ class TorchTrainer:
         if dp is None:
             return
         refuse_dp_sgd_with_buffers(self.layout, request.local)
+        refuse_dp_sgd_with_coupled_loss(self.task, request.local, has_task_loss=self._has_task_loss)
         clipped = self._clipped(clip=dp.clip)
         if not clipped.method:
             self._flat_D.copy_(self._to_device(request.params_D))
