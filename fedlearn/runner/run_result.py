@@ -115,8 +115,9 @@ class RunResult:
             MissingExtra: matplotlib is not installed.
         """
         from fedlearn.callbacks import figures
+        from fedlearn.callbacks.figure_style import style
 
-        with figures.style():
+        with style():
             return figures.convergence(
                 self.history, metric or self.summary["metric"], self.summary.get("baselines", {})
             )

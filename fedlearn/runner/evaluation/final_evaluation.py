@@ -19,6 +19,7 @@ from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.intervals import bootstrap_of
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ServerState
+from fedlearn.core.tasks import Task
 from fedlearn.data.preprocessing import Target
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import Experiment
@@ -26,8 +27,9 @@ from fedlearn.runner.evaluation.classification import classification_entries
 from fedlearn.runner.evaluation.held_out import HeldOut, NotEvaluated, predict_held_out
 from fedlearn.runner.evaluation.importance import importance_entries
 from fedlearn.runner.evaluation.regression import regression_entries
-from fedlearn.runner.evaluation.scores import estimates, scores_of
+from fedlearn.runner.evaluation.scores import estimates
 from fedlearn.runner.evaluation.subgroups import subgroup_entries
+from fedlearn.runner.evaluation.task_scores import scores_of
 
 MAX_EXAMPLES = 100_000  # with more, the bootstrap takes seconds, and its intervals are narrow
 MAX_SITES = 100
@@ -52,14 +54,12 @@ def evaluate_final_model(experiment: Experiment, state: ServerState) -> dict[str
         held_out = predict_held_out(experiment, state)
     except NotEvaluated as reason:
         return {**head, "missing": str(reason)}
-    target = target_of(experiment.scenario)
-    if target is None or (scores := scores_of(held_out, target)) is None:
-        return {**head, "missing": "the task is neither a classification nor a regression"}
+    target, task = target_of(experiment.scenario), experiment.scenario.data.task
+    scores = scores_of(held_out, task, target)
     rng = generator(experiment.plan.seed, Purpose.INTERVALS)
     is_small = len(held_out.targets_N) <= MAX_EXAMPLES
     bootstrap = bootstrap_of(held_out.client_N, held_out.unit_N) if is_small else None
     too_large = f"no intervals: more than {MAX_EXAMPLES:,} held-out examples make them narrow"
-    entries = classification_entries if target.classes else regression_entries
     return {
         **head,
         "model": "models of the clients" if experiment.plan.strategy.local.personal_parameters else "global model",
@@ -68,25 +68,31 @@ def evaluate_final_model(experiment: Experiment, state: ServerState) -> dict[str
         "sites": _sites(held_out, experiment.scenario, target),
         "metrics": estimates(scores, bootstrap, rng),
         "intervals": bootstrap.method if bootstrap else too_large,
-        "constant": constant_prediction(held_out, target),
-        **entries(held_out, target),
+        **_task_entries(held_out, task, target),
         **_by_columns(experiment, held_out),
     }
 
 
-def target_of(scenario: Scenario) -> Target | None:
-    """Return the target of a scenario; without preprocessing, the classes are their numbers. None for other tasks."""
+def target_of(scenario: Scenario) -> Target:
+    """Return the target of a scenario; without preprocessing, the classes are their numbers."""
     if scenario.preprocessing is not None:
         return scenario.preprocessing.target
-    task, data = scenario.data.task, scenario.data
-    if task.name not in ("binary", "multiclass", "regression"):
-        return None
-    return Target(task=task, classes=() if task.name == "regression" else tuple(map(str, range(data.num_classes))))
+    task, num_classes = scenario.data.task, scenario.data.num_classes
+    return Target(task=task, classes=tuple(map(str, range(num_classes))) if task.decide else ())
+
+
+def _task_entries(held_out: HeldOut, task: Task, target: Target) -> dict[str, Any]:
+    """Return the entries of a classification or of a regression; none for other tasks."""
+    if task.is_classification:
+        return {"constant": constant_prediction(held_out, target), **classification_entries(held_out, target)}
+    if task.name == "regression":
+        return {"constant": constant_prediction(held_out, target), **regression_entries(held_out, target)}
+    return {}
 
 
 def constant_prediction(held_out: HeldOut, target: Target) -> dict[str, Any]:
     """Return the metrics of the best constant prediction: the largest class, or the mean of the targets."""
-    if target.classes:
+    if target.task.is_classification:
         count_C = np.bincount(held_out.targets_N.astype(np.int64), minlength=len(target.classes))
         name, share = target.classes[int(count_C.argmax())], float(count_C.max() / count_C.sum())
         values = {"accuracy": share, "balanced_accuracy": 1 / np.count_nonzero(count_C), "auc": 0.5}
@@ -103,7 +109,8 @@ def _sites(held_out: HeldOut, scenario: Scenario, target: Target) -> list[dict[s
     sites = []
     for number, client in enumerate(held_out.clients[:MAX_SITES]):
         target_N = held_out.targets_N[held_out.client_N == number]
-        positives = {"num_positive": int((target_N == 1).sum())} if len(target.classes) == 2 else {}
+        is_binary = target.task.is_classification and len(target.classes) == 2
+        positives = {"num_positive": int((target_N == 1).sum())} if is_binary else {}
         name = scenario.data.name(client)
         sites.append({"client": int(client), "name": name, "num_examples": len(target_N), **positives})
     return sites
@@ -116,7 +123,7 @@ def _by_columns(experiment: Experiment, held_out: HeldOut) -> dict[str, Any]:
     rng = generator(plan.seed, Purpose.PERMUTATION)
     if held_out.are_sequences:
         return {"importance": {"missing": "the inputs are sequences"}, "subgroups": []}
-    importance = importance_entries(held_out, scenario.preprocessing, metric, rng)
+    importance = importance_entries(held_out, scenario.preprocessing, scenario.data.task, metric, rng)
     names: Sequence[str] = plan.subgroups if held_out.clients or scenario.held_out_columns is None else ()
     rng = generator(plan.seed, Purpose.INTERVALS, round=1)
     return {"importance": importance, "subgroups": subgroup_entries(held_out, scenario, names, metric, rng)}

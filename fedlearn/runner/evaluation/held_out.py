@@ -90,7 +90,8 @@ def predict_held_out(experiment: Experiment, state: ServerState) -> HeldOut:
     if not any(map(len, parts)):
         raise NotEvaluated("there are no held-out examples")
     predict = _predictor(experiment, state, clients, [len(part) for part in parts])
-    return _held_out(parts, tuple(clients), source, predict)
+    is_sequence = data.task.positions_are_examples
+    return _held_out(parts, tuple(clients), source, predict, is_sequence=is_sequence)
 
 
 def _predictor(
@@ -112,13 +113,15 @@ def _predictor(
     return predict
 
 
-def _held_out(parts: Sequence[Examples], clients: tuple[ClientId, ...], source: str, predict: Predict) -> HeldOut:
+def _held_out(
+    parts: Sequence[Examples], clients: tuple[ClientId, ...], source: str, predict: Predict, *, is_sequence: bool
+) -> HeldOut:
     x = np.concatenate([part.x for part in parts])
     targets = np.concatenate([np.asarray(part.y) for part in parts])
     outputs = np.asarray(predict(x), np.float64)
     client_U = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     unit_N = np.arange(len(targets))
-    if targets.ndim == 2 and outputs.ndim == 3:  # sequences; a target below 0 is padding
+    if is_sequence and targets.ndim == 2:  # a target below 0 is padding
         is_real_UT = targets >= 0
         unit_N, targets, outputs = np.nonzero(is_real_UT)[0], targets[is_real_UT], outputs[is_real_UT]
     if not len(targets):

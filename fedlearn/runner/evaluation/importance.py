@@ -11,25 +11,28 @@ Reference: Fisher, Rudin, Dominici, *All Models are Wrong, but Many are Useful*,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from fedlearn.callbacks.run_history import finite_or_none
 from fedlearn.core.metrics import higher_is_better
+from fedlearn.core.tasks import Task
 from fedlearn.data.inputs import TableInputs
 from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.runner.evaluation.held_out import HeldOut
-from fedlearn.runner.evaluation.scores import scores_of
+from fedlearn.runner.evaluation.scores import Scores
+from fedlearn.runner.evaluation.task_scores import scores_of
 
 MAX_COLUMNS, MAX_EXAMPLES, NUM_REPEATS = 50, 5_000, 5
 MAX_VALUES = 50_000_000  # feature values that are predicted in total
 
 
 def importance_entries(
-    held_out: HeldOut, preprocessing: Preprocessing | None, metric: str, rng: np.random.Generator
+    held_out: HeldOut, preprocessing: Preprocessing | None, task: Task, metric: str, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Return the importance of each column, or the reason why it is missing.
 
@@ -39,6 +42,7 @@ def importance_entries(
     Args:
         held_out: held-out examples.
         preprocessing: inputs of the model; None if unknown.
+        task: task with its metrics.
         metric: metric of the quality.
         rng: random numbers of the permutations.
     """
@@ -46,12 +50,16 @@ def importance_entries(
     if reason := _reason_to_skip(held_out, positions):
         return {"missing": reason}
     assert preprocessing is not None
-    reference = _quality(held_out, held_out.outputs_NC, preprocessing, metric)
-    if reference is None:
-        return {"missing": f"{metric} is not computed from outputs"}
+    sign = 1 if higher_is_better(metric, task.lower_is_better) else -1
+    quality = partial(
+        _quality, held_out, metric=metric, sign=sign, scores=partial(scores_of, task=task, target=preprocessing.target)
+    )
+    reference = quality(held_out.x)
+    if not math.isfinite(reference):
+        return {"missing": f"{metric} is not defined on these examples"}
     columns: list[tuple[float, dict[str, Any]]] = []
     for name, places in positions.items():
-        drops = [reference - _quality_after(held_out, places, preprocessing, metric, rng) for _ in range(NUM_REPEATS)]
+        drops = [reference - quality(_permuted(held_out.x, places, rng)) for _ in range(NUM_REPEATS)]
         mean, std = float(np.mean(drops)), float(np.std(drops))
         rank = mean if math.isfinite(mean) else -math.inf
         columns.append((rank, {"name": name, "mean": finite_or_none(mean), "std": finite_or_none(std)}))
@@ -88,22 +96,14 @@ def _reason_to_skip(held_out: HeldOut, positions: Mapping[str, np.ndarray]) -> s
     return ""
 
 
-def _quality_after(
-    held_out: HeldOut, places: np.ndarray, preprocessing: Preprocessing, metric: str, rng: np.random.Generator
-) -> float:
-    order_N = rng.permutation(len(held_out.x))
-    x_NF = held_out.x.reshape(len(held_out.x), -1).copy()
-    x_NF[:, places] = x_NF[order_N][:, places]
-    outputs_NC = np.asarray(held_out.predict(x_NF.reshape(held_out.x.shape)), np.float64)
-    quality = _quality(held_out, outputs_NC, preprocessing, metric)
-    return float("nan") if quality is None else quality
+def _permuted(x: np.ndarray, places: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the inputs with the features of a column in another order of the examples."""
+    x_NF = x.reshape(len(x), -1).copy()
+    x_NF[:, places] = x_NF[rng.permutation(len(x))][:, places]
+    return x_NF.reshape(x.shape)
 
 
-def _quality(held_out: HeldOut, outputs_NC: np.ndarray, preprocessing: Preprocessing, metric: str) -> float | None:
-    """Return the metric, with its sign reversed if a low value is better."""
-    scores = scores_of(replace(held_out, outputs_NC=outputs_NC), preprocessing.target)
-    if scores is None:
-        return None
-    ones_1N = np.ones((1, len(scores.value_NM)))
-    values = scores.metrics(ones_1N, ones_1N @ scores.value_NM)
-    return float(values[metric][0]) * (1 if higher_is_better(metric) else -1) if metric in values else None
+def _quality(held_out: HeldOut, x: np.ndarray, scores: Callable[[HeldOut], Scores], metric: str, sign: int) -> float:
+    """Return the metric of these inputs, times the sign; NaN if it is not computed."""
+    outputs = np.asarray(held_out.predict(x), np.float64)
+    return sign * scores(replace(held_out, outputs_NC=outputs)).values.get(metric, math.nan)

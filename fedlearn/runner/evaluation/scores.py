@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,31 @@ class Scores:
         finish: function from sums ``(R, M)`` to metrics.
         rankings: name of the class -> ranking of its examples, for the areas under curves.
         has_auprc: whether the average precision is a metric.
+        fixed: metrics without interval.
     """
 
     value_NM: np.ndarray
     finish: Finish
     rankings: Mapping[str, RankedScores] = field(default_factory=dict)
     has_auprc: bool = False
+    fixed: Mapping[str, float] = field(default_factory=dict)
+
+    def joined(self, other: Scores) -> Scores:
+        """Return the scores of both. Only these scores may have rankings."""
+        width = self.value_NM.shape[1]
+        return replace(
+            self,
+            value_NM=np.concatenate([self.value_NM, other.value_NM], axis=1),
+            finish=lambda sum_RM: self.finish(sum_RM[:, :width]) | other.finish(sum_RM[:, width:]),
+            fixed={**self.fixed, **other.fixed},
+        )
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Metrics of all examples."""
+        ones_1N = np.ones((1, len(self.value_NM)))
+        found = self.metrics(ones_1N, ones_1N @ self.value_NM)
+        return {name: float(value_1[0]) for name, value_1 in found.items()} | dict(self.fixed)
 
     def metrics(self, weight_RN: np.ndarray | None, sum_RM: np.ndarray) -> dict[str, np.ndarray]:
         """Return name -> values ``(R,)``. Without weights, areas are absent."""
@@ -62,8 +81,7 @@ def estimates(
         bootstrap: draws for the intervals; None gives values without intervals.
         rng: random numbers of the bootstrap.
     """
-    ones_1N = np.ones((1, len(scores.value_NM)))
-    values = scores.metrics(ones_1N, ones_1N @ scores.value_NM)
+    values = scores.values
     intervals = dict.fromkeys(values, (math.nan, math.nan))
     if bootstrap is not None:
         sums_UM = bootstrap.unit_sums(scores.value_NM)
@@ -71,11 +89,11 @@ def estimates(
             scores.metrics(weight_RU[:, bootstrap.unit_N] if scores.rankings else None, weight_RU @ sums_UM)
             for weight_RU in bootstrap.weights(rng)
         ]
-        names = [name for name in values if name not in BIASED]
+        names = [name for name in values if name not in BIASED and name not in scores.fixed]
         intervals |= {name: interval_of(np.concatenate([block[name] for block in blocks])) for name in names}
     return {
-        name: dict(zip(("value", "low", "high"), map(finite_or_none, (value_1[0], *intervals[name])), strict=True))
-        for name, value_1 in values.items()
+        name: dict(zip(("value", "low", "high"), map(finite_or_none, (value, *intervals[name])), strict=True))
+        for name, value in values.items()
     }
 
 
@@ -84,13 +102,6 @@ def _mean_of_defined(value_CR: np.ndarray) -> np.ndarray:
     count_R = is_defined_CR.sum(axis=0)
     total_R = np.where(is_defined_CR, value_CR, 0.0).sum(axis=0)
     return np.where(count_R > 0, total_R / np.maximum(count_R, 1), np.nan)
-
-
-def scores_of(held_out: HeldOut, target: Target) -> Scores | None:
-    """Return the scores of a classification or of a regression; None for other tasks."""
-    if target.task.is_classification:
-        return classification_scores(held_out, target)
-    return regression_scores(held_out, target) if target.task.name == "regression" else None
 
 
 def regression_scores(held_out: HeldOut, target: Target) -> Scores:

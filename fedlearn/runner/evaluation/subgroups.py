@@ -19,7 +19,8 @@ from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.evaluation.held_out import HeldOut
 from fedlearn.runner.evaluation.importance import column_positions
-from fedlearn.runner.evaluation.scores import estimates, scores_of
+from fedlearn.runner.evaluation.scores import estimates
+from fedlearn.runner.evaluation.task_scores import scores_of
 
 MIN_EXAMPLES = 10  # a smaller group can reveal single persons, and its metric says little
 MAX_GROUPS = 12
@@ -114,9 +115,7 @@ def _group(
         return {"num_examples": None, "suppressed": True}
     part = held_out.subset(chosen_N)
     assert scenario.preprocessing is not None
-    scores = scores_of(part, scenario.preprocessing.target)
-    if scores is None:
-        return {"num_examples": count, "suppressed": False}
+    scores = scores_of(part, scenario.data.task, scenario.preprocessing.target)
     estimate = estimates(scores, bootstrap_of(part.client_N), rng).get(metric, {})
     return {"num_examples": count, "suppressed": False, **estimate}
 
