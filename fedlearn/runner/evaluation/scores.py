@@ -56,7 +56,7 @@ class Scores:
 
     @property
     def values(self) -> dict[str, float]:
-        """Metrics of all examples."""
+        """Metrics of all held-out examples, by name."""
         ones_1N = np.ones((1, len(self.value_NM)))
         found = self.metrics(ones_1N, ones_1N @ self.value_NM)
         return {name: float(value_1[0]) for name, value_1 in found.items()} | dict(self.fixed)
