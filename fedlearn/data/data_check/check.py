@@ -1,0 +1,169 @@
+"""Check a table: code its columns, decide their kinds, and run all checks.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable, code_column, sample_rows
+from fedlearn.data.data_check.column_flags import flag_constants, flag_kinds, flag_missing
+from fedlearn.data.data_check.column_kinds import is_date, is_free_text, is_identifier
+from fedlearn.data.data_check.level_flags import flag_levels_by_site, flag_spelling
+from fedlearn.data.data_check.records import DataCheck, Flag
+from fedlearn.data.data_check.row_flags import flag_rows, flag_sizes
+from fedlearn.data.data_check.summaries import summarize
+from fedlearn.data.data_check.target_flags import flag_classes, flag_leakage
+from fedlearn.data.data_check.unit_flags import flag_units
+from fedlearn.data.data_check.value_flags import flag_markers, flag_not_numbers, flag_outliers, flag_placeholders
+from fedlearn.data.tables import Table
+
+MAX_CELLS = 400_000  # cells of a sample
+MIN_SAMPLE = 2_000  # rows of a sample
+MAX_CATEGORIES = 50  # levels of a column of categories
+MAX_CLASSES = 20  # distinct whole numbers of a target with classes
+CHECKS = (
+    flag_units,
+    flag_spelling,
+    flag_levels_by_site,
+    flag_markers,
+    flag_not_numbers,
+    flag_placeholders,
+    flag_outliers,
+    flag_kinds,
+    flag_constants,
+    flag_missing,
+    flag_rows,
+    flag_sizes,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """Hold the settings of ``scenario=folder`` that give columns their roles.
+
+    Args:
+        target: column to predict; None if unknown.
+        client: column with the client of each row.
+        ignore: columns that the training omits.
+        text: columns of text, which the training reads as words.
+        categories: columns that the settings declare as categories.
+        task: name of the task; None infers it from the target.
+        is_sampled: whether a large table is checked in a sample.
+    """
+
+    target: str | None = None
+    client: str | None = None
+    ignore: Sequence[str] = ()
+    text: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    task: str | None = None
+    is_sampled: bool = True
+
+
+def check_data(
+    table: Table,
+    settings: CheckSettings,
+    *,
+    source: str,
+    clients_N: np.ndarray | None = None,
+    test_N: np.ndarray | None = None,
+    flags: Iterable[Flag] = (),
+) -> DataCheck:
+    """Return a summary of each column, and flags for probable faults.
+
+    Args:
+        table: all rows.
+        settings: roles of the columns.
+        source: name of the file or folder.
+        clients_N: name of the client of each row; None without clients.
+        test_N: mask of the rows in test files; None without a split.
+        flags: flags from the reading of the files.
+    """
+    coded = _code(table, settings, clients_N, test_N)
+    is_regression = _is_regression(coded.target, settings.task)
+    found = list(flags)
+    for check in CHECKS:
+        found += check(coded, settings.ignore)
+    for check_target in (flag_leakage, flag_classes):
+        found += check_target(coded, settings.ignore, is_regression=is_regression)
+    rows_by_site = dict(zip(coded.sites, _count_rows(clients_N, coded.sites, len(table)), strict=True))
+    return DataCheck(
+        source=source,
+        num_rows=len(table),
+        num_checked=coded.num_rows,
+        rows_by_site=rows_by_site,
+        columns=summarize(coded),
+        flags=tuple(sorted(found, key=lambda flag: flag.rank)),
+    )
+
+
+def _code(
+    table: Table, settings: CheckSettings, clients_N: np.ndarray | None, test_N: np.ndarray | None
+) -> CodedTable:
+    sites, site_N = ("all",), np.zeros(len(table), np.int64)
+    if clients_N is not None:
+        names, site_N = np.unique(clients_N.astype(str), return_inverse=True)
+        sites = tuple(names.tolist())
+    is_small = not settings.is_sampled
+    max_rows = len(table) if is_small else max(MIN_SAMPLE, MAX_CELLS // max(1, len(table.columns)))
+    rows_N = sample_rows(site_N, len(sites), max_rows)
+    is_whole = len(rows_N) == len(table)
+    columns = {
+        name: code_column(name, cells_N if is_whole else cells_N[rows_N]) for name, cells_N in table.columns.items()
+    }
+    return CodedTable(
+        columns=columns,
+        taken_as={name: taken_as(column, settings) for name, column in columns.items()},
+        sites=sites,
+        site_N=site_N[rows_N],
+        rows_N=rows_N,
+        origin=table,
+        split_N=None if test_N is None else test_N[rows_N].astype(np.int64),
+    )
+
+
+def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
+    """Return the role of a column in the settings, or the kind of its content."""
+    roles = {"target": (settings.target,), "client": (settings.client,), "ignored": settings.ignore, "text": settings.text}
+    for role, names in roles.items():
+        if column.name in names:
+            return role
+    if not len(column.values_L):
+        return "empty"
+    if len(column.values_L) == 1:
+        return "constant"
+    if column.name in settings.categories:
+        return "category"
+    if is_date(column):
+        return "date"
+    if is_free_text(column):
+        return "text"
+    if is_identifier(column):
+        return "id"
+    return _kind_of_values(column)
+
+
+def _kind_of_values(column: CodedColumn) -> str:
+    num_numbers = int(column.counts_L[column.is_number_L].sum())
+    if column.is_numeric or 2 * num_numbers > column.num_present:
+        return "number"
+    return "category" if len(column.values_L) <= MAX_CATEGORIES else "many levels"
+
+
+def _is_regression(target: CodedColumn | None, task: str | None) -> bool:
+    if target is None or task is not None:
+        return task == "regression"
+    return target.is_numeric and not (target.is_whole and len(target.values_L) <= MAX_CLASSES)
+
+
+def _count_rows(clients_N: np.ndarray | None, sites: Sequence[str], num_rows: int) -> list[int]:
+    if clients_N is None:
+        return [num_rows]
+    names, counts = np.unique(clients_N.astype(str), return_counts=True)
+    count_of = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    return [count_of[name] for name in sites]

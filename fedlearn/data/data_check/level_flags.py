@@ -1,0 +1,146 @@
+"""Flag levels of a column that differ in spelling, or that occur at a single site.
+
+Shapes: N rows, L levels, S sites.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from fedlearn.data.data_check.advice import override
+from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
+from fedlearn.data.data_check.records import Flag
+from fedlearn.data.data_check.unit_flags import join_names
+
+MAX_LEVELS = 300
+MIN_LENGTH = 4  # characters of a level with a typing error
+RARE = 0.2  # largest count of a level with a typing error, relative to the correct level
+CHANCE = 1e-3  # probability that equal sites differ as much
+MAX_CODES = 10  # distinct whole numbers of a coded column
+
+
+def flag_spelling(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+    """Yield a flag for each column with levels that differ in case, spaces, accents or one letter."""
+    for column in table.of_kind("category", "target", "client"):
+        if column.is_numeric or not 2 <= len(column.values_L) <= MAX_LEVELS:
+            continue
+        groups = [*_equal_levels(column), *_similar_levels(table, column)]
+        if groups:
+            names = "; ".join(" and ".join(map(_shown, group)) for group in groups[:4])
+            more = f" and {len(groups) - 4} more pairs" if len(groups) > 4 else ""
+            yield Flag(
+                kind="spelling",
+                column=column.name,
+                sites=_sites_of(table, column, {level for group in groups for level in group}),
+                message=f"{column.name}: {names}{more} differ in spelling only, and count as different levels",
+                advice=_advice(table, column, ignored),
+            )
+
+
+def flag_levels_by_site(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+    """Yield a flag for each column with a level that occurs at one site only, more often than by chance."""
+    for column in table.of_kind("category", "number") if table.num_sites > 1 else ():
+        is_coded = not column.is_numeric or (column.is_whole and len(column.values_L) <= MAX_CODES)
+        if not is_coded or not 2 <= len(column.values_L) <= MAX_LEVELS:
+            continue
+        counts_SL = column.counts_by_site(table.site_N, table.num_sites)
+        has_values_S = counts_SL.sum(axis=1) > 0
+        single_L = (counts_SL > 0).sum(axis=0) == 1
+        found = [level for level in np.flatnonzero(single_L) if _is_unlikely(counts_SL, level)]
+        if not found or has_values_S.sum() < 2:
+            continue
+        levels_of: dict[int, list[str]] = defaultdict(list)
+        for level in found:
+            levels_of[int(counts_SL[:, level].argmax())].append(column.texts[level])
+        parts = [f"{join_names([_shown(text) for text in texts])} only at {table.sites[site]}" for site, texts in levels_of.items()]
+        yield Flag(
+            kind="levels by site",
+            column=column.name,
+            sites=tuple(table.sites[site] for site in levels_of),
+            message=f"{column.name}: {'; '.join(parts[:4])}" + f" and {len(parts) - 4} more sites" * (len(parts) > 4),
+            advice=override("scenario.ignore", [*ignored, column.name]),
+        )
+
+
+def _is_unlikely(counts_SL: np.ndarray, level: int) -> bool:
+    """Return whether a level with its frequency at one site would occur at the other sites."""
+    site = int(counts_SL[:, level].argmax())
+    share = counts_SL[site, level] / counts_SL[site].sum()
+    num_others = counts_SL.sum() - counts_SL[site].sum()
+    return bool((1 - share) ** num_others < CHANCE) and counts_SL[site, level] > 1
+
+
+def _equal_levels(column: CodedColumn) -> list[list[str]]:
+    groups = defaultdict(list)
+    for text in column.texts:
+        groups[plain_form(text)].append(text)
+    return [sorted(group) for key, group in groups.items() if len(group) > 1 and key]
+
+
+def plain_form(text: str) -> str:
+    """Return a text without case, accents, spaces and punctuation; signs that change a meaning remain.
+
+    >>> plain_form(" São-Paulo "), plain_form("A+"), plain_form("A-")
+    ('saopaulo', 'a+', 'a-')
+    """
+    decomposed = unicodedata.normalize("NFKD", text.strip()).casefold()
+    letters = "".join(char for char in decomposed if not unicodedata.combining(char))
+    return re.sub(r"(?<=\w)[\s_.'-]+(?=\w)|[\s.,;:'\"]+", "", letters)
+
+
+def _similar_levels(table: CodedTable, column: CodedColumn) -> list[list[str]]:
+    """Return pairs of levels that differ in one letter, if one is rare or the two do not occur at the same sites."""
+    counts_SL = column.counts_by_site(table.site_N, table.num_sites)
+    found = []
+    for left, right in combinations(range(len(column.texts)), 2):
+        first, second = plain_form(column.texts[left]), plain_form(column.texts[right])
+        if first == second or not differs_in_a_letter(first, second):
+            continue
+        low, high = sorted((column.counts_L[left], column.counts_L[right]))
+        is_apart = table.num_sites > 1 and not ((counts_SL[:, left] > 0) & (counts_SL[:, right] > 0)).any()
+        if low <= RARE * high or is_apart:
+            found.append(sorted((column.texts[left], column.texts[right])))
+    return found
+
+
+def differs_in_a_letter(left: str, right: str) -> bool:
+    """Return whether two words differ in one inserted, removed, replaced or swapped letter.
+
+    >>> differs_in_a_letter("never", "nevr"), differs_in_a_letter("ward1", "ward2"), differs_in_a_letter("male", "female")
+    (True, False, False)
+    """
+    if min(len(left), len(right)) < MIN_LENGTH or abs(len(left) - len(right)) > 1:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+    a, b = left[start:], right[start:]
+    while a and b and a[-1] == b[-1]:
+        a, b = a[:-1], b[:-1]
+    is_swap = len(a) == 2 and a == b[::-1]
+    return (max(len(a), len(b)) <= 1 or is_swap) and (a + b).isalpha()
+
+
+def _advice(table: CodedTable, column: CodedColumn, ignored: Sequence[str]) -> str:
+    """Return the setting that lists the levels of a target or leaves the column out."""
+    if table.taken_as[column.name] == "category":
+        return override("scenario.ignore", [*ignored, column.name])
+    largest = {}
+    for level in np.argsort(column.counts_L):
+        largest[plain_form(column.texts[level])] = column.texts[level]
+    setting = "classes" if table.taken_as[column.name] == "target" else "clients"
+    return override(f"scenario.{setting}", sorted(largest.values()))
+
+
+def _sites_of(table: CodedTable, column: CodedColumn, levels: set[str]) -> tuple[str, ...]:
+    counts_SL = column.counts_by_site(table.site_N, table.num_sites)
+    chosen = [index for index, text in enumerate(column.texts) if text in levels]
+    return table.names(counts_SL[:, chosen].any(axis=1))
+
+
+def _shown(text: str) -> str:
+    return f'"{text[:40]}"'

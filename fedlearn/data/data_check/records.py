@@ -1,0 +1,141 @@
+"""Hold the result of a data check: a summary of each column, and flags for probable faults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# kinds of flags, the most harmful first
+FLAG_KINDS = (
+    "unreadable",
+    "columns",
+    "leakage",
+    "units",
+    "not numbers",
+    "missing markers",
+    "placeholder numbers",
+    "spelling",
+    "levels by site",
+    "duplicates across sites",
+    "duplicates across splits",
+    "duplicates",
+    "contradictions",
+    "classes by site",
+    "imbalance",
+    "rows by site",
+    "empty column",
+    "missing by site",
+    "identifier",
+    "date",
+    "free text",
+    "many levels",
+    "constant",
+    "constant at a site",
+    "outliers",
+    "image sizes",
+    "image channels",
+    "image depth",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """Describe one probable fault of the data, and one thing to try.
+
+    Args:
+        kind: one of `FLAG_KINDS`.
+        message: description of the fault, which starts with the column.
+        advice: setting or command that works as typed.
+        column: name of the column; empty for a fault of rows, sites or files.
+        sites: names of the sites with the fault; empty for all sites.
+        rows: places of the rows or files with the fault, e.g. ``north.csv, row 7``; at most `MAX_ROWS_LISTED`.
+    """
+
+    kind: str
+    message: str
+    advice: str
+    column: str = ""
+    sites: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """Place of this flag in a list that starts with the most harmful kind."""
+        return FLAG_KINDS.index(self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteSummary:
+    """Summarize one column at one site.
+
+    Args:
+        site: name of the site.
+        num_rows: number of rows.
+        num_missing: number of missing cells.
+        median: median of the numbers; None for other columns.
+        iqr: interquartile range of the numbers; None for other columns.
+        counts: number of cells of each level; empty for numbers.
+    """
+
+    site: str
+    num_rows: int
+    num_missing: int
+    median: float | None = None
+    iqr: float | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSummary:
+    """Summarize one column.
+
+    Args:
+        name: name of the column.
+        taken_as: role or kind of the column in training, e.g. ``target`` or ``number``.
+        content: levels, or median and range from the 1st to the 99th percentile, as text.
+        num_missing: number of missing cells.
+        share_missing: their share of all cells, in [0, 1].
+        by_site: differences between sites, as text; empty without a difference.
+        sites: summary of each site.
+    """
+
+    name: str
+    taken_as: str
+    content: str
+    num_missing: int
+    share_missing: float
+    by_site: str = ""
+    sites: tuple[SiteSummary, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheck:
+    """Hold the result of a data check.
+
+    Args:
+        source: name of the file or folder.
+        num_rows: number of rows or images.
+        num_checked: number of rows that were checked; less than ``num_rows`` for a sample.
+        rows_by_site: number of rows of each site.
+        columns: summary of each column, in the order of the file.
+        flags: probable faults, the most harmful first.
+        unit: ``rows`` or ``images``.
+    """
+
+    source: str
+    num_rows: int
+    num_checked: int
+    rows_by_site: Mapping[str, int]
+    columns: tuple[ColumnSummary, ...] = ()
+    flags: tuple[Flag, ...] = ()
+    unit: str = "rows"
+
+    @property
+    def is_sample(self) -> bool:
+        """True if the check read a part of the rows only."""
+        return self.num_checked < self.num_rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Return this check as plain values."""
+        return asdict(self)

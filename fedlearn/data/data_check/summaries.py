@@ -1,0 +1,91 @@
+"""Summarize the columns of a table, overall and by site.
+
+Shapes: N rows, L levels, S sites.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
+from fedlearn.data.data_check.records import ColumnSummary, SiteSummary
+
+MAX_LEVELS_SHOWN = 5
+MAX_SITES_SHOWN = 4
+MAX_SITES_LISTED = 200
+MAX_LEVELS_COUNTED = 50
+NUMERIC_KINDS = ("number", "constant", "id", "date", "target", "ignored")
+
+
+def summarize(table: CodedTable) -> tuple[ColumnSummary, ...]:
+    """Return the summary of each column, in the order of the file."""
+    return tuple(_summarize_column(table, column) for column in table.columns.values())
+
+
+def _summarize_column(table: CodedTable, column: CodedColumn) -> ColumnSummary:
+    num_missing = table.num_rows - column.num_present
+    shows_range = column.is_numeric and len(column.values_L) > 2
+    sites = _by_site(table, column, shows_range) if table.num_sites > 1 else ()
+    return ColumnSummary(
+        name=column.name,
+        taken_as=table.taken_as[column.name],
+        content=_range(column) if shows_range else _levels(column),
+        num_missing=num_missing,
+        share_missing=num_missing / max(1, table.num_rows),
+        by_site=_differences(column, sites, shows_range),
+        sites=sites,
+    )
+
+
+def _range(column: CodedColumn) -> str:
+    low, median, high = np.quantile(column.numbers_N[column.present_N], (0.01, 0.5, 0.99))
+    return f"{median:.4g}  ({low:.4g} to {high:.4g})"
+
+
+def _levels(column: CodedColumn) -> str:
+    order = np.argsort(-column.counts_L, kind="stable")
+    shown = [f"{column.texts[index][:24]} {int(column.counts_L[index]):,}" for index in order[:MAX_LEVELS_SHOWN]]
+    more = len(order) - MAX_LEVELS_SHOWN
+    if more > 0 and column.counts_L.max() <= 2:
+        return f"{len(order):,} values, e.g. {column.texts[0][:24]}"
+    return ", ".join(shown) + f", {more:,} more" * (more > 0)
+
+
+def _by_site(table: CodedTable, column: CodedColumn, shows_range: bool) -> tuple[SiteSummary, ...]:
+    if table.num_sites > MAX_SITES_LISTED:
+        return ()
+    counts_SL = column.counts_by_site(table.site_N, table.num_sites)
+    is_counted = not shows_range and len(column.values_L) <= MAX_LEVELS_COUNTED
+    summaries = []
+    for site, name in enumerate(table.sites):
+        values = column.numbers_N[(table.site_N == site) & column.present_N] if shows_range else np.zeros(0)
+        quartiles = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else None
+        num_rows = int(table.rows_by_site[site])
+        summaries.append(
+            SiteSummary(
+                site=name,
+                num_rows=num_rows,
+                num_missing=num_rows - int(counts_SL[site].sum()),
+                median=None if quartiles is None else float(quartiles[1]),
+                iqr=None if quartiles is None else float(quartiles[2] - quartiles[0]),
+                counts={column.texts[i]: int(counts_SL[site, i]) for i in range(len(column.texts))} if is_counted else {},
+            )
+        )
+    return tuple(summaries)
+
+
+def _differences(column: CodedColumn, sites: tuple[SiteSummary, ...], shows_range: bool) -> str:
+    medians = [site.median for site in sites if site.median is not None]
+    if shows_range and len(medians) > 1:
+        if len(sites) <= MAX_SITES_SHOWN:
+            return ", ".join(f"{site.site} {'–' if site.median is None else f'{site.median:.4g}'}" for site in sites)
+        return f"medians {min(medians):.4g} to {max(medians):.4g}"
+    shares = [(site.site, site.counts) for site in sites if sum(site.counts.values())]
+    if len(shares) < 2 or not 2 <= len(column.texts) <= MAX_LEVELS_COUNTED:
+        return ""
+    top = column.texts[int(column.counts_L.argmax())]
+    percent = [(name, 100 * counts[top] / sum(counts.values())) for name, counts in shares]
+    if len(percent) <= MAX_SITES_SHOWN:
+        return f"{top[:16]}: " + ", ".join(f"{name} {value:.0f} %" for name, value in percent)
+    values = [value for _, value in percent]
+    return f"{top[:16]}: {min(values):.0f} to {max(values):.0f} %"

@@ -1,0 +1,188 @@
+"""Flag cells that stand for missing values, cells that are no numbers, and numbers far from all others.
+
+Shapes: N rows, L distinct values, S sites.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fedlearn.data.data_check.advice import override
+from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
+from fedlearn.data.data_check.records import Flag
+from fedlearn.data.data_check.unit_flags import join_names
+
+MARKERS = frozenset(
+    "- -- --- . .. ... … — – * ** x xx xxx n.a n.a. n/a na nan n.d. nd n/d nk n.k. nil none null unk unknown missing "  # noqa: SIM905
+    "(missing) (null) [null] <na> <null> #n/a #na #null! #value! #div/0! #ref! #num! not_available notavailable "
+    "inconnu unbekannt k.a. k.a s.d. nr n.r. void empty blank tbd ? ?? ??? nat 未知 缺失 无 不明".split()
+) | {"not available", "not applicable", "not known", "not done", "not recorded", "no data", "keine angabe", "k. a."}
+FIXED_PLACEHOLDERS = (-1.0, -2.0, -3.0, -5.0, -7.0, -8.0, -9.0)  # negative codes of surveys
+PLACEHOLDER = re.compile(r"-?(9{2,}|8{3,}|7{3,}|1234567\d*|4294967295|2147483647|2147483648|32767|32768|65535)(\.9+|\.0+)?")
+HUGE = 1e30  # no measurement is as large
+MIN_LEVELS = 6  # distinct other values; fewer are codes
+GAP = 0.5  # between a placeholder and the other values, relative to their range
+GAP_OF_ZERO = 0.3  # smallest other value, relative to the median
+OUTLIER = 20.0  # distance from the mean, in standard deviations
+NUMBER_INSIDE = re.compile(r"\s*[<>~≈]?\s*[-+−]?[\d.,' \u00a0\u202f]*\d\s*(%|[^\W\d]{1,6}(/[^\W\d]{1,6})?|°[CF])?\s*", re.ASCII)
+
+
+def flag_markers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+    """Yield a flag for each column with text that stands for a missing value, but counts as a level."""
+    for column in table.of_kind("category", "number", "target", "text"):
+        if column.is_numeric:
+            continue
+        found = [index for index, text in enumerate(column.texts) if is_marker(text)]
+        if found:
+            count = int(column.counts_L[found].sum())
+            names = join_names([f'"{column.texts[index]}"' for index in found])
+            yield Flag(
+                kind="missing markers",
+                column=column.name,
+                sites=_sites(table, column, found),
+                rows=_rows(table, np.isin(column.codes_N, found)),
+                message=f"{column.name}: {names} in {cells(count)} probably means missing, but counts as a level",
+                advice=override("scenario.ignore", [*ignored, column.name]),
+            )
+
+
+def is_marker(text: str) -> bool:
+    """Return whether a text usually stands for a missing value.
+
+    >>> [is_marker(text) for text in ("n.a.", "-", "no")]
+    [True, True, False]
+    """
+    return text.strip().casefold() in MARKERS or not text.strip()
+
+
+def flag_not_numbers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+    """Yield a flag for each column of numbers with other text, and for numbers with units or decimal commas."""
+    for column in table.of_kind("category", "number", "target", "many levels"):
+        if column.is_numeric or not len(column.values_L):
+            continue
+        wrong_L = ~column.is_number_L & np.array([not is_marker(text) for text in column.texts])
+        wrong = np.flatnonzero(wrong_L)
+        num_wrong, num_right = int(column.counts_L[wrong].sum()), int(column.counts_L[column.is_number_L].sum())
+        if not len(wrong):
+            continue
+        examples = join_names([f'"{column.texts[index][:20]}"' for index in wrong], at_most=3)
+        written_as_number = sum(bool(NUMBER_INSIDE.fullmatch(column.texts[index])) for index in wrong)
+        if 2 * num_right > num_wrong + num_right and num_right >= 5:
+            text = f"{cells(num_wrong)} of a column of numbers {'is' if num_wrong == 1 else 'are'} text, e.g. {examples}"
+        elif written_as_number >= 0.8 * len(wrong) and len(column.values_L) > 3:
+            text = f"the cells are numbers with a unit, a comma or another sign, e.g. {examples}"
+        else:
+            continue
+        yield Flag(
+            kind="not numbers",
+            column=column.name,
+            sites=_sites(table, column, wrong),
+            rows=_rows(table, np.isin(column.codes_N, wrong)),
+            message=f"{column.name}: {text}",
+            advice=override("scenario.ignore", [*ignored, column.name]),
+        )
+
+
+def flag_placeholders(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+    """Yield a flag for each numeric column with numbers such as -999 or 1e300 far from all others."""
+    for column in table.of_kind("number", "target"):
+        found = placeholders(column) if column.is_numeric else []
+        if found:
+            count = int(column.counts_L[found].sum())
+            names = join_names([f"{column.numbers_L[index]:.10g}" for index in found])
+            yield Flag(
+                kind="placeholder numbers",
+                column=column.name,
+                sites=_sites(table, column, found),
+                rows=_rows(table, np.isin(column.codes_N, found)),
+                message=f"{column.name}: {names} in {cells(count)} is far from all other values, and may mean missing",
+                advice=override("scenario.ignore", [*ignored, column.name]),
+            )
+
+
+def placeholders(column: CodedColumn) -> list[int]:
+    """Return the indices of the distinct values that probably stand for a missing value."""
+    numbers_L, counts_L = column.numbers_L, column.counts_L
+    huge_L = np.abs(numbers_L) >= HUGE
+    named_L = np.array([bool(PLACEHOLDER.fullmatch(f"{value:.10g}")) for value in numbers_L[_ends(len(numbers_L))]])
+    candidates = [*np.flatnonzero(huge_L), *(_ends(len(numbers_L))[named_L])]
+    candidates += [i for i in _ends(len(numbers_L)) if numbers_L[i] in FIXED_PLACEHOLDERS and counts_L[i] > 1]
+    rest = np.delete(np.arange(len(numbers_L)), sorted({int(index) for index in candidates}))
+    if len(rest) < MIN_LEVELS:
+        return [int(index) for index in np.flatnonzero(huge_L)]
+    low, high = numbers_L[rest[0]], numbers_L[rest[-1]]
+    found = {int(index) for index in candidates if huge_L[index] or _is_apart(numbers_L[index], low, high)}
+    zero = np.flatnonzero(numbers_L == 0)
+    if len(zero) and numbers_L[0] == 0 and counts_L[0] > 1 and _zero_is_apart(column):
+        found.add(0)
+    return sorted(found)
+
+
+def _ends(size: int) -> np.ndarray:
+    """Return the places of the smallest and the largest values."""
+    return np.unique(np.concatenate([np.arange(min(4, size)), np.arange(max(0, size - 4), size)]))
+
+
+def _is_apart(value: float, low: float, high: float) -> bool:
+    if value in FIXED_PLACEHOLDERS:
+        return low >= 0 and value < 0
+    return value < low - GAP * (high - low) or value > high + GAP * (high - low)
+
+
+def _zero_is_apart(column: CodedColumn) -> bool:
+    """Return whether the other values are positive and far from 0, and are no counts."""
+    others = column.numbers_N[column.present_N & (column.numbers_N != 0)]
+    return len(column.numbers_L) > 2 * MIN_LEVELS and float(column.numbers_L[1]) > GAP_OF_ZERO * float(np.median(others))
+
+
+def flag_outliers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+    """Yield a flag for each numeric column with a value more than 20 standard deviations from the mean."""
+    for column in table.of_kind("number"):
+        if not column.is_numeric or len(column.values_L) < MIN_LEVELS or placeholders(column):
+            continue
+        values_N = column.numbers_N[column.present_N]
+        center = values_N.mean()
+        spread = values_N.std()
+        distance_L = np.abs(column.numbers_L - center) / spread if spread > 0 else np.zeros(len(column.numbers_L))
+        found = np.flatnonzero(distance_L > OUTLIER)
+        if len(found):
+            worst = int(distance_L.argmax())
+            yield Flag(
+                kind="outliers",
+                column=column.name,
+                sites=_sites(table, column, found),
+                rows=_rows(table, np.isin(column.codes_N, found)),
+                message=f"{column.name}: {column.numbers_L[worst]:.6g} is {distance_L[worst]:.0f} standard deviations "
+                f"from the mean; the median is {np.median(values_N):.4g}",
+                advice=override("scenario.ignore", [*ignored, column.name]),
+            )
+
+
+def cells(count: int) -> str:
+    """Return a number of cells as text.
+
+    >>> cells(1), cells(1200)
+    ('1 cell', '1,200 cells')
+    """
+    return f"{count:,} cell{'s' * (count != 1)}"
+
+
+def _sites(table: CodedTable, column: CodedColumn, levels: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    if table.num_sites < 2:
+        return ()
+    return table.names(column.counts_by_site(table.site_N, table.num_sites)[:, list(levels)].any(axis=1))
+
+
+def _rows(table: CodedTable, found_N: np.ndarray) -> tuple[str, ...]:
+    return locations(table, np.flatnonzero(found_N))
+
+
+def locations(table: CodedTable, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+    """Return file and row number of the first rows, at most `MAX_ROWS_LISTED`."""
+    return tuple(table.location(int(row)) for row in rows[:MAX_ROWS_LISTED])
+
+
+MAX_ROWS_LISTED = 1000
