@@ -1,4 +1,4 @@
-"""``python -m simulations.data list | fetch NAME | check NAME``: list, download and verify data sets."""
+"""``python -m simulations.data list | fetch NAME | check NAME | inspect PATH``: manage data sets, and check files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,19 @@ from typing import Any
 from fedlearn.core.command_line import CommandParser, command_parser, run_command
 from simulations.datasets.registry import check_data_set, fetch_data_set, list_data_sets
 
-ACTIONS: Mapping[str, Callable[..., int]] = {"list": list_data_sets, "fetch": fetch_data_set, "check": check_data_set}
+
+def _inspect(**options: Any) -> int:
+    from simulations.analysis.data_inspection import inspect_data  # the other subcommands start without Hydra
+
+    return inspect_data(**options)
+
+
+ACTIONS: Mapping[str, Callable[..., int]] = {
+    "list": list_data_sets,
+    "fetch": fetch_data_set,
+    "check": check_data_set,
+    "inspect": _inspect,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def build_parser() -> CommandParser:
     """Return the parser of the command line."""
-    parser = command_parser("simulations.data", "List, download and verify the data sets of the scenarios.")
+    parser = command_parser("simulations.data", "List, download and verify data sets, or check files.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list all data sets, and their place on this machine")
     fetch = commands.add_parser("fetch", help="download a data set unless it is on this machine")
@@ -30,6 +42,13 @@ def build_parser() -> CommandParser:
     check.add_argument("--path", help="folder with the files; default: same places as for a scenario")
     for command in (fetch, check):
         command.add_argument("name", metavar="NAME", help="name of a data set, as in list")
+    inspect = commands.add_parser("inspect", help="check a file or folder before training; no data leave the machine")
+    inspect.add_argument("path", metavar="PATH", help="file, folder, or hf://owner/name")
+    inspect.add_argument(
+        "settings", metavar="setting=value", nargs="*", help="settings of scenario=folder, e.g. target=sick"
+    )
+    inspect.add_argument("--json", dest="json_file", metavar="FILE", help="write the whole check, with row numbers")
+    inspect.add_argument("--strict", action="store_true", help="exit code 1 if there is a flag")
     return parser
 
 

@@ -81,7 +81,7 @@ def compose(args: Namespace) -> list[Job]:
         UsageError: an override, group, option or file does not exist or cannot be read.
     """
     with _composer(args) as hydra:
-        parsed = _parse(args.overrides)
+        parsed = parse_overrides(args.overrides)
         return [_job(hydra, args, overrides) for overrides in _each_value(parsed, multirun=args.multirun)]
 
 
@@ -119,7 +119,12 @@ def _composer(args: Namespace) -> Iterator[Composer]:
         yield hydra
 
 
-def _parse(overrides: Sequence[str]) -> list[ParsedOverride]:
+def parse_overrides(overrides: Sequence[str]) -> list[ParsedOverride]:
+    """Parse the settings of a command line.
+
+    Raises:
+        UsageError: a word is not a setting, or has an old name.
+    """
     parsed: list[ParsedOverride] = []
     for text in overrides:
         try:

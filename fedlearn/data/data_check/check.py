@@ -6,7 +6,6 @@ Shapes: N rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from fedlearn.data.data_check.column_kinds import is_date, is_free_text, is_iden
 from fedlearn.data.data_check.level_flags import flag_levels_by_site, flag_spelling
 from fedlearn.data.data_check.records import DataCheck, Flag
 from fedlearn.data.data_check.row_flags import flag_rows, flag_sizes
+from fedlearn.data.data_check.settings import CheckSettings
 from fedlearn.data.data_check.summaries import summarize
 from fedlearn.data.data_check.target_flags import flag_classes, flag_leakage
 from fedlearn.data.data_check.unit_flags import flag_units
@@ -25,7 +25,6 @@ from fedlearn.data.tables import Table
 MAX_CELLS = 400_000  # cells of a sample
 MIN_SAMPLE = 2_000  # rows of a sample
 MAX_CATEGORIES = 50  # levels of a column of categories
-MAX_CLASSES = 20  # distinct whole numbers of a target with classes
 CHECKS = (
     flag_units,
     flag_spelling,
@@ -39,30 +38,9 @@ CHECKS = (
     flag_missing,
     flag_rows,
     flag_sizes,
+    flag_leakage,
+    flag_classes,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckSettings:
-    """Hold the settings of ``scenario=folder`` that give columns their roles.
-
-    Args:
-        target: column to predict; None if unknown.
-        client: column with the client of each row.
-        ignore: columns that the training omits.
-        text: columns of text, which the training reads as words.
-        categories: columns that the settings declare as categories.
-        task: name of the task; None infers it from the target.
-        is_sampled: whether a large table is checked in a sample.
-    """
-
-    target: str | None = None
-    client: str | None = None
-    ignore: Sequence[str] = ()
-    text: Sequence[str] = ()
-    categories: Sequence[str] = ()
-    task: str | None = None
-    is_sampled: bool = True
 
 
 def check_data(
@@ -85,12 +63,9 @@ def check_data(
         flags: flags from the reading of the files.
     """
     coded = _code(table, settings, clients_N, test_N)
-    is_regression = _is_regression(coded.target, settings.task)
     found = list(flags)
     for check in CHECKS:
-        found += check(coded, settings.ignore)
-    for check_target in (flag_leakage, flag_classes):
-        found += check_target(coded, settings.ignore, is_regression=is_regression)
+        found += check(coded)
     rows_by_site = dict(zip(coded.sites, _count_rows(clients_N, coded.sites, len(table)), strict=True))
     return DataCheck(
         source=source,
@@ -102,9 +77,7 @@ def check_data(
     )
 
 
-def _code(
-    table: Table, settings: CheckSettings, clients_N: np.ndarray | None, test_N: np.ndarray | None
-) -> CodedTable:
+def _code(table: Table, settings: CheckSettings, clients_N: np.ndarray | None, test_N: np.ndarray | None) -> CodedTable:
     sites, site_N = ("all",), np.zeros(len(table), np.int64)
     if clients_N is not None:
         names, site_N = np.unique(clients_N.astype(str), return_inverse=True)
@@ -118,6 +91,7 @@ def _code(
     }
     return CodedTable(
         columns=columns,
+        settings=settings,
         taken_as={name: taken_as(column, settings) for name, column in columns.items()},
         sites=sites,
         site_N=site_N[rows_N],
@@ -129,7 +103,12 @@ def _code(
 
 def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
     """Return the role of a column in the settings, or the kind of its content."""
-    roles = {"target": (settings.target,), "client": (settings.client,), "ignored": settings.ignore, "text": settings.text}
+    roles = {
+        "target": (settings.target,),
+        "client": (settings.client,),
+        "ignored": settings.ignore,
+        "text": settings.text,
+    }
     for role, names in roles.items():
         if column.name in names:
             return role
@@ -149,16 +128,10 @@ def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
 
 
 def _kind_of_values(column: CodedColumn) -> str:
-    num_numbers = int(column.counts_L[column.is_number_L].sum())
+    num_numbers = int(column.counts[column.is_number].sum())
     if column.is_numeric or 2 * num_numbers > column.num_present:
         return "number"
     return "category" if len(column.values_L) <= MAX_CATEGORIES else "many levels"
-
-
-def _is_regression(target: CodedColumn | None, task: str | None) -> bool:
-    if target is None or task is not None:
-        return task == "regression"
-    return target.is_numeric and not (target.is_whole and len(target.values_L) <= MAX_CLASSES)
 
 
 def _count_rows(clients_N: np.ndarray | None, sites: Sequence[str], num_rows: int) -> list[int]:

@@ -12,9 +12,10 @@ from functools import cached_property
 
 import numpy as np
 
+from fedlearn.data.data_check.settings import CheckSettings
 from fedlearn.data.tables import Table, to_categories, to_numbers
 
-MAX_LEVELS_CODED = 10_000  # levels that are counted by site
+MAX_CLASSES = 20  # distinct whole numbers of a target with classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,54 +33,54 @@ class CodedColumn:
     values_L: np.ndarray
 
     @cached_property
-    def numbers_L(self) -> np.ndarray:
+    def numbers(self) -> np.ndarray:
         """Distinct values as floats; NaN for text that is not a number."""
         return to_numbers(self.values_L)[0]
 
     @cached_property
-    def is_number_L(self) -> np.ndarray:
+    def is_number(self) -> np.ndarray:
         """Mask of the distinct values that are finite numbers."""
-        return np.isfinite(self.numbers_L)
+        return np.isfinite(self.numbers)
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """Distinct values as text."""
+        """Distinct values as text, in canonical form."""
         return tuple(map(str, to_categories(self.values_L)))
 
     @cached_property
-    def counts_L(self) -> np.ndarray:
+    def counts(self) -> np.ndarray:
         """Number of cells of each value."""
-        return np.bincount(self.codes_N[self.present_N], minlength=len(self.values_L))
+        return np.bincount(self.codes_N[self.present], minlength=len(self.values_L))
 
     @cached_property
-    def present_N(self) -> np.ndarray:
+    def present(self) -> np.ndarray:
         """Mask of the cells that are not missing."""
         return self.codes_N >= 0
 
     @cached_property
-    def numbers_N(self) -> np.ndarray:
+    def cell_numbers(self) -> np.ndarray:
         """Cells as floats; NaN for a missing cell, and for text that is not a number."""
-        return np.append(self.numbers_L, math.nan)[self.codes_N]
+        return np.append(self.numbers, math.nan)[self.codes_N]
 
     @property
     def num_present(self) -> int:
         """Number of cells that are not missing."""
-        return int(self.present_N.sum())
+        return int(self.present.sum())
 
     @cached_property
     def is_numeric(self) -> bool:
         """True if the column has values, and each of them is a finite number."""
-        return bool(len(self.values_L)) and bool(self.is_number_L.all())
+        return bool(len(self.values_L)) and bool(self.is_number.all())
 
     @cached_property
     def is_whole(self) -> bool:
         """True if the column is numeric and all numbers are whole."""
-        return self.is_numeric and bool((self.numbers_L == np.rint(self.numbers_L)).all())
+        return self.is_numeric and bool((self.numbers == np.rint(self.numbers)).all())
 
     def counts_by_site(self, site_N: np.ndarray, num_sites: int) -> np.ndarray:
         """Return the number of cells of each value at each site ``(S, L)``."""
         width = max(1, len(self.values_L))
-        flat = site_N[self.present_N] * width + self.codes_N[self.present_N]
+        flat = site_N[self.present] * width + self.codes_N[self.present]
         return np.bincount(flat, minlength=num_sites * width).reshape(num_sites, width)[:, : len(self.values_L)]
 
 
@@ -89,6 +90,7 @@ class CodedTable:
 
     Args:
         columns: columns by name, in the order of the file.
+        settings: settings of the check.
         taken_as: role or kind of each column in training.
         sites: names of the sites.
         site_N: index of the site of each row.
@@ -99,6 +101,7 @@ class CodedTable:
     """
 
     columns: Mapping[str, CodedColumn]
+    settings: CheckSettings
     taken_as: Mapping[str, str]
     sites: tuple[str, ...]
     site_N: np.ndarray
@@ -108,12 +111,12 @@ class CodedTable:
 
     @property
     def num_rows(self) -> int:
-        """Number of checked rows."""
+        """Number of the rows that are checked."""
         return len(self.site_N)
 
     @property
     def num_sites(self) -> int:
-        """Number of sites."""
+        """Number of sites, which is 1 without clients."""
         return len(self.sites)
 
     @cached_property
@@ -125,6 +128,13 @@ class CodedTable:
     def target(self) -> CodedColumn | None:
         """Column of the target; None if the target is unknown."""
         return next((column for name, column in self.columns.items() if self.taken_as[name] == "target"), None)
+
+    @cached_property
+    def is_regression(self) -> bool:
+        """True if the target is a number that is no class."""
+        if self.target is None or self.settings.task is not None:
+            return self.settings.task == "regression"
+        return self.target.is_numeric and not (self.target.is_whole and len(self.target.values_L) <= MAX_CLASSES)
 
     def of_kind(self, *kinds: str) -> list[CodedColumn]:
         """Return the columns that are taken as one of these kinds."""

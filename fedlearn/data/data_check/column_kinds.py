@@ -12,8 +12,8 @@ import numpy as np
 from fedlearn.data.data_check.coded_table import CodedColumn
 
 MIN_ROWS = 20  # fewer rows are not enough for a statement about distinct values
-SHARE_DISTINCT = 0.95  # of the cells of an identifier
-SHARE_OF_PATTERN = 0.9  # of the distinct values that match a pattern
+SHARE_DISTINCT = 0.95  # distinct values of an identifier, relative to its cells
+SHARE_OF_PATTERN = 0.9  # distinct values that match a pattern
 NUM_TESTED = 500  # distinct values that are matched with a pattern
 MIN_WORDS = 3  # mean number of words in free text
 DATE = re.compile(
@@ -21,8 +21,9 @@ DATE = re.compile(
     r"|\d{1,2}[ -][A-Za-z]{3,9}\.?[ -]\d{2,4}( .*)?|[A-Za-z]{3,9}\.? \d{1,2}, \d{4}|\d{4}年\d{1,2}月(\d{1,2}日)?"
 )
 NAME_OF_IDENTIFIER = re.compile(
-    r"(^|[^a-z])(u?id|uuid|guid|index|idx|nr|no|num|mrn|ssn|key|barcode|serial)([^a-z]|$)|_?id$|^id_?|^unnamed|"
-    r"(patient|record|case|subject|sample|stay|encounter|customer|account|row|serial)s?[ _-]*(no|nr|num|number|code|key)?$"
+    r"(^|[^a-z])(u?id|uuid|guid|index|idx|nr|no|num|mrn|ssn|key|barcode)([^a-z]|$)|_?id$|^id_?|^unnamed"
+    r"|(patient|record|case|subject|sample|stay|encounter|customer|account|row|serial)s?"
+    r"[ _-]*(no|nr|num|number|code|key)?$"
 )
 NAME_OF_DATE = re.compile(r"date|time|datum|day|stamp|birth|admi|disch|visit|created|updated|year|jahr|zeit|fecha")
 UNIX_SECONDS = (3e8, 4e9)  # 1979 to 2096
@@ -41,9 +42,9 @@ def is_date(column: CodedColumn) -> bool:
         return matches(column, DATE)
     if not column.is_whole or len(column.values_L) < 2:
         return False
-    low, high = column.numbers_L[[0, -1]]
+    low, high = column.numbers[[0, -1]]
     if COMPACT_DATES[0] <= low and high <= COMPACT_DATES[1]:
-        month_L, day_L = column.numbers_L // 100 % 100, column.numbers_L % 100
+        month_L, day_L = column.numbers // 100 % 100, column.numbers % 100
         return bool(((month_L >= 1) & (month_L <= 12) & (day_L >= 1) & (day_L <= 31)).all())
     scales = (1, 1e3, 1e6, 1e9)  # seconds, milliseconds, microseconds, nanoseconds
     in_range = any(UNIX_SECONDS[0] * scale <= low and high <= UNIX_SECONDS[1] * scale for scale in scales)
@@ -61,9 +62,9 @@ def is_identifier(column: CodedColumn) -> bool:
         return is_distinct or (is_named and 2 * num_distinct > num_present)
     if not column.is_whole:
         return False
-    span = float(column.numbers_L[-1] - column.numbers_L[0]) + 1
+    span = float(column.numbers[-1] - column.numbers[0]) + 1
     is_count = is_distinct and span <= 1.1 * num_present and num_distinct == num_present
-    has_long_numbers = is_distinct and float(np.median(np.abs(column.numbers_L))) >= 1e7
+    has_long_numbers = is_distinct and float(np.median(np.abs(column.numbers))) >= 1e7
     return is_count or has_long_numbers or (is_named and 3 * num_distinct > num_present)
 
 

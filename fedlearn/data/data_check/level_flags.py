@@ -5,6 +5,7 @@ Shapes: N rows, L levels, S sites.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
@@ -21,11 +22,12 @@ from fedlearn.data.data_check.unit_flags import join_names
 MAX_LEVELS = 300
 MIN_LENGTH = 4  # characters of a level with a typing error
 RARE = 0.2  # largest count of a level with a typing error, relative to the correct level
-CHANCE = 1e-3  # probability that equal sites differ as much
+NEARLY_ALL = 0.95  # share of a level at its site
+CHANCE = 1e-4  # probability that equal sites differ as much
 MAX_CODES = 10  # distinct whole numbers of a coded column
 
 
-def flag_spelling(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_spelling(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column with levels that differ in case, spaces, accents or one letter."""
     for column in table.of_kind("category", "target", "client"):
         if column.is_numeric or not 2 <= len(column.values_L) <= MAX_LEVELS:
@@ -39,41 +41,54 @@ def flag_spelling(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
                 column=column.name,
                 sites=_sites_of(table, column, {level for group in groups for level in group}),
                 message=f"{column.name}: {names}{more} differ in spelling only, and count as different levels",
-                advice=_advice(table, column, ignored),
+                advice=_advice(table, column),
             )
 
 
-def flag_levels_by_site(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_levels_by_site(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column with a level that occurs at one site only, more often than by chance."""
     for column in table.of_kind("category", "number") if table.num_sites > 1 else ():
         is_coded = not column.is_numeric or (column.is_whole and len(column.values_L) <= MAX_CODES)
         if not is_coded or not 2 <= len(column.values_L) <= MAX_LEVELS:
             continue
         counts_SL = column.counts_by_site(table.site_N, table.num_sites)
-        has_values_S = counts_SL.sum(axis=1) > 0
-        single_L = (counts_SL > 0).sum(axis=0) == 1
-        found = [level for level in np.flatnonzero(single_L) if _is_unlikely(counts_SL, level)]
-        if not found or has_values_S.sum() < 2:
+        num_values_S = counts_SL.sum(axis=1)
+        found = [
+            level for level in range(len(column.values_L)) if _belongs_to_a_site(counts_SL[:, level], num_values_S)
+        ]
+        if not found or (num_values_S > 0).sum() < 2:
             continue
-        levels_of: dict[int, list[str]] = defaultdict(list)
+        levels_of: dict[int, list[int]] = defaultdict(list)
         for level in found:
-            levels_of[int(counts_SL[:, level].argmax())].append(column.texts[level])
-        parts = [f"{join_names([_shown(text) for text in texts])} only at {table.sites[site]}" for site, texts in levels_of.items()]
+            levels_of[int(counts_SL[:, level].argmax())].append(level)
+        parts = [_describe(table, column, counts_SL, site, levels) for site, levels in levels_of.items()]
         yield Flag(
             kind="levels by site",
             column=column.name,
             sites=tuple(table.sites[site] for site in levels_of),
             message=f"{column.name}: {'; '.join(parts[:4])}" + f" and {len(parts) - 4} more sites" * (len(parts) > 4),
-            advice=override("scenario.ignore", [*ignored, column.name]),
+            advice=table.settings.without(column.name),
         )
 
 
-def _is_unlikely(counts_SL: np.ndarray, level: int) -> bool:
-    """Return whether a level with its frequency at one site would occur at the other sites."""
-    site = int(counts_SL[:, level].argmax())
-    share = counts_SL[site, level] / counts_SL[site].sum()
-    num_others = counts_SL.sum() - counts_SL[site].sum()
-    return bool((1 - share) ** num_others < CHANCE) and counts_SL[site, level] > 1
+def _describe(table: CodedTable, column: CodedColumn, counts_SL: np.ndarray, site: int, levels: Sequence[int]) -> str:
+    names = join_names([_shown(column.texts[level]) for level in levels])
+    nearly = "nearly " * bool(np.delete(counts_SL[:, levels], site, axis=0).any())
+    return f"{names} {nearly}only at {table.sites[site]}"
+
+
+def _belongs_to_a_site(count_S: np.ndarray, num_values_S: np.ndarray) -> bool:
+    """Return whether nearly all cells of a level are at one site, against the odds if levels and sites are unrelated.
+
+    The bound on the probability is that of Chernoff (1952): ``exp(-n KL(share, expected share))``.
+    """
+    site, total = int(count_S.argmax()), int(count_S.sum())
+    share, expected = count_S[site] / total, num_values_S[site] / num_values_S.sum()
+    if share < NEARLY_ALL or expected >= share:
+        return False
+    divergence = share * math.log(share / expected)
+    divergence += (1 - share) * math.log((1 - share) / (1 - expected)) if share < 1 else 0.0
+    return total * divergence > -math.log(CHANCE)
 
 
 def _equal_levels(column: CodedColumn) -> list[list[str]]:
@@ -102,7 +117,7 @@ def _similar_levels(table: CodedTable, column: CodedColumn) -> list[list[str]]:
         first, second = plain_form(column.texts[left]), plain_form(column.texts[right])
         if first == second or not differs_in_a_letter(first, second):
             continue
-        low, high = sorted((column.counts_L[left], column.counts_L[right]))
+        low, high = sorted((column.counts[left], column.counts[right]))
         is_apart = table.num_sites > 1 and not ((counts_SL[:, left] > 0) & (counts_SL[:, right] > 0)).any()
         if low <= RARE * high or is_apart:
             found.append(sorted((column.texts[left], column.texts[right])))
@@ -112,8 +127,8 @@ def _similar_levels(table: CodedTable, column: CodedColumn) -> list[list[str]]:
 def differs_in_a_letter(left: str, right: str) -> bool:
     """Return whether two words differ in one inserted, removed, replaced or swapped letter.
 
-    >>> differs_in_a_letter("never", "nevr"), differs_in_a_letter("ward1", "ward2"), differs_in_a_letter("male", "female")
-    (True, False, False)
+    >>> differs_in_a_letter("never", "nevr"), differs_in_a_letter("ward1", "ward2")
+    (True, False)
     """
     if min(len(left), len(right)) < MIN_LENGTH or abs(len(left) - len(right)) > 1:
         return False
@@ -125,12 +140,12 @@ def differs_in_a_letter(left: str, right: str) -> bool:
     return (max(len(a), len(b)) <= 1 or is_swap) and (a + b).isalpha()
 
 
-def _advice(table: CodedTable, column: CodedColumn, ignored: Sequence[str]) -> str:
+def _advice(table: CodedTable, column: CodedColumn) -> str:
     """Return the setting that lists the levels of a target or leaves the column out."""
     if table.taken_as[column.name] == "category":
-        return override("scenario.ignore", [*ignored, column.name])
+        return table.settings.without(column.name)
     largest = {}
-    for level in np.argsort(column.counts_L):
+    for level in np.argsort(column.counts):
         largest[plain_form(column.texts[level])] = column.texts[level]
     setting = "classes" if table.taken_as[column.name] == "target" else "clients"
     return override(f"scenario.{setting}", sorted(largest.values()))
@@ -139,7 +154,7 @@ def _advice(table: CodedTable, column: CodedColumn, ignored: Sequence[str]) -> s
 def _sites_of(table: CodedTable, column: CodedColumn, levels: set[str]) -> tuple[str, ...]:
     counts_SL = column.counts_by_site(table.site_N, table.num_sites)
     chosen = [index for index, text in enumerate(column.texts) if text in levels]
-    return table.names(counts_SL[:, chosen].any(axis=1))
+    return table.names(np.flatnonzero(counts_SL[:, chosen].sum(axis=1)))
 
 
 def _shown(text: str) -> str:

@@ -139,3 +139,19 @@ class DataCheck:
     def to_json(self) -> dict[str, Any]:
         """Return this check as plain values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> DataCheck:
+        """Return the check that `to_json` described.
+
+        Raises:
+            TypeError: the content has other names.
+        """
+        columns = tuple(
+            ColumnSummary(**{**column, "sites": tuple(SiteSummary(**site) for site in column["sites"])})
+            for column in content["columns"]
+        )
+        flags = tuple(
+            Flag(**{**flag, "sites": tuple(flag["sites"]), "rows": tuple(flag["rows"])}) for flag in content["flags"]
+        )
+        return cls(**{**content, "columns": columns, "flags": flags})

@@ -21,7 +21,7 @@ FEW_ROWS = 10  # at a site
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that the product has an inverse
 
 
-def flag_rows(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_rows(table: CodedTable) -> Iterator[Flag]:
     """Yield flags for duplicated rows across sites, across splits and inside a site, and for contradictions."""
     inputs = table.of_kind("number", "category", "text", "date", "constant", "many levels")
     target = [] if table.target is None else [table.target]
@@ -42,11 +42,15 @@ def _flag_duplicates(table: CodedTable, columns: Sequence[CodedColumn]) -> Itera
     inside_N = repeated_N & ~across_N
     if across_N.sum() > MIN_DUPLICATES:
         sites = table.names(np.unique(table.site_N[across_N]))
-        yield _flag(table, "duplicates across sites", across_N, f"{_count(across_N)} occur at more than one site", sites)
+        yield _flag(
+            table, "duplicates across sites", across_N, f"{_count(across_N)} occur at more than one site", sites
+        )
     if table.split_N is not None:
         leaking_N = repeated_N & _spans(inverse_N, table.split_N, len(counts_G))
         if leaking_N.sum() > MIN_DUPLICATES:
-            yield _flag(table, "duplicates across splits", leaking_N, f"{_count(leaking_N)} are in training and test files")
+            yield _flag(
+                table, "duplicates across splits", leaking_N, f"{_count(leaking_N)} are in training and test files"
+            )
     if inside_N.sum() > max(MIN_DUPLICATES, SHARE_OF_DUPLICATES * table.num_rows):
         yield _flag(table, "duplicates", inside_N, f"{_count(inside_N)} occur several times at the same site")
 
@@ -63,10 +67,10 @@ def _flag_contradictions(table: CodedTable, inputs: Sequence[CodedColumn], targe
 
 def _flag(table: CodedTable, kind: str, found_N: np.ndarray, message: str, sites: Sequence[str] = ()) -> Flag:
     rows = locations(table, np.flatnonzero(found_N))
-    return Flag(kind=kind, message=message, advice="--json data_check.json", sites=tuple(sites), rows=rows)
+    return Flag(kind=kind, message=message, advice=table.settings.listing, sites=tuple(sites), rows=rows)
 
 
-def flag_sizes(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_sizes(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag if some sites have few rows, or far fewer rows than the largest site."""
     if table.num_sites < 2:
         return
@@ -106,7 +110,7 @@ def _spans(inverse_N: np.ndarray, label_N: np.ndarray, num_groups: int) -> np.nd
 
 def _is_more_than_chance(counts_G: np.ndarray, columns: Sequence[CodedColumn], num_rows: int) -> bool:
     """Return whether more pairs of rows are equal than independent columns with these frequencies would give."""
-    shares = [float(((column.counts_L / max(1, column.num_present)) ** 2).sum()) for column in columns]
+    shares = [float(((column.counts / max(1, column.num_present)) ** 2).sum()) for column in columns]
     expected = num_rows * (num_rows - 1) / 2 * float(np.prod(shares))
     pairs = float((counts_G * (counts_G - 1.0) / 2).sum())
     return pairs > 0 and expected < CHANCE * pairs

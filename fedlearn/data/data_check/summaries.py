@@ -38,15 +38,15 @@ def _summarize_column(table: CodedTable, column: CodedColumn) -> ColumnSummary:
 
 
 def _range(column: CodedColumn) -> str:
-    low, median, high = np.quantile(column.numbers_N[column.present_N], (0.01, 0.5, 0.99))
+    low, median, high = np.quantile(column.cell_numbers[column.present], (0.01, 0.5, 0.99))
     return f"{median:.4g}  ({low:.4g} to {high:.4g})"
 
 
 def _levels(column: CodedColumn) -> str:
-    order = np.argsort(-column.counts_L, kind="stable")
-    shown = [f"{column.texts[index][:24]} {int(column.counts_L[index]):,}" for index in order[:MAX_LEVELS_SHOWN]]
+    order = np.argsort(-column.counts, kind="stable")
+    shown = [f"{column.texts[index][:24]} {int(column.counts[index]):,}" for index in order[:MAX_LEVELS_SHOWN]]
     more = len(order) - MAX_LEVELS_SHOWN
-    if more > 0 and column.counts_L.max() <= 2:
+    if more > 0 and column.counts.max() <= 2:
         return f"{len(order):,} values, e.g. {column.texts[0][:24]}"
     return ", ".join(shown) + f", {more:,} more" * (more > 0)
 
@@ -58,7 +58,7 @@ def _by_site(table: CodedTable, column: CodedColumn, shows_range: bool) -> tuple
     is_counted = not shows_range and len(column.values_L) <= MAX_LEVELS_COUNTED
     summaries = []
     for site, name in enumerate(table.sites):
-        values = column.numbers_N[(table.site_N == site) & column.present_N] if shows_range else np.zeros(0)
+        values = column.cell_numbers[(table.site_N == site) & column.present] if shows_range else np.zeros(0)
         quartiles = np.quantile(values, (0.25, 0.5, 0.75)) if len(values) else None
         num_rows = int(table.rows_by_site[site])
         summaries.append(
@@ -68,7 +68,9 @@ def _by_site(table: CodedTable, column: CodedColumn, shows_range: bool) -> tuple
                 num_missing=num_rows - int(counts_SL[site].sum()),
                 median=None if quartiles is None else float(quartiles[1]),
                 iqr=None if quartiles is None else float(quartiles[2] - quartiles[0]),
-                counts={column.texts[i]: int(counts_SL[site, i]) for i in range(len(column.texts))} if is_counted else {},
+                counts={column.texts[i]: int(counts_SL[site, i]) for i in range(len(column.texts))}
+                if is_counted
+                else {},
             )
         )
     return tuple(summaries)
@@ -83,7 +85,7 @@ def _differences(column: CodedColumn, sites: tuple[SiteSummary, ...], shows_rang
     shares = [(site.site, site.counts) for site in sites if sum(site.counts.values())]
     if len(shares) < 2 or not 2 <= len(column.texts) <= MAX_LEVELS_COUNTED:
         return ""
-    top = column.texts[int(column.counts_L.argmax())]
+    top = column.texts[int(column.counts.argmax())]
     percent = [(name, 100 * counts[top] / sum(counts.values())) for name, counts in shares]
     if len(percent) <= MAX_SITES_SHOWN:
         return f"{top[:16]}: " + ", ".join(f"{name} {value:.0f} %" for name, value in percent)

@@ -5,11 +5,10 @@ Shapes: N rows, C classes, S sites.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
 from fedlearn.data.data_check.records import Flag
 from fedlearn.data.data_check.unit_flags import join_names
@@ -20,11 +19,12 @@ LEAKING_AUC = 0.98
 LEAKING_RULE = 0.98  # share of the rows that the value of the nearest row predicts
 LEAKING_R2 = 0.99
 LARGEST_CLASS = 0.9  # share of the largest class
-DIFFERENCE_OF_SHARES = 0.5  # between the shares of a class at two sites
+DIFFERENCE_OF_SHARES = 0.4  # between the shares of a class at two sites
 MAX_CLASSES = 100
+ROWS_PER_VALUE = 10  # more rows give a value a class of its own
 
 
-def flag_leakage(table: CodedTable, ignored: Sequence[str], *, is_regression: bool) -> Iterator[Flag]:
+def flag_leakage(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column that determines the target nearly alone."""
     target = table.target
     if target is None or len(target.values_L) < 2:
@@ -32,28 +32,28 @@ def flag_leakage(table: CodedTable, ignored: Sequence[str], *, is_regression: bo
     for column in table.of_kind("number", "category", "id", "many levels", "date"):
         if not column.is_numeric and 2 * len(column.values_L) > column.num_present:
             continue  # each text occurs once, so that no rule follows
-        strength = determination(column, target, is_regression=is_regression)
+        strength = determination(column, target, is_regression=table.is_regression)
         if strength:
             yield Flag(
                 kind="leakage",
                 column=column.name,
                 message=f"{column.name}: {strength}; it may not be known before the target",
-                advice=override("scenario.ignore", [*ignored, column.name]),
+                advice=table.settings.without(column.name),
             )
 
 
 def determination(column: CodedColumn, target: CodedColumn, *, is_regression: bool) -> str:
     """Return a description of the way in which a column determines the target; empty if it does not."""
-    both_N = column.present_N & target.present_N
+    both_N = column.present & target.present
     if both_N.sum() < MIN_ROWS or len(column.values_L) < 2:
         return ""
-    x_N = column.numbers_N[both_N] if column.is_numeric else column.codes_N[both_N].astype(float)
+    x_N = column.cell_numbers[both_N] if column.is_numeric else column.codes_N[both_N].astype(float)
     if is_regression:
-        return _determines_number(x_N, target.numbers_N[both_N], is_ordered=column.is_numeric, name=target.name)
+        return _determines_number(x_N, target.cell_numbers[both_N], is_ordered=column.is_numeric, name=target.name)
     y_N = target.codes_N[both_N]
     if len(np.unique(y_N)) < 2:
         return ""
-    if column.is_numeric and target.is_numeric and np.array_equal(x_N, target.numbers_N[both_N]):
+    if column.is_numeric and target.is_numeric and np.array_equal(x_N, target.cell_numbers[both_N]):
         return f"equal to {target.name} in all rows"
     share = _rule(x_N, y_N)
     chance = float(((np.bincount(y_N) / len(y_N)) ** 2).sum())
@@ -78,7 +78,12 @@ def _determines_number(x_N: np.ndarray, y_N: np.ndarray, *, is_ordered: bool, na
 
 
 def _rule(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Return the share of rows with the class of the next row in the order of a column."""
+    """Return the share of rows with the most frequent class of their value, or with the class of the next row."""
+    values, codes_N = np.unique(x_N, return_inverse=True)
+    if ROWS_PER_VALUE * len(values) <= len(y_N):
+        classes_N = np.unique(y_N, return_inverse=True)[1]
+        counts = np.bincount(codes_N * (classes_N.max() + 1) + classes_N, minlength=len(values) * (classes_N.max() + 1))
+        return float(counts.reshape(len(values), -1).max(axis=1).sum() / len(y_N))
     y_N = y_N[_shuffled_order(x_N)]
     return float((y_N[1:] == y_N[:-1]).mean())
 
@@ -90,11 +95,17 @@ def _shuffled_order(x_N: np.ndarray) -> np.ndarray:
 
 
 def _class_shares(x_N: np.ndarray, y_N: np.ndarray) -> np.ndarray:
-    """Return the share of the first class among the other rows with the same level."""
+    """Return the share of the first class among the rows of the other half with the same level.
+
+    The other rows of the same half have no effect: a share that omits the row alone depends on its class.
+    """
     codes_N = np.unique(x_N, return_inverse=True)[1]
-    first_N = (y_N == y_N[0]).astype(float)
-    others_N = np.bincount(codes_N)[codes_N] - 1
-    return np.asarray((np.bincount(codes_N, first_N)[codes_N] - first_N + 0.5) / (others_N + 1))
+    first_N, half_N = y_N == y_N[0], np.random.Generator(np.random.PCG64(0)).permutation(len(x_N)) % 2
+    cells_N = 2 * codes_N + half_N
+    size = 2 * (int(codes_N.max()) + 1)
+    counts, firsts = np.bincount(cells_N, minlength=size), np.bincount(cells_N, first_N, minlength=size)
+    other_N = 2 * codes_N + 1 - half_N
+    return np.asarray((firsts[other_N] + 0.5) / (counts[other_N] + 1))
 
 
 def _best_auc(x_N: np.ndarray, y_N: np.ndarray) -> float:
@@ -110,12 +121,12 @@ def _best_auc(x_N: np.ndarray, y_N: np.ndarray) -> float:
     return max(auc, 1 - auc)
 
 
-def flag_classes(table: CodedTable, ignored: Sequence[str], *, is_regression: bool) -> Iterator[Flag]:
+def flag_classes(table: CodedTable) -> Iterator[Flag]:
     """Yield flags for a rare or dominant class, and for classes that are missing or unequal at sites."""
     target = table.target
-    if target is None or is_regression or not 2 <= len(target.values_L) <= MAX_CLASSES:
+    if target is None or table.is_regression or not 2 <= len(target.values_L) <= MAX_CLASSES:
         return
-    share_C = target.counts_L / target.num_present
+    share_C = target.counts / target.num_present
     top = int(share_C.argmax())
     if share_C[top] > LARGEST_CLASS:
         text = f"{target.name}: {100 * share_C[top]:.0f} % of the rows have the class {target.texts[top]}"
@@ -139,5 +150,6 @@ def _flag_classes_by_site(table: CodedTable, target: CodedColumn) -> Iterator[Fl
         worst = int(np.ptp(share_SC, axis=0).argmax())
         sites = table.names(np.flatnonzero(enough_S)[[share_SC[:, worst].argmin(), share_SC[:, worst].argmax()]])
         low, high = 100 * float(share_SC[:, worst].min()), 100 * float(share_SC[:, worst].max())
-        text = f"{target.name}: {low:.0f} % of the rows have the class {target.texts[worst]} at {sites[0]}, {high:.0f} % at {sites[1]}"
+        text = f"{target.name}: {low:.0f} % of the rows at {sites[0]} have the class {target.texts[worst]}"
+        text += f", {high:.0f} % at {sites[1]}"
         yield Flag(kind="imbalance", column=target.name, sites=sites, message=text, advice="strategy=fedlc")

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
 from fedlearn.data.data_check.records import Flag
 
@@ -21,7 +20,7 @@ MIN_VALUES = 8  # at a site
 MIN_DISTINCT = 8  # values of the column; fewer are codes
 SEPARATED = 0.98  # probability that a value of the lower site is smaller
 SEPARATED_BY_KNOWN_FACTOR = 0.93
-MIN_FACTOR = 3.0  # of an unknown change of unit
+MIN_FACTOR = 3.0  # smallest ratio of medians for an unknown change of unit
 MAX_RATIO_OF_FACTORS = 3.0  # between the factors of medians and of interquartile ranges
 NUM_COMPARED = 400  # values of a site
 TEMPERATURES = ((1.8, 32.0, "°C and °F"), (1.0, 273.15, "°C and K"), (10.93, -23.5, "% and mmol/mol of HbA1c"))
@@ -50,7 +49,7 @@ FACTORS = (
     (1000.0, "a factor of 1000, e.g. g and kg"),
     (1e6, "a factor of a million"),
 )
-TOLERANCE = 0.12  # relative difference from a known factor
+TOLERANCES = ((3.0, 0.12), (2.0, 0.08), (1.0, 0.05))  # from this factor, relative difference from a known factor
 
 
 @dataclass(frozen=True)
@@ -62,17 +61,17 @@ class _Spread:
     iqr: float
 
 
-def flag_units(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_units(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each numeric column whose sites differ like units do."""
     for column in table.of_kind("number", "target"):
         if column.is_numeric and len(column.values_L) >= MIN_DISTINCT:
-            yield from _flag_column(table, column, ignored)
+            yield from _flag_column(table, column)
 
 
-def _flag_column(table: CodedTable, column: CodedColumn, ignored: Sequence[str]) -> Iterator[Flag]:
+def _flag_column(table: CodedTable, column: CodedColumn) -> Iterator[Flag]:
     spreads = {}
     for site in range(table.num_sites):
-        values = column.numbers_N[(table.site_N == site) & column.present_N]
+        values = column.cell_numbers[(table.site_N == site) & column.present]
         if len(values) >= MIN_VALUES:
             spreads[site] = _spread(values)
     groups = _groups(spreads)
@@ -91,7 +90,7 @@ def _flag_column(table: CodedTable, column: CodedColumn, ignored: Sequence[str])
                 sites=sites,
                 message=f"{column.name}: median {other.median:.4g} at {join_names(sites)}, "
                 f"{reference.median:.4g} at the other sites: {difference}",
-                advice=override("scenario.ignore", [*ignored, column.name]),
+                advice=table.settings.without(column.name),
             )
 
 
@@ -129,11 +128,15 @@ def describe_difference(left: _Spread, right: _Spread) -> str:
         return ""
     factor = high.median / low.median
     for known, names in FACTORS:
-        is_near = abs(factor / known - 1) < TOLERANCE and known / 1.7 < factor_of_iqr < known * 1.7
+        is_near = abs(factor / known - 1) < _tolerance(known) and known / 1.7 < factor_of_iqr < known * 1.7
         if is_near:
             return f"{factor:.3g} times, {names}?"
     agrees = 1 / MAX_RATIO_OF_FACTORS < factor_of_iqr / factor < MAX_RATIO_OF_FACTORS
     return f"{factor:.3g} times, different units?" if factor >= MIN_FACTOR and agrees and order >= SEPARATED else ""
+
+
+def _tolerance(factor: float) -> float:
+    return next(tolerance for least, tolerance in TOLERANCES if factor >= least)
 
 
 def _order(low: np.ndarray, high: np.ndarray) -> float:

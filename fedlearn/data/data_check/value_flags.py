@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
 from fedlearn.data.data_check.records import Flag
 from fedlearn.data.data_check.unit_flags import join_names
@@ -21,23 +20,27 @@ MARKERS = frozenset(
     "inconnu unbekannt k.a. k.a s.d. nr n.r. void empty blank tbd ? ?? ??? nat 未知 缺失 无 不明".split()
 ) | {"not available", "not applicable", "not known", "not done", "not recorded", "no data", "keine angabe", "k. a."}
 FIXED_PLACEHOLDERS = (-1.0, -2.0, -3.0, -5.0, -7.0, -8.0, -9.0)  # negative codes of surveys
-PLACEHOLDER = re.compile(r"-?(9{2,}|8{3,}|7{3,}|1234567\d*|4294967295|2147483647|2147483648|32767|32768|65535)(\.9+|\.0+)?")
+PLACEHOLDER = re.compile(
+    r"-?(9{2,}|8{3,}|7{3,}|1234567\d*|4294967295|2147483647|2147483648|32767|32768|65535)(\.9+|\.0+)?"
+)
 HUGE = 1e30  # no measurement is as large
 MIN_LEVELS = 6  # distinct other values; fewer are codes
 GAP = 0.5  # between a placeholder and the other values, relative to their range
 GAP_OF_ZERO = 0.3  # smallest other value, relative to the median
 OUTLIER = 20.0  # distance from the mean, in standard deviations
-NUMBER_INSIDE = re.compile(r"\s*[<>~≈]?\s*[-+−]?[\d.,' \u00a0\u202f]*\d\s*(%|[^\W\d]{1,6}(/[^\W\d]{1,6})?|°[CF])?\s*", re.ASCII)
+NUMBER_INSIDE = re.compile(
+    r"\s*[<>~≈]?\s*[-+−]?[\d.,' \u00a0\u202f]*\d\s*(%|[^\W\d]{1,6}(/[^\W\d]{1,6})?|°[CF])?\s*", re.ASCII
+)
 
 
-def flag_markers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_markers(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column with text that stands for a missing value, but counts as a level."""
     for column in table.of_kind("category", "number", "target", "text"):
         if column.is_numeric:
             continue
         found = [index for index, text in enumerate(column.texts) if is_marker(text)]
         if found:
-            count = int(column.counts_L[found].sum())
+            count = int(column.counts[found].sum())
             names = join_names([f'"{column.texts[index]}"' for index in found])
             yield Flag(
                 kind="missing markers",
@@ -45,7 +48,7 @@ def flag_markers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
                 sites=_sites(table, column, found),
                 rows=_rows(table, np.isin(column.codes_N, found)),
                 message=f"{column.name}: {names} in {cells(count)} probably means missing, but counts as a level",
-                advice=override("scenario.ignore", [*ignored, column.name]),
+                advice=table.settings.without(column.name),
             )
 
 
@@ -58,20 +61,22 @@ def is_marker(text: str) -> bool:
     return text.strip().casefold() in MARKERS or not text.strip()
 
 
-def flag_not_numbers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_not_numbers(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column of numbers with other text, and for numbers with units or decimal commas."""
     for column in table.of_kind("category", "number", "target", "many levels"):
         if column.is_numeric or not len(column.values_L):
             continue
-        wrong_L = ~column.is_number_L & np.array([not is_marker(text) for text in column.texts])
+        wrong_L = ~column.is_number & np.array([not is_marker(text) for text in column.texts])
         wrong = np.flatnonzero(wrong_L)
-        num_wrong, num_right = int(column.counts_L[wrong].sum()), int(column.counts_L[column.is_number_L].sum())
+        num_wrong, num_right = int(column.counts[wrong].sum()), int(column.counts[column.is_number].sum())
         if not len(wrong):
             continue
         examples = join_names([f'"{column.texts[index][:20]}"' for index in wrong], at_most=3)
         written_as_number = sum(bool(NUMBER_INSIDE.fullmatch(column.texts[index])) for index in wrong)
         if 2 * num_right > num_wrong + num_right and num_right >= 5:
-            text = f"{cells(num_wrong)} of a column of numbers {'is' if num_wrong == 1 else 'are'} text, e.g. {examples}"
+            text = (
+                f"{cells(num_wrong)} of a column of numbers {'is' if num_wrong == 1 else 'are'} text, e.g. {examples}"
+            )
         elif written_as_number >= 0.8 * len(wrong) and len(column.values_L) > 3:
             text = f"the cells are numbers with a unit, a comma or another sign, e.g. {examples}"
         else:
@@ -82,30 +87,30 @@ def flag_not_numbers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag
             sites=_sites(table, column, wrong),
             rows=_rows(table, np.isin(column.codes_N, wrong)),
             message=f"{column.name}: {text}",
-            advice=override("scenario.ignore", [*ignored, column.name]),
+            advice=table.settings.without(column.name),
         )
 
 
-def flag_placeholders(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_placeholders(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each numeric column with numbers such as -999 or 1e300 far from all others."""
     for column in table.of_kind("number", "target"):
         found = placeholders(column) if column.is_numeric else []
         if found:
-            count = int(column.counts_L[found].sum())
-            names = join_names([f"{column.numbers_L[index]:.10g}" for index in found])
+            count = int(column.counts[found].sum())
+            names = join_names([f"{column.numbers[index]:.10g}" for index in found])
             yield Flag(
                 kind="placeholder numbers",
                 column=column.name,
                 sites=_sites(table, column, found),
                 rows=_rows(table, np.isin(column.codes_N, found)),
                 message=f"{column.name}: {names} in {cells(count)} is far from all other values, and may mean missing",
-                advice=override("scenario.ignore", [*ignored, column.name]),
+                advice=table.settings.without(column.name),
             )
 
 
 def placeholders(column: CodedColumn) -> list[int]:
     """Return the indices of the distinct values that probably stand for a missing value."""
-    numbers_L, counts_L = column.numbers_L, column.counts_L
+    numbers_L, counts_L = column.numbers, column.counts
     huge_L = np.abs(numbers_L) >= HUGE
     named_L = np.array([bool(PLACEHOLDER.fullmatch(f"{value:.10g}")) for value in numbers_L[_ends(len(numbers_L))]])
     candidates = [*np.flatnonzero(huge_L), *(_ends(len(numbers_L))[named_L])]
@@ -133,20 +138,24 @@ def _is_apart(value: float, low: float, high: float) -> bool:
 
 
 def _zero_is_apart(column: CodedColumn) -> bool:
-    """Return whether the other values are positive and far from 0, and are no counts."""
-    others = column.numbers_N[column.present_N & (column.numbers_N != 0)]
-    return len(column.numbers_L) > 2 * MIN_LEVELS and float(column.numbers_L[1]) > GAP_OF_ZERO * float(np.median(others))
+    """Return whether the other values are positive and far from 0, and more frequent than 0."""
+    others = column.cell_numbers[column.present & (column.cell_numbers != 0)]
+    is_rare = 2 * len(others) > column.num_present
+    return (
+        is_rare
+        and len(column.numbers) > 2 * MIN_LEVELS
+        and float(column.numbers[1]) > GAP_OF_ZERO * float(np.median(others))
+    )
 
 
-def flag_outliers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
+def flag_outliers(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each numeric column with a value more than 20 standard deviations from the mean."""
     for column in table.of_kind("number"):
         if not column.is_numeric or len(column.values_L) < MIN_LEVELS or placeholders(column):
             continue
-        values_N = column.numbers_N[column.present_N]
-        center = values_N.mean()
-        spread = values_N.std()
-        distance_L = np.abs(column.numbers_L - center) / spread if spread > 0 else np.zeros(len(column.numbers_L))
+        distance_L = np.zeros(len(column.numbers))
+        for index in _ends(len(column.numbers)):
+            distance_L[index] = _distance(column, int(index))
         found = np.flatnonzero(distance_L > OUTLIER)
         if len(found):
             worst = int(distance_L.argmax())
@@ -155,10 +164,17 @@ def flag_outliers(table: CodedTable, ignored: Sequence[str]) -> Iterator[Flag]:
                 column=column.name,
                 sites=_sites(table, column, found),
                 rows=_rows(table, np.isin(column.codes_N, found)),
-                message=f"{column.name}: {column.numbers_L[worst]:.6g} is {distance_L[worst]:.0f} standard deviations "
-                f"from the mean; the median is {np.median(values_N):.4g}",
-                advice=override("scenario.ignore", [*ignored, column.name]),
+                message=f"{column.name}: {column.numbers[worst]:.6g} is {distance_L[worst]:.0f} standard deviations "
+                "from the mean of all others",
+                advice=table.settings.without(column.name),
             )
+
+
+def _distance(column: CodedColumn, index: int) -> float:
+    """Return the distance of a value from the mean of all other cells, in their standard deviations."""
+    others = column.cell_numbers[column.present & (column.codes_N != index)]
+    spread = float(others.std())
+    return abs(float(column.numbers[index]) - float(others.mean())) / spread if spread > 0 else 0.0
 
 
 def cells(count: int) -> str:
@@ -173,7 +189,9 @@ def cells(count: int) -> str:
 def _sites(table: CodedTable, column: CodedColumn, levels: Sequence[int] | np.ndarray) -> tuple[str, ...]:
     if table.num_sites < 2:
         return ()
-    return table.names(column.counts_by_site(table.site_N, table.num_sites)[:, list(levels)].any(axis=1))
+    return table.names(
+        np.flatnonzero(column.counts_by_site(table.site_N, table.num_sites)[:, list(levels)].sum(axis=1))
+    )
 
 
 def _rows(table: CodedTable, found_N: np.ndarray) -> tuple[str, ...]:

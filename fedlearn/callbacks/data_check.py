@@ -1,0 +1,115 @@
+"""Show a data check: as a table in the terminal, as lines in the header of a run, and as a section of the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.table import Table
+from rich.text import Text
+
+from fedlearn.callbacks.tables import UNLIMITED
+from fedlearn.data.data_check import ColumnSummary, DataCheck, Flag
+
+DATA_CHECK_FILE = "data_check.json"
+MAX_FLAGS_IN_HEADER = 5
+MAX_FLAGS_SHOWN = 60
+HEAD = ("column", "taken as", "levels, or median (1 % to 99 %)", "missing", "by site")
+
+
+def print_check(check: DataCheck) -> None:
+    """Print a data check on standard output. In a file or a pipe, lines are complete."""
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED
+    out = Terminal(file=sys.stdout, width=width, highlight=False, markup=False, force_terminal=is_terminal)
+    out.print(Text(headline(check), style="bold"))
+    out.print()
+    out.print(_column_table(check))
+    out.print()
+    for line in _flag_texts(check):
+        out.print(line, soft_wrap=not is_terminal)
+
+
+def headline(check: DataCheck) -> str:
+    """Return source, size and sites of a check in one line."""
+    sites = len(check.rows_by_site)
+    size = f"{check.num_rows:,} {check.unit}, {len(check.columns)} columns"
+    sample = f" · a sample of {check.num_checked:,} {check.unit} is checked" if check.is_sample else ""
+    return f"{plain(check.source)} · {size} · {sites} site{'s' * (sites != 1)}{sample}"
+
+
+def header_text(check: DataCheck) -> str:
+    """Return the flags in a few lines, for the header of a run."""
+    sample = f" in a sample of {check.num_checked:,} {check.unit}" if check.is_sample else ""
+    if not check.flags:
+        return f"no flags{sample}"
+    lines = [plain(flag.message) for flag in check.flags[:MAX_FLAGS_IN_HEADER]]
+    count = f"{len(check.flags)} flag{'s' * (len(check.flags) != 1)}{sample}, see {DATA_CHECK_FILE} or the report"
+    return "\n".join([count, *(f"- {line}" for line in lines)])
+
+
+def column_cells(column: ColumnSummary) -> tuple[str, str, str, str, str]:
+    """Return the cells of a column in the table, in the order of `HEAD`."""
+    missing = f"{column.num_missing:,} ({_percent(column.share_missing)})" if column.num_missing else "–"
+    return plain(column.name), column.taken_as, plain(column.content), missing, plain(column.by_site)
+
+
+def report_section(folder: Path) -> Mapping[str, Any] | None:
+    """Return the texts of the report's section on the data check; None if the run folder has no check."""
+    check = read_data_check(folder)
+    if check is None:
+        return None
+    return {
+        "headline": headline(check),
+        "head": HEAD,
+        "columns": [column_cells(column) for column in check.columns],
+        "flags": [{"kind": flag.kind, "message": flag.message, "advice": flag.advice} for flag in check.flags],
+    }
+
+
+def read_data_check(folder: Path) -> DataCheck | None:
+    """Return the data check of a run folder; None if it has none, or a damaged file."""
+    try:
+        return DataCheck.from_json(json.loads((folder / DATA_CHECK_FILE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def plain(text: str) -> str:
+    """Return a text without control characters: names from data may contain commands for terminals."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _percent(share: float) -> str:
+    return "< 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
+
+
+def _column_table(check: DataCheck) -> Table:
+    flagged = {flag.column for flag in check.flags}
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in HEAD:
+        table.add_column(name, justify="right" if name == "missing" else "left", overflow="fold")
+    for column in check.columns:
+        style = "yellow" if column.name in flagged else ""
+        name, *cells = column_cells(column)
+        table.add_row(Text(name, style=style), *map(Text, cells))
+    return table
+
+
+def _flag_texts(check: DataCheck) -> list[Text]:
+    if not check.flags:
+        return [Text("no flags")]
+    lines = [Text(f"{len(check.flags)} flag{'s' * (len(check.flags) != 1)}", style="bold")]
+    for flag in check.flags[:MAX_FLAGS_SHOWN]:
+        lines += [_message(flag), Text.assemble(("    try  ", "dim"), plain(flag.advice))]
+    more = len(check.flags) - MAX_FLAGS_SHOWN
+    return [*lines, Text(f"and {more} more flags; --json FILE has all of them")] if more > 0 else lines
+
+
+def _message(flag: Flag) -> Text:
+    return Text.assemble((f"  {flag.kind}: ", "yellow"), plain(flag.message))

@@ -1,0 +1,42 @@
+"""Hold the settings of a data check."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fedlearn.data.data_check.advice import override
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """Hold the settings of ``scenario=folder`` that give columns their roles.
+
+    Args:
+        target: column to predict; None if unknown.
+        client: column with the client of each row.
+        ignore: columns that the training omits.
+        text: columns of text, which the training reads as words.
+        categories: columns that the settings declare as categories.
+        task: name of the task; None infers it from the target.
+        is_sampled: whether a large table is checked in a sample.
+        command: command that repeats the check.
+    """
+
+    target: str | None = None
+    client: str | None = None
+    ignore: Sequence[str] = ()
+    text: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    task: str | None = None
+    is_sampled: bool = True
+    command: str = "python -m simulations.data inspect PATH"
+
+    @property
+    def listing(self) -> str:
+        """Command that writes the check with row numbers into a file."""
+        return f"{self.command} --json data_check.json"
+
+    def without(self, *names: str) -> str:
+        """Return the setting that omits these columns, too."""
+        return override("scenario.ignore", [*self.ignore, *names])

@@ -1,0 +1,83 @@
+"""Run the command ``data inspect``: check files before training, at the place of the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedlearn.callbacks.data_check import print_check
+from fedlearn.core.checkpoint import write_atomically
+from fedlearn.core.command_line import DONE, UsageError, as_called
+from fedlearn.data.data_check import CheckSettings
+from fedlearn.data.data_check.inspection import inspect_path
+from fedlearn.errors import did_you_mean
+from fedlearn.runner.compose import parse_overrides
+from fedlearn.runner.conf_files import installed_options
+
+FLAGGED = 1  # exit code of --strict for data with flags
+
+
+def inspect_data(path: str, settings: Sequence[str], *, json_file: str | None, strict: bool) -> int:
+    """Print the data check of a path, and return the exit code.
+
+    Args:
+        path: file, folder, or ``hf://owner/name``.
+        settings: settings of ``scenario=folder``, e.g. ``target=sick``; the group ``scenario.`` may be left out.
+        json_file: file for the whole check; None writes no file.
+        strict: whether the exit code is 1 if there is a flag.
+    """
+    check = inspect_path(path, replace(check_settings(read_settings(settings)), command=_command(path, settings)))
+    print_check(check)
+    if json_file is not None:
+        write_atomically(Path(json_file), json.dumps(check.to_json(), indent=1, ensure_ascii=False) + os.linesep)
+    return FLAGGED if strict and check.flags else DONE
+
+
+def read_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Return the values of settings of ``scenario=folder``.
+
+    Raises:
+        UsageError: a word is not one of these settings.
+    """
+    known = [name for name in installed_options()["scenario"]["folder"] if not name.startswith("_") and name != "path"]
+    values = {}
+    for parsed in parse_overrides(words):
+        name = parsed.setting.removeprefix("scenario.")
+        if name not in known:
+            near = did_you_mean(name, known)
+            hint = f"\n  did you mean {near}?" if near else "\n  try       target=COLUMN"
+            raise UsageError(
+                f"{parsed.text} is not a setting of this command{hint}\n  expected  one of {', '.join(known)}"
+            )
+        values[name] = parsed.value
+    return values
+
+
+def check_settings(settings: dict[str, Any]) -> CheckSettings:
+    """Return the settings of the check from settings of ``scenario=folder``. A text is a list of one text."""
+    return CheckSettings(
+        target=_as_text(settings.get("target")),
+        client=_as_text(settings.get("client")),
+        task=_as_text(settings.get("task")),
+        ignore=_as_list(settings.get("ignore")),
+        text=_as_list(settings.get("text")),
+        categories=tuple(settings.get("categories") or ()),
+        is_sampled=False,
+    )
+
+
+def _command(path: str, settings: Sequence[str]) -> str:
+    return as_called(f"python -m simulations.data inspect {shlex.join([path, *settings])}")
+
+
+def _as_list(value: Any) -> tuple[str, ...]:
+    return () if value is None else tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+
+
+def _as_text(value: Any) -> str | None:
+    return None if value is None else str(value)
