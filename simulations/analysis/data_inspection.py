@@ -38,7 +38,7 @@ def inspect_data(path: str, settings: Sequence[str], *, json_file: str | None, s
     return FLAGGED if strict and check.flags else DONE
 
 
-def read_settings(words: Sequence[str]) -> dict[str, Any]:
+def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
     """Return the values of settings of ``scenario=folder``.
 
     Raises:
@@ -46,7 +46,7 @@ def read_settings(words: Sequence[str]) -> dict[str, Any]:
     """
     known = [name for name in installed_options()["scenario"]["folder"] if not name.startswith("_") and name != "path"]
     values = {}
-    for parsed in parse_overrides(words):
+    for parsed in parse_overrides(overrides):
         name = parsed.setting.removeprefix("scenario.")
         if name not in known:
             near = did_you_mean(name, known)

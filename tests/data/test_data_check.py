@@ -126,7 +126,13 @@ def planted():
     is_sick = (columns["sick"] == "yes").astype(float)
     few = rows % 50 == 0
     text = np.array([f"{v:g}" for v in columns["age"]], object)
-    twice = np.concatenate([rows, rows[sites == "nice"][:12]])
+    varied = rng.integers(0, 3, NUM_ROWS)
+    repeated = np.concatenate([rows, rows[sites == "nice"][:12]])
+    longer = {name: cells[repeated] for name, cells in columns.items()}
+    other = np.where(longer["sick"] == "yes", "no", "yes")
+    contradicting = {**longer, "sick": np.where(np.arange(len(repeated)) < NUM_ROWS, longer["sick"], other)}
+    rare = at(columns, "sick", rows % 20 > 0, lambda v: "no")
+    unequal = at(columns, "sick", (sites == "rome") & (rows % 16 > 0), lambda v: "no")
 
     def plus(name, cells):
         return {**columns, name: np.asarray(cells)}, sites, name
@@ -138,7 +144,7 @@ def planted():
         "leak by threshold": ("leakage", *plus("score", is_sick + rng.uniform(0, 0.9, NUM_ROWS))),
         "constant": ("constant", *plus("country", ["FR"] * NUM_ROWS)),
         "constant number": ("constant", *plus("version", np.full(NUM_ROWS, 3e-9))),
-        "constant at a site": ("constant at a site", *plus("flag", np.where(sites == "rome", 0, rng.integers(0, 3, NUM_ROWS)))),
+        "constant at a site": ("constant at a site", *plus("flag", np.where(sites == "rome", 0, varied))),
         "empty": ("empty column", *plus("note", [""] * NUM_ROWS)),
         "identifier as text": ("identifier", *plus("key", [f"P{i:06d}" for i in rows])),
         "identifier as number": ("identifier", *plus("nr", rng.permutation(NUM_ROWS) + 1000)),
@@ -164,18 +170,13 @@ def planted():
         "level at a site": ("levels by site", *plus("ward", np.where((sites == "nice") & (rows % 2 == 0), "X", "Y"))),
         "coded level": ("levels by site", *plus("sex", rng.integers(0, 2, NUM_ROWS) + (sites == "nice"))),
         "class at a site": ("classes by site", at(columns, "sick", sites == "rome", lambda v: "no"), sites, "sick"),
-        "shares by site": ("imbalance", at(columns, "sick", (sites == "rome") & (rows % 16 > 0), lambda v: "no"), sites, "sick"),
-        "rare class": ("imbalance", at(columns, "sick", rows % 20 > 0, lambda v: "no"), sites, "sick"),
+        "shares by site": ("imbalance", unequal, sites, "sick"),
+        "rare class": ("imbalance", rare, sites, "sick"),
         "small site": ("rows by site", columns, np.where(rows < 3, "mini", "big").astype(object), ""),
-        "across sites": ("duplicates across sites", {k: v[twice] for k, v in columns.items()}, np.append(sites, ["rome"] * 12), ""),
-        "inside a site": ("duplicates", {k: v[twice] for k, v in columns.items()}, np.append(sites, ["nice"] * 12), ""),
-        "contradiction": (
-            "contradictions",
-            {k: np.where(np.arange(len(twice)) < NUM_ROWS, v[twice], np.where(v[twice] == "yes", "no", "yes")) if k == "sick" else v[twice] for k, v in columns.items()},
-            np.append(sites, ["nice"] * 12),
-            "",
-        ),
-    }  # fmt: skip
+        "across sites": ("duplicates across sites", longer, np.append(sites, ["rome"] * 12), ""),
+        "inside a site": ("duplicates", longer, np.append(sites, ["nice"] * 12), ""),
+        "contradiction": ("contradictions", contradicting, np.append(sites, ["nice"] * 12), ""),
+    }
 
 
 @pytest.mark.parametrize("name", planted())

@@ -15,7 +15,7 @@ MIN_ROWS = 20  # fewer rows are not enough for a statement about distinct values
 SHARE_DISTINCT = 0.95  # distinct values of an identifier, relative to its cells
 SHARE_OF_PATTERN = 0.9  # distinct values that match a pattern
 NUM_TESTED = 500  # distinct values that are matched with a pattern
-MIN_WORDS = 3  # mean number of words in free text
+MIN_TOKENS = 3  # mean number of tokens in free text
 DATE = re.compile(
     r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}([T ].*)?|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})( .*)?"
     r"|\d{1,2}[ -][A-Za-z]{3,9}\.?[ -]\d{2,4}( .*)?|[A-Za-z]{3,9}\.? \d{1,2}, \d{4}|\d{4}年\d{1,2}月(\d{1,2}日)?"
@@ -74,4 +74,4 @@ def is_free_text(column: CodedColumn) -> bool:
     if column.is_numeric or len(texts) < 10:
         return False
     num_words = [len(text.split()) for text in texts]
-    return float(np.mean(num_words)) >= MIN_WORDS and 10 * len(column.values_L) > column.num_present
+    return float(np.mean(num_words)) >= MIN_TOKENS and 10 * len(column.values_L) > column.num_present

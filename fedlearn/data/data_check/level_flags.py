@@ -115,7 +115,7 @@ def _similar_levels(table: CodedTable, column: CodedColumn) -> list[list[str]]:
     found = []
     for left, right in combinations(range(len(column.texts)), 2):
         first, second = plain_form(column.texts[left]), plain_form(column.texts[right])
-        if first == second or not differs_in_a_letter(first, second):
+        if first == second or not are_similar(first, second):
             continue
         low, high = sorted((column.counts[left], column.counts[right]))
         is_apart = table.num_sites > 1 and not ((counts_SL[:, left] > 0) & (counts_SL[:, right] > 0)).any()
@@ -124,10 +124,10 @@ def _similar_levels(table: CodedTable, column: CodedColumn) -> list[list[str]]:
     return found
 
 
-def differs_in_a_letter(left: str, right: str) -> bool:
+def are_similar(left: str, right: str) -> bool:
     """Return whether two words differ in one inserted, removed, replaced or swapped letter.
 
-    >>> differs_in_a_letter("never", "nevr"), differs_in_a_letter("ward1", "ward2")
+    >>> are_similar("never", "nevr"), are_similar("ward1", "ward2")
     (True, False)
     """
     if min(len(left), len(right)) < MIN_LENGTH or abs(len(left) - len(right)) > 1:
