@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,6 +85,31 @@ class Scenario:
     network: Network | None = None
     data_digests: Mapping[str, str] = field(default_factory=dict)
     held_out_columns: Mapping[str, Callable[[ClientId], np.ndarray]] | None = None
+
+    @staticmethod
+    def from_datasets(datasets: Mapping[str, Any], *, model: Any, **options: Any) -> Scenario:
+        """Return a scenario of data sets and a module of the user.
+
+        Each client is read when a round needs it, and 64 clients stay in memory.
+
+        Args:
+            datasets: name of a client -> data set. Pairs of arrays, data frames, and data sets of PyTorch or Hugging
+                Face are data sets. A function without arguments may return the data set.
+            model: ``nn.Module`` of PyTorch, module of flax.linen, or a trainer. A module keeps its weights.
+            options: ``task`` (default ``multiclass``); ``loss``, see `fedlearn.TorchTrainer`; ``metrics`` in addition
+                to the metrics of the task; ``metric``, the main metric; ``target`` and ``features``, names of columns;
+                ``classes``, names of classes in order, if targets are not class numbers; ``num_classes``, which avoids
+                that all clients are read for a count; ``collate``, function from a list of items to arrays of inputs
+                and targets; ``test``, held-out data sets by name; ``test_share`` (default 0.25), the share that each
+                client holds out without ``test``; ``name``; ``device``; ``seed`` of the split.
+
+        Raises:
+            SettingError: an option or the model is wrong.
+            DataError: a data set cannot be read.
+        """
+        module = import_module("fedlearn.trainers.module_scenario")  # an import statement would go up the layers
+        scenario: Scenario = module.scenario_from_datasets(datasets, model=model, **options)
+        return scenario
 
 
 def judge(scenario: Scenario) -> Evaluate:
