@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedlearn.callbacks.formatting import format_metric
 from fedlearn.callbacks.report import read_run
@@ -15,9 +15,6 @@ from fedlearn.callbacks.run_history import read_history
 from fedlearn.errors import FedlearnError, MissingExtra
 from fedlearn.loop.protocols import Trainer
 from fedlearn.runner.trained_model import TrainedModel, load_trained_model
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = ("round", "seconds", "epsilon", "cohort", "num_updates", "bytes_up", "bytes_down")
 
@@ -105,8 +102,8 @@ class RunResult:
         """Return the probability of each class, ``(N, C)``; see `fedlearn.load`."""
         return self.trained_model.predict_proba(data, **options)
 
-    def plot(self, metric: str | None = None) -> Figure:
-        """Return a figure with the loss and one metric over rounds.
+    def plot(self, metric: str | None = None) -> Any:
+        """Return a figure of matplotlib with the loss and one metric over rounds.
 
         Args:
             metric: name of the metric; None is the main metric of the run.
