@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -59,7 +60,8 @@ class SettingError(FedlearnError, ValueError):
         Args:
             group: group of the setting on the command line, e.g. ``strategy``.
         """
-        fix = f"{group}.{self.fix}" if self.fix.startswith(f"{self.setting}=") else self.fix
+        root = re.escape(self.setting.partition(".")[0])
+        fix = re.sub(rf"^('?)({root}[=.])", rf"\1{group}.\2", self.fix)
         return SettingError(f"{group}.{self.setting}", self.value, self.expected, fix)
 
 

@@ -1,6 +1,6 @@
 """FedNova: each update is divided by its number of local steps before the average."""
 
-from fedlearn import Aggregator, Array, State, Strategy, Updates, uniform
+from fedlearn import Aggregator, Array, LocalRule, State, Strategy, Updates, uniform
 from fedlearn.extend import add_rows, add_totals, divide_total
 
 
@@ -9,7 +9,7 @@ def fednova(*, clients_per_round: int | None = None) -> Strategy:
 
     ``w <- w + tau sum_k p_k (w_k - w) / tau_k``, ``tau = sum_k p_k tau_k``, ``p_k = n_k / n``
 
-    ``tau_k`` is the number of local steps. This is correct for plain SGD (local.momentum=0, local.weight_decay=0).
+    ``tau_k`` is the number of local steps. This is correct for plain SGD, so other optimizers and momentum are refused.
 
     Args:
         clients_per_round: cohort size, drawn uniformly; None selects all clients.
@@ -41,4 +41,5 @@ def fednova(*, clients_per_round: int | None = None) -> Strategy:
         return {"total": None, "steps": 0.0, "examples": 0.0}
 
     aggregate = Aggregator(init=empty, add=add, finalize=finalize, merge=merge, is_sum=True)
-    return Strategy(select=uniform(clients_per_round), aggregate=aggregate)
+    rule = LocalRule(requires_sgd=True)
+    return Strategy(select=uniform(clients_per_round), local=rule, aggregate=aggregate)

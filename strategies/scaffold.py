@@ -11,7 +11,7 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
     ``x <- x + (1 / |P|) sum_P (y_k - x);  c <- c + (1 / N) sum_P (c_k' - c_k)``
 
     ``c_k`` is a client state, and clients send ``c_k' - c_k`` beside the update. ``c_k'`` (option II) is the mean
-    gradient of the round for plain SGD only (local.optimizer=sgd, local.momentum=0, local.learning_rate > 0).
+    gradient of the round for plain SGD only, so other optimizers and momentum are refused.
 
     Args:
         clients_per_round: cohort size, drawn uniformly; None selects all clients.
@@ -37,6 +37,7 @@ def scaffold(*, clients_per_round: int | None = None) -> Strategy:
         client_state=("client_control",),
         receives=("server",),
         after_training=finish,
+        requires_sgd=True,
     )
     server = Transform(
         init=lambda layout: {"server": zeros(layout)},

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fedlearn.core.records import Array, State
-from fedlearn.errors import require
+from fedlearn.core.named_option import describe_option, option_name
+from fedlearn.core.records import Array, LocalSettings, State
+from fedlearn.errors import SettingError, require
 
 GLOBAL_MODEL = "w_global"  # name of the model in a request, among the names of vectors
 # name of the client state with the client's model after its last round, for `LocalRule.feature_penalty`
@@ -72,6 +73,8 @@ class LocalRule(NamedTuple):
             client's model after its last round. In the first round, the last two are equal. Features are the inputs of
             the last layer, which must be ``nn.Linear`` in torch and ``nn.Dense`` in flax. Use array-API arithmetic.
             None: no penalty, and no forward pass of the other models.
+        requires_sgd: True if the rule or the aggregation is correct for plain SGD only. Other optimizers, momentum, and
+            learning rates that change within a round are then refused.
     """
 
     correct: Callable[..., Any] = _gradient
@@ -84,6 +87,7 @@ class LocalRule(NamedTuple):
     evaluate_models: tuple[str, ...] = ()
     adjust_logits: Callable[[Any, Any], Any] | None = None
     feature_penalty: Callable[[Any, Any, Any], Any] | None = None
+    requires_sgd: bool = False
 
     @property
     def supports_mixed_rounds(self) -> bool:
@@ -102,6 +106,24 @@ class LocalRule(NamedTuple):
 
 
 plain_training = LocalRule()
+
+
+def require_sgd(rule: LocalRule, local: LocalSettings) -> None:
+    """Check that the local settings are plain SGD, if the rule requires it.
+
+    Raises:
+        SettingError: The optimizer is not SGD, has momentum, or its learning rate changes within a round.
+    """
+    if not rule.requires_sgd or local.is_plain_sgd:
+        return
+    reason = "this strategy is correct for plain SGD only"
+    optimizer = describe_option(local.optimizer)
+    require(
+        option_name(local.optimizer) == "sgd", "local.optimizer", optimizer, f"sgd: {reason}", "local.optimizer=sgd"
+    )
+    require(not local.momentum, "local.momentum", local.momentum, f"0: {reason}", "local.momentum=0")
+    expected = f"a schedule over rounds: {reason}"
+    raise SettingError("local.schedule", describe_option(local.schedule), expected, "local.schedule=cosine")
 
 
 def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedlearn.core.gradient_settings import as_class_weights, check_gradient_settings
+from fedlearn.core.named_option import as_option, option_name, option_values
+from fedlearn.core.optimizers import check_optimizer
 from fedlearn.core.privacy_ledger import Epsilon, Ledger
+from fedlearn.core.schedules import check_schedule
 from fedlearn.errors import is_count, is_number, require
 
 Array = Any  # any array of the array API standard: NumPy, torch, JAX
@@ -20,7 +24,6 @@ ClientId = int  # index in the partition; it does not change when a node reconne
 State = Mapping[str, Any]  # named arrays that persist between rounds
 
 EMPTY_STATE: State = {}
-OPTIMIZERS = ("sgd", "adamw")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,16 +50,29 @@ class ExampleDP:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalSettings:
-    """Settings of local training: minibatch SGD or AdamW, with a new optimizer state in each round.
+    """Settings of local training: optimizer, learning rates, bounds on gradients, and changes of the loss.
 
     Args:
         epochs: passes over the examples of the client, >= 1; 1 if ``steps`` is set.
         steps: number of local steps instead of epochs, >= 1; each pass reshuffles the examples. None to use ``epochs``.
         batch_size: examples per step, >= 1; the last batch of a pass may be smaller.
-        optimizer: ``sgd`` or ``adamw``.
+        micro_batch_size: examples per forward pass, >= 1. A step then adds the gradients of several passes, and needs
+            less memory. None: the whole batch.
+        optimizer: ``sgd``, ``adam``, ``adamw``, ``adagrad`` or ``rmsprop`` (equal in all frameworks), another name in
+            torch.optim or optax, or a mapping of a name and values, e.g. ``{"name": "adam", "betas": [0.9, 0.99]}``.
+            Or a function: ``(parameters, lr=...) -> torch.optim.Optimizer`` or ``(learning_rate) -> optax optimizer``.
         learning_rate: learning rate of the optimizer, >= 0.
+        schedule: changes the learning rate: ``constant``, ``linear``, ``cosine``, ``exponential`` or ``step``, or a
+            mapping of a name and values; see `fedlearn.core.schedules`. Or a function ``(round, step, num_steps) ->
+            factor``.
         momentum: momentum of ``sgd``, in [0, 1).
-        weight_decay: weight decay, >= 0; an L2 term for ``sgd``, decoupled for ``adamw`` (as in torch.optim).
+        weight_decay: weight decay, >= 0; decoupled for ``adamw``, an L2 term for the others (as in torch.optim).
+        max_grad_norm: L2 bound on the gradient of each step, > 0, before the local rule and the optimizer. None: no
+            bound.
+        class_weights: factor of the loss of each class, ``(C,)``, >= 0. ``balanced`` computes it at each client from
+            its training examples: ``n / (c * n_y)``, with ``n`` examples, ``c`` classes and ``n_y`` examples of class
+            ``y``. None: no factor.
+        label_smoothing: share of the target that all classes divide equally, in [0, 1).
         example_dp: settings of DP-SGD, or None. With DP-SGD, batches are Poisson samples with ``batch_size`` expected
             examples.
 
@@ -67,10 +83,15 @@ class LocalSettings:
     epochs: int = 1
     steps: int | None = None
     batch_size: int = 32
-    optimizer: str = "sgd"
+    micro_batch_size: int | None = None
+    optimizer: Any = "sgd"
     learning_rate: float = 0.1
+    schedule: Any = "constant"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    class_weights: Any = None
+    label_smoothing: float = 0.0
     example_dp: ExampleDP | None = None
 
     def __post_init__(self) -> None:
@@ -79,13 +100,28 @@ class LocalSettings:
         is_unique = self.steps is None or self.epochs == 1
         require(is_unique, "epochs", self.epochs, f"1, because steps={self.steps} is set", "epochs=1, or steps=null")
         require(is_count(self.batch_size), "batch_size", self.batch_size, "a whole number >= 1", "batch_size=32")
-        known = self.optimizer in OPTIMIZERS
-        require(known, "optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}", "optimizer=sgd")
         learns = is_number(self.learning_rate, at_least=0)
         require(learns, "learning_rate", self.learning_rate, "a number >= 0", "learning_rate=0.1")
         require(is_number(self.momentum, at_least=0, below=1), "momentum", self.momentum, "in [0, 1)", "momentum=0.9")
         decays = is_number(self.weight_decay, at_least=0)
         require(decays, "weight_decay", self.weight_decay, "a number >= 0", "weight_decay=0.0001")
+        object.__setattr__(self, "optimizer", as_option(self.optimizer, "optimizer", "adam"))
+        check_optimizer(self.optimizer, momentum=self.momentum)
+        object.__setattr__(self, "schedule", as_option(self.schedule, "schedule", "cosine"))
+        check_schedule(self.schedule)
+        object.__setattr__(self, "class_weights", as_class_weights(self.class_weights))
+        check_gradient_settings(self)
+
+    @property
+    def changes_loss(self) -> bool:
+        """True if the training loss differs from the loss of the task."""
+        return self.class_weights is not None or self.label_smoothing > 0
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """True for SGD without momentum whose learning rate is constant within a round."""
+        is_constant = option_name(self.schedule) is not None and option_values(self.schedule).get("over") != "steps"
+        return option_name(self.optimizer) == "sgd" and not self.momentum and is_constant
 
     def num_steps(self, num_examples: Any) -> Any:
         """Return the number of local steps per round of a client with ``num_examples`` examples.

@@ -19,8 +19,10 @@ from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context, Stage
 from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.layout import Layout
+from fedlearn.core.named_option import option_name, option_values
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Array, ClientId, ClientWork, Examples, Failure, FailureStage, Request, State, Updates
+from fedlearn.core.schedules import rate_factors
 from fedlearn.loop.local_training import initial_rule_state, train, train_mixed_rounds
 from fedlearn.loop.protocols import Trainer
 
@@ -164,8 +166,17 @@ def _apply_rule(strategy: Strategy, request: Request, updates: Updates, state_KD
     vectors = {name: asarray_like(v, updates.delta_KD) for name, v in vectors.items()}
     delta_KD = updates.delta_KD
     steps_K = array_namespace(delta_KD).asarray(updates.num_steps_K, dtype=delta_KD.dtype, device=delta_KD.device)
-    new_state, extra = rule.after_training(delta_KD, steps_K, request.local.learning_rate, **vectors)
+    new_state, extra = rule.after_training(delta_KD, steps_K, _round_rate(request), **vectors)
     return replace(updates, client_state={**updates.client_state, **new_state}, extra=dict(extra))
+
+
+def _round_rate(request: Request) -> float:
+    """Return the learning rate of the round. For a schedule over the steps, it is the rate of the settings."""
+    local = request.local
+    over = option_values(local.schedule).get("over", "rounds")
+    if local.schedule == "constant" or option_name(local.schedule) is None or over != "rounds":
+        return local.learning_rate
+    return local.learning_rate * float(rate_factors(local.schedule, request.round, 1)[0])
 
 
 def _apply_stage(

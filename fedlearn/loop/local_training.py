@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fedlearn.algorithm.local_rule import GLOBAL_MODEL, PREVIOUS_MODEL, LocalRule, plain_training
+from fedlearn.algorithm.local_rule import GLOBAL_MODEL, PREVIOUS_MODEL, LocalRule, plain_training, require_sgd
 from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.layout import Layout
@@ -63,6 +63,7 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     dp = request.local.example_dp
     expected = "null, because this strategy changes the loss of the task"
     require(dp is None or not rule.has_custom_loss, "local.example_dp", dp, expected, "strategy=fedavg")
+    require_sgd(rule, request.local)
     layout = trainer.layout
     losses, best_K = _evaluate_models(trainer, rule, request, work)
     if rule.personal_parameters or rule.evaluate_models:
@@ -147,7 +148,8 @@ def _evaluate_models(
 
     A pass with learning rate 0 computes the loss of every example once, and does not change the model.
     """
-    local = replace(request.local, learning_rate=0.0, epochs=1, steps=None, example_dp=None)
+    changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "example_dp": None}
+    local = replace(request.local, learning_rate=0.0, epochs=1, steps=None, **changes)
     losses = {}
     for name in rule.evaluate_models:
         new_work = [_with_start(rule, trainer.layout, request, item, name) for item in work]

@@ -25,6 +25,7 @@ from fedlearn.core.records import (
     Examples,
     Failure,
     InFlight,
+    LocalSettings,
     Predictions,
     Request,
     State,
@@ -200,6 +201,14 @@ class Trainer(Protocol):
 
         Guarantees:
             Row k of the result does not depend on the other clients.
+        """
+        ...
+
+    def check_local(self, local: LocalSettings) -> None:
+        """Check before the first round that the trainer has the optimizer and the other settings of local training.
+
+        Raises:
+            SettingError: The trainer does not have a setting, or it does not fit the task.
         """
         ...
 

@@ -17,6 +17,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, divide_total
+from fedlearn.algorithm.local_rule import require_sgd
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy, asarray_like
@@ -37,6 +38,7 @@ from fedlearn.core.records import (
     State,
     sorted_client_ids,
 )
+from fedlearn.core.schedules import over_rounds
 from fedlearn.errors import FedlearnError, TooManyFailures, is_count, is_number, require
 from fedlearn.loop.async_loop import accumulate_buffer, fill_buffer
 from fedlearn.loop.base_engine import require_engine
@@ -145,6 +147,8 @@ def federate(
             the error has a ledger, it replaces the ledger of this state.
     """
     local = local or LocalSettings()
+    require_sgd(strategy.local, local)
+    local = replace(local, schedule=over_rounds(local.schedule, schedule.rounds))
     require_engine(engine)
     if strategy.asynchrony is not None and not isinstance(engine, AsyncEngine):
         engine = VirtualClockEngine(engine, SystemModel())

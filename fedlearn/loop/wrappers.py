@@ -18,6 +18,7 @@ from fedlearn.core.records import (
     ClientId,
     Examples,
     Failure,
+    LocalSettings,
     Predictions,
     Request,
     State,
@@ -145,6 +146,10 @@ class TrainerWrapper:
     def close(self) -> None:
         """Release processes and memory of the inner trainer."""
         self.trainer.close()
+
+    def check_local(self, local: LocalSettings) -> None:
+        """Check the settings of local training with the inner trainer."""
+        self.trainer.check_local(local)
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check the model of the inner trainer for DP-SGD."""

@@ -10,12 +10,24 @@ from dataclasses import asdict
 import numpy as np
 
 from fedlearn.core.layout import Layout
+from fedlearn.core.named_option import describe_option, option_name
 from fedlearn.core.records import ExampleDP, LocalSettings, Request
 from fedlearn.core.serialization import Payload, WireError, read_fields, require_vector, select_prefix, with_prefix
+from fedlearn.errors import require
+
+FIXES = {"optimizer": "adam", "schedule": "cosine"}
 
 
 def pack_order(request: Request) -> Payload:
-    """Return a training order as the shared content of requests."""
+    """Return a training order as the shared content of requests.
+
+    Raises:
+        SettingError: The optimizer or the schedule is a function. A message to a node contains no code.
+    """
+    for name in ("optimizer", "schedule"):
+        option = getattr(request.local, name)
+        expected, fix = "a name: a message to a node contains no code", f"local.{name}={FIXES[name]}"
+        require(option_name(option) is not None, f"local.{name}", describe_option(option), expected, fix)
     arrays = {"params": request.params_D, **with_prefix("broadcast/", request.broadcast)}
     return Payload(metadata={"seed": request.seed, "local": asdict(request.local)}, arrays=arrays)
 

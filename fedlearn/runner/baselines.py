@@ -20,6 +20,7 @@ from fedlearn.callbacks.run_history import client_statistics, finite_or_none
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import ClientId, ClientWork, Evaluation, Examples, LocalSettings, Predictions, Request
+from fedlearn.core.schedules import over_whole_run
 from fedlearn.engines.base import split_into_blocks
 from fedlearn.loop.scenario import in_target_unit, judge
 from fedlearn.loop.training_loop import select_evaluation_clients
@@ -110,6 +111,8 @@ def _request(experiment: Experiment, client_updates: int, *, step_factor: int = 
 
 def _budget(experiment: Experiment, client_updates: int) -> LocalSettings:
     local, num_clients = replace(experiment.plan.local, example_dp=None), len(experiment.scenario.data.clients)
+    rounds = experiment.plan.schedule.rounds
+    local = replace(local, schedule=over_whole_run(local.schedule, rounds))
     if local.steps:
         return replace(local, steps=max(1, round(client_updates * local.steps / num_clients)))
     return replace(local, epochs=max(1, round(client_updates * local.epochs / num_clients)))

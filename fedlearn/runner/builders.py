@@ -76,13 +76,13 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
         )
     for path, node in targets:
         name = node["_target_"]
-        if not (is_library_builder(name, _group_at(path, setting)) or _is_in(name, allow)):
+        if not (is_library_builder(name, _group_at(path, setting)) or is_in_modules(name, allow)):
             raise _refused(path, name, name, allow)
     for path, node in targets:
         target = find_target(node["_target_"], path)
         home = getattr(target, "__module__", None)
         is_known = is_library_builder(node["_target_"], _group_at(path, setting))
-        if not callable(target) or not (is_known or _is_in(home, allow)):
+        if not callable(target) or not (is_known or is_in_modules(home, allow)):
             raise _refused(path, node["_target_"], home, allow)
         _check_parameters(target, node, path, num_args=num_args if path == setting else 0)
 
@@ -155,7 +155,8 @@ def _refuse_interpolations(node: Any, path: str) -> None:
         _refuse_interpolations(value, setting_path(path, str(key)))
 
 
-def _is_in(name: Any, allow: Sequence[str]) -> bool:
+def is_in_modules(name: Any, allow: Sequence[str]) -> bool:
+    """Return whether a dotted name is one of these modules, or belongs to one of them."""
     return isinstance(name, str) and any(name == top or name.startswith(f"{top}.") for top in allow)
 
 
@@ -168,7 +169,7 @@ def _refused(setting: str, name: Any, home: Any, allow: Sequence[str]) -> Settin
     if folder := shadowing_folder(str(name).partition(".")[0]):
         expected += f"; {folder} is not searched, because fedlearn has a package of this name"
         fix = f"another name for {folder}"
-    elif module in (*PACKAGES, "flwr") or _is_in(home, allow):
+    elif module in (*PACKAGES, "flwr") or is_in_modules(home, allow):
         fix = _close_builder(str(name)) or "the command without this setting"
     return SettingError(f"{setting}._target_", value, expected, fix)
 

@@ -44,10 +44,12 @@ from fedlearn.runner.builders import (
 from fedlearn.runner.consent import allowed_by_environment, refuse_packages
 from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.local_training import build_local
 from fedlearn.runner.parts import NO_PARTS, Parts
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
 from fedlearn.runner.training_check import with_gradient_warning
+from fedlearn.trainers.class_weights import require_weight_per_class
 
 BASELINES = ("central", "local")
 
@@ -116,7 +118,8 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
     seed = plain.get("seed")
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
-    strategy, local = _of_kind(Strategy, cfg, "strategy", allow, parts), _local(_group(plain, "local"))
+    strategy = _of_kind(Strategy, cfg, "strategy", allow, parts)
+    local = build_local(_group(plain, "local"), allow=allow)
     privacy = _of_kind(Mechanism, cfg, "privacy", allow, parts) if "privacy" in plain else none()
     system = _of_kind(SystemModel, cfg, "system", allow) if "system" in plain else SystemModel()
     _refuse_without_rounds(system, strategy, privacy)
@@ -224,6 +227,7 @@ def build_experiment(
     if plan.strategy.asynchrony is not None:
         plan.strategy.asynchrony.validate(len(scenario.data.clients))
     check_early_stop(cfg, scenario.data.task)
+    require_weight_per_class(plan.local, max(2, scenario.data.num_classes))
     # the engine comes last: it may start processes, which a later error would not stop
     engine = build_scenario_engine(cfg, scenario)
     if attack.forge is not None and malicious:
@@ -437,14 +441,6 @@ def _record(kind: type[Any], settings: Mapping[str, Any], group: str) -> Any:
         return kind(**settings)
     except SettingError as error:
         raise (error.with_prefix(group) if group else error) from None
-
-
-def _local(settings: Mapping[str, Any]) -> LocalSettings:
-    """Return the settings of local training. Only ``privacy=example`` sets DP-SGD, because it accounts for it."""
-    example_dp = settings.get("example_dp")
-    require(example_dp is None, "local.example_dp", example_dp, "null", "privacy=example privacy.clip=1.0")
-    local: LocalSettings = _record(LocalSettings, settings, "local")
-    return local
 
 
 def check_early_stop(cfg: DictConfig, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedlearn.algorithm.local_rule import require_sgd
 from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import LocalSettings
@@ -36,6 +37,8 @@ def protect_strategy(
         FedlearnError: The guarantee does not hold for this combination. A node raises it too, so it does not depend on
             the honesty of a coordinator.
     """
+    require_sgd(strategy.local, local)
+    trainer.check_local(local)
     protected, local = mechanism.protect(strategy, local, population)
     keeps_rule = strategy.aggregate.rule is None or protected.aggregate.rule is not None
     expected = "a mechanism that keeps the aggregation rule of the strategy, but it replaces the rule by a mean"

@@ -14,13 +14,22 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout, default_initial_parameters
+from fedlearn.core.named_option import describe_option
+from fedlearn.core.optimizers import PORTABLE_OPTIMIZERS, is_portable
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.batching import batch_plans, poisson_plans, rounds_of
-from fedlearn.trainers.numpy_steps import noise_source, optimizer, private_gradient, require_separate_examples
+from fedlearn.trainers.numpy_steps import (
+    clip_gradient,
+    noise_source,
+    optimizer,
+    private_gradient,
+    require_separate_examples,
+)
 
 Initializer = Callable[[Layout, np.random.Generator], np.ndarray]
 FROM_SEED = "weights drawn from the seed"  # values of `Trainer.initialization`
@@ -48,8 +57,9 @@ class BaseTrainer:
     """Base class of trainers, in NumPy, with defaults for all optional members.
 
     A subclass sets ``layout``, and defines `outputs` and one of `gradient` and `example_gradients`. The base class
-    then trains with SGD or AdamW, under any local rule that corrects gradients. With `example_gradients` and
-    ``supports_dp_sgd = True`` it also trains with DP-SGD. A subclass with a solver without gradients overrides
+    then trains with the portable optimizers (``sgd``, ``adam``, ``adamw``, ``adagrad`` and ``rmsprop``), under any
+    local rule that corrects gradients. With `example_gradients` and ``supports_dp_sgd = True`` it also trains with
+    DP-SGD. A subclass with a solver without gradients overrides
     `fit_client`.
 
     *Guarantees*: the base class raises `SettingError` for each request, rule or model that it does not support.
@@ -104,6 +114,14 @@ class BaseTrainer:
     def close(self) -> None:
         """Release nothing. A subclass with processes or memory of its own overrides this method."""
 
+    def check_local(self, local: LocalSettings) -> None:
+        """Refuse optimizers of other frameworks, and changes of the loss. See `Trainer.check_local`."""
+        name = type(self).__name__
+        expected = f"one of {', '.join(PORTABLE_OPTIMIZERS)}, because {name} trains in NumPy"
+        shown = describe_option(local.optimizer)
+        require(is_portable(local.optimizer), "local.optimizer", shown, expected, "local.optimizer=adam")
+        refuse_loss_changes(local, f"because {name} computes the gradient of its own loss")
+
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check once that `example_gradients` keeps examples apart. See `Trainer.check_example_dp`."""
         if request.local.example_dp is None or self._is_checked or not self.supports_dp_sgd:
@@ -142,14 +160,18 @@ class BaseTrainer:
         vectors |= {name: as_numpy(request.broadcast[name]) for name in rule.receives}
         plans = poisson_plans if request.local.example_dp else batch_plans
         sizes = np.array([len(work.examples)])
-        (plan_SB,), (num_steps,) = plans(request, np.array([work.client]), sizes, rounds_of(request, [work]))
+        rounds, local = rounds_of(request, [work]), request.local
+        (plan_SB,), steps = plans(request, np.array([work.client]), sizes, rounds)
+        rates, num_steps = learning_rates(local.schedule, local.learning_rate, rounds, steps), int(steps[0])
+        rates_S = np.full(num_steps, local.learning_rate) if rates is None else rates[0]
         gradient, step, loss = self._gradient_of(request, work), optimizer(request.local), 0.0
-        for rows in plan_SB[:num_steps]:
-            rows = rows[rows >= 0]
+        for padded, rate in zip(plan_SB[:num_steps], rates_S.tolist(), strict=True):
+            rows = padded[padded >= 0]
             loss_N, grad_D = gradient(w_D, work.examples.x[rows], work.examples.y[rows])
             loss += float(np.sum(loss_N))
-            w_D = step(w_D, rule.correct(grad_D, w_D, w_global_D, **vectors))
-        return LocalResult(w_D - start_D, loss, int((plan_SB >= 0).sum()), int(num_steps))
+            grad_D = clip_gradient(local.max_grad_norm, grad_D)
+            w_D = step(w_D, rule.correct(grad_D, w_D, w_global_D, **vectors), rate)
+        return LocalResult(w_D - start_D, loss, int((plan_SB >= 0).sum()), num_steps)
 
     def _gradient_of(
         self, request: Request, work: ClientWork
@@ -168,6 +190,7 @@ class BaseTrainer:
         return gradient
 
     def _refuse_unsupported(self, request: Request, rule: LocalRule) -> None:
+        self.check_local(request.local)
         name, dp = type(self).__name__, request.local.example_dp
         expected = f"null, because {name} has no DP-SGD"
         require(dp is None or self.supports_dp_sgd, "local.example_dp", dp, expected, "privacy=central")
@@ -191,6 +214,41 @@ def require_plain_training(rule: LocalRule, request: Request) -> None:
     require(plain, "strategy", "one that changes local training", expected, "strategy=fedavg")
     dp = request.local.example_dp
     require(dp is None, "local.example_dp", dp, "null: this trainer has no DP-SGD", "privacy=central")
+    refuse_loss_changes(request.local, "because this trainer has a solver of its own")
+    bound = request.local.max_grad_norm
+    expected = "null: this trainer cannot clip gradients"
+    require(bound is None, "local.max_grad_norm", bound, expected, "local.max_grad_norm=null")
+
+
+def refuse_loss_changes(local: LocalSettings, reason: str) -> None:
+    """Refuse class weights, label smoothing and micro batches, for a trainer without them.
+
+    Raises:
+        SettingError: One of these settings differs from its default.
+    """
+    for name, default in (("class_weights", None), ("label_smoothing", 0.0), ("micro_batch_size", None)):
+        value, shown = getattr(local, name), "null" if default is None else "0"
+        require(value == default, f"local.{name}", value, f"{shown}, {reason}", f"local.{name}={shown}")
+
+
+def require_class_loss(local: LocalSettings, task: Task, *, is_cross_entropy: bool) -> None:
+    """Check that class weights and label smoothing fit the task and the loss.
+
+    Args:
+        local: settings of local training.
+        task: task of the trainer.
+        is_cross_entropy: whether the trainer uses the loss of a shipped task.
+
+    Raises:
+        SettingError: The task has no class per example, or label smoothing meets a loss of the user.
+    """
+    weights, share = local.class_weights, local.label_smoothing
+    expected = f"null, because the task {task.name} has no class per example"
+    fits = weights is None or task.is_classification
+    require(fits, "local.class_weights", weights, expected, "local.class_weights=null")
+    expected = "0, because label smoothing changes the cross-entropy of a classification"
+    is_possible = not share or (task.is_classification and is_cross_entropy)
+    require(is_possible, "local.label_smoothing", share, expected, "local.label_smoothing=0")
 
 
 def class_counts(trainer: Trainer, task: Task, request: Request, work: Sequence[ClientWork]) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
-from fedlearn.core.records import Array, ClientId, ClientWork, Examples, MetricSum, Request, Updates
+from fedlearn.core.records import Array, ClientId, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.protocols import Trainer
 
@@ -83,6 +83,11 @@ class MixedTrainer:
                 all_rows += rows
                 parts.append(trainer.fit(request, rule, [work[k] for k in rows]))
         return _concatenate(parts).rows(np.argsort(all_rows))
+
+    def check_local(self, local: LocalSettings) -> None:
+        """Check the settings of local training with the trainer of each framework."""
+        for trainer in self.trainers:
+            trainer.check_local(local)
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check the model of each framework for DP-SGD."""

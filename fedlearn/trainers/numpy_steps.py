@@ -10,47 +10,90 @@ from itertools import islice, product
 
 import numpy as np
 
+from fedlearn.core.named_option import option_name
 from fedlearn.core.noise_grid import round_to_grid
+from fedlearn.core.optimizers import optimizer_values
 from fedlearn.core.random import Purpose, generator, secret_normals
 from fedlearn.core.records import ClientWork, ExampleDP, Examples, LocalSettings, Request
 from fedlearn.trainers.batching import round_of
 from fedlearn.trainers.example_check import Evaluated, find_mixing, probe_examples, refuse
 
-Step = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (w_D, grad_D) -> w_D
+Step = Callable[[np.ndarray, np.ndarray, float], np.ndarray]  # (w_D, grad_D, learning_rate) -> w_D
+Direction = Callable[[np.ndarray], np.ndarray]  # grad_D -> step_D, before the multiplication by the learning rate
 
 
 def optimizer(local: LocalSettings) -> Step:
-    """Return a function that takes the steps of ``torch.optim.SGD`` or ``torch.optim.AdamW``, with a new state."""
-    return _adamw(local) if local.optimizer == "adamw" else _sgd(local)
+    """Return a function that takes the steps of a portable optimizer, as in torch.optim, with a new state."""
+    name, values = option_name(local.optimizer), optimizer_values(local.optimizer)
+    directions: dict[str, Callable[..., Direction]] = {
+        "sgd": _sgd,
+        "adam": _adam,
+        "adamw": _adam,
+        "adagrad": _adagrad,
+        "rmsprop": _rmsprop,
+    }
+    direction_of, decay = directions[str(name)](local, **values), local.weight_decay
 
-
-def _sgd(local: LocalSettings) -> Step:
-    velocity_D: np.ndarray | None = None
-
-    def step(w_D: np.ndarray, grad_D: np.ndarray) -> np.ndarray:
-        nonlocal velocity_D
-        if local.weight_decay:
-            grad_D = grad_D + local.weight_decay * w_D
-        if local.momentum:
-            velocity_D = grad_D if velocity_D is None else local.momentum * velocity_D + grad_D
-            grad_D = velocity_D
-        return np.asarray(w_D - local.learning_rate * grad_D)
+    def step(w_D: np.ndarray, grad_D: np.ndarray, rate: float) -> np.ndarray:
+        if name == "adamw":
+            return np.asarray(w_D - rate * (decay * w_D + direction_of(grad_D)))
+        return np.asarray(w_D - rate * direction_of(grad_D + decay * w_D if decay else grad_D))
 
     return step
 
 
-def _adamw(local: LocalSettings, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Step:
-    first_D, second_D, t = np.zeros(1), np.zeros(1), 0
+def clip_gradient(max_norm: float | None, grad_D: np.ndarray) -> np.ndarray:
+    """Return the gradient, scaled to an L2 norm of at most ``max_norm``."""
+    norm = float(np.linalg.norm(grad_D))
+    return grad_D if max_norm is None or norm <= max_norm else grad_D * (max_norm / norm)
 
-    def step(w_D: np.ndarray, grad_D: np.ndarray) -> np.ndarray:
+
+def _sgd(local: LocalSettings, nesterov: bool) -> Direction:
+    velocity_D: np.ndarray | None = None
+
+    def direction(grad_D: np.ndarray) -> np.ndarray:
+        nonlocal velocity_D
+        if not local.momentum:
+            return grad_D
+        velocity_D = grad_D if velocity_D is None else local.momentum * velocity_D + grad_D
+        return grad_D + local.momentum * velocity_D if nesterov else velocity_D
+
+    return direction
+
+
+def _adam(local: LocalSettings, betas: tuple[float, float], eps: float) -> Direction:
+    first_D, second_D, t, (beta1, beta2) = np.zeros(1), np.zeros(1), 0, betas
+
+    def direction(grad_D: np.ndarray) -> np.ndarray:
         nonlocal first_D, second_D, t
         t += 1
         first_D = beta1 * first_D + (1 - beta1) * grad_D
         second_D = beta2 * second_D + (1 - beta2) * grad_D**2
-        direction_D = first_D / (1 - beta1**t) / (np.sqrt(second_D / (1 - beta2**t)) + eps)
-        return np.asarray(w_D - local.learning_rate * (local.weight_decay * w_D + direction_D))
+        return np.asarray(first_D / (1 - beta1**t) / (np.sqrt(second_D / (1 - beta2**t)) + eps))
 
-    return step
+    return direction
+
+
+def _adagrad(local: LocalSettings, eps: float) -> Direction:
+    sum_D = np.zeros(1)
+
+    def direction(grad_D: np.ndarray) -> np.ndarray:
+        nonlocal sum_D
+        sum_D = sum_D + grad_D**2
+        return np.asarray(grad_D / (np.sqrt(sum_D) + eps))
+
+    return direction
+
+
+def _rmsprop(local: LocalSettings, alpha: float, eps: float) -> Direction:
+    mean_D = np.zeros(1)
+
+    def direction(grad_D: np.ndarray) -> np.ndarray:
+        nonlocal mean_D
+        mean_D = alpha * mean_D + (1 - alpha) * grad_D**2
+        return np.asarray(grad_D / (np.sqrt(mean_D) + eps))
+
+    return direction
 
 
 def clipped_sum(grad_ND: np.ndarray, clip: float) -> np.ndarray:

@@ -37,7 +37,7 @@ class ProcessPoolTrainer(TrainerWrapper):
 
     This process and ``num_processes - 1`` child processes train one share of a block each. The first block with a new
     local rule forks the children, so they have data, model and local rules without copies. Children write their
-    updates into shared memory.
+    updates into shared memory. If an optimizer or a schedule is a function, this process trains all clients.
 
     Args:
         trainer: trainer on the CPU. An update must not depend on the other clients of its block.
@@ -63,7 +63,8 @@ class ProcessPoolTrainer(TrainerWrapper):
         """Train K clients in all processes. See `Trainer.fit`."""
         sizes = [len(client_work.examples) for client_work in work]
         shares = balance_shares(sizes, self.num_processes)
-        if len(shares) == 1 or (self.auto and not self._is_large(sum(sizes))):
+        has_function = callable(request.local.optimizer) or callable(request.local.schedule)  # no pickle is certain
+        if has_function or len(shares) == 1 or (self.auto and not self._is_large(sum(sizes))):
             return self.trainer.fit(request, rule, work)
         if not (self._team and self._team.fits(rule, len(work))):
             self.close()

@@ -10,8 +10,10 @@ from fedlearn.core.records import FailureStage
     ("setting", "value"),
     [
         ("epochs", 0), ("epochs", 1.5), ("epochs", "two"), ("steps", 0), ("batch_size", 0), ("batch_size", True),
-        ("optimizer", "adam"), ("learning_rate", -1), ("learning_rate", float("nan")), ("learning_rate", "fast"),
+        ("optimizer", 3), ("learning_rate", -1), ("learning_rate", float("nan")), ("learning_rate", "fast"),
         ("momentum", 1.0), ("weight_decay", -0.1), ("learning_rate", float("inf")),
+        ("max_grad_norm", 0), ("max_grad_norm", "1"), ("micro_batch_size", 0), ("label_smoothing", 1.0),
+        ("class_weights", "equal"), ("class_weights", [1]), ("class_weights", [1, -1]), ("class_weights", [0, 0]),
     ],
 )  # fmt: skip
 def test_local_settings_out_of_range_are_refused_by_name(setting, value):
@@ -28,6 +30,27 @@ def test_passes_beside_a_number_of_steps_are_not_ignored_in_silence():
     with pytest.raises(SettingError, match=r"epochs is 3\n  expected  1, because steps=20 is set") as caught:
         LocalSettings(epochs=3, steps=20)
     assert caught.value.setting == "epochs"
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "setting"),
+    [
+        ({"betas": [0.9, 0.9]}, "optimizer"), ({"name": "adam", "beta": 1}, "optimizer.beta"),
+        ({"name": "adam", "betas": [0.9]}, "optimizer.betas"), ({"name": "adam", "eps": 0}, "optimizer.eps"),
+        ({"name": "rmsprop", "alpha": 1}, "optimizer.alpha"), ({"name": "sgd", "nesterov": 1}, "optimizer.nesterov"),
+        ({"name": "sgd", "nesterov": True}, "momentum"),
+        ({"name": "adam", "_target_": "os.system"}, "optimizer._target_"),
+    ],
+)  # fmt: skip
+def test_values_of_an_optimizer_out_of_range_are_refused_by_name(optimizer, setting):
+    with pytest.raises(SettingError) as caught:
+        LocalSettings(optimizer=optimizer)
+    assert caught.value.setting == setting
+
+
+def test_momentum_without_effect_is_refused():
+    with pytest.raises(SettingError, match=r"momentum is 0\.9\n  expected  0, because adam has no setting momentum"):
+        LocalSettings(optimizer="adam", momentum=0.9)
 
 
 def evaluation(values):

@@ -14,7 +14,7 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
-from fedlearn.core.records import Array, ClientId, ClientWork, Examples, Request, Updates
+from fedlearn.core.records import Array, ClientId, ClientWork, Examples, LocalSettings, Request, Updates
 from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import DataError
 from fedlearn.loop.scenario import Scenario
@@ -81,6 +81,9 @@ class RemoteTrainer:
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Raise `DataError`, because only nodes can train."""
         _refuse_access()
+
+    def check_local(self, local: LocalSettings) -> None:
+        """Check nothing: each node checks the settings with its trainer."""
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Raise `DataError`, because each node checks its model."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fedlearn.core.named_option import option_name
+from fedlearn.core.optimizers import PORTABLE_OPTIMIZERS
 from fedlearn.deploy.node_side.policy_violation import PolicyViolation
 from fedlearn.errors import is_number, require
 from fedlearn.runner.builders import setting_path
@@ -63,7 +65,10 @@ LOCAL_BOUNDS: Mapping[str, tuple[int, int]] = {
     "learning_rate": (0, 1_000),
     "momentum": (0, 1),
     "weight_decay": (0, 1_000),
+    "max_grad_norm": (0, 1_000_000_000),
+    "micro_batch_size": (1, 65_536),
 }
+MAX_CLASS_WEIGHT = 1_000  # it multiplies the loss, as the learning rate does
 MAX_EXAMPLES_PER_REQUEST = 10_000_000  # steps x batch size of one client, if a request sets the number of steps
 
 
@@ -119,12 +124,24 @@ def require_default_bounds(values: Mapping[str, Any], bounded: Mapping[str, Any]
 def require_local_within(local: Mapping[str, Any], bounds: Mapping[str, Any]) -> None:
     """Refuse settings of local training outside the bounds of the policy, or outside the default bounds.
 
+    Without a bound for ``optimizer``, only optimizers that are equal in all frameworks are accepted.
+
+    Args:
+        local: settings of local training.
+        bounds: bounds of the policy. They apply to the names of optimizer and schedule.
+
     Raises:
         PolicyViolation: A setting is outside its bound, or a client would process too many examples.
     """
-    require_within(local, bounds, "local")
-    unbounded = {key: bound for key, bound in LOCAL_BOUNDS.items() if key not in bounds and local[key] is not None}
+    named = {key: option_name(local[key]) for key in ("optimizer", "schedule") if key in local}
+    require_within({**local, **named}, bounds, "local")
+    unbounded = {key: bound for key, bound in LOCAL_BOUNDS.items() if key not in bounds and local.get(key) is not None}
     require_within(local, unbounded, "local")
+    if "optimizer" in named and "optimizer" not in bounds:
+        require_within(named, {"optimizer": {"one_of": list(PORTABLE_OPTIMIZERS)}}, "local")
+    weights = local.get("class_weights")
+    for weight in weights if isinstance(weights, list | tuple) and "class_weights" not in bounds else ():
+        require_within({"class_weights": weight}, {"class_weights": (0, MAX_CLASS_WEIGHT)}, "local")
     num_examples = (local["steps"] or 0) * local["batch_size"]
     if num_examples > MAX_EXAMPLES_PER_REQUEST and not {"steps", "batch_size"} <= bounds.keys():
         raise PolicyViolation(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from fedlearn.algorithm.strategy import Strategy
+from fedlearn.core.gradient_settings import refuse_with_example_dp
 from fedlearn.core.privacy_guarantee import PrivacyGuarantee, Release
 from fedlearn.core.privacy_ledger import Event, EventHistory, Ledger, event_history
 from fedlearn.core.records import ExampleDP, LocalSettings
@@ -77,6 +78,7 @@ def _refuse(strategy: Strategy, local: LocalSettings) -> None:
     reason = "privacy=example clips gradients of the loss of the task, but this strategy trains with another loss"
     changed = strategy.local.adjust_logits is not None or strategy.local.feature_penalty is not None
     refuse_if(changed, reason, "strategy=fedavg, or privacy=central")
+    refuse_with_example_dp(local)
 
 
 def _protect(

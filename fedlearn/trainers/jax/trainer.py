@@ -32,6 +32,7 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
@@ -44,6 +45,7 @@ from fedlearn.trainers.base import (
     keep_weights,
     refuse_dp_sgd_with_buffers,
     refuse_dp_sgd_with_coupled_loss,
+    require_class_loss,
 )
 from fedlearn.trainers.batching import (
     balance_shares,
@@ -53,11 +55,14 @@ from fedlearn.trainers.batching import (
     rounds_of,
     shared_base_array,
 )
+from fedlearn.trainers.class_weights import class_weights
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
 from fedlearn.trainers.jax.example_check import QUICK, ExampleCheck, refuse_written_state
 from fedlearn.trainers.jax.features import with_features
-from fedlearn.trainers.jax.losses import Loss, loss_of
+from fedlearn.trainers.jax.loss_changes import training_loss
+from fedlearn.trainers.jax.losses import LOSSES, Loss, loss_of
 from fedlearn.trainers.jax.noise import add_noise
+from fedlearn.trainers.jax.optimizers import build_optimizer, check_optimizer, clip_gradient
 
 # shares of a block already run in parallel; threads within a small matrix product would wait for each other
 SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
@@ -172,6 +177,11 @@ class JaxTrainer:
         """Return the initial parameters and buffers, ``params_D``."""
         return initial_parameters(self.layout, self._initial, seed, self._buffers)
 
+    def check_local(self, local: LocalSettings) -> None:
+        """Check that optax has the optimizer, and that the settings fit the task. See `Trainer.check_local`."""
+        check_optimizer(local)
+        require_class_loss(local, self.task, is_cross_entropy=self.loss is LOSSES.get(self.task.name))
+
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check that DP-SGD protects single examples with this model. See `Trainer.check_example_dp`."""
         if request.local.example_dp:
@@ -189,9 +199,11 @@ class JaxTrainer:
             name: np.stack([client_work.client_state[name] for client_work in work]) for name in rule.client_state
         }
         start_KD = _start_parameters(request, work)
-        counts_KC = class_counts(self, self.task, request, work) if rule.adjust_logits else None
+        needs_counts = rule.adjust_logits is not None or request.local.class_weights is not None
+        counts_KC = class_counts(self, self.task, request, work) if needs_counts else None
+        weights_KC = None if counts_KC is None else class_weights(request.local, counts_KC)
         previous = [client_work.client_state[PREVIOUS_MODEL] for client_work in work] if rule.feature_penalty else None
-        rule_inputs_K = (counts_KC, None if previous is None else np.stack(previous))
+        rule_inputs_K = (counts_KC, weights_KC, None if previous is None else np.stack(previous))
         broadcast = {name: request.broadcast[name] for name in rule.receives}
         is_secret = request.deployed and request.local.example_dp is not None
         seeds_K22 = _secret_seeds(len(work)) if is_secret else draw_by_round(rounds_K, partial(_seeds, request.seed))
@@ -201,7 +213,8 @@ class JaxTrainer:
             y, y_starts_K = self._concatenate([client_work.examples.y for client_work in work])
             rows_KSB = self._pad_plan(plan_KSB, request.local, int(sizes_K.max()))
             batches = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
-            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K22)
+            rates_KS = self._rates(request.local, rounds_K, steps_K, rows_KSB.shape[1])
+            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K22, rates_KS)
             shared = (jnp.asarray(request.params_D), broadcast, x, y)
         delta_KD, losses_K = self._run_shares(block, shared, per_client, steps_K)
         return Updates(
@@ -211,6 +224,15 @@ class JaxTrainer:
             num_steps_K=steps_K,
             metrics={"loss": MetricSum(losses_K.astype(np.float64), (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
+
+    def _rates(
+        self, local: LocalSettings, rounds_K: np.ndarray, steps_K: np.ndarray, num_steps: int
+    ) -> np.ndarray | None:
+        """Return the learning rates of all steps, padded with 0, ``(K, S)`` float32; None if they are constant."""
+        rates_KS = learning_rates(local.schedule, local.learning_rate, rounds_K, steps_K)
+        if rates_KS is None:
+            return None
+        return np.pad(rates_KS.astype(np.float32), ((0, 0), (0, num_steps - rates_KS.shape[1])))
 
     def _run_shares(self, block: Any, shared: Any, per_client: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
         """Run the program on one share of the clients per core, in parallel.
@@ -309,17 +331,17 @@ class JaxTrainer:
         self, rule: LocalRule, local: LocalSettings, deployed: bool, layerwise: bool
     ) -> Callable[..., tuple[jax.Array, jax.Array]]:
         """Return the compiled program that trains a block of clients, for one rule and one set of local settings."""
-        optimizer = _optimizer(local)
         private_gradient = self._private_gradient(local, deployed, layerwise) if local.example_dp else None
 
         def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any) -> Any:
-            rows_SB, num_steps, client, size, x_start, y_start, client_state, start_D, rule_inputs, seeds = (
-                client_inputs
-            )
-            counts_C, previous_D = rule_inputs
+            (rows_SB, num_steps, client, size, x_start, y_start, *rest) = client_inputs
+            client_state, start_D, (counts_C, weights_C, previous_D), seeds, rates_S = rest
+            optimizer = build_optimizer(local, rates_S)
+            loss = training_loss(self.loss, self.task.name, local, weights_C) if local.changes_loss else self.loss
             params, start_D = self._unflatten(params_D), params_D if start_D is None else start_D
             penalty = rule.feature_penalty and partial(self._penalty, rule, (params_D, previous_D))
-            gradient_of = private_gradient or partial(self._gradient, partial(_adjust, rule, counts_C), penalty)
+            adjust = partial(_adjust, rule, counts_C)
+            gradient_of = private_gradient or partial(self._gradient, local.micro_batch_size, loss, adjust, penalty)
             start, stats = self._unflatten(start_D), self._unflatten_statistics(start_D)
             vectors = {name: self._unflatten(v_D) for name, v_D in {**client_state, **broadcast}.items()}
             names = list(vectors)
@@ -336,6 +358,8 @@ class JaxTrainer:
                 batch = (_rows(x, x_start + rows_B, real_B), _rows(y, y_start + rows_B, real_B), real_B)
                 draws = [jax.random.fold_in(key, s) for key in keys]
                 gradient, loss_sum, stats = gradient_of((weights, stats), *batch, draws, size)
+                if local.max_grad_norm is not None:
+                    gradient = clip_gradient(local.max_grad_norm, gradient)
                 gradient = jax.tree.map(correct, gradient, weights, params, *vectors.values())
                 change, state = optimizer.update(gradient, state, weights)
                 return optax.apply_updates(weights, change), stats, state, total + loss_sum
@@ -353,11 +377,23 @@ class JaxTrainer:
         return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
 
     def _gradient(
-        self, adjust: Any, penalty: Any, model: Any, x: Any, y: Any, real_B: Any, keys: Any, size: Any
+        self,
+        micro_size: int | None,
+        loss: Loss,
+        adjust: Any,
+        penalty: Any,
+        model: Any,
+        x: Any,
+        y: Any,
+        real_B: Any,
+        keys: Any,
+        size: Any,
     ) -> tuple[Any, jax.Array, Any]:
         """Return the gradient of the mean loss, the total loss, and the statistics after the batch.
 
         Args:
+            micro_size: examples per forward pass; None for the whole batch.
+            loss: ``(outputs_BC, y_B) -> loss_B``.
             adjust: changes the outputs before the loss.
             penalty: ``(x_B, features_BF) -> penalty_B`` to add to the losses, or None.
             model: weights and statistics.
@@ -368,13 +404,17 @@ class JaxTrainer:
             size: number of examples of the client; not used here.
         """
         weights, stats = model
+        count = jnp.sum(real_B)
 
-        def mean_loss(weights: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-            losses_B, new_stats = self._losses(weights, stats, x, y, real_B, keys[0], adjust, penalty)
+        def mean_loss(weights: Any, stats: Any, key: Any, x: Any, y: Any, real_B: Any) -> Any:
+            losses_B, new_stats = self._losses(weights, stats, x, y, real_B, key, loss, adjust, penalty)
             total = jnp.sum(jnp.where(real_B, losses_B, 0.0))
-            return total / jnp.sum(real_B), (total, new_stats)
+            return total / count, (total, new_stats)
 
-        gradient, (total, new_stats) = jax.grad(mean_loss, has_aux=True)(weights)
+        gradient_of = jax.grad(mean_loss, has_aux=True)
+        if micro_size is not None and micro_size < len(real_B):
+            return _split_gradient(gradient_of, micro_size, model, keys[0], (x, y, real_B))
+        gradient, (total, new_stats) = gradient_of(weights, stats, keys[0], x, y, real_B)
         return gradient, total, new_stats
 
     def _private_gradient(
@@ -394,15 +434,15 @@ class JaxTrainer:
         return gradient_of
 
     def _losses(
-        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, adjust: Any, penalty: Any
+        self, params: Any, stats: Any, x: Any, y: Any, real_B: Any, key: Any, loss: Loss, adjust: Any, penalty: Any
     ) -> tuple[jax.Array, Any]:
         """Return the loss of each example in training mode, and the statistics after the batch."""
         if penalty is None:
             outputs, new_stats = self._training_outputs(params, stats, x, real_B, key)
-            return self.loss(adjust(outputs), y), new_stats
+            return loss(adjust(outputs), y), new_stats
         run = partial(self._training_outputs, params, stats, x, real_B, key)
         outputs, features_BF = with_features(lambda: run()[0], self._parameters)
-        return self.loss(adjust(outputs), y) + penalty(x, features_BF), stats
+        return loss(adjust(outputs), y) + penalty(x, features_BF), stats
 
     def _private_losses(self, params: Any, x: jax.Array, y: jax.Array, key: jax.Array) -> jax.Array:
         """Return the loss of each example in training mode, for a model without statistics."""
@@ -489,6 +529,35 @@ class JaxTrainer:
         except (RuntimeError, IndexError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SettingError("device", self.device, f"a device of this machine ({reason})", "device=cpu") from error
+
+
+def _split_gradient(
+    gradient_of: Any, size: int, model: Any, key: jax.Array, batch: tuple[jax.Array, ...]
+) -> tuple[Any, jax.Array, Any]:
+    """Return the gradient of the mean loss, with at most ``size`` examples per forward pass.
+
+    Args:
+        gradient_of: gradient of the loss of a part over the examples of the whole batch.
+        size: number of examples per pass.
+        model: weights and statistics.
+        key: random key of the step.
+        batch: inputs, targets, and whether an example is real.
+    """
+    weights, stats = model
+    num_parts = -(-len(batch[0]) // size)
+    pad = num_parts * size - len(batch[0])
+    padded = [jnp.pad(array, ((0, pad), *((0, 0),) * (array.ndim - 1))) for array in batch]
+    parts = tuple(array.reshape(num_parts, size, *array.shape[1:]) for array in padded)
+
+    def add(carry: Any, part: Any) -> Any:
+        gradient, total, stats = carry
+        number, *arrays = part
+        new, (loss_sum, new_stats) = gradient_of(weights, stats, jax.random.fold_in(key, number), *arrays)
+        return (jax.tree.map(jnp.add, gradient, new), total + loss_sum, new_stats), None
+
+    first = (jax.tree.map(jnp.zeros_like, weights), jnp.zeros(()), stats)
+    (gradient, total, stats), _ = lax.scan(add, first, (jnp.arange(num_parts), *parts))
+    return gradient, total, stats
 
 
 def _seeds(seed: int, round: int) -> np.ndarray:
@@ -602,11 +671,3 @@ def _round_up(size: int) -> int:
     """Round up to three significant bits, by at most a quarter, so that few programs are compiled."""
     unit = 1 << max(0, size.bit_length() - 3)
     return -(-size // unit) * unit
-
-
-def _optimizer(local: LocalSettings) -> optax.GradientTransformation:
-    """Return the optax optimizer that equals torch.optim.SGD or torch.optim.AdamW."""
-    if local.optimizer == "adamw":
-        return optax.adamw(local.learning_rate, weight_decay=local.weight_decay)
-    momentum = local.momentum or None
-    return optax.chain(optax.add_decayed_weights(local.weight_decay), optax.sgd(local.learning_rate, momentum))

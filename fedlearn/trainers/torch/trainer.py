@@ -23,6 +23,7 @@ from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule, plain_train
 from fedlearn.core.layout import Layout
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.schedules import learning_rates, shares_rates
 from fedlearn.core.tasks import Task, as_task
 from fedlearn.errors import SettingError, require
 from fedlearn.trainers.base import (
@@ -34,21 +35,30 @@ from fedlearn.trainers.base import (
     keep_weights,
     refuse_dp_sgd_with_buffers,
     refuse_dp_sgd_with_coupled_loss,
+    require_class_loss,
 )
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
+from fedlearn.trainers.class_weights import class_weights
 from fedlearn.trainers.example_keys import example_keys
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
-from fedlearn.trainers.torch.losses import Loss, loss_of
+from fedlearn.trainers.torch.loss_changes import training_loss
+from fedlearn.trainers.torch.losses import LOSSES, Loss, loss_of
 from fedlearn.trainers.torch.noise import GridNoise
+from fedlearn.trainers.torch.optimizers import (
+    Gradients,
+    check_optimizer,
+    clip_gradients,
+    clip_rows,
+    is_elementwise,
+    optimizer_step,
+)
 
 Forward = Callable[[torch.Tensor], torch.Tensor]  # a model: x_B -> outputs_BC
 Losses = Callable[[Forward, torch.Tensor, torch.Tensor], torch.Tensor]  # (model, x_B, y_B) -> loss_B
 RuleInputs = Mapping[str, torch.Tensor]  # values of one client for a rule that changes the loss
-Gradients = tuple[torch.Tensor, ...]  # one gradient per parameter
 # (x_B, y_B, rows_B) -> gradients, loss_B
 GradientOf = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[Gradients, torch.Tensor]]
-Step = Callable[[Gradients], None]
 
 
 STOCHASTIC_MODULES = (nn.modules.dropout._DropoutNd, nn.RNNBase)  # modules that draw random numbers in training
@@ -71,6 +81,35 @@ class _Job:
     global_D: torch.Tensor
     broadcast: Mapping[str, torch.Tensor]
     counts_KC: torch.Tensor | None
+    weights_KC: torch.Tensor | None  # class weights
+    rates_KS: np.ndarray | None  # learning rates of all steps; None if they are constant
+
+    @property
+    def local(self) -> LocalSettings:
+        """Settings of local training."""
+        return self.request.local
+
+    @property
+    def changes_loss(self) -> bool:
+        """True if the rule or the settings change the loss of the task."""
+        return self.rule.has_custom_loss or self.local.changes_loss
+
+    def rates(self, k: int) -> Sequence[float]:
+        """Return the learning rates of the steps of a client."""
+        num_steps = int(self.steps_K[k])
+        return [self.local.learning_rate] * num_steps if self.rates_KS is None else self.rates_KS[k].tolist()
+
+    def block_rates(self, group: slice) -> Sequence[float]:
+        """Return the learning rates of the steps of a group of clients that step together."""
+        num_steps = int(self.steps_K[group].max())
+        if self.rates_KS is None:
+            return [self.local.learning_rate] * num_steps
+        return self.rates_KS[group, :num_steps].max(axis=0).tolist()
+
+    @property
+    def can_step_together(self) -> bool:
+        """True if one optimizer can take the steps of all clients of a block."""
+        return is_elementwise(self.local) and (self.rates_KS is None or shares_rates(self.rates_KS, self.steps_K))
 
 
 class TorchTrainer:
@@ -188,8 +227,11 @@ class TorchTrainer:
         clients_K = np.array([client_work.client for client_work in work], np.int64)
         sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)
         plans = poisson_plans if request.local.example_dp else batch_plans
-        plan_KSB, steps_K = plans(request, clients_K, sizes_K, rounds_of(request, work))
-        counts_KC = class_counts(self, self.task, request, work) if rule.adjust_logits else None
+        rounds_K, local = rounds_of(request, work), request.local
+        plan_KSB, steps_K = plans(request, clients_K, sizes_K, rounds_K)
+        needs_counts = rule.adjust_logits is not None or local.class_weights is not None
+        counts_KC = class_counts(self, self.task, request, work) if needs_counts else None
+        weights_KC = None if counts_KC is None else class_weights(local, counts_KC)
         self.module.train()
         job = _Job(
             request=request,
@@ -200,8 +242,10 @@ class TorchTrainer:
             global_D=self._to_device(request.params_D),
             broadcast={name: self._to_device(request.broadcast[name]) for name in rule.receives},
             counts_KC=None if counts_KC is None else self._to_device(counts_KC),
+            weights_KC=None if weights_KC is None else self._to_device(weights_KC),
+            rates_KS=learning_rates(local.schedule, local.learning_rate, rounds_K, steps_K),
         )
-        together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap"
+        together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap" and job.can_step_together
         if request.local.example_dp:
             together = together and not self._clipped(clip=request.local.example_dp.clip).needs_keys
         delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job)
@@ -232,22 +276,28 @@ class TorchTrainer:
         vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, work).items()}
         self._flat_D.copy_(self._start(job, work))
         self._reset_counters()
-        step = _optimizer(self._leaves, job.request.local)
-        gradient_of = self._private_gradient(job, work) if job.request.local.example_dp else self._gradient
-        if job.rule.has_custom_loss:
-            gradient_of = partial(
-                self._gradient, losses=partial(self._rule_losses, job.rule, self._rule_inputs(job, k))
-            )
+        step, max_norm = optimizer_step(self._leaves, job.local), job.local.max_grad_norm
+        gradient_of = self._client_gradient(job, k)
         x, y = self._to_device(work.examples.x), self._to_device(work.examples.y)
         total = torch.zeros((), device=self.device)
-        for rows_B in job.plan_KSB[k, : job.steps_K[k]]:
+        for rows_B, rate in zip(job.plan_KSB[k, : job.steps_K[k]], job.rates(k), strict=False):
             batch = torch.from_numpy(rows_B[rows_B >= 0]).to(self.device)
             gradients, loss_B = gradient_of(x.index_select(0, batch), y.index_select(0, batch), batch)
             total += loss_B.sum()
+            if max_norm is not None:
+                gradients = clip_gradients(max_norm, gradients)
             if job.rule.correct is not plain_training.correct:
                 gradients = _correct(job.rule, gradients, weights, vectors)
-            step(gradients)
+            step(gradients, rate)
         return float(total)
+
+    def _client_gradient(self, job: _Job, k: int) -> GradientOf:
+        """Return the gradient function of a client."""
+        if job.local.example_dp:
+            return self._private_gradient(job, job.work[k])
+        losses = partial(self._rule_losses, job, self._rule_inputs(job, k)) if job.changes_loss else self._plain_losses
+        size = job.local.micro_batch_size
+        return partial(self._gradient, losses=losses) if size is None else partial(self._split_gradient, losses, size)
 
     def _start(self, job: _Job, work: ClientWork) -> torch.Tensor:
         """Return the parameters from which a client starts."""
@@ -259,15 +309,17 @@ class TorchTrainer:
 
     def _rule_inputs(self, job: _Job, k: int) -> RuleInputs:
         """Return the inputs of a rule that changes the loss: class counts, and models whose features it compares."""
-        inputs = {} if job.counts_KC is None else {"counts": job.counts_KC[k]}
+        vectors_KC = {"counts": job.counts_KC, "weights": job.weights_KC}
+        inputs = {name: rows_KC[k] for name, rows_KC in vectors_KC.items() if rows_KC is not None}
         if job.rule.feature_penalty:  # torch allocates this memory, because its alignment can change the last bit
             inputs["models"] = torch.stack([job.global_D, self._to_device(job.work[k].client_state[PREVIOUS_MODEL])])
         return inputs
 
     def _rule_losses(
-        self, rule: LocalRule, inputs: RuleInputs, run: Forward, x_B: torch.Tensor, y_B: torch.Tensor
+        self, job: _Job, inputs: RuleInputs, run: Forward, x_B: torch.Tensor, y_B: torch.Tensor
     ) -> torch.Tensor:
-        """Return the loss of each example, with the changes of the local rule."""
+        """Return the loss of each example, with the changes of the local rule and of the settings."""
+        rule = job.rule
         if rule.feature_penalty is None:
             outputs_BC, penalty_B = run(x_B), 0
         else:
@@ -275,7 +327,8 @@ class TorchTrainer:
             features = (self._features(model_D, x_B) for model_D in inputs["models"])
             penalty_B = rule.feature_penalty(features_BF, *features)
         logits_BC = rule.adjust_logits(outputs_BC, inputs["counts"]) if rule.adjust_logits else outputs_BC
-        return self.loss(logits_BC, y_B) + penalty_B
+        loss = training_loss(self.loss, self.task.name, job.local, inputs.get("weights"))
+        return loss(logits_BC, y_B) + penalty_B
 
     def _features(self, params_D: torch.Tensor, x_B: torch.Tensor) -> torch.Tensor:
         """Return the features of a model that is not trained, in evaluation mode and without gradients."""
@@ -286,12 +339,25 @@ class TorchTrainer:
         return features_BF
 
     def _gradient(
-        self, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor, losses: Losses | None = None
+        self, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor, *, losses: Losses
     ) -> tuple[Gradients, torch.Tensor]:
         """Return the gradient of the mean loss, and the loss of each example."""
-        loss_B = (losses or self._plain_losses)(self.module, x_B, y_B)
+        loss_B = losses(self.module, x_B, y_B)
         mean_B = loss_B.new_full(loss_B.shape, 1 / len(loss_B))
         return torch.autograd.grad(loss_B, self._leaves, mean_B, materialize_grads=True), loss_B.detach()
+
+    def _split_gradient(
+        self, losses: Losses, size: int, x_B: torch.Tensor, y_B: torch.Tensor, rows_B: torch.Tensor
+    ) -> tuple[Gradients, torch.Tensor]:
+        """Return the gradient of the mean loss, with at most ``size`` examples per forward pass."""
+        sums, parts = None, []
+        for x_M, y_M, rows_M in zip(x_B.split(size), y_B.split(size), rows_B.split(size), strict=True):
+            gradients, loss_M = self._gradient(x_M, y_M, rows_M, losses=losses)
+            weighted = torch._foreach_mul(gradients, len(x_M) / len(x_B))
+            sums = weighted if sums is None else torch._foreach_add(sums, weighted)
+            parts.append(loss_M)
+        assert sums is not None
+        return tuple(sums), torch.cat(parts)
 
     def _private_gradient(self, job: _Job, work: ClientWork) -> GradientOf:
         """Return the gradient function of DP-SGD: the sum of clipped gradients plus noise, over the expected batch."""
@@ -351,24 +417,34 @@ class TorchTrainer:
         if any(client_work.start_D is not None for client_work in work):
             start_KD = torch.stack([self._start(job, client_work) for client_work in work])
         flat = nn.Parameter(start_KD.clone())
-        step, total_K = _optimizer([flat], job.request.local), torch.zeros(len(work), device=self.device)
-        gradients = self._private_gradients(job, work) if job.request.local.example_dp else self._gradients
-        if job.rule.has_custom_loss:
-            inputs = [self._rule_inputs(job, k) for k in range(len(job.work))[group]]
-            inputs_K = {name: torch.stack([client_inputs[name] for client_inputs in inputs]) for name in inputs[0]}
-            gradients = partial(self._rule_gradients, job.rule, inputs_K)
+        step, total_K = optimizer_step([flat], job.local), torch.zeros(len(work), device=self.device)
+        gradients, rates = self._block_gradients(job, group), job.block_rates(group)
         for s in range(int(steps_K.max())):
             rows_KB = torch.from_numpy(job.plan_KSB[group, s]).to(self.device).long()
             real_KB = rows_KB >= 0
             batch = (_rows(x, x_starts_K + rows_KB, real_KB), _rows(y, y_starts_K + rows_KB, real_KB), real_KB)
             gradient_KD, sum_K = gradients(flat.detach(), *batch)
+            if job.local.max_grad_norm is not None:
+                gradient_KD = clip_rows(job.local.max_grad_norm, gradient_KD)
             gradient_KD = job.rule.correct(gradient_KD, flat.detach(), job.global_D, **client_states, **job.broadcast)
             done_K = steps_K <= s
             before_KD = flat.detach()[done_K]
-            step((gradient_KD,))
+            step((gradient_KD,), rates[s])
             flat.data[done_K] = before_KD
             total_K += sum_K
         return flat.detach() - start_KD, total_K.double().cpu().numpy()
+
+    def _block_gradients(self, job: _Job, group: slice) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+        """Return the gradient function of clients that step together."""
+        if job.local.example_dp:
+            return self._private_gradients(job, job.work[group])
+        gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]] = self._gradients
+        if job.changes_loss:
+            inputs = [self._rule_inputs(job, k) for k in range(len(job.work))[group]]
+            inputs_K = {name: torch.stack([client_inputs[name] for client_inputs in inputs]) for name in inputs[0]}
+            gradients = partial(self._rule_gradients, job, inputs_K)
+        size = job.local.micro_batch_size
+        return gradients if size is None else partial(_split_gradients, gradients, size)
 
     def _gradients(self, params_KD: torch.Tensor, *batch_KB: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradient of the mean loss of each client, and the total losses."""
@@ -376,12 +452,12 @@ class TorchTrainer:
         return torch.func.vmap(gradient_of)(params_KD, *batch_KB)
 
     def _rule_gradients(
-        self, rule: LocalRule, inputs_K: RuleInputs, params_KD: torch.Tensor, *batch_KB: torch.Tensor
+        self, job: _Job, inputs_K: RuleInputs, params_KD: torch.Tensor, *batch_KB: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients and total losses under a rule that changes the loss."""
+        """Return the gradients and total losses under a rule or settings that change the loss."""
 
         def mean_loss(params_D: torch.Tensor, inputs: RuleInputs, *batch_B: torch.Tensor) -> Any:
-            return self._mean_loss(partial(self._rule_losses, rule, inputs), params_D, *batch_B)
+            return self._mean_loss(partial(self._rule_losses, job, inputs), params_D, *batch_B)
 
         return torch.func.vmap(torch.func.grad(mean_loss, has_aux=True))(params_KD, inputs_K, *batch_KB)
 
@@ -452,6 +528,11 @@ class TorchTrainer:
     def _concatenate(self, arrays: Sequence[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         starts_K = np.cumsum([0, *map(len, arrays[:-1])])
         return self._to_device(np.concatenate(arrays)), torch.from_numpy(starts_K).to(self.device)[:, None]
+
+    def check_local(self, local: LocalSettings) -> None:
+        """Check that torch has the optimizer, and that the settings fit the task. See `Trainer.check_local`."""
+        check_optimizer(local)
+        require_class_loss(local, self.task, is_cross_entropy=self.loss is LOSSES.get(self.task.name))
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check that DP-SGD protects single examples with this model. See `Trainer.check_example_dp`.
@@ -546,6 +627,27 @@ def _rows(array: torch.Tensor, rows_KB: torch.Tensor, real_KB: torch.Tensor) -> 
     return torch.where(real_KB.view(*real_KB.shape, *(1,) * (array.ndim - 1)), rows, rows.new_zeros(()))
 
 
+def _split_gradients(
+    gradients: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    size: int,
+    params_KD: torch.Tensor,
+    x_KB: torch.Tensor,
+    y_KB: torch.Tensor,
+    real_KB: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return gradients of mean losses and total losses, with at most ``size`` examples of each client per pass."""
+    count_K1, sum_KD, total_K = real_KB.sum(dim=1, keepdim=True).clamp(min=1), None, None
+    parts = zip(x_KB.split(size, dim=1), y_KB.split(size, dim=1), real_KB.split(size, dim=1), strict=True)
+    for x_KM, y_KM, real_KM in parts:
+        gradient_KD, loss_K = gradients(params_KD, x_KM, y_KM, real_KM)
+        weighted_KD = gradient_KD * (real_KM.sum(dim=1, keepdim=True) / count_K1)
+        sum_KD = weighted_KD if sum_KD is None else sum_KD + weighted_KD
+        total_K = loss_K if total_K is None else total_K + loss_K
+    assert sum_KD is not None
+    assert total_K is not None
+    return sum_KD, total_K
+
+
 def _correct(
     rule: LocalRule,
     gradients: Gradients,
@@ -558,36 +660,3 @@ def _correct(
         rule.correct(gradient, weight, **dict(zip(names, parts, strict=True)))
         for gradient, weight, parts in zip(gradients, weights, leaves, strict=True)
     )
-
-
-def _optimizer(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
-    """Return a function that takes optimizer steps, with a new optimizer state."""
-    return _adamw(leaves, local) if local.optimizer == "adamw" else _sgd(leaves, local)
-
-
-def _adamw(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
-    optimizer = torch.optim.AdamW(leaves, lr=local.learning_rate, weight_decay=local.weight_decay)
-
-    def step(gradients: Gradients) -> None:
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
-        optimizer.step()
-
-    return step
-
-
-def _sgd(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
-    """Return the steps of ``torch.optim.SGD``. Its import and overhead take longer than a step of a small model."""
-    weights = [leaf.detach() for leaf in leaves]
-    velocity = tuple(torch.zeros_like(weight) for weight in weights) if local.momentum else None
-
-    def step(gradients: Gradients) -> None:
-        if local.weight_decay:
-            gradients = torch._foreach_add(gradients, weights, alpha=local.weight_decay)
-        if velocity is not None:
-            torch._foreach_mul_(velocity, local.momentum)
-            torch._foreach_add_(velocity, gradients)
-            gradients = velocity
-        torch._foreach_add_(weights, gradients, alpha=-local.learning_rate)
-
-    return step
