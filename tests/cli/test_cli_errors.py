@@ -47,7 +47,7 @@ WRONG = {
     "checkpoint_every=0": ["checkpoint_every is 0"],
     "max_failures=1": ["max_failures is 1"],
     "local=3": ["local is 3"],
-    "local.optimizer=adm": ["local.optimizer is adm", "sgd, adamw"],
+    "local.optimizer=adm": ["local.optimizer is adm", "adam, adamax, adamw", "local.optimizer=adam"],
     "early_stop.metric=rsme": ["early_stop.metric is rsme", "try       early_stop.metric=rmse"],
     "early_stop.metric=auc": ["early_stop.metric is auc", "rmse"],
     "early_stop.patience=0": ["early_stop.patience is 0"],

@@ -86,7 +86,7 @@ class _Job:
 
     @property
     def local(self) -> LocalSettings:
-        """Settings of local training."""
+        """Return the settings of local training of the request."""
         return self.request.local
 
     @property
