@@ -20,6 +20,7 @@ from fedlearn.callbacks.figure_style import (
     new_figure,
     short_name,
     sparse_ticks,
+    text_width,
     to_numbers,
 )
 
@@ -38,9 +39,9 @@ def confusion(confusion_CC: np.ndarray, classes: Sequence[str]) -> Figure:
         classes: names of the classes.
     """
     num_classes, names = len(confusion_CC), [short_name(name, 16) for name in classes]
-    widest = max(map(len, names))
+    widest = max(map(text_width, names))
     side = max(1.6, min(4.6, 0.42 * num_classes))
-    figure = new_figure(min(WIDTH_INCHES, side + 1.4 + 0.1 * widest), side + 0.9 + 0.07 * widest * (widest > 4))
+    figure = new_figure(min(WIDTH_INCHES, side + 0.9 + 0.08 * widest), side + 1.0 + 0.05 * widest * (widest > 4))
     axis = figure.subplots()
     axis.imshow(confusion_CC, cmap="Blues", vmin=0, vmax=max(1, confusion_CC.max(initial=0)))
     axis.set(title="Held-out examples", xlabel="predicted class", ylabel="true class")

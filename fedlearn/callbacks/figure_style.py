@@ -109,7 +109,7 @@ def short_name(name: str, max_width: int = MAX_NAME_WIDTH) -> str:
     ('nor…', '上海第…', 'a\\$b')
     """
     text = "".join(each if each.isprintable() else " " for each in name)
-    if sum(map(_columns, text)) > max_width:
+    if text_width(text) > max_width:
         width, kept = 0, ""
         for each in text:
             width += _columns(each)
@@ -118,6 +118,11 @@ def short_name(name: str, max_width: int = MAX_NAME_WIDTH) -> str:
             kept += each
         text = f"{kept}…"
     return text.replace("$", r"\$")  # matplotlib would read a formula between two dollars
+
+
+def text_width(text: str) -> int:
+    """Return the width of a text in columns of a terminal, in which a Chinese character takes two."""
+    return sum(map(_columns, text))
 
 
 def _columns(character: str) -> int:

@@ -103,7 +103,7 @@ def interval_text(metric: str, estimate: Mapping[str, Any]) -> str:
     low, high = estimate.get("low"), estimate.get("high")
     if low is None or high is None:
         return ""
-    return f"{format_metric(metric, low)} to {format_metric(metric, high)}"
+    return f"{format_metric(metric, low).removesuffix(' %')} to {format_metric(metric, high)}"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

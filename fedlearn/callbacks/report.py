@@ -49,7 +49,6 @@ class Report(Callback):
         if not self._enabled or summary["status"] == "stopped":
             return
         try:
-            write_model_card(self._folder)
             write_report(self._folder)
         except Exception as error:
             log.exception("the report cannot be written")
@@ -58,7 +57,7 @@ class Report(Callback):
 
 
 def write_report(folder: Path) -> Path:
-    """Draw ``figures/*.png`` and write ``report.html`` from the files of a run folder.
+    """Write ``model_card.md``, draw ``figures/*.png`` and write ``report.html`` from the files of a run folder.
 
     Returns:
         The path of ``report.html``.
@@ -69,6 +68,7 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     run = read_run(folder)
+    write_model_card(folder)
     paths = draw_figures(run, folder / "figures")
     page = load_template("report.html").render(
         title=_title(run),

@@ -13,10 +13,10 @@ from fedlearn.core.metrics import higher_is_better
 MAX_SITES = 12
 MAX_CLASSES_SHOWN = 12
 CLINICAL_NAMES = {
-    "sensitivity": ("Sensitivity", "examples of class {positive}, predicted as {positive}"),
-    "specificity": ("Specificity", "examples of class {negative}, predicted as {negative}"),
-    "ppv": ("Positive predictive value", "predictions {positive} that are right"),
-    "npv": ("Negative predictive value", "predictions {negative} that are right"),
+    "sensitivity": ("Sensitivity", "of class {positive} are found"),
+    "specificity": ("Specificity", "of class {negative} are found"),
+    "ppv": ("Positive predictive value", "predictions {positive} are right"),
+    "npv": ("Negative predictive value", "predictions {negative} are right"),
 }
 
 
@@ -25,12 +25,12 @@ def question(run: RunResults) -> str:
     task, classes = run.summary.get("task", ""), list(run.classes)
     name = run.target.get("name") or "the target"
     if len(classes) == 2:
-        return f"Predict {name}: {classes[1]} (positive class) or {classes[0]}."
+        return f"Predict {name}: “{classes[1]}” (positive class) or “{classes[0]}”."
     if classes:
         shown = ", ".join(classes[:MAX_CLASSES_SHOWN]) + ", ..." * (len(classes) > MAX_CLASSES_SHOWN)
         return f"Predict {name}, one of {len(classes)} classes: {shown}."
     unit = f", in {run.target['unit']}" if run.target.get("unit") else ""
-    return f"Predict {name}{unit}. The task is {task}." if task else f"Predict {name}{unit}."
+    return f"Predict {name}{unit}." + f" The task is {task}." * (task not in ("", "regression"))
 
 
 def question_rows(run: RunResults) -> list[tuple[str, str]]:
@@ -55,7 +55,9 @@ def _sites_text(run: RunResults) -> str:
     if not sites or not total or len(sites) < total:
         return f"{total:,} clients" if total else ""
     sizes = [site["num_examples"] for site in sites]
-    return f"{total:,} clients with {sum(sizes):,} training examples, {min(sizes):,} to {max(sizes):,} each"
+    low, high = min(sizes), max(sizes)
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{total:,} clients with {sum(sizes):,} training examples, {each} each"
 
 
 def site_rows(run: RunResults) -> list[dict[str, str]]:
@@ -119,17 +121,18 @@ def _verdict(run: RunResults, metric: str, estimate: Mapping[str, Any]) -> str:
     reference = constant.get("metrics", {}).get(metric)
     if reference is None or estimate["value"] is None:
         return ""
-    always = f"the constant prediction {constant['prediction']}" if metric not in ("auc", "auprc") else "random order"
-    text = f"{always[0].upper()}{always[1:]} has {format_metric(metric, reference)}."
+    prediction = f"“{constant['prediction']}”" if run.classes else constant["prediction"]
+    always = "A random order" if metric in ("auc", "auprc") else f"A model that always predicts {prediction}"
+    text = f"{always} has {format_metric(metric, reference)}."
     if estimate.get("low") is None:
         return text
     sign = 1 if higher_is_better(metric, run.lower_is_better) else -1
     nearest, other = sorted((sign * estimate["low"], sign * estimate["high"]))
     if nearest > sign * reference:
-        return f"{text} The model is better: its whole interval is on the better side."
+        return f"{text} The whole interval is better."
     if other < sign * reference:
-        return f"{text} The model is worse: its whole interval is on the worse side."
-    return f"{text} It is inside the interval, so these examples do not show that the model is better."
+        return f"{text} The whole interval is worse."
+    return f"{text} The interval includes this value, so these examples do not show that the model is better."
 
 
 def clinical_rows(run: RunResults) -> list[dict[str, str]]:
@@ -145,7 +148,7 @@ def clinical_rows(run: RunResults) -> list[dict[str, str]]:
             "value": _percent(clinical[key]["value"]),
             "interval": _interval(clinical[key]),
             "meaning": f"{clinical[key]['part']:,} of {clinical[key]['whole']:,} "
-            + meaning.format(positive=positive, negative=negative),
+            + meaning.format(positive=f"“{positive}”", negative=f"“{negative}”"),
         }
         for key, (title, meaning) in CLINICAL_NAMES.items()
     ]
@@ -156,7 +159,7 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
-    return "–" if entry["low"] is None else f"{_percent(entry['low'])} to {_percent(entry['high'])}"
+    return "–" if entry["low"] is None else f"{100 * entry['low']:.1f} to {_percent(entry['high'])}"
 
 
 def class_rows(run: RunResults) -> list[dict[str, str]]:

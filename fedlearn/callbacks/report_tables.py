@@ -14,15 +14,9 @@ TARGET_FRACTIONS = (0.5, 0.9, 0.95, 1.0)  # share of the improvement from the fi
 
 
 def headline_rows(run: RunResults) -> list[tuple[str, str]]:
-    """Return the main numbers of a run as pairs (label, value)."""
+    """Return the costs of a run, and its best round, as pairs (label, value)."""
     summary = run.summary
-    last = summary["final"].get(run.main_metric)
     return [
-        (
-            metric_name(run.main_metric),
-            format_metric(run.main_metric, last) if run.main_metric in summary["final"] else "–",
-        ),
-        ("Rounds", f"{summary['rounds']:,}"),
         *_best_round(summary),
         ("Time", human_seconds(summary["seconds"])),
         *([("On the clock", human_seconds(summary["clock"]))] if "clock" in summary else []),
@@ -37,7 +31,7 @@ def _best_round(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not best:
         return []
     value = format_metric(best["metric"], best["value"])
-    return [("Best round", f"{best['round']:,} ({metric_name(best['metric'], inline=True)} {value})")]
+    return [(f"Best {metric_name(best['metric'], inline=True)}, round {best['round']:,}", value)]
 
 
 def metric_rows(run: RunResults) -> list[dict[str, str]]:
@@ -49,7 +43,7 @@ def metric_rows(run: RunResults) -> list[dict[str, str]]:
     rows = []
     for metric, value in (last["test"] if last else {}).items():
         over_clients, best = last["clients"].get(metric, {}) if last else {}, run.summary["best"].get(metric)
-        best_text = f"{format_metric(metric, best['value'])} (round {best['round']})" if best else "nan"
+        best_text = f"{format_metric(metric, best['value'])} ({best['round']})" if best else "nan"
         pooled = {"metric": metric_name(metric), "final": format_metric(metric, value), "best": best_text}
         pooled["interval"] = interval_text(metric, run.evaluation.get("metrics", {}).get(metric, {})) or "–"
         baselines = {

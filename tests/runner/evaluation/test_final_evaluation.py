@@ -5,72 +5,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from judged import experiment, judged, state_of
 from sklearn import metrics as sk
 
-from fedlearn import Schedule, serial
-from fedlearn.core.records import Examples, LocalSettings, ServerState
-from fedlearn.data.column_types import Category, Number
-from fedlearn.data.from_arrays import from_arrays
-from fedlearn.data.inputs import TableInputs
-from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.core.metric import mean_metric
+from fedlearn.core.metrics import evaluate
+from fedlearn.core.records import Examples, Predictions, ServerState
+from fedlearn.core.tasks import TASKS
 from fedlearn.errors import SettingError
-from fedlearn.loop.scenario import Scenario, judge
-from fedlearn.privacy.mechanisms.base import none
-from fedlearn.runner.config import Experiment, Plan
+from fedlearn.loop.scenario import judge
 from fedlearn.runner.evaluation import evaluate_final_model, write_evaluation
 from fedlearn.runner.evaluation.subgroups import divide, require_subgroups
-from fedlearn.testing import LinearTrainer
-from strategies import fedavg
-
-NUM_FEATURES = 3
-COLUMNS = (Number(name="age", centre=50.0, spread=10.0), Category(name="sex", levels=("f", "m")))
-TARGETS = {
-    "binary": Target(name="relapse", task="binary", classes=("no", "yes")),
-    "multiclass": Target(name="stage", task="multiclass", classes=("I", "II", "III")),
-    "regression": Target(name="days", task="regression", centre=20.0, spread=5.0, unit="days"),
-}
-
-
-class Model(LinearTrainer):
-    """Linear scores; ``multiclass`` has one row of weights for each class."""
-
-    def __init__(self, num_outputs=1):
-        super().__init__(NUM_FEATURES * num_outputs)
-        self.num_outputs = num_outputs
-
-    def predict(self, params_D, x):
-        return np.asarray(x @ np.asarray(params_D).reshape(self.num_outputs, NUM_FEATURES).T, np.float32)
-
-
-def experiment(task="binary", num_clients=4, size=60, subgroups=(), **scenario):
-    rng = np.random.default_rng(0)
-    count = num_clients * size
-    is_male = rng.random(count) < 0.5
-    x = np.stack([rng.normal(size=count), ~is_male, is_male], axis=1).astype(np.float32)
-    noisy = x[:, 0] + rng.normal(size=count)
-    y = {"binary": noisy > 1, "multiclass": np.digitize(noisy, [-0.5, 0.8]), "regression": noisy}[task]
-    y = y.astype(np.float32 if task == "regression" else np.int64)
-    rows = np.split(np.arange(count), num_clients)
-    data = from_arrays(x, y, assignment=rows, task=task, test_share=0.5, seed=1)
-    trainer = Model(3 if task == "multiclass" else 1)
-    preprocessing = Preprocessing(inputs=TableInputs(columns=COLUMNS), target=TARGETS[task])
-    fields = {"name": "x", "data": data, "trainer": trainer, "preprocessing": preprocessing} | scenario
-    plan = Plan(
-        strategy=fedavg(), schedule=Schedule(rounds=5), local=LocalSettings(), privacy=none(), seed=1,
-        subgroups=subgroups,
-    )  # fmt: skip
-    return Experiment(plan=plan, scenario=Scenario(**fields), engine=serial(fields["data"], trainer))
-
-
-def state_of(given):
-    weights = {1: [1.0, -0.3, -0.2], 3: [-1, 0.1, 0.2, 0.1, 0.3, 0.2, 1, -0.4, 0.1]}
-    params = np.array(weights[given.scenario.trainer.num_outputs], np.float32)
-    return ServerState(round=5, seed=1, params_D=params)
-
-
-def judged(*args, **kwargs):
-    given = experiment(*args, **kwargs)
-    return given, evaluate_final_model(given, state_of(given))
 
 
 def pooled(given):
@@ -134,6 +79,51 @@ def test_the_numbers_of_a_regression_equal_scikit_learn_in_the_unit_of_the_targe
     residuals = evaluation["residuals"]
     assert sum(residuals["counts"]) == np.sum(residuals["pair_counts"]) == len(y)
     assert residuals["quantiles"]["0.5"] == pytest.approx(np.median(predicted - truth))
+
+
+def test_a_metric_of_the_user_has_an_interval():
+    given = experiment(num_clients=12)
+    gap = mean_metric("gap", lambda outputs, targets: abs(outputs[:, 0] - targets), higher_is_better=False)
+    data = replace(given.scenario.data, task=TASKS["binary"].with_metrics([gap]))
+    given = replace(given, scenario=replace(given.scenario, data=data))
+    entry = evaluate_final_model(given, state_of(given))["metrics"]["gap"]
+    outputs, y = pooled(given)
+    assert entry["value"] == pytest.approx(np.mean(abs(outputs[:, 0] - y)))
+    assert entry["low"] < entry["value"] < entry["high"]
+
+
+@pytest.mark.parametrize("name", ["ranking", "multilabel", "survival", "segmentation"])
+def test_each_other_task_has_the_values_of_its_last_evaluation(name):
+    given, rng = experiment(num_clients=12), np.random.default_rng(5)
+    task, size = TASKS[name], 20
+    outputs, y = {
+        "ranking": (rng.normal(size=(12, size, 1)), np.eye(size, dtype=int)[rng.integers(0, size, 12)]),
+        "multilabel": (rng.normal(size=(12, size, 3)), rng.integers(0, 2, (12, size, 3))),
+        "survival": (
+            rng.normal(size=(12, size, 1)),
+            np.stack([rng.random((12, size)), rng.integers(0, 2, (12, size))], 2),
+        ),
+        "segmentation": (rng.normal(size=(12, size, 4, 4, 2)), rng.integers(0, 2, (12, size, 4, 4))),
+    }[name]
+    x = np.arange(12 * size, dtype=np.float32).reshape(12, size, 1)
+    every = outputs.reshape(-1, *outputs.shape[2:])
+
+    class Fixed(type(given.scenario.trainer)):
+        def predict(self, params_D, x):
+            return every[x[:, 0].astype(int)]
+
+    data = replace(
+        given.scenario.data, task=task, num_classes=task.count_classes(y.reshape(-1, *y.shape[2:])),
+        train=lambda client: Examples(x[client], y[client]), test=lambda client: Examples(x[client], y[client]),
+    )  # fmt: skip
+    scenario = replace(given.scenario, data=data, trainer=Fixed(), preprocessing=None)
+    evaluation = evaluate_final_model(replace(given, scenario=scenario), state_of(given))
+    expected = evaluate([Predictions(client=k, outputs=outputs[k], targets=y[k]) for k in range(12)], task=task).pooled
+    for metric, value in expected.items():
+        entry = evaluation["metrics"][metric]
+        assert entry["value"] is None if np.isnan(value) else entry["value"] == pytest.approx(value), metric
+        assert entry["low"] is None or entry["low"] <= entry["value"] <= entry["high"]
+    assert any(entry["low"] is not None for entry in evaluation["metrics"].values())
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
