@@ -174,7 +174,7 @@ def partition_summary(data: FederatedData, classes: Sequence[str] = ()) -> dict[
     shown = [int(data.clients[k]) for k in range(min(len(data.clients), MAX_CLIENTS_SHOWN))]
     targets = {client: np.asarray(data.train(client).y) for client in shown}
     labelled = data.task.has_classes or data.task.decide is not None
-    if not labelled:  # of several values, the first one, e.g. the time of a survival
+    if not labelled:  # a bin counts the first of several values, e.g. the time of a survival
         targets = {client: y.T[0] if y.ndim == 2 else y.ravel() for client, y in targets.items()}
     count, columns = _by_label(data, classes) if labelled else _by_bin(targets)
     return {

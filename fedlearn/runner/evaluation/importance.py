@@ -28,6 +28,7 @@ from fedlearn.runner.evaluation.scores import Scores
 from fedlearn.runner.evaluation.task_scores import scores_of
 
 MAX_COLUMNS, MAX_EXAMPLES, NUM_REPEATS = 50, 5_000, 5
+MAX_PAIRED = 500  # examples, for a metric that compares all pairs of examples
 MAX_VALUES = 50_000_000  # feature values that are predicted in total
 
 
@@ -51,6 +52,8 @@ def importance_entries(
         return {"missing": reason}
     assert preprocessing is not None
     sign = 1 if higher_is_better(metric, task.lower_is_better) else -1
+    if len(held_out.x) > MAX_PAIRED and metric in scores_of(held_out, task, preprocessing.target).recompute:
+        return {"missing": f"{metric} is too slow on more than {MAX_PAIRED:,} held-out examples"}
     quality = partial(
         _quality, held_out, metric=metric, sign=sign, scores=partial(scores_of, task=task, target=preprocessing.target)
     )

@@ -23,6 +23,9 @@ MAX_CLASSES = 20  # with more classes, there are no values of single classes
 MAX_CELLS = 20_000_000  # cells of the confusion matrices of all examples; more take too much memory
 BIASED = ("ece",)  # a replicate overestimates it, so that its percentiles are no interval
 
+MAX_RECOMPUTED, NUM_RECOMPUTED = 500, 200  # examples and replicates for metrics that compare all pairs of examples
+
+Recompute = Callable[[np.ndarray], float]
 Finish = Callable[[np.ndarray], dict[str, np.ndarray]]  # sums (R, M) -> name -> values (R,)
 
 
@@ -36,6 +39,7 @@ class Scores:
         rankings: name of the class -> ranking of its examples, for the areas under curves.
         has_auprc: whether the average precision is a metric.
         fixed: metrics without interval.
+        recompute: name -> function from positions of examples to the metric, for metrics that need all outputs.
     """
 
     value_NM: np.ndarray
@@ -43,6 +47,7 @@ class Scores:
     rankings: Mapping[str, RankedScores] = field(default_factory=dict)
     has_auprc: bool = False
     fixed: Mapping[str, float] = field(default_factory=dict)
+    recompute: Mapping[str, Recompute] = field(default_factory=dict)
 
     def joined(self, other: Scores) -> Scores:
         """Return the scores of both. Only these scores may have rankings."""
@@ -52,6 +57,7 @@ class Scores:
             value_NM=np.concatenate([self.value_NM, other.value_NM], axis=1),
             finish=lambda sum_RM: self.finish(sum_RM[:, :width]) | other.finish(sum_RM[:, width:]),
             fixed={**self.fixed, **other.fixed},
+            recompute={**self.recompute, **other.recompute},
         )
 
     @property
@@ -59,7 +65,9 @@ class Scores:
         """Metrics of all held-out examples, by name."""
         ones_1N = np.ones((1, len(self.value_NM)))
         found = self.metrics(ones_1N, ones_1N @ self.value_NM)
-        return {name: float(value_1[0]) for name, value_1 in found.items()} | dict(self.fixed)
+        rows = np.arange(len(self.value_NM))
+        whole = {name: function(rows) for name, function in self.recompute.items()}
+        return {name: float(value_1[0]) for name, value_1 in found.items()} | whole | dict(self.fixed)
 
     def metrics(self, weight_RN: np.ndarray | None, sum_RM: np.ndarray) -> dict[str, np.ndarray]:
         """Return name -> values ``(R,)``. Without weights, areas are absent."""
@@ -89,11 +97,25 @@ def estimates(
             scores.metrics(weight_RU[:, bootstrap.unit_N] if scores.rankings else None, weight_RU @ sums_UM)
             for weight_RU in bootstrap.weights(rng)
         ]
-        names = [name for name in values if name not in BIASED and name not in scores.fixed]
+        names = [name for name in blocks[0] if name not in BIASED]
         intervals |= {name: interval_of(np.concatenate([block[name] for block in blocks])) for name in names}
+        intervals |= _recomputed_intervals(scores, bootstrap, rng)
     return {
         name: dict(zip(("value", "low", "high"), map(finite_or_none, (value, *intervals[name])), strict=True))
         for name, value in values.items()
+    }
+
+
+def _recomputed_intervals(
+    scores: Scores, bootstrap: Bootstrap, rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
+    """Return the intervals of metrics that need all outputs; none for many examples, because each replicate is slow."""
+    if not scores.recompute or len(bootstrap.unit_N) > MAX_RECOMPUTED:
+        return {}
+    weight_RN = next(bootstrap.weights(rng))[:NUM_RECOMPUTED, bootstrap.unit_N].astype(np.int64)
+    drawn = [np.repeat(np.arange(len(weight_N)), weight_N) for weight_N in weight_RN]
+    return {
+        name: interval_of(np.array([function(rows) for rows in drawn])) for name, function in scores.recompute.items()
     }
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 import numpy as np
 
+from fedlearn.core.intervals import MIN_CLIENTS
 from fedlearn.core.metric import COUNT, Metric
 from fedlearn.core.segments import Counts, Segments
 from fedlearn.core.tasks import Task
 from fedlearn.data.preprocessing import Target
 from fedlearn.runner.evaluation.held_out import HeldOut
-from fedlearn.runner.evaluation.scores import MAX_CELLS, Scores, classification_scores, regression_scores
+from fedlearn.runner.evaluation.scores import MAX_CELLS, Recompute, Scores, classification_scores, regression_scores
 
 Slices = Mapping[str, tuple[slice, tuple[int, ...]]]  # name of a sum -> its columns, and its shape
 
@@ -33,7 +35,7 @@ def scores_of(held_out: HeldOut, task: Task, target: Target) -> Scores:
 
 
 def task_scores(held_out: HeldOut, task: Task, *, omitted: Collection[str] = (), spread: float = 1.0) -> Scores:
-    """Return the scores of the metrics of a task. A metric that needs all outputs has a value without interval.
+    """Return the scores of the metrics of a task. A metric that needs all outputs has an interval for few examples.
 
     Args:
         held_out: held-out examples.
@@ -41,15 +43,21 @@ def task_scores(held_out: HeldOut, task: Task, *, omitted: Collection[str] = (),
         omitted: names of the metrics to leave out.
         spread: factor of the metrics in the unit of the target.
     """
-    value_NM, finish_of, fixed = np.ones((len(held_out.targets_N), 1)), dict[str, Callable[..., np.ndarray]](), {}
+    value_NM, finish_of = np.ones((len(held_out.targets_N), 1)), dict[str, Callable[..., np.ndarray]]()
+    fixed, recompute = dict[str, float](), dict[str, Recompute]()
+    has_many_clients = int(held_out.client_N[-1]) + 1 >= MIN_CLIENTS
     for metric in (each for each in task.metrics if each.name not in omitted):
         factor = abs(spread) if metric.in_target_unit else 1.0
-        if task.averages_lists and metric.whole is not None:
-            part_NM, finish = _lists(held_out, metric)
+        if metric.whole is not None and (task.averages_lists or metric.is_stratified):
+            part_NM, finish = _means_over_clients(held_out, metric)
+            if not has_many_clients:  # draws within a client do not change the value of the client
+                totals = np.append(1.0, part_NM.sum(axis=0))[None]
+                fixed[metric.name] = float(factor * finish(totals[:, 1:], totals[:, 0])[0])
+                continue
         elif (sums := _sums(held_out, metric)) is not None:
             part_NM, finish = sums
         else:
-            fixed[metric.name] = factor * _value(held_out, metric)
+            recompute[metric.name] = partial(_value, held_out, metric, factor)
             continue
         finish_of[metric.name] = _scaled(finish, slice(value_NM.shape[1], value_NM.shape[1] + part_NM.shape[1]), factor)
         value_NM = np.concatenate([value_NM, part_NM], axis=1)
@@ -57,6 +65,7 @@ def task_scores(held_out: HeldOut, task: Task, *, omitted: Collection[str] = (),
         value_NM=value_NM,
         finish=lambda sum_RM: {name: finish(sum_RM) for name, finish in finish_of.items()},
         fixed=fixed,
+        recompute=recompute,
     )
 
 
@@ -108,26 +117,29 @@ def _dense(counts: Counts) -> np.ndarray | None:
     return dense.reshape(-1, *counts.shape)
 
 
-def _value(held_out: HeldOut, metric: Metric) -> float:
-    """Return the value of a metric on all examples together."""
-    segments = Segments(np.array([len(held_out.targets_N)]))
+def _value(held_out: HeldOut, metric: Metric, factor: float, rows: np.ndarray) -> float:
+    """Return the value of a metric on these examples together; a position may occur several times."""
+    segments, outputs, targets = Segments(np.array([len(rows)])), held_out.outputs_NC[rows], held_out.targets_N[rows]
     with np.errstate(all="ignore"):
         if metric.whole is not None:
-            return float(metric.whole(segments, held_out.outputs_NC, held_out.targets_N)[0])
+            return factor * float(metric.whole(segments, outputs, targets)[0])
         assert metric.sums is not None
         assert metric.finish is not None
-        sums = metric.sums(held_out.outputs_NC, held_out.targets_N)
-        totals = {name: segments.sum(values) for name, values in sums.items()}
-        return float(metric.finish({**totals, COUNT: segments.sizes_K})[0])
+        totals = {name: segments.sum(values) for name, values in metric.sums(outputs, targets).items()}
+        return factor * float(metric.finish({**totals, COUNT: segments.sizes_K})[0])
 
 
-def _lists(held_out: HeldOut, metric: Metric) -> tuple[np.ndarray, Callable[..., np.ndarray]]:
-    """Return the value of the list of each client, as shares of its examples, and the mean of these values."""
+def _means_over_clients(held_out: HeldOut, metric: Metric) -> tuple[np.ndarray, Callable[..., np.ndarray]]:
+    """Return the value of each client, divided among its examples, and the function from totals to the mean.
+
+    Lists count once each. A metric that compares examples of one client is weighted by the examples.
+    """
     assert metric.whole is not None
     size_K = np.bincount(held_out.client_N)
-    value_K = metric.whole(Segments(size_K), held_out.outputs_NC, held_out.targets_N)
-    is_defined_K = np.isfinite(value_K)
-    share_KM = np.stack([np.where(is_defined_K, value_K, 0.0), is_defined_K], axis=1) / size_K[:, None]
+    with np.errstate(all="ignore"):
+        value_K = metric.whole(Segments(size_K), held_out.outputs_NC, held_out.targets_N)
+    weight_K = np.isfinite(value_K) / (1 if metric.is_stratified else size_K)
+    share_KM = np.stack([np.nan_to_num(value_K) * weight_K, weight_K], axis=1)
 
     def finish(sum_RM: np.ndarray, count_R: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):

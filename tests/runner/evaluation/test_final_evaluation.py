@@ -92,7 +92,7 @@ def test_a_metric_of_the_user_has_an_interval():
     assert entry["low"] < entry["value"] < entry["high"]
 
 
-@pytest.mark.parametrize("name", ["ranking", "multilabel", "survival", "segmentation"])
+@pytest.mark.parametrize("name", ["ranking", "multilabel", "survival"])
 def test_each_other_task_has_the_values_of_its_last_evaluation(name):
     given, rng = experiment(num_clients=12), np.random.default_rng(5)
     task, size = TASKS[name], 20
@@ -103,7 +103,6 @@ def test_each_other_task_has_the_values_of_its_last_evaluation(name):
             rng.normal(size=(12, size, 1)),
             np.stack([rng.random((12, size)), rng.integers(0, 2, (12, size))], 2),
         ),
-        "segmentation": (rng.normal(size=(12, size, 4, 4, 2)), rng.integers(0, 2, (12, size, 4, 4))),
     }[name]
     x = np.arange(12 * size, dtype=np.float32).reshape(12, size, 1)
     every = outputs.reshape(-1, *outputs.shape[2:])
