@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 BASE = "DejaVu Sans"  # part of matplotlib
+# fonts with few differences between strokes and without serifs; "Last Resort" has boxes for all characters
 PREFERRED = ("Noto Sans", "Source Han Sans", "WenQuanYi", "Microsoft YaHei", "PingFang", "Hiragino", "Arial Unicode")
 ADVICE = "install a font with these characters, e.g. apt install fonts-noto-cjk, and write the report again"
 
@@ -64,22 +65,33 @@ def _default_font() -> str:
 
 
 def _installed() -> Iterator[tuple[str, str]]:
-    """Yield family and file of each regular font of this machine, fonts without serifs first."""
+    """Yield family and file of the fonts that matplotlib knows, then of fonts that were installed later."""
     from matplotlib import font_manager
 
     known = {entry.fname for entry in font_manager.fontManager.ttflist}
-    for path in font_manager.findSystemFonts():
-        if path not in known:  # installed after matplotlib wrote its list of fonts
-            try:
-                font_manager.fontManager.addfont(path)
-            except (RuntimeError, OSError, ValueError):
-                log.info("the font %s cannot be read", path)
+    yield from _regular(known)
+    new = set(font_manager.findSystemFonts()) - known
+    for path in new:
+        try:
+            font_manager.fontManager.addfont(path)
+        except (RuntimeError, OSError, ValueError):
+            log.info("the font %s cannot be read", path)
+    yield from _regular(new)
+
+
+def _regular(paths: Collection[str]) -> list[tuple[str, str]]:
+    """Return family and file of the regular fonts among these files, fonts without serifs first."""
+    from matplotlib import font_manager
+
     entries = {
         (entry.name, entry.fname)
         for entry in font_manager.fontManager.ttflist
-        if entry.style == "normal" and entry.weight in (400, "normal", "regular")
+        if entry.fname in paths
+        and "LastResort" not in entry.name.replace(" ", "")
+        and entry.style == "normal"
+        and entry.weight in (400, "normal", "regular")
     }
-    yield from sorted(entries, key=lambda entry: (_rank(entry[0]), entry))
+    return sorted(entries, key=lambda entry: (_rank(entry[0]), entry))
 
 
 def _rank(family: str) -> tuple[int, bool]:

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from judged import experiment, state_of
 from needs import needs
 
 from fedlearn.callbacks.formatting import human_seconds
@@ -17,9 +19,11 @@ from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import Failure, Predictions, Round, ServerState
 from fedlearn.core.tasks import TASKS
 from fedlearn.errors import DataError, MissingExtra
+from fedlearn.runner.evaluation import evaluate_final_model
 
 pytest.importorskip("jinja2", reason="needs the extra 'report'")
-from fedlearn.callbacks import report, report_tables
+from fedlearn.callbacks import report, report_figures, report_question, report_tables
+from fedlearn.callbacks.model_card import BLANK
 from fedlearn.callbacks.run_results import read_run
 from simulations.report import main
 
@@ -96,6 +100,117 @@ def test_the_report_holds_results_settings_failures_and_the_command(tmp_path):
     assert "&lt;script&gt;" in page
     assert "00ff" in page
     assert page.count("<figcaption>") == 5
+
+
+def leave_a_judged_run(folder, task="binary", **kwargs):
+    """Leave the files of a run with a judged model, whose classes and clients have hostile names."""
+    run = leave_a_run(folder, task)
+    given = experiment(task, subgroups=("sex",), **kwargs)
+    evaluation = evaluate_final_model(given, state_of(given))
+    target = given.scenario.preprocessing.target
+    rename(folder / "environment.json", target={"name": HOSTILE, "unit": target.unit, "classes": list(target.classes)})
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return run, evaluation
+
+
+def rename(path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_the_report_starts_with_question_result_sites_and_clinical_figures(tmp_path):
+    _, evaluation = leave_a_judged_run(tmp_path)
+    page = html.unescape(report.write_report(tmp_path).read_text())
+    accuracy, sensitivity = evaluation["metrics"]["accuracy"], evaluation["clinical"]["sensitivity"]
+    parts = [
+        f"Predict {HOSTILE}: “yes” (positive class) or “no”.",
+        f"{100 * accuracy['value']:.1f} %",
+        f"95 % interval {100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f} %",
+        "A model that always predicts “no” has",
+        "Data set",
+        "Sensitivity",
+        f"{100 * sensitivity['value']:.1f} %",
+        f"{sensitivity['part']} of {sensitivity['whole']} of class “yes” are found",
+        "Held-out examples",
+        "Privacy in plain words",
+        "<h2>Result</h2>",
+        "<h2>Thresholds</h2>",
+        "<h2>Calibration</h2>",
+        "<h2>Groups</h2>",
+        "<h2>Importance of columns</h2>",
+    ]
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)
+    assert page.count("data:image/png") == 7
+
+
+@pytest.mark.parametrize("task", [pytest.param("multiclass", marks=pytest.mark.slow), "regression"])
+def test_other_tasks_show_their_judgement(tmp_path, task):
+    leave_a_judged_run(tmp_path, task)
+    page = report.write_report(tmp_path).read_text()
+    drawn = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert drawn >= ({"curves", "calibration", "confusion"} if task == "multiclass" else {"residuals"})
+    assert ("Balanced accuracy" in page) == (task == "multiclass")
+    assert "Sensitivity" not in page
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(report, "draw_figures", lambda run, folder: {})
+
+
+def test_a_result_inside_the_interval_of_a_constant_is_named(tmp_path):
+    leave_a_judged_run(tmp_path)
+    verdicts = []
+    for low, high in ((0.6, 0.9), (0.1, 0.4), (0.4, 0.9)):
+        metrics = {"accuracy": {"value": (low + high) / 2, "low": low, "high": high}}
+        constant = {"prediction": "no", "metrics": {"accuracy": 0.5}}
+        rename(tmp_path / "evaluation.json", metrics=metrics, constant=constant)
+        verdicts.append(report_question.main_result(read_run(tmp_path))["verdict"])
+    assert [verdict.split(". ")[1].split(",")[0] for verdict in verdicts] == [
+        "The whole interval is better.", "The whole interval is worse.", "The interval includes this value"
+    ]  # fmt: skip
+
+
+def test_a_missing_judgement_states_its_reason(tmp_path, no_figures):
+    leave_a_run(tmp_path)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"format": 1, "missing": "outputs stay at the nodes"}))
+    assert "are missing: outputs stay at the nodes" in report.write_report(tmp_path).read_text()
+    (tmp_path / "evaluation.json").write_text(json.dumps({"format": 99}))
+    assert "another version of fedlearn" in report.write_report(tmp_path).read_text()
+
+
+def test_the_model_card_has_blanks_numbers_limits_and_no_markup_of_names(tmp_path, no_figures):
+    _, evaluation = leave_a_judged_run(tmp_path)
+    rename(tmp_path / "summary.json", warnings=["the model is of no use"])
+    report.write_report(tmp_path)
+    card = (tmp_path / "model_card.md").read_text()
+    assert card.count(BLANK) == 5
+    for heading in ("Use", "Data", "Model and training", "Results", "Limits", "Privacy", "Reproduction"):
+        assert f"\n## {heading}\n" in card
+    assert f"{100 * evaluation['metrics']['accuracy']['value']:.1f} %" in card
+    assert "Negative predictive value" in card
+    assert "Warning: the model is of no use." in card
+    assert "python -m simulations.run scenario=heart" in card
+    assert "<script" not in card
+    assert "numpy" in card
+
+
+def test_a_model_card_that_its_owner_changed_is_kept(tmp_path, no_figures):
+    leave_a_run(tmp_path)
+    report.write_report(tmp_path)
+    card = tmp_path / "model_card.md"
+    changed = card.read_text().replace(BLANK, "triage", 1)
+    card.write_text(changed)
+    report.write_report(tmp_path)
+    assert card.read_text() == changed
+
+
+def test_characters_without_a_font_are_named(tmp_path, monkeypatch, no_figures):
+    leave_a_run(tmp_path)
+    monkeypatch.setattr(report_figures, "choose_fonts", lambda text: (["DejaVu Sans"], "上海"))
+    page = report.write_report(tmp_path).read_text()
+    assert "no font of this machine has the characters 上海" in page
+    assert "fonts-noto-cjk" in page
 
 
 def test_a_run_on_a_clock_is_shown_over_its_time_too(tmp_path):

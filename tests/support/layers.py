@@ -17,6 +17,7 @@ TABLE = {
     **dict.fromkeys(OWN, "unit"),
     "fedlearn/testing": "framework",
     "tests": "unit",
+    "tests/callbacks/test_figure_style": "framework",
     "tests/callbacks/test_run_files": "process",
     "tests/cli": "cli",
     "tests/contracts": "framework",
