@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedlearn.data.download.decompress import open_decompressed
-from fedlearn.data.folder import list_images, read_image_files
+from fedlearn.data.folder_layout import is_system_file
+from fedlearn.data.images import is_image, read_images
 from fedlearn.data.inputs import CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs, model_inputs
 from fedlearn.data.tables import (
     MAX_CELL_CHARS,
@@ -80,8 +81,8 @@ def read_batches(
             yield InputBatch(x=x, table=table)
     elif isinstance(inputs, ImageInputs):
         for files in batched(_images(path), batch_size):
-            pixels = read_image_files(files, inputs.input_shape)
-            yield InputBatch(x=inputs.transform(pixels), files=tuple(file.name for file in files))
+            pixels = read_image_files(files, inputs)
+            yield InputBatch(x=inputs.normalize(pixels), files=tuple(file.name for file in files))
     elif isinstance(inputs, TextInputs | CharacterInputs):
         for lines in batched(_lines(path), batch_size):
             yield InputBatch(x=inputs.transform(lines))
@@ -162,6 +163,23 @@ def _as_table(batch: Any) -> Any:
     import pyarrow
 
     return pyarrow.Table.from_batches([batch])
+
+
+def list_images(path: Path) -> list[Path]:
+    """Return the image at a path, or the images of a folder in order of their names."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if is_image(file) and file.is_file() and not is_system_file(file.name)]
+
+
+def read_image_files(files: Sequence[Path], inputs: ImageInputs) -> np.ndarray:
+    """Read images for a model, as pixels ``(N, height, width, channels)`` of its depth, scaled to its size.
+
+    Raises:
+        DataError: files cannot be read as images; the message names them.
+        MissingExtra: Pillow or pydicom is not installed.
+    """
+    names, size = [file.name for file in files], (inputs.height, inputs.width)
+    return read_images(files, names, size=size, channels=inputs.channels, depth=inputs.depth).pixels
 
 
 def _images(path: Path) -> Sequence[Path]:

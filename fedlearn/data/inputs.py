@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from fedlearn.data.column_types import Column
+from fedlearn.data.images import Depth
 from fedlearn.data.tables import Table, missing_column
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
 from fedlearn.errors import DataError, is_count, is_number
@@ -112,6 +113,12 @@ class ImageInputs:
         channels: 1 for grey, 3 for colour.
         offset: pixel value that becomes 0.
         scale: difference of pixel values that becomes 1, > 0.
+        depth: bits of the pixel values that ``offset`` and ``scale`` refer to: 8, 16, or 0 for values of any range.
+        clip: whether results below 0 become 0, and results above 1 become 1, as in a window of a CT image.
+
+    >>> window = ImageInputs(height=1, width=3, channels=1, offset=-160.0, scale=400.0, depth=0, clip=True)
+    >>> window.normalize(np.array([[[-1000.0, 40.0, 1000.0]]])).ravel().tolist()
+    [0.0, 0.5, 1.0]
     """
 
     height: int
@@ -119,12 +126,15 @@ class ImageInputs:
     channels: int
     offset: float = 0.0
     scale: float = 255.0
+    depth: Depth = 8
+    clip: bool = False
     kind: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
         _axes(self.input_shape)
         is_scale = is_number(self.offset) and is_number(self.scale, at_least=0) and 0 < self.scale < math.inf
-        if self.channels not in (1, 3) or not is_scale or not math.isfinite(self.offset):
+        is_depth = self.depth in get_args(Depth) and isinstance(self.clip, bool)
+        if self.channels not in (1, 3) or not is_scale or not math.isfinite(self.offset) or not is_depth:
             raise ValueError("a wrong normalization of images")
 
     @property
@@ -136,20 +146,38 @@ class ImageInputs:
         """Return the model inputs ``(N, height, width, channels)`` float32.
 
         Args:
-            images: bytes ``(N, height, width)`` or ``(N, height, width, channels)``, which are normalized, or floats,
-                which are normalized already.
+            images: integers ``(N, height, width)`` or ``(N, height, width, channels)``, which are normalized, or
+                floats, which are normalized already.
 
         Raises:
             DataError: the images have another size.
         """
+        if images.dtype.kind in "iu":
+            return self.normalize(images)
+        self._check_shape(images)
+        return images.astype(np.float32).reshape(len(images), *self.input_shape)
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """Return the model inputs of pixels as files have them, also of floats.
+
+        Raises:
+            DataError: the images have another size.
+        """
+        self._check_shape(pixels)
+        x = pixels.astype(np.float32)
+        if self.depth and pixels.dtype in (np.uint8, np.uint16) and pixels.dtype.itemsize * 8 != self.depth:
+            x *= np.float32(257 if self.depth == 16 else 1 / 257)
+        x -= np.float32(self.offset)
+        x /= np.float32(self.scale)
+        if self.clip:
+            np.clip(x, 0, 1, out=x)
+        return x.reshape(len(x), *self.input_shape)
+
+    def _check_shape(self, images: np.ndarray) -> None:
         if images.shape[1:] not in (self.input_shape, self.input_shape[:2] if self.channels == 1 else None):
             expected = " x ".join(map(str, self.input_shape))
             shape = " x ".join(map(str, images.shape[1:]))
             raise DataError(f"an image has {shape} pixels\n  expected  {expected}\n  try       images of this size")
-        x = images.astype(np.float32)
-        if images.dtype == np.uint8:
-            x = (x - np.float32(self.offset)) / np.float32(self.scale)
-        return x.reshape(len(x), *self.input_shape)
 
 
 @dataclass(frozen=True, kw_only=True)
