@@ -9,7 +9,8 @@ from fedlearn.core.lazy_names import LazyName, lazy_names
 
 if TYPE_CHECKING:
     from fedlearn.data.federated_statistics import ColumnSums, column_sums
-    from fedlearn.data.folder import Contents, read_contents
+    from fedlearn.data.contents import Contents
+    from fedlearn.data.folder import read_contents
     from fedlearn.data.from_arrays import partition_arrays
     from fedlearn.data.hugging_face import from_datasets, read_hub
     from fedlearn.data.partition import (
@@ -34,7 +35,7 @@ else:
         __name__,
         {
             "ColumnSums": LazyName("fedlearn.data.federated_statistics"),
-            "Contents": LazyName("fedlearn.data.folder"),
+            "Contents": LazyName("fedlearn.data.contents"),
             "Dirichlet": LazyName("fedlearn.data.partition"),
             "DirichletEqual": LazyName("fedlearn.data.partition"),
             "Feature": LazyName("fedlearn.data.partition"),

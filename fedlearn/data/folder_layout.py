@@ -119,6 +119,34 @@ def infer_layout(
     return result
 
 
+def label_layout(
+    folders: Sequence[tuple[str, ...]], *, clients: Collection[str] = (), layout: str | None = None
+) -> FolderLayout | None:
+    """Return the layout of images whose classes are in a table; None if the folders have no meaning.
+
+    Args:
+        folders: folders of each file, from the outermost.
+        clients: names of all clients, if they are known.
+        layout: levels as the user states them; None infers splits and known clients.
+
+    Raises:
+        SettingError: the stated layout does not fit the folders.
+
+    >>> str(label_layout([("images", "train"), ("images", "test")]))
+    '*/split'
+    """
+    depths = sorted({len(parts) for parts in folders})
+    if layout is not None:
+        return _stated_layout(layout, depths)
+    if len(depths) > 1:
+        return None
+    names = [{parts[level] for parts in folders} for level in range(depths[0])]
+    levels = [CLIENT if _all_known([*found], clients) else SPLIT if are_splits(found) else ANY for found in names]
+    if any(levels.count(meaning) > 1 for meaning in (CLIENT, SPLIT)) or set(levels) <= {ANY}:
+        return None
+    return FolderLayout(levels=tuple(levels))
+
+
 def _infer_levels(
     names: Sequence[Sequence[str]], clients: Collection[str], classes: Collection[str]
 ) -> list[str | None]:

@@ -21,7 +21,9 @@ import numpy as np
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.tasks import Task
 from fedlearn.data.download.catalog import cache_folder
-from fedlearn.data.folder import CLASS_COLUMN, Contents, clients_of_rows, read_images
+from fedlearn.data.contents import CLASS_COLUMN, Contents, clients_of_rows
+from fedlearn.data.image_folders import ImageSettings
+from fedlearn.data.images import ImageArrays, read_images
 from fedlearn.data.from_arrays import Assignment, from_arrays, from_rows, rows_of_clients
 from fedlearn.data.tables import Table, concat_tables, from_arrow
 from fedlearn.errors import DataError, MissingExtra, require
@@ -31,7 +33,11 @@ TRAIN, TEST = "train", "test"
 
 
 def read_hub(
-    path: str, *, client_column: str | None = None, ignored_columns: Sequence[str] = (), image_size: int | None = None
+    path: str,
+    *,
+    client_column: str | None = None,
+    ignored_columns: Sequence[str] = (),
+    images: ImageSettings | None = None,
 ) -> Contents:
     """Read the train split of a data set, and the test split if it has one.
 
@@ -42,7 +48,7 @@ def read_hub(
         path: ``hf://owner/name[/subset][@revision]``, or ``hf:///folder``.
         client_column: column that names the client of each row.
         ignored_columns: columns to leave out.
-        image_size: height and width to which images are scaled, in pixels; None keeps their size.
+        images: settings of the reading of images; None takes the defaults.
 
     Raises:
         DataError: the data set cannot be read, or the type of a column is not supported.
@@ -52,11 +58,13 @@ def read_hub(
     tables = [_table(split, f"{path} ({name})", ignored_columns) for name, split in splits.items()]
     table = concat_tables(tables)
     held_out_N = np.repeat([name == TEST for name in splits], [len(split) for split in splits.values()])
+    pictures = _images(list(splits.values()), table, images or ImageSettings())
     return Contents(
         table=table,
         clients=clients_of_rows(table, client_column) if client_column else None,
         test_N=held_out_N if held_out_N.any() else None,
-        images=_images(list(splits.values()), table, image_size),
+        images=None if pictures is None else pictures.pixels,
+        notes=() if pictures is None else pictures.notes,
     )
 
 
@@ -153,7 +161,7 @@ def _inputs(splits: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
     """Return images (N, height, width, channels), or columns of numbers side by side (N, columns)."""
     if len(names) == 1 and type(splits[TRAIN].features[names[0]]).__name__ == "Image":
         origins = [f"{name}, row {row + 1}" for name, split in splits.items() for row in range(len(split))]
-        return read_images(_image_files(list(splits.values()), names[0]), origins, size=None)
+        return read_images(_image_files(list(splits.values()), names[0]), origins).pixels
     columns = {name: _column(splits, name) for name in names}
     for name, cells in columns.items():
         if not np.issubdtype(cells.dtype, np.number):
@@ -220,14 +228,15 @@ def _class_names(kind: Any, numbers_N: np.ndarray) -> np.ndarray:
     return np.array(names, object)
 
 
-def _images(splits: Sequence[Any], table: Table, size: int | None) -> np.ndarray | None:
+def _images(splits: Sequence[Any], table: Table, settings: ImageSettings) -> ImageArrays | None:
     from datasets import Image
 
     columns = [column for column, kind in splits[0].features.items() if isinstance(kind, Image)]
     if not columns:
         return None
     files = _image_files(splits, columns[0])
-    return read_images(files, [table.row_location(row) for row in range(len(files))], size=size)
+    names = [table.row_location(row) for row in range(len(files))]
+    return read_images(files, names, size=settings.size, channels=settings.channels)
 
 
 def _image_files(splits: Sequence[Any], column: str) -> list[io.BytesIO | Path]:

@@ -114,11 +114,11 @@ class ImageInputs:
         offset: pixel value that becomes 0.
         scale: difference of pixel values that becomes 1, > 0.
         depth: bits of the pixel values that ``offset`` and ``scale`` refer to: 8, 16, or 0 for values of any range.
-        clip: whether results below 0 become 0, and results above 1 become 1, as in a window of a CT image.
+        clip: whether results below -1 become -1, and results above 1 become 1, as in a window of a CT image.
 
-    >>> window = ImageInputs(height=1, width=3, channels=1, offset=-160.0, scale=400.0, depth=0, clip=True)
-    >>> window.normalize(np.array([[[-1000.0, 40.0, 1000.0]]])).ravel().tolist()
-    [0.0, 0.5, 1.0]
+    >>> window = ImageInputs(height=1, width=3, channels=1, offset=40.0, scale=200.0, depth=0, clip=True)
+    >>> window.normalize(np.array([[[-1000.0, 40.0, 140.0]]])).ravel().tolist()
+    [-1.0, 0.0, 0.5]
     """
 
     height: int
@@ -170,7 +170,7 @@ class ImageInputs:
         x -= np.float32(self.offset)
         x /= np.float32(self.scale)
         if self.clip:
-            np.clip(x, 0, 1, out=x)
+            np.clip(x, -1, 1, out=x)
         return x.reshape(len(x), *self.input_shape)
 
     def _check_shape(self, images: np.ndarray) -> None:

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from fedlearn.data.column_types import HashedText
+from fedlearn.data.contents import CLASS_COLUMN, Contents
 from fedlearn.data.digests import digests_of_images, digests_of_table
 from fedlearn.data.encoding import declared_columns
 from fedlearn.data.federated_statistics import Noise
 from fedlearn.data.fit_encoding import EncodingResult, EncodingSettings, fit_encoding
-from fedlearn.data.folder import CLASS_COLUMN, Contents, read_contents
+from fedlearn.data.fit_images import fit_images
+from fedlearn.data.folder import read_contents
 from fedlearn.data.from_arrays import from_rows, split_rows
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
+from fedlearn.data.image_folders import ImageSettings
 from fedlearn.data.inputs import ImageInputs, TableInputs
 from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
@@ -80,7 +83,12 @@ def folder(
     categories: Mapping[str, Sequence[Any]] | None = None,
     bounds: Mapping[str, Sequence[float]] | None = None,
     noise_multiplier: float | None = None,
+    image: str | None = None,
     image_size: int | None = None,
+    image_channels: int | None = None,
+    window: Sequence[float] | None = None,
+    layout: str | None = None,
+    skip_damaged: bool = False,
     order_by: str | None = None,
     seed: int = 1,
     device: str = "cpu",
@@ -122,7 +130,14 @@ def folder(
         noise_multiplier: standard deviation of the Gaussian noise on each client's statistics, in units of the
             sensitivity to one row, > 0. It is booked in the ledger of ``privacy=example``, and each column needs bounds
             or categories. None adds no noise.
+        image: column with the names of image files, for a folder of images and a table; None finds it.
         image_size: side of the scaled images, pixels; None keeps the size.
+        image_channels: 1 (grey) or 3 (colour); None is colour if an image is in colour.
+        window: (centre, width) in pixel values, e.g. (40, 400) for soft tissue in CT. The window becomes -1 to 1, and
+            values outside are clipped. None takes the range of 8 or 16 bits.
+        layout: meaning of each folder level, separated by ``/``: ``client``, ``class``, ``split``, ``group`` or ``*``.
+            None infers it, and the header shows it.
+        skip_damaged: whether images that cannot be read are left out and counted. If not, they are an error.
         order_by: column by which ``partition=time`` and ``partition=feature`` sort the rows.
         seed: seed of the partition and of the test split.
         device: device for training, e.g. ``cpu`` or ``cuda``.
@@ -137,7 +152,16 @@ def folder(
     _require_settings(path, clients, partition, deployed=deployed)
     noise = _noise(noise_multiplier, bounds, categories, seed)
     preparation = EncodingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
-    contents = _read(str(path), client_column=client, ignored_columns=ignore or (), image_size=image_size)
+    images = ImageSettings(
+        size=image_size,
+        channels=image_channels,
+        skip_damaged=skip_damaged,
+        layout=layout,
+        clients=tuple(map(to_category, clients or ())),
+        classes=tuple(map(to_category, classes or ())),
+        file_column=image,
+    )
+    contents = _read(str(path), client_column=client, ignored_columns=ignore or (), images=images)
     for name in preparation.scales if scale == "constants" and text is None else ():
         if name not in (ignore or ()):
             contents.table.column(name, f"scenario.scales.{name}")
@@ -158,7 +182,7 @@ def folder(
         if scaled
         else EncodingResult()
     )
-    inputs, description = _inputs(contents, columns, text, fitted_encoding)
+    inputs, description = _inputs(contents, columns, text, fitted_encoding, window)
     x = _features(contents, columns, inputs, fitted_encoding)
     centre, spread = fitted_encoding.scale(label)
     if label in scaled:
@@ -167,7 +191,7 @@ def folder(
         from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(targets.classes) or 1,
         names=dict(enumerate(names)) if isinstance(partition, Natural) else {},
-        source=" · ".join(part for part in (Path(str(path)).name, description) if part),
+        source=" · ".join(part for part in (Path(str(path)).name, *contents.notes, description) if part),
     )
     fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
     return Scenario(
@@ -221,7 +245,7 @@ def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[st
 
 
 def _label(contents: Contents, target: str | Sequence[str] | None) -> str | Sequence[str]:
-    if contents.images is not None:
+    if contents.images is not None and target is None and CLASS_COLUMN in contents.table.columns:
         return CLASS_COLUMN
     if target is None:
         columns = list(contents.table.columns)
@@ -243,7 +267,8 @@ def _rows(
 ) -> list[np.ndarray]:
     """Return the rows of each client. A client at another node has none."""
     if isinstance(partition, Natural):
-        expected = "iid, dirichlet or another kind, because these data have no natural clients"
+        reading = f" ({contents.notes[0]})" if contents.notes else ""
+        expected = f"iid, dirichlet or another kind, because these data have no natural clients{reading}"
         fix = "partition=iid   (or scenario.client=COLUMN, if a column names the clients)"
         require(bool(names), "partition", partition, expected, fix)
         partition.require_num_clients(len(names))
@@ -282,12 +307,12 @@ def _noise(
 
 
 def _inputs(
-    contents: Contents, columns: Table, text: str | None, fitted: EncodingResult
+    contents: Contents, columns: Table, text: str | None, fitted: EncodingResult, window: Sequence[float] | None
 ) -> tuple[TableInputs | ImageInputs, str]:
     """Return the inputs, and their description for the header."""
     if contents.images is not None:
-        height, width, channels = contents.images.shape[1:]
-        return ImageInputs(height=height, width=width, channels=channels), ""
+        return fit_images(contents.images, window)
+    require(window is None, "window", window, "null, because these data have no images", "window=null")
     if text is not None:
         columns.column(text, "scenario.text")
         hashed = HashedText(name=text, num_features=NUM_TEXT_FEATURES)
@@ -304,7 +329,7 @@ def _features(
     """Return the model inputs of all rows."""
     if isinstance(inputs, ImageInputs):
         assert contents.images is not None
-        return inputs.transform(contents.images)
+        return inputs.normalize(contents.images)
     fix = "'scenario.categories={COLUMN:[...]}' with all values"
     return inputs.transform(columns, allow_unknown=fitted.allow_unknown, unknown_fix=fix)
 

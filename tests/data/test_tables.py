@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fedlearn.data.folder import read_contents
+from fedlearn.data.image_folders import ImageSettings
 from fedlearn.data.tables import concat_tables, read_table, to_categories, to_numbers
 from fedlearn.errors import DataError, MissingExtra
 
@@ -174,7 +175,7 @@ def test_a_column_may_say_whose_a_row_is(tmp_path):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        (["deep/er/a.csv"], "too deep in the folder"),
+        (["deep/er/a.csv", "wide/er/a.csv"], "too deep in the folder"),
         (["north.csv", "train.csv"], "train.csv names no client, but other files do"),
         (["notes.md"], "neither a CSV or Parquet file nor an image"),
         (["a.csv", "cat/1.png"], "both tables and images"),
@@ -216,19 +217,19 @@ def test_images_lie_in_folders_by_class_and_client(tmp_path, prefix, clients, he
 def test_images_of_other_sizes_are_named_or_scaled(tmp_path):
     picture(tmp_path / "cat/1.png", mode="RGB", colour=(1, 2, 3))
     picture(tmp_path / "dog/2.png", size=(8, 8))
-    with pytest.raises(DataError, match=r"dog.2\.png has 8 x 8 pixels, but the first image has 6 x 5"):
+    with pytest.raises(DataError, match=r"2 sizes: 6 x 5 \(1, e\.g\. cat.1\.png\), 8 x 8 \(1, e\.g\. dog.2\.png\)"):
         read_contents(tmp_path)
-    assert read_contents(tmp_path, image_size=4).images.shape == (2, 4, 4, 3)
+    assert read_contents(tmp_path, images=ImageSettings(size=4)).images.shape == (2, 4, 4, 3)
 
 
 def test_what_is_no_image_is_named(tmp_path):
     picture(tmp_path / "cat/1.png")
     (tmp_path / "cat/2.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"2\.png cannot be read as an image"):
+    with pytest.raises(DataError, match=r"1 of 2 images cannot be read as an image: cat.2\.png"):
         read_contents(tmp_path)
     (tmp_path / "cat/2.png").unlink()
     with pytest.raises(DataError, match="images have no columns"):
         read_contents(tmp_path, client_column="site")
     picture(tmp_path / "1.png")
-    with pytest.raises(DataError, match="folders of one depth"):
+    with pytest.raises(DataError, match="images at different depths"):
         read_contents(tmp_path)
