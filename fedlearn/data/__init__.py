@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from fedlearn.core.lazy_names import LazyName, lazy_names
 
 if TYPE_CHECKING:
-    from fedlearn.data.federated_statistics import ColumnSums, column_sums
     from fedlearn.data.contents import Contents
+    from fedlearn.data.federated_statistics import ColumnSums, column_sums
     from fedlearn.data.folder import read_contents
     from fedlearn.data.from_arrays import partition_arrays
     from fedlearn.data.hugging_face import from_datasets, read_hub

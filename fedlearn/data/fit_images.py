@@ -43,7 +43,7 @@ def fit_images(images: np.ndarray, window: Sequence[float] | None) -> tuple[Imag
     else:
         low, high = float(images.min()), float(images.max())
         expected = "[centre,width], because the images have signed integers or floats, whose range is not known"
-        fits = 0 <= low and high <= 1
+        fits = low >= 0 and high <= 1
         require(fits, "window", window, expected, f"'window={_window_of(low, high)}', the range of these images")
         offset, scale, line = 0.5, 0.5, "floats from 0 to 1, scaled to -1..1"
     inputs = ImageInputs(

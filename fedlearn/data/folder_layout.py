@@ -16,7 +16,9 @@ from fedlearn.errors import DataError, SettingError
 
 CLIENT, CLASS, SPLIT, GROUP, ANY = "client", "class", "split", "group", "*"
 LEVELS = (CLIENT, CLASS, SPLIT, GROUP, ANY)
-WRAPPERS = frozenset("data dataset datasets image images img imgs picture pictures photos raw files archive".split())
+WRAPPERS = frozenset(
+    ("data", "dataset", "datasets", "image", "images", "img", "imgs", "pictures", "photos", "raw", "files", "archive")
+)
 SYSTEM_NAMES = frozenset(
     ("thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found")
 )
@@ -90,7 +92,7 @@ def infer_layout(
         path: name of the folder, for messages.
 
     Raises:
-        DataError: the files lie at different depths, or the folders have no clear meaning.
+        DataError: the files are at different depths, or the folders have no clear meaning.
         SettingError: the stated layout does not fit the folders.
 
     >>> str(infer_layout([("data", "TRAIN", "cat"), ("data", "test_set", "cat")]))
@@ -111,8 +113,8 @@ def infer_layout(
         shown = "/".join((*folders[0], "1.png"))
         raise DataError(
             f"{path} has images such as {shown}: the meaning of the folders is not clear\n"
-            "  expected  class, client/class, split/class or client/split/class\n"
-            f"  try       scenario.layout={'/'.join(_suggestion(len(names)))}, or a table with the class of each image"
+            "  expected  folders such as client/class or split/class\n"
+            f"  try       scenario.layout={'/'.join(_suggestion(len(names)))}"
         )
     result = FolderLayout(levels=tuple(level or ANY for level in levels))
     _refuse_partial_splits(result, names, path)
@@ -199,8 +201,7 @@ def _refuse_partial_splits(layout: FolderLayout, names: Sequence[Sequence[str]],
             shown = f"{', '.join(like_splits)} beside {', '.join(others[:3])}" if others else ", ".join(like_splits)
             raise DataError(
                 f"{path} has folders {shown}, which are either splits or names of a {meaning}\n"
-                f"  expected  folders of splits only, or a stated layout\n"
-                f"  try       scenario.layout={layout}, if each of them is a {meaning}"
+                f"  expected  splits only\n  try       scenario.layout={layout}, if each is a {meaning}"
             )
 
 

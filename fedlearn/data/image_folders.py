@@ -197,9 +197,8 @@ def _refuse_case_variants(names: Sequence[str], known: Sequence[str], level: str
         if len(variants) > 1 and not set(variants) <= set(known):
             setting = f"'scenario.{'classes' if level == CLASS else 'clients'}=[{','.join(dict.fromkeys(names))}]'"
             raise DataError(
-                f"the folders {' and '.join(variants)} differ in upper case only, but each names a {level}\n"
-                f"  expected  the same spelling of a {level} everywhere\n"
-                f"  try       {setting}, if these are different {level}{'es' if level == CLASS else 's'}"
+                f"the folders {' and '.join(variants)} differ in upper case only\n"
+                f"  expected  one spelling of a {level}\n  try       {setting}, to keep both"
             )
 
 
@@ -256,7 +255,6 @@ def _file_column(table: Table, known: Mapping[str, Path], path: Path) -> str:
         problem = "no column with the names of the images" if len(tied) != 2 or not counts[best] else " and ".join(tied)
         raise DataError(
             f"{path} has both tables and images, but the tables have {problem}\n"
-            "  expected  one column with names of files, or only tables, or only images in one folder per class\n"
-            f"  try       scenario.image=COLUMN, with the column of the names of files"
+            f"  expected  one column with names of files\n  try       scenario.image={tied[0] if best else 'COLUMN'}"
         )
     return best

@@ -1,8 +1,8 @@
 """Read image files to arrays of one size, one kind of pixels, and one number of channels.
 
 Conversions: the orientation in EXIF is applied. Palettes, CMYK and other colour spaces become RGB. Black and white
-becomes grey. Transparent pixels become white. All images are grey, or all are in colour. Values keep their depth: 8 bits,
-16 bits, or values of any range (signed integers and floats).
+becomes grey. Transparent pixels become white. All images are grey, or all are in colour. Values keep their depth:
+8 bits, 16 bits, or values of any range (signed integers and floats).
 
 Shapes: N images.
 """
@@ -24,8 +24,9 @@ from fedlearn.errors import DataError, MissingExtra
 
 ImageFile = Path | BinaryIO
 Depth = Literal[8, 16, 0]  # bits of unsigned integers; 0 for values of any range
-IMAGE_SUFFIXES = tuple(
-    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .gif .webp .tif .tiff .jp2 .ppm .pgm .pbm .pnm .tga .avif".split()
+IMAGE_SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".dib", ".gif"),
+    *(".webp", ".avif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
 DICOM_SUFFIXES = (".dcm", ".dicom")
 UNREADABLE_SUFFIXES = {  # ending -> thing to try
@@ -131,7 +132,7 @@ def read_images(
     if shape is None:
         shape = _common_size(files, headers, names, problems)
     pixels = np.empty((len(headers), *shape, num_channels), _DTYPES[pixel_depth])
-    kept = []
+    kept: list[int] = []
     for place in headers:
         array = _try(_Decoder(shape, num_channels, pixel_depth), files[place], place, problems)
         if array is not None:
@@ -148,7 +149,7 @@ def read_images(
 _DTYPES = {8: np.uint8, 16: np.uint16, 0: np.float32}
 
 
-class _Problem(ValueError):
+class ImageProblem(ValueError):
     """Report a file that cannot be used, with the reason."""
 
 
@@ -161,7 +162,7 @@ def _try(read: Any, file: ImageFile, place: int, problems: dict[int, str]) -> An
     except (MissingExtra, KeyboardInterrupt):
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files, such as SyntaxError and struct.error
-        problems[place] = str(error) if isinstance(error, _Problem) else _reason(file, error)
+        problems[place] = str(error) if isinstance(error, ImageProblem) else _reason(file, error)
         return None
 
 
@@ -197,10 +198,10 @@ def _header(file: ImageFile) -> ImageHeader:
     with _open(file) as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
-            raise _Problem(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+            raise ImageProblem(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # cameras add a preview as second picture of a JPEG
-            raise _Problem(f"{frames} frames or pages in one file")
+            raise ImageProblem(f"{frames} frames or pages in one file")
         if image.getexif().get(ORIENTATION, 1) >= NUM_SIDEWAYS:
             width, height = height, width
         is_grey = _is_grey(image)
@@ -293,7 +294,7 @@ def _in_depth(array: np.ndarray, depth: Depth, target: Depth) -> np.ndarray:
     if target == 0:
         return array.astype(np.float32)
     if depth == 0:
-        raise _Problem("signed integers or floats, but the model has images of unsigned integers")
+        raise ImageProblem("signed integers or floats, but the model has images of unsigned integers")
     scaled = array.astype(np.float64) * (257 if target == 16 else 1 / 257)
     return np.rint(scaled).astype(_DTYPES[target])
 

@@ -14,7 +14,24 @@ _NAMES = {
     TEST: "test testing tst eval evaluation evaluate holdout heldout 测试 測試",
 }
 _SPLIT_OF = {name: split for split, names in _NAMES.items() for name in names.split()}
-_FILLERS = frozenset("set sets data dataset split part folder fold images image imgs img pics samples files 集".split())
+_FILLERS = frozenset(
+    (
+        "set",
+        "sets",
+        "data",
+        "dataset",
+        "split",
+        "part",
+        "folder",
+        "fold",
+        "images",
+        "image",
+        "img",
+        "samples",
+        "files",
+        "集",
+    )
+)
 _GLUED = re.compile(r"(.+?)(?:set|data|集)")
 
 
