@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.data.contents import Contents
 from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.check import check_data
 from fedlearn.data.data_check.records import DataCheck, Flag
 from fedlearn.data.data_check.settings import CheckSettings
 from fedlearn.data.data_check.unit_flags import join_names
-from fedlearn.data.folder import Contents, read_contents
+from fedlearn.data.folder import read_contents
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.tables import Table, is_table, read_table, table_stem, to_categories
 from fedlearn.errors import DataError, FedlearnError, did_you_mean
