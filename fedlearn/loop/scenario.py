@@ -12,6 +12,7 @@ import numpy as np
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.records import Array, ClientEvaluation, ClientId, Evaluation, Examples, Predictions
+from fedlearn.data.held_out_columns import HeldOutColumns
 from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.training_loop import Evaluate
@@ -68,8 +69,8 @@ class Scenario:
         network: builder of the model. A run saves it, so that predictions need no training data; None if unknown.
         data_digests: digest of each part of the raw data by name, e.g. the name of a column and a file. A resumed run
             compares them. Empty compares the examples of each client.
-        held_out_columns: name of a column -> function from a client to its cells of the held-out rows, in the order of
-            ``data.test``. Groups of examples come from them; None computes the cells back from the model inputs.
+        held_out_columns: columns of the raw held-out rows, which define groups of examples. None computes the cells
+            back from the model inputs.
     """
 
     name: str
@@ -84,7 +85,7 @@ class Scenario:
     preprocessing: Preprocessing | None = None
     network: Network | None = None
     data_digests: Mapping[str, str] = field(default_factory=dict)
-    held_out_columns: Mapping[str, Callable[[ClientId], np.ndarray]] | None = None
+    held_out_columns: HeldOutColumns | None = None
 
     @staticmethod
     def from_datasets(datasets: Mapping[str, Any], *, model: Any, **options: Any) -> Scenario:

@@ -22,6 +22,7 @@ from fedlearn.data.fit_encoding import EncodingResult, EncodingSettings, fit_enc
 from fedlearn.data.fit_images import fit_images
 from fedlearn.data.folder import read_contents
 from fedlearn.data.from_arrays import from_rows, split_rows
+from fedlearn.data.held_out_columns import HeldOutColumns, held_out_columns
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.image_folders import ImageSettings
 from fedlearn.data.inputs import ImageInputs, TableInputs
@@ -207,7 +208,20 @@ def folder(
         ),
         network=_network(inputs.input_shape),
         data_digests=_digests(contents),
+        held_out_columns=_held_out_columns(contents, test, str(path), client, ignore or ()),
     )
+
+
+def _held_out_columns(
+    contents: Contents, test: Sequence[np.ndarray], path: str, client: str | None, ignore: Sequence[str]
+) -> HeldOutColumns | None:
+    if contents.images is not None:
+        return None
+
+    def read_table(left_out: Sequence[str]) -> Table:
+        return _read(path, client_column=client, ignored_columns=[name for name in left_out if name != client]).table
+
+    return held_out_columns(read_table, [*contents.table.columns, *ignore], test, len(contents.table))
 
 
 def _require_settings(path: Any, clients: Sequence[Any] | None, partition: Partition, *, deployed: bool) -> None:

@@ -33,6 +33,7 @@ def require_subgroups(scenario: Scenario, names: Sequence[str]) -> None:
 
     Raises:
         SettingError: a name is not a column of the scenario.
+        DataError: a column cannot be read.
     """
     known = available_columns(scenario)
     for name in names:
@@ -40,12 +41,14 @@ def require_subgroups(scenario: Scenario, names: Sequence[str]) -> None:
             expected = f"columns of the scenario: {', '.join(known)}" if known else "null: the inputs are not a table"
             fix = f"'subgroups=[{known[0]}]'" if known else "subgroups=null"
             raise SettingError("subgroups", name, expected, fix)
+        if scenario.held_out_columns is not None:
+            scenario.held_out_columns.read(name)  # an unreadable column is an error now, not after the last round
 
 
 def available_columns(scenario: Scenario) -> tuple[str, ...]:
     """Return the names of the columns that can define groups."""
     if scenario.held_out_columns is not None:
-        return tuple(scenario.held_out_columns)
+        return scenario.held_out_columns.names
     inputs = scenario.preprocessing.inputs if scenario.preprocessing else None
     if not isinstance(inputs, TableInputs) or scenario.data.num_train is not None:
         return ()
@@ -123,7 +126,8 @@ def _group(
 def _cells(held_out: HeldOut, scenario: Scenario, name: str) -> np.ndarray:
     """Return the cells of a column: of the raw rows, or computed back from the model inputs."""
     if scenario.held_out_columns is not None:
-        return np.concatenate([scenario.held_out_columns[name](client) for client in held_out.clients])
+        cells = scenario.held_out_columns.read(name)
+        return np.concatenate([cells[client] for client in held_out.clients])
     assert scenario.preprocessing is not None
     assert isinstance(scenario.preprocessing.inputs, TableInputs)
     columns = [column for column in scenario.preprocessing.inputs.columns if column.name == name]

@@ -12,6 +12,7 @@ from fedlearn.core.metric import mean_metric
 from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import Examples, Predictions, ServerState
 from fedlearn.core.tasks import TASKS
+from fedlearn.data.held_out_columns import HeldOutColumns
 from fedlearn.errors import SettingError
 from fedlearn.loop.scenario import judge
 from fedlearn.runner.evaluation import evaluate_final_model, write_evaluation
@@ -188,7 +189,7 @@ def test_small_groups_have_no_value():
     assert len(by_age["groups"]) == 4
     cells = {client: np.full(30, "common", object) for client in range(4)}
     cells[2][:9] = "rare"
-    columns = {"region": lambda client: cells[client]}
+    columns = HeldOutColumns(names=("region",), read=lambda name: cells)
     given = experiment(subgroups=("region",), held_out_columns=columns)
     common, rare = evaluate_final_model(given, state_of(given))["subgroups"][0]["groups"]
     assert rare == {"name": "rare", "num_examples": None, "suppressed": True}
