@@ -27,12 +27,13 @@ from fedlearn.core.records import (
     State,
     Updates,
 )
-from fedlearn.errors import is_count, require
+from fedlearn.errors import SettingError, is_count, require
 from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import client_step, client_step_mixed_rounds, initial_client_state
 from fedlearn.loop.local_training import personal_model
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import available_cores
+from fedlearn.trainers.contract import check_data, warn_about
 from fedlearn.trainers.process_pool import ProcessPoolTrainer
 
 
@@ -136,6 +137,8 @@ class InProcessEngine(BaseEngine):
     ) -> Iterator[Updates | Failure]:
         try:
             updates, failures = client_step(self.trainer, strategy, request, work)
+        except SettingError:  # the model or a setting is wrong for all clients
+            raise
         except Exception as error:
             if len(work) == 1:
                 yield failure(work[0].client, FailureStage.FIT, error)
@@ -153,6 +156,8 @@ class InProcessEngine(BaseEngine):
     ) -> Iterator[Updates | Failure]:
         try:
             results = client_step_mixed_rounds(self.trainer, strategy, requests, work)
+        except SettingError:
+            raise
         except Exception:  # one client made the block fail: train each client alone
             for request, client_work in zip(requests, work, strict=True):
                 yield from self._fit_block(request, strategy, [client_work])
@@ -215,6 +220,7 @@ def vector(
     is_valid = block_size is None or is_count(block_size)
     require(is_valid, "block_size", block_size, "null (automatic), or a whole number >= 1", "block_size=null")
     require(batching in BATCHINGS, "batching", batching, f"one of {', '.join(BATCHINGS)}", "batching=auto")
+    warn_about(check_data(trainer, data))
     can_fork = trainer.supports_process_pool and sys.platform == "linux"
     expected = "another method: a process pool needs Linux and a trainer that supports it (torch on a CPU)"
     require(can_fork or batching != "process_pool", "batching", batching, expected, "batching=auto")
@@ -237,4 +243,5 @@ def serial(data: FederatedData, trainer: Trainer) -> InProcessEngine:
         data: examples of each client.
         trainer: trainer of the model.
     """
+    warn_about(check_data(trainer, data))
     return InProcessEngine(data, trainer, block_size=1)

@@ -17,6 +17,7 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import (
     Array,
     ClientEvaluation,
@@ -209,6 +210,18 @@ class Trainer(Protocol):
 
         Raises:
             SettingError: The trainer does not have a setting, or it does not fit the task.
+        """
+        ...
+
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Check the model and its loss on a few examples before training.
+
+        Args:
+            examples: examples of a client, at least one.
+            synthetic: whether the result must not depend on the values of the examples. Real clients need this.
+
+        Raises:
+            SettingError: The model or its loss does not fit the examples. The error names the wrong argument.
         """
         ...
 

@@ -12,6 +12,7 @@ import numpy as np
 from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import (
     Array,
     ClientEvaluation,
@@ -150,6 +151,10 @@ class TrainerWrapper:
     def check_local(self, local: LocalSettings) -> None:
         """Check the settings of local training with the inner trainer."""
         self.trainer.check_local(local)
+
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Check the model of the inner trainer."""
+        return self.trainer.check_model(examples, synthetic=synthetic)
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check the model of the inner trainer for DP-SGD."""

@@ -19,6 +19,7 @@ from fedlearn.algorithm.strategy import RootDataset, Strategy, with_buffer_polic
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.callbacks.early_stopping import EarlyStop
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, LocalSettings, Request
@@ -48,7 +49,7 @@ from fedlearn.runner.local_training import build_local
 from fedlearn.runner.parts import NO_PARTS, Parts
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
-from fedlearn.runner.training_check import with_gradient_warning
+from fedlearn.runner.training_check import check_scenario, reported_warnings, with_gradient_warning
 from fedlearn.trainers.class_weights import require_weight_per_class
 
 BASELINES = ("central", "local")
@@ -87,12 +88,13 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Plan, scenario and engine of a run, and the clients that the poisoning controls."""
+    """Plan, scenario and engine of a run, the clients that the poisoning controls, and the check of the model."""
 
     plan: Plan
     scenario: Scenario
     engine: Engine
     malicious_clients: frozenset[ClientId] = frozenset()
+    model_report: ModelReport = field(default_factory=ModelReport)
 
 
 def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
@@ -208,10 +210,18 @@ def build_experiment(
         parts: objects of a Python program that replace groups of settings; default none.
 
     Raises:
-        FedlearnError: the errors of `build_plan`, or data or an optional dependency are missing.
+        FedlearnError: the errors of `build_plan`, the model does not fit the data, or data or an optional dependency
+            are missing.
     """
     plan = plan or build_plan(cfg, parts)
     refuse_coordinator_engine(cfg.engine)
+    with reported_warnings():
+        return _build_experiment(cfg, plan, parts, transform_scenario)
+
+
+def _build_experiment(
+    cfg: DictConfig, plan: Plan, parts: Parts, transform_scenario: Callable[[Scenario], Scenario]
+) -> Experiment:
     scenario = transform_scenario(parts.scenario or build_scenario(cfg))
     if plan.strategy.root is not None:
         scenario = replace(scenario, data=with_root_dataset(scenario.data, plan.strategy.root, seed=plan.seed))
@@ -219,6 +229,7 @@ def build_experiment(
     malicious = poisoning.draw_malicious_clients(attack, scenario.data.clients, seed=plan.seed)
     data = poisoning.poison_data(scenario.data, attack, malicious)
     scenario = replace(scenario, data=data, backdoor_examples=attack.backdoor_examples)
+    model_report = check_scenario(scenario)
     plan = apply_privacy(plan, scenario)
     plan = _check_example_dp(plan, scenario)
     # a trial selection refuses a cohort larger than the population before the first round
@@ -233,7 +244,9 @@ def build_experiment(
     if attack.forge is not None and malicious:
         engine = ByzantineEngine(engine, attack, malicious)
     engine = with_virtual_clock(engine, plan, scenario)
-    return Experiment(plan=plan, scenario=scenario, engine=engine, malicious_clients=malicious)
+    return Experiment(
+        plan=plan, scenario=scenario, engine=engine, malicious_clients=malicious, model_report=model_report
+    )
 
 
 def build_scenario(cfg: DictConfig) -> Scenario:

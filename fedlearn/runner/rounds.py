@@ -152,7 +152,8 @@ def _rounds(
     plan, engine = experiment.plan, experiment.engine
     evaluate = judge(experiment.scenario)
     reason, exhausted = callbacks.on_start(run), None
-    check_movement = MovementCheck(plan.strategy, engine.layout, state, plan.schedule.rounds)
+    known = experiment.model_report.unused
+    check_movement = MovementCheck(plan.strategy, engine.layout, state, plan.schedule.rounds, known=known)
     rounds = federate(
         plan.strategy,
         engine,

@@ -1,25 +1,70 @@
-"""Notice parameters that do not train. Noise moves them too, so loss and epsilon of a private run can look right."""
+"""Check the model of an experiment before its first round, and notice parameters that do not train.
+
+Noise moves untrained parameters too, so loss and epsilon of a private run can look right.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport, ModelWarning
 from fedlearn.core.records import Examples, ServerState
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
+from fedlearn.loop.scenario import Scenario
 from fedlearn.privacy.example_sensitivity import untrained_leaves
+from fedlearn.trainers.contract import check_data, list_names
 
 NUM_EXAMPLES = 4  # examples of the gradient check; one step on them takes a small part of a round
 NUM_ROUNDS = 2  # in LoRA with one local step, the first factor moves in round 2 only
-MAX_NAMED = 5
 log = logging.getLogger(__name__)
+
+
+def check_scenario(scenario: Scenario) -> ModelReport:
+    """Check the model of a scenario on examples of its first client.
+
+    Raises:
+        SettingError: The model or its loss does not fit the data. The error names the wrong argument.
+    """
+    preprocessing = scenario.preprocessing
+    classes = preprocessing.target.classes if preprocessing else ()
+    return check_data(scenario.trainer, scenario.data, num_classes=len(classes) or None)
+
+
+@contextmanager
+def reported_warnings() -> Iterator[None]:
+    """Write each warning about the model to the log and to the terminal, once."""
+    written: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ModelWarning)
+        show = warnings.showwarning
+
+        def write(message: Any, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+            if not issubclass(category, ModelWarning):
+                show(message, category, *args, **kwargs)
+            elif str(message) not in written:
+                written.add(str(message))
+                write_warning(str(message))
+
+        warnings.showwarning = write
+        yield
+
+
+def write_warning(text: str) -> None:
+    """Write a warning to the log and to the terminal."""
+    log.warning(text)
+    sys.stderr.write(f" warning   {text}\n")
 
 
 def with_gradient_warning(strategy: Strategy, trainer: Trainer, examples: Examples) -> Strategy:
@@ -52,12 +97,22 @@ class MovementCheck:
         layout: layout of the model.
         state: server state before the first round; the check does nothing for a resumed run.
         rounds: number of planned rounds.
+        known: names of parameters without a gradient, about which the run has already warned.
     """
 
-    def __init__(self, strategy: Strategy, layout: Layout, state: ServerState, rounds: int) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        layout: Layout,
+        state: ServerState,
+        rounds: int,
+        *,
+        known: tuple[str, ...] = (),
+    ) -> None:
         has_noise = strategy.privacy_guarantee is not None
         self._start_D = None if has_noise or state.round else np.array(as_numpy(state.params_D))
-        self._layout, self._shared = layout, {leaf.name for leaf in strategy.shared_layout(layout).leaves}
+        self._layout = layout
+        self._shared = {leaf.name for leaf in strategy.shared_layout(layout).leaves} - set(known)
         self._due = min(NUM_ROUNDS, rounds)
 
     def __call__(self, state: ServerState) -> None:
@@ -68,12 +123,4 @@ class MovementCheck:
         self._start_D = None
         trained = [leaf.name for leaf in self._layout.trainable.leaves if leaf.name in self._shared]
         if names := [name for name in trained if np.array_equal(start[name], now[name])]:
-            text = f"these parameters did not move in {self._due} rounds: {list_names(names)}"
-            log.warning(text)
-            sys.stderr.write(f" warning   {text}\n")
-
-
-def list_names(names: list[str] | tuple[str, ...]) -> str:
-    """Return the first names, and the number of the others."""
-    rest = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+            write_warning(f"these parameters did not move in {self._due} rounds: {list_names(names)}")

@@ -14,6 +14,7 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout, default_initial_parameters
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.named_option import describe_option
 from fedlearn.core.optimizers import PORTABLE_OPTIMIZERS, is_portable
 from fedlearn.core.random import Purpose, generator
@@ -121,6 +122,10 @@ class BaseTrainer:
         shown = describe_option(local.optimizer)
         require(is_portable(local.optimizer), "local.optimizer", shown, expected, "local.optimizer=adam")
         refuse_loss_changes(local, f"because {name} computes the gradient of its own loss")
+
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Return an empty report. A subclass can check its model here. See `Trainer.check_model`."""
+        return ModelReport()
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check once that `example_gradients` keeps examples apart. See `Trainer.check_example_dp`."""

@@ -12,6 +12,7 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import Array, ClientId, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.errors import FedlearnError
 from fedlearn.loop.protocols import Trainer
@@ -88,6 +89,11 @@ class MixedTrainer:
         """Check the settings of local training with the trainer of each framework."""
         for trainer in self.trainers:
             trainer.check_local(local)
+
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Check the model in each framework. Return the report of the first trainer."""
+        reports = [trainer.check_model(examples, synthetic=synthetic) for trainer in self.trainers]
+        return reports[0]
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check the model of each framework for DP-SGD."""

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from fedlearn import (
     Examples,
     FederatedData,
-    FedlearnError,
     LocalRule,
     LocalSettings,
     Schedule,
+    SettingError,
     Strategy,
     everyone,
     federate,
@@ -274,7 +274,7 @@ def test_state_that_no_policy_knows_is_refused():
             self.variable("seen", "count", lambda: 0)
             return linen.Dense(1)(x)
 
-    with pytest.raises(FedlearnError, match="state that updates do not include: seen"):
+    with pytest.raises(SettingError, match="module is a model with the state seen"):
         JaxTrainer(Counting(), task="binary", input_shape=(4,))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.records import Array, ClientId, ClientWork, Examples, LocalSettings, Request, Updates
 from fedlearn.engines.deployed import DeployedEngine
 from fedlearn.errors import DataError
@@ -84,6 +85,10 @@ class RemoteTrainer:
 
     def check_local(self, local: LocalSettings) -> None:
         """Check nothing: each node checks the settings with its trainer."""
+
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Raise `DataError`, because each node checks its model."""
+        _refuse_access()
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Raise `DataError`, because each node checks its model."""

@@ -30,11 +30,12 @@ from jax import lax
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task, as_task
-from fedlearn.errors import FedlearnError, SettingError
+from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.trainers.base import (
     FROM_MODULE,
     Initializer,
@@ -56,6 +57,8 @@ from fedlearn.trainers.batching import (
     shared_base_array,
 )
 from fedlearn.trainers.class_weights import class_weights
+from fedlearn.trainers.contract import kind_of, select_output
+from fedlearn.trainers.jax.contract import ModuleCheck, initial_shapes, require_module, require_types
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
 from fedlearn.trainers.jax.example_check import QUICK, ExampleCheck, refuse_written_state
 from fedlearn.trainers.jax.features import with_features
@@ -82,7 +85,7 @@ class JaxTrainer:
     Args:
         module: maps ``(B, ...)`` float32 to ``(B, C)``. Its ``__call__`` has the argument ``train: bool`` if it
             behaves differently in training. If it has a method ``jit``, this method compiles the programs. It can
-            pass values other than parameters to them.
+            pass values other than parameters to them. Parameters of other types become float32.
         task: a `Task` or the name of a shipped task. It determines the loss, e.g. binary cross-entropy on one logit.
         input_shape: shape of the input of one example.
         initial: draws the initial parameters from ``(layout, rng)``; default `default_initial_parameters`, or
@@ -90,6 +93,8 @@ class JaxTrainer:
         variables: initial weights as ``module.init`` returns them: ``params`` and, with batch norm, ``batch_stats``.
         device: device of JAX, for example ``cpu`` (default), ``cuda:0`` or ``tpu``.
         loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
+        output: key, position or attribute of the outputs, for a module that returns a dict, a tuple or a dataclass.
+            None for a module that returns an array.
         batching: ``map`` trains one client after another inside the program. ``vmap`` trains all clients together.
             ``auto`` (default) selects ``map`` on a CPU, whose cache can hold one model, and ``vmap`` elsewhere.
 
@@ -104,7 +109,7 @@ class JaxTrainer:
       equals 0.9 in flax. Other layers with batch statistics would include the padding.
 
     Raises:
-        FedlearnError: The module has state other than ``params`` and ``batch_stats``.
+        SettingError: The module is no linen module, or has state other than ``params`` and ``batch_stats``.
     """
 
     framework, supports_dp_sgd, supports_process_pool = "jax", True, False  # a forked process has no JAX threads
@@ -119,27 +124,31 @@ class JaxTrainer:
         variables: Mapping[str, Any] | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
+        output: str | int | None = None,
         batching: str = "auto",
     ) -> None:
+        require(loss is None or callable(loss), "loss", loss, "a function (outputs_BC, y_B) -> loss_B", "loss=None")
+        require_module(module)
         self.module, self.task, self.device = module, as_task(task), device
         self._has_task_loss = loss is None
-        self.loss = loss or loss_of(self.task)
+        self.loss, self._output = loss or loss_of(self.task), output
         _ = self._jax_device  # raise an error for an absent device first
         self._takes_train = "train" in inspect.signature(module.__call__).parameters
+        self._eval: dict[str, Any] = {"train": False} if self._takes_train else {}
         keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
-        shapes = jax.eval_shape(module.init, keys, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+        shapes = initial_shapes(module, keys, input_shape, **self._eval)
         if set(shapes) - {"params", BATCH_STATS}:
             unknown = ", ".join(sorted(set(shapes) - {"params", BATCH_STATS}))
-            raise FedlearnError(
-                f"the model has state that updates do not include: {unknown}\n"
-                f"  expected  no state other than params and {BATCH_STATS}\n"
-                "  try       a model without this state"
-            )
+            expected = f"no state other than params and {BATCH_STATS}, because updates do not include it"
+            raise SettingError("module", f"a model with the state {unknown}", expected, "a model without this state")
+        require_types(shapes)
         self._parameters, self._statistics = (_torch_leaves(shapes, kind) for kind in ("params", BATCH_STATS))
         self.layout = Layout.from_shapes(self._parameters.values(), self._statistics.values())
         self._buffers: dict[str, np.ndarray] = {}
         if self._statistics:
-            initial_variables = variables if variables is not None else module.init(keys, jnp.zeros((1, *input_shape)))
+            initial_variables = (
+                variables if variables is not None else module.init(keys, jnp.zeros((1, *input_shape)), **self._eval)
+            )
             self._buffers = _named_arrays(initial_variables, BATCH_STATS, self._statistics)
         self._set_initial(initial, variables)
         self._jit = getattr(module, "jit", jax.jit)
@@ -147,6 +156,19 @@ class JaxTrainer:
         self._block = lru_cache(maxsize=16)(self._compile)
         self._sizes: dict[str, int] = {}  # sizes of compiled programs, by dimension
         self._resident: tuple[np.ndarray, jax.Array] | None = None
+        self._check = ModuleCheck(
+            module=module,
+            task=self.task,
+            loss=self.loss,
+            has_custom_loss=loss is not None,
+            input_shape=tuple(input_shape),
+            names={path: name for path, (name, _) in self._parameters.items()},
+            train=self._traced_outputs,
+            predict=self._eval_outputs,
+            jit=partial(self._jit, compiler_options=QUICK if device == "cpu" else None),
+        )
+        self._reports: dict[tuple[Any, ...], ModelReport] = {}  # results of the check, by kind of examples
+        self._has_finite_losses = False
         self._layerwise: dict[Any, bool] = {}  # results of the check for DP-SGD, by shape and type of an input
         self.batching = batching if batching != "auto" else "map" if device == "cpu" else "vmap"
         self._num_shares = available_cores() if device == "cpu" else 1
@@ -182,13 +204,41 @@ class JaxTrainer:
         check_optimizer(local)
         require_class_loss(local, self.task, is_cross_entropy=self.loss is LOSSES.get(self.task.name))
 
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Check module and loss on a few examples, once for each kind of examples. See `Trainer.check_model`.
+
+        Values are checked after the first block, because a forward pass without a compiled program takes seconds.
+        """
+        kind = kind_of(examples)
+        if kind not in self._reports:
+            with jax.default_device(self._jax_device):
+                params = self._unflatten(self.init(0))
+                self._reports[kind] = self._check.check(params, examples, synthetic=synthetic)
+        return self._reports[kind]
+
+    def _check_values(self, examples: Examples, *, synthetic: bool) -> None:
+        """Refuse a model whose outputs or losses are not finite for the initial parameters."""
+        with jax.default_device(self._jax_device):
+            self._check.check_values(self._unflatten(self.init(0)), examples, synthetic=synthetic)
+        self._has_finite_losses = True
+
+    def _traced_outputs(self, params: Any, x: jax.Array) -> Any:
+        stats = self._unflatten_statistics(self.init(0)) if self._statistics else {}
+        return self._training_outputs(params, stats, x, jnp.ones(len(x), bool), jax.random.key(0))[0]
+
+    def _eval_outputs(self, params: Any, x: jax.Array) -> Any:
+        stats = self._unflatten_statistics(self.init(0)) if self._statistics else {}
+        return self._select(self.module.apply({"params": params, BATCH_STATS: stats}, x, **self._eval))
+
     def check_example_dp(self, request: Request, examples: Examples) -> None:
         """Check that DP-SGD protects single examples with this model. See `Trainer.check_example_dp`."""
         if request.local.example_dp:
+            self.check_model(examples, synthetic=request.deployed)
             self._check_examples(request, examples)
 
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients in one compiled program. See `Trainer.fit`."""
+        self.check_model(work[0].examples, synthetic=request.deployed)
         layerwise = request.local.example_dp is None or self._check_examples(request, work[0].examples)
         clients_K = np.array([client_work.client for client_work in work], np.int64)
         sizes_K = np.array([len(client_work.examples) for client_work in work], np.int64)
@@ -217,6 +267,9 @@ class JaxTrainer:
             per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K22, rates_KS)
             shared = (jnp.asarray(request.params_D), broadcast, x, y)
         delta_KD, losses_K = self._run_shares(block, shared, per_client, steps_K)
+        if not self._has_finite_losses and not np.isfinite(losses_K).all():
+            self._check_values(work[0].examples, synthetic=request.deployed)
+        self._has_finite_losses = True
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD,
@@ -459,6 +512,7 @@ class JaxTrainer:
         """
         kind = examples.x.shape[1:], examples.x.dtype.str
         if kind not in self._layerwise:
+            self._check_values(examples, synthetic=request.deployed)  # DP-SGD skips examples that are not finite
             options = QUICK if self.device == "cpu" else None
             check = ExampleCheck(apply=self._private_outputs, loss=self.loss, jit=self._jit, options=options)
             params_D = as_numpy(request.params_D)  # operations of JAX would compile a program each
@@ -494,11 +548,15 @@ class JaxTrainer:
             rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}  # flax draws other streams from "params"
             options: dict[str, Any] = {"rngs": rngs, "mutable": [BATCH_STATS], **train}
             outputs, changed = self.module.apply({"params": params, BATCH_STATS: stats}, x, **options)
-        return outputs, changed.get(BATCH_STATS, {})
+        return self._select(outputs), changed.get(BATCH_STATS, {})
+
+    def _select(self, outputs: Any) -> Any:
+        """Return the part of the result of the module that holds the outputs."""
+        return outputs if self._output is None else select_output(outputs, self._output)
 
     def _outputs(self, params_D: jax.Array, x: jax.Array) -> jax.Array:
         variables = {"params": self._unflatten(params_D), BATCH_STATS: self._unflatten_statistics(params_D)}
-        outputs: Any = self.module.apply(variables, x)
+        outputs: Any = self._select(self.module.apply(variables, x, **self._eval))
         return outputs
 
     def _unflatten(self, params_D: Array) -> Any:

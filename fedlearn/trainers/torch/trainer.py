@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import count
 from typing import Any
@@ -21,11 +21,12 @@ from torch import nn
 
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule, plain_training
 from fedlearn.core.layout import Layout
+from fedlearn.core.model_report import ModelReport
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates, shares_rates
 from fedlearn.core.tasks import Task, as_task
-from fedlearn.errors import SettingError, require
+from fedlearn.errors import FedlearnError, SettingError, require
 from fedlearn.trainers.base import (
     FROM_MODULE,
     Initializer,
@@ -39,7 +40,9 @@ from fedlearn.trainers.base import (
 )
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
 from fedlearn.trainers.class_weights import class_weights
+from fedlearn.trainers.contract import cause_of, kind_of, refuse_training
 from fedlearn.trainers.example_keys import example_keys
+from fedlearn.trainers.torch.contract import ModuleCheck, prepare_module
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
 from fedlearn.trainers.torch.features import with_features
 from fedlearn.trainers.torch.loss_changes import training_loss
@@ -119,12 +122,16 @@ class TorchTrainer:
     global model, and one copy reads the local model.
 
     Args:
-        module: maps ``(B, ...)`` float32 to ``(B, C)``. Parameters with ``requires_grad=False`` do not change.
+        module: maps ``(B, ...)`` float32 to ``(B, C)``. Parameters with ``requires_grad=False`` do not change. Other
+            types of parameters become float32. ``torch.compile`` and ``DataParallel`` are removed.
         task: a `Task` or the name of a shipped task. It determines the loss, e.g. binary cross-entropy on one logit.
         initial: draws the initial parameters from ``(layout, rng)``, for example
             `fedlearn.core.layout.default_initial_parameters`. None keeps the weights of the module.
         device: device of torch, for example ``cpu`` (default) or ``cuda:0``.
         loss: ``(outputs_BC, y_B) -> loss_B``; default the loss of the task.
+        output: key, position or attribute of the outputs, for a module that returns a dict, a tuple or a dataclass.
+            None for a module that returns an array.
+        input_shape: shape of one example. Only lazy layers need it, to create their parameters.
         batching: ``map`` trains one client after another. ``vmap`` trains all clients of a block together, as one
             batch of models. ``auto`` (default) selects ``vmap`` on a GPU. On a CPU it selects ``vmap`` for large
             blocks of a small model, because the overhead of a step exceeds its arithmetic. Models with buffers or
@@ -151,9 +158,13 @@ class TorchTrainer:
         initial: Initializer | None = None,
         device: str = "cpu",
         loss: Loss | None = None,
+        output: str | int | None = None,
+        input_shape: tuple[int, ...] | None = None,
         batching: str = "auto",
     ) -> None:
         _require_device(device)
+        require(loss is None or callable(loss), "loss", loss, "a function (outputs_BC, y_B) -> loss_B", "loss=None")
+        module = prepare_module(module, input_shape=input_shape, output=output)
         self.module, self.task, self.device, self.batching = module.to(device), as_task(task), device, batching
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
         for name in _constants(module):
@@ -165,10 +176,21 @@ class TorchTrainer:
         self._needs_map = "draws random numbers" if draws else "keeps buffers" if [*module.buffers()] else ""
         self._has_task_loss = loss is None
         self.loss = loss or loss_of(self.task)
+        self._runs_in_vmap = False  # True after a successful step
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         shapes, buffer_shapes = ([(name, tuple(t.shape)) for name, t in ts.items()] for ts in (trainable, buffers))
         self.layout = Layout.from_shapes(shapes, buffer_shapes)
         values = {name: t.detach().cpu().float().numpy().copy() for name, t in {**trainable, **buffers}.items()}
+        self._check = ModuleCheck(
+            module=module,
+            task=self.task,
+            loss=self.loss,
+            has_custom_loss=loss is not None,
+            leaves=trainable,
+            frozen=tuple(name for name, p in module.named_parameters() if not p.requires_grad),
+            device=device,
+        )
+        self._reports: dict[tuple[Any, ...], ModelReport] = {}  # results of the check, by kind of examples
         self._initial = initial or keep_weights(values)
         self.initialization = describe_initializer(initial) if initial else FROM_MODULE
         self._buffers = {name: values[name] for name in buffers}
@@ -217,10 +239,27 @@ class TorchTrainer:
         """Return the initial parameters and buffers, ``params_D``."""
         return initial_parameters(self.layout, self._initial, seed, self._buffers)
 
+    def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:
+        """Check module and loss on a few examples, once for each kind of examples. See `Trainer.check_model`."""
+        kind = kind_of(examples)
+        if kind not in self._reports:
+            self._flat_D.copy_(self._to_device(self.init(0)))
+            with _one_thread(self.device):
+                self._reports[kind] = self._check.check(examples, synthetic=synthetic)
+        return self._reports[kind]
+
     def fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         """Train K clients, in turn or together. See `Trainer.fit`."""
-        with _one_thread(self.device):
-            return self._fit(request, rule, work)
+        self.check_model(work[0].examples, synthetic=request.deployed)
+        try:
+            with _one_thread(self.device):
+                return self._fit(request, rule, work)
+        except (FedlearnError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            sizes = [len(client_work.examples) % request.local.batch_size for client_work in work]
+            single = self._check.needs_two_examples and 1 in [*sizes, request.local.batch_size]
+            raise refuse_training(error, has_single_example=single) from error
 
     def _fit(self, request: Request, rule: LocalRule, work: Sequence[ClientWork]) -> Updates:
         self.check_example_dp(request, work[0].examples)
@@ -248,6 +287,7 @@ class TorchTrainer:
         together = self.describe_batching(len(work), int(sizes_K.sum())) == "vmap" and job.can_step_together
         if request.local.example_dp:
             together = together and not self._clipped(clip=request.local.example_dp.clip).needs_keys
+        together = together and self._can_fit_together(job)
         delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job)
         return Updates(
             clients_K=clients_K,
@@ -256,6 +296,29 @@ class TorchTrainer:
             num_steps_K=steps_K,
             metrics={"loss": MetricSum(losses_K, (plan_KSB >= 0).sum(axis=(1, 2)))},
         )
+
+    def _can_fit_together(self, job: _Job) -> bool:
+        """Return whether vmap supports the code of the model. One step of one client decides.
+
+        Raises:
+            SettingError: It does not, and ``batching`` is ``vmap``.
+        """
+        if self._runs_in_vmap:
+            return True
+        try:
+            one = slice(0, 1)
+            first = replace(
+                job, work=job.work[one], plan_KSB=job.plan_KSB[one, :1], steps_K=np.minimum(job.steps_K[one], 1)
+            )
+            self._fit_together(first)
+            self._runs_in_vmap = True
+        except (FedlearnError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            expected = f"map, because vmap does not support the code of the model ({cause_of(error)})"
+            require(self.batching == "auto", "batching", self.batching, expected, "batching=map")
+            self._needs_map = "has code that vmap does not support"
+        return self._runs_in_vmap
 
     def _fit_in_turn(self, job: _Job) -> tuple[torch.Tensor, np.ndarray]:
         """Train one client after another. Return the updates and the total losses."""
@@ -542,8 +605,12 @@ class TorchTrainer:
         dp = request.local.example_dp
         if dp is None:
             return
+        self.check_model(examples, synthetic=request.deployed)
         refuse_dp_sgd_with_buffers(self.layout, request.local)
         refuse_dp_sgd_with_coupled_loss(self.task, request.local, has_task_loss=self._has_task_loss)
+        is_python = not any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules())
+        expected = "a model of Python code, because DP-SGD cannot read a scripted module"
+        require(is_python, "module", "a scripted module", expected, "the module before torch.jit.script")
         clipped = self._clipped(clip=dp.clip)
         if not clipped.method:
             self._flat_D.copy_(self._to_device(request.params_D))
