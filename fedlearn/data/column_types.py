@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from fedlearn.data.tables import Table, to_categories, to_numbers
+from fedlearn.data.cell_formats import PLAIN, TEXT, CellFormat, NumberFormat, TextFormat
+from fedlearn.data.levels import UNKNOWN, level_numbers
+from fedlearn.data.tables import Table, to_numbers
 from fedlearn.errors import is_count, is_number
 
 Scaling = Literal["linear", "arcsinh", "log1p"]
@@ -33,6 +35,7 @@ class Number:
         zero_is_missing: whether 0 is a missing cell.
         equals: value whose indicator (1 or 0) is scaled instead of the value; None scales the value itself.
         largest: largest number of an embedding, which accepts whole numbers from 0; None accepts all numbers.
+        format: format of the cells of a text file.
 
     >>> table = Table({"age": np.array(["60", None], object)}, (("a.csv", 2, 2),))
     >>> Number(name="age", centre=50, spread=10, fill=50).features(table).tolist()
@@ -47,6 +50,7 @@ class Number:
     zero_is_missing: bool = False
     equals: float | None = None
     largest: int | None = None
+    format: CellFormat = PLAIN
 
     def __post_init__(self) -> None:
         _check(isinstance(self.name, str) and bool(self.name), "a column without a name")
@@ -55,6 +59,7 @@ class Number:
         _check(are_numbers, f"a wrong number for {self.name}")
         _check(self.scaling in get_args(Scaling), f"a wrong scaling of {self.name}")
         _check(isinstance(self.zero_is_missing, bool), f"a wrong flag of {self.name}")
+        _check(isinstance(self.format, CellFormat), f"a wrong format of {self.name}")
 
     @property
     def num_features(self) -> int:
@@ -72,7 +77,7 @@ class Number:
         Raises:
             DataError: a cell is not a number, or is missing without a replacement; the message names row and column.
         """
-        values_N = numeric_column(table, self.name)
+        values_N = numeric_column(table, self.name, self.format)
         missing_N = np.isnan(values_N) | (values_N == 0 if self.zero_is_missing else False)
         if self.fill is None:
             fix = "a value in this cell, or another value of scenario.scale, which replaces a missing value"
@@ -99,16 +104,19 @@ class Category:
 
     Args:
         name: name of the column.
-        levels: values of the column in canonical form, see `fedlearn.data.tables.to_category`.
+        levels: values of the column, see `fedlearn.data.levels`.
+        format: format of the cells of a text file.
     """
 
     name: str
     levels: tuple[str, ...]
+    format: TextFormat = TEXT
 
     def __post_init__(self) -> None:
         _check(isinstance(self.name, str) and bool(self.name), "a column without a name")
         are_texts = isinstance(self.levels, tuple) and all(isinstance(level, str) for level in self.levels)
         _check(are_texts and len(self.levels) <= MAX_LEVELS, f"wrong levels of {self.name}")
+        _check(isinstance(self.format, TextFormat), f"a wrong format of {self.name}")
 
     @property
     def num_features(self) -> int:
@@ -131,10 +139,10 @@ class Category:
         Raises:
             DataError: a category is unknown; the message names row and column.
         """
-        cells_N = to_categories(table.columns[self.name])
-        one_hot_NC = cells_N[:, None] == np.array(self.levels, object)
+        levels_N = level_numbers(table.columns[self.name], self.levels, missing=self.format.missing)
+        one_hot_NC = levels_N[:, None] == np.arange(len(self.levels))
         if not allow_unknown:
-            unknown_N = ~one_hot_NC.any(axis=1) & np.array([cell is not None for cell in cells_N], bool)
+            unknown_N = levels_N == UNKNOWN
             fix = unknown_fix.replace("COLUMN", self.name)
             table.refuse(unknown_N, self.name, f"not one of the categories {', '.join(self.levels)}", fix)
         return one_hot_NC
@@ -174,15 +182,20 @@ class HashedText:
 Column = Number | Category | HashedText
 
 
-def numeric_column(table: Table, name: str) -> np.ndarray:
+def numeric_column(table: Table, name: str, format: CellFormat = PLAIN) -> np.ndarray:
     """Return a numeric column as float64, with NaN for missing values.
+
+    Args:
+        table: table with the column.
+        name: name of the column.
+        format: format of the cells, if they are text.
 
     Raises:
         DataError: a cell is not a number; the message names file, row and column of the first one.
     """
-    values_N, invalid_N = to_numbers(table.columns[name])
+    values_N, invalid_N = to_numbers(table.columns[name], format)
     fix = f"correcting the cell, or 'scenario.categories={{{name}:[...]}}' for a column of categories"
-    table.refuse(invalid_N, name, "not a number", fix)
+    table.refuse(invalid_N, name, "not a number" if isinstance(format, NumberFormat) else "not a date", fix)
     return values_N
 
 

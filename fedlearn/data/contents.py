@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedlearn.data.tables import Table, to_categories
+from fedlearn.data.levels import to_category
+from fedlearn.data.tables import Table
 
 CLASS_COLUMN = "class"  # column with the folder name of each image
 
@@ -43,10 +44,10 @@ def clients_of_rows(table: Table, column: str) -> np.ndarray:
     Raises:
         DataError: there is no such column, or a cell is missing.
     """
-    clients_N = to_categories(table.column(column, "scenario.client"))
-    missing_N = np.array([client is None for client in clients_N])
-    table.refuse(missing_N, column, "missing, but this column names the client", "removing the row, or naming a client")
-    return clients_N
+    cells_N = table.column(column, "scenario.client")
+    missing_N = np.array([cell is None or cell != cell for cell in cells_N], bool)
+    table.refuse(missing_N, column, "missing, but this column names the client", "the name of a client in this cell")
+    return np.array([to_category(cell) for cell in cells_N.tolist()], object)
 
 
 def mask_or_none(mask_N: np.ndarray) -> np.ndarray | None:

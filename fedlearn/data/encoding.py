@@ -9,12 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fedlearn.data.cell_formats import PLAIN, TEXT, CellFormat, TextFormat
 from fedlearn.data.column_types import Category, Column, Number, numeric_column
 from fedlearn.data.federated_statistics import Statistics
-from fedlearn.data.tables import Table, to_categories, to_category, to_numbers
+from fedlearn.data.levels import PLAIN_NUMBER, level_numbers, to_categories, to_category
+from fedlearn.data.tables import Table
 from fedlearn.errors import DataError, SettingError
 
 MAX_CATEGORIES = 50
+Format = CellFormat | TextFormat
+NO_FORMATS: Mapping[str, Format] = {}
 MAX_INFERRED_CLASSES = 20  # a column of whole numbers with more distinct values is a regression target
 
 
@@ -38,38 +42,65 @@ def declared_encoding(
             expected = f"a centre and a spread for each numeric column, or its categories; column {name} has neither"
             fix = f"'scenario.scales={{{name}:[CENTRE,SPREAD]}}', or scenario.scale=federated in a simulation"
             raise SettingError("scales", dict(scales) or None, expected, fix)
-    return columns_by_name(pair_of, declared)
+    return columns_by_name(pair_of, declared, table.formats)
 
 
 def declared_columns(
-    scales: Mapping[str, Sequence[float]], categories: Mapping[str, Sequence[object]]
+    scales: Mapping[str, Sequence[float]],
+    categories: Mapping[str, Sequence[object]],
+    formats: Mapping[str, Format] = NO_FORMATS,
 ) -> tuple[Column, ...]:
     """Return the columns of settings alone, without data. A coordinator knows them although the rows are at the nodes.
+
+    Args:
+        scales: (centre, spread) of each numeric column.
+        categories: values of each column of categories.
+        formats: formats of cells that a schema states.
 
     Raises:
         SettingError: a scale is not a pair of numbers.
     """
     pair_of = {name: _pair(name, scale) for name, scale in scales.items() if name not in categories}
-    return columns_by_name(pair_of, {name: tuple(map(to_category, values)) for name, values in categories.items()})
+    levels = {name: tuple(map(to_category, values)) for name, values in categories.items()}
+    return columns_by_name(pair_of, levels, formats)
 
 
 def columns_by_name(
-    scales: Mapping[str, tuple[float, float]], categories: Mapping[str, tuple[str, ...]]
+    scales: Mapping[str, tuple[float, float]],
+    categories: Mapping[str, tuple[str, ...]],
+    formats: Mapping[str, Format] = NO_FORMATS,
 ) -> tuple[Column, ...]:
     """Return the columns sorted by name, so that the files of all nodes give the same order of features."""
-    return tuple(encoded_columns(sorted({*scales, *categories}), scales, categories).values())
+    return tuple(encoded_columns(sorted({*scales, *categories}), scales, categories, formats).values())
 
 
 def encoded_columns(
-    names: Iterable[str], scales: Mapping[str, tuple[float, float]], categories: Mapping[str, tuple[str, ...]]
+    names: Iterable[str],
+    scales: Mapping[str, tuple[float, float]],
+    categories: Mapping[str, tuple[str, ...]],
+    formats: Mapping[str, Format] = NO_FORMATS,
 ) -> dict[str, Column]:
     """Return each column with its categories or its scale; the centre replaces a missing number."""
-    return {
-        name: Category(name=name, levels=categories[name])
-        if name in categories
-        else Number(name=name, centre=scales[name][0], spread=scales[name][1], fill=scales[name][0])
-        for name in names
-    }
+    columns: dict[str, Column] = {}
+    for name in names:
+        if name in categories:
+            columns[name] = _category(name, categories[name], formats)
+        else:
+            centre, spread = scales[name]
+            format = number_format(name, formats)
+            columns[name] = Number(name=name, centre=centre, spread=spread, fill=centre, format=format)
+    return columns
+
+
+def number_format(name: str, formats: Mapping[str, Format]) -> CellFormat:
+    """Return the format of a column of numbers or dates."""
+    format = formats.get(name, PLAIN)
+    return PLAIN if isinstance(format, TextFormat) else format
+
+
+def _category(name: str, levels: tuple[str, ...], formats: Mapping[str, Format]) -> Category:
+    format = formats.get(name, TEXT)
+    return Category(name=name, levels=levels, format=format if isinstance(format, TextFormat) else TEXT)
 
 
 def identity_encoding(table: Table, categories: Mapping[str, Sequence[object]]) -> tuple[Column, ...]:
@@ -84,7 +115,9 @@ def identity_encoding(table: Table, categories: Mapping[str, Sequence[object]]) 
         fix = "scenario.scale=federated or constants, which replace a missing value by the centre"
         table.refuse(np.isnan(numeric_column(table, name)), name, "missing", fix)
     return tuple(
-        Category(name=name, levels=declared[name]) if name in declared else Number(name=name)
+        _category(name, declared[name], table.formats)
+        if name in declared
+        else Number(name=name, format=number_format(name, table.formats))
         for name in sorted(table.columns)
     )
 
@@ -108,7 +141,7 @@ def encoding_from_statistics(
             encoded[name] = _counted_categories(table, name, statistics)
     numeric = [name for name in table.columns if name not in encoded]
     scales = {name: (statistics[name].mean, statistics[name].std) for name in numeric}
-    return tuple(encoded_columns(table.columns, scales, encoded).values())
+    return tuple(encoded_columns(table.columns, scales, encoded, table.formats).values())
 
 
 def known_categories(table: Table, categories: Mapping[str, Sequence[object]]) -> Mapping[str, tuple[str, ...]]:
@@ -142,17 +175,18 @@ def encode_targets(
         DataError: a target is missing, or does not fit the task or the classes; the message names file and row.
         SettingError: ``classes`` is required but None, or has duplicates, or does not fit the task.
     """
-    cells_N = to_categories(table.column(name, "scenario.target"))
+    declared = None if classes is None else tuple(map(to_category, classes))
+    cells_N = to_categories(table.column(name, "scenario.target"), declared or ())
     missing_N = np.array([cell is None for cell in cells_N])
-    table.refuse(missing_N, name, "missing, but it is the target", "removing the row: training needs a target")
+    fix = "a value in this cell, or 'scenario.classes=[...]' with all classes, if the text of the cell is a class"
+    table.refuse(missing_N, name, "missing, but it is the target", fix)
     is_regression = task is None and classes is None and has_all_clients and _has_real_values(table.columns[name])
     if task == "regression" or is_regression:
         return numeric_column(table, name), "regression", ()
-    all_classes = tuple(map(to_category, classes)) if classes is not None else _classes(cells_N, task, has_all_clients)
+    all_classes = _classes(cells_N, task, has_all_clients) if declared is None else declared
     if len(set(all_classes)) < max(2, len(all_classes)):
         raise SettingError("classes", list(all_classes), "two or more classes, each once", "target=ANOTHER_COLUMN")
-    number_of = {value: number for number, value in enumerate(all_classes)}
-    y_N = np.array([number_of.get(cell, -1) for cell in cells_N], np.int64)
+    y_N = level_numbers(table.columns[name], all_classes)
     table.refuse(
         y_N < 0, name, f"not one of the classes {', '.join(all_classes)}", "'scenario.classes=[...]' with all classes"
     )
@@ -173,10 +207,6 @@ def _pair(name: str, scale: Sequence[float]) -> tuple[float, float]:
 
 
 def _counted_categories(table: Table, name: str, statistics: Statistics) -> tuple[str, ...]:
-    _, invalid_N = to_numbers(table.columns[name])
-    num_present = sum(cell is not None for cell in table.columns[name])
-    if 2 * invalid_N.sum() < num_present:  # mostly numbers: the other cells are errors, not categories
-        numeric_column(table, name)
     values = tuple(statistics[name].counts)
     if len(values) > MAX_CATEGORIES:
         fix = f"'scenario.ignore=[{name}]', or scenario.text={name} to use it as text"
@@ -188,9 +218,11 @@ def _counted_categories(table: Table, name: str, statistics: Statistics) -> tupl
 
 
 def _has_real_values(cells_N: np.ndarray) -> bool:
-    values_N, invalid_N = to_numbers(cells_N)
-    are_whole = bool((values_N == np.rint(values_N)).all())
-    return not invalid_N.any() and not (are_whole and len(np.unique(values_N)) <= MAX_INFERRED_CLASSES)
+    """Return whether a column has numbers that are no classes. Text, such as codes of digits, has none."""
+    if cells_N.dtype == object:
+        return False
+    are_whole = bool((cells_N == np.rint(cells_N)).all())
+    return not (are_whole and len(np.unique(cells_N)) <= MAX_INFERRED_CLASSES)
 
 
 def _classes(cells_N: np.ndarray, task: str | None, has_all_clients: bool) -> tuple[str, ...]:
@@ -200,7 +232,12 @@ def _classes(cells_N: np.ndarray, task: str | None, has_all_clients: bool) -> tu
     if not has_all_clients:
         expected = "all classes in order, or scenario.task=regression, because this folder lacks some clients"
         raise SettingError("classes", None, expected, "'scenario.classes=[0,1]'")
-    values_N, invalid_N = to_numbers(np.array([*present], object))
-    if invalid_N.any():
-        return tuple(sorted(present))
-    return tuple(to_category(value) for value in np.sort(values_N))
+    by_spelling = {" ".join(cell.lower().split()): cell for cell in sorted(present)}
+    if len(by_spelling) < len(present):
+        expected = "classes that differ in more than upper case and spaces; the files spell one class in two ways"
+        raise SettingError(
+            "classes", sorted(present), expected, "'scenario.classes=[...]', and one spelling in all files"
+        )
+    if all(map(PLAIN_NUMBER.fullmatch, present)):
+        return tuple(sorted(present, key=float))
+    return tuple(sorted(present))

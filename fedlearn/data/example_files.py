@@ -15,22 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from fedlearn.data.arrow_tables import from_arrow, open_parquet
 from fedlearn.data.download.decompress import open_decompressed
 from fedlearn.data.folder_layout import is_system_file
 from fedlearn.data.images import is_image, read_images
 from fedlearn.data.inputs import CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs, model_inputs
-from fedlearn.data.tables import (
-    MAX_CELL_CHARS,
-    Table,
-    check_header,
-    delimiter_of,
-    from_arrow,
-    is_table,
-    open_parquet,
-    read_table,
-    table_of_rows,
-    to_category,
-)
+from fedlearn.data.levels import to_category
+from fedlearn.data.tables import Table, check_header, is_table, read_table
+from fedlearn.data.text_files import read_text_batches
 from fedlearn.errors import DataError
 
 T = TypeVar("T")
@@ -99,7 +91,9 @@ def read_table_batches(file: Path, batch_size: int) -> Iterator[Table]:
     """
     if not is_table(file):
         read_table(file)  # raises the error for a file that is no table
-    parts = _parquet_batches(file, batch_size) if file.suffix.lower() == ".parquet" else _text_batches(file, batch_size)
+    parts = (
+        _parquet_batches(file, batch_size) if file.suffix.lower() == ".parquet" else read_text_batches(file, batch_size)
+    )
     first = next(parts, None)
     if first is None:
         raise DataError(f"{file.name} has no rows\n  try       a file with one row per example")
@@ -115,39 +109,6 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
-
-
-def _text_batches(file: Path, batch_size: int) -> Iterator[Table]:
-    csv.field_size_limit(MAX_CELL_CHARS)
-    number = 1
-    with open_decompressed(file) as raw:
-        stream = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-        try:
-            first = stream.readline()
-            if not first.strip():
-                raise DataError(f"{file.name} is empty\n  try       a header with the names of the columns, then rows")
-            lines = csv.reader(chain([first], stream), delimiter=delimiter_of(file, first), strict=True)
-            header = [name.strip() for name in next(lines)]
-            check_header(file, header)
-            for rows in batched(_without_empty_end(lines), batch_size):
-                yield table_of_rows(file, header, rows, first_row=number + 1)
-                number += len(rows)
-        except UnicodeDecodeError as error:
-            fix = "saving the file as UTF-8"
-            raise DataError(f"{file.name} is not UTF-8 after row {number}\n  try       {fix}") from error
-        except csv.Error as error:
-            fix = "correcting the line, or saving the file as CSV again"
-            raise DataError(f"{file.name}, after row {number}: {error}\n  try       {fix}") from error
-
-
-def _without_empty_end(lines: Iterable[list[str]]) -> Iterator[list[str]]:
-    empty: list[list[str]] = []
-    for row in lines:
-        if row:
-            yield from (*empty, row)
-            empty = []
-        else:
-            empty.append(row)
 
 
 def _parquet_batches(file: Path, batch_size: int) -> Iterator[Table]:

@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 
 from fedlearn.core.privacy_ledger import Event, Ledger
 from fedlearn.core.random import Purpose, generator, secret_normals
-from fedlearn.data.tables import Table, to_categories, to_numbers
+from fedlearn.data.levels import to_categories
+from fedlearn.data.tables import Table, to_numbers
 from fedlearn.errors import DataError, is_number, require
 
 
@@ -33,15 +35,15 @@ class ColumnSums:
     Args:
         num_rows: number of rows, including missing values.
         num_present: number of values that are not missing; 0 for a column of categories, where ``counts`` has them.
-        total: sum of the values.
-        sum_squares: sum of the squared values.
+        total: sum of the values. Fractions keep the digits of a large offset with a small spread.
+        sum_squares: sum of the squared values, also without rounding error.
         counts: number of rows of each category.
     """
 
     num_rows: float = 0.0
     num_present: float = 0.0
-    total: float = 0.0
-    sum_squares: float = 0.0
+    total: Fraction | float = Fraction(0)
+    sum_squares: Fraction | float = Fraction(0)
     counts: Mapping[str, float] = field(default_factory=dict)
 
     def __add__(self, other: ColumnSums) -> ColumnSums:
@@ -56,18 +58,58 @@ class ColumnSums:
     @property
     def mean(self) -> float:
         """Mean of the values that are not missing; 0 if all are missing."""
-        return self.total / self.num_present if self.num_present > 0 else 0.0
+        return float(Fraction(self.total) / Fraction(self.num_present)) if self.num_present > 0 else 0.0
 
     @property
     def std(self) -> float:
-        """Standard deviation of the values that are not missing; 1 if they are constant, to allow a division."""
+        """Standard deviation of the values that are not missing; 1 if they are constant, to allow a division.
+
+        Values are constant if they differ only by the rounding of float64, relative to their mean.
+        """
         if self.num_present <= 0:
             return 1.0
-        variance = self.sum_squares / self.num_present - self.mean**2
-        return math.sqrt(variance) if variance > 1e-12 * max(1.0, self.mean**2) else 1.0
+        std = _sqrt(_variance(Fraction(self.total), Fraction(self.sum_squares), Fraction(self.num_present)))
+        return std if std > CONSTANT_SPREAD * abs(self.mean) else 1.0
 
 
 Statistics = Mapping[str, ColumnSums]
+CONSTANT_SPREAD = 8 * 2.0**-52  # spread of equal values that were rounded, relative to their mean
+SPLITTER = 2.0**27 + 1  # splits a float64 into two halves whose product is exact
+
+
+def exact_sum(values_N: np.ndarray) -> Fraction:
+    """Return the sum of values with twice the precision of float64.
+
+    >>> float(exact_sum(np.array([1e16, 1.0, -1e16])))
+    1.0
+    """
+    high = math.fsum(values_N)
+    return Fraction(high) + Fraction(math.fsum([*values_N, -high]))
+
+
+def exact_sum_of_squares(values_N: np.ndarray) -> Fraction:
+    """Return the sum of squares with twice the precision of float64.
+
+    Each square is the sum of two floats without error.
+
+    Reference: Dekker, *A floating-point technique for extending the available precision*, Numerische Mathematik, 1971.
+    """
+    exponent = math.frexp(float(np.abs(values_N).max(initial=0.0)))[1]
+    scaled_N = np.ldexp(values_N, -exponent)  # the squares of very small numbers would be 0
+    high_N = SPLITTER * scaled_N - (SPLITTER * scaled_N - scaled_N)
+    low_N, square_N = scaled_N - high_N, scaled_N**2
+    error_N = ((high_N**2 - square_N) + 2 * high_N * low_N) + low_N**2
+    return exact_sum(np.concatenate([square_N, error_N])) * Fraction(4) ** exponent
+
+
+def _variance(total: Fraction, sum_squares: Fraction, count: Fraction) -> Fraction:
+    return max(Fraction(0), sum_squares / count - (total / count) ** 2)
+
+
+def _sqrt(value: Fraction) -> float:
+    """Return the square root of a fraction, also of one that is too small or too large for a float64."""
+    exponent = (value.numerator.bit_length() - value.denominator.bit_length()) // 2
+    return math.ldexp(math.sqrt(float(value / Fraction(4) ** exponent)), exponent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,10 +252,12 @@ def project_to_bounds(statistics: Statistics, noise: Noise) -> dict[str, ColumnS
         rows, counts = max(0.0, sums.num_rows), {value: max(0.0, count) for value, count in sums.counts.items()}
         if name in noise.bounds:
             (least, most), present = noise.bounds[name], max(1.0, sums.num_present)
-            mean = min(most, max(least, sums.total / present))
+            mean = min(most, max(least, float(Fraction(sums.total) / Fraction(present))))
             max_variance = ((most - least) / 2) ** 2
-            variance = min(max_variance, max(1e-6 * max_variance, sums.sum_squares / present - mean**2))
-            projected[name] = ColumnSums(rows, present, present * mean, present * (variance + mean**2))
+            square = float(Fraction(sums.sum_squares) / Fraction(present) - Fraction(mean) ** 2)
+            variance = Fraction(min(max_variance, max(1e-6 * max_variance, square)))
+            total, squares = Fraction(present) * Fraction(mean), Fraction(present) * (variance + Fraction(mean) ** 2)
+            projected[name] = ColumnSums(rows, present, total, squares)
         else:
             projected[name] = ColumnSums(rows, counts=counts)
     return projected
@@ -230,20 +274,26 @@ def _sums_of_column(name: str, cells_N: np.ndarray, noise: Noise | None) -> Colu
     present_N = values_N[~np.isnan(values_N)]
     if noise is not None:
         present_N = np.clip(present_N, *noise.bounds[name])
-    total, sum_squares = math.fsum(present_N), math.fsum(present_N**2)
-    return ColumnSums(num_rows=len(cells_N), num_present=len(present_N), total=total, sum_squares=sum_squares)
+    return ColumnSums(
+        num_rows=len(cells_N),
+        num_present=len(present_N),
+        total=exact_sum(present_N),
+        sum_squares=exact_sum_of_squares(present_N),
+    )
 
 
 def _moments(
     sums: ColumnSums, bounds: tuple[float, float], rows: float, release: Callable[[float], float]
 ) -> ColumnSums:
     """Release moments of z = (value - centre) / half in [-1, 1]; return them in the units of the column."""
-    centre, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
-    sum_z = (sums.total - centre * sums.num_present) / half
-    sum_zz = (sums.sum_squares - 2 * centre * sums.total + centre**2 * sums.num_present) / half**2
+    least, most = map(Fraction, bounds)
+    centre, half = (least + most) / 2, (most - least) / 2
+    count, sum_v, sum_vv = Fraction(sums.num_present), Fraction(sums.total), Fraction(sums.sum_squares)
+    sum_z = float((sum_v - centre * count) / half)
+    sum_zz = float((sum_vv - 2 * centre * sum_v + centre**2 * count) / half**2)
     present = release(sums.num_present)
-    total = half * release(sum_z) + centre * present
-    squares = half**2 * release(sum_zz) + 2 * centre * total - centre**2 * present
+    total = half * Fraction(release(sum_z)) + centre * Fraction(present)
+    squares = half**2 * Fraction(release(sum_zz)) + 2 * centre * total - centre**2 * Fraction(present)
     return ColumnSums(rows, present, total, squares)
 
 

@@ -20,12 +20,13 @@ import numpy as np
 
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.tasks import Task
+from fedlearn.data.arrow_tables import from_arrow
 from fedlearn.data.contents import CLASS_COLUMN, Contents, clients_of_rows
 from fedlearn.data.download.catalog import cache_folder
 from fedlearn.data.from_arrays import Assignment, from_arrays, from_rows, rows_of_clients
 from fedlearn.data.image_folders import ImageSettings
 from fedlearn.data.images import ImageArrays, read_images
-from fedlearn.data.tables import Table, concat_tables, from_arrow
+from fedlearn.data.tables import Table, concat_tables
 from fedlearn.errors import DataError, MissingExtra, require
 
 HUB_PREFIX = "hf://"

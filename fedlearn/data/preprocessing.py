@@ -20,6 +20,7 @@ import numpy as np
 from fedlearn.core.serialization import WireError, parse_json_object
 from fedlearn.core.tasks import Task, TaskField
 from fedlearn.core.tasks.base import single_output
+from fedlearn.data.cell_formats import DateFormat, NumberFormat, TextFormat
 from fedlearn.data.column_types import Category, HashedText, Number
 from fedlearn.data.inputs import ArrayInputs, CharacterInputs, ImageInputs, Inputs, TableInputs, TextInputs
 from fedlearn.data.text_tokenizers import CharacterEncoding, HashingTokenizer, WordPieceTokenizer
@@ -151,6 +152,7 @@ _KINDS: Mapping[str, type[Any]] = {
     "number": Number,
     "category": Category,
     "hashed text": HashedText,
+    **{kind.kind: kind for kind in (NumberFormat, DateFormat, TextFormat)},
     "character encoding": CharacterEncoding,
     **{kind.kind: kind for kind in (TableInputs, ImageInputs, TextInputs, CharacterInputs, ArrayInputs)},
     **{kind.kind: kind for kind in (HashingTokenizer, WordPieceTokenizer)},

@@ -28,11 +28,10 @@ class ColumnSchema:
     Args:
         type: ``number``, ``category``, ``text``, ``id`` (text that is no feature), ``date`` or ``ignore``.
         unit: unit of a number, e.g. ``mmol/L``. A cell may repeat it; a cell with another unit is an error.
-        range: smallest and largest value of a number. A number outside is an error.
-        scale: (centre, spread) of a number, for ``scenario.scale=constants``; None takes the middle and a quarter of
-            ``range``.
+        range: smallest and largest value of a number, or of a date in days since 1970-01-01. Others are errors.
+        scale: (centre, spread) for ``scenario.scale=constants``; None takes the middle and a quarter of ``range``.
         levels: values of a category in order, as in the file.
-        names: name of each level, e.g. ``healthy`` for ``0``; empty for the levels themselves.
+        names: names of the classes of a target, e.g. ``healthy`` for the level ``0``; empty for the levels themselves.
         missing: cells that count as missing in this column; None takes the markers of the table.
         decimal: decimal mark of this column; None takes the mark of the table.
         thousands: thousands mark of this column; None takes the mark of the table.
@@ -52,9 +51,11 @@ class ColumnSchema:
 
     def __post_init__(self) -> None:
         _check(self.type in TYPES, "type", self.type, ", ".join(TYPES), _closest_line("type", self.type, TYPES))
-        numbers = {"unit": self.unit, "range": self.range, "scale": self.scale, "decimal": self.decimal}
-        for key, value in {**numbers, "thousands": self.thousands}.items():
+        for key, value in (("unit", self.unit), ("decimal", self.decimal), ("thousands", self.thousands)):
             _check(not value or self.type == "number", key, value, "a column of type number", "type: number")
+        for key, pair in (("range", self.range), ("scale", self.scale)):
+            is_numeric = pair is None or self.type in ("number", "date")
+            _check(is_numeric, key, pair, "a column of type number or date", "type: number")
         _check(not self.levels or self.type == "category", "levels", self.levels, "type category", "type: category")
         _check(not self.format or self.type == "date", "format", self.format, "type date", "type: date")
         _check_marks(self.decimal, self.thousands)
@@ -118,6 +119,9 @@ class TableSchema:
             _check(known, role, name, f"one of the columns {', '.join(self.columns)}", fix)
         _check(self.target is None or self.columns[self.target].is_feature, "target", self.target,
                "a column of type number or category", "type: category for this column")  # fmt: skip
+        for name, column in self.columns.items():
+            is_target = not column.names or name == self.target
+            _check(is_target, f"names of {name}", _line(column.names), "names of the target only", f"target: {name}")
         _check_marks(self.decimal, self.thousands)
         is_known = self.separator in (None, *SEPARATORS)
         _check(is_known, "separator", repr(self.separator), "',', ';', '|' or a tab", 'separator: ";"')
@@ -155,6 +159,11 @@ class TableSchema:
         """Names of the columns that are features."""
         left_out = (*self.roles, self.target)
         return tuple(name for name, column in self.columns.items() if column.is_feature and name not in left_out)
+
+    @property
+    def target_column(self) -> ColumnSchema | None:
+        """Description of the target; None without a target."""
+        return self.columns[self.target] if self.target is not None else None
 
     @property
     def ignored(self) -> tuple[str, ...]:

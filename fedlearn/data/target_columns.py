@@ -14,7 +14,8 @@ import numpy as np
 from fedlearn.core.tasks import TASKS, Task, as_task
 from fedlearn.data.column_types import numeric_column
 from fedlearn.data.encoding import encode_targets
-from fedlearn.data.tables import Table, to_categories, to_category
+from fedlearn.data.levels import to_categories, to_category
+from fedlearn.data.tables import Table
 from fedlearn.errors import SettingError, require
 
 # cells of a column of two values, in lower case; other values need scenario.classes
@@ -146,8 +147,7 @@ def _two_values(table: Table, name: str, classes: Sequence[object] | None) -> np
         no, yes, values_N = frozenset(pair[:1]), frozenset(pair[1:]), cells_N
     unknown_N = np.array([value not in no and value not in yes for value in values_N], bool)
     expected = " or ".join([*pair]) if classes is not None else "0 or 1, false or true, no or yes"
-    example = ",".join(sorted(set(cells_N.tolist()))[:2])
-    fix = f"'scenario.classes=[{example}]', first the value for no, then the value for yes"
+    fix = "'scenario.classes=[NO,YES]', first the value for no, then the value for yes"
     table.refuse(unknown_N, name, f"neither of the values {expected}", fix)
     return np.array([value in yes for value in values_N], np.int64)
 

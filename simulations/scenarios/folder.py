@@ -6,7 +6,7 @@ Shapes: N rows or images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,13 @@ from fedlearn.data.held_out_columns import HeldOutColumns, held_out_columns
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.image_folders import ImageSettings
 from fedlearn.data.inputs import ImageInputs, TableInputs
+from fedlearn.data.levels import to_categories, to_category
 from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
-from fedlearn.data.tables import Table, drop_columns, to_categories, to_category, to_numbers
+from fedlearn.data.table_settings import TableSettings, table_settings
+from fedlearn.data.tables import Table, drop_columns, to_numbers
 from fedlearn.data.target_columns import declared_target, read_targets, target_names
+from fedlearn.data.typed_tables import short_notes, type_table
 from fedlearn.errors import DataError, SettingError, require
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.models import build_trainer, network_of
@@ -42,13 +45,19 @@ def declared_model(settings: Mapping[str, Any]) -> tuple[Preprocessing, Network]
 
     They are unknown for images, for numbers without scales, and without the classes or the task.
     """
+    stated = table_settings(**{field.name: settings.get(field.name) for field in fields(TableSettings)})
+    settings = dict(settings) | {field.name: getattr(stated, field.name) for field in fields(TableSettings)}
     target, found = settings.get("target"), declared_target(settings)
     text, scales = settings.get("text"), settings.get("scales") or {}
     has_inputs = text is not None or settings.get("scale") == "constants"
     if target is None or not has_inputs or found is None:
         return None
     features = _without(scales, settings), _without(settings.get("categories") or {}, settings)
-    columns = (HashedText(name=text, num_features=NUM_TEXT_FEATURES),) if text else declared_columns(*features)
+    columns = (
+        (HashedText(name=text, num_features=NUM_TEXT_FEATURES),)
+        if text
+        else declared_columns(*features, stated.formats)
+    )
     (task, classes), label = found, ", ".join(target_names(target))
     centre, spread = map(float, scales.get(label, (0, 1))) if task.name == "regression" else (0.0, 1.0)
     inputs = TableInputs(columns=columns)
@@ -77,6 +86,7 @@ def folder(
     classes: Sequence[Any] | None = None,
     client: str | None = None,
     clients: Sequence[Any] | None = None,
+    schema: str | None = None,
     ignore: Sequence[str] | None = None,
     text: str | None = None,
     scale: str = "federated",
@@ -121,6 +131,8 @@ def folder(
         client: column with the client of each row; None uses the names of files and folders.
         clients: names of all clients, in the order of their numbers; None takes the names in the data, sorted. If it is
             given, the folder may have the rows of some clients only, as at a real node.
+        schema: YAML file that states the types, units, levels and roles of all columns; None detects the types. See
+            `fedlearn.data.schema`.
         ignore: columns to leave out, e.g. patient numbers.
         text: column of text to learn from, instead of all others. Its words are hashed to 4,096 features.
         scale: ``federated``, ``none``, or ``constants``: ``(value - centre) / spread`` with the numbers in ``scales``.
@@ -150,9 +162,14 @@ def folder(
         MissingExtra: Parquet or images need an optional dependency.
     """
     partition = as_partition(partition)
+    stated = table_settings(
+        schema=schema, target=target, task=task, classes=classes, client=client, clients=clients,
+        ignore=ignore, text=text, order_by=order_by, scales=scales, categories=categories, bounds=bounds,
+    )  # fmt: skip
+    target, task, classes, client, clients = stated.target, stated.task, stated.classes, stated.client, stated.clients
     _require_settings(path, clients, partition, deployed=deployed)
-    noise = _noise(noise_multiplier, bounds, categories, seed)
-    preparation = EncodingSettings(scale=scale, scales=scales or {}, categories=categories or {}, noise=noise)
+    noise = _noise(noise_multiplier, stated.bounds, stated.categories, seed)
+    preparation = EncodingSettings(scale=scale, scales=stated.scales, categories=stated.categories, noise=noise)
     images = ImageSettings(
         size=image_size,
         channels=image_channels,
@@ -162,10 +179,10 @@ def folder(
         classes=tuple(map(to_category, classes or ())),
         file_column=image,
     )
-    contents = _read(str(path), client_column=client, ignored_columns=ignore or (), images=images)
-    for name in preparation.scales if scale == "constants" and text is None else ():
-        if name not in (ignore or ()):
-            contents.table.column(name, f"scenario.scales.{name}")
+    contents = _read(str(path), client_column=client, ignored_columns=stated.ignore, images=images)
+    if contents.images is None or CLASS_COLUMN not in contents.table.columns:
+        stated.require_names(contents.table, has_all_files=not deployed)
+        contents = replace(contents, table=type_table(contents.table, stated.reading))
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     targets = read_targets(contents.table, _label(contents, target), task=task, classes=classes, has_all_clients=whole)
@@ -173,13 +190,14 @@ def folder(
     strata_N = kind.strata(y_N)
     rows = _rows(partition, contents, strata_N, natural_N, names=names, order_by=order_by, seed=seed)
     train, test = _sides(contents, rows, strata_N, test_share=partition.held_out_share, seed=seed)
-    left_out = (*targets.names, client, order_by if isinstance(partition, Time) else None)
+    roles = stated.schema.roles if stated.schema is not None else ()
+    left_out = (*targets.names, client, order_by if isinstance(partition, Time) else None, *roles)
     columns = drop_columns(contents.table, [name for name in left_out if name])
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind.name == "regression" and (scale == "federated" or label in preparation.scales):
         scaled[label] = contents.table.columns[label]
     fitted_encoding = (
-        fit_encoding(Table(scaled, contents.table.origins), train, preparation, has_all_clients=whole)
+        fit_encoding(replace(contents.table, columns=scaled), train, preparation, has_all_clients=whole)
         if scaled
         else EncodingResult()
     )
@@ -192,7 +210,9 @@ def folder(
         from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(targets.classes) or 1,
         names=dict(enumerate(names)) if isinstance(partition, Natural) else {},
-        source=" · ".join(part for part in (Path(str(path)).name, *contents.notes, description) if part),
+        source=" · ".join(
+            filter(None, (Path(str(path)).name, *contents.notes, *short_notes(contents.table), description))
+        ),
     )
     fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
     return Scenario(
@@ -315,6 +335,9 @@ def _noise(
 ) -> Noise | None:
     if multiplier is None:
         return None
+    for name, pair in (bounds or {}).items():
+        is_pair = isinstance(pair, Sequence) and not isinstance(pair, str) and len(pair) == 2
+        require(is_pair, f"bounds.{name}", pair, "two numbers, the smaller first", f"'bounds={{{name}:[0,1]}}'")
     pairs = {name: (pair[0], pair[1]) for name, pair in (bounds or {}).items()}
     known = {name: tuple(map(to_category, values)) for name, values in (categories or {}).items()}
     return Noise(multiplier=multiplier, bounds=pairs, categories=known, seed=seed)
