@@ -104,7 +104,8 @@ class Console(Callback):
         self._sent = before["bytes_up"] + before["bytes_down"]
         self._due = run.start_round + 1
         if not self._out.is_terminal:
-            self._plain("\n".join([_title(), *(f"{label:<10} {text}" for label, text in header_lines(run))]))
+            lines = [f"{label:<10} {text}".replace("\n", f"\n{'':<10} ") for label, text in header_lines(run)]
+            self._plain("\n".join([_title(), *lines]))
             return
         self._out.print(_panel(run, min(self._out.width, MAX_HEADER_WIDTH)))
         self._out.print(Text(_row(table_header(run)), style="bold"), no_wrap=True, overflow="ignore", crop=False)

@@ -72,6 +72,11 @@ def report_section(folder: Path) -> Mapping[str, Any] | None:
     }
 
 
+def check_as_json(check: DataCheck) -> str:
+    """Return a data check as the text of its file."""
+    return json.dumps(check.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
 def read_data_check(folder: Path) -> DataCheck | None:
     """Return the data check of a run folder; None if it has none, or a damaged file."""
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedlearn.callbacks.data_check import header_text
 from fedlearn.callbacks.run_info import RunInfo
 from fedlearn.core.records import Failure, Round
 
@@ -34,6 +35,7 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     optional = (("compress", run.compress), ("poisoning", run.poisoning))
     extra = [*((label, text) for label, text in optional if text), *limitation_lines(run.privacy)]
     lines[before_engine:before_engine] = [(label, [text]) for label, text in extra]
+    lines += [("data check", [header_text(run.data_check)])] if run.data_check is not None else []
     lines += [("resumed", [f"after round {run.start_round} of {run.rounds}"])] if run.start_round else []
     return [(label, " · ".join(part for part in parts if part)) for label, parts in lines]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from fedlearn.callbacks import report_question, report_tables
 from fedlearn.callbacks.base import Callback
+from fedlearn.callbacks.data_check import report_section
 from fedlearn.callbacks.figure_style import metric_name, share_of_page
 from fedlearn.callbacks.model_card import write_model_card
 from fedlearn.callbacks.privacy_text import privacy_paragraph
@@ -85,6 +86,7 @@ def write_report(folder: Path) -> Path:
         reached=report_tables.time_to_target_rows(run),
         main=metric_name(run.main_metric),
         metric=metric_name(run.main_metric, inline=True),
+        data_check=report_section(folder),
         captions=captions(run),
         images={name: data_uri(path) for name, path in paths.items()},
         widths={name: share_of_page(path) for name, path in paths.items()},

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from fedlearn.callbacks.base import Callback
+from fedlearn.callbacks.data_check import DATA_CHECK_FILE, check_as_json
 from fedlearn.callbacks.formatting import header_lines
 from fedlearn.callbacks.run_history import METRICS_FILE, finite_or_none, history_entry, to_json_line, truncate_history
 from fedlearn.callbacks.run_info import RunInfo
@@ -52,13 +53,15 @@ class RunFiles(Callback):
         self._lines: TextIO | None = None
 
     def on_start(self, run: RunInfo) -> None:
-        """Create the run folder, write ``environment.json`` and ``partition.json``, and open ``metrics.jsonl``."""
+        """Create the run folder, write the files that describe the run and its data, and open ``metrics.jsonl``."""
         folder, self._run = run.folder, run
         folder.mkdir(parents=True, exist_ok=True)
         self.history[:] = truncate_history(folder, run.start_round)
         _write_environment(folder / "environment.json", environment(run))
         if run.partition is not None:
             write_atomically(folder / "partition.json", json.dumps(run.partition, indent=1) + "\n")
+        if run.data_check is not None:
+            write_atomically(folder / DATA_CHECK_FILE, check_as_json(run.data_check))
         self._lines = (folder / METRICS_FILE).open("a", encoding="utf-8", newline="")
 
     def on_round(self, round: Round) -> None:

@@ -11,6 +11,7 @@ from fedlearn.callbacks.run_history import History
 from fedlearn.core.layout import Layout
 from fedlearn.core.records import ClientId, State
 from fedlearn.core.tasks import TaskField
+from fedlearn.data.data_check.records import DataCheck
 from fedlearn.errors import SettingError
 
 
@@ -52,6 +53,7 @@ class RunInfo:
         target: ``name``, ``unit`` and ``classes`` of the target; empty if unknown. If there are two
             classes, the second is positive.
         partition: see `fedlearn.callbacks.run_files.partition_summary`; None in a deployment.
+        data_check: summary of the columns and flags for probable faults; None without a check, and in a deployment.
         client_states: function that returns the client states after the last round; empty in a deployment.
     """
 
@@ -87,6 +89,7 @@ class RunInfo:
     layout: Layout | None = None
     target: Mapping[str, Any] = field(default_factory=dict)
     partition: Mapping[str, Any] | None = None
+    data_check: DataCheck | None = None
     client_states: Callable[[], Mapping[ClientId, State]] = dict
 
     @property

@@ -122,8 +122,7 @@ def read_images(
         DataError: files are no images, or differ in size; the message names them.
         MissingExtra: Pillow or pydicom is not installed.
     """
-    problems: dict[int, str] = {}
-    headers = {place: header for place, file in enumerate(files) if (header := _try(_header, file, place, problems))}
+    headers, problems = read_headers(files)
     if not headers:
         _refuse_damaged(problems, names, [])
     pixel_depth = _common_depth(list(headers.values())) if depth is None else depth
@@ -144,6 +143,17 @@ def read_images(
     return ImageArrays(
         pixels=pixels[: len(kept)], names=tuple(names[place] for place in kept), kept=tuple(kept), notes=notes
     )
+
+
+def read_headers(files: Sequence[ImageFile]) -> tuple[dict[int, ImageHeader], dict[int, str]]:
+    """Return the header of each image by its position, and the reason for each file without a header.
+
+    Raises:
+        MissingExtra: Pillow or pydicom is not installed.
+    """
+    problems: dict[int, str] = {}
+    headers = {place: header for place, file in enumerate(files) if (header := _try(_header, file, place, problems))}
+    return headers, problems
 
 
 _DTYPES = {8: np.uint8, 16: np.uint16, 0: np.float32}

@@ -12,6 +12,7 @@ import numpy as np
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.records import Array, ClientEvaluation, ClientId, Evaluation, Examples, Predictions
+from fedlearn.data.data_check.records import DataCheck
 from fedlearn.data.held_out_columns import HeldOutColumns
 from fedlearn.data.preprocessing import Preprocessing
 from fedlearn.loop.protocols import Trainer
@@ -71,6 +72,8 @@ class Scenario:
             compares them. Empty compares the examples of each client.
         held_out_columns: columns of the raw held-out rows, which define groups of examples. None computes the cells
             back from the model inputs.
+        data_check: summary of the columns and flags for probable faults. A simulation saves and shows it. None without
+            a check, and at a real node.
     """
 
     name: str
@@ -86,6 +89,7 @@ class Scenario:
     network: Network | None = None
     data_digests: Mapping[str, str] = field(default_factory=dict)
     held_out_columns: HeldOutColumns | None = None
+    data_check: DataCheck | None = None
 
     @staticmethod
     def from_datasets(datasets: Mapping[str, Any], *, model: Any, **options: Any) -> Scenario:

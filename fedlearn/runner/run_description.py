@@ -84,6 +84,7 @@ def build_run_info(
         layout=experiment.engine.layout,
         target=_target(scenario),
         partition=partition_summary(data, target_classes(scenario)) if data.num_train is None else None,
+        data_check=None if start_round else scenario.data_check,
         client_states=lambda: experiment.engine.client_states,
     )
 

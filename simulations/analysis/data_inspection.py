@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedlearn.callbacks.data_check import print_check
+from fedlearn.callbacks.data_check import check_as_json, print_check
 from fedlearn.core.checkpoint import write_atomically
-from fedlearn.core.command_line import DONE, UsageError, as_called
+from fedlearn.core.command_line import DONE, UsageError
 from fedlearn.data.data_check import CheckSettings
 from fedlearn.data.data_check.inspection import inspect_path
+from fedlearn.data.data_check.settings import inspect_command
+from fedlearn.data.image_folders import ImageSettings
 from fedlearn.errors import did_you_mean
 from fedlearn.runner.compose import parse_overrides
 from fedlearn.runner.conf_files import installed_options
@@ -31,10 +30,12 @@ def inspect_data(path: str, settings: Sequence[str], *, json_file: str | None, s
         json_file: file for the whole check; None writes no file.
         strict: whether the exit code is 1 if there is a flag.
     """
-    check = inspect_path(path, replace(check_settings(read_settings(settings)), command=_command(path, settings)))
+    values = read_settings(settings)
+    roles = check_settings(values)
+    check = inspect_path(path, replace(roles, command=inspect_command(path, roles)), images=_image_settings(values))
     print_check(check)
     if json_file is not None:
-        write_atomically(Path(json_file), json.dumps(check.to_json(), indent=1, ensure_ascii=False) + os.linesep)
+        write_atomically(Path(json_file), check_as_json(check))
     return FLAGGED if strict and check.flags else DONE
 
 
@@ -61,7 +62,7 @@ def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
 def check_settings(settings: dict[str, Any]) -> CheckSettings:
     """Return the settings of the check from settings of ``scenario=folder``. A text is a list of one text."""
     return CheckSettings(
-        target=_as_text(settings.get("target")),
+        targets=_as_list(settings.get("target")),
         client=_as_text(settings.get("client")),
         task=_as_text(settings.get("task")),
         ignore=_as_list(settings.get("ignore")),
@@ -71,8 +72,16 @@ def check_settings(settings: dict[str, Any]) -> CheckSettings:
     )
 
 
-def _command(path: str, settings: Sequence[str]) -> str:
-    return as_called(f"python -m simulations.data inspect {shlex.join([path, *settings])}")
+def _image_settings(settings: dict[str, Any]) -> ImageSettings:
+    """Return the settings of the reading of images, under the names of ``scenario=folder``."""
+    return ImageSettings(
+        size=settings.get("image_size"),
+        channels=settings.get("image_channels"),
+        layout=settings.get("layout"),
+        clients=_as_list(settings.get("clients")),
+        classes=_as_list(settings.get("classes")),
+        file_column=settings.get("image"),
+    )
 
 
 def _as_list(value: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from sklearn import datasets
 
 from fedlearn.data.data_check import CheckSettings, DataCheck, check_data
+from fedlearn.data.data_check.inspection import inspect_path
 from fedlearn.data.data_check.records import FLAG_KINDS
 from fedlearn.data.tables import table_from_columns
 
@@ -31,7 +32,7 @@ def clean(num_rows=NUM_ROWS, seed=0):
 
 
 def check(columns, sites=None, **settings):
-    settings = {"target": "sick", **settings}
+    settings = {"targets": ("sick",), **settings}
     return check_data(table_from_columns(columns), CheckSettings(**settings), source="test", clients_N=sites)
 
 
@@ -213,7 +214,7 @@ def test_public_tables_have_no_flag(name, num_sites):
     sites = (
         None if num_sites is None else np.random.default_rng(0).integers(0, num_sites, len(bunch.target)).astype(str)
     )
-    assert check(columns, sites, target="y").flags == ()
+    assert check(columns, sites, targets=("y",)).flags == ()
 
 
 def test_a_large_table_is_checked_in_a_sample_of_each_site():
@@ -226,3 +227,74 @@ def test_a_large_table_is_checked_in_a_sample_of_each_site():
     small = next(site for site in result.columns[0].sites if site.site == "small")
     assert small.num_rows == 150
     assert check(columns, sites, is_sampled=False).num_checked == 200_000
+
+
+def images(path, *, change=lambda site, array: array):
+    """Write images of two sites and two classes, with files named train and test."""
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for number in range(48):
+        site, split, label = SITES[number % 2], ("train", "test")[number // 2 % 2], ("cat", "dog")[number // 4 % 2]
+        file = path / site / split / label / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(change(site, rng.integers(0, 256, (12, 12), dtype=np.uint8))).save(file)
+    return path
+
+
+def as_colour(site, array):
+    return np.stack([array] * 2 + [array[::-1]], axis=-1) if site == "nice" else array
+
+
+def as_tall(site, array):
+    return array[:, :9] if site == "nice" else array
+
+
+def as_deep(site, array):
+    return array.astype(np.uint16) * 200 if site == "nice" else array
+
+
+def copy(path, source, target):
+    (path / target).write_bytes((path / source).read_bytes())
+
+
+IMAGE_FAULTS = {
+    "image sizes": lambda path: images(path, change=as_tall),
+    "image channels": lambda path: images(path, change=as_colour),
+    "image depth": lambda path: images(path, change=as_deep),
+    "unreadable": lambda path: (images(path) / "lyon/train/cat/bad.png").write_bytes(b"no image"),
+    "duplicates": lambda path: [
+        copy(images(path), "lyon/train/cat/0.png", f"lyon/train/cat/c{i}.png") for i in range(3)
+    ],
+    "duplicates across splits": lambda path: [
+        copy(images(path), f"lyon/train/cat/{8 * i}.png", f"lyon/test/cat/c{i}.png") for i in range(3)
+    ],
+    "duplicates across sites": lambda path: [
+        copy(images(path), f"lyon/train/cat/{8 * i}.png", f"nice/train/cat/c{i}.png") for i in range(3)
+    ],
+    "contradictions": lambda path: [
+        copy(images(path), f"lyon/train/cat/{8 * i}.png", f"lyon/train/dog/c{i}.png") for i in range(3)
+    ],
+}
+
+
+def test_clean_images_have_no_flag(tmp_path):
+    assert inspect_path(str(images(tmp_path)), CheckSettings()).flags == ()
+
+
+@pytest.mark.parametrize("kind", IMAGE_FAULTS)
+def test_a_planted_fault_of_images_is_flagged(kind, tmp_path):
+    IMAGE_FAULTS[kind](tmp_path)
+    result = inspect_path(str(tmp_path), CheckSettings())
+    assert kind in {flag.kind for flag in result.flags}
+    assert result.unit == "images"
+
+
+def test_damaged_images_are_listed(tmp_path):
+    images(tmp_path)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "lyon/train/cat" / name).write_bytes(b"no image")
+    whole = (tmp_path / "lyon/train/cat/0.png").read_bytes()
+    (tmp_path / "lyon/train/cat/cut.png").write_bytes(whole[: len(whole) // 2])
+    [flag] = inspect_path(str(tmp_path), CheckSettings()).flags
+    assert flag.rows == tuple(f"lyon/train/cat/{name}.png" for name in ("a", "b", "cut"))
+    assert flag.advice == "scenario.skip_damaged=true"

@@ -51,6 +51,7 @@ def check_data(
     clients_N: np.ndarray | None = None,
     test_N: np.ndarray | None = None,
     flags: Iterable[Flag] = (),
+    digests_N: np.ndarray | None = None,
 ) -> DataCheck:
     """Return a summary of each column, and flags for probable faults.
 
@@ -61,8 +62,9 @@ def check_data(
         clients_N: name of the client of each row; None without clients.
         test_N: mask of the rows in test files; None without a split.
         flags: flags from the reading of the files.
+        digests_N: digest of each image, by which rows are compared; None compares the columns.
     """
-    coded = _code(table, settings, clients_N, test_N)
+    coded = _code(table, settings, clients_N, test_N, digests_N)
     found = list(flags)
     for check in CHECKS:
         found += check(coded)
@@ -77,7 +79,13 @@ def check_data(
     )
 
 
-def _code(table: Table, settings: CheckSettings, clients_N: np.ndarray | None, test_N: np.ndarray | None) -> CodedTable:
+def _code(
+    table: Table,
+    settings: CheckSettings,
+    clients_N: np.ndarray | None,
+    test_N: np.ndarray | None,
+    digests_N: np.ndarray | None,
+) -> CodedTable:
     sites, site_N = ("all",), np.zeros(len(table), np.int64)
     if clients_N is not None:
         names, site_N = np.unique(clients_N.astype(str), return_inverse=True)
@@ -97,6 +105,7 @@ def _code(table: Table, settings: CheckSettings, clients_N: np.ndarray | None, t
         site_N=site_N[rows_N],
         rows_N=rows_N,
         origin=table,
+        digest=None if digests_N is None else code_column("digest", digests_N[rows_N]),
         split_N=None if test_N is None else test_N[rows_N].astype(np.int64),
     )
 
@@ -104,10 +113,11 @@ def _code(table: Table, settings: CheckSettings, clients_N: np.ndarray | None, t
 def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
     """Return the role of a column in the settings, or the kind of its content."""
     roles = {
-        "target": (settings.target,),
+        "target": settings.targets,
         "client": (settings.client,),
         "ignored": settings.ignore,
         "text": settings.text,
+        "property": settings.properties,
     }
     for role, names in roles.items():
         if column.name in names:

@@ -97,6 +97,7 @@ class CodedTable:
         locations: file and row of each row, for messages.
         rows_N: place of each row in the whole table.
         origin: the whole table.
+        digest: digests of images, by which rows are compared; None compares the columns.
         split_N: index of the split of each row in the names of files; None without a split.
     """
 
@@ -107,6 +108,7 @@ class CodedTable:
     site_N: np.ndarray
     rows_N: np.ndarray
     origin: Table
+    digest: CodedColumn | None = None
     split_N: np.ndarray | None = None
 
     @property
@@ -126,8 +128,9 @@ class CodedTable:
 
     @cached_property
     def target(self) -> CodedColumn | None:
-        """Column of the target; None if the target is unknown."""
-        return next((column for name, column in self.columns.items() if self.taken_as[name] == "target"), None)
+        """Column of the target; None without a target, and for several targets."""
+        targets = self.of_kind("target")
+        return targets[0] if len(targets) == 1 else None
 
     @cached_property
     def is_regression(self) -> bool:

@@ -10,20 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
-from fedlearn.data.contents import Contents
+from fedlearn.data.contents import Contents, mask_or_none
 from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.check import check_data
+from fedlearn.data.data_check.image_check import inspect_images
 from fedlearn.data.data_check.records import DataCheck, Flag
 from fedlearn.data.data_check.settings import CheckSettings
 from fedlearn.data.data_check.unit_flags import join_names
 from fedlearn.data.folder import read_contents
+from fedlearn.data.folder_layout import list_files
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
-from fedlearn.data.tables import Table, is_table, read_table, table_stem, to_categories
+from fedlearn.data.image_folders import ImageSettings
+from fedlearn.data.images import is_image
+from fedlearn.data.split_names import TEST
+from fedlearn.data.table_places import table_places
+from fedlearn.data.tables import Table, is_table, read_table, to_categories
 from fedlearn.errors import DataError, FedlearnError, did_you_mean
 
 
-def inspect_path(path: str, settings: CheckSettings) -> DataCheck:
+def inspect_path(path: str, settings: CheckSettings, *, images: ImageSettings | None = None) -> DataCheck:
     """Return the data check of a file, a folder, or ``hf://owner/name``.
+
+    Args:
+        path: path as the user typed it.
+        settings: roles of the columns.
+        images: settings of the reading of images; None takes the defaults.
 
     Raises:
         DataError: there is no such path, no file can be read, or a setting names no column.
@@ -37,6 +48,8 @@ def inspect_path(path: str, settings: CheckSettings) -> DataCheck:
         raise DataError(
             f"PATH is {path}: no such file or folder\n  expected  a file or folder\n  try       ls {_parent(place)}"
         )
+    if place.is_dir() and any(map(is_image, list_files(place))):
+        return inspect_images(place, settings, images or ImageSettings())
     try:
         return check_contents(read_contents(place, client_column=settings.client), settings, source=place.name)
     except DataError as error:
@@ -59,7 +72,7 @@ def check_contents(
 
 def _check_separate_files(path: Path, settings: CheckSettings, error: DataError) -> DataCheck:
     """Check each table on its own account after `read_contents` refused the folder with ``error``."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file() and is_table(file))
+    files = [path] if path.is_file() else [file for file in list_files(path) if is_table(file)]
     tables: list[tuple[Path, Table]] = []
     flags: list[Flag] = []
     for file in files:
@@ -72,15 +85,20 @@ def _check_separate_files(path: Path, settings: CheckSettings, error: DataError)
     flags = flags or [] if _columns_differ([table for _, table in tables]) else flags or [_unreadable(error, settings)]
     flags += _flag_columns(tables, settings)
     table = _fill_columns([table for _, table in tables])
-    clients_N = _clients(path, tables, table, settings)
-    splits = [table_stem(file) == "test" for file, _ in tables]
-    test_N = np.repeat(splits, [len(part) for _, part in tables]) if any(splits) and not all(splits) else None
-    contents = Contents(table=table, clients=clients_N, test_N=test_N)
+    places = _places(path, [file for file, _ in tables])
+    sizes = [len(part) for _, part in tables]
+    splits_N = np.repeat(np.array([split or "" for _, split in places], object), sizes)
+    clients_N = np.repeat(np.array([client for client, _ in places], object), sizes)
+    if settings.client is not None and settings.client in table.columns:
+        clients_N = np.array([cell or "(missing)" for cell in to_categories(table.columns[settings.client])], object)
+    has_clients = settings.client is not None or (clients_N != "").all()
+    test_N = splits_N == TEST
+    contents = Contents(table=table, clients=clients_N if has_clients else None, test_N=mask_or_none(test_N))
     return check_contents(contents, settings, source=path.name, flags=flags)
 
 
 def _require_columns(table: Table, settings: CheckSettings) -> None:
-    names = {"target": [settings.target], "client": [settings.client], "ignore": settings.ignore, "text": settings.text}
+    names = {"target": settings.targets, "client": [settings.client], "ignore": settings.ignore, "text": settings.text}
     for setting, values in names.items():
         for name in values:
             if name is not None and name not in table.columns:
@@ -114,7 +132,7 @@ def _flag_columns(tables: Sequence[tuple[Path, Table]], settings: CheckSettings)
         parts.append(f"{name} is {part}")
     if not parts:
         return []
-    advice = settings.without(*(name for name in partial if name not in (settings.target, settings.client)))
+    advice = settings.without(*(name for name in partial if name not in (*settings.targets, settings.client)))
     return [Flag(kind="columns", message=f"the files have different columns: {'; '.join(parts)}", advice=advice)]
 
 
@@ -130,15 +148,12 @@ def _fill_columns(tables: Sequence[Table]) -> Table:
     return Table(columns, tuple(origin for table in tables for origin in table.origins))
 
 
-def _clients(
-    path: Path, tables: Sequence[tuple[Path, Table]], table: Table, settings: CheckSettings
-) -> np.ndarray | None:
-    if settings.client is not None and settings.client in table.columns:
-        return np.array([cell or "(missing)" for cell in to_categories(table.columns[settings.client])], object)
-    if len(tables) < 2 or settings.client is not None:
-        return None
-    names = [str(file.relative_to(path).parent) if file.parent != path else table_stem(file) for file, _ in tables]
-    return np.repeat(np.array(names, object), [len(part) for _, part in tables])
+def _places(path: Path, files: Sequence[Path]) -> list[tuple[str, str | None]]:
+    """Return the client and the split of each file; the client is the path of a file that has no clear place."""
+    try:
+        return table_places(path if path.is_dir() else path.parent, files)
+    except FedlearnError:
+        return [(str(file.relative_to(path)), None) for file in files]
 
 
 def _parent(path: Path) -> Path:

@@ -47,7 +47,7 @@ def flag_spelling(table: CodedTable) -> Iterator[Flag]:
 
 def flag_levels_by_site(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column with a level that occurs at one site only, more often than by chance."""
-    for column in table.of_kind("category", "number") if table.num_sites > 1 else ():
+    for column in table.of_kind("category", "number", "property") if table.num_sites > 1 else ():
         is_coded = not column.is_numeric or (column.is_whole and len(column.values_L) <= MAX_CODES)
         if not is_coded or not 2 <= len(column.values_L) <= MAX_LEVELS:
             continue
@@ -62,12 +62,13 @@ def flag_levels_by_site(table: CodedTable) -> Iterator[Flag]:
         for level in found:
             levels_of[int(counts_SL[:, level].argmax())].append(level)
         parts = [_describe(table, column, counts_SL, site, levels) for site, levels in levels_of.items()]
+        is_property = column.name in table.settings.properties
         yield Flag(
             kind="levels by site",
             column=column.name,
             sites=tuple(table.sites[site] for site in levels_of),
             message=f"{column.name}: {'; '.join(parts[:4])}" + f" and {len(parts) - 4} more sites" * (len(parts) > 4),
-            advice=table.settings.without(column.name),
+            advice=table.settings.listing if is_property else table.settings.without(column.name),
         )
 
 

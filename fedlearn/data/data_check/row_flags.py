@@ -24,10 +24,11 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that the product has an in
 def flag_rows(table: CodedTable) -> Iterator[Flag]:
     """Yield flags for duplicated rows across sites, across splits and inside a site, and for contradictions."""
     inputs = table.of_kind("number", "category", "text", "date", "constant", "many levels")
+    inputs = inputs if table.digest is None else [table.digest]
     target = [] if table.target is None else [table.target]
     if not inputs or table.num_rows < 2:
         return
-    yield from _flag_duplicates(table, [*inputs, *target])
+    yield from _flag_duplicates(table, [*inputs, *target] if table.digest is None else inputs)
     if target:
         yield from _flag_contradictions(table, inputs, target[0])
 
@@ -35,7 +36,7 @@ def flag_rows(table: CodedTable) -> Iterator[Flag]:
 def _flag_duplicates(table: CodedTable, columns: Sequence[CodedColumn]) -> Iterator[Flag]:
     keys_N = row_keys(columns, table.num_rows)
     inverse_N, counts_G = _groups(keys_N)
-    if not _is_more_than_chance(counts_G, columns, table.num_rows):
+    if table.digest is None and not _is_more_than_chance(counts_G, columns, table.num_rows):
         return
     repeated_N = counts_G[inverse_N] > 1
     across_N = repeated_N & _spans(inverse_N, table.site_N, len(counts_G))
@@ -43,25 +44,29 @@ def _flag_duplicates(table: CodedTable, columns: Sequence[CodedColumn]) -> Itera
     if across_N.sum() > MIN_DUPLICATES:
         sites = table.names(np.unique(table.site_N[across_N]))
         yield _flag(
-            table, "duplicates across sites", across_N, f"{_count(across_N)} occur at more than one site", sites
+            table, "duplicates across sites", across_N, f"{_count(table, across_N)} occur at more than one site", sites
         )
     if table.split_N is not None:
         leaking_N = repeated_N & _spans(inverse_N, table.split_N, len(counts_G))
+        inside_N &= ~leaking_N
         if leaking_N.sum() > MIN_DUPLICATES:
             yield _flag(
-                table, "duplicates across splits", leaking_N, f"{_count(leaking_N)} are in training and test files"
+                table,
+                "duplicates across splits",
+                leaking_N,
+                f"{_count(table, leaking_N)} are in training and test files",
             )
     if inside_N.sum() > max(MIN_DUPLICATES, SHARE_OF_DUPLICATES * table.num_rows):
-        yield _flag(table, "duplicates", inside_N, f"{_count(inside_N)} occur several times at the same site")
+        yield _flag(table, "duplicates", inside_N, f"{_count(table, inside_N)} occur several times at the same site")
 
 
 def _flag_contradictions(table: CodedTable, inputs: Sequence[CodedColumn], target: CodedColumn) -> Iterator[Flag]:
     inverse_N, counts_G = _groups(row_keys(inputs, table.num_rows))
-    if not _is_more_than_chance(counts_G, inputs, table.num_rows):
+    if table.digest is None and not _is_more_than_chance(counts_G, inputs, table.num_rows):
         return
     contradicted_N = (counts_G[inverse_N] > 1) & _spans(inverse_N, target.codes_N, len(counts_G))
     if contradicted_N.sum() > max(MIN_DUPLICATES, SHARE_OF_DUPLICATES * table.num_rows):
-        text = f"{_count(contradicted_N)} have the inputs of another row, but another {target.name}"
+        text = f"{_count(table, contradicted_N)} have equal inputs, but different values of {target.name}"
         yield _flag(table, "contradictions", contradicted_N, text)
 
 
@@ -116,5 +121,5 @@ def _is_more_than_chance(counts_G: np.ndarray, columns: Sequence[CodedColumn], n
     return pairs > 0 and expected < CHANCE * pairs
 
 
-def _count(found_N: np.ndarray) -> str:
-    return f"{int(found_N.sum()):,} rows"
+def _count(table: CodedTable, found_N: np.ndarray) -> str:
+    return f"{int(found_N.sum()):,} {'rows' if table.digest is None else 'images'}"

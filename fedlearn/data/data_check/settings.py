@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,21 +14,23 @@ class CheckSettings:
     """Hold the settings of ``scenario=folder`` that give columns their roles.
 
     Args:
-        target: column to predict; None if unknown.
+        targets: columns to predict; empty if unknown.
         client: column with the client of each row.
         ignore: columns that the training omits.
         text: columns of text, which the training reads as words.
         categories: columns that the settings declare as categories.
+        properties: columns that describe image files, and are no features.
         task: name of the task; None infers it from the target.
         is_sampled: whether a large table is checked in a sample.
         command: command that repeats the check.
     """
 
-    target: str | None = None
+    targets: Sequence[str] = ()
     client: str | None = None
     ignore: Sequence[str] = ()
     text: Sequence[str] = ()
     categories: Sequence[str] = ()
+    properties: Sequence[str] = ()
     task: str | None = None
     is_sampled: bool = True
     command: str = "python -m simulations.data inspect PATH"
@@ -40,3 +43,15 @@ class CheckSettings:
     def without(self, *names: str) -> str:
         """Return the setting that omits these columns, too."""
         return override("scenario.ignore", [*self.ignore, *names])
+
+
+def inspect_command(path: str, settings: CheckSettings) -> str:
+    """Return the command that checks a path with these roles of columns.
+
+    >>> inspect_command("my data", CheckSettings(targets=("sick",), client="site"))
+    "python -m simulations.data inspect 'my data' target=sick client=site"
+    """
+    targets = settings.targets[0] if len(settings.targets) == 1 else settings.targets
+    roles = {"target": targets, "client": settings.client, "ignore": settings.ignore, "text": settings.text}
+    words = [override(name, value) for name, value in roles.items() if value]
+    return " ".join(["python -m simulations.data inspect", shlex.quote(path), *words])
