@@ -14,7 +14,9 @@ from fedlearn.algorithm.transforms import Context, Stage, Transform, chain, clip
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
 from fedlearn.core.lazy_names import LazyName, lazy_names
+from fedlearn.core.metric import Metric, mean_metric
 from fedlearn.core.records import Array, Examples, LocalSettings, Round, State, Updates
+from fedlearn.core.tasks import Task
 from fedlearn.core.version import VERSION
 from fedlearn.data.from_arrays import from_arrays
 from fedlearn.engines.base import serial, vector
@@ -87,6 +89,7 @@ __all__ = [
     "Layout",
     "LocalRule",
     "LocalSettings",
+    "Metric",
     "Round",
     "Scenario",
     "Schedule",
@@ -95,6 +98,7 @@ __all__ = [
     "Stage",
     "State",
     "Strategy",
+    "Task",
     "TorchTrainer",
     "Transform",
     "Updates",
@@ -109,6 +113,7 @@ __all__ = [
     "judge",
     "load",
     "mean",
+    "mean_metric",
     "poisson",
     "proximal",
     "run",

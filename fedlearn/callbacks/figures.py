@@ -132,7 +132,7 @@ def traffic(history: History, metric: str) -> Figure:
     return figure
 
 
-def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str) -> Figure:
+def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str, lower_is_better: Sequence[str] = ()) -> Figure:
     """Draw the main metric of each client, worst first, and the mean over clients.
 
     Clients without a defined value are omitted. The worst tenth has another color.
@@ -140,9 +140,12 @@ def fairness(clients: Sequence[Mapping[str, Any]], main_metric: str) -> Figure:
     Args:
         clients: rows of ``clients.csv``; at least one has a value.
         main_metric: name of the metric.
+        lower_is_better: metrics of the user whose low values are good.
     """
     defined = [row for row in clients if row[main_metric] is not None]
-    ordered = sorted(defined, key=lambda row: row[main_metric], reverse=not higher_is_better(main_metric))
+    ordered = sorted(
+        defined, key=lambda row: row[main_metric], reverse=not higher_is_better(main_metric, lower_is_better)
+    )
     values = to_numbers(row[main_metric] for row in ordered)
     num_worst = max(1, math.ceil(0.1 * len(values)))
     colors = [WORST_COLOR if k < num_worst else POOLED_COLOR for k in range(len(values))]
@@ -182,7 +185,7 @@ def _thin_bars(
 ) -> None:
     axis.bar(np.arange(1, len(values) + 1), values, color=colors, width=1.0, linewidth=0)
     axis.axhline(values.mean(), color=TEXT_COLOR, linewidth=1, linestyle=(0, (4, 2)))
-    below = 0 if higher_is_better(main) else 1  # side at which bars end below the line, so that the label is on white
+    below = 0 if values[0] <= values[-1] else 1  # side at which bars end below the line, so that the label is on white
     axis.annotate(
         f"mean {format_metric(main, values.mean())}", (below, values.mean()), xycoords=("axes fraction", "data"),
         xytext=(6 - 12 * below, 4), textcoords="offset points", ha="right" if below else "left", color=TEXT_COLOR,

@@ -15,6 +15,7 @@ from fedlearn.core.segments import Counts, Segments
 from fedlearn.errors import require
 
 Sums = Mapping[str, np.ndarray | Counts]  # name -> values of each example, (N, ...)
+BatchSums = Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]  # (outputs, targets) -> summed values
 SumsOf = Callable[[np.ndarray, np.ndarray], Sums]  # (outputs, targets) -> sums
 Finish = Callable[[Mapping[str, np.ndarray]], np.ndarray]  # name -> summed values (K, ...), to K values
 Whole = Callable[[Segments, np.ndarray, np.ndarray], np.ndarray]  # (segments, outputs, targets) -> K values
@@ -34,6 +35,8 @@ class Metric:
         name: name in tables, files and settings: letters, digits and ``_@%.-``.
         sums: ``(outputs, targets) -> {name: values}``, one row per example, vectorised. An array has the shape
             ``(N, ...)``, where the other axes do not depend on the examples. `Counts` replaces large arrays of 0 and 1.
+        batch_sums: ``(outputs, targets) -> {name: sums}`` of all examples of one client, for a metric that cannot
+            return values of single examples. It is called once per client, so it is slower than ``sums``.
         finish: ``{name: sums} -> value``. Each sum has leading axes of clients and the other axes of its values. The
             sum ``count`` is the number of examples. The function must broadcast over the leading axes.
         whole: ``(segments, outputs, targets) -> values``, one value per segment. A metric with all three functions uses
@@ -55,6 +58,7 @@ class Metric:
 
     name: str
     sums: SumsOf | None = None
+    batch_sums: BatchSums | None = None
     finish: Finish | None = None
     whole: Whole | None = None
     higher_is_better: bool = True
@@ -62,11 +66,17 @@ class Metric:
     client_floor: float | None = None
     is_stratified: bool = False
 
+    @property
+    def is_pooled_from_clients(self) -> bool:
+        """True if the pooled value follows from what clients at nodes send."""
+        return self.finish is not None or self.is_stratified
+
     def __post_init__(self) -> None:
         is_name = isinstance(self.name, str) and NAME.fullmatch(self.name) is not None
         require(is_name, "metric.name", self.name, "letters, digits and _@%.-, at most 60", 'Metric(name="ece", ...)')
-        is_complete = (self.sums is None) == (self.finish is None) and bool(self.sums or self.whole)
-        expected = "both sums and finish, or whole"
+        num_sums = (self.sums is not None) + (self.batch_sums is not None)
+        is_complete = num_sums == (self.finish is not None) and bool(num_sums or self.whole)
+        expected = "finish with sums or with batch_sums, or whole"
         require(is_complete, f"metric {self.name}", "incomplete", expected, "Metric(name=..., sums=..., finish=...)")
 
 

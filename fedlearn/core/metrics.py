@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedlearn.core.metric import COUNT, Metric, Sums, SumsOf
+from fedlearn.core.metric import COUNT, Sums, SumsOf
 from fedlearn.core.records import ClientEvaluation, Evaluation, Predictions
 from fedlearn.core.segments import Counts, Segments
 from fedlearn.core.tasks import TASKS, Task, as_task
@@ -165,6 +165,7 @@ def _segment_metrics(
     kept_N, segments = is_defined_K[index_N], Segments(sizes_K[is_defined_K])
     outputs, targets = outputs[kept_N], np.asarray(part.targets)[kept_N]
     sums = {name: segments.sum(rows) for name, rows in _example_sums(outputs, targets, task).items()}
+    sums |= _batch_sums(segments, outputs, targets, task)
     computed = _finish(sums, segments.sizes_K, task)
     computed |= {metric.name: metric.whole(segments, outputs, targets) for metric in task.metrics if metric.whole}
     for name in task.metric_names:
@@ -172,25 +173,39 @@ def _segment_metrics(
     return values, sums
 
 
-def _sum_functions(task: Task) -> list[tuple[Metric, SumsOf, str]]:
-    """Return the metrics with sums, the function, and the prefix of the names of their sums.
+def _prefixes(task: Task) -> dict[str, str]:
+    """Return the prefix of the names of the sums of each metric with sums.
 
-    Metrics of a task share sums. A metric of the user has the name of the metric as prefix.
+    Metrics of a task share sums. A metric of the user, and a metric with sums of a batch, has its name as prefix.
     """
     first_added = len(task.metrics) - task.num_added
-    return [
-        (metric, metric.sums, f"{metric.name}." if number >= first_added else "")
+    return {
+        metric.name: f"{metric.name}." if number >= first_added or metric.batch_sums else ""
         for number, metric in enumerate(task.metrics)
-        if metric.sums is not None
-    ]
+        if metric.finish is not None
+    }
+
+
+def _batch_sums(segments: Segments, outputs: np.ndarray, targets: np.ndarray, task: Task) -> dict[str, np.ndarray]:
+    """Return the sums of each segment, for the metrics that compute them from all examples of a client."""
+    sums: dict[str, np.ndarray] = {}
+    for metric in task.metrics:
+        if metric.batch_sums is not None:
+            ends = segments.start_K + segments.sizes_K
+            parts = [slice(*pair) for pair in zip(segments.start_K, ends, strict=True)]
+            of_parts = [metric.batch_sums(outputs[part], targets[part]) for part in parts]
+            sums |= {f"{metric.name}.{name}": np.stack([part[name] for part in of_parts]) for name in of_parts[0]}
+    return sums
 
 
 def _example_sums(outputs: np.ndarray, targets: np.ndarray, task: Task) -> Sums:
     """Return the values of each example that all metrics of a task add up."""
     computed: dict[SumsOf, Sums] = {}
     sums: dict[str, np.ndarray | Counts] = {}
-    for metric, function, prefix in _sum_functions(task):
-        if function in computed and not prefix:
+    prefixes = _prefixes(task)
+    for metric in task.metrics:
+        function, prefix = metric.sums, prefixes.get(metric.name, "")
+        if function is None or (function in computed and not prefix):
             continue
         rows = computed[function] = computed.get(function) or function(outputs, targets)
         for name in rows:
@@ -202,9 +217,11 @@ def _example_sums(outputs: np.ndarray, targets: np.ndarray, task: Task) -> Sums:
 
 def _finish(sums: Mapping[str, np.ndarray], count_K: np.ndarray, task: Task) -> dict[str, np.ndarray]:
     """Return the value of each metric with sums, ``(K,)``."""
-    values = {}
-    for metric, _, prefix in _sum_functions(task):
-        assert metric.finish is not None
+    values, prefixes = {}, _prefixes(task)
+    for metric in task.metrics:
+        if metric.finish is None:
+            continue
+        prefix = prefixes[metric.name]
         chosen = {name.removeprefix(prefix): rows for name, rows in sums.items() if name.startswith(prefix)}
         values[metric.name] = np.broadcast_to(metric.finish({**chosen, COUNT: count_K}), count_K.shape)
     return values
@@ -214,10 +231,12 @@ def _client_sums(predictions: Predictions, task: Task) -> dict[str, np.ndarray]:
     outputs, targets = np.asarray(predictions.outputs, np.float64), np.asarray(predictions.targets)
     with np.errstate(all="ignore"):
         rows = _example_sums(outputs, targets, task)
-    if not len(targets):
-        return {name: np.zeros(_shape_of_sum(values)) for name, values in rows.items()}
     segment = Segments(np.array([len(targets)]))
-    return {name: np.asarray(segment.sum(values)[0], np.float64) for name, values in rows.items()}
+    batch_1 = _batch_sums(segment, outputs, targets, task)
+    batch = {name: np.asarray(total_1[0], np.float64) for name, total_1 in batch_1.items()}
+    if not len(targets):
+        return batch | {name: np.zeros(_shape_of_sum(values)) for name, values in rows.items()}
+    return batch | {name: np.asarray(segment.sum(values)[0], np.float64) for name, values in rows.items()}
 
 
 def _shape_of_sum(values: np.ndarray | Counts) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlearn.core.command_line import command_parser, exit_code, take_settings, terminate_as_interrupt
+from fedlearn.core.tasks import TASKS
 from fedlearn.deploy.client_ids import format_client_ids
 from fedlearn.deploy.connectivity import free_port
 from fedlearn.deploy.keys import create
@@ -178,7 +179,11 @@ def code_of_user(job: Job) -> dict[str, dict[str, str]]:
         is_named = choices.get(group) not in registry.builders[group] and choices.get(group) != "custom"
         if target and registry.name_of(group, target) is None and not is_named:
             choices[group] = f"my_{target.rpartition('.')[2]}"
-    return user_builders(registry, settings, choices)
+    builders = user_builders(registry, settings, choices)
+    if "scenario" in builders:
+        task = rebuild_scenario(settings["scenario"], settings.get("allow_targets") or []).data.task.name
+        builders |= {} if task in TASKS else {"task": {f"my_{task.rpartition('.')[2]}": task}}
+    return builders
 
 
 def rehearse(overrides: Sequence[str], *, keep: Path | None = None) -> int:

@@ -24,6 +24,7 @@ from fedlearn.algorithm.aggregation import PartialAggregate
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.layout import Layout
+from fedlearn.core.metric import Metric
 from fedlearn.core.records import (
     Array,
     ClientEvaluation,
@@ -52,7 +53,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("engine=grid", "flower") from error
 
-SETTING_GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers")
+SETTING_GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers", "metrics")
 log = logging.getLogger(__name__)
 
 
@@ -92,7 +93,7 @@ class DeployedEngine(BaseEngine):
         grid: Flower's connection to the nodes.
         settings: ``scenario`` and ``strategy``, each with the ``name`` of an option and its values, from which each
             node builds both. Optional: ``compress`` in the same form; ``buffers``, the policy for buffers; ``privacy``
-            (`set_privacy`).
+            (`set_privacy`); ``metrics``, names of metrics that the operators have registered.
         run: name of the run, equal after a restart of the coordinator; nodes keep client states under this name.
         num_nodes: number of nodes to wait for at the start, >= 1, default 1.
         join_timeout: seconds to wait for these nodes, and in a round for nodes of the cohort, > 0, default 120.
@@ -102,6 +103,7 @@ class DeployedEngine(BaseEngine):
             other clients of the cohort. None: wait for all clients.
         check_member: function that raises `WireError` for a node that may not have its clients.
         find_task: function from the name of a task to the task; default the shipped tasks.
+        metrics: metrics of the user in the settings, in their order.
 
     Attributes:
         exchange: connection for requests and responses.
@@ -126,6 +128,7 @@ class DeployedEngine(BaseEngine):
         min_completed: int | None = None,
         check_member: Callable[[Member], None] = lambda member: None,
         find_task: Callable[[str], Task] = as_task,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         for name, value in (("num_nodes", num_nodes), ("min_updates", min_updates)):
             require(is_count(value), f"engine.{name}", value, "a whole number >= 1", f"engine.{name}=2")
@@ -144,7 +147,7 @@ class DeployedEngine(BaseEngine):
         self.membership = self.exchange.membership
         super().__init__((), Layout(()))
         self._session_name = f"{run}/{secrets.token_hex(8)}"
-        self._round = 0
+        self._round, self._metrics = 0, tuple(metrics)
 
     def open(self) -> None:
         """Wait until the nodes have joined; return at once if they have joined before.
@@ -164,8 +167,8 @@ class DeployedEngine(BaseEngine):
 
     @property
     def task(self) -> Task:
-        """Task of the connected nodes."""
-        return self.membership.task_of(self.membership.require_same_model())
+        """Task of the connected nodes, with the metrics of the user."""
+        return self.membership.task_of(self.membership.require_same_model()).with_metrics(self._metrics)
 
     def set_privacy(self, settings: Mapping[str, Any], *, rounds: int) -> None:
         """Send the settings of a privacy mechanism to the nodes with each further request.

@@ -97,7 +97,7 @@ class Member:
         if not TASK_NAME.fullmatch(fields["task"]):
             raise WireError("the task is not the name of a task")
         _require_key(fields["masking_key"])
-        if read_number(fields["num_classes"], "num_classes") > MAX_CLASSES:
+        if read_number(fields["num_classes"], "num_classes", at_least=1) > MAX_CLASSES:
             raise WireError(f"the task has {fields['num_classes']} classes, expected at most {MAX_CLASSES}")
         fields["num_examples"] = dict(zip(clients, counts, strict=True))
         fields["names"] = {

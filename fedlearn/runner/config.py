@@ -50,6 +50,7 @@ from fedlearn.runner.parts import NO_PARTS, Parts
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
 from fedlearn.runner.training_check import check_scenario, reported_warnings, with_gradient_warning
+from fedlearn.runner.user_code import add_metrics
 from fedlearn.trainers.class_weights import require_weight_per_class
 
 BASELINES = ("central", "local")
@@ -222,7 +223,7 @@ def build_experiment(
 def _build_experiment(
     cfg: DictConfig, plan: Plan, parts: Parts, transform_scenario: Callable[[Scenario], Scenario]
 ) -> Experiment:
-    scenario = transform_scenario(parts.scenario or build_scenario(cfg))
+    scenario = transform_scenario(with_metrics(parts.scenario, cfg) if parts.scenario else build_scenario(cfg))
     if plan.strategy.root is not None:
         scenario = replace(scenario, data=with_root_dataset(scenario.data, plan.strategy.root, seed=plan.seed))
     attack = plan.poisoning
@@ -256,7 +257,17 @@ def build_scenario(cfg: DictConfig) -> Scenario:
         FedlearnError: a setting is refused, or data or an optional dependency are missing.
     """
     scenario: Scenario = _of_kind(Scenario, cfg, "scenario", allowed_modules(cfg))
-    return scenario
+    return with_metrics(scenario, cfg)
+
+
+def with_metrics(scenario: Scenario, cfg: Mapping[str, Any] | DictConfig) -> Scenario:
+    """Return the scenario with the settings ``metrics`` and ``metric``.
+
+    Raises:
+        SettingError: a metric cannot be imported, its module is not allowed, or the main metric is unknown.
+    """
+    paths = _plain(cfg.get("metrics"), "metrics") or []
+    return add_metrics(scenario, paths, cfg.get("metric"), allow=allowed_modules(cfg) if paths else ())
 
 
 def apply_privacy(plan: Plan, scenario: Scenario, *, num_parties: int | None = None) -> Plan:

@@ -16,7 +16,7 @@ from fedlearn.runner.conf_files import OPTION_GROUPS, installed_options, install
 from fedlearn.runner.plain_values import refusal, require_plain, shortened
 from fedlearn.runner.registry import NAME, OPERATOR_SETTINGS, PARTS, Registry
 
-CALLBACKS = "callbacks"
+CALLBACKS, METRICS = "callbacks", "metrics"
 REFERENCE = re.compile(r"\$\{([\w.]+)\}")  # reference of an installed callback to another setting
 NOT_SENT = ("allow_targets",)  # consent of the person who starts a command; it does not apply elsewhere
 
@@ -72,6 +72,9 @@ def name_settings(registry: Registry, settings: Mapping[str, Any]) -> dict[str, 
             named[CALLBACKS] = {key: _name_callback(registry, key, node) for key, node in callbacks.items()}
         elif group in settings:
             named[group] = name_builder(registry, group, settings[group])
+    named[METRICS] = [registry.name_of("metric", path) or path for path in settings.get(METRICS) or ()]
+    for path in named[METRICS]:
+        registry.target("metric", path, METRICS)
     require_plain(named, "")
     return named
 
@@ -99,6 +102,10 @@ def resolve_settings(registry: Registry, named: Any) -> dict[str, Any]:
         elif group in named:
             is_missing = named[group] is None and group in SCENARIO_GROUPS
             settings[group] = None if is_missing else registry.resolve(group, named[group])
+    names = settings.get(METRICS) or []
+    if not isinstance(names, list):
+        raise refusal(METRICS, names, "a list of names")
+    settings[METRICS] = [registry.target("metric", name, METRICS) for name in names]
     return {**settings, "allow_targets": []}
 
 
@@ -149,4 +156,7 @@ def user_builders(registry: Registry, settings: Mapping[str, Any], choices: Mapp
             )
             if is_new:
                 builders.setdefault(group, {})[str(name)] = str(target)
+    for path in settings.get(METRICS) or ():
+        if isinstance(path, str) and "." in path:
+            builders.setdefault("metric", {})[path.rpartition(".")[2]] = path
     return builders

@@ -28,7 +28,8 @@ PARTS: Mapping[tuple[str, str], str] = {  # (group, parameter) -> group of the o
     ("strategy", "rule"): "strategy",
     ("strategy", "flower"): "flower",
 }
-GROUPS = (*OPTION_GROUPS, "flower")
+CODE_GROUPS = ("task", "metric")  # code of the user without settings: objects of Task and Metric
+GROUPS = (*OPTION_GROUPS, "flower", *CODE_GROUPS)
 # these name files and devices of the machine that builds, so its operator sets them
 OPERATOR_SETTINGS = ("path", "encoder", "device", "deployed")
 # a Flower strategy needs values only; the others need functions, or wrap another strategy
@@ -86,6 +87,24 @@ class Registry:
         together = {group: {**self.builders[group], **builders.get(group, {})} for group in GROUPS}
         added = {group: {**self.added.get(group, {}), **builders.get(group, {})} for group in builders}
         return Registry(builders=together, added=added)
+
+    def target(self, group: str, name: Any, setting: str) -> str:
+        """Return the dotted name of the user's object with a name in a message. Nothing is imported.
+
+        Args:
+            group: ``task`` or ``metric``.
+            name: name in a message, or the dotted name of a registered object.
+            setting: name of the setting, for error texts.
+
+        Raises:
+            SettingError: no operator has registered the name.
+        """
+        added = self.added.get(group, {})
+        if isinstance(name, str) and name in (*added, *added.values()):
+            return added.get(name, name)
+        known = ", ".join(added) or "none"
+        expected = f"one of {known}; operators register others under builders: in their policies"
+        raise SettingError(setting, shortened(name), expected, f"builders: {{{group}: {{mine: my_code.mine}}}}")
 
     def name_of(self, group: str, target: Any) -> str | None:
         """Return the name of the option with this builder, or None."""
@@ -158,6 +177,7 @@ def installed_registry() -> Registry:
         group: {name: node["_target_"] if isinstance(node, dict) else None for name, node in options.items()}
         for group, options in installed_options().items()
     }
+    builders |= {group: {} for group in CODE_GROUPS}
     builders["flower"] = {name: f"{FLOWER_MODULE}.{name}" for name in FLOWER_STRATEGIES}
     return Registry(builders=builders, added={})
 

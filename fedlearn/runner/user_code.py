@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedlearn.core.metric import Metric
 from fedlearn.core.tasks import TASKS, Task, as_task
-from fedlearn.errors import SettingError, require
+from fedlearn.errors import SettingError, did_you_mean, require
+from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.builders import find_target
 
 
@@ -21,7 +23,7 @@ def find_task(name: str, allow: Sequence[str]) -> Task:
     Raises:
         SettingError: the name is unknown, its module is not allowed, or the object is no `Task`.
     """
-    if name in TASKS or "." not in name:
+    if not isinstance(name, str) or name in TASKS or "." not in name:
         return as_task(name)
     expected = "a shipped task, or a task in an allowed module"
     task: Task = _find(name, "task", allow, Task, expected)
@@ -40,7 +42,32 @@ def find_metrics(paths: Sequence[Any], allow: Sequence[str]) -> tuple[Metric, ..
     Raises:
         SettingError: a module is not allowed, or an object is no `Metric`.
     """
-    return tuple(_find(path, "metrics", allow, Metric, "metrics in allowed modules") for path in paths)
+    return tuple(
+        path if isinstance(path, Metric) else _find(path, "metrics", allow, Metric, "metrics in allowed modules")
+        for path in paths
+    )
+
+
+def add_metrics(scenario: Scenario, paths: Sequence[Any], main: str | None, *, allow: Sequence[str]) -> Scenario:
+    """Return a scenario with metrics of the user and another main metric.
+
+    Args:
+        scenario: scenario.
+        paths: import paths of metrics, or `Metric` objects of a Python program.
+        main: main metric; None keeps the main metric of the scenario.
+        allow: modules of the user that may be imported.
+
+    Raises:
+        SettingError: a metric cannot be found, its name is taken, or the main metric is unknown.
+    """
+    is_list = isinstance(paths, list | tuple)
+    require(is_list, "metrics", paths, "a list of import paths", "'metrics=[my_code.ece]'")
+    data = replace(scenario.data, metrics=(*scenario.data.metrics, *find_metrics(paths, allow)))
+    known, chosen = data.task.metric_names, main or scenario.metric
+    near = did_you_mean(str(chosen), known) or data.task.main_metric
+    is_known = chosen is None or chosen in known
+    require(is_known, "metric", chosen, f"one of {', '.join(known)}", f"metric={near}")
+    return replace(scenario, data=data, metric=chosen)
 
 
 def _find(path: Any, setting: str, allow: Sequence[str], kind: type[Any], expected: str) -> Any:

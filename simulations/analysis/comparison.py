@@ -22,12 +22,11 @@ from omegaconf import OmegaConf
 from fedlearn.callbacks import figure_style
 from fedlearn.callbacks.figure_style import DOTS_PER_INCH
 from fedlearn.callbacks.formatting import format_metric, human_bytes, human_seconds
-from fedlearn.callbacks.run_history import METRICS_FILE, History
+from fedlearn.callbacks.run_history import METRICS_FILE, History, is_higher_better
 from fedlearn.callbacks.run_results import RunResults, read_run
 from fedlearn.callbacks.tables import markdown_table, print_table
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE
-from fedlearn.core.metrics import higher_is_better
 from fedlearn.errors import DataError
 
 COLORS = (
@@ -55,6 +54,7 @@ class RunCurve:
         values: pooled metric on all test examples; NaN if undefined.
         bytes_sent: bytes sent up to the round, in both directions.
         clock: seconds of the virtual clock up to the round; NaN without a clock.
+        is_higher_better: True if high values of the metric are good.
     """
 
     seed: int
@@ -62,10 +62,11 @@ class RunCurve:
     values: np.ndarray
     bytes_sent: np.ndarray
     clock: np.ndarray
+    is_higher_better: bool = True
 
-    def cost_to_target(self, target: float, metric: str) -> tuple[int, int, float] | None:
+    def cost_to_target(self, target: float) -> tuple[int, int, float] | None:
         """Return rounds, bytes and clock seconds to the first evaluation that reaches a target; None if none does."""
-        reached = self.values >= target if higher_is_better(metric) else self.values <= target
+        reached = self.values >= target if self.is_higher_better else self.values <= target
         if not reached.any():
             return None
         first = int(np.argmax(reached))
@@ -163,6 +164,7 @@ def _read_curve(run: RunResults, metric: str) -> RunCurve:
         values=np.array([math.nan if value is None else value for value in values]),
         bytes_sent=sent[evaluated],
         clock=np.array([run.history[i].get("clock", math.nan) for i in evaluated]),
+        is_higher_better=is_higher_better(run.history, metric),
     )
 
 
@@ -226,10 +228,10 @@ def comparison_rows(curves: CurvesBySetting, metric: str, *, target: float | Non
     for label, runs in curves.items():
         row = {"setting": label, "runs": str(len(runs)), "last_round": _range([int(run.rounds[-1]) for run in runs])}
         row |= {"final": _spread(metric, [run.values[-1] for run in runs])}
-        best = np.nanmax if higher_is_better(metric) else np.nanmin
+        best = np.nanmax if runs[0].is_higher_better else np.nanmin
         row["best"] = _spread(metric, [best(run.values) for run in runs if not np.isnan(run.values).all()])
         if target is not None:
-            row |= _to_target([run.cost_to_target(target, metric) for run in runs])
+            row |= _to_target([run.cost_to_target(target) for run in runs])
         row["difference"] = "–" if runs is first else _difference(metric, first, runs)
         rows.append(row)
     return rows

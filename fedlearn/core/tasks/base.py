@@ -159,7 +159,8 @@ class Task:
         """Return outputs and targets of one example, all zeros, from which the shapes of metric sums follow."""
         if self.example is not None:
             return self.example(num_classes)
-        shape = (1,) if self.has_classes or num_classes == 1 else (1, num_classes)
+        has_one_value = self.has_classes or self.num_outputs(num_classes) == 1
+        shape = (1,) if has_one_value else (1, num_classes)
         return np.zeros((1, self.num_outputs(num_classes))), np.zeros(shape, np.int64 if self.has_classes else float)
 
     def metric(self, name: str) -> Metric:

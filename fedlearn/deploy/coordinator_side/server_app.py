@@ -36,6 +36,7 @@ from fedlearn.callbacks.console import Console
 from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
 from fedlearn.core.random import Purpose, generator
+from fedlearn.core.tasks import TASKS, Task, as_task
 from fedlearn.deploy.coordinator import RUNS_ENV, STATE_ENV
 from fedlearn.deploy.coordinator_side.admission import Admission
 from fedlearn.deploy.coordinator_side.app_bundle import EXIT_MARKER, REQUEST_KEY
@@ -61,11 +62,13 @@ from fedlearn.runner.config import (
     with_virtual_clock,
 )
 from fedlearn.runner.named_settings import name_builder
+from fedlearn.runner.registry import Registry
 from fedlearn.runner.resume import resume
 from fedlearn.runner.run_config import config_to_dict
 from fedlearn.runner.run_folder import RunFolderError
 from fedlearn.runner.run_mode import RunMode
 from fedlearn.runner.start import run
+from fedlearn.runner.user_code import add_metrics, find_metrics, find_task
 
 DEPLOYMENT_FILE = "deployment.json"  # in the run folder: id and commands of the run, for a resumed run
 MIN_WIDTH, MAX_WIDTH = 20, 500  # characters per line of the console
@@ -167,9 +170,6 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     Raises:
         FedlearnError: A setting is for simulations only, too few nodes joined in time, or their models differ.
     """
-    metric = cfg.early_stop.get("metric")
-    expected = "a metric that is a sum over clients, because predictions stay at the nodes"
-    require(metric != "auc", "early_stop.metric", metric, expected, "early_stop.metric=loss")
     expected = "null, because the coordinator has no data to train a baseline"
     require(not plan.baselines, "baseline", ", ".join(plan.baselines), expected, "baseline=null")
     expected = "null, because the coordinator has no rows to divide into groups"
@@ -178,18 +178,22 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
     protocol = settings["privacy"].get("protocol", "sum")
     expected = "sum, because real nodes always run the full protocol"
     require(protocol == "sum", "privacy.protocol", protocol, expected, "privacy.protocol=sum")
-    names = partial(name_builder, coordinator_registry())
+    registry = coordinator_registry()
+    names = partial(name_builder, registry)
     node_settings = {group: names(group, settings[group]) for group in ("scenario", "strategy")}
     node_settings["buffers"] = None if plan.buffers == "refuse" else plan.buffers
     node_settings["compress"] = None if plan.compress.codec is None else names("compress", settings["compress"])
+    paths = settings.get("metrics") or []
+    node_settings["metrics"] = [registry.name_of("metric", path) for path in paths]
     options = {name: value for name, value in settings["engine"].items() if name != "_target_"}
+    options |= {"find_task": partial(_registered_task, registry), "metrics": find_metrics(paths, registry.modules)}
     if options.get("num_nodes") is None:
         options["num_nodes"] = max(1, len(list(Path(os.environ[NODES_ENV]).glob("*.pub"))))
     keys = Path(os.environ[NODES_ENV]).parent
     admission = Admission(Path(os.environ[STATE_ENV]), keys / BINDINGS, keys / IDENTITIES)
     engine = DeployedEngine(grid, node_settings, run=run, check_member=admission.check, **options)
     try:
-        scenario = remote_scenario(engine)
+        scenario = add_metrics(remote_scenario(engine), paths, cfg.get("metric"), allow=registry.modules)
         plan = apply_privacy(plan, scenario, num_parties=engine.num_parties)
         if plan.strategy.privacy_guarantee is not None:
             calibrated = {"noise_multiplier": plan.strategy.privacy_guarantee.noise_multiplier, "epsilon": None}
@@ -200,10 +204,27 @@ def build_deployed_experiment(cfg: DictConfig, plan: Plan, grid: Grid, run: str)
         if plan.strategy.asynchrony is not None:
             plan.strategy.asynchrony.validate(len(scenario.data.clients))
         check_early_stop(cfg, scenario.data.task)
+        _refuse_metric_of_outputs(cfg.early_stop.get("metric"), scenario.data.task)
     except BaseException:
         engine.close()
         raise
     return Experiment(plan=plan, scenario=scenario, engine=with_virtual_clock(engine, plan, scenario))
+
+
+def _registered_task(registry: Registry, name: str) -> Task:
+    """Return a shipped task, or a task that the operator has registered. The name is text of a node.
+
+    Raises:
+        SettingError: the name is unknown. Nothing is imported.
+    """
+    return as_task(name) if name in TASKS else find_task(registry.target("task", name, "task"), registry.modules)
+
+
+def _refuse_metric_of_outputs(metric: str | None, task: Task) -> None:
+    """Refuse early stopping by a metric that needs all outputs in one place, e.g. AUC."""
+    is_pooled = metric is None or task.metric(metric).is_pooled_from_clients or task.averages_lists
+    expected = "a metric that is a sum over clients, because predictions stay at the nodes"
+    require(is_pooled, "early_stop.metric", metric, expected, "early_stop.metric=loss")
 
 
 def _folder_in(runs: Path, name: str) -> Path:

@@ -19,6 +19,7 @@ from fedlearn.privacy.mechanisms.base import Mechanism, Population, none
 from fedlearn.runner.config import build
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.registry import parameter_types
+from fedlearn.runner.user_code import add_metrics
 
 MAX_CACHED = 8  # scenarios, strategies and other parts in the cache
 
@@ -63,7 +64,7 @@ class ExperimentBuilder:
         """
         resolved = self.policy.check_settings(settings)
         scenario: Scenario = self._cached("scenario", self._with_operator_settings(resolved["scenario"]), Scenario)
-        return scenario
+        return add_metrics(scenario, resolved["metrics"], None, allow=self.policy.registry.modules)
 
     def strategy(
         self, settings: Mapping[str, Any], scenario: Scenario, local: LocalSettings

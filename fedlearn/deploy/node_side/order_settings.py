@@ -16,7 +16,8 @@ from fedlearn.runner.builders import setting_path
 from fedlearn.runner.plain_values import require_plain, shortened
 from fedlearn.runner.registry import NAME, PARTS, Registry, default_values, parameter_types
 
-SETTING_GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers", "population")
+SETTING_GROUPS = ("scenario", "strategy", "privacy", "compress", "buffers", "population", "metrics")
+MAX_METRICS = 20  # metrics of the user in a request
 DEFAULT_PARTITIONS = ("natural",)  # these do not move rows between clients; other partitions need a bound in the policy
 MAX_CLIENTS = 1_000_000  # clients of a population
 
@@ -54,12 +55,13 @@ class OrderSettings:
         for group, value in order.items():
             if group not in SETTING_GROUPS:
                 raise PolicyViolation(f"{shortened(group)} is not a setting of a request")
-            if group != "buffers" and value is not None and not isinstance(value, str | dict):
+            if group not in ("buffers", "metrics") and value is not None and not isinstance(value, str | dict):
                 raise PolicyViolation(f"{group} is {shortened(value)}; this node accepts a name and values")
         resolved: dict[str, Any] = {
             "scenario": self._scenario(order.get("scenario")),
             "strategy": self._strategy(order.get("strategy"), "strategy"),
             "buffers": _buffers(order.get("buffers")),
+            "metrics": self._metrics(order.get("metrics")),
         }
         for group in ("privacy", "compress"):
             if order.get(group):
@@ -68,6 +70,12 @@ class OrderSettings:
             _require_calibrated(resolved["privacy"])
             resolved["population"] = self._population(order.get("population"))
         return resolved
+
+    def _metrics(self, names: Any) -> list[str]:
+        """Return the dotted names of metrics that the operator has registered."""
+        if names is not None and (not isinstance(names, list) or len(names) > MAX_METRICS):
+            raise PolicyViolation(f"metrics is {shortened(names)}; this node accepts at most {MAX_METRICS} names")
+        return [self.registry.target("metric", name, "metrics") for name in names or ()]
 
     def _scenario(self, chosen: Any) -> dict[str, Any]:
         bounds = self._accepted("scenario", chosen, self.scenarios, "scenario")
