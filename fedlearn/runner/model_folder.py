@@ -91,7 +91,7 @@ def with_declared_model(experiment: Experiment, cfg: DictConfig) -> Experiment:
 
 def _fits(preprocessing: Preprocessing, scenario: Scenario) -> bool:
     target, data = preprocessing.target, scenario.data
-    return target.task == data.task and (not target.classes or len(target.classes) == data.num_classes)
+    return target.task.name == data.task.name and (not target.classes or len(target.classes) == data.num_classes)
 
 
 def write_model_folder(folder: Path, experiment: Experiment, cfg: DictConfig) -> None:

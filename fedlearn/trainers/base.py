@@ -333,6 +333,18 @@ def refuse_dp_sgd_with_coupled_loss(task: Task, local: LocalSettings, *, has_tas
     require(not is_coupled, "privacy", "example", expected, "privacy=central")
 
 
+def refuse_micro_batches_with_coupled_loss(task: Task, local: LocalSettings, *, has_task_loss: bool) -> None:
+    """Refuse micro-batches for a task whose loss compares the examples of a batch.
+
+    Raises:
+        SettingError: The local settings divide batches, and the trainer has the loss of such a task.
+    """
+    size, setting = local.micro_batch_size, "local.micro_batch_size"
+    expected = f"null: the loss of task={task.name} compares all examples of a batch"
+    is_coupled = size is not None and task.couples_examples and has_task_loss
+    require(not is_coupled, setting, size, expected, f"{setting}=null")
+
+
 def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:
     """Refuse DP-SGD for a model with batch statistics.
 

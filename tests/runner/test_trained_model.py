@@ -208,7 +208,7 @@ def test_errors_and_predictions_of_a_regression_are_in_its_unit(tmp_path, capsys
     assert values["rmse"] > 10  # not in standard deviations
     baselines = json.loads((run / "summary.json").read_text())["baselines"]
     assert min(part["test"]["rmse"] for part in baselines.values()) > 10
-    assert "0.5, because the task is not binary" in refusal(capsys, run, "--data", data, "--threshold", 0.2)
+    assert "0.5, because the task has no threshold" in refusal(capsys, run, "--data", data, "--threshold", 0.2)
 
 
 def test_a_threshold_moves_the_decision(tmp_path, capsys):

@@ -142,3 +142,10 @@ def test_a_loss_that_couples_examples_is_refused_with_privacy_for_examples(frame
     request = Request(round=1, seed=1, params_D=trainer.init(1), local=local)
     with pytest.raises(SettingError, match=r"privacy is example\n.*task=survival"):
         trainer.check_example_dp(request, data.train(0))
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_a_loss_that_couples_examples_is_refused_with_micro_batches(framework):
+    local = LocalSettings(batch_size=8, micro_batch_size=4)
+    with pytest.raises(SettingError, match=r"local\.micro_batch_size is 4\n.*task=survival"):
+        trainer_of(framework, "survival").check_local(local)

@@ -46,6 +46,7 @@ from fedlearn.trainers.base import (
     keep_weights,
     refuse_dp_sgd_with_buffers,
     refuse_dp_sgd_with_coupled_loss,
+    refuse_micro_batches_with_coupled_loss,
     require_class_loss,
 )
 from fedlearn.trainers.batching import (
@@ -202,6 +203,7 @@ class JaxTrainer:
     def check_local(self, local: LocalSettings) -> None:
         """Check that optax has the optimizer, and that the settings fit the task. See `Trainer.check_local`."""
         check_optimizer(local)
+        refuse_micro_batches_with_coupled_loss(self.task, local, has_task_loss=self._has_task_loss)
         require_class_loss(local, self.task, is_cross_entropy=self.loss is LOSSES.get(self.task.name))
 
     def check_model(self, examples: Examples, *, synthetic: bool = False) -> ModelReport:

@@ -36,6 +36,7 @@ from fedlearn.trainers.base import (
     keep_weights,
     refuse_dp_sgd_with_buffers,
     refuse_dp_sgd_with_coupled_loss,
+    refuse_micro_batches_with_coupled_loss,
     require_class_loss,
 )
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
@@ -595,6 +596,7 @@ class TorchTrainer:
     def check_local(self, local: LocalSettings) -> None:
         """Check that torch has the optimizer, and that the settings fit the task. See `Trainer.check_local`."""
         check_optimizer(local)
+        refuse_micro_batches_with_coupled_loss(self.task, local, has_task_loss=self._has_task_loss)
         require_class_loss(local, self.task, is_cross_entropy=self.loss is LOSSES.get(self.task.name))
 
     def check_example_dp(self, request: Request, examples: Examples) -> None:
