@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any, ClassVar
+
+from fedlearn.advice import as_python, label, with_group
 
 __all__ = [
     "CheckpointError",
@@ -39,12 +40,18 @@ class SettingError(FedlearnError, ValueError):
         setting: name as the user types it, e.g. ``strategy.mu``.
         value: value that the setting has.
         expected: description of the accepted values.
-        fix: one thing to try, with a short reason.
+        fix: one thing to try, as words for the command line; `fedlearn.advice` writes values in quotes.
+
+    A setting without a group is an argument of Python, and the text has its advice as Python code.
 
     >>> print(SettingError("strategy.mu", -1, "a number >= 0", "strategy.mu=0.1"))
     strategy.mu is -1
       expected  a number >= 0
       try       strategy.mu=0.1
+    >>> print(SettingError("steps", 0, "a whole number >= 1, or null", "steps=null"))
+    steps is 0
+      expected  a whole number >= 1, or null
+      try       steps=None
     """
 
     def __init__(self, setting: str, value: object, expected: str, fix: str) -> None:
@@ -52,16 +59,24 @@ class SettingError(FedlearnError, ValueError):
         self.setting, self.value, self.expected, self.fix = setting, value, expected, fix
 
     def __str__(self) -> str:
-        return f"{self.setting} is {self.value}\n  expected  {self.expected}\n  try       {self.fix}"
+        return self._text(as_python(self.fix) if self.setting.isidentifier() else self.fix)
 
-    def with_prefix(self, group: str) -> SettingError:
+    def on_command_line(self) -> str:
+        """Return the text for a user of a command."""
+        return self._text(self.fix)
+
+    def _text(self, fix: str) -> str:
+        return f"{self.setting} is {self.value}\n  expected  {self.expected}\n{label(fix)}"
+
+    def with_prefix(self, group: str, names: Iterable[str] = ()) -> SettingError:
         """Return this error with the name of a group before the name of the setting.
 
         Args:
             group: group of the setting on the command line, e.g. ``strategy``.
+            names: names of all settings of the group; the advice may have several of them.
         """
-        root = re.escape(self.setting.partition(".")[0])
-        fix = re.sub(rf"^('?)({root}[=.])", rf"\1{group}.\2", self.fix)
+        ours = {self.setting.partition(".")[0], *names}
+        fix = with_group(self.fix, group, ours.__contains__)
         return SettingError(f"{group}.{self.setting}", self.value, self.expected, fix)
 
 

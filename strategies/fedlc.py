@@ -20,7 +20,7 @@ def fedlc(*, tau: float = 1.0, clients_per_round: int | None = None, weighting: 
 
     Unlike in equation 8, the class itself stays in the sum, as in the code of the paper.
     """
-    require(is_number(tau, at_least=0), "tau", tau, "a number >= 0", "tau=1.0   (0 is FedAvg)")
+    require(is_number(tau, at_least=0), "tau", tau, "a number >= 0; 0 is FedAvg", "tau=1.0")
 
     def calibrate(outputs_BC: Array, counts_C: Array) -> Array:
         margin_C = tau * (counts_C + 1e-8) ** -0.25

@@ -15,5 +15,5 @@ def fedprox(*, mu: float = 0.1, clients_per_round: int | None = None, weighting:
     Reference: Li, Sahu, Zaheer, Sanjabi, Talwalkar, Smith, *Federated Optimization in Heterogeneous Networks*, MLSys
     2020, arXiv:1812.06127.
     """
-    require(is_number(mu, at_least=0), "mu", mu, "a number >= 0", "mu=0.1   (0 is FedAvg)")
+    require(is_number(mu, at_least=0), "mu", mu, "a number >= 0; 0 is FedAvg", "mu=0.1")
     return Strategy(select=uniform(clients_per_round), local=proximal(mu), aggregate=mean(weighting=weighting))

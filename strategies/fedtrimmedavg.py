@@ -24,7 +24,7 @@ def fedtrimmedavg(*, trim: float = 0.2, clients_per_round: int | None = None) ->
     Rates*, ICML 2018, arXiv:1803.01498, Definition 2.
     """
     is_valid = is_number(trim, at_least=0, below=0.5)
-    require(is_valid, "trim", trim, "a share in [0, 0.5)", "trim=0.1   (leaves out 10 % of the clients at each end)")
+    require(is_valid, "trim", trim, "a share in [0, 0.5) of the clients, left out at each end", "trim=0.1")
 
     def rule(updates: Updates, state: State, context: Context) -> tuple[Array, State]:
         num_trimmed = int(trim * len(updates) + 1e-9)  # 1e-9 because 0.29 * 100 is slightly below 29

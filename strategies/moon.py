@@ -23,7 +23,7 @@ def moon(
 
     Reference: Li, He, Song, *Model-Contrastive Federated Learning*, CVPR 2021, arXiv:2103.16257, equations 3 and 4.
     """
-    require(is_number(mu, at_least=0), "mu", mu, "a number >= 0", "mu=1.0   (0 is FedAvg)")
+    require(is_number(mu, at_least=0), "mu", mu, "a number >= 0; 0 is FedAvg", "mu=1.0")
     require(is_number(tau, at_least=0) and tau > 0, "tau", tau, "a number > 0", "tau=0.5")
 
     def sim(a_BF: Array, b_BF: Array) -> Array:

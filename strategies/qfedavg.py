@@ -23,7 +23,7 @@ def qfedavg(*, q: float = 1.0, lipschitz: float = 10.0, clients_per_round: int |
     Reference: Li, Sanjabi, Beirami, Smith, *Fair Resource Allocation in Federated Learning*, ICLR 2020,
     arXiv:1905.10497, Algorithm 2.
     """
-    require(is_number(q, at_least=0), "q", q, "a number >= 0", "q=1.0   (0 is FedAvg)")
+    require(is_number(q, at_least=0), "q", q, "a number >= 0; 0 is FedAvg", "q=1.0")
     require(is_number(lipschitz, at_least=0) and lipschitz > 0, "lipschitz", lipschitz, "a number > 0", "lipschitz=10")
 
     def add(partial: State, updates: Updates) -> State:

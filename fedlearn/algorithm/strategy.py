@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fedlearn.advice import label
 from fedlearn.algorithm.aggregation import Aggregator, mean
 from fedlearn.algorithm.client_selection import Selector
 from fedlearn.algorithm.local_rule import LocalRule, plain_training
@@ -263,7 +264,7 @@ def _refuse_buffers(layout: Layout, policy: str) -> None:
 
 def _refuse_if(unsound: bool, reason: str, fix: str) -> None:
     if unsound:
-        raise CompositionError(f"{reason}\n  try       {fix}")
+        raise CompositionError(f"{reason}\n{label(fix)}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,7 +104,7 @@ def load(path: Path, layout: Layout) -> tuple[ServerState, dict[ClientId, State]
     metadata, arrays = _read(path)
     if metadata["layout"] != layout.digest:
         raise CheckpointError(
-            f"{path} belongs to a model with other parameters\n  try       the config.yaml of the same run"
+            f"{path} belongs to a model with other parameters\n  advice    the config.yaml of the same run"
         )
     state = ServerState(
         round=metadata["round"],
@@ -137,7 +137,7 @@ def load_latest(folder: Path, layout: Layout) -> tuple[ServerState, dict[ClientI
         except CheckpointError as error:
             skipped.append(str(error))
     reasons = "\n  ".join(skipped) or "the folder has no checkpoint"
-    raise CheckpointError(f"no usable checkpoint in {folder}\n  {reasons}\n  try       start the run again")
+    raise CheckpointError(f"no usable checkpoint in {folder}\n  {reasons}\n  advice    start the run again")
 
 
 def check_format(folder: Path) -> None:
@@ -255,7 +255,7 @@ def _require_format(path: Path, version: Any) -> None:
         fix = "resume with the version of fedlearn that wrote it, or start a new run"
         raise CheckpointError(
             f"this version of fedlearn cannot read {path}\n"
-            f"  expected  a checkpoint of format {VERSION}, not {version}\n  try       {fix}"
+            f"  expected  a checkpoint of format {VERSION}, not {version}\n  advice    {fix}"
         )
 
 

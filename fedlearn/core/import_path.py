@@ -52,7 +52,7 @@ def require_not_shadowed(package: str) -> None:
         raise ShadowedPackage(
             f"the package {package} is {', '.join(places) or 'missing'}, which is not a part of fedlearn\n"
             f"  expected  {expected}\n"
-            "  try       another name for that package, or the command fedlearn"
+            "  advice    another name for that package, or the command fedlearn"
         )
 
 

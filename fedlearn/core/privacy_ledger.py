@@ -156,7 +156,7 @@ def _require_sampling(sampling: str, rate: float) -> None:
     known = sampling in SAMPLINGS
     require(known, "sampling", sampling, f"one of {', '.join(SAMPLINGS)}", "sampling=poisson")
     fits = sampling != "none" or rate == 1
-    require(fits, "rate", rate, "1, because sampling=none gives no amplification", "rate=1.0, or sampling=poisson")
+    require(fits, "rate", rate, "1, because sampling=none gives no amplification", "rate=1.0")
 
 
 class Epsilon(NamedTuple):

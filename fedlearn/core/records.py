@@ -98,7 +98,7 @@ class LocalSettings:
         require(is_count(self.epochs), "epochs", self.epochs, "a whole number >= 1", "epochs=1")
         require(self.steps is None or is_count(self.steps), "steps", self.steps, "null, or >= 1", "steps=100")
         is_unique = self.steps is None or self.epochs == 1
-        require(is_unique, "epochs", self.epochs, f"1, because steps={self.steps} is set", "epochs=1, or steps=null")
+        require(is_unique, "epochs", self.epochs, f"1, because steps={self.steps} is set", "epochs=1")
         require(is_count(self.batch_size), "batch_size", self.batch_size, "a whole number >= 1", "batch_size=32")
         learns = is_number(self.learning_rate, at_least=0)
         require(learns, "learning_rate", self.learning_rate, "a number >= 0", "learning_rate=0.1")

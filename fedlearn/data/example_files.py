@@ -96,7 +96,7 @@ def read_table_batches(file: Path, batch_size: int) -> Iterator[Table]:
     )
     first = next(parts, None)
     if first is None:
-        raise DataError(f"{file.name} has no rows\n  try       a file with one row per example")
+        raise DataError(f"{file.name} has no rows\n  advice    a file with one row per example")
     yield from chain([first], parts)
 
 
@@ -147,7 +147,7 @@ def _images(path: Path) -> Sequence[Path]:
     files = list_images(path)
     if not files:
         raise DataError(
-            f"{path} is neither an image nor a folder of images\n  try       a .png or .jpg file, or a folder of them"
+            f"{path} is neither an image nor a folder of images\n  advice    a .png or .jpg file, or a folder of them"
         )
     return files
 
@@ -161,9 +161,9 @@ def _lines(file: Path) -> Iterator[str]:
                     is_empty = False
                     yield line.removesuffix("\n")
         except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8: {error}\n  try       a UTF-8 file with one text per line") from error
+            raise DataError(f"{file} is not UTF-8: {error}\n  advice    a UTF-8 file with one text per line") from error
     if is_empty:
-        raise DataError(f"{file} contains no text\n  try       a UTF-8 file with one text per line")
+        raise DataError(f"{file} contains no text\n  advice    a UTF-8 file with one text per line")
 
 
 def _array_batches(path: Path, shape: tuple[int, ...], batch_size: int) -> Iterator[InputBatch]:
@@ -191,7 +191,7 @@ def _read_array(path: Path) -> np.ndarray:
     if array.ndim < 1 or not len(array):
         raise DataError(
             f"{path} has shape {array.shape}\n  expected  a row for each example, and at least one row\n"
-            "  try       an array of shape (examples, features)"
+            "  advice    an array of shape (examples, features)"
         )
     return np.asanyarray(array)
 

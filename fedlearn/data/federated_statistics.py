@@ -193,7 +193,7 @@ def add_sums(parts: Iterable[Statistics]) -> dict[str, ColumnSums]:
     for part in parts:
         if total and total.keys() != part.keys():
             raise DataError(
-                "the statistics of clients have different columns\n  try       the same columns at each client"
+                "the statistics of clients have different columns\n  advice    the same columns at each client"
             )
         total = {name: total.get(name, ColumnSums()) + sums for name, sums in part.items()}
     if not total:
@@ -221,7 +221,7 @@ def add_noise(part: Statistics, noise: Noise, *, client: int = 0) -> dict[str, C
         stray = sorted(part.keys() ^ {*noise.bounds, *noise.categories})[0]
         fix = f"'scenario.bounds={{{stray}:[MINIMUM,MAXIMUM]}}' or its categories, for an existing column"
         raise DataError(
-            f"column {stray} needs bounds or categories, because its statistics get noise\n  try       {fix}"
+            f"column {stray} needs bounds or categories, because its statistics get noise\n  advice    {fix}"
         )
     std = noise.multiplier * noise.sensitivity
     step = 2.0 ** (math.floor(math.log2(std)) - 20)  # float gaps must not reveal the sum, see gaussian_noise.py

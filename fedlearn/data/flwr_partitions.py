@@ -43,8 +43,10 @@ def dirichlet(labels_N: np.ndarray, *, num_clients: int, alpha: float, seed: int
     try:
         return _load(partitioner, labels_N, num_clients)
     except ValueError as error:
-        expected = f"a larger value, so that each of {num_clients} clients gets {at_least} examples or more"
-        fix = "partition.alpha=0.5   (or fewer clients, or partition=dirichlet_equal)"
+        expected = (
+            f"a larger value, fewer clients, or clients of equal size: each of {num_clients} needs {at_least} examples"
+        )
+        fix = "partition=dirichlet_equal"
         raise SettingError("partition.alpha", alpha, expected, fix) from error
 
 

@@ -53,7 +53,7 @@ def read_contents(
         MissingExtra: Parquet or images need an optional dependency.
     """
     if not path.exists():
-        raise DataError(f"scenario.path is {path}: no such file or folder\n  try       an absolute path")
+        raise DataError(f"scenario.path is {path}: no such file or folder\n  advice    an absolute path")
     if path.is_file():
         return _read_tables(path.parent, [path], client_column, ignored_columns, layout="*")
     settings = images or ImageSettings()

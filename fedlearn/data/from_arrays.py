@@ -54,7 +54,7 @@ def from_arrays(
     [2, 0, 2]
     """
     if len(x) != len(y):
-        raise DataError(f"x has {len(x)} examples, but y has {len(y)}\n  try       one target per example")
+        raise DataError(f"x has {len(x)} examples, but y has {len(y)}\n  advice    one target per example")
     task = as_task(task)
     y_N = task.targets(np.asarray(y))
     rows = rows_of_clients(assignment, num_examples=len(y_N))

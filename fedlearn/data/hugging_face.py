@@ -90,7 +90,7 @@ def _load(path: str) -> dict[str, Any]:
         ).load_split(TRAIN)
     except Exception as error:  # several libraries raise many kinds
         fix = "an internet connection and HF_HUB_OFFLINE=0, or a folder: scenario.path=hf:///my/folder"
-        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}\n  try       {fix}") from error
+        raise DataError(f"{path} cannot be read: {str(error).splitlines()[0]}\n  advice    {fix}") from error
     return {name: available[name] for name in (TRAIN, TEST) if name in available}
 
 
@@ -168,7 +168,7 @@ def _inputs(splits: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
         if not np.issubdtype(cells.dtype, np.number):
             fix = f"features=[...] without {name}"
             raise DataError(
-                f"column {name} holds no numbers\n  expected  numbers, or one column of images\n  try       {fix}"
+                f"column {name} holds no numbers\n  expected  numbers, or one column of images\n  advice    {fix}"
             )
     return np.concatenate([cells.reshape(len(cells), -1) for cells in columns.values()], axis=1)
 

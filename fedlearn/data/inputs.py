@@ -276,16 +276,16 @@ def model_inputs(x: np.ndarray, shape: tuple[int, ...], *, source: str = "the ar
         expected = " x ".join(map(str, shape)) or "one number"
         raise DataError(
             f"{source} has examples of shape {x.shape[1:]}\n  expected  {expected}, the input shape of the model\n"
-            "  try       a file with examples of this shape"
+            "  advice    a file with examples of this shape"
         )
     if x.dtype.kind not in "iufb":
-        raise DataError(f"{source} holds {x.dtype}\n  expected  numbers\n  try       an array of floats")
+        raise DataError(f"{source} holds {x.dtype}\n  expected  numbers\n  advice    an array of floats")
     bad_N = ~np.isfinite(x.reshape(len(x), -1)).all(axis=1)
     if bad_N.any():
         row = int(bad_N.argmax()) + 1
         raise DataError(
             f"{source} has a value that is missing or not finite in row {row}\n  expected  finite numbers\n"
-            f"  try       the file without row {row}"
+            f"  advice    the file without row {row}"
         )
     return x.reshape(len(x), *shape).astype(np.float32)
 

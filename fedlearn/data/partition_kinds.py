@@ -45,7 +45,7 @@ class Natural(Partition):
         """Raise `SettingError` if the number of clients differs from the number in the data."""
         fits = self.num_clients in (None, num_natural)
         expected = f"null or {num_natural}, the number of clients in the data"
-        fix = f"partition.num_clients={num_natural}   (or partition=iid)"
+        fix = f"partition.num_clients={num_natural}"
         require(fits, "partition.num_clients", self.num_clients, expected, fix)
 
 
@@ -77,7 +77,7 @@ class _WithAlpha(Partition):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_positive = self.alpha is None or (is_number(self.alpha, at_least=0) and self.alpha > 0)
-        require(is_positive, "alpha", self.alpha, "a number > 0", "alpha=0.5   (smaller is more skewed)")
+        require(is_positive, "alpha", self.alpha, "a number > 0; smaller is more skewed", "alpha=0.5")
 
     @property
     def concentration(self) -> float:

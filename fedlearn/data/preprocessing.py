@@ -140,7 +140,7 @@ class Preprocessing:
         except (WireError, ValueError, KeyError, TypeError, RecursionError) as error:
             fix = "the file of the run, and the version of fedlearn that wrote it"
             problem = f"{source} cannot be read: {str(error).splitlines()[0][:200] if str(error) else 'wrong content'}"
-            raise DataError(f"{problem}\n  try       {fix}") from error
+            raise DataError(f"{problem}\n  advice    {fix}") from error
 
     @property
     def digest(self) -> str:

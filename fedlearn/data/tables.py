@@ -119,7 +119,7 @@ def read_table(
     if not is_table(file):
         fix = "saving it as CSV or Parquet"
         raise DataError(
-            f"{file.name} is no table\n  expected  a name that ends in {', '.join(TABLE_SUFFIXES)}\n  try       {fix}"
+            f"{file.name} is no table\n  expected  a name that ends in {', '.join(TABLE_SUFFIXES)}\n  advice    {fix}"
         )
     table = (
         arrow_tables.read_parquet(file, ignored_columns)
@@ -223,7 +223,7 @@ def missing_column(table: Table, name: str, expected: Sequence[str], *, can_be_m
     hint = ", or --allow-missing, which counts its cells as missing" if can_be_missing else ""
     return DataError(
         f"{source} has no column {name}\n  expected  {', '.join(expected)}, in any order\n"
-        f"  try       adding the column{hint}"
+        f"  advice    adding the column{hint}"
     )
 
 
@@ -247,7 +247,7 @@ def table_from_columns(columns: Mapping[Any, Any], name: str = "the table") -> T
     lengths = {len(column_N) for column_N in cells.values()}
     if len(lengths) != 1 or lengths == {0}:
         fix = "one value per row and column"
-        raise DataError(f"{name} has no rows, or columns of different lengths\n  try       {fix}")
+        raise DataError(f"{name} has no rows, or columns of different lengths\n  advice    {fix}")
     return Table(cells, ((name, 1, lengths.pop()),))
 
 

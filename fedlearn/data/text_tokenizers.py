@@ -29,9 +29,9 @@ def read_lines(file: Path) -> list[str]:
         try:
             texts = [line for line in raw.read().decode("utf-8").split("\n") if line.strip()]
         except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8: {error}\n  try       a UTF-8 file with one text per line") from error
+            raise DataError(f"{file} is not UTF-8: {error}\n  advice    a UTF-8 file with one text per line") from error
     if not texts:
-        raise DataError(f"{file} contains no text\n  try       a UTF-8 file with one text per line")
+        raise DataError(f"{file} contains no text\n  advice    a UTF-8 file with one text per line")
     return texts
 
 

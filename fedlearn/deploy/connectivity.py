@@ -6,6 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
+from fedlearn.advice import label
 from fedlearn.errors import FedlearnError
 
 CONNECT_TIMEOUT_S = 15.0  # seconds to connect
@@ -29,7 +30,8 @@ def check_connection(address: str, root_certificate: Path, *, timeout_s: float =
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConnectionProblem(
-            f"--coordinator {address} is not an address\n  expected  host:port\n  try       localhost:8000"
+            f"--coordinator {address} is not an address\n  expected  host:port, or [IPv6]:port\n"
+            "  try       --coordinator localhost:8000"
         )
     host = host.strip("[]")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -48,19 +50,19 @@ CAUSES = (
     (
         "expired",
         "its certificate has expired",
-        "python -m fedlearn.deploy.keys renew FOLDER, then restart the coordinator",
+        "renew the certificate (python -m fedlearn.deploy.keys renew FOLDER), then restart the coordinator",
     ),
     ("not yet valid", "its certificate is not valid yet", "a correct clock on this machine"),
     (
         "mismatch",
         "its certificate is for other names",
-        "python -m fedlearn.deploy.keys renew FOLDER --host NAME with the name used here",
+        "renew the certificate for the name used here: python -m fedlearn.deploy.keys renew FOLDER --host NAME",
     ),
     ("certificate verify failed", "its certificate is signed by another authority", "the ca.crt of this federation"),
     ("wrong_version_number", "it does not speak TLS", "the port that the coordinator printed"),
     ("wrong version number", "it does not speak TLS", "the port that the coordinator printed"),
     ("record layer failure", "it does not speak TLS", "the port that the coordinator printed"),
-    ("refused", "no program listens there", "python -m fedlearn.deploy.coordinator, or another address"),
+    ("refused", "no program listens there", "start the coordinator, or use another address"),
     ("timed out", "it does not answer", "another address, or a firewall rule for this port"),
     ("name or service not known", "no such host exists", "another address"),
     ("disconnected", "it closed the connection", "again in a moment"),
@@ -72,7 +74,7 @@ def explain(address: str, error: Exception) -> str:
     text = f"{error} {error.__cause__ or ''}".lower()
     unknown = (str(error) or type(error).__name__, "")
     cause, fix = next(((cause, fix) for sign, cause, fix in CAUSES if sign in text), unknown)
-    return f"no connection to {address}: {cause}" + (f"\n  try       {fix}" if fix else "")
+    return f"no connection to {address}: {cause}" + (f"\n{label(fix)}" if fix else "")
 
 
 FINAL = ("certificate", "TLS", "not an address", "no such host", "cannot be read", "token", "does not know run")
@@ -92,8 +94,17 @@ def read_key_file(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
     except OSError as error:
-        fix = "--keys with a folder that python -m fedlearn.deploy.keys created"
-        raise ConnectionProblem(f"{path} cannot be read: {error.strerror}\n  try       {fix}") from error
+        fix = "choose a folder for --keys that python -m fedlearn.deploy.keys created"
+        raise ConnectionProblem(f"{path} cannot be read: {error.strerror}\n  advice    {fix}") from error
+
+
+def join_address(host: str, port: int) -> str:
+    """Return ``host:port``, with brackets around an IPv6 address.
+
+    >>> join_address("localhost", 8000), join_address("::1", 8000)
+    ('localhost:8000', '[::1]:8000')
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def free_port(host: str = "127.0.0.1") -> int:

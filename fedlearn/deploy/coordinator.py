@@ -6,6 +6,7 @@ the database. The SuperExec starts a process for each run. Both are restarted if
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.core.import_path import WORKING_FOLDER_ENV
-from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
+from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final, join_address
 from fedlearn.deploy.coordinator_side.admission import write_nodes
 from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient
 from fedlearn.deploy.coordinator_side.superlink import NODES_ENV, TOKEN_FILE_ENV
@@ -76,16 +77,18 @@ def serve(keys: Path, state: Path, runs: Path, *, host: str, port: int, builders
     except Timeout:
         expected = "a folder that no other coordinator uses"
         raise CoordinatorError(
-            f"--state {state} is in use by another coordinator\n  expected  {expected}\n  try       --state DIR"
+            f"--state {state} is in use by another coordinator\n  expected  {expected}\n"
+            "  try       --state coordinator-2"
         ) from None
     with lock:
-        port = port or free_port(host)
+        host = host.strip("[]")  # an IPv6 address may have brackets
+        port = port or _free_port(host)
         _refuse_if_taken(host, port)
         _serve(keys, state, runs, host, port, registry)
 
 
 def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: Registry) -> None:
-    local = f"{local_host_of(host)}:{port}"
+    local = join_address(local_host_of(host), port)
     env = flower_environment(state / "flower")
     env |= {RUNS_ENV: str(runs.resolve()), NODES_ENV: str((keys / ALLOWED).resolve()), STATE_ENV: str(state.resolve())}
     env |= {BUILDERS_ENV: json.dumps(registry.added), ALLOW_ENV: ",".join(registry.modules)}
@@ -105,7 +108,7 @@ def _serve(keys: Path, state: Path, runs: Path, host: str, port: int, registry: 
         runner = children.start(Child("the SuperExec", _superexec(keys, local), state / "superexec.log", env, cwd=runs))
         (state / ADDRESS_FILE).write_text(f"{local}\n", encoding="ascii")
         sys.stdout.write(
-            f"coordinator   https://{host}:{port}   (health: /health)\n"
+            f"coordinator   https://{join_address(host, port)}   (health: /health)\n"
             f"runs          {runs.resolve()}\nlogs          {state.resolve()}\nready\n"
         )
         sys.stdout.flush()
@@ -216,11 +219,21 @@ def _require_token_check(address: str, keys: Path) -> None:
 def _check_keys(keys: Path) -> None:
     expires = expiry(keys / CERTIFICATE)
     remaining_s = expires.timestamp() - time.time()
-    fix = "python -m fedlearn.deploy.keys renew FOLDER"
+    fix = "renew the certificate: python -m fedlearn.deploy.keys renew FOLDER"
     if remaining_s <= 0:
-        raise KeysError(f"the server certificate expired on {expires:%Y-%m-%d %H:%M} UTC\n  try       {fix}")
+        raise KeysError(f"the server certificate expired on {expires:%Y-%m-%d %H:%M} UTC\n  advice    {fix}")
     if remaining_s < 30 * 86400:
-        sys.stderr.write(f"the server certificate expires on {expires:%Y-%m-%d}\n  try       {fix}\n")
+        sys.stderr.write(f"the server certificate expires on {expires:%Y-%m-%d}\n  advice    {fix}\n")
+
+
+def _free_port(host: str) -> int:
+    try:
+        return free_port(host)
+    except OSError as error:
+        problem = f"--host {host} cannot be used: {error.strerror}"
+        raise CoordinatorError(
+            f"{problem}\n  expected  an address of this machine\n  try       --host 127.0.0.1"
+        ) from error
 
 
 def _refuse_if_taken(host: str, port: int) -> None:
@@ -230,8 +243,12 @@ def _refuse_if_taken(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except OSError as error:
-        fix = "--port 0, which takes a free port, or --host with an address of this machine"
-        raise CoordinatorError(f"{host}:{port} cannot be used: {error.strerror}\n  try       {fix}") from error
+        is_taken = error.errno == errno.EADDRINUSE
+        expected = "a free port; 0 takes a free port" if is_taken else "an address of this machine"
+        fix = "--port 0" if is_taken else "--host 127.0.0.1"
+        address = join_address(host, port)
+        message = f"{address} cannot be used: {error.strerror}\n  expected  {expected}\n  try       {fix}"
+        raise CoordinatorError(message) from error
 
 
 def local_host_of(host: str) -> str:

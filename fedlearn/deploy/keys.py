@@ -82,8 +82,8 @@ def create(folder: Path, hosts: Sequence[str], nodes: Sequence[str], *, days: in
         SettingError: A host, a name or the number of days is invalid.
     """
     if (folder / CA_KEY).exists():
-        fix = f"python -m fedlearn.deploy.keys add|renew|revoke {folder}, or another folder"
-        raise KeysError(f"{folder} already has an authority\n  expected  a folder without keys\n  try       {fix}")
+        fix = f"keys add, renew and revoke change this authority; or choose another folder than {folder}"
+        raise KeysError(f"{folder} already has an authority\n  expected  a folder without keys\n  advice    {fix}")
     _parse_nodes(nodes, {})
     _check_certificate_settings(hosts, days)
     key = ec.generate_private_key(ec.SECP384R1())
@@ -155,7 +155,7 @@ def add(folder: Path, nodes: Sequence[str]) -> None:
         public = [folder / "coordinator" / kind / f"{name}.pub" for kind in (ALLOWED, REVOKED)]
         for path in (folder / "nodes" / name, *public):
             if path.exists():
-                raise KeysError(f"{path} exists: a node of this name has or had a key\n  try       another name")
+                raise KeysError(f"{path} exists: a node of this name has or had a key\n  advice    another name")
         target = folder / "nodes" / name
         target.mkdir(parents=True, mode=0o700)
         key = ec.generate_private_key(ec.SECP384R1())
@@ -190,7 +190,8 @@ def bind(folder: Path, nodes: Sequence[str]) -> None:
         name, binding = parse_node(node)
         require(binding is not None, "nodes", node, "a name with client ids", f"{name}=0-2")
         if not (base / ALLOWED / f"{name}.pub").exists():
-            raise KeysError(f"{name} is not an admitted node\n  try       python -m fedlearn.deploy.keys add")
+            fix = f"admit the node first: python -m fedlearn.deploy.keys add FOLDER {name}"
+            raise KeysError(f"{name} is not an admitted node\n  advice    {fix}")
     write_bindings(base / BINDINGS, bindings)
     if base != folder:
         _write_identities(folder, _identities(folder), bindings)
@@ -230,8 +231,8 @@ def expiry(certificate: Path) -> datetime:
     try:
         return x509.load_pem_x509_certificate(_read(certificate)).not_valid_after_utc
     except ValueError as error:
-        fix = "python -m fedlearn.deploy.keys renew FOLDER"
-        raise KeysError(f"{certificate} is not a certificate: {error}\n  try       {fix}") from error
+        fix = "renew the certificate: python -m fedlearn.deploy.keys renew FOLDER"
+        raise KeysError(f"{certificate} is not a certificate: {error}\n  advice    {fix}") from error
 
 
 def hosts_of(certificate: x509.Certificate) -> list[str]:
@@ -325,16 +326,16 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        fix = "python -m fedlearn.deploy.keys create FOLDER --host NAME --nodes NAME ..."
-        raise KeysError(f"{path} cannot be read: {error.strerror}\n  try       {fix}") from error
+        fix = "create the keys: python -m fedlearn.deploy.keys create --help"
+        raise KeysError(f"{path} cannot be read: {error.strerror}\n  advice    {fix}") from error
 
 
 def _read_public(path: Path) -> bytes:
     try:
         key = formats.load_ssh_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
-        fix = "a key that python -m fedlearn.deploy.keys add created, or remove this file"
-        raise KeysError(f"{path} is not a public key: {error}\n  try       {fix}") from error
+        fix = "use a key that python -m fedlearn.deploy.keys add created"
+        raise KeysError(f"{path} is not a public key: {error}\n  advice    {fix}") from error
     return key.public_bytes(formats.Encoding.PEM, formats.PublicFormat.SubjectPublicKeyInfo)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fedlearn.advice import command
 from fedlearn.core.command_line import DONE, CommandParser, command_parser, run_command
 from fedlearn.deploy.connectivity import ConnectionProblem, check_connection, free_port, is_final
 from fedlearn.deploy.keys import CA, NODE_KEY
@@ -73,8 +74,8 @@ def serve(node: Node) -> None:
     """
     for name in (NODE_KEY, CA):
         if not (node.keys / name).is_file():
-            fix = "--keys with the folder keys/nodes/NAME that python -m fedlearn.deploy.keys created"
-            raise NodeError(f"--keys {node.keys} has no {name}\n  try       {fix}")
+            fix = "choose the folder keys/nodes/NAME that python -m fedlearn.deploy.keys created"
+            raise NodeError(f"--keys {node.keys} has no {name}\n  advice    {fix}")
     node.state.mkdir(parents=True, exist_ok=True)
     node.state.chmod(0o700)  # an earlier version may have created it for all users
     with Children() as children:
@@ -103,7 +104,7 @@ def serve(node: Node) -> None:
 def _refuse_if_not_admitted(messenger: Child, node: Node) -> None:
     if REJECTED_MESSAGE in messenger.read_output():
         fix = "keys/nodes/NAME of an admitted node: this key is revoked, or of another federation"
-        raise NodeError(f"{node.coordinator} does not admit the key of this node\n  try       {fix}")
+        raise NodeError(f"{node.coordinator} does not admit the key of this node\n  advice    {fix}")
 
 
 def is_serving(socket: Path, *, timeout_s: float = 1.0) -> bool:
@@ -203,7 +204,9 @@ def _client_states_folder(state: Path) -> Path:
     folder, old = state / CLIENT_STATES_FOLDER, state / OLD_CLIENT_STATES_FOLDER
     if old.exists() and not folder.exists():  # the old folder may have the ledger of this node's privacy budget
         expected = f"client states of this version in {folder}"
-        raise NodeError(f"{old} is of an earlier version\n  expected  {expected}\n  try       mv {old} {folder}")
+        raise NodeError(
+            f"{old} is of an earlier version\n  expected  {expected}\n  try       {command('mv', old, folder)}"
+        )
     return folder.resolve()
 
 

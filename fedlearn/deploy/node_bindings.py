@@ -68,7 +68,7 @@ def parse_node(text: str) -> tuple[str, NodeBinding | None]:
         binding = _binding({"clients": ids, "max_examples": int(limit or DEFAULT_MAX_EXAMPLES)})
     except ValueError as error:
         expected = f"NAME=IDS or NAME=IDS:MAX_EXAMPLES ({error})"
-        require(False, "--nodes", text, expected, f"--nodes {name}=0-2 or --nodes {name}=0-2:5000")
+        require(False, "--nodes", text, expected, f"--nodes {name}=0-2")
     return name, binding
 
 

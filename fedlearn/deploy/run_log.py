@@ -178,7 +178,7 @@ class Follower:
             control.stop(run_id)
             fix = "superexec.log in the coordinator's --state folder, which has the cause; the run is cancelled"
             raise RunStartTimeout(
-                f"{self.address} has not started the run within {START_TIMEOUT_S:.0f} s\n  try       {fix}"
+                f"{self.address} has not started the run within {START_TIMEOUT_S:.0f} s\n  advice    {fix}"
             )
 
     def _read_log(self, control: CoordinatorClient, run_id: int, lines: queue.Queue[Any]) -> None:

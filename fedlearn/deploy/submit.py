@@ -113,7 +113,7 @@ def compose_job(overrides: Sequence[str]) -> Job:
     args = parse_simulation_args(overrides if is_chosen else ["engine=grid", *overrides])
     (job,) = compose(args) if not args.multirun else [None]
     if job is None or job.is_sweep:
-        raise UsageError("-m starts several runs\n  expected  one run at a time\n  try       one submission per run")
+        raise UsageError("-m starts several runs\n  expected  one run at a time\n  advice    one submission per run")
     return job
 
 
@@ -129,7 +129,7 @@ def build_request(job: Job, registry: Registry) -> dict[str, Any]:
     if get_object(target) is not grid:  # the coordinator has no other engine
         name = target.rpartition(".")[2]
         fix = f"the same command without engine={name}"
-        raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  try       {fix}")
+        raise UsageError(f"engine={name} is for simulations\n  expected  engine=grid\n  advice    {fix}")
     build_callbacks(job.cfg)
     return {"settings": named, "folder": _folder(job), "chosen": job.chosen}
 

@@ -66,7 +66,7 @@ def serve(service: NodeService, socket: Path, *, group: str | None = None) -> gr
         server.start()
     except RuntimeError as error:
         raise FedlearnError(
-            f"--socket {socket} cannot be created: {error}\n  try       a path in a folder that this user can write"
+            f"--socket {socket} cannot be created: {error}\n  advice    a path in a folder that this user can write"
         ) from error
     finally:
         os.umask(previous_mask)
@@ -102,7 +102,7 @@ def _remove_old_socket(socket: Path) -> None:
         except grpc.FutureTimeoutError:
             socket.unlink()
             return
-    raise SettingError("--socket", socket, "a socket that no other trainer uses", "another path")
+    raise SettingError("--socket", socket, "a socket that no other trainer uses", "choose another path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

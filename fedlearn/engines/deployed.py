@@ -80,10 +80,11 @@ def grid(
         min_completed: see `DeployedEngine`.
 
     Raises:
-        SettingError: Always; the error has the command for a deployment.
+        SettingError: Always; the error names the command for a deployment.
     """
-    fix = "python -m fedlearn.deploy.submit ..."
-    raise SettingError("_target_", "grid", "serial, vector or ray in a simulation", fix)
+    expected = "serial, vector or ray in a simulation; fedlearn.deploy.submit starts a deployed run"
+    fix = "engine=vector"
+    raise SettingError("_target_", "grid", expected, fix)
 
 
 class DeployedEngine(BaseEngine):

@@ -138,5 +138,5 @@ def _masking_keys(membership: Membership, clients: Sequence[ClientId]) -> dict[C
     missing = [client for client in clients if not members[client].masking_key]
     if missing:
         fix = "masking.key and masking.pub of fedlearn.deploy.keys in the --keys folder of these nodes"
-        raise FederationError(f"the nodes of clients {missing} have no key for secure aggregation\n  try       {fix}")
+        raise FederationError(f"the nodes of clients {missing} have no key for secure aggregation\n  advice    {fix}")
     return {client: bytes.fromhex(members[client].masking_key) for client in clients}

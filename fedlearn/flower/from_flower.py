@@ -70,7 +70,7 @@ def from_flower(flower: FlowerStrategy) -> Strategy:
         "flower",
         type(flower).__name__,
         expected,
-        "flower=<the inner strategy>, and privacy as a stage of fedlearn",
+        "pass the inner strategy, and add privacy as a stage of fedlearn",
     )
     redirect_flower_log()
     identify_as_server()
@@ -134,7 +134,7 @@ class _FlowerAggregation:
                 raise CheckpointError(
                     f"a run with {kind} cannot be resumed: its attributes {', '.join(names)} are in no checkpoint\n"
                     "  expected  arrays, numbers, strings or records\n"
-                    "  try       a new run"
+                    "  advice    a new run"
                 )
             for name in names:
                 setattr(strategy, name, self.unsaved[name])

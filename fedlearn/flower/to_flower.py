@@ -69,7 +69,7 @@ def _refuse_client_work(strategy: Strategy) -> None:
         raise CompositionError(
             "the strategy changes local training, but a Flower ClientApp trains with its own code\n"
             "  expected  local=plain_training\n"
-            "  try       the same change in the ClientApp"
+            "  advice    the same change in the ClientApp"
         )
     if strategy.select.update is not None:
         raise CompositionError(
@@ -79,18 +79,18 @@ def _refuse_client_work(strategy: Strategy) -> None:
     if set(strategy.aggregate.reads) & {"metrics", "extra"}:
         raise CompositionError(
             f"the aggregation rule reads {', '.join(strategy.aggregate.reads)}, but a ClientApp does not send them\n"
-            "  try       a rule that reads updates and numbers of examples only"
+            "  advice    a rule that reads updates and numbers of examples only"
         )
     if strategy.privacy_guarantee is not None or any(stage.event is not None for stage in strategy.stages):
         raise CompositionError(
             "the strategy claims privacy, but a ClientApp does not enforce the bounds that the claim needs\n"
-            "  try       python -m fedlearn.deploy.submit, or differential privacy of Flower"
+            "  advice    use python -m fedlearn.deploy.submit, or differential privacy of Flower"
         )
     for number, stage in enumerate(strategy.stages):
         if stage.client != identity or stage.codec is not None:
             raise CompositionError(
                 f"stage {number} of the strategy has a client half, which a Flower ClientApp does not run\n"
-                "  try       a Flower mod in the ClientApp, e.g. flwr.clientapp.mod.fixedclipping_mod"
+                "  advice    a Flower mod in the ClientApp, e.g. flwr.clientapp.mod.fixedclipping_mod"
             )
 
 
@@ -193,7 +193,7 @@ class _FlowerAdapter(FedAvg):
                 raise FedlearnError(
                     f"{len(nodes)} nodes are connected after {self.timeout:g} s\n"
                     f"  expected  min_available_nodes={self.min_available_nodes} or more\n"
-                    f"  try       a larger timeout_s, or min_available_nodes={max(1, len(nodes))}"
+                    f"  advice    a larger timeout_s, or min_available_nodes={max(1, len(nodes))}"
                 )
             time.sleep(0.2)
         return nodes

@@ -306,10 +306,10 @@ def _read(path: Path) -> Sequence[tuple[Device, list[tuple[float, float]]]]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         fix = f"a CSV file with the columns {', '.join(COLUMNS)}, and optionally {', '.join(WINDOW)}"
         raise DataError(
-            f"the trace {path} cannot be read: {type(error).__name__}: {error}\n  try       {fix}"
+            f"the trace {path} cannot be read: {type(error).__name__}: {error}\n  advice    {fix}"
         ) from error
     if not devices:
-        raise DataError(f"the trace {path} has no rows\n  try       one row per device")
+        raise DataError(f"the trace {path} has no rows\n  advice    one row per device")
     return [(device, sorted(windows)) for _, (device, windows) in sorted(devices.items())]
 
 

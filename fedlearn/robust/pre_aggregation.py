@@ -39,7 +39,7 @@ def with_pre_aggregation(
     """
     needs_updates_only = not rule.aggregate.reads and not rule.local.evaluate_models and rule.root is None
     expected = "a strategy that uses updates only, because a mixture of updates has no client id and no loss"
-    fix = "strategy.rule._target_=strategies.krum   (strategy=flower works without mixing)"
+    fix = "strategy.rule._target_=strategies.krum"
     require(needs_updates_only, "strategy.rule", "one that needs more", expected, fix)
 
     def mix_and_aggregate(updates: Updates, state: State, context: Context) -> tuple[Array, State]:

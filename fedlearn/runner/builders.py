@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from fedlearn.advice import override
 from fedlearn.core.import_path import PACKAGES, require_not_shadowed, shadowing_folder
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
 from fedlearn.runner.conf_files import installed_options
@@ -72,7 +73,10 @@ def check_targets(plain: Any, setting: str, *, allow: Sequence[str] = (), num_ar
     targets = list(_targets(plain, setting))
     if not targets or targets[0][0] != setting:
         raise SettingError(
-            setting, plain, "a mapping whose _target_ is the name of a builder", f"+{setting}._target_=..."
+            setting,
+            plain,
+            "a mapping whose _target_ is the name of a builder",
+            f"name the builder in {setting}._target_",
         )
     for path, node in targets:
         name = node["_target_"]
@@ -129,7 +133,7 @@ def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], group
             prefix = f"{group}." if group else ""
             closest = did_you_mean(key, known)
             near = new_name(f"{prefix}{key}") or (closest and f"{prefix}{closest}")
-            fix = f"{near}={value}" if near else f"the command without {prefix}{key}"
+            fix = override(near, value) if near else f"remove {prefix}{key}"
             expected = f"one of {', '.join(known)}; there is no {key}" if known else f"no setting; there is no {key}"
             raise SettingError(f"{prefix}{key}", value, expected, fix)
 
@@ -148,7 +152,12 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _refuse_interpolations(node: Any, path: str) -> None:
     """Refuse a text that Hydra would resolve again during the construction, e.g. to a ``_target_`` without a check."""
     if isinstance(node, str) and "${" in node:
-        raise SettingError(path, node, "a value; its references are resolved once, before this check", f"{path}=VALUE")
+        raise SettingError(
+            path,
+            node,
+            "a value; its references are resolved once, before this check",
+            f"write the value of {path} itself",
+        )
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
         _refuse_interpolations(key, path)
@@ -162,24 +171,24 @@ def is_in_modules(name: Any, allow: Sequence[str]) -> bool:
 
 def _refused(setting: str, name: Any, home: Any, allow: Sequence[str]) -> SettingError:
     modules = f", or a builder from {', '.join(allow)}" if allow else ""
-    expected = f"an installed option or a part of a strategy{modules}"
+    expected = f"an installed option, a part of a strategy{modules or ', or a module that you trust'}"
     value = name if home in (name, None) else f"{name}   (from {home})"
     module = str(home).split(".")[0]
-    fix = f"'allow_targets=[{module}]'   (if you trust this module)"
+    fix = override("allow_targets", [module])
     if folder := shadowing_folder(str(name).partition(".")[0]):
         expected += f"; {folder} is not searched, because fedlearn has a package of this name"
-        fix = f"another name for {folder}"
+        fix = f"rename {folder}"
     elif module in (*PACKAGES, "flwr") or is_in_modules(home, allow):
-        fix = _close_builder(str(name)) or "the command without this setting"
+        fix = _close_builder(str(name), setting) or f"remove {setting}._target_"
     return SettingError(f"{setting}._target_", value, expected, fix)
 
 
-def _close_builder(name: str) -> str | None:
+def _close_builder(name: str, setting: str) -> str | None:
     options = (
         option for group in installed_options().values() for option in group.values() if isinstance(option, dict)
     )
     close = did_you_mean(name, [*(option["_target_"] for option in options), *sorted(STRATEGY_PARTS)])
-    return close and f"{close}   (a builder of the library)"
+    return close and override(f"{setting}._target_", close)
 
 
 def find_target(name: str, setting: str) -> Any:
@@ -221,7 +230,7 @@ def _not_found(name: str, setting: str, reason: str) -> SettingError:
     fix = "start from the folder that contains the module, and check the spelling"
     if folder := shadowing_folder(name.partition(".")[0]):
         reason = f"{reason}; {folder} is not searched, because fedlearn has a package of this name"
-        fix = f"another name for {folder}"
+        fix = f"rename {folder}"
     return SettingError(f"{setting}._target_", name, f"a name that Python can import ({reason})", fix)
 
 
@@ -243,5 +252,8 @@ def _check_parameters(
         return
     for name in (p.name for p in open_ if p.default is p.empty and p.name not in settings):
         raise SettingError(
-            f"{setting}.{name}", "missing", f"a value, which {node['_target_']} requires", f"+{setting}.{name}=..."
+            f"{setting}.{name}",
+            "missing",
+            f"a value, which {node['_target_']} requires",
+            f"add +{setting}.{name} with a value",
         )

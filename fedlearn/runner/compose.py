@@ -114,7 +114,10 @@ def _composer(args: Namespace) -> Iterator[Composer]:
     main, extra = args.config_path or str(CONF_DIR), args.config_dir
     for option, folder in (("--config-path", main), ("--config-dir", extra)):
         if folder and not Path(folder).is_dir():
-            raise UsageError(f"{option} {folder} is not a folder\n  try       a path relative to {os.getcwd()}")
+            expected = f"a path relative to {os.getcwd()}"
+            raise UsageError(
+                f"{option} {folder} is not a folder\n  expected  {expected}\n  advice    check the spelling"
+            )
     with composer(main, extra_folder=extra) as hydra:
         yield hydra
 

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlearn.advice import override
 from fedlearn.algorithm.strategy import RootDataset, Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.callbacks.early_stopping import EarlyStop
@@ -132,7 +133,7 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
     _refuse_impossible_poisoning(attack, plain["engine"], privacy)
     expected = "poisoning of data: poisoning of updates needs all updates of a round, but the strategy is asynchronous"
     forges = attack.forge is not None and strategy.asynchrony is not None
-    require(not forges, "poisoning", attack.kind, expected, "poisoning=label_flip, or strategy=fedavg")
+    require(not forges, "poisoning", attack.kind, expected, "poisoning=label_flip")
     compress = _of_kind(Stage, cfg, "compress", allow) if "compress" in plain else Stage()
     with_compression(strategy, compress)
     buffers = plain.get("buffers", "refuse")
@@ -156,7 +157,7 @@ def _refuse_old_names(plain: Mapping[str, Any]) -> None:
     """Refuse an old name, which has no effect. It can come from a file of the user or from a ``+`` override."""
     for key, value in plain.items():
         if new := new_name(key):
-            raise SettingError(key, value, f"no setting with this name: its name is {new}", f"{new}=...")
+            raise SettingError(key, value, f"no setting with this name: its name is {new}", override(new, value))
 
 
 def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
@@ -169,12 +170,11 @@ def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
             expected = f"{name}._target_ as well: only a {name} with _target_ has settings"
             raise SettingError(f"{name}.{setting}", typed, expected, f"{name}._target_=my_code.My{name.capitalize()}")
         if name in scenario and received != value:
-            raise SettingError(
-                f"scenario.{name}", received, f"no setting with this name: its name is {name}", f"{name}=..."
-            )
+            expected = f"no setting with this name: its name is {name}"
+            raise SettingError(f"scenario.{name}", received, expected, override(name, received))
         chosen = value["_target_"] if isinstance(value, Mapping) else value
         expected = f"null: scenario {scenario.get('_target_')} has no choice of {name}"
-        require(name in scenario or value is None, name, chosen, expected, f"the command without {name}=...")
+        require(name in scenario or value is None, name, chosen, expected, f"{name}=null")
 
 
 def _refuse_without_rounds(system: SystemModel, strategy: Strategy, privacy: Mechanism) -> None:
@@ -185,7 +185,7 @@ def _refuse_without_rounds(system: SystemModel, strategy: Strategy, privacy: Mec
     """
     is_asynchronous, is_private = strategy.asynchrony is not None, privacy.kind != "none"
     expected = "none: the privacy loss is accounted per round, and an asynchronous strategy has no rounds"
-    require(not (is_asynchronous and is_private), "privacy", privacy.kind, expected, "strategy=fedavg, or privacy=none")
+    require(not (is_asynchronous and is_private), "privacy", privacy.kind, expected, "strategy=fedavg")
     reason = "the privacy guarantee depends on the selected clients, not on the fastest clients"
     if is_asynchronous:
         reason = "an asynchronous strategy has strategy.buffer_size instead"
@@ -341,7 +341,7 @@ def _refuse_impossible_poisoning(attack: Poisoning, engine: Mapping[str, Any], p
     masked = privacy.kind in ("secagg", "distributed")
     expected = f"poisoning of data with privacy={privacy.kind}: poisoning of updates needs updates without masks"
     is_possible = not masked or attack.forge is None
-    require(is_possible, "poisoning", attack.kind, expected, "poisoning=label_flip, or privacy=none")
+    require(is_possible, "poisoning", attack.kind, expected, "poisoning=label_flip")
 
 
 def _with_disclosure(strategy: Strategy, scenario: Scenario) -> Strategy:
@@ -438,7 +438,7 @@ def _explained(error: BaseException, setting: str, node: Any) -> FedlearnError:
     if isinstance(error, SettingError):
         is_top_level = setting_path(setting, error.setting) == error.setting or _is_shared(node, error.setting)
         prefixed = error.setting.startswith(f"{setting}.") or is_top_level
-        return error if prefixed else error.with_prefix(setting)
+        return error if prefixed else error.with_prefix(setting, _names_in_group(node))
     if isinstance(error, FedlearnError):
         return error
     return BuildError(f"{setting} cannot be built: {type(error).__name__}: {error}")
@@ -448,6 +448,12 @@ def _is_shared(node: Any, key: str) -> bool:
     """Return whether the group takes this setting from the top level, e.g. ``seed: ${seed}``."""
     raw = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node
     return isinstance(raw, dict) and raw.get(key) == f"${{{key}}}"
+
+
+def _names_in_group(node: Any) -> list[str]:
+    """Return the names of the settings that the group does not take from the top level."""
+    keys = node if isinstance(node, Mapping | DictConfig) else ()
+    return [str(key) for key in keys if not _is_shared(node, str(key))]
 
 
 def _of_kind(kind: type[Any], cfg: DictConfig, group: str, allow: Sequence[str], parts: Parts = NO_PARTS) -> Any:
@@ -464,7 +470,7 @@ def _record(kind: type[Any], settings: Mapping[str, Any], group: str) -> Any:
     try:
         return kind(**settings)
     except SettingError as error:
-        raise (error.with_prefix(group) if group else error) from None
+        raise (error.with_prefix(group, settings) if group else error) from None
 
 
 def check_early_stop(cfg: DictConfig, task: Task) -> None:
@@ -504,7 +510,7 @@ def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
     modules = plain.get("allow_targets") or []
     ok = isinstance(modules, list) and all(isinstance(m, str) and re.fullmatch(r"\w+(\.\w+)*\.?", m) for m in modules)
     example = modules if isinstance(modules, str) and re.fullmatch(r"\w+(\.\w+)*", modules) else "my_strategies"
-    require(ok, "allow_targets", modules, "a list of modules", f"'allow_targets=[{example}]'")
+    require(ok, "allow_targets", modules, "a list of modules", override("allow_targets", [example]))
     refuse_packages(modules)
     return tuple(dict.fromkeys([*(module.rstrip(".") for module in modules), *allowed_by_environment()]))
 
@@ -513,7 +519,7 @@ def _group(cfg: Mapping[str, Any] | DictConfig, name: str) -> Any:
     group = cfg.get(name)
     if not isinstance(group, Mapping | DictConfig):
         raise SettingError(
-            name, group, f"a group of settings with the name {name}", "conf/config.yaml, which has all groups"
+            name, group, f"a group of settings with the name {name}", "use the groups of conf/config.yaml"
         )
     return group
 

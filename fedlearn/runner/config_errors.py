@@ -10,6 +10,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fedlearn.advice import shell_word
 from fedlearn.errors import did_you_mean
 from fedlearn.runner.compat import Composer
 from fedlearn.runner.renames import new_name
@@ -42,11 +43,13 @@ def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[
     several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]+)=([^']+)'", str(error))
     if several:
         key, value = several.groups()
-        fix = f"-m {key}={value}   (a sweep), or '{key}=[{value}]'   (a list)"
-        return f"{key}={value} names several values\n  expected  one value\n  try       {fix}"
+        expected = "one value; a list in brackets; or -m for a sweep over these values"
+        return (
+            f"{key}={value} names several values\n  expected  {expected}\n  try       -m {shell_word(f'{key}={value}')}"
+        )
     if "callbacks=null" in overrides:
-        expected = "a list of option files, which are added to the default callbacks"
-        fix = "callbacks.console=null   (removes one callback)"
+        expected = "a list of option files, which are added to the default callbacks; null removes one callback"
+        fix = "callbacks.console=null"
         return f"callbacks is null\n  expected  {expected}\n  try       {fix}"
     first = next((line for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()), repr(error))
     return f"the configuration cannot be composed\n  because   {first.strip()}{_place(error)}"
@@ -61,8 +64,9 @@ def _no_such_option(missing: str, hydra: Composer, overrides: Sequence[str]) -> 
     """Return the message for an option without a file. The option may be an element of a list."""
     group, _, option = missing.rpartition("/")
     if not group:
-        fix = "--config-name with the name of a file, without .yaml"
-        return f"there is no configuration called {option or 'config'}\n  try       {fix}"
+        expected = "--config-name with the name of a file, without .yaml"
+        problem = f"there is no configuration called {option or 'config'}"
+        return f"{problem}\n  expected  {expected}\n  try       --config-name config"
     known = sorted(set(hydra.options(group)) - ({"default"} if group == "callbacks" else set()))
     typed = next((override for override in overrides if _names_option(override, group, option)), None)
     lines = [f"{typed or f'{group}={option}'} is not known" + ("" if typed else "   (it is selected in a file)")]

@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.advice import override
 from fedlearn.core.import_path import PACKAGES
 from fedlearn.errors import SettingError, require
 from fedlearn.runner.compat import HYDRA_PLUGINS
@@ -46,8 +47,10 @@ def require_consent(modules: Sequence[str]) -> None:
     """
     for module in modules:
         if not (module in allowed_by_environment() or _is_in_working_folder(module.partition(".")[0])):
-            expected = "a module of the working folder, because this list is in a file, not on the command line"
-            fix = f"'allow_targets=[{module}]' on the command line, or {ALLOW_ENV}={module}   (if you trust it)"
+            expected = (
+                "a module of the working folder, because this list is in a file; you may allow it on the command line"
+            )
+            fix = override("allow_targets", [module])
             raise SettingError("allow_targets", module, expected, fix)
 
 
@@ -60,7 +63,7 @@ def refuse_packages(modules: Sequence[str]) -> None:
     for module in modules:
         is_own = module.partition(".")[0] not in PACKAGES
         expected = "your own modules; of fedlearn, settings may name the installed options and parts of a strategy"
-        require(is_own, "allow_targets", module, expected, "'allow_targets=[my_code]'")
+        require(is_own, "allow_targets", module, expected, override("allow_targets", ["my_code"]))
 
 
 def refuse_code_for_hydra(hydra: Any) -> None:
@@ -77,12 +80,12 @@ def refuse_code_for_hydra(hydra: Any) -> None:
     """
     variables = ((hydra or {}).get("job") or {}).get("env_set")
     expected = "nothing, because a configuration file must not change the environment of the command"
-    require(not variables, "hydra.job.env_set", variables, expected, "environment variables before the command")
+    require(not variables, "hydra.job.env_set", variables, expected, "set environment variables before the command")
     for path, key, value in _entries(hydra, "hydra"):
         accepted = ACCEPTED_IN_HYDRA.get(key)
         is_code = key == "()" or (accepted is not None and not str(value).startswith(accepted))
         expected = "code of Hydra or of Python's logging, because a configuration file must not run other code"
-        require(not is_code, path, value, expected, f"the command without {path}")
+        require(not is_code, path, value, expected, f"remove {path}")
 
 
 def _entries(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:

@@ -45,10 +45,8 @@ def require_in_process(engine: Mapping[str, Any], setting: str, value: object, r
         return
     expected = f"no value with this engine: {reason}, but {name} does not state in_process=True"
     is_builtin = name.startswith("fedlearn.")
-    alternative = (
-        "" if is_builtin else "; or @engine_builder(in_process=True) above a builder that trains in this process"
-    )
-    raise SettingError(setting, value, expected, fix + alternative)
+    expected += "" if is_builtin else "; @engine_builder(in_process=True) states it"
+    raise SettingError(setting, value, expected, fix)
 
 
 def refuse_coordinator_engine(engine: Mapping[str, Any]) -> None:
@@ -58,7 +56,7 @@ def refuse_coordinator_engine(engine: Mapping[str, Any]) -> None:
         SettingError: the builder states ``needs_coordinator``.
     """
     if engine_capabilities(engine).needs_coordinator:
-        name, fix = engine["_target_"].rpartition(".")[2], "engine=vector, or python -m fedlearn.deploy.submit ..."
+        name, fix = engine["_target_"].rpartition(".")[2], "engine=vector"
         raise SettingError("engine", name, "an engine for simulations; this engine needs a coordinator", fix)
 
 

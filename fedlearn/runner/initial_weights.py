@@ -37,7 +37,7 @@ def require_source(init: str | None) -> None:
     path = Path(init)
     is_source = (path / CONFIG_FILE).is_file() if path.is_dir() else path.is_file() and path.suffix == ".safetensors"
     if not is_source:
-        fix = "init=outputs/heart/fedavg/...   (the folder that a run prints as saved)"
+        fix = "init=null"
         raise SettingError("init", init, EXPECTED, fix)
 
 
@@ -80,8 +80,8 @@ def _from_run(folder: Path, layout: Layout) -> np.ndarray:
     try:
         state, _, _ = checkpoint.load_latest(folder / CHECKPOINT_FOLDER, layout)
     except CheckpointError as error:
-        expected = "a run with a complete checkpoint of this model"
-        raise SettingError("init", str(folder), expected, "init=null, or the scenario and model of that run") from error
+        expected = "a run with a complete checkpoint of the same scenario and model"
+        raise SettingError("init", str(folder), expected, "init=null") from error
     return as_numpy(state.params_D)
 
 
@@ -95,7 +95,7 @@ def _from_file(path: Path, layout: Layout) -> np.ndarray:
     for name in [*shapes, *in_file]:
         if shapes.get(name) != in_file.get(name):
             shape, expected = in_file.get(name, "nothing"), shapes.get(name, "nothing")
-            fix = "the model of that file: model=..., or init=null"
+            fix = "init=null"
             raise SettingError(
                 "init", f"{path} with {shape} for {name}", f"{expected}, as in the model of the run", fix
             )

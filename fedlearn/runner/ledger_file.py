@@ -42,7 +42,7 @@ class LedgerFile:
             write_private_json(self.path, ledger.to_json())
         except OSError as error:
             raise CheckpointError(
-                f"{self.path} cannot be written: {error.strerror}\n  try       free disk space, then resume the run"
+                f"{self.path} cannot be written: {error.strerror}\n  advice    free disk space, then resume the run"
             ) from error
 
     def restore(self, state: ServerState) -> ServerState:
@@ -60,5 +60,5 @@ class LedgerFile:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{self.path} cannot be read, so the privacy loss of the run is unknown: {error}\n"
-                "  try       a backup of this file, or a new run"
+                "  advice    a backup of this file, or a new run"
             ) from error

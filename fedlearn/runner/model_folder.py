@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.advice import command
 from fedlearn.callbacks.checkpoints import MODEL_FOLDER
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.layout import Layout, Leaf
@@ -176,14 +177,14 @@ def _readable(folder: Path) -> Iterator[Mapping[str, Any]]:
     except FileNotFoundError:
         if not (folder / CONFIG_FILE).exists():
             fix = "the folder that a run prints as saved, e.g. outputs/heart/fedavg/..."
-            raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG_FILE}\n  try       {fix}") from None
-        fix = f"python -m simulations.resume {folder}   (it writes this file)"
+            raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG_FILE}\n  advice    {fix}") from None
+        fix = command("python -m simulations.resume", folder)
         raise RunFolderError(f"{path} does not exist\n  expected  a run that started\n  try       {fix}") from None
     except SettingError:
         raise
     except (OSError, ValueError, WireError, KeyError, TypeError, AttributeError) as error:
         fix = "the file of the run, and the version of fedlearn that wrote it"
-        raise RunFolderError(f"{path} cannot be read: {error}\n  try       {fix}") from error
+        raise RunFolderError(f"{path} cannot be read: {error}\n  advice    {fix}") from error
 
 
 def read_preprocessing(folder: Path, task: Task | None = None) -> Preprocessing | None:

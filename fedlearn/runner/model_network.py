@@ -76,7 +76,7 @@ def require_same_layout(trainer: Trainer, description: ModelDescription, folder:
     """
     if trainer.layout.digest != description.layout.digest:
         fix = "the version of fedlearn that trained it, or the earlier code of the model"
-        raise FedlearnError(f"the network of {folder} has other parameters than the trained model\n  try       {fix}")
+        raise FedlearnError(f"the network of {folder} has other parameters than the trained model\n  advice    {fix}")
 
 
 def _from_description(
@@ -102,7 +102,7 @@ def _from_description(
         if isinstance(error, FedlearnError):
             raise
         fix = "the version of fedlearn that wrote model/model.json"
-        raise FedlearnError(f"the network cannot be built: {error}\n  try       {fix}") from error
+        raise FedlearnError(f"the network cannot be built: {error}\n  advice    {fix}") from error
     return trainer
 
 
@@ -116,8 +116,8 @@ def _find_builder(name: str, allow_targets: Sequence[str]) -> Callable[..., Any]
     def is_allowed(place: str) -> bool:
         return any(place == module or place.startswith(f"{module}.") for module in allow_targets)
 
-    expected = "a builder of networks of the library, or one in an allowed module"
-    fix = f"allow_targets=[{name.partition('.')[0]!r}]   (if you trust this module)"
+    expected = "a builder of networks of the library, or one in an allowed module, which you trust"
+    fix = f"allow_targets=[{name.partition('.')[0]!r}]"
     is_library = name in NETWORK_BUILDERS
     require(is_library or is_allowed(name), "network.builder", name, expected, fix)
     builder: Callable[..., Any] = find_target(name, "network")
@@ -139,7 +139,7 @@ def _from_scenario(folder: Path, framework: str | None, allow_targets: Sequence[
     except DataError as error:
         fix = "the machine with the data, or Scenario(network=..., preprocessing=...) in the scenario"
         problem = f"the scenario of {folder} does not describe its network, so its data are needed"
-        raise FedlearnError(f"{problem}: {str(error).splitlines()[0]}\n  try       {fix}") from error
+        raise FedlearnError(f"{problem}: {str(error).splitlines()[0]}\n  advice    {fix}") from error
     data = scenario.data
     x = next(x for x in (data.train(client).x for client in data.clients) if len(x))
     return BuiltNetwork(trainer=scenario.trainer, input_shape=x.shape[1:])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fedlearn.advice import label, option
 from fedlearn.algorithm.strategy import with_buffer_policy
 from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER, MODEL_FOLDER, PARAMETERS_FILE
 from fedlearn.callbacks.run_history import best_metrics, read_history
@@ -77,7 +78,7 @@ def _from_model_folder(folder: Path, layout: Layout) -> ModelParameters:
         return ModelParameters(params_D=layout.pack(tensors), round=round)
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         fix = "the complete run folder, with its checkpoints"
-        raise CheckpointError(f"{folder} has no trained model: {error}\n  try       {fix}") from error
+        raise CheckpointError(f"{folder} has no trained model: {error}\n  advice    {fix}") from error
 
 
 def _select(folder: Path, name: str, description: ModelDescription) -> tuple[ServerState, Mapping[ClientId, State]]:
@@ -109,7 +110,7 @@ def _choose_client(
     """Return the id of the client; None for the global model."""
     if not description.is_personalised:
         expected = "none, because all clients of this run share one model"
-        require(client is None, "client", client, expected, "the command without --client")
+        require(client is None, "client", client, expected, "remove --client")
         return None
     names = description.client_names
     trained = [number for number in names if number in client_states]
@@ -122,12 +123,12 @@ def _choose_client(
     if not trained:
         problem = f"the personal models of {folder} are at the clients"
         fix = f"--client {GLOBAL}" if has_global else "the machine of a client, or a strategy without personal models"
-        raise FedlearnError(f"{problem}\n  expected  a run whose checkpoints have personal models\n  try       {fix}")
+        raise FedlearnError(f"{problem}\n  expected  a run whose checkpoints have personal models\n{label(fix)}")
     shown = ", ".join(names[number] for number in trained[:MAX_SHOWN])
     more = f" and {len(trained) - MAX_SHOWN} more" if len(trained) > MAX_SHOWN else ""
     or_global = f", or {GLOBAL} for the global model" if has_global else ""
     expected = f"a client with a personal model: {shown}{more}{or_global}"
-    raise SettingError("client", client, expected, f"--client {names[trained[0]]!r}".replace("'", '"'))
+    raise SettingError("client", client, expected, option("--client", names[trained[0]]))
 
 
 def _personal_parameters(folder: Path, layout: Layout, state: ServerState, client_state: State) -> np.ndarray:

@@ -78,7 +78,7 @@ def describe_type(hint: Any) -> str:
 def refusal(setting: str, value: Any, expected: str) -> SettingError:
     """Return the error for a refused value, which quotes the start of the value only."""
     name = plain_line(setting)
-    return SettingError(name, shortened(value), expected, f"{name[:60]}=VALUE")
+    return SettingError(name, shortened(value), expected, f"change {name[:60]}")
 
 
 def shortened(value: Any) -> str:

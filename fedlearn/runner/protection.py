@@ -42,7 +42,7 @@ def protect_strategy(
     protected, local = mechanism.protect(strategy, local, population)
     keeps_rule = strategy.aggregate.rule is None or protected.aggregate.rule is not None
     expected = "a mechanism that keeps the aggregation rule of the strategy, but it replaces the rule by a mean"
-    require(keeps_rule, "privacy", mechanism.kind, expected, "strategy=fedavg, or privacy=none")
+    require(keeps_rule, "privacy", mechanism.kind, expected, "strategy=fedavg")
     is_supported = local.example_dp is None or trainer.supports_dp_sgd
     expected = "another mechanism than example: the trainer of this scenario has no DP-SGD"
     require(is_supported, "privacy", mechanism.kind, expected, "privacy=central")
@@ -51,5 +51,5 @@ def protect_strategy(
     adaptive = protected.privacy_guarantee is not None and protected.privacy_guarantee.clip == "adaptive"
     expected = "none with privacy.clip=adaptive: its clipping bit is part of the update and must not be compressed"
     is_possible = compress is None or compress.codec is None or not adaptive
-    require(is_possible, "compress", "a codec", expected, "privacy.clip=fixed, or compress=none")
+    require(is_possible, "compress", "a codec", expected, "compress=none")
     return (with_compression(protected, compress) if compress else protected), local

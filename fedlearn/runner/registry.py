@@ -164,10 +164,16 @@ class Registry:
     def _require_new(self, group: str, name: Any, target: Any) -> None:
         setting = f"builders.{group}.{shortened(name)}"
         is_name = isinstance(name, str) and re.fullmatch(r"[A-Za-z]\w{0,99}", name, re.ASCII) is not None
-        require(is_name, setting, shortened(target), "a name of letters, digits and _", f"builders.{group}.mine")
+        require(is_name, setting, shortened(target), "a name of letters, digits and _", f"mine: {shortened(target)}")
         is_dotted = isinstance(target, str) and re.fullmatch(r"\w+(\.\w+)+", target) is not None
         require(is_dotted, setting, shortened(target), "a dotted name, module and builder", f"{name}: my_code.{name}")
-        require(name not in self.builders[group], setting, target, "a name that no installed option has", "my_" + name)
+        require(
+            name not in self.builders[group],
+            setting,
+            target,
+            "a name that no installed option has",
+            f"my_{name}: {target}",
+        )
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.advice import label
 from fedlearn.callbacks.checkpoints import CHECKPOINT_FOLDER
 from fedlearn.callbacks.run_history import truncate_history
 from fedlearn.core import checkpoint
@@ -112,7 +113,7 @@ def _refusal(cfg: DictConfig, override: str, key: str) -> str:
     if OmegaConf.select(cfg, key) is not None:
         return (
             f"{override} cannot change in a resumed run, because the completed rounds had another value\n{expected}\n"
-            f"  try       python -m simulations.run ... {override}   (a new run)"
+            f"  advice    start a new run with {override}"
         )
     near = did_you_mean(key, [*CHANGEABLE_SETTINGS, *callbacks])
     return f"{override} is not a setting" + (f"\n  did you mean {near}?" if near else "") + f"\n{expected}"
@@ -141,13 +142,15 @@ def _reason_complete(
     changed = any(text.lstrip("+~").startswith(("early_stop.", "callbacks.")) for text in overrides)
     if summary.get("status") == "early_stopped" and not changed:  # changed callbacks decide at their start
         has_metric = OmegaConf.select(cfg, "early_stop.metric") is not None
-        fix = "early_stop.metric=null, or a larger early_stop.patience" if has_metric else "callbacks.NAME=null"
-        return f"{summary['reason']}\n  try       {fix}"
+        fix = (
+            "early_stop.metric=null" if has_metric else "remove the callback that stopped the run: callbacks.NAME=null"
+        )
+        return f"{summary['reason']}\n{label(fix)}"
     guarantee = experiment.plan.strategy.privacy_guarantee
     if summary.get("status") == "budget_exhausted" and guarantee and guarantee.max_epsilon == _budget(summary):
-        return f"{summary['reason']}\n  try       a new run with more noise, or a larger privacy.epsilon"
+        return f"{summary['reason']}\n  advice    a new run with more noise, or a larger privacy.epsilon"
     if state.round >= experiment.plan.schedule.rounds and summary.get("status") == "done":
-        return f"all {state.round} rounds are done\n  try       rounds={2 * state.round}   (more rounds)"
+        return f"all {state.round} rounds are done\n  try       rounds={2 * state.round}"
     return None
 
 

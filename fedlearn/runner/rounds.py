@@ -199,7 +199,7 @@ def _is_write_error(error: Exception) -> bool:
 def _write_error(error: CallbackError, run: RunInfo) -> RunFolderWriteError:
     assert isinstance(error.__cause__, OSError)
     fix = f"free disk space, then {run.resume_command}"
-    return RunFolderWriteError(f"{run.folder} can no longer be written: {error.__cause__.strerror}\n  try       {fix}")
+    return RunFolderWriteError(f"{run.folder} can no longer be written: {error.__cause__.strerror}\n  advice    {fix}")
 
 
 def _log_failures(round: Round, run: RunInfo) -> None:

@@ -69,7 +69,7 @@ def read_run_config(folder: Path) -> DictConfig:
         settings: Any = OmegaConf.load(folder / CONFIG_FILE)
     except FileNotFoundError:
         fix = "the folder that a run prints as saved, e.g. outputs/heart/fedavg/..."
-        raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG_FILE}\n  try       {fix}") from None
+        raise RunFolderError(f"{folder} is not a run folder: it has no {CONFIG_FILE}\n  advice    {fix}") from None
     except (OSError, YAMLError) as error:
         raise RunFolderError(f"{folder / CONFIG_FILE} cannot be read: {error}") from error
     if not isinstance(settings, DictConfig) or "strategy" not in settings:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedlearn.advice import command
 from fedlearn.callbacks.checkpoints import MODEL_FOLDER
 from fedlearn.errors import FedlearnError
 
@@ -75,13 +76,13 @@ def reserve_run_folder(folder: Path, *, chosen: bool) -> RunFolderLock:
                 return RunFolderLock(folder, missing)
         except FileExistsError:
             if not folder.is_dir():
-                raise RunFolderError(f"{folder} is a file\n  try       hydra.run.dir=DIR") from None
+                raise RunFolderError(f"{folder} is a file\n  try       hydra.run.dir=outputs/run") from None
         except OSError as error:
             RunFolderLock(folder, missing).discard()
-            fix = "hydra.run.dir=DIR, a folder that you may write to"
+            fix = "hydra.run.dir=outputs/run"
             raise RunFolderError(f"{folder} cannot be written: {error.strerror}\n  try       {fix}") from error
         if chosen:
-            fix = f"python -m simulations.resume {folder}   (or another hydra.run.dir)"
+            fix = command("python -m simulations.resume", folder)
             raise RunFolderError(f"{folder} already holds a run\n  try       {fix}")
         folder = _numbered(first_choice, number)
     raise AssertionError("count() ends")
@@ -104,10 +105,10 @@ def reserve_sweep_folder(folder: Path, *, chosen: bool) -> Path:
             return candidate
         except FileExistsError:
             if chosen:
-                raise RunFolderError(f"{folder} is a file\n  try       hydra.sweep.dir=DIR") from None
+                raise RunFolderError(f"{folder} is a file\n  try       hydra.sweep.dir=multirun/sweep") from None
         except OSError as error:
             raise RunFolderError(
-                f"{folder} cannot be created: {error.strerror}\n  try       hydra.sweep.dir=DIR"
+                f"{folder} cannot be created: {error.strerror}\n  try       hydra.sweep.dir=multirun/sweep"
             ) from error
     raise AssertionError("count() ends")
 
@@ -132,7 +133,7 @@ def locked_run_folder(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         fix = "again after the end of that run"
-        raise RunFolderError(f"{folder} is in use by a run in progress\n  try       {fix}") from None
+        raise RunFolderError(f"{folder} is in use by a run in progress\n  advice    {fix}") from None
     root, handler = logging.getLogger(), logging.FileHandler(folder / LOG_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before, level = root.handlers[:], root.level

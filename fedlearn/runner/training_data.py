@@ -38,7 +38,7 @@ def require_same_data(folder: Path, scenario: Scenario) -> None:
     shown = ", ".join(changed[:MAX_SHOWN]) + more
     raise DataError(
         f"the training data of {folder} have changed: {shown}\n"
-        "  expected  the data at the start of the run\n  try       the earlier data, or a new run"
+        "  expected  the data at the start of the run\n  advice    the earlier data, or a new run"
     )
 
 

@@ -103,7 +103,7 @@ def _check_resume(create: Callable[[], Callback], rounds: Sequence[Round], start
                 break
             reason, number = _call(resumed, "on_round", where, round), round.number
         expected = f"{where}, the run must end after round {last_round}, as without a stop; it ended after {number}"
-        assert number == last_round, f"{expected}\n  try       read run.history in on_start"
+        assert number == last_round, f"{expected}\n  advice    read run.history in on_start"
         _end(resumed, run, rounds[:number], "early_stopped" if reason else "done", reason or "")
         _call(killed, "close", "of a killed run")
 

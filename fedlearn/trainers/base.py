@@ -205,7 +205,7 @@ class BaseTrainer:
         require(not changed, "strategy", "one that adjusts logits", expected, "strategy=fedavg")
         buffers = ", ".join(self.layout.buffers[:2])
         expected = f"a model without buffers, because {name} does not train them"
-        require(not buffers, "model", f"one with buffers ({buffers})", expected, "a model with group norm")
+        require(not buffers, "model", f"one with buffers ({buffers})", expected, "model=mlp")
 
 
 def require_plain_training(rule: LocalRule, request: Request) -> None:
@@ -279,7 +279,7 @@ def require_features(has_features: bool) -> None:
         SettingError: ``has_features`` is False.
     """
     expected = "a model that ends in one affine map (torch.nn.Linear, flax.linen.Dense) of features that it learns"
-    require(has_features, "strategy", "one that compares features", expected, "model=mlp, or strategy=fedprox")
+    require(has_features, "strategy", "one that compares features", expected, "strategy=fedprox")
 
 
 def available_cores() -> int:
@@ -357,4 +357,4 @@ def refuse_dp_sgd_with_buffers(layout: Layout, local: LocalSettings) -> None:
     names = ", ".join(layout.buffers[:2])
     expected = f"another setting, or a model with group norm: the statistics ({names}) mix the examples of a batch"
     ok = local.example_dp is None or not layout.buffers
-    require(ok, "privacy", "example", expected, "privacy=central with buffers=local, or model=gn_cnn")
+    require(ok, "privacy", "example", expected, "privacy=central buffers=local")

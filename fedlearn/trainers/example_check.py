@@ -124,4 +124,4 @@ def refuse(reason: str) -> SettingError:
         reason: part of the model and its fault, e.g. ``norm (BatchNorm1d) mixes the examples of a batch``.
     """
     expected = f"another setting, or a model that treats each example alone: {reason}"
-    return SettingError("privacy", "example", expected, "privacy=central, or a model with group norm or layer norm")
+    return SettingError("privacy", "example", expected, "privacy=central")

@@ -46,7 +46,7 @@ class MixedTrainer:
             if trainer.layout != self.layout:
                 raise FedlearnError(
                     f"the models in {trainers[0].framework} and {trainer.framework} have different layouts\n"
-                    "  try       the same model in both frameworks"
+                    "  advice    the same model in both frameworks"
                 )
 
     def init(self, seed: int) -> np.ndarray:

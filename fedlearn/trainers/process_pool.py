@@ -225,7 +225,7 @@ def _receive(pipe: Connection) -> Updates:
     except EOFError as error:
         raise RuntimeError(
             "a process of the pool died during training, perhaps because memory ran out\n"
-            "  try       fewer processes, or batching=map"
+            "  advice    fewer processes, or batching=map"
         ) from error
     if isinstance(result, Exception):
         raise result

@@ -170,7 +170,7 @@ def _compose(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bo
     if args.multirun:
         raise UsageError(
             f"-m is not possible with simulations.{name}\n"
-            "  expected  one value per setting\n  try       several commands, one after another"
+            "  expected  one value per setting\n  advice    several commands, one after another"
         )
     typed = {override.lstrip("+").partition("=")[0] for override in args.overrides}
     presets = [] if args.config_path else [override for override in preset if _applies(override, typed)]

@@ -133,7 +133,7 @@ class _Release:
 def _draw(analysis: AnalysisRun, plan: Plan, scenario: Scenario) -> Canaries:
     count, size = int(analysis.settings["canaries"]), scenario.trainer.layout.num_parameters
     expected = f"at most {size}, the number of parameters of the model: each canary needs one"
-    require(count <= size, "audit.canaries", count, expected, f"model=mlp, or audit.canaries={size}")
+    require(count <= size, "audit.canaries", count, expected, f"audit.canaries={size}")
     population = Population(clients=range(count), rounds=plan.schedule.rounds)
     guarantee = plan.privacy.protect(plan.strategy, plan.local, population)[0].privacy_guarantee
     is_replacement = guarantee is not None and guarantee.neighbors is Neighbors.REPLACE

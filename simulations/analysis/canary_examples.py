@@ -277,5 +277,5 @@ def _charge(guarantee: PrivacyGuarantee, canaries: CanaryClients, rounds: int, l
 def _failed(reason: str) -> FedlearnError:
     return FedlearnError(
         f"a client of the audit failed: {reason}\n  expected  an update of each client\n"
-        "  try       check_trainer of fedlearn.testing, which names the fault of a trainer"
+        "  advice    check_trainer of fedlearn.testing, which names the fault of a trainer"
     )

@@ -101,7 +101,7 @@ def read_curves(folders: Sequence[Path], metric: str | None = None) -> tuple[dic
         where = ", ".join(map(str, folders))
         raise DataError(
             f"{where} has no evaluated run\n  expected  folders of runs\n"
-            "  try       the folder of a sweep, e.g. multirun/..."
+            "  advice    the folder of a sweep, e.g. multirun/..."
         )
     metric = metric or runs[0].main_metric
     common = set.intersection(*({*_last_test(run.history)} for run in runs))
@@ -109,7 +109,7 @@ def read_curves(folders: Sequence[Path], metric: str | None = None) -> tuple[dic
         known = ", ".join(sorted(common)) or "none"
         raise DataError(
             f"not all runs have the metric {metric}\n  expected  one of {known}\n"
-            "  try       folders of runs with one task"
+            "  advice    folders of runs with one task"
         )
     curves: dict[str, list[RunCurve]] = {}
     for run, label in zip(runs, _labels([_settings(run) for run in runs]), strict=True):

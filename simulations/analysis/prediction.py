@@ -97,7 +97,7 @@ def _lines(model: TrainedModel, batch: InputBatch, options: PredictionOptions) -
     outputs_NC = model.trainer.predict(model.params_D, batch.x)
     columns: dict[str, Sequence[str]] = {"file": batch.files} if batch.files else {}
     has_columns = batch.table is not None or not options.ids
-    require(has_columns, "--id", ", ".join(options.ids), "no column, because this file has none", "no --id")
+    require(has_columns, "--id", ", ".join(options.ids), "no column, because this file has none", "remove --id")
     if batch.table is not None:
         columns |= id_columns(batch.table, options.ids)
     columns |= prediction_columns(model, outputs_NC, options.threshold)

@@ -52,13 +52,13 @@ def read_points(folders: Sequence[Path]) -> list[Point]:
         where = ", ".join(str(folder) for folder in folders)
         raise DataError(
             f"{where} has no finished run\n  expected  folders of runs\n"
-            "  try       the folder of a sweep, e.g. multirun/..."
+            "  advice    the folder of a sweep, e.g. multirun/..."
         )
     metrics = sorted({point.metric for point in finished})
     if len(metrics) > 1:
         raise DataError(
             f"the runs have different metrics: {', '.join(metrics)}\n  expected  runs with one metric\n"
-            "  try       the folders of one task"
+            "  advice    the folders of one task"
         )
     return finished
 

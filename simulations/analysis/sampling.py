@@ -31,7 +31,9 @@ def sample_text(folder: Path, *, prompt: str, num_characters: int, temperature: 
     inputs = model.inputs
     if not isinstance(inputs, CharacterInputs):
         expected = "a scenario whose inputs are characters"
-        raise SettingError("scenario of the run", model.description.scenario, expected, "a run of scenario=shakespeare")
+        raise SettingError(
+            "scenario of the run", model.description.scenario, expected, "choose a run of scenario=shakespeare"
+        )
     characters = inputs.encoding
     rng, text = generator(model.seed, Purpose.EVALUATE), prompt
     for _ in range(num_characters):

@@ -67,6 +67,6 @@ def observe_updates(experiment: Experiment, strategy: Strategy, local: LocalSett
             reason = getattr(failure, "reason", "it sent no update")
             raise FedlearnError(
                 f"an attacked client failed: {reason}\n  expected  an update of each client\n"
-                "  try       a smaller local.learning_rate"
+                "  advice    a smaller local.learning_rate"
             )
     return np.concatenate([as_numpy(result.delta_KD) for result in results if isinstance(result, Updates)])

@@ -102,7 +102,7 @@ def _parse(override: str) -> tuple[str, str]:
             f"  expected  {', '.join(SETTING_NAMES)}\n  try       {guess}={value}"
         )
     if not (equals and value):
-        raise FedlearnError(f"{override} has no value\n  expected  setting=value\n  try       {key}=...")
+        raise FedlearnError(f"{override} has no value\n  expected  setting=value\n  advice    add a value: {key}=VALUE")
     return key, value
 
 

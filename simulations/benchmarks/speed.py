@@ -80,10 +80,12 @@ def _create_folder(settings: Settings) -> Path:
             return folder
         except FileExistsError:
             if settings.out:
-                raise FedlearnError(f"out={folder} is a file\n  expected  a folder\n  try       out=DIR") from None
+                raise FedlearnError(f"out={folder} is a file\n  expected  a folder\n  try       out=timings") from None
         except OSError as error:
             problem = f"folder {folder} cannot be created: {error.strerror}"
-            raise FedlearnError(f"{problem}\n  expected  a folder with write access\n  try       out=DIR") from error
+            raise FedlearnError(
+                f"{problem}\n  expected  a folder with write access\n  try       out=timings"
+            ) from error
     raise AssertionError("count() ends")
 
 

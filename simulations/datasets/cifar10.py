@@ -28,7 +28,7 @@ OFFICIAL = OfficialSource(
     base_url="https://www.cs.toronto.edu/~kriz", files={TARBALL: "md5:c58f30108f718f92721af3b95e74349a"}
 )
 JPEG_SUBSET = LocalCopy(files={JPEGS: "sha256:1b663f6f7a0b99191f0142e53d3962ae4311e5cf5d47e8fb1b93de143a35a74d"})
-FIX = "\n  expected  the official archive of CIFAR-10\n  try       another copy of the archive"
+FIX = "\n  expected  the official archive of CIFAR-10\n  advice    another copy of the archive"
 CITATION = "Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 CIFAR10 = DataSet(
     name="cifar10",

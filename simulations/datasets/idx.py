@@ -12,7 +12,7 @@ import numpy as np
 
 from fedlearn.errors import DataError
 
-FIX = "\n  expected  a gzipped IDX file\n  try       another copy of the file"
+FIX = "\n  expected  a gzipped IDX file\n  advice    another copy of the file"
 BYTES = 8  # code of unsigned bytes, the only type in these data sets
 
 

@@ -172,7 +172,7 @@ def _idx_pair(files: Mapping[str, Path], part: str) -> tuple[np.ndarray, np.ndar
     images_N, labels_N = (read_idx(files[name]) for name in FILES[part])
     if len(images_N) != len(labels_N):
         problem = f"{FILES[part][0]} has {len(images_N)} images, but {FILES[part][1]} has {len(labels_N)} labels"
-        raise DataError(f"{problem}\n  expected  one label per image\n  try       another copy of both files")
+        raise DataError(f"{problem}\n  expected  one label per image\n  advice    another copy of both files")
     return images_N, labels_N.astype(np.int64)
 
 
@@ -197,7 +197,7 @@ def _femnist(path: str | PathLike[str] | None) -> ImageData:
 
 FEMNIST_ADVICE = """\
   expected     the output of LEAF: run ./preprocess.sh -s niid --sf 0.05 -k 0 -t sample in LEAF's folder data/femnist
-  try          path=<LEAF's folder data/femnist/data>, or copy this folder to femnist below FEDLEARN_DATA"""
+  advice       path=<LEAF's folder data/femnist/data>, or copy this folder to femnist below FEDLEARN_DATA"""
 
 
 def _femnist_folder(path: str | PathLike[str] | None) -> Path:

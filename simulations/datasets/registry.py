@@ -97,7 +97,7 @@ def check_data_set(name: str, *, path: str | None = None) -> int:
     files = find_local(data, path=path)
     sys.stdout.write(describe_data_set(data, files))
     if files is None:
-        sys.stderr.write(f"{data.name} is not on this machine, or is damaged\n  try       {_fix(data, path)}\n")
+        sys.stderr.write(f"{data.name} is not on this machine, or is damaged\n  advice    {_fix(data, path)}\n")
     return DONE if files else FAILED
 
 

@@ -122,8 +122,7 @@ def _build(
     guess = did_you_mean(model, known) if isinstance(model, str) else None
     expected = f"one of {', '.join(known)}, or a module of the chosen framework"
     shown = model if isinstance(model, str) else f"a {type(model).__name__}"  # not the layers of a module
-    other = "jax" if modules.__name__.endswith("torch") else "torch"
-    fix = f"model={guess or 'mlp'}" if isinstance(model, str) else f"framework={other}, or model=mlp"
+    fix = f"model={guess or 'mlp'}" if isinstance(model, str) else "model=mlp"
     raise SettingError("model", shown, expected, fix)
 
 

@@ -28,6 +28,6 @@ def open_decompressed(file: Path) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         fix = f"remove {file}, so that it is downloaded again"
-        raise DataError(f"{file.name} is a damaged gzip file: {error}\n  try       {fix}") from error
+        raise DataError(f"{file.name} is a damaged gzip file: {error}\n  advice    {fix}") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error

@@ -74,7 +74,7 @@ class CoordinatorClient:
         if run_id not in runs:
             raise ConnectionProblem(
                 f"{self.address} does not know run {run_id}\n  expected  the id of a run in its database\n"
-                "  try       the id that fedlearn.deploy.submit printed"
+                "  advice    the id that fedlearn.deploy.submit printed"
             )
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, plain_line(status.details, max_length=2000))
@@ -128,7 +128,8 @@ class CoordinatorClient:
 
 def _describe_refusal(address: str, response: httpx.Response) -> str:
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        return f"{address} does not accept this operator's token\n  try       --keys with the folder keys/operator"
+        problem, expected = f"{address} does not accept this operator's token", "--keys with the operator's folder"
+        return f"{problem}\n  expected  {expected}\n  try       --keys keys/operator"
     try:
         content = json.loads(response.text)
         text = content.get("public_details") or content.get("message") or content.get("detail") or response.text

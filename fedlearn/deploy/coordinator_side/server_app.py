@@ -32,6 +32,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from omegaconf import DictConfig
 
+from fedlearn.advice import command
 from fedlearn.callbacks.console import Console
 from fedlearn.core.command_line import DONE, FAILED, exit_code
 from fedlearn.core.import_path import search_working_folder_last
@@ -230,8 +231,8 @@ def _refuse_metric_of_outputs(metric: str | None, task: Task) -> None:
 def _folder_in(runs: Path, name: str) -> Path:
     folder = (runs / name).resolve()
     if not folder.is_relative_to(runs.resolve()) or folder == runs.resolve():
-        expected, fix = "a path below the folder that --runs names at the coordinator", "a relative path"
-        raise RunFolderError(f"{name} is outside the coordinator's runs\n  expected  {expected}\n  try       {fix}")
+        expected, fix = "a path below the folder that --runs names at the coordinator", "use a relative path"
+        raise RunFolderError(f"{name} is outside the coordinator's runs\n  expected  {expected}\n  advice    {fix}")
     return folder
 
 
@@ -247,11 +248,11 @@ def _read_deployment(folder: Path) -> dict[str, Any]:
     try:
         deployment = dict(json.loads((folder / DEPLOYMENT_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        fix = f"python -m simulations.resume {folder}, if the run was a simulation"
+        fix = command("python -m simulations.resume", folder)
         raise RunFolderError(f"{folder} has no deployed run: {error}\n  try       {fix}") from error
     if not {"id", "rerun_command", "resume_command"} <= deployment.keys():
         fix = "the version of fedlearn that started the run, or a new run"
-        raise RunFolderError(f"{folder / DEPLOYMENT_FILE} was written by another version\n  try       {fix}")
+        raise RunFolderError(f"{folder / DEPLOYMENT_FILE} was written by another version\n  advice    {fix}")
     return deployment
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.advice import override
 from fedlearn.deploy.coordinator import BUILDERS_ENV
 from fedlearn.errors import SettingError, require
 from fedlearn.runner.named_settings import CALLBACKS, name_settings, resolve_settings
@@ -39,7 +40,7 @@ def read_submitted_settings(named: Any) -> DictConfig:
     """
     settings = resolve_settings(coordinator_registry(), named)
     for group in ("scenario", "strategy", "engine"):
-        require(group in settings, group, "missing", "the name of an option", f"{group}=...")
+        require(group in settings, group, "missing", "the name of an option", f"add {group} to the submission")
     _require_grid(settings["engine"])
     _require_paths_inside(settings.get(CALLBACKS) or {})
     return config_from_dict(settings)
@@ -56,7 +57,7 @@ def check_submitted_settings(cfg: DictConfig) -> None:
     """
     for name, value in _leaves(OmegaConf.to_container(cfg, resolve=False), ""):
         if isinstance(value, str) and "${" in REFERENCES.sub("", value):
-            raise SettingError(name, value, "a value without a resolver", f"{name}=VALUE")
+            raise SettingError(name, value, "a value without a resolver", f"write the value of {name} itself")
     settings = config_to_dict(cfg, resolve_callbacks=True)
     read_submitted_settings(name_settings(coordinator_registry(), settings))
 
@@ -70,7 +71,7 @@ def _require_grid(engine: Mapping[str, Any]) -> None:
 def _require_paths_inside(callbacks: Mapping[str, Any]) -> None:
     for name, value in _leaves(callbacks, CALLBACKS):
         if isinstance(value, str) and not name.endswith("._target_") and _is_outside_folder(value):
-            fix = f"{name}={PurePosixPath(value).name or 'losses.csv'}"
+            fix = override(name, PurePosixPath(value).name or "losses.csv")
             raise SettingError(name, value, "a name inside the run folder", fix)
 
 

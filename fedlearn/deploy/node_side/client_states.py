@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_safetensors
 
+from fedlearn.advice import command
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.private_files import write_private, write_private_json
 from fedlearn.core.records import ClientId, State
@@ -52,7 +53,9 @@ class ClientStates:
         for path in self.folder.rglob("*"):
             if path.name in OLD_NAMES:  # without this file, limits of this node would start again from zero
                 new = path.with_name(OLD_NAMES[path.name])
-                raise ClientStateError(f"{path} has the name {new.name} in this version\n  try       mv {path} {new}")
+                raise ClientStateError(
+                    f"{path} has the name {new.name} in this version\n  try       {command('mv', path, new)}"
+                )
 
     def load(self, run: str, client: ClientId, state_round: int, initial: State) -> State:
         """Return the state of a client after a round.
@@ -128,7 +131,7 @@ class ClientStates:
         except (ValueError, AttributeError, TypeError) as error:
             raise ClientStateError(
                 f"{path} is damaged: the number of training requests of this node is unknown\n"
-                "  try       a backup of this file"
+                "  advice    a backup of this file"
             ) from error
 
     def _rounds(self, run: str, client: ClientId) -> list[int]:

@@ -56,7 +56,7 @@ class MaskingKeys:
         if untrusted:
             raise FedlearnError(
                 f"the keys of clients {untrusted} are not in this node's {IDENTITIES}\n"
-                "  try       copy the new masking.pub of the sites to this node"
+                "  advice    copy the new masking.pub of the sites to this node"
             )
         key_of = {client: key for key, clients in self.clients.items() for client in clients}
         key_of |= dict.fromkeys(node_clients, self.public_key)
@@ -66,7 +66,7 @@ class MaskingKeys:
         if wrong:
             raise FedlearnError(
                 f"in this node's {IDENTITIES}, the keys of clients {wrong} belong to other clients\n"
-                "  try       copy the new masking.pub of the sites to this node"
+                "  advice    copy the new masking.pub of the sites to this node"
             )
         return dict(public_keys)
 
@@ -88,7 +88,7 @@ def read_masking_keys(folder: Path) -> MaskingKeys | None:
         raise FedlearnError(f"the masking keys in {folder} cannot be read: {error}") from error
     if not is_included:
         fix = "the masking.pub that fedlearn.deploy.keys wrote with this node's masking.key"
-        raise FedlearnError(f"{folder / IDENTITIES} does not have the public key of this node\n  try       {fix}")
+        raise FedlearnError(f"{folder / IDENTITIES} does not have the public key of this node\n  advice    {fix}")
     return keys
 
 

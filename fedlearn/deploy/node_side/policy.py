@@ -204,7 +204,7 @@ def read_policy(path: Path) -> Policy:
     except (OSError, YAMLError, OmegaConfBaseException) as error:
         fix = "python -m fedlearn.deploy.node_side.policy > policy.yaml"
         raise FedlearnError(f"the policy {path} cannot be read: {error}\n  try       {fix}") from error
-    example = "python -m fedlearn.deploy.node_side.policy, which prints an example"
+    example = "python -m fedlearn.deploy.node_side.policy > policy.yaml"
     if not isinstance(content, dict):
         raise FedlearnError(f"the policy {path} has no settings\n  try       {example}")
     _refuse_unknown(content, list(Policy.__dataclass_fields__), "")
@@ -224,7 +224,7 @@ def _require_option(registry: Registry, group: str, name: Any, setting: str) -> 
         return
     known = list(registry.builders[group])
     near = registry.name_of(group, name) or did_you_mean(str(name), known)
-    fix = f"{near}: {{...}}" if near else f"builders: {{{group}: {{mine: {name}}}}}, and mine: {{...}} here"
+    fix = f"write {near} here" if near else f"register it under builders: {group}, and write its name here"
     raise SettingError(setting, "not the name of an option", f"one of {', '.join(known)}", fix)
 
 
@@ -232,7 +232,9 @@ def _refuse_old_bounds(scenario: str, bounds: Mapping[str, Any]) -> None:
     for name in bounds:
         new = new_name(f"scenario.{name}")
         if new and new != name:
-            raise FedlearnError(f"scenarios.{scenario}.{name} has the new name {new}\n  try       {new}: ...")
+            raise FedlearnError(
+                f"scenarios.{scenario}.{name} has the new name {new}\n  advice    write {new} in its place"
+            )
 
 
 def _refuse_unknown(settings: Mapping[str, Any], known: Sequence[str], group: str) -> None:
@@ -241,9 +243,10 @@ def _refuse_unknown(settings: Mapping[str, Any], known: Sequence[str], group: st
             name = f"{group}.{key}" if group else str(key)
             if name in RENAMED_KEYS:
                 raise FedlearnError(
-                    f"{name} has the new name {RENAMED_KEYS[name]}\n  try       {RENAMED_KEYS[name]}: ..."
+                    f"{name} has the new name {RENAMED_KEYS[name]}\n  advice    write {RENAMED_KEYS[name]} in its place"
                 )
-            raise SettingError(name, value, f"one of {', '.join(known)}", did_you_mean(str(key), known) or known[0])
+            near = did_you_mean(str(key), known) or known[0]
+            raise SettingError(name, value, f"one of {', '.join(known)}", f"write {near} in place of {key}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

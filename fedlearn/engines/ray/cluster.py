@@ -120,7 +120,7 @@ class Cluster:
             return self._ray.put(value)
         except (TypeError, AttributeError, ValueError) as error:
             fix = "a value without open files, locks and generators"
-            raise ClusterError(f"{label} cannot be sent to workers: {_first_line(error)}\n  try       {fix}") from error
+            raise ClusterError(f"{label} cannot be sent to workers: {_first_line(error)}\n  advice    {fix}") from error
 
     def get(self, ref: Any, timeout: float, *, doing: str) -> Any:
         """Return the value of a reference.
@@ -299,7 +299,7 @@ def _signals_kept() -> Iterator[None]:
 
 def _no_cluster(address: str, error: Exception) -> ClusterError:
     where = "on this machine" if address == "local" else f"at engine.address={address}"
-    fix = "engine.address=null, which starts a cluster on this machine" if address != "local" else "engine=vector"
+    fix = "engine.address=null" if address != "local" else "engine=vector"
     return ClusterError(f"no Ray cluster {where}: {_first_line(error)}\n  try       {fix}")
 
 

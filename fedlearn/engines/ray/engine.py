@@ -261,14 +261,14 @@ class RayEngine(BaseEngine):
         if len(ready) < len(starting):
             raise ClusterError(
                 f"{len(ready)} of {len(starting)} workers started within engine.timeout={self._timeout:g} s\n"
-                "  try       a smaller engine.num_workers, if other programs use the cluster too"
+                "  advice    a smaller engine.num_workers, if other programs use the cluster too"
             )
         for ref, worker in starting.items():
             digest, self._pids[worker] = self._cluster.get(ref, self._timeout, doing="building the scenario")
             if digest != self.layout.digest:
                 raise ClusterError(
                     "a worker built a model with other parameters\n"
-                    "  try       the same versions of code and data on all machines"
+                    "  advice    the same versions of code and data on all machines"
                 )
 
     def _drop(self, workers: Sequence[Any]) -> None:
@@ -298,7 +298,7 @@ class _BlockTask:
         if self.attempt == MAX_ATTEMPTS:
             raise ClusterError(
                 f"{MAX_ATTEMPTS} workers died, one after another, at {error}\n"
-                "  try       fewer workers or a smaller engine.block_size, if memory ran out"
+                "  advice    fewer workers or a smaller engine.block_size, if memory ran out"
             ) from error
         return replace(self, attempt=self.attempt + 1)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 
+from fedlearn.advice import label
 from fedlearn.algorithm.strategy import CompositionError, Strategy, extra_names
 from fedlearn.core.privacy_ledger import EventHistory
 from fedlearn.core.records import ClientId, LocalSettings
@@ -113,8 +114,8 @@ class NoiseCalibration:
         noise = self.noise_multiplier
         is_set = noise is not None or self.epsilon is not None
         positive = noise is None or (is_number(noise, at_least=0) and 0 < noise < inf)
-        fix = "noise_multiplier=1.0, or epsilon=2.0 to calibrate the noise for the planned rounds"
-        require(is_set and positive, "noise_multiplier", noise, "a finite number > 0, or a value of epsilon", fix)
+        expected = "a finite number > 0, or null and a value of epsilon"
+        require(is_set and positive, "noise_multiplier", noise, expected, "noise_multiplier=1.0")
 
     def resolve_noise_multiplier(self, histories_of: Callable[[float], Sequence[EventHistory]]) -> float:
         """Return the noise multiplier: the setting, or the calibrated value.
@@ -137,7 +138,7 @@ def require_clip_norm(clip_norm: float) -> None:
 def refuse_if(condition: bool, reason: str, fix: str) -> None:
     """Raise a `CompositionError` with the reason and the setting to change."""
     if condition:
-        raise CompositionError(f"{reason}\n  try       {fix}")
+        raise CompositionError(f"{reason}\n{label(fix)}")
 
 
 def refuse_example_dp(local: LocalSettings, kind: str) -> None:

@@ -175,7 +175,7 @@ def _accounted_selector(settings: CentralSettings, select: Selector, cohort: flo
         return poisson(rate=cohort / num_clients)
 
     def choose(round: int, clients: Sequence[ClientId], rng: np.random.Generator) -> Sequence[ClientId]:
-        fix = "wait for the missing clients, or privacy.sampling=poisson"
+        fix = "privacy.sampling=poisson"
         reason = f"{len(clients)} clients are available, fewer than the {num_clients} that the sampling rate assumes"
         refuse_if(len(clients) < num_clients, reason, fix)
         return select.choose(round, clients, rng)
@@ -223,7 +223,7 @@ def _adaptive_stage(adaptive: AdaptiveClip, start: float, noise: float, cohort: 
     """
     std_bits = cohort / 20
     limit = f"below {2 * std_bits:g}, a tenth of the expected cohort, because the count also needs noise"
-    require(noise < 2 * std_bits, "privacy.noise_multiplier", noise, limit, "privacy.clip=fixed, or larger cohorts")
+    require(noise < 2 * std_bits, "privacy.noise_multiplier", noise, limit, "privacy.clip=fixed")
     noise_delta = (noise**-2 - (2 * std_bits) ** -2) ** -0.5
 
     def clip(update: Array, state: State, context: Context) -> tuple[Array, State]:

@@ -328,7 +328,7 @@ def _stage(clip_norm: float, noise: float, cohort: int, correlated: NoiseCorrela
     def add_noise(update_D: Array, state: State, context: Context) -> tuple[Array, State]:
         if context.round > rounds or not np.isclose(float(state["std"][0]), std, rtol=1e-6):
             reason = f"the run was planned for another number of rounds than {rounds}, on which the noise depends"
-            raise FedlearnError(f"privacy=ftrl: {reason}\n  try       the number of rounds at the start of the run")
+            raise FedlearnError(f"privacy=ftrl: {reason}\n  advice    the number of rounds at the start of the run")
         fresh_D = standard_normals(update_D.shape, context)
         noise_D, buffers_BD = correlated.draw(context.round, fresh_D, np.asarray(state["buffers"]))
         return add_gaussian_noise(update_D, noise_D, std), {**state, "buffers": buffers_BD}

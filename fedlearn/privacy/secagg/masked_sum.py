@@ -126,7 +126,7 @@ class Masking:
         size = self.cohort or from_law
         if size is None:
             expected = "a number, because sums of an unknown number of clients could wrap around"
-            raise SettingError("cohort", None, expected, "cohort=10   (or strategy.clients_per_round=10)")
+            raise SettingError("cohort", None, expected, "cohort=10")
         return int(size)
 
     def threshold_of(self, size: int) -> int:

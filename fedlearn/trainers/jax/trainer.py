@@ -660,7 +660,7 @@ def _call_with_real_rows(real_B: jax.Array, call: Any, args: Any, kwargs: Any, c
         raise FedlearnError(
             f"the batch norm {'.'.join(norm.path)} has {len(x)} rows\n"
             f"  expected  {len(real_B)} rows, one per example\n"
-            "  try       group norm"
+            "  advice    group norm"
         )
     before: Any = norm.get_variable(BATCH_STATS, "var")
     outputs = call(*args, **{**kwargs, "mask": real_B.reshape(-1, *(1,) * (x.ndim - 1))})
