@@ -9,7 +9,17 @@ import re
 import shlex
 from collections.abc import Callable, Mapping
 
-__all__ = ["as_python", "command", "is_typed", "label", "option", "override", "quote_value", "shell_word", "with_group"]
+__all__ = [
+    "as_python",
+    "assignment",
+    "command",
+    "is_typed",
+    "label",
+    "option",
+    "quote_value",
+    "shell_word",
+    "with_group",
+]
 
 PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.@%+-]*", re.ASCII)  # Hydra reads such text without quotes
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d[\d_]*)?|[+-]?(inf|nan)", re.IGNORECASE)
@@ -24,10 +34,10 @@ POLICY_LINE = re.compile(r"[\w.]+: \S.*")
 PYTHON_CODE = re.compile(r"(class|return) \w.*|[\w.]+\(.*\)")
 
 
-def override(name: str, value: object) -> str:
+def assignment(name: str, value: object) -> str:
     """Return ``name=value`` as a word for the command line, in quotes where Hydra or the shell needs them.
 
-    >>> print(override("strategy.mu", 0.1), override("scenario.ignore", ["Cost [EUR]"]), override("init", None))
+    >>> print(assignment("strategy.mu", 0.1), assignment("scenario.ignore", ["Cost [EUR]"]), assignment("init", None))
     strategy.mu=0.1 'scenario.ignore=["Cost [EUR]"]' init=null
     """
     return shell_word(f"{name}={quote_value(value)}")

@@ -53,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
         if settings:
             setattr(parsed, settings, [*getattr(parsed, settings), *rest])
         elif rest:
-            raise UsageError(f"{rest[0]} is not expected\n  expected  {self._usage()}\n  advice    {self.prog} --help")
+            raise UsageError(f"{rest[0]} is not expected\n  expected  {self._usage()}\n  try       {self.prog} --help")
         return parsed
 
     def parse_known_args(  # type: ignore[override]
@@ -82,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
                 raise UsageError(self._explain_unknown(word, accepts_settings=False))
         missing = MISSING_ARGUMENTS.match(message)
         problem = f"{missing[1]} {'are' if ',' in missing[1] else 'is'} missing" if missing else message
-        raise UsageError(f"{problem}\n  expected  {self._usage()}\n  advice    {self.prog} --help")
+        raise UsageError(f"{problem}\n  expected  {self._usage()}\n  try       {self.prog} --help")
 
     def format_help(self) -> str:
         """Return the help text, with the commands in the form that the user typed."""
@@ -98,15 +98,15 @@ class CommandParser(argparse.ArgumentParser):
         name, fix = (error.argument_name or "").partition("/")[0], f"{self.prog} --help"
         if value := INVALID_VALUE.match(error.message):
             kinds = {kind.__name__: text for kind, text in EXPECTED.items()}
-            return f"{name} is {value[2]}\n  expected  {kinds.get(value[1], value[1])}\n  advice    {fix}"
+            return f"{name} is {value[2]}\n  expected  {kinds.get(value[1], value[1])}\n  try       {fix}"
         if choice := INVALID_CHOICE.match(error.message):
             typed, known = choice[1].strip("'"), [word.strip("'") for word in choice[2].split(", ")]
             near = did_you_mean(typed, known) or known[0]
             fix = f"{name} {near}" if name.startswith("-") else f"{self.prog} {near}"
-            return f"{name} is {typed}\n  expected  one of {', '.join(known)}\n  advice    {fix}"
+            return f"{name} is {typed}\n  expected  one of {', '.join(known)}\n  try       {fix}"
         if count := MISSING_VALUE.match(error.message):
-            return f"{name} has no value\n  expected  {count[1]} after {name}\n  advice    {fix}"
-        return f"{name}: {error.message}\n  expected  {self._usage()}\n  advice    {fix}"
+            return f"{name} has no value\n  expected  {count[1]} after {name}\n  try       {fix}"
+        return f"{name}: {error.message}\n  expected  {self._usage()}\n  try       {fix}"
 
     def _explain_unknown(self, word: str, *, accepts_settings: bool) -> str:
         known = self._known_options()
@@ -116,7 +116,7 @@ class CommandParser(argparse.ArgumentParser):
             near = word.lstrip("-")
         also = "setting=value, or " if settings else ""
         lines = [f"{word} is not an option", f"  expected  {also}one of {', '.join(known)}"]
-        lines.insert(1, f"  did you mean {near}?") if near else lines.append(f"  advice    {self.prog} --help")
+        lines.insert(1, f"  did you mean {near}?") if near else lines.append(f"  try       {self.prog} --help")
         return "\n".join(lines)
 
 

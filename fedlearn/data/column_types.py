@@ -80,13 +80,13 @@ class Number:
         values_N = numeric_column(table, self.name, self.format)
         missing_N = np.isnan(values_N) | (values_N == 0 if self.zero_is_missing else False)
         if self.fill is None:
-            fix = "a value in this cell, or another value of scenario.scale, which replaces a missing value"
+            fix = "scenario.scale=federated"
             table.refuse(missing_N, self.name, "missing, and the model has no value to replace it", fix)
         else:
             values_N = np.where(missing_N, self.fill, values_N)
         if self.largest is not None:
             is_whole_N = (values_N == np.rint(values_N)) & (values_N >= 0) & (values_N <= self.largest)
-            table.refuse(~is_whole_N, self.name, f"not a whole number in 0..{self.largest}", "correcting the cell")
+            table.refuse(~is_whole_N, self.name, f"not a whole number in 0..{self.largest}", "correct the cell")
         return self._scaled(values_N)[:, None]
 
     def _scaled(self, values_N: np.ndarray) -> np.ndarray:

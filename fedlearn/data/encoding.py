@@ -40,7 +40,7 @@ def declared_encoding(
     for name in table.columns:
         if name not in declared and name not in pair_of:
             expected = f"a centre and a spread for each numeric column, or its categories; column {name} has neither"
-            fix = f"'scenario.scales={{{name}:[CENTRE,SPREAD]}}', or scenario.scale=federated in a simulation"
+            fix = "scale=federated"
             raise SettingError("scales", dict(scales) or None, expected, fix)
     return columns_by_name(pair_of, declared, table.formats)
 
@@ -112,7 +112,7 @@ def identity_encoding(table: Table, categories: Mapping[str, Sequence[object]]) 
     declared = known_categories(table, categories)
     numeric = [name for name in table.columns if name not in declared]
     for name in numeric:
-        fix = "scenario.scale=federated or constants, which replace a missing value by the centre"
+        fix = "scenario.scale=federated"
         table.refuse(np.isnan(numeric_column(table, name)), name, "missing", fix)
     return tuple(
         _category(name, declared[name], table.formats)
@@ -188,7 +188,7 @@ def encode_targets(
         raise SettingError("classes", list(all_classes), "two or more classes, each once", "target=ANOTHER_COLUMN")
     y_N = level_numbers(table.columns[name], all_classes)
     table.refuse(
-        y_N < 0, name, f"not one of the classes {', '.join(all_classes)}", "'scenario.classes=[...]' with all classes"
+        y_N < 0, name, f"not one of the classes {', '.join(all_classes)}", "list all classes in scenario.classes"
     )
     if task == "binary" and len(all_classes) != 2:
         raise SettingError("task", task, f"multiclass, because there are {len(all_classes)} classes", "task=multiclass")
@@ -202,18 +202,19 @@ def _pair(name: str, scale: Sequence[float]) -> tuple[float, float]:
         centre, spread = 0.0, 0.0
     if not spread > 0:
         expected = "two numbers: the centre and a spread > 0"
-        raise SettingError(f"scales.{name}", scale, expected, f"'scenario.scales={{{name}:[50,10]}}'")
+        raise SettingError(f"scales.{name}", scale, expected, assignment("scenario.scales", {name: [50, 10]}))
     return centre, spread
 
 
 def _counted_categories(table: Table, name: str, statistics: Statistics) -> tuple[str, ...]:
     values = tuple(statistics[name].counts)
     if len(values) > MAX_CATEGORIES:
-        fix = f"'scenario.ignore=[{name}]', or scenario.text={name} to use it as text"
-        raise DataError(
-            f"column {name} has {len(values)} different values\n"
-            f"  expected  at most {MAX_CATEGORIES} for a column of categories\n  try       {fix}"
-        )
+        fix = assignment("scenario.ignore", [name])
+        problem = f"column {name} has {len(values)} different values"
+        expected = f"at most {MAX_CATEGORIES} for a column of categories; scenario.text names a column of text"
+        raise DataError(f"{problem}
+  expected  {expected}
+  try       {fix}")
     return values
 
 

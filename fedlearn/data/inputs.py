@@ -285,7 +285,7 @@ def model_inputs(x: np.ndarray, shape: tuple[int, ...], *, source: str = "the ar
         row = int(bad_N.argmax()) + 1
         raise DataError(
             f"{source} has a value that is missing or not finite in row {row}\n  expected  finite numbers\n"
-            f"  advice    the file without row {row}"
+            f"  advice    correct row {row}"
         )
     return x.reshape(len(x), *shape).astype(np.float32)
 

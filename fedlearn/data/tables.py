@@ -73,7 +73,7 @@ class Table:
             fix: one thing to try, for the message.
         """
         if wrong_N.any():
-            raise DataError(f"{self.row_location(int(wrong_N.argmax()))}, column {column}: {reason}\n  try       {fix}")
+            raise DataError(f"{self.row_location(int(wrong_N.argmax()))}, column {column}: {reason}\n{label(fix)}")
 
     def column(self, name: str, setting: str) -> np.ndarray:
         """Return the column that a setting names.
@@ -91,9 +91,8 @@ class Table:
                 by_lower.get(str(name).lower()) or did_you_mean(str(name), self.columns) or next(iter(self.columns))
             )
             names = ", ".join(self.columns)
-            raise DataError(
-                f"{setting} is {name}\n  expected  one of the columns {names}\n  try       {setting}={closest}"
-            )
+            fix = assignment(setting, closest)
+            raise DataError(f"{setting} is {name}\n  expected  one of the columns {names}\n  try       {fix}")
         return self.columns[name]
 
 
@@ -117,7 +116,7 @@ def read_table(
     from fedlearn.data import arrow_tables, text_files
 
     if not is_table(file):
-        fix = "saving it as CSV or Parquet"
+        fix = "save it as CSV or Parquet"
         raise DataError(
             f"{file.name} is no table\n  expected  a name that ends in {', '.join(TABLE_SUFFIXES)}\n  advice    {fix}"
         )
@@ -223,7 +222,7 @@ def missing_column(table: Table, name: str, expected: Sequence[str], *, can_be_m
     hint = ", or --allow-missing, which counts its cells as missing" if can_be_missing else ""
     return DataError(
         f"{source} has no column {name}\n  expected  {', '.join(expected)}, in any order\n"
-        f"  advice    adding the column{hint}"
+        f"  advice    add the column{hint}"
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from fedlearn.advice import override
+from fedlearn.advice import assignment
 from fedlearn.core.import_path import PACKAGES, require_not_shadowed, shadowing_folder
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean
 from fedlearn.runner.conf_files import installed_options
@@ -133,7 +133,7 @@ def refuse_unknown_keys(settings: Mapping[str, Any], known: Sequence[str], group
             prefix = f"{group}." if group else ""
             closest = did_you_mean(key, known)
             near = new_name(f"{prefix}{key}") or (closest and f"{prefix}{closest}")
-            fix = override(near, value) if near else f"remove {prefix}{key}"
+            fix = assignment(near, value) if near else f"remove {prefix}{key}"
             expected = f"one of {', '.join(known)}; there is no {key}" if known else f"no setting; there is no {key}"
             raise SettingError(f"{prefix}{key}", value, expected, fix)
 
@@ -174,7 +174,7 @@ def _refused(setting: str, name: Any, home: Any, allow: Sequence[str]) -> Settin
     expected = f"an installed option, a part of a strategy{modules or ', or a module that you trust'}"
     value = name if home in (name, None) else f"{name}   (from {home})"
     module = str(home).split(".")[0]
-    fix = override("allow_targets", [module])
+    fix = assignment("allow_targets", [module])
     if folder := shadowing_folder(str(name).partition(".")[0]):
         expected += f"; {folder} is not searched, because fedlearn has a package of this name"
         fix = f"rename {folder}"
@@ -188,7 +188,7 @@ def _close_builder(name: str, setting: str) -> str | None:
         option for group in installed_options().values() for option in group.values() if isinstance(option, dict)
     )
     close = did_you_mean(name, [*(option["_target_"] for option in options), *sorted(STRATEGY_PARTS)])
-    return close and override(f"{setting}._target_", close)
+    return close and assignment(f"{setting}._target_", close)
 
 
 def find_target(name: str, setting: str) -> Any:

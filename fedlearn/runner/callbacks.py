@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedlearn.advice import override
+from fedlearn.advice import assignment
 from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.checkpoints import Checkpoints
 from fedlearn.callbacks.run_files import RunFiles
@@ -113,7 +113,7 @@ def _refuse_second_values(cfg: DictConfig) -> None:
                 current = OmegaConf.select(cfg, f"{CALLBACKS}.{name}")
                 if OmegaConf.is_dict(current) and key in current:
                     value = str(current[key]).lower() if isinstance(current[key], bool) else current[key]
-                    fix = override(setting, value)
+                    fix = assignment(setting, value)
                     same = current[key] == OmegaConf.select(cfg, setting)
                     require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value here: the setting is {setting}", fix)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from fedlearn.advice import assignment, label
 from fedlearn.core.command_line import UsageError
 from fedlearn.runner.builders import SCENARIO_GROUPS
 from fedlearn.runner.compat import (
@@ -135,16 +137,29 @@ def parse_overrides(overrides: Sequence[str]) -> list[ParsedOverride]:
         except OverrideParseException as error:
             detail = str(error).splitlines()[0]
             key, _, value = text.lstrip("-").partition("=")
-            fix = f"\"{key.strip()}='{value}'\"   (quotes around text)" if value else f"{key.strip()}=..."
+            is_name = re.fullmatch(r"[+~]{0,2}[A-Za-z_][\w./@-]*", key.strip(), re.ASCII)
+            fix = assignment(key.strip(), _as_text(value)) if value and is_name else "write a name, = and a value"
             reason = "" if detail.startswith("Error parsing") else f"   ({detail})"
-            message = f"{text} cannot be read\n  expected  setting=value{reason}\n  try       {fix}"
-            raise UsageError(message) from error
+            expected = f"setting=value, with quotes around text{reason}"
+            raise UsageError(f"{text} cannot be read\n  expected  {expected}\n{label(fix)}") from error
     for override in parsed:
         # a scenario receives these groups by interpolation, so Hydra accepts their old names
         if override.setting in {f"scenario.{group}" for group in SCENARIO_GROUPS}:
             near = override.text.removeprefix("scenario.")
             raise UsageError(f"{override.text} is not a setting\n  did you mean {near}?")
     return parsed
+
+
+def _as_text(value: str) -> str | list[str]:
+    """Return a value that Hydra cannot read as text, or as a list of texts if it has outer brackets.
+
+    >>> _as_text("[Cost [EUR], age]"), _as_text("50 % (a")
+    (['Cost [EUR]', 'age'], '50 % (a')
+    """
+    if value[:1] != "[":
+        return value.strip("'\"")
+    inner = value[1:-1] if value[-1:] == "]" else value[1:]
+    return [item.strip().strip("'\"") for item in inner.split(",")]
 
 
 def _each_value(overrides: Sequence[ParsedOverride], *, multirun: bool) -> Iterator[list[str]]:
@@ -164,7 +179,7 @@ def _values(override: ParsedOverride) -> Iterator[str]:
     if override.is_discrete_sweep:
         yield from override.choices()
     elif override.is_interval:
-        fix = f"{override.setting}=1,2,3"
+        fix = f"-m {override.setting}=1,2,3"
         raise UsageError(f"{override.text} is an interval, but a sweep needs single values\n  try       {fix}")
     else:
         yield override.text

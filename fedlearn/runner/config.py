@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedlearn.advice import override
+from fedlearn.advice import assignment
 from fedlearn.algorithm.strategy import RootDataset, Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.callbacks.early_stopping import EarlyStop
@@ -157,7 +157,7 @@ def _refuse_old_names(plain: Mapping[str, Any]) -> None:
     """Refuse an old name, which has no effect. It can come from a file of the user or from a ``+`` override."""
     for key, value in plain.items():
         if new := new_name(key):
-            raise SettingError(key, value, f"no setting with this name: its name is {new}", override(new, value))
+            raise SettingError(key, value, f"no setting with this name: its name is {new}", assignment(new, value))
 
 
 def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
@@ -171,7 +171,7 @@ def _refuse_hidden_groups(plain: Mapping[str, Any]) -> None:
             raise SettingError(f"{name}.{setting}", typed, expected, f"{name}._target_=my_code.My{name.capitalize()}")
         if name in scenario and received != value:
             expected = f"no setting with this name: its name is {name}"
-            raise SettingError(f"scenario.{name}", received, expected, override(name, received))
+            raise SettingError(f"scenario.{name}", received, expected, assignment(name, received))
         chosen = value["_target_"] if isinstance(value, Mapping) else value
         expected = f"null: scenario {scenario.get('_target_')} has no choice of {name}"
         require(name in scenario or value is None, name, chosen, expected, f"{name}=null")
@@ -510,7 +510,7 @@ def allowed_modules(cfg: Mapping[str, Any] | DictConfig) -> tuple[str, ...]:
     modules = plain.get("allow_targets") or []
     ok = isinstance(modules, list) and all(isinstance(m, str) and re.fullmatch(r"\w+(\.\w+)*\.?", m) for m in modules)
     example = modules if isinstance(modules, str) and re.fullmatch(r"\w+(\.\w+)*", modules) else "my_strategies"
-    require(ok, "allow_targets", modules, "a list of modules", override("allow_targets", [example]))
+    require(ok, "allow_targets", modules, "a list of modules", assignment("allow_targets", [example]))
     refuse_packages(modules)
     return tuple(dict.fromkeys([*(module.rstrip(".") for module in modules), *allowed_by_environment()]))
 

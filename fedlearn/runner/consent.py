@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedlearn.advice import override
+from fedlearn.advice import assignment
 from fedlearn.core.import_path import PACKAGES
 from fedlearn.errors import SettingError, require
 from fedlearn.runner.compat import HYDRA_PLUGINS
@@ -50,7 +50,7 @@ def require_consent(modules: Sequence[str]) -> None:
             expected = (
                 "a module of the working folder, because this list is in a file; you may allow it on the command line"
             )
-            fix = override("allow_targets", [module])
+            fix = assignment("allow_targets", [module])
             raise SettingError("allow_targets", module, expected, fix)
 
 
@@ -63,7 +63,7 @@ def refuse_packages(modules: Sequence[str]) -> None:
     for module in modules:
         is_own = module.partition(".")[0] not in PACKAGES
         expected = "your own modules; of fedlearn, settings may name the installed options and parts of a strategy"
-        require(is_own, "allow_targets", module, expected, override("allow_targets", ["my_code"]))
+        require(is_own, "allow_targets", module, expected, assignment("allow_targets", ["my_code"]))
 
 
 def refuse_code_for_hydra(hydra: Any) -> None:

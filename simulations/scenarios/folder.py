@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.advice import assignment
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.contents import CLASS_COLUMN, Contents
 from fedlearn.data.data_check import CheckSettings
@@ -274,13 +275,13 @@ def _owners(contents: Contents, clients: Sequence[Any] | None) -> tuple[tuple[st
             "clients",
             clients,
             "null, because no column or file name identifies the client of a row",
-            "client=COLUMN",
+            "clients=null",
         )
         return (), np.zeros(0, np.int64)
     here, natural_N = np.unique(contents.clients.astype(str), return_inverse=True)
     names = tuple(here.tolist()) if clients is None else tuple(to_category(name) for name in clients)
     if unknown := [name for name in here.tolist() if name not in names]:
-        fix = f"'scenario.clients=[{','.join([*names, *unknown])}]'"
+        fix = assignment("scenario.clients", [*names, *unknown])
         raise SettingError("clients", list(names), f"all clients of the folder, including {unknown[0]}", fix)
     number_of = np.array([names.index(name) for name in here.tolist()])
     return names, number_of[natural_N]
@@ -292,7 +293,7 @@ def _label(contents: Contents, target: str | Sequence[str] | None) -> str | Sequ
     if target is None:
         columns = list(contents.table.columns)
         raise SettingError(
-            "target", target, f"the column to predict, one of {', '.join(columns)}", f"target={columns[-1]}"
+            "target", target, f"the column to predict, one of {', '.join(columns)}", assignment("target", columns[-1])
         )
     return target
 
@@ -319,7 +320,7 @@ def _rows(
     if order_by is not None:
         cells_N = contents.table.column(order_by, "scenario.order_by")
         missing_N = np.array([cell is None for cell in to_categories(cells_N)])
-        contents.table.refuse(missing_N, order_by, "missing, but rows are ordered by it", "removing the row")
+        contents.table.refuse(missing_N, order_by, "missing, but rows are ordered by it", "write a value in this cell")
         values_N, wrong_N = to_numbers(cells_N)
         # text is sorted alphabetically, which is correct for ISO dates such as 2026-01-31
         order_N = np.unique(cells_N.astype(str), return_inverse=True)[1] if wrong_N.any() else values_N
@@ -363,7 +364,7 @@ def _inputs(
         hashed = HashedText(name=text, num_features=NUM_TEXT_FEATURES)
         return TableInputs(columns=(hashed,)), f"words of {text}, hashed"
     if not columns.columns:
-        raise DataError("scenario.ignore leaves out all columns\n  advice    fewer names in scenario.ignore")
+        raise DataError("scenario.ignore leaves out all columns\n  try       scenario.ignore=[]")
     encoded = tuple(column for column in fitted.columns if column.name in columns.columns)
     return TableInputs(columns=encoded), fitted.summary
 

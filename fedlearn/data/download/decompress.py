@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from fedlearn.advice import command
 from fedlearn.errors import DataError
 
 GZIP_MAGIC = b"\x1f\x8b"  # first bytes of a gzip file
@@ -27,7 +28,11 @@ def open_decompressed(file: Path) -> Iterator[BinaryIO]:
             raw.seek(0)
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        fix = f"remove {file}, so that it is downloaded again"
-        raise DataError(f"{file.name} is a damaged gzip file: {error}\n  advice    {fix}") from error
+        fix = command("mv", file, f"{file}.damaged")
+        problem = f"{file.name} is a damaged gzip file: {error}"
+        expected = "a complete file; a missing file is downloaded again"
+        raise DataError(f"{problem}
+  expected  {expected}
+  try       {fix}") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fedlearn.advice import label
 from fedlearn.data.download import fetch as fetching
 from fedlearn.data.download.catalog import (
     Archive,
@@ -182,5 +183,5 @@ def _advice(data: DataSet) -> str:
 
 
 def _refuse(data: DataSet, tried: list[str], fix: str) -> LocatedFiles:
-    lines = [f"{data.name} cannot be found", *(f"  tried     {reason}" for reason in tried), f"  try       {fix}"]
+    lines = [f"{data.name} cannot be found", *(f"  tried     {reason}" for reason in tried), label(fix)]
     raise DataError("\n".join(lines))

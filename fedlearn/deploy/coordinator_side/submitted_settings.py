@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedlearn.advice import override
+from fedlearn.advice import assignment
 from fedlearn.deploy.coordinator import BUILDERS_ENV
 from fedlearn.errors import SettingError, require
 from fedlearn.runner.named_settings import CALLBACKS, name_settings, resolve_settings
@@ -71,7 +71,7 @@ def _require_grid(engine: Mapping[str, Any]) -> None:
 def _require_paths_inside(callbacks: Mapping[str, Any]) -> None:
     for name, value in _leaves(callbacks, CALLBACKS):
         if isinstance(value, str) and not name.endswith("._target_") and _is_outside_folder(value):
-            fix = override(name, PurePosixPath(value).name or "losses.csv")
+            fix = assignment(name, PurePosixPath(value).name or "losses.csv")
             raise SettingError(name, value, "a name inside the run folder", fix)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.advice import assignment
 from fedlearn.core.intervals import bootstrap_of
 from fedlearn.data.column_types import Category, Number
 from fedlearn.data.inputs import TableInputs
@@ -39,7 +40,7 @@ def require_subgroups(scenario: Scenario, names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             expected = f"columns of the scenario: {', '.join(known)}" if known else "null: the inputs are not a table"
-            fix = f"'subgroups=[{known[0]}]'" if known else "subgroups=null"
+            fix = assignment("subgroups", [known[0]]) if known else "subgroups=null"
             raise SettingError("subgroups", name, expected, fix)
         if scenario.held_out_columns is not None:
             scenario.held_out_columns.read(name)  # an unreadable column is an error now, not after the last round
