@@ -212,9 +212,7 @@ def _counted_categories(table: Table, name: str, statistics: Statistics) -> tupl
         fix = assignment("scenario.ignore", [name])
         problem = f"column {name} has {len(values)} different values"
         expected = f"at most {MAX_CATEGORIES} for a column of categories; scenario.text names a column of text"
-        raise DataError(f"{problem}
-  expected  {expected}
-  try       {fix}")
+        raise DataError(f"{problem}\n  expected  {expected}\n  try       {fix}")
     return values
 
 

@@ -31,8 +31,6 @@ def open_decompressed(file: Path) -> Iterator[BinaryIO]:
         fix = command("mv", file, f"{file}.damaged")
         problem = f"{file.name} is a damaged gzip file: {error}"
         expected = "a complete file; a missing file is downloaded again"
-        raise DataError(f"{problem}
-  expected  {expected}
-  try       {fix}") from error
+        raise DataError(f"{problem}\n  expected  {expected}\n  try       {fix}") from error
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
