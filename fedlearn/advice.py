@@ -21,7 +21,7 @@ __all__ = [
     "with_group",
 ]
 
-PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.@%+-]*", re.ASCII)  # Hydra reads such text without quotes
+PLAIN_TEXT = re.compile(r"[A-Za-z_/][A-Za-z0-9_/.@%*+-]*", re.ASCII)  # Hydra reads such text without quotes
 NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][+-]?\d[\d_]*)?|[+-]?(inf|nan)", re.IGNORECASE)
 RESERVED = ("null", "true", "false", "inf", "nan")
 ESCAPED_IN_KEYS = re.compile(r"([\\()\[\]{}:=, \t])")

@@ -32,6 +32,10 @@ class FedlearnError(Exception):
 
     exit_code: ClassVar[int] = 2
 
+    def on_command_line(self) -> str:
+        """Return the text for a user of a command. The text for users of Python may have Python code."""
+        return str(self)
+
 
 class SettingError(FedlearnError, ValueError):
     """Report a setting that is out of range.
@@ -62,7 +66,7 @@ class SettingError(FedlearnError, ValueError):
         return self._text(as_python(self.fix) if self.setting.isidentifier() else self.fix)
 
     def on_command_line(self) -> str:
-        """Return the text for a user of a command."""
+        """Return the text with its advice as words for the command line."""
         return self._text(self.fix)
 
     def _text(self, fix: str) -> str:

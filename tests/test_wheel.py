@@ -170,7 +170,7 @@ def test_a_target_in_a_users_package_of_the_same_name_is_refused_with_both(start
     done = start("fedlearn", "run", "strategy._target_=strategies.mine.halfway", "scenario=diabetes")
     assert done.returncode == 2
     assert f"{start.folder / 'strategies'} is not searched" in done.stderr
-    assert f"try       another name for {start.folder / 'strategies'}" in done.stderr
+    assert f"advice    rename {start.folder / 'strategies'}" in done.stderr
 
 
 @pytest.mark.slow

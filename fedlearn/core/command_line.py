@@ -158,8 +158,7 @@ def exit_code(action: Callable[[], int]) -> int:
         return action()
     except FedlearnError as error:
         place = _place(error.__cause__) if error.exit_code == FAILED else ""
-        text = error.on_command_line() if isinstance(error, SettingError) else str(error)
-        sys.stderr.write(f"{as_called(f'{text}{place}')}\n")
+        sys.stderr.write(f"{as_called(f'{error.on_command_line()}{place}')}\n")
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

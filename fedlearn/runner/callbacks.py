@@ -33,12 +33,12 @@ REQUIRED: Mapping[str, Required] = {
     "files": Required(
         RunFiles,
         "without its files, a run cannot be resumed, reported or compared",
-        "callbacks.console=null   (the console can be removed)",
+        "callbacks.console=null",
     ),
     "checkpoints": Required(
         Checkpoints,
         "without checkpoints, a run cannot be resumed, and predict and export have no model",
-        "callbacks.checkpoints.keep=1   (saves disk space)",
+        "callbacks.checkpoints.keep=1",
     ),
 }
 FIRST, LAST = ("console", "report", "files", "early_stop"), ("checkpoints",)
@@ -113,7 +113,7 @@ def _refuse_second_values(cfg: DictConfig) -> None:
                 current = OmegaConf.select(cfg, f"{CALLBACKS}.{name}")
                 if OmegaConf.is_dict(current) and key in current:
                     value = str(current[key]).lower() if isinstance(current[key], bool) else current[key]
-                    fix = assignment(setting, value)
+                    fix = assignment(setting, current[key])
                     same = current[key] == OmegaConf.select(cfg, setting)
                     require(same, f"{CALLBACKS}.{name}.{key}", value, f"no value here: the setting is {setting}", fix)
 

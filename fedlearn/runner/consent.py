@@ -47,9 +47,8 @@ def require_consent(modules: Sequence[str]) -> None:
     """
     for module in modules:
         if not (module in allowed_by_environment() or _is_in_working_folder(module.partition(".")[0])):
-            expected = (
-                "a module of the working folder, because this list is in a file; you may allow it on the command line"
-            )
+            source = f"the command line or {ALLOW_ENV}={module} may allow others"
+            expected = f"a module of the working folder, because this list is in a file; {source}"
             fix = assignment("allow_targets", [module])
             raise SettingError("allow_targets", module, expected, fix)
 

@@ -57,7 +57,7 @@ def refuse_coordinator_engine(engine: Mapping[str, Any]) -> None:
     """
     if engine_capabilities(engine).needs_coordinator:
         name, fix = engine["_target_"].rpartition(".")[2], "engine=vector"
-        raise SettingError("engine", name, "an engine for simulations; this engine needs a coordinator", fix)
+        raise SettingError("engine", name, "an engine for simulations; fedlearn.deploy.submit uses this engine", fix)
 
 
 def build_engine(

@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = _read(argv)
         costs = rehearse(**settings)
     except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.on_command_line()}\n")
         return BAD_SETTING
     sys.stdout.write(f"{machine()}\n{', '.join(f'{name}={value}' for name, value in settings.items())}\n")
     print_table([*table_rows(costs)])

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return compare(read(argv))
     except FedlearnError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.on_command_line()}\n")
         return BAD_SETTING
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
+from fedlearn.advice import label
 from fedlearn.callbacks.tables import print_table
 from fedlearn.core.command_line import DONE, FAILED
 from fedlearn.data.download import DataSet, LocatedFiles, find, find_local
@@ -74,7 +75,7 @@ def fetch_data_set(name: str, *, base_url: str | None = None) -> int:
     try:
         files = find(data, base_url=base_url)
     except DataError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{error.on_command_line()}\n")
         return FAILED
     sys.stdout.write(describe_data_set(data, files))
     return DONE
@@ -97,7 +98,7 @@ def check_data_set(name: str, *, path: str | None = None) -> int:
     files = find_local(data, path=path)
     sys.stdout.write(describe_data_set(data, files))
     if files is None:
-        sys.stderr.write(f"{data.name} is not on this machine, or is damaged\n  advice    {_fix(data, path)}\n")
+        sys.stderr.write(f"{data.name} is not on this machine, or is damaged\n{label(_fix(data, path))}\n")
     return DONE if files else FAILED
 
 
@@ -125,12 +126,12 @@ def _data_set(name: str, *, command: str) -> DataSet:
     known = data_sets()
     if name not in known:
         near = did_you_mean(name, known) or "heart-disease-uci"
-        raise SettingError("NAME", name, f"one of {', '.join(known)}", f"{command} {near}")
+        raise SettingError("NAME", name, f"one of {', '.join(known)}", f"python -m simulations.data {command} {near}")
     return known[name]
 
 
 def _fix(data: DataSet, path: str | None) -> str:
-    return "check without --path" if path else f"python -m simulations.data fetch {data.name}"
+    return "remove --path" if path else f"python -m simulations.data fetch {data.name}"
 
 
 def _size(data: DataSet) -> str:

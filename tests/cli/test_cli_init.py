@@ -95,6 +95,6 @@ def test_a_run_of_another_model_is_refused_with_something_that_works(trained, tm
     folder = tmp_path / "run"
     assert main(["scenario=digits", "rounds=1", "report=false", f"init={trained}", f"hydra.run.dir={folder}"]) == 2
     said = capsys.readouterr().err
-    assert "a run with a complete checkpoint of this model" in said
+    assert "a run with a complete checkpoint of the same scenario and model" in said
     assert "init=null" in said
     assert not folder.exists()

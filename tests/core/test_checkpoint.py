@@ -87,7 +87,7 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_with_what_to_try(tmp_path
     path = checkpoint.save(tmp_path, state_of(2), {}, layout=LAYOUT)
     rewrite_version(path, version)
     reason = (
-        rf"(?s)cannot read .*{path.name}.* not {version}\n  try       resume with the version .*, or start a new run"
+        rf"(?s)cannot read .*{path.name}.* not {version}\n  advice    resume with the version .*, or start a new run"
     )
     for read in (lambda: checkpoint.load(path, LAYOUT), lambda: checkpoint.load_latest(tmp_path, LAYOUT)):
         with pytest.raises(CheckpointError, match=reason):

@@ -147,7 +147,11 @@ def test_a_setting_gets_the_type_of_its_example():
         ("rounds", UsageError, "rounds has no value\n  expected  rounds=value\n  try       rounds=3"),
         ("rounds=", UsageError, "rounds= has no value\n  expected  rounds=value\n  try       rounds=3"),
         ("rounds=2.5", SettingError, "rounds is 2.5\n  expected  a whole number\n  try       rounds=3"),
-        ("noise=1,x", SettingError, "noise is 1,x\n  expected  a number, or several with commas\n  try +noise=0.5,1.0"),
+        (
+            "noise=1,x",
+            SettingError,
+            "noise is 1,x\n  expected  a number, or several with commas\n  try +noise='0.5,1.0'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_told_with_one_that_works(typed, error, lines):

@@ -38,7 +38,7 @@ def test_text_tables_are_read_as_spreadsheets_save_them(tmp_path, name, text):
 
 
 def test_a_file_of_another_kind_is_no_table(tmp_path):
-    with pytest.raises(DataError, match=r"a\.xlsx is no table\n  expected  .*\n  try       saving it as CSV"):
+    with pytest.raises(DataError, match=r"a\.xlsx is no table\n  expected  .*\n  advice    save it as CSV"):
         read_table(write(tmp_path / "a.xlsx", "age\n1\n"))
     assert len(read_table(write(tmp_path / "A.CSV", "age\n1\n"))) == 1
 

@@ -84,8 +84,8 @@ def test_a_sweep_over_an_old_group_has_the_new_one_in_the_hint(capsys):
 @pytest.mark.parametrize(
     ("words", "fix"),
     [
-        (["+attack=alie"], "poisoning=..."),
-        (["strategy=fedbn", "+strategy.keeps=out.*"], "strategy.personal_parameters=out.*"),
+        (["+attack=alie"], "poisoning=alie"),
+        (["strategy=fedbn", "+strategy.keeps=out.*"], "'strategy.personal_parameters=out.*'"),
         (["system=constant", "+system.enough=3"], "system.min_completed=3"),
     ],
 )

@@ -17,5 +17,5 @@ def test_a_run_of_an_earlier_version_is_refused_before_its_settings_are_read(tmp
     (tmp_path / "checkpoints").mkdir()
     content = save({"params": np.zeros(3, np.float32)}, metadata={"fedlearn": json.dumps({"version": 4})})
     (tmp_path / "checkpoints" / "round_000001.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"(?s)cannot read .*not 4\n  try       resume with .* new run"):
+    with pytest.raises(CheckpointError, match=r"(?s)cannot read .*not 4\n  advice    resume with .* new run"):
         read(tmp_path)

@@ -289,7 +289,7 @@ def test_help_names_every_word(capsys):
         ("rounds=0", "a whole number >= 1"),
         ("rounds=many", "a whole number >= 1"),
         ("cohort=101", "at most 100, the number of clients"),
-        ("clients", "clients=..."),
+        ("clients", "clients=VALUE"),
         ("hurry", "expected  workload"),
     ],
 )

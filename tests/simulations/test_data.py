@@ -61,7 +61,10 @@ def test_a_damaged_copy_is_told(tiny, tmp_path, capsys):
 
 def test_an_unknown_name_is_guessed(tiny, capsys):
     assert command.main(["fetch", "tyny"]) == 2
-    assert capsys.readouterr().err == "NAME is tyny\n  expected  one of tiny\n  try       fetch tiny\n"
+    assert (
+        capsys.readouterr().err
+        == "NAME is tyny\n  expected  one of tiny\n  try       python -m simulations.data fetch tiny\n"
+    )
 
 
 @pytest.mark.process

@@ -224,7 +224,7 @@ def _require_option(registry: Registry, group: str, name: Any, setting: str) -> 
         return
     known = list(registry.builders[group])
     near = registry.name_of(group, name) or did_you_mean(str(name), known)
-    fix = f"write {near} here" if near else f"register it under builders: {group}, and write its name here"
+    fix = f"{near}: {{}}" if near else f"builders: {{{group}: {{mine: {name}}}}}"
     raise SettingError(setting, "not the name of an option", f"one of {', '.join(known)}", fix)
 
 

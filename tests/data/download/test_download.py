@@ -147,7 +147,7 @@ def test_the_error_names_every_place_tried(source, fake_wheel):
         source.url,
     ):
         assert place in said
-    assert "try       put a.csv or processed.data into a folder" in said
+    assert "advice    put a.csv or processed.data into a folder" in said
 
 
 def test_a_corrupt_cache_entry_is_never_used(source, own_cache):

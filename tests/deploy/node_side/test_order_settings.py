@@ -154,8 +154,8 @@ def test_bounds_by_an_old_name_are_refused_with_the_new_one(old):
 @pytest.mark.parametrize(
     ("accepts", "fix"),
     [
-        ({"scenarios": {"simulations.scenarios.heart.heart": {}}, "strategies": {}}, r"try       heart: \{\.\.\.\}"),
-        ({"scenarios": {}, "strategies": {"strategies.fedprox": {}}}, r"try       fedprox: \{\.\.\.\}"),
+        ({"scenarios": {"simulations.scenarios.heart.heart": {}}, "strategies": {}}, r"try       heart: \{\}"),
+        ({"scenarios": {}, "strategies": {"strategies.fedprox": {}}}, r"try       fedprox: \{\}"),
         ({"scenarios": {}, "strategies": {"my_code.mine": {}}}, r"builders: \{strategy: \{mine: my_code\.mine\}\}"),
     ],
 )

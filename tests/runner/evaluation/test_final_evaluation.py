@@ -197,7 +197,7 @@ def test_small_groups_have_no_value():
 
 
 def test_an_unknown_column_of_groups_is_refused():
-    with pytest.raises(SettingError, match=r"subgroups.*Sex[\s\S]*age, sex[\s\S]*subgroups=\[age\]"):
+    with pytest.raises(SettingError, match=r"subgroups.*Sex[\s\S]*age, sex[\s\S]*subgroups=\['age'\]"):
         require_subgroups(experiment().scenario, ["Sex"])
     require_subgroups(experiment().scenario, ["sex", "age"])
 
