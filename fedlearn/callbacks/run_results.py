@@ -74,7 +74,7 @@ def read_run(folder: Path) -> RunResults:
     """
     if not (folder / METRICS_FILE).is_file():
         raise DataError(
-            f"{folder} is not a run folder: it has no {METRICS_FILE}\n  try       the folder that a run prints as saved"
+            f"{folder} is not a run folder: it has no {METRICS_FILE}\n  advice    the folder that a run prints as saved"
         )
     history = read_history(folder)
     unfinished = {

@@ -65,7 +65,7 @@ class DatasetReader:
         except (ValueError, TypeError, KeyError, IndexError) as error:
             fix = "collate=..., a function from a list of items to an array of inputs and an array of targets"
             problem = f"client {name}: the data set cannot be read: {type(error).__name__}: {error}"
-            raise DataError(f"{problem}\n  expected  pairs of an input and a target\n  try       {fix}") from error
+            raise DataError(f"{problem}\n  expected  pairs of an input and a target\n  advice    {fix}") from error
 
     def columns(self, dataset: Any) -> tuple[str, ...]:
         """Return the names of the columns of inputs."""
@@ -93,7 +93,7 @@ class DatasetReader:
                     name for name, cell_N in zip(columns, cells, strict=True) if cell_N.dtype.kind not in "iufb"
                 )
                 fix = f"features=[...] without {wrong}, or collate=..."
-                raise DataError(f"column {wrong} holds no numbers\n  expected  numbers\n  try       {fix}")
+                raise DataError(f"column {wrong} holds no numbers\n  expected  numbers\n  advice    {fix}")
             x = cells[0] if len(cells) == 1 and cells[0].ndim > 1 else np.stack(cells, axis=1)
             return x, np.asarray(dataset[self.target])
         if self.collate is None and hasattr(dataset, "columns"):
@@ -136,7 +136,7 @@ def _inputs(x: Any) -> np.ndarray:
     if isinstance(x, Mapping) or is_nested:
         kind = type(x).__name__
         fix = "collate=..., a function that returns one array of inputs, which the module takes apart"
-        raise DataError(f"an input is a {kind}\n  expected  one array of numbers\n  try       {fix}")
+        raise DataError(f"an input is a {kind}\n  expected  one array of numbers\n  advice    {fix}")
     array = np.asarray(x)
     if array.dtype.kind not in "iufb":
         raise DataError(f"an input holds {array.dtype}\n  expected  an array of numbers\n  try       collate=...")

@@ -63,7 +63,7 @@ def read_contents(
         refuse_unreadable(path, files, skip=settings.skip_damaged and bool(pictures))
     if not tables and not pictures:
         fix = "a folder with one file per client, or with images in one folder per class"
-        raise DataError(f"{path} has neither a CSV or Parquet file nor an image\n  try       {fix}")
+        raise DataError(f"{path} has neither a CSV or Parquet file nor an image\n  advice    {fix}")
     if not pictures:
         return _read_tables(path, tables, client_column, ignored_columns, layout=settings.layout)
     if tables:
@@ -72,7 +72,7 @@ def read_contents(
         return read_labelled_images(path, pictures, labels, settings, client_column=client_column)
     if client_column is not None:
         fix = "files client/class/1.png, and scenario.client=null"
-        raise DataError(f"scenario.client is {client_column}, but images have no columns\n  try       {fix}")
+        raise DataError(f"scenario.client is {client_column}, but images have no columns\n  advice    {fix}")
     return read_image_folders(path, pictures, settings)
 
 
@@ -91,7 +91,7 @@ def _read_tables(
         unassigned = files[names.index("")].name
         raise DataError(
             f"{unassigned} names no client, but other files do\n"
-            "  try       one folder per client, or scenario.layout=client, if each file is a client"
+            "  advice    one folder per client, or scenario.layout=client, if each file is a client"
         )
     table = concat_tables(tables)
     sizes = [len(part) for part in tables]

@@ -109,7 +109,7 @@ def infer_layout(
         if not names:
             fix = "a CSV file in this folder, with a column of file names and a column of classes"
             problem = f"{path} has images without folders, and no table with their classes"
-            raise DataError(f"{problem}\n  expected  a folder for each class, or a table\n  try       {fix}")
+            raise DataError(f"{problem}\n  expected  a folder for each class, or a table\n  advice    {fix}")
         shown = "/".join((*folders[0], "1.png"))
         raise DataError(
             f"{path} has images such as {shown}: the meaning of the folders is not clear\n"
@@ -201,7 +201,7 @@ def _refuse_partial_splits(layout: FolderLayout, names: Sequence[Sequence[str]],
             shown = f"{', '.join(like_splits)} beside {', '.join(others[:3])}" if others else ", ".join(like_splits)
             raise DataError(
                 f"{path} has folders {shown}, which are either splits or names of a {meaning}\n"
-                f"  expected  splits only\n  try       scenario.layout={layout}, if each is a {meaning}"
+                f"  expected  splits only\n  advice    scenario.layout={layout}, if each is a {meaning}"
             )
 
 
@@ -225,7 +225,7 @@ def _different_depths(folders: Sequence[tuple[str, ...]], path: str) -> str:
     by_depth = {len(parts): "/".join((*parts, "...")) for parts in folders}
     shown = ", ".join(by_depth[depth] for depth in sorted(by_depth))
     fix = "client/class/1.png for all images, or class/1.png, or train/class/1.png and test/class/1.png"
-    return f"{path} has images at different depths: {shown}\n  expected  folders of one depth\n  try       {fix}"
+    return f"{path} has images at different depths: {shown}\n  expected  folders of one depth\n  advice    {fix}"
 
 
 def split_levels(layout: FolderLayout, folders: Sequence[tuple[str, ...]], path: str) -> list[str]:
@@ -240,6 +240,6 @@ def split_levels(layout: FolderLayout, folders: Sequence[tuple[str, ...]], path:
         fix = "another name, or scenario.layout=client/class with the right meaning of the folders"
         raise DataError(
             f"{path} has a folder {unknown} at the level of splits\n"
-            f"  expected  train, val, test, or a usual spelling of them\n  try       {fix}"
+            f"  expected  train, val, test, or a usual spelling of them\n  advice    {fix}"
         )
     return [split or "" for split in splits]

@@ -45,7 +45,7 @@ def held_out_columns(
         cells_N = table.column(name, "subgroups")
         if len(cells_N) != num_rows:
             problem = f"the files have {len(cells_N):,} rows, but they had {num_rows:,} rows at the start of the run"
-            raise DataError(f"{problem}\n  try       the files of the start, or subgroups=null")
+            raise DataError(f"{problem}\n  advice    the files of the start, or subgroups=null")
         return {client: cells_N[rows_k] for client, rows_k in enumerate(rows)}
 
     return HeldOutColumns(names=tuple(dict.fromkeys(names)), read=read)

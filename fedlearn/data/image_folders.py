@@ -170,7 +170,7 @@ def refuse_unreadable(path: Path, files: Sequence[Path], *, skip: bool) -> None:
     rest = f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
     raise DataError(
         f"fedlearn does not read {kind} files: {shown}{rest}\n  expected  PNG, JPEG, TIFF, DICOM or another image\n"
-        f"  try       {UNREADABLE_SUFFIXES[kind]}, or scenario.skip_damaged=true to leave these files out"
+        f"  advice    {UNREADABLE_SUFFIXES[kind]}, or scenario.skip_damaged=true to leave these files out"
     )
 
 
@@ -198,7 +198,7 @@ def _refuse_case_variants(names: Sequence[str], known: Sequence[str], level: str
             setting = f"'scenario.{'classes' if level == CLASS else 'clients'}=[{','.join(dict.fromkeys(names))}]'"
             raise DataError(
                 f"the folders {' and '.join(variants)} differ in upper case only\n"
-                f"  expected  one spelling of a {level}\n  try       {setting}, to keep both"
+                f"  expected  one spelling of a {level}\n  advice    {setting}, to keep both"
             )
 
 

@@ -177,7 +177,7 @@ class ImageInputs:
         if images.shape[1:] not in (self.input_shape, self.input_shape[:2] if self.channels == 1 else None):
             expected = " x ".join(map(str, self.input_shape))
             shape = " x ".join(map(str, images.shape[1:]))
-            raise DataError(f"an image has {shape} pixels\n  expected  {expected}\n  try       images of this size")
+            raise DataError(f"an image has {shape} pixels\n  expected  {expected}\n  advice    images of this size")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -138,7 +138,7 @@ class TableSchema:
             hint = f"the name {closest}, or " if closest else ""
             raise DataError(
                 f"the schema has no column {name}\n  expected  one of {', '.join(self.columns)}\n"
-                f"  try       {hint}a line for it below columns, e.g. {name}: {{type: ignore}}"
+                f"  advice    {hint}a line for it below columns, e.g. {name}: {{type: ignore}}"
             )
         column = self.columns[name]
         missing = self.missing if column.missing is None else column.missing

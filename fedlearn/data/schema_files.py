@@ -67,11 +67,11 @@ def _load(file: Path) -> Any:
     try:
         raw = file.read_bytes()
         if len(raw) > MAX_BYTES:
-            raise DataError(f"{file.name} is too large for a schema\n  try       a YAML file with one entry per column")
+            raise DataError(f"{file.name} is too large for a schema\n  advice    a YAML file with one entry per column")
         return yaml.load(raw.decode("utf-8-sig"), Loader=_TextLoader)
     except OSError as error:
         fix = "simulations.data inspect PATH target=COLUMN --write-schema FILE, which writes a schema"
-        raise DataError(f"scenario.schema is {file}: {error.strerror}\n  try       {fix}") from error
+        raise DataError(f"scenario.schema is {file}: {error.strerror}\n  advice    {fix}") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{file.name} is no YAML: {reason}\n  try       columns: {{age: {{type: number}}}}") from error
@@ -90,7 +90,7 @@ def _record(kind: type[Any], content: Mapping[str, Any], source: str, **parts: A
         if key not in known:
             closest = did_you_mean(key, known) or known[0]
             raise DataError(
-                f"{source} has the unknown key {key}\n  expected  one of {', '.join(known)}\n  try       {closest}:"
+                f"{source} has the unknown key {key}\n  expected  one of {', '.join(known)}\n  advice    {closest}:"
             )
     try:
         values = {key: _value(key, value) for key, value in content.items()}

@@ -36,7 +36,7 @@ def table_places(path: Path, files: Sequence[Path], *, layout: str | None = None
     for file, names in zip(files, levels, strict=True):
         if len(names) > 2:
             fix = "north.csv or north/train.csv, for a client with the name north"
-            raise DataError(f"{file.relative_to(path)} is too deep in the folder to name its client\n  try       {fix}")
+            raise DataError(f"{file.relative_to(path)} is too deep in the folder to name its client\n  advice    {fix}")
     if len(levels) == 1 and len(levels[0]) == 1:  # nothing to train on beside a single split
         return [("" if split_of(levels[0][0]) else levels[0][0], None)]
     if all(len(names) == 1 for names in levels) and (places := _places_in_stems([names[0] for names in levels])):

@@ -125,9 +125,9 @@ def _times_and_events(table: Table, names: Sequence[str], classes: Sequence[obje
         fix = f"'scenario.target=[{event},{time}]'"
         raise SettingError("target", f"[{time},{event}]", "first the time, then the event", fix)
     times_N = numeric_column(table, time)
-    table.refuse(np.isnan(times_N), time, "missing, but it is the time of the target", "removing the row")
+    table.refuse(np.isnan(times_N), time, "missing, but it is the time of the target", "write the time in this cell")
     wrong_N = (times_N < 0) | ~np.isfinite(times_N)
-    table.refuse(wrong_N, time, "a negative time, expected a number >= 0", "correcting or removing the row")
+    table.refuse(wrong_N, time, "a negative time, expected a number >= 0", "correct the time")
     return np.stack([times_N, _two_values(table, event, classes).astype(np.float64)], axis=1)
 
 
@@ -135,7 +135,7 @@ def _two_values(table: Table, name: str, classes: Sequence[object] | None) -> np
     """Return 1 for yes and 0 for no in a column of two values, int64."""
     cells_N = to_categories(table.column(name, "scenario.target"))
     missing_N = np.array([cell is None for cell in cells_N], bool)
-    table.refuse(missing_N, name, "missing, but it is a target", "removing the row: training needs a target")
+    table.refuse(missing_N, name, "missing, but it is a target", "write the target in this cell")
     if classes is None:
         no, yes = NO, YES
         values_N = np.array([cell.strip().lower() for cell in cells_N], object)

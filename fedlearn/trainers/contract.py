@@ -293,7 +293,7 @@ def refuse_training(error: Exception, *, has_single_example: bool) -> TrainingEr
         expected = "a model that trains on a batch with one example"
         fix = "a model with group norm or layer norm in place of batch norm"
     value = f"a model that fails in training ({cause_of(error)})"
-    return TrainingError(f"module is {value}\n  expected  {expected}\n  try       {fix}")
+    return TrainingError(f"module is {value}\n  expected  {expected}\n  advice    {fix}")
 
 
 def cause_of(error: BaseException) -> str:

@@ -312,7 +312,7 @@ def _rows(
     if isinstance(partition, Natural):
         reading = f" ({contents.notes[0]})" if contents.notes else ""
         expected = f"iid, dirichlet or another kind, because these data have no natural clients{reading}"
-        fix = "partition=iid   (or scenario.client=COLUMN, if a column names the clients)"
+        fix = "partition=iid"
         require(bool(names), "partition", partition, expected, fix)
         partition.require_num_clients(len(names))
         return [np.flatnonzero(natural_N == number) for number in range(len(names))]
@@ -376,7 +376,7 @@ def _features(
     if isinstance(inputs, ImageInputs):
         assert contents.images is not None
         return inputs.normalize(contents.images)
-    fix = "'scenario.categories={COLUMN:[...]}' with all values"
+    fix = "list all values of the column in scenario.categories"
     return inputs.transform(columns, allow_unknown=fitted.allow_unknown, unknown_fix=fix)
 
 

@@ -117,7 +117,7 @@ def test_names_of_tables_give_clients_and_splits(tmp_path, names, places):
 def test_a_stated_layout_of_tables_decides(tmp_path):
     files = [tmp_path / "north.csv", tmp_path / "test.csv"]
     assert table_places(tmp_path, files, layout="client") == [("north", None), ("test", None)]
-    with pytest.raises(SettingError, match="layout=client"):
+    with pytest.raises(SettingError, match="layout='client'"):
         table_places(tmp_path, files, layout="client/split")
 
 

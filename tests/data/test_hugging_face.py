@@ -61,7 +61,7 @@ def test_images_are_read_with_their_classes(tmp_path):
 
 
 def test_what_cannot_be_had_is_said(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match=r"hf:///nowhere cannot be read: .*\n  try       an internet connection"):
+    with pytest.raises(DataError, match=r"hf:///nowhere cannot be read: .*\n  advice    an internet connection"):
         read_hub("hf:///nowhere")
     with pytest.raises(DataError, match="expected  hf://owner/name"):
         parse_hub_path("hf://a/b/c/d")

@@ -46,11 +46,11 @@ def test_marks_of_the_table_apply_to_a_column_without_its_marks():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("columns: {a: {typ: number}}", "unknown key typ\n(.|\n)*try       type:"),
+        ("columns: {a: {typ: number}}", "unknown key typ\n(.|\n)*advice    type:"),
         ("columns: {a: {type: numer}}", "type is numer\n(.|\n)*try       type: number"),
         ("columns: {a: number, a: text}", "a occurs twice"),
         ("columns: {a: {type: category, range: [1, 2]}}", "range is"),
-        ("colums: {a: number}", "unknown key colums\n(.|\n)*try       columns:"),
+        ("colums: {a: number}", "unknown key colums\n(.|\n)*advice    columns:"),
         ("target: b\ncolumns: {bb: number}", "target is b\n(.|\n)*try       target: bb"),
         ("- 1", "no keys"),
         ("columns: {a: {type: number, range: [2, 1]}}", "range is"),
@@ -76,5 +76,5 @@ def test_a_wrong_schema_is_refused_with_its_key(tmp_path, text, fault):
 
 
 def test_an_absent_schema_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"scenario\.schema is .*\n  try       .*--write-schema"):
+    with pytest.raises(DataError, match=r"scenario\.schema is .*\n  advice    .*--write-schema"):
         read_schema(tmp_path / "s.yaml")

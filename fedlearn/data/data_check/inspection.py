@@ -46,7 +46,7 @@ def inspect_path(path: str, settings: CheckSettings, *, images: ImageSettings | 
     place = Path(path).expanduser()
     if not place.exists():
         raise DataError(
-            f"PATH is {path}: no such file or folder\n  expected  a file or folder\n  try       ls {_parent(place)}"
+            f"PATH is {path}: no such file or folder\n  expected  a file or folder\n  advice    ls {_parent(place)}"
         )
     if place.is_dir() and any(map(is_image, list_files(place))):
         return inspect_images(place, settings, images or ImageSettings())
