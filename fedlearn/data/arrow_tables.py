@@ -46,7 +46,7 @@ def open_parquet(file: Path) -> Iterator[Any]:
             yield opened
     except (pyarrow.ArrowInvalid, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{file.name} cannot be read: {reason}\n  try       saving it as Parquet again") from error
+        raise DataError(f"{file.name} cannot be read: {reason}\n  advice    saving it as Parquet again") from error
 
 
 def from_arrow(arrow_table: Any, name: str, *, ignored_columns: Sequence[str] = (), first_row: int = 1) -> Table:
@@ -104,7 +104,7 @@ def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:
         return text_cells("" if cell is None else cell for cell in column.to_pylist())
     raise DataError(
         f"{file}, column {name} holds {kind}\n  expected  numbers, text, dates or booleans\n"
-        f"  try       'scenario.ignore=[{name}]'"
+        f"  advice    'scenario.ignore=[{name}]'"
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fedlearn.advice import assignment
 from fedlearn.data.cell_formats import PLAIN, TEXT, CellFormat, TextFormat
 from fedlearn.data.column_types import Category, Column, Number, numeric_column
 from fedlearn.data.federated_statistics import Statistics

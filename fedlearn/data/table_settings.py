@@ -84,7 +84,7 @@ class TableSettings:
                     closest = did_you_mean(str(name), known) or next(iter(table.columns))
                     raise DataError(
                         f"scenario.{setting} has the name {name}\n  expected  names of the columns {', '.join(known)}\n"
-                        f"  try       the name {closest}"
+                        f"  advice    the name {closest}"
                     )
 
 

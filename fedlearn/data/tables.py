@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.advice import assignment, label
 from fedlearn.data.cell_formats import PLAIN, CellFormat, TextFormat
 from fedlearn.data.levels import to_categories
 from fedlearn.errors import DataError, did_you_mean
@@ -126,7 +127,7 @@ def read_table(
         else drop_columns(text_files.read_text_table(file, encoding=encoding, separator=separator), ignored_columns)
     )
     if not len(table):
-        raise DataError(f"{file.name} has no rows\n  try       one row per example below the header")
+        raise DataError(f"{file.name} has no rows\n  advice    one row per example below the header")
     return table
 
 
@@ -164,7 +165,7 @@ def concat_tables(tables: Sequence[Table]) -> Table:
                 closest = did_you_mean(missing[0], [name for name in right.columns if name not in left.columns])
                 fix = f"the name {missing[0]} for the column {closest}" if closest else "the same columns in each file"
                 fix += f", or 'scenario.ignore=[{missing[0]}]'"
-                raise DataError(f"{lacks_it} has no column {missing[0]}, which {has_it} has\n  try       {fix}")
+                raise DataError(f"{lacks_it} has no column {missing[0]}, which {has_it} has\n  advice    {fix}")
     columns = {name: _concat_cells([table.columns[name] for table in tables]) for name in first.columns}
     origins = tuple(origin for table in tables for origin in table.origins)
     numbers = np.concatenate([_row_numbers(table) for table in tables])
@@ -206,7 +207,7 @@ def check_header(file: Path, header: Sequence[str]) -> None:
     """
     for name in [name for name in header if header.count(name) > 1][:1]:
         fault = f"the column {name} twice" if name else "two columns without a name"
-        raise DataError(f"{file.name} has {fault}\n  try       a first row with a different name for each column")
+        raise DataError(f"{file.name} has {fault}\n  advice    a first row with a different name for each column")
 
 
 def missing_column(table: Table, name: str, expected: Sequence[str], *, can_be_missing: bool) -> DataError:

@@ -136,7 +136,7 @@ def open_table(
             yield layout, rows
         except UnicodeError as error:
             fix = "scenario.schema=FILE with the line encoding: latin-1, or another encoding"
-            raise DataError(f"{file.name} is not {encoding}\n  try       {fix}") from error
+            raise DataError(f"{file.name} is not {encoding}\n  advice    {fix}") from error
 
 
 @contextmanager
@@ -152,11 +152,11 @@ def _open_bytes(file: Path) -> Iterator[BinaryIO]:
                 names = [name for name in archive.namelist() if not name.endswith("/")]
                 if len(names) != 1:
                     fix = "an archive with one CSV file"
-                    raise DataError(f"{file.name} contains {len(names)} files\n  try       {fix}")
+                    raise DataError(f"{file.name} contains {len(names)} files\n  advice    {fix}")
                 with archive.open(names[0]) as member:
                     yield cast(BinaryIO, member)
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
-            raise DataError(f"{file.name} is a damaged or encrypted archive\n  try       a .csv.gz file") from error
+            raise DataError(f"{file.name} is a damaged or encrypted archive\n  advice    a .csv.gz file") from error
 
 
 def _encoding_of(file: Path) -> tuple[str, bool]:
@@ -168,7 +168,7 @@ def _lines(file: Path, stream: TextIO) -> Iterator[str]:
     for number, line in enumerate(stream, start=1):
         if "\0" in line:
             fix = "saving the file as CSV again, in UTF-8"
-            raise DataError(f"{file.name}, row {number} contains zero bytes\n  try       {fix}")
+            raise DataError(f"{file.name}, row {number} contains zero bytes\n  advice    {fix}")
         yield line
 
 
@@ -185,13 +185,13 @@ def _rows(file: Path, lines: Iterable[str], layout: Layout) -> Iterator[Row]:
     except csv.Error as error:
         reason = "a quotation mark is not closed" if "end of data" in str(error) else str(error)
         fix = "correcting the quotation marks of the row"
-        raise DataError(f"{file.name}, row {number + 1}: {reason}\n  try       {fix}") from error
+        raise DataError(f"{file.name}, row {number + 1}: {reason}\n  advice    {fix}") from error
 
 
 def _detect_layout(file: Path, sample: Sequence[str], separator: str | None, notes: Sequence[str]) -> Layout:
     if not any(line.strip() for line in sample):
         raise DataError(
-            f"{file.name} is empty\n  try       a header with the names of the columns, followed by the rows"
+            f"{file.name} is empty\n  advice    a header with the names of the columns, followed by the rows"
         )
     declared = EXCEL_SEPARATOR.fullmatch(sample[0].strip())
     is_tsv = ".tsv" in [suffix.lower() for suffix in file.suffixes]
@@ -273,7 +273,7 @@ def _check_first_row(file: Path, header: Sequence[str], rows: Sequence[Sequence[
     is_repeated = len(rows) > 1 and all(name in cells for name, cells in zip(header, columns, strict=True))
     if is_data or is_repeated:
         fix = "a first row with the names of the columns"
-        raise DataError(f"{file.name} has no header: its first row has values\n  try       {fix}")
+        raise DataError(f"{file.name} has no header: its first row has values\n  advice    {fix}")
 
 
 def table_of_rows(file: Path, header: Sequence[str], rows: Sequence[Row]) -> Table:
@@ -317,7 +317,7 @@ def _with_row_labels(file: Path, table: Table, layout: Layout) -> Table:
         is_distinct = len(set(cells_N.tolist())) == num_present == len(cells_N)
         if is_unnamed and len(cells_N) and not (place == 0 and is_distinct):
             fix = f"a name for column {place + 1} in the first row"
-            raise DataError(f"{file.name}, column {place + 1} is a column without a name\n  try       {fix}")
+            raise DataError(f"{file.name}, column {place + 1} is a column without a name\n  advice    {fix}")
         if is_unnamed or (name.lower() in NAMES_OF_LABELS and _are_consecutive(cells_N)):
             labels.add(name)
         columns[name] = cells_N
