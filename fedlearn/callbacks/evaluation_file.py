@@ -1,6 +1,6 @@
 """Read ``evaluation.json`` of a run folder, the judgement of the final model.
 
-- ``missing``: reason why there is no judgement. Then only ``round`` is present, beside it.
+- ``missing``: reason why there are no outputs. At most the entries that follow from counts of real nodes are present.
 - ``examples``, ``num_examples``, ``sites``: held-out examples, and their numbers by client.
 - ``metrics``: name -> ``value``, ``low`` and ``high`` of the 95 % interval. ``intervals`` states the method.
 - ``constant``: metrics of the best constant prediction.

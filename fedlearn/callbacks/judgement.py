@@ -1,6 +1,6 @@
-"""Judge the last evaluation of a run: warnings, balanced accuracy, and the share of the largest class.
+"""Return warnings on the last evaluation of a run.
 
-All values follow from the lines of ``metrics.jsonl``, so a resumed run has the same judgement as an uninterrupted run.
+They follow from the lines of ``metrics.jsonl``, so a resumed run has the same warnings as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -23,15 +23,9 @@ def last_confusion(history: History) -> np.ndarray | None:
     return np.array(last["confusion"]) if last and last.get("confusion") else None
 
 
-def majority_share(confusion_CC: np.ndarray) -> float:
+def _majority_share(confusion_CC: np.ndarray) -> float:
     """Return the share of the largest class, which is the accuracy of a model that always predicts this class."""
     return float(confusion_CC.sum(axis=1).max() / confusion_CC.sum())
-
-
-def balanced_accuracy(confusion_CC: np.ndarray) -> float:
-    """Return the mean recall over the classes that have held-out examples."""
-    target_C = confusion_CC.sum(axis=1)
-    return float(np.mean(np.diag(confusion_CC)[target_C > 0] / target_C[target_C > 0]))
 
 
 def result_warnings(history: History, classes: Sequence[str] = ()) -> list[str]:
@@ -69,7 +63,7 @@ def _classification(confusion_CC: np.ndarray | None, classes: Sequence[str]) -> 
     if confusion_CC is None or np.count_nonzero(confusion_CC.sum(axis=1)) < 2:
         return []
     names = classes if len(classes) == len(confusion_CC) else [str(number) for number in range(len(confusion_CC))]
-    share, accuracy = majority_share(confusion_CC), float(np.trace(confusion_CC) / confusion_CC.sum())
+    share, accuracy = _majority_share(confusion_CC), float(np.trace(confusion_CC) / confusion_CC.sum())
     predicted = np.flatnonzero(confusion_CC.sum(axis=0))
     if len(predicted) == 1:
         only = names[predicted[0]]

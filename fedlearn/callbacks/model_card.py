@@ -97,7 +97,8 @@ def _training_rows(run: RunResults) -> list[tuple[str, str]]:
 
 def _results(run: RunResults) -> str:
     constant = run.evaluation.get("constant", {})
-    estimates = run.evaluation.get("metrics") or {name: {"value": v} for name, v in run.summary["final"].items()}
+    final = {name: {"value": value} for name, value in run.summary["final"].items()}
+    estimates = {**final, **run.evaluation.get("metrics", {})}
     head = ("Metric", "Value", "95 % interval", f"Constant prediction: {constant['prediction']}" if constant else "–")
     rows = [
         (
@@ -127,7 +128,7 @@ def _limits(run: RunResults) -> str:
     missing = run.evaluation.get("missing")
     lines = [
         *(f"Warning: {text}." for text in run.summary.get("warnings") or []),
-        f"The final model was not judged: {missing}." if missing else "",
+        f"There are no curves and no calibration: {missing}." if missing else "",
         run.evaluation.get("intervals", ""),
         "" if run.evaluation.get("subgroups") else "The model was not judged on groups of persons.",
         "All values are on held-out examples of the sites of this run. They are not a validation at other sites.",

@@ -67,7 +67,7 @@ def site_rows(run: RunResults) -> list[dict[str, str]]:
     """
     held_out = {row["client"]: row["num_examples"] for row in run.clients}
     sites = {site["client"]: site for site in run.partition.get("clients", [])}
-    positives = {site["client"]: site.get("num_positive") for site in run.evaluation.get("sites", [])}
+    judged = {site["client"]: site for site in run.evaluation.get("sites", [])}
     names = {row["client"]: row["name"] for row in [*run.clients, *sites.values()]}
     if not 0 < len(names) <= MAX_SITES:
         return []
@@ -75,10 +75,10 @@ def site_rows(run: RunResults) -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "train": _count(sites.get(client, {}).get("num_examples")),
+            "train": _count(sites.get(client, {}).get("num_examples", judged.get(client, {}).get("num_train"))),
             "train_positive": _share(_positives(sites.get(client)), sites.get(client)) if is_binary else "",
             "held_out": _count(held_out.get(client)),
-            "held_out_positive": _count(positives.get(client)) if is_binary else "",
+            "held_out_positive": _count(judged.get(client, {}).get("num_positive")) if is_binary else "",
         }
         for client, name in sorted(names.items())
     ]

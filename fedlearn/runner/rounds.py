@@ -17,6 +17,7 @@ from fedlearn.callbacks.base import Callback
 from fedlearn.callbacks.callback_list import CallbackError, CallbackList
 from fedlearn.callbacks.console import Console
 from fedlearn.callbacks.formatting import describe_failure
+from fedlearn.callbacks.judgement import last_confusion
 from fedlearn.callbacks.run_files import RunFiles, write_summary
 from fedlearn.callbacks.run_history import History, final_metrics, totals
 from fedlearn.callbacks.run_info import RunInfo
@@ -104,7 +105,8 @@ def run_rounds(
             baselines = _baselines(experiment, ending, files.history, interrupt)
             summary = _summary(run, ending, files.history, baselines)
             if ending.status not in ("stopped", "failed"):
-                write_evaluation(run.folder, experiment, ending.state)
+                confusion_CC = last_confusion(files.history)
+                write_evaluation(run.folder, experiment, ending.state, confusion_CC=confusion_CC)
             callback_list.on_end(summary)
     except CallbackError as error:
         if not _is_write_error(error):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedlearn.callbacks.judgement import balanced_accuracy, last_confusion, majority_share, result_warnings
+from fedlearn.callbacks.judgement import last_confusion, result_warnings
 from fedlearn.callbacks.run_history import history_entry
 from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import Predictions, Round
@@ -19,8 +19,16 @@ def line(number, outputs, targets, task="binary"):
 def test_a_model_that_predicts_one_class_is_named():
     history = [line(1, [[-1.0]] * 8, [0] * 7 + [1])]
     assert result_warnings(history) == ["the model predicts class 0 for all held-out examples; accuracy is 87.5 %"]
-    assert balanced_accuracy(last_confusion(history)) == 0.5
-    assert majority_share(last_confusion(history)) == 7 / 8
+    assert last_confusion(history).tolist() == [[7, 0], [1, 0]]
+    (warning,) = result_warnings(history, ("no", "yes"))
+    assert "class no" in warning
+
+
+def test_a_class_that_the_model_overlooks_is_named():
+    outputs = [[-1.0]] * 109 + [[1.0]]
+    targets = [0] * 95 + [1] * 15
+    (warning,) = result_warnings([line(1, outputs, targets)], ("no", "yes"))
+    assert warning == "the model finds few held-out examples of some classes: 1 of 15 of class yes"
 
 
 def test_an_accuracy_below_the_share_of_the_largest_class_is_named():

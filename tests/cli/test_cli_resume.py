@@ -56,6 +56,7 @@ def test_resumed_run_ends_where_an_uninterrupted_one_does_bit_for_bit(run, stop,
     assert summary(folder)["parameters_sha256"] == summary(whole)["parameters_sha256"]
     assert without_times(read_history(folder)) == without_times(read_history(whole))
     assert (folder / "clients.csv").read_text() == (whole / "clients.csv").read_text()
+    assert (folder / "evaluation.json").read_text() == (whole / "evaluation.json").read_text()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedasync", "fedbuff"])

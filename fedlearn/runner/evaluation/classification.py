@@ -45,6 +45,43 @@ def classification_entries(held_out: HeldOut, target: Target) -> dict[str, Any]:
     return entries
 
 
+def entries_from_counts(confusion_CC: np.ndarray, target: Target) -> dict[str, Any]:
+    """Return the entries that follow from confusion counts alone, which is all that real nodes send.
+
+    The intervals are Wilson intervals of the counts. They do not cover noise that a node has added.
+    """
+    confusion_CC = np.rint(confusion_CC).astype(np.int64)
+    hits, total = int(np.trace(confusion_CC)), int(confusion_CC.sum())
+    entries: dict[str, Any] = {
+        "examples": "held-out examples at the nodes",
+        "num_examples": total,
+        "metrics": {"accuracy": share_with_interval(hits, total)},
+        "intervals": "Wilson intervals of the counts that nodes sent. They treat all examples as independent, and do "
+        "not cover noise that a node has added.",
+        "confusion": confusion_CC.tolist(),
+    }
+    if len(target.classes) == len(confusion_CC) and total:
+        entries["classes"] = _classes(confusion_CC, target.classes)
+        entries["constant"] = constant_class(confusion_CC.sum(axis=1), target.classes)
+        if len(target.classes) == 2:
+            entries["clinical"] = clinical_figures(confusion_CC, target.classes)
+    return entries
+
+
+def constant_class(count_C: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the metrics of a model that always predicts the largest class.
+
+    Args:
+        count_C: held-out examples of each class, at least one in total.
+        classes: names of the classes.
+    """
+    share = float(count_C.max() / count_C.sum())
+    values = {"accuracy": share, "balanced_accuracy": 1 / np.count_nonzero(count_C), "auc": 0.5}
+    if len(classes) == 2:
+        values["auprc"] = float(count_C[1] / count_C.sum())
+    return {"prediction": classes[int(count_C.argmax())], "metrics": values}
+
+
 def clinical_figures(confusion_CC: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     """Return sensitivity, specificity, PPV and NPV at the threshold, with Wilson intervals.
 

@@ -23,11 +23,11 @@ from fedlearn.core.tasks import Task
 from fedlearn.data.preprocessing import Target
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.config import Experiment
-from fedlearn.runner.evaluation.classification import classification_entries
+from fedlearn.runner.evaluation.classification import classification_entries, constant_class, entries_from_counts
 from fedlearn.runner.evaluation.held_out import HeldOut, NotEvaluated, predict_held_out
 from fedlearn.runner.evaluation.importance import importance_entries
 from fedlearn.runner.evaluation.regression import regression_entries
-from fedlearn.runner.evaluation.scores import estimates
+from fedlearn.runner.evaluation.scores import MAX_CLASSES, estimates
 from fedlearn.runner.evaluation.subgroups import subgroup_entries
 from fedlearn.runner.evaluation.task_scores import scores_of
 
@@ -37,23 +37,35 @@ MAX_SITES = 100
 log = logging.getLogger(__name__)
 
 
-def write_evaluation(folder: Path, experiment: Experiment, state: ServerState) -> None:
-    """Judge the final model and write ``evaluation.json``. An error is logged and does not end the run."""
+def write_evaluation(
+    folder: Path, experiment: Experiment, state: ServerState, *, confusion_CC: np.ndarray | None = None
+) -> None:
+    """Judge the final model and write ``evaluation.json``. An error is logged and does not end the run.
+
+    Args:
+        folder: run folder.
+        experiment: data and trainer.
+        state: server state with the final model.
+        confusion_CC: counts of the last evaluation, which are all that nodes send; None if unknown.
+    """
     try:
-        evaluation = evaluate_final_model(experiment, state)
+        evaluation = evaluate_final_model(experiment, state, confusion_CC=confusion_CC)
         write_atomically(folder / EVALUATION_FILE, json.dumps(evaluation, allow_nan=False, ensure_ascii=False) + "\n")
     except Exception as error:
         log.exception("the final model cannot be judged")
         sys.stderr.write(f" no {EVALUATION_FILE}: {type(error).__name__}: {error}\n")
 
 
-def evaluate_final_model(experiment: Experiment, state: ServerState) -> dict[str, Any]:
+def evaluate_final_model(
+    experiment: Experiment, state: ServerState, *, confusion_CC: np.ndarray | None = None
+) -> dict[str, Any]:
     """Return the content of ``evaluation.json``, see `fedlearn.callbacks.evaluation_file`."""
     head = {"format": FORMAT, "round": state.round}
     try:
         held_out = predict_held_out(experiment, state)
     except NotEvaluated as reason:
-        return {**head, "missing": str(reason)}
+        is_deployed = experiment.scenario.data.num_train is not None
+        return {**head, "missing": str(reason), **(_at_nodes(experiment, confusion_CC) if is_deployed else {})}
     target, task = target_of(experiment.scenario), experiment.scenario.data.task
     scores = scores_of(held_out, task, target)
     rng = generator(experiment.plan.seed, Purpose.INTERVALS)
@@ -94,14 +106,24 @@ def constant_prediction(held_out: HeldOut, target: Target) -> dict[str, Any]:
     """Return the metrics of the best constant prediction: the largest class, or the mean of the targets."""
     if target.task.is_classification:
         count_C = np.bincount(held_out.targets_N.astype(np.int64), minlength=len(target.classes))
-        name, share = target.classes[int(count_C.argmax())], float(count_C.max() / count_C.sum())
-        values = {"accuracy": share, "balanced_accuracy": 1 / np.count_nonzero(count_C), "auc": 0.5}
-        if len(target.classes) == 2:
-            values["auprc"] = float(count_C[1] / count_C.sum())
-        return {"prediction": name, "metrics": values}
+        return constant_class(count_C, target.classes)
     truth_N = target.centre + target.spread * np.asarray(held_out.targets_N, np.float64)
     values = {"rmse": float(truth_N.std()), "mae": float(abs(truth_N - truth_N.mean()).mean()), "r2": 0.0}
     return {"prediction": "the mean of the targets", "metrics": values}
+
+
+def _at_nodes(experiment: Experiment, confusion_CC: np.ndarray | None) -> dict[str, Any]:
+    """Return the entries that follow from numbers of examples and from the counts that nodes send."""
+    data, guarantee = experiment.scenario.data, experiment.plan.strategy.privacy_guarantee
+    withheld = guarantee is not None and "examples" in guarantee.withheld
+    sizes = {} if withheld or data.num_train is None else data.num_train
+    sites = [
+        {"client": int(client), "name": data.name(client), "num_train": int(count)}
+        for client, count in list(sizes.items())[:MAX_SITES]
+    ]
+    if confusion_CC is None or len(confusion_CC) > MAX_CLASSES:
+        return {"sites": sites}
+    return {"sites": sites, **entries_from_counts(confusion_CC, target_of(experiment.scenario))}
 
 
 def _sites(held_out: HeldOut, scenario: Scenario, target: Target) -> list[dict[str, Any]]:

@@ -226,6 +226,23 @@ def test_a_missing_judgement_has_a_reason():
     assert "not finite" in reason(given, params_D=np.full(3, np.nan, np.float32))
 
 
+def test_counts_of_nodes_give_clinical_figures_but_no_curves():
+    given = experiment()
+    data = replace(given.scenario.data, num_train=dict.fromkeys(given.scenario.data.clients, 30))
+    given = replace(given, scenario=replace(given.scenario, data=data))
+    confusion = np.array([[50.0, 10.0], [5.0, 35.0]])
+    evaluation = evaluate_final_model(given, state_of(given), confusion_CC=confusion)
+    assert "stay at the nodes" in evaluation["missing"]
+    assert evaluation["clinical"]["sensitivity"]["value"] == 35 / 40
+    assert evaluation["metrics"]["accuracy"]["value"] == 0.85
+    assert evaluation["constant"] == {
+        "prediction": "no", "metrics": {"accuracy": 0.6, "balanced_accuracy": 0.5, "auc": 0.5, "auprc": 0.4}
+    }  # fmt: skip
+    assert [site["num_train"] for site in evaluation["sites"]] == [30] * 4
+    assert not {"curves", "calibration", "subgroups", "importance"} & set(evaluation)
+    json.dumps(evaluate_final_model(given, state_of(given), confusion_CC=0 * confusion), allow_nan=False)
+
+
 def test_an_error_of_the_judgement_does_not_end_the_run(tmp_path, capsys):
     given = experiment()
     broken = replace(given, scenario=replace(given.scenario, preprocessing="broken"))
