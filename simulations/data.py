@@ -48,6 +48,9 @@ def build_parser() -> CommandParser:
         "settings", metavar="setting=value", nargs="*", help="settings of scenario=folder, e.g. target=sick"
     )
     inspect.add_argument("--json", dest="json_file", metavar="FILE", help="write the whole check, with row numbers")
+    inspect.add_argument(
+        "--write-schema", dest="schema_file", metavar="FILE", help="write types, formats and levels for scenario.schema"
+    )
     inspect.add_argument("--strict", action="store_true", help="exit code 1 if there is a flag")
     return parser
 

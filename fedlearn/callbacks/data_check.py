@@ -14,25 +14,42 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlearn.callbacks.tables import UNLIMITED
+from fedlearn.core.command_line import as_called
 from fedlearn.data.data_check import ColumnSummary, DataCheck, Flag
+from fedlearn.data.data_check.advice import override
 
 DATA_CHECK_FILE = "data_check.json"
 MAX_FLAGS_IN_HEADER = 5
 MAX_FLAGS_SHOWN = 60
+MAX_NOTES_SHOWN = 30
 HEAD = ("column", "taken as", "levels, or median (1 % to 99 %)", "missing", "by site")
 
 
 def print_check(check: DataCheck) -> None:
     """Print a data check on standard output. In a file or a pipe, lines are complete."""
     is_terminal = sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED
-    out = Terminal(file=sys.stdout, width=width, highlight=False, markup=False, force_terminal=is_terminal)
+    out = _terminal()
     out.print(Text(headline(check), style="bold"))
     out.print()
     out.print(_column_table(check))
     out.print()
+    for note in check.notes[:MAX_NOTES_SHOWN]:
+        out.print(Text(f"note: {plain(note)}", style="dim"), soft_wrap=not is_terminal)
+    if check.notes:
+        out.print()
     for line in _flag_texts(check):
         out.print(line, soft_wrap=not is_terminal)
+
+
+def print_line(text: str) -> None:
+    """Print a line of text on standard output."""
+    _terminal().print(Text(plain(text) if "\n" not in text else text), soft_wrap=True)
+
+
+def _terminal() -> Terminal:
+    is_terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else UNLIMITED
+    return Terminal(file=sys.stdout, width=width, highlight=False, markup=False, force_terminal=is_terminal)
 
 
 def headline(check: DataCheck) -> str:
@@ -56,7 +73,8 @@ def header_text(check: DataCheck) -> str:
 def column_cells(column: ColumnSummary) -> tuple[str, str, str, str, str]:
     """Return the cells of a column in the table, in the order of `HEAD`."""
     missing = f"{column.num_missing:,} ({_percent(column.share_missing)})" if column.num_missing else "–"
-    return plain(column.name), column.taken_as, plain(column.content), missing, plain(column.by_site)
+    kind = f"{column.taken_as}, {plain(column.format)}" if column.format else column.taken_as
+    return plain(column.name), kind, plain(column.content), missing, plain(column.by_site)
 
 
 def report_section(folder: Path) -> Mapping[str, Any] | None:
@@ -68,6 +86,7 @@ def report_section(folder: Path) -> Mapping[str, Any] | None:
         "headline": headline(check),
         "head": HEAD,
         "columns": [column_cells(column) for column in check.columns],
+        "notes": [*check.notes],
         "flags": [{"kind": flag.kind, "message": flag.message, "advice": flag.advice} for flag in check.flags],
     }
 
@@ -111,7 +130,11 @@ def _flag_texts(check: DataCheck) -> list[Text]:
         return [Text("no flags")]
     lines = [Text(f"{len(check.flags)} flag{'s' * (len(check.flags) != 1)}", style="bold")]
     for flag in check.flags[:MAX_FLAGS_SHOWN]:
-        lines += [_message(flag), Text.assemble(("    try  ", "dim"), plain(flag.advice))]
+        lines += [_message(flag), Text.assemble(("    try  ", "dim"), plain(as_called(flag.advice)))]
+    if len(check.suggested_ignore) > 1:
+        advice = override("scenario.ignore", check.suggested_ignore)
+        kinds = "  identifiers, texts, constants and leaking columns together"
+        lines += [Text(kinds), Text.assemble(("    try  ", "dim"), plain(advice))]
     more = len(check.flags) - MAX_FLAGS_SHOWN
     return [*lines, Text(f"and {more} more flags; --json FILE has all of them")] if more > 0 else lines
 

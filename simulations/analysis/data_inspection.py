@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fedlearn.callbacks.data_check import check_as_json, print_check
+from fedlearn.callbacks.data_check import check_as_json, print_check, print_line
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE, UsageError
-from fedlearn.data.data_check import CheckSettings
-from fedlearn.data.data_check.inspection import inspect_path
-from fedlearn.data.data_check.settings import inspect_command
+from fedlearn.data.data_check.advice import override
+from fedlearn.data.data_check.inspection import Inspection, inspect_path
+from fedlearn.data.data_check.schema_writing import schema_of
+from fedlearn.data.data_check.settings import check_settings
 from fedlearn.data.image_folders import ImageSettings
-from fedlearn.errors import did_you_mean
+from fedlearn.data.schema_files import write_schema
+from fedlearn.data.table_settings import TableSettings, table_settings
+from fedlearn.errors import DataError, did_you_mean
 from fedlearn.runner.compose import parse_overrides
 from fedlearn.runner.conf_files import installed_options
 
 FLAGGED = 1  # exit code of --strict for data with flags
 
 
-def inspect_data(path: str, settings: Sequence[str], *, json_file: str | None, strict: bool) -> int:
+def inspect_data(
+    path: str, settings: Sequence[str], *, json_file: str | None, schema_file: str | None, strict: bool
+) -> int:
     """Print the data check of a path, and return the exit code.
 
     Args:
         path: file, folder, or ``hf://owner/name``.
         settings: settings of ``scenario=folder``, e.g. ``target=sick``; the group ``scenario.`` may be left out.
         json_file: file for the whole check; None writes no file.
+        schema_file: file for the schema of the columns; None writes no file.
         strict: whether the exit code is 1 if there is a flag.
     """
     values = read_settings(settings)
-    roles = check_settings(values)
-    check = inspect_path(path, replace(roles, command=inspect_command(path, roles)), images=_image_settings(values))
-    print_check(check)
+    stated = table_settings(**{name: values.get(name) for name in [field.name for field in fields(TableSettings)]})
+    inspection = inspect_path(path, stated, images=_image_settings(values))
+    print_check(inspection.check)
     if json_file is not None:
-        write_atomically(Path(json_file), check_as_json(check))
-    return FLAGGED if strict and check.flags else DONE
+        write_atomically(Path(json_file), check_as_json(inspection.check))
+    if schema_file is not None:
+        _write_schema(inspection, stated, path, Path(schema_file))
+    return FLAGGED if strict and inspection.check.flags else DONE
 
 
 def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
@@ -59,34 +67,27 @@ def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def check_settings(settings: dict[str, Any]) -> CheckSettings:
-    """Return the settings of the check from settings of ``scenario=folder``. A text is a list of one text."""
-    return CheckSettings(
-        targets=_as_list(settings.get("target")),
-        client=_as_text(settings.get("client")),
-        task=_as_text(settings.get("task")),
-        ignore=_as_list(settings.get("ignore")),
-        text=_as_list(settings.get("text")),
-        categories=tuple(settings.get("categories") or ()),
-        is_sampled=False,
-    )
+def _write_schema(inspection: Inspection, stated: TableSettings, path: str, file: Path) -> None:
+    if inspection.typed is None:
+        fix = "scenario.layout, scenario.image_size and scenario.classes, which state the reading of images"
+        raise DataError(f"{path} has images, but a schema describes tables\n  try       {fix}")
+    kinds = {column.name: column.taken_as for column in inspection.check.columns}
+    settings = check_settings(stated, path, is_sampled=False)
+    write_schema(schema_of(inspection.typed, kinds, settings, stated.classes), file)
+    print_line(f"\nschema written to {file}; to use it at all sites: {override('scenario.schema', str(file))}")
 
 
-def _image_settings(settings: dict[str, Any]) -> ImageSettings:
+def _image_settings(settings: Mapping[str, Any]) -> ImageSettings:
     """Return the settings of the reading of images, under the names of ``scenario=folder``."""
     return ImageSettings(
         size=settings.get("image_size"),
         channels=settings.get("image_channels"),
         layout=settings.get("layout"),
-        clients=_as_list(settings.get("clients")),
-        classes=_as_list(settings.get("classes")),
+        clients=_as_texts(settings.get("clients")),
+        classes=_as_texts(settings.get("classes")),
         file_column=settings.get("image"),
     )
 
 
-def _as_list(value: Any) -> tuple[str, ...]:
+def _as_texts(value: Any) -> tuple[str, ...]:
     return () if value is None else tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
-
-
-def _as_text(value: Any) -> str | None:
-    return None if value is None else str(value)

@@ -16,7 +16,6 @@ import numpy as np
 from fedlearn.advice import assignment
 from fedlearn.data.column_types import HashedText
 from fedlearn.data.contents import CLASS_COLUMN, Contents
-from fedlearn.data.data_check import CheckSettings
 from fedlearn.data.data_check.run_check import check_run
 from fedlearn.data.digests import digests_of_images, digests_of_table
 from fedlearn.data.encoding import declared_columns
@@ -186,11 +185,7 @@ def folder(
     if contents.images is None or CLASS_COLUMN not in contents.table.columns:
         stated.require_names(contents.table, has_all_files=not deployed)
         contents = replace(contents, table=type_table(contents.table, stated.reading))
-    check = CheckSettings(
-        targets=target_names(target or ()), client=client, ignore=stated.ignore, text=(text,) if text else (),
-        categories=tuple(stated.categories), task=task,
-    )  # fmt: skip
-    data_check = check_run(contents, check, path=str(path), deployed=deployed)
+    data_check = check_run(contents, stated, path=str(path), deployed=deployed)
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
     targets = read_targets(contents.table, _label(contents, target), task=task, classes=classes, has_all_clients=whole)

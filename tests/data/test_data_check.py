@@ -11,7 +11,10 @@ from sklearn import datasets
 from fedlearn.data.data_check import CheckSettings, DataCheck, check_data
 from fedlearn.data.data_check.inspection import inspect_path
 from fedlearn.data.data_check.records import FLAG_KINDS
+from fedlearn.data.data_check.typed_columns import type_leniently
+from fedlearn.data.table_settings import TableSettings
 from fedlearn.data.tables import table_from_columns
+from fedlearn.data.typed_tables import Reading
 
 NUM_ROWS = 400
 SITES = ("lyon", "nice", "paris", "rome")
@@ -33,7 +36,8 @@ def clean(num_rows=NUM_ROWS, seed=0):
 
 def check(columns, sites=None, **settings):
     settings = {"targets": ("sick",), **settings}
-    return check_data(table_from_columns(columns), CheckSettings(**settings), source="test", clients_N=sites)
+    typed = type_leniently(table_from_columns(columns), Reading(texts=[settings.get("client")]))
+    return check_data(typed, CheckSettings(**settings), source="test", clients_N=sites)
 
 
 def kinds(result):
@@ -278,13 +282,13 @@ IMAGE_FAULTS = {
 
 
 def test_clean_images_have_no_flag(tmp_path):
-    assert inspect_path(str(images(tmp_path)), CheckSettings()).flags == ()
+    assert inspect_path(str(images(tmp_path)), TableSettings()).check.flags == ()
 
 
 @pytest.mark.parametrize("kind", IMAGE_FAULTS)
 def test_a_planted_fault_of_images_is_flagged(kind, tmp_path):
     IMAGE_FAULTS[kind](tmp_path)
-    result = inspect_path(str(tmp_path), CheckSettings())
+    result = inspect_path(str(tmp_path), TableSettings()).check
     assert kind in {flag.kind for flag in result.flags}
     assert result.unit == "images"
 
@@ -295,6 +299,6 @@ def test_damaged_images_are_listed(tmp_path):
         (tmp_path / "lyon/train/cat" / name).write_bytes(b"no image")
     whole = (tmp_path / "lyon/train/cat/0.png").read_bytes()
     (tmp_path / "lyon/train/cat/cut.png").write_bytes(whole[: len(whole) // 2])
-    [flag] = inspect_path(str(tmp_path), CheckSettings()).flags
+    [flag] = inspect_path(str(tmp_path), TableSettings()).check.flags
     assert flag.rows == tuple(f"lyon/train/cat/{name}.png" for name in ("a", "b", "cut"))
     assert flag.advice == "scenario.skip_damaged=true"

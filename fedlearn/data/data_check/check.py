@@ -5,6 +5,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,9 +19,15 @@ from fedlearn.data.data_check.row_flags import flag_rows, flag_sizes
 from fedlearn.data.data_check.settings import CheckSettings
 from fedlearn.data.data_check.summaries import summarize
 from fedlearn.data.data_check.target_flags import flag_classes, flag_leakage
+from fedlearn.data.data_check.typed_columns import TypedColumns
 from fedlearn.data.data_check.unit_flags import flag_units
-from fedlearn.data.data_check.value_flags import flag_markers, flag_not_numbers, flag_outliers, flag_placeholders
-from fedlearn.data.tables import Table
+from fedlearn.data.data_check.value_flags import (
+    flag_markers,
+    flag_number_texts,
+    flag_outliers,
+    flag_placeholders,
+    flag_wrong_cells,
+)
 
 MAX_CELLS = 400_000  # cells of a sample
 MIN_SAMPLE = 2_000  # rows of a sample
@@ -30,7 +37,8 @@ CHECKS = (
     flag_spelling,
     flag_levels_by_site,
     flag_markers,
-    flag_not_numbers,
+    flag_wrong_cells,
+    flag_number_texts,
     flag_placeholders,
     flag_outliers,
     flag_kinds,
@@ -44,7 +52,7 @@ CHECKS = (
 
 
 def check_data(
-    table: Table,
+    typed: TypedColumns,
     settings: CheckSettings,
     *,
     source: str,
@@ -56,7 +64,7 @@ def check_data(
     """Return a summary of each column, and flags for probable faults.
 
     Args:
-        table: all rows.
+        typed: columns of all rows, with their types.
         settings: roles of the columns.
         source: name of the file or folder.
         clients_N: name of the client of each row; None without clients.
@@ -64,28 +72,52 @@ def check_data(
         flags: flags from the reading of the files.
         digests_N: digest of each image, by which rows are compared; None compares the columns.
     """
-    coded = _code(table, settings, clients_N, test_N, digests_N)
+    coded = _code(typed, settings, clients_N, test_N, digests_N)
     found = list(flags)
-    for check in CHECKS:
-        found += check(coded)
-    rows_by_site = dict(zip(coded.sites, _count_rows(clients_N, coded.sites, len(table)), strict=True))
+    with np.errstate(all="ignore"):  # squares of placeholders such as 1e300 overflow
+        for check in CHECKS:
+            found += check(coded)
+        columns = summarize(coded, typed)
+    explained = {
+        flag.column for flag in found if flag.kind in ("not numbers", "missing markers", "placeholder numbers")
+    }
+    found += [refusal(name, text, settings) for name, text in typed.refused.items() if name not in explained]
+    rows_by_site = dict(zip(coded.sites, _count_rows(clients_N, coded.sites, len(typed.table)), strict=True))
     return DataCheck(
         source=source,
-        num_rows=len(table),
+        num_rows=len(typed.table),
         num_checked=coded.num_rows,
         rows_by_site=rows_by_site,
-        columns=summarize(coded),
+        columns=columns,
+        notes=typed.notes,
         flags=tuple(sorted(found, key=lambda flag: flag.rank)),
     )
 
 
+def refusal(name: str, text: str, settings: CheckSettings) -> Flag:
+    """Return the flag for a column that a run refuses.
+
+    Args:
+        name: name of the column; empty for a file.
+        text: message of the error.
+        settings: settings of the check.
+    """
+    first, *rest = text.split("\n")
+    found = [line.split(maxsplit=1)[1] for line in rest if line.split()[:1] == ["try"]]
+    advice = next((line for line in found if "=" in line and " or " not in line), settings.listing)
+    quoted = re.search(r"'scenario\.[^']*'", found[0]) if found and advice == settings.listing else None
+    kind = "not numbers" if name else "unreadable"
+    return Flag(kind=kind, column=name, message=first, advice=quoted[0] if quoted else advice)
+
+
 def _code(
-    table: Table,
+    typed: TypedColumns,
     settings: CheckSettings,
     clients_N: np.ndarray | None,
     test_N: np.ndarray | None,
     digests_N: np.ndarray | None,
 ) -> CodedTable:
+    table = typed.table
     sites, site_N = ("all",), np.zeros(len(table), np.int64)
     if clients_N is not None:
         names, site_N = np.unique(clients_N.astype(str), return_inverse=True)
@@ -100,17 +132,18 @@ def _code(
     return CodedTable(
         columns=columns,
         settings=settings,
-        taken_as={name: taken_as(column, settings) for name, column in columns.items()},
+        taken_as={name: taken_as(column, settings, typed) for name, column in columns.items()},
         sites=sites,
         site_N=site_N[rows_N],
         rows_N=rows_N,
         origin=table,
+        wrong={name: cells_N[rows_N] for name, cells_N in typed.wrong.items()},
         digest=None if digests_N is None else code_column("digest", digests_N[rows_N]),
         split_N=None if test_N is None else test_N[rows_N].astype(np.int64),
     )
 
 
-def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
+def taken_as(column: CodedColumn, settings: CheckSettings, typed: TypedColumns) -> str:
     """Return the role of a column in the settings, or the kind of its content."""
     roles = {
         "target": settings.targets,
@@ -118,6 +151,7 @@ def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
         "ignored": settings.ignore,
         "text": settings.text,
         "property": settings.properties,
+        "row labels": typed.row_labels,
     }
     for role, names in roles.items():
         if column.name in names:
@@ -128,7 +162,7 @@ def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
         return "constant"
     if column.name in settings.categories:
         return "category"
-    if is_date(column):
+    if typed.is_date(column.name) or is_date(column):
         return "date"
     if is_free_text(column):
         return "text"
@@ -138,8 +172,7 @@ def taken_as(column: CodedColumn, settings: CheckSettings) -> str:
 
 
 def _kind_of_values(column: CodedColumn) -> str:
-    num_numbers = int(column.counts[column.is_number].sum())
-    if column.is_numeric or 2 * num_numbers > column.num_present:
+    if column.is_numeric:
         return "number"
     return "category" if len(column.values_L) <= MAX_CATEGORIES else "many levels"
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
 from fedlearn.data.data_check.settings import CheckSettings
-from fedlearn.data.tables import Table, to_categories, to_numbers
+from fedlearn.data.levels import to_categories
+from fedlearn.data.tables import Table, to_numbers
 
 MAX_CLASSES = 20  # distinct whole numbers of a target with classes
 
@@ -69,8 +70,8 @@ class CodedColumn:
 
     @cached_property
     def is_numeric(self) -> bool:
-        """True if the column has values, and each of them is a finite number."""
-        return bool(len(self.values_L)) and bool(self.is_number.all())
+        """True if the run reads the cells as numbers, and the column has values."""
+        return self.values_L.dtype != object and bool(len(self.values_L))
 
     @cached_property
     def is_whole(self) -> bool:
@@ -97,6 +98,7 @@ class CodedTable:
         locations: file and row of each row, for messages.
         rows_N: place of each row in the whole table.
         origin: the whole table.
+        wrong: text of the cells that differ from the format of their column; None for all other cells.
         digest: digests of images, by which rows are compared; None compares the columns.
         split_N: index of the split of each row in the names of files; None without a split.
     """
@@ -108,6 +110,7 @@ class CodedTable:
     site_N: np.ndarray
     rows_N: np.ndarray
     origin: Table
+    wrong: Mapping[str, np.ndarray] = field(default_factory=dict)
     digest: CodedColumn | None = None
     split_N: np.ndarray | None = None
 
@@ -154,7 +157,7 @@ class CodedTable:
 
 
 def code_column(name: str, cells_N: np.ndarray) -> CodedColumn:
-    """Return the column with its distinct values in order: numbers by value, text by first appearance.
+    """Return the column with its distinct values: numbers in order, text by first appearance.
 
     >>> code_column("sex", np.array(["f", None, "m", "f"], object)).codes_N.tolist()
     [0, -1, 1, 0]
@@ -165,10 +168,7 @@ def code_column(name: str, cells_N: np.ndarray) -> CodedColumn:
     codes_N = np.array([-1 if cell is None else index.setdefault(cell, len(index)) for cell in cells_N], np.int64)
     values_L = np.empty(len(index), object)
     values_L[:] = list(index)
-    numbers_L, invalid_L = to_numbers(values_L)
-    if invalid_L.any() or not len(index):
-        return CodedColumn(name=name, codes_N=codes_N, values_L=values_L)
-    return _code_numbers(name, np.append(numbers_L, math.nan)[codes_N])
+    return CodedColumn(name=name, codes_N=codes_N, values_L=values_L)
 
 
 def _code_numbers(name: str, numbers_N: np.ndarray) -> CodedColumn:

@@ -18,8 +18,8 @@ MIN_ROWS = 10  # rows of a site with a constant column
 DIFFERENCE_OF_MISSING = 0.3  # between the shares of missing cells at two sites
 MOSTLY_MISSING = 0.5  # share of missing cells
 MESSAGES = {
-    "id": ("identifier", "nearly all values differ, so it identifies rows and teaches nothing for new ones"),
-    "date": ("date", "dates are no numbers or levels with a meaning for new rows"),
+    "id": ("identifier", "identifies rows or persons, and means nothing for new ones"),
+    "date": ("date", "dates, which a run reads as numbers or levels; new rows have later dates"),
     "text": ("free text", "sentences, not levels"),
     "many levels": ("many levels", "too many levels for a column of categories"),
 }

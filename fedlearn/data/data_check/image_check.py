@@ -19,6 +19,7 @@ from fedlearn.data.data_check.check import check_data
 from fedlearn.data.data_check.coded_table import sample_rows
 from fedlearn.data.data_check.records import DataCheck, Flag
 from fedlearn.data.data_check.settings import CheckSettings
+from fedlearn.data.data_check.typed_columns import TypedColumns
 from fedlearn.data.data_check.unit_flags import join_names
 from fedlearn.data.folder import read_contents
 from fedlearn.data.folder_layout import list_files
@@ -81,7 +82,7 @@ def check_images(
         table, images = replace(take_rows(table, rows_N), origins=origins), images[rows_N]
         clients_N, test_N = (part if part is None else part[rows_N] for part in (clients_N, test_N))
     check = check_data(
-        table,
+        TypedColumns(table=table),
         replace(settings, is_sampled=False, properties=PROPERTIES),
         source=source,
         clients_N=clients_N,

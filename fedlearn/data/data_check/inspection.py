@@ -6,71 +6,92 @@ Shapes: N rows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fedlearn.data.contents import Contents, mask_or_none
 from fedlearn.data.data_check.advice import override
-from fedlearn.data.data_check.check import check_data
+from fedlearn.data.data_check.check import check_data, refusal
 from fedlearn.data.data_check.image_check import inspect_images
 from fedlearn.data.data_check.records import DataCheck, Flag
-from fedlearn.data.data_check.settings import CheckSettings
+from fedlearn.data.data_check.settings import CheckSettings, check_settings
+from fedlearn.data.data_check.typed_columns import TypedColumns, type_leniently
 from fedlearn.data.data_check.unit_flags import join_names
 from fedlearn.data.folder import read_contents
 from fedlearn.data.folder_layout import list_files
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.image_folders import ImageSettings
 from fedlearn.data.images import is_image
+from fedlearn.data.levels import to_categories
 from fedlearn.data.split_names import TEST
 from fedlearn.data.table_places import table_places
-from fedlearn.data.tables import Table, is_table, read_table, to_categories
+from fedlearn.data.table_settings import TableSettings
+from fedlearn.data.tables import Table, is_table, read_table
+from fedlearn.data.typed_tables import Reading
 from fedlearn.errors import DataError, FedlearnError, did_you_mean
 
 
-def inspect_path(path: str, settings: CheckSettings, *, images: ImageSettings | None = None) -> DataCheck:
-    """Return the data check of a file, a folder, or ``hf://owner/name``.
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Hold a data check and the columns that it read.
+
+    Args:
+        check: summary and flags.
+        typed: columns with their types; None for images.
+    """
+
+    check: DataCheck
+    typed: TypedColumns | None = None
+
+
+def inspect_path(path: str, stated: TableSettings, *, images: ImageSettings | None = None) -> Inspection:
+    """Check a file, a folder, or ``hf://owner/name``.
 
     Args:
         path: path as the user typed it.
-        settings: roles of the columns.
+        stated: settings about columns, as in ``scenario=folder``.
         images: settings of the reading of images; None takes the defaults.
 
     Raises:
         DataError: there is no such path, no file can be read, or a setting names no column.
         MissingExtra: Parquet or images need an optional dependency.
     """
+    settings = check_settings(stated, path, is_sampled=False)
     if path.startswith(HUB_PREFIX):
         contents = read_hub(path, client_column=settings.client, ignored_columns=())
-        return check_contents(contents, settings, source=path)
+        return check_contents(contents, settings, stated.reading, source=path)
     place = Path(path).expanduser()
     if not place.exists():
         raise DataError(
             f"PATH is {path}: no such file or folder\n  expected  a file or folder\n  advice    ls {_parent(place)}"
         )
     if place.is_dir() and any(map(is_image, list_files(place))):
-        return inspect_images(place, settings, images or ImageSettings())
+        return Inspection(check=inspect_images(place, settings, images or ImageSettings()))
     try:
-        return check_contents(read_contents(place, client_column=settings.client), settings, source=place.name)
+        contents = read_contents(place, client_column=settings.client)
     except DataError as error:
-        return _check_separate_files(place, settings, error)
+        return _check_separate_files(place, settings, stated.reading, error)
+    return check_contents(contents, settings, stated.reading, source=place.name)
 
 
 def check_contents(
-    contents: Contents, settings: CheckSettings, *, source: str, flags: Iterable[Flag] = ()
-) -> DataCheck:
-    """Return the data check of contents that were read.
+    contents: Contents, settings: CheckSettings, reading: Reading, *, source: str, flags: Iterable[Flag] = ()
+) -> Inspection:
+    """Check contents that were read.
 
     Raises:
-        DataError: a setting names no column.
+        DataError: a setting names no column, or the schema has other columns.
     """
     _require_columns(contents.table, settings)
-    return check_data(
-        contents.table, settings, source=source, clients_N=contents.clients, test_N=contents.test_N, flags=flags
-    )
+    typed = type_leniently(contents.table, reading)
+    clients_N, test_N = contents.clients, contents.test_N
+    check = check_data(typed, settings, source=source, clients_N=clients_N, test_N=test_N, flags=flags)
+    return Inspection(check=check, typed=typed)
 
 
-def _check_separate_files(path: Path, settings: CheckSettings, error: DataError) -> DataCheck:
+def _check_separate_files(path: Path, settings: CheckSettings, reading: Reading, error: DataError) -> Inspection:
     """Check each table on its own account after `read_contents` refused the folder with ``error``."""
     files = [path] if path.is_file() else [file for file in list_files(path) if is_table(file)]
     tables: list[tuple[Path, Table]] = []
@@ -79,10 +100,12 @@ def _check_separate_files(path: Path, settings: CheckSettings, error: DataError)
         try:
             tables.append((file, read_table(file)))
         except FedlearnError as fault:
-            flags.append(_unreadable(fault, settings))
+            flags.append(refusal("", str(fault), settings))
     if not tables:
         raise error
-    flags = flags or [] if _columns_differ([table for _, table in tables]) else flags or [_unreadable(error, settings)]
+    flags = (
+        flags or [] if _columns_differ([table for _, table in tables]) else flags or [refusal("", str(error), settings)]
+    )
     flags += _flag_columns(tables, settings)
     table = _fill_columns([table for _, table in tables])
     places = _places(path, [file for file, _ in tables])
@@ -94,7 +117,7 @@ def _check_separate_files(path: Path, settings: CheckSettings, error: DataError)
     has_clients = settings.client is not None or (clients_N != "").all()
     test_N = splits_N == TEST
     contents = Contents(table=table, clients=clients_N if has_clients else None, test_N=mask_or_none(test_N))
-    return check_contents(contents, settings, source=path.name, flags=flags)
+    return check_contents(contents, settings, reading, source=path.name, flags=flags)
 
 
 def _require_columns(table: Table, settings: CheckSettings) -> None:
@@ -108,12 +131,6 @@ def _require_columns(table: Table, settings: CheckSettings) -> None:
                     f"{setting} is {name}\n  expected  one of the columns {', '.join(table.columns)}\n"
                     f"  try       {override(setting, value)}"
                 )
-
-
-def _unreadable(fault: FedlearnError, settings: CheckSettings) -> Flag:
-    first, *rest = str(fault).split("\n")
-    fix = next((line.split(maxsplit=1)[1] for line in rest if line.split()[:1] == ["try"]), settings.listing)
-    return Flag(kind="unreadable", message=first, advice=fix)
 
 
 def _columns_differ(tables: Sequence[Table]) -> bool:

@@ -38,6 +38,8 @@ FLAG_KINDS = (
     "image depth",
 )
 
+KINDS_TO_IGNORE = ("leakage", "empty column", "identifier", "free text", "many levels", "constant")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
@@ -93,6 +95,7 @@ class ColumnSummary:
     Args:
         name: name of the column.
         taken_as: role or kind of the column in training, e.g. ``target`` or ``number``.
+        format: format of the cells, e.g. ``decimal comma``; empty for the usual format.
         content: levels, or median and range from the 1st to the 99th percentile, as text.
         num_missing: number of missing cells.
         share_missing: their share of all cells, in [0, 1].
@@ -105,6 +108,7 @@ class ColumnSummary:
     content: str
     num_missing: int
     share_missing: float
+    format: str = ""
     by_site: str = ""
     sites: tuple[SiteSummary, ...] = ()
 
@@ -121,6 +125,7 @@ class DataCheck:
         columns: summary of each column, in the order of the file.
         flags: probable faults, the most harmful first.
         unit: ``rows`` or ``images``.
+        notes: decisions about the reading of files and cells.
     """
 
     source: str
@@ -130,11 +135,17 @@ class DataCheck:
     columns: tuple[ColumnSummary, ...] = ()
     flags: tuple[Flag, ...] = ()
     unit: str = "rows"
+    notes: tuple[str, ...] = ()
 
     @property
     def is_sample(self) -> bool:
         """True if the check read a part of the rows only."""
         return self.num_checked < self.num_rows
+
+    @property
+    def suggested_ignore(self) -> tuple[str, ...]:
+        """Columns that training should leave out: identifiers, free text, constants, and leaking or empty columns."""
+        return tuple(dict.fromkeys(flag.column for flag in self.flags if flag.kind in KINDS_TO_IGNORE))
 
     def to_json(self) -> dict[str, Any]:
         """Return this check as plain values."""
@@ -154,4 +165,4 @@ class DataCheck:
         flags = tuple(
             Flag(**{**flag, "sites": tuple(flag["sites"]), "rows": tuple(flag["rows"])}) for flag in content["flags"]
         )
-        return cls(**{**content, "columns": columns, "flags": flags})
+        return cls(**{**content, "columns": columns, "flags": flags, "notes": tuple(content["notes"])})

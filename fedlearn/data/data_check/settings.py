@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedlearn.data.data_check.advice import override
+from fedlearn.data.table_settings import TableSettings
+from fedlearn.data.target_columns import target_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,34 @@ class CheckSettings:
         """Command that writes the check with row numbers into a file."""
         return f"{self.command} --json data_check.json"
 
+    @property
+    def schema_command(self) -> str:
+        """Command that writes a schema of the columns."""
+        return f"{self.command} --write-schema schema.yaml"
+
     def without(self, *names: str) -> str:
         """Return the setting that omits these columns, too."""
         return override("scenario.ignore", [*self.ignore, *names])
+
+
+def check_settings(stated: TableSettings, path: str, *, is_sampled: bool) -> CheckSettings:
+    """Return the settings of a check from settings of ``scenario=folder``.
+
+    Args:
+        stated: settings about columns.
+        path: path as the user typed it.
+        is_sampled: whether a large table is checked in a sample.
+    """
+    settings = CheckSettings(
+        targets=target_names(stated.target or ()),
+        client=stated.client,
+        ignore=stated.ignore,
+        text=target_names(stated.text or ()),
+        categories=tuple(stated.categories),
+        task=stated.task,
+        is_sampled=is_sampled,
+    )
+    return replace(settings, command=inspect_command(path, settings))
 
 
 def inspect_command(path: str, settings: CheckSettings) -> str:

@@ -9,37 +9,44 @@ import numpy as np
 
 from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
 from fedlearn.data.data_check.records import ColumnSummary, SiteSummary
+from fedlearn.data.data_check.typed_columns import TypedColumns
 
 MAX_LEVELS_SHOWN = 5
 MAX_SITES_SHOWN = 4
 MAX_SITES_LISTED = 200
 MAX_LEVELS_COUNTED = 50
-NUMERIC_KINDS = ("number", "constant", "id", "date", "target", "ignored")
 
 
-def summarize(table: CodedTable) -> tuple[ColumnSummary, ...]:
+def summarize(table: CodedTable, typed: TypedColumns) -> tuple[ColumnSummary, ...]:
     """Return the summary of each column, in the order of the file."""
-    return tuple(_summarize_column(table, column) for column in table.columns.values())
+    return tuple(_summarize_column(table, column, typed) for column in table.columns.values())
 
 
-def _summarize_column(table: CodedTable, column: CodedColumn) -> ColumnSummary:
+def _summarize_column(table: CodedTable, column: CodedColumn, typed: TypedColumns) -> ColumnSummary:
     num_missing = table.num_rows - column.num_present
     shows_range = column.is_numeric and len(column.values_L) > 2
     sites = _by_site(table, column, shows_range) if table.num_sites > 1 else ()
     return ColumnSummary(
         name=column.name,
         taken_as=table.taken_as[column.name],
-        content=_range(column) if shows_range else _levels(column),
+        format=typed.format_text(column.name, is_whole=column.is_whole),
+        content=_range(column, typed.is_date(column.name)) if shows_range else _levels(column),
         num_missing=num_missing,
         share_missing=num_missing / max(1, table.num_rows),
-        by_site=_differences(column, sites, shows_range),
+        by_site=_differences(column, sites, shows_range, is_date=typed.is_date(column.name)),
         sites=sites,
     )
 
 
-def _range(column: CodedColumn) -> str:
+def _range(column: CodedColumn, is_date: bool) -> str:
     low, median, high = np.quantile(column.cell_numbers[column.present], (0.01, 0.5, 0.99))
+    if is_date:
+        return f"{_day(median)}  ({_day(low)} to {_day(high)})"
     return f"{median:.4g}  ({low:.4g} to {high:.4g})"
+
+
+def _day(days: float) -> str:
+    return str(np.datetime64(0, "D") + np.timedelta64(round(days), "D"))
 
 
 def _levels(column: CodedColumn) -> str:
@@ -76,12 +83,13 @@ def _by_site(table: CodedTable, column: CodedColumn, shows_range: bool) -> tuple
     return tuple(summaries)
 
 
-def _differences(column: CodedColumn, sites: tuple[SiteSummary, ...], shows_range: bool) -> str:
+def _differences(column: CodedColumn, sites: tuple[SiteSummary, ...], shows_range: bool, *, is_date: bool) -> str:
+    show = _day if is_date else "{:.4g}".format
     medians = [site.median for site in sites if site.median is not None]
     if shows_range and len(medians) > 1:
         if len(sites) <= MAX_SITES_SHOWN:
-            return ", ".join(f"{site.site} {'–' if site.median is None else f'{site.median:.4g}'}" for site in sites)
-        return f"medians {min(medians):.4g} to {max(medians):.4g}"
+            return ", ".join(f"{site.site} {'–' if site.median is None else show(site.median)}" for site in sites)
+        return f"medians {show(min(medians))} to {show(max(medians))}"
     shares = [(site.site, site.counts) for site in sites if sum(site.counts.values())]
     if len(shares) < 2 or not 2 <= len(column.texts) <= MAX_LEVELS_COUNTED:
         return ""

@@ -6,6 +6,7 @@ Shapes: N rows, L distinct values, S sites.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ HUGE = 1e30  # no measurement is as large
 MIN_LEVELS = 6  # distinct other values; fewer are codes
 GAP = 0.5  # between a placeholder and the other values, relative to their range
 GAP_OF_ZERO = 0.3  # smallest other value, relative to the median
+SHARE_WRITTEN = 0.8  # levels that look like numbers
 OUTLIER = 20.0  # distance from the mean, in standard deviations
 NUMBER_INSIDE = re.compile(
     r"\s*[<>~≈]?\s*[-+−]?[\d.,' \u00a0\u202f]*\d\s*(%|[^\W\d]{1,6}(/[^\W\d]{1,6})?|°[CF])?\s*", re.ASCII
@@ -35,10 +37,8 @@ NUMBER_INSIDE = re.compile(
 
 def flag_markers(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column with text that stands for a missing value, but counts as a level."""
-    for column in table.of_kind("category", "number", "target", "text"):
-        if column.is_numeric:
-            continue
-        found = [index for index, text in enumerate(column.texts) if is_marker(text)]
+    for column in table.of_kind("category", "target", "text", "many levels"):
+        found = [index for index, text in enumerate(column.texts) if not column.is_numeric and is_marker(text)]
         if found:
             count = int(column.counts[found].sum())
             names = join_names([f'"{column.texts[index]}"' for index in found])
@@ -47,8 +47,9 @@ def flag_markers(table: CodedTable) -> Iterator[Flag]:
                 column=column.name,
                 sites=_sites(table, column, found),
                 rows=_rows(table, np.isin(column.codes_N, found)),
-                message=f"{column.name}: {names} in {cells(count)} probably means missing, but counts as a level",
-                advice=table.settings.without(column.name),
+                message=f"{column.name}: {names} in {cells(count)} counts as a level, and may mean missing; "
+                "a schema lists it below missing",
+                advice=table.settings.schema_command,
             )
 
 
@@ -61,34 +62,51 @@ def is_marker(text: str) -> bool:
     return text.strip().casefold() in MARKERS or not text.strip()
 
 
-def flag_not_numbers(table: CodedTable) -> Iterator[Flag]:
-    """Yield a flag for each column of numbers with other text, and for numbers with units or decimal commas."""
-    for column in table.of_kind("category", "number", "target", "many levels"):
-        if column.is_numeric or not len(column.values_L):
+def flag_wrong_cells(table: CodedTable) -> Iterator[Flag]:
+    """Yield a flag for each column of numbers or dates with cells in another format, which end a run."""
+    for name, wrong_N in table.wrong.items():
+        found = Counter(cell for cell in wrong_N.tolist() if cell is not None)
+        if not found:
             continue
-        wrong_L = ~column.is_number & np.array([not is_marker(text) for text in column.texts])
-        wrong = np.flatnonzero(wrong_L)
-        num_wrong, num_right = int(column.counts[wrong].sum()), int(column.counts[column.is_number].sum())
-        if not len(wrong):
-            continue
-        examples = join_names([f'"{column.texts[index][:20]}"' for index in wrong], at_most=3)
-        written_as_number = sum(bool(NUMBER_INSIDE.fullmatch(column.texts[index])) for index in wrong)
-        if 2 * num_right > num_wrong + num_right and num_right >= 5:
-            text = (
-                f"{cells(num_wrong)} of a column of numbers {'is' if num_wrong == 1 else 'are'} text, e.g. {examples}"
-            )
-        elif written_as_number >= 0.8 * len(wrong) and len(column.values_L) > 3:
-            text = f"the cells are numbers with a unit, a comma or another sign, e.g. {examples}"
-        else:
-            continue
+        are_markers = all(map(is_marker, found))
+        examples = join_names([f'"{cell[:20]}"' for cell, _ in found.most_common()], at_most=3)
+        count = sum(found.values())
+        differs_N = np.array([cell is not None for cell in wrong_N], bool)
+        problem = "may mean missing; a schema lists it below missing" if are_markers else "differs from the others"
         yield Flag(
-            kind="not numbers",
-            column=column.name,
-            sites=_sites(table, column, wrong),
-            rows=_rows(table, np.isin(column.codes_N, wrong)),
-            message=f"{column.name}: {text}",
-            advice=table.settings.without(column.name),
+            kind="missing markers" if are_markers else "not numbers",
+            column=name,
+            sites=table.names(np.unique(table.site_N[differs_N])) if table.num_sites > 1 else (),
+            rows=_rows(table, differs_N),
+            message=f"{name}: {examples} in {cells(count)} of a column of numbers or dates {problem}",
+            advice=table.settings.schema_command if are_markers else table.settings.without(name),
         )
+
+
+def flag_number_texts(table: CodedTable) -> Iterator[Flag]:
+    """Yield a flag for each column of categories whose levels look like numbers with units or other signs."""
+    for column in table.of_kind("category", "many levels"):
+        if column.is_numeric or len(column.values_L) <= 3:
+            continue
+        texts = [text for text in column.texts if not is_marker(text)]
+        is_written_N = [bool(NUMBER_INSIDE.fullmatch(text)) for text in texts]
+        if texts and sum(is_written_N) >= SHARE_WRITTEN * len(texts) and not all(map(is_code, texts)):
+            examples = join_names([f'"{text[:20]}"' for text in texts], at_most=3)
+            yield Flag(
+                kind="not numbers",
+                column=column.name,
+                message=f"{column.name}: {examples} look like numbers, but count as levels",
+                advice=table.settings.schema_command,
+            )
+
+
+def is_code(text: str) -> bool:
+    """Return whether a text is a code of digits, which is no number.
+
+    >>> [is_code(text) for text in ("007", "12 kg", "1,5")]
+    [True, False, False]
+    """
+    return text.isalnum()
 
 
 def flag_placeholders(table: CodedTable) -> Iterator[Flag]:
@@ -103,8 +121,9 @@ def flag_placeholders(table: CodedTable) -> Iterator[Flag]:
                 column=column.name,
                 sites=_sites(table, column, found),
                 rows=_rows(table, np.isin(column.codes_N, found)),
-                message=f"{column.name}: {names} in {cells(count)} is far from all other values, and may mean missing",
-                advice=table.settings.without(column.name),
+                message=f"{column.name}: {names} in {cells(count)} is far from all other values, and may mean missing; "
+                "a schema lists it below missing",
+                advice=table.settings.schema_command,
             )
 
 
