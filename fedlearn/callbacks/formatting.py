@@ -32,7 +32,7 @@ def header_lines(run: RunInfo) -> list[tuple[str, str]]:
     ]
     lines += [("system", [run.system])] if run.system else []
     before_engine = next(i for i, (label, _) in enumerate(lines) if label == "engine")
-    optional = (("compress", run.compress), ("poisoning", run.poisoning))
+    optional = (("training", run.training), ("compress", run.compress), ("poisoning", run.poisoning))
     extra = [*((label, text) for label, text in optional if text), *limitation_lines(run.privacy)]
     lines[before_engine:before_engine] = [(label, [text]) for label, text in extra]
     lines += [("data check", [header_text(run.data_check)])] if run.data_check is not None else []

@@ -33,6 +33,7 @@ class RunInfo:
         strategy: name of the strategy.
         strategy_settings: short form of its settings, e.g. ``mu 0.1``; may be empty.
         cohort: short form of the client selection, e.g. ``all 4 of 4 clients per round``.
+        training: optimizer and learning rate, if they are defaults of the scenario; may be empty.
         privacy: description of the guarantee, see `fedlearn.core.privacy_guarantee.PrivacyGuarantee`; empty for none.
         poisoning: malicious clients and kind of poisoning; empty for none.
         compress: codec of updates and its settings; empty for none.
@@ -76,6 +77,7 @@ class RunInfo:
     examples_per_client: tuple[int, int] | None = None
     bytes_per_update: int | None = None
     strategy_settings: str = ""
+    training: str = ""
     system: str = ""
     privacy: Mapping[str, Any] = field(default_factory=dict)
     poisoning: str = ""

@@ -27,6 +27,7 @@ from fedlearn.core.records import ClientId, LocalSettings, Request
 from fedlearn.core.tasks import Task
 from fedlearn.engines.byzantine import ByzantineEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
+from fedlearn.loop.local_defaults import LocalDefaults, local_defaults
 from fedlearn.loop.protocols import Engine
 from fedlearn.loop.scenario import Scenario
 from fedlearn.loop.system_model import SystemModel
@@ -40,14 +41,16 @@ from fedlearn.runner.builders import (
     SCENARIO_GROUPS,
     BuildError,
     check_targets,
+    find_target,
     refuse_unknown_keys,
     setting_path,
 )
 from fedlearn.runner.consent import allowed_by_environment, refuse_packages
 from fedlearn.runner.engines import build_engine, refuse_coordinator_engine, require_in_process
 from fedlearn.runner.environment import set_environment
+from fedlearn.runner.local_defaults import automatic_settings, describe_training, resolve_auto
 from fedlearn.runner.local_training import build_local
-from fedlearn.runner.parts import NO_PARTS, Parts
+from fedlearn.runner.parts import NO_PARTS, OBJECT_TARGET, Parts
 from fedlearn.runner.protection import protect_strategy
 from fedlearn.runner.renames import new_name
 from fedlearn.runner.training_check import check_scenario, reported_warnings, with_gradient_warning
@@ -73,6 +76,7 @@ class Plan:
         subgroups: columns whose values divide the held-out examples in the report; default none.
         system: system model; default no virtual clock.
         buffers: policy for normalization statistics: ``refuse`` (default), ``average`` or ``local``.
+        training: settings of local training for the header; empty without a default of the scenario.
     """
 
     strategy: Strategy
@@ -86,6 +90,7 @@ class Plan:
     subgroups: tuple[str, ...] = ()
     system: SystemModel = field(default_factory=SystemModel)
     buffers: str = "refuse"
+    training: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +128,10 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
     require(is_count(seed, at_least=0), "seed", seed, "a whole number >= 0", "seed=1")
     schedule = ("rounds", "evaluate_every", "evaluate_clients", "max_failures")
     strategy = _of_kind(Strategy, cfg, "strategy", allow, parts)
-    local = build_local(_group(plain, "local"), allow=allow)
     privacy = _of_kind(Mechanism, cfg, "privacy", allow, parts) if "privacy" in plain else none()
+    typed, defaults = _group(plain, "local"), _local_defaults(plain["scenario"])
+    clips = privacy.kind == "example"
+    local = build_local(resolve_auto(typed, defaults, rule=strategy.local, clips_examples=clips), allow=allow)
     system = _of_kind(SystemModel, cfg, "system", allow) if "system" in plain else SystemModel()
     _refuse_without_rounds(system, strategy, privacy)
     privacy.validate(strategy, local)
@@ -150,7 +157,16 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
         subgroups=_subgroups(plain.get("subgroups")),
         system=system,
         buffers=buffers,
+        training=describe_training(local, automatic_settings(typed), defaults),
     )
+
+
+def _local_defaults(scenario: Mapping[str, Any]) -> LocalDefaults:
+    """Return the defaults of local training of a scenario. An object of a Python program has those of the library."""
+    target = scenario.get("_target_")
+    if target in (None, OBJECT_TARGET):
+        return LocalDefaults()
+    return local_defaults(find_target(target, "scenario._target_"), scenario)
 
 
 def _refuse_old_names(plain: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ def build_run_info(
         strategy=_name(cfg, settings),
         strategy_settings=_short_form(settings),
         cohort=_cohort(experiment),
+        training=experiment.plan.training,
         privacy=_guarantee(experiment),
         poisoning=_poisoning(experiment, cfg),
         compress=_compress(experiment, cfg),

@@ -36,8 +36,10 @@ from fedlearn.data.tables import Table, drop_columns, to_numbers
 from fedlearn.data.target_columns import declared_target, read_targets, target_names
 from fedlearn.data.typed_tables import short_notes, type_table
 from fedlearn.errors import DataError, SettingError, require
+from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.models import build_trainer, network_of
+from simulations.scenarios.folder_defaults import folder_defaults
 
 NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
 
@@ -76,6 +78,7 @@ def _network(input_shape: tuple[int, ...]) -> Network:
     return network_of(input_shape=input_shape, hidden=(32,))
 
 
+@declares_local_defaults(folder_defaults)
 @declares_model(declared_model)
 def folder(
     *,
