@@ -19,6 +19,7 @@ from fedlearn.privacy.mechanisms.base import Mechanism
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose, with_custom_targets
 from fedlearn.runner.config import allowed_modules, build_experiment, build_plan
+from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.engines import require_in_process
 from fedlearn.runner.parts import KINDS, Parts, object_settings
 from fedlearn.runner.python_settings import override_texts
@@ -90,6 +91,7 @@ def run(
         outcome = resume_run(Path(resume), override_texts(values), run_mode=_run_mode(parts))
     else:
         job = _compose(values, parts, folder, config_dir)
+        refuse_dry_run(job.cfg, "fedlearn.run")
         outcome = start_run(job, build_plan(job.cfg, parts), run_mode=_run_mode(parts))
     return _result(outcome, parts)
 

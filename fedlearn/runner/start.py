@@ -28,6 +28,7 @@ from fedlearn.runner.callbacks import build_callbacks
 from fedlearn.runner.compat import command_line_parser, run_command_line, run_folder
 from fedlearn.runner.compose import CONF_DIR, Job, compose, with_custom_targets
 from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.dry_run import is_dry_run, print_dry_run, refuse_dry_run
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.evaluation.subgroups import require_subgroups
 from fedlearn.runner.initial_weights import first_state, require_source
@@ -76,10 +77,15 @@ def run(job: Job, planned: Plan | None = None, *, run_mode: RunMode = SIMULATION
         BuildError: code that the settings name failed. The run folder remains; ``run.log`` has the traceback.
     """
     set_environment(job.cfg.get("framework"))
+    if run_mode is not SIMULATION:
+        refuse_dry_run(job.cfg, "this command")
     reserved = reserve_run_folder(job.folder, chosen=job.chosen)
     try:
         with locked_run_folder(reserved.path):
-            return _run_in_folder(job.cfg, reserved.path, planned, run_mode)
+            outcome = _run_in_folder(job.cfg, reserved.path, planned, run_mode)
+        if is_dry_run(job.cfg):
+            reserved.discard()
+        return outcome
     except BuildError:
         sys.stderr.write(f"see {reserved.path / LOG_FILE}\n")
         raise
@@ -108,6 +114,12 @@ def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode
     write_data_digests(folder, experiment.scenario)
     state = first_state(experiment, cfg)
     info = build_run_info(experiment, cfg, folder, run_mode=run_mode)
+    if is_dry_run(cfg):
+        try:
+            print_dry_run(experiment, info, state)
+        finally:
+            experiment.engine.close()
+        return RunOutcome(exit_code=DONE)
     return run_rounds(experiment, info, state, callbacks, run_mode=run_mode)
 
 
@@ -118,6 +130,8 @@ def _run_command(args: Namespace) -> int:
     if args.cfg or args.info:
         return _hydra(args, lambda cfg: None)
     plans = [_build_plan(job.cfg) for job in jobs]
+    if is_dry_run(jobs[0].cfg):
+        return max(run(job, plan).exit_code for job, plan in zip(jobs, plans, strict=True))
     return _sweep(args, jobs[0]) if jobs[0].is_sweep else run(jobs[0], plans[0]).exit_code
 
 

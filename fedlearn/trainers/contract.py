@@ -103,6 +103,11 @@ def kind_of(examples: Examples) -> tuple[Any, ...]:
     return np.shape(x)[1:], str(x.dtype), np.shape(y)[1:], str(y.dtype)
 
 
+def within_classes(y: np.ndarray, task: Task, num_outputs: int) -> np.ndarray:
+    """Return targets for which the loss of a task exists with this number of outputs."""
+    return np.minimum(y, num_outputs - 1) if task.has_classes and has_output_per_class(task) else y
+
+
 def probe_rows(examples: Examples, *, synthetic: bool) -> Examples:
     """Return five finite examples of a client, repeated if there are fewer.
 
@@ -236,6 +241,15 @@ def are_finite(loss_N: np.ndarray, outputs_NC: np.ndarray) -> bool:
     return loss_N.shape != is_usual_N.shape or bool(np.isfinite(loss_N[is_usual_N]).all())
 
 
+def require_loss_function(loss: Any) -> None:
+    """Require None or a function of outputs and targets."""
+    if isinstance(loss, type):
+        name = loss.__name__
+        raise SettingError("loss", f"the class {name}", "an object or a function", f"loss={name}(reduction='none')")
+    fits = loss is None or callable(loss)
+    require(fits, "loss", loss, "a function (outputs_BC, y_B) -> loss_B", "loss=None for the loss of the task")
+
+
 def require_loss(
     loss: Any, shape: Sequence[int] | None, *, num_examples: int, finite: bool = True, kind: str = ""
 ) -> None:
@@ -316,14 +330,10 @@ def warn_of_probabilities(outputs_NC: np.ndarray, task: Task, last: str = "") ->
         task: the task.
         last: class of the layer that returned the outputs, if it is known.
     """
-    if task == "regression" or not len(outputs_NC):
+    if task.probabilities is None:
         return ()
-    is_layer = "Sigmoid" in last or ("Softmax" in last and "LogSoftmax" not in last)
-    in_range = bool(((outputs_NC >= 0) & (outputs_NC <= 1)).all())
-    varies = len(np.unique(outputs_NC.round(6))) > 1
-    if outputs_NC.shape[1] > 1:
-        in_range = in_range and bool(np.abs(outputs_NC.sum(axis=1) - 1).max() < 1e-4)
-    if not is_layer and not (in_range and varies):
+    is_layer = last in ("Sigmoid", "Softmax", "Softmax2d", "Hardsigmoid")
+    if not is_layer and not _look_like_probabilities(outputs_NC, task):
         return ()
     layer = f"the last layer {last}" if is_layer else "its last layer"
     return (

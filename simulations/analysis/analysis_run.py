@@ -23,6 +23,7 @@ from fedlearn.runner.builders import BuildError
 from fedlearn.runner.compat import command_line_parser
 from fedlearn.runner.compose import Job, compose
 from fedlearn.runner.config import Plan, build_plan
+from fedlearn.runner.dry_run import refuse_dry_run
 from fedlearn.runner.engines import require_in_process
 from fedlearn.runner.environment import set_environment
 from fedlearn.runner.run_config import write_run_config
@@ -177,4 +178,6 @@ def _compose(args: Namespace, name: str, preset: Sequence[str]) -> tuple[Job, bo
     chosen = "hydra.run.dir" in typed
     folder = [] if chosen else [f"hydra.run.dir=outputs/{name}/${{run_name}}/${{now:%Y-%m-%d_%H-%M-%S}}"]
     args.overrides = [*presets, *folder, *args.overrides]
-    return compose(args)[0], chosen
+    job = compose(args)[0]
+    refuse_dry_run(job.cfg, f"simulations.{name}")
+    return job, chosen

@@ -39,6 +39,7 @@ from fedlearn.trainers.contract import (
     require_targets,
     warn_of_probabilities,
     warn_of_unused,
+    within_classes,
 )
 
 REMEDIES = Remedies(
@@ -131,14 +132,14 @@ class ModuleCheck:
         require_inputs(examples)
         require_parameters(len(self.names), (), fix="a model with a layer, such as nn.Dense")
         few = probe_rows(examples, synthetic=synthetic)
-        x, y = jnp.asarray(few.x), jnp.asarray(few.y)
+        x = jnp.asarray(few.x)
         outputs, traced = self._trace(self.predict, params, x)
         num_outputs = outputs.shape[self.task.class_axis]
         if not synthetic:  # a refusal of a real client must not depend on its targets
             require_targets(examples, self.task, num_outputs, REMEDIES)
         trained, _ = self._trace(self.train, params, x)
-        unused = self._unused(params, x, y, trained)
-        texts = warn_of_probabilities(np.zeros((0, 1)), self.task, last_layer(traced)) or ()
+        unused = self._unused(params, x, jnp.asarray(within_classes(few.y, self.task, num_outputs)), trained)
+        texts = warn_of_probabilities(np.zeros((0, 1)), self.task, last_layer(traced))
         return ModelReport(
             num_outputs=num_outputs,
             unused=unused,

@@ -35,7 +35,7 @@ from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task, as_task
-from fedlearn.errors import FedlearnError, SettingError, require
+from fedlearn.errors import FedlearnError, SettingError
 from fedlearn.trainers.base import (
     FROM_MODULE,
     Initializer,
@@ -58,7 +58,7 @@ from fedlearn.trainers.batching import (
     shared_base_array,
 )
 from fedlearn.trainers.class_weights import class_weights
-from fedlearn.trainers.contract import kind_of, select_output
+from fedlearn.trainers.contract import kind_of, require_loss_function, select_output
 from fedlearn.trainers.jax.contract import ModuleCheck, initial_shapes, require_module, require_types
 from fedlearn.trainers.jax.dp_sgd import clipped_gradient
 from fedlearn.trainers.jax.example_check import QUICK, ExampleCheck, refuse_written_state
@@ -128,7 +128,7 @@ class JaxTrainer:
         output: str | int | None = None,
         batching: str = "auto",
     ) -> None:
-        require(loss is None or callable(loss), "loss", loss, "a function (outputs_BC, y_B) -> loss_B", "loss=None")
+        require_loss_function(loss)
         require_module(module)
         self.module, self.task, self.device = module, as_task(task), device
         self._has_task_loss = loss is None

@@ -41,6 +41,7 @@ from fedlearn.trainers.contract import (
     select_output,
     warn_of_probabilities,
     warn_of_unused,
+    within_classes,
 )
 from fedlearn.trainers.torch.random import restored_generators
 
@@ -181,7 +182,7 @@ class ModuleCheck:
         fix = "module.requires_grad_(True)" if self.frozen else "a model with a layer, such as nn.Linear"
         require_parameters(len(self.leaves), self.frozen, fix=fix)
         few = probe_rows(examples, synthetic=synthetic)
-        x, y = (torch.as_tensor(np.array(values), device=self.device) for values in (few.x, few.y))
+        x = torch.as_tensor(np.array(few.x), device=self.device)
         with self._restored():
             self.module.eval()
             outputs_NC = self._outputs(x, "eval")
@@ -190,7 +191,8 @@ class ModuleCheck:
                 require_targets(examples, self.task, num_outputs, self._remedies(outputs_NC))
             require_finite_outputs(_array(outputs_NC))
             self.module.train()
-            unused = self._check_gradients(x, y)
+            targets = within_classes(few.y, self.task, num_outputs)
+            unused = self._check_gradients(x, torch.as_tensor(np.array(targets), device=self.device))
             self._check_one_example(x)
             self.module.eval()
             self._warnings += warn_of_probabilities(self._range(x, outputs_NC), self.task, self._last_layer(x))

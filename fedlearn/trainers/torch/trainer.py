@@ -41,7 +41,7 @@ from fedlearn.trainers.base import (
 )
 from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
 from fedlearn.trainers.class_weights import class_weights
-from fedlearn.trainers.contract import cause_of, kind_of, refuse_training
+from fedlearn.trainers.contract import cause_of, kind_of, refuse_training, require_loss_function
 from fedlearn.trainers.example_keys import example_keys
 from fedlearn.trainers.torch.contract import ModuleCheck, prepare_module
 from fedlearn.trainers.torch.dp_sgd import ClippedGradient
@@ -164,7 +164,7 @@ class TorchTrainer:
         batching: str = "auto",
     ) -> None:
         _require_device(device)
-        require(loss is None or callable(loss), "loss", loss, "a function (outputs_BC, y_B) -> loss_B", "loss=None")
+        require_loss_function(loss)
         module = prepare_module(module, input_shape=input_shape, output=output)
         self.module, self.task, self.device, self.batching = module.to(device), as_task(task), device, batching
         buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
