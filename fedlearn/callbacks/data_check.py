@@ -13,10 +13,10 @@ from rich.console import Console as Terminal
 from rich.table import Table
 from rich.text import Text
 
+from fedlearn.advice import assignment
 from fedlearn.callbacks.tables import UNLIMITED
 from fedlearn.core.command_line import as_called
 from fedlearn.data.data_check import ColumnSummary, DataCheck, Flag
-from fedlearn.data.data_check.advice import override
 
 DATA_CHECK_FILE = "data_check.json"
 MAX_FLAGS_IN_HEADER = 5
@@ -132,7 +132,7 @@ def _flag_texts(check: DataCheck) -> list[Text]:
     for flag in check.flags[:MAX_FLAGS_SHOWN]:
         lines += [_message(flag), Text.assemble(("    try  ", "dim"), plain(as_called(flag.advice)))]
     if len(check.suggested_ignore) > 1:
-        advice = override("scenario.ignore", check.suggested_ignore)
+        advice = assignment("scenario.ignore", check.suggested_ignore)
         kinds = "  identifiers, texts, constants and leaking columns together"
         lines += [Text(kinds), Text.assemble(("    try  ", "dim"), plain(advice))]
     more = len(check.flags) - MAX_FLAGS_SHOWN

@@ -7,10 +7,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from fedlearn.advice import assignment, label
 from fedlearn.callbacks.data_check import check_as_json, print_check, print_line
 from fedlearn.core.checkpoint import write_atomically
 from fedlearn.core.command_line import DONE, UsageError
-from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.inspection import Inspection, inspect_path
 from fedlearn.data.data_check.schema_writing import schema_of
 from fedlearn.data.data_check.settings import check_settings
@@ -69,12 +69,12 @@ def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
 
 def _write_schema(inspection: Inspection, stated: TableSettings, path: str, file: Path) -> None:
     if inspection.typed is None:
-        fix = "scenario.layout, scenario.image_size and scenario.classes, which state the reading of images"
-        raise DataError(f"{path} has images, but a schema describes tables\n  try       {fix}")
+        fix = "scenario.layout=client/class"
+        raise DataError(f"{path} has images, but a schema describes tables\n  expected  tables\n{label(fix)}")
     kinds = {column.name: column.taken_as for column in inspection.check.columns}
     settings = check_settings(stated, path, is_sampled=False)
     write_schema(schema_of(inspection.typed, kinds, settings, stated.classes), file)
-    print_line(f"\nschema written to {file}; to use it at all sites: {override('scenario.schema', str(file))}")
+    print_line(f"\nschema written to {file}; to use it at all sites: {assignment('scenario.schema', str(file))}")
 
 
 def _image_settings(settings: Mapping[str, Any]) -> ImageSettings:

@@ -5,7 +5,6 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -103,11 +102,9 @@ def refusal(name: str, text: str, settings: CheckSettings) -> Flag:
         settings: settings of the check.
     """
     first, *rest = text.split("\n")
-    found = [line.split(maxsplit=1)[1] for line in rest if line.split()[:1] == ["try"]]
-    advice = next((line for line in found if "=" in line and " or " not in line), settings.listing)
-    quoted = re.search(r"'scenario\.[^']*'", found[0]) if found and advice == settings.listing else None
+    advice = next((line.split(maxsplit=1)[1] for line in rest if line.split()[:1] == ["try"]), settings.listing)
     kind = "not numbers" if name else "unreadable"
-    return Flag(kind=kind, column=name, message=first, advice=quoted[0] if quoted else advice)
+    return Flag(kind=kind, column=name, message=first, advice=advice)
 
 
 def _code(

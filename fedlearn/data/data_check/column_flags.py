@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fedlearn.data.data_check.advice import override
+from fedlearn.advice import assignment
 from fedlearn.data.data_check.coded_table import CodedTable
 from fedlearn.data.data_check.records import Flag
 from fedlearn.data.data_check.unit_flags import join_names
@@ -31,7 +31,7 @@ def flag_kinds(table: CodedTable) -> Iterator[Flag]:
         for column in table.of_kind(kind):
             count = f"{len(column.values_L):,} values in {column.num_present:,} rows"
             only_text = kind == "text" and len(table.of_kind("number", "category")) == 0
-            advice = override("scenario.text", column.name) if only_text else table.settings.without(column.name)
+            advice = assignment("scenario.text", column.name) if only_text else table.settings.without(column.name)
             yield Flag(kind=name, column=column.name, message=f"{column.name}: {reason}; {count}", advice=advice)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.advice import assignment
 from fedlearn.data.contents import CLASS_COLUMN, Contents
-from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.check import check_data
 from fedlearn.data.data_check.coded_table import sample_rows
 from fedlearn.data.data_check.records import DataCheck, Flag
@@ -123,7 +123,7 @@ def _flag_damaged(damaged: Mapping[str, str], num_files: int) -> Iterator[Flag]:
     if damaged:
         shown = join_names([f"{name} ({reason})" for name, reason in sorted(damaged.items())], at_most=10)
         text = f"{len(damaged):,} of {num_files:,} images cannot be read: {shown}"
-        advice = override("scenario.skip_damaged", "true").replace('"', "").strip("'")
+        advice = assignment("scenario.skip_damaged", True)
         yield Flag(kind="unreadable", message=text, advice=advice, rows=tuple(sorted(damaged)))
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedlearn.advice import assignment
 from fedlearn.data.contents import Contents, mask_or_none
-from fedlearn.data.data_check.advice import override
 from fedlearn.data.data_check.check import check_data, refusal
 from fedlearn.data.data_check.image_check import inspect_images
 from fedlearn.data.data_check.records import DataCheck, Flag
@@ -129,7 +129,7 @@ def _require_columns(table: Table, settings: CheckSettings) -> None:
                 value = [closest] if setting == "ignore" else closest
                 raise DataError(
                     f"{setting} is {name}\n  expected  one of the columns {', '.join(table.columns)}\n"
-                    f"  try       {override(setting, value)}"
+                    f"  try       {assignment(setting, value)}"
                 )
 
 

@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
-from fedlearn.data.data_check.advice import override
+from fedlearn.advice import assignment
 from fedlearn.data.data_check.coded_table import CodedColumn, CodedTable
 from fedlearn.data.data_check.records import Flag
 from fedlearn.data.data_check.unit_flags import join_names
@@ -149,7 +149,7 @@ def _advice(table: CodedTable, column: CodedColumn) -> str:
     for level in np.argsort(column.counts):
         largest[plain_form(column.texts[level])] = column.texts[level]
     setting = "classes" if table.taken_as[column.name] == "target" else "clients"
-    return override(f"scenario.{setting}", sorted(largest.values()))
+    return assignment(f"scenario.{setting}", sorted(largest.values()))
 
 
 def _sites_of(table: CodedTable, column: CodedColumn, levels: set[str]) -> tuple[str, ...]:

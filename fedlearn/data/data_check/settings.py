@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedlearn.data.data_check.advice import override
+from fedlearn.advice import assignment
+from fedlearn.advice import command as typed_command
 from fedlearn.data.table_settings import TableSettings
 from fedlearn.data.target_columns import target_names
 
@@ -49,7 +49,7 @@ class CheckSettings:
 
     def without(self, *names: str) -> str:
         """Return the setting that omits these columns, too."""
-        return override("scenario.ignore", [*self.ignore, *names])
+        return assignment("scenario.ignore", [*self.ignore, *names])
 
 
 def check_settings(stated: TableSettings, path: str, *, is_sampled: bool) -> CheckSettings:
@@ -80,5 +80,5 @@ def inspect_command(path: str, settings: CheckSettings) -> str:
     """
     targets = settings.targets[0] if len(settings.targets) == 1 else settings.targets
     roles = {"target": targets, "client": settings.client, "ignore": settings.ignore, "text": settings.text}
-    words = [override(name, value) for name, value in roles.items() if value]
-    return " ".join(["python -m simulations.data inspect", shlex.quote(path), *words])
+    words = [assignment(name, value) for name, value in roles.items() if value]
+    return " ".join([typed_command("python -m simulations.data inspect", path), *words])
