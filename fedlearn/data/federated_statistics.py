@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 
@@ -73,24 +74,24 @@ class ColumnSums:
 
 
 Statistics = Mapping[str, ColumnSums]
-CONSTANT_SPREAD = 8 * 2.0**-52  # spread of equal values that were rounded, relative to their mean
+CONSTANT_SPREAD = 2.0**-52  # spread of equal values that were rounded, relative to their mean
 SPLITTER = 2.0**27 + 1  # splits a float64 into two halves whose product is exact
 
 
 def exact_sum(values_N: np.ndarray) -> Fraction:
-    """Return the sum of values with twice the precision of float64.
+    """Return the sum of values without rounding error.
 
     >>> float(exact_sum(np.array([1e16, 1.0, -1e16])))
     1.0
     """
-    high = math.fsum(values_N)
-    return Fraction(high) + Fraction(math.fsum([*values_N, -high]))
+    values, parts = values_N.tolist(), [math.fsum(values_N)]
+    while rest := math.fsum(chain(values, (-part for part in parts))):
+        parts.append(rest)
+    return sum(map(Fraction, parts), Fraction(0))
 
 
 def exact_sum_of_squares(values_N: np.ndarray) -> Fraction:
-    """Return the sum of squares with twice the precision of float64.
-
-    Each square is the sum of two floats without error.
+    """Return the sum of squares without rounding error. Each square is the sum of two floats.
 
     Reference: Dekker, *A floating-point technique for extending the available precision*, Numerische Mathematik, 1971.
     """

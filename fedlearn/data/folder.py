@@ -17,8 +17,9 @@ Shapes: N rows or images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ from fedlearn.data.contents import Contents, clients_of_rows, mask_or_none
 from fedlearn.data.folder_layout import list_files
 from fedlearn.data.image_folders import ImageSettings, read_image_folders, read_labelled_images, refuse_unreadable
 from fedlearn.data.images import is_image
+from fedlearn.data.schema import TableSchema
 from fedlearn.data.split_names import TEST, VALIDATION
 from fedlearn.data.table_places import table_places
-from fedlearn.data.tables import concat_tables, is_table, read_table
+from fedlearn.data.tables import Table, concat_tables, is_table, read_table
 from fedlearn.errors import DataError
 
 
@@ -39,6 +41,7 @@ def read_contents(
     client_column: str | None = None,
     ignored_columns: Sequence[str] = (),
     images: ImageSettings | None = None,
+    schema: TableSchema | None = None,
 ) -> Contents:
     """Read a path in one of the layouts above.
 
@@ -47,6 +50,7 @@ def read_contents(
         client_column: column that names the client of each row; None takes the names of files and folders.
         ignored_columns: columns to leave out.
         images: settings of the reading of images; None takes the defaults.
+        schema: states the encoding and the separator of text files; None detects them.
 
     Raises:
         DataError: the path has none of these layouts, or a file cannot be used.
@@ -54,8 +58,10 @@ def read_contents(
     """
     if not path.exists():
         raise DataError(f"scenario.path is {path}: no such file or folder\n  advice    an absolute path")
+    encoding, separator = (schema.encoding, schema.separator) if schema is not None else (None, None)
+    read = partial(read_table, ignored_columns=ignored_columns, encoding=encoding, separator=separator)
     if path.is_file():
-        return _read_tables(path.parent, [path], client_column, ignored_columns, layout="*")
+        return _read_tables(path.parent, [path], read, client_column, layout="*")
     settings = images or ImageSettings()
     files = list_files(path)
     tables, pictures = [file for file in files if is_table(file)], [file for file in files if is_image(file)]
@@ -65,10 +71,10 @@ def read_contents(
         fix = "a folder with one file per client, or with images in one folder per class"
         raise DataError(f"{path} has neither a CSV or Parquet file nor an image\n  advice    {fix}")
     if not pictures:
-        return _read_tables(path, tables, client_column, ignored_columns, layout=settings.layout)
+        return _read_tables(path, tables, read, client_column, layout=settings.layout)
     if tables:
         is_single = "/".join(["*"] * len(tables[0].relative_to(path).parts)) if len(tables) == 1 else None
-        labels = _read_tables(path, tables, client_column, ignored_columns, layout=is_single)
+        labels = _read_tables(path, tables, read, client_column, layout=is_single)
         return read_labelled_images(path, pictures, labels, settings, client_column=client_column)
     if client_column is not None:
         fix = "files client/class/1.png, and scenario.client=null"
@@ -79,14 +85,14 @@ def read_contents(
 def _read_tables(
     path: Path,
     files: Sequence[Path],
+    read: Callable[[Path], Table],
     client_column: str | None,
-    ignored_columns: Sequence[str],
     *,
     layout: str | None = None,
 ) -> Contents:
     places = table_places(path, files, layout=layout)
     names = [client for client, _ in places]
-    tables = [read_table(file, ignored_columns=ignored_columns) for file in files]
+    tables = [read(file) for file in files]
     if client_column is None and any(names) and not all(names):
         unassigned = files[names.index("")].name
         raise DataError(

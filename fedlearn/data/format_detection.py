@@ -17,10 +17,10 @@ import numpy as np
 from fedlearn.data.cell_formats import PLAIN, CellFormat, DateFormat, NumberFormat, normalized
 
 CODE = re.compile(r"^(0[0-9]+|[0-9]{16,})$", re.MULTILINE)  # leading zeros, or more digits than a float64 has
-EXPONENT_CODE = re.compile(r"[0-9]+([eE][0-9]+)?")  # 10E2: programs write a number as 1e+05 or 1.0e5
+EXPONENT_CODE = re.compile(r"[0-9]+([eE][0-9]{1,2})?")  # 10E2: programs write a number as 1e+05 or 1.0e5
 DATE_SHAPE = re.compile(
     r"[0-9]{1,4}[-/.][0-9]{1,2}[-/.][0-9]{1,4}(?![0-9]).*|[0-9]{1,2}[- ][A-Za-z]{3,9}\.?[- ][0-9]{4}|"
-    r"[A-Za-z]{3,9} [0-9]{1,2}, [0-9]{4}|[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[0-9]{4}[-/][0-9]{1,2}"
+    r"[A-Za-z]{3,9} [0-9]{1,2}, [0-9]{4}|[0-9]{1,2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?|[0-9]{4}[-/][0-9]{1,2}"
 )
 DAYS = ("%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%d.%m.%y", "%d/%m/%y",
         "%m/%d/%y", "%d-%m-%y", "%m-%d-%y", "%Y-%m-%d", "%d %b %Y", "%d-%b-%Y", "%d %B %Y", "%d-%B-%Y", "%b %d, %Y",
@@ -77,7 +77,7 @@ def detect_format(cells: Sequence[str], *, decimal: str | None = None) -> Detect
     if not cells:
         return Detection(format=PLAIN)
     if has_codes(cells):
-        return TEXT
+        return _detect_codes(cells)
     if decimal != "," and _are_plain(cells):
         return Detection(format=PLAIN)
     texts = {normalized(cell): cell for cell in cells}
@@ -99,6 +99,17 @@ def _has_exponent_codes(cells: Sequence[str]) -> bool:
     if not any(EXPONENT_CODE.fullmatch(cell) and not cell.isdigit() for cell in cells):
         return False
     return not any(NUMBER_FORMATS[0].pattern.fullmatch(cell) and not EXPONENT_CODE.fullmatch(cell) for cell in cells)
+
+
+def _detect_codes(cells: Sequence[str]) -> Detection:
+    """Return text, unless cells such as 10E2 are beside whole numbers only, so that they can be numbers too."""
+    with_exponent = frozenset(cell for cell in cells if not cell.isdigit())
+    are_digits = CODE.search("\n".join(cells)) is None and all(map(EXPONENT_CODE.fullmatch, cells))
+    if not are_digits or len(with_exponent) == len(cells):
+        return TEXT
+    return Detection(
+        wrong=with_exponent, reason="a number with an exponent, or a code", fix="{type: category} or {type: number}"
+    )
 
 
 def _are_plain(cells: Sequence[str]) -> bool:

@@ -27,7 +27,7 @@ class TableSettings:
         client: column that names the client of each row.
         clients: names of all clients in order.
         ignore: columns to leave out.
-        text: column of text to learn from.
+        text: columns of text to learn from.
         order_by: column that orders the rows.
         scales: (centre, spread) of columns.
         categories: values of columns of categories.
@@ -41,7 +41,7 @@ class TableSettings:
     client: str | None = None
     clients: tuple[Any, ...] | None = None
     ignore: tuple[str, ...] = ()
-    text: str | None = None
+    text: str | Sequence[str] | None = None
     order_by: str | None = None
     scales: Mapping[str, Sequence[float]] = field(default_factory=dict)
     categories: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class TableSettings:
         targets = [self.target] if isinstance(self.target, str) else [*(self.target or ())]
         levels = {name: [*map(to_category, values)] for name, values in self.categories.items()}
         levels |= {name: [*map(to_category, self.classes)] for name in targets if self.classes is not None}
-        texts = [name for name in (self.client, self.text) if name is not None]
+        texts = [*as_items(self.client or ()), *as_items(self.text or ())]
         used = [*self.scales, *self.bounds, *([self.order_by] if self.order_by else [])]
         return Reading(schema=self.schema, levels=levels, texts=texts, targets=targets, used=used)
 

@@ -184,7 +184,9 @@ def folder(
         classes=tuple(map(to_category, classes or ())),
         file_column=image,
     )
-    contents = _read(str(path), client_column=client, ignored_columns=stated.ignore, images=images)
+    contents = _read(
+        str(path), client_column=client, ignored_columns=stated.ignore, images=images, **_files(stated, str(path))
+    )
     if contents.images is None or CLASS_COLUMN not in contents.table.columns:
         stated.require_names(contents.table, has_all_files=not deployed)
         contents = replace(contents, table=type_table(contents.table, stated.reading))
@@ -256,6 +258,11 @@ def _require_settings(path: Any, clients: Sequence[Any] | None, partition: Parti
     is_fixed = not deployed or (clients is not None and isinstance(partition, Natural))
     expected = "the names of all clients, in the order of their numbers; a deployment requires them"
     require(is_fixed, "clients", clients, expected, "'scenario.clients=[north,south]' partition=natural")
+
+
+def _files(stated: TableSettings, path: str) -> dict[str, Any]:
+    """Return the statements of a schema about files on this machine."""
+    return {} if stated.schema is None or path.startswith(HUB_PREFIX) else {"schema": stated.schema}
 
 
 def _read(path: str, **options: Any) -> Contents:
