@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedlearn.advice import assignment
 from fedlearn.data.tables import Table, check_header, text_cells, whole_numbers
 from fedlearn.errors import DataError, MissingExtra
 
@@ -104,7 +105,7 @@ def _from_arrow(file: str, name: str, column: Any) -> np.ndarray:
         return text_cells("" if cell is None else cell for cell in column.to_pylist())
     raise DataError(
         f"{file}, column {name} holds {kind}\n  expected  numbers, text, dates or booleans\n"
-        f"  advice    'scenario.ignore=[{name}]'"
+        f"  try       {assignment('scenario.ignore', [name])}"
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from fedlearn.advice import label
 from fedlearn.errors import DataError, did_you_mean, is_number
 
 ColumnType = Literal["number", "category", "text", "id", "date", "ignore"]
@@ -173,7 +174,7 @@ class TableSchema:
 
 def _check(condition: bool, key: str, value: object, expected: str, fix: str) -> None:
     if not condition:
-        raise DataError(f"{key} is {value}\n  expected  {expected}\n  try       {fix}")
+        raise DataError(f"{key} is {value}\n  expected  {expected}\n{label(fix)}")
 
 
 def _closest_line(key: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedlearn.advice import assignment, label
 from fedlearn.data.cell_formats import CellFormat, TextFormat
 from fedlearn.data.levels import to_category
 from fedlearn.data.schema import TableSchema
@@ -82,9 +83,11 @@ class TableSettings:
             for name in getattr(self, setting):
                 if str(name) not in known:
                     closest = did_you_mean(str(name), known) or next(iter(table.columns))
+                    others = [closest if item == name else item for item in getattr(self, setting)]
+                    fix = assignment("scenario.ignore", others) if setting == "ignore" else f"the name {closest}"
                     raise DataError(
                         f"scenario.{setting} has the name {name}\n  expected  names of the columns {', '.join(known)}\n"
-                        f"  advice    the name {closest}"
+                        f"{label(fix)}"
                     )
 
 

@@ -290,7 +290,7 @@ def table_of_rows(file: Path, header: Sequence[str], rows: Sequence[Row]) -> Tab
             few = "the missing cells of this row, as empty cells between separators"
             fix = few if len(cells) < width else "quotation marks around cells that contain the separator"
             reason = f"{len(cells)} cells, but the header has {width} columns"
-            raise DataError(f"{file.name}, row {number} has {reason}\n  try       {fix}")
+            raise DataError(f"{file.name}, row {number} has {reason}\n  advice    {fix}")
     names = [name or f"{UNNAMED_PREFIX}{place}" for place, name in enumerate(header)]
     columns = {name: text_cells(cells[place] for _, cells in rows) for place, name in enumerate(names)}
     numbers = np.array([number for number, _ in rows], np.int64)

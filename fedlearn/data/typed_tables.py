@@ -114,7 +114,7 @@ def apply_schema(table: Table, schema: TableSchema) -> Table:
     absent = [name for name in schema.columns if name not in table.columns and name not in schema.ignored]
     if absent:
         fix = f"{absent[0]}: {{type: ignore}} in the schema, if no site needs the column"
-        raise DataError(f"{table.origins[0][0]} has no column {absent[0]}, which the schema has\n  try       {fix}")
+        raise DataError(f"{table.origins[0][0]} has no column {absent[0]}, which the schema has\n  advice    {fix}")
     columns: dict[str, np.ndarray] = {}
     formats: dict[str, CellFormat | TextFormat] = {}
     for name, cells_N in table.columns.items():

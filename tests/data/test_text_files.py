@@ -99,7 +99,7 @@ def test_utf8_may_be_split_between_two_parts():
 
 def test_a_stated_encoding_is_not_guessed(tmp_path):
     (tmp_path / "a.csv").write_bytes("größe\n1\n".encode("cp1252"))
-    with pytest.raises(DataError, match=r"a\.csv is not utf-8\n  try       .*encoding"):
+    with pytest.raises(DataError, match=r"a\.csv is not utf-8\n  advice    .*encoding"):
         read_table(tmp_path / "a.csv", encoding="utf-8")
 
 
@@ -136,7 +136,7 @@ def test_numbers_may_be_names_of_columns(tmp_path, header):
 
 def test_a_new_file_without_header_is_named(tmp_path):
     (tmp_path / "new.csv").write_text("1.5,u\n2.5,v\n")
-    with pytest.raises(DataError, match=r"new\.csv has no header: its first row has values\n  try       .*names"):
+    with pytest.raises(DataError, match=r"new\.csv has no header: its first row has values\n  advice    .*names"):
         next(read_table_batches(tmp_path / "new.csv", 10))
 
 

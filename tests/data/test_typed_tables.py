@@ -268,7 +268,7 @@ def test_a_schema_states_settings(tmp_path):
 def test_a_setting_that_names_no_column_is_refused(tmp_path, name):
     table = tables(tmp_path, a="age,y\n1,2\n")
     value = ["agee"] if name == "ignore" else {"agee": [1, 2]}
-    with pytest.raises(DataError, match=rf"scenario\.{name} has the name agee\n.*\n  try       .*age"):
+    with pytest.raises(DataError, match=rf"scenario\.{name} has the name agee\n.*\n  (try|advice)  .*age"):
         table_settings(**{name: value}).require_names(table)
 
 
