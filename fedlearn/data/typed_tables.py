@@ -44,13 +44,12 @@ class Reading:
 DETECT = Reading()
 
 
-def type_table(table: Table, reading: Reading = DETECT, *, errors: list[DataError] | None = None) -> Table:
+def type_table(table: Table, reading: Reading = DETECT) -> Table:
     """Return a table with typed columns and without row labels.
 
     Args:
         table: columns as in the files.
         reading: schema, or declared columns.
-        errors: list that takes the errors of columns without a schema; None raises the first error.
 
     Raises:
         DataError: a column cannot be read as the settings and most of its cells say.
@@ -58,7 +57,7 @@ def type_table(table: Table, reading: Reading = DETECT, *, errors: list[DataErro
     if reading.schema is not None:
         return apply_schema(without_row_labels(table, [*reading.schema.columns]), reading.schema)
     used = [*reading.levels, *reading.texts, *reading.targets, *reading.used]
-    return type_columns(without_row_labels(table, used), reading, errors=errors)
+    return type_columns(without_row_labels(table, used), reading)
 
 
 def short_notes(table: Table, most: int = 4) -> tuple[str, ...]:
@@ -67,13 +66,12 @@ def short_notes(table: Table, most: int = 4) -> tuple[str, ...]:
     return notes if len(notes) <= most else (*notes[:most], f"and {len(notes) - most} more notes in data inspect")
 
 
-def type_columns(table: Table, reading: Reading = DETECT, *, errors: list[DataError] | None = None) -> Table:
+def type_columns(table: Table, reading: Reading = DETECT) -> Table:
     """Return a table whose columns of numbers and dates are float64 arrays, with notes of the decisions.
 
     Args:
         table: columns of text as in the files.
         reading: declared columns.
-        errors: list that takes the errors, so that all other columns are typed; None raises the first error.
 
     Raises:
         DataError: the format of a column is ambiguous, or a cell differs from most cells of its column.
@@ -87,13 +85,7 @@ def type_columns(table: Table, reading: Reading = DETECT, *, errors: list[DataEr
     for name, detection in detections.items():
         if decimal == "," or (decimal is not None and detection.format is None):
             detection = detect_format(open_columns[name], decimal=decimal)
-        try:
-            format = _checked_format(table, name, detection, reading.targets)
-        except DataError as error:
-            if errors is None:
-                raise
-            errors.append(error)
-            continue
+        format = _checked_format(table, name, detection, reading.targets)
         if format is not None:
             formats[name], (columns[name], _) = format, format.parse_column(table.columns[name])
             notes += [f"{name}: {note}" for note in _notes(format, open_columns[name])]
@@ -101,7 +93,7 @@ def type_columns(table: Table, reading: Reading = DETECT, *, errors: list[DataEr
     for name in distinct.keys() - formats.keys():
         columns[name] = _without_missing_words(columns[name], reading.levels.get(name, ()))
     typed = replace(table, columns=columns, formats=formats, notes=tuple(notes))
-    refuse_large_numbers(typed, errors=errors)
+    refuse_large_numbers(typed)
     return typed
 
 
@@ -143,12 +135,8 @@ def cell_format(column: ColumnSchema) -> CellFormat | None:
     return DateFormat(format=column.format, missing=column.missing) if column.type == "date" else None
 
 
-def refuse_large_numbers(table: Table, *, errors: list[DataError] | None = None) -> None:
+def refuse_large_numbers(table: Table) -> None:
     """Refuse infinite numbers, and numbers so large that they cannot be scaled.
-
-    Args:
-        table: typed columns.
-        errors: list that takes the errors; None raises the first error.
 
     Raises:
         DataError: a column has such a number; the message names its file and row.
@@ -157,12 +145,7 @@ def refuse_large_numbers(table: Table, *, errors: list[DataError] | None = None)
         if cells_N.dtype != object:
             reason = "infinite, or too large to be scaled"
             fix = "an empty cell for a missing value, or this value below missing in a schema"
-            try:
-                table.refuse(np.abs(cells_N) > LARGEST, name, reason, fix)
-            except DataError as error:
-                if errors is None:
-                    raise
-                errors.append(error)
+            table.refuse(np.abs(cells_N) > LARGEST, name, reason, fix)
 
 
 def _parsed(table: Table, name: str, format: CellFormat) -> np.ndarray:

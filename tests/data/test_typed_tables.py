@@ -58,16 +58,6 @@ def test_a_cell_that_differs_is_named_without_its_text(tmp_path, files, reason):
     assert "SECRET" not in str(error.value)
 
 
-def test_all_errors_of_columns_are_collected(tmp_path):
-    errors = []
-    text = "x,y,z\n1,1,1e300\n2,2,1\nold,3,2\n4,low,3\n"
-    table = type_table(tables(tmp_path, a=text), errors=errors)
-    assert [str(error).split(":")[0] for error in errors] == [
-        "a.csv, row 4, column x", "a.csv, row 5, column y", "a.csv, row 2, column z",
-    ]  # fmt: skip
-    assert len(table) == 4
-
-
 def test_an_ambiguous_column_follows_the_marks_of_the_other_columns(tmp_path):
     table = type_table(tables(tmp_path, a="x;y;z\n36,512;1,5;1.234\n37,100;2,5;2.345\n"))
     assert {name: cells.tolist() for name, cells in table.columns.items()} == {
