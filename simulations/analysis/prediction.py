@@ -115,6 +115,12 @@ def prediction_columns(model: TrainedModel, outputs_NC: np.ndarray, threshold: f
     labels, task = model.labels(outputs_NC, threshold), model.target.task
     if task.decide is None:
         return _value_columns(labels)
+    if task.class_axis == 1:  # an image of classes
+        share_CN = [(labels == number).reshape(len(labels), -1).mean(axis=1) for number in range(len(model.classes))]
+        names = [f"share_{name}" for name in model.classes]
+        return {name: [f"{value:.6g}" for value in column_N] for name, column_N in zip(names, share_CN, strict=True)}
+    if task.has_class_names and labels.ndim > 1:  # one class per token
+        return {"prediction": [" ".join(map(str, row)) for row in labels]}
     if task.is_classification:
         predictions = [str(label) for label in labels]
     else:  # some labels of each example

@@ -14,6 +14,7 @@ from fedlearn.core.command_line import DONE, FAILED
 from fedlearn.data.download import DataSet, LocatedFiles, find, find_local
 from fedlearn.errors import DataError, SettingError, did_you_mean
 from simulations.datasets.airline_tweets import AIRLINE_TWEETS
+from simulations.datasets.brain_template import BRAIN_TEMPLATE
 from simulations.datasets.cifar10 import CIFAR10, CIFAR10_JPEG
 from simulations.datasets.icu import ICU_STAYS
 from simulations.datasets.minilm import MINILM
@@ -27,6 +28,7 @@ from simulations.datasets.uci_heart import HEART_DISEASE
 
 DATA_SETS = (
     AIRLINE_TWEETS,
+    BRAIN_TEMPLATE,
     CIFAR10,
     CIFAR10_JPEG,
     FASHION,

@@ -48,9 +48,10 @@ def build_trainer(
     """Build a trainer for a model and a data set, and describe the model in one line.
 
     Args:
-        model: name or module. Names are ``linear``, ``mlp``, ``cnn`` and the networks of
-            `simulations.models.vision.build_network`. A module is an ``nn.Module`` for torch or a flax (linen) module
-            for JAX. It has one output for binary tasks and regression, else one output per class.
+        model: name or module. Names are ``linear``, ``mlp``, ``cnn``, the networks of
+            `simulations.models.vision.build_network`, and ``unet`` for segmentation. A module is an ``nn.Module`` for
+            torch or a flax (linen) module for JAX. It has one output for binary tasks and regression, else one output
+            per class.
         data: data set that defines the task and the number of classes.
         input_shape: shape of one example.
         hidden: widths of the hidden layers of ``mlp``, default (32,).
@@ -74,7 +75,12 @@ def build_trainer(
     initial = initial or (default_initial_parameters if isinstance(model, str) else None)
     modules, trainers = load_family(framework)
     num_outputs = data.task.num_outputs(data.num_classes)
-    if isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:
+    is_dense = data.task.class_axis == 1  # a class for each pixel
+    if isinstance(model, str) and (is_dense or model == "unet"):
+        expected = "unet or a module, for segmentation" if is_dense else "another model: unet is for segmentation"
+        require(is_dense and model == "unet", "model", model, expected, "model=unet" if is_dense else "model=mlp")
+        module, line = vision.build_unet(framework, input_shape=input_shape, num_outputs=num_outputs)
+    elif isinstance(model, str) and model in vision.MIN_IMAGE_SIZE:
         module, line = vision.build_network(model, framework, input_shape=input_shape, num_outputs=num_outputs)
     else:
         module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)

@@ -102,6 +102,10 @@ def batch_of(name, seed=0, size=20):
     outputs = rng.normal(size=(size, *outputs.shape[1:])).astype(np.float32)
     if name == "survival":
         y = patients(size, seed, num_times=6)[1]
+    elif name in ("segmentation", "token_classification"):
+        outputs = rng.normal(size=(size, 4, 5, 6) if name == "segmentation" else (size, 7, 4)).astype(np.float32)
+        y = rng.integers(-1, 4, (size, 5, 6) if name == "segmentation" else (size, 7))
+        y[0] = -1
     elif name == "multilabel":
         y = rng.integers(0, 2, (size, 4))
     elif task.has_classes:
@@ -111,7 +115,7 @@ def batch_of(name, seed=0, size=20):
     return outputs, task.targets(np.asarray(y))
 
 
-@pytest.mark.parametrize("name", ["binary", "multiclass", "regression", "multilabel", "survival"])
+@pytest.mark.parametrize("name", sorted(TASKS))
 def test_losses_of_both_frameworks_have_the_mean_of_the_metric(name):
     outputs, y = batch_of(name)
     expected = evaluate([Predictions(client=0, outputs=outputs, targets=y)], task=name).pooled["loss"]

@@ -34,6 +34,14 @@ def _cox(outputs: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(is_event, loss, 0.0)
 
 
+def _position_loss(outputs: jax.Array, y: jax.Array) -> jax.Array:
+    """Return the mean loss over the positions of each example, for outputs ``(B, ..., C)``; -1 is padding."""
+    is_real = y >= 0
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.where(is_real, y, 0))
+    axes = tuple(range(1, y.ndim))
+    return jnp.where(is_real, losses, 0.0).sum(axis=axes) / jnp.maximum(is_real.sum(axis=axes), 1)
+
+
 LOSSES: Mapping[str, Loss] = {
     "binary": _logistic,
     "ranking": _logistic,
@@ -41,6 +49,8 @@ LOSSES: Mapping[str, Loss] = {
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
     "multilabel": lambda outputs, y: optax.sigmoid_binary_cross_entropy(outputs, y).mean(axis=1),
     "survival": _cox,
+    "segmentation": lambda outputs, y: _position_loss(jnp.moveaxis(outputs, 1, -1), y),
+    "token_classification": _position_loss,
 }
 
 

@@ -33,6 +33,12 @@ def _cox(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.where(is_event, loss, 0.0)
 
 
+def _position_loss(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return the mean loss over the positions of each example, for outputs ``(B, C, ...)``; -1 is padding."""
+    losses = F.cross_entropy(outputs, y, ignore_index=-1, reduction="none").flatten(1)
+    return losses.sum(dim=1) / (y >= 0).flatten(1).sum(dim=1).clamp(min=1)
+
+
 LOSSES: Mapping[str, Loss] = {
     "binary": _logistic,
     "ranking": _logistic,
@@ -40,6 +46,8 @@ LOSSES: Mapping[str, Loss] = {
     "regression": lambda outputs, y: (outputs[:, 0] - y) ** 2,
     "multilabel": lambda outputs, y: F.binary_cross_entropy_with_logits(outputs, y.float(), reduction="none").mean(1),
     "survival": _cox,
+    "segmentation": _position_loss,
+    "token_classification": lambda outputs, y: _position_loss(outputs.movedim(-1, 1), y),
 }
 
 

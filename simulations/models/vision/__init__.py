@@ -14,6 +14,26 @@ MIN_IMAGE_SIZE = {"gn_cnn": 8, "bn_cnn": 8, "lenet": 12, "vgg": 8}  # least heig
 MIN_IMAGE_SIZE |= {"resnet8": 4, "resnet20": 4, "resnet8_bn": 4, "resnet20_bn": 4}
 
 
+def build_unet(framework: str, *, input_shape: tuple[int, ...], num_outputs: int) -> tuple[Any, str]:
+    """Build a U-Net for segmentation, and describe it in one line.
+
+    Args:
+        framework: ``torch`` or ``jax``.
+        input_shape: shape of one image, (H, W, C).
+        num_outputs: number of classes.
+
+    Raises:
+        SettingError: The examples are not images, or height and width are not multiples of 4.
+    """
+    if len(input_shape) != 3 or any(size % 4 for size in input_shape[:2]):
+        shown = "x".join(map(str, input_shape))
+        expected = f"images whose height and width are multiples of 4, not {shown}"
+        raise SettingError("model", "unet", expected, "scenario.image_size=64")
+    networks = import_module(f"simulations.models.vision.{framework}")
+    arguments = (input_shape[2], num_outputs) if framework == "torch" else (num_outputs,)
+    return networks.UNet(*arguments), f"unet {'x'.join(map(str, input_shape))}-8-16-32-16-8-{num_outputs}"
+
+
 def build_network(name: str, framework: str, *, input_shape: tuple[int, ...], num_outputs: int) -> tuple[Any, str]:
     """Build a network by name, and describe it in one line.
 

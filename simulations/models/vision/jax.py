@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from simulations.models.basic.jax import Conv, avg_pool_2x2, flatten
@@ -118,3 +119,37 @@ def _norm(norm: str, train: bool, num_channels: int, name: str) -> nn.Module:
 
 def _flattened_as_in_torch(x_BHWC: jax.Array) -> jax.Array:
     return flatten(x_BHWC.transpose(0, 3, 1, 2))
+
+
+class UNet(nn.Module):
+    """A small U-Net: two stages down, two stages up, and one output per class and pixel.
+
+    Each convolution is followed by a group norm and ELU. Height and width are multiples of 4.
+
+    Args:
+        num_outputs: number of classes O.
+        width: channels of the first stage; the next stages have 2 and 4 times as many.
+    """
+
+    num_outputs: int
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O, H, W)``."""
+
+        def stage(number: int, num_channels: int, x: jax.Array) -> jax.Array:
+            x = Conv(num_channels, name=f"conv_{number}")(x)
+            return nn.elu(_norm("group", train, num_channels, f"norm_{number}")(x))
+
+        fine = stage(0, self.width, x_BHWC)
+        middle = stage(1, 2 * self.width, avg_pool_2x2(fine))
+        coarse = stage(2, 4 * self.width, avg_pool_2x2(middle))
+        middle = stage(3, 2 * self.width, jnp.concatenate([_double(coarse), middle], axis=-1))
+        last = stage(4, self.width, jnp.concatenate([_double(middle), fine], axis=-1))
+        return Conv(self.num_outputs, kernel_size=1, padding=0, name="out")(last).transpose(0, 3, 1, 2)
+
+
+def _double(x_BHWC: jax.Array) -> jax.Array:
+    """Repeat each pixel in both directions."""
+    return jnp.repeat(jnp.repeat(x_BHWC, 2, axis=1), 2, axis=2)

@@ -143,3 +143,47 @@ class ResNet(nn.Module):
 
 def _norm(num_channels: int, norm: str) -> nn.Module:
     return nn.BatchNorm2d(num_channels) if norm == "batch" else nn.GroupNorm(num_channels // 8, num_channels)
+
+
+class UNet(nn.Module):
+    """A small U-Net: two stages down, two stages up, and one output per class and pixel.
+
+    Each convolution is followed by a group norm and ELU. Height and width are multiples of 4.
+
+    Args:
+        channels: channels of an image.
+        num_outputs: number of classes O.
+        width: channels of the first stage; the next stages have 2 and 4 times as many.
+
+    Reference: Ronneberger, Fischer, Brox, *U-Net*, MICCAI 2015, arXiv:1505.04597.
+    """
+
+    def __init__(self, channels: int, num_outputs: int, width: int = 8) -> None:
+        super().__init__()
+        sizes = [
+            (channels, width),
+            (width, 2 * width),
+            (2 * width, 4 * width),
+            (6 * width, 2 * width),
+            (3 * width, width),
+        ]
+        for number, (num_inputs, num_channels) in enumerate(sizes):
+            self.add_module(f"conv_{number}", nn.Conv2d(num_inputs, num_channels, 3, padding=1))
+            self.add_module(f"norm_{number}", _norm(num_channels, "group"))
+        self.out = nn.Conv2d(width, num_outputs, 1)
+
+    def forward(self, x_BHWC: torch.Tensor) -> torch.Tensor:
+        """Map images ``(B, H, W, C)`` to outputs ``(B, O, H, W)``."""
+        fine = self._stage(0, x_BHWC.permute(0, 3, 1, 2))
+        middle = self._stage(1, F.avg_pool2d(fine, 2))
+        coarse = self._stage(2, F.avg_pool2d(middle, 2))
+        middle = self._stage(3, torch.cat([_double(coarse), middle], dim=1))
+        return self.out(self._stage(4, torch.cat([_double(middle), fine], dim=1)))
+
+    def _stage(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        return F.elu(self.get_submodule(f"norm_{number}")(self.get_submodule(f"conv_{number}")(x)))
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    """Repeat each pixel in both directions."""
+    return x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
