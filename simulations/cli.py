@@ -38,6 +38,8 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "deploy trainer": ("fedlearn.deploy.trainer", "run the trainer of a node apart"),
         "deploy policy": ("fedlearn.deploy.node_side.policy", "print an example of a node's policy"),
         "deploy submit": ("fedlearn.deploy.submit", "run, resume or follow an experiment at the nodes"),
+        "deploy status": ("fedlearn.deploy.status", "show the nodes and runs of a federation"),
+        "deploy cancel": ("fedlearn.deploy.cancel", "stop a run after its round"),
     },
     "Flower": {
         "flower run": ("fedlearn.flower.run", "run a Flower app in this process, without Ray"),

@@ -56,8 +56,7 @@ def build_parser() -> CommandParser:
         passes_on=command_line_parser(),
         add_help=False,
     )
-    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="address")
-    parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="folder with the operator's keys")
+    add_connection_options(parser)
     parser.add_argument(
         "--resume", metavar="FOLDER", help="resume a stopped run, also with other settings, e.g. rounds=100"
     )
@@ -65,6 +64,12 @@ def build_parser() -> CommandParser:
     parser.add_argument("--reconnect-timeout", type=float, default=120.0, help="seconds to wait for a lost coordinator")
     parser.add_argument("-h", "--help", action="store_true", help="show this help and the settings")
     return parser
+
+
+def add_connection_options(parser: CommandParser) -> None:
+    """Add the options ``--coordinator`` and ``--keys``."""
+    parser.add_argument("--coordinator", default=DEFAULT_COORDINATOR, metavar="HOST:PORT", help="address")
+    parser.add_argument("--keys", type=Path, default=DEFAULT_KEYS, help="folder with the operator's keys")
 
 
 def _submit(args: argparse.Namespace, overrides: Sequence[str]) -> int:

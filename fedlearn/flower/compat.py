@@ -73,6 +73,7 @@ FLOWER = PrivateNames(
         "bundle": ("flwr.cli.build:build_fab_from_files", "flwr.supercore.fab:Fab"),
         "control": (
             "flwr.common.serde:fab_to_proto",
+            "flwr.common.serde:user_config_from_proto",
             "flwr.common.serde:user_config_to_proto",
             "flwr.proto.control_pb2:ListNodesRequest",
             "flwr.proto.control_pb2:ListRunsRequest",
@@ -501,6 +502,13 @@ class ControlClient:
 
         request = ListRunsRequest() if run_id is None else ListRunsRequest(run_id=run_id)
         return self._client.ListRuns(request).run_dict
+
+    @staticmethod
+    def config_of(run: Any) -> Mapping[str, Any]:
+        """Return the run configuration that was submitted with a run."""
+        from flwr.common.serde import user_config_from_proto
+
+        return user_config_from_proto(run.override_config)
 
     def logs(self, run_id: int, after: float) -> Iterator[Any]:
         """Yield the parts of the log of a run as they arrive.

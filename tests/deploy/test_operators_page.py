@@ -30,7 +30,17 @@ def from_pages():
 
 def test_the_commands_were_found():
     named = {words[0] for words in from_pages()}
-    assert named == {"rehearse", "keys", "coordinator", "node_side.policy", "node", "submit", "trainer"}
+    assert named == {
+        "cancel",
+        "coordinator",
+        "keys",
+        "node",
+        "node_side.policy",
+        "rehearse",
+        "status",
+        "submit",
+        "trainer",
+    }
 
 
 def parser_of(module):

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 
+from fedlearn.core.command_line import DONE
 from fedlearn.core.plain_text import plain_line
 from fedlearn.deploy.connectivity import ConnectionProblem, explain, read_key_file
+from fedlearn.deploy.coordinator_side.app_bundle import REQUEST_KEY, parse_exit_code
 from fedlearn.deploy.keys import CA, TOKEN
 from fedlearn.flower.compat import ControlClient
 
@@ -35,6 +37,48 @@ class RunStatus:
     def finished(self) -> bool:
         """True if the run has ended."""
         return self.status == "finished"
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """The state of an admitted node.
+
+    Attributes:
+        name: name of its key.
+        id: Flower's id of the node.
+        state: ``online``; ``offline``, if its heartbeats stopped; or ``registered``, if it never connected.
+        since: time of its last connection or of its end, UTC, in ISO 8601; empty if it never connected.
+    """
+
+    name: str
+    id: int
+    state: str
+    since: str
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of a run.
+
+    Attributes:
+        id: Flower's id of the run.
+        status: ``pending``, ``starting``, ``running`` or ``finished``.
+        outcome: outcome of a finished run: ``completed``, ``failed`` or ``stopped``; empty before the end.
+        exit_code: exit code of a finished run; None for an interrupted run and before the end.
+        started: time of its start or submission, UTC, in ISO 8601.
+        finished: time of its end; empty before the end.
+        folder: run folder at the coordinator, as submitted.
+        experiment: scenario and strategy; empty for a resumed run, whose folder has them.
+    """
+
+    id: int
+    status: str
+    outcome: str
+    exit_code: int | None
+    started: str
+    finished: str
+    folder: str
+    experiment: str
 
 
 class CoordinatorClient:
@@ -70,11 +114,16 @@ class CoordinatorClient:
     def status(self, run_id: int) -> RunStatus:
         """Return the present status of a run."""
         with self._explain_errors():
-            runs = self._client.runs(run_id)
+            try:
+                runs = self._client.runs(run_id)
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != httpx.codes.NOT_FOUND:
+                    raise
+                runs = {}
         if run_id not in runs:
             raise ConnectionProblem(
                 f"{self.address} does not know run {run_id}\n  expected  the id of a run in its database\n"
-                "  advice    the id that fedlearn.deploy.submit printed"
+                "  try       python -m fedlearn.deploy.status"
             )
         status = runs[run_id].status
         return RunStatus(status.status, status.sub_status, plain_line(status.details, max_length=2000))
@@ -102,6 +151,28 @@ class CoordinatorClient:
             nodes = self._client.nodes()
         return {node.public_key: node.node_id for node in nodes if node.status != "unregistered"}
 
+    def node_states(self) -> list[NodeState]:
+        """Return the states of the admitted nodes, in order of their names."""
+        with self._explain_errors():
+            nodes = [node for node in self._client.nodes() if node.status != "unregistered"]
+        states = [
+            NodeState(
+                name=plain_line(node.name),
+                id=int(node.node_id),
+                state=str(node.status),
+                since=str(node.last_activated_at if node.status == "online" else node.last_deactivated_at),
+            )
+            for node in nodes
+        ]
+        return sorted(states, key=lambda state: state.name)
+
+    def run_states(self) -> list[RunState]:
+        """Return the states of all runs, the newest first. Requests that stop another run are left out."""
+        with self._explain_errors():
+            runs = self._client.runs()
+        states = [_run_state(run_id, run, self._client.config_of(run)) for run_id, run in runs.items()]
+        return sorted((state for state in states if state), key=lambda state: state.started, reverse=True)
+
     def register_node(self, name: str, public_key: bytes) -> None:
         """Admit a node with its public key (PEM)."""
         with self._explain_errors():
@@ -124,6 +195,29 @@ class CoordinatorClient:
             raise ConnectionProblem(_describe_refusal(self.address, error.response)) from error
         except httpx.TransportError as error:
             raise ConnectionProblem(explain(self.address, error)) from error
+
+
+def _run_state(run_id: int, run: Any, config: Mapping[str, Any]) -> RunState | None:
+    """Return the state of a run; None for a request that stops another run."""
+    try:
+        request = json.loads(str(config.get(REQUEST_KEY, "{}")))
+    except ValueError:
+        request = {}
+    if request.get("do") == "stop":
+        return None
+    status, settings = run.status, request.get("settings") or {}
+    names = [str((settings.get(group) or {}).get("name", "")) for group in ("scenario", "strategy")]
+    is_done = status.sub_status == "completed"
+    return RunState(
+        id=int(run_id),
+        status=str(status.status),
+        outcome=str(status.sub_status),
+        exit_code=DONE if is_done else parse_exit_code(status.details),
+        started=str(run.running_at or run.pending_at),
+        finished=str(run.finished_at),
+        folder=plain_line(str(request.get("folder", "")), max_length=1000),
+        experiment=plain_line(" · ".join(filter(None, names))),
+    )
 
 
 def _describe_refusal(address: str, response: httpx.Response) -> str:

@@ -1,0 +1,137 @@
+"""Show the nodes and runs of a federation: ``python -m fedlearn.deploy.status``."""
+
+from __future__ import annotations
+
+import queue
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedlearn.core.command_line import DONE, FAILED, CommandParser, command_parser, run_command
+from fedlearn.core.plain_text import plain_line
+from fedlearn.deploy.connectivity import ConnectionProblem
+from fedlearn.deploy.coordinator_side.control_api import CoordinatorClient, RunState
+from fedlearn.deploy.submit import add_connection_options
+
+MAX_RUNS = 10  # finished runs in the table
+LOG_TIMEOUT_S = 5.0  # seconds to wait for the output of a run in progress
+ROUND_LINE = re.compile(r"^round (\d+)/(\d+)\b.*$", re.MULTILINE)
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def build_parser() -> CommandParser:
+    """Return the parser of the command."""
+    parser = command_parser(
+        "fedlearn.deploy.status",
+        "Show the nodes and the runs of a federation.",
+        epilog="exit codes: 0; with --check 3 if a node is offline; 2 if the coordinator cannot be reached",
+    )
+    add_connection_options(parser)
+    parser.add_argument("--all", action="store_true", help=f"show all finished runs instead of the last {MAX_RUNS}")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--check", action="store_true", help="exit with 3 if a node is offline, for monitoring")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 without a connection, or 3 with ``--check``."""
+    return run_command(build_parser(), show_status, argv)
+
+
+def show_status(*, coordinator: str, keys: Path, all: bool, json: bool, check: bool) -> int:
+    """Print the status and return the exit code.
+
+    Raises:
+        ConnectionProblem: the coordinator cannot be reached, or refuses the token.
+    """
+    status = read_status(coordinator, keys, max_finished=None if all else MAX_RUNS)
+    if json:
+        sys.stdout.write(dumps(status, indent=1) + "\n")
+    else:
+        _print_tables(status)
+    offline = [node["name"] for node in status["nodes"] if node["state"] != "online"]
+    return FAILED if check and offline else DONE
+
+
+def read_status(address: str, keys: Path, *, max_finished: int | None = MAX_RUNS) -> dict[str, Any]:
+    """Return nodes and runs as plain values.
+
+    Args:
+        address: address of the coordinator, ``host:port``.
+        keys: folder with the operator's keys.
+        max_finished: number of finished runs, the newest first; None returns all.
+
+    Returns:
+        - ``coordinator``: the address; ``time``: the present time, UTC, in ISO 8601.
+        - ``nodes``: see `NodeState`.
+        - ``runs``: see `RunState`, with ``last_line``: the newest line of a round; empty for other runs.
+
+    Raises:
+        ConnectionProblem: the coordinator cannot be reached, or refuses the token.
+    """
+    control = CoordinatorClient(address, keys)
+    try:
+        nodes, runs = control.node_states(), control.run_states()
+        active = [run for run in runs if run.status != "finished"]
+        finished = [run for run in runs if run.status == "finished"][:max_finished]
+        return {
+            "coordinator": address,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "nodes": [asdict(node) for node in nodes],
+            "runs": [{**asdict(run), "last_line": _last_line(control, run)} for run in (*active, *finished)],
+        }
+    finally:
+        control.close()
+
+
+def _last_line(control: CoordinatorClient, run: RunState) -> str:
+    """Return the newest line of a round of a run in progress. Its log never ends, so a thread reads it."""
+    if run.status not in ("running", "starting"):
+        return ""
+    pieces = queue.Queue[str]()
+
+    def read() -> None:
+        with suppress(ConnectionProblem):
+            pieces.put(next(control.log(run.id), ("", 0.0))[0])
+
+    threading.Thread(target=read, daemon=True).start()
+    with suppress(queue.Empty):
+        text = ESCAPES.sub("", pieces.get(timeout=LOG_TIMEOUT_S))
+        lines = [match[0] for match in ROUND_LINE.finditer(text)]
+        return plain_line(lines[-1], max_length=200) if lines else ""
+    return ""
+
+
+def _print_tables(status: dict[str, Any]) -> None:
+    out = Console(highlight=False, markup=False)
+    nodes = Table("node", "state", "since", "id", box=None, pad_edge=False)
+    for node in status["nodes"]:
+        nodes.add_row(node["name"], node["state"], _short_time(node["since"]), str(node["id"]))
+    runs = Table("run", "state", "started", "folder", "experiment", "progress", box=None, pad_edge=False)
+    for run in status["runs"]:
+        state = run["outcome"] or run["status"]
+        runs.add_row(
+            str(run["id"]), state, _short_time(run["started"]), run["folder"], run["experiment"], run["last_line"]
+        )
+    out.print(f"coordinator  {status['coordinator']}   {_short_time(status['time'])} UTC\n")
+    out.print(nodes if status["nodes"] else "no node is admitted: fedlearn deploy keys add")
+    out.print()
+    out.print(runs if status["runs"] else "no run yet: fedlearn deploy submit")
+
+
+def _short_time(text: str) -> str:
+    return text[:19].replace("T", " ")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
