@@ -68,6 +68,7 @@ def _evaluation(evaluation: Evaluation | None) -> Evaluation | None:
         num_examples_K=_array(evaluation.num_examples_K),
         per_client=_arrays(evaluation.per_client),
         personal=_evaluation(evaluation.personal),
+        held_out=_evaluation(evaluation.held_out),
     )
 
 

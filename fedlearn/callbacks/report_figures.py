@@ -63,7 +63,8 @@ def _run_figures(run: RunResults) -> dict[str, Any]:
     if has_clock(run) and any(line["test"] for line in run.history):
         drawn["time"] = figures.time_to_accuracy(run.history, main, run.baselines)
     if any(row.get(main) is not None for row in run.clients):
-        drawn["fairness"] = figures.fairness(run.clients, main, run.lower_is_better)
+        trained = [row for row in run.clients if not row.get("held_out")]
+        drawn["fairness"] = figures.fairness(trained, main, run.lower_is_better)
     if run.partition.get("clients"):
         drawn["partition"] = figures.partition(run.partition)
     return drawn

@@ -66,6 +66,12 @@ def site_rows(run: RunResults) -> list[dict[str, str]]:
     More than 12 clients have no rows, because the figures show them.
     """
     held_out = {row["client"]: row["num_examples"] for row in run.clients}
+    main = run.main_metric
+    apart = {  # clients that never train
+        row["client"]: f" (never trains; {metric_name(main)} {format_metric(main, row[main])})"
+        for row in run.clients
+        if row.get("held_out") and row.get(main) is not None
+    }
     sites = {site["client"]: site for site in run.partition.get("clients", [])}
     judged = {site["client"]: site for site in run.evaluation.get("sites", [])}
     names = {row["client"]: row["name"] for row in [*run.clients, *sites.values()]}
@@ -77,7 +83,7 @@ def site_rows(run: RunResults) -> list[dict[str, str]]:
             "name": name,
             "train": _count(sites.get(client, {}).get("num_examples", judged.get(client, {}).get("num_train"))),
             "train_positive": _share(_positives(sites.get(client)), sites.get(client)) if is_binary else "",
-            "held_out": _count(held_out.get(client)),
+            "held_out": _count(held_out.get(client)) + apart.get(client, ""),
             "held_out_positive": _count(judged.get(client, {}).get("num_positive")) if is_binary else "",
         }
         for client, name in sorted(names.items())

@@ -101,17 +101,23 @@ def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
     """Return an evaluation as CSV with one row per client.
 
     The columns are ``client``, ``name``, ``num_examples``, each metric, and ``personal_METRIC`` for personal models. A
-    value that is not finite is an empty cell.
+    value that is not finite is an empty cell. Clients that never train have rows at the end, with 1 in the column
+    ``held_out``.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     columns = dict(evaluation.per_client)
     if evaluation.personal:
         columns |= {f"personal_{name}": values_K for name, values_K in evaluation.personal.per_client.items()}
-    table.writerow(["client", "name", "num_examples", *columns])
+    others = evaluation.held_out
+    table.writerow(["client", "name", "num_examples", *columns, *(["held_out"] if others else [])])
     for k, client in enumerate(evaluation.clients):
         values = [finite_or_none(values_K[k]) for values_K in columns.values()]
-        table.writerow([client, run.name(client), int(evaluation.num_examples_K[k]), *values])
+        row = [client, run.name(client), int(evaluation.num_examples_K[k]), *values]
+        table.writerow([*row, *([0] if others else [])])
+    for k, client in enumerate(others.clients if others else ()):
+        values = [finite_or_none(others.per_client[name][k]) if name in others.per_client else None for name in columns]
+        table.writerow([client, run.name(client), int(others.num_examples_K[k]), *values, 1])
     return text.getvalue()
 
 

@@ -37,6 +37,7 @@ def history_entry(round: Round) -> dict[str, Any]:
           classification, and for more than 20 classes.
         - ``lower_is_better``: metrics of the user whose low values are good; absent without such metrics.
         - ``personal``: metric -> these and ``pooled`` for personal models; absent without personal models.
+        - ``held_out``: metric -> value on all clients that never train; absent without such clients.
         - ``cohort``: number of selected clients.
         - ``num_updates``: number of completions.
         - ``failures``: ``client``, ``stage`` and ``reason`` of each failure.
@@ -51,11 +52,12 @@ def history_entry(round: Round) -> dict[str, Any]:
         "round": round.number,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "train": {name: finite_or_none(value) for name, value in round.metrics.items()},
-        "test": evaluation and {name: finite_or_none(value) for name, value in evaluation.pooled.items()},
+        "test": evaluation and _pooled(evaluation),
         "clients": evaluation and {name: client_statistics(evaluation, name) for name in evaluation.per_client},
         **_confusion(evaluation),
         **_directions(evaluation),
         **({"personal": _personal(evaluation.personal)} if evaluation and evaluation.personal else {}),
+        **({"held_out": _pooled(evaluation.held_out)} if evaluation and evaluation.held_out else {}),
         "cohort": len(round.cohort),
         "num_updates": round.num_updates,
         "failures": [{"client": f.client, "stage": f.stage, "reason": f.reason} for f in round.failures],
@@ -67,6 +69,10 @@ def history_entry(round: Round) -> dict[str, Any]:
         "epsilon_rdp": round.privacy and finite_or_none(round.privacy.rdp),
         **({} if round.clock is None else {"clock": float(round.clock)}),
     }
+
+
+def _pooled(evaluation: Evaluation) -> dict[str, float | None]:
+    return {name: finite_or_none(value) for name, value in evaluation.pooled.items()}
 
 
 def _confusion(evaluation: Evaluation | None) -> dict[str, list[list[int]]]:

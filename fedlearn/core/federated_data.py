@@ -5,8 +5,8 @@ Shapes: N examples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fedlearn.core.metric import Metric
 from fedlearn.core.records import ClientId, Examples
@@ -30,6 +30,8 @@ class FederatedData:
         num_train: number of training examples of each client, if the examples are on other machines and the number is
             known; else None.
         metrics: metrics of the user, in addition to the metrics of the task. They become metrics of ``task``.
+        held_out_clients: ids of clients that never train, and are not in ``clients``. Their examples from ``test`` are
+            evaluated apart from those of ``clients``.
     """
 
     task: TaskField = TaskField()  # noqa: RUF009 - a descriptor, without a default
@@ -42,9 +44,23 @@ class FederatedData:
     source: str = ""
     num_train: Mapping[ClientId, int] | None = None
     metrics: Sequence[Metric] = ()
+    held_out_clients: Sequence[ClientId] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "task", self.task.with_metrics(self.metrics))
+
+    def hold_out(self, held_out_clients: Collection[ClientId]) -> FederatedData:
+        """Return these data with some clients that never train.
+
+        >>> from fedlearn import from_arrays
+        >>> data = from_arrays([[0.0], [1.0], [2.0]], [0, 1, 1], task="binary", assignment=[0, 1, 2])
+        >>> data.hold_out([1]).clients
+        [0, 2]
+        """
+        if not held_out_clients:
+            return self
+        clients = [client for client in self.clients if client not in held_out_clients]
+        return replace(self, clients=clients, held_out_clients=sorted(held_out_clients))
 
     def name(self, client: ClientId) -> str:
         """Return the name of a client, or its id as text."""

@@ -401,6 +401,7 @@ class Evaluation:
         confusion_CC: counts (targets x predictions) on the pooled examples; None unless the task is a classification
             and all outputs are finite.
         lower_is_better: names of the metrics whose low values are good.
+        held_out: evaluation of the global model at clients that never train; None without such clients.
     """
 
     pooled: Mapping[str, float]
@@ -410,6 +411,7 @@ class Evaluation:
     personal: Evaluation | None = None
     confusion_CC: np.ndarray | None = None
     lower_is_better: tuple[str, ...] = ()
+    held_out: Evaluation | None = None
 
     def mean(self, metric: str) -> float:
         """Return the mean over the clients with a defined metric, with equal weights."""

@@ -70,6 +70,7 @@ class Scenario:
         network: builder of the model. A run saves it, so that predictions need no training data; None if unknown.
         data_digests: digest of each part of the raw data by name, e.g. the name of a column and a file. A resumed run
             compares them. Empty compares the examples of each client.
+        held_out_table: CSV with client, file and rows of all held-out rows; empty if the scenario does not know them.
         held_out_columns: columns of the raw held-out rows, which define groups of examples. None computes the cells
             back from the model inputs.
         data_check: summary of the columns and flags for probable faults. A simulation saves and shows it. None without
@@ -88,6 +89,7 @@ class Scenario:
     preprocessing: Preprocessing | None = None
     network: Network | None = None
     data_digests: Mapping[str, str] = field(default_factory=dict)
+    held_out_table: str = ""
     held_out_columns: HeldOutColumns | None = None
     data_check: DataCheck | None = None
 
@@ -128,7 +130,7 @@ def judge(scenario: Scenario) -> Evaluate:
     - the metric sums of the clients, if clients send a `ClientEvaluation` in place of outputs.
 
     If no client has held-out examples, the test set of the scenario alone evaluates the global model. Metrics such as
-    ``rmse`` are in the unit of the target.
+    ``rmse`` are in the unit of the target. Clients that never train are evaluated apart, in ``Evaluation.held_out``.
     """
     from fedlearn.core.metrics import combine_evaluations, evaluate
 
@@ -148,12 +150,26 @@ def judge(scenario: Scenario) -> Evaluate:
         if not predictions and pooled is None:
             return None
         evaluation = in_target_unit(evaluate(predictions, task=data.task, pooled=pooled), scenario)
+        if data.held_out_clients and params_D is not None:
+            evaluation = replace(evaluation, held_out=_at_held_out_clients(scenario, params_D))
         if scenario.backdoor_examples is None or params_D is None:
             return evaluation
         success = _attack_success(scenario, params_D, evaluation.clients, scenario.backdoor_examples)
         return replace(evaluation, pooled={**evaluation.pooled, "attack_success": success})
 
     return evaluate_scenario
+
+
+def _at_held_out_clients(scenario: Scenario, params_D: Array) -> Evaluation:
+    """Return the evaluation of the global model at the clients that never train."""
+    from fedlearn.core.metrics import evaluate
+
+    predictions = []
+    for client in scenario.data.held_out_clients:
+        test = scenario.data.test(client)
+        outputs = scenario.trainer.predict(params_D, test.x)
+        predictions.append(Predictions(client=client, outputs=outputs, targets=test.y))
+    return in_target_unit(evaluate(predictions, task=scenario.data.task), scenario)
 
 
 def in_target_unit(evaluation: Evaluation, scenario: Scenario) -> Evaluation:

@@ -17,6 +17,7 @@ from fedlearn.callbacks.checkpoints import MODEL_FOLDER
 from fedlearn.errors import FedlearnError
 
 CONFIG_FILE, LOG_FILE, LOCK_FILE = "config.yaml", "run.log", ".lock"
+HELD_OUT_FILE = "held_out.csv"  # client, file and rows of the held-out rows
 DIGESTS_FILE = "data_digests.json"  # digests of the training data
 RUN_FOLDER_ENTRIES = (CONFIG_FILE, LOG_FILE, "metrics.jsonl", "checkpoints")
 

@@ -38,7 +38,7 @@ from fedlearn.runner.run_config import write_run_config
 from fedlearn.runner.run_description import build_run_info
 from fedlearn.runner.run_folder import LOG_FILE, locked_run_folder, reserve_run_folder, reserve_sweep_folder
 from fedlearn.runner.run_mode import SIMULATION, RunMode
-from fedlearn.runner.training_data import write_data_digests
+from fedlearn.runner.training_data import write_data_digests, write_held_out_rows
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +112,7 @@ def _run_in_folder(cfg: DictConfig, folder: Path, planned: Plan | None, run_mode
     experiment = with_declared_model(experiment, cfg)
     write_model_folder(folder, experiment, cfg)
     write_data_digests(folder, experiment.scenario)
+    write_held_out_rows(folder, experiment.scenario)
     state = first_state(experiment, cfg)
     info = build_run_info(experiment, cfg, folder, run_mode=run_mode)
     if is_dry_run(cfg):

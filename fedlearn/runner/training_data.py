@@ -11,7 +11,7 @@ from fedlearn.data.digests import changes, digests_of_clients
 from fedlearn.errors import DataError
 from fedlearn.loop.scenario import Scenario
 from fedlearn.runner.model_folder import PREPROCESSING_FILE
-from fedlearn.runner.run_folder import DIGESTS_FILE
+from fedlearn.runner.run_folder import DIGESTS_FILE, HELD_OUT_FILE
 
 MAX_SHOWN = 5
 
@@ -20,6 +20,12 @@ def write_data_digests(folder: Path, scenario: Scenario) -> None:
     """Write digests of the training data into a run folder. A coordinator has no data, so it writes no file."""
     if scenario.data.num_train is None:
         write_atomically(folder / DIGESTS_FILE, json.dumps(_digests(scenario), indent=1) + "\n")
+
+
+def write_held_out_rows(folder: Path, scenario: Scenario) -> None:
+    """Write client, file and rows of the held-out rows. A coordinator has no data, so it writes no file."""
+    if scenario.data.num_train is None and scenario.held_out_table:
+        write_atomically(folder / HELD_OUT_FILE, scenario.held_out_table)
 
 
 def require_same_data(folder: Path, scenario: Scenario) -> None:

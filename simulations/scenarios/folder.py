@@ -23,7 +23,7 @@ from fedlearn.data.federated_statistics import Noise
 from fedlearn.data.fit_encoding import EncodingResult, EncodingSettings, fit_encoding
 from fedlearn.data.fit_images import fit_images
 from fedlearn.data.folder import read_contents
-from fedlearn.data.from_arrays import from_rows, split_rows
+from fedlearn.data.from_arrays import from_rows
 from fedlearn.data.held_out_columns import HeldOutColumns, held_out_columns
 from fedlearn.data.hugging_face import HUB_PREFIX, read_hub
 from fedlearn.data.image_folders import ImageSettings
@@ -31,6 +31,7 @@ from fedlearn.data.inputs import ImageInputs, TableInputs
 from fedlearn.data.levels import to_categories, to_category
 from fedlearn.data.partition import Natural, Partition, Time, as_partition, partition_rows
 from fedlearn.data.preprocessing import Preprocessing, Target
+from fedlearn.data.row_splits import held_out_table, leakage_note, split_contents, split_settings_of
 from fedlearn.data.table_settings import TableSettings, table_settings
 from fedlearn.data.tables import Table, drop_columns, to_numbers
 from fedlearn.data.target_columns import declared_target, read_targets, target_names
@@ -105,6 +106,10 @@ def folder(
     window: Sequence[float] | None = None,
     layout: str | None = None,
     skip_damaged: bool = False,
+    split: str | None = None,
+    validation: str | None = None,
+    group: str | None = None,
+    held_out_clients: Sequence[Any] | None = None,
     order_by: str | None = None,
     seed: int = 1,
     device: str = "cpu",
@@ -156,6 +161,13 @@ def folder(
         layout: meaning of each folder level, separated by ``/``: ``client``, ``class``, ``split``, ``group`` or ``*``.
             None infers it, and the header shows it.
         skip_damaged: whether images that cannot be read are left out and counted. If not, they are an error.
+        split: column with the part of each row: ``train``, ``validation`` or ``test``, in any usual spelling.
+        validation: use of the rows of a validation split: ``train``, ``test`` or ``none``. None is ``none`` beside a
+            test split, and ``test`` without it.
+        group: column with the group of each row, e.g. the patient. All rows of a group are in one part of the split.
+            The hash of its name decides, so the part is the same at all clients.
+        held_out_clients: clients that never train. All their rows are held out, and are evaluated apart from those of
+            other clients.
         order_by: column by which ``partition=time`` and ``partition=feature`` sort the rows.
         seed: seed of the partition and of the test split.
         device: device for training, e.g. ``cpu`` or ``cuda``.
@@ -173,6 +185,10 @@ def folder(
     )  # fmt: skip
     target, task, classes, client, clients = stated.target, stated.task, stated.classes, stated.client, stated.clients
     _require_settings(path, clients, partition, deployed=deployed)
+    expected = "null at a node; a site that never trains can evaluate the trained model with the command predict"
+    require(
+        not (deployed and held_out_clients), "held_out_clients", held_out_clients, expected, "held_out_clients=null"
+    )
     noise = _noise(noise_multiplier, stated.bounds, stated.categories, seed)
     preparation = EncodingSettings(scale=scale, scales=stated.scales, categories=stated.categories, noise=noise)
     images = ImageSettings(
@@ -184,12 +200,16 @@ def folder(
         classes=tuple(map(to_category, classes or ())),
         file_column=image,
     )
+    split_settings = split_settings_of(
+        stated.schema, split=split, group=group, validation=validation, held_out_clients=held_out_clients or ()
+    )
     contents = _read(
         str(path), client_column=client, ignored_columns=stated.ignore, images=images, **_files(stated, str(path))
     )
     if contents.images is None or CLASS_COLUMN not in contents.table.columns:
         stated.require_names(contents.table, has_all_files=not deployed)
-        contents = replace(contents, table=type_table(contents.table, stated.reading))
+        reading = replace(stated.reading, texts=[*stated.reading.texts, *split_settings.columns])
+        contents = replace(contents, table=type_table(contents.table, reading))
     data_check = check_run(contents, stated, path=str(path), deployed=deployed)
     names, natural_N = _owners(contents, clients)
     whole = not deployed and len(np.unique(natural_N)) == len(names)
@@ -197,9 +217,12 @@ def folder(
     label, y_N, kind = targets.label, targets.y, targets.task
     strata_N = kind.strata(y_N)
     rows = _rows(partition, contents, strata_N, natural_N, names=names, order_by=order_by, seed=seed)
-    train, test = _sides(contents, rows, strata_N, test_share=partition.held_out_share, seed=seed)
+    client_names = names if isinstance(partition, Natural) else ()
+    options: dict[str, Any] = {"test_share": partition.held_out_share, "seed": seed}
+    parts = split_contents(contents, rows, strata_N, split_settings, names=client_names, **options)
+    train, test = parts.train, parts.test
     roles = stated.schema.roles if stated.schema is not None else ()
-    left_out = (*targets.names, client, order_by if isinstance(partition, Time) else None, *roles)
+    left_out = (*targets.names, *split_settings.columns, client, order_by if isinstance(partition, Time) else None, *roles)
     columns = drop_columns(contents.table, [name for name in left_out if name])
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind.name == "regression" and (scale == "federated" or label in preparation.scales):
@@ -214,14 +237,15 @@ def folder(
     centre, spread = fitted_encoding.scale(label)
     if label in scaled:
         y_N, description = (y_N - centre) / spread, f"{description}, target: minus {centre:.6g}, over {spread:.6g}"
+    leaks = leakage_note(contents.images, parts) if contents.images is not None else ()
+    notes = (*contents.notes, *parts.notes, *leaks)
     data = replace(
         from_rows(x, y_N, train=train, test=test, task=kind),
         num_classes=len(targets.classes) or 1,
-        names=dict(enumerate(names)) if isinstance(partition, Natural) else {},
-        source=" · ".join(
-            filter(None, (Path(str(path)).name, *contents.notes, *short_notes(contents.table), description))
-        ),
+        names=dict(enumerate(client_names)),
+        source=" · ".join(filter(None, (Path(str(path)).name, *notes, *short_notes(contents.table), description))),
     )
+    data = data if deployed else data.hold_out(parts.held_out_clients)
     fitted, line = build_trainer(model, data, input_shape=x.shape[1:], hidden=(32,), framework=framework, device=device)
     return Scenario(
         name="folder",
@@ -236,6 +260,7 @@ def folder(
         ),
         network=_network(inputs.input_shape),
         data_digests=_digests(contents),
+        held_out_table=held_out_table(contents.table, test, client_names),
         held_out_columns=_held_out_columns(contents, test, str(path), client, ignore or ()),
         data_check=data_check,
     )
@@ -330,15 +355,6 @@ def _rows(
         # text is sorted alphabetically, which is correct for ISO dates such as 2026-01-31
         order_N = np.unique(cells_N.astype(str), return_inverse=True)[1] if wrong_N.any() else values_N
     return partition_rows(partition, y_N, natural_N if names else None, order_N=order_N, seed=seed)
-
-
-def _sides(
-    contents: Contents, rows: Sequence[np.ndarray], y_N: np.ndarray, *, test_share: float, seed: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    if contents.test_N is None:
-        return split_rows(rows, y_N, test_share=test_share, seed=seed)
-    held_out_N = contents.test_N
-    return [rows_k[~held_out_N[rows_k]] for rows_k in rows], [rows_k[held_out_N[rows_k]] for rows_k in rows]
 
 
 def _noise(

@@ -393,3 +393,34 @@ def test_a_trained_model_predicts_for_rows_of_a_new_table_in_the_units_of_the_ta
     (tmp_path / "new.csv").write_text("age\n40\n")
     assert predict([str(tmp_path / "run"), "--data", str(tmp_path / "new.csv")]) == 2
     assert "new.csv has no column weight" in capsys.readouterr().err
+
+
+def test_a_held_out_client_is_evaluated_apart_and_moves_nothing(clinics, tmp_path):
+    settings = {"scenario.path": clinics, "scenario.target": "sick", "rounds": 2, "report": "false"}
+    words = [f"{name}={value}" for name, value in settings.items()]
+    for name, extra in (("with", ["scenario.held_out_clients=[west]"]), ("without", [])):
+        folder_of_run = tmp_path / name
+        path = clinics
+        if name == "without":
+            path = tmp_path / "two"
+            path.mkdir()
+            for site in SITES[:2]:
+                shutil.copyfile(clinics / f"{site}.csv", path / f"{site}.csv")
+        line = ["scenario=folder", *words, f"scenario.path={path}", *extra, f"hydra.run.dir={folder_of_run}"]
+        assert simulate(line) == 0
+    metrics = [
+        [json.loads(line)["test"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("with", "without")
+    ]
+    assert metrics[0] == metrics[1]  # neither scales nor rounds depend on the held-out client
+    rows = (tmp_path / "with" / "clients.csv").read_text().splitlines()
+    assert rows[0].endswith(",held_out")
+    assert [row.split(",")[1] + row[-1] for row in rows[1:]] == ["north0", "south0", "west1"]
+    held_out = (tmp_path / "with" / "held_out.csv").read_text().splitlines()
+    assert held_out[0] == "client,file,rows"
+    assert held_out[-1] == "west,west.csv,2-43"
+
+
+def test_a_deployment_refuses_held_out_clients(clinics):
+    with pytest.raises(SettingError, match="held_out_clients"):
+        folder(path=clinics, target="sick", **CONSTANTS, deployed=True, held_out_clients=["west"])
