@@ -115,9 +115,11 @@ def clients_table(evaluation: Evaluation, run: RunInfo) -> str:
         values = [finite_or_none(values_K[k]) for values_K in columns.values()]
         row = [client, run.name(client), int(evaluation.num_examples_K[k]), *values]
         table.writerow([*row, *([0] if others else [])])
-    for k, client in enumerate(others.clients if others else ()):
-        values = [finite_or_none(others.per_client[name][k]) if name in others.per_client else None for name in columns]
-        table.writerow([client, run.name(client), int(others.num_examples_K[k]), *values, 1])
+    if others is not None:
+        cells = {name: values_K for name, values_K in others.per_client.items() if name in columns}
+        for k, client in enumerate(others.clients):
+            values = [finite_or_none(cells[name][k]) if name in cells else None for name in columns]
+            table.writerow([client, run.name(client), int(others.num_examples_K[k]), *values, 1])
     return text.getvalue()
 
 

@@ -30,8 +30,8 @@ class FederatedData:
         num_train: number of training examples of each client, if the examples are on other machines and the number is
             known; else None.
         metrics: metrics of the user, in addition to the metrics of the task. They become metrics of ``task``.
-        held_out_clients: ids of clients that never train, and are not in ``clients``. Their examples from ``test`` are
-            evaluated apart from those of ``clients``.
+        held_out_clients: ids of clients that never train, and are not in ``clients``. Their examples from ``test`` have
+            an evaluation of their own.
     """
 
     task: TaskField = TaskField()  # noqa: RUF009 - a descriptor, without a default

@@ -24,8 +24,9 @@ from fedlearn.data.folder_layout import (
     split_levels,
 )
 from fedlearn.data.images import UNREADABLE_SUFFIXES, ImageArrays, read_images, unreadable_kind
+from fedlearn.data.levels import to_categories
 from fedlearn.data.split_names import SPLITS, TEST, VALIDATION
-from fedlearn.data.tables import Table, take_rows, to_categories
+from fedlearn.data.tables import Table, take_rows
 from fedlearn.errors import DataError, is_count, require
 
 MAX_NAMED = 5  # files that a message names

@@ -118,7 +118,7 @@ def split_contents(
         y_N: targets, for a stratified split.
         settings: settings of the split.
         names: names of the clients; empty for clients without names.
-        test_share: share that each client holds out, if nothing else determines the split.
+        test_share: share that each client holds out without a stated split.
         seed: seed of the split.
 
     Raises:

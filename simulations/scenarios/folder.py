@@ -166,8 +166,7 @@ def folder(
             test split, and ``test`` without it.
         group: column with the group of each row, e.g. the patient. All rows of a group are in one part of the split.
             The hash of its name decides, so the part is the same at all clients.
-        held_out_clients: clients that never train. All their rows are held out, and are evaluated apart from those of
-            other clients.
+        held_out_clients: clients that never train. All their rows are held out, and have an evaluation of their own.
         order_by: column by which ``partition=time`` and ``partition=feature`` sort the rows.
         seed: seed of the partition and of the test split.
         device: device for training, e.g. ``cpu`` or ``cuda``.
@@ -222,7 +221,13 @@ def folder(
     parts = split_contents(contents, rows, strata_N, split_settings, names=client_names, **options)
     train, test = parts.train, parts.test
     roles = stated.schema.roles if stated.schema is not None else ()
-    left_out = (*targets.names, *split_settings.columns, client, order_by if isinstance(partition, Time) else None, *roles)
+    left_out = (
+        *targets.names,
+        *split_settings.columns,
+        client,
+        order_by if isinstance(partition, Time) else None,
+        *roles,
+    )
     columns = drop_columns(contents.table, [name for name in left_out if name])
     scaled = {} if contents.images is not None or text is not None else dict(columns.columns)
     if kind.name == "regression" and (scale == "federated" or label in preparation.scales):

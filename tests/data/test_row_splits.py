@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from fedlearn.data.contents import Contents
-from fedlearn.data.row_splits import RowSplit, SplitSettings, held_out_table, leakage_note, split_contents
+from fedlearn.data.row_splits import (
+    RowSplit,
+    SplitSettings,
+    held_out_table,
+    leakage_note,
+    split_contents,
+    split_settings_of,
+)
+from fedlearn.data.schema import ColumnSchema, TableSchema
 from fedlearn.data.tables import Table
 from fedlearn.errors import DataError, SettingError
 
@@ -96,6 +104,21 @@ def test_a_client_without_training_rows_is_named_and_evaluated_only():
     result = split(contents_of(test=range(20, 40)))
     assert result.held_out_clients == (1,)
     assert result.notes == ("never trains: south (20 rows)",)
+
+
+def test_a_schema_states_split_groups_and_what_is_held_out():
+    columns = {"patient": ColumnSchema(type="id"), "fold": ColumnSchema(type="category")}
+    nothing = {"split": None, "group": None, "validation": None, "held_out_clients": ()}
+    schema = TableSchema(columns=columns, group="patient", hold_out=("p3",))
+    settings = split_settings_of(schema, **nothing)
+    assert settings == SplitSettings(group_column="patient", held_out_groups=("p3",))
+    groups = [f"p{row % 10}" for row in range(40)]
+    rows, options = [np.arange(40)], {"names": (), "test_share": 0.1, "seed": 1}
+    held_out = split_contents(contents_of(patient=groups), rows, np.zeros(40), settings, **options).test[0]
+    assert {3, 13, 23, 33} <= {*held_out.tolist()}
+    schema = TableSchema(columns=columns, split="fold", hold_out=("south",))
+    settings = split_settings_of(schema, **nothing)
+    assert settings == SplitSettings(split_column="fold", held_out_clients=("south",))
 
 
 def test_held_out_rows_are_listed_as_ranges():
