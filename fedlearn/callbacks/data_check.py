@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console as Terminal
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from fedlearn.advice import assignment
 from fedlearn.callbacks.tables import UNLIMITED
 from fedlearn.core.command_line import as_called
-from fedlearn.data.data_check import ColumnSummary, DataCheck, Flag
+from fedlearn.data.data_check import ColumnSummary, DataCheck
 
 DATA_CHECK_FILE = "data_check.json"
 MAX_FLAGS_IN_HEADER = 5
@@ -27,18 +28,34 @@ HEAD = ("column", "taken as", "levels, or median (1 % to 99 %)", "missing", "by 
 
 def print_check(check: DataCheck) -> None:
     """Print a data check on standard output. In a file or a pipe, lines are complete."""
-    is_terminal = sys.stdout.isatty()
     out = _terminal()
     out.print(Text(headline(check), style="bold"))
     out.print()
     out.print(_column_table(check))
     out.print()
     for note in check.notes[:MAX_NOTES_SHOWN]:
-        out.print(Text(f"note: {plain(note)}", style="dim"), soft_wrap=not is_terminal)
+        out.print(Text(f"note: {plain(note)}", style="dim"))
     if check.notes:
         out.print()
-    for line in _flag_texts(check):
-        out.print(line, soft_wrap=not is_terminal)
+    out.print(Text(num_flags(check), style="bold"))
+    for flag in check.flags[:MAX_FLAGS_SHOWN]:
+        _print_advice(out, Text.assemble((f"{flag.kind}: ", "yellow"), plain(flag.message)), flag.advice)
+    if len(check.suggested_ignore) > 1:
+        advice = assignment("scenario.ignore", check.suggested_ignore)
+        _print_advice(out, Text("identifiers, texts, constants and leaking columns together"), advice)
+    if len(check.flags) > MAX_FLAGS_SHOWN:
+        out.print(f"and {len(check.flags) - MAX_FLAGS_SHOWN} more flags; --json FILE has all of them")
+
+
+def _print_advice(out: Terminal, message: Text, advice: str) -> None:
+    """Print a message with a margin, and a line to type that is never folded."""
+    out.print(Padding(message, (0, 0, 0, 2), expand=False))
+    out.print(Text.assemble(("    try  ", "dim"), plain(as_called(advice))), soft_wrap=True)
+
+
+def num_flags(check: DataCheck) -> str:
+    """Return the number of flags as text."""
+    return f"{len(check.flags) or 'no'} flag{'s' * (len(check.flags) != 1)}"
 
 
 def print_line(text: str) -> None:
@@ -64,9 +81,9 @@ def header_text(check: DataCheck) -> str:
     """Return the flags in a few lines, for the header of a run."""
     sample = f" in a sample of {check.num_checked:,} {check.unit}" if check.is_sample else ""
     if not check.flags:
-        return f"no flags{sample}"
+        return f"{num_flags(check)}{sample}"
     lines = [plain(flag.message) for flag in check.flags[:MAX_FLAGS_IN_HEADER]]
-    count = f"{len(check.flags)} flag{'s' * (len(check.flags) != 1)}{sample}, see {DATA_CHECK_FILE} or the report"
+    count = f"{num_flags(check)}{sample}, see {DATA_CHECK_FILE} or the report"
     return "\n".join([count, *(f"- {line}" for line in lines)])
 
 
@@ -123,21 +140,3 @@ def _column_table(check: DataCheck) -> Table:
         name, *cells = column_cells(column)
         table.add_row(Text(name, style=style), *map(Text, cells))
     return table
-
-
-def _flag_texts(check: DataCheck) -> list[Text]:
-    if not check.flags:
-        return [Text("no flags")]
-    lines = [Text(f"{len(check.flags)} flag{'s' * (len(check.flags) != 1)}", style="bold")]
-    for flag in check.flags[:MAX_FLAGS_SHOWN]:
-        lines += [_message(flag), Text.assemble(("    try  ", "dim"), plain(as_called(flag.advice)))]
-    if len(check.suggested_ignore) > 1:
-        advice = assignment("scenario.ignore", check.suggested_ignore)
-        kinds = "  identifiers, texts, constants and leaking columns together"
-        lines += [Text(kinds), Text.assemble(("    try  ", "dim"), plain(advice))]
-    more = len(check.flags) - MAX_FLAGS_SHOWN
-    return [*lines, Text(f"and {more} more flags; --json FILE has all of them")] if more > 0 else lines
-
-
-def _message(flag: Flag) -> Text:
-    return Text.assemble((f"  {flag.kind}: ", "yellow"), plain(flag.message))

@@ -12,6 +12,7 @@ from fedlearn.data.data_check.records import ColumnSummary, SiteSummary
 from fedlearn.data.data_check.typed_columns import TypedColumns
 
 MAX_LEVELS_SHOWN = 5
+KINDS_OF_TEXT = ("id", "text", "many levels")  # too many values to list
 MAX_SITES_SHOWN = 4
 MAX_SITES_LISTED = 200
 MAX_LEVELS_COUNTED = 50
@@ -30,12 +31,20 @@ def _summarize_column(table: CodedTable, column: CodedColumn, typed: TypedColumn
         name=column.name,
         taken_as=table.taken_as[column.name],
         format=typed.format_text(column.name, is_whole=column.is_whole),
-        content=_range(column, typed.is_date(column.name)) if shows_range else _levels(column),
+        content=_content(column, table.taken_as[column.name], shows_range, is_date=typed.is_date(column.name)),
         num_missing=num_missing,
         share_missing=num_missing / max(1, table.num_rows),
         by_site=_differences(column, sites, shows_range, is_date=typed.is_date(column.name)),
         sites=sites,
     )
+
+
+def _content(column: CodedColumn, kind: str, shows_range: bool, *, is_date: bool) -> str:
+    if shows_range:
+        return _range(column, is_date)
+    if kind in KINDS_OF_TEXT and len(column.values_L):
+        return f"{len(column.values_L):,} values, e.g. {column.texts[0][:40]}"
+    return _levels(column)
 
 
 def _range(column: CodedColumn, is_date: bool) -> str:
@@ -53,8 +62,6 @@ def _levels(column: CodedColumn) -> str:
     order = np.argsort(-column.counts, kind="stable")
     shown = [f"{column.texts[index][:24]} {int(column.counts[index]):,}" for index in order[:MAX_LEVELS_SHOWN]]
     more = len(order) - MAX_LEVELS_SHOWN
-    if more > 0 and column.counts.max() <= 2:
-        return f"{len(order):,} values, e.g. {column.texts[0][:24]}"
     return ", ".join(shown) + f", {more:,} more" * (more > 0)
 
 
