@@ -5,7 +5,7 @@ Shapes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from fedlearn.data.data_check.value_flags import (
     flag_wrong_cells,
 )
 
-MAX_CELLS = 400_000  # cells of a sample
-MIN_SAMPLE = 2_000  # rows of a sample
+MAX_CELLS = 200_000  # cells of a sample
+MIN_SAMPLE = 1_000  # rows of a sample
 MAX_CATEGORIES = 50  # levels of a column of categories
 CHECKS = (
     flag_units,
@@ -71,7 +71,9 @@ def check_data(
         flags: flags from the reading of the files.
         digests_N: digest of each image, by which rows are compared; None compares the columns.
     """
-    coded = _code(typed, settings, clients_N, test_N, digests_N)
+    sites, site_N = _sites(clients_N, len(typed.table))
+    coded = _code(typed, settings, sites, site_N, test_N=test_N, digests_N=digests_N)
+    counts = np.bincount(site_N, minlength=len(sites)).tolist()
     found = list(flags)
     with np.errstate(all="ignore"):  # squares of placeholders such as 1e300 overflow
         for check in CHECKS:
@@ -81,12 +83,11 @@ def check_data(
         flag.column for flag in found if flag.kind in ("not numbers", "missing markers", "placeholder numbers")
     }
     found += [refusal(name, text, settings) for name, text in typed.refused.items() if name not in explained]
-    rows_by_site = dict(zip(coded.sites, _count_rows(clients_N, coded.sites, len(typed.table)), strict=True))
     return DataCheck(
         source=source,
         num_rows=len(typed.table),
         num_checked=coded.num_rows,
-        rows_by_site=rows_by_site,
+        rows_by_site=dict(zip(sites, counts, strict=True)),
         columns=columns,
         notes=typed.notes,
         flags=tuple(sorted(found, key=lambda flag: flag.rank)),
@@ -110,15 +111,13 @@ def refusal(name: str, text: str, settings: CheckSettings) -> Flag:
 def _code(
     typed: TypedColumns,
     settings: CheckSettings,
-    clients_N: np.ndarray | None,
+    sites: tuple[str, ...],
+    site_N: np.ndarray,
+    *,
     test_N: np.ndarray | None,
     digests_N: np.ndarray | None,
 ) -> CodedTable:
     table = typed.table
-    sites, site_N = ("all",), np.zeros(len(table), np.int64)
-    if clients_N is not None:
-        names, site_N = np.unique(clients_N.astype(str), return_inverse=True)
-        sites = tuple(names.tolist())
     is_small = not settings.is_sampled
     max_rows = len(table) if is_small else max(MIN_SAMPLE, MAX_CELLS // max(1, len(table.columns)))
     rows_N = sample_rows(site_N, len(sites), max_rows)
@@ -138,6 +137,15 @@ def _code(
         digest=None if digests_N is None else code_column("digest", digests_N[rows_N]),
         split_N=None if test_N is None else test_N[rows_N].astype(np.int64),
     )
+
+
+def _sites(clients_N: np.ndarray | None, num_rows: int) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names of the sites in order, and the index of the site of each row."""
+    if clients_N is None:
+        return ("all",), np.zeros(num_rows, np.int64)
+    names = sorted({str(name) for name in set(clients_N.tolist())})
+    index = {name: place for place, name in enumerate(names)}
+    return tuple(names), np.array([index[str(name)] for name in clients_N.tolist()], np.int64)
 
 
 def taken_as(column: CodedColumn, settings: CheckSettings, typed: TypedColumns) -> str:
@@ -172,11 +180,3 @@ def _kind_of_values(column: CodedColumn) -> str:
     if column.is_numeric:
         return "number"
     return "category" if len(column.values_L) <= MAX_CATEGORIES else "many levels"
-
-
-def _count_rows(clients_N: np.ndarray | None, sites: Sequence[str], num_rows: int) -> list[int]:
-    if clients_N is None:
-        return [num_rows]
-    names, counts = np.unique(clients_N.astype(str), return_counts=True)
-    count_of = dict(zip(names.tolist(), counts.tolist(), strict=True))
-    return [count_of[name] for name in sites]
