@@ -56,6 +56,7 @@ from fedlearn.runner.renames import new_name
 from fedlearn.runner.training_check import check_scenario, reported_warnings, with_gradient_warning
 from fedlearn.runner.user_code import add_metrics
 from fedlearn.trainers.class_weights import require_weight_per_class
+from fedlearn.trainers.contract import ARGUMENTS
 
 BASELINES = ("central", "local")
 
@@ -453,7 +454,7 @@ def _seeded_modules(settings: Mapping[str, Any]) -> AbstractContextManager[None]
 def _explained(error: BaseException, setting: str, node: Any) -> FedlearnError:
     if isinstance(error, SettingError):
         is_top_level = setting_path(setting, error.setting) == error.setting or _is_shared(node, error.setting)
-        prefixed = error.setting.startswith(f"{setting}.") or is_top_level
+        prefixed = error.setting.startswith(f"{setting}.") or is_top_level or error.setting in ARGUMENTS
         return error if prefixed else error.with_prefix(setting, _names_in_group(node))
     if isinstance(error, FedlearnError):
         return error

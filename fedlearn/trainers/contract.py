@@ -24,6 +24,7 @@ from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.example_check import NUM_EXAMPLES, probe_examples
 
 INPUT_TYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
+ARGUMENTS = ("module", "loss", "output", "x", "y")  # names in errors, which are no settings of a command
 LARGEST_USUAL_OUTPUT = 1e6
 SMALLEST_RANGE = 1e-6
 MAX_CAUSE = 160  # characters of an error from the code of a user

@@ -85,7 +85,8 @@ def build_trainer(
     else:
         module, line = _build(model, modules, input_shape, tuple(hidden), num_outputs)
     if framework == "torch":
-        return trainers.TorchTrainer(module, task=data.task, device=device, initial=initial), line
+        options = {"task": data.task, "device": device, "initial": initial, "input_shape": input_shape}
+        return trainers.TorchTrainer(module, **options), line
     trainer = trainers.JaxTrainer(module, task=data.task, input_shape=input_shape, device=device, initial=initial)
     return trainer, line
 

@@ -72,7 +72,7 @@ def build_named_trainer(
     options: dict[str, Any] = {"task": data.task, "device": device, "initial": initial}
     options |= {"loss": getattr(modules, loss_name)} if loss_name else {}
     if framework == "torch":
-        trainer: Trainer = trainers.TorchTrainer(module, **options)
+        trainer: Trainer = trainers.TorchTrainer(module, input_shape=input_shape, **options)
         return trainer
     trainer = trainers.JaxTrainer(module, input_shape=input_shape, **options)
     return trainer
