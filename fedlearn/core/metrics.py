@@ -75,8 +75,10 @@ def evaluate(predictions: Sequence[Predictions], *, task: Task | str, pooled: Pr
     count_K = np.array([len(part.targets) for part in ordered], np.int64)
     union = together if pooled is None else _flatten_sequences(pooled, task)
     with np.errstate(all="ignore"):
-        per_client, _ = _segment_metrics(together, count_K, task)
-        pooled_1, sums_1 = _segment_metrics(union, np.array([len(union.targets)]), task)
+        rows = _ExampleSums(together, task)
+        per_client, _ = _segment_metrics(rows, count_K, task)
+        union_rows = rows if pooled is None else _ExampleSums(union, task)
+        pooled_1, sums_1 = _segment_metrics(union_rows, np.array([len(union.targets)]), task)
     values = {name: float(value_1[0]) for name, value_1 in pooled_1.items()}
     if pooled is None:
         values |= _means_over_clients(per_client, count_K, task)
@@ -147,24 +149,51 @@ def combine_evaluations(client_evaluations: Sequence[ClientEvaluation], *, task:
     )
 
 
+class _ExampleSums:
+    """Values of each example that the metrics add up, computed once for single clients and for all of them.
+
+    Args:
+        part: outputs and targets.
+        task: the task.
+
+    Attributes:
+        outputs: outputs of all examples, float64.
+        targets: targets of all examples.
+        is_bad_N: True for examples with an output that is not finite.
+    """
+
+    def __init__(self, part: Predictions, task: Task) -> None:
+        self.outputs, self.targets = np.asarray(part.outputs, np.float64), np.asarray(part.targets)
+        self.is_bad_N = ~np.isfinite(self.outputs).all(axis=tuple(range(1, self.outputs.ndim)))
+        self._task = task
+        self._all: Sums | None = None  # values of all examples, after their first use
+
+    def of(self, kept_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, Sums]:
+        """Return outputs, targets and values of some examples, which have finite outputs."""
+        if kept_N.all():
+            self._all = self._all or _example_sums(self.outputs, self.targets, self._task)
+            return self.outputs, self.targets, self._all
+        outputs, targets = self.outputs[kept_N], self.targets[kept_N]
+        return outputs, targets, _example_sums(outputs, targets, self._task)
+
+
 def _segment_metrics(
-    part: Predictions, sizes_K: np.ndarray, task: Task
+    part: _ExampleSums, sizes_K: np.ndarray, task: Task
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return the metrics and the sums of each segment.
 
     A segment without examples, or with an output that is not finite, has NaN. The sums are empty without another
     segment.
     """
-    outputs, sizes_K = np.asarray(part.outputs, np.float64), np.asarray(sizes_K, np.int64)
-    is_bad_N = ~np.isfinite(outputs).all(axis=tuple(range(1, outputs.ndim)))
+    sizes_K = np.asarray(sizes_K, np.int64)
     index_N = np.repeat(np.arange(len(sizes_K)), sizes_K)
-    is_defined_K = (sizes_K > 0) & (np.bincount(index_N[is_bad_N], minlength=len(sizes_K)) == 0)
+    is_defined_K = (sizes_K > 0) & (np.bincount(index_N[part.is_bad_N], minlength=len(sizes_K)) == 0)
     values = {name: np.full(len(sizes_K), np.nan) for name in task.metric_names}
     if not is_defined_K.any():
         return values, {}
-    kept_N, segments = is_defined_K[index_N], Segments(sizes_K[is_defined_K])
-    outputs, targets = outputs[kept_N], np.asarray(part.targets)[kept_N]
-    sums = {name: segments.sum(rows) for name, rows in _example_sums(outputs, targets, task).items()}
+    segments = Segments(sizes_K[is_defined_K])
+    outputs, targets, rows = part.of(is_defined_K[index_N])
+    sums = {name: segments.sum(values_N) for name, values_N in rows.items()}
     sums |= _batch_sums(segments, outputs, targets, task)
     computed = _finish(sums, segments.sizes_K, task)
     computed |= {metric.name: metric.whole(segments, outputs, targets) for metric in task.metrics if metric.whole}
