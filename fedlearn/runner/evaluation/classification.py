@@ -21,6 +21,7 @@ from fedlearn.runner.evaluation.scores import MAX_CLASSES, confidences, json_est
 MAX_CURVES = 10  # classes with curves
 MAX_POINTS = 200  # points of a saved curve
 THRESHOLD = 0.5
+MAX_COUNT = 2.0**40  # largest count of examples in a cell
 
 
 def classification_entries(held_out: HeldOut, target: Target) -> dict[str, Any]:
@@ -50,7 +51,8 @@ def entries_from_counts(confusion_CC: np.ndarray, target: Target) -> dict[str, A
 
     The intervals are Wilson intervals of the counts. They do not cover noise that a node has added.
     """
-    confusion_CC = np.rint(confusion_CC).astype(np.int64)
+    # a node can send any numbers
+    confusion_CC = np.rint(np.clip(np.nan_to_num(confusion_CC), 0, MAX_COUNT)).astype(np.int64)
     hits, total = int(np.trace(confusion_CC)), int(confusion_CC.sum())
     entries: dict[str, Any] = {
         "examples": "held-out examples at the nodes",

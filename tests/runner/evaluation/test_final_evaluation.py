@@ -240,7 +240,8 @@ def test_counts_of_nodes_give_clinical_figures_but_no_curves():
     }  # fmt: skip
     assert [site["num_train"] for site in evaluation["sites"]] == [30] * 4
     assert not {"curves", "calibration", "subgroups", "importance"} & set(evaluation)
-    json.dumps(evaluate_final_model(given, state_of(given), confusion_CC=0 * confusion), allow_nan=False)
+    for hostile in (0 * confusion, -confusion, np.full((2, 2), np.nan), np.full((2, 2), 1e300)):
+        json.dumps(evaluate_final_model(given, state_of(given), confusion_CC=hostile), allow_nan=False)
 
 
 def test_an_error_of_the_judgement_does_not_end_the_run(tmp_path, capsys):
