@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
@@ -163,6 +164,9 @@ def exit_code(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return STOPPED
+    except BrokenPipeError:  # the reader of a pipe has closed it, e.g. ``| head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the exit of Python fails
+        return DONE
 
 
 def terminate_as_interrupt() -> None:

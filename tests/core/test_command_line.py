@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -187,3 +189,12 @@ def test_texts_name_commands_as_the_user_called_them(monkeypatch):
         "  -h, --help  show this help message and exit",
         "  --version   show the version of fedlearn",
     ]
+
+
+@pytest.mark.process
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_an_error():
+    code = "from fedlearn.core.command_line import exit_code; exit_code(lambda: [print('x' * 80) for _ in range(9999)])"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert ended.stdout == "x" * 80 + "\n"
+    assert ended.stderr == ""
