@@ -69,7 +69,7 @@ def test_only_strict_gives_exit_code_1_for_flags(clinics, capsys):
     [
         (["nowhere"], "PATH is nowhere: no such file or folder"),
         (["PATH", "target=sik"], "target is sik"),
-        (["PATH", "targt=sick"], "targt=sick is not a setting of this command"),
+        (["PATH", "targets=sick"], "targets=sick is not a setting of this command"),
         (["PATH", "target=sick", "ignore=[cod]"], "ignore is cod"),
     ],
 )
