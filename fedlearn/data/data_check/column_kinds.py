@@ -25,7 +25,9 @@ NAME_OF_IDENTIFIER = re.compile(
     r"|(patient|record|case|subject|sample|stay|encounter|customer|account|row|serial)s?"
     r"[ _-]*(no|nr|num|number|code|key)?$"
 )
-NAME_OF_DATE = re.compile(r"date|time|datum|day|stamp|birth|admission|admitted|discharge|visit|created|updated|year|jahr|zeit|fecha")
+NAME_OF_DATE = re.compile(
+    r"date|time|datum|day|stamp|birth|admission|admitted|discharge|visit|created|updated|year|jahr|zeit|fecha"
+)
 UNIX_SECONDS = (3e8, 4e9)  # 1979 to 2096
 COMPACT_DATES = (19_000_101, 21_001_231)  # numbers such as 20260131
 
