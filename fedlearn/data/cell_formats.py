@@ -19,7 +19,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-MISSING_MARKERS = frozenset({"", "?", "na", "n/a", "#n/a", "nan", "null", "none", "nat", "<na>"})  # in lower case
+_MARKERS = ("", "?", "na", "n/a", "#n/a", "nan", "null", "none", "nat", "<na>")
+_CASES = (str.lower, str.upper, str.capitalize)
+MISSING_MARKERS = frozenset({case(marker) for marker in _MARKERS for case in _CASES} | {"NaN", "NaT"})
 OTHER_MARKS = dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\u2014"), "-") | {
     0x2019: "'",
     0x66B: ".",
@@ -145,9 +147,9 @@ def is_missing(cell: Any, missing: tuple[str, ...] | None = None) -> bool:
         cell: text, number or None.
         missing: texts that count as missing; None takes the usual words in any case.
     """
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+    if cell is None or cell != cell:
         return True
-    return cell in missing if missing is not None else isinstance(cell, str) and cell.lower() in MISSING_MARKERS
+    return cell in (MISSING_MARKERS if missing is None else missing)
 
 
 def normalized(cell: str) -> str:
@@ -188,7 +190,9 @@ def _days(moment: datetime) -> float:
 
 def _plain_numbers(cells_N: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the result of `parse_column` for a column of plain numbers in one step, or None for other columns."""
-    missing_N = np.array([is_missing(cell) for cell in cells_N], bool)
+    cells = cells_N.tolist()
+    missing = {cell for cell in set(cells) if is_missing(cell)}
+    missing_N = np.array([cell in missing for cell in cells], bool) if missing else np.zeros(len(cells), bool)
     try:
         values_N = np.where(missing_N, math.nan, cells_N).astype(np.float64)
     except ValueError:

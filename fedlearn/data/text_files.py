@@ -5,7 +5,8 @@
 - lines above the header: titles, comments and empty lines are skipped
 - rows: empty rows are skipped; a row with another number of cells is an error
 
-The module `csv` of Python splits the rows, because it streams them, needs no extra, and refuses broken quotes.
+The library pyarrow splits plain files, see `fedlearn.data.arrow_csv`. The module `csv` splits all others: it streams
+rows, needs no extra, and refuses broken quotes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 
+from fedlearn.data.arrow_csv import split_plain_text
 from fedlearn.data.cell_formats import PLAIN
 from fedlearn.data.download.decompress import open_decompressed
 from fedlearn.data.schema import SEPARATORS
@@ -35,6 +37,7 @@ CHUNK_BYTES = 2**20
 NUM_SAMPLE_LINES = 100  # lines from which the layout is detected
 MAX_LINES_ABOVE = 30  # lines above the header
 ZIP_MAGIC = b"PK\x03\x04"
+UNNAMED_PREFIX = "Unnamed: "
 UNNAMED = re.compile(r"(Unnamed: \d+(_level_\d+)?)?")  # pandas names a column without a name so
 EXCEL_SEPARATOR = re.compile(r'"?sep=(.)"?')
 NAMES_OF_LABELS = frozenset(
@@ -66,12 +69,14 @@ class Layout:
         separator: text between two cells.
         header: names of the columns.
         header_row: number of the row of the header, >= 1.
+        encoding: encoding of the file.
         notes: decisions about the reading that a user may want to see.
     """
 
     separator: str
     header: tuple[str, ...]
     header_row: int
+    encoding: str = "utf-8"
     notes: tuple[str, ...] = ()
 
 
@@ -82,11 +87,39 @@ def read_text_table(file: Path, *, encoding: str | None = None, separator: str |
         DataError: the file cannot be read as a table; the message names the row.
     """
     with open_table(file, encoding=encoding, separator=separator) as (layout, lines):
-        rows = list(lines)
+        table = _plain_table(file, layout) or _checked_table(file, layout, list(lines))
+    return _with_row_labels(file, table, layout)
+
+
+def _plain_table(file: Path, layout: Layout) -> Table | None:
+    """Return the table of a file that pyarrow can split, or None."""
+    with _open_bytes(file) as raw:
+        data = raw.read()
+    try:
+        text = data if layout.encoding == "utf-8" else data.decode(layout.encoding).encode()
+    except UnicodeError:
+        return None
+    names = _full_names(layout.header)
+    if len(set(names)) < len(names):
+        return None
+    columns = split_plain_text(text, names, separator=layout.separator, header_row=layout.header_row)
+    if columns is None:
+        return None
+    num_rows = len(next(iter(columns.values())))
+    sample = zip(*(cells_N[:NUM_SAMPLE_LINES] for cells_N in columns.values()), strict=True)
+    _check_first_row(file, layout.header, [[cell or "" for cell in row] for row in sample])
+    return Table(columns, ((file.name, layout.header_row + 1, num_rows),))
+
+
+def _checked_table(file: Path, layout: Layout, rows: Sequence[Row]) -> Table:
+    """Return the table of any file, after a check of its header and its rows."""
     check_header(file, [name for name in layout.header if not UNNAMED.fullmatch(name)])
     _check_first_row(file, layout.header, [cells for _, cells in rows[:NUM_SAMPLE_LINES]])
-    table = table_of_rows(file, layout.header, rows)
-    return _with_row_labels(file, table, layout)
+    return table_of_rows(file, layout.header, rows)
+
+
+def _full_names(header: Sequence[str]) -> list[str]:
+    return [name or f"{UNNAMED_PREFIX}{place}" for place, name in enumerate(header)]
 
 
 def read_text_batches(file: Path, batch_size: int) -> Iterator[Table]:
@@ -133,7 +166,7 @@ def open_table(
             sample = list(islice(lines, NUM_SAMPLE_LINES))
             layout = _detect_layout(file, sample, separator, notes)
             rows = _rows(file, chain(sample, lines), layout)
-            yield layout, rows
+            yield replace(layout, encoding=encoding), rows
         except UnicodeError as error:
             fix = "scenario.schema=FILE with the line encoding: latin-1, or another encoding"
             raise DataError(f"{file.name} is not {encoding}\n  advice    {fix}") from error
@@ -291,14 +324,10 @@ def table_of_rows(file: Path, header: Sequence[str], rows: Sequence[Row]) -> Tab
             fix = few if len(cells) < width else "quotation marks around cells that contain the separator"
             reason = f"{len(cells)} cells, but the header has {width} columns"
             raise DataError(f"{file.name}, row {number} has {reason}\n  advice    {fix}")
-    names = [name or f"{UNNAMED_PREFIX}{place}" for place, name in enumerate(header)]
-    columns = {name: text_cells(cells[place] for _, cells in rows) for place, name in enumerate(names)}
+    columns = {name: text_cells([cells[place] for _, cells in rows]) for place, name in enumerate(_full_names(header))}
     numbers = np.array([number for number, _ in rows], np.int64)
     first = int(numbers[0]) if len(numbers) else 2
     return Table(columns, ((file.name, first, len(rows)),), row_numbers=numbers)
-
-
-UNNAMED_PREFIX = "Unnamed: "
 
 
 def _with_row_labels(file: Path, table: Table, layout: Layout) -> Table:
@@ -310,11 +339,11 @@ def _with_row_labels(file: Path, table: Table, layout: Layout) -> Table:
     columns, labels, notes = {}, set(), [*layout.notes]
     for place, (name, cells_N) in enumerate(table.columns.items()):
         is_unnamed = UNNAMED.fullmatch(name) is not None
-        num_present = sum(cell is not None for cell in cells_N)
+        num_present = len(cells_N) - cells_N.tolist().count(None)
         if is_unnamed and not num_present and len(cells_N):
             notes.append(f"{file.name}: column {place + 1} has no name and no cells, left out")
             continue
-        is_distinct = len(set(cells_N.tolist())) == num_present == len(cells_N)
+        is_distinct = is_unnamed and len(set(cells_N.tolist())) == num_present == len(cells_N)
         if is_unnamed and len(cells_N) and not (place == 0 and is_distinct):
             fix = f"a name for column {place + 1} in the first row"
             raise DataError(f"{file.name}, column {place + 1} is a column without a name\n  advice    {fix}")

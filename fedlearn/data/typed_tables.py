@@ -227,13 +227,13 @@ def _checked_format(table: Table, name: str, detection: Detection, targets: Sequ
     fix = f"correcting the cell, or {name}: {detection.fix} in a schema" if detection.fix else SCHEMA_FIX
     if detection.reason == NOT_A_NUMBER:
         fix = f"correcting the cell, or {_text_fix(name, targets)}"
-    wrong_N = np.array([cell in detection.wrong for cell in cells_N], bool)
+    wrong_N = np.array([cell in detection.wrong for cell in cells_N.tolist()], bool)
     if detection.format is None:
         table.refuse(wrong_N, name, detection.reason, fix)
         _refuse_stray_text(table, name, _text_fix(name, targets))
         return None
-    num_present = sum(not is_missing(cell) for cell in cells_N)
-    if 2 * wrong_N.sum() >= max(1, num_present):
+    num_missing = sum(map(is_missing, cells_N.tolist())) if detection.wrong else 0
+    if detection.wrong and 2 * wrong_N.sum() >= max(1, len(cells_N) - num_missing):
         return None
     table.refuse(wrong_N, name, detection.reason, fix)
     return detection.format

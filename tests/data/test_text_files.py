@@ -8,7 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from fedlearn.data import text_files
 from fedlearn.data.example_files import read_table_batches
 from fedlearn.data.tables import concat_tables, read_table
 from fedlearn.data.text_encoding import detect_encoding
@@ -162,3 +165,31 @@ def test_consecutive_numbers_called_index_are_row_labels(tmp_path):
     assert "Index: row labels, left out" in type_table(table).notes
     assert "Index" in type_table(table, Reading(used=["Index"])).columns
     np.testing.assert_array_equal(type_table(table).columns["n"], np.arange(12.0))
+
+
+CELL = st.text(st.characters(codec="utf-8", exclude_characters='",;|\t\r\n\0', exclude_categories=("Cc",)), max_size=4)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=6))
+def test_both_readers_give_the_same_cells(tmp_path, monkeypatch, rows):
+    (tmp_path / "a.csv").write_text("".join(f"{','.join(row)}\n" for row in [("p", "q", "r"), *rows]), encoding="utf-8")
+
+    def outcome():
+        try:
+            table = read_table(tmp_path / "a.csv")
+        except DataError as error:
+            return str(error)
+        return {name: cells.tolist() for name, cells in table.columns.items()}, table.row_location(len(table) - 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(text_files, "split_plain_text", lambda *args, **options: None)
+        expected = outcome()
+    assert outcome() == expected
+
+
+def test_plain_files_are_split_by_pyarrow(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    monkeypatch.setattr(text_files, "_checked_table", None)
+    (tmp_path / "a.csv").write_text(PLAIN)
+    assert len(read_table(tmp_path / "a.csv")) == 4
