@@ -68,7 +68,7 @@ class Metric:
 
     @property
     def is_pooled_from_clients(self) -> bool:
-        """True if the pooled value follows from what clients at nodes send."""
+        """True if the pooled value follows from the sums and values that nodes send."""
         return self.finish is not None or self.is_stratified
 
     def __post_init__(self) -> None:

@@ -97,7 +97,7 @@ def clients(task, seed=0):
 
 @pytest.mark.parametrize("name", sorted(TASKS))
 def test_metrics_of_the_user_leave_as_sums_of_their_own(some_code, name):
-    """The metric has a sum of the same name as the loss of the task, with other values."""
+    """Add a metric whose sum has the name of the loss of the task, and other values."""
     task = TASKS[name]
     flat = Metric(
         name="flat",

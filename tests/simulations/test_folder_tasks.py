@@ -69,7 +69,7 @@ def test_a_table_with_time_event_and_client_is_a_survival_scenario(tmp_path):
         (2, "soon", "column months: not a number"),
         (3, "", "column died: missing"),
         (3, "2", "column died: neither of the values 0 or 1"),
-        (3, "maybe", "column died: neither of the values"),
+        (3, "maybe", "column died: not a number"),
     ],
 )
 def test_a_wrong_time_or_event_is_refused_with_its_row(tmp_path, column, value, reason):
