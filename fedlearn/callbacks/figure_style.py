@@ -33,6 +33,7 @@ MAX_NAME_WIDTH = 28  # columns of a terminal; a Chinese character takes two
 METRIC_NAMES = {
     "auc": "AUC",
     "auprc": "AUPRC",
+    "c_index": "C-index",
     "ece": "ECE",
     "f1": "F1",
     "rmse": "RMSE",
@@ -99,7 +100,8 @@ def metric_name(metric: str, *, inline: bool = False) -> str:
     """
     if inline and metric in ("brier", "balanced_accuracy", "attack_success"):
         return METRIC_NAMES[metric][0].lower() + METRIC_NAMES[metric][1:] if metric != "brier" else METRIC_NAMES[metric]
-    return METRIC_NAMES.get(metric, metric if inline else metric.capitalize())
+    name = metric.replace("_", " ")
+    return METRIC_NAMES.get(metric, name if inline else name.capitalize())
 
 
 def short_name(name: str, max_width: int = MAX_NAME_WIDTH) -> str:

@@ -128,7 +128,7 @@ def _verdict(run: RunResults, metric: str, estimate: Mapping[str, Any]) -> str:
     if reference is None or estimate["value"] is None:
         return ""
     prediction = f"“{constant['prediction']}”" if run.classes else constant["prediction"]
-    always = "A random order" if metric in ("auc", "auprc") else f"A model that always predicts {prediction}"
+    always = "A random order" if metric in ("auc", "auprc", "c_index") else f"A model that always predicts {prediction}"
     text = f"{always} has {format_metric(metric, reference)}."
     if estimate.get("low") is None:
         return text

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedlearn.callbacks.run_history import finite_or_none
-from fedlearn.core.intervals import Bootstrap, RankedScores, interval_of
+from fedlearn.core.intervals import Bootstrap, RankedScores, interval_of, wilson_interval
 from fedlearn.core.score_curves import NUM_BINS, brier_scores
 from fedlearn.core.tasks.classification import confusion_scores, log_softmax
 from fedlearn.data.preprocessing import Target
@@ -39,6 +39,7 @@ class Scores:
         rankings: name of the class -> ranking of its examples, for the areas under curves.
         has_auprc: whether the average precision is a metric.
         fixed: metrics without interval.
+        shares: name -> number of examples that count, and of all examples, for a metric that is a share of them.
         recompute: name -> function from positions of examples to the metric, for metrics that need all outputs.
     """
 
@@ -47,6 +48,7 @@ class Scores:
     rankings: Mapping[str, RankedScores] = field(default_factory=dict)
     has_auprc: bool = False
     fixed: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     recompute: Mapping[str, Recompute] = field(default_factory=dict)
 
     def joined(self, other: Scores) -> Scores:
@@ -100,6 +102,11 @@ def estimates(
         names = [name for name in blocks[0] if name not in BIASED]
         intervals |= {name: interval_of(np.concatenate([block[name] for block in blocks])) for name in names}
         intervals |= _recomputed_intervals(scores, bootstrap, rng)
+        intervals |= {
+            name: wilson_interval(*scores.shares[name]) if name in scores.shares else (math.nan, math.nan)
+            for name, (low, high) in intervals.items()
+            if low == high  # all replicates are equal, e.g. for a model without an error
+        }
     return {
         name: dict(zip(("value", "low", "high"), map(finite_or_none, (value, *intervals[name])), strict=True))
         for name, value in values.items()
@@ -172,7 +179,8 @@ def classification_scores(held_out: HeldOut, target: Target) -> Scores:
     value_NM = np.concatenate([np.stack(fixed, axis=1), gap_NB, cells_NM], axis=1)
     is_ranked = has_classes and not held_out.are_sequences
     rankings = _rankings(log_p_NC, target_N, target) if is_ranked else {}
-    return Scores(value_NM=value_NM, finish=finish, rankings=rankings, has_auprc=num_classes == 2)
+    shares = {"accuracy": (int((predicted_N == target_N).sum()), len(target_N))}
+    return Scores(value_NM=value_NM, finish=finish, rankings=rankings, has_auprc=num_classes == 2, shares=shares)
 
 
 def _rankings(log_p_NC: np.ndarray, target_N: np.ndarray, target: Target) -> dict[str, RankedScores]:

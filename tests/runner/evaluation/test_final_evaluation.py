@@ -8,6 +8,7 @@ import pytest
 from judged import experiment, judged, state_of
 from sklearn import metrics as sk
 
+from fedlearn.core.intervals import wilson_interval
 from fedlearn.core.metric import mean_metric
 from fedlearn.core.metrics import evaluate
 from fedlearn.core.records import Examples, Predictions, ServerState
@@ -135,6 +136,21 @@ def test_values_equal_the_last_evaluation_and_lie_in_their_intervals(task):
         assert name not in expected.pooled or entry["value"] == pytest.approx(expected.pooled[name], rel=1e-6)
         assert entry["low"] is None or entry["low"] <= entry["value"] <= entry["high"], name
     assert "over clients" in evaluation["intervals"]
+
+
+def test_a_model_without_an_error_has_no_interval_of_width_zero():
+    first = experiment()
+    perfect = replace(first.scenario.data, test=lambda client: with_targets_of_the_model(first, client))
+    given = replace(first, scenario=replace(first.scenario, data=perfect))
+    metrics = evaluate_final_model(given, state_of(given))["metrics"]
+    count = sum(len(perfect.test(client)) for client in perfect.clients)
+    assert (metrics["accuracy"]["low"], metrics["accuracy"]["high"]) == pytest.approx(wilson_interval(count, count))
+    assert metrics["recall"] == {"value": 1.0, "low": None, "high": None}
+
+
+def with_targets_of_the_model(given, client):
+    x = given.scenario.data.test(client).x
+    return Examples(x, (given.scenario.trainer.predict(state_of(given).params_D, x)[:, 0] > 0).astype(int))
 
 
 def test_two_calls_give_the_same_file(tmp_path):
