@@ -25,10 +25,11 @@ from fedlearn.core.privacy_ledger import Ledger
 from fedlearn.core.random import Purpose, generator
 from fedlearn.core.records import ClientId, LocalSettings, Request
 from fedlearn.core.tasks import Task
+from fedlearn.engines.base import InProcessEngine
 from fedlearn.engines.byzantine import ByzantineEngine
 from fedlearn.errors import FedlearnError, SettingError, did_you_mean, is_count, require
 from fedlearn.loop.local_defaults import LocalDefaults, local_defaults
-from fedlearn.loop.protocols import Engine
+from fedlearn.loop.protocols import Engine, Trainer
 from fedlearn.loop.scenario import Scenario
 from fedlearn.loop.system_model import SystemModel
 from fedlearn.loop.training_loop import Schedule
@@ -96,13 +97,18 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Plan, scenario and engine of a run, the clients that the poisoning controls, and the check of the model."""
+    """Plan, scenario and engine of a run, the clients that the poisoning controls, and the check of the model.
+
+    ``evaluation_trainer`` predicts a pooled test set: the trainer of an engine in this process, which can have several
+    processes. None is the trainer of the scenario.
+    """
 
     plan: Plan
     scenario: Scenario
     engine: Engine
     malicious_clients: frozenset[ClientId] = frozenset()
     model_report: ModelReport = field(default_factory=ModelReport)
+    evaluation_trainer: Trainer | None = None
 
 
 def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
@@ -259,11 +265,17 @@ def _build_experiment(
     require_weight_per_class(plan.local, max(2, scenario.data.num_classes))
     # the engine comes last: it may start processes, which a later error would not stop
     engine = build_scenario_engine(cfg, scenario)
+    evaluation_trainer = engine.trainer if isinstance(engine, InProcessEngine) else None
     if attack.forge is not None and malicious:
         engine = ByzantineEngine(engine, attack, malicious)
     engine = with_virtual_clock(engine, plan, scenario)
     return Experiment(
-        plan=plan, scenario=scenario, engine=engine, malicious_clients=malicious, model_report=model_report
+        plan=plan,
+        scenario=scenario,
+        engine=engine,
+        malicious_clients=malicious,
+        model_report=model_report,
+        evaluation_trainer=evaluation_trainer,
     )
 
 

@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,8 @@ def _rounds(
     experiment: Experiment, run: RunInfo, state: ServerState, callbacks: CallbackList, interrupt: Interrupt
 ) -> RunEnding:
     plan, engine = experiment.plan, experiment.engine
-    evaluate = judge(experiment.scenario)
+    trainer = experiment.evaluation_trainer or experiment.scenario.trainer
+    evaluate = judge(replace(experiment.scenario, trainer=trainer))
     reason, exhausted = callbacks.on_start(run), None
     known = experiment.model_report.unused
     check_movement = MovementCheck(plan.strategy, engine.layout, state, plan.schedule.rounds, known=known)

@@ -17,6 +17,7 @@ from fedlearn.core.random import Purpose, secret_uniforms, seed_sequence
 from fedlearn.core.records import ClientWork, Request
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio; hashes of neighbours then differ widely
+PREDICTED_ROWS = 4096  # smallest number of rows of a part that `predict` passes to a model at once
 MAX_RESIDENT_BYTES = 2**30  # maximum size of an array that stays on the device between rounds
 
 
@@ -28,6 +29,11 @@ def round_of(request: Request, work: ClientWork) -> int:
 def rounds_of(request: Request, work: Sequence[ClientWork]) -> np.ndarray:
     """Return the rounds that seed the random numbers of K clients, ``(K,)``."""
     return np.array([round_of(request, client_work) for client_work in work], np.int64)
+
+
+def prediction_parts(x: np.ndarray) -> list[np.ndarray]:
+    """Divide inputs into the parts that `predict` passes to a model at once. A part is not divided again."""
+    return np.array_split(x, max(1, len(x) // PREDICTED_ROWS))
 
 
 def draw_by_round(rounds_K: np.ndarray, draw: Callable[[int], Any]) -> np.ndarray:

@@ -23,17 +23,17 @@ import numpy as np
 from fedlearn.algorithm.local_rule import LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.federated_data import FederatedData
-from fedlearn.core.records import ClientWork, Examples, MetricSum, Request, Updates
+from fedlearn.core.records import Array, ClientWork, Examples, MetricSum, Request, Updates
 from fedlearn.loop.protocols import Trainer
 from fedlearn.loop.wrappers import TrainerWrapper
-from fedlearn.trainers.batching import balance_shares
+from fedlearn.trainers.batching import balance_shares, prediction_parts
 
 MIN_PARALLEL_WORK = 10_000_000  # examples times parameters; this takes a few milliseconds of training
 NO_EXAMPLES = Examples(np.zeros(0), np.zeros(0))  # child processes read the examples themselves
 
 
 class ProcessPoolTrainer(TrainerWrapper):
-    """Wrap a trainer so that several processes share each call of `fit`.
+    """Wrap a trainer so that several processes share each call of `fit`, and large calls of `predict`.
 
     This process and ``num_processes - 1`` child processes train one share of a block each. The first block with a new
     local rule forks the children, so they have data, model and local rules without copies. Children write their
@@ -48,7 +48,7 @@ class ProcessPoolTrainer(TrainerWrapper):
 
     *Guarantees*:
 
-    - Updates are bit-identical to the updates of ``trainer``.
+    - Updates and outputs are bit-identical to the ones of ``trainer``.
     - If a child dies, `fit` raises an error. The next `fit` forks new children.
     - Children end with their parent.
     """
@@ -75,6 +75,25 @@ class ProcessPoolTrainer(TrainerWrapper):
             return self._team.fit(request, rule, work, shares)
         except BaseException:
             self.close()  # children may still train this block
+            raise
+
+    def predict(self, params_D: Array, x: np.ndarray) -> np.ndarray:
+        """Return raw outputs ``(N, C)``. All processes share the parts of a large array, after the first `fit`.
+
+        The parts are the parts of the inner trainer, so the outputs are bit-identical.
+        """
+        parts = prediction_parts(x)
+        ready = self._team is not None and self._team.is_alive()
+        if not ready or len(parts) == 1 or (self.auto and not self._is_large(len(x))):
+            return self.trainer.predict(params_D, x)
+        assert self._team is not None
+        try:
+            return self._team.predict(params_D, parts)
+        except Exception:  # a child died: this process computes all parts
+            self.close()
+            return self.trainer.predict(params_D, x)
+        except BaseException:
+            self.close()  # children may still compute
             raise
 
     def with_batching(self, batching: str) -> ProcessPoolTrainer:
@@ -134,8 +153,23 @@ class _Children:
 
     def fits(self, rule: LocalRule, num_clients: int) -> bool:
         """Return whether these children can train a block of this size with this rule."""
-        alive = all(child.is_alive() for child in self.children)
-        return alive and rule in self.rules and num_clients <= self.max_clients
+        return self.is_alive() and rule in self.rules and num_clients <= self.max_clients
+
+    def is_alive(self) -> bool:
+        """Return whether all children run."""
+        return all(child.is_alive() for child in self.children)
+
+    def predict(self, params_D: Array, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the outputs for all parts. This process and each child take every n-th part."""
+        np.copyto(self.params_D, as_numpy(params_D))
+        step = len(self.pipes) + 1
+        for number, pipe in enumerate(self.pipes, start=1):
+            pipe.send(list(parts[number::step]))
+        outputs: list[Any] = [None] * len(parts)
+        outputs[0::step] = [self.trainer.predict(params_D, part) for part in parts[0::step]]
+        for number, pipe in enumerate(self.pipes, start=1):
+            outputs[number::step] = _receive(pipe)
+        return np.concatenate(outputs)
 
     def fit(
         self, request: Request, rule: LocalRule, work: Sequence[ClientWork], shares: Sequence[np.ndarray]
@@ -190,22 +224,29 @@ class _Children:
         return replace(updates, delta_KD=None)
 
     def _serve(self, pipe: Connection, others: Sequence[Connection]) -> None:
-        """Train in a child until the parent closes the pipe."""
+        """Train and predict in a child until the parent closes the pipe."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for other in others:  # a pipe that stays open here would not report the end of the parent
             other.close()
         while True:
             try:
-                small_request, rule_index, in_use, small_items = pipe.recv()
+                message = pipe.recv()
             except (EOFError, OSError):
                 return
             try:
-                request = replace(small_request, params_D=self.params_D.copy())
-                items = [(k, item._replace(examples=self.data.train(item.client))) for k, item in small_items]
-                pipe.send(self._train(request, self.rules[rule_index], in_use, items))
+                pipe.send(self._respond(message))
             except Exception as error:
                 pipe.send(error)
+
+    def _respond(self, message: Any) -> Any:
+        """Return outputs for a list of inputs, or updates for a request."""
+        if isinstance(message, list):
+            return [self.trainer.predict(self.params_D, part) for part in message]
+        small_request, rule_index, in_use, small_items = message
+        request = replace(small_request, params_D=self.params_D.copy())
+        items = [(k, item._replace(examples=self.data.train(item.client))) for k, item in small_items]
+        return self._train(request, self.rules[rule_index], in_use, items)
 
 
 def _shared_memory(size: int) -> mmap.mmap:
@@ -213,8 +254,8 @@ def _shared_memory(size: int) -> mmap.mmap:
     return mmap.mmap(-1, 4 * size)
 
 
-def _receive(pipe: Connection) -> Updates:
-    """Return the updates of a child.
+def _receive(pipe: Connection) -> Any:
+    """Return the updates or the outputs of a child.
 
     Raises:
         RuntimeError: The child died.
@@ -224,8 +265,7 @@ def _receive(pipe: Connection) -> Updates:
         result: Any = pipe.recv()
     except EOFError as error:
         raise RuntimeError(
-            "a process of the pool died during training, perhaps because memory ran out\n"
-            "  advice    fewer processes, or batching=map"
+            "a process of the pool died, perhaps because memory ran out\n  advice    fewer processes, or batching=map"
         ) from error
     if isinstance(result, Exception):
         raise result

@@ -186,6 +186,33 @@ def test_updates_that_are_still_held_stay_as_they_are_and_memory_of_others_serve
     workers.close()
 
 
+def test_all_processes_predict_and_give_the_bits_of_the_trainer():
+    data = linear_problem()
+    workers = ProcessPoolTrainer(Counting(3), data, num_processes=3)
+    x = np.random.default_rng(0).normal(size=(20_000, 3)).astype(np.float32)
+    work = [ClientWork(client=k, examples=data.train(k)) for k in range(4)]
+    workers.fit(Request(round=1, seed=1, params_D=workers.init(1)), plain_training, work)
+    workers.trainer.rows = 0
+    params_D, expected = workers.init(1) + 1, LinearTrainer(3).predict(workers.init(1) + 1, x)
+    assert np.array_equal(workers.predict(params_D, x), expected)
+    assert workers.trainer.rows == 2 * 5_000  # parts 0 and 3 of four
+    assert workers._team is not None
+    os.kill(workers._team.children[0].pid, signal.SIGKILL)
+    assert np.array_equal(workers.predict(params_D, x), expected)
+    workers.close()
+    assert np.array_equal(workers.predict(params_D, x), expected)
+
+
+class Counting(LinearTrainer):
+    """Counts the rows that this process predicts."""
+
+    rows = 0
+
+    def predict(self, params_D, x):
+        self.rows += len(x)
+        return super().predict(params_D, x)
+
+
 def test_children_end_when_the_workers_are_closed():
     data = linear_problem()
     workers = ProcessPoolTrainer(LinearTrainer(3), data, num_processes=3)

@@ -40,6 +40,7 @@ from fedlearn.loop.base_engine import BaseEngine, engine_builder
 from fedlearn.loop.client_update import initial_client_state
 from fedlearn.loop.protocols import Trainer
 from fedlearn.trainers.base import available_cores
+from fedlearn.trainers.contract import check_data, warn_about
 
 MAX_ATTEMPTS = 3  # attempts per block; after that, the block itself is the probable cause
 MIN_BLOCK_SIZE = 8  # clients per block; a larger cohort has more blocks than workers, so that no worker is idle
@@ -88,6 +89,7 @@ def ray(
         ClusterError: There is no cluster at ``address``, or a worker cannot start.
     """
     _check(trainer, num_workers, gpus_per_worker, block_size, timeout)
+    warn_about(check_data(trainer, data))
     build = partial(rebuild, device="cuda:0") if gpus_per_worker else rebuild
     cpus = min(available_cores(), num_workers or len(data.clients))
     cluster = Cluster(address, cpus=cpus, timeout=timeout)

@@ -39,7 +39,14 @@ from fedlearn.trainers.base import (
     refuse_micro_batches_with_coupled_loss,
     require_class_loss,
 )
-from fedlearn.trainers.batching import batch_plans, poisson_plans, round_of, rounds_of, shared_base_array
+from fedlearn.trainers.batching import (
+    batch_plans,
+    poisson_plans,
+    prediction_parts,
+    round_of,
+    rounds_of,
+    shared_base_array,
+)
 from fedlearn.trainers.class_weights import class_weights
 from fedlearn.trainers.contract import cause_of, kind_of, refuse_training, require_loss_function
 from fedlearn.trainers.example_keys import example_keys
@@ -625,7 +632,7 @@ class TorchTrainer:
         self._flat_D.copy_(self._to_device(params_D))
         self.module.eval()
         with torch.inference_mode(), _one_thread(self.device):
-            outputs = [self.module(self._to_device(part)) for part in np.array_split(x, max(1, len(x) // 4096))]
+            outputs = [self.module(self._to_device(part)) for part in prediction_parts(x)]
         return torch.cat(outputs).cpu().numpy()
 
     def network(self, params_D: Array) -> nn.Module:
