@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedlearn.core.named_option import describe_option, option_name
+from fedlearn.core.optimizers import state_names
 from fedlearn.core.records import Array, LocalSettings, State
 from fedlearn.errors import SettingError, require
 
@@ -75,6 +76,8 @@ class LocalRule(NamedTuple):
             None: no penalty, and no forward pass of the other models.
         requires_sgd: True if the rule or the aggregation is correct for plain SGD only. Other optimizers, momentum, and
             learning rates that change within a round are then refused.
+        optimizer_state: names of the vectors of the optimizer that each client keeps between rounds; see
+            `with_optimizer_state`.
     """
 
     correct: Callable[..., Any] = _gradient
@@ -88,6 +91,7 @@ class LocalRule(NamedTuple):
     adjust_logits: Callable[[Any, Any], Any] | None = None
     feature_penalty: Callable[[Any, Any, Any], Any] | None = None
     requires_sgd: bool = False
+    optimizer_state: tuple[str, ...] = ()
 
     @property
     def supports_mixed_rounds(self) -> bool:
@@ -124,6 +128,19 @@ def require_sgd(rule: LocalRule, local: LocalSettings) -> None:
     require(not local.momentum, "local.momentum", local.momentum, f"0: {reason}", "local.momentum=0")
     expected = f"a schedule over rounds: {reason}"
     raise SettingError("local.schedule", describe_option(local.schedule), expected, "local.schedule=cosine")
+
+
+def with_optimizer_state(rule: LocalRule, local: LocalSettings) -> LocalRule:
+    """Return the rule for clients that keep the state of the optimizer, if the settings ask for it.
+
+    Raises:
+        SettingError: The rule trains the parts of the model one after another.
+    """
+    names = state_names(local)
+    expected = "reset: this strategy trains the parts of the model one after another"
+    can_keep = not (names and rule.personal_epochs)
+    require(can_keep, "local.optimizer_state", local.optimizer_state, expected, "local.optimizer_state=reset")
+    return rule if names == rule.optimizer_state else rule._replace(optimizer_state=names)
 
 
 def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -28,6 +28,37 @@ def optimizer_values(optimizer: Any) -> dict[str, Any]:
     return {**PORTABLE_OPTIMIZERS[str(option_name(optimizer))], **option_values(optimizer)}
 
 
+STATE_PREFIX = "optimizer."  # names of the optimizer state in a client state
+STEPS = f"{STATE_PREFIX}steps"  # number of steps so far, a vector of length 1
+STATE_POLICIES = ("reset", "keep")
+_STATES = {"adam": ("first", "second"), "adamw": ("first", "second"), "adagrad": ("total",), "rmsprop": ("mean",)}
+
+
+def state_names(local: Any) -> tuple[str, ...]:
+    """Return the names of the vectors ``(D,)`` that a client keeps between rounds, without `STEPS`.
+
+    Args:
+        local: settings of local training. The result is empty if the optimizer has no state or forgets it.
+    """
+    if local.optimizer_state == "reset":
+        return ()
+    velocity = ("velocity",) if local.momentum else ()
+    return tuple(f"{STATE_PREFIX}{name}" for name in _STATES.get(str(option_name(local.optimizer)), velocity))
+
+
+def check_state_policy(local: Any) -> None:
+    """Check the setting ``optimizer_state``.
+
+    Raises:
+        SettingError: The value is unknown, or the optimizer is not equal in all frameworks and its state must stay.
+    """
+    policy, known = local.optimizer_state, local.optimizer_state in STATE_POLICIES
+    require(known, "optimizer_state", policy, f"one of {', '.join(STATE_POLICIES)}", "optimizer_state=keep")
+    expected = f"reset, because only the state of {', '.join(PORTABLE_OPTIMIZERS)} can be kept"
+    can_keep = policy == "reset" or is_portable(local.optimizer)
+    require(can_keep, "optimizer_state", policy, expected, "optimizer=adam")
+
+
 def check_optimizer(optimizer: Any, *, momentum: float) -> None:
     """Check the values of a portable optimizer. The trainer checks the values of all others.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedlearn.core.gradient_settings import as_class_weights, check_gradient_settings
 from fedlearn.core.named_option import as_option, option_name, option_values
-from fedlearn.core.optimizers import check_optimizer
+from fedlearn.core.optimizers import check_optimizer, check_state_policy
 from fedlearn.core.privacy_ledger import Epsilon, Ledger
 from fedlearn.core.schedules import check_schedule
 from fedlearn.errors import is_count, is_number, require
@@ -61,6 +61,8 @@ class LocalSettings:
         optimizer: ``sgd``, ``adam``, ``adamw``, ``adagrad`` or ``rmsprop`` (equal in all frameworks), another name in
             torch.optim or optax, or a mapping of a name and values, e.g. ``{"name": "adam", "betas": [0.9, 0.99]}``.
             Or a function: ``(parameters, lr=...) -> torch.optim.Optimizer`` or ``(learning_rate) -> optax optimizer``.
+        optimizer_state: ``reset`` gives a client a new optimizer state in each round; ``keep`` continues with the state
+            of its last round, which stays at the client.
         learning_rate: learning rate of the optimizer, >= 0.
         schedule: changes the learning rate: ``constant``, ``linear``, ``cosine``, ``exponential`` or ``step``, or a
             mapping of a name and values; see `fedlearn.core.schedules`. Or a function ``(round, step, num_steps) ->
@@ -85,6 +87,7 @@ class LocalSettings:
     batch_size: int = 32
     micro_batch_size: int | None = None
     optimizer: Any = "sgd"
+    optimizer_state: str = "reset"
     learning_rate: float = 0.1
     schedule: Any = "constant"
     momentum: float = 0.0
@@ -111,6 +114,7 @@ class LocalSettings:
         check_schedule(self.schedule)
         object.__setattr__(self, "class_weights", as_class_weights(self.class_weights))
         check_gradient_settings(self)
+        check_state_policy(self)
 
     @property
     def changes_loss(self) -> bool:

@@ -18,6 +18,7 @@ from fedlearn.algorithm.local_rule import GLOBAL_MODEL, PREVIOUS_MODEL, LocalRul
 from fedlearn.algorithm.server_optimizers import zeros
 from fedlearn.core.arrays import as_numpy, asarray_like
 from fedlearn.core.layout import Layout
+from fedlearn.core.optimizers import STEPS
 from fedlearn.core.records import Array, ClientWork, Request, State, Updates
 from fedlearn.errors import require
 from fedlearn.loop.protocols import Trainer
@@ -34,7 +35,9 @@ def initial_rule_state(rule: LocalRule, layout: Layout, params_D: Array) -> dict
         layout: layout of the model.
         params_D: the global model of the first round of the client.
     """
-    state = {name: zeros(layout) for name in rule.client_state}
+    state = {name: zeros(layout) for name in (*rule.client_state, *rule.optimizer_state)}
+    if rule.optimizer_state:
+        state[STEPS] = np.zeros(1, np.float32)
     if rule.personal_parameters:
         state[PERSONAL_PARAMETERS] = as_numpy(params_D)[layout.positions(rule.personal_parameters)]
     if rule.personal:
@@ -69,7 +72,7 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
     if rule.personal_parameters or rule.evaluate_models:
         work = [_with_start(rule, layout, request, item, name) for item, name in zip(work, best_K, strict=True)]
     updates = _fit_in_parts(trainer, rule, request, work) if rule.personal_epochs else trainer.fit(request, rule, work)
-    state = {}
+    state: dict[str, Any] = {}
     if rule.personal_parameters:
         final_KD = _final_parameters(request, work, updates)
         state[PERSONAL_PARAMETERS] = final_KD[:, layout.positions(rule.personal_parameters)]
@@ -77,6 +80,7 @@ def train(trainer: Trainer, rule: LocalRule, request: Request, work: Sequence[Cl
         state[PERSONAL_MODEL] = _train_personal(trainer, rule, request, work, updates)
     if rule.feature_penalty:
         state[PREVIOUS_MODEL] = _final_parameters(request, work, updates)
+    state = {**updates.client_state, **state}
     return replace(updates, client_state=state, metrics={**updates.metrics, **losses})
 
 
@@ -148,7 +152,13 @@ def _evaluate_models(
 
     A pass with learning rate 0 computes the loss of every example once, and does not change the model.
     """
-    changes: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "example_dp": None}
+    changes: dict[str, Any] = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "schedule": "constant",
+        "optimizer_state": "reset",
+        "example_dp": None,
+    }
     local = replace(request.local, learning_rate=0.0, epochs=1, steps=None, **changes)
     losses = {}
     for name in rule.evaluate_models:

@@ -17,7 +17,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from fedlearn.algorithm.aggregation import PartialAggregate, accumulate, divide_total
-from fedlearn.algorithm.local_rule import require_sgd
+from fedlearn.algorithm.local_rule import require_sgd, with_optimizer_state
 from fedlearn.algorithm.strategy import Strategy
 from fedlearn.algorithm.transforms import Context
 from fedlearn.core.arrays import as_numpy, asarray_like
@@ -148,6 +148,7 @@ def federate(
     """
     local = local or LocalSettings()
     require_sgd(strategy.local, local)
+    strategy = replace(strategy, local=with_optimizer_state(strategy.local, local))
     local = replace(local, schedule=over_rounds(local.schedule, schedule.rounds))
     require_engine(engine)
     if strategy.asynchrony is not None and not isinstance(engine, AsyncEngine):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fedlearn.algorithm.local_rule import require_sgd
+from dataclasses import replace
+
+from fedlearn.algorithm.local_rule import require_sgd, with_optimizer_state
 from fedlearn.algorithm.strategy import Strategy, with_buffer_policy, with_compression
 from fedlearn.algorithm.transforms import Stage
 from fedlearn.core.records import LocalSettings
@@ -38,6 +40,7 @@ def protect_strategy(
             the honesty of a coordinator.
     """
     require_sgd(strategy.local, local)
+    strategy = replace(strategy, local=with_optimizer_state(strategy.local, local))
     trainer.check_local(local)
     protected, local = mechanism.protect(strategy, local, population)
     keeps_rule = strategy.aggregate.rule is None or protected.aggregate.rule is not None

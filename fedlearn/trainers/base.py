@@ -16,9 +16,9 @@ from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import Layout, default_initial_parameters
 from fedlearn.core.model_report import ModelReport
 from fedlearn.core.named_option import describe_option
-from fedlearn.core.optimizers import PORTABLE_OPTIMIZERS, is_portable
+from fedlearn.core.optimizers import PORTABLE_OPTIMIZERS, STATE_PREFIX, STEPS, is_portable
 from fedlearn.core.random import Purpose, generator
-from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
+from fedlearn.core.records import EMPTY_STATE, Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
 from fedlearn.core.tasks import Task
 from fedlearn.errors import require
@@ -46,12 +46,14 @@ class LocalResult(NamedTuple):
         loss: total loss of the examples that were used.
         num_losses: number of the examples that were used; an example counts once per pass.
         num_steps: local steps.
+        optimizer_state: new optimizer state by name, if the client keeps it.
     """
 
     delta_D: np.ndarray
     loss: float
     num_losses: int
     num_steps: int
+    optimizer_state: Mapping[str, np.ndarray] = EMPTY_STATE
 
 
 class BaseTrainer:
@@ -145,13 +147,14 @@ class BaseTrainer:
         """Train K clients, one after another. See `Trainer.fit`."""
         self._refuse_unsupported(request, rule)
         results = [self.fit_client(request, rule, client_work) for client_work in work]
-        delta_K, losses_K, counts_K, steps_K = zip(*results, strict=True)
+        delta_K, losses_K, counts_K, steps_K, states_K = zip(*results, strict=True)
         return Updates(
             clients_K=np.array([client_work.client for client_work in work], np.int64),
             delta_KD=np.stack(delta_K).astype(np.float32),
             num_examples_K=np.array([len(client_work.examples) for client_work in work], np.int64),
             num_steps_K=np.array(steps_K, np.int64),
             metrics={"loss": MetricSum(np.array(losses_K, np.float64), np.array(counts_K, np.int64))},
+            client_state={name: np.stack([state[name] for state in states_K]) for name in states_K[0]},
         )
 
     def fit_client(self, request: Request, rule: LocalRule, work: ClientWork) -> LocalResult:
@@ -169,14 +172,17 @@ class BaseTrainer:
         (plan_SB,), steps = plans(request, np.array([work.client]), sizes, rounds)
         rates, num_steps = learning_rates(local.schedule, local.learning_rate, rounds, steps), int(steps[0])
         rates_S = np.full(num_steps, local.learning_rate) if rates is None else rates[0]
-        gradient, step, loss = self._gradient_of(request, work), optimizer(request.local), 0.0
+        kept = (*rule.optimizer_state, STEPS) if rule.optimizer_state else ()
+        state = {name.removeprefix(STATE_PREFIX): as_numpy(work.client_state[name]) for name in kept}
+        gradient, step, loss = self._gradient_of(request, work), optimizer(local, state), 0.0
         for padded, rate in zip(plan_SB[:num_steps], rates_S.tolist(), strict=True):
             rows = padded[padded >= 0]
             loss_N, grad_D = gradient(w_D, work.examples.x[rows], work.examples.y[rows])
             loss += float(np.sum(loss_N))
             grad_D = clip_gradient(local.max_grad_norm, grad_D)
             w_D = step(w_D, rule.correct(grad_D, w_D, w_global_D, **vectors), rate)
-        return LocalResult(w_D - start_D, loss, int((plan_SB >= 0).sum()), num_steps)
+        new_state = {name: np.asarray(state[name.removeprefix(STATE_PREFIX)], np.float32) for name in kept}
+        return LocalResult(w_D - start_D, loss, int((plan_SB >= 0).sum()), num_steps, new_state)
 
     def _gradient_of(
         self, request: Request, work: ClientWork

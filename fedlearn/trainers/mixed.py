@@ -119,4 +119,8 @@ def _concatenate(parts: Sequence[Updates]) -> Updates:
             )
             for name in names
         },
+        client_state={
+            name: np.concatenate([as_numpy(part.client_state[name]) for part in parts])
+            for name in parts[0].client_state
+        },
     )

@@ -6,6 +6,7 @@ Shapes: D parameters, N examples of a batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import islice, product
 
 import numpy as np
@@ -19,25 +20,30 @@ from fedlearn.trainers.batching import round_of
 from fedlearn.trainers.example_check import Evaluated, find_mixing, probe_examples, refuse
 
 Step = Callable[[np.ndarray, np.ndarray, float], np.ndarray]  # (w_D, grad_D, learning_rate) -> w_D
-Direction = Callable[[np.ndarray], np.ndarray]  # grad_D -> step_D, before the multiplication by the learning rate
+State = dict[str, np.ndarray]  # optimizer state by name
 
 
-def optimizer(local: LocalSettings) -> Step:
-    """Return a function that takes the steps of a portable optimizer, as in torch.optim, with a new state."""
-    name, values = option_name(local.optimizer), optimizer_values(local.optimizer)
-    directions: dict[str, Callable[..., Direction]] = {
-        "sgd": _sgd,
+def optimizer(local: LocalSettings, state: State) -> Step:
+    """Return a function that takes the steps of a portable optimizer, as in torch.optim.
+
+    Args:
+        local: settings of local training.
+        state: optimizer state, which the steps change; empty for a new state.
+    """
+    name, values, decay = option_name(local.optimizer), optimizer_values(local.optimizer), local.weight_decay
+    directions: dict[str, Callable[..., np.ndarray]] = {
+        "sgd": partial(_sgd, momentum=local.momentum),
         "adam": _adam,
         "adamw": _adam,
         "adagrad": _adagrad,
         "rmsprop": _rmsprop,
     }
-    direction_of, decay = directions[str(name)](local, **values), local.weight_decay
+    direction = partial(directions[str(name)], state, **values)
 
     def step(w_D: np.ndarray, grad_D: np.ndarray, rate: float) -> np.ndarray:
         if name == "adamw":
-            return np.asarray(w_D - rate * (decay * w_D + direction_of(grad_D)))
-        return np.asarray(w_D - rate * direction_of(grad_D + decay * w_D if decay else grad_D))
+            return np.asarray(w_D - rate * (decay * w_D + direction(grad_D)))
+        return np.asarray(w_D - rate * direction(grad_D + decay * w_D if decay else grad_D))
 
     return step
 
@@ -48,52 +54,31 @@ def clip_gradient(max_norm: float | None, grad_D: np.ndarray) -> np.ndarray:
     return grad_D if max_norm is None or norm <= max_norm else grad_D * (max_norm / norm)
 
 
-def _sgd(local: LocalSettings, nesterov: bool) -> Direction:
-    velocity_D: np.ndarray | None = None
-
-    def direction(grad_D: np.ndarray) -> np.ndarray:
-        nonlocal velocity_D
-        if not local.momentum:
-            return grad_D
-        velocity_D = grad_D if velocity_D is None else local.momentum * velocity_D + grad_D
-        return grad_D + local.momentum * velocity_D if nesterov else velocity_D
-
-    return direction
+def _sgd(state: State, grad_D: np.ndarray, *, momentum: float, nesterov: bool) -> np.ndarray:
+    if not momentum:
+        return grad_D
+    velocity_D = state.get("velocity")
+    velocity_D = grad_D if velocity_D is None else momentum * velocity_D + grad_D
+    state["velocity"] = velocity_D
+    return grad_D + momentum * velocity_D if nesterov else velocity_D
 
 
-def _adam(local: LocalSettings, betas: tuple[float, float], eps: float) -> Direction:
-    first_D, second_D, t, (beta1, beta2) = np.zeros(1), np.zeros(1), 0, betas
-
-    def direction(grad_D: np.ndarray) -> np.ndarray:
-        nonlocal first_D, second_D, t
-        t += 1
-        first_D = beta1 * first_D + (1 - beta1) * grad_D
-        second_D = beta2 * second_D + (1 - beta2) * grad_D**2
-        return np.asarray(first_D / (1 - beta1**t) / (np.sqrt(second_D / (1 - beta2**t)) + eps))
-
-    return direction
+def _adam(state: State, grad_D: np.ndarray, *, betas: tuple[float, float], eps: float) -> np.ndarray:
+    (beta1, beta2), t = betas, float(np.sum(state.get("steps", 0))) + 1
+    state["steps"] = np.array([t])
+    state["first"] = beta1 * state.get("first", 0) + (1 - beta1) * grad_D
+    state["second"] = beta2 * state.get("second", 0) + (1 - beta2) * grad_D**2
+    return np.asarray(state["first"] / (1 - beta1**t) / (np.sqrt(state["second"] / (1 - beta2**t)) + eps))
 
 
-def _adagrad(local: LocalSettings, eps: float) -> Direction:
-    sum_D = np.zeros(1)
-
-    def direction(grad_D: np.ndarray) -> np.ndarray:
-        nonlocal sum_D
-        sum_D = sum_D + grad_D**2
-        return np.asarray(grad_D / (np.sqrt(sum_D) + eps))
-
-    return direction
+def _adagrad(state: State, grad_D: np.ndarray, *, eps: float) -> np.ndarray:
+    state["total"] = state.get("total", 0) + grad_D**2
+    return np.asarray(grad_D / (np.sqrt(state["total"]) + eps))
 
 
-def _rmsprop(local: LocalSettings, alpha: float, eps: float) -> Direction:
-    mean_D = np.zeros(1)
-
-    def direction(grad_D: np.ndarray) -> np.ndarray:
-        nonlocal mean_D
-        mean_D = alpha * mean_D + (1 - alpha) * grad_D**2
-        return np.asarray(grad_D / (np.sqrt(mean_D) + eps))
-
-    return direction
+def _rmsprop(state: State, grad_D: np.ndarray, *, alpha: float, eps: float) -> np.ndarray:
+    state["mean"] = alpha * state.get("mean", 0) + (1 - alpha) * grad_D**2
+    return np.asarray(grad_D / (np.sqrt(state["mean"]) + eps))
 
 
 def clipped_sum(grad_ND: np.ndarray, clip: float) -> np.ndarray:

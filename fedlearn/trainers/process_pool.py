@@ -37,7 +37,8 @@ class ProcessPoolTrainer(TrainerWrapper):
 
     This process and ``num_processes - 1`` child processes train one share of a block each. The first block with a new
     local rule forks the children, so they have data, model and local rules without copies. Children write their
-    updates into shared memory. If an optimizer or a schedule is a function, this process trains all clients.
+    updates into shared memory. This process trains all clients if the optimizer or the schedule is a
+    function, or if clients keep the state of the optimizer.
 
     Args:
         trainer: trainer on the CPU. An update must not depend on the other clients of its block.
@@ -64,7 +65,8 @@ class ProcessPoolTrainer(TrainerWrapper):
         sizes = [len(client_work.examples) for client_work in work]
         shares = balance_shares(sizes, self.num_processes)
         has_function = callable(request.local.optimizer) or callable(request.local.schedule)  # no pickle is certain
-        if has_function or len(shares) == 1 or (self.auto and not self._is_large(sum(sizes))):
+        keeps = bool(rule.optimizer_state)  # the shared memory has no place for optimizer states
+        if has_function or keeps or len(shares) == 1 or (self.auto and not self._is_large(sum(sizes))):
             return self.trainer.fit(request, rule, work)
         if not (self._team and self._team.fits(rule, len(work))):
             self.close()

@@ -5,16 +5,19 @@ from functools import partial
 import numpy as np
 import pytest
 
-from fedlearn import LocalSettings, SettingError
-from fedlearn.algorithm.local_rule import LocalRule, plain_training, proximal
+from fedlearn import LocalSettings, Schedule, SettingError, federate, start, vector
+from fedlearn.algorithm.local_rule import LocalRule, plain_training, proximal, with_optimizer_state
 from fedlearn.core.optimizers import PORTABLE_OPTIMIZERS
 from fedlearn.core.records import ClientWork, Examples, Request
 from fedlearn.data.from_arrays import from_arrays
+from fedlearn.loop.local_training import initial_rule_state
 from fedlearn.testing import LinearTrainer, linear_problem
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("jax")
 
+import strategies  # noqa: E402
+from fedlearn.trainers.torch import TorchTrainer  # noqa: E402
 from simulations.models import build_trainer  # noqa: E402
 
 CLASSES, FEATURES, SIZES = 3, 4, (13, 5, 8)  # clients with different numbers of steps, and batches that are not full
@@ -31,10 +34,26 @@ BINARY = [ClientWork(client=k, examples=examples(size, k, classes=2)) for k, siz
 
 
 def build(framework, work=WORK):
-    x, y = (np.concatenate([getattr(w.examples, name) for w in work]) for name in ("x", "y"))
+    x, y = arrays(work)
     assignment, task = np.repeat(np.arange(len(work)), SIZES), "binary" if y.max() == 1 else "multiclass"
     data = from_arrays(x, y, assignment=assignment, task=task)
     return build_trainer("mlp", data, input_shape=(FEATURES,), hidden=(5,), framework=framework)[0]
+
+
+def arrays(work):
+    return tuple(np.concatenate([getattr(w.examples, name) for w in work]) for name in ("x", "y"))
+
+
+def torch_linear():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out = torch.nn.Linear(3, 1)
+
+        def forward(self, x):
+            return self.out(x)
+
+    return TorchTrainer(Net(), task="regression")
 
 
 def updates(trainer, local, *, work=WORK, rule=plain_training, start_D=None):
@@ -101,17 +120,7 @@ def test_numpy_has_the_optimizers_of_torch(local):
     data, numpy_trainer = linear_problem(), LinearTrainer(3)
     work = [ClientWork(client=k, examples=data.train(k)) for k in range(3)]
 
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.out = torch.nn.Linear(3, 1)
-
-        def forward(self, x):
-            return self.out(x)
-
-    from fedlearn.trainers.torch import TorchTrainer
-
-    trainers, start_D = (numpy_trainer, TorchTrainer(Net(), task="regression")), np.linspace(-1, 1, 4, dtype=np.float32)
+    trainers, start_D = (numpy_trainer, torch_linear()), np.linspace(-1, 1, 4, dtype=np.float32)
     ends = [updates(trainer, local, work=work, start_D=start_D) for trainer in trainers]
     assert np.abs(ends[0] - ends[1]).max() <= 1e-5
 
@@ -174,6 +183,7 @@ def test_balanced_weights_follow_from_the_counts_of_each_client():
     assert np.abs(updates(trainer, one_step, work=work) - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_smoothed_targets_of_two_classes_are_the_target_of_the_cross_entropy():
     trainer = build("torch", BINARY)
     assert trainer.task.name == "binary"
@@ -182,7 +192,7 @@ def test_smoothed_targets_of_two_classes_are_the_target_of_the_cross_entropy():
     assert np.abs(updates(trainer, {}, work=BINARY) - ends[0]).max() > 1e-4
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_micro_batches_only_save_memory(framework):
     trainer = build(framework)
     whole = updates(trainer, {"epochs": 2})
@@ -207,8 +217,6 @@ def test_a_trainer_refuses_an_unknown_optimizer_by_name(framework, local):
 
 
 def test_changes_of_the_loss_need_classes():
-    from fedlearn.trainers.torch import TorchTrainer
-
     regression = TorchTrainer(torch.nn.Linear(3, 1), task="regression")
     for local in ({"class_weights": "balanced"}, {"label_smoothing": 0.1}):
         with pytest.raises(SettingError, match="local"):
@@ -232,3 +240,72 @@ def test_a_rate_that_changes_within_a_round_differs_between_clients():
     trainer = build("torch")
     together, alone = updates(trainer.with_batching("vmap"), local), updates(trainer, local, work=[WORK[1]])
     assert np.array_equal(together[1], alone[0])
+
+
+KEPT = [{"optimizer": "adam", "learning_rate": 0.01}, *OPTIMIZERS]
+
+
+@pytest.mark.parametrize("local", KEPT, ids=str)
+def test_a_kept_optimizer_state_continues_in_the_next_round(local):
+    """Two rounds of two steps equal a round of four steps, as if the optimizer of torch had never stopped."""
+    trainer, settings = build("torch"), {"batch_size": 100, "steps": 2, **local, "optimizer_state": "keep"}
+    rule = with_optimizer_state(plain_training, LocalSettings(**settings))
+    params_D, state = trainer.init(1), initial_rule_state(rule, trainer.layout, trainer.init(1))
+    for _ in range(2):
+        work = [WORK[1]._replace(client_state=state)]
+        request = Request(round=2, seed=1, params_D=params_D, local=LocalSettings(**settings))
+        result = trainer.fit(request, rule, work)
+        params_D = params_D + np.asarray(result.delta_KD)[0]
+        state = {name: v_K[0] for name, v_K in result.client_state.items()}
+    whole = updates(trainer, {**settings, "steps": 4, "optimizer_state": "reset"}, work=[WORK[1]])[0]
+    assert np.abs(params_D - trainer.init(1) - whole).max() <= 1e-6
+
+
+def federated(trainer, local, *, batching="map", stop=None):
+    """Return the model after three rounds; ``stop`` ends the run after this round and resumes it."""
+    x, y = arrays(WORK)
+    data = from_arrays(x, y, assignment=np.repeat(np.arange(len(WORK)), SIZES), task="multiclass")
+    strategy, engine = strategies.fedprox(mu=0.1), vector(data, trainer, batching=batching)
+    state = start(strategy, trainer.init(1), engine, seed=1)
+    settings = LocalSettings(batch_size=4, epochs=2, optimizer_state="keep", **local)
+    for last in (stop, 3) if stop else (3,):
+        *_, done = federate(strategy, engine, state, schedule=Schedule(rounds=last), local=settings)
+        state = done.state
+    return state.params_D
+
+
+@pytest.mark.parametrize("local", [KEPT[0], *(pytest.param(o, marks=pytest.mark.slow) for o in OPTIMIZERS)], ids=str)
+def test_clients_keep_the_same_optimizer_state_in_all_batchings(local):
+    model = federated(build("torch"), local)
+    assert np.array_equal(model, federated(build("torch"), local, batching="vmap"))
+    assert np.array_equal(model, federated(build("torch"), local, stop=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", KEPT, ids=str)
+def test_jax_keeps_the_optimizer_state_of_torch(local):
+    model = federated(build("torch"), local)
+    for framework, batching in (("jax", "map"), ("jax", "vmap"), ("mixed", "map")):
+        assert np.abs(model - federated(build(framework), local, batching=batching)).max() <= 5e-5
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad", "rmsprop", {"name": "sgd", "nesterov": True}], ids=str)
+def test_numpy_keeps_the_optimizer_state_of_torch(optimizer):
+    data = linear_problem()
+    local = {"optimizer": optimizer, "optimizer_state": "keep", "learning_rate": 0.01}
+    local |= {"momentum": 0.9} if isinstance(optimizer, dict) else {}
+    ends = []
+    for trainer in (LinearTrainer(3), torch_linear()):
+        strategy, engine = strategies.fedavg(), vector(data, trainer, batching="map")
+        state = start(strategy, np.linspace(-1, 1, 4, dtype=np.float32), engine, seed=1)
+        *_, done = federate(strategy, engine, state, schedule=Schedule(rounds=3), local=LocalSettings(**local))
+        ends.append(done.state.params_D)
+    assert np.abs(ends[0] - ends[1]).max() <= 1e-5
+
+
+def test_only_portable_optimizers_keep_their_state():
+    for optimizer in ("radam", torch.optim.Adam):
+        with pytest.raises(SettingError, match="optimizer_state is keep"):
+            LocalSettings(optimizer=optimizer, optimizer_state="keep")
+    with pytest.raises(SettingError, match=r"local\.optimizer_state is keep"):
+        with_optimizer_state(strategies.fedrep().local, LocalSettings(optimizer="adam", optimizer_state="keep"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +75,36 @@ def build_optimizer(local: LocalSettings, rates_S: jax.Array | None) -> Optimize
     return optimizer
 
 
+def load_state(state: Any, vectors: Mapping[str, Any], steps: jax.Array) -> Any:
+    """Return the state of a portable optimizer with the vectors that a client has kept.
+
+    Args:
+        state: new state of `build_optimizer`.
+        vectors: name -> parameters of the vector.
+        steps: number of steps so far.
+    """
+
+    def load(part: Any) -> Any:
+        if isinstance(part, optax.ScaleByAdamState):
+            return part._replace(count=steps.astype(part.count.dtype), mu=vectors["first"], nu=vectors["second"])
+        field = _FIELDS.get(type(part))
+        return part if field is None else part._replace(**{field[0]: vectors[field[1]]})
+
+    return tuple(load(part) for part in state)
+
+
+def save_state(state: Any) -> tuple[dict[str, Any], jax.Array]:
+    """Return the vectors of the state of a portable optimizer, and the number of its steps (0 if it counts none)."""
+    vectors, steps = {}, jnp.zeros((), jnp.float32)
+    for part in state:
+        if isinstance(part, optax.ScaleByAdamState):
+            vectors, steps = {"first": part.mu, "second": part.nu}, part.count.astype(jnp.float32)
+        elif type(part) in _FIELDS:
+            field, name = _FIELDS[type(part)]
+            vectors[name] = getattr(part, field)
+    return vectors, steps
+
+
 def clip_gradient(max_norm: float, gradient: Any) -> Any:
     """Scale the gradient of one client to an L2 norm of at most ``max_norm``."""
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
@@ -100,8 +130,22 @@ def _direction(local: LocalSettings) -> list[Optimizer]:
 def _scale_by_root_of_sum(eps: float) -> Optimizer:
     """Return AdaGrad as in torch: ``g / (sqrt(sum of g^2) + eps)``. Optax adds ``eps`` inside of the root."""
 
-    def update(gradient: Any, total: Any, params: Any = None) -> tuple[Any, Any]:
-        total = jax.tree.map(lambda s, g: s + g * g, total, gradient)
-        return jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), gradient, total), total
+    def init(params: Any) -> _SumState:
+        return _SumState(jax.tree.map(jnp.zeros_like, params))
 
-    return optax.GradientTransformation(lambda params: jax.tree.map(jnp.zeros_like, params), update)
+    def update(gradient: Any, state: _SumState, params: Any = None) -> tuple[Any, _SumState]:
+        total = jax.tree.map(lambda s, g: s + g * g, state.total, gradient)
+        return jax.tree.map(lambda g, s: g / (jnp.sqrt(s) + eps), gradient, total), _SumState(total)
+
+    return optax.GradientTransformation(init, update)
+
+
+class _SumState(NamedTuple):
+    total: Any
+
+
+_FIELDS: Mapping[type, tuple[str, str]] = {  # kind of state -> its field, and the name of the vector
+    optax.TraceState: ("trace", "velocity"),
+    optax.ScaleByRmsState: ("nu", "mean"),
+    _SumState: ("total", "total"),
+}

@@ -31,6 +31,7 @@ from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule
 from fedlearn.core.arrays import as_numpy
 from fedlearn.core.layout import RUNNING_MEAN, RUNNING_VARIANCE, Layout, default_initial_parameters
 from fedlearn.core.model_report import ModelReport
+from fedlearn.core.optimizers import STATE_PREFIX, STEPS
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates
@@ -66,7 +67,7 @@ from fedlearn.trainers.jax.features import with_features
 from fedlearn.trainers.jax.loss_changes import training_loss
 from fedlearn.trainers.jax.losses import LOSSES, Loss, loss_of
 from fedlearn.trainers.jax.noise import add_noise
-from fedlearn.trainers.jax.optimizers import build_optimizer, check_optimizer, clip_gradient
+from fedlearn.trainers.jax.optimizers import build_optimizer, check_optimizer, clip_gradient, load_state, save_state
 
 # shares of a block already run in parallel; threads within a small matrix product would wait for each other
 SINGLE_THREAD_MATMUL = {"xla_cpu_multi_thread_eigen": False}
@@ -266,9 +267,11 @@ class JaxTrainer:
             rows_KSB = self._pad_plan(plan_KSB, request.local, int(sizes_K.max()))
             batches = (rows_KSB, steps_K, clients_K, sizes_K, x_starts_K, y_starts_K)
             rates_KS = self._rates(request.local, rounds_K, steps_K, rows_KSB.shape[1])
-            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K22, rates_KS)
+            kept = (*rule.optimizer_state, STEPS) if rule.optimizer_state else ()
+            kept_KD = {name: np.stack([as_numpy(item.client_state[name]) for item in work]) for name in kept}
+            per_client = (*batches, states_KD, start_KD, rule_inputs_K, seeds_K22, rates_KS, kept_KD)
             shared = (jnp.asarray(request.params_D), broadcast, x, y)
-        delta_KD, losses_K = self._run_shares(block, shared, per_client, steps_K)
+        delta_KD, losses_K, state_KD = self._run_shares(block, shared, per_client, steps_K)
         if not self._has_finite_losses and not np.isfinite(losses_K).all():
             self._check_values(work[0].examples, synthetic=request.deployed)
         self._has_finite_losses = True
@@ -278,6 +281,7 @@ class JaxTrainer:
             num_examples_K=sizes_K,
             num_steps_K=steps_K,
             metrics={"loss": MetricSum(losses_K.astype(np.float64), (plan_KSB >= 0).sum(axis=(1, 2)))},
+            client_state=state_KD,
         )
 
     def _rates(
@@ -289,7 +293,9 @@ class JaxTrainer:
             return None
         return np.pad(rates_KS.astype(np.float32), ((0, 0), (0, num_steps - rates_KS.shape[1])))
 
-    def _run_shares(self, block: Any, shared: Any, per_client: Any, steps_K: np.ndarray) -> tuple[Array, np.ndarray]:
+    def _run_shares(
+        self, block: Any, shared: Any, per_client: Any, steps_K: np.ndarray
+    ) -> tuple[Array, np.ndarray, dict[str, np.ndarray]]:
         """Run the program on one share of the clients per core, in parallel.
 
         All shares have one size, and few sizes occur in a run. So few programs are compiled.
@@ -305,15 +311,18 @@ class JaxTrainer:
                 return jax.block_until_ready(block(*shared, *share))
 
         if len(shares) == 1:
-            delta_KD, losses_K = run(shares[0])
+            delta_KD, losses_K, states = run(shares[0])
+            state_KD = {name: np.asarray(rows_KD)[: len(steps_K)] for name, rows_KD in states.items()}
             if size > len(steps_K):
                 delta_KD, losses_K = delta_KD[: len(steps_K)], losses_K[: len(steps_K)]
-            return (np.asarray(delta_KD) if self.device == "cpu" else delta_KD), np.asarray(losses_K)
+            return (np.asarray(delta_KD) if self.device == "cpu" else delta_KD), np.asarray(losses_K), state_KD
         delta_KD = np.empty((len(steps_K), self.layout.num_parameters), np.float32)
         losses_K = np.empty(len(steps_K), np.float32)
+        parts: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
 
         def put(rows: np.ndarray) -> None:
-            delta, losses = run(rows)
+            delta, losses, states = run(rows)
+            parts.append((rows, {name: np.asarray(v_KD)[: len(rows)] for name, v_KD in states.items()}))
             delta_KD[rows], losses_K[rows] = np.asarray(delta)[: len(rows)], np.asarray(losses)[: len(rows)]
 
         # a device runs programs in parallel only if a different thread waits for each
@@ -322,7 +331,9 @@ class JaxTrainer:
             put(shares[0])
             for future in futures:
                 future.result()
-        return delta_KD, losses_K
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+        names = parts[0][1]
+        return delta_KD, losses_K, {name: np.concatenate([part[name] for _, part in parts])[order] for name in names}
 
     def _inputs(self, arrays: Sequence[np.ndarray]) -> tuple[jax.Array, np.ndarray]:
         """Return the inputs of K clients on the device, and the first row of each client, ``(K,)``.
@@ -390,7 +401,7 @@ class JaxTrainer:
 
         def fit_client(params_D: Any, broadcast: Any, x: jax.Array, y: jax.Array, client_inputs: Any) -> Any:
             (rows_SB, num_steps, client, size, x_start, y_start, *rest) = client_inputs
-            client_state, start_D, (counts_C, weights_C, previous_D), seeds, rates_S = rest
+            client_state, start_D, (counts_C, weights_C, previous_D), seeds, rates_S, kept = rest
             optimizer = build_optimizer(local, rates_S)
             loss = training_loss(self.loss, self.task.name, local, weights_C) if local.changes_loss else self.loss
             params, start_D = self._unflatten(params_D), params_D if start_D is None else start_D
@@ -419,10 +430,10 @@ class JaxTrainer:
                 change, state = optimizer.update(gradient, state, weights)
                 return optax.apply_updates(weights, change), stats, state, total + loss_sum
 
-            first = (start, stats, optimizer.init(start), jnp.zeros(()))
-            weights, new_stats, _, total = lax.fori_loop(0, num_steps, step, first)
+            first = (start, stats, self._optimizer_state(rule, optimizer.init(start), kept), jnp.zeros(()))
+            weights, new_stats, state, total = lax.fori_loop(0, num_steps, step, first)
             delta, stats_delta = jax.tree.map(jnp.subtract, (weights, new_stats), (start, stats))
-            return self._flatten(delta, stats_delta), total
+            return self._flatten(delta, stats_delta), total, self._kept_vectors(rule, state, stats)
 
         def block(params_D: Any, broadcast: Any, x: Any, y: Any, *per_client: Any) -> Any:
             fit = partial(fit_client, params_D, broadcast, x, y)
@@ -430,6 +441,21 @@ class JaxTrainer:
             return lax.map(fit, per_client) if in_turn else jax.vmap(fit)(per_client)
 
         return self._jit(block, compiler_options=SINGLE_THREAD_MATMUL if self.device == "cpu" else None)
+
+    def _optimizer_state(self, rule: LocalRule, state: Any, kept: Mapping[str, jax.Array]) -> Any:
+        """Return the optimizer state in which a client starts: a new one, or the one that it has kept."""
+        if not rule.optimizer_state:
+            return state
+        vectors = {name.removeprefix(STATE_PREFIX): self._unflatten(kept[name]) for name in rule.optimizer_state}
+        return load_state(state, vectors, kept[STEPS][0])
+
+    def _kept_vectors(self, rule: LocalRule, state: Any, stats: Any) -> dict[str, jax.Array]:
+        """Return the optimizer state that a client keeps, as flat vectors; empty if it keeps none."""
+        if not rule.optimizer_state:
+            return {}
+        (vectors, steps), zeros = save_state(state), jax.tree.map(jnp.zeros_like, stats)
+        flat = {f"{STATE_PREFIX}{name}": self._flatten(vector, zeros) for name, vector in vectors.items()}
+        return {**flat, STEPS: steps.reshape(1)}
 
     def _gradient(
         self,

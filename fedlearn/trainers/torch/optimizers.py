@@ -6,6 +6,7 @@ Shapes: K clients in a block, D parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,6 +23,9 @@ Step = Callable[[Gradients, float], None]  # takes a step with a learning rate
 NOT_FOR_GRADIENTS = ("lbfgs", "sparseadam")  # these call the model themselves, or need sparse gradients
 # each value of a parameter has its own state, so that a block of clients can be one parameter
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw", "adagrad", "rmsprop", "adadelta", "adamax", "nadam", "radam", "rprop"})
+
+
+_TORCH_NAMES = {"first": "exp_avg", "second": "exp_avg_sq", "total": "sum", "mean": "square_avg"}
 
 
 def torch_optimizers() -> Mapping[str, Callable[..., torch.optim.Optimizer]]:
@@ -47,9 +51,28 @@ def check_optimizer(local: LocalSettings) -> None:
     _build([nn.Parameter(torch.zeros(2, 2))], local)
 
 
-def optimizer_step(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
-    """Return a function that takes optimizer steps, with a new optimizer state."""
-    return _sgd(leaves, local) if option_name(local.optimizer) == "sgd" else _torch_step(leaves, local)
+@dataclass(frozen=True, kw_only=True)
+class KeptState:
+    """Hold the optimizer state that a client keeps. The steps change it in place.
+
+    Args:
+        vectors: name of a vector -> its part for each parameter.
+        counts: number of steps so far, once per parameter.
+    """
+
+    vectors: Mapping[str, Sequence[torch.Tensor]]
+    counts: Sequence[torch.Tensor]
+
+
+def optimizer_step(leaves: Sequence[nn.Parameter], local: LocalSettings, kept: KeptState | None = None) -> Step:
+    """Return a function that takes optimizer steps.
+
+    Args:
+        leaves: parameters.
+        local: settings of local training.
+        kept: state of the last round; None for a new optimizer state.
+    """
+    return _sgd(leaves, local, kept) if option_name(local.optimizer) == "sgd" else _torch_step(leaves, local, kept)
 
 
 def clip_gradients(max_norm: float, gradients: Gradients) -> Gradients:
@@ -64,10 +87,12 @@ def clip_rows(max_norm: float, gradient_KD: torch.Tensor) -> torch.Tensor:
     return gradient_KD * (max_norm / norm_K1).clamp(max=1)
 
 
-def _sgd(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
+def _sgd(leaves: Sequence[nn.Parameter], local: LocalSettings, kept: KeptState | None) -> Step:
     """Return the steps of ``torch.optim.SGD``. Its import and overhead take longer than a step of a small model."""
     weights = [leaf.detach() for leaf in leaves]
     velocity = tuple(torch.zeros_like(weight) for weight in weights) if local.momentum else None
+    if kept is not None and velocity is not None:
+        velocity = tuple(kept.vectors["velocity"])
     nesterov = optimizer_values(local.optimizer)["nesterov"]
 
     def step(gradients: Gradients, rate: float) -> None:
@@ -82,8 +107,12 @@ def _sgd(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
     return step
 
 
-def _torch_step(leaves: Sequence[nn.Parameter], local: LocalSettings) -> Step:
+def _torch_step(leaves: Sequence[nn.Parameter], local: LocalSettings, kept: KeptState | None) -> Step:
     optimizer = _build(leaves, local)
+    for i, leaf in enumerate(leaves if kept is not None else ()):
+        assert kept is not None
+        vectors = {_TORCH_NAMES[name]: parts[i] for name, parts in kept.vectors.items()}
+        optimizer.state[leaf] = {"step": kept.counts[i], **vectors}
 
     def step(gradients: Gradients, rate: float) -> None:
         for group in optimizer.param_groups:

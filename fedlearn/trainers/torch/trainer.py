@@ -22,6 +22,7 @@ from torch import nn
 from fedlearn.algorithm.local_rule import PREVIOUS_MODEL, LocalRule, plain_training
 from fedlearn.core.layout import Layout
 from fedlearn.core.model_report import ModelReport
+from fedlearn.core.optimizers import STATE_PREFIX, STEPS
 from fedlearn.core.random import Purpose, integer_seed
 from fedlearn.core.records import Array, ClientWork, Examples, LocalSettings, MetricSum, Request, Updates
 from fedlearn.core.schedules import learning_rates, shares_rates
@@ -58,6 +59,7 @@ from fedlearn.trainers.torch.losses import LOSSES, Loss, loss_of
 from fedlearn.trainers.torch.noise import GridNoise
 from fedlearn.trainers.torch.optimizers import (
     Gradients,
+    KeptState,
     check_optimizer,
     clip_gradients,
     clip_rows,
@@ -120,7 +122,11 @@ class _Job:
     @property
     def can_step_together(self) -> bool:
         """True if one optimizer can take the steps of all clients of a block."""
-        return is_elementwise(self.local) and (self.rates_KS is None or shares_rates(self.rates_KS, self.steps_K))
+        return (
+            is_elementwise(self.local)
+            and not self.rule.optimizer_state
+            and (self.rates_KS is None or shares_rates(self.rates_KS, self.steps_K))
+        )
 
 
 class TorchTrainer:
@@ -296,13 +302,15 @@ class TorchTrainer:
         if request.local.example_dp:
             together = together and not self._clipped(clip=request.local.example_dp.clip).needs_keys
         together = together and self._can_fit_together(job)
-        delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job)
+        states: list[dict[str, np.ndarray]] = []
+        delta_KD, losses_K = self._fit_together(job) if together else self._fit_in_turn(job, states)
         return Updates(
             clients_K=clients_K,
             delta_KD=delta_KD.numpy() if self.device == "cpu" else delta_KD,
             num_examples_K=sizes_K,
             num_steps_K=steps_K,
             metrics={"loss": MetricSum(losses_K, (plan_KSB >= 0).sum(axis=(1, 2)))},
+            client_state={name: np.stack([state[name] for state in states]) for name in (states or [{}])[0]},
         )
 
     def _can_fit_together(self, job: _Job) -> bool:
@@ -328,8 +336,8 @@ class TorchTrainer:
             self._needs_map = "has code that vmap does not support"
         return self._runs_in_vmap
 
-    def _fit_in_turn(self, job: _Job) -> tuple[torch.Tensor, np.ndarray]:
-        """Train one client after another. Return the updates and the total losses."""
+    def _fit_in_turn(self, job: _Job, states: list[dict[str, np.ndarray]]) -> tuple[torch.Tensor, np.ndarray]:
+        """Train one client after another. Return the updates and the total losses, and append optimizer states."""
         delta_KD = torch.empty((len(job.work), self.layout.num_parameters), device=self.device)
         losses_K, request = np.zeros(len(job.work)), job.request
         # torch.manual_seed records a traceback for each absent kind of device, which takes longer than a small step
@@ -337,17 +345,18 @@ class TorchTrainer:
         for k, work in enumerate(job.work):
             with torch.random.fork_rng(devices=[] if self.device == "cpu" else [self.device]):
                 set_seed(integer_seed(request.seed, Purpose.MODEL, round=round_of(request, work), client=work.client))
-                losses_K[k] = self._fit_client(job, k)
+                losses_K[k] = self._fit_client(job, k, states)
             torch.sub(self._flat_D, self._start(job, work), out=delta_KD[k])
         return delta_KD, losses_K
 
-    def _fit_client(self, job: _Job, k: int) -> float:
+    def _fit_client(self, job: _Job, k: int, states: list[dict[str, np.ndarray]]) -> float:
         """Train one client. Leave the result in the flat vector, and return the total loss."""
         work, weights = job.work[k], [leaf.detach() for leaf in self._leaves]
         vectors = {name: self._split(v_D) for name, v_D in self._vectors(job, work).items()}
         self._flat_D.copy_(self._start(job, work))
         self._reset_counters()
-        step, max_norm = optimizer_step(self._leaves, job.local), job.local.max_grad_norm
+        flat, kept = self._kept_state(job.rule, work)
+        step, max_norm = optimizer_step(self._leaves, job.local, kept), job.local.max_grad_norm
         gradient_of = self._client_gradient(job, k)
         x, y = self._to_device(work.examples.x), self._to_device(work.examples.y)
         total = torch.zeros((), device=self.device)
@@ -360,7 +369,19 @@ class TorchTrainer:
             if job.rule.correct is not plain_training.correct:
                 gradients = _correct(job.rule, gradients, weights, vectors)
             step(gradients, rate)
+        if kept is not None:
+            vectors_D = {name: v_D.cpu().numpy() for name, v_D in flat.items()}
+            states.append({**vectors_D, STEPS: kept.counts[0].reshape(1).cpu().numpy()})
         return float(total)
+
+    def _kept_state(self, rule: LocalRule, work: ClientWork) -> tuple[dict[str, torch.Tensor], KeptState | None]:
+        """Return a copy of the optimizer state that a client has kept, as flat vectors and as parts of them."""
+        if not rule.optimizer_state:
+            return {}, None
+        flat = {name: self._to_device(work.client_state[name]).clone() for name in rule.optimizer_state}
+        steps = float(np.asarray(work.client_state[STEPS])[0])
+        vectors = {name.removeprefix(STATE_PREFIX): self._split(v_D) for name, v_D in flat.items()}
+        return flat, KeptState(vectors=vectors, counts=[torch.tensor(steps) for _ in self._leaves])
 
     def _client_gradient(self, job: _Job, k: int) -> GradientOf:
         """Return the gradient function of a client."""
