@@ -65,7 +65,7 @@ LOCAL_BOUNDS: Mapping[str, tuple[int, int]] = {
     "learning_rate": (0, 1_000),
     "momentum": (0, 1),
     "weight_decay": (0, 1_000),
-    "max_grad_norm": (0, 1_000_000_000),
+    "max_grad_norm": (0, 1_000_000),
     "micro_batch_size": (1, 65_536),
 }
 MAX_CLASS_WEIGHT = 1_000  # it multiplies the loss, as the learning rate does
