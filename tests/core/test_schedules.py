@@ -29,7 +29,7 @@ def test_a_schedule_over_steps_starts_again_in_each_round():
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("unit", ["rounds", "steps", "run"])
 def test_no_schedule_exceeds_the_learning_rate(name, unit):
-    """A node bounds the learning rate, and a schedule in a request must not circumvent the bound."""
+    """Check that a schedule in a request cannot circumvent the bound of a node on the learning rate."""
     schedule = over_rounds({"name": name, "over": unit, "warmup": 1.5}, 3)
     factors = np.concatenate([rate_factors(schedule, round, 7) for round in range(1, 9)])
     assert factors.min() >= 0

@@ -64,7 +64,7 @@ def test_the_header_names_values_and_source_of_the_defaults():
 
 @pytest.mark.framework
 def test_a_regression_with_correlated_columns_does_not_diverge(tmp_path):
-    """With the settings of the library, which has no bound on the gradient, training of this table diverges."""
+    """Compare with the settings of the library, which have no bound on the gradient: training diverges."""
     pytest.importorskip("torch")
     import strategies
     from fedlearn import LocalSettings, Schedule, federate, serial, start

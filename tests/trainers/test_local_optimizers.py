@@ -105,7 +105,7 @@ def test_jax_trains_clients_equally_in_turn_and_together(local):
 
 @pytest.mark.parametrize("local", [QUICK, *ALL], ids=str)
 def test_torch_trains_clients_equally_in_turn_and_together(local):
-    """A client that has no more steps, and the padding of its last batch, must not move its weights."""
+    """Check that padded steps and the padding of a batch do not move weights."""
     trainer = build("torch")
     for rule in (plain_training, proximal(0.3)):
         ends = [updates(trainer.with_batching(batching), local, rule=rule) for batching in ("map", "vmap")]
@@ -247,7 +247,7 @@ KEPT = [{"optimizer": "adam", "learning_rate": 0.01}, *OPTIMIZERS]
 
 @pytest.mark.parametrize("local", KEPT, ids=str)
 def test_a_kept_optimizer_state_continues_in_the_next_round(local):
-    """Two rounds of two steps equal a round of four steps, as if the optimizer of torch had never stopped."""
+    """Check that two rounds of two steps equal a round of four steps."""
     trainer, settings = build("torch"), {"batch_size": 100, "steps": 2, **local, "optimizer_state": "keep"}
     rule = with_optimizer_state(plain_training, LocalSettings(**settings))
     params_D, state = trainer.init(1), initial_rule_state(rule, trainer.layout, trainer.init(1))
