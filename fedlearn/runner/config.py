@@ -169,7 +169,7 @@ def build_plan(cfg: DictConfig, parts: Parts = NO_PARTS) -> Plan:
 
 
 def _local_defaults(scenario: Mapping[str, Any]) -> LocalDefaults:
-    """Return the defaults of local training of a scenario. An object of a Python program has the defaults of the library."""
+    """Return the defaults of local training of a scenario, or of the library for an object of a Python program."""
     target = scenario.get("_target_")
     if target in (None, OBJECT_TARGET):
         return LocalDefaults()
