@@ -41,6 +41,7 @@ from fedlearn.loop.local_defaults import declares_local_defaults
 from fedlearn.loop.scenario import Network, Scenario, declares_model
 from simulations.models import build_trainer, network_of
 from simulations.scenarios.folder_defaults import folder_defaults
+from simulations.scenarios.mask_folder import MaskSettings, mask_folder
 
 NUM_TEXT_FEATURES = 4096  # hashed words of a text; hashing needs no common vocabulary
 
@@ -135,7 +136,7 @@ def folder(
         target: column to predict, or a list of columns: time and event for ``survival``, one column per label for
             ``multilabel``. The target of an image is the name of its folder.
         task: ``binary``, ``multiclass``, ``regression``, ``survival`` or ``multilabel``; None infers it from one
-            target column.
+            target column. ``segmentation`` reads images with masks, see `simulations.scenarios.mask_folder`.
         classes: all values of the target, in the order of their numbers; None takes the values in the data. For
             ``survival`` and ``multilabel``, the two values of an event or a label, first the value for no.
         client: column with the client of each row; None uses the names of files and folders.
@@ -188,6 +189,17 @@ def folder(
     require(
         not (deployed and held_out_clients), "held_out_clients", held_out_clients, expected, "held_out_clients=null"
     )
+    if task == "segmentation":
+        mask_settings = MaskSettings(
+            classes=classes,
+            clients=clients,
+            image_size=image_size,
+            image_channels=image_channels,
+            window=window,
+            has_all_clients=not deployed,
+        )
+        place, build = Path(str(path)).expanduser(), {"model": model, "framework": framework, "device": device}
+        return mask_folder(place, mask_settings, partition, seed=seed, **build)
     noise = _noise(noise_multiplier, stated.bounds, stated.categories, seed)
     preparation = EncodingSettings(scale=scale, scales=stated.scales, categories=stated.categories, noise=noise)
     images = ImageSettings(
