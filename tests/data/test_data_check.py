@@ -302,3 +302,13 @@ def test_damaged_images_are_listed(tmp_path):
     [flag] = inspect_path(str(tmp_path), TableSettings()).check.flags
     assert flag.rows == tuple(f"lyon/train/cat/{name}.png" for name in ("a", "b", "cut"))
     assert flag.advice == "scenario.skip_damaged=true"
+
+
+def test_a_declared_class_is_no_marker_and_other_markers_are_counted():
+    severity = np.array(["None", "Mild", "NA", "-"] * 30, object)
+    table = table_from_columns({"x": np.arange(120) % 7, "severity": severity})
+    levels = {"severity": ["None", "Mild", "-"]}
+    typed = type_leniently(table, Reading(levels=levels, targets=["severity"]))
+    assert typed.markers == {"severity": {"NA": 30}}
+    settings = CheckSettings(targets=("severity",), categories=tuple(levels))
+    assert {flag.kind for flag in check_data(typed, settings, source="test").flags} == {"missing by site"}

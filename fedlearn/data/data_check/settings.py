@@ -20,7 +20,7 @@ class CheckSettings:
         client: column with the client of each row.
         ignore: columns that the training omits.
         text: columns of text, which the training reads as words.
-        categories: columns that the settings declare as categories.
+        categories: columns whose levels the settings declare.
         properties: columns that describe image files, and are no features.
         task: name of the task; None infers it from the target.
         is_sampled: whether a large table is checked in a sample.
@@ -65,7 +65,7 @@ def check_settings(stated: TableSettings, path: str, *, is_sampled: bool) -> Che
         client=stated.client,
         ignore=stated.ignore,
         text=target_names(stated.text or ()),
-        categories=tuple(stated.categories),
+        categories=tuple(stated.reading.levels),
         task=stated.task,
         is_sampled=is_sampled,
     )

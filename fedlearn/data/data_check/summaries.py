@@ -103,6 +103,6 @@ def _differences(column: CodedColumn, sites: tuple[SiteSummary, ...], shows_rang
     top = column.texts[int(column.counts.argmax())]
     percent = [(name, 100 * counts[top] / sum(counts.values())) for name, counts in shares]
     if len(percent) <= MAX_SITES_SHOWN:
-        return f"{top[:16]}: " + ", ".join(f"{name} {value:.0f} %" for name, value in percent)
+        return f"{top[:24]}: " + ", ".join(f"{name} {value:.0f} %" for name, value in percent)
     values = [value for _, value in percent]
-    return f"{top[:16]}: {min(values):.0f} to {max(values):.0f} %"
+    return f"{top[:24]}: {min(values):.0f} to {max(values):.0f} %"

@@ -96,7 +96,7 @@ def type_leniently(raw: Table, reading: Reading) -> TypedColumns:
             wrong[name] = raw.columns[name].copy()
             wrong[name][~invalid_N] = None
     table = replace(typed, columns=columns, formats=formats)
-    return TypedColumns(table=table, refused=refused, wrong=wrong, row_labels=labels, markers=_markers(raw))
+    return TypedColumns(table=table, refused=refused, wrong=wrong, row_labels=labels, markers=_markers(raw, columns))
 
 
 def _type_separately(raw: Table, reading: Reading) -> tuple[Table, dict[str, str]]:
@@ -128,11 +128,15 @@ def _some(table: Table, names: set[str]) -> Table:
     return replace(table, columns=columns, row_labels=table.row_labels & names)
 
 
-def _markers(raw: Table) -> dict[str, dict[str, int]]:
+def _markers(raw: Table, columns: Mapping[str, np.ndarray]) -> dict[str, dict[str, int]]:
+    """Return the cells that are missing in the typed columns although the file has text there."""
     found = {}
     for name, cells_N in raw.columns.items():
-        if cells_N.dtype == object:
-            distinct = {cell for cell in set(cells_N.tolist()) if cell is not None and is_missing(cell)}
-            if distinct:
-                found[name] = dict(Counter(cell for cell in cells_N.tolist() if cell in distinct).most_common())
+        if cells_N.dtype != object:
+            continue
+        words = {cell for cell in set(cells_N.tolist()) if cell is not None and is_missing(cell)}
+        if words and columns[name].dtype == object:
+            words -= {cell for cell in set(columns[name].tolist()) if cell is not None}
+        if words:
+            found[name] = dict(Counter(cell for cell in cells_N.tolist() if cell in words).most_common())
     return found

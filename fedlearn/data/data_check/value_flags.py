@@ -38,6 +38,8 @@ NUMBER_INSIDE = re.compile(
 def flag_markers(table: CodedTable) -> Iterator[Flag]:
     """Yield a flag for each column with text that stands for a missing value, but counts as a level."""
     for column in table.of_kind("category", "target", "text", "many levels"):
+        if column.name in table.settings.categories:
+            continue
         found = [index for index, text in enumerate(column.texts) if not column.is_numeric and is_marker(text)]
         if found:
             count = int(column.counts[found].sum())
