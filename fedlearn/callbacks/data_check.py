@@ -21,7 +21,6 @@ from fedlearn.data.data_check import ColumnSummary, DataCheck
 
 DATA_CHECK_FILE = "data_check.json"
 MAX_FLAGS_IN_HEADER = 5
-MAX_FLAGS_SHOWN = 60
 MAX_NOTES_SHOWN = 30
 HEAD = ("column", "taken as", "levels, or median (1 % to 99 %)", "missing", "by site")
 
@@ -38,13 +37,11 @@ def print_check(check: DataCheck) -> None:
     if check.notes:
         out.print()
     out.print(Text(num_flags(check), style="bold"))
-    for flag in check.flags[:MAX_FLAGS_SHOWN]:
+    for flag in check.short_flags:
         _print_advice(out, Text.assemble((f"{flag.kind}: ", "yellow"), plain(flag.message)), flag.advice)
     if len(check.suggested_ignore) > 1:
-        advice = assignment("scenario.ignore", check.suggested_ignore)
+        advice = assignment("scenario.ignore", [*check.ignored, *check.suggested_ignore])
         _print_advice(out, Text("identifiers, texts, constants and leaking columns together"), advice)
-    if len(check.flags) > MAX_FLAGS_SHOWN:
-        out.print(f"and {len(check.flags) - MAX_FLAGS_SHOWN} more flags; --json FILE has all of them")
 
 
 def _print_advice(out: Terminal, message: Text, advice: str) -> None:
@@ -82,7 +79,7 @@ def header_text(check: DataCheck) -> str:
     sample = f" in a sample of {check.num_checked:,} {check.unit}" if check.is_sample else ""
     if not check.flags:
         return f"{num_flags(check)}{sample}"
-    lines = [plain(flag.message) for flag in check.flags[:MAX_FLAGS_IN_HEADER]]
+    lines = [plain(flag.message) for flag in check.short_flags[:MAX_FLAGS_IN_HEADER]]
     count = f"{num_flags(check)}{sample}, see {DATA_CHECK_FILE} or the report"
     return "\n".join([count, *(f"- {line}" for line in lines)])
 
@@ -104,7 +101,7 @@ def report_section(folder: Path) -> Mapping[str, Any] | None:
         "head": HEAD,
         "columns": [column_cells(column) for column in check.columns],
         "notes": [*check.notes],
-        "flags": [{"kind": flag.kind, "message": flag.message, "advice": flag.advice} for flag in check.flags],
+        "flags": [{"kind": flag.kind, "message": flag.message, "advice": flag.advice} for flag in check.short_flags],
     }
 
 

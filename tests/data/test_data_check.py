@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
+from fedlearn.advice import assignment
 from fedlearn.data.data_check import CheckSettings, DataCheck, check_data
 from fedlearn.data.data_check.inspection import inspect_path
 from fedlearn.data.data_check.records import FLAG_KINDS
@@ -312,3 +313,12 @@ def test_a_declared_class_is_no_marker_and_other_markers_are_counted():
     assert typed.markers == {"severity": {"NA": 30}}
     settings = CheckSettings(targets=("severity",), categories=tuple(levels))
     assert {flag.kind for flag in check_data(typed, settings, source="test").flags} == {"missing by site"}
+
+
+def test_many_flags_of_a_kind_are_shown_as_a_single_flag():
+    columns, sites = clean()
+    columns |= {f"c{number}": np.full(NUM_ROWS, "x") for number in range(40)}
+    result = check(columns, sites, ignore=("age",))
+    assert len(result.flags) == 40
+    [flag] = result.short_flags
+    assert flag.advice == assignment("scenario.ignore", ["age", *(f"c{number}" for number in range(40))])

@@ -89,6 +89,7 @@ def check_data(
         num_checked=coded.num_rows,
         rows_by_site=dict(zip(sites, counts, strict=True)),
         columns=columns,
+        ignored=tuple(settings.ignore),
         notes=typed.notes,
         flags=tuple(sorted(found, key=lambda flag: flag.rank)),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from fedlearn.advice import assignment
 
 # kinds of flags, the most harmful first
 FLAG_KINDS = (
@@ -38,6 +40,7 @@ FLAG_KINDS = (
     "image depth",
 )
 
+MAX_OF_A_KIND = 5  # columns that people see with a flag of the same kind
 KINDS_TO_IGNORE = ("leakage", "empty column", "identifier", "free text", "many levels", "constant")
 
 
@@ -51,7 +54,7 @@ class Flag:
         advice: setting or command that works as typed.
         column: name of the column; empty for a fault of rows, sites or files.
         sites: names of the sites with the fault; empty for all sites.
-        rows: places of the rows or files with the fault, e.g. ``north.csv, row 7``; at most `MAX_ROWS_LISTED`.
+        rows: places of the rows or files with the fault, e.g. ``north.csv, row 7``; at most 1,000.
     """
 
     kind: str
@@ -125,6 +128,7 @@ class DataCheck:
         columns: summary of each column, in the order of the file.
         flags: probable faults, the most harmful first.
         unit: ``rows`` or ``images``.
+        ignored: columns that the settings omit.
         notes: decisions about the reading of files and cells.
     """
 
@@ -135,6 +139,7 @@ class DataCheck:
     columns: tuple[ColumnSummary, ...] = ()
     flags: tuple[Flag, ...] = ()
     unit: str = "rows"
+    ignored: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -146,6 +151,23 @@ class DataCheck:
     def suggested_ignore(self) -> tuple[str, ...]:
         """Columns that training should leave out: identifiers, free text, constants, and leaking or empty columns."""
         return tuple(dict.fromkeys(flag.column for flag in self.flags if flag.kind in KINDS_TO_IGNORE))
+
+    @property
+    def short_flags(self) -> tuple[Flag, ...]:
+        """Flags for people: more than `MAX_OF_A_KIND` flags of columns of the same kind become a single flag."""
+        kinds = dict.fromkeys(flag.kind for flag in self.flags)
+        groups = [[flag for flag in self.flags if flag.kind == kind] for kind in kinds]
+        return tuple(
+            flag for group in groups for flag in (group if len(group) <= MAX_OF_A_KIND else [self._merge(group)])
+        )
+
+    def _merge(self, flags: Sequence[Flag]) -> Flag:
+        columns = list(dict.fromkeys(flag.column for flag in flags))
+        names = f"{', '.join(columns[:MAX_OF_A_KIND])} and {len(columns) - MAX_OF_A_KIND} more"
+        is_ignored = "scenario.ignore=" in flags[0].advice
+        advice = assignment("scenario.ignore", [*self.ignored, *columns]) if is_ignored else flags[0].advice
+        message = f"{len(columns)} columns: {names}; e.g. {flags[0].message}"
+        return replace(flags[0], column="", sites=(), rows=(), message=message, advice=advice)
 
     def to_json(self) -> dict[str, Any]:
         """Return this check as plain values."""
@@ -165,4 +187,5 @@ class DataCheck:
         flags = tuple(
             Flag(**{**flag, "sites": tuple(flag["sites"]), "rows": tuple(flag["rows"])}) for flag in content["flags"]
         )
-        return cls(**{**content, "columns": columns, "flags": flags, "notes": tuple(content["notes"])})
+        lists = {name: tuple(content[name]) for name in ("notes", "ignored")}
+        return cls(**{**content, **lists, "columns": columns, "flags": flags})

@@ -27,6 +27,7 @@ PLACEHOLDER = re.compile(
 HUGE = 1e30  # no measurement is as large
 MIN_LEVELS = 6  # distinct other values; fewer are codes
 GAP = 0.5  # between a placeholder and the other values, relative to their range
+SMALL_COUNTS = (1.0, 2.0)  # smallest other value of a column of counts
 GAP_OF_ZERO = 0.3  # smallest other value, relative to the median
 SHARE_WRITTEN = 0.8  # levels that look like numbers
 OUTLIER = 20.0  # distance from the mean, in standard deviations
