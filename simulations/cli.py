@@ -17,7 +17,7 @@ COMMANDS: Mapping[str, Mapping[str, tuple[str, str]]] = {  # title -> command ->
         "compare": ("simulations.compare", "compare settings over seeds, from the folders of runs"),
         "report": ("simulations.report", "write the report of a run again"),
         "robustness": ("simulations.robustness", "train with each aggregation rule under each attack"),
-        "data": ("simulations.data", "list, download and verify data sets"),
+        "data": ("simulations.data", "check files before training; list, download and verify data sets"),
     },
     "Models": {
         "predict": ("simulations.predict", "predict new examples with the model of a run"),

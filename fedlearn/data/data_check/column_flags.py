@@ -49,7 +49,9 @@ def flag_constants(table: CodedTable) -> Iterator[Flag]:
             sites = table.names(constant_S)
             level = column.texts[int(counts_SL[constant_S][0].argmax())][:40]
             value = f"{level} in all rows" if constant_S.sum() == 1 else "a single value"
-            text = f"{column.name}: {value} at {join_names(sites)}, but not at other sites"
+            is_everywhere = len(sites) == table.num_sites
+            place = "each site" if is_everywhere else f"{join_names(sites)}, but not at other sites"
+            text = f"{column.name}: {value} at {place}"
             yield Flag(
                 kind="constant at a site",
                 column=column.name,
