@@ -31,6 +31,7 @@ WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|\\.)+""")
 ASSIGNMENT = re.compile(r"""(['"]?)([+~]{0,2})([A-Za-z_][\w./-]*)=(.*)""", re.DOTALL)
 COMMANDS = ("python", "pip", "fedlearn", "mv", "cp", "export", "ray", "flwr")  # first words of commands in advice
 POLICY_LINE = re.compile(r"[\w.]+: \S.*")
+OPEN_PART = re.compile(r"\.\.\.|\b(VALUE|COLUMN|NAME|FILE|FOLDER|DIR)\b|   \(|, or ")  # a user replaces it, or reads it
 PYTHON_CODE = re.compile(r"(class|return) \w.*|[\w.]+\(.*\)")
 
 
@@ -152,6 +153,8 @@ def is_typed(fix: str) -> bool:
     >>> [is_typed(fix) for fix in ("strategy.mu=0.1", "--client 0", "a larger file", "max_rounds: 200")]
     [True, True, False, True]
     """
+    if OPEN_PART.search(fix):
+        return False
     if POLICY_LINE.fullmatch(fix) or PYTHON_CODE.fullmatch(fix):
         return True
     try:

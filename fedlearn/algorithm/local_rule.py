@@ -155,7 +155,7 @@ def parameter_patterns(names: str | Sequence[str]) -> tuple[str, ...]:
     patterns = (names,) if isinstance(names, str) else tuple(names)
     is_valid = bool(patterns) and all(isinstance(name, str) and name for name in patterns)
     require(
-        is_valid, "personal_parameters", names, "one or more patterns of parameter names", "personal_parameters=out.*"
+        is_valid, "personal_parameters", names, "one or more patterns of parameter names", "'personal_parameters=out.*'"
     )
     return patterns
 

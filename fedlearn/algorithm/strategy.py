@@ -84,7 +84,7 @@ class Strategy:
             "personal_parameters",
             personal,
             "patterns that match some parameters, not all",
-            "personal_parameters=out.*",
+            "'personal_parameters=out.*'",
         )
         return shared
 
@@ -151,7 +151,7 @@ class Strategy:
         _refuse_if(
             bool(rule.personal_epochs) and not rule.personal_parameters,
             f"personal_epochs={rule.personal_epochs} trains personal parameters, but there are none",
-            "personal_parameters=out.*",
+            "'personal_parameters=out.*'",
         )
         _refuse_if(
             bool(rule.personal_parameters) and bool(extra_names(rule)),

@@ -139,7 +139,7 @@ def _inputs(x: Any) -> np.ndarray:
         raise DataError(f"an input is a {kind}\n  expected  one array of numbers\n  advice    {fix}")
     array = np.asarray(x)
     if array.dtype.kind not in "iufb":
-        raise DataError(f"an input holds {array.dtype}\n  expected  an array of numbers\n  try       collate=...")
+        raise DataError(f"an input holds {array.dtype}\n  expected  an array of numbers\n  advice    collate=...")
     return array.astype(np.float32, copy=False)
 
 

@@ -107,7 +107,7 @@ def _value(key: str, value: Any) -> Any:
     if key in LISTS or key in PAIRS:
         return _list(key, value)
     if not isinstance(value, str):
-        raise DataError(f"{key} is a list or a mapping\n  expected  one value\n  try       {key}: VALUE")
+        raise DataError(f"{key} is a list or a mapping\n  expected  one value\n  advice    {key}: VALUE")
     if key in MARKS:
         return SEPARATOR_NAMES.get(value, value)
     return None if value in NULLS else value

@@ -408,7 +408,7 @@ def _poisoning(
     require(is_share, "fraction", fraction, "a share of all clients in [0, 1)", "fraction=0.2")
     trusted_clients = [] if trusted is None else list(trusted)
     are_ids = all(is_count(client, at_least=0) for client in trusted_clients)
-    require(are_ids, "trusted", trusted, "null, or a list of client ids", "trusted=[0]")
+    require(are_ids, "trusted", trusted, "null, or a list of client ids", "'trusted=[0]'")
     return Poisoning(kind, fraction, tuple(trusted_clients), forge, poison)
 
 

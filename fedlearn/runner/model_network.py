@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fedlearn.advice import assignment
 from fedlearn.core.federated_data import FederatedData
 from fedlearn.core.records import ClientId
 from fedlearn.errors import DataError, FedlearnError, require
@@ -117,7 +118,7 @@ def _find_builder(name: str, allow_targets: Sequence[str]) -> Callable[..., Any]
         return any(place == module or place.startswith(f"{module}.") for module in allow_targets)
 
     expected = "a builder of networks of the library, or one in an allowed module, which you trust"
-    fix = f"allow_targets=[{name.partition('.')[0]!r}]"
+    fix = assignment("allow_targets", [name.partition(".")[0]])
     is_library = name in NETWORK_BUILDERS
     require(is_library or is_allowed(name), "network.builder", name, expected, fix)
     builder: Callable[..., Any] = find_target(name, "network")
@@ -130,7 +131,7 @@ def _from_scenario(folder: Path, framework: str | None, allow_targets: Sequence[
     if cfg.scenario.get("_target_") == OBJECT_TARGET:
         problem = f"the scenario of {folder} was an object of a Python program, so its network is unknown"
         fix = f"fedlearn.load({str(folder)!r}, trainer=...)   (in Python)"
-        raise FedlearnError(f"{problem}\n  expected  a trainer with this network\n  try       {fix}")
+        raise FedlearnError(f"{problem}\n  expected  a trainer with this network\n  advice    {fix}")
     cfg.allow_targets = list(allow_targets)
     if framework and "framework" in cfg.scenario:
         cfg.framework = cfg.scenario.framework = framework

@@ -46,7 +46,7 @@ class Parts:
         if found is None and node.get("_target_") == OBJECT_TARGET:
             problem = f"{group} is an object of a Python program, which the run folder does not contain"
             fix = f"fedlearn.run(resume=FOLDER, {group}=...)   (in Python, with the same {KINDS[group].__name__})"
-            raise FedlearnError(f"{problem}\n  expected  the same object\n  try       {fix}")
+            raise FedlearnError(f"{problem}\n  expected  the same object\n  advice    {fix}")
         return found
 
 

@@ -165,7 +165,7 @@ class TrainedModel:
         """
         if not self.classes:
             problem = f"the model predicts {self.target.name}, which has no classes"
-            raise FedlearnError(f"{problem}\n  expected  a classification\n  try       predict(...)")
+            raise FedlearnError(f"{problem}\n  expected  a classification\n  advice    predict(...)")
         return self.target.probabilities(self.outputs(data, **options))
 
     def labels(self, outputs_NC: np.ndarray, threshold: float = 0.5) -> np.ndarray:

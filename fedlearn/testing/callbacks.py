@@ -68,7 +68,7 @@ def _copy(callback: Callback) -> Callback:
         return deepcopy(callback)
     except Exception as error:
         fix = f"check_callback(lambda: {type(callback).__name__}(...))"
-        raise AssertionError(f"a callback must be copyable before its start: {error}\n  try       {fix}") from error
+        raise AssertionError(f"a callback must be copyable before its start: {error}\n  advice    {fix}") from error
 
 
 def _check_whole_run(create: Callable[[], Callback], rounds: Sequence[Round]) -> int:

@@ -59,7 +59,7 @@ def read_settings(overrides: Sequence[str]) -> dict[str, Any]:
         name = parsed.setting.removeprefix("scenario.")
         if name not in known:
             near = did_you_mean(name, known)
-            hint = f"\n  did you mean {near}?" if near else "\n  try       target=COLUMN"
+            hint = f"\n  did you mean {near}?" if near else "\n  advice    target=COLUMN"
             raise UsageError(
                 f"{parsed.text} is not a setting of this command{hint}\n  expected  one of {', '.join(known)}"
             )

@@ -402,7 +402,7 @@ def _inputs(
         hashed = HashedText(name=text, num_features=NUM_TEXT_FEATURES)
         return TableInputs(columns=(hashed,)), f"words of {text}, hashed"
     if not columns.columns:
-        raise DataError("scenario.ignore leaves out all columns\n  try       scenario.ignore=[]")
+        raise DataError("scenario.ignore leaves out all columns\n  try       'scenario.ignore=[]'")
     encoded = tuple(column for column in fitted.columns if column.name in columns.columns)
     return TableInputs(columns=encoded), fitted.summary
 

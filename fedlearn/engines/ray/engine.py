@@ -243,7 +243,7 @@ class RayEngine(BaseEngine):
         if not ready:
             raise ClusterError(
                 f"a worker took longer than engine.timeout={self._timeout:g} s for {first_due.task}\n"
-                f"  try       engine.timeout={10 * self._timeout:g}, or a smaller engine.block_size"
+                f"  try       engine.timeout={10 * self._timeout:g}"
             )
         return ready[0]
 

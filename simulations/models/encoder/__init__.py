@@ -114,7 +114,7 @@ class FineTuning:
         chosen = self.projections if isinstance(self.projections, Sequence) else ()
         known = 0 < len(set(chosen) & set(PROJECTIONS)) == len(chosen)
         expected = f"a list of some of {', '.join(PROJECTIONS)}"
-        require(known, "lora_on", self.projections, expected, "lora_on=[query,value]")
+        require(known, "lora_on", self.projections, expected, "'lora_on=[query,value]'")
         share = is_number(self.dropout, at_least=0, below=1)
         require(share, "dropout", self.dropout, "a number in [0, 1)", "dropout=0.1")
 
