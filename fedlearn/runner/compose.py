@@ -8,6 +8,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from hydra.errors import HydraException, OverrideParseException
@@ -15,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from fedlearn.advice import assignment, label
+from fedlearn.advice import assignment, label, shell_word
 from fedlearn.core.command_line import UsageError
+from fedlearn.errors import FedlearnError
 from fedlearn.runner.builders import SCENARIO_GROUPS
 from fedlearn.runner.compat import (
     Composer,
@@ -27,8 +29,9 @@ from fedlearn.runner.compat import (
     use_for_interpolation,
 )
 from fedlearn.runner.conf_files import CONF_DIR
-from fedlearn.runner.config_errors import explain_config_error
+from fedlearn.runner.config_errors import explain_config_error, no_such_setting
 from fedlearn.runner.consent import listed_modules, refuse_code_for_hydra, require_consent
+from fedlearn.runner.unread_settings import refuse_unknown_hydra_settings, refuse_unread_settings
 
 OPTIONS_WITHOUT_SETTINGS = {"partition": "custom", "engine": "serial"}  # a custom builder replaces these
 
@@ -97,12 +100,17 @@ def _job(hydra: Composer, args: Namespace, overrides: list[str]) -> Job:
         use_for_interpolation(cfg)  # for ${hydra:...} in run_name and in the name of the run folder
         folder, sweep_folder = Path(cfg.hydra.run.dir), Path(cfg.hydra.sweep.dir)
         in_sweep = args.multirun or is_sweep(cfg)
-        refuse_code_for_hydra(OmegaConf.to_container(cfg.hydra, resolve=False))
+        hydra_settings = OmegaConf.to_container(cfg.hydra, resolve=False)
+        refuse_unknown_hydra_settings(cfg.hydra)
         choices = {str(group): str(name) for group, name in cfg.hydra.runtime.choices.items() if name}
         with open_dict(cfg):
             del cfg["hydra"]
-    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError) as error:
+    except FedlearnError:
+        raise
+    except (HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(explain_config_error(error, hydra, overrides, load)) from error
+    refuse_code_for_hydra(hydra_settings)
+    refuse_unread_settings(cfg, overrides, partial(no_such_setting, hydra=hydra, overrides=overrides, load=load))
     key = "hydra.sweep.dir=" if in_sweep else "hydra.run.dir="
     chosen = any(override.startswith(key) for override in overrides)
     if not any(_key(override) == "allow_targets" for override in overrides):
@@ -145,7 +153,7 @@ def parse_overrides(overrides: Sequence[str]) -> list[ParsedOverride]:
     for override in parsed:
         # a scenario receives these groups by interpolation, so Hydra accepts their old names
         if override.setting in {f"scenario.{group}" for group in SCENARIO_GROUPS}:
-            near = override.text.removeprefix("scenario.")
+            near = shell_word(override.text.removeprefix("scenario."))
             raise UsageError(f"{override.text} is not a setting\n  did you mean {near}?")
     return parsed
 

@@ -23,6 +23,21 @@ PARTITION_WITH = {  # setting -> name of a partition with this setting
     "strictness": "feature",
     "test_share": "dirichlet",
 }
+SYNONYMS = {  # name that other libraries use -> setting
+    "batch_size": "local.batch_size",
+    "clients": "partition.num_clients",
+    "epochs": "local.epochs",
+    "fraction": "strategy.clients_per_round",
+    "gpu": "device",
+    "local.bs": "local.batch_size",
+    "local.lr": "local.learning_rate",
+    "local_epochs": "local.epochs",
+    "log": "callbacks",
+    "logger": "callbacks",
+    "lr": "local.learning_rate",
+    "num_rounds": "rounds",
+    "output_dir": "hydra.run.dir",
+}
 HIDDEN_KEYS = ("hydra", "run_name")
 
 
@@ -39,7 +54,7 @@ def explain_config_error(error: Exception, hydra: Composer, overrides: Sequence[
         return _no_such_option(str(error.missing_cfg_file or ""), hydra, overrides)
     unknown = re.search(r"Could not override '([^']+)'|config group '([^']+)' does not exist", str(error))
     if unknown:
-        return _no_such_setting(unknown[1] or unknown[2], hydra, overrides, compose)
+        return no_such_setting(unknown[1] or unknown[2], hydra, overrides, compose)
     several = re.search(r"(?:Ambiguous value for argument|Sweep parameters) '([^'=]+)=([^']+)'", str(error))
     if several:
         key, value = several.groups()
@@ -83,7 +98,15 @@ def _names_option(override: str, group: str, option: str) -> bool:
     return key.endswith(group) and option in re.split(r"[\[\],\s]+", value)
 
 
-def _no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: ComposeFunction) -> str:
+def no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: ComposeFunction) -> str:
+    """Return the message for an unknown setting, with the closest known setting.
+
+    Args:
+        key: dotted name of the setting.
+        hydra: composer, which knows the groups.
+        overrides: overrides as the user typed them.
+        load: function that composes other overrides.
+    """
     typed = next((override for override in overrides if re.split("[=@]", override.lstrip("+~"))[0] == key), key)
     groups = [group for group in hydra.groups() if not group.startswith("hydra")]
     settings = _settings(overrides, groups, load)
@@ -94,12 +117,12 @@ def _no_such_setting(key: str, hydra: Composer, overrides: Sequence[str], load: 
     names = {
         path.removeprefix(prefix): path for path in known
     }  # without the common prefix, which would make all names similar
-    closest = elsewhere[0] if elsewhere else names.get(did_you_mean(wrong, names) or "")
+    closest = elsewhere[0] if elsewhere else names.get(did_you_mean(wrong, names, cutoff=0.6) or "")
     if not closest or not settings.get("partition"):
         closest = _partition_with(key) or closest
-    near, value = new_name(key.replace("/", ".")) or closest, typed.partition("=")[2]
+    near, value = new_name(key.replace("/", ".")) or SYNONYMS.get(key) or closest, typed.partition("=")[2]
     lines = [f"{typed} is not a setting"]
-    lines += [f"  did you mean {near}={value}?" if value else f"  did you mean {near}?"] if near else []
+    lines += [f"  did you mean {shell_word(f'{near}={value}') if value else near}?"] if near else []
     lines += [f"  expected  one of {', '.join(known)}"] if known else []
     return "\n".join(lines)
 
