@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -47,7 +48,7 @@ def hint(*words):
         composed(*words)
     typed, meant = str(refused.value).splitlines()[:2]
     assert typed == f"{words[-1]} is not a setting"
-    return meant.removeprefix("  did you mean ").removesuffix("?")
+    return shlex.split(meant.removeprefix("  did you mean ").removesuffix("?"))[0]
 
 
 @pytest.mark.parametrize(("old", "group", "value"), CASES, ids=lambda part: " ".join(part) if part else "default")
