@@ -80,8 +80,9 @@ def text_of(node: ast.AST) -> str:
 
 def advice_in(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield the line and the text of each advice: a line ``try`` in a text, and the last argument of an error."""
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     for node in ast.walk(tree):
-        if isinstance(node, ast.JoinedStr | ast.Constant):
+        if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in parts:
             for fix in re.findall(r"^  try {7}(.*)$", text_of(node), re.MULTILINE):
                 yield node.lineno, fix
         if isinstance(node, ast.Call):
