@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pdb
 import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property, wraps
@@ -84,6 +85,7 @@ class Console(Callback):
         self._file, self._terminal, self._width = file, terminal, width
         self._run: RunInfo | None = None
         self._progress: Progress | None = None
+        self._breakpoint_hook: Callable[..., Any] | None = None
         self._task = TaskID(0)
         self._sent = 0
         self._num_failures = 0
@@ -113,6 +115,7 @@ class Console(Callback):
         self._task = self._progress.add_task("", total=run.rounds, completed=run.start_round)
         if self._live:
             self._progress.start()
+            self._breakpoint_hook, sys.breakpointhook = sys.breakpointhook, self._enter_debugger
 
     @_until_pipe_closes
     def on_round(self, round: Round) -> None:
@@ -151,6 +154,16 @@ class Console(Callback):
         """Remove the progress line from the terminal."""
         if self._progress is not None:
             self._progress.stop()
+        if self._breakpoint_hook is not None:
+            sys.breakpointhook, self._breakpoint_hook = self._breakpoint_hook, None
+
+    def _enter_debugger(self, *args: Any, **options: Any) -> Any:
+        """Remove the progress line, which would draw over the prompt, and open the debugger of the user."""
+        hook, is_pdb = self._breakpoint_hook, not os.environ.get("PYTHONBREAKPOINT")
+        self.close()
+        if hook is sys.__breakpointhook__ and is_pdb:  # in the frame of breakpoint(), not in this frame
+            return pdb.Pdb().set_trace(sys._getframe().f_back)
+        return hook(*args, **options) if hook else None
 
     def _started(self) -> RunInfo:
         if self._run is None:

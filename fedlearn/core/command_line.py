@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import traceback
+from bdb import BdbQuit
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def exit_code(action: Callable[[], int]) -> int:
         place = _place(error.__cause__) if error.exit_code == FAILED else ""
         sys.stderr.write(f"{as_called(f'{error.on_command_line()}{place}')}\n")
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BdbQuit):  # Ctrl-C, or the command q of a debugger
         sys.stderr.write("stopped\n")
         return STOPPED
     except BrokenPipeError:  # the reader of a pipe has closed it, e.g. ``| head``

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from bdb import BdbQuit
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -46,16 +47,25 @@ class InProcessEngine(BaseEngine):
         block_size: clients per block, >= 1.
         mixed_block_size: clients per block of requests from different rounds (asynchronous strategies); None:
             ``block_size``. After a stop these blocks have other clients, so results must not depend on the block.
+        raise_failures: True raises the exception of the first client that fails, for a debugger. False records a
+            `Failure`, and the round continues. The command ``q`` of a debugger always ends the run.
     """
 
     in_process = True
 
     def __init__(
-        self, data: FederatedData, trainer: Trainer, *, block_size: int, mixed_block_size: int | None = None
+        self,
+        data: FederatedData,
+        trainer: Trainer,
+        *,
+        block_size: int,
+        mixed_block_size: int | None = None,
+        raise_failures: bool = False,
     ) -> None:
         super().__init__(data.clients, trainer.layout)
         self.data, self.trainer, self.block_size = data, trainer, block_size
         self.mixed_block_size = min(block_size, mixed_block_size or block_size)
+        self._raised: tuple[type[Exception], ...] = (Exception,) if raise_failures else (BdbQuit,)
 
     def fit(self, request: Request, strategy: Strategy, cohort: Sequence[ClientId]) -> Iterator[Updates | Failure]:
         """Train the cohort, one block after another."""
@@ -65,6 +75,8 @@ class InProcessEngine(BaseEngine):
             for client in block:
                 try:
                     work.append(self._work(client, initial))
+                except self._raised:
+                    raise
                 except Exception as error:
                     yield failure(client, FailureStage.DATA, error)
             if work:
@@ -78,6 +90,8 @@ class InProcessEngine(BaseEngine):
                 initial = initial_client_state(strategy, self.layout, flight.request.params_D)
                 work.append(self._work(flight.client, initial))
                 requests.append(flight.request)
+            except self._raised:
+                raise
             except Exception as error:
                 yield failure(flight.client, FailureStage.DATA, error)
         if work:
@@ -137,7 +151,10 @@ class InProcessEngine(BaseEngine):
     ) -> Iterator[Updates | Failure]:
         try:
             updates, failures = client_step(self.trainer, strategy, request, work)
-        except SettingError:  # the model or a setting is wrong for all clients
+        except (SettingError, *self._raised) as error:  # a setting is wrong for all clients, or a person debugs
+            if self._raised == (Exception,):
+                traceback.print_exception(error)
+                raise (error.__cause__ or error) from None  # the exception of the user's code
             raise
         except Exception as error:
             if len(work) == 1:
@@ -156,7 +173,7 @@ class InProcessEngine(BaseEngine):
     ) -> Iterator[Updates | Failure]:
         try:
             results = client_step_mixed_rounds(self.trainer, strategy, requests, work)
-        except SettingError:
+        except (SettingError, *self._raised):
             raise
         except Exception:  # one client made the block fail: train each client alone
             for request, client_work in zip(requests, work, strict=True):
@@ -236,12 +253,17 @@ def vector(
 
 
 @engine_builder(in_process=True)
-def serial(data: FederatedData, trainer: Trainer) -> InProcessEngine:
+def serial(data: FederatedData, trainer: Trainer, *, raise_failures: bool = False) -> InProcessEngine:
     """Return an engine that runs one client at a time.
 
     Args:
         data: examples of each client.
         trainer: trainer of the model.
+        raise_failures: True raises the exception of the first client that fails, for a debugger.
+
+    Raises:
+        SettingError: ``raise_failures`` is not True or False.
     """
+    require(isinstance(raise_failures, bool), "raise_failures", raise_failures, "true or false", "raise_failures=true")
     warn_about(check_data(trainer, data))
-    return InProcessEngine(data, trainer, block_size=1)
+    return InProcessEngine(data, trainer, block_size=1, raise_failures=raise_failures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
+from bdb import BdbQuit
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -177,6 +178,8 @@ def _rounds(
             reason = callbacks.on_round(round)
             check_movement(state)
             _log_failures(round, run)
+    except BdbQuit:  # the command q of a debugger
+        return RunEnding(status="stopped", state=state, reason="interrupted")
     except Exception as error:
         if _is_write_error(error):
             raise

@@ -7,6 +7,7 @@ Shapes: K clients in a block, D parameters, N examples, S local steps, B batch, 
 
 from __future__ import annotations
 
+from bdb import BdbQuit
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -268,7 +269,7 @@ class TorchTrainer:
         try:
             with _one_thread(self.device):
                 return self._fit(request, rule, work)
-        except (FedlearnError, torch.OutOfMemoryError):
+        except (FedlearnError, torch.OutOfMemoryError, BdbQuit):
             raise
         except Exception as error:
             sizes = [len(client_work.examples) % request.local.batch_size for client_work in work]
